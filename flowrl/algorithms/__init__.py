@@ -1,0 +1,163 @@
+"""Published methods as compositions of parts: one file each, named as in a config. This module finds and adjusts
+them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from flowrl.errors import UserError, did_you_mean
+from flowrl.parts.algorithm import Algorithm
+
+SLOTS: dict[str, tuple[str, ...]] = {
+    "sampler": ("flowrl.samplers.flow",),
+    "dynamics": ("flowrl.math.flow",),
+    "window": ("flowrl.samplers.windows",),
+    "estimator": ("flowrl.estimators.transitions", "flowrl.estimators.matching"),
+    "times": ("flowrl.estimators.times",),
+    "advantage": ("flowrl.parts.advantages",),
+    "selection": ("flowrl.parts.selections",),
+    "emphasis": ("flowrl.parts.emphases",),
+    "objective": ("flowrl.parts.objectives",),
+    "regularizers": ("flowrl.parts.regularizers",),
+    "aggregation": ("flowrl.parts.aggregations",),
+    "followers": ("flowrl.parts.schedules",),
+    "decay": ("flowrl.parts.schedules",),
+}
+"""Where the parts that fit a field live."""
+
+
+def names() -> list[str]:
+    """All presets."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> Callable[..., Algorithm]:
+    """The preset function of a name; `UserError` with a suggestion if there is none."""
+    if name not in names():
+        raise UserError(f"algorithm: there is no {name!r}{did_you_mean(name, names())}")
+    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+
+
+def paper(name: str) -> str:
+    """The source a preset declares."""
+    find(name)
+    return importlib.import_module(f"{__name__}.{name}").PAPER
+
+
+def summary(name: str) -> str:
+    """First line of a preset's module docstring."""
+    find(name)
+    return (importlib.import_module(f"{__name__}.{name}").__doc__ or "").strip().splitlines()[0]
+
+
+def build(spec: str | Mapping[str, Any]) -> Algorithm:
+    """``"flow_grpo"``, or ``{use: flow_grpo, kl: 0, objective: {low: 1e-5}, sampler: {dynamics: {use: cps}}}``.
+
+    Arguments of the preset and fields of the record may be given side by side; a mapping adjusts a part's fields, a
+    mapping with
+    ``use`` replaces it. Unknown keys and values of the wrong type raise `UserError` naming the key.
+    """
+    given = {"use": spec} if isinstance(spec, str) else dict(spec)
+    name = given.pop("use", None)
+    if not isinstance(name, str):
+        raise UserError(f"algorithm.use: give the name of a preset; known: {', '.join(names())}")
+    preset = find(name)
+    arguments = inspect.signature(preset).parameters
+    hints = get_type_hints(preset)
+    fields = {field.name for field in dataclasses.fields(Algorithm)}
+    for key in given:
+        if key not in arguments and key not in fields:
+            raise UserError(f"algorithm.{key}: no such option of {name}{did_you_mean(key, {*arguments, *fields})}")
+    called = {k: _typed(hints[k], v, f"algorithm.{k}") for k, v in given.items() if k in arguments}
+    algorithm = preset(**called)
+    return _adjust(algorithm, {k: v for k, v in given.items() if k not in arguments}, "algorithm")
+
+
+def describe(part: Any) -> Any:
+    """A part as plain data: ``{"use": class name, field: value, ...}``."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        values = {field.name: describe(getattr(part, field.name)) for field in dataclasses.fields(part)}
+        return {"use": type(part).__name__, **values}
+    if isinstance(part, tuple):
+        return [describe(item) for item in part]
+    return part
+
+
+def _adjust(part: Any, changes: Mapping[str, Any], path: str) -> Any:
+    known = {field.name for field in dataclasses.fields(part)}
+    hints = get_type_hints(type(part))
+    new = {}
+    for key, value in changes.items():
+        here = f"{path}.{key}"
+        if key not in known:
+            raise UserError(f"{here}: {type(part).__name__} has no such field{did_you_mean(key, known)}")
+        new[key] = _value(key, value, getattr(part, key), hints[key], here)
+    try:
+        return dataclasses.replace(part, **new)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
+    if slot in SLOTS and isinstance(value, list):
+        return tuple(_new_part(slot, item, f"{path}.{index}") for index, item in enumerate(value))
+    if slot in SLOTS and (isinstance(value, str) or (isinstance(value, Mapping) and "use" in value)):
+        return _new_part(slot, value, path)
+    if isinstance(value, Mapping):
+        if not dataclasses.is_dataclass(current):
+            raise UserError(f"{path}: there is nothing to adjust; name a part with 'use'")
+        return _adjust(current, value, path)
+    return _typed(hint, value, path)
+
+
+def _new_part(slot: str, spec: Any, path: str) -> Any:
+    given = {"use": spec} if isinstance(spec, str) else dict(spec)
+    wanted = given.pop("use", None)
+    known = _parts_of(slot)
+    match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
+    if match is None:
+        raise UserError(f"{path}.use: there is no {wanted!r}{did_you_mean(str(wanted), known)}")
+    kind = known[match]
+    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise UserError(f"{path}: {match} needs {', '.join(missing)}")
+    start = {name: given.pop(name) for name in required}
+    return _adjust(kind(**start), given, path)
+
+
+def _parts_of(slot: str) -> dict[str, type]:
+    modules = [importlib.import_module(name) for name in SLOTS[slot]]
+    return {
+        name: kind
+        for module in modules
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if kind.__module__ == module.__name__ and dataclasses.is_dataclass(kind) and callable(_entry(kind))
+    }
+
+
+def _entry(kind: type) -> Any:
+    """What makes a dataclass a part: it can be called, or (kernels) has coefficients, or (followers) a name and a
+    decay."""
+    if "__call__" in kind.__dict__:
+        return kind.__dict__["__call__"]
+    return kind.__dict__.get("coefficients") or (kind if "decay" in kind.__annotations__ else None)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]["msg"]
+        raise UserError(f"{path}: {value!r} will not do: {first[0].lower()}{first[1:]}") from error

@@ -1,0 +1,161 @@
+"""Likelihood proxies from the denoising error at random times: no trajectory, any sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.estimators.times import GridTimes, TimeDraw
+from flowrl.math.flow import clean_of, interpolate
+from flowrl.math.gaussians import mean_square
+from flowrl.math.random import normal
+from flowrl.types import CfgGrad, Condition, FlowPolicy, Likelihood, Rollout, Rows
+
+NOISE_STREAM = 1003
+
+
+@dataclass(frozen=True)
+class MatchingRows(Rows):
+    """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
+
+    clean: Tensor  # [N, M, ...] the sample, repeated without copying
+    noise: Tensor  # [N, M, ...]
+    t: Tensor  # [N, M]
+
+
+def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
+    """Draw M times and noises for each sample of a rollout."""
+    if rollout.times is None:
+        raise ValueError("matching estimators need the time grid of a continuous sampler")
+    t = policy.snap(times(draws, rollout.times.cpu(), seeds))
+    clean = rollout.final.float().cpu()
+    shape = (draws, *clean.shape[1:])
+    return MatchingRows(clean[:, None].expand(-1, *shape), normal(seeds, shape, stream=NOISE_STREAM), t)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A block of the probe, flat over rows and decisions and on the policy's device."""
+
+    x: Tensor  # [n * d, ...]
+    clean: Tensor
+    noise: Tensor
+    t: Tensor  # [n * d]
+    condition: Condition
+
+
+def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Point:
+    n, d = rows.t.shape
+    clean, noise = (v.reshape(n * d, *v.shape[2:]).to(policy.device) for v in (rows.clean, rows.noise))
+    t = rows.t.reshape(-1)
+    wide = condition.take(torch.arange(n).repeat_interleave(d))
+    return _Point(interpolate(clean, noise, t), clean, noise, t, wide)
+
+
+def _frozen(policy: FlowPolicy, point: _Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
+    velocities = {}
+    for name in names:
+        with policy.using(name):
+            velocities[name] = policy.velocity(point.x, point.t, point.condition, guidance=guidance)
+    return velocities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """``-w(q, t)`` of the flow-matching error ``q = mean (v(x_t, t) - (noise - clean))^2``. AWM (arXiv:2509.25050).
+
+    weight: ``uniform`` q, ``t`` t q, ``t2`` t^2 q, ``noise`` (1-t)^2 q (the error of the predicted noise: FPO,
+    arXiv:2507.21053),
+        ``huber`` t (sqrt(q + e) - sqrt(e)), ``ghuber`` (t/p) ((q + e)^p - e^p) with p = ``power``, e = 1e-10.
+    draws: M, the (time, noise) pairs per sample; the same for the new, old and reference policy.
+    guidance: scale of the trained prediction; 1 trains the conditional branch, as the papers do.
+    """
+
+    draws: int = 4
+    times: TimeDraw = GridTimes()
+    weight: Literal["uniform", "t", "t2", "noise", "huber", "ghuber"] = "uniform"
+    power: float = 0.25
+    guidance: float | None = 1.0
+    cfg_grad: CfgGrad = "cond"
+
+    def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
+        return probe_matching(self.times, self.draws, rollout, policy, seeds)
+
+    def old(self, rollout: Rollout, rows: MatchingRows) -> None:
+        return None
+
+    def __call__(
+        self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, against: Sequence[str] = ()
+    ) -> Likelihood:
+        point = _point(policy, rows, condition)
+        frozen = _frozen(policy, point, against, self.guidance)
+        v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance, cfg_grad=self.cfg_grad)
+        error = mean_square((v - (point.noise - point.clean)).double(), 1)
+        logp = -self.link(error, point.t.to(error))
+        extra = {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
+        return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
+
+    def link(self, q: Tensor, t: Tensor) -> Tensor:
+        """The weighted error; ``huber`` is ``ghuber`` with power 1/2, halved, and ``t`` is ``ghuber`` with power 1."""
+        tiny = 1e-10
+        match self.weight:
+            case "uniform":
+                return q
+            case "t":
+                return t * q
+            case "t2":
+                return t**2 * q
+            case "noise":
+                return (1 - t) ** 2 * q
+            case "huber":
+                return t * ((q + tiny).sqrt() - tiny**0.5)
+            case "ghuber":
+                return t / self.power * ((q + tiny) ** self.power - tiny**self.power)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastedMatching:
+    """Errors of an implicit positive and negative policy around the old one. DiffusionNFT (arXiv:2509.16117).
+
+    ``v+- = (1 -+ b) v_old +- b v`` predict ``x0+-``; ``logp = -mean (x0+ - x0)^2 / w+`` and ``logp_against`` the
+    same with minus,
+    where ``w+- = max(mean |x0+- - x0|, 1e-5)`` without gradient makes the errors comparable over times.
+    """
+
+    draws: int = 9
+    times: TimeDraw = GridTimes()
+    strength: float = 1.0
+    """b: smaller extrapolates further from the old policy."""
+    to: str = "old"
+    adaptive: bool = True
+    """Divide by ``w``; ``False`` keeps the plain squared error (for tests of the exact decomposition)."""
+    guidance: float | None = 1.0
+
+    def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
+        return probe_matching(self.times, self.draws, rollout, policy, seeds)
+
+    def old(self, rollout: Rollout, rows: MatchingRows) -> None:
+        return None
+
+    def __call__(
+        self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, against: Sequence[str] = ()
+    ) -> Likelihood:
+        point = _point(policy, rows, condition)
+        frozen = _frozen(policy, point, [self.to, *(n for n in against if n != self.to)], self.guidance)
+        v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance)
+        old = frozen[self.to]
+        logp = -self._error(point, old + self.strength * (v - old))
+        extra = {"logp_against": -self._error(point, old - self.strength * (v - old))}
+        extra |= {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
+        return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
+
+    def _error(self, point: _Point, v: Tensor) -> Tensor:
+        residual = (clean_of(point.x, v, point.t) - point.clean).double().flatten(1)
+        error = residual.square().mean(dim=1)
+        if not self.adaptive:
+            return error
+        return error / residual.detach().abs().mean(dim=1).clamp(min=1e-5)

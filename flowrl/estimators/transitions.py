@@ -1,0 +1,126 @@
+"""Likelihood of recorded Gaussian steps, by replaying them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.math.flow import mean_of, measure_step
+from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
+from flowrl.math.random import uniform
+from flowrl.types import CfgGrad, Condition, Dynamics, FlowPolicy, Likelihood, Rollout, StepRows, Steps
+
+SUBSET_STREAM = 1001  # far from the sampler's streams of the same seeds
+
+
+@dataclass(frozen=True)
+class TransitionRows(StepRows):
+    """Recorded steps to be trained; ``mean`` is the sampling policy's, where it was kept."""
+
+    x: Tensor  # [N, D, ...]
+    x_next: Tensor
+    squared: Tensor
+    mean: Tensor | None
+    dynamics: Dynamics
+    guidance: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """``log p(x_next | x)`` of every recorded step under the kernel it was made with. DDPO (arXiv:2305.13301).
+
+    measure: ``gaussian`` is the log-density. ``unit`` is ``-|x_next - mean|^2``, FlowCPS's own, i.e. the log-density
+    times
+        ``2 s^2`` without its normaliser: an implicit weight that fades out the late, nearly noiseless steps.
+        ``noise`` is GRPO-Guard's normalised log-ratio (arXiv:2510.22319) ``z . (mean - old mean)``, with the recorded
+        noise z: it equals ``s (l - l_old + |mean - old mean|^2 / 2 s^2)``, is unbiased, and has a spread that does
+        not depend on s.
+    reduction: over the D latent elements, see `flowrl.math.gaussians.reduce_factor`.
+    fraction: share of the recorded steps trained, drawn anew for each sample (DanceGRPO: 0.6).
+    kl: what ``kl/<set>`` means. ``exact`` is the KL of the two kernels per latent element; ``per_time`` multiplies
+    it by
+        ``|t' - t|``, which is what Flow-GRPO's code computes (its std omits the square root of the step).
+    """
+
+    measure: Literal["gaussian", "unit", "noise"] = "gaussian"
+    reduction: Reduction = "mean"
+    fraction: float = 1.0
+    kl: Literal["exact", "per_time"] = "per_time"
+    cfg_grad: CfgGrad = "cond"
+
+    def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> TransitionRows:
+        steps = rollout.trace
+        if not isinstance(steps, Steps):
+            raise ValueError("transitions need recorded steps: give the sampler a window and noisy dynamics")
+        if self.measure == "noise" and steps.mean is None:
+            raise ValueError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
+        rows = TransitionRows(
+            steps.t, steps.t_next, steps.x, steps.x_next, steps.squared, steps.mean, steps.dynamics, steps.guidance
+        )
+        return rows if self.fraction >= 1 else self._subset(rows, seeds)
+
+    def _subset(self, rows: TransitionRows, seeds: Tensor) -> TransitionRows:
+        count = rows.t.shape[1]
+        kept = max(1, int(count * self.fraction))
+        order = uniform(seeds, (count,), stream=SUBSET_STREAM).argsort(dim=1)[:, :kept].sort(dim=1).values
+        line = torch.arange(len(order))[:, None]
+
+        picked = {f.name: getattr(rows, f.name) for f in fields(rows)}
+        return replace(rows, **{k: v[line, order] for k, v in picked.items() if isinstance(v, Tensor)})
+
+    def old(self, rollout: Rollout, rows: TransitionRows) -> Likelihood:
+        """Known from the rollout: replaying it with an unchanged policy must give exactly this."""
+        if self.measure == "noise":
+            return Likelihood(torch.zeros_like(rows.squared))
+        s = rows.dynamics.coefficients(rows.t, rows.t_next)[2]
+        return Likelihood(self._log(rows.squared, s, elements(rows.x, 2)))
+
+    def __call__(
+        self, policy: FlowPolicy, rows: TransitionRows, condition: Condition, against: Sequence[str] = ()
+    ) -> Likelihood:
+        n, d = rows.t.shape
+        x, x_next = (_flat(value).to(policy.device) for value in (rows.x, rows.x_next))
+        t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
+        wide = condition.take(torch.arange(n).repeat_interleave(d))
+
+        def velocity() -> Tensor:
+            return policy.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
+
+        frozen = {}
+        for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
+            with policy.using(name):
+                frozen[name] = velocity()
+        v = velocity()
+        squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
+        extra = {}
+        for name, other in frozen.items():
+            shift = mean - mean_of(rows.dynamics, x, other, t, t_next)
+            kl = kl_equal_variance(shift, s, 1) / elements(x, 1)
+            extra[f"kl/{name}"] = kl * (t - t_next).to(kl) if self.kl == "per_time" else kl
+            extra[f"prediction/{name}"] = mean_square(v - other, 1)
+        if self.measure == "noise":
+            logp = self._noise_ratio(mean, rows, x_next, s)
+        else:
+            logp = self._log(squared, s, elements(x, 1))
+        return Likelihood(logp.reshape(n, d), {key: value.reshape(n, d) for key, value in extra.items()})
+
+    def _log(self, squared: Tensor, s: Tensor, count: int) -> Tensor:
+        factor = reduce_factor(self.reduction, count)
+        if self.measure == "unit":
+            return -squared * s**2 * factor
+        return log_density(squared, s, count) * factor
+
+    def _noise_ratio(self, mean: Tensor, rows: TransitionRows, x_next: Tensor, s: Tensor) -> Tensor:
+        assert rows.mean is not None
+        old_mean = _flat(rows.mean).to(mean.device)
+        z = (x_next - old_mean).flatten(1).double() / s[:, None]
+        shift = (mean - old_mean).flatten(1).double()
+        return (z * shift).sum(dim=1) * reduce_factor(self.reduction, elements(mean, 1))
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value.reshape(-1, *value.shape[2:])

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: kernels, densities, group statistics, random numbers."""

@@ -1,0 +1,182 @@
+"""The table of affine Gaussian kernels ``x' = A x + B v + s z`` for ``x_t = (1 - t) clean + t noise``, ``v = noise -
+clean``.
+
+Every stochastic sampler of a flow or diffusion model is one row: three scalars of ``(t, t')`` with ``t' < t``. Density,
+ratio and KL follow from them (`flowrl.math.gaussians`). Variance-preserving models use the same rows, because their
+policies convert to these coordinates: DDIM(eta) of a DDPM model is exactly ``DDIM(eta)`` here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowrl.math.gaussians import squared_norm
+
+Coefficients = tuple[Tensor, Tensor, Tensor]
+
+
+def clean_of(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """Predicted clean latent ``x - t v``."""
+    return x - _like(t, x) * v
+
+
+def noise_of(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """Predicted noise ``x + (1 - t) v``."""
+    return x + (1 - _like(t, x)) * v
+
+
+def interpolate(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """``x_t = (1 - t) clean + t noise``."""
+    t = _like(t, clean)
+    return (1 - t) * clean + t * noise
+
+
+def mean_of(dynamics: Dynamics, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """Mean ``A x + B v`` of the next state, in the dtype of ``x``; ``t``, ``t_next`` lead the axes of ``x``."""
+    a, b, _ = dynamics.coefficients(t, t_next)
+    return _like(a, x) * x + _like(b, x) * v
+
+
+def measure_step(
+    dynamics: Dynamics, x: Tensor, v: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(squared, mean, s)`` of a recorded step: ``squared = sum (x_next - mean)^2 / s^2`` in float64.
+
+    Sampler and estimator both call this one function, so the ratio of an unchanged policy is exactly 1.
+    """
+    mean = mean_of(dynamics, x, v, t, t_next)
+    s = dynamics.coefficients(t, t_next)[2].to(x.device)
+    return squared_norm(x_next - mean, t.ndim) / s**2, mean, s
+
+
+def _like(scalar: Tensor, x: Tensor) -> Tensor:
+    """``scalar`` in the dtype and device of ``x``, with trailing axes to broadcast."""
+    return scalar.to(device=x.device, dtype=x.dtype).reshape(scalar.shape + (1,) * (x.ndim - scalar.ndim))
+
+
+def _from_prediction(clean: Tensor, noise: Tensor, t: Tensor, s: Tensor) -> Coefficients:
+    """Coefficients of ``mean = clean * x0^ + noise * e^``: with x0^ = x - t v and e^ = x + (1 - t) v."""
+    return clean + noise, -clean * t + noise * (1 - t), s
+
+
+@dataclass(frozen=True)
+class ODE:
+    """Euler step of the probability-flow ODE: ``x + (t' - t) v``. Deterministic."""
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        t, t_next = t.double(), t_next.double()
+        return torch.ones_like(t), t_next - t, torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class FlowSDE:
+    """SDE with the flow's marginals, ``g = noise_level * sqrt(t / (1 - t))``. Flow-GRPO (arXiv:2505.05470).
+
+    ``x + v dt + (g^2 / 2t) e^ dt + g sqrt(-dt) z``. At t = 1 the denominator uses t' instead (the second time of the
+    grid),
+    as the released code does; otherwise g would be infinite. Converges to the right marginals as the grid is refined.
+    """
+
+    noise_level: float = 0.7
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        t, t_next = t.double(), t_next.double()
+        g = self.noise_level * (t / (1 - torch.where(t >= 1, t_next, t))).sqrt()
+        return _sde(g, t, t_next)
+
+
+@dataclass(frozen=True)
+class DanceSDE:
+    """The same SDE with constant ``g = noise``. DanceGRPO (arXiv:2505.07818).
+
+    The drift explodes as t -> 0 and the last step leaves residual noise: decode the predicted clean latent of the
+    last step
+    (`FlowSampler.decode_clean`) and do not train it.
+    """
+
+    noise: float = 0.3
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        t, t_next = t.double(), t_next.double()
+        return _sde(torch.full_like(t, self.noise), t, t_next)
+
+
+def _sde(g: Tensor, t: Tensor, t_next: Tensor) -> Coefficients:
+    dt = t_next - t
+    drift = g**2 / (2 * t)  # times the predicted noise e^ = x + (1 - t) v, i.e. minus t times the score
+    return 1 + drift * dt, dt * (1 + drift * (1 - t)), g * (-dt).sqrt()
+
+
+@dataclass(frozen=True)
+class CPS:
+    """Coefficients-preserving sampling: ``(1-t') x0^ + t' cos(noise pi/2) e^ + t' sin(noise pi/2) z``. FlowCPS
+    (arXiv:2509.05952).
+
+    ``noise = 0`` is Euler. NOT marginal preserving: the per-step noise is O(1), so variance is lost at any number of
+    steps
+    unless the conditional is a point mass (`tests/unit/test_math_flow.py` records by how much).
+    """
+
+    noise: float = 0.8
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        t, t_next = t.double(), t_next.double()
+        angle = torch.tensor(self.noise * torch.pi / 2, dtype=torch.float64)
+        return _from_prediction(1 - t_next, t_next * angle.cos(), t, t_next * angle.sin())
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """DDIM(eta) in flow coordinates: eta = 0 is Euler, eta = 1 the DDPM posterior. DDIM (arXiv:2010.02502) eq. 12, 16.
+
+    ``s = eta t' sqrt(1 - (t'(1-t) / (t(1-t')))^2)``, ``mean = (1-t') x0^ + sqrt(t'^2 - s^2) e^``. The last step (t'
+    = 0) is
+    deterministic.
+    """
+
+    eta: float = 1.0
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        t, t_next = t.double(), t_next.double()
+        odds_ratio = t_next * (1 - t) / (t * (1 - t_next))
+        s = self.eta * t_next * (1 - odds_ratio**2).clamp(min=0).sqrt()
+        return _from_prediction(1 - t_next, (t_next**2 - s**2).clamp(min=0).sqrt(), t, s)
+
+
+@dataclass(frozen=True)
+class SDEDPM:
+    """First-order SDE-DPM-Solver++ (arXiv:2211.01095, SDE variant); identical to ``DDIM(1)``.
+
+    ``lambda = log((1-t)/t)``, ``h = lambda' - lambda``: ``(t'/t) e^{-h} x + (1-t')(1-e^{-2h}) x0^ + t'
+    sqrt(1-e^{-2h}) z``.
+    """
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        t, t_next = t.double(), t_next.double()
+        decay = t_next * (1 - t) / (t * (1 - t_next))  # e^{-h}
+        kept = (t_next / t) * decay
+        clean = (1 - t_next) * (1 - decay**2)
+        return kept + clean, -clean * t, t_next * (1 - decay**2).clamp(min=0).sqrt()
+
+
+Dynamics = ODE | FlowSDE | DanceSDE | CPS | DDIM | SDEDPM
+
+
+def dpm_solver_2m(
+    x: Tensor, clean: Tensor, previous: Tensor | None, t: Tensor, t_next: Tensor, t_previous: Tensor
+) -> Tensor:
+    """One step of DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2) in flow coordinates. Times are scalars.
+
+    ``clean`` is the prediction at ``t``, ``previous`` that at ``t_previous`` (``None`` on the first step). First
+    order (DDIM) on
+    the first step, the last (t' = 0, infinite log-SNR), and wherever ``t_previous = 1`` has log-SNR minus infinity.
+    """
+    ratio, decay = float(t_next / t), float(t_next * (1 - t) / (t * (1 - t_next)))
+    if previous is not None and float(t_previous) < 1 and float(t_next) > 0:
+        log_snr = [float(torch.log((1 - u) / u)) for u in (t_previous.double(), t.double(), t_next.double())]
+        r = (log_snr[1] - log_snr[0]) / (log_snr[2] - log_snr[1])
+        clean = clean + (clean - previous) / (2 * r)
+    return ratio * x + float(1 - t_next) * (1 - decay) * clean

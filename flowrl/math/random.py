@@ -1,0 +1,52 @@
+"""Counter-based random numbers: a draw depends on what it is for, never on the batch, rank or order it is made in."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def derive(seed: int, *keys: int | str) -> int:
+    """63-bit integer that depends on all of ``(seed, *keys)``; used as the seed of one stream of numbers."""
+    text = "/".join(f"{type(key).__name__}:{key}" for key in (int(seed), *keys))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def seeds(seed: int, *keys: int | str, count: int) -> Tensor:
+    """[count] int64: one derived seed per sample."""
+    return torch.tensor([derive(seed, *keys, index) for index in range(count)], dtype=torch.int64)
+
+
+def normal(
+    seeds: Tensor,
+    shape: tuple[int, ...],
+    *,
+    stream: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal [N, *shape]; row i is a function of ``(seeds[i], stream)`` alone.
+
+    Drawn on the CPU in float32 whatever the device, so a run gives the same noise on every machine.
+    """
+    rows = [torch.randn(shape, generator=_generator(int(seed), stream)) for seed in seeds]
+    out = torch.stack(rows) if rows else torch.empty((0, *shape))
+    return out.to(device=device, dtype=dtype)
+
+
+def uniform(seeds: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
+    """Uniform [0, 1) float64 [N, *shape]; row i is a function of ``(seeds[i], stream)`` alone."""
+    rows = [torch.rand(shape, generator=_generator(int(seed), stream), dtype=torch.float64) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty((0, *shape), dtype=torch.float64)
+
+
+def permutation(seed: int, count: int) -> Tensor:
+    """[count] a random order, a function of the seed alone."""
+    return torch.randperm(count, generator=_generator(seed, 0))
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    # A linear mix is enough: seeds are hashes already, and Mersenne Twister re-scrambles its seed.
+    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15 * (stream + 1)) & 0x7FFFFFFFFFFFFFFF)

@@ -1,0 +1,1 @@
+"""What algorithms are made of: small pure pieces that see numbers per decision and never a network."""

@@ -1,0 +1,146 @@
+"""Scores to credit: one number per sample.
+
+Rows whose ``valid`` is False take no part in any statistic and get credit 0. ``memory`` is the part's state over
+iterations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.math.groups import flat_groups, group_count, group_mean, group_std, group_sum
+from flowrl.types import Scores
+
+Memory = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GroupCentred:
+    """``(r - mean of the group) / (std + eps)``, clamped. GRPO (arXiv:2402.03300); Flow-GRPO (arXiv:2505.05470).
+
+    scale: ``group`` std of the sample's group, ``global`` std of all rewards of the iteration (Flow-GRPO, AWM and
+    DiffusionNFT:
+        nearly solved groups are not blown up), ``none`` (Dr. GRPO, arXiv:2503.20783).
+    ddof: 0 population, 1 sample standard deviation. A group without spread gets exactly 0.
+    merge: with several rewards, ``rewards`` sums them (weighted) before normalising, ``advantages`` normalises each
+    and sums
+        (MixGRPO's aggregation; GDPO without its final whitening).
+    scaled_to: divide by ``clip`` and multiply by this after clamping (AWM's ``advantage_max``).
+    """
+
+    scale: Literal["group", "global", "none"] = "group"
+    ddof: int = 1
+    eps: float = 1e-8
+    clip: float | None = 5.0
+    merge: Literal["rewards", "advantages"] = "rewards"
+    scaled_to: float | None = None
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        if self.merge == "rewards":
+            credit = self._normalise(scores.total, scores)
+        else:
+            columns = [self._normalise(scores.rewards[:, k], scores) for k in range(len(scores.names))]
+            credit = torch.stack(columns, dim=1).nan_to_num(0.0) @ scores.weights
+        credit = _finish(credit, scores.valid, self.clip)
+        return credit if self.scaled_to is None or not self.clip else credit * (self.scaled_to / self.clip)
+
+    def _normalise(self, reward: Tensor, scores: Scores) -> Tensor:
+        group, valid = scores.group, scores.valid
+        centred = reward - group_mean(reward, group, valid)
+        if self.scale == "none":
+            scaled = centred
+        else:
+            whole = group if self.scale == "group" else torch.zeros_like(group)
+            scaled = centred / (group_std(reward, whole, valid, self.ddof) + self.eps)
+        return torch.where(flat_groups(reward, group, valid), torch.zeros_like(scaled), scaled)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """``r_i - mean of the other samples of the group``. RLOO (arXiv:2402.14740); LOOP (arXiv:2503.00897).
+
+    Equals ``G / (G - 1) (r - mean)``: unbiased, without a standard deviation. A sample without valid siblings gets 0.
+    """
+
+    clip: float | None = None
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        reward = scores.total
+        count = group_count(scores.group, scores.valid).to(reward.dtype)
+        others = (group_sum(reward, scores.group, scores.valid) - reward) / (count - 1).clamp(min=1)
+        credit = torch.where(count > 1, reward - others, torch.zeros_like(reward))
+        return _finish(credit, scores.valid, self.clip)
+
+
+@dataclass(frozen=True)
+class PromptTracker:
+    """``(r - mean) / (std + eps)`` over a buffer of each prompt's last rewards, across iterations. DDPO
+    (arXiv:2305.13301).
+
+    Until a prompt has ``min_count`` rewards, the batch's statistics stand in. Rewards of the iteration enter the
+    buffer first,
+    as in the released code; std is the population's.
+    """
+
+    buffer: int = 16
+    min_count: int = 16
+    eps: float = 1e-6
+    clip: float | None = 5.0
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        reward = scores.total
+        seen: dict[str, list[float]] = memory.setdefault("rewards", {})
+        for key, value, valid in zip(scores.prompt_ids.tolist(), reward.tolist(), scores.valid.tolist(), strict=True):
+            if valid:
+                seen[str(key)] = [*seen.get(str(key), []), value][-self.buffer :]
+        batch = reward[scores.valid]
+        centre, spread = reward.clone(), torch.ones_like(reward)
+        for row, key in enumerate(scores.prompt_ids.tolist()):
+            history = torch.tensor(seen.get(str(key), []), dtype=reward.dtype)
+            basis = history if len(history) >= self.min_count else batch
+            if len(basis):
+                centre[row], spread[row] = basis.mean(), basis.std(correction=0)
+        return _finish((reward - centre) / (spread + self.eps), scores.valid, self.clip)
+
+
+@dataclass(frozen=True)
+class BestOfGroup:
+    """1 for the best sample of its group, shared among ties, 0 for the rest. RAFT (arXiv:2304.06767), keeping one in G.
+
+    A group without spread gets 0: there is nothing to prefer.
+    """
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        reward, group, valid = scores.total, scores.group, scores.valid
+        rank_key = torch.where(valid, reward, torch.full_like(reward, -torch.inf))
+        best = torch.zeros_like(reward)
+        for key in group.unique():
+            rows = group == key
+            top = rows & (rank_key == rank_key[rows].max()) & valid
+            best[top] = 1 / top.sum().to(best)
+        return torch.where(flat_groups(reward, group, valid), torch.zeros_like(best), best)
+
+
+@dataclass(frozen=True)
+class ExponentialWeight:
+    """``exp(r / temperature)``, normalised to mean 1 in the group. Reward-weighted regression (Peters & Schaal 2007).
+
+    Positive weights only: samples are imitated more or less, never pushed away.
+    """
+
+    temperature: float = 0.2
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        reward, group, valid = scores.total, scores.group, scores.valid
+        centred = (reward - group_mean(reward, group, valid)) / self.temperature  # keeps the exponential finite
+        weight = torch.where(valid, centred, torch.full_like(centred, -torch.inf)).exp()
+        return _finish(weight / group_mean(weight, group, valid).clamp(min=1e-12), valid, None)
+
+
+def _finish(credit: Tensor, valid: Tensor, clip: float | None) -> Tensor:
+    credit = torch.where(valid, credit, torch.zeros_like(credit))
+    return credit if clip is None else credit.clamp(-clip, clip)

@@ -1,0 +1,25 @@
+"""How decisions add up: weights [N, D] known before any forward, so that the loss cannot depend on micro-batches or
+ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SampleMean:
+    """Mean over a sample's decisions, then over samples: every sample counts the same."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        inside = mask.double() / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return inside / mask.any(dim=1).sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class DecisionMean:
+    """Mean over all decisions: a sample counts by how many it made (token mean, DAPO arXiv:2503.14476)."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return mask.double() / mask.sum().clamp(min=1)

@@ -1,0 +1,45 @@
+"""An algorithm is a record of parts; a preset is a function that returns one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flowrl.parts.aggregations import SampleMean
+from flowrl.parts.emphases import Uniform
+from flowrl.parts.schedules import Follower
+from flowrl.parts.selections import Everything
+from flowrl.types import Advantage, Aggregation, Emphasis, Estimator, Objective, Regularizer, Sampler, Selection
+
+Family = Literal["diffusion", "masked", "causal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """What to do with samples and their scores. Frozen: a variant is ``dataclasses.replace`` of another."""
+
+    sampler: Sampler
+    estimator: Estimator
+    advantage: Advantage
+    objective: Objective
+    selection: Selection = Everything()
+    emphasis: Emphasis = Uniform()
+    regularizers: tuple[Regularizer, ...] = ()
+    aggregation: Aggregation = SampleMean()
+    behaviour: Literal["live", "old"] = "live"
+    """The weight set that samples."""
+    followers: tuple[Follower, ...] = ()
+    min_group: int = 2
+    """The smallest group the credit is defined for."""
+    families: tuple[Family, ...] = ("diffusion",)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Weight sets the regularizers measure distances to."""
+        return tuple(dict.fromkeys(r.to for r in self.regularizers if r.weight > 0 and r.to))
+
+    @property
+    def weight_sets(self) -> tuple[str, ...]:
+        """Every weight set the algorithm needs besides live."""
+        behaviour = (self.behaviour,) if self.behaviour != "live" else ()
+        return tuple(dict.fromkeys((*behaviour, *self.held, *(f.name for f in self.followers))))

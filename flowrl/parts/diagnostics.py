@@ -1,0 +1,89 @@
+"""What is reported about an update: the same quantities for every algorithm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowrl.math.groups import flat_groups, group_index
+from flowrl.parts.algorithm import Algorithm
+from flowrl.types import Batch, Likelihood, Scores
+
+
+class Tally:
+    """Weighted sums over the micro-batches of an iteration, turned into means at the end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Tensor]] = {}
+        self._count: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._open: list[Tensor] = []
+        self._norms: list[float] = []
+        self._deviations: list[Tensor] = []
+
+    def block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
+        """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
+        with torch.no_grad():
+            counted = batch.weight > 0
+            ratio = (live.logp - batch.old.logp).double().exp()
+            if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
+                self._deviations.append(torch.where(counted, (ratio - 1).abs(), torch.zeros_like(ratio)).max())
+            notes = {"ratio/mean": ratio, "ratio/log_square": ratio.log() ** 2}
+            if algorithm.objective.bounds is not None:
+                low, high = algorithm.objective.bounds
+                beyond = torch.where(batch.advantage > 0, ratio > 1 + high, ratio < 1 - low)
+                notes["clip_fraction"] = (beyond & (batch.advantage != 0)).double()
+            notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
+            for name, value in notes.items():
+                self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
+            self._count.append(counted.sum())
+            self._open.append(loss.detach().double())
+
+    def close_batch(self) -> float:
+        """End an optimiser batch; returns its loss."""
+        loss = torch.stack(self._open).sum() if self._open else torch.zeros(())
+        self._losses.append(loss)
+        self._open = []
+        return float(loss)
+
+    def gradient_norm(self, norm: float) -> None:
+        """Norm of an optimiser batch's gradient before clipping."""
+        self._norms.append(norm)
+
+    def note_deviation(self, value: float) -> None:
+        """``max |ratio - 1|`` before the first update, where it had to be measured apart."""
+        self._deviations.append(torch.tensor(value))
+
+    def metrics(self) -> dict[str, float]:
+        """Means over decisions (ratios, KL, clipping) and over optimiser steps (loss, gradient norm)."""
+        count = max(float(sum(float(c) for c in self._count)), 1.0)
+        means = {name: float(torch.stack(values).sum()) / count for name, values in self._sums.items()}
+        return {
+            "loss": sum(float(loss) for loss in self._losses) / max(len(self._losses), 1),
+            "grad_norm": sum(self._norms) / max(len(self._norms), 1),
+            "ratio/first_max_deviation": max((float(d) for d in self._deviations), default=0.0),
+            "clip_fraction": 0.0,
+            **means,
+        }
+
+
+def describe_scores(scores: Scores, advantage: Tensor) -> dict[str, float]:
+    """Reward and credit statistics of an iteration. NaN rewards are left out of their own statistics."""
+    out: dict[str, float] = {}
+    for k, name in enumerate(scores.names):
+        known = scores.rewards[:, k][~scores.rewards[:, k].isnan()]
+        out[f"reward/{name}/mean"] = float(known.mean()) if len(known) else float("nan")
+        out[f"reward/{name}/std"] = float(known.std(correction=0)) if len(known) else float("nan")
+    total = scores.total[scores.valid]
+    flat = flat_groups(scores.total, scores.group, scores.valid)
+    _, groups = group_index(scores.group)
+    first = torch.cat([torch.tensor([True]), scores.group[1:] != scores.group[:-1]])
+    out |= {
+        "reward/mean": float(total.mean()) if len(total) else float("nan"),
+        "reward/std": float(total.std(correction=0)) if len(total) else float("nan"),
+        "reward/invalid_fraction": float((~scores.valid).double().mean()),
+        "zero_std_fraction": float((flat & first).sum()) / max(groups, 1),
+        "advantage/mean": float(advantage.mean()),
+        "advantage/abs_max": float(advantage.abs().max()),
+    }
+    return out

@@ -1,0 +1,1 @@
+"""How to generate, and what to record of it."""

@@ -1,0 +1,131 @@
+"""Sampling of continuous policies: deterministic solvers, stochastic kernels, or a window of one inside the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.math.flow import ODE, Dynamics, clean_of, dpm_solver_2m, mean_of, measure_step
+from flowrl.math.random import derive, normal
+from flowrl.samplers.windows import Plan, Window
+from flowrl.types import Condition, Draw, FlowPolicy, Rollout, Steps
+
+INITIAL_NOISE = 0  # stream of a sample's starting point; step k draws from stream k + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSampler:
+    """Integrate from noise to a clean latent, recording the stochastic steps that will be trained.
+
+    Deterministic unless ``window`` names steps where ``dynamics`` injects noise. Every draw is a function of the
+    sample's
+    seed and the step, so a sample does not depend on the batch it is made in.
+    """
+
+    steps: int = 10
+    dynamics: Dynamics = ODE()
+    window: Window | None = None
+    solver: Literal["euler", "dpmpp_2m"] = "euler"
+    """Solver of the deterministic steps."""
+    guidance: float | None = None
+    """Guidance scale; ``None`` is the policy's own, 1 switches it off."""
+    share_noise: bool = False
+    """Start all samples of a group from the same noise (DanceGRPO), so that they differ by the steps' noise only."""
+    decode_clean: bool = False
+    """Return the last step's predicted clean latent instead of its noisy sample (DanceGRPO)."""
+    record_mean: bool = False
+    """Also keep the sampling policy's means (GRPO-Guard)."""
+
+    @torch.no_grad()
+    def __call__(self, policy: FlowPolicy, condition: Condition, draw: Draw) -> Rollout:
+        times = policy.times(self.steps)
+        plan = self.plan(draw)
+        x = policy.initial(self._noise(policy, draw), times)
+        track = _Track(plan)
+        previous: Tensor | None = None
+        for k in range(self.steps):
+            t, t_next = times[k].expand(len(draw)), times[k + 1].expand(len(draw))
+            v = policy.velocity(x, t, condition, guidance=self.guidance)
+            before = x
+            if k in plan.stochastic:
+                x = self._noisy_step(x, v, t, t_next, draw, k, track)
+                previous = None
+            elif self.solver == "euler":
+                x = mean_of(ODE(), x, v, t, t_next)
+            else:
+                clean = clean_of(x, v, t)
+                x = dpm_solver_2m(x, clean, previous, times[k], times[k + 1], times[max(k - 1, 0)])
+                previous = clean
+            if self.decode_clean and k == self.steps - 1:
+                x = clean_of(before, v, t)
+        return Rollout(
+            condition=condition,
+            final=x,
+            group=draw.group,
+            trace=track.steps(times, self.dynamics, self.guidance),
+            times=times,
+            forwards=self.steps * len(draw),
+        )
+
+    def plan(self, draw: Draw) -> Plan:
+        """Which steps are stochastic and recorded."""
+        if self.window is None:
+            return Plan(range(0), range(0))
+        return self.window(self.steps, draw)
+
+    def _noise(self, policy: FlowPolicy, draw: Draw) -> Tensor:
+        seeds = draw.seeds
+        if self.share_noise:
+            seeds = torch.tensor([derive(draw.shared_seed, "group", int(g)) for g in draw.group], dtype=torch.int64)
+        return normal(seeds, policy.latent_shape, stream=INITIAL_NOISE, device=policy.device)
+
+    def _noisy_step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, draw: Draw, k: int, track: _Track) -> Tensor:
+        mean = mean_of(self.dynamics, x, v, t, t_next)
+        s = self.dynamics.coefficients(t, t_next)[2].to(x)
+        z = normal(draw.seeds, tuple(x.shape[1:]), stream=k + 1, device=x.device)
+        x_next = mean + s.reshape(-1, *[1] * (x.ndim - 1)) * z
+        if k in track.plan.recorded:
+            track.record(x, x_next, measure_step(self.dynamics, x, v, x_next, t, t_next), self.record_mean)
+        return x_next
+
+
+class _Track:
+    """The recorded part of a trajectory, on the host; each state is stored once although it ends one step and starts
+    the next."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._states: list[Tensor] = []
+        self._squared: list[Tensor] = []
+        self._means: list[Tensor] = []
+
+    def record(self, x: Tensor, x_next: Tensor, measured: tuple[Tensor, Tensor, Tensor], with_mean: bool) -> None:
+        squared, mean, s = measured
+        if not bool((s > 0).all()):
+            raise ValueError("a recorded step has no noise, so no density: leave it out of the sampler's window")
+        if not self._states:
+            self._states.append(x.cpu())
+        self._states.append(x_next.cpu())
+        self._squared.append(squared.cpu())
+        if with_mean:
+            self._means.append(mean.cpu())
+
+    def steps(self, times: Tensor, dynamics: Dynamics, guidance: float | None) -> Steps | None:
+        if not self._states:
+            return None
+        states = torch.stack(self._states, dim=1)
+        count, first = len(states), self.plan.recorded.start
+        grid = times[first : first + states.shape[1]].cpu().expand(count, -1)
+        return Steps(
+            x=states[:, :-1],
+            x_next=states[:, 1:],
+            t=grid[:, :-1],
+            t_next=grid[:, 1:],
+            squared=torch.stack(self._squared, dim=1),
+            dynamics=dynamics,
+            guidance=guidance,
+            mean=torch.stack(self._means, dim=1) if self._means else None,
+        )

@@ -1,0 +1,280 @@
+"""One optimisation pass: scored samples in, updated weights and diagnostics out. Knows parts and protocols, no
+method by name.
+
+The loss of an optimiser batch is ``sum weight * (objective + regularizers)`` with weights fixed before the first
+forward, so its
+gradient is the same for every micro-batch size and number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.math.random import permutation
+from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.diagnostics import Tally
+from flowrl.types import Batch, Likelihood, Rollout, Rows, Scores, iterate_blocks
+
+CHECK_ROWS = 8
+"""Samples re-measured to check the ratio when the old likelihood is otherwise not needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """How the samples of an iteration are turned into updates."""
+
+    updates: int = 1
+    """Optimiser steps per epoch; the samples are split among them."""
+    epochs: int = 1
+    micro_batch: int = 64
+    """Decisions per forward and backward."""
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    sum_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda value: value)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Everything known about the iteration's decisions before the first forward: the small space, [N, D]."""
+
+    rows: Rows
+    rollout: Rollout
+    advantage: Tensor
+    mask: Tensor  # [N, D] bool
+    emphasis: Tensor
+    old: Likelihood | None  # None: the live likelihood itself, because nothing has changed yet
+
+    def batch(self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood) -> Batch:
+        """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
+        device = live.logp.device
+        old = replace(live, logp=live.logp.detach()) if self.old is None else _cut(self.old, index, decisions, device)
+        wide = self.advantage[index, None].expand(-1, weight.shape[1]).to(device)
+        rows = self.rows.block(index, decisions)
+        return Batch(wide, old, weight.to(device), self.rollout.group[index], rows)
+
+
+def improve(
+    policy: Any,
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm,
+    rollout: Rollout,
+    scores: Scores,
+    advantage: Tensor,
+    seeds: Tensor,
+    settings: Pass,
+) -> dict[str, float]:
+    """Update the live weights from a scored rollout. Returns the iteration's diagnostics.
+
+    ``advantage`` [N] is the credit of each sample, ``seeds`` [N] its stream of random numbers (for the probe).
+    Raises `UserError` if a loss term has no gradient, or if loss or gradient is not finite (the weights are left as
+    they were).
+    """
+    matrix = _measure(policy, algorithm, rollout, scores, advantage, seeds, settings)
+    tally = Tally()
+    if matrix.old is None:
+        tally.note_deviation(_deviation(policy, algorithm, matrix, settings))
+    steps = 0
+    for epoch in range(settings.epochs):
+        for index in _split(matrix, algorithm, settings, epoch):
+            _gradient(policy, algorithm, matrix, index, settings, tally)
+            loss = tally.close_batch()
+            if not math.isfinite(loss):
+                optimizer.zero_grad(set_to_none=True)
+                raise UserError(f"the loss is {loss}: lower optimizer.lr or the clip range; no weight was changed")
+            tally.gradient_norm(_apply(policy, optimizer, settings))
+            steps += 1
+    return tally.metrics() | {"optimizer_steps": steps}
+
+
+def _measure(
+    policy: Any,
+    algorithm: Algorithm,
+    rollout: Rollout,
+    scores: Scores,
+    advantage: Tensor,
+    seeds: Tensor,
+    settings: Pass,
+) -> _Matrix:
+    """Draw the probe and, unless the rollout tells or nothing will change before it is used, measure the old
+    likelihood."""
+    rows = algorithm.estimator.probe(rollout, policy, seeds)
+    old = algorithm.estimator.old(rollout, rows)
+    keep = algorithm.selection(scores, advantage)
+    shape = _shape(rows)
+    matrix = _Matrix(rows, rollout, advantage, keep[:, None].expand(shape), algorithm.emphasis(rows, shape), old)
+    if old is None and algorithm.objective.compares and settings.updates * settings.epochs > 1:
+        matrix = replace(matrix, old=_measure_old(policy, algorithm, matrix, torch.arange(shape[0]), settings))
+    return matrix
+
+
+def _measure_old(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor, settings: Pass) -> Likelihood:
+    """The live policy's likelihood of ``index`` rows before any update, without gradient."""
+    with torch.no_grad():
+        parts = list(_forwards(policy, algorithm, matrix, index, settings, against=()))
+    return _assemble(parts, matrix.mask.shape)
+
+
+def _split(matrix: _Matrix, algorithm: Algorithm, settings: Pass, epoch: int) -> Iterator[Tensor]:
+    """Row indices of each optimiser batch. Row-coupled objectives keep groups whole."""
+    group = matrix.rollout.group
+    if settings.updates == 1:
+        yield torch.arange(len(group))
+        return
+    if algorithm.objective.coupled:
+        ids = group.unique()
+        order = ids[permutation(settings.seed + epoch, len(ids))]
+        chunks = [torch.isin(group, part).nonzero()[:, 0] for part in order.tensor_split(settings.updates)]
+    else:
+        chunks = list(permutation(settings.seed + epoch, len(group)).tensor_split(settings.updates))
+    yield from (chunk for chunk in chunks if len(chunk))
+
+
+def _gradient(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor, settings: Pass, tally: Tally) -> None:
+    """Accumulate the gradient of one optimiser batch."""
+    weight = algorithm.aggregation(matrix.mask[index]) * matrix.emphasis[index]
+    full = torch.zeros(matrix.mask.shape, dtype=torch.float64)
+    full[index] = weight
+    active = index[_active(algorithm, matrix, full)[index]]
+    if algorithm.objective.coupled:
+        _coupled_gradient(policy, algorithm, matrix, active, full, settings, tally)
+    else:
+        for block, decisions, live in _forwards(policy, algorithm, matrix, active, settings):
+            batch = matrix.batch(block, decisions, full[block][:, decisions], live)
+            loss = _loss(algorithm, live, batch, tally)
+            loss.backward()
+
+
+def _active(algorithm: Algorithm, matrix: _Matrix, weight: Tensor) -> Tensor:
+    """[N] bool: rows whose loss can have a gradient. Skipping the others is exact: the weights are fixed already."""
+    active = (weight != 0).any(dim=1)
+    penalised = any(term.weight > 0 for term in algorithm.regularizers)
+    if algorithm.objective.idle_at_zero and not penalised:
+        active &= matrix.advantage != 0
+    return active
+
+
+def _forwards(
+    policy: Any,
+    algorithm: Algorithm,
+    matrix: _Matrix,
+    index: Tensor,
+    settings: Pass,
+    against: tuple[str, ...] | None = None,
+) -> Iterator[tuple[Tensor, slice, Likelihood]]:
+    """Likelihoods of ``index`` rows, block by block: ``(rows, decisions, likelihood)``."""
+    held = algorithm.held if against is None else against
+    for rows, decisions in iterate_blocks(len(index), matrix.mask.shape[1], settings.micro_batch):
+        block = index[rows]
+        condition = matrix.rollout.condition.take(block)
+        yield block, decisions, algorithm.estimator(policy, matrix.rows.block(block, decisions), condition, held)
+
+
+def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, tally: Tally) -> Tensor:
+    """``sum weight * (objective + regularizers)`` of a block; also notes the diagnostics."""
+    objective = algorithm.objective(live, batch)
+    total = (batch.weight * objective).sum()
+    _check_gradient("objective", objective)
+    for term in algorithm.regularizers:
+        if term.weight > 0:
+            penalty = term(live, batch)
+            _check_gradient(term.name, penalty)
+            total = total + term.weight * (batch.weight * penalty).sum()
+    tally.block(algorithm, live, batch, total)
+    return total
+
+
+def _check_gradient(name: str, value: Tensor) -> None:
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise UserError(f"the loss term {name!r} has no gradient: its estimator measures it without the live policy")
+
+
+def _coupled_gradient(
+    policy: Any,
+    algorithm: Algorithm,
+    matrix: _Matrix,
+    index: Tensor,
+    weight: Tensor,
+    settings: Pass,
+    tally: Tally,
+) -> None:
+    """Exact gradient of a loss that couples rows or decisions, in the memory of one micro-batch.
+
+    First the whole [N, D] likelihood without gradient; then the loss on that matrix, whose derivative with respect
+    to every entry
+    is kept; then each micro-batch again with gradient, seeded with its part of the derivative.
+    """
+    with torch.no_grad():
+        parts = list(_forwards(policy, algorithm, matrix, index, settings))
+    whole = _assemble(parts, matrix.mask.shape)
+    leaves = [whole.logp[index], *(value[index] for value in whole.extra.values())]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    live = Likelihood(leaves[0], dict(zip(whole.extra, leaves[1:], strict=True)))
+    loss = _loss(algorithm, live, matrix.batch(index, slice(None), weight[index], live), tally)
+    slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+    where = torch.zeros(len(matrix.mask), dtype=torch.long)
+    where[index] = torch.arange(len(index))
+    for block, decisions, again in _forwards(policy, algorithm, matrix, index, settings):
+        outputs = [again.logp, *again.extra.values()]
+        pairs = [
+            (out, slope[where[block]][:, decisions].to(out))
+            for out, slope in zip(outputs, slopes, strict=True)
+            if slope is not None and out.requires_grad
+        ]
+        torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
+
+
+def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pass) -> float:
+    """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer
+    depends on the
+    micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
+    some = matrix.mask.any(dim=1).nonzero()[:CHECK_ROWS, 0]
+    if not len(some):
+        return 0.0
+    together = replace(settings, micro_batch=len(some) * matrix.mask.shape[1])
+    apart = replace(settings, micro_batch=matrix.mask.shape[1])
+    first, second = (_measure_old(policy, algorithm, matrix, some, how).logp[some] for how in (together, apart))
+    return float((first - second).expm1().abs().max())
+
+
+def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass) -> float:
+    """One optimiser step on the summed gradient; returns its norm before clipping."""
+    parameters = [p for p in policy.parameters() if p.grad is not None]
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad = settings.sum_over_ranks(parameter.grad)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)) if parameters else 0.0
+    if not math.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise UserError("the gradient is not finite: lower optimizer.lr, or use dtype float32; no weight was changed")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _assemble(parts: list[tuple[Tensor, slice, Likelihood]], shape: torch.Size) -> Likelihood:
+    """Blocks put back into [N, D] matrices on the host; entries that no block covers are 0."""
+    names = list(parts[0][2].extra) if parts else []
+    logp, extra = torch.zeros(shape, dtype=torch.float64), {n: torch.zeros(shape, dtype=torch.float64) for n in names}
+    for block, decisions, live in parts:
+        columns = torch.arange(shape[1])[decisions]
+        logp[block[:, None], columns] = live.logp.detach().double().cpu()
+        for name in names:
+            extra[name][block[:, None], columns] = live.extra[name].detach().double().cpu()
+    return Likelihood(logp, extra)
+
+
+def _cut(likelihood: Likelihood, index: Tensor, decisions: slice, device: torch.device) -> Likelihood:
+    extra = {name: value[index][:, decisions].to(device) for name, value in likelihood.extra.items()}
+    return Likelihood(likelihood.logp[index][:, decisions].to(device), extra)
+
+
+def _shape(rows: Rows) -> tuple[int, int]:
+    first = next(value for value in vars(rows).values() if isinstance(value, Tensor))
+    return first.shape[0], first.shape[1]
