@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.flow import ODE, Dynamics, clean_of, dpm_solver_2m, mean_of, measure_step
+from flowrl.math.flow import ODE, Kernel, clean_of, dpm_solver_2m, mean_of, measure_step
 from flowrl.math.random import derive, normal
 from flowrl.samplers.windows import Plan, Window
-from flowrl.types import Condition, Draw, FlowPolicy, Rollout, Steps
+from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, Rollout, Steps
 
 INITIAL_NOISE = 0  # stream of a sample's starting point; step k draws from stream k + 1
 
@@ -26,7 +26,7 @@ class FlowSampler:
     """
 
     steps: int = 10
-    dynamics: Dynamics = ODE()
+    dynamics: Kernel = ODE()
     window: Window | None = None
     solver: Literal["euler", "dpmpp_2m"] = "euler"
     """Solver of the deterministic steps."""

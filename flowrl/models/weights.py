@@ -1,0 +1,119 @@
+"""Named copies of a policy's trainable parameters, exchanged by pointer: the same for LoRA and for full fine-tuning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.errors import UserError, did_you_mean
+
+LIVE = "live"
+REFERENCE = "reference"
+
+
+class WeightSets:
+    """Weight sets of ``parameters``; ``live`` is what the optimiser updates, ``reference`` what training started from.
+
+    ``using(name)`` points every parameter at the set's tensors and back, so it costs no copy. A graph built on ``live``
+    keeps the parameters themselves, not their data: frozen sets must be evaluated *before* it is built or after its
+    backward, never in between.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._sets: dict[str, dict[str, Tensor]] = {}
+        self._active = LIVE
+        self._live: dict[str, Tensor] = {}
+        self._reference_moved = False
+        self._sets[REFERENCE] = self._copy()
+
+    def names(self) -> list[str]:
+        """The sets that exist, ``live`` first."""
+        return [LIVE, *self._sets]
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Compute with ``name``; gradients are off unless it is ``live``. Nests; restores on any exit."""
+        before = self._active
+        self._point_at(name)
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and name == LIVE):
+                yield
+        finally:
+            self._point_at(before)
+
+    def follow(self, name: str, decay: float) -> None:
+        """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
+        if name == LIVE:
+            raise ValueError("the live weights are moved by the optimiser; choose another name to follow them")
+        if name not in self._sets:
+            self._sets[name] = self._copy()
+            return
+        self._reference_moved |= name == REFERENCE and decay != 1
+        live = self._tensors(LIVE)
+        for key, kept in self._sets[name].items():
+            kept.lerp_(live[key], 1.0 - decay) if decay else kept.copy_(live[key])
+
+    def state(self) -> dict[str, Tensor]:
+        """All sets as one flat ``{"set/parameter": tensor}``. The reference is left out while it is where training
+        started: loading the model again makes it, and its fingerprint tells whether it is the same."""
+        names = [n for n in self.names() if n != REFERENCE or self._reference_moved]
+        return {f"{n}/{key}": tensor for n in names for key, tensor in self._tensors(n).items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state()`` returned, in place; sets that are not in it (but ``live``) are left alone."""
+        grouped: dict[str, dict[str, Tensor]] = {}
+        for path, tensor in state.items():
+            name, _, key = path.partition("/")
+            grouped.setdefault(name, {})[key] = tensor
+        for name, tensors in grouped.items():
+            self._check(name, tensors)
+            if name != LIVE and name not in self._sets:
+                self._sets[name] = self._copy()
+            self._reference_moved |= name == REFERENCE
+            for key, kept in self._tensors(name).items():
+                kept.copy_(tensors[key])
+
+    def fingerprint(self, name: str) -> str:
+        """sha256 of a set's names, shapes, types and bytes."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self._tensors(name).items()):
+            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {key: tensor.clone() for key, tensor in self._tensors(LIVE).items()}
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        if name == LIVE:
+            return self._live or {key: p.detach() for key, p in self._parameters.items()}
+        if name not in self._sets:
+            raise UserError(f"there are no weights called {name!r}" + did_you_mean(name, self.names()))
+        return self._sets[name]
+
+    def _point_at(self, name: str) -> None:
+        if name == self._active:
+            return
+        target = self._tensors(name)
+        if self._active == LIVE:  # remembered by pointer: the optimiser's tensors come back untouched
+            self._live = {key: p.data for key, p in self._parameters.items()}
+        for key, parameter in self._parameters.items():
+            parameter.data = target[key]
+        if name == LIVE:
+            self._live = {}
+        self._active = name
+
+    def _check(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        for key, parameter in self._parameters.items():
+            found = tensors.get(key)
+            if found is None or found.shape != parameter.shape:
+                shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
+                raise UserError(
+                    f"stored weights {name!r} do not fit this model: {key} is {shape}, expected {tuple(parameter.shape)};"
+                    " load the model with the options it was trained with"
+                )

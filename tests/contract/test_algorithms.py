@@ -1,0 +1,178 @@
+"""What every preset must obey. A new file in flowrl/algorithms is under test without a change here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowrl import algorithms
+from flowrl.math.random import derive, seeds
+from flowrl.models.tiny import TinyFlow
+from flowrl.parts.algorithm import Algorithm
+from flowrl.samplers.chunks import sample
+from flowrl.step import Pass, improve
+from flowrl.types import Draw, Rollout, Scores
+
+MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
+PROMPTS = ("a", "b")
+GROUP = 16
+ALL = algorithms.names()
+
+
+@dataclass
+class Iteration:
+    policy: TinyFlow
+    rollout: Rollout
+    scores: Scores
+    advantage: Tensor
+    draw: Draw
+
+
+def reward(final: Tensor) -> Tensor:
+    """Closeness to the first mode, in [0, 1]."""
+    return (-((final - MODES[0]) ** 2).sum(dim=1) / 4).exp().double()
+
+
+def small(name: str, **spec) -> Algorithm:
+    """The preset at toy sizes; only resource-like arguments are changed."""
+    return algorithms.build({"use": name, **spec})
+
+
+def toy_steps(algorithm: Algorithm, steps: int = 6) -> Algorithm:
+    return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
+
+
+def roll(algorithm: Algorithm, policy: TinyFlow, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
+    for name in algorithm.weight_sets:
+        if name not in policy.weights.names():
+            policy.follow(name, 0.0)
+    count = GROUP * len(PROMPTS)
+    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
+    draw = Draw(seeds(seed, "sample", iteration, count=count), group, iteration, derive(seed, "shared", iteration))
+    condition = policy.condition([PROMPTS[g] for g in group])
+    with policy.using(algorithm.behaviour):
+        rollout = sample(algorithm.sampler, policy, condition, draw, rows)
+    rewards = reward(rollout.final)[:, None]
+    scores = Scores(rewards, torch.ones(1).double(), ("mode",), group, group, torch.ones(count).bool())
+    return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
+
+
+class Recorder(torch.optim.SGD):
+    """An optimiser that notes the gradients it is given and changes nothing."""
+
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, lr=0.0)
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure=None):
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.param_groups[0]["params"]]
+        self.gradients.append(torch.cat([g.flatten().clone() for g in parts]))
+
+
+def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
+    recorder = Recorder(it.policy.parameters())
+    options = Pass(max_grad_norm=1e9, **settings)
+    improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, options)
+    return recorder.gradients
+
+
+def disturb(policy: TinyFlow, size: float = 0.05) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ratio_is_one_before_the_first_update(name: str) -> None:
+    algorithm = toy_steps(small(name))
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    disturb(policy)
+    it = roll(algorithm, policy, rows=5)
+    recorder = Recorder(policy.parameters())
+    metrics = improve(
+        policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, Pass(updates=2, micro_batch=7)
+    )
+    assert metrics["ratio/first_max_deviation"] < 2e-6
+    for key, value in metrics.items():
+        if key.startswith(("kl/", "prediction/")):
+            assert value == pytest.approx(0, abs=1e-9), key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
+    algorithm = toy_steps(small(name))
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    disturb(policy)
+    it = roll(algorithm, policy)
+    disturb(policy, 0.002)  # off policy, so that clipping and penalties take part
+    whole = gradients(algorithm, it, micro_batch=100_000)[0]
+    assert float(whole.norm()) > 0
+    for micro_batch in (1, 3, 50):
+        pieces = gradients(algorithm, it, micro_batch=micro_batch)[0]
+        assert torch.allclose(pieces, whole, rtol=2e-4, atol=2e-6 * float(whole.norm()))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samples_do_not_depend_on_the_sampling_batch(name: str) -> None:
+    algorithm = toy_steps(small(name))
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    disturb(policy)
+    first, second = roll(algorithm, policy, rows=1000), roll(algorithm, policy, rows=3)
+    assert torch.allclose(first.rollout.final, second.rollout.final, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_finite_at_extreme_credit(name: str) -> None:
+    algorithm = toy_steps(small(name))
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    it = roll(algorithm, policy)
+    it.advantage = it.advantage.sign() * 1e6
+    assert bool(torch.isfinite(gradients(algorithm, it)[0]).all())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_prints_and_cites_its_source(name: str) -> None:
+    assert algorithms.paper(name)
+    assert len(algorithms.summary(name)) > 20
+    described = algorithms.describe(small(name))
+    assert described["use"] == "Algorithm" and described["estimator"]["use"]
+
+
+# Learning rates and ranges for a two-dimensional toy: the presets' own are for 65536-dimensional latents.
+TOY = {
+    "ddpo": {"clip": 0.2},
+    "loop": {"clip": 0.2},
+    "flow_grpo": {"clip": 0.2, "kl": 0.001},
+    "flow_grpo_fast": {"clip": 0.2},
+    "flow_cps": {"clip": 0.2},
+    "dance_grpo": {"clip": 0.2, "noise": 0.7},
+    "mix_grpo": {"clip": 0.2, "size": 3, "every": 2},
+    "grpo_guard": {"clip": 0.2},
+    "awm": {"ema": 0.1, "reference": 0.0},
+    "diffusion_nft": {"draws": 5},
+    "fpo": {"clip": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_learns_its_toy(name: str) -> None:
+    """The reward is the indicator of one of three modes: every method must raise it well above the base's third."""
+    algorithm = toy_steps(small(name, **TOY.get(name, {})), 8)
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    memory: dict = {}
+    base = sum(float(roll(algorithm, policy, 100 + k).scores.total.mean()) for k in range(8)) / 8
+    end, steps = 0.0, 0
+    for iteration in range(40):
+        it = roll(algorithm, policy, iteration)
+        it.advantage = algorithm.advantage(it.scores, memory)
+        end += float(it.scores.total.mean()) / 5 if iteration >= 35 else 0
+        improve(policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, Pass(updates=2))
+        steps += 2
+        for follower in algorithm.followers:
+            policy.follow(follower.name, follower.decay(steps))
+    assert end > base + 0.15, (base, end)
