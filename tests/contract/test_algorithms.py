@@ -45,10 +45,17 @@ def toy_steps(algorithm: Algorithm, steps: int = 6) -> Algorithm:
     return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
 
 
-def roll(algorithm: Algorithm, policy: TinyFlow, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
+def start(algorithm: Algorithm, disturbed: bool = True) -> TinyFlow:
+    """A policy whose weight sets all hold its present weights."""
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    if disturbed:
+        disturb(policy)
     for name in algorithm.weight_sets:
-        if name not in policy.weights.names():
-            policy.follow(name, 0.0)
+        policy.follow(name, 0.0)
+    return policy
+
+
+def roll(algorithm: Algorithm, policy: TinyFlow, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
     count = GROUP * len(PROMPTS)
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
     draw = Draw(seeds(seed, "sample", iteration, count=count), group, iteration, derive(seed, "shared", iteration))
@@ -89,8 +96,7 @@ def disturb(policy: TinyFlow, size: float = 0.05) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_ratio_is_one_before_the_first_update(name: str) -> None:
     algorithm = toy_steps(small(name))
-    policy = TinyFlow(MODES, prompts=PROMPTS)
-    disturb(policy)
+    policy = start(algorithm)
     it = roll(algorithm, policy, rows=5)
     recorder = Recorder(policy.parameters())
     metrics = improve(
@@ -105,8 +111,7 @@ def test_ratio_is_one_before_the_first_update(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
     algorithm = toy_steps(small(name))
-    policy = TinyFlow(MODES, prompts=PROMPTS)
-    disturb(policy)
+    policy = start(algorithm)
     it = roll(algorithm, policy)
     disturb(policy, 0.002)  # off policy, so that clipping and penalties take part
     whole = gradients(algorithm, it, micro_batch=100_000)[0]
@@ -119,8 +124,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_samples_do_not_depend_on_the_sampling_batch(name: str) -> None:
     algorithm = toy_steps(small(name))
-    policy = TinyFlow(MODES, prompts=PROMPTS)
-    disturb(policy)
+    policy = start(algorithm)
     first, second = roll(algorithm, policy, rows=1000), roll(algorithm, policy, rows=3)
     assert torch.allclose(first.rollout.final, second.rollout.final, atol=1e-5)
 
@@ -128,7 +132,7 @@ def test_samples_do_not_depend_on_the_sampling_batch(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_finite_at_extreme_credit(name: str) -> None:
     algorithm = toy_steps(small(name))
-    policy = TinyFlow(MODES, prompts=PROMPTS)
+    policy = start(algorithm)
     it = roll(algorithm, policy)
     it.advantage = it.advantage.sign() * 1e6
     assert bool(torch.isfinite(gradients(algorithm, it)[0]).all())
@@ -162,7 +166,7 @@ TOY = {
 def test_learns_its_toy(name: str) -> None:
     """The reward is the indicator of one of three modes: every method must raise it well above the base's third."""
     algorithm = toy_steps(small(name, **TOY.get(name, {})), 8)
-    policy = TinyFlow(MODES, prompts=PROMPTS)
+    policy = start(algorithm, disturbed=False)
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
     memory: dict = {}
     base = sum(float(roll(algorithm, policy, 100 + k).scores.total.mean()) for k in range(8)) / 8

@@ -1,0 +1,245 @@
+"""Evaluation: intervals against closed forms, layouts, and accuracies counted by hand."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from flowrl.errors import UserError
+from flowrl.evaluation import evaluate, show
+from flowrl.evaluation.generate import Maker, generate
+from flowrl.evaluation.layout import read_folder, read_images, sample_path, write_image, write_text
+from flowrl.evaluation.results import Judged, summarise
+from flowrl.evaluation.runner import choose
+from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
+from flowrl.evaluation.table import format_estimate
+from flowrl.types import Prompt
+from flowrl.worlds.shapes.scenes import Scene, Thing, random_scene, render
+
+# --- statistics ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "successes, trials, low, high",
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962)],
+)
+def test_wilson_interval_matches_published_values(successes, trials, low, high):
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_wilson_of_nothing_is_unknown():
+    assert all(math.isnan(end) for end in wilson(0, 0))
+
+
+def test_bootstrap_interval_is_the_normal_one_for_many_prompts():
+    values = np.random.default_rng(0).normal(2.0, 3.0, size=400)
+    estimate = bootstrap(values)
+    half = 1.96 * values.std() / math.sqrt(400)  # the bootstrap's own variance has no ddof
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.low == pytest.approx(values.mean() - half, abs=0.03)
+    assert estimate.high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_prompts_and_not_images_are_resampled():
+    per_prompt = np.random.default_rng(1).normal(size=100)
+    alone = bootstrap(per_prompt)
+    copies = bootstrap(np.repeat(per_prompt[:, None], 8, axis=1))  # eight equal images tell nothing new
+    assert (copies.low, copies.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_pairing_removes_the_difficulty_of_prompts():
+    rng = np.random.default_rng(2)
+    difficulty = rng.normal(0, 10, size=(200, 1))
+    base = difficulty + rng.normal(0, 0.1, size=(200, 4))
+    tuned = base + 0.5
+    estimate = paired_bootstrap(base, tuned)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert bootstrap(base).high - bootstrap(base).low > 2
+
+
+def test_bootstrap_is_seeded():
+    values = np.arange(50.0)
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
+    assert bootstrap(values, seed=1) != bootstrap(values, seed=2)
+
+
+def test_overall_weighs_tags_equally_and_images_do_not():
+    values = np.array([[1.0], [1.0], [1.0], [0.0]])  # three prompts of "a", one of "b"
+    draws = Resamples.draw(["a", "a", "a", "b"], 100)
+    assert draws.overall(values).value == pytest.approx(0.5)
+    assert draws.images(values).value == pytest.approx(0.75)
+
+
+def test_missing_scores_leave_every_mean():
+    values = np.array([[1.0, np.nan], [0.0, 0.0], [np.nan, np.nan]])
+    assert bootstrap(values).value == pytest.approx(1 / 3)
+
+
+def test_one_prompt_has_no_interval():
+    estimate = bootstrap([[0.0, 1.0, 1.0, 1.0]])
+    assert estimate.value == 0.75 and math.isnan(estimate.low)
+    assert estimate.json() == {"value": 0.75, "low": None, "high": None}
+
+
+def test_wins_count_ties_half():
+    found = wins(np.array([[0.0, 1.0, 1.0, np.nan]]), np.array([[1.0, 1.0, 0.0, 1.0]]))
+    assert np.nanmean(found) == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_paired_values_must_match():
+    with pytest.raises(ValueError, match="differ in shape"):
+        paired_bootstrap(np.zeros((3, 2)), np.zeros((3, 4)))
+
+
+# --- numbers of a suite ----------------------------------------------------------------------------------------------
+
+
+def judged(correct):
+    values = np.asarray(correct, dtype=float)
+    return Judged({"correct": values}, np.ones_like(values), ["no circle"] * int((values == 0).sum()))
+
+
+def test_summary_counts_by_hand():
+    base, tuned = judged([[1, 0], [0, 0], [0, 0]]), judged([[1, 1], [0, 1], [0, 0]])
+    out = summarise({"base": base, "tuned": tuned}, ["a", "a", "b"], ["a", "b"], 200, 0)
+    correct = out["arms"]["tuned"]["measures"]["correct"]
+    assert correct["tags"]["a"]["value"] == 0.75 and correct["tags"]["b"]["value"] == 0.0
+    assert correct["overall"]["value"] == 0.375
+    assert correct["images"]["value"] == 0.5
+    assert correct["any_of_n"]["value"] == pytest.approx(2 / 3)
+    assert correct["wilson"] == pytest.approx(wilson(3, 6))
+    change = out["difference"]["correct"]
+    assert change["overall"]["value"] == pytest.approx(0.375 - 0.125)
+    assert change["win_rate"]["value"] == pytest.approx((2 * 1 + 4 * 0.5) / 6)
+    assert out["arms"]["base"]["reasons"] == {"no circle": 5}
+
+
+def test_no_overall_without_all_tags():
+    out = summarise({"model": judged([[1], [0]])}, ["a", "a"], ["a", "b"], 50, 0)
+    assert out["missing_tags"] == ["b"]
+    assert out["arms"]["model"]["measures"]["correct"]["overall"] is None
+    assert out["arms"]["model"]["measures"]["correct"]["images"]["value"] == 0.5
+
+
+def test_limit_is_dealt_evenly_over_tags():
+    prompts = [Prompt(str(i), i, {"tag": "ab"[i // 10]}) for i in range(20)]
+    assert choose(prompts, 4) == [0, 5, 10, 15]
+    assert choose(prompts, 3) == [0, 5, 10]
+    assert choose(prompts, 100) == choose(prompts, None) == list(range(20))
+
+
+# --- images on disk --------------------------------------------------------------------------------------------------
+
+CIRCLE = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"}
+CROSS = {"tag": "colors", "include": [{"class": "cross", "count": 1, "color": "red"}], "prompt": "a red cross"}
+
+
+def folder_of_images(folder):
+    """Two prompts, two images each: a circle right and wrong, a red cross right and blue."""
+    scenes = [("circle", "red"), ("square", "red"), ("cross", "red"), ("cross", "blue")]
+    images = render([Scene((Thing(shape, color, 8.0, 8.0, 5.0),)) for shape, color in scenes])
+    for index, metadata in enumerate((CIRCLE, CROSS)):
+        write_text(folder / f"{index:05d}" / "metadata.jsonl", json.dumps(metadata) + "\n")
+        for sample in range(2):
+            write_image(sample_path(folder, index, sample), images[2 * index + sample])
+    return folder
+
+
+def test_png_rounds_to_the_nearest_level(tmp_path):
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    write_image(tmp_path / "a.png", image)
+    back = read_images([tmp_path / "a.png"])[0]
+    assert (back - image).abs().max() <= 0.5 / 255 + 1e-6
+    write_image(tmp_path / "b.png", back)
+    assert torch.equal(read_images([tmp_path / "b.png"])[0], back)
+
+
+def test_image_folder_is_judged_by_the_verifier(tmp_path):
+    results = evaluate(str(folder_of_images(tmp_path / "images")), ["geneval"], tmp_path / "out")
+    suite = results["suites"]["geneval"]
+    correct = suite["arms"]["images"]["measures"]["correct"]
+    assert suite["title"] == "geneval[shapes]" and suite["partial"]
+    assert correct["tags"] == {
+        "single_object": {"value": 0.5, "low": None, "high": None},
+        "colors": {"value": 0.5, "low": None, "high": None},
+    }
+    assert correct["overall"] is None and "counting" in suite["missing_tags"]
+    assert correct["any_of_n"]["value"] == 1.0
+    lines = [json.loads(line) for line in (tmp_path / "out/images/geneval/results.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [True, False, True, False]
+    assert {"filename", "tag", "prompt", "correct", "reason", "metadata", "details"} <= lines[0].keys()
+    assert lines[0]["filename"] == "00000/samples/0000.png" and lines[0]["reason"] == ""
+    assert "circle" in lines[1]["reason"] and json.loads(lines[1]["metadata"]) == CIRCLE
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    show(results, console)
+    text = console.export_text()
+    assert "single_object" in text and "0.500" in text and "No overall" in text
+
+
+def test_images_listed_in_a_file(tmp_path):
+    folder = folder_of_images(tmp_path / "source")
+    listed = tmp_path / "listed"
+    listed.mkdir()
+    lines = []
+    for index, metadata in enumerate((CIRCLE, CROSS)):
+        for sample in range(2):
+            name = f"{index}-{sample}.png"
+            (listed / name).write_bytes(sample_path(folder, index, sample).read_bytes())
+            lines.append(json.dumps({"file": name, **metadata}))
+    (listed / "prompts.jsonl").write_text("\n".join(lines))
+    assert [len(entry.images) for entry in read_folder(listed)] == [2, 2]
+    results = evaluate(str(listed), ["geneval"], tmp_path / "out")
+    assert results["suites"]["geneval"]["arms"]["images"]["measures"]["correct"]["images"]["value"] == 0.5
+
+
+def test_a_correct_world_scores_one(tmp_path):
+    rng = random.Random(0)
+    from flowrl.worlds.shapes import prompts
+
+    rows = prompts("test")
+    images = render([random_scene(row, rng) for row in rows])
+    for index, (row, image) in enumerate(zip(rows, images, strict=True)):
+        write_text(tmp_path / f"in/{index:05d}" / "metadata.jsonl", json.dumps(row))
+        write_image(sample_path(tmp_path / "in", index, 0), image)
+    suite = evaluate(str(tmp_path / "in"), ["geneval"], tmp_path / "out")["suites"]["geneval"]
+    assert not suite["partial"] and not suite["missing_tags"]
+    assert suite["arms"]["images"]["measures"]["correct"]["overall"]["value"] >= 0.98
+
+
+@pytest.mark.parametrize(
+    "breakage, message",
+    [
+        (lambda f: (f / "00000/metadata.jsonl").write_text("not json"), "line 1 is not JSON"),
+        (lambda f: (f / "00001/samples/0001.png").write_bytes(b"junk"), "not a readable image"),
+        (lambda f: [p.unlink() for p in (f / "00000/samples").iterdir()], "has no images"),
+        (lambda f: write_image(sample_path(f, 0, 1), torch.zeros(3, 8, 8)), "differ in size"),
+        (lambda f: (f / "00000/metadata.jsonl").write_text('{"prompt": "a dog"}'), "detector for the shapes world only"),
+    ],
+)
+def test_damaged_folders_are_named(tmp_path, breakage, message):
+    folder = folder_of_images(tmp_path / "images")
+    breakage(folder)
+    with pytest.raises(UserError, match=message):
+        evaluate(str(folder), ["geneval"], tmp_path / "out")
+
+
+def test_user_mistakes(tmp_path):
+    folder = str(folder_of_images(tmp_path / "images"))
+    with pytest.raises(UserError, match="did you mean 'geneval'"):
+        evaluate(folder, ["genevl"], tmp_path / "out")
+    with pytest.raises(UserError, match="at least 1 image"):
+        evaluate(folder, ["geneval"], tmp_path / "out", samples=0)
+    with pytest.raises(UserError, match="rewards"):
+        evaluate(folder, ["rewards"], tmp_path / "out")
+
+
+def test_format_of_estimates():
+    assert format_estimate({"value": 0.4123, "low": 0.38, "high": 0.444}) == "0.412 [.380, .444]"
+    assert format_estimate({"value": -0.1, "low": -0.2, "high": 0.1}, signed=True) == "-0.100 [-.200, +.100]"
+    assert format_estimate({"value": 10.5, "low": 10.25, "high": 20.5}) == "10.500 [10.250, 20.500]"
+    assert format_estimate(None) == "-"
