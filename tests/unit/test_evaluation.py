@@ -17,7 +17,10 @@ from flowrl.evaluation.results import Judged, summarise
 from flowrl.evaluation.runner import choose
 from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
 from flowrl.evaluation.table import format_estimate
+from flowrl.models.tiny import TinyFlow
+from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Prompt
+from flowrl.worlds.shapes import prompts as world_prompts
 from flowrl.worlds.shapes.scenes import Scene, Thing, random_scene, render
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -199,9 +202,7 @@ def test_images_listed_in_a_file(tmp_path):
 
 def test_a_correct_world_scores_one(tmp_path):
     rng = random.Random(0)
-    from flowrl.worlds.shapes import prompts
-
-    rows = prompts("test")
+    rows = world_prompts("test")
     images = render([random_scene(row, rng) for row in rows])
     for index, (row, image) in enumerate(zip(rows, images, strict=True)):
         write_text(tmp_path / f"in/{index:05d}" / "metadata.jsonl", json.dumps(row))
@@ -218,7 +219,10 @@ def test_a_correct_world_scores_one(tmp_path):
         (lambda f: (f / "00001/samples/0001.png").write_bytes(b"junk"), "not a readable image"),
         (lambda f: [p.unlink() for p in (f / "00000/samples").iterdir()], "has no images"),
         (lambda f: write_image(sample_path(f, 0, 1), torch.zeros(3, 8, 8)), "differ in size"),
-        (lambda f: (f / "00000/metadata.jsonl").write_text('{"prompt": "a dog"}'), "detector for the shapes world only"),
+        (
+            lambda f: (f / "00000/metadata.jsonl").write_text('{"prompt": "a dog"}'),
+            "detector for the shapes world only",
+        ),
     ],
 )
 def test_damaged_folders_are_named(tmp_path, breakage, message):
@@ -243,3 +247,69 @@ def test_format_of_estimates():
     assert format_estimate({"value": -0.1, "low": -0.2, "high": 0.1}, signed=True) == "-0.100 [-.200, +.100]"
     assert format_estimate({"value": 10.5, "low": 10.25, "high": 20.5}) == "10.500 [10.250, 20.500]"
     assert format_estimate(None) == "-"
+
+
+# --- making images ---------------------------------------------------------------------------------------------------
+
+PROMPTS = [Prompt(text, index, {"tag": "a"}) for index, text in enumerate(("one", "two", "three"))]
+
+
+class Opener:
+    """Loads a toy model and counts how often."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        return TinyFlow(torch.eye(4), prompts=[prompt.text for prompt in PROMPTS])
+
+
+def make(folder, opener, chosen=(0, 1, 2), samples=2, seed=7, steps=3, progress=False):
+    maker = Maker(opener, FlowSampler(steps=steps), seed, {"model": "tiny"})
+    entries = generate(maker, PROMPTS, chosen, samples, folder, progress=progress)
+    return {str(path.relative_to(folder)): path.read_bytes() for entry in entries for path in entry.images}
+
+
+def test_images_do_not_depend_on_batch_or_company(tmp_path, monkeypatch):
+    together = make(tmp_path / "a", Opener())
+    monkeypatch.setattr("flowrl.evaluation.generate.BATCH_IMAGES", 1)
+    alone = make(tmp_path / "b", Opener())
+    assert together == alone and len(set(together.values())) == 6
+    one = make(tmp_path / "c", Opener(), chosen=[1], samples=1)
+    assert one == {"00001/samples/0000.png": together["00001/samples/0000.png"]}
+    assert make(tmp_path / "d", Opener(), seed=8).values() != together.values()
+
+
+def test_generation_resumes_and_notices_other_settings(tmp_path):
+    opener = Opener()
+    first = make(tmp_path, opener)
+    (tmp_path / "00001/samples/0001.png").unlink()
+    kept = (tmp_path / "00000/samples/0000.png").stat().st_mtime_ns
+    assert make(tmp_path, opener) == first and opener.count == 2
+    assert (tmp_path / "00000/samples/0000.png").stat().st_mtime_ns == kept
+    assert make(tmp_path, opener) == first and opener.count == 2  # nothing missing: not even loaded
+    more = make(tmp_path, opener, samples=3)
+    assert {name: more[name] for name in first} == first and len(more) == 9
+    assert (tmp_path / "00000/samples/0000.png").stat().st_mtime_ns == kept
+    other = make(tmp_path, opener, steps=5)
+    assert other.keys() == first.keys() and all(other[name] != first[name] for name in first)
+    assert not (tmp_path / "00000/samples/0002.png").exists()  # of the old settings
+
+
+def test_images_of_strangers_are_left_alone(tmp_path):
+    folder = folder_of_images(tmp_path)
+    before = sample_path(folder, 0, 0).read_bytes()
+    with pytest.raises(UserError, match=r"without a manifest\.json"):
+        make(folder, Opener())
+    assert sample_path(folder, 0, 0).read_bytes() == before
+
+
+def test_non_finite_images_stop_with_a_reason(tmp_path):
+    def broken():
+        policy = Opener()()
+        policy.means = policy.means * math.nan
+        return policy
+
+    with pytest.raises(UserError, match="non-finite"):
+        make(tmp_path, broken)

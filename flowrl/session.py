@@ -1,0 +1,108 @@
+"""Everything a run consists of, built from a config, and its state as tensors and plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl import algorithms
+from flowrl.config import Config
+from flowrl.data import PromptSet, load_prompts
+from flowrl.errors import UserError
+from flowrl.models import load_policy
+from flowrl.parts.algorithm import Algorithm
+from flowrl.score import Rewards, load_rewards
+
+EMA = "ema"
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    iteration: int = 0
+    """Finished iterations."""
+    optimizer_steps: int = 0
+    samples: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Session:
+    """A run's objects. `state` and `restore` make it continue bit for bit."""
+
+    config: Config
+    policy: Any
+    algorithm: Algorithm
+    prompts: PromptSet
+    heldout: PromptSet | None
+    rewards: Rewards
+    optimizer: torch.optim.Optimizer
+    memory: dict[str, Any] = field(default_factory=dict)
+    """State of the advantage over iterations."""
+    progress: Progress = field(default_factory=Progress)
+
+    def learning_rate(self) -> float:
+        """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to 0."""
+        options, train, done = self.config.optimizer, self.config.train, self.progress.optimizer_steps
+        if done < options.warmup:
+            return options.lr * (done + 1) / options.warmup
+        total = train.iterations * train.updates * train.epochs
+        share = (done - options.warmup) / max(total - options.warmup, 1)
+        factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
+        return options.lr * max(factor[options.schedule], 0.0)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress."""
+        tensors = {f"weights/{key}": value for key, value in self.policy.weights.state().items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
+        return tensors, {"progress": vars(self.progress), "memory": self.memory}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        try:
+            self.policy.weights.load(_below(tensors, "weights/"))
+        except ValueError as error:
+            raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
+        packed = self.optimizer.state_dict()
+        packed["state"] = {}
+        for key, value in _below(tensors, "optimizer/").items():
+            index, name = key.split("/", 1)
+            packed["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(packed)
+        self.memory = dict(values["memory"])
+        self.progress = Progress(**values["progress"])
+
+
+def open_session(config: Config) -> Session:
+    """Load data, rewards and model, cheapest first, so that mistakes show before a model is loaded."""
+    algorithm = algorithms.build(config.algorithm)
+    prompts = load_prompts(config.data.train)
+    heldout = load_prompts(config.data.test) if config.data.test else None
+    rewards = load_rewards(config.rewards)
+    policy = load_policy(**config.model.arguments())
+    for name in algorithm.weight_sets:
+        policy.follow(name, 0.0)
+    if config.train.ema is not None:
+        policy.follow(EMA, 0.0)
+    options = config.optimizer
+    optimizer = torch.optim.AdamW(
+        policy.parameters(),
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+    return Session(config, policy, algorithm, prompts, heldout, rewards, optimizer)
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

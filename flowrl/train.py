@@ -1,0 +1,125 @@
+"""The training loop: sample, score, credit, update. It names no method, model or reward."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.config import Config
+from flowrl.errors import UserError
+from flowrl.math.random import derive, seeds
+from flowrl.parts.diagnostics import describe_scores
+from flowrl.runtime.timing import PhaseTimer
+from flowrl.samplers.chunks import sample
+from flowrl.samplers.flow import FlowSampler
+from flowrl.session import EMA, Session
+from flowrl.step import Pass, improve
+from flowrl.types import Draw, Prompt, Sampler, Samples, Scores
+
+EVAL_SEED = 20_000
+"""Seed of held-out samples: the same pictures' noise in every run, so runs and checkpoints are compared in pairs."""
+RATIO_LIMIT = 1e-3
+"""Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
+
+
+def make(
+    session: Session, prompts: list[Prompt], draw: Draw, sampler: Sampler, weights: str, rows: int, timer: PhaseTimer
+) -> tuple[Any, Samples]:
+    """Sample and decode: ``(rollout, what rewards may see)``."""
+    policy = session.policy
+    with timer("sample"):
+        condition = policy.condition([prompt.text for prompt in prompts])
+        with policy.using(weights):
+            rollout = sample(sampler, policy, condition, draw, rows)
+    with timer("decode"):
+        return rollout, Samples(prompts, images=policy.decode(rollout.final))
+
+
+def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores, Tensor]:
+    """One iteration: metrics, and what was made with its scores and credit."""
+    config, algorithm, progress = session.config, session.algorithm, session.progress
+    iteration, seed, group_size = progress.iteration, config.train.seed, config.data.group
+    drawn = session.prompts.draw(iteration, config.data.prompts, seed)
+    prompts = [prompt for prompt in drawn for _ in range(group_size)]
+    draw = Draw(
+        seeds=seeds(seed, "sample", iteration, count=len(prompts)),
+        group=torch.arange(len(drawn)).repeat_interleave(group_size),
+        iteration=iteration,
+        shared_seed=derive(seed, "shared", iteration),
+    )
+    before = session.policy.network_calls
+    behaviour = algorithm.behaviour
+    rollout, samples = make(
+        session, prompts, draw, algorithm.sampler, behaviour, config.train.sample_batch, timer
+    )
+    with timer("reward"):
+        scores = session.rewards(samples, draw.group)
+    with timer("advantage"):
+        advantage = algorithm.advantage(scores, session.memory)
+    with timer("update"):
+        for options in session.optimizer.param_groups:
+            options["lr"] = session.learning_rate()
+        settings = Pass(
+            updates=config.train.updates,
+            epochs=config.train.epochs,
+            micro_batch=config.train.micro_batch,
+            max_grad_norm=config.optimizer.max_grad_norm,
+            seed=derive(seed, "split", iteration),
+        )
+        metrics = improve(
+            session.policy, session.optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings
+        )
+    _advance(session, int(metrics.pop("optimizer_steps")), len(prompts), session.policy.network_calls - before)
+    return metrics | describe_scores(scores, advantage), samples, scores, advantage
+
+
+def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
+    """Count the iteration and let the weight sets follow."""
+    progress = session.progress
+    progress.iteration += 1
+    progress.optimizer_steps += steps
+    progress.samples += samples
+    progress.forwards += forwards
+    for follower in session.algorithm.followers:
+        session.policy.follow(follower.name, follower.decay(progress.optimizer_steps))
+    ema = session.config.train.ema
+    if ema is not None:
+        warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
+        session.policy.follow(EMA, min(ema, warm))
+
+
+def heldout_prompts(session: Session) -> list[Prompt]:
+    """The fixed prompts of the in-training evaluation, each as often as ``eval.samples`` says."""
+    assert session.heldout is not None
+    options = session.config.eval
+    every = list(session.heldout.prompts)
+    count = min(options.prompts or len(every), len(every))
+    spread = [every[i * len(every) // count] for i in range(count)]
+    return [prompt for prompt in spread for _ in range(options.samples)]
+
+
+def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores]:
+    """Rewards on held-out prompts at fixed seeds, by a deterministic sampler."""
+    options, prompts = session.config.eval, heldout_prompts(session)
+    trained = session.algorithm.sampler
+    assert isinstance(trained, FlowSampler)
+    sampler = FlowSampler(
+        steps=options.steps or trained.steps,
+        guidance=options.guidance if options.guidance is not None else trained.guidance,
+    )
+    group = torch.arange(len(prompts)) // options.samples
+    draw = Draw(seeds(EVAL_SEED, "eval", count=len(prompts)), group, 0, EVAL_SEED)
+    weights = EMA if options.weights == "ema" and session.config.train.ema is not None else "live"
+    inner = PhaseTimer()
+    with timer("eval"):
+        _, samples = make(session, prompts, draw, sampler, weights, options.batch or session.config.train.sample_batch, inner)
+        scores = session.rewards(samples, group)
+    described = describe_scores(scores, torch.zeros(len(prompts)))
+    wanted = {k: v for k, v in described.items() if k.startswith("reward/") and k.endswith("mean")}
+    metrics = {f"eval/{key.removeprefix('reward/')}": value for key, value in wanted.items() if key != "reward/mean"}
+    return metrics | {"eval/reward/mean": wanted["reward/mean"]}, samples, scores
