@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.data import PromptSet, load_prompts
 from flowrl.errors import UserError
-from flowrl.models import load_policy
 from flowrl.parts.algorithm import Algorithm
+from flowrl.runtime.checkpoint import Exporter
+from flowrl.runtime.restore import open_policy
 from flowrl.score import Rewards, load_rewards
 
 EMA = "ema"
@@ -65,6 +67,15 @@ class Session:
             tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
         return tensors, {"progress": vars(self.progress), "memory": self.memory}
 
+    def exporters(self) -> dict[str, Exporter]:
+        """What a checkpoint holds besides its state, in formats that users load elsewhere: LoRA weights, twice."""
+        if self.config.model.full:
+            return {}
+        return {
+            "lora": lambda path: _exported(self.policy, path, "diffusers"),
+            "peft": lambda path: _exported(self.policy, path, "peft"),
+        }
+
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         try:
@@ -86,8 +97,8 @@ def open_session(config: Config) -> Session:
     algorithm = algorithms.build(config.algorithm)
     prompts = load_prompts(config.data.train)
     heldout = load_prompts(config.data.test) if config.data.test else None
-    rewards = load_rewards(config.rewards)
-    policy = load_policy(**config.model.arguments())
+    rewards = load_rewards(config.rewards, on_nan=config.on_nan)
+    policy = open_policy(config)
     for name in algorithm.weight_sets:
         policy.follow(name, 0.0)
     if config.train.ema is not None:
@@ -102,6 +113,10 @@ def open_session(config: Config) -> Session:
         fused=True,
     )
     return Session(config, policy, algorithm, prompts, heldout, rewards, optimizer)
+
+
+def _exported(policy: Any, path: Path, to: str) -> None:
+    policy.export(path, to)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

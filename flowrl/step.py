@@ -147,8 +147,7 @@ def _gradient(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor,
     else:
         for block, decisions, live in _forwards(policy, algorithm, matrix, active, settings):
             batch = matrix.batch(block, decisions, full[block][:, decisions], live)
-            loss = _loss(algorithm, live, batch, tally)
-            loss.backward()
+            _loss(algorithm, live, batch, tally).backward()
 
 
 def _active(algorithm: Algorithm, matrix: _Matrix, weight: Tensor) -> Tensor:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import derive, seeds
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.runtime import checkpoint
+from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.geometry import geometry
+from flowrl.runtime.progress import Display
+from flowrl.runtime.resume import begin
+from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.runtime.tracking import Trackers
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.flow import FlowSampler
-from flowrl.session import EMA, Session
+from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
 from flowrl.types import Draw, Prompt, Sampler, Samples, Scores
 
@@ -123,3 +130,132 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     wanted = {k: v for k, v in described.items() if k.startswith("reward/") and k.endswith("mean")}
     metrics = {f"eval/{key.removeprefix('reward/')}": value for key, value in wanted.items() if key != "reward/mean"}
     return metrics | {"eval/reward/mean": wanted["reward/mean"]}, samples, scores
+
+
+def train(config: Config, *, resume: str | None = None, display: Display | None = None) -> Path:
+    """Run a config; returns the run directory.
+
+    resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on from there.
+    Raises `UserError` for anything the user can mend; what was finished before is on disk.
+    """
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    geometry(config, algorithms.build(config.algorithm))  # impossible batches, before anything is loaded
+    with RunDirectory(config.directory) as run:
+        start = begin(config, run, resume)
+        session = open_session(config)
+        if start is not None:
+            session.restore(start.tensors, start.values)
+        trackers = Trackers(config.log.trackers, run.path, config.log.project, config.model_dump(mode="json"))
+        done, total = session.progress.iteration, config.train.iterations
+        try:
+            with Interrupts() as interrupts, display or Display(config.name, total, done) as shown:
+                _loop(session, run, trackers, shown, interrupts, fresh=start is None)
+        finally:
+            trackers.close()
+            session.rewards.close()
+    return run.path
+
+
+def _loop(
+    session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
+) -> None:
+    config, progress = session.config, session.progress
+    timer, clock = PhaseTimer(), _Clock(progress.seconds)
+    latest: dict[str, float] = {}
+    if fresh and config.eval.every:
+        latest = _evaluate(session, run, timer)
+        _publish(session, run, trackers, shown, latest | timer.collect(), clock)
+    while progress.iteration < config.train.iterations:
+        try:
+            metrics, samples, scores, advantage = iterate(session, timer)
+        except UserError:
+            if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
+                _save(session, run, latest, clock)
+            raise
+        _check(session, metrics)
+        last = progress.iteration == config.train.iterations
+        if config.eval.every and (last or progress.iteration % config.eval.every == 0):
+            latest = _evaluate(session, run, timer)
+            metrics |= latest
+        if config.log.images and (last or progress.iteration % config.log.every_images == 0):
+            keys = seeds(config.train.seed, "sample", progress.iteration - 1, count=len(samples))
+            run.save_samples(progress.iteration, samples, scores, advantage, seeds=keys, count=config.log.images)
+        _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
+        due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
+        if due or last or interrupts.requested:
+            _save(session, run, latest, clock)
+        if interrupts.requested:
+            shown.note(f"{interrupts.requested}: saved after iteration {progress.iteration}; go on with --resume auto")
+            return
+
+
+class _Clock:
+    """Seconds of a run, over all its sessions."""
+
+    def __init__(self, before: float) -> None:
+        self._start = time.perf_counter() - before
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def _publish(
+    session: Session,
+    run: RunDirectory,
+    trackers: Trackers,
+    shown: Display,
+    metrics: dict[str, float],
+    clock: _Clock,
+) -> None:
+    progress = session.progress
+    progress.seconds = clock()
+    line = {
+        "step": progress.iteration,
+        "samples": progress.samples,
+        "time": progress.seconds,
+        "network/forwards": progress.forwards,
+        "lr": session.learning_rate(),
+        **metrics,
+    }
+    run.log(line)
+    trackers.log(line, progress.iteration)
+    shown.update(progress.iteration, line)
+
+
+def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
+    metrics, samples, scores = evaluate_heldout(session, timer)
+    count = min(session.config.log.images, len(samples))
+    seen = torch.zeros(len(samples))
+    keys = seeds(EVAL_SEED, "eval", count=len(samples))
+    folder = RunDirectory(run.path / "heldout")
+    folder.save_samples(session.progress.iteration, samples, scores, seen, seeds=keys, count=count)
+    return metrics
+
+
+def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: _Clock) -> None:
+    session.progress.seconds = clock()
+    tensors, values = session.state()
+    options = session.config.checkpoint
+    checkpoint.save(
+        run.checkpoints,
+        session.progress.iteration,
+        tensors,
+        values,
+        session.exporters(),
+        metrics,
+        facts={"reference": session.policy.weights.fingerprint("reference"), "base": session.config.model.path},
+        keep=options.keep,
+        best=options.best,
+    )
+
+
+def _check(session: Session, metrics: dict[str, float]) -> None:
+    """Stop a run whose sampler and trainer disagree: its ratios, and so its gradients, would mean nothing."""
+    off = metrics["ratio/first_max_deviation"]
+    if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
+        raise UserError(
+            f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers differently in "
+            "sampling and in training (dropout? an algorithm whose log-density is summed over a large latent? "
+            "estimator.reduction=mean)"
+        )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -248,11 +248,11 @@ class Estimator(Protocol):
         """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""
         ...
 
-    def old(self, rollout: Rollout, rows: Rows) -> Likelihood | None:
+    def old(self, rollout: Rollout, rows: Any) -> Likelihood | None:
         """The sampling policy's likelihood if the rollout already tells it, else ``None`` (then it is measured)."""
         ...
 
-    def __call__(self, policy: Any, rows: Rows, condition: Condition, against: Sequence[str] = ()) -> Likelihood:
+    def __call__(self, policy: Any, rows: Any, condition: Condition, against: Sequence[str] = ()) -> Likelihood:
         """Likelihood at the probe; ``against`` names weight sets to measure distances to (frozen sets run first)."""
         ...
 
@@ -276,20 +276,12 @@ class Emphasis(Protocol):
 
 
 class Objective(Protocol):
-    @property
-    def coupled(self) -> bool:
-        """Whether the loss of a decision depends on other decisions, so that it needs the whole [N, D] matrix."""
-        ...
-
-    @property
-    def idle_at_zero(self) -> bool:
-        """Whether a decision of advantage exactly 0 has no gradient (it may then be skipped)."""
-        ...
-
-    @property
-    def compares(self) -> bool:
-        """Whether it reads ``batch.old``; if not, the old likelihood need not be measured."""
-        ...
+    coupled: ClassVar[bool]
+    """Whether the loss of a decision depends on other decisions, so that it needs the whole [N, D] matrix."""
+    idle_at_zero: ClassVar[bool]
+    """Whether a decision of advantage exactly 0 has no gradient (it may then be skipped)."""
+    compares: ClassVar[bool]
+    """Whether it reads ``batch.old``; if not, the old likelihood need not be measured."""
 
     @property
     def bounds(self) -> tuple[float, float] | None:

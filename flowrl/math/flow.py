@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.gaussians import squared_norm
+from flowrl.types import Dynamics
 
 Coefficients = tuple[Tensor, Tensor, Tensor]
 
@@ -162,7 +163,7 @@ class SDEDPM:
         return kept + clean, -clean * t, t_next * (1 - decay**2).clamp(min=0).sqrt()
 
 
-Dynamics = ODE | FlowSDE | DanceSDE | CPS | DDIM | SDEDPM
+Kernel = ODE | FlowSDE | DanceSDE | CPS | DDIM | SDEDPM
 
 
 def dpm_solver_2m(

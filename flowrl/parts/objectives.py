@@ -18,7 +18,10 @@ class ScoreFunction:
     coupled: ClassVar[bool] = False
     idle_at_zero: ClassVar[bool] = True
     compares: ClassVar[bool] = False
-    bounds: ClassVar[None] = None
+
+    @property
+    def bounds(self) -> None:
+        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         return -batch.advantage * likelihood.logp
@@ -87,7 +90,10 @@ class ImplicitPair:
     coupled: ClassVar[bool] = False
     idle_at_zero: ClassVar[bool] = False
     compares: ClassVar[bool] = False
-    bounds: ClassVar[None] = None
+
+    @property
+    def bounds(self) -> None:
+        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         good = (batch.advantage / self.max_advantage).clamp(-1, 1) / 2 + 0.5

@@ -1,0 +1,23 @@
+"""flowrl: reinforcement-learning fine-tuning of generative models."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowrl.evaluation import evaluate as evaluate
+    from flowrl.models import load_policy as load_policy
+    from flowrl.train import train as train
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "load_policy", "train"]
+
+_HOMES = {"evaluate": "flowrl.evaluation", "load_policy": "flowrl.models", "train": "flowrl.train"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that `flowrl --help` does not wait for torch and diffusers.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flowrl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,27 @@
+"""The configuration of a run: one YAML file, checked in full before any model is loaded."""
+
+from flowrl.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    LoRAConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "LoRAConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RewardConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,61 @@
+"""Pydantic's findings as one sentence per key."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+from types import UnionType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from flowrl.errors import UserError, did_you_mean
+
+
+def explain_errors(error: ValidationError, root: type[BaseModel], source: str) -> UserError:
+    """One `UserError` that names every bad key, the value found and the remedy."""
+    sentences = list(dict.fromkeys(_sentence(finding, root) for finding in error.errors()))
+    lead = f"{source}: "
+    return UserError(lead + (sentences[0] if len(sentences) == 1 else "".join(f"\n  - {s}" for s in sentences)))
+
+
+def _sentence(finding: Any, root: type[BaseModel]) -> str:
+    # A union's members appear in the location as "str" and "dict[str,any]"; only real keys are shown.
+    location = [part for part in finding["loc"] if isinstance(part, int) or part.isidentifier() or "-" in part]
+    key = ".".join(str(part) for part in location)
+    if finding["type"] == "extra_forbidden":
+        return _unknown(key, finding["input"], location, root)
+    if finding["type"] == "missing":
+        return f"{key} is missing; every config needs it"
+    message = finding["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key}={finding['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[BaseModel]) -> str:
+    word, known = str(location[-1]), _section(root, location[:-1]).model_fields
+    while isinstance(value, dict) and len(value) == 1:  # a misspelt section: name the key that was meant to be set
+        inner, value = next(iter(value.items()))
+        key = f"{key}.{inner}"
+    elsewhere = [f"{name}.{word}" for name in root.model_fields if word in _section(root, [name]).model_fields]
+    if elsewhere and word not in root.model_fields:
+        return f"unknown key {key}={value!r}; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return f"unknown key {key}={value!r}{did_you_mean(word, known)}"
+
+
+def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
+    """The model class that holds the key at ``location``."""
+    current = root
+    for part in location:
+        if isinstance(part, str):
+            current = next(_models(current.model_fields[part].annotation), current)
+    return current
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif typing.get_origin(annotation) is not None or isinstance(annotation, UnionType):
+        for argument in typing.get_args(annotation):
+            yield from _models(argument)

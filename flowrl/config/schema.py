@@ -1,0 +1,251 @@
+"""Every key of a config file: its type, default, range and meaning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from flowrl.config.errors import explain_errors
+from flowrl.config.reading import apply_overrides, read_yaml, write_yaml
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class LoRAConfig(_Section):
+    """Low-rank adapters."""
+
+    rank: PositiveInt = Field(32, description="rank of the update of each adapted layer")
+    alpha: PositiveFloat = Field(64, description="scale: the update is multiplied by alpha / rank")
+    targets: list[str] | None = Field(None, description="names of the layers to adapt; null = attention projections")
+    dropout: Fraction = Field(0.0, description="dropout on the adapters' input while training")
+
+
+class ModelConfig(_Section):
+    """The policy that is fine-tuned."""
+
+    path: str = Field(min_length=1, description="folder, hub id (owner/name) or embedded world (shapes)")
+    call: dict[str, Any] = Field({}, description="extra arguments of the pipeline's call, such as guidance_scale")
+    lora: LoRAConfig = Field(LoRAConfig(), description="low-rank adapters")
+    full: bool = Field(False, description="train all weights of the denoiser instead of LoRA")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the frozen network")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
+    attention: str | None = Field(None, description="attention backend of diffusers; null = its default")
+    compile: bool = Field(False, description="torch.compile the denoiser")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    adapter: str | None = Field(None, description="LoRA folder to start from")
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`)."""
+        from flowrl.models.diffusion.lora import LoRAOptions  # torch: only when a model is about to be loaded
+
+        plain = self.model_dump(exclude={"path", "lora", "adapter"})
+        given = self.lora.model_dump(exclude_none=True)
+        if "targets" in given:
+            given["targets"] = tuple(given["targets"])
+        return {"path_or_pipeline": self.path, "lora": None if self.full else LoRAOptions(**given), **plain}
+
+
+class DataConfig(_Section):
+    """Prompts, and how many of them make an iteration."""
+
+    train: str = Field("shapes:train", description="world:split, .txt, .jsonl, .json, .parquet or hf:name:split")
+    test: str | None = Field("shapes:test", description="prompts of the evaluation; null = none")
+    prompts: PositiveInt = Field(18, description="prompts per iteration")
+    group: PositiveInt = Field(12, description="samples per prompt")
+
+
+class RewardConfig(_Section):
+    """One reward."""
+
+    use: str = Field(min_length=1, description="name, path.py:function or module:function")
+    weight: float = Field(1.0, description="factor in the total; 0 = only watched")
+    name: str | None = Field(None, description="name in metrics; null = the function's")
+    options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
+    device: str | None = Field(None, description="device of a reward that holds a model")
+    batch_size: PositiveInt | None = Field(None, description="samples per call; null = all at once")
+
+
+def _named(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+def _preset(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("use"), str)):
+        return value
+    raise ValueError("give the name of a preset, or {use: preset, part: {field: value}}; see `flowrl algorithms`")
+
+
+Reward = Annotated[RewardConfig, BeforeValidator(_named)]
+Preset = Annotated[str | dict[str, Any], BeforeValidator(_preset)]
+
+
+class OptimizerConfig(_Section):
+    """AdamW."""
+
+    lr: NonNegativeFloat = Field(3e-4, description="learning rate")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of the gradient's two moments")
+    weight_decay: NonNegativeFloat = Field(1e-4, description="decoupled weight decay")
+    eps: PositiveFloat = Field(1e-8, description="added to the root of the second moment")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradients of a larger norm are scaled down to it")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="lr after the warm-up")
+    warmup: NonNegativeInt = Field(0, description="optimiser steps over which lr rises from 0")
+
+
+class TrainConfig(_Section):
+    """How long, and in what portions."""
+
+    iterations: PositiveInt = Field(description="rounds of sampling and updating")
+    updates: PositiveInt = Field(1, description="optimiser steps per pass over the samples")
+    epochs: PositiveInt = Field(1, description="passes over the samples of an iteration")
+    micro_batch: PositiveInt = Field(64, description="decisions per forward and backward; changes memory, not results")
+    sample_batch: PositiveInt = Field(256, description="samples per forward of the sampler; as micro_batch")
+    seed: NonNegativeInt = Field(0, description="all randomness of the run follows from it")
+    threads: PositiveInt | None = Field(None, description="CPU threads of torch; null = torch's default")
+    ema: Fraction | None = Field(0.9, description="decay of averaged weights, per iteration; null = none")
+
+
+class EvalConfig(_Section):
+    """Evaluation during training."""
+
+    every: NonNegativeInt = Field(10, description="iterations between evaluations; 0 = never")
+    prompts: PositiveInt | None = Field(None, description="the first so many of data.test; null = all")
+    samples: PositiveInt = Field(1, description="samples per prompt")
+    steps: PositiveInt | None = Field(None, description="sampling steps; null = as in training")
+    guidance: NonNegativeFloat | None = Field(None, description="guidance scale; null = as in training")
+    weights: Literal["ema", "live"] = Field("ema", description="which weights are evaluated")
+    batch: PositiveInt | None = Field(None, description="samples per forward; null = train.sample_batch")
+
+
+class CheckpointConfig(_Section):
+    """What is kept of the run."""
+
+    every: NonNegativeInt = Field(20, description="iterations between checkpoints; 0 = only the last")
+    keep: PositiveInt = Field(2, description="latest checkpoints to keep, besides the best")
+    best: str | None = Field("eval/reward/mean", description="metric (higher is better) of the best one; null = none")
+
+
+class LogConfig(_Section):
+    """What is shown and written while training."""
+
+    images: NonNegativeInt = Field(8, description="samples saved each time")
+    every_images: PositiveInt = Field(10, description="iterations between saved samples")
+    trackers: list[Literal["tensorboard", "wandb"]] = Field([], description="experiment trackers to feed as well")
+    project: str = Field("flowrl", description="project name for the trackers")
+
+
+class Config(_Section):
+    """A run."""
+
+    name: str = Field(pattern=r"^\w[\w.\-]*$", description="name of the run")
+    model: ModelConfig
+    algorithm: Preset = Field(description="preset, or {use: preset, part: {field: value}}")
+    data: DataConfig = DataConfig()
+    rewards: list[Reward] = Field(min_length=1, description="what is rewarded")
+    on_nan: Literal["raise", "drop_sample", "drop_group"] = Field(
+        "raise", description="when a reward could not score: stop, or leave out the sample or its group"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    out: str | None = Field(None, description="run directory; null = runs/<name>")
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, apply ``key.path=value`` overrides, check everything. Raises `UserError`."""
+        return cls.of(apply_overrides(read_yaml(Path(path)), overrides), str(path))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "config") -> Self:
+        """A config from plain data. Raises `UserError` naming every bad key."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise explain_errors(error, cls, source) from None
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.out) if self.out else Path("runs") / self.name
+
+    def to_yaml(self) -> str:
+        """The resolved config: every key with its value; loading it gives an equal config."""
+        return write_yaml(self.model_dump(mode="json"))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the resolved config."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+    def explain(self) -> str:
+        """Every key, its value, where it is from and what it means, as aligned plain text."""
+        from flowrl.config.explain import explain
+
+        return explain(self)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [message for message, wrong in self._conflicts() if wrong]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _conflicts(self) -> list[tuple[str, bool]]:
+        """Statements about keys that do not fit together, and whether each is true."""
+        samples, steps = self.data.prompts * self.data.group, self.train.updates * self.train.epochs
+        names = [reward.name for reward in self.rewards if reward.name]
+        updates, iterations = self.train.updates, self.train.iterations
+        return [
+            (
+                f"train.updates={updates} is more than the {samples} samples of an iteration "
+                "(data.prompts x data.group); lower it",
+                updates > samples,
+            ),
+            (
+                f"optimizer.warmup={self.optimizer.warmup} is longer than the run's {iterations * steps} "
+                "optimiser steps; lower it",
+                self.optimizer.warmup > iterations * steps,
+            ),
+            (
+                "model.full=true trains all weights, so model.lora means nothing; remove one of them",
+                self.model.full and self.model.lora != LoRAConfig(),
+            ),
+            (
+                "model.full=true cannot start from model.adapter; set full=false, or merge the adapter first",
+                self.model.full and self.model.adapter is not None,
+            ),
+            (
+                f"eval.every={self.eval.every} needs prompts, but data.test is null; set eval.every=0 or data.test",
+                self.eval.every > 0 and self.data.test is None,
+            ),
+            (
+                "eval.weights='ema' needs averaged weights, but train.ema is null; set eval.weights=live",
+                self.eval.every > 0 and self.eval.weights == "ema" and self.train.ema is None,
+            ),
+            (f"rewards: two have the same name ({', '.join(names)}); rename one", len(set(names)) < len(names)),
+            (
+                "rewards: every weight is 0, so there is nothing to learn from; give one a weight",
+                all(reward.weight == 0 for reward in self.rewards),
+            ),
+        ]

@@ -1,0 +1,159 @@
+"""Images on disk in GenEval's official layout: other tools can score what we made, and we what they made.
+
+``FOLDER/00000/metadata.jsonl`` holds one JSON object (the prompt and what it asks for) and
+``FOLDER/00000/samples/0000.png`` its images (djghosh13/geneval, MIT). Read also: a folder of images with a
+``prompts.jsonl`` whose lines name a ``file`` and its ``prompt``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.runtime.files import write_whole
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FILE_KEYS = ("file", "file_name", "filename", "image")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prompt and its images."""
+
+    index: int
+    """Position in the prompt set, whatever part of it is evaluated."""
+    metadata: Mapping[str, Any]
+    """``prompt`` and the prompt's other fields."""
+    images: tuple[Path, ...]
+
+
+def metadata_path(folder: Path, index: int) -> Path:
+    """``00000/metadata.jsonl``."""
+    return folder / f"{index:05d}" / "metadata.jsonl"
+
+
+def sample_path(folder: Path, index: int, sample: int) -> Path:
+    """``00000/samples/0000.png``."""
+    return folder / f"{index:05d}" / "samples" / f"{sample:04d}.png"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
+
+
+def write_image(path: Path, image: Tensor) -> None:
+    """Write [3, H, W] in [0, 1] as PNG; values are rounded to the nearest of 256 levels."""
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    Image.fromarray(pixels).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def read_images(paths: Sequence[Path]) -> Tensor:
+    """[n, 3, H, W] float in [0, 1]. Raises UserError for an unreadable file or images of different sizes."""
+    images = [_read_image(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            sizes = " and ".join(f"{i.shape[1]}x{i.shape[0]}" for i in (images[0], image))
+            raise UserError(f"{paths[0]} and {path} differ in size ({sizes}); evaluate one size at a time")
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether ``folder`` holds images in one of the two layouts that ``read_folder`` knows."""
+    return (folder / "prompts.jsonl").is_file() or any(folder.glob("[0-9]*/metadata.jsonl"))
+
+
+def read_folder(folder: Path) -> list[Entry]:
+    """The prompts of a folder and their images. Raises UserError where a file is missing or not understood."""
+    if (folder / "prompts.jsonl").is_file():
+        return _read_listed(folder)
+    entries = []
+    for path in sorted(folder.glob("[0-9]*/metadata.jsonl")):
+        images = sorted(p for p in (path.parent / "samples").glob("*") if p.suffix.lower() in SUFFIXES)
+        if not images:
+            raise UserError(f"{path.parent} has no images in samples/; make them or remove the folder")
+        entries.append(Entry(_index(path.parent), _read_metadata(path), tuple(images)))
+    if not entries:
+        raise UserError(
+            f"{folder} holds no images: expected GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png) "
+            'or prompts.jsonl with lines such as {"file": "a.png", "prompt": "..."}'
+        )
+    return entries
+
+
+def read_json_lines(path: Path, growing: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. Raises UserError, naming the line, for anything else.
+
+    ``growing`` leaves out a damaged last line without a line end: somebody is still writing it.
+    """
+    out = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            if growing and number == len(lines):
+                break
+            raise UserError(f"{path} line {number} is not JSON ({error.msg}); repair it") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path} line {number} should be a JSON object, found {line[:40]!r}; repair it")
+        out.append(value)
+    return out
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    lines = read_json_lines(path)
+    if len(lines) != 1 or not isinstance(lines[0].get("prompt"), str):
+        raise UserError(f"{path} should hold one JSON object with a 'prompt', found {len(lines)} objects; repair it")
+    return lines[0]
+
+
+def _index(folder: Path) -> int:
+    if not folder.name.isdigit():
+        raise UserError(f"{folder} should be named by its prompt's number, such as 00000; rename it")
+    return int(folder.name)
+
+
+def _read_listed(folder: Path) -> list[Entry]:
+    """Lines with the same prompt and fields are the samples of one prompt."""
+    found: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    for number, line in enumerate(read_json_lines(folder / "prompts.jsonl"), start=1):
+        key = next((key for key in FILE_KEYS if key in line), None)
+        if key is None or not isinstance(line.get("prompt"), str):
+            raise UserError(
+                f"{folder / 'prompts.jsonl'} line {number} needs a 'file' and a 'prompt', has {_names(line)}"
+            )
+        path = folder / str(line[key])
+        if not path.is_file():
+            raise UserError(f"{folder / 'prompts.jsonl'} line {number} names {line[key]!r}, which is not in {folder}")
+        metadata = {name: value for name, value in line.items() if name != key}
+        found.setdefault(json.dumps(metadata, sort_keys=True), (metadata, []))[1].append(path)
+    return [Entry(index, metadata, tuple(paths)) for index, (metadata, paths) in enumerate(found.values())]
+
+
+def _names(keys: Iterable[str]) -> str:
+    return ", ".join(repr(key) for key in keys) or "nothing"
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is not a readable image ({error}); make it again") from error

@@ -1,0 +1,54 @@
+"""What is evaluated: a model, a training run (before and after), a LoRA, or images that exist already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flowrl.config import Config
+from flowrl.evaluation.layout import Entry
+from flowrl.types import FlowPolicy, Prompt
+
+Kind = Literal["model", "run", "lora", "images"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One set of weights to make images with."""
+
+    name: str
+    """``base``, ``tuned`` or ``model``; also the name of its folder."""
+    open: Callable[[], FlowPolicy]
+    """Loads the weights; called only when images are missing."""
+    identity: Mapping[str, Any]
+    """Names the weights: images made under another identity are made again."""
+    weights: str = "live"
+    """The weight set to sample with."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the user named, understood."""
+
+    text: str
+    kind: Kind
+    arms: tuple[Arm, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    """The images of an image folder."""
+    folder: Path | None = None
+    """The image folder."""
+    world: str | None = None
+    """The embedded world that the model belongs to."""
+    config: Config | None = None
+    """Of a run, or of the run that a LoRA came from."""
+
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts an image folder came with."""
+        return tuple(
+            Prompt(
+                str(entry.metadata["prompt"]), entry.index, {k: v for k, v in entry.metadata.items() if k != "prompt"}
+            )
+            for entry in self.entries
+        )

@@ -1,0 +1,191 @@
+"""What the denoiser is told about a prompt: encoded once per unique text, stored once, gathered by row."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.models.diffusion.capture import Recorder
+from flowrl.models.diffusion.layout import Path, pick, same, split
+from flowrl.models.diffusion.recipe import PROBES, CallRecipe, Recipe
+
+CHUNK = 16
+"""Prompts given to the text encoders at once."""
+
+REST: Path = ("",)
+"""Key of the constant channels that share an input with the latents."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Inputs of one branch for P prompts; a branch that is the same for all of them keeps one row."""
+
+    rows: dict[Path, Any]
+    """Batch-first leaves [P, ...] or [1, ...], or lists."""
+    template: dict[str, Any]
+    """The call's inputs with everything that does not depend on the prompt."""
+    constant: bool
+
+    def take(self, index: Tensor) -> dict[Path, Any]:
+        """Leaves of the rows ``index`` [N]."""
+        index = torch.zeros_like(index) if self.constant else index
+        return {path: pick(value, index) for path, value in self.rows.items()}
+
+
+@dataclass(frozen=True)
+class DiffusionCondition:
+    """Conditioning of N rows: the branches of P unique prompts, and which prompt each row has."""
+
+    branches: tuple[Branch, ...]
+    index: Tensor
+    """[N] int64 into the unique prompts."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: Tensor) -> DiffusionCondition:
+        return replace(self, index=self.index[rows.to(self.index.device)])
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One prompt's branches, each leaf with a batch of 1."""
+
+    rows: tuple[dict[Path, Any], ...]
+    templates: tuple[dict[str, Any], ...]
+    size: int
+
+    def fits(self, other: _Encoded) -> bool:
+        """Whether both can share tensors: equal shapes, and equal inputs besides."""
+        return same(self.templates, other.templates) and all(
+            _shape(mine[path]) == _shape(theirs[path])
+            for mine, theirs in zip(self.rows, other.rows, strict=True)
+            for path in mine
+        )
+
+
+class Encoder:
+    """Texts to conditions, remembering the most recent ones up to ``limit_bytes``.
+
+    A pipeline that pads to the longest prompt of the batch gives a text different shapes in different batches; for
+    those the prompts of one condition are encoded together and that set of prompts is what is remembered.
+    """
+
+    def __init__(self, recorder: Recorder, recipe: Recipe, limit_bytes: int = 1 << 30) -> None:
+        self._recorder = recorder
+        self._recipe = recipe
+        self._limit = limit_bytes
+        self._memory: OrderedDict[tuple[str, ...], list[_Encoded]] = OrderedDict()
+        self.texts_encoded = 0
+        """Prompts the text encoders have seen."""
+        self._interned: dict[int, dict[Path, Any]] = {}
+        short, long = self._capture([PROBES[1]])[0], self._capture([PROBES[0]])[0]
+        self.ragged = not short.fits(long)
+
+    def __call__(self, prompts: Sequence[str]) -> DiffusionCondition:
+        texts = list(dict.fromkeys(prompts))
+        entries = self._together(texts) if self.ragged else self._one_by_one(texts)
+        position = {text: i for i, text in enumerate(texts)}
+        index = torch.tensor([position[text] for text in prompts], device=self._recorder.pipeline._execution_device)
+        branches = tuple(self._branch(entries, i) for i in range(len(self._recipe.branches)))
+        return DiffusionCondition(branches, index)
+
+    def _together(self, texts: list[str]) -> list[_Encoded]:
+        key = tuple(texts)
+        if key not in self._memory:
+            self._remember(key, self._capture(texts))
+        self._memory.move_to_end(key)
+        return self._memory[key]
+
+    def _one_by_one(self, texts: list[str]) -> list[_Encoded]:
+        entries = {text: self._memory[(text,)][0] for text in texts if (text,) in self._memory}
+        missing = [text for text in texts if text not in entries]
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            for text, entry in zip(chunk, self._capture(chunk), strict=True):
+                entries[text] = entry
+                self._remember((text,), [entry])
+        for text in texts:
+            if (text,) in self._memory:
+                self._memory.move_to_end((text,))
+        return [entries[text] for text in texts]
+
+    def _remember(self, key: tuple[str, ...], entries: list[_Encoded]) -> None:
+        self._memory[key] = entries
+        total = sum(entry.size for kept in self._memory.values() for entry in kept)
+        while total > self._limit and len(self._memory) > 1:
+            _, dropped = self._memory.popitem(last=False)
+            total -= sum(entry.size for entry in dropped)
+
+    def _capture(self, texts: list[str]) -> list[_Encoded]:
+        calls = self._recorder.calls(texts, len(self._recipe.calls))
+        self.texts_encoded += len(texts)
+        rows: list[dict[Path, Any]] = []
+        templates: list[dict[str, Any]] = []
+        for recipe, call in zip(self._recipe.calls, calls, strict=True):
+            rows += _branch_rows(recipe, call.inputs)
+            templates += [_template(recipe, call.inputs)] * recipe.branches
+        return [self._encoded(rows, templates, i) for i in range(len(texts))]
+
+    def _encoded(self, rows: list[dict[Path, Any]], templates: list[dict[str, Any]], i: int) -> _Encoded:
+        """Prompt ``i`` of a capture. The unconditional branch of every prompt is one object."""
+        own = [{path: _row(value, i) for path, value in branch.items()} for branch in rows]
+        size = sum(_bytes(value) for branch in own for value in branch.values())
+        other = self._recipe.guidance.unconditional
+        if other is not None:
+            known = self._interned.setdefault(other, own[other])
+            if same(known, own[other]):
+                own[other] = known
+        return _Encoded(tuple(own), tuple(templates), size)
+
+    def _branch(self, entries: list[_Encoded], branch: int) -> Branch:
+        first = entries[0].rows[branch]
+        constant = all(same(first[path], entry.rows[branch][path]) for entry in entries[1:] for path in first)
+        kept = entries[:1] if constant else entries
+        rows = {path: _concatenate([entry.rows[branch][path] for entry in kept]) for path in first}
+        return Branch(rows, entries[0].templates[branch], constant)
+
+
+def _branch_rows(recipe: CallRecipe, inputs: dict[str, Any]) -> list[dict[Path, Any]]:
+    """Batch-first prompt-dependent leaves of every branch of a call."""
+    rows: list[dict[Path, Any]] = [{} for _ in range(recipe.branches)]
+    for path, value in recipe.layout.leaves(inputs):
+        kind = recipe.layout.batched.get(path)
+        if kind is None or (path in recipe.varying and not (path == recipe.latent.path and recipe.latent.axis is not None)):
+            continue
+        for branch, part in zip(rows, split(value, kind, recipe.branches), strict=True):
+            if path == recipe.latent.path:
+                branch[REST] = recipe.latent.constant(part)
+            else:
+                branch[path] = part
+    return rows
+
+
+def _template(recipe: CallRecipe, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs without what is filled in per row, so that no captured batch is kept alive."""
+    blank = {path: None for path in {*recipe.layout.batched, *recipe.varying}}
+    return recipe.layout.build(inputs, blank)
+
+
+def _row(value: Any, i: int) -> Any:
+    return value[i : i + 1].clone() if isinstance(value, Tensor) else value[i : i + 1]
+
+
+def _concatenate(rows: list[Any]) -> Any:
+    return torch.cat(rows) if isinstance(rows[0], Tensor) else [item for row in rows for item in row]
+
+
+def _shape(value: Any) -> Any:
+    """What must agree for rows to share a tensor: the shape; entries of lists may differ in size."""
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    return sum(_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0

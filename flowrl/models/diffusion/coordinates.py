@@ -1,0 +1,172 @@
+"""From a scheduler's own coordinates to the canonical ones: ``x_t = (1 - t) clean + t noise``, ``v = noise - clean``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+class Coordinates(Protocol):
+    """``native`` is what the scheduler calls the prediction; ``network time`` what its timesteps count."""
+
+    def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
+        """[T] float64 canonical times of a schedule's T timesteps."""
+        ...
+
+    def snap(self, t: Tensor) -> Tensor: ...
+    def network_time(self, t: Tensor) -> Tensor:
+        """[N] float64: the scheduler's timestep at canonical ``t`` [N]."""
+        ...
+
+    def to_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network reads, for canonical ``x`` [N, ...] at ``t`` [N]."""
+        ...
+
+    def from_network(self, x: Tensor, t: Tensor) -> Tensor: ...
+    def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Canonical velocity [N, ...] from the native prediction at canonical ``x``."""
+        ...
+
+    def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FlowCoordinates:
+    """Rectified flow: the scheduler's sigma is ``t`` (``1 - t`` if ``reversed_``), its prediction is ``v`` (``-v``)."""
+
+    train_steps: int = 1000
+    reversed_: bool = False
+    truncate: bool = False
+    """Whether the scheduler rounds its timesteps down to integers (UniPC and DPM-Solver in flow mode do)."""
+
+    def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
+        t = (timesteps / self.train_steps if sigmas is None else sigmas[: len(timesteps)]).double()
+        return 1 - t if self.reversed_ else t
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
+    def network_time(self, t: Tensor) -> Tensor:
+        level = (1 - t if self.reversed_ else t) * self.train_steps
+        # sigmas are float32: 0.9999999 of a step is that step
+        return (level + 1e-4).floor() if self.truncate else level
+
+    def to_network(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+    def from_network(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+    def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return -native if self.reversed_ else native
+
+    def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
+        return noise
+
+
+@dataclass(frozen=True)
+class DiffusionCoordinates:
+    """DDPM models. The network reads ``x_vp = sqrt(a) clean + sqrt(1 - a) noise`` and with ``m = sqrt(a) + sqrt(1 - a)``
+    the canonical point is ``x = x_vp / m`` at ``t = sqrt(1 - a) / m``; so ``t / (1 - t)`` is the noise-to-signal ratio.
+    """
+
+    times: Tensor
+    """[1000] float64 ascending: canonical time of every discrete timestep."""
+    prediction: Prediction = "epsilon"
+    exploding: bool = False
+    """Whether the pipeline's latents are ``clean + ratio * noise`` (Euler schedulers), else ``x_vp``."""
+
+    def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
+        ratios = _ratio(self.times.cpu())
+        # Euler schedulers interpolate the ratio between the discrete times
+        ratio = _interpolate(torch.arange(len(ratios), dtype=torch.float64), ratios, timesteps.double())
+        return ratio / (1 + ratio)
+
+    def snap(self, t: Tensor) -> Tensor:
+        times = self.times.to(t.device)
+        return times[self.network_time(t).round().long()].to(t.dtype)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        ratios = _ratio(self.times.to(t.device))
+        steps = torch.arange(len(ratios), dtype=torch.float64, device=t.device)
+        return _interpolate(ratios, steps, _ratio(t.double()))
+
+    def to_network(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * _like(1 / _norm(t), x)
+
+    def from_network(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * _like(_norm(t), x)
+
+    def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """With ``p = 1 - t`` and ``n = sqrt(p^2 + t^2)`` (so ``x_vp = x / n``): epsilon: ``v = (eps - x) / p``;
+        v-prediction ``u``: ``n u = p eps - t clean`` and ``x = p clean + t eps``, so ``v = ((t - p) x + n u) / n^2``;
+        sample: ``v = (x - clean) / t``."""
+        p = 1 - t
+        if self.prediction == "epsilon":
+            return (native - x) * _like(1 / p, x)
+        if self.prediction == "sample":
+            return (x - native) * _like(1 / t, x)
+        norm = _norm(t)
+        return x * _like((t - p) / norm**2, x) + native * _like(1 / norm, x)
+
+    def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
+        """The pipeline starts at ``init_noise_sigma * noise`` in its own scale."""
+        return noise * (init_noise_sigma * float((1 - t) if self.exploding else _norm(t)))
+
+
+def grid(levels: Tensor) -> Tensor:
+    """[T + 1] descending times ending with 0: solvers of higher order list some of the T ``levels`` twice."""
+    return torch.cat([torch.unique_consecutive(levels), torch.zeros(1, dtype=torch.float64)])
+
+
+def coordinates_of(scheduler: Any, exploding: bool) -> Coordinates:
+    """The coordinates a scheduler works in, told from its configuration; ``exploding`` is measured by the caller."""
+    config = scheduler.config
+    name = type(scheduler).__name__
+    kind = config.get("prediction_type", None)
+    if name.startswith("FlowMatchEuler") or name.startswith("FlowMatchHeun") or _is_flow(config):
+        return FlowCoordinates(
+            train_steps=int(config.get("num_train_timesteps", 1000)),
+            reversed_=bool(config.get("invert_sigmas", False)),
+            truncate=not name.startswith("FlowMatch"),
+        )
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None or kind not in ("epsilon", "v_prediction", "sample"):
+        raise UserError(f"{name} with prediction_type={kind!r} is neither a flow nor a DDPM scheduler; it is not supported")
+    signal = torch.as_tensor(alphas).double().sqrt()
+    noise = (1 - torch.as_tensor(alphas).double()).sqrt()
+    return DiffusionCoordinates((noise / (signal + noise)).cpu(), kind, exploding)
+
+
+def _is_flow(config: Any) -> bool:
+    return config.get("prediction_type", None) == "flow_prediction" or bool(config.get("use_flow_sigmas", False))
+
+
+def _norm(t: Tensor) -> Tensor:
+    """``n``: the length of ``(1 - t, t)``."""
+    return ((1 - t) ** 2 + t**2).sqrt()
+
+
+def _ratio(t: Tensor) -> Tensor:
+    """Noise over signal; finite where a schedule ends without signal."""
+    return t / (1 - t).clamp(min=1e-8)
+
+
+def _interpolate(xs: Tensor, ys: Tensor, at: Tensor) -> Tensor:
+    """Piecewise linear through ``(xs, ys)``, constant outside."""
+    right = torch.searchsorted(xs, at.contiguous()).clamp(1, len(xs) - 1)
+    low, high = xs[right - 1], xs[right]
+    share = ((at - low) / (high - low)).clamp(0, 1)
+    return ys[right - 1] + share * (ys[right] - ys[right - 1])
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """[N] -> [N, 1, ...] in ``x``'s type."""
+    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,116 @@
+"""How a pipeline mixes its denoiser's branches into one prediction: recovered from what it did with known numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+
+Correction = Callable[[Tensor, Tensor], Tensor]
+
+
+def plain(mixed: Tensor, conditional: Tensor) -> Tensor:
+    """Classifier-free guidance (arXiv:2207.12598)."""
+    return mixed
+
+
+def last_axis_norm(mixed: Tensor, conditional: Tensor) -> Tensor:
+    """Lumina2, Qwen-Image: the conditional prediction's norm along the last axis."""
+    return mixed * (conditional.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+
+
+def sample_norm_limit(mixed: Tensor, conditional: Tensor) -> Tensor:
+    """Z-Image: no longer than the conditional prediction, per sample."""
+    axes = tuple(range(1, mixed.ndim))
+    limit = torch.linalg.vector_norm(conditional, dim=axes, keepdim=True)
+    return mixed * (limit / torch.linalg.vector_norm(mixed, dim=axes, keepdim=True)).clamp(max=1)
+
+
+CORRECTIONS: tuple[Correction, ...] = (plain, last_axis_norm, sample_norm_limit)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """``prediction = sign * correction(other + scale * (conditional - other), conditional)`` over the captured branches."""
+
+    sign: float
+    scale: float = 1.0
+    conditional: int = 0
+    """Index of the conditional branch in the order of the denoiser's rows and calls."""
+    unconditional: int | None = None
+    """``None``: the pipeline runs one branch only."""
+    correction: Correction = plain
+    rescale: float = 0.0
+    """Share of the prediction whose standard deviation is set to the conditional's (arXiv:2305.08891, 3.4)."""
+
+    def mix(self, conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
+        """The pipeline's prediction from the branches' [n, ...]; without the unconditional one, guidance is off."""
+        if unconditional is None:
+            return conditional * self.sign
+        mixed = self.correction(unconditional + scale * (conditional - unconditional), conditional)
+        if self.rescale:
+            axes = tuple(range(1, mixed.ndim))
+            matched = mixed * (conditional.std(dim=axes, keepdim=True) / mixed.std(dim=axes, keepdim=True))
+            mixed = self.rescale * matched + (1 - self.rescale) * mixed
+        return mixed * self.sign
+
+
+def recover(branches: Sequence[Tensor], seen: Tensor, rescale: float, name: str) -> Guidance:
+    """The guidance that turns the branches' predictions (random numbers of our own) into what the scheduler saw.
+
+    Raises:
+        UserError: when no known formula does.
+    """
+    if len(branches) == 1:
+        for sign in (1.0, -1.0):
+            if _equal(branches[0] * sign, seen):
+                return Guidance(sign)
+    if len(branches) == 2:
+        for candidate in _two_branches(branches, seen, rescale):
+            pair = branches[candidate.conditional], branches[1 - candidate.conditional]
+            if _equal(candidate.mix(*pair, candidate.scale), seen):
+                return candidate
+    raise UserError(
+        f"{name} mixes the {len(branches)} predictions of its denoiser in a way flowrl does not know; switch its guidance off"
+        " with model.call (such as guidance_scale: 1.0), or use a pipeline with classifier-free guidance"
+    )
+
+
+def _two_branches(branches: Sequence[Tensor], seen: Tensor, rescale: float) -> list[Guidance]:
+    """Candidates: the two coefficients, up to a factor per position, by least squares; corrections scale the mix by
+    a positive factor, so a position's ratio of coefficients gives the scale."""
+    found: list[Guidance] = []
+    for sign in (1.0, -1.0):
+        for conditional in (0, 1):
+            cond, uncond = branches[conditional].double(), branches[1 - conditional].double()
+            for scale in _scales(cond, uncond, sign * seen.double()):
+                base = Guidance(sign, scale, conditional, 1 - conditional)
+                found += [replace(base, correction=c) for c in CORRECTIONS]
+                found.append(replace(base, rescale=rescale))
+    return found
+
+
+def _scales(cond: Tensor, uncond: Tensor, seen: Tensor) -> list[float]:
+    """Guidance scales above 1 for which ``seen`` is parallel to ``uncond + scale * (cond - uncond)``, over the whole
+    sample or over its last axis."""
+    scales = []
+    for rows in (1, seen.ndim - 1):
+        pair = [branch.flatten(end_dim=rows - 1)[0].flatten() for branch in (cond, uncond)]
+        solution = torch.linalg.lstsq(torch.stack(pair, dim=1), seen.flatten(end_dim=rows - 1)[0].flatten()[:, None]).solution
+        a, b = (float(v) for v in solution.flatten())
+        if a + b > 0 and a / (a + b) > 1:
+            scales.append(round(a / (a + b), 4))
+    return scales
+
+
+def _equal(ours: Tensor, seen: Tensor) -> bool:
+    """Equal up to the rounding of the pipeline's own arithmetic (bfloat16 keeps 8 bits)."""
+    if ours.shape != seen.shape:
+        return False
+    tolerance = 1e-4 if seen.dtype == torch.float32 else 5e-2
+    gap = (ours.double() - seen.double()).abs().max()
+    return bool(gap <= tolerance * seen.double().abs().max())

@@ -1,0 +1,191 @@
+"""From a model folder, a hub name or a pipeline object to a policy, refusing early what cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flowrl.errors import UserError
+from flowrl.models.diffusion.capture import Recorder, denoiser_name
+from flowrl.models.diffusion.exceptions import CALLS, REFUSED
+from flowrl.models.diffusion.lora import LoRAOptions, adapt
+from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.recipe import calibrate
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WORLDS = ("shapes",)
+"""Embedded worlds with a base model of their own, by name."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision the frozen parts compute."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_policy(
+    path_or_pipeline: Any,
+    *,
+    call: Mapping[str, Any] | None = None,
+    lora: LoRAOptions | None = None,
+    full: bool = False,
+    dtype: str = "float32",
+    device: str = "auto",
+    gradient_checkpointing: bool = False,
+    attention: str | None = None,
+    compile: bool = False,
+    trust_remote_code: bool = False,
+    decode_batch: int = 16,
+    parity: Literal["check", "skip"] = "check",
+) -> DiffusionPolicy:
+    """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
+
+    Args:
+        path_or_pipeline: a folder written by ``save_pretrained``, a hub name, the name of an embedded world
+            (``"shapes"``), or a pipeline object, which is then the policy's own.
+        call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``num_frames``,
+            ready-made ``prompt_embeds``, ...
+        lora: the adapter to train (default: rank 32 on the attention projections); exclusive with ``full``.
+        full: train every parameter of the denoiser.
+        dtype: precision of the frozen parts; trained parameters are always float32.
+        attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
+        compile: compile the denoiser's repeated blocks.
+        decode_batch: images decoded at once.
+
+    Raises:
+        UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
+    """
+    placement = _placement(dtype, device)
+    if full and lora is not None:
+        raise UserError("model.full and model.lora exclude each other; remove one")
+    source, pipeline, defaults = _find(path_or_pipeline, placement, trust_remote_code)
+    refuse(pipeline)
+    network = getattr(pipeline, denoiser_name(pipeline))
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    adaptation = adapt(network, None if full else lora or LoRAOptions())
+    _switch_on(network, gradient_checkpointing, attention, compile)
+    prepare(pipeline, placement)
+    recorder = Recorder(pipeline, {**CALLS.get(type(pipeline).__name__, {}), **defaults, **(call or {})})
+    recipe = calibrate(recorder).to(placement.device)
+    policy = DiffusionPolicy(recorder, recipe, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source)
+    if parity == "check":
+        policy.check_parity()
+    return policy
+
+
+def open_pipeline(source: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """The pipeline saved at ``source``, safetensors only.
+
+    Raises:
+        UserError: when there is none.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise UserError(f"{source} has no model_index.json, so it is not a diffusers pipeline folder; pass the pipeline's root folder")
+    if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise UserError(f"model {source!r} is neither a folder nor a name on the Hugging Face hub (such as 'owner/model')")
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, AttributeError, ImportError, TypeError) as error:
+        what = "cannot be loaded from its folder" if folder.is_dir() else "is not a folder here and cannot be downloaded"
+        reason = str(error).strip().splitlines()
+        raise UserError(f"model {source!r} {what}: {reason[0] if reason else type(error).__name__}") from error
+    if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
+        pipeline.register_modules(safety_checker=None)
+        pipeline.register_to_config(requires_safety_checker=False)
+    return pipeline
+
+
+def refuse(pipeline: Any) -> None:
+    """Raise for a pipeline that is known not to be replayable."""
+    name = type(pipeline).__name__
+    if name in REFUSED:
+        raise UserError(f"{name} is not supported: {REFUSED[name]}")
+    denoiser_name(pipeline)
+
+
+def prepare(pipeline: Any, placement: Placement) -> None:
+    """Move a pipeline to its device and give it a scheduler with a noise-free single step."""
+    pipeline.to(placement.device)
+    pipeline.scheduler = single_step(pipeline.scheduler)
+
+
+def single_step(scheduler: Any) -> Any:
+    """Higher-order, stochastic or clipping DDPM schedulers become DDIM or Euler with the same training schedule (no
+    policy gradient is defined through the history of a multi-step solver). Flow schedulers are kept: only their
+    sigmas are used."""
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+
+    name, config = type(scheduler).__name__, scheduler.config
+    flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if flow or not hasattr(scheduler, "alphas_cumprod"):
+        return scheduler
+    if name.startswith("CogVideoX"):
+        return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
+    if float(scheduler.init_noise_sigma) > 1.5:  # latents in the exploding scale
+        plain = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+        return EulerDiscreteScheduler.from_config(config, **plain)
+    return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
+
+
+def _placement(dtype: str, device: str) -> Placement:
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
+    if place.type == "cpu" and dtype == "float16":
+        raise UserError("model.dtype float16 does not train on a CPU; use float32 or bfloat16")
+    return Placement(place, DTYPES[dtype])
+
+
+def _find(given: Any, placement: Placement, trust: bool) -> tuple[str | None, Any, Mapping[str, Any]]:
+    """``(source, pipeline, default call)``."""
+    if not isinstance(given, (str, Path)):
+        if not hasattr(given, "components") or not callable(given):
+            raise UserError(f"load_policy takes a folder, a hub name or a diffusers pipeline, got {type(given).__name__}")
+        origin = str(given.config.get("_name_or_path") or "")
+        known = (Path(origin) / "model_index.json").is_file()
+        return (origin if known else None), given.to(placement.dtype), {}
+    defaults: Mapping[str, Any] = {}
+    source = str(given)
+    if source in WORLDS and not Path(source).exists():
+        from flowrl.worlds import shapes
+
+        source, defaults = str(shapes.BASE), shapes.CALL
+    return source, open_pipeline(source, placement.dtype, trust), defaults
+
+
+def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
+    kind = type(network).__name__
+    if gradient_checkpointing:
+        if not getattr(network, "_supports_gradient_checkpointing", False):
+            raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
+        network.enable_gradient_checkpointing()
+    if attention is not None:
+        try:
+            network.set_attention_backend(attention)
+        except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
+            raise UserError(f"attention backend {attention!r} is not available for {kind}: {error}") from error
+    if compile:
+        if not getattr(network, "_repeated_blocks", None):
+            raise UserError(f"{kind} names no repeated blocks to compile; set model.compile: false")
+        network.compile_repeated_blocks()

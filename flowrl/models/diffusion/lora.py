@@ -1,0 +1,120 @@
+"""Which parameters of a denoiser are trained: a LoRA adapter by PEFT, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from flowrl.errors import UserError
+
+ADAPTER = "default"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Attention projections of nearly every diffusers network; the last four are those of joint text-image attention."""
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """A low-rank adapter (arXiv:2106.09685); the defaults are Flow-GRPO's for SD3.5."""
+
+    rank: int = 32
+    alpha: float = 64
+    targets: tuple[str, ...] = ATTENTION
+    """Module names, or their last parts."""
+    dropout: float = 0.0
+    """Active only where gradients are; with dropout the first ratios of an iteration are not 1."""
+    init: Literal["gaussian", "default", "pissa", "olora"] = "gaussian"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"model.lora.rank must be at least 1, got {self.rank}")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What is trained in a network."""
+
+    parameters: dict[str, nn.Parameter]
+    lora: LoRAOptions | None
+    """``None`` for full fine-tuning."""
+    dropouts: tuple[nn.Module, ...] = ()
+
+    @contextmanager
+    def dropout(self, active: bool) -> Iterator[None]:
+        """Switch the adapter's dropout on where gradients are taken."""
+        for module in self.dropouts:
+            module.train(active)
+        yield
+
+
+def adapt(network: nn.Module, options: LoRAOptions | None) -> Adaptation:
+    """Freeze ``network`` but for a fresh adapter (or nothing, for ``None``) and keep what is trained in float32."""
+    network.requires_grad_(options is None)
+    if options is None:
+        network.float()
+    else:
+        _add_adapter(network, options)
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+    network.eval()
+    dropouts = [m for name, m in network.named_modules() if "lora_dropout" in name and isinstance(m, nn.Dropout)]
+    return Adaptation(parameters, options, tuple(dropouts))
+
+
+def _add_adapter(network: nn.Module, options: LoRAOptions) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = matching(network, options.targets)
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes floats too)
+        target_modules=targets,
+        lora_dropout=options.dropout,
+        init_lora_weights=True if options.init == "default" else options.init,
+    )
+    # the same start on every rank and in every run, whatever was drawn before
+    with torch.random.fork_rng(devices=_cuda_devices(network)):
+        torch.manual_seed(0)
+        adder: Any = getattr(network, "add_adapter", None)
+        if adder is not None:
+            adder(config, adapter_name=ADAPTER)
+        else:
+            inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+
+
+def matching(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """The ``targets`` that name a linear or convolutional layer of the network, whole or by their end.
+
+    Raises:
+        UserError: when one of the user's own names matches nothing, or none of the defaults does.
+    """
+    layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    used = [t for t in targets if any(name == t or name.endswith(f".{t}") for name in layers)]
+    missing = [t for t in targets if t not in used]
+    if not used or (missing and targets != ATTENTION):
+        ends = sorted({_ending(name) for name in layers})
+        raise UserError(
+            f"LoRA target {', '.join(missing)} matches no layer of {type(network).__name__}; set model.lora.targets to some of:"
+            f" {', '.join(ends)}"
+        )
+    return used
+
+
+def _ending(name: str) -> str:
+    """The part of a module name that repeats over blocks: what follows the last index, or the whole of it."""
+    parts = name.split(".")
+    indices = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
+    if not indices:
+        return name if not parts[-1].isdigit() else ".".join(parts[-2:])
+    ending = parts[indices[-1] + 1 :]
+    return ".".join(parts[-2:]) if ending[-1].isdigit() else ".".join(ending)
+
+
+def _cuda_devices(network: nn.Module) -> list[int]:
+    devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
+    return [d.index or 0 for d in devices]

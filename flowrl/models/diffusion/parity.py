@@ -1,0 +1,93 @@
+"""The start-up check: the replayed denoiser and canonical coordinates against the pipeline itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.models.diffusion.capture import Recorder, Trace
+from flowrl.models.diffusion.coordinates import Coordinates
+from flowrl.models.diffusion.layout import split
+from flowrl.models.diffusion.recipe import PROBES, CallRecipe
+
+if TYPE_CHECKING:
+    from flowrl.models.diffusion.policy import DiffusionPolicy
+
+STEPS = 3
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest deviation of a prediction, relative to its largest value."""
+ROLLOUT = 20
+"""How much further a whole rollout and its image may drift than one prediction."""
+EULER = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler")
+"""Schedulers whose own noise-free step is the Euler step of canonical coordinates."""
+
+
+@torch.no_grad()
+def check(policy: DiffusionPolicy) -> float:
+    """Compare on two prompts and three steps: predictions, the end of a noise-free rollout, and its images. Where the
+    pipeline's scheduler is of higher order, its step is replaced by Euler's on the same schedule."""
+    name = type(policy.pipeline).__name__
+    own = type(policy.pipeline.scheduler).__name__ in EULER
+    trace = policy.recorder.record(PROBES, STEPS, step=None if own else _euler(policy.recorder), output_type="pt")
+    assert trace.timesteps is not None
+    coordinates = policy.recipe.coordinates
+    levels = coordinates.levels(trace.timesteps, trace.sigmas)
+    condition = policy.condition(PROBES)
+    points = [_canonical(trace, k, policy.recipe.calls[0], coordinates, levels) for k in range(len(trace.steps))]
+    _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
+
+    worst = 0.0
+    for step, x, t in zip(trace.steps, points, levels, strict=True):
+        native = policy.native(x, t.expand(len(x)).to(x.device), condition, None, "cond")
+        worst = max(worst, deviation(native.reshape(step.model_output.shape), step.model_output))
+    tolerance = TOLERANCE[policy.dtype]
+    if not worst <= tolerance:
+        raise UserError(f"replaying the denoiser of {name} deviates by {worst:.2g} from what its scheduler receives; unsupported")
+
+    x = points[0]
+    for t, t_next in zip(levels, [*levels[1:], torch.tensor(0.0)], strict=True):
+        x = x + float(t_next - t) * policy.velocity(x, t.expand(len(x)), condition)
+    drift = deviation(x, trace.steps[-1].prev_sample.reshape(x.shape))
+    if trace.media is not None:
+        drift = max(drift, deviation(policy.decode(x), trace.media.clamp(0, 1)))
+    if not drift <= ROLLOUT * tolerance:
+        raise UserError(f"a noise-free rollout of {name} ends {drift:.2g} away from the pipeline's own output; unsupported")
+    return max(worst, drift)
+
+
+def deviation(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference relative to the largest value; NaN counts as infinite."""
+    gap = (ours.double() - theirs.double().to(ours.device)).abs().max() / theirs.double().abs().max().clamp(min=1e-12)
+    return float(gap) if torch.isfinite(gap) else float("inf")
+
+
+def _canonical(trace: Trace, k: int, call: CallRecipe, coordinates: Coordinates, levels: Tensor) -> Tensor:
+    """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
+    value = dict(call.layout.leaves(trace.steps[k].calls[0].inputs))[call.latent.path]
+    rows = split(torch.stack(list(value)) if call.latent.kind.axis is None else value, call.latent.kind, call.branches)[0]
+    if call.latent.axis is not None:
+        rows = rows.narrow(call.latent.axis + 1, call.latent.start, call.latent.latent[call.latent.axis])
+    x = rows.reshape(trace.steps[k].sample.shape).float()
+    return coordinates.from_network(x, levels[k].expand(len(x)).to(x.device))
+
+
+def _check_start(x: Tensor, policy: DiffusionPolicy, levels: Tensor, init_noise_sigma: float, name: str) -> None:
+    expected = float(policy.recipe.coordinates.initial(torch.ones(1, dtype=torch.float64), levels[0], init_noise_sigma))
+    if not 0.7 < float(x.std()) / expected < 1.4:
+        raise UserError(f"{name} starts from noise of standard deviation {float(x.std()):.3g}, expected {expected:.3g}; unsupported")
+
+
+def _euler(recorder: Recorder) -> Any:
+    """Euler's step on the scheduler's own sigmas, for flow models."""
+
+    def step(model_output: Tensor, index: int, sample: Tensor) -> Tensor:
+        sigmas = recorder.pipeline.scheduler.sigmas
+        last = index + 1 == len(recorder.pipeline.scheduler.timesteps)
+        reversed_ = bool(recorder.pipeline.scheduler.config.get("invert_sigmas", False))
+        following = float(reversed_) if last else float(sigmas[index + 1])
+        return (sample.float() + (following - float(sigmas[index])) * model_output.float()).to(sample.dtype)
+
+    return step

@@ -1,0 +1,209 @@
+"""A diffusers pipeline as a policy: canonical velocities from its denoiser, images from its own code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.errors import UserError
+from flowrl.models.diffusion import export as exporting
+from flowrl.models.diffusion import parity
+from flowrl.models.diffusion.capture import Recorder
+from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
+from flowrl.models.diffusion.coordinates import grid
+from flowrl.models.diffusion.layout import Path as LeafPath
+from flowrl.models.diffusion.layout import join
+from flowrl.models.diffusion.lora import Adaptation
+from flowrl.models.diffusion.recipe import Recipe
+from flowrl.models.weights import WeightSets
+from flowrl.types import CfgGrad
+
+
+class DiffusionPolicy:
+    """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
+
+    def __init__(
+        self, recorder: Recorder, recipe: Recipe, adaptation: Adaptation, *, dtype: torch.dtype, decode_batch: int, source: str | None
+    ) -> None:
+        self.pipeline = recorder.pipeline
+        self.network: nn.Module = recorder.network
+        self.network_calls = 0
+        """Network rows evaluated so far."""
+        self.latent_shape = recipe.latent_shape
+        self.recipe = recipe
+        self.recorder = recorder
+        self.adaptation = adaptation
+        self.encoder = Encoder(recorder, recipe)
+        self.weights = WeightSets(adaptation.parameters)
+        self.dtype = dtype
+        self.source = source
+        """Folder or hub name of the base model; ``None`` when a pipeline object was given."""
+        self._decode_batch = decode_batch
+        self._times: dict[int, Tensor] = {}
+        self._init_noise_sigma = 1.0
+        self._network_takes_return_dict = recorder.network_takes_return_dict
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    # ------------------------------------------------------------------------------------------------ conditioning
+    def condition(self, prompts: Sequence[str]) -> DiffusionCondition:
+        """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
+        return self.encoder(prompts)
+
+    # -------------------------------------------------------------------------------------------------------- time
+    def times(self, steps: int) -> Tensor:
+        """[steps + 1] float64 descending to 0: the pipeline's own schedule for ``steps`` steps, its resolution included."""
+        if steps < 1:
+            raise UserError(f"a sampler needs at least 1 step, got {steps}")
+        if steps not in self._times:
+            trace = self.recorder.schedule(steps)
+            assert trace.timesteps is not None
+            self._times[steps] = grid(self.recipe.coordinates.levels(trace.timesteps, trace.sigmas))
+            self._init_noise_sigma = trace.init_noise_sigma
+        return self._times[steps].clone()
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest discrete times of DDPM models; flow models take any time."""
+        return self.recipe.coordinates.snap(t)
+
+    def initial(self, noise: Tensor, times: Tensor) -> Tensor:
+        """Canonical starting point [N, ...] at ``times[0]`` that the pipeline makes of standard normal ``noise``."""
+        return self.recipe.coordinates.initial(noise, times[0], self._init_noise_sigma)
+
+    # ---------------------------------------------------------------------------------------------------- velocity
+    def velocity(
+        self, x: Tensor, t: Tensor, condition: DiffusionCondition, *, guidance: float | None = None, cfg_grad: CfgGrad = "cond"
+    ) -> Tensor:
+        """Canonical velocity [N, ...] float32 at ``x`` [N, ...] and ``t`` [N] in (0, 1].
+
+        ``guidance`` is the scale of ``uncond + guidance * (cond - uncond)``; ``None`` is the one the pipeline was captured
+        with, 1 computes the conditional branch only. With ``cfg_grad="cond"`` the unconditional branch runs without
+        gradient (what detaching it would give, at less cost), with ``"both"`` gradient passes through both.
+        """
+        x, t = x.float(), t.to(x.device, torch.float64)
+        native = self.native(x, t, condition, guidance, cfg_grad)
+        return self.recipe.coordinates.velocity(native, x, t)
+
+    def native(self, x: Tensor, t: Tensor, condition: DiffusionCondition, guidance: float | None, cfg_grad: CfgGrad) -> Tensor:
+        """What the pipeline would hand to its scheduler, float32."""
+        mixing = self.recipe.guidance
+        scale = self._scale(guidance)
+        read = self.recipe.coordinates.to_network(x, t).to(self.dtype)
+        timestep = self.recipe.coordinates.network_time(t)
+        cond, other = mixing.conditional, mixing.unconditional
+        if other is None or scale == 1.0:
+            return mixing.mix(self._evaluate([cond], read, timestep, condition)[0], None, 1.0)
+        # split calls stay split: rows of one call have equal shapes, those of two calls may not
+        together = self.recipe.branches[cond] is self.recipe.branches[other]
+        if together and (cfg_grad == "both" or not torch.is_grad_enabled()):
+            first, second = self._evaluate(sorted((cond, other)), read, timestep, condition)
+            conditional, unconditional = (first, second) if cond < other else (second, first)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and cfg_grad == "both"):
+                unconditional = self._evaluate([other], read, timestep, condition)[0]
+            conditional = self._evaluate([cond], read, timestep, condition)[0]
+        return mixing.mix(conditional, unconditional, scale)
+
+    def _scale(self, guidance: float | None) -> float:
+        mixing = self.recipe.guidance
+        if guidance is None:
+            return mixing.scale
+        if mixing.unconditional is None and guidance != 1.0:
+            raise UserError(
+                f"guidance {guidance:g} needs the unconditional branch, which this pipeline was loaded without; set a guidance"
+                " above 1 in model.call (guidance_scale or true_cfg_scale), or leave the guidance at 1"
+            )
+        return float(guidance)
+
+    def _evaluate(self, branches: list[int], read: Tensor, timestep: Tensor, condition: DiffusionCondition) -> list[Tensor]:
+        """Predictions [N, ...] float32 of some branches of one denoiser call, as one batch."""
+        call = self.recipe.branches[branches[0]]
+        count = len(branches)
+        leaves = _gather([condition.branches[b].take(condition.index) for b in branches])
+        rest = leaves.pop(REST, None)
+        if count > 1:
+            read = torch.cat([read] * count)
+            timestep = torch.cat([timestep] * count)
+        values: dict[LeafPath, Any] = {path: join(rows, call.layout.batched[path]) for path, rows in leaves.items()}
+        latent = call.latent.fill(read, rest)
+        values[call.latent.path] = join(latent, call.latent.kind)
+        for slot in call.times:
+            values[slot.path] = slot.fill(timestep)
+        inputs = call.layout.build(condition.branches[branches[0]].template, values)
+        if self._network_takes_return_dict:
+            inputs["return_dict"] = False
+        with self._precision(), self.adaptation.dropout(torch.is_grad_enabled()):
+            output = self.network(**inputs)
+        self.network_calls += len(read)
+        return list(self.recipe.prediction(_first(output)).float().chunk(count))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    # ------------------------------------------------------------------------------------------------------ images
+    @torch.no_grad()
+    def decode(self, final: Tensor) -> Tensor:
+        """Images [N, 3, H, W] (videos [N, F, 3, H, W]) float32 in [0, 1] of clean latents, by the pipeline's own code."""
+        parts = [self.recorder.finish(part.to(self.recipe.latent_dtype), self._blank) for part in final.split(self._decode_batch)]
+        return torch.cat(parts).float().clamp(0, 1)
+
+    def _blank(self, inputs: dict[str, Any]) -> Tensor:
+        call = self.recipe.calls[0]
+        latents = dict(call.layout.leaves(inputs))[call.latent.path]
+        axis = call.latent.kind.axis
+        first, rows = (latents[0], len(latents)) if axis is None else (latents, latents.shape[axis])
+        return first.new_zeros((rows, *self.recipe.output_shape))
+
+    # ----------------------------------------------------------------------------------------------------- weights
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the network's order."""
+        return list(self.adaptation.parameters.values())
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """Compute with a weight set; gradients are disabled unless it is ``live``."""
+        return self.weights.using(name)
+
+    def follow(self, name: str, decay: float) -> None:
+        """``name <- decay * name + (1 - decay) * live``."""
+        self.weights.follow(name, decay)
+
+    # ------------------------------------------------------------------------------------------------------- trust
+    def check_parity(self) -> float:
+        """Replay against the pipeline itself; returns the largest relative deviation.
+
+        Raises:
+            UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free rollout
+                through canonical coordinates does not end where the pipeline does.
+        """
+        return parity.check(self)
+
+    def export(self, directory: str | Path, to: exporting.Format = "diffusers") -> float:
+        """Write the live weights, reload them into a fresh base pipeline and compare; returns the relative difference."""
+        return exporting.export(self, Path(directory), to)
+
+    def load_adapter(self, directory: str | Path) -> None:
+        """Read a LoRA folder written by flowrl, diffusers or PEFT into the live weights."""
+        exporting.load_adapter(self, Path(directory))
+
+
+def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:
+    if len(branches) == 1:
+        return branches[0]
+    return {
+        path: torch.cat([b[path] for b in branches]) if isinstance(value, Tensor) else [v for b in branches for v in b[path]]
+        for path, value in branches[0].items()
+    }
+
+
+def _first(output: Any) -> Tensor:
+    first = output if isinstance(output, Tensor) else output[0]
+    return first if isinstance(first, Tensor) else torch.stack(list(first))

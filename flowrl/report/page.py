@@ -1,0 +1,215 @@
+"""The report of a run: one HTML file that opens anywhere, offline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from flowrl.algorithms import build, describe, paper, summary
+from flowrl.errors import UserError
+from flowrl.evaluation.layout import write_text
+from flowrl.evaluation.table import ARMS, dig, format_estimate, notes, rows
+from flowrl.report import curves, gallery
+from flowrl.report.charts import number
+from flowrl.report.record import Metrics, Record, read
+
+RATIO_TOLERANCE = 1e-3
+"""Above this the sampler and the trainer disagree about the same policy (the trainer's own check is stricter)."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number."""
+
+    label: str
+    value: str
+    note: str = ""
+    good: bool | None = None
+    wide: bool = False
+
+
+def write(run: Path) -> Path:
+    """Write ``RUN/report.html`` and return its path. Raises UserError when ``run`` is not a run directory."""
+    record = read(Path(run))
+    environment = Environment(
+        loader=PackageLoader("flowrl.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html.jinja").render(contents(record))
+    path = record.path / "report.html"
+    write_text(path, html)
+    return path
+
+
+def contents(record: Record) -> dict[str, Any]:
+    """Everything the template shows."""
+    metrics, evaluation = record.metrics, record.evaluation or {}
+    return {
+        "name": str(record.config.get("name") or record.path.resolve().name),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "iterations": len(metrics),
+        "facts": [*overview(record.config), *environment(record.environment)],
+        "method": method(record.config.get("algorithm")),
+        "tiles": [*progress_tiles(metrics), *evaluation_tiles(evaluation), *check_tiles(metrics)],
+        "rewards": curves.reward_figures(metrics),
+        "against_images": curves.reward_against_images(metrics),
+        "diagnostics": curves.diagnostic_figures(metrics),
+        "others": curves.other_figures(metrics),
+        "time": curves.time_figure(metrics),
+        "moments": gallery.moments(record),
+        "pairs": gallery.pairs(record),
+        "tables": [table(suite) for suite in evaluation.get("suites", {}).values()],
+        "manifest": list(flat(evaluation.get("manifest", {}))),
+        "config": record.config_text,
+    }
+
+
+def overview(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The settings a reader asks for first."""
+    algorithm = config.get("algorithm")
+    out = [("algorithm", algorithm.get("use") if isinstance(algorithm, Mapping) else algorithm)]
+    model = config.get("model")
+    out.append(("model", model.get("path") if isinstance(model, Mapping) else model))
+    out.append(("rewards", ", ".join(_rewards(config.get("rewards")))))
+    for section in ("data", "optimizer", "train"):
+        values = config.get(section)
+        out += [(f"{section}.{key}", value) for key, value in flat(values if isinstance(values, Mapping) else {})]
+    return [(label, str(value)) for label, value in out if value not in (None, "", "None")]
+
+
+def environment(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Versions and machine, as the run recorded them."""
+    return list(flat(values))
+
+
+def method(spec: Any) -> dict[str, Any] | None:
+    """The parts of the run's algorithm; None where this version of flowrl no longer knows it."""
+    try:
+        algorithm = build(spec)
+        name = spec if isinstance(spec, str) else spec["use"]
+        source, line = paper(name), summary(name)
+    except (UserError, TypeError):
+        return None
+    described = describe(algorithm)
+    parts = [(slot, _part(value)) for slot, value in described.items() if slot != "use" and value not in ([], ())]
+    return {"name": name, "paper": source, "summary": line, "parts": parts}
+
+
+def progress_tiles(metrics: Metrics) -> list[Tile]:
+    """Where the run got to."""
+    if not len(metrics):
+        return []
+    first, last = metrics.first("reward/mean"), metrics.last("reward/mean")
+    tiles = [
+        Tile("iterations", number(metrics.last("step"))),
+        Tile("images generated", number(metrics.last("samples"))),
+    ]
+    if not math.isnan(metrics.last("time")):
+        tiles.append(Tile("time", _duration(metrics.last("time"))))
+    tiles.append(Tile("training reward", number(last), f"{number(first)} at the start"))
+    held_out = metrics.last("eval/reward/mean")
+    if not math.isnan(held_out):
+        start = metrics.first("eval/reward/mean")
+        tiles.append(Tile("held-out reward", number(held_out), f"{number(start)} at the start"))
+    return tiles
+
+
+def check_tiles(metrics: Metrics) -> list[Tile]:
+    """The outcome of the self-checks that leave a trace in the metrics."""
+    worst = metrics.worst("ratio/first_max_deviation")
+    if math.isnan(worst):
+        return []
+    good = worst <= RATIO_TOLERANCE
+    return [Tile("self-check |ρ − 1|", number(worst), "at most, before a first update", good)]
+
+
+def evaluation_tiles(evaluation: Mapping[str, Any]) -> list[Tile]:
+    """Headline of every suite."""
+    out = []
+    for suite in evaluation.get("suites", {}).values():
+        path = (suite["primary"], "overall")
+        arms = [(arm, suite["arms"][arm]) for arm in ARMS if arm in suite["arms"]]
+        values = [(arm, dig(found["measures"], path)) for arm, found in arms]
+        text = " → ".join(f"{value['value']:.3f}" for _, value in values if value and value["value"] is not None)
+        gain = format_estimate(dig(suite["difference"], path), signed=True)
+        partial = " (partial)" if suite["partial"] else ""
+        note = " → ".join(arm for arm, _ in values) + (f", difference {gain}" if gain != "-" else "")
+        out.append(Tile(suite["title"] + partial, text or "–", note, wide=True))
+    return out
+
+
+def table(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite's table: header, lines of cells, notes and failure reasons."""
+    arms = [arm for arm in ARMS if arm in suite["arms"]]
+    compared = bool(suite["difference"])
+    lines = []
+    for label, prompts, path, last in rows(suite):
+        cells = [format_estimate(dig(suite["arms"][arm]["measures"], path)) for arm in arms]
+        change = dig(suite["difference"], path) if compared else None
+        lines.append({"label": label, "prompts": prompts, "cells": cells, "last": last, "change": _change(change)})
+    reasons = dict.fromkeys(reason for arm in arms for reason in suite["arms"][arm]["reasons"])
+    counted = [(reason, [suite["arms"][arm]["reasons"].get(reason, 0) for arm in arms]) for reason in reasons]
+    counted.sort(key=lambda item: -max(item[1]))
+    return {
+        "title": suite["title"] + (" (partial)" if suite["partial"] else ""),
+        "arms": arms,
+        "compared": compared,
+        "lines": lines,
+        "notes": notes(suite),
+        "reasons": counted[:15],
+    }
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys joined by dots, values as text."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", str(value)
+
+
+def _change(estimate: Mapping[str, Any] | None) -> dict[str, str]:
+    """A difference, and whether its interval leaves zero out."""
+    text = format_estimate(estimate, signed=True)
+    if estimate is None or estimate["low"] is None or estimate["low"] <= 0 <= estimate["high"]:
+        return {"text": text, "sign": "unclear"}
+    return {"text": text, "sign": "up" if estimate["low"] > 0 else "down"}
+
+
+def _rewards(specs: Any) -> list[str]:
+    out = []
+    for spec in specs if isinstance(specs, list) else [specs]:
+        if isinstance(spec, Mapping):
+            weight = spec.get("weight", 1)
+            out.append(f"{spec.get('use')}" + ("" if weight == 1 else f" × {weight}"))
+        elif spec is not None:
+            out.append(str(spec))
+    return out
+
+
+def _part(value: Any) -> str:
+    """``Clipped(low=0.0001, high=0.0001)`` from a described part; unset fields are left out."""
+    if isinstance(value, list):
+        return ", ".join(_part(item) for item in value)
+    if not isinstance(value, Mapping):
+        return str(value)
+    inner = ", ".join(f"{k}={_part(v)}" for k, v in value.items() if k != "use" and v is not None)
+    return f"{value['use']}({inner})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,57 @@
+"""Files that are either whole or absent, whatever kills the process."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+from flowrl.errors import UserError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file's text atomically and durably. Raises `UserError` when the disk is full."""
+    partial = path.with_name(f".tmp-{path.name}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise_if_full(error, path)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to keep a file, or a directory's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(root: Path) -> None:
+    """`sync` every file and directory below ``root``, and itself."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            sync(Path(folder) / name)
+        sync(Path(folder))
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def raise_if_full(error: OSError, path: Path) -> None:
+    """`UserError` for a full disk or an exhausted quota; returns for any other error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise UserError(
+            f"no space left on the disk of {path}; free some (or set checkpoint.keep lower), then use --resume auto"
+        ) from error

@@ -1,0 +1,104 @@
+"""How much work a run is, from its config alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flowrl.config import Config
+from flowrl.errors import UserError
+from flowrl.estimators.transitions import Transitions
+from flowrl.parts.algorithm import Algorithm
+from flowrl.types import Draw
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Counts of a run; forwards are network evaluations of one sample (guidance by two branches doubles them)."""
+
+    prompts: int
+    group: int
+    samples: int
+    """Per iteration."""
+    decisions: int
+    """Per sample."""
+    optimizer_steps: int
+    """Per iteration."""
+    sampling_forwards: int
+    """Per iteration."""
+    training_forwards: int
+    """Per iteration, if every sample is trained; each is followed by a backward of about twice its cost."""
+    frozen_forwards: int
+    """Per iteration: reference and old policy, without gradient; again if every sample is trained."""
+    iterations: int
+
+    @property
+    def forwards(self) -> int:
+        """Of the whole run, without evaluation."""
+        return self.iterations * (self.sampling_forwards + self.training_forwards + self.frozen_forwards)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and value, to print."""
+        batch = f"{self.prompts} prompts x {self.group} = {self.samples} samples"
+        return [
+            ("batch", f"{batch}, {self.decisions} decisions each"),
+            ("iterations", f"{self.iterations}, {self.optimizer_steps} optimiser steps each"),
+            ("samples in total", f"{self.iterations * self.samples:,}"),
+            ("network forwards per iteration", f"{self.sampling_forwards:,} to sample"),
+            ("", f"{self.training_forwards:,} with gradient, {self.frozen_forwards:,} of frozen weights"),
+            ("network forwards in total", f"{self.forwards:,} (samples x steps; evaluation not counted)"),
+        ]
+
+
+def geometry(config: Config, algorithm: Algorithm) -> Geometry:
+    """The work of a run. Raises `UserError` where prompts, group and updates do not fit the algorithm."""
+    data, train = config.data, config.train
+    samples = data.prompts * data.group
+    if data.group < algorithm.min_group:
+        raise UserError(
+            f"data.group={data.group}: this algorithm compares the samples of a prompt, so it needs at least "
+            f"{algorithm.min_group} of them"
+        )
+    if algorithm.objective.coupled and train.updates > data.prompts:
+        raise UserError(
+            f"train.updates={train.updates} is more than data.prompts={data.prompts}, and this algorithm's loss keeps "
+            "the samples of a prompt together; lower train.updates"
+        )
+    steps, decisions = _decisions(algorithm)
+    trained = samples * decisions * train.epochs
+    measured = train.updates * train.epochs > 1 and algorithm.objective.compares and not _told(algorithm)
+    return Geometry(
+        prompts=data.prompts,
+        group=data.group,
+        samples=samples,
+        decisions=decisions,
+        optimizer_steps=train.updates * train.epochs,
+        sampling_forwards=samples * steps,
+        training_forwards=trained,
+        frozen_forwards=trained * len(algorithm.held) + samples * decisions * measured,
+        iterations=train.iterations,
+    )
+
+
+def _decisions(algorithm: Algorithm) -> tuple[int, int]:
+    """Network evaluations to make a sample, and the decisions it is trained on."""
+    sampler, estimator = algorithm.sampler, algorithm.estimator
+    plan = sampler.plan(Draw(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 0, 0))
+    if isinstance(estimator, Transitions):
+        recorded = len(plan.recorded)
+        return sampler.steps, min(estimator.steps or recorded, recorded)
+    return sampler.steps, estimator.draws
+
+
+def _told(algorithm: Algorithm) -> bool:
+    """Whether the rollout already tells the old likelihood."""
+    return isinstance(algorithm.estimator, Transitions)
+
+
+def describe(config: Config, algorithm: Algorithm) -> list[tuple[str, Any]]:
+    """The parts of an algorithm, as ``flowrl algorithms`` shows them."""
+    from flowrl.algorithms import describe as plain
+
+    return list(plain(algorithm).items())

@@ -1,0 +1,56 @@
+"""Policies from configs and from trained runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from flowrl.config import Config
+from flowrl.errors import UserError
+from flowrl.models import load_policy
+from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.runtime import checkpoint as checkpoints
+from flowrl.runtime.directory import CONFIG, RunDirectory
+from flowrl.runtime.resume import locate
+
+WEIGHTS = "weights/"
+"""Prefix of the weight sets among a checkpoint's tensors."""
+
+Which = Literal["best", "latest"]
+
+
+def open_policy(config: Config) -> DiffusionPolicy:
+    """The policy a run starts from, with ``model.adapter`` loaded if there is one."""
+    policy = load_policy(**config.model.arguments())
+    if config.model.adapter is not None:
+        policy.load_adapter(config.model.adapter)
+    return policy
+
+
+def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> DiffusionPolicy:
+    """A run's model with the weight sets of a checkpoint: ``best``, ``latest`` or a path.
+
+    ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one. ``best`` is the latest
+    where the run never evaluated. Raises `UserError` if there is no run or no intact checkpoint.
+    """
+    path = Path(run)
+    config = Config.load(RunDirectory.open(path).path / CONFIG)
+    where = locate(path, str(checkpoint)) if checkpoint in ("best", "latest") else locate(Path(checkpoint))
+    state = checkpoints.load(where).tensors
+    policy = load_policy(**config.model.arguments())
+    policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)})
+    return policy
+
+
+def adopt(policy: DiffusionPolicy, weights: str) -> None:
+    """Make the weight set ``weights`` the live one, which is what is exported. Raises `UserError` if there is none."""
+    if weights not in policy.weights.names():
+        raise UserError(f"--weights: the run keeps no {weights!r} weights; choose one of {policy.weights.names()}")
+    prefix = f"{weights}/"
+    state = {key: value for key, value in policy.weights.state().items() if key.startswith(prefix)}
+    policy.weights.load({f"live/{key.removeprefix(prefix)}": value for key, value in state.items()})
+
+
+def evaluated(config: Config) -> str:
+    """The weight set that a run's evaluation uses."""
+    return "ema" if config.eval.weights == "ema" and config.train.ema is not None else "live"

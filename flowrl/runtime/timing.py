@@ -1,0 +1,43 @@
+"""Where the time of an iteration goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class PhaseTimer:
+    """Wall-clock seconds per named phase since the last ``collect``."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to ``name``; an accelerator's queue is emptied at both ends."""
+        _synchronize()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            _synchronize()
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def collect(self) -> dict[str, float]:
+        """``{"time/<phase>": s, ..., "time/iteration": s}``, and start anew. ``time/iteration`` covers everything since
+        the last call, so the phases add up to at most it."""
+        now = time.perf_counter()
+        out = {f"time/{name}": seconds for name, seconds in self._seconds.items()} | {
+            "time/iteration": now - self._since
+        }
+        self._seconds, self._since = {}, now
+        return out
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

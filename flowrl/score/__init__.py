@@ -1,0 +1,6 @@
+"""Rewards: finding them, calling them whatever their signature, and what to do when one could not score."""
+
+from flowrl.score.finding import list_rewards
+from flowrl.score.rewards import RewardError, Rewards, load_rewards
+
+__all__ = ["RewardError", "Rewards", "list_rewards", "load_rewards"]

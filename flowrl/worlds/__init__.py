@@ -1,0 +1,1 @@
+"""Small self-contained worlds: data, verifier and a base model that need no download."""

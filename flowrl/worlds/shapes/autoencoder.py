@@ -1,0 +1,129 @@
+"""The world's image autoencoder: 32x32 renders to 12x4x4 latents with unit-variance channels."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SLOTS, Scene, random_thing, render
+
+CHANNELS = 12  # of the latent
+LATENT_NOISE = 0.1  # added to unit-variance latents in training: the decoder must forgive small errors
+BATCH = 24
+LR = 3e-3
+SHAPE_WEIGHT = 5.0  # squared error near shapes counts this much: most pixels are background
+
+
+def build() -> AutoencoderKL:
+    """Narrow where images are large; decoding costs about 1 ms per image on one core."""
+    levels = 4
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(16, 16, 32, 64),
+        layers_per_block=1,
+        latent_channels=CHANNELS,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=32,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+
+
+def any_scene(rng: random.Random) -> Scene:
+    """One to four shapes of any kind: more varied than what any caption asks for."""
+    slots = rng.sample(SLOTS, rng.randint(1, len(SLOTS)))
+    things = tuple(random_thing(rng.choice(CLASSES), rng.choice(list(COLORS)), slot, rng) for slot in slots)
+    return Scene(things, rng.uniform(0.42, 0.58), (rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04)))
+
+
+def train(seconds: float, seed: int, log: Callable[[str], None], scenes: int = 10_000) -> AutoencoderKL:
+    """Both halves for 44 % of the CPU seconds, then the decoder alone on the finished latents."""
+    torch.manual_seed(seed)
+    vae = build()
+    rng = random.Random(seed)
+    images = render([any_scene(rng) for _ in range(scenes)]) * 2 - 1
+    generator = torch.Generator().manual_seed(seed)
+
+    def whole(rows: Tensor) -> Tensor:
+        batch = images[rows]
+        z = F.batch_norm(vae.encode(batch).latent_dist.mode(), None, None, training=True)
+        return _error(vae, z, batch, generator) + 0.01 * _correlation(z)
+
+    _fit(whole, vae.parameters(), 0.44 * seconds, LR, scenes, generator, log)
+    _fold_statistics(vae, images)
+    with torch.no_grad():
+        latents = torch.cat([encode(vae, chunk) for chunk in images.split(256)])
+
+    def decoder(rows: Tensor) -> Tensor:
+        return _error(vae, latents[rows], images[rows], generator)
+
+    half = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    _fit(decoder, half, 0.56 * seconds, 0.7 * LR, scenes, generator, log)
+    return vae.eval().requires_grad_(False)
+
+
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Clean latents as the transformer sees them, of images in [-1, 1]."""
+    latents = vae.encode(images).latent_dist.mode()
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def _fit(
+    loss_of: Callable[[Tensor], Tensor],
+    parameters: Iterable[torch.nn.Parameter],
+    seconds: float,
+    lr: float,
+    scenes: int,
+    generator: torch.Generator,
+    log: Callable[[str], None],
+) -> None:
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=True)
+    start, step, done = time.process_time(), 0, 0.0
+    while done < 1:
+        done = (time.process_time() - start) / seconds
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 50) * min(1.0, max(0.01, 1.4 * (1 - done)))
+        loss = loss_of(torch.randint(scenes, (BATCH,), generator=generator))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 200 == 0:
+            log(f"step {step} done {done:.2f} loss {loss.item():.5f}")
+
+
+def _error(vae: AutoencoderKL, z: Tensor, batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Squared plus a tenth of the absolute error, more of it near shapes."""
+    z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
+    error = vae.decode(z).sample - batch
+    contrast = (batch - batch[:, :, :1, :1]).abs().amax(1, keepdim=True)  # the corner is background
+    near = F.max_pool2d((contrast > 0.3).float(), 3, 1, 1)
+    return ((1 + (SHAPE_WEIGHT - 1) * near) * (error.square() + 0.1 * error.abs())).mean()
+
+
+def _correlation(z: Tensor) -> Tensor:
+    flat = z.movedim(1, 0).flatten(1)
+    covariance = flat @ flat.T / flat.shape[1]
+    return (covariance - torch.diag(covariance.diag())).square().mean()
+
+
+@torch.no_grad()
+def _fold_statistics(vae: AutoencoderKL, images: Tensor) -> None:
+    """Unit variance by the encoder's own last layer; the posterior's variance, never trained, becomes nil."""
+    z = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in images.split(512)])
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    last = vae.quant_conv
+    last.weight[:CHANNELS].div_(std[:, None, None, None])
+    last.bias[:CHANNELS].sub_(mean).div_(std)
+    last.weight[CHANNELS:].zero_()
+    last.bias[CHANNELS:].fill_(-12.0)

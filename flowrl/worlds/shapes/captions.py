@@ -1,0 +1,118 @@
+"""Pre-training captions, their deliberately noisy scenes, and the stream of (latents, captions) batches."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from flowrl.worlds.shapes.autoencoder import encode
+from flowrl.worlds.shapes.prompts import FRAMES, NUMBERS, entry, noun
+from flowrl.worlds.shapes.scenes import (
+    CLASSES,
+    COLORS,
+    PLURALS,
+    RELATIONS,
+    SLOTS,
+    Metadata,
+    random_scene,
+    render,
+)
+
+KINDS = {  # share of captions; relations and binding need the most practice
+    "single_object": 0.07,
+    "two_object": 0.10,
+    "counting": 0.17,
+    "colors": 0.12,
+    "position": 0.24,
+    "color_attr": 0.20,
+    "colored_position": 0.10,
+}
+# Label noise: how often the scene contradicts its caption. The base learns right and wrong modes side by side;
+# choosing between them is what RL can add and further pre-training cannot.
+EXTRA = 0.25  # an unrequested shape, any caption but counting
+WRONG_COUNT = 0.45
+WRONG_CLASS = 0.12  # two_object: one of the two is another shape
+WRONG_COLOR = 0.10
+ANY_LAYOUT = 0.40  # position: placed at random, which still satisfies a third of them
+SWAPPED_COLORS = 0.25
+UNCONDITIONAL = 0.10  # captions replaced by "" for classifier-free guidance
+
+
+def caption(rng: random.Random) -> Metadata:
+    """A truthful caption of a random kind, drawn from the whole prompt space (both splits and more)."""
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    a, b = rng.sample(CLASSES, 2)
+    ca, cb = rng.sample(list(COLORS), 2)
+    relation = rng.choice(list(RELATIONS))
+    frame = rng.choice(FRAMES)
+    if kind == "single_object":
+        return entry(kind, [noun(a)], frame.format(f"{rng.choice(('a', 'one'))} {a}"))
+    if kind == "two_object":
+        return entry(kind, [noun(a), noun(b)], frame.format(f"a {a} and a {b}"))
+    if kind == "counting":
+        n = rng.choice(list(NUMBERS))
+        return entry(kind, [noun(a, n)], frame.format(f"{NUMBERS[n]} {PLURALS[a]}"))
+    if kind == "colors":
+        return entry(kind, [noun(a, 1, ca)], frame.format(f"a {ca} {a}"))
+    if kind == "color_attr":
+        return entry(kind, [noun(a, 1, ca), noun(b, 1, cb)], f"a {ca} {a} and a {cb} {b}")
+    if kind == "position":
+        subject = noun(a) | {"position": [relation, 0]}
+        return entry(kind, [noun(b), subject], f"a {a} {relation} a {b}")
+    subject = noun(a, 1, ca) | {"position": [relation, 0]}
+    return entry(kind, [noun(b, 1, cb), subject], f"a {ca} {a} {relation} a {cb} {b}")
+
+
+def corrupt(metadata: Metadata, rng: random.Random) -> Metadata:
+    """What the scene shows instead of `metadata`; the caption stays."""
+    shown = copy.deepcopy(metadata)
+    include, tag = shown["include"], shown["tag"]
+    if tag == "counting":
+        n = include[0]["count"]
+        if rng.random() < WRONG_COUNT:
+            include[0]["count"] = rng.choice([m for m in (n - 1, n + 1) if m <= len(SLOTS)])
+        return shown
+    if tag == "two_object" and rng.random() < WRONG_CLASS:
+        rng.choice(include)["class"] = rng.choice(CLASSES)
+    if tag == "colors" and rng.random() < WRONG_COLOR:
+        include[0]["color"] = rng.choice(list(COLORS))
+    if "position" in include[-1] and rng.random() < ANY_LAYOUT:
+        del include[-1]["position"]
+    if len(include) == 2 and "color" in include[0] and rng.random() < SWAPPED_COLORS:
+        include[0]["color"], include[1]["color"] = include[1]["color"], include[0]["color"]
+    if rng.random() < EXTRA:
+        include.append(noun(rng.choice(CLASSES)))
+    return shown
+
+
+def batches(
+    vae: AutoencoderKL, batch_size: int, seed: int, pool: int = 12_288, reuse: int = 6
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Endless (clean latents [batch_size, C, 4, 4], captions). Each scene is seen about `reuse` times.
+
+    A rolling pool: a quarter of it is replaced whenever `reuse` times that many samples have been drawn.
+    """
+    rng = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
+    quarters = [_fresh(vae, rng, pool // 4) for _ in range(4)]
+    while True:
+        latents = torch.cat([z for z, _ in quarters])
+        captions = [c for _, chunk in quarters for c in chunk]
+        for _ in range(reuse * (pool // 4) // batch_size):
+            rows = torch.randint(len(captions), (batch_size,), generator=generator)
+            texts = [captions[i] for i in rows.tolist()]
+            yield latents[rows], ["" if rng.random() < UNCONDITIONAL else text for text in texts]
+        quarters = [*quarters[1:], _fresh(vae, rng, pool // 4)]
+
+
+@torch.no_grad()
+def _fresh(vae: AutoencoderKL, rng: random.Random, size: int) -> tuple[Tensor, list[str]]:
+    rows = [caption(rng) for _ in range(size)]
+    images = render([random_scene(corrupt(row, rng), rng) for row in rows]) * 2 - 1
+    latents = torch.cat([encode(vae, chunk) for chunk in images.split(256)])
+    return latents, [row["prompt"] for row in rows]

@@ -1,0 +1,288 @@
+"""Trains the world's base model from nothing: `python -m flowrl.worlds.shapes.pretrain --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import StableDiffusion3Pipeline as Pipeline
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from flowrl.worlds.shapes import autoencoder
+from flowrl.worlds.shapes.captions import batches
+from flowrl.worlds.shapes.prompts import vocabulary
+from flowrl.worlds.shapes.scenes import SIZE
+
+CONTEXT = 10  # tokens: the longest caption has eight words
+START, END = "<|startoftext|>", "<|endoftext|>"
+LATENT_SIDE = SIZE // 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Duration counts CPU seconds of this process, so a busy machine changes nothing."""
+
+    seconds: float
+    batch_size: int = 32
+    lr: float = 2e-3
+    warmup: int = 100
+    decay_from: float = 0.6  # share of the run after which the rate falls linearly to 2 %
+    ema: float = 0.998
+    high_noise: float = 0.2  # share of times drawn from [0.8, 1], where layout and count are decided
+    train_text: bool = True
+    seed: int = 0
+
+
+def build(vae: AutoencoderKL, seed: int, width: int = 96, layers: int = 4) -> Pipeline:
+    """An untrained pipeline around a trained autoencoder."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    first, second = contextual_encoder(tokenizer), one_hot_encoder(tokenizer)
+    text = first.config.hidden_size + second.config.hidden_size
+    transformer = SD3Transformer2DModel(
+        sample_size=LATENT_SIDE,
+        patch_size=1,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        num_layers=layers,
+        attention_head_dim=32,
+        num_attention_heads=width // 32,
+        joint_attention_dim=text,
+        caption_projection_dim=width,
+        pooled_projection_dim=text,
+        pos_embed_max_size=LATENT_SIDE,
+    )
+    return Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=vae,
+        text_encoder=first,
+        tokenizer=tokenizer,
+        text_encoder_2=second,
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer whose merges make one token of every word of the world."""
+    words = vocabulary()
+    letters = sorted({letter for word in words for letter in word})
+    vocab = [START, END, *letters, *(f"{letter}</w>" for letter in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        pieces = _apply(merges, [*word[:-1], f"{word[-1]}</w>"])
+        while len(pieces) > 1:  # later merges rank lower, so they cannot split the words before
+            merges.append((pieces[0], pieces[1]))
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    vocab += dict.fromkeys(left + right for left, right in merges)
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(vocab)},
+        merges=merges,
+        model_max_length=CONTEXT,
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+    )
+
+
+def _apply(merges: Sequence[tuple[str, str]], pieces: list[str]) -> list[str]:
+    for left, right in merges:
+        i = 0
+        while i + 1 < len(pieces):
+            if (pieces[i], pieces[i + 1]) == (left, right):
+                pieces = [*pieces[:i], left + right, *pieces[i + 2 :]]
+            i += 1
+    return pieces
+
+
+def contextual_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextModelWithProjection:
+    """Two layers; SD3 reads the first one's output, in which each word has seen those before it."""
+    model = CLIPTextModelWithProjection(_text_config(tokenizer, width, layers=2))
+    torch.nn.init.normal_(_embeddings(model).token_embedding.weight, std=0.7)
+    torch.nn.init.normal_(_embeddings(model).position_embedding.weight, std=0.4)
+    return model.eval()
+
+
+def one_hot_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """One layer, so SD3 reads the embeddings themselves: word and position one-hot, nothing to disentangle."""
+    words = [START, END, *(f"{word}</w>" for word in vocabulary())]
+    width = -(-(len(words) + CONTEXT) // 8) * 8
+    model = CLIPTextModelWithProjection(_text_config(tokenizer, width, layers=1))
+    with torch.no_grad():
+        tokens, positions = _embeddings(model).token_embedding, _embeddings(model).position_embedding
+        tokens.weight.zero_()
+        tokens.weight[tokenizer.convert_tokens_to_ids(words), range(len(words))] = 1
+        positions.weight.zero_()
+        positions.weight[range(CONTEXT), range(len(words), len(words) + CONTEXT)] = 1
+    return model.eval()
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _embeddings(model: CLIPTextModelWithProjection) -> Any:
+    return next(module for module in model.modules() if hasattr(module, "token_embedding"))
+
+
+def encode(pipe: Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(prompt_embeds, pooled) exactly as the pipeline makes them with `max_sequence_length=1`."""
+    first = pipe.text_encoder(ids, output_hidden_states=True)
+    second = pipe.text_encoder_2(ids, output_hidden_states=True)
+    words = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    absent = words.new_zeros(len(ids), 1, words.shape[-1])  # the third text encoder
+    return torch.cat([words, absent], 1), torch.cat([first.text_embeds, second.text_embeds], -1)
+
+
+def draw_times(n: int, high_noise: float, generator: torch.Generator) -> Tensor:  # [n] in (0, 1]
+    """Logit-normal times, a share of them replaced by uniform ones near pure noise."""
+    t = torch.sigmoid(0.2 + 1.2 * torch.randn(n, generator=generator))
+    high = 0.8 + 0.2 * torch.rand(n, generator=generator)
+    return torch.where(torch.rand(n, generator=generator) < high_noise, high, t)
+
+
+def continue_pretraining(
+    pipe: Pipeline,
+    recipe: Recipe,
+    log: Callable[[dict[str, float]], None] = lambda row: None,
+    checkpoint: Callable[[Pipeline, float], None] = lambda pipe, done: None,
+    stream: Iterator[tuple[Tensor, list[str]]] | None = None,
+) -> Pipeline:
+    """Flow matching on captioned scenes, in place; returns a pipeline with the averaged weights.
+
+    Also the control experiment "the same compute spent on more pre-training" for a benchmark.
+    """
+    parts = [pipe.transformer] + ([pipe.text_encoder, pipe.text_encoder_2] if recipe.train_text else [])
+    parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    average = [p.detach().clone() for p in parameters]
+    stream = stream or batches(pipe.vae, recipe.batch_size, recipe.seed)
+    ids_of: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(recipe.seed)
+    start, step, running, done = time.process_time(), 0, 1.0, 0.0
+    while done < 1:
+        done = (time.process_time() - start) / recipe.seconds
+        falling = min(1.0, max(0.02, (1 - done) / (1 - recipe.decay_from)))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * min(1.0, (step + 1) / recipe.warmup) * falling
+        clean, texts = next(stream)
+        ids = torch.stack([_ids(pipe, text, ids_of) for text in texts])
+        loss = _loss(pipe, clean, ids, recipe, generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(recipe.ema, step / (step + 10)))
+        running += (loss.item() - running) * max(0.005, 1 / step)
+        if step % 250 == 0:
+            log({"step": step, "done": done, "loss": running, "images": step * recipe.batch_size})
+            checkpoint(_averaged(pipe, parts, average), done)
+    return _averaged(pipe, parts, average)
+
+
+def _loss(pipe: Pipeline, clean: Tensor, ids: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    with torch.set_grad_enabled(recipe.train_text):
+        words, pooled = encode(pipe, ids)
+    noise = torch.randn(clean.shape, generator=generator)
+    t = draw_times(len(clean), recipe.high_noise, generator)
+    mix = t[:, None, None, None]
+    prediction = pipe.transformer(
+        (1 - mix) * clean + mix * noise, words, pooled, 1000 * t, return_dict=False
+    )[0]
+    return (prediction - (noise - clean)).square().mean()
+
+
+def _ids(pipe: Pipeline, text: str, known: dict[str, Tensor]) -> Tensor:
+    if text not in known:
+        encoded = pipe.tokenizer(text, padding="max_length", max_length=CONTEXT, return_tensors="pt")
+        known[text] = encoded.input_ids[0]
+    return known[text]
+
+
+@torch.no_grad()
+def _averaged(pipe: Pipeline, parts: list[torch.nn.Module], average: list[Tensor]) -> Pipeline:
+    copies = {name: module for name, module in pipe.components.items()}
+    for name, module in copies.items():
+        if any(module is part for part in parts):
+            copies[name] = copy.deepcopy(module)
+    values = iter(average)
+    for part in parts:
+        name = next(n for n, m in pipe.components.items() if m is part)
+        for parameter in copies[name].parameters():
+            if parameter.requires_grad:
+                parameter.copy_(next(values))
+    copies.pop("image_encoder", None), copies.pop("feature_extractor", None)
+    return Pipeline(**copies)
+
+
+def save(pipe: Pipeline, folder: Path) -> None:
+    """Writes beside `folder`, then swaps: a reader never sees half a model."""
+    fresh, stale = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    pipe.save_pretrained(fresh, safe_serialization=True)
+    if folder.exists():
+        folder.rename(stale)
+    fresh.rename(folder)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def main() -> None:
+    """Autoencoder, then the flow model; the folder is usable from the first checkpoint on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=32, help="CPU minutes for the flow model")
+    parser.add_argument("--vae-minutes", type=float, default=10)
+    parser.add_argument("--vae", type=Path, help="reuse a trained autoencoder folder")
+    parser.add_argument("--every", type=float, default=0.1, help="checkpoint after this share of the run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    def log(row: dict[str, Any]) -> None:
+        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+
+    if args.vae:
+        vae = AutoencoderKL.from_pretrained(args.vae).eval().requires_grad_(False)
+    else:
+        vae = autoencoder.train(60 * args.vae_minutes, args.seed, lambda line: log({"vae": line}))
+    saved = 0.0
+
+    def checkpoint(pipe: Pipeline, done: float) -> None:
+        nonlocal saved
+        if done >= saved + args.every:
+            saved = done
+            save(pipe, args.out)
+
+    recipe = Recipe(seconds=60 * args.minutes, seed=args.seed)
+    save(continue_pretraining(build(vae, args.seed), recipe, log, checkpoint), args.out)
+
+
+if __name__ == "__main__":
+    main()
