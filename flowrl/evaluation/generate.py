@@ -18,7 +18,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.layout import Entry, metadata_path, sample_path, write_image, write_text
 from flowrl.math.random import derive
 from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Draw, FlowPolicy, Prompt
+from flowrl.types import Draw, Prompt
 
 BATCH_NUMBERS = 2**20  # latent numbers per batch: four images of 1024 px with 16 latent channels, on any GPU
 BATCH_IMAGES = 64
@@ -28,7 +28,7 @@ BATCH_IMAGES = 64
 class Maker:
     """What makes the images of one arm; ``identity`` tells its images from another's."""
 
-    open: Callable[[], FlowPolicy]
+    open: Callable[[], Any]
     sampler: FlowSampler
     seed: int
     identity: Mapping[str, Any]
@@ -86,7 +86,7 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _make(maker: Maker, policy: FlowPolicy, jobs: Sequence[tuple[Entry, int]]) -> None:
+def _make(maker: Maker, policy: Any, jobs: Sequence[tuple[Entry, int]]) -> None:
     texts = [str(entry.metadata["prompt"]) for entry, _ in jobs]
     unique = list(dict.fromkeys(texts))
     rows = torch.tensor([unique.index(text) for text in texts])

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from flowrl.evaluation.layout import Entry, read_images, write_text
+from flowrl.evaluation.layout import Entry, image_size, read_images, write_text
 from flowrl.evaluation.results import Judged
 from flowrl.evaluation.suites import Suite, tag_of
 from flowrl.types import Prompt, Samples
@@ -30,7 +29,8 @@ def judge(suite: Suite, entries: Sequence[Entry], root: Path, file: Path) -> Jud
     measures: dict[str, np.ndarray] = {}
     lines, reasons = [], []
     jobs = [(row, column) for row, entry in enumerate(entries) for column in range(len(entry.images))]
-    size = max(1, BATCH_PIXELS // _pixels(entries[0].images[0]))
+    width_px, height_px = image_size(entries[0].images[0])
+    size = max(1, BATCH_PIXELS // (width_px * height_px))
     for start in range(0, len(jobs), size):
         part = jobs[start : start + size]
         paths = [entries[row].images[column] for row, column in part]
@@ -64,8 +64,3 @@ def _line(
         "details": json.dumps(details),
         "measures": plain,
     }
-
-
-def _pixels(path: Path) -> int:
-    with Image.open(path) as image:
-        return image.width * image.height

@@ -72,6 +72,15 @@ def read_images(paths: Sequence[Path]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """``(width, height)``, from the file's header."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is not a readable image ({error}); make it again") from error
+
+
 def is_image_folder(folder: Path) -> bool:
     """Whether ``folder`` holds images in one of the two layouts that ``read_folder`` knows."""
     return (folder / "prompts.jsonl").is_file() or any(folder.glob("[0-9]*/metadata.jsonl"))

@@ -4,19 +4,21 @@ Schema of ``results.json`` (``flowrl.evaluation/1``); an estimate is ``{"value",
 interval over prompts, null where unknown::
 
     schema, target, kind          what was evaluated; kind is model, run, lora or images
-    manifest                      model, checkpoint, seed, steps, guidance, resolution, dtype, versions
+    manifest                      samples, limit, seed, steps, guidance, solver, versions, identity of each arm
     suites.NAME
-      title, version, primary     primary is the measure of the headline ("correct" for GenEval)
+      title, version, source      printed name, version of the suite, where its prompts are from
+      primary                     the measure of the headline ("correct" for GenEval)
       partial, missing_tags       whether only a part of the prompts was used, and the tags without any
-      prompts, images_per_prompt, metadata_sha256
+      prompts, prompts_available  prompts used, and how many the suite has
+      images_per_prompt, resolution, metadata_sha256
       tags.TAG                    prompts: how many
       arms.ARM                    ARM is base and tuned, or model, or images
-        images, unscored          images judged, and values that could not be scored
+        images, unscored          images judged, and those without a primary measure
         measures.MEASURE
           overall                 unweighted mean over tags; null while tags are missing
           images                  mean over images
           any_of_n                share of prompts with at least one success (measures of 0 and 1 only)
-          wilson                  interval of ``images`` if all images were independent (0/1 only)
+          wilson                  [low, high] of ``images`` if all images were independent (0 and 1 only)
           tags.TAG                mean over the tag's images
         reasons                   {failure reason: images}
       difference.MEASURE          tuned minus base at equal prompts and seeds: overall, images, tags, and win_rate

@@ -12,7 +12,7 @@ from typing import Any
 from flowrl.errors import UserError
 from flowrl.evaluation.generate import Maker, fingerprint, generate
 from flowrl.evaluation.judge import judge
-from flowrl.evaluation.layout import write_text
+from flowrl.evaluation.layout import Entry, image_size, write_text
 from flowrl.evaluation.resolve import Wish, resolve
 from flowrl.evaluation.results import SCHEMA, Judged, summarise
 from flowrl.evaluation.statistics import RESAMPLES
@@ -107,6 +107,7 @@ def _suite(suite: Suite, target: Target, sampler: FlowSampler | None, settings: 
     rows = choose(suite.prompts, settings.limit)
     prompts = [suite.prompts[row] for row in rows]
     arms: dict[str, Judged] = {}
+    entries: list[Entry] = []
     for arm in target.arms:
         assert sampler is not None
         folder = out / arm.name / re.sub(r"[^\w.-]+", "-", suite.source)
@@ -117,6 +118,7 @@ def _suite(suite: Suite, target: Target, sampler: FlowSampler | None, settings: 
         entries = [target.entries[row] for row in rows]
         arms["images"] = judge(suite, entries, target.folder, out / "images" / suite.name / "results.jsonl")
     tags = [tag_of(prompt) for prompt in prompts]
+    width, height = image_size(entries[0].images[0])
     return {
         "title": suite.title,
         "version": suite.version,
@@ -126,6 +128,7 @@ def _suite(suite: Suite, target: Target, sampler: FlowSampler | None, settings: 
         "prompts": len(prompts),
         "prompts_available": suite.size,
         "images_per_prompt": max((len(entry.images) for entry in target.entries), default=settings.samples),
+        "resolution": f"{width}x{height}",
         "metadata_sha256": fingerprint(suite.prompts),
         **summarise(arms, tags, suite.tags, RESAMPLES, settings.seed),
     }

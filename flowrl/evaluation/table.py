@@ -18,6 +18,8 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print one table per suite: arms side by side with their 95 % intervals, and the paired difference."""
     console = Console() if console is None else console
     for suite in results["suites"].values():
+        title = f"{suite['title']}: {suite['prompts']} prompts, {suite['images_per_prompt']} images each"
+        console.print(Text(title, style="bold"))
         console.print(suite_table(suite))
         for note in notes(suite):
             console.print(Text(note, style="dim"))
@@ -27,8 +29,7 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
     """Rows are tags, overall and further measures; columns are arms and the difference."""
     arms = [arm for arm in ARMS if arm in suite["arms"]]
     compared = bool(suite["difference"])
-    title = f"{suite['title']}: {suite['prompts']} prompts, {suite['images_per_prompt']} images each"
-    table = Table(title=Text(title), title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in [*arms, *(["difference"] if compared else [])]:
         table.add_column(name, justify="right", no_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from flowrl.config import Config
 from flowrl.evaluation.layout import Entry
-from flowrl.types import FlowPolicy, Prompt
+from flowrl.types import Prompt
 
 Kind = Literal["model", "run", "lora", "images"]
 
@@ -20,8 +20,8 @@ class Arm:
 
     name: str
     """``base``, ``tuned`` or ``model``; also the name of its folder."""
-    open: Callable[[], FlowPolicy]
-    """Loads the weights; called only when images are missing."""
+    open: Callable[[], Any]
+    """Loads the policy; called only when images are missing."""
     identity: Mapping[str, Any]
     """Names the weights: images made under another identity are made again."""
     weights: str = "live"

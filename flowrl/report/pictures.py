@@ -29,6 +29,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Embedded:
+    """An image as text, and whether it is so small that it is enlarged."""
+
     source: str
     pixelated: bool
 

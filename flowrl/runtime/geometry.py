@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.estimators.matching import ContrastedMatching, Matching
 from flowrl.estimators.transitions import Transitions
 from flowrl.parts.algorithm import Algorithm
+from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Draw
 
 
@@ -66,7 +67,7 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
             f"train.updates={train.updates} is more than data.prompts={data.prompts}, and this algorithm's loss keeps "
             "the samples of a prompt together; lower train.updates"
         )
-    steps, decisions = _decisions(algorithm)
+    decisions = _decisions(algorithm)
     trained = samples * decisions * train.epochs
     measured = train.updates * train.epochs > 1 and algorithm.objective.compares and not _told(algorithm)
     return Geometry(
@@ -75,30 +76,40 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
         samples=samples,
         decisions=decisions,
         optimizer_steps=train.updates * train.epochs,
-        sampling_forwards=samples * steps,
+        sampling_forwards=samples * _flow_sampler(algorithm).steps,
         training_forwards=trained,
-        frozen_forwards=trained * len(algorithm.held) + samples * decisions * measured,
+        frozen_forwards=trained * len(_frozen(algorithm)) + samples * decisions * measured,
         iterations=train.iterations,
     )
 
 
-def _decisions(algorithm: Algorithm) -> tuple[int, int]:
-    """Network evaluations to make a sample, and the decisions it is trained on."""
-    sampler, estimator = algorithm.sampler, algorithm.estimator
-    plan = sampler.plan(Draw(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 0, 0))
-    if isinstance(estimator, Transitions):
-        recorded = len(plan.recorded)
-        return sampler.steps, min(estimator.steps or recorded, recorded)
-    return sampler.steps, estimator.draws
+def _flow_sampler(algorithm: Algorithm) -> FlowSampler:
+    assert isinstance(algorithm.sampler, FlowSampler)  # the only family of samplers so far
+    return algorithm.sampler
+
+
+def _decisions(algorithm: Algorithm) -> int:
+    """Decisions that a sample is trained on."""
+    estimator = algorithm.estimator
+    if not isinstance(estimator, Transitions):
+        assert isinstance(estimator, Matching | ContrastedMatching)
+        return estimator.draws
+    nobody = torch.zeros(1, dtype=torch.int64)
+    try:
+        recorded = len(_flow_sampler(algorithm).plan(Draw(nobody, nobody, 0, 0)).recorded)
+    except ValueError as error:
+        raise UserError(f"algorithm.sampler: {error}") from error
+    if not recorded:
+        raise UserError("algorithm.sampler records no step, so there is nothing to train; give it a window")
+    return max(1, int(recorded * min(estimator.fraction, 1)))
+
+
+def _frozen(algorithm: Algorithm) -> set[str]:
+    """Weight sets evaluated beside the live one."""
+    estimator = algorithm.estimator
+    return {*algorithm.held, *([estimator.to] if isinstance(estimator, ContrastedMatching) else [])}
 
 
 def _told(algorithm: Algorithm) -> bool:
     """Whether the rollout already tells the old likelihood."""
     return isinstance(algorithm.estimator, Transitions)
-
-
-def describe(config: Config, algorithm: Algorithm) -> list[tuple[str, Any]]:
-    """The parts of an algorithm, as ``flowrl algorithms`` shows them."""
-    from flowrl.algorithms import describe as plain
-
-    return list(plain(algorithm).items())

@@ -49,7 +49,6 @@ class Rewards:
         """[R] float64."""
         return torch.tensor([reward.weight for reward in self._rewards], dtype=torch.float64)
 
-    @torch.no_grad()
     def __call__(self, samples: Samples, group: Tensor) -> Scores:
         """Score N samples; ``group`` [N] holds the samples' group numbers.
 
@@ -57,15 +56,20 @@ class Rewards:
         raises, `UserError` when its answer is no list of N finite-or-NaN numbers, when it changes the images, or when
         a sample could not be scored and the policy is ``raise``.
         """
-        samples, broken = _without_broken_images(samples)
-        columns = [self._ask(reward, samples) for reward in self._rewards]
-        rewards = torch.stack(columns, dim=1)  # [N, R]
-        rewards[broken] = torch.nan
+        rewards = self.raw(samples)
         ids = torch.tensor([prompt.id for prompt in samples.prompts], dtype=torch.int64)
         group = group.detach().cpu()
         unscored = rewards[:, self.weights != 0].isnan().any(dim=1)
         valid = self._valid(unscored, group, rewards, samples)
         return Scores(rewards, self.weights, self.names, group, ids, valid)
+
+    @torch.no_grad()
+    def raw(self, samples: Samples) -> Tensor:
+        """[N, R] float64 scores, NaN = could not score, whatever the policy."""
+        samples, broken = _without_broken_images(samples)
+        rewards = torch.stack([self._ask(reward, samples) for reward in self._rewards], dim=1)
+        rewards[broken] = torch.nan
+        return rewards
 
     def close(self) -> None:
         """Free what the rewards hold."""

@@ -1,5 +1,6 @@
 """Evaluation: intervals against closed forms, layouts, and accuracies counted by hand."""
 
+import io
 import json
 import math
 import random
@@ -178,7 +179,7 @@ def test_image_folder_is_judged_by_the_verifier(tmp_path):
     assert lines[0]["filename"] == "00000/samples/0000.png" and lines[0]["reason"] == ""
     assert "circle" in lines[1]["reason"] and json.loads(lines[1]["metadata"]) == CIRCLE
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console = Console(width=100, record=True, file=io.StringIO())
     show(results, console)
     text = console.export_text()
     assert "single_object" in text and "0.500" in text and "No overall" in text

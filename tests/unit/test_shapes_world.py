@@ -97,7 +97,11 @@ def test_scenes_satisfy_dense_captions():
         (COLOR_ATTR, [thing("circle", "green", 0, 0), thing("square", "blue", 1, 1)], "are red"),
         (THREE, [thing("circle", "red", i, 0) for i in range(2)], "2 of 3"),
         (THREE, [thing("circle", "red", i, j) for i in range(2) for j in range(2)], "wanted fewer"),
-        (COLOR_ATTR, [thing("circle", "red", 0, 0), thing("square", "blue", 1, 1), thing("cross", "red", 0, 1)], "many"),
+        (
+            COLOR_ATTR,
+            [thing("circle", "red", 0, 0), thing("square", "blue", 1, 1), thing("cross", "red", 0, 1)],
+            "many",
+        ),
     ],
 )
 def test_wrong_scenes_fail_with_partial_credit(metadata, things, reason):

@@ -31,6 +31,8 @@ class Verdicts:
 
 
 class Suite(Protocol):
+    """Prompts and a judge of the images made for them."""
+
     name: str
     title: str
     """Name to print; says by what it was judged."""

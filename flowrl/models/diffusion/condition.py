@@ -63,9 +63,8 @@ class _Encoded:
     def fits(self, other: _Encoded) -> bool:
         """Whether both can share tensors: equal shapes, and equal inputs besides."""
         return same(self.templates, other.templates) and all(
-            _shape(mine[path]) == _shape(theirs[path])
+            {path: _shape(value) for path, value in mine.items()} == {path: _shape(value) for path, value in theirs.items()}
             for mine, theirs in zip(self.rows, other.rows, strict=True)
-            for path in mine
         )
 
 
@@ -156,7 +155,9 @@ def _branch_rows(recipe: CallRecipe, inputs: dict[str, Any]) -> list[dict[Path, 
     rows: list[dict[Path, Any]] = [{} for _ in range(recipe.branches)]
     for path, value in recipe.layout.leaves(inputs):
         kind = recipe.layout.batched.get(path)
-        if kind is None or (path in recipe.varying and not (path == recipe.latent.path and recipe.latent.axis is not None)):
+        if kind is None or value is None:  # a mask is left out where no prompt of the batch is padded
+            continue
+        if path in recipe.varying and not (path == recipe.latent.path and recipe.latent.axis is not None):
             continue
         for branch, part in zip(rows, split(value, kind, recipe.branches), strict=True):
             if path == recipe.latent.path:

@@ -21,8 +21,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest deviation of a prediction, relative to its largest value."""
 ROLLOUT = 20
 """How much further a whole rollout and its image may drift than one prediction."""
-EULER = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler")
+EULER = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler")
 """Schedulers whose own noise-free step is the Euler step of canonical coordinates."""
+DDIM = ("DDIMScheduler", "CogVideoXDDIMScheduler")
+"""These too, where their steps are evenly spaced: they step to ``t - 1000 // steps`` whatever comes next."""
 
 
 @torch.no_grad()
@@ -30,10 +32,10 @@ def check(policy: DiffusionPolicy) -> float:
     """Compare on two prompts and three steps: predictions, the end of a noise-free rollout, and its images. Where the
     pipeline's scheduler is of higher order, its step is replaced by Euler's on the same schedule."""
     name = type(policy.pipeline).__name__
-    own = type(policy.pipeline.scheduler).__name__ in EULER
-    trace = policy.recorder.record(PROBES, STEPS, step=None if own else _euler(policy.recorder), output_type="pt")
-    assert trace.timesteps is not None
     coordinates = policy.recipe.coordinates
+    rule = None if steps_like_euler(policy.pipeline.scheduler) else _euler(policy.recorder, coordinates)
+    trace = policy.recorder.record(PROBES, STEPS, step=rule, output_type="pt")
+    assert trace.timesteps is not None
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
     condition = policy.condition(PROBES)
     points = [_canonical(trace, k, policy.recipe.calls[0], coordinates, levels) for k in range(len(trace.steps))]
@@ -80,14 +82,26 @@ def _check_start(x: Tensor, policy: DiffusionPolicy, levels: Tensor, init_noise_
         raise UserError(f"{name} starts from noise of standard deviation {float(x.std()):.3g}, expected {expected:.3g}; unsupported")
 
 
-def _euler(recorder: Recorder) -> Any:
-    """Euler's step on the scheduler's own sigmas, for flow models."""
+def steps_like_euler(scheduler: Any) -> bool:
+    """Whether the pipeline's own scheduler can be compared with as it is."""
+    name = type(scheduler).__name__
+    if name in DDIM:
+        return scheduler.config.timestep_spacing == "leading"
+    return name in EULER and not scheduler.config.get("stochastic_sampling", False)
+
+
+def _euler(recorder: Recorder, coordinates: Coordinates) -> Any:
+    """Euler's step between the scheduler's own times, for schedulers of higher order and DDIM's uneven spacings."""
 
     def step(model_output: Tensor, index: int, sample: Tensor) -> Tensor:
-        sigmas = recorder.pipeline.scheduler.sigmas
-        last = index + 1 == len(recorder.pipeline.scheduler.timesteps)
-        reversed_ = bool(recorder.pipeline.scheduler.config.get("invert_sigmas", False))
-        following = float(reversed_) if last else float(sigmas[index + 1])
-        return (sample.float() + (following - float(sigmas[index])) * model_output.float()).to(sample.dtype)
+        scheduler = recorder.pipeline.scheduler
+        sigmas = getattr(scheduler, "sigmas", None)
+        timesteps = torch.as_tensor(scheduler.timesteps).cpu().double()
+        levels = coordinates.levels(timesteps, None if sigmas is None else torch.as_tensor(sigmas).cpu().double())
+        t = levels[index].expand(len(sample)).to(sample.device)
+        t_next = (levels[index + 1] if index + 1 < len(levels) else torch.zeros(())).expand(len(sample)).to(t)
+        x = coordinates.from_network(sample.float(), t)
+        x = x + float(t_next[0] - t[0]) * coordinates.velocity(model_output.float(), x, t)
+        return coordinates.to_network(x, t_next).to(sample.dtype)
 
     return step

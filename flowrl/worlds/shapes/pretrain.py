@@ -7,7 +7,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,20 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers import StableDiffusion3Pipeline as Pipeline
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flowrl.worlds.shapes import autoencoder
 from flowrl.worlds.shapes.captions import batches
-from flowrl.worlds.shapes.prompts import vocabulary
 from flowrl.worlds.shapes.scenes import SIZE
+from flowrl.worlds.shapes.text import (
+    CONTEXT,
+    build_tokenizer,
+    contextual_encoder,
+    mute_encoder,
+    mute_tokenizer,
+    one_hot_encoder,
+    write_slow_tokenizer,
+)
 
-CONTEXT = 10  # tokens: the longest caption has eight words
-START, END = "<|startoftext|>", "<|endoftext|>"
 LATENT_SIDE = SIZE // 8
 
 
@@ -70,83 +75,9 @@ def build(vae: AutoencoderKL, seed: int, width: int = 96, layers: int = 4) -> Pi
         tokenizer=tokenizer,
         text_encoder_2=second,
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=mute_encoder(text),
+        tokenizer_3=mute_tokenizer(),
     )
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer whose merges make one token of every word of the world."""
-    words = vocabulary()
-    letters = sorted({letter for word in words for letter in word})
-    vocab = [START, END, *letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        pieces = _apply(merges, [*word[:-1], f"{word[-1]}</w>"])
-        while len(pieces) > 1:  # later merges rank lower, so they cannot split the words before
-            merges.append((pieces[0], pieces[1]))
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
-    vocab += dict.fromkeys(left + right for left, right in merges)
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(vocab)},
-        merges=merges,
-        model_max_length=CONTEXT,
-        unk_token=END,
-        bos_token=START,
-        eos_token=END,
-        pad_token=END,
-    )
-
-
-def _apply(merges: Sequence[tuple[str, str]], pieces: list[str]) -> list[str]:
-    for left, right in merges:
-        i = 0
-        while i + 1 < len(pieces):
-            if (pieces[i], pieces[i + 1]) == (left, right):
-                pieces = [*pieces[:i], left + right, *pieces[i + 2 :]]
-            i += 1
-    return pieces
-
-
-def contextual_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextModelWithProjection:
-    """Two layers; SD3 reads the first one's output, in which each word has seen those before it."""
-    model = CLIPTextModelWithProjection(_text_config(tokenizer, width, layers=2))
-    torch.nn.init.normal_(_embeddings(model).token_embedding.weight, std=0.7)
-    torch.nn.init.normal_(_embeddings(model).position_embedding.weight, std=0.4)
-    return model.eval()
-
-
-def one_hot_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """One layer, so SD3 reads the embeddings themselves: word and position one-hot, nothing to disentangle."""
-    words = [START, END, *(f"{word}</w>" for word in vocabulary())]
-    width = -(-(len(words) + CONTEXT) // 8) * 8
-    model = CLIPTextModelWithProjection(_text_config(tokenizer, width, layers=1))
-    with torch.no_grad():
-        tokens, positions = _embeddings(model).token_embedding, _embeddings(model).position_embedding
-        tokens.weight.zero_()
-        tokens.weight[tokenizer.convert_tokens_to_ids(words), range(len(words))] = 1
-        positions.weight.zero_()
-        positions.weight[range(CONTEXT), range(len(words), len(words) + CONTEXT)] = 1
-    return model.eval()
-
-
-def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _embeddings(model: CLIPTextModelWithProjection) -> Any:
-    return next(module for module in model.modules() if hasattr(module, "token_embedding"))
 
 
 def encode(pipe: Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +85,7 @@ def encode(pipe: Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
     first = pipe.text_encoder(ids, output_hidden_states=True)
     second = pipe.text_encoder_2(ids, output_hidden_states=True)
     words = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
-    absent = words.new_zeros(len(ids), 1, words.shape[-1])  # the third text encoder
+    absent = words.new_zeros(len(ids), 1, words.shape[-1])  # the mute third encoder's only token
     return torch.cat([words, absent], 1), torch.cat([first.text_embeds, second.text_embeds], -1)
 
 
@@ -211,9 +142,7 @@ def _loss(pipe: Pipeline, clean: Tensor, ids: Tensor, recipe: Recipe, generator:
     noise = torch.randn(clean.shape, generator=generator)
     t = draw_times(len(clean), recipe.high_noise, generator)
     mix = t[:, None, None, None]
-    prediction = pipe.transformer(
-        (1 - mix) * clean + mix * noise, words, pooled, 1000 * t, return_dict=False
-    )[0]
+    prediction = pipe.transformer((1 - mix) * clean + mix * noise, words, pooled, 1000 * t, return_dict=False)[0]
     return (prediction - (noise - clean)).square().mean()
 
 
@@ -246,6 +175,10 @@ def save(pipe: Pipeline, folder: Path) -> None:
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     pipe.save_pretrained(fresh, safe_serialization=True)
+    for name in ("tokenizer", "tokenizer_2"):
+        write_slow_tokenizer(pipe.components[name], fresh / name)
+    index = fresh / "model_index.json"  # the name this class has in every version of transformers
+    index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)

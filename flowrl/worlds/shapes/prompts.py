@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import permutations, product
 from typing import Literal
 
 from flowrl.worlds.shapes.scenes import CLASSES, COLORS, PLURALS, RELATIONS, Metadata
+
+Plain = tuple[list[Metadata], str]  # include clauses and the shortest wording
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -60,37 +62,45 @@ def _split(tag: str) -> tuple[list[Metadata], list[Metadata]]:
 
 
 def _all(tag: str) -> Iterator[Metadata]:
-    pairs = list(permutations(CLASSES, 2))
-    if tag == "single_object":
-        for shape in CLASSES:
-            for article in ("a", "one"):
-                yield from _framed(tag, [noun(shape)], f"{article} {shape}")
-    elif tag == "two_object":
-        for a, b in pairs:
-            yield from _framed(tag, [noun(a), noun(b)], f"a {a} and a {b}")
-    elif tag == "counting":
-        for shape in CLASSES:
-            for n in NUMBERS:
-                yield from _framed(tag, [noun(shape, n)], f"{NUMBERS[n]} {PLURALS[shape]}")
-    elif tag == "colors":
-        for shape in CLASSES:
-            for color in COLORS:
-                yield from _framed(tag, [noun(shape, 1, color)], f"a {color} {shape}")
-    elif tag == "position":
-        for a, b in pairs:
-            for relation in RELATIONS:
-                subject = noun(a) | {"position": [relation, 0]}
-                yield entry(tag, [noun(b), subject], f"a {a} {relation} a {b}")
-    else:
-        for a, b in pairs:
-            for ca, cb in permutations(COLORS, 2):
-                yield entry(tag, [noun(a, 1, ca), noun(b, 1, cb)], f"a {ca} {a} and a {cb} {b}")
+    frames = FRAMES if tag in ("single_object", "two_object", "counting", "colors") else FRAMES[:1]
+    for include, text in _PLAIN[tag]():
+        for frame in frames:
+            # fewer wordings of "one": it stands for the same count as "a"
+            if not (text.startswith("one") and frame == "a photo of {}"):
+                yield entry(tag, include, frame.format(text))
 
 
-def _framed(tag: str, include: list[Metadata], text: str) -> Iterator[Metadata]:
-    for frame in FRAMES:
-        if not (text.startswith("one") and frame == "a photo of {}"):
-            yield entry(tag, include, frame.format(text))
+def _single_object() -> Iterator[Plain]:
+    for shape, article in product(CLASSES, ("a", "one")):
+        yield [noun(shape)], f"{article} {shape}"
+
+
+def _two_object() -> Iterator[Plain]:
+    for a, b in permutations(CLASSES, 2):
+        yield [noun(a), noun(b)], f"a {a} and a {b}"
+
+
+def _counting() -> Iterator[Plain]:
+    for shape, n in product(CLASSES, NUMBERS):
+        yield [noun(shape, n)], f"{NUMBERS[n]} {PLURALS[shape]}"
+
+
+def _colors() -> Iterator[Plain]:
+    for shape, color in product(CLASSES, COLORS):
+        yield [noun(shape, 1, color)], f"a {color} {shape}"
+
+
+def _position() -> Iterator[Plain]:
+    for (a, b), relation in product(permutations(CLASSES, 2), RELATIONS):
+        yield [noun(b), noun(a) | {"position": [relation, 0]}], f"a {a} {relation} a {b}"
+
+
+def _color_attr() -> Iterator[Plain]:
+    for (a, b), (ca, cb) in product(permutations(CLASSES, 2), permutations(COLORS, 2)):
+        yield [noun(a, 1, ca), noun(b, 1, cb)], f"a {ca} {a} and a {cb} {b}"
+
+
+_PLAIN = dict(zip(TAGS, (_single_object, _two_object, _counting, _colors, _position, _color_attr), strict=True))
 
 
 def entry(tag: str, include: list[Metadata], text: str) -> Metadata:

@@ -1,0 +1,112 @@
+"""Is this machine fit for training, and this config fit for this machine?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from flowrl.config import Config
+from flowrl.errors import UserError
+from flowrl.math.random import seeds
+from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.runtime import environment
+from flowrl.runtime.preflight import Plan, check
+from flowrl.runtime.restore import open_policy
+from flowrl.samplers.flow import FlowSampler
+from flowrl.score import load_rewards
+from flowrl.types import Draw, Samples
+
+OPTIONAL = ("tensorboard", "wandb", "datasets", "pyarrow", "xformers", "bitsandbytes")
+GIB = 2**30
+SCARCE_GIB = 5.0
+"""Less free disk than this is reported."""
+TRIED = 4
+"""Samples made and scored as a trial."""
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """One line of the doctor's report."""
+
+    name: str
+    state: str
+    """``ok``, ``note`` or ``bad``."""
+    detail: str
+
+
+def machine(folder: Path) -> list[Symptom]:
+    """Versions, threads, devices, optional packages and disk space, independent of any config."""
+    versions = environment.versions()
+    missing = [name for name, version in versions.items() if version is None and name != "flowrl"]
+    found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    present = [name for name in OPTIONAL if importlib.util.find_spec(name)]
+    absent = [name for name in OPTIONAL if name not in present]
+    free = shutil.disk_usage(_existing(folder)).free / GIB
+    return [
+        Symptom("packages", "bad" if missing else "ok", f"missing: {', '.join(missing)}" if missing else found),
+        Symptom("optional", "ok", f"installed: {', '.join(present) or 'none'}; not: {', '.join(absent) or 'none'}"),
+        Symptom("cpu", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
+        *_devices(),
+        Symptom("disk", "note" if free < SCARCE_GIB else "ok", f"{free:.1f} GiB free for {folder}"),
+    ]
+
+
+def patient(config: Config) -> Iterator[Symptom]:
+    """A trial of everything a run does before its first update. Stops at the first thing that fails."""
+    try:
+        plan = check(config)
+        yield Symptom("config", "ok", f"{config.name}: {plan.geometry.samples} samples per iteration")
+        start = time.perf_counter()
+        policy = open_policy(config)
+        trained = sum(parameter.numel() for parameter in policy.parameters())
+        loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
+        yield Symptom("model", "ok", loaded)
+        deviation = policy.check_parity()
+        yield Symptom("parity", "ok", f"our sampler equals the pipeline within {deviation:.1e}")
+        # Weights, gradient and Adam's two moments in float32, and one copy per weight set.
+        copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None)
+        yield Symptom("memory", "note", f"{4 * copies * trained / GIB:.2f} GiB for trained weights and their optimiser")
+        yield from _trial(plan, policy)
+    except UserError as error:
+        yield Symptom("stopped", "bad", str(error))
+
+
+def _trial(plan: Plan, policy: DiffusionPolicy) -> Iterator[Symptom]:
+    """Sample and score a few prompts."""
+    prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
+    trained = plan.algorithm.sampler
+    assert isinstance(trained, FlowSampler)
+    draw = Draw(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
+    start = time.perf_counter()
+    condition = policy.condition([prompt.text for prompt in prompts])
+    rollout = replace(trained, window=None)(policy, condition, draw)
+    images = policy.decode(rollout.final)
+    pace = (time.perf_counter() - start) / len(prompts)
+    yield Symptom("samples", "ok", f"{pace:.2f} s per sample of {trained.steps} steps in a batch of {len(prompts)}")
+    rewards = load_rewards(plan.config.rewards, plan.config.on_nan)
+    scores = rewards(Samples(prompts, images), draw.group)
+    for name, column in zip(scores.names, scores.rewards.T, strict=True):
+        values = ", ".join(f"{value:.3g}" for value in column.tolist())
+        yield Symptom(f"reward {name}", "note" if bool(column.isnan().any()) else "ok", f"scores {values}")
+    rewards.close()
+
+
+def _devices() -> list[Symptom]:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return [Symptom("gpu", "ok", ", ".join(f"{p.name} ({p.total_memory / GIB:.0f} GiB)" for p in names))]
+    if torch.backends.mps.is_available():
+        return [Symptom("gpu", "ok", "Apple MPS")]
+    return [Symptom("gpu", "note", "none: fine for the embedded worlds, too slow for large models")]
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

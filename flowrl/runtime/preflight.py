@@ -1,0 +1,56 @@
+"""Everything that can be found wrong with a run before its model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowrl.algorithms import build
+from flowrl.config import Config
+from flowrl.data import PromptSet, load_prompts, worlds
+from flowrl.errors import UserError, did_you_mean
+from flowrl.parts.algorithm import Algorithm
+from flowrl.runtime.geometry import Geometry, geometry
+from flowrl.score.finding import check_reward
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run."""
+
+    config: Config
+    algorithm: Algorithm
+    geometry: Geometry
+    train: PromptSet
+    test: PromptSet | None
+
+
+def check(config: Config) -> Plan:
+    """Raises `UserError` for an unknown algorithm or part, an impossible batch, or a missing model, reward or prompt
+    file."""
+    algorithm = build(config.algorithm)
+    counts = geometry(config, algorithm)
+    check_model(config.model.path)
+    if config.model.adapter is not None and not Path(config.model.adapter).is_dir():
+        raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
+    for reward in config.rewards:
+        check_reward(reward.use)
+    train = load_prompts(config.data.train)
+    test = load_prompts(config.data.test) if config.data.test is not None else None
+    return Plan(config, algorithm, counts, train, test)
+
+
+def check_model(path: str) -> None:
+    """Raise `UserError` if a model's name can be none of a world, a folder and a hub id."""
+    if path in worlds() or Path(path).expanduser().is_dir():
+        return
+    if Path(path).expanduser().exists():
+        raise UserError(f"model.path: {path} is a file; give the folder that the pipeline was saved to")
+    local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if local:
+        raise UserError(f"model.path: there is no folder {path} (looked in {Path.cwd()})")
+    if "/" not in path:
+        raise UserError(
+            f"model.path: {path!r} is neither a folder, nor a hub id (owner/name), nor an embedded world"
+            f"{did_you_mean(path, worlds())}"
+        )

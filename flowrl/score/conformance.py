@@ -1,0 +1,154 @@
+"""Does a reward keep its promises? The checks behind ``flowrl test-reward``."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.math.random import derive, uniform
+from flowrl.score.rewards import Rewards, load_rewards
+from flowrl.types import Prompt, Samples
+from flowrl.worlds.shapes.scenes import SIZE, random_scene, render
+
+TOLERANCE = 1e-4
+"""Relative to the spread of the scores: float32 models differ a little with the batch."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check."""
+
+    check: str
+    passed: bool
+    detail: str
+
+
+class _BrokenPromiseError(Exception):
+    """A check did not hold."""
+
+
+def examine(
+    use: str, prompts: Sequence[Prompt], *, size: int = 32, text: bool = False, options: Mapping[str, Any] | None = None
+) -> list[Finding]:
+    """Run every check on one reward. ``text`` gives it completions (the prompts' own texts) instead of images.
+
+    Stops after a check without which the others mean nothing.
+    """
+    samples = _texts(prompts) if text else Samples(prompts, _images(prompts, size))
+    findings: list[Finding] = []
+
+    def check(name: str, body: Callable[[], str]) -> bool:
+        try:
+            findings.append(Finding(name, True, body()))
+        except (UserError, _BrokenPromiseError) as problem:
+            findings.append(Finding(name, False, str(problem)))
+        return findings[-1].passed
+
+    scorers: list[Rewards] = []
+    if not check("loads", lambda: _load(scorers, use, options)):
+        return findings
+    score = _scorer(scorers[0])
+    if not check("returns one number per sample", lambda: _shape(score(samples))):
+        return findings
+    first = score(samples)
+    check("same answer twice", lambda: _same(score(samples), first, exact=True))
+    check("same answer one by one", lambda: _same(_one_by_one(score, samples), first))
+    check("follows the order of the samples", lambda: _same(_reordered(score, samples), first))
+    check("accepts junk", lambda: _junk(score, samples))
+    check("speed", lambda: _speed(score, samples))
+    scorers[0].close()
+    return findings
+
+
+def _load(scorers: list[Rewards], use: str, options: Mapping[str, Any] | None) -> str:
+    scorers.append(load_rewards([{"use": use, "options": dict(options or {})}], on_nan="drop_sample"))
+    return use
+
+
+def _scorer(rewards: Rewards) -> Callable[[Samples], Tensor]:
+    """[N] scores of samples. All NaN is an answer here, though a run would stop."""
+
+    def score(samples: Samples) -> Tensor:
+        return rewards.raw(samples)[:, 0]
+
+    return score
+
+
+def _shape(values: Tensor) -> str:
+    if bool(values.isnan().all()):
+        raise _BrokenPromiseError(
+            "every score is NaN (could not score): are the prompts' columns the right ones? See --prompts"
+        )
+    finite = values[~values.isnan()]
+    return f"{len(values)} scores from {float(finite.min()):.4g} to {float(finite.max()):.4g}"
+
+
+def _same(values: Tensor, expected: Tensor, exact: bool = False) -> str:
+    if not torch.equal(values.isnan(), expected.isnan()):
+        raise _BrokenPromiseError("NaN in other places")
+    difference = float((values - expected).nan_to_num().abs().max())
+    scale = float(expected[~expected.isnan()].std(correction=0)) or float(expected.nan_to_num().abs().max()) or 1.0
+    if difference > (0.0 if exact else TOLERANCE * scale):
+        raise _BrokenPromiseError(f"differs by {difference:.3g} (scores spread by {scale:.3g})")
+    return "exactly equal" if difference == 0 else f"equal within {difference:.1g}"
+
+
+def _one_by_one(score: Callable[[Samples], Tensor], samples: Samples) -> Tensor:
+    return torch.cat([score(_take(samples, [row])) for row in range(len(samples))])
+
+
+def _reordered(score: Callable[[Samples], Tensor], samples: Samples) -> Tensor:
+    order = list(reversed(range(len(samples))))
+    return score(_take(samples, order)).flip(0)
+
+
+def _junk(score: Callable[[Samples], Tensor], samples: Samples) -> str:
+    """Black, white and broken images, or empty and odd texts: a finite score or NaN, never an exception."""
+    if samples.images is None:
+        odd = ["", " ", "\x00", "日本語", "a" * 10_000]
+        prompts = [samples.prompts[i % len(samples)] for i in range(len(odd))]
+        values = score(Samples(prompts, completions=odd))
+    else:
+        images = samples.images[:1].expand(3, -1, -1, -1).clone()
+        images[0], images[1], images[2, 0, 0, 0] = 0.0, 1.0, torch.nan
+        values = score(Samples([samples.prompts[0]] * 3, images))
+    return "scores " + ", ".join("NaN" if value != value else f"{value:.4g}" for value in values.tolist())
+
+
+def _speed(score: Callable[[Samples], Tensor], samples: Samples) -> str:
+    start = time.perf_counter()
+    score(samples)
+    return f"{1000 * (time.perf_counter() - start) / len(samples):.2f} ms per sample in a batch of {len(samples)}"
+
+
+def _take(samples: Samples, rows: Sequence[int]) -> Samples:
+    images = None if samples.images is None else samples.images[list(rows)]
+    completions = None if samples.completions is None else [samples.completions[row] for row in rows]
+    return Samples([samples.prompts[row] for row in rows], images, completions)
+
+
+def _texts(prompts: Sequence[Prompt]) -> Samples:
+    return Samples(prompts, completions=[prompt.text for prompt in prompts])
+
+
+def _images(prompts: Sequence[Prompt], size: int) -> Tensor:
+    """[N, 3, size, size] in [0, 1]: smooth random colour fields of different detail; for prompts of the shapes world
+    every other image shows what its prompt asks for, so that scores differ."""
+    images = torch.cat([_field(index, size) for index in range(len(prompts))])
+    if size == SIZE and all("include" in prompt.columns for prompt in prompts):
+        fitting = prompts[::2]
+        images[::2] = render([random_scene(dict(prompt.columns), random.Random(prompt.id)) for prompt in fitting])
+    return images
+
+
+def _field(index: int, size: int) -> Tensor:
+    cells = 2 + index % 7
+    coarse = uniform(torch.tensor([derive(0, "test-reward", index)]), (3, cells, cells), stream=0).float()
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")

@@ -1,0 +1,174 @@
+"""The config: strict keys, clear errors, overrides, a round trip, and the work that follows from it."""
+
+from pathlib import Path
+
+import pytest
+
+from flowrl.algorithms import build
+from flowrl.config import Config
+from flowrl.config.reading import apply_overrides, parse_yaml
+from flowrl.errors import UserError
+from flowrl.runtime.geometry import geometry
+from flowrl.runtime.preflight import check
+
+MINIMAL = """
+name: quick
+model: {path: shapes}
+algorithm: flow_grpo
+rewards: [shapes]
+train: {iterations: 3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_defaults_shorthand_and_overrides(file: Path) -> None:
+    config = Config.load(
+        file, ["optimizer.lr=1e-5", "rewards.0.weight=2", "algorithm.kl=0", "model.call.guidance_scale=3.5"]
+    )
+    assert config.optimizer.lr == 1e-5
+    assert (config.rewards[0].use, config.rewards[0].weight) == ("shapes", 2.0)
+    assert config.algorithm == {"use": "flow_grpo", "kl": 0}
+    assert config.model.call == {"guidance_scale": 3.5}
+    assert (config.data.prompts, config.train.ema, config.directory) == (18, 0.9, Path("runs/quick"))
+
+
+def test_resolved_yaml_loads_to_an_equal_config(file: Path) -> None:
+    config = Config.load(file, ["optimizer.eps=1e-20", "train.ema=null", "eval.every=0"])
+    again = Config.of(parse_yaml(config.to_yaml()))
+    assert again == config
+    assert again.fingerprint == config.fingerprint != Config.load(file).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trian.iterations=1", ["trian.iterations", "'train'"]),
+        ("model.lora.rnk=3", ["model.lora.rnk=3", "'rank'"]),
+        ("rewards.0.wieght=1", ["rewards.0.wieght", "'weight'"]),
+        ("train.lr=1e-4", ["train.lr=0.0001", "'optimizer.lr'"]),
+        ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than or equal to 0"]),
+        ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
+        ("train.iterations=many", ["train.iterations='many'", "integer"]),
+        ("model.dtype=fp8", ["model.dtype='fp8'", "bfloat16"]),
+        ("model.path=null", ["model.path=None", "string"]),
+        ("rewards=[]", ["rewards=[]", "at least 1"]),
+        ("rewards.0.weight=0", ["every weight is 0"]),
+        ("algorithm=3", ["algorithm=3", "flowrl algorithms"]),
+        ("name=a/b", ["name='a/b'"]),
+        ("data.test=null", ["data.test is null", "eval.every=0"]),
+        ("train.ema=null", ["train.ema is null", "eval.weights=live"]),
+        ("train.updates=217", ["train.updates=217", "216 samples"]),
+        ("optimizer.warmup=4", ["optimizer.warmup=4", "3 optimiser steps"]),
+        ("rewards.7.weight=2", ["rewards.7.weight=2", "index from 0 to 0"]),
+        ("train.seed.x=2", ["train.seed", "{'x': 2}"]),
+        ("iterations", ["'iterations'", "key=value"]),
+        ("train.seed=[1", ["train.seed=[1", "not valid YAML"]),
+    ],
+)
+def test_mistakes_are_named_with_the_remedy(file: Path, override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Config.load(file, [override])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_every_mistake_is_reported_at_once(file: Path) -> None:
+    with pytest.raises(UserError, match=r"(?s)optimizer.lr=-1.*train.sed=1.*did you mean 'seed'"):
+        Config.load(file, ["optimizer.lr=-1", "train.sed=1"])
+
+
+def test_conflict_of_full_training_and_adapter(file: Path) -> None:
+    with pytest.raises(UserError, match=r"model.full=true means|model.full=true trains all weights"):
+        Config.load(file, ["model.full=true", "model.lora.rank=8"])
+    assert Config.load(file, ["model.full=true"]).model.full
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\nname: b\n", ["occurs twice", "line 2"]),
+        ("name: [a\n", ["not valid YAML", "line"]),
+        ("- a\n", ["keys and values", "list"]),
+        ("", ["keys and values", "NoneType"]),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        Config.load(path)
+    assert all(word in str(caught.value) for word in [*words, str(path)]) or "line" in str(caught.value)
+
+
+def test_missing_file_and_missing_keys(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        Config.load(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match=r"(?s)model is missing.*train is missing"):
+        Config.of({"name": "a", "algorithm": "flow_grpo", "rewards": ["shapes"]})
+
+
+def test_numbers_in_yaml_are_numbers() -> None:
+    assert parse_yaml("[1e-4, 1.5E3, -2e5, 1e4x, 12]") == [1e-4, 1500.0, -2e5, "1e4x", 12]
+
+
+def test_overrides_leave_their_input_alone() -> None:
+    values = {"rewards": ["shapes"], "train": {"seed": 1}}
+    changed = apply_overrides(values, ["rewards.0.weight=2", "train.seed=3"])
+    assert changed == {"rewards": [{"use": "shapes", "weight": 2}], "train": {"seed": 3}}
+    assert values == {"rewards": ["shapes"], "train": {"seed": 1}}
+
+
+def test_explain_shows_origin_and_meaning(file: Path) -> None:
+    rows = {line.split()[0]: line for line in Config.load(file, ["optimizer.lr=1e-5"]).explain().splitlines()}
+    assert "set" in rows["optimizer.lr"] and "learning rate" in rows["optimizer.lr"]
+    assert "default" in rows["optimizer.eps"]
+    assert "set" in rows["rewards.0.use"] and "default" in rows["rewards.0.weight"]
+
+
+def test_every_key_has_a_meaning(file: Path) -> None:
+    assert all(line.rsplit("  ", 1)[1].strip() for line in Config.load(file).explain().splitlines())
+
+
+def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
+    config = Config.load(file, ["data.prompts=4", "data.group=3", "train.updates=2", "train.epochs=2"])
+    counts = geometry(config, build("flow_grpo"))  # 10 steps, the last not trained, KL to the reference
+    assert (counts.samples, counts.decisions, counts.optimizer_steps) == (12, 9, 4)
+    assert counts.sampling_forwards == 12 * 10
+    assert counts.training_forwards == 12 * 9 * 2
+    assert counts.frozen_forwards == 12 * 9 * 2  # the reference; the old policy is known from the rollout
+    assert counts.forwards == 3 * (120 + 216 + 216)
+
+
+def test_geometry_counts_a_measured_old_policy(file: Path) -> None:
+    once, twice = Config.load(file), Config.load(file, ["train.updates=2"])
+    algorithm = build("fpo")
+    extra = geometry(twice, algorithm).frozen_forwards - geometry(once, algorithm).frozen_forwards
+    assert extra == 216 * algorithm.estimator.draws  # type: ignore[attr-defined]
+
+
+def test_impossible_groups(file: Path) -> None:
+    with pytest.raises(UserError, match=r"data.group=1.*at least 2"):
+        check(Config.load(file, ["data.group=1"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("algorithm=flow_gpro", "did you mean 'flow_grpo'"),
+        ("model.path=shaps", "did you mean 'shapes'"),
+        ("model.path=./nowhere", "there is no folder ./nowhere"),
+        ("rewards=[shape]", "did you mean 'shapes'"),
+        ("rewards=[nowhere.py:f]", "nowhere.py does not exist"),
+        ("data.train=nowhere.txt", "nowhere.txt do not exist"),
+        ("data.test=shapes:tset", "did you mean 'test'"),
+        ("model.adapter=nowhere", "model.adapter"),
+    ],
+)
+def test_what_does_not_exist_is_found_before_loading(file: Path, override: str, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        check(Config.load(file, [override]))

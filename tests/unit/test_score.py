@@ -1,0 +1,265 @@
+"""Rewards: every accepted signature gives the same numbers, and every wrong answer is named."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowrl.config import RewardConfig
+from flowrl.data import load_prompts
+from flowrl.errors import UserError
+from flowrl.score import RewardError, Rewards, list_rewards, load_rewards
+from flowrl.score.adapting import adapt
+from flowrl.score.conformance import examine
+from flowrl.score.rewards import _Reward
+from flowrl.types import Prompt, Samples, Scores
+
+PROMPTS = [Prompt("a", 5, {"tag": "x", "target": 0.25}), Prompt("b", 9, {"tag": "y", "target": 0.5})]
+GROUP = torch.tensor([0, 0, 1, 1])
+
+
+def samples() -> Samples:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Samples([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]], images)
+
+
+def rewards_of(*functions: Any, weights: Sequence[float] = (), on_nan: Any = "raise", **options: Any) -> Rewards:
+    weights = weights or [1.0] * len(functions)
+    parts = [
+        _Reward(f"r{i}", weight, adapt(function, f"r{i}", options, None), None)
+        for i, (function, weight) in enumerate(zip(functions, weights, strict=True))
+    ]
+    return Rewards(parts, on_nan)
+
+
+def score(*functions: Any, **settings: Any) -> Scores:
+    return rewards_of(*functions, **settings)(samples(), GROUP)
+
+
+def brightness(images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+    return images.mean(dim=(1, 2, 3))
+
+
+def test_signatures_people_have_give_the_same_numbers() -> None:
+    def plain(images: Tensor, prompts: Sequence[str]) -> Any:
+        return images.mean(dim=(1, 2, 3)).numpy()
+
+    def flow_grpo(images: Tensor, prompts: Sequence[str], metadata: Sequence[dict]) -> Any:
+        assert [row["tag"] for row in metadata] == ["x", "x", "y", "y"]
+        return [float(image.mean()) for image in images], {"info": 1}
+
+    def strict(images: Tensor, prompts: Sequence[str], metadata: Any, only_strict: bool) -> Any:
+        assert only_strict
+        return images.mean(dim=(1, 2, 3)), {}
+
+    def factory(device: str) -> Any:
+        assert device in ("cpu", "cuda")
+        return flow_grpo
+
+    class Scorer:
+        def __init__(self, scale: float = 1.0) -> None:
+            self.scale = scale
+
+        def __call__(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+            return self.scale * images.mean(dim=(1, 2, 3))
+
+    expected = score(brightness).rewards
+    for function in (plain, flow_grpo, strict, factory, Scorer):
+        torch.testing.assert_close(score(function).rewards, expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(score(Scorer, scale=3.0).rewards, 3 * expected)
+
+
+def test_columns_reach_a_reward_by_name_or_all_together() -> None:
+    def one(images: Tensor, target: Sequence[float]) -> list[float]:
+        return list(target)
+
+    def every(images: Tensor, prompts: Sequence[str], **columns: Any) -> list[float]:
+        assert set(columns) == {"tag", "target"}
+        return list(columns["target"])
+
+    assert score(one, every).rewards.tolist() == [[0.25, 0.25], [0.25, 0.25], [0.5, 0.5], [0.5, 0.5]]
+
+    def absent(images: Tensor, answer: Sequence[str]) -> list[float]:
+        raise AssertionError
+
+    with pytest.raises(UserError, match=r"needs the column 'answer'.*'tag', 'target'"):
+        score(absent)
+
+
+def test_text_rewards_get_completions_and_none_means_could_not_score() -> None:
+    def length(prompts: Sequence[str], completions: Sequence[str], completion_ids: Any = None, **columns: Any) -> Any:
+        return [len(text) if text else None for text in completions]
+
+    texts = Samples(PROMPTS, completions=["abc", ""])
+    values = rewards_of(length).raw(texts)[:, 0]
+    assert values[0] == 3.0 and math.isnan(values[1])
+    with pytest.raises(UserError, match="scores images, but the model makes no images"):
+        rewards_of(brightness).raw(texts)
+
+
+def test_scores_carry_weights_groups_and_prompt_ids() -> None:
+    scores = score(brightness, lambda images, prompts: torch.ones(4), weights=[2.0, 0.0])
+    assert scores.prompt_ids.tolist() == [5, 5, 9, 9] and scores.group.tolist() == [0, 0, 1, 1]
+    assert scores.rewards.dtype == torch.float64 and bool(scores.valid.all())
+    torch.testing.assert_close(scores.total, 2 * scores.rewards[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "match"),
+    [
+        (torch.ones(3), "should return 4 scores for 4 samples, found 3"),
+        (torch.ones(4, 1), "found 4x1"),
+        (torch.tensor(1.0), "found one number"),
+        ([1.0, 2.0, math.inf, 0.0], "returned inf for sample 2"),
+        (["good"] * 4, "list of numbers, found list"),
+        (None, "missing return"),
+        ({"score": [1] * 4}, "found dict"),
+    ],
+)
+def test_wrong_answers_are_named(answer: Any, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        score(lambda images, prompts: answer)
+
+
+def _with_nan(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.tensor([1.0, math.nan, 3.0, 4.0])
+
+
+def test_nan_policies() -> None:
+    with pytest.raises(UserError, match=r"'r0' could not score 1 of 4 samples \(prompts: 'a'\).*on_nan=drop_group"):
+        score(_with_nan)
+    assert score(_with_nan, on_nan="drop_sample").valid.tolist() == [True, False, True, True]
+    assert score(_with_nan, on_nan="drop_group").valid.tolist() == [False, False, True, True]
+
+
+def test_a_watched_reward_never_drops_or_stops() -> None:
+    scores = score(brightness, _with_nan, weights=[1.0, 0.0])
+    assert bool(scores.valid.all()) and bool(torch.isfinite(scores.total).all())
+
+
+def test_nothing_left_is_an_error() -> None:
+    with pytest.raises(UserError, match="left no sample"):
+        score(lambda images, prompts: [math.nan] * 4, on_nan="drop_sample")
+
+
+def test_broken_images_could_not_be_scored_by_anyone() -> None:
+    broken = samples()
+    assert broken.images is not None
+    broken.images[2, 0, 0, 0] = math.nan
+
+    def sees(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        assert bool(torch.isfinite(images).all())
+        return torch.ones(4)
+
+    scores = rewards_of(sees, on_nan="drop_sample")(broken, GROUP)
+    assert scores.valid.tolist() == [True, True, False, True]
+    assert bool(broken.images.isnan().any())  # the caller's images stay as they were
+
+
+def test_a_reward_that_raises_is_named_with_its_line_and_chained() -> None:
+    def broken(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise ZeroDivisionError("oops")
+
+    with pytest.raises(RewardError, match=r"reward 'r0' raised ZeroDivisionError: oops .*test_score.py:\d+ in broken"):
+        score(broken)
+    try:
+        score(broken)
+    except RewardError as error:
+        assert isinstance(error.__cause__, ZeroDivisionError)
+
+
+def test_changing_the_images_is_refused() -> None:
+    def dims(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        images.mul_(0.5)
+        return torch.ones(4)
+
+    with pytest.raises(UserError, match="changes the images in place"):
+        score(dims)
+
+
+def test_batches_change_nothing() -> None:
+    def name(size: int | None) -> Rewards:
+        return load_rewards([RewardConfig(use="jpeg_compressibility", batch_size=size)])
+
+    assert torch.equal(name(None).raw(samples()), name(3).raw(samples()))
+
+
+def test_jpeg_rewards_are_ddpo_kilobytes() -> None:
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    pair = Samples([Prompt("a", 0), Prompt("b", 1)], torch.cat([torch.full((1, 3, 64, 64), 0.5), noise]))
+    less, more = load_rewards(["jpeg_compressibility", "jpeg_incompressibility"]).raw(pair).T
+    assert torch.equal(less, -more)
+    assert more[1] > 5 * more[0] and 0.5 < more[0] < 1.0  # kB of 1000 bytes: a flat image is little but its header
+
+
+def test_finding_by_name_path_and_module(tmp_path: Path) -> None:
+    code = "SCALE = {}\ndef bright(images, prompts, scale=SCALE):\n    return scale * images.mean(dim=(1, 2, 3))\n"
+    for folder, scale in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "r.py").write_text(code.format(scale))
+    specs = [{"use": f"{tmp_path}/{folder}/r.py:bright", "name": folder} for folder in ("one", "two")]
+    values = load_rewards([*specs, {"use": "rewards.jpeg:jpeg_compressibility"}]).raw(samples())
+    torch.testing.assert_close(values[:, 1], 2 * values[:, 0])
+    option = load_rewards([{**specs[0], "options": {"scale": 3}}]).raw(samples())
+    torch.testing.assert_close(option[:, 0], 3 * values[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [
+        ("jpeg_compresibility", "did you mean 'jpeg_compressibility'"),
+        ("nowhere.py:f", "nowhere.py does not exist"),
+        ("rewards.jpeg:jpg", "has no function 'jpg'"),
+        ("no.such.module:f", "cannot be imported"),
+        ("rewards/jpeg.py", "name the function"),
+        ({"use": "jpeg_compressibility", "options": {"qualty": 3}}, "has no option 'qualty'"),
+        ({"use": "jpeg_compressibility", "device": "cuda:1"}, "no device"),
+    ],
+)
+def test_rewards_that_do_not_exist(spec: Any, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        load_rewards([spec])
+
+
+def test_syntax_errors_in_a_reward_file_name_the_line(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("x = 1\ndef f(:\n")
+    with pytest.raises(UserError, match=r"r.py line 2"):
+        load_rewards([f"{tmp_path}/r.py:f"])
+
+
+def test_equal_names_are_refused() -> None:
+    with pytest.raises(UserError, match="occurs more than once"):
+        load_rewards(["jpeg_compressibility", {"use": "rewards.jpeg:jpeg_compressibility"}])
+
+
+def test_listing_finds_shipped_rewards_without_importing_them() -> None:
+    found = {entry.name: entry for entry in list_rewards()}
+    assert {"jpeg_compressibility", "jpeg_incompressibility", "shapes"} <= set(found)
+    assert found["jpeg_incompressibility"].kind == "image" and "kB" in found["jpeg_incompressibility"].range
+
+
+def test_conformance_passes_shipped_rewards_and_catches_bad_ones(tmp_path: Path) -> None:
+    prompts = load_prompts("shapes:test").prompts[::12][:6]
+    assert all(finding.passed for finding in examine("jpeg_compressibility", prompts))
+    assert all(finding.passed for finding in examine("shapes", prompts))
+    (tmp_path / "bad.py").write_text(
+        "import torch\n"
+        "def unsteady(images, prompts): return torch.rand(len(prompts))\n"
+        "def ranked(images, prompts): return images.mean(dim=(1, 2, 3)).argsort().argsort().float()\n"
+        "def fragile(images, prompts):\n"
+        "    if bool((images == 0).all(dim=1).any()): raise ValueError('black')\n"
+        "    return images.mean(dim=(1, 2, 3))\n"
+        "def short(images, prompts): return [1.0]\n"
+    )
+    failed = {
+        name: {f.check for f in examine(f"{tmp_path}/bad.py:{name}", prompts) if not f.passed}
+        for name in ("unsteady", "ranked", "fragile", "short")
+    }
+    assert "same answer twice" in failed["unsteady"]
+    assert failed["ranked"] == {"same answer one by one"}
+    assert failed["fragile"] == {"accepts junk"}
+    assert failed["short"] == {"returns one number per sample"}
