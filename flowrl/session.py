@@ -18,7 +18,10 @@ from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
 from flowrl.runtime.restore import open_policy
+from flowrl.runtime.timing import PhaseTimer
+from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, load_rewards
+from flowrl.types import Draw, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
 
@@ -66,6 +69,17 @@ class Session:
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
         return tensors, {"progress": vars(self.progress), "memory": self.memory}
+
+    def make(
+        self, prompts: list[Prompt], draw: Draw, sampler: Sampler, weights: str, rows: int, timer: PhaseTimer
+    ) -> tuple[Rollout, Samples]:
+        """Sample with a weight set, ``rows`` at a time, and decode: ``(rollout, what rewards may see)``."""
+        with timer("sample"):
+            condition = self.policy.condition([prompt.text for prompt in prompts])
+            with self.policy.using(weights):
+                rollout = sample(sampler, self.policy, condition, draw, rows)
+        with timer("decode"):
+            return rollout, Samples(prompts, images=self.policy.decode(rollout.final))
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in formats that users load elsewhere: LoRA weights, twice."""

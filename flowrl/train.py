@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive, seeds
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.runtime import checkpoint
@@ -22,29 +22,12 @@ from flowrl.runtime.resume import begin
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.runtime.tracking import Trackers
-from flowrl.samplers.chunks import sample
-from flowrl.samplers.flow import FlowSampler
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
-from flowrl.types import Draw, Prompt, Sampler, Samples, Scores
+from flowrl.types import Draw, Samples, Scores
 
-EVAL_SEED = 20_000
-"""Seed of held-out samples: the same pictures' noise in every run, so runs and checkpoints are compared in pairs."""
 RATIO_LIMIT = 1e-3
 """Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
-
-
-def make(
-    session: Session, prompts: list[Prompt], draw: Draw, sampler: Sampler, weights: str, rows: int, timer: PhaseTimer
-) -> tuple[Any, Samples]:
-    """Sample and decode: ``(rollout, what rewards may see)``."""
-    policy = session.policy
-    with timer("sample"):
-        condition = policy.condition([prompt.text for prompt in prompts])
-        with policy.using(weights):
-            rollout = sample(sampler, policy, condition, draw, rows)
-    with timer("decode"):
-        return rollout, Samples(prompts, images=policy.decode(rollout.final))
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores, Tensor]:
@@ -60,10 +43,8 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samp
         shared_seed=derive(seed, "shared", iteration),
     )
     before = session.policy.network_calls
-    behaviour = algorithm.behaviour
-    rollout, samples = make(
-        session, prompts, draw, algorithm.sampler, behaviour, config.train.sample_batch, timer
-    )
+    rows = config.train.sample_batch
+    rollout, samples = session.make(prompts, draw, algorithm.sampler, algorithm.behaviour, rows, timer)
     with timer("reward"):
         scores = session.rewards(samples, draw.group)
     with timer("advantage"):
@@ -98,38 +79,6 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
     if ema is not None:
         warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
         session.policy.follow(EMA, min(ema, warm))
-
-
-def heldout_prompts(session: Session) -> list[Prompt]:
-    """The fixed prompts of the in-training evaluation, each as often as ``eval.samples`` says."""
-    assert session.heldout is not None
-    options = session.config.eval
-    every = list(session.heldout.prompts)
-    count = min(options.prompts or len(every), len(every))
-    spread = [every[i * len(every) // count] for i in range(count)]
-    return [prompt for prompt in spread for _ in range(options.samples)]
-
-
-def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores]:
-    """Rewards on held-out prompts at fixed seeds, by a deterministic sampler."""
-    options, prompts = session.config.eval, heldout_prompts(session)
-    trained = session.algorithm.sampler
-    assert isinstance(trained, FlowSampler)
-    sampler = FlowSampler(
-        steps=options.steps or trained.steps,
-        guidance=options.guidance if options.guidance is not None else trained.guidance,
-    )
-    group = torch.arange(len(prompts)) // options.samples
-    draw = Draw(seeds(EVAL_SEED, "eval", count=len(prompts)), group, 0, EVAL_SEED)
-    weights = EMA if options.weights == "ema" and session.config.train.ema is not None else "live"
-    inner = PhaseTimer()
-    with timer("eval"):
-        _, samples = make(session, prompts, draw, sampler, weights, options.batch or session.config.train.sample_batch, inner)
-        scores = session.rewards(samples, group)
-    described = describe_scores(scores, torch.zeros(len(prompts)))
-    wanted = {k: v for k, v in described.items() if k.startswith("reward/") and k.endswith("mean")}
-    metrics = {f"eval/{key.removeprefix('reward/')}": value for key, value in wanted.items() if key != "reward/mean"}
-    return metrics | {"eval/reward/mean": wanted["reward/mean"]}, samples, scores
 
 
 def train(config: Config, *, resume: str | None = None, display: Display | None = None) -> Path:
@@ -224,12 +173,16 @@ def _publish(
 
 
 def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
-    metrics, samples, scores = evaluate_heldout(session, timer)
-    count = min(session.config.log.images, len(samples))
-    seen = torch.zeros(len(samples))
-    keys = seeds(EVAL_SEED, "eval", count=len(samples))
-    folder = RunDirectory(run.path / "heldout")
-    folder.save_samples(session.progress.iteration, samples, scores, seen, seeds=keys, count=count)
+    metrics, samples, scores, keys = evaluate_heldout(session, timer)
+    run.save_samples(
+        session.progress.iteration,
+        samples,
+        scores,
+        torch.zeros(len(samples)),
+        seeds=keys,
+        count=session.config.log.images,
+        folder=run.heldout_path,
+    )
     return metrics
 
 

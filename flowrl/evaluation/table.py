@@ -29,7 +29,7 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
     """Rows are tags, overall and further measures; columns are arms and the difference."""
     arms = [arm for arm in ARMS if arm in suite["arms"]]
     compared = bool(suite["difference"])
-    table = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # fits 80 columns
     table.add_column("", no_wrap=True)
     for name in [*arms, *(["difference"] if compared else [])]:
         table.add_column(name, justify="right", no_wrap=True)
@@ -47,8 +47,7 @@ def rows(suite: Mapping[str, Any]) -> Iterator[tuple[str, int, tuple[str, ...], 
     if len(tags) > 1:
         for tag in tags:
             yield tag, suite["tags"][tag]["prompts"], (primary, "tags", tag), tag == tags[-1]
-    partial = " (partial)" if suite["partial"] else ""
-    yield f"overall{partial}", suite["prompts"], (primary, "overall"), False
+    yield "partial overall" if suite["partial"] else "overall", suite["prompts"], (primary, "overall"), False
     arms = list(suite["arms"].values())
     if any("any_of_n" in arm["measures"][primary] for arm in arms):
         yield "images", suite["prompts"], (primary, "images"), False

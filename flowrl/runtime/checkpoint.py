@@ -7,6 +7,7 @@ are one-line files with a directory's name. A directory without a manifest was n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ LATEST, BEST = "latest", "best"
 TEMPORARY = ".tmp-"
 MANIFEST = "manifest.json"
 STATE, VALUES = "state/state.safetensors", "state/values.json"
+SEAL = "sha256"
 FORMAT = 1
 
 Exporter = Callable[[Path], None]
@@ -72,7 +74,8 @@ def save(
     try:
         _fill(partial, tensors, values, exporters)
         manifest = _manifest(partial, step, metrics, facts or {})
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1)
+        (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
         sync_tree(partial)
         _put(partial, final)
     except BaseException as error:  # also an interrupt: nothing half-written may stay behind
@@ -112,6 +115,8 @@ def damage(path: Path) -> str | None:
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so saving never finished"
     except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    if manifest.pop(SEAL, None) != _seal(manifest):
         return f"{MANIFEST} is damaged"
     if manifest.get("format") != FORMAT:
         return f"its format is {manifest.get('format')!r}, this flowrl reads {FORMAT}"
@@ -217,6 +222,11 @@ def _manifest(partial: Path, step: int, metrics: Mapping[str, float], facts: Map
             for path in files
         },
     }
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """The manifest vouches for the files; this vouches for the manifest."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(value: float) -> float | None:

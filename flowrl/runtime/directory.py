@@ -35,6 +35,8 @@ class RunDirectory:
         self.config_path = path / CONFIG
         self.metrics_path = path / "metrics.jsonl"
         self.samples_path = path / "samples"
+        self.heldout_path = path / "heldout"
+        """Held-out samples of the evaluations during training, laid out like ``samples``."""
         self.checkpoints = path / "checkpoints"
         self.eval_path = path / "eval"
         self.report_path = path / "report.html"
@@ -105,13 +107,21 @@ class RunDirectory:
         if self.metrics_path.is_file():
             kept = [line for line in self.metrics() if line.get("step", 0) <= step]
             write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
-        for folder in self.samples_path.glob("step_*"):
+        for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
             if digits.isdigit() and int(digits) > step:
                 shutil.rmtree(folder)
 
     def save_samples(
-        self, step: int, samples: Samples, scores: Scores, advantage: Tensor, *, seeds: Tensor, count: int
+        self,
+        step: int,
+        samples: Samples,
+        scores: Scores,
+        advantage: Tensor,
+        *,
+        seeds: Tensor,
+        count: int,
+        folder: Path | None = None,
     ) -> Path | None:
         """Save ``count`` evenly spaced samples (so: of different groups) as ``samples/step_000123/0000.png`` with
         ``samples.jsonl`` beside them: prompt, every reward, total, advantage, seed. Returns the folder.
@@ -122,7 +132,7 @@ class RunDirectory:
         chosen = chosen[:count]
         if not chosen:
             return None
-        folder = self.samples_path / f"step_{step:06d}"
+        folder = (folder or self.samples_path) / f"step_{step:06d}"
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         try:

@@ -43,7 +43,10 @@ def begin(config: Config, run: RunDirectory, resume: str | None) -> Checkpoint |
         )
     start = _starting_point(run, resume)
     if start is not None:
-        _check_same(config, start.path.parents[1])
+        source = start.path.absolute().parents[1]
+        if run.exists() and source.resolve() != run.path.resolve():
+            raise UserError(f"{run.path} already holds another run than {source}; write elsewhere with out=...")
+        _check_same(config, source)
     run.start(config.to_yaml())
     run.checkpoints.mkdir(exist_ok=True)
     checkpoint.clean(run.checkpoints)

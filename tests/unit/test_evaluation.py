@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
 from flowrl.evaluation.generate import Maker, generate
@@ -19,6 +20,8 @@ from flowrl.evaluation.runner import choose
 from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
 from flowrl.evaluation.table import format_estimate
 from flowrl.models.tiny import TinyFlow
+from flowrl.runtime import checkpoint
+from flowrl.runtime.restore import open_policy
 from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Prompt
 from flowrl.worlds.shapes import prompts as world_prompts
@@ -239,8 +242,14 @@ def test_user_mistakes(tmp_path):
         evaluate(folder, ["genevl"], tmp_path / "out")
     with pytest.raises(UserError, match="at least 1 image"):
         evaluate(folder, ["geneval"], tmp_path / "out", samples=0)
-    with pytest.raises(UserError, match="rewards"):
+    with pytest.raises(UserError, match="not a run"):
         evaluate(folder, ["rewards"], tmp_path / "out")
+    with pytest.raises(UserError, match="no such folder here"):
+        evaluate("runs/misspelt", ["geneval"], tmp_path / "out")
+    with pytest.raises(UserError, match="did you mean 'shapes'"):
+        evaluate("shape", ["geneval"], tmp_path / "out")
+    with pytest.raises(UserError, match="is none of"):
+        evaluate(str(tmp_path), ["geneval"], tmp_path / "out")
 
 
 def test_format_of_estimates():
@@ -314,3 +323,59 @@ def test_non_finite_images_stop_with_a_reason(tmp_path):
 
     with pytest.raises(UserError, match="non-finite"):
         make(tmp_path, broken)
+
+
+# --- a run, before and after -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on the shapes world whose checkpoint holds visibly changed weights."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    config = Config.of(
+        {
+            "name": "tiny",
+            "model": {"path": "shapes", "lora": {"rank": 2, "alpha": 4}},
+            "algorithm": "flow_grpo",
+            "rewards": ["shapes", {"use": "shapes", "name": "watched", "weight": 0.5}],
+            "train": {"iterations": 1},
+            "eval": {"steps": 3, "guidance": 1.0, "weights": "live"},
+        }
+    )
+    write_text(path / "config.yaml", config.to_yaml())
+    policy = open_policy(config)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1
+    tensors = {f"weights/{name}": value for name, value in policy.weights.state().items()}
+    metrics = {"eval/reward/mean": 0.1}
+    checkpoint.save(path / "checkpoints", 1, tensors, {}, {}, metrics, best="eval/reward/mean")
+    return path
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_before_and_after(run, tmp_path):
+    results = evaluate(str(run), ["geneval", "rewards"], tmp_path, samples=1, limit=6)
+    base, tuned = (tmp_path / arm / "shapes-test/00000/samples/0000.png" for arm in ("base", "tuned"))
+    assert base.read_bytes() != tuned.read_bytes()
+    manifest = results["manifest"]
+    assert (manifest["steps"], manifest["guidance"]) == (3, 1.0)  # the run's own
+    assert manifest["arms"]["tuned"]["checkpoint"] == "step_000001"
+    suite = results["suites"]["rewards"]
+    assert suite["primary"] == "total" and suite["partial"] and not suite["missing_tags"]
+    for arm in suite["arms"].values():
+        values = {name: found["images"]["value"] for name, found in arm["measures"].items()}
+        assert values["total"] == pytest.approx(values["shapes"] + 0.5 * values["watched"])
+    values = [suite["arms"][arm]["measures"]["total"]["overall"]["value"] for arm in ("base", "tuned")]
+    assert suite["difference"]["total"]["overall"]["value"] == pytest.approx(values[1] - values[0])
+    alone = evaluate("shapes", ["geneval"], tmp_path / "alone", samples=1, limit=6, steps=3, guidance=1.0)
+    assert alone["kind"] == "model"
+    made = tmp_path / "alone/model/shapes-test/00000/samples/0000.png"
+    assert made.read_bytes() == base.read_bytes()  # equal seeds, so a run's base is the base
+
+
+@pytest.mark.slow
+def test_a_checkpoint_path_means_its_run(run, tmp_path):
+    by_path = evaluate(str(run / "checkpoints/step_000001"), ["geneval"], tmp_path, samples=1, limit=1, base=False)
+    assert by_path["kind"] == "run" and list(by_path["suites"]["geneval"]["arms"]) == ["tuned"]
+    assert by_path["suites"]["geneval"]["arms"]["tuned"]["measures"]["correct"]["overall"] is None

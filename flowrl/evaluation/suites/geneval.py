@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -88,7 +89,8 @@ def _of_the_world(prompt: Prompt) -> bool:
 
 
 def _no_detector(target: Target) -> str:
+    taken = "" if Path(target.text).exists() else " (there is no such folder here, so it was taken for a hub name)"
     return (
-        f"suite geneval has a detector for the shapes world only, and {target.text!r} is not of it; "
+        f"suite geneval has a detector for the shapes world only, and {target.text!r} is not of it{taken}; "
         "choose --suite rewards, or score the images with the official GenEval tool"
     )

@@ -14,29 +14,33 @@ from flowrl.evaluation.target import Target
 from flowrl.score import Rewards, load_rewards
 from flowrl.types import Prompt, Samples
 
+TOTAL = "total"
+
 
 @dataclass(frozen=True)
 class RewardSuite:
-    """Every reward in raw units, and their weighted total."""
+    """Every reward in raw units, and their weighted total where there are several."""
 
     prompts: Sequence[Prompt]
     source: str
     scorer: Rewards
     tags: Sequence[str]
     size: int
+    primary: str
     name: str = "rewards"
     title: str = "rewards"
     version: str = "1"
-    primary: str = "total"
 
     def judge(self, samples: Samples) -> Verdicts:
         """NaN where a reward could not score an image."""
         group = torch.tensor([prompt.id for prompt in samples.prompts])
         scores = self.scorer(samples, group)
-        columns = {name: scores.rewards[:, index] for index, name in enumerate(scores.names)}
+        measures = {name: scores.rewards[:, index] for index, name in enumerate(scores.names)}
+        if self.primary == TOTAL:
+            measures = {TOTAL: scores.total, **measures}
         nothing = [() for _ in samples.prompts]
         # What could not be scored is counted as such, whatever the run's own policy was.
-        return Verdicts({"total": scores.total, **columns}, nothing, [{} for _ in nothing])
+        return Verdicts(measures, nothing, [{} for _ in nothing])
 
     def close(self) -> None:
         self.scorer.close()
@@ -51,4 +55,6 @@ def build(target: Target) -> RewardSuite:
         raise UserError(f"suite rewards needs data.test in the config of {target.text!r}; it names no test prompts")
     prompts = load_prompts(source).prompts
     tags = list(dict.fromkeys(map(tag_of, prompts)))
-    return RewardSuite(prompts, source, load_rewards(target.config.rewards, on_nan="drop_sample"), tags, len(prompts))
+    scorer = load_rewards(target.config.rewards, on_nan="drop_sample")
+    primary = scorer.names[0] if len(scorer.names) == 1 else TOTAL
+    return RewardSuite(prompts, source, scorer, tags, len(prompts), primary)

@@ -6,8 +6,9 @@ overlap (soft IoU) with four templates of the component's own area and centroid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N, H, W] from 1 up, consecutive, and the image each component lies in."""
     structure = np.zeros((3, 3, 3), bool)
     structure[1] = True  # 8-connected within an image, never across images
-    labels, count = ndimage.label(mask, structure)
+    labels, count = cast("tuple[np.ndarray, int]", ndimage.label(mask, structure))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     areas[0] = 0
     kept = areas >= SPECK
@@ -164,7 +165,7 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return labels, owner
 
 
-def _describe(offset: np.ndarray, background: np.ndarray, labels: np.ndarray, owner: np.ndarray):
+def _describe(offset: np.ndarray, background: np.ndarray, labels: np.ndarray, owner: np.ndarray) -> Iterator[Detection]:
     """One Detection per component, all components at once. [M, H, W] arrays throughout."""
     core_mask = labels[owner] == np.arange(1, len(owner) + 1)[:, None, None]
     # one pixel wider: the antialiased rim lies below the contrast threshold but belongs to the area

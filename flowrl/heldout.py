@@ -1,0 +1,45 @@
+"""Evaluation while training: the run's own rewards on held-out prompts, always the same ones at the same seeds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowrl.math.random import seeds
+from flowrl.parts.diagnostics import describe_scores
+from flowrl.runtime.restore import evaluated
+from flowrl.runtime.timing import PhaseTimer
+from flowrl.samplers.flow import FlowSampler
+from flowrl.session import Session
+from flowrl.types import Draw, Prompt, Samples, Scores
+
+EVAL_SEED = 20_000
+"""Seed of held-out samples: the same noise in every run, so that runs and checkpoints are compared in pairs."""
+
+
+def heldout_prompts(session: Session) -> list[Prompt]:
+    """``eval.prompts`` of the held-out prompts, evenly spaced, each ``eval.samples`` times."""
+    assert session.heldout is not None
+    every, options = session.heldout.prompts, session.config.eval
+    count = min(options.prompts or len(every), len(every))
+    return [every[i * len(every) // count] for i in range(count) for _ in range(options.samples)]
+
+
+def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores, Tensor]:
+    """``(metrics, samples, scores, seeds [N])``, sampled without noise. ``eval/reward/mean`` is the weighted total,
+    ``eval/<name>/mean`` each reward."""
+    options, trained = session.config.eval, session.algorithm.sampler
+    assert isinstance(trained, FlowSampler)
+    guidance = trained.guidance if options.guidance is None else options.guidance
+    sampler = FlowSampler(steps=options.steps or trained.steps, guidance=guidance)
+    prompts = heldout_prompts(session)
+    group = torch.arange(len(prompts)) // options.samples
+    keys = seeds(EVAL_SEED, "eval", count=len(prompts))
+    rows = options.batch or session.config.train.sample_batch
+    with timer("eval"):
+        draw = Draw(keys, group, 0, EVAL_SEED)
+        _, samples = session.make(prompts, draw, sampler, evaluated(session.config), rows, PhaseTimer())
+        scores = session.rewards(samples, group)
+    described = describe_scores(scores, torch.zeros(len(prompts)))
+    metrics = {"eval/reward/mean": described["reward/mean"]}
+    return metrics | {f"eval/{n}/mean": described[f"reward/{n}/mean"] for n in scores.names}, samples, scores, keys

@@ -1,0 +1,438 @@
+"""Runs survive what happens to them: killed saves, damaged files, full disks, two writers, interruptions."""
+
+import errno
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import flowrl
+from flowrl.config import Config
+from flowrl.errors import UserError
+from flowrl.runtime import checkpoint, ranks
+from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.progress import Display
+from flowrl.runtime.resume import begin, changes
+from flowrl.runtime.signals import Interrupts
+from flowrl.runtime.timing import PhaseTimer
+from flowrl.types import Prompt, Samples, Scores
+
+CONFIG: dict[str, Any] = {
+    "name": "t",
+    "model": {"path": "shapes"},
+    "algorithm": "flow_grpo",
+    "rewards": ["shapes"],
+    "train": {"iterations": 3},
+}
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(6, 4, generator=generator)
+    return {
+        "a": base,
+        "b/view": base[1:3],
+        "half": base.bfloat16(),
+        "step": torch.tensor(7),
+        "rng": generator.get_state(),
+    }
+
+
+VALUES = {"lr": 0.1 + 0.2, "tiny": 5e-324, "big": 2**62 + 1, "memory": {"x": [1, 2.5, None, "é"]}}
+
+
+def save(root: Path, step: int, metric: float | None = None, **options: Any) -> Path:
+    def lora(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights.txt").write_text(f"step {step}")
+
+    metrics = {} if metric is None else {"m": metric}
+    return checkpoint.save(root, step, tensors(step), VALUES, {"lora": lora}, metrics, best="m", **options)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+# ---- checkpoints
+
+
+def test_checkpoint_is_exact(tmp_path: Path) -> None:
+    loaded = checkpoint.load(save(tmp_path, 12, facts={"reference": "abc"}))
+    assert loaded.step == 12 and loaded.values == VALUES and loaded.manifest["reference"] == "abc"
+    for name, expected in tensors(12).items():
+        assert loaded.tensors[name].dtype == expected.dtype and torch.equal(loaded.tensors[name], expected)
+    assert set(loaded.manifest["files"]) == {"lora/weights.txt", "state/state.safetensors", "state/values.json"}
+    assert (tmp_path / "latest").read_text() == "step_000012\n"
+
+
+def test_latest_and_best_are_kept_and_others_removed(tmp_path: Path) -> None:
+    for step, metric in enumerate([0.1, 0.9, math.nan, 0.3, 0.4, None], start=1):
+        save(tmp_path, step, metric)
+    assert names(tmp_path) == ["best", "latest", "step_000002", "step_000005", "step_000006"]
+    best = checkpoint.best(tmp_path)
+    assert best is not None and best.name == "step_000002"
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    checkpoint.save(tmp_path, 1, {"a": torch.ones(1)}, {"new": True}, {}, {})
+    assert checkpoint.load(tmp_path / "step_000001").values == {"new": True}
+    assert names(tmp_path) == ["latest", "step_000001"]
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def _flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [_truncate, _flip_bit, Path.unlink])
+@pytest.mark.parametrize("file", ["state/state.safetensors", "state/values.json", "lora/weights.txt", "manifest.json"])
+def test_damage_is_found_named_and_survived(tmp_path: Path, harm: Any, file: str) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    harm(newest / file)
+    if file == "manifest.json" and harm is Path.unlink:
+        assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"  # it does not count as a checkpoint
+        return
+    with pytest.raises(UserError, match=rf"{Path(file).name}.*use --resume {tmp_path}/step_000001"):
+        checkpoint.load(newest)
+    with pytest.warns(UserWarning, match="skipping checkpoint"):
+        assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"
+
+
+def test_no_intact_checkpoint_left(tmp_path: Path) -> None:
+    _truncate(save(tmp_path, 1) / "state/values.json")
+    with pytest.raises(UserError, match="start again without --resume"):
+        checkpoint.load(tmp_path / "step_000001")
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load(tmp_path / "step_000009")
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from flowrl.runtime import checkpoint
+def dies(folder): os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save(Path(sys.argv[1]), 2, {"a": torch.ones(3)}, {}, {"lora": dies}, {})
+"""
+
+
+def test_kill_while_saving_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert any(name.startswith(".tmp-") for name in names(tmp_path))
+    assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"
+    checkpoint.load(tmp_path / "step_000001")
+    checkpoint.clean(tmp_path)
+    assert names(tmp_path) == ["latest", "step_000001"]
+
+
+def test_full_disk_while_saving_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+
+    def fills_the_disk(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"no space left on the disk.*--resume auto"):
+        checkpoint.save(tmp_path, 2, {"a": torch.ones(3)}, {}, {"lora": fills_the_disk}, {})
+    assert names(tmp_path) == ["latest", "step_000001"]
+    checkpoint.load(tmp_path / "step_000001")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs the right to mount")
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount here")
+    try:
+        save(tmp_path, 1)
+        with pytest.raises(UserError, match="no space left"):
+            checkpoint.save(tmp_path, 2, {"a": torch.ones(100_000)}, {}, {}, {})
+        assert names(tmp_path) == ["latest", "step_000001"]
+        checkpoint.load(tmp_path / "step_000001")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_other_errors_while_saving_clean_up_too(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.save(tmp_path, 1, {}, {}, {"lora": lambda folder: 1 / 0}, {})
+    assert names(tmp_path) == []
+
+
+# ---- run directory
+
+
+def test_metrics_are_strict_json_and_survive_a_cut_line(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in range(1, 5):
+        run.log({"step": step, "loss": math.nan if step == 2 else 0.1 + 0.2, "inf": math.inf})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+    assert run.metrics()[1] == {"step": 2, "loss": None, "inf": None} and run.metrics()[0]["loss"] == 0.1 + 0.2
+    assert "NaN" not in run.metrics_path.read_text()
+    run.rewind(2)
+    run.log({"step": 3})
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3]
+
+
+def made(count: int) -> tuple[Samples, Scores, Tensor, Tensor]:
+    images = torch.linspace(0, 1, count)[:, None, None, None].expand(-1, 3, 4, 4)
+    samples = Samples([Prompt(f"p{i}", i) for i in range(count)], images)
+    rewards = torch.arange(count, dtype=torch.float64)[:, None]
+    group, ids = torch.arange(count), torch.arange(count)
+    scores = Scores(rewards, torch.ones(1, dtype=torch.float64), ("r",), group, ids, torch.ones(count).bool())
+    return samples, scores, rewards[:, 0] - 1, torch.arange(count) + 2**60
+
+
+def test_samples_are_spread_over_the_batch_and_rewound(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    samples, scores, advantage, seeds = made(12)
+    for step in (1, 3):
+        folder = run.save_samples(step, samples, scores, advantage, seeds=seeds, count=4)
+    assert folder is not None
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["p0", "p3", "p6", "p9"]
+    assert rows[1] == {
+        "file": "0001.png",
+        "prompt": "p3",
+        "prompt_id": 3,
+        "rewards": {"r": 3.0},
+        "total": 3.0,
+        "advantage": 2.0,
+        "seed": 2**60 + 3,
+    }
+    assert all((folder / row["file"]).is_file() for row in rows)
+    run.rewind(1)
+    assert names(run.samples_path) == ["step_000001"]
+    assert run.save_samples(5, samples, scores, advantage, seeds=seeds, count=0) is None
+
+
+LOCKING = """
+import sys, time
+from pathlib import Path
+from flowrl.runtime.directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_write_one_run_and_locks_die_with_their_owner(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", LOCKING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=rf"being written by process {child.pid}"), RunDirectory(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+    with RunDirectory(tmp_path):
+        pass
+    with RunDirectory(tmp_path):
+        pass
+
+
+# ---- starting and resuming
+
+
+def started(tmp_path: Path) -> tuple[Config, RunDirectory]:
+    """A run of three iterations with checkpoints of 1 and 2."""
+    config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
+    run = RunDirectory(config.directory)
+    assert begin(config, run, None) is None
+    for step in (1, 2, 3):
+        run.log({"step": step})
+        if step < 3:
+            save(run.checkpoints, step)
+    return config, run
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    config, run = started(tmp_path)
+    with pytest.raises(UserError, match=r"already holds a run.*--resume auto.*out="):
+        begin(config, run, None)
+    assert len(run.metrics()) == 3
+
+
+def test_resume_auto_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    config, run = started(tmp_path)
+    found = begin(config, run, "auto")
+    assert found is not None and found.step == 2
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+
+
+def test_resume_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
+    config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
+    run = RunDirectory(config.directory)
+    run.log({"step": 1}) if run.path.exists() else None
+    assert begin(config, run, "auto") is None
+    run.log({"step": 1})  # killed before the first checkpoint
+    assert begin(config, run, "auto") is None
+    assert run.metrics() == []
+
+
+def test_resume_auto_falls_back_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+    config, run = started(tmp_path)
+    _truncate(run.checkpoints / "step_000002" / "state/state.safetensors")
+    with pytest.warns(UserWarning, match="skipping"):
+        found = begin(config, run, "auto")
+    assert found is not None and found.step == 1
+    assert [line["step"] for line in run.metrics()] == [1]
+    assert names(run.checkpoints) == ["latest", "step_000001"]
+
+
+def test_resume_from_a_path_forgets_what_came_after(tmp_path: Path) -> None:
+    config, run = started(tmp_path)
+    found = begin(config, run, str(run.checkpoints / "step_000001"))
+    assert found is not None and found.step == 1
+    assert checkpoint.latest(run.checkpoints) == run.checkpoints / "step_000001"
+    with pytest.raises(UserError, match="does not exist"):
+        begin(config, run, "nowhere")
+
+
+def test_a_checkpoint_of_another_run_starts_a_new_run_but_replaces_none(tmp_path: Path) -> None:
+    _, run = started(tmp_path)
+    fork = Config.of({**CONFIG, "out": str(tmp_path / "fork")})
+    found = begin(fork, RunDirectory(fork.directory), str(run.path))
+    assert found is not None and found.step == 2
+    with pytest.raises(UserError, match=r"already holds another run"):
+        begin(fork, RunDirectory(fork.directory), str(run.path))
+    assert names(run.checkpoints) == ["latest", "step_000001", "step_000002"]
+
+
+def test_resume_refuses_a_config_that_changes_the_mathematics(tmp_path: Path) -> None:
+    _, run = started(tmp_path)
+    longer = Config.of({**CONFIG, "out": str(run.path), "train": {"iterations": 9, "micro_batch": 2}})
+    found = begin(longer, run, "auto")
+    assert found is not None
+    other = Config.of({**CONFIG, "out": str(run.path), "optimizer": {"lr": 1.0}, "train": {"iterations": 9, "seed": 1}})
+    with pytest.raises(UserError, match=r"(?s)optimizer.lr: 0.0003 -> 1.0.*train.seed: 0 -> 1"):
+        begin(other, run, "auto")
+    assert run.config_path.read_text() == longer.to_yaml()
+
+
+def test_changes_sees_inside_lists_and_algorithms() -> None:
+    old = Config.of({**CONFIG, "algorithm": {"use": "flow_grpo", "kl": 0.1}})
+    new = Config.of(
+        {**CONFIG, "algorithm": {"use": "flow_grpo", "kl": 0.2}, "rewards": [{"use": "shapes", "weight": 2}]}
+    )
+    assert changes(old, new) == ["algorithm.kl: 0.1 -> 0.2", "rewards.0.weight: 1.0 -> 2.0"]
+    assert changes(old, old) == []
+
+
+# ---- signals, time, display, ranks
+
+
+def test_the_first_signal_asks_the_second_insists() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_phases_add_up_and_start_anew() -> None:
+    timer = PhaseTimer()
+    for _ in range(2):
+        with timer("sample"):
+            pass
+    with pytest.raises(ValueError), timer("reward"):
+        raise ValueError
+    first = timer.collect()
+    assert set(first) == {"time/sample", "time/reward", "time/iteration"}
+    assert first["time/sample"] + first["time/reward"] <= first["time/iteration"]
+    assert set(timer.collect()) == {"time/iteration"}
+
+
+def test_display_prints_one_line_per_iteration_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display("run", 10, console=Console(force_terminal=False, width=40)) as display:
+        display.update(1, {"reward/mean": 0.25, "loss": 1e-5, "time/sample": 1.5})
+        display.update(2, {"reward/mean": 0.5, "eval/reward/mean": 0.125})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("run 1/10 | reward 0.25 | loss 1e-05 | sample 1.5s")
+    assert "reward 0.5 (↑ +0.25)" in second and "eval 0.125" in second
+
+
+def test_display_draws_a_table_in_a_terminal() -> None:
+    console = Console(force_terminal=True, width=80, record=True, file=io.StringIO())
+    with Display("run", 10, done=4, console=console) as display:
+        display.update(5, {"reward/mean": 0.25, "grad_norm": 2.0, "time/sample": 1.5})
+        display.note("saved")
+    assert "iteration 5 of 10" in console.export_text()
+
+
+def test_one_process_is_its_own_world() -> None:
+    rows = torch.arange(3)
+    assert (ranks.rank(), ranks.world(), ranks.is_main(), ranks.share(5)) == (0, 1, True, slice(0, 5))
+    assert ranks.gather(rows) is rows and ranks.total(rows) is rows
+
+
+def _member(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    part = ranks.share(5)
+    rows = torch.tensor([2**60 + i for i in range(5)])[part]
+    values = torch.tensor([0.5, math.nan, 2.0, 3.0, 4.0], dtype=torch.float64)[part]
+    assert ranks.gather(rows).tolist() == [2**60 + i for i in range(5)]
+    assert torch.equal(ranks.gather(values).isnan(), torch.tensor([False, True, False, False, False]))
+    mine = torch.tensor([float(rank + 1)])
+    assert ranks.total(mine).item() == 3.0 and mine.item() == rank + 1
+    ranks.wait()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_gather_in_order_and_exactly(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_member, (str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.slow
+def test_trackers_write_tensorboard_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from flowrl.runtime.tracking import Trackers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trackers = Trackers(["tensorboard"], tmp_path, "p", CONFIG)
+        trackers.log({"loss": 1.0, "bad": math.nan}, 1)
+        trackers.close()
+    assert list(tmp_path.rglob("events.out.*"))
+
+
+# ---- the package
+
+
+def test_train_is_a_function_even_after_its_module_was_imported() -> None:
+    import flowrl.train
+
+    assert callable(flowrl.train)
+    assert flowrl.train is sys.modules["flowrl.train"].train  # type: ignore[attr-defined]
+
+
+def test_unknown_attributes_are_reported() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        flowrl.trian  # noqa: B018
