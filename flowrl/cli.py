@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from flowrl.errors import UserError
 
@@ -41,13 +40,13 @@ class ExportFormat(StrEnum):
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, a bug keeps its traceback."""
-    usage_error = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
+    usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
     try:
         code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
-    except (yaml.YAMLError, usage_error) as error:
-        _fail(error.format_message() if isinstance(error, usage_error) else str(error))  # type: ignore[attr-defined]
+    except usage_error as error:
+        _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -290,7 +289,8 @@ def compare(
     from flowrl.runtime.comparing import mean_and_error
 
     files = [path for path in configs if "=" not in path.name]
-    outcomes = run(files, [str(path) for path in configs if path not in files], seeds, out, flowrl.train)
+    changes = [str(path) for path in configs if path not in files]
+    outcomes = run(files, changes, seeds, out, lambda config: flowrl.train(config, resume="auto"))
     rows = []
     for outcome in outcomes:
         end, gain = mean_and_error(outcome.end), mean_and_error(outcome.gain)

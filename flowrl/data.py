@@ -85,7 +85,7 @@ def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:
     if not colon:
         raise UserError(f"prompts {spec!r} should look like hf:owner/name:split")
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(f"prompts {spec!r} need the datasets package: pip install 'flowrl[data]'") from None
     try:
@@ -120,7 +120,7 @@ def _file(path: Path) -> Sequence[Any]:
 
 def _parquet(path: Path) -> Sequence[Mapping[str, Any]]:
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(f"prompts {path} need the pyarrow package: pip install 'flowrl[data]'") from None
     try:

@@ -1,4 +1,4 @@
-"""Offline parts of tiny random pipelines: tokenizers from a small vocabulary, text encoders and VAEs from configurations."""
+"""Offline parts of tiny random pipelines: tokenizers from a small vocabulary, text encoders, VAEs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import diffusers
 import transformers
 
-WORDS = "a the red green blue circle square triangle dog dogs cat above below left of one two three picture".split()
+WORDS = "a the red green blue circle square triangle dog dogs cat above below left of one two three picture".split()  # noqa: SIM905
 
 
-# ------------------------------------------------------------------------------------------------------------ tokenizers
+# ------------------------------------------------------------------------------------------------- tokenizers
 def clip_tokenizer() -> Any:
     characters = list(string.ascii_lowercase) + list(string.digits)
     tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *[c + "</w>" for c in characters]]
@@ -20,7 +20,9 @@ def clip_tokenizer() -> Any:
     )
 
 
-def word_tokenizer(special: tuple[str, ...] = ("<pad>", "</s>", "<unk>"), side: str = "right", chat: str | None = None) -> Any:
+def word_tokenizer(
+    special: tuple[str, ...] = ("<pad>", "</s>", "<unk>"), side: str = "right", chat: str | None = None
+) -> Any:
     """A word-level tokenizer; ``special`` are pad, end and unknown; the end token closes every text."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -37,11 +39,12 @@ def word_tokenizer(special: tuple[str, ...] = ("<pad>", "</s>", "<unk>"), side: 
     return made
 
 
-# --------------------------------------------------------------------------------------------------------- text encoders
+# ---------------------------------------------------------------------------------------------- text encoders
 def clip_text(width: int = 32, projection: bool = False) -> Any:
     config = transformers.CLIPTextConfig(
         vocab_size=100, hidden_size=width, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
-        projection_dim=width, max_position_embeddings=77, bos_token_id=0, eos_token_id=1, pad_token_id=1, hidden_act="gelu",
+        projection_dim=width, max_position_embeddings=77, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        hidden_act="gelu",
     )  # fmt: skip
     kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
     return kind(config)
@@ -54,7 +57,7 @@ def t5_text(width: int = 32, kind: str = "T5") -> Any:
     return getattr(transformers, f"{kind}EncoderModel")(config)
 
 
-# ------------------------------------------------------------------------------------------------------------------ VAEs
+# ------------------------------------------------------------------------------------------------------- VAEs
 def image_vae(channels: int = 4, **options: Any) -> Any:
     return diffusers.AutoencoderKL(
         in_channels=3, out_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
@@ -77,7 +80,8 @@ def gemma2() -> Any:
 def qwen_text() -> Any:
     text = {
         "vocab_size": 100, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "rope_scaling": {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"},
+        "num_key_value_heads": 2,
+        "rope_scaling": {"mrope_section": [2, 3, 3], "rope_type": "default", "type": "default"},
         "rope_theta": 1e6, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
     }  # fmt: skip
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}

@@ -59,8 +59,8 @@ def sdxl() -> Any:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
     )
     return diffusers.StableDiffusionXLPipeline(
-        vae=image_vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projection=True), tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(), unet=unet, scheduler=scheduler, add_watermarker=False,
+        vae=image_vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projection=True),
+        tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(), unet=unet, scheduler=scheduler, add_watermarker=False,
     )  # fmt: skip
 
 

@@ -8,7 +8,17 @@ from typing import Any
 import diffusers
 import transformers
 
-from tests.components import clip_text, clip_tokenizer, flow_vae, gemma2, image_vae, qwen_text, t5_text, wan_vae, word_tokenizer
+from tests.components import (
+    clip_text,
+    clip_tokenizer,
+    flow_vae,
+    gemma2,
+    image_vae,
+    qwen_text,
+    t5_text,
+    wan_vae,
+    word_tokenizer,
+)
 
 SMALL = {"height": 16, "width": 16}
 
@@ -46,8 +56,8 @@ def cogview4() -> Any:
         text_embed_dim=32, time_embed_dim=8, condition_dim=4, rope_axes_dim=(16, 16), sample_size=8,
     )  # fmt: skip
     return diffusers.CogView4Pipeline(
-        tokenizer=word_tokenizer(side="left"), text_encoder=causal("GlmModel"), vae=image_vae(), transformer=transformer,
-        scheduler=flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
+        tokenizer=word_tokenizer(side="left"), text_encoder=causal("GlmModel"), vae=image_vae(),
+        transformer=transformer, scheduler=flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
     )  # fmt: skip
 
 
@@ -59,7 +69,8 @@ def cogview3() -> Any:
     return diffusers.CogView3PlusPipeline(
         tokenizer=word_tokenizer(), text_encoder=t5_text(), vae=image_vae(), transformer=transformer,
         scheduler=diffusers.CogVideoXDDIMScheduler(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=4.0, timestep_spacing="trailing"
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=4.0,
+            timestep_spacing="trailing",
         ),
     )  # fmt: skip
 
@@ -76,7 +87,8 @@ def hunyuan_dit() -> Any:
     return diffusers.HunyuanDiTPipeline(
         vae=image_vae(), text_encoder=bert, tokenizer=word_tokenizer(), transformer=transformer,
         scheduler=diffusers.DDPMScheduler(
-            beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction", steps_offset=1
+            beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction",
+            steps_offset=1,
         ),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False, text_encoder_2=t5_text(),
         tokenizer_2=word_tokenizer(),
@@ -86,7 +98,7 @@ def hunyuan_dit() -> Any:
 def hidream() -> Any:
     transformer = diffusers.HiDreamImageTransformer2DModel(
         patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
-        num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, axes_dims_rope=(4, 2, 2),
+        num_attention_heads=4, caption_channels=[32, 32], text_emb_dim=64, axes_dims_rope=(4, 2, 2),
         max_resolution=(32, 32), llama_layers=(0, 1), force_inference_output=True,
     )  # fmt: skip
     return diffusers.HiDreamImagePipeline(
@@ -103,8 +115,8 @@ def flux2_klein() -> Any:
         joint_attention_dim=96, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(4, 8),
-        layers_per_block=1, latent_channels=4, norm_num_groups=1, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8), layers_per_block=1, latent_channels=4, norm_num_groups=1, sample_size=32,
     )  # fmt: skip
     return diffusers.Flux2KleinPipeline(
         scheduler=flow(use_dynamic_shifting=True), vae=vae, text_encoder=causal("Qwen3ForCausalLM"),
@@ -118,8 +130,8 @@ def z_image() -> Any:
         n_kv_heads=2, cap_feat_dim=32, axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
     )  # fmt: skip
     return diffusers.ZImagePipeline(
-        scheduler=flow(shift=3.0), vae=flow_vae(4), text_encoder=causal("Qwen3Model"), tokenizer=word_tokenizer(chat=CHAT),
-        transformer=transformer,
+        scheduler=flow(shift=3.0), vae=flow_vae(4), text_encoder=causal("Qwen3Model"),
+        tokenizer=word_tokenizer(chat=CHAT), transformer=transformer,
     )  # fmt: skip
 
 
@@ -129,8 +141,9 @@ def kandinsky3() -> Any:
         block_out_channels=(32, 64), cross_attention_dim=4, encoder_hid_dim=32,
     )  # fmt: skip
     movq = diffusers.VQModel(
-        block_out_channels=(32, 64), in_channels=3, latent_channels=4, layers_per_block=1, norm_num_groups=8, norm_type="spatial",
-        num_vq_embeddings=12, out_channels=3, vq_embed_dim=4, down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        block_out_channels=(32, 64), in_channels=3, latent_channels=4, layers_per_block=1, norm_num_groups=8,
+        norm_type="spatial", num_vq_embeddings=12, out_channels=3, vq_embed_dim=4,
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
     )  # fmt: skip
     return diffusers.Kandinsky3Pipeline(
@@ -140,8 +153,8 @@ def kandinsky3() -> Any:
 
 def kandinsky5() -> Any:
     transformer = diffusers.Kandinsky5Transformer3DModel(
-        in_visual_dim=4, in_text_dim=32, in_text_dim2=32, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2), model_dim=16,
-        ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2), visual_cond=False,
+        in_visual_dim=4, in_text_dim=32, in_text_dim2=32, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
+        model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2), visual_cond=False,
     )  # fmt: skip
     return diffusers.Kandinsky5T2IPipeline(
         transformer=transformer, vae=flow_vae(4), text_encoder=qwen_text(), tokenizer=word_tokenizer(),
@@ -151,8 +164,8 @@ def kandinsky5() -> Any:
 
 def ovis() -> Any:
     transformer = diffusers.OvisImageTransformer2DModel(
-        in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, axes_dims_rope=(4, 4, 8),
+        in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     return diffusers.OvisImagePipeline(
         scheduler=flow(use_dynamic_shifting=True), vae=flow_vae(4), text_encoder=causal("Qwen3Model"),
@@ -166,8 +179,8 @@ def bria() -> Any:
         joint_attention_dim=32, pooled_projection_dim=None, axes_dims_rope=[0, 4, 4],
     )  # fmt: skip
     return diffusers.BriaPipeline(
-        transformer=transformer, scheduler=flow(), vae=image_vae(shift_factor=0.0, scaling_factor=0.13), text_encoder=t5_text(),
-        tokenizer=word_tokenizer(),
+        transformer=transformer, scheduler=flow(), vae=image_vae(shift_factor=0.0, scaling_factor=0.13),
+        text_encoder=t5_text(), tokenizer=word_tokenizer(),
     )  # fmt: skip
 
 
@@ -187,7 +200,7 @@ def lumina() -> Any:
 
 def pixart_alpha() -> Any:
     transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
+        sample_size=128, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
         in_channels=4, cross_attention_dim=24, out_channels=8, use_additional_conditions=True,
     )  # fmt: skip
     return diffusers.PixArtAlphaPipeline(
@@ -198,8 +211,8 @@ def pixart_alpha() -> Any:
 
 def ltx() -> Any:
     transformer = diffusers.LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, num_layers=1,
-        caption_channels=32,
+        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32,
+        num_layers=1, caption_channels=32,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLLTXVideo(
         latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
@@ -215,15 +228,19 @@ def ltx() -> Any:
 
 def mochi() -> Any:
     transformer = diffusers.MochiTransformer3DModel(
-        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=12,
-        text_embed_dim=32, time_embed_dim=4, max_sequence_length=16,
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+        in_channels=12, text_embed_dim=32, time_embed_dim=4, max_sequence_length=16,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLMochi(
-        latent_channels=12, encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        latent_channels=12, encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32),
         layers_per_block=(1, 1, 1, 1, 1),
     )  # fmt: skip
     return diffusers.MochiPipeline(
-        scheduler=flow(invert_sigmas=True), vae=vae, text_encoder=t5_text(), tokenizer=word_tokenizer(), transformer=transformer
+        scheduler=flow(invert_sigmas=True),
+        vae=vae,
+        text_encoder=t5_text(),
+        tokenizer=word_tokenizer(),
+        transformer=transformer,
     )
 
 
@@ -239,7 +256,8 @@ def cogvideox() -> Any:
     return diffusers.CogVideoXPipeline(
         tokenizer=word_tokenizer(), text_encoder=t5_text(), vae=vae, transformer=transformer,
         scheduler=diffusers.CogVideoXDPMScheduler(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0, timestep_spacing="trailing"
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0,
+            timestep_spacing="trailing",
         ),
     )  # fmt: skip
 
@@ -249,6 +267,7 @@ def latte() -> Any:
         sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
         in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
         num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False,
+        video_length=2,
     )  # fmt: skip
     return diffusers.LattePipeline(
         tokenizer=word_tokenizer(), text_encoder=t5_text(), vae=image_vae(), transformer=transformer,
@@ -262,8 +281,11 @@ def skyreels2() -> Any:
         freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
     )  # fmt: skip
     return diffusers.SkyReelsV2Pipeline(
-        tokenizer=word_tokenizer(), text_encoder=t5_text(kind="UMT5"), vae=wan_vae("AutoencoderKLWan"), transformer=transformer,
-        scheduler=diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0),
+        tokenizer=word_tokenizer(), text_encoder=t5_text(kind="UMT5"), vae=wan_vae("AutoencoderKLWan"),
+        transformer=transformer,
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+        ),
     )  # fmt: skip
 
 
@@ -275,13 +297,20 @@ def text_to_video() -> Any:
     )  # fmt: skip
     return diffusers.TextToVideoSDPipeline(
         vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet,
-        scheduler=diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
     )  # fmt: skip
 
 
 def prx() -> Any:
     transformer = diffusers.PRXTransformer2DModel(
-        in_channels=4, patch_size=1, context_in_dim=32, hidden_size=8, mlp_ratio=2.0, num_heads=2, depth=1, axes_dim=[2, 2]
+        in_channels=4,
+        patch_size=1,
+        context_in_dim=32,
+        hidden_size=8,
+        mlp_ratio=2.0,
+        num_heads=2,
+        depth=1,
+        axes_dim=[2, 2],
     )
     return diffusers.PRXPipeline(
         transformer=transformer, scheduler=flow(), text_encoder=gemma2(), tokenizer=word_tokenizer(), vae=flow_vae(4),
@@ -316,5 +345,5 @@ CALLS: dict[str, dict[str, Any]] = {
     "latte": {"guidance_scale": 4.5, "video_length": 2, "clean_caption": False, **SMALL},
     "skyreels2": {"guidance_scale": 6.0, "num_frames": 5, **LENGTH, **SMALL},
     "text_to_video": {"guidance_scale": 6.0, "num_frames": 2, **SMALL},
-    "prx": {"guidance_scale": 4.0, "use_resolution_binning": False, **SMALL},
+    "prx": {"guidance_scale": 1.0, "use_resolution_binning": False, **SMALL},
 }

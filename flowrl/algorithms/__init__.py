@@ -52,9 +52,10 @@ def paper(name: str) -> str:
 
 
 def summary(name: str) -> str:
-    """First line of a preset's module docstring."""
+    """First paragraph of a preset's module docstring, on one line."""
     find(name)
-    return (importlib.import_module(f"{__name__}.{name}").__doc__ or "").strip().splitlines()[0]
+    text = importlib.import_module(f"{__name__}.{name}").__doc__ or ""
+    return " ".join(text.strip().split("\n\n")[0].split())
 
 
 def build(spec: str | Mapping[str, Any]) -> Algorithm:

@@ -7,7 +7,7 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.objectives import ScoreFunction
 from flowrl.samplers.flow import FlowSampler
 
-PAPER = "arXiv:2305.13301 (as a baseline)"
+PAPER = "Peters & Schaal 2007"
 
 
 def rwr(*, temperature: float = 0.2, draws: int = 4, steps: int = 10, guidance: float | None = None) -> Algorithm:

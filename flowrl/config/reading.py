@@ -54,14 +54,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_yaml(text: str) -> Any:
     """Plain data from YAML text. Raises `UserError` with line and column."""
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"not valid YAML{where}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:

@@ -33,26 +33,32 @@ class _Section(BaseModel):
 class LoRAConfig(_Section):
     """Low-rank adapters."""
 
-    rank: PositiveInt = Field(32, description="rank of the update of each adapted layer")
-    alpha: PositiveFloat = Field(64, description="scale: the update is multiplied by alpha / rank")
-    targets: list[str] | None = Field(None, description="names of the layers to adapt; null = attention projections")
-    dropout: Fraction = Field(0.0, description="dropout on the adapters' input while training")
+    rank: PositiveInt = Field(default=32, description="rank of the update of each adapted layer")
+    alpha: PositiveFloat = Field(default=64, description="scale: the update is multiplied by alpha / rank")
+    targets: list[str] | None = Field(
+        default=None, description="names of the layers to adapt; null = attention projections"
+    )
+    dropout: Fraction = Field(default=0.0, description="dropout on the adapters' input while training")
 
 
 class ModelConfig(_Section):
     """The policy that is fine-tuned."""
 
     path: str = Field(min_length=1, description="folder, hub id (owner/name) or embedded world (shapes)")
-    call: dict[str, Any] = Field({}, description="extra arguments of the pipeline's call, such as guidance_scale")
-    lora: LoRAConfig = Field(LoRAConfig(), description="low-rank adapters")
-    full: bool = Field(False, description="train all weights of the denoiser instead of LoRA")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the frozen network")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
-    attention: str | None = Field(None, description="attention backend of diffusers; null = its default")
-    compile: bool = Field(False, description="torch.compile the denoiser")
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    adapter: str | None = Field(None, description="LoRA folder to start from")
+    call: dict[str, Any] = Field(
+        default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
+    )
+    lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
+    full: bool = Field(default=False, description="train all weights of the denoiser instead of LoRA")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="precision of the frozen network"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
+    attention: str | None = Field(default=None, description="attention backend of diffusers; null = its default")
+    compile: bool = Field(default=False, description="torch.compile the denoiser")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    adapter: str | None = Field(default=None, description="LoRA folder to start from")
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`)."""
@@ -68,21 +74,23 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Prompts, and how many of them make an iteration."""
 
-    train: str = Field("shapes:train", description="world:split, .txt, .jsonl, .json, .parquet or hf:name:split")
-    test: str | None = Field("shapes:test", description="prompts of the evaluation; null = none")
-    prompts: PositiveInt = Field(18, description="prompts per iteration")
-    group: PositiveInt = Field(12, description="samples per prompt")
+    train: str = Field(
+        default="shapes:train", description="world:split, .txt, .jsonl, .json, .parquet or hf:name:split"
+    )
+    test: str | None = Field(default="shapes:test", description="prompts of the evaluation; null = none")
+    prompts: PositiveInt = Field(default=18, description="prompts per iteration")
+    group: PositiveInt = Field(default=12, description="samples per prompt")
 
 
 class RewardConfig(_Section):
     """One reward."""
 
     use: str = Field(min_length=1, description="name, path.py:function or module:function")
-    weight: float = Field(1.0, description="factor in the total; 0 = only watched")
-    name: str | None = Field(None, description="name in metrics; null = the function's")
-    options: dict[str, Any] = Field({}, description="keyword arguments of the reward")
-    device: str | None = Field(None, description="device of a reward that holds a model")
-    batch_size: PositiveInt | None = Field(None, description="samples per call; null = all at once")
+    weight: float = Field(default=1.0, description="factor in the total; 0 = only watched")
+    name: str | None = Field(default=None, description="name in metrics; null = the function's")
+    options: dict[str, Any] = Field(default={}, description="keyword arguments of the reward")
+    device: str | None = Field(default=None, description="device of a reward that holds a model")
+    batch_size: PositiveInt | None = Field(default=None, description="samples per call; null = all at once")
 
 
 def _named(value: Any) -> Any:
@@ -102,55 +110,61 @@ Preset = Annotated[str | dict[str, Any], BeforeValidator(_preset)]
 class OptimizerConfig(_Section):
     """AdamW."""
 
-    lr: NonNegativeFloat = Field(3e-4, description="learning rate")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of the gradient's two moments")
-    weight_decay: NonNegativeFloat = Field(1e-4, description="decoupled weight decay")
-    eps: PositiveFloat = Field(1e-8, description="added to the root of the second moment")
-    max_grad_norm: PositiveFloat = Field(1.0, description="gradients of a larger norm are scaled down to it")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="lr after the warm-up")
-    warmup: NonNegativeInt = Field(0, description="optimiser steps over which lr rises from 0")
+    lr: NonNegativeFloat = Field(default=3e-4, description="learning rate")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="decay of the gradient's two moments")
+    weight_decay: NonNegativeFloat = Field(default=1e-4, description="decoupled weight decay")
+    eps: PositiveFloat = Field(default=1e-8, description="added to the root of the second moment")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="gradients of a larger norm are scaled down to it")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="lr after the warm-up")
+    warmup: NonNegativeInt = Field(default=0, description="optimiser steps over which lr rises from 0")
 
 
 class TrainConfig(_Section):
     """How long, and in what portions."""
 
     iterations: PositiveInt = Field(description="rounds of sampling and updating")
-    updates: PositiveInt = Field(1, description="optimiser steps per pass over the samples")
-    epochs: PositiveInt = Field(1, description="passes over the samples of an iteration")
-    micro_batch: PositiveInt = Field(64, description="decisions per forward and backward; changes memory, not results")
-    sample_batch: PositiveInt = Field(256, description="samples per forward of the sampler; as micro_batch")
-    seed: NonNegativeInt = Field(0, description="all randomness of the run follows from it")
-    threads: PositiveInt | None = Field(None, description="CPU threads of torch; null = torch's default")
-    ema: Fraction | None = Field(0.9, description="decay of averaged weights, per iteration; null = none")
+    updates: PositiveInt = Field(default=1, description="optimiser steps per pass over the samples")
+    epochs: PositiveInt = Field(default=1, description="passes over the samples of an iteration")
+    micro_batch: PositiveInt = Field(
+        default=64, description="decisions per forward and backward; changes memory, not results"
+    )
+    sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
+    seed: NonNegativeInt = Field(default=0, description="all randomness of the run follows from it")
+    threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null = torch's default")
+    ema: Fraction | None = Field(default=0.9, description="decay of averaged weights, per iteration; null = none")
 
 
 class EvalConfig(_Section):
     """Evaluation during training."""
 
-    every: NonNegativeInt = Field(10, description="iterations between evaluations; 0 = never")
-    prompts: PositiveInt | None = Field(None, description="the first so many of data.test; null = all")
-    samples: PositiveInt = Field(1, description="samples per prompt")
-    steps: PositiveInt | None = Field(None, description="sampling steps; null = as in training")
-    guidance: NonNegativeFloat | None = Field(None, description="guidance scale; null = as in training")
-    weights: Literal["ema", "live"] = Field("ema", description="which weights are evaluated")
-    batch: PositiveInt | None = Field(None, description="samples per forward; null = train.sample_batch")
+    every: NonNegativeInt = Field(default=10, description="iterations between evaluations; 0 = never")
+    prompts: PositiveInt | None = Field(default=None, description="the first so many of data.test; null = all")
+    samples: PositiveInt = Field(default=1, description="samples per prompt")
+    steps: PositiveInt | None = Field(default=None, description="sampling steps; null = as in training")
+    guidance: NonNegativeFloat | None = Field(default=None, description="guidance scale; null = as in training")
+    weights: Literal["ema", "live"] = Field(default="ema", description="which weights are evaluated")
+    batch: PositiveInt | None = Field(default=None, description="samples per forward; null = train.sample_batch")
 
 
 class CheckpointConfig(_Section):
     """What is kept of the run."""
 
-    every: NonNegativeInt = Field(20, description="iterations between checkpoints; 0 = only the last")
-    keep: PositiveInt = Field(2, description="latest checkpoints to keep, besides the best")
-    best: str | None = Field("eval/reward/mean", description="metric (higher is better) of the best one; null = none")
+    every: NonNegativeInt = Field(default=20, description="iterations between checkpoints; 0 = only the last")
+    keep: PositiveInt = Field(default=2, description="latest checkpoints to keep, besides the best")
+    best: str | None = Field(
+        default="eval/reward/mean", description="metric (higher is better) of the best one; null = none"
+    )
 
 
 class LogConfig(_Section):
     """What is shown and written while training."""
 
-    images: NonNegativeInt = Field(8, description="samples saved each time")
-    every_images: PositiveInt = Field(10, description="iterations between saved samples")
-    trackers: list[Literal["tensorboard", "wandb"]] = Field([], description="experiment trackers to feed as well")
-    project: str = Field("flowrl", description="project name for the trackers")
+    images: NonNegativeInt = Field(default=8, description="samples saved each time")
+    every_images: PositiveInt = Field(default=10, description="iterations between saved samples")
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(
+        default=[], description="experiment trackers to feed as well"
+    )
+    project: str = Field(default="flowrl", description="project name for the trackers")
 
 
 class Config(_Section):
@@ -162,14 +176,14 @@ class Config(_Section):
     data: DataConfig = DataConfig()
     rewards: list[Reward] = Field(min_length=1, description="what is rewarded")
     on_nan: Literal["raise", "drop_sample", "drop_group"] = Field(
-        "raise", description="when a reward could not score: stop, or leave out the sample or its group"
+        default="raise", description="when a reward could not score: stop, or leave out the sample or its group"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    out: str | None = Field(None, description="run directory; null = runs/<name>")
+    out: str | None = Field(default=None, description="run directory; null = runs/<name>")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:

@@ -114,6 +114,6 @@ class WeightSets:
             if found is None or found.shape != parameter.shape:
                 shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
                 raise UserError(
-                    f"stored weights {name!r} do not fit this model: {key} is {shape}, expected {tuple(parameter.shape)};"
-                    " load the model with the options it was trained with"
+                    f"stored weights {name!r} do not fit this model: {key} is {shape}, expected"
+                    f" {tuple(parameter.shape)}; load the model with the options it was trained with"
                 )

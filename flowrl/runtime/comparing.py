@@ -32,11 +32,11 @@ class Outcome:
 
 
 def compare(
-    configs: Sequence[Path], overrides: Sequence[str], seeds: int, out: Path, train: Callable[[Config, str], Path]
+    configs: Sequence[Path], overrides: Sequence[str], seeds: int, out: Path, train: Callable[[Config], Path]
 ) -> list[Outcome]:
     """Train every config with seeds 0 to ``seeds - 1`` below ``out`` and read their evaluations.
 
-    Finished runs are not trained again. ``train`` is `flowrl.train` with its resume argument.
+    Finished runs are not trained again. ``train`` runs a config, going on where a run exists.
     Raises `UserError` if a run has no evaluation to compare by.
     """
     loaded = [Config.load(path, overrides) for path in configs]
@@ -48,7 +48,7 @@ def compare(
         runs = []
         for seed in range(seeds):
             own = [f"train.seed={seed}", f"out={out / name / f'seed{seed}'}"]
-            runs.append(train(Config.load(path, [*overrides, *own]), "auto"))
+            runs.append(train(Config.load(path, [*overrides, *own])))
         outcomes.append(_outcome(name, runs))
     return outcomes
 

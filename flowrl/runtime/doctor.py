@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
-from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.runtime import environment
 from flowrl.runtime.preflight import Plan, check
 from flowrl.runtime.restore import open_policy
@@ -72,13 +72,14 @@ def patient(config: Config) -> Iterator[Symptom]:
         yield Symptom("parity", "ok", f"our sampler equals the pipeline within {deviation:.1e}")
         # Weights, gradient and Adam's two moments in float32, and one copy per weight set.
         copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None)
-        yield Symptom("memory", "note", f"{4 * copies * trained / GIB:.2f} GiB for trained weights and their optimiser")
+        size = f"{4 * copies * trained / GIB:.3f} GiB for the trained weights, their copies and optimiser"
+        yield Symptom("memory", "ok", f"{size}; activations come on top")
         yield from _trial(plan, policy)
     except UserError as error:
         yield Symptom("stopped", "bad", str(error))
 
 
-def _trial(plan: Plan, policy: DiffusionPolicy) -> Iterator[Symptom]:
+def _trial(plan: Plan, policy: Any) -> Iterator[Symptom]:
     """Sample and score a few prompts."""
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
     trained = plan.algorithm.sampler

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.preflight import check_model
 from flowrl.runtime.restore import evaluated, policy_of_run
 from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Draw, FlowPolicy
+from flowrl.types import Draw
 
 STEPS = 28
 """Sampling steps of a model without a run; SD3's own default."""
@@ -62,7 +63,7 @@ def sample_images(source: str, prompts: Sequence[str], out: Path, wish: Wish) ->
     return paths
 
 
-def _open(source: str, wish: Wish) -> tuple[FlowPolicy, FlowSampler, str]:
+def _open(source: str, wish: Wish) -> tuple[Any, FlowSampler, str]:
     run = RunDirectory(Path(source))
     if not run.exists():
         if (run.path / "manifest.json").is_file():

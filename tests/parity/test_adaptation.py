@@ -56,7 +56,10 @@ def test_restores_after_an_error(policy):
     with pytest.raises(ZeroDivisionError), policy.using("reference"):
         raise ZeroDivisionError
     torch.testing.assert_close(look(policy), before, atol=0, rtol=0)
-    with pytest.raises(UserError, match="no weights called 'refrence'; did you mean 'reference'"), policy.using("refrence"):
+    with (
+        pytest.raises(UserError, match="no weights called 'refrence'; did you mean 'reference'"),
+        policy.using("refrence"),
+    ):
         pass
 
 

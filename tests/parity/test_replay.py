@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_parity_of_every_pipeline(name, folder):
     moved = [p for key, p in policy.adaptation.parameters.items() if "lora_B" in key]
     assert sum(float(p.grad.abs().sum()) for p in moved if p.grad is not None) > 0
     images = policy.decode(x)
-    assert images.shape[0] == 3 and 0 <= float(images.min()) and float(images.max()) <= 1
+    assert images.shape[0] == 3 and float(images.min()) >= 0 and float(images.max()) <= 1
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -53,7 +55,7 @@ def test_a_rollout_is_the_pipelines_own_image(name, policies):
     times, condition = policy.times(5), policy.condition(PROMPTS)
     x = policy.initial(noise, times)
     with torch.no_grad():
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        for t, t_next in itertools.pairwise(times):
             x = x + float(t_next - t) * policy.velocity(x, t.expand(len(x)), condition)
     torch.testing.assert_close(policy.decode(x), theirs, atol=1e-4, rtol=0)
 

@@ -56,7 +56,11 @@ class Trace:
     """The pipeline's output where it ran to its end."""
 
 
-class _StopRun(Exception):
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+"""What a pipeline raises for arguments or batch sizes it cannot take."""
+
+
+class _StopRun(Exception):  # noqa: N818  (it is no error)
     """Ends a watched run once everything needed has been seen."""
 
 
@@ -66,10 +70,12 @@ def denoiser_name(pipeline: Any) -> str:
     name = type(pipeline).__name__
     if not found or not hasattr(pipeline, "scheduler"):
         raise UserError(
-            f"{name} has no transformer or unet with a scheduler, so it is not a text-to-image or text-to-video pipeline"
+            f"{name} has no transformer or unet with a scheduler, so it is no text-to-image or text-to-video pipeline"
         )
     if isinstance(pipeline.components.get(f"{found[0]}_2"), nn.Module):
-        raise UserError(f"{name} splits its steps between two denoisers ({found[0]} and {found[0]}_2); this is not supported")
+        raise UserError(
+            f"{name} splits its steps between two denoisers ({found[0]} and {found[0]}_2); this is not supported"
+        )
     return found[0]
 
 
@@ -89,7 +95,9 @@ class Recorder:
         known = [n for n in self._signature.parameters if n != "self"]
         for key in self.call:
             if key not in known:
-                raise UserError(f"{type(pipeline).__name__} takes no argument {key!r} (model.call)" + did_you_mean(key, known))
+                raise UserError(
+                    f"{type(pipeline).__name__} takes no argument {key!r} (model.call)" + did_you_mean(key, known)
+                )
 
     def record(
         self,
@@ -117,7 +125,9 @@ class Recorder:
             trace.open_calls.append(call)
             return result
 
-        def advance(real: Callable[..., Any], model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        def advance(
+            real: Callable[..., Any], model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
+        ) -> Any:
             index = len(trace.steps)
             before = sample.clone()
             if step is None:
@@ -179,7 +189,9 @@ class Recorder:
             output = self._run([NEUTRAL] * len(final), 2, "pt", 0)
         media = _media(output)
         if media is None:
-            raise UserError(f"{type(self.pipeline).__name__} does not return its images as tensors for output_type='pt'")
+            raise UserError(
+                f"{type(self.pipeline).__name__} does not return its images as tensors for output_type='pt'"
+            )
         return media
 
     def _run(self, prompts: Sequence[str], steps: int, output_type: str, seed: int) -> Any:
@@ -196,6 +208,12 @@ class Recorder:
                 return self.pipeline(**{k: v for k, v in arguments.items() if k in known})
         except _StopRun:
             return None
+        except _FAILURES as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"{type(self.pipeline).__name__} itself fails on {len(prompts)} prompts with model.call"
+                f" {', '.join(sorted(self.call)) or '(none)'}: {reason}"
+            ) from error
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         bound = self._network_signature.bind(*args, **kwargs).arguments
@@ -264,7 +282,7 @@ def predicted(result: Any) -> Tensor:
 
 
 def _form(result: Any) -> Callable[[Tensor], Any]:
-    """Wraps a prediction as this denoiser returns its own: bare, in a tuple or in an output class; stacked or listed."""
+    """Wraps a prediction as this denoiser returns its own: bare, in a tuple or an output class; stacked or listed."""
     if isinstance(result, Tensor):
         return lambda prediction: prediction
     unstack: Callable[[Tensor], Any] = (lambda p: p) if isinstance(result[0], Tensor) else list

@@ -63,7 +63,8 @@ class _Encoded:
     def fits(self, other: _Encoded) -> bool:
         """Whether both can share tensors: equal shapes, and equal inputs besides."""
         return same(self.templates, other.templates) and all(
-            {path: _shape(value) for path, value in mine.items()} == {path: _shape(value) for path, value in theirs.items()}
+            {path: _shape(value) for path, value in mine.items()}
+            == {path: _shape(value) for path, value in theirs.items()}
             for mine, theirs in zip(self.rows, other.rows, strict=True)
         )
 

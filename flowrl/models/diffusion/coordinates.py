@@ -1,8 +1,8 @@
-"""From a scheduler's own coordinates to the canonical ones: ``x_t = (1 - t) clean + t noise``, ``v = noise - clean``."""
+"""From a scheduler's coordinates to the canonical ones: ``x_t = (1 - t) clean + t noise``, ``v = noise - clean``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -45,6 +45,8 @@ class FlowCoordinates:
     reversed_: bool = False
     truncate: bool = False
     """Whether the scheduler rounds its timesteps down to integers (UniPC and DPM-Solver in flow mode do)."""
+    shift: float = 1.0
+    """Odds ``sigma / (1 - sigma)`` over those of the timestep; not 1 where sigmas are shifted and timesteps are not."""
 
     def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
         t = (timesteps / self.train_steps if sigmas is None else sigmas[: len(timesteps)]).double()
@@ -54,7 +56,8 @@ class FlowCoordinates:
         return t
 
     def network_time(self, t: Tensor) -> Tensor:
-        level = (1 - t if self.reversed_ else t) * self.train_steps
+        sigma = 1 - t if self.reversed_ else t
+        level = sigma / (sigma + self.shift * (1 - sigma)) * self.train_steps
         # sigmas are float32: 0.9999999 of a step is that step
         return (level + 1e-4).floor() if self.truncate else level
 
@@ -73,7 +76,7 @@ class FlowCoordinates:
 
 @dataclass(frozen=True)
 class DiffusionCoordinates:
-    """DDPM models. The network reads ``x_vp = sqrt(a) clean + sqrt(1 - a) noise`` and with ``m = sqrt(a) + sqrt(1 - a)``
+    """DDPM models. The network reads ``x_vp = sqrt(a) clean + sqrt(1 - a) noise``; with ``m = sqrt(a) + sqrt(1 - a)``
     the canonical point is ``x = x_vp / m`` at ``t = sqrt(1 - a) / m``; so ``t / (1 - t)`` is the noise-to-signal ratio.
     """
 
@@ -139,10 +142,26 @@ def coordinates_of(scheduler: Any, exploding: bool) -> Coordinates:
         )
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None or kind not in ("epsilon", "v_prediction", "sample"):
-        raise UserError(f"{name} with prediction_type={kind!r} is neither a flow nor a DDPM scheduler; it is not supported")
+        raise UserError(
+            f"{name} with prediction_type={kind!r} is neither a flow nor a DDPM scheduler; it is not supported"
+        )
     signal = torch.as_tensor(alphas).double().sqrt()
     noise = (1 - torch.as_tensor(alphas).double()).sqrt()
     return DiffusionCoordinates((noise / (signal + noise)).cpu(), kind, exploding)
+
+
+def measured_shift(coordinates: FlowCoordinates, timesteps: Tensor, sigmas: Tensor | None) -> FlowCoordinates:
+    """``coordinates`` with the shift between a schedule's sigmas and timesteps (CogView4 shifts sigmas only)."""
+    if sigmas is None or coordinates.truncate:
+        return coordinates
+    sigma, base = sigmas[: len(timesteps)].double(), timesteps.double() / coordinates.train_steps
+    inner = (sigma > 1e-6) & (sigma < 1 - 1e-6) & (base < 1 - 1e-6)
+    if not inner.any() or torch.allclose(sigma, base, atol=2e-3):
+        return coordinates
+    shifts = (sigma / (1 - sigma))[inner] / (base / (1 - base))[inner]
+    if (shifts.max() - shifts.min()) > 1e-3 * shifts.max():
+        raise UserError("the scheduler's timesteps do not follow from its sigmas; unsupported")
+    return replace(coordinates, shift=float(shifts.mean()))
 
 
 def _is_flow(config: Any) -> bool:

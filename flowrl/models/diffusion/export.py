@@ -53,7 +53,9 @@ def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
         reloaded = _WRITERS[to](policy, base, work)
         difference = _difference(policy, reloaded)
         if not difference <= 10 * TOLERANCE[policy.dtype]:
-            raise UserError(f"the {to} export differs from the trained model by {difference:.2g} after reloading; nothing was written")
+            raise UserError(
+                f"the {to} export differs from the trained model by {difference:.2g} once reloaded; nothing was written"
+            )
         if directory.exists():
             directory.rmdir()
         work.chmod(0o755)
@@ -77,7 +79,9 @@ def load_adapter(policy: DiffusionPolicy, directory: Path) -> None:
     renamed = {_live_name(key): value for key, value in tensors.items()}
     if renamed.keys() != live.keys() or any(renamed[k].shape != live[k].shape for k in live):
         odd = sorted(renamed.keys() ^ live.keys()) or [k for k in live if renamed[k].shape != live[k].shape]
-        raise UserError(f"the adapter in {directory} does not fit model.lora (rank {options.rank}); first difference: {odd[0]}")
+        raise UserError(
+            f"the adapter in {directory} does not fit model.lora (rank {options.rank}); first difference: {odd[0]}"
+        )
     factor = 1.0 if scale is None else scale / (options.alpha / options.rank)
     with torch.no_grad():
         for key, parameter in live.items():

@@ -30,12 +30,17 @@ def sample_norm_limit(mixed: Tensor, conditional: Tensor) -> Tensor:
     return mixed * (limit / torch.linalg.vector_norm(mixed, dim=axes, keepdim=True)).clamp(max=1)
 
 
-CORRECTIONS: tuple[Correction, ...] = (plain, last_axis_norm, sample_norm_limit)
+def three_channels(mixed: Tensor, conditional: Tensor) -> Tensor:
+    """Lumina: guidance on the first three channels only."""
+    return torch.cat([mixed[:, :3], conditional[:, 3:]], dim=1)
+
+
+CORRECTIONS: tuple[Correction, ...] = (plain, last_axis_norm, sample_norm_limit, three_channels)
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """``prediction = sign * correction(other + scale * (conditional - other), conditional)`` over the captured branches."""
+    """``sign * correction(other + scale * (conditional - other), conditional)`` over the captured branches."""
 
     sign: float
     scale: float = 1.0
@@ -75,8 +80,8 @@ def recover(branches: Sequence[Tensor], seen: Tensor, rescale: float, name: str)
             if _equal(candidate.mix(*pair, candidate.scale), seen):
                 return candidate
     raise UserError(
-        f"{name} mixes the {len(branches)} predictions of its denoiser in a way flowrl does not know; switch its guidance off"
-        " with model.call (such as guidance_scale: 1.0), or use a pipeline with classifier-free guidance"
+        f"{name} mixes the {len(branches)} predictions of its denoiser in a way flowrl does not know; switch its"
+        " guidance off with model.call (such as guidance_scale: 1.0), or use a pipeline with classifier-free guidance"
     )
 
 
@@ -100,7 +105,9 @@ def _scales(cond: Tensor, uncond: Tensor, seen: Tensor) -> list[float]:
     scales = []
     for rows in (1, seen.ndim - 1):
         pair = [branch.flatten(end_dim=rows - 1)[0].flatten() for branch in (cond, uncond)]
-        solution = torch.linalg.lstsq(torch.stack(pair, dim=1), seen.flatten(end_dim=rows - 1)[0].flatten()[:, None]).solution
+        solution = torch.linalg.lstsq(
+            torch.stack(pair, dim=1), seen.flatten(end_dim=rows - 1)[0].flatten()[:, None]
+        ).solution
         a, b = (float(v) for v in solution.flatten())
         if a + b > 0 and a / (a + b) > 1:
             scales.append(round(a / (a + b), 4))

@@ -45,7 +45,6 @@ class Layout:
         return {key: self._fill(value, (key,), values) for key, value in template.items()}
 
     def _compare(self, few: Any, many: Any, path: Path) -> None:
-        n_few, n_many = self._counts
         if isinstance(few, Tensor):
             grown = [a for a in range(few.ndim) if few.shape[a] != many.shape[a]]
             if not grown:
@@ -53,7 +52,9 @@ class Layout:
             axis = grown[0]
             branches = self._branches(few.shape[axis], many.shape[axis], path)
             if len(grown) > 1:
-                raise UserError(f"denoiser input {_name(path)} depends on the batch in {len(grown)} dimensions; unsupported")
+                raise UserError(
+                    f"denoiser input {_name(path)} depends on the batch in {len(grown)} dimensions; unsupported"
+                )
             self.batched[path] = BatchAxis(axis, branches)
         elif isinstance(few, dict):
             for key in few:

@@ -11,7 +11,7 @@ import torch
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion.capture import Recorder, denoiser_name
-from flowrl.models.diffusion.exceptions import CALLS, REFUSED
+from flowrl.models.diffusion.exceptions import REFUSED
 from flowrl.models.diffusion.lora import LoRAOptions, adapt
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import calibrate
@@ -73,9 +73,11 @@ def load_policy(
     adaptation = adapt(network, None if full else lora or LoRAOptions())
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
-    recorder = Recorder(pipeline, {**CALLS.get(type(pipeline).__name__, {}), **defaults, **(call or {})})
+    recorder = Recorder(pipeline, {**defaults, **(call or {})})
     recipe = calibrate(recorder).to(placement.device)
-    policy = DiffusionPolicy(recorder, recipe, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source)
+    policy = DiffusionPolicy(
+        recorder, recipe, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
+    )
     if parity == "check":
         policy.check_parity()
     return policy
@@ -91,15 +93,21 @@ def open_pipeline(source: str, dtype: torch.dtype, trust_remote_code: bool = Fal
 
     folder = Path(source)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise UserError(f"{source} has no model_index.json, so it is not a diffusers pipeline folder; pass the pipeline's root folder")
+        raise UserError(
+            f"{source} has no model_index.json, so it is not a diffusers pipeline; pass the pipeline's root folder"
+        )
     if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise UserError(f"model {source!r} is neither a folder nor a name on the Hugging Face hub (such as 'owner/model')")
+        raise UserError(
+            f"model {source!r} is neither a folder nor a name on the Hugging Face hub (such as 'owner/model')"
+        )
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, AttributeError, ImportError, TypeError) as error:
-        what = "cannot be loaded from its folder" if folder.is_dir() else "is not a folder here and cannot be downloaded"
+        what = (
+            "cannot be loaded from its folder" if folder.is_dir() else "is not a folder here and cannot be downloaded"
+        )
         reason = str(error).strip().splitlines()
         raise UserError(f"model {source!r} {what}: {reason[0] if reason else type(error).__name__}") from error
     if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
@@ -131,7 +139,11 @@ def single_step(scheduler: Any) -> Any:
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     name, config = type(scheduler).__name__, scheduler.config
-    flow = name.startswith("FlowMatch") or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    flow = (
+        name.startswith("FlowMatch")
+        or config.get("use_flow_sigmas")
+        or config.get("prediction_type") == "flow_prediction"
+    )
     if flow or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
     if name.startswith("CogVideoX"):
@@ -161,10 +173,13 @@ def _find(given: Any, placement: Placement, trust: bool) -> tuple[str | None, An
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
         if not hasattr(given, "components") or not callable(given):
-            raise UserError(f"load_policy takes a folder, a hub name or a diffusers pipeline, got {type(given).__name__}")
-        origin = str(given.config.get("_name_or_path") or "")
+            raise UserError(
+                f"load_policy takes a folder, a hub name or a diffusers pipeline, got {type(given).__name__}"
+            )
+        pipeline: Any = given
+        origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
-        return (origin if known else None), given.to(placement.dtype), {}
+        return (origin if known else None), pipeline.to(placement.dtype), {}
     defaults: Mapping[str, Any] = {}
     source = str(given)
     if source in WORLDS and not Path(source).exists():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flowrl.errors import UserError
+from flowrl.models.diffusion.exceptions import TARGETS
 
 ADAPTER = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -23,8 +24,8 @@ class LoRAOptions:
 
     rank: int = 32
     alpha: float = 64
-    targets: tuple[str, ...] = ATTENTION
-    """Module names, or their last parts."""
+    targets: tuple[str, ...] | None = None
+    """Module names, or their last parts; ``None``: the attention projections."""
     dropout: float = 0.0
     """Active only where gradients are; with dropout the first ratios of an iteration are not 1."""
     init: Literal["gaussian", "default", "pissa", "olora"] = "gaussian"
@@ -77,30 +78,34 @@ def _add_adapter(network: nn.Module, options: LoRAOptions) -> None:
         lora_dropout=options.dropout,
         init_lora_weights=True if options.init == "default" else options.init,
     )
+    adder: Any = getattr(network, "add_adapter", None)
     # the same start on every rank and in every run, whatever was drawn before
     with torch.random.fork_rng(devices=_cuda_devices(network)):
         torch.manual_seed(0)
-        adder: Any = getattr(network, "add_adapter", None)
-        if adder is not None:
-            adder(config, adapter_name=ADAPTER)
-        else:
-            inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+        try:
+            if adder is not None:
+                adder(config, adapter_name=ADAPTER)
+            else:
+                inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+        except ValueError as error:  # a target that also names a module PEFT cannot adapt
+            raise UserError(f"model.lora.targets {', '.join(targets)}: {str(error).splitlines()[0]}") from error
 
 
-def matching(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """The ``targets`` that name a linear or convolutional layer of the network, whole or by their end.
+def matching(network: nn.Module, given: tuple[str, ...] | None) -> list[str]:
+    """The targets that name a linear or convolutional layer of the network, whole or by their end.
 
     Raises:
         UserError: when one of the user's own names matches nothing, or none of the defaults does.
     """
     layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    targets = given or TARGETS.get(type(network).__name__, ATTENTION)
     used = [t for t in targets if any(name == t or name.endswith(f".{t}") for name in layers)]
     missing = [t for t in targets if t not in used]
-    if not used or (missing and targets != ATTENTION):
+    if not used or (missing and given is not None):
         ends = sorted({_ending(name) for name in layers})
         raise UserError(
-            f"LoRA target {', '.join(missing)} matches no layer of {type(network).__name__}; set model.lora.targets to some of:"
-            f" {', '.join(ends)}"
+            f"LoRA target {', '.join(missing)} matches no layer of {type(network).__name__}; set model.lora.targets to"
+            f" some of: {', '.join(ends)}"
         )
     return used
 

@@ -20,7 +20,7 @@ STEPS = 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest deviation of a prediction, relative to its largest value."""
 ROLLOUT = 20
-"""How much further a whole rollout and its image may drift than one prediction."""
+"""How much further a whole rollout, or an image, may be off than one prediction."""
 EULER = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler")
 """Schedulers whose own noise-free step is the Euler step of canonical coordinates."""
 DDIM = ("DDIMScheduler", "CogVideoXDDIMScheduler")
@@ -47,21 +47,33 @@ def check(policy: DiffusionPolicy) -> float:
         worst = max(worst, deviation(native.reshape(step.model_output.shape), step.model_output))
     tolerance = TOLERANCE[policy.dtype]
     if not worst <= tolerance:
-        raise UserError(f"replaying the denoiser of {name} deviates by {worst:.2g} from what its scheduler receives; unsupported")
+        raise UserError(
+            f"replaying the denoiser of {name} deviates by {worst:.2g} from what its scheduler receives; unsupported"
+        )
 
     x = points[0]
     for t, t_next in zip(levels, [*levels[1:], torch.tensor(0.0)], strict=True):
         x = x + float(t_next - t) * policy.velocity(x, t.expand(len(x)), condition)
-    drift = deviation(x, trace.steps[-1].prev_sample.reshape(x.shape))
-    if trace.media is not None:
-        drift = max(drift, deviation(policy.decode(x), trace.media.clamp(0, 1)))
+    final = trace.steps[-1].prev_sample
+    drift = deviation(x, final.reshape(x.shape))
     if not drift <= ROLLOUT * tolerance:
-        raise UserError(f"a noise-free rollout of {name} ends {drift:.2g} away from the pipeline's own output; unsupported")
-    return max(worst, drift)
+        raise UserError(
+            f"a noise-free rollout of {name} ends {drift:.2g} away from the pipeline's own output; unsupported"
+        )
+    if trace.media is None:
+        raise UserError(f"{name} does not return its images as tensors for output_type='pt'; unsupported")
+    # from the pipeline's own latents: a decoder may well amplify the rounding of ours
+    decoded = deviation(policy.decode(final), trace.media.clamp(0, 1))
+    if not decoded <= ROLLOUT * tolerance:
+        raise UserError(
+            f"decoding the final latents of {name} gives images {decoded:.2g} away from its own; unsupported"
+        )
+    return max(worst, drift, decoded)
 
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference relative to the largest value; NaN counts as infinite."""
+    ours, theirs = ours.detach(), theirs.detach()
     gap = (ours.double() - theirs.double().to(ours.device)).abs().max() / theirs.double().abs().max().clamp(min=1e-12)
     return float(gap) if torch.isfinite(gap) else float("inf")
 
@@ -69,7 +81,9 @@ def deviation(ours: Tensor, theirs: Tensor) -> float:
 def _canonical(trace: Trace, k: int, call: CallRecipe, coordinates: Coordinates, levels: Tensor) -> Tensor:
     """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
     value = dict(call.layout.leaves(trace.steps[k].calls[0].inputs))[call.latent.path]
-    rows = split(torch.stack(list(value)) if call.latent.kind.axis is None else value, call.latent.kind, call.branches)[0]
+    rows = split(torch.stack(list(value)) if call.latent.kind.axis is None else value, call.latent.kind, call.branches)[
+        0
+    ]
     if call.latent.axis is not None:
         rows = rows.narrow(call.latent.axis + 1, call.latent.start, call.latent.latent[call.latent.axis])
     x = rows.reshape(trace.steps[k].sample.shape).float()
@@ -79,7 +93,9 @@ def _canonical(trace: Trace, k: int, call: CallRecipe, coordinates: Coordinates,
 def _check_start(x: Tensor, policy: DiffusionPolicy, levels: Tensor, init_noise_sigma: float, name: str) -> None:
     expected = float(policy.recipe.coordinates.initial(torch.ones(1, dtype=torch.float64), levels[0], init_noise_sigma))
     if not 0.7 < float(x.std()) / expected < 1.4:
-        raise UserError(f"{name} starts from noise of standard deviation {float(x.std()):.3g}, expected {expected:.3g}; unsupported")
+        raise UserError(
+            f"{name} starts from noise of standard deviation {float(x.std()):.3g}, expected {expected:.3g}; unsupported"
+        )
 
 
 def steps_like_euler(scheduler: Any) -> bool:

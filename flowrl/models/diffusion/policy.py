@@ -28,7 +28,14 @@ class DiffusionPolicy:
     """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
 
     def __init__(
-        self, recorder: Recorder, recipe: Recipe, adaptation: Adaptation, *, dtype: torch.dtype, decode_batch: int, source: str | None
+        self,
+        recorder: Recorder,
+        recipe: Recipe,
+        adaptation: Adaptation,
+        *,
+        dtype: torch.dtype,
+        decode_batch: int,
+        source: str | None,
     ) -> None:
         self.pipeline = recorder.pipeline
         self.network: nn.Module = recorder.network
@@ -59,7 +66,7 @@ class DiffusionPolicy:
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:
-        """[steps + 1] float64 descending to 0: the pipeline's own schedule for ``steps`` steps, its resolution included."""
+        """[steps + 1] float64 descending to 0: the pipeline's own schedule for so many steps at its resolution."""
         if steps < 1:
             raise UserError(f"a sampler needs at least 1 step, got {steps}")
         if steps not in self._times:
@@ -79,19 +86,27 @@ class DiffusionPolicy:
 
     # ---------------------------------------------------------------------------------------------------- velocity
     def velocity(
-        self, x: Tensor, t: Tensor, condition: DiffusionCondition, *, guidance: float | None = None, cfg_grad: CfgGrad = "cond"
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: DiffusionCondition,
+        *,
+        guidance: float | None = None,
+        cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
         """Canonical velocity [N, ...] float32 at ``x`` [N, ...] and ``t`` [N] in (0, 1].
 
-        ``guidance`` is the scale of ``uncond + guidance * (cond - uncond)``; ``None`` is the one the pipeline was captured
-        with, 1 computes the conditional branch only. With ``cfg_grad="cond"`` the unconditional branch runs without
+        ``guidance`` is the scale of ``uncond + guidance * (cond - uncond)``; ``None`` is the pipeline's own scale,
+        1 computes the conditional branch only. With ``cfg_grad="cond"`` the unconditional branch runs without
         gradient (what detaching it would give, at less cost), with ``"both"`` gradient passes through both.
         """
         x, t = x.float(), t.to(x.device, torch.float64)
         native = self.native(x, t, condition, guidance, cfg_grad)
         return self.recipe.coordinates.velocity(native, x, t)
 
-    def native(self, x: Tensor, t: Tensor, condition: DiffusionCondition, guidance: float | None, cfg_grad: CfgGrad) -> Tensor:
+    def native(
+        self, x: Tensor, t: Tensor, condition: DiffusionCondition, guidance: float | None, cfg_grad: CfgGrad
+    ) -> Tensor:
         """What the pipeline would hand to its scheduler, float32."""
         mixing = self.recipe.guidance
         scale = self._scale(guidance)
@@ -117,12 +132,14 @@ class DiffusionPolicy:
             return mixing.scale
         if mixing.unconditional is None and guidance != 1.0:
             raise UserError(
-                f"guidance {guidance:g} needs the unconditional branch, which this pipeline was loaded without; set a guidance"
-                " above 1 in model.call (guidance_scale or true_cfg_scale), or leave the guidance at 1"
+                f"guidance {guidance:g} needs the unconditional branch, which this pipeline was loaded without; set a"
+                " guidance above 1 in model.call (guidance_scale or true_cfg_scale), or leave the guidance at 1"
             )
         return float(guidance)
 
-    def _evaluate(self, branches: list[int], read: Tensor, timestep: Tensor, condition: DiffusionCondition) -> list[Tensor]:
+    def _evaluate(
+        self, branches: list[int], read: Tensor, timestep: Tensor, condition: DiffusionCondition
+    ) -> list[Tensor]:
         """Predictions [N, ...] float32 of some branches of one denoiser call, as one batch."""
         call = self.recipe.branches[branches[0]]
         count = len(branches)
@@ -152,8 +169,11 @@ class DiffusionPolicy:
     # ------------------------------------------------------------------------------------------------------ images
     @torch.no_grad()
     def decode(self, final: Tensor) -> Tensor:
-        """Images [N, 3, H, W] (videos [N, F, 3, H, W]) float32 in [0, 1] of clean latents, by the pipeline's own code."""
-        parts = [self.recorder.finish(part.to(self.recipe.latent_dtype), self._blank) for part in final.split(self._decode_batch)]
+        """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code."""
+        parts = [
+            self.recorder.finish(part.to(self.recipe.latent_dtype), self._blank)
+            for part in final.split(self._decode_batch)
+        ]
         return torch.cat(parts).float().clamp(0, 1)
 
     def _blank(self, inputs: dict[str, Any]) -> Tensor:
@@ -181,13 +201,13 @@ class DiffusionPolicy:
         """Replay against the pipeline itself; returns the largest relative deviation.
 
         Raises:
-            UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free rollout
-                through canonical coordinates does not end where the pipeline does.
+            UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free
+                rollout through canonical coordinates does not end where the pipeline does.
         """
         return parity.check(self)
 
     def export(self, directory: str | Path, to: exporting.Format = "diffusers") -> float:
-        """Write the live weights, reload them into a fresh base pipeline and compare; returns the relative difference."""
+        """Write the live weights, reload them into a fresh base pipeline, compare; returns the relative difference."""
         return exporting.export(self, Path(directory), to)
 
     def load_adapter(self, directory: str | Path) -> None:
@@ -199,7 +219,9 @@ def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:
     if len(branches) == 1:
         return branches[0]
     return {
-        path: torch.cat([b[path] for b in branches]) if isinstance(value, Tensor) else [v for b in branches for v in b[path]]
+        path: torch.cat([b[path] for b in branches])
+        if isinstance(value, Tensor)
+        else [v for b in branches for v in b[path]]
         for path, value in branches[0].items()
     }
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion.capture import Call, Recorder, Step, Trace
-from flowrl.models.diffusion.coordinates import Coordinates, DiffusionCoordinates, coordinates_of
+from flowrl.models.diffusion.coordinates import (
+    Coordinates,
+    DiffusionCoordinates,
+    FlowCoordinates,
+    coordinates_of,
+    measured_shift,
+)
 from flowrl.models.diffusion.guidance import Guidance, recover
 from flowrl.models.diffusion.layout import BatchAxis, Layout, Path, same, split
 
@@ -130,14 +136,18 @@ def calibrate(recorder: Recorder) -> Recipe:
     guidance = _guidance(recorder, trace, calls, shape, name)
     coordinates = coordinates_of(recorder.pipeline.scheduler, _exploding(first, calls[0]))
     output = first.calls[0].prediction
-    assert output is not None
+    assert output is not None and trace.timesteps is not None
+    if isinstance(coordinates, FlowCoordinates):
+        coordinates = measured_shift(coordinates, trace.timesteps, trace.sigmas)
     return Recipe(calls, guidance, coordinates, shape, tuple(output.shape[1:]), first.sample.dtype)
 
 
 def _call_recipe(trace: Trace, index: int, many: dict[str, Any], name: str) -> CallRecipe:
     inputs = [step.calls[index].inputs for step in trace.steps if len(step.calls) > index]
     if len(inputs) != len(trace.steps):
-        raise UserError(f"{name} does not call its denoiser equally often in every step; switch that off with model.call")
+        raise UserError(
+            f"{name} does not call its denoiser equally often in every step; switch that off with model.call"
+        )
     layout = Layout(inputs[0], many, len(PROBES), len(PROBES) + 1)
     latent = _latent_slot(layout, inputs[0], trace.steps[0].sample, name)
     times = []
@@ -173,10 +183,14 @@ def _latent_slot(layout: Layout, inputs: dict[str, Any], sample: Tensor, name: s
             for start in (0, shape[axis] - size):
                 if _parallel(rows.narrow(axis + 1, start, size), sample):
                     return LatentSlot(path, kind, shape, axis, start, tuple(sample.shape[1:]))
-    raise UserError(f"none of the denoiser inputs of {name} is the scheduler's sample; this pipeline cannot be replayed")
+    raise UserError(
+        f"none of the denoiser inputs of {name} is the scheduler's sample; this pipeline cannot be replayed"
+    )
 
 
-def _time_slot(path: Path, kind: BatchAxis | None, values: Sequence[Any], timesteps: Sequence[float], name: str) -> TimeSlot:
+def _time_slot(
+    path: Path, kind: BatchAxis | None, values: Sequence[Any], timesteps: Sequence[float], name: str
+) -> TimeSlot:
     label = ".".join(map(str, path))
     tensors = [torch.as_tensor(value) for value in values]
     if any(t.numel() == 0 or not torch.all(t == t.flatten()[0]) for t in tensors):
@@ -186,7 +200,9 @@ def _time_slot(path: Path, kind: BatchAxis | None, values: Sequence[Any], timest
     tolerance = 1e-4 if tensors[0].dtype in (torch.float32, torch.float64, torch.int64) else 2e-2
     gap = max(abs(scale * t + offset - u) for t, u in zip(timesteps, seen, strict=True))
     if gap > tolerance * max(map(abs, seen)):
-        raise UserError(f"denoiser input {label} of {name} is not an affine function of the scheduler's timestep; unsupported")
+        raise UserError(
+            f"denoiser input {label} of {name} is not an affine function of the scheduler's timestep; unsupported"
+        )
     dtype = tensors[0].dtype if tensors[0].is_floating_point() else torch.float32
     shape = tuple(tensors[0].shape[1:]) if kind is not None else ()
     return TimeSlot(path, scale, offset, dtype, shape)
@@ -203,11 +219,15 @@ def _affine(timesteps: Sequence[float], seen: Sequence[float]) -> tuple[float, f
     return scale, seen[low] - scale * timesteps[low]
 
 
-def _guidance(recorder: Recorder, trace: Trace, calls: Sequence[CallRecipe], shape: tuple[int, ...], name: str) -> Guidance:
+def _guidance(
+    recorder: Recorder, trace: Trace, calls: Sequence[CallRecipe], shape: tuple[int, ...], name: str
+) -> Guidance:
     rescale = float(recorder.call.get("guidance_rescale", 0.0) or 0.0)
     found = []
     for step in trace.steps:
-        branches = [part for call, recipe in zip(step.calls, calls, strict=True) for part in _parts(call, recipe, shape)]
+        branches = [
+            part for call, recipe in zip(step.calls, calls, strict=True) for part in _parts(call, recipe, shape)
+        ]
         found.append(recover(branches, step.model_output.reshape(branches[0].shape), rescale, name))
     if any(abs(g.scale - found[0].scale) > 1e-2 * found[0].scale for g in found):
         raise UserError(f"{name} changes its guidance from step to step; switch that off with model.call")
@@ -244,7 +264,9 @@ def _parallel(rows: Tensor, sample: Tensor) -> bool:
 def _exploding(step: Step, recipe: CallRecipe) -> bool:
     """Whether the denoiser reads the sample shrunk: the latents are ``clean + ratio * noise``."""
     value = dict(recipe.layout.leaves(step.calls[0].inputs))[recipe.latent.path]
-    rows = split(torch.stack(list(value)) if recipe.latent.kind.axis is None else value, recipe.latent.kind, recipe.branches)[0]
+    rows = split(
+        torch.stack(list(value)) if recipe.latent.kind.axis is None else value, recipe.latent.kind, recipe.branches
+    )[0]
     if recipe.latent.axis is not None:
         rows = rows.narrow(recipe.latent.axis + 1, recipe.latent.start, recipe.latent.latent[recipe.latent.axis])
     scale = (rows.double().flatten() @ step.sample.double().flatten()) / step.sample.double().square().sum()

@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=32, help="CPU minutes for the flow model")
     parser.add_argument("--vae-minutes", type=float, default=10)
     parser.add_argument("--vae", type=Path, help="reuse a trained autoencoder folder")
+    parser.add_argument("--resume", type=Path, help="start from this pipeline folder")
     parser.add_argument("--every", type=float, default=0.1, help="checkpoint after this share of the run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -201,7 +202,9 @@ def main() -> None:
     def log(row: dict[str, Any]) -> None:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 
-    if args.vae:
+    if args.resume:
+        vae = None
+    elif args.vae:
         vae = AutoencoderKL.from_pretrained(args.vae).eval().requires_grad_(False)
     else:
         vae = autoencoder.train(60 * args.vae_minutes, args.seed, lambda line: log({"vae": line}))
@@ -214,7 +217,8 @@ def main() -> None:
             save(pipe, args.out)
 
     recipe = Recipe(seconds=60 * args.minutes, seed=args.seed)
-    save(continue_pretraining(build(vae, args.seed), recipe, log, checkpoint), args.out)
+    pipe = build(vae, args.seed) if vae else Pipeline.from_pretrained(args.resume)
+    save(continue_pretraining(pipe, recipe, log, checkpoint), args.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,208 @@
+"""Runs that are killed, starved or fed nonsense: nothing is lost, and the continuation is the run that was not disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "data.prompts=3",
+    "data.group=4",
+    "train.updates=2",
+    "train.iterations=4",
+    "eval.every=2",
+    "eval.prompts=4",
+    "eval.samples=1",
+    "checkpoint.every=1",
+    "log.images=2",
+]
+
+
+def command(out: Path, *more: str) -> list[str]:
+    config = str(ROOT / "configs/quickstart.yaml")
+    return [sys.executable, "-m", "flowrl", "train", config, f"out={out}", *SMALL, *more]
+
+
+def flowrl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "step_000004" / "state" / "state.safetensors")
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    ours, theirs = final_state(first), final_state(second)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key]), key
+    stories = []
+    for run in (first, second):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        stories.append([{k: v for k, v in line.items() if not k.startswith("time")} for line in lines])
+    assert stories[0] == stories[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = flowrl(*command(out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    sink = subprocess.DEVNULL
+    return subprocess.Popen(command(out), cwd=ROOT, env=environment, stdout=sink, stderr=sink)
+
+
+def wait_for(condition, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_step(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out)
+    metrics = out / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
+    time.sleep(0.15)  # iteration 3 is under way, or its checkpoint is being written
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "checkpoints" / "step_000004").exists()
+    done = flowrl(*command(out), "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, out)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_save(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out)
+    checkpoints = out / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob(".tmp-000002*")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert any(checkpoints.glob(".tmp-*")) and not (checkpoints / "step_000002").exists()
+    done = flowrl(*command(out), "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, out)
+
+
+@pytest.mark.slow
+def test_asked_to_stop(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out)
+    metrics = out / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 0
+    assert len(list((out / "checkpoints").glob("step_*"))) >= 1
+    assert flowrl(*command(out), "--resume", "auto").returncode == 0
+    assert_same_run(undisturbed, out)
+
+
+@pytest.mark.slow
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert flowrl(*command(out, "train.iterations=3")).returncode == 0
+    newest = sorted((out / "checkpoints").glob("step_*"))[-1] / "state" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    explicit = flowrl(*command(out), "--resume", str(newest.parents[1]))
+    assert explicit.returncode == 2 and "state/state.safetensors has 1000 of" in explicit.stderr.replace("\n", "")
+    done = flowrl(*command(out), "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(undisturbed, out)
+
+
+@pytest.mark.slow
+def test_a_run_is_not_overwritten(undisturbed: Path) -> None:
+    again = flowrl(*command(undisturbed))
+    assert again.returncode == 2 and "already holds a run" in again.stderr and "Traceback" not in again.stderr
+
+
+REWARDS = """
+import torch
+seen = {"calls": 0}
+
+def _later(value):
+    seen["calls"] += 1
+    return seen["calls"] > 3 and value
+
+def nan_reward(images, prompts, **columns):
+    out = images.mean(dim=(1, 2, 3)).clone()
+    if _later(True):
+        out[0] = float("nan")
+    return out
+
+def raising(images, prompts, **columns):
+    if _later(True):
+        raise RuntimeError("the scorer fell over")
+    return images.mean(dim=(1, 2, 3))
+
+def short(images, prompts, **columns):
+    return images.mean(dim=(1, 2, 3))[:-1]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "message", "kept"),
+    [("nan_reward", "could not", True), ("raising", "the scorer fell over", True), ("short", "short", False)],
+)
+def test_a_reward_that_fails(tmp_path: Path, function: str, message: str, kept: bool) -> None:
+    """One clear sentence, exit 2, and a checkpoint of what was finished."""
+    (tmp_path / "mine.py").write_text(REWARDS)
+    out = tmp_path / "run"
+    rewards = f"rewards=[{{use: '{tmp_path}/mine.py:{function}'}}]"
+    done = flowrl(*command(out, rewards, "checkpoint.every=0", "eval.every=0"))
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and message in done.stderr.replace("\n", " ")
+    assert bool(list((out / "checkpoints").glob("step_*"))) == kept
+
+
+@pytest.mark.slow
+def test_a_nan_reward_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(REWARDS)
+    rewards = f"rewards=[{{use: '{tmp_path}/mine.py:nan_reward'}}]"
+    done = flowrl(*command(tmp_path / "run", rewards, "on_nan=drop_group", "eval.every=0"))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["reward/invalid_fraction"] == pytest.approx(4 / 12)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.iteratons=3", "did you mean"),
+        ("train.updates=100", "train.updates=100"),
+        ("data.group=1", "data.group=1"),
+        ("model.path=/no/such/folder", "/no/such/folder"),
+        ("algorithm.use=difusion_nft", "diffusion_nft"),
+        ("data.train=/no/prompts.txt", "/no/prompts.txt"),
+        ("rewards=[/no/reward.py:f]", "/no/reward.py"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, override: str, message: str) -> None:
+    done = flowrl(*command(tmp_path / "run", override))
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and message in done.stderr.replace("\n", "")
+    assert not (tmp_path / "run" / "config.yaml").exists()
