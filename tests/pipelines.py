@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 
+from tests import pipelines_embedded as embedded
 from tests import pipelines_further as further
 from tests.components import (
     clip_text,
@@ -28,7 +29,7 @@ Builder = Callable[[], Any]
 def save(name: str, folder: Path) -> Path:
     """Build the pipeline called ``name`` and save it to ``folder``."""
     torch.manual_seed(0)
-    pipeline = PIPELINES[name]()
+    pipeline = PIPELINES[name]() if name in PIPELINES else REFUSED[name][0]()
     pipeline.save_pretrained(folder)
     return folder
 
@@ -175,6 +176,7 @@ def wan() -> Any:
 PIPELINES: dict[str, Builder] = {
     "sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux, "chroma": chroma, "pixart_sigma": pixart_sigma, "sana": sana,
     "lumina2": lumina2, "qwen_image": qwen_image, "wan": wan, **further.PIPELINES,
+    **embedded.PIPELINES,
 }  # fmt: skip
 SMALL = {"height": 16, "width": 16}
 CALLS: dict[str, dict[str, Any]] = {
@@ -192,5 +194,13 @@ CALLS: dict[str, dict[str, Any]] = {
     "qwen_image": {"true_cfg_scale": 4.0, "negative_prompt": "a dog", "height": 32, "width": 32},
     "wan": {"guidance_scale": 5.0, "num_frames": 5, "max_sequence_length": 16, **SMALL},
     **further.CALLS,
+    **embedded.CALLS,
 }  # fmt: skip
 """Arguments a user would load each of them with."""
+
+REFUSED: dict[str, tuple[Builder, dict[str, Any], str]] = {
+    "text_to_video": (further.text_to_video, {"num_frames": 2, **SMALL}, "none of the denoiser inputs"),
+    "allegro": (embedded.allegro, {"num_frames": 8, "clean_caption": False, **SMALL}, "Decoding without tiling"),
+    "prx_guided": (further.prx, {"guidance_scale": 4.0, "use_resolution_binning": False, **SMALL}, "itself fails"),
+}
+"""Pipelines that cannot be replayed, with what the user is told."""

@@ -322,7 +322,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "auraflow": auraflow, "cogview4": cogview4, "cogview3": cogview3, "hunyuan_dit": hunyuan_dit, "hidream": hidream,
     "flux2_klein": flux2_klein, "z_image": z_image, "kandinsky3": kandinsky3, "kandinsky5": kandinsky5, "ovis": ovis,
     "bria": bria, "lumina": lumina, "pixart_alpha": pixart_alpha, "ltx": ltx, "mochi": mochi, "cogvideox": cogvideox,
-    "latte": latte, "skyreels2": skyreels2, "text_to_video": text_to_video, "prx": prx,
+    "latte": latte, "skyreels2": skyreels2, "prx": prx,
 }  # fmt: skip
 LENGTH = {"max_sequence_length": 16}
 CALLS: dict[str, dict[str, Any]] = {
@@ -344,6 +344,5 @@ CALLS: dict[str, dict[str, Any]] = {
     "cogvideox": {"guidance_scale": 6.0, "num_frames": 9, **LENGTH, **SMALL},
     "latte": {"guidance_scale": 4.5, "video_length": 2, "clean_caption": False, **SMALL},
     "skyreels2": {"guidance_scale": 6.0, "num_frames": 5, **LENGTH, **SMALL},
-    "text_to_video": {"guidance_scale": 6.0, "num_frames": 2, **SMALL},
     "prx": {"guidance_scale": 1.0, "use_resolution_binning": False, **SMALL},
 }

@@ -72,10 +72,8 @@ def check_reward(use: str) -> None:
         defined = [name for name, _ in _definitions(_parse(path))]
         if attribute not in defined:
             raise UserError(f"reward {use!r}: {path} does not define {attribute!r}{did_you_mean(attribute, defined)}")
-    elif not colon:
-        find_entry = [entry.name for entry in list_rewards()]
-        if use not in find_entry:
-            find_reward(use)
+    elif not colon and use not in [entry.name for entry in list_rewards()]:
+        find_reward(use)  # raises with a suggestion
 
 
 def _module_names() -> list[str]:

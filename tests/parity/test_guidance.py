@@ -7,7 +7,7 @@ import torch
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion import load_policy
-from flowrl.models.diffusion.guidance import CORRECTIONS, Guidance, recover
+from flowrl.models.diffusion.guidance import CORRECTIONS, Guidance, probe_outputs, recover
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, points
 
@@ -80,15 +80,24 @@ def test_without_an_unconditional_branch_other_scales_are_refused(folder):
 
 @pytest.mark.parametrize("correction", CORRECTIONS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(("sign", "conditional"), [(1.0, 0), (1.0, 1), (-1.0, 0), (-1.0, 1)])
-def test_recovered_guidance_reproduces_the_mix(correction, sign, conditional):
-    generator = torch.Generator().manual_seed(2)
-    branches = [torch.randn((2, 4, 8, 8), generator=generator) for _ in range(2)]
+def test_recovered_guidance_is_the_true_one(correction, sign, conditional):
     truth = Guidance(sign, 3.5, conditional, 1 - conditional, correction)
-    seen = truth.mix(branches[conditional], branches[1 - conditional], 3.5)
-    assert recover(branches, seen, 0.0, "Test") == truth
+    draw, steps = probe_outputs(), []
+    for _ in range(3):
+        branches = [draw(torch.empty(2, 4, 8, 8)) for _ in range(2)]
+        steps.append((branches, truth.mix(branches[conditional], branches[1 - conditional], 3.5)))
+    assert recover(steps, 0.0, "Test") == truth
+
+
+def test_rescaled_guidance_is_recovered():
+    truth = Guidance(1.0, 5.0, 1, 0, rescale=0.7)
+    draw = probe_outputs()
+    branches = [draw(torch.empty(2, 4, 8, 8)) for _ in range(2)]
+    found = recover([(branches, truth.mix(branches[1], branches[0], 5.0))], 0.7, "Test")
+    assert (found.rescale, found.conditional, round(found.scale, 2)) == (0.7, 1, 5.0)
 
 
 def test_an_unknown_mix_is_refused():
     branches = [torch.randn(2, 4, 8, 8) for _ in range(2)]
     with pytest.raises(UserError, match="does not know"):
-        recover(branches, branches[0] * branches[1], 0.0, "Test")
+        recover([(branches, branches[0] * branches[1])], 0.0, "Test")

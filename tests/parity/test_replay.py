@@ -37,6 +37,14 @@ def test_parity_of_every_pipeline(name, folder):
     assert images.shape[0] == 3 and float(images.min()) >= 0 and float(images.max()) <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(pipelines.REFUSED))
+def test_what_cannot_be_replayed_is_refused(name, folder):
+    _, call, message = pipelines.REFUSED[name]
+    with pytest.raises(UserError, match=message):
+        load_policy(folder(name), call=call)
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_policy_is_a_flow_policy(name, policies):
     policy: FlowPolicy = policies(name)

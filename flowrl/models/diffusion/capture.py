@@ -196,7 +196,7 @@ class Recorder:
 
     def _run(self, prompts: Sequence[str], steps: int, output_type: str, seed: int) -> Any:
         arguments = batch_call(self.call, len(prompts))
-        if not any(k.endswith("prompt_embeds") and not k.startswith("negative") for k in arguments):
+        if not any("prompt_embeds" in key and not key.startswith("negative") for key in arguments):
             arguments["prompt"] = list(prompts)
         arguments["num_inference_steps"] = steps
         arguments["output_type"] = output_type
@@ -316,6 +316,8 @@ def batch_call(call: Mapping[str, Any], count: int) -> dict[str, Any]:
             value = [value] * count
         elif isinstance(value, Tensor) and "prompt" in key and len(value) == 1:
             value = value.expand(count, *value.shape[1:])
+        elif isinstance(value, list) and "prompt_embeds" in key and len(value) == 1:
+            value = value * count
         grown[key] = value
     return grown
 

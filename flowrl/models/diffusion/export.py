@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from flowrl.errors import UserError
 from flowrl.models.diffusion import lora
 from flowrl.models.diffusion.capture import Recorder
-from flowrl.models.diffusion.parity import TOLERANCE, deviation
+from flowrl.models.diffusion.parity import deviation
 from flowrl.models.diffusion.recipe import PROBES
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ Format = Literal["diffusers", "peft", "merged"]
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest difference of a reloaded model's predictions, relative to their largest value (merging rounds)."""
 METADATA = "lora_adapter_metadata"
 """Key of the safetensors header under which diffusers keeps rank and alpha."""
 
@@ -51,8 +54,10 @@ def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
     try:
         base = _fresh(policy)
         reloaded = _WRITERS[to](policy, base, work)
+        if to != "merged":
+            _check_adapter(policy, getattr(reloaded, policy.recorder.network_name), to)
         difference = _difference(policy, reloaded)
-        if not difference <= 10 * TOLERANCE[policy.dtype]:
+        if not difference <= TOLERANCE[policy.dtype]:
             raise UserError(
                 f"the {to} export differs from the trained model by {difference:.2g} once reloaded; nothing was written"
             )
@@ -63,6 +68,16 @@ def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
         return difference
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
+    """The formats this model can be exported to: some pipelines load no LoRA files, a fully trained one has none."""
+    if policy.adaptation.lora is None:
+        return ("merged",)
+    saver = getattr(policy.pipeline, "save_lora_weights", None)
+    takes = set() if saver is None else set(inspect.signature(saver).parameters)
+    loads = f"{policy.recorder.network_name}_lora_layers" in takes and hasattr(policy.network, "load_lora_adapter")
+    return get_args(Format) if loads else ("peft", "merged")
 
 
 def load_adapter(policy: DiffusionPolicy, directory: Path) -> None:
@@ -90,11 +105,12 @@ def load_adapter(policy: DiffusionPolicy, directory: Path) -> None:
 
 def _write_diffusers(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
     name = policy.recorder.network_name
-    saver = getattr(base, "save_lora_weights", None)
-    if saver is None:
+    if "diffusers" not in formats(policy):
         raise UserError(f"{type(base).__name__} cannot load LoRA files in diffusers; export to peft or merged")
     # without the metadata diffusers assumes alpha == rank, and the adapter acts at the wrong strength
-    saver(work, **{f"{name}_lora_layers": _adapter(policy), f"{name}_lora_adapter_metadata": _config(policy)})
+    base.save_lora_weights(
+        work, **{f"{name}_lora_layers": _adapter(policy), f"{name}_lora_adapter_metadata": _config(policy)}
+    )
     base.load_lora_weights(work)
     return base
 
@@ -127,7 +143,7 @@ def _save_peft(policy: DiffusionPolicy, folder: Path) -> None:
     network: Any = policy.network
     config = copy.deepcopy(network.peft_config[lora.ADAPTER])
     config.inference_mode = True
-    config.base_model_name_or_path = policy.source
+    config.base_model_name_or_path = None if policy.source is None else policy.source.path
     config.save_pretrained(str(folder))
 
 
@@ -151,15 +167,50 @@ def _config(policy: DiffusionPolicy) -> dict[str, Any]:
 
 
 def _fresh(policy: DiffusionPolicy) -> Any:
-    """A base pipeline without anything trained, with its original scheduler, on the policy's device."""
+    """A base pipeline with an untrained denoiser and the original scheduler; the frozen parts are the policy's own, so
+    that only the denoiser is read again."""
     from flowrl.models.diffusion.load import open_pipeline
 
+    name = policy.recorder.network_name
     if policy.source is not None:
-        return open_pipeline(policy.source, policy.dtype).to(policy.device)
-    base = copy.deepcopy(policy.pipeline)
+        shared = {k: v for k, v in policy.pipeline.components.items() if k not in (name, "scheduler")}
+        return open_pipeline(policy.source, policy.dtype, shared).to(policy.device)
+    base = copy.copy(policy.pipeline)
+    network: Any = copy.deepcopy(policy.network)
     if policy.adaptation.lora is not None:
-        getattr(base, policy.recorder.network_name).unload_lora()
+        network.unload_lora()
+    setattr(base, name, network)
     return base
+
+
+def _check_adapter(policy: DiffusionPolicy, network: nn.Module, to: Format) -> None:
+    """Every adapted layer of the reloaded network has the live tensors and their strength. Early in training the
+    adapter's effect is below rounding, so predictions alone would not tell an ignored file from a good one."""
+    ours, theirs = _layers(policy.network), _layers(network)
+    if ours.keys() != theirs.keys():
+        odd = sorted(ours.keys() ^ theirs.keys())
+        raise UserError(f"the {to} export does not reach {len(odd)} layers after reloading ({odd[0]}, ...)")
+    for name, (scale, *tensors) in ours.items():
+        other_scale, *other = theirs[name]
+        same = abs(scale - other_scale) <= 1e-6 * scale and all(
+            torch.allclose(a.float(), b.to(a.device).float(), rtol=1e-2, atol=1e-6)
+            for a, b in zip(tensors, other, strict=True)
+        )
+        if not same:
+            raise UserError(f"the {to} export reloads {name} with other weights or another strength")
+
+
+def _layers(network: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """``(scale, A, B)`` of every adapted layer; the adapter's name differs between loaders."""
+    found = {}
+    for name, module in network.named_modules():
+        scaling: Any = getattr(module, "scaling", None)
+        down: Any = getattr(module, "lora_A", None)
+        up: Any = getattr(module, "lora_B", None)
+        if isinstance(scaling, dict) and down and up:
+            key = next(iter(down))
+            found[name] = (scaling[key], down[key].weight.detach(), up[key].weight.detach())
+    return found
 
 
 def _difference(policy: DiffusionPolicy, reloaded: Any) -> float:

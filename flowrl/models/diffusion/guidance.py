@@ -23,6 +23,11 @@ def last_axis_norm(mixed: Tensor, conditional: Tensor) -> Tensor:
     return mixed * (conditional.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
 
 
+def last_axis_norm_limit(mixed: Tensor, conditional: Tensor) -> Tensor:
+    """LongCat-Image: no longer than the conditional prediction along the last axis."""
+    return mixed * (conditional.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True)).clamp(max=1)
+
+
 def sample_norm_limit(mixed: Tensor, conditional: Tensor) -> Tensor:
     """Z-Image: no longer than the conditional prediction, per sample."""
     axes = tuple(range(1, mixed.ndim))
@@ -35,7 +40,13 @@ def three_channels(mixed: Tensor, conditional: Tensor) -> Tensor:
     return torch.cat([mixed[:, :3], conditional[:, 3:]], dim=1)
 
 
-CORRECTIONS: tuple[Correction, ...] = (plain, last_axis_norm, sample_norm_limit, three_channels)
+CORRECTIONS: tuple[Correction, ...] = (
+    plain,
+    last_axis_norm,
+    last_axis_norm_limit,
+    sample_norm_limit,
+    three_channels,
+)
 
 
 @dataclass(frozen=True)
@@ -64,30 +75,52 @@ class Guidance:
         return mixed * self.sign
 
 
-def recover(branches: Sequence[Tensor], seen: Tensor, rescale: float, name: str) -> Guidance:
-    """The guidance that turns the branches' predictions (random numbers of our own) into what the scheduler saw.
+def probe_outputs() -> Callable[[Tensor], Tensor]:
+    """Numbers to put in place of a denoiser's output. Branches share a part, whose size differs between samples and
+    positions, so that mixing them lengthens some and shortens others: only then do norm corrections tell apart."""
+    generator = torch.Generator("cpu").manual_seed(1)
+    shared: dict[torch.Size, Tensor] = {}
+
+    def draw(output: Tensor) -> Tensor:
+        rows, rest = output.shape[:1], output.shape[1:]
+        if rest not in shared:
+            shared[rest] = torch.randn(rest, generator=generator)
+        ones = (1,) * len(rest)
+        by_sample = 2 * torch.rand((*rows, *ones), generator=generator)
+        by_position = 0.5 + torch.rand((*output.shape[:-1], 1), generator=generator)
+        noise = 0.3 * torch.randn(output.shape, generator=generator)
+        return (shared[rest] * by_sample * by_position + noise).to(output)
+
+    return draw
+
+
+def recover(steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, name: str) -> Guidance:
+    """The guidance that turns the branches' predictions (numbers of our own) into what the scheduler saw, in all
+    ``steps`` of ``(branches, seen)``.
 
     Raises:
         UserError: when no known formula does.
     """
-    if len(branches) == 1:
-        for sign in (1.0, -1.0):
-            if _equal(branches[0] * sign, seen):
-                return Guidance(sign)
+    branches, seen = steps[0]
+    candidates = [Guidance(sign) for sign in (1.0, -1.0)] if len(branches) == 1 else []
     if len(branches) == 2:
-        for candidate in _two_branches(branches, seen, rescale):
-            pair = branches[candidate.conditional], branches[1 - candidate.conditional]
-            if _equal(candidate.mix(*pair, candidate.scale), seen):
-                return candidate
+        candidates = _two_branches(branches, seen, rescale)
+    for candidate in candidates:
+        if all(_explains(candidate, *step) for step in steps):
+            return candidate
     raise UserError(
-        f"{name} mixes the {len(branches)} predictions of its denoiser in a way flowrl does not know; switch its"
-        " guidance off with model.call (such as guidance_scale: 1.0), or use a pipeline with classifier-free guidance"
+        f"{name} mixes the {len(branches)} predictions of its denoiser in a way flowrl does not know, or not the same"
+        " way at every step; switch its guidance off with model.call (such as guidance_scale: 1.0)"
     )
 
 
+def _explains(candidate: Guidance, branches: Sequence[Tensor], seen: Tensor) -> bool:
+    other = None if candidate.unconditional is None else branches[candidate.unconditional]
+    return _equal(candidate.mix(branches[candidate.conditional], other, candidate.scale), seen)
+
+
 def _two_branches(branches: Sequence[Tensor], seen: Tensor, rescale: float) -> list[Guidance]:
-    """Candidates: the two coefficients, up to a factor per position, by least squares; corrections scale the mix by
-    a positive factor, so a position's ratio of coefficients gives the scale."""
+    """Candidates; corrections scale the mix by a positive factor, so the ratio of its coefficients gives the scale."""
     found: list[Guidance] = []
     for sign in (1.0, -1.0):
         for conditional in (0, 1):

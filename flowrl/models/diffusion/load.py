@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from flowrl.errors import UserError
 from flowrl.models.diffusion.capture import Recorder, denoiser_name
 from flowrl.models.diffusion.exceptions import REFUSED
 from flowrl.models.diffusion.lora import LoRAOptions, adapt
-from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.policy import DiffusionPolicy, Source
 from flowrl.models.diffusion.recipe import calibrate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,14 +84,15 @@ def load_policy(
     return policy
 
 
-def open_pipeline(source: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The pipeline saved at ``source``, safetensors only.
+def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, Any] | None = None) -> Any:
+    """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
 
     Raises:
         UserError: when there is none.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+    source = where.path
     folder = Path(source)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(
@@ -100,9 +102,16 @@ def open_pipeline(source: str, dtype: torch.dtype, trust_remote_code: bool = Fal
         raise UserError(
             f"model {source!r} is neither a folder nor a name on the Hugging Face hub (such as 'owner/model')"
         )
+    # parts a folder was saved without (text encoders, for ready-made embeddings) have to be named to be left out
+    index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
+    absent = {key: None for key, value in index.items() if value == [None, None]}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=where.trust_remote_code,
+            **{**absent, **(components or {})},
         )
     except (OSError, ValueError, AttributeError, ImportError, TypeError) as error:
         what = (
@@ -169,7 +178,7 @@ def _placement(dtype: str, device: str) -> Placement:
     return Placement(place, DTYPES[dtype])
 
 
-def _find(given: Any, placement: Placement, trust: bool) -> tuple[str | None, Any, Mapping[str, Any]]:
+def _find(given: Any, placement: Placement, trust: bool) -> tuple[Source | None, Any, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
         if not hasattr(given, "components") or not callable(given):
@@ -179,14 +188,15 @@ def _find(given: Any, placement: Placement, trust: bool) -> tuple[str | None, An
         pipeline: Any = given
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
-        return (origin if known else None), pipeline.to(placement.dtype), {}
+        return (Source(origin, trust) if known else None), pipeline.to(placement.dtype), {}
     defaults: Mapping[str, Any] = {}
     source = str(given)
     if source in WORLDS and not Path(source).exists():
         from flowrl.worlds import shapes
 
         source, defaults = str(shapes.BASE), shapes.CALL
-    return source, open_pipeline(source, placement.dtype, trust), defaults
+    where = Source(source, trust)
+    return where, open_pipeline(where, placement.dtype), defaults
 
 
 def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:

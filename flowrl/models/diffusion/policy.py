@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ from flowrl.models.weights import WeightSets
 from flowrl.types import CfgGrad
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline was loaded from."""
+
+    path: str
+    """Folder or hub name."""
+    trust_remote_code: bool = False
+
+
 class DiffusionPolicy:
     """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
 
@@ -35,7 +45,7 @@ class DiffusionPolicy:
         *,
         dtype: torch.dtype,
         decode_batch: int,
-        source: str | None,
+        source: Source | None,
     ) -> None:
         self.pipeline = recorder.pipeline
         self.network: nn.Module = recorder.network
@@ -49,7 +59,7 @@ class DiffusionPolicy:
         self.weights = WeightSets(adaptation.parameters)
         self.dtype = dtype
         self.source = source
-        """Folder or hub name of the base model; ``None`` when a pipeline object was given."""
+        """Where the base model is; ``None`` when a pipeline object was given."""
         self._decode_batch = decode_batch
         self._times: dict[int, Tensor] = {}
         self._init_noise_sigma = 1.0
@@ -209,6 +219,11 @@ class DiffusionPolicy:
     def export(self, directory: str | Path, to: exporting.Format = "diffusers") -> float:
         """Write the live weights, reload them into a fresh base pipeline, compare; returns the relative difference."""
         return exporting.export(self, Path(directory), to)
+
+    @property
+    def formats(self) -> tuple[exporting.Format, ...]:
+        """What :meth:`export` can write for this model."""
+        return exporting.formats(self)
 
     def load_adapter(self, directory: str | Path) -> None:
         """Read a LoRA folder written by flowrl, diffusers or PEFT into the live weights."""

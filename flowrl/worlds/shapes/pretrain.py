@@ -31,6 +31,7 @@ from flowrl.worlds.shapes.text import (
 )
 
 LATENT_SIDE = SIZE // 8
+HEADS = 4
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Recipe:
     seed: int = 0
 
 
-def build(vae: AutoencoderKL, seed: int, width: int = 96, layers: int = 4) -> Pipeline:
+def build(vae: AutoencoderKL, seed: int, width: int = 112, layers: int = 3) -> Pipeline:
     """An untrained pipeline around a trained autoencoder."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -56,12 +57,12 @@ def build(vae: AutoencoderKL, seed: int, width: int = 96, layers: int = 4) -> Pi
     text = first.config.hidden_size + second.config.hidden_size
     transformer = SD3Transformer2DModel(
         sample_size=LATENT_SIDE,
-        patch_size=1,
+        patch_size=2,  # a token is then one slot: shape, colour and place of an object are decided together
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
         num_layers=layers,
-        attention_head_dim=32,
-        num_attention_heads=width // 32,
+        attention_head_dim=width // HEADS,
+        num_attention_heads=HEADS,
         joint_attention_dim=text,
         caption_projection_dim=width,
         pooled_projection_dim=text,

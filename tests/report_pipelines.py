@@ -1,0 +1,114 @@
+"""Measure every tiny pipeline and write docs/pipelines.md: ``python -m tests.report_pipelines [NAME ...]``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from flowrl.errors import UserError
+from flowrl.models.diffusion import DiffusionPolicy, load_policy
+from flowrl.models.diffusion.export import Format
+from flowrl.models.diffusion.parity import steps_like_euler
+from tests.parity.conftest import move
+from tests.pipelines import CALLS, PIPELINES, save
+
+PAGE = Path(__file__).parents[1] / "docs" / "pipelines.md"
+FORMATS: tuple[Format, ...] = ("diffusers", "peft", "merged")
+COLUMNS = (
+    "pipeline", "scheduler (as compared)", "denoiser calls", "guidance", "network time", "text padding", "parity",
+    *FORMATS,
+)  # fmt: skip
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+
+
+def row(name: str, root: Path) -> str:
+    """One line of the table."""
+    folder = save(name, root / name)
+    original = diffusers.DiffusionPipeline.from_pretrained(folder)
+    kind, given = type(original).__name__, type(original.scheduler).__name__
+    try:
+        policy = load_policy(folder, call=CALLS[name], parity="skip")
+        move(policy, 0.02)
+        deviation = f"{policy.check_parity():.1e}"
+    except UserError as error:
+        return f"| {kind} | {given} | | | | | refused: {error} | | | |\n"
+    cells = [
+        kind,
+        _scheduler(given, policy),
+        _calls(policy),
+        _mix(policy),
+        _time(policy),
+        "longest of the batch" if policy.encoder.ragged else "fixed",
+        deviation,
+        *[_export(policy, root / f"{name}-{to}", to) for to in FORMATS],
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _scheduler(given: str, policy: DiffusionPolicy) -> str:
+    used = type(policy.pipeline.scheduler).__name__
+    if used != given:
+        return f"{given} → {used.removesuffix('Scheduler')}"
+    return given if steps_like_euler(policy.pipeline.scheduler) else f"{given} (Euler on its times)"
+
+
+def _calls(policy: DiffusionPolicy) -> str:
+    calls = policy.recipe.calls
+    if len(calls) == 2:
+        return "two"
+    return "one" if calls[0].branches == 1 else "one, doubled"
+
+
+def _mix(policy: DiffusionPolicy) -> str:
+    mixing = policy.recipe.guidance
+    sign = "−" if mixing.sign < 0 else ""
+    if mixing.unconditional is None:
+        return f"{sign}cond"
+    return f"{sign}{mixing.correction.__name__}, {mixing.scale:g}"
+
+
+def _time(policy: DiffusionPolicy) -> str:
+    slot = policy.recipe.calls[0].times[0]
+    known = {(1, 0): "τ", (1e-3, 0): "τ/1000", (-1e-3, 1): "1 − τ/1000"}
+    return known.get((slot.scale, slot.offset), f"{slot.scale:g} τ + {slot.offset:g}")
+
+
+def _export(policy: DiffusionPolicy, folder: Path, to: Format) -> str:
+    return f"{policy.export(folder, to):.0e}" if to in policy.formats else "no loader"
+
+
+def main(names: Sequence[str]) -> None:
+    """Write the table of ``names`` (all if empty) between the page's markers."""
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    lines = []
+    for name in names or sorted(PIPELINES):
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
+            try:
+                lines.append(row(name, Path(root)))
+            except (RuntimeError, ValueError, TypeError, AttributeError, KeyError):  # say so in the table and go on
+                traceback.print_exc(file=sys.stdout)
+                lines.append(f"| {name} | | | | | | crashed | | | |\n")
+        print(f"{time.perf_counter() - start:5.1f} s {lines[-1]}", end="", flush=True)
+    if not names:
+        before, _, rest = PAGE.read_text().partition("<!-- table -->\n")
+        _, _, after = rest.partition("<!-- end -->\n")
+        PAGE.write_text(f"{before}<!-- table -->\n{HEADER}{''.join(lines)}<!-- end -->\n{after}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
