@@ -47,7 +47,9 @@ def curve(directory: Path) -> list[dict[str, float]]:
 
 def table(out: Path, seeds: list[int], mark: float) -> str:
     """Final strict score, its spread over seeds, and images and forwards to reach ``mark``."""
-    rows = ["| method | final strict, mean (each seed) | images to reach mark | network forwards to reach mark | seconds |"]
+    rows = [
+        "| method | final strict, mean (each seed) | images to reach mark | network forwards to reach mark | seconds |"
+    ]
     rows += ["|---|---|---|---|---|"]
     for arm in ARMS:
         curves = [curve(out / f"{arm}-{s}") for s in seeds if (out / f"{arm}-{s}" / "done").exists()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.data import PromptSet, load_prompts
 from flowrl.errors import UserError
+from flowrl.models.diffusion.export import Format
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
 from flowrl.runtime.restore import open_policy
@@ -54,7 +56,8 @@ class Session:
     progress: Progress = field(default_factory=Progress)
 
     def learning_rate(self) -> float:
-        """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to 0."""
+        """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to
+        0."""
         options, train, done = self.config.optimizer, self.config.train, self.progress.optimizer_steps
         if done < options.warmup:
             return options.lr * (done + 1) / options.warmup
@@ -82,13 +85,14 @@ class Session:
             return rollout, Samples(prompts, images=self.policy.decode(rollout.final))
 
     def exporters(self) -> dict[str, Exporter]:
-        """What a checkpoint holds besides its state, in formats that users load elsewhere: LoRA weights, twice."""
-        if self.config.model.full:
-            return {}
-        return {
-            "lora": lambda path: _exported(self.policy, path, "diffusers"),
-            "peft": lambda path: _exported(self.policy, path, "peft"),
-        }
+        """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
+        and
+        for PEFT. A fully trained network has none; its checkpoints hold the state alone."""
+        folders: dict[Format, str] = {"diffusers": "lora", "peft": "peft"}
+        return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
+
+    def _export(self, to: Format, path: Path) -> None:
+        self.policy.export(path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -127,10 +131,6 @@ def open_session(config: Config) -> Session:
         fused=True,
     )
     return Session(config, policy, algorithm, prompts, heldout, rewards, optimizer)
-
-
-def _exported(policy: Any, path: Path, to: str) -> None:
-    policy.export(path, to)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

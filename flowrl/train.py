@@ -84,7 +84,8 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
 def train(config: Config, *, resume: str | None = None, display: Display | None = None) -> Path:
     """Run a config; returns the run directory.
 
-    resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on from there.
+    resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
+    from there.
     Raises `UserError` for anything the user can mend; what was finished before is on disk.
     """
     if config.train.threads is not None:
@@ -208,7 +209,7 @@ def _check(session: Session, metrics: dict[str, float]) -> None:
     off = metrics["ratio/first_max_deviation"]
     if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
         raise UserError(
-            f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers differently in "
-            "sampling and in training (dropout? an algorithm whose log-density is summed over a large latent? "
-            "estimator.reduction=mean)"
+            f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers "
+            "differently in sampling and in training; is there dropout, or a log-density summed over a large latent "
+            "(then set algorithm.estimator.reduction=mean)?"
         )

@@ -55,7 +55,7 @@ def resolve(text: str, wish: Wish) -> tuple[Target, FlowSampler | None]:
         return _run(path, wish)
     checkpoint = next((above for above in (path, path.parent) if _is_checkpoint(above)), None)
     if checkpoint is not None:  # RUN/checkpoints/step_000123, or its lora/ or peft/
-        return _run(checkpoint.parents[1], replace(wish, checkpoint=str(checkpoint)))
+        return _run(checkpoint.absolute().parent.parent, replace(wish, checkpoint=str(checkpoint)))
     if is_image_folder(path):
         return Target(text, "images", entries=tuple(read_folder(path)), folder=path), None
     if any((path / name).is_file() for name in LORA_FILES):
@@ -69,7 +69,7 @@ def resolve(text: str, wish: Wish) -> tuple[Target, FlowSampler | None]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    run = path.absolute().parents[1]
+    run = path.absolute().parent.parent
     return path.name.startswith("step_") and (path / "manifest.json").is_file() and (run / "config.yaml").is_file()
 
 
@@ -103,7 +103,7 @@ def _run(run: Path, wish: Wish) -> tuple[Target, FlowSampler]:
 
 
 def _model(text: str, wish: Wish) -> tuple[Target, FlowSampler]:
-    call = dict(wish.call or {})
+    call = _call(text, wish)
     identity = {"model": text, "call": call, "weights": _fingerprint(_folder(text))}
     arm = Arm("model", lambda: _load(text, call), identity)
     sampler = FlowSampler(steps=wish.steps or STEPS, guidance=wish.guidance)
@@ -118,7 +118,7 @@ def _lora(path: Path, wish: Wish) -> tuple[Target, FlowSampler]:
         raise UserError(
             f"{path} does not say which model it adapts; evaluate the run it came from, or export it merged"
         )
-    call = dict(wish.call or {})
+    call = _call(base, wish)
 
     def tuned() -> DiffusionPolicy:
         policy = _load(base, call)
@@ -142,6 +142,11 @@ def _world(model: str) -> str | None:
     settings = [json.loads(path.read_text(encoding="utf-8")) for path in (own, ours)]
     public = [{key: value for key, value in found.items() if not key.startswith("_")} for found in settings]
     return SHAPES if public[0] == public[1] else None
+
+
+def _call(model: str, wish: Wish) -> dict[str, Any]:
+    """Arguments of the pipeline's call; an export of a world's model is called as the world's own."""
+    return {**(shapes.CALL if _world(model) == SHAPES else {}), **(wish.call or {})}
 
 
 def _folder(model: str) -> Path:

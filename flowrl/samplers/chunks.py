@@ -1,4 +1,5 @@
-"""Sampling in pieces: a sampler's result does not depend on the batch, so large draws are cut and put together again."""
+"""Sampling in pieces: a sampler's result does not depend on the batch, so large draws are cut and put together
+again."""
 
 from __future__ import annotations
 

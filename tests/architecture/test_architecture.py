@@ -67,7 +67,9 @@ def test_the_trainer_names_no_method() -> None:
         path = ROOT / "flowrl" / file
         tree = ast.parse(path.read_text())
         words = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        words |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        words |= {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
         assert not words & set(METHODS), file
         assert not any(within(module, "flowrl.algorithms.") for module in imports(path)), file
     assert len((ROOT / "flowrl/train.py").read_text().splitlines()) <= 240

@@ -139,7 +139,9 @@ def test_a_subset_of_steps_keeps_latents_and_times_together() -> None:
     for row in range(6):
         for k in range(4):
             j = int((whole.t[row] == part.t[row, k]).nonzero())
-            assert torch.equal(part.x[row, k], whole.x[row, j]) and torch.equal(part.x_next[row, k], whole.x_next[row, j])
+            assert torch.equal(part.x[row, k], whole.x[row, j]) and torch.equal(
+                part.x_next[row, k], whole.x_next[row, j]
+            )
             assert part.squared[row, k] == whole.squared[row, j] and part.t_next[row, k] == whole.t_next[row, j]
     assert len({tuple(line) for line in part.t.tolist()}) > 1  # drawn per sample
 
@@ -240,7 +242,9 @@ def test_nft_decomposes_into_matching_and_a_trust_region_and_its_optimum() -> No
         live = Likelihood(
             -(t**2 * (plus**2).mean())[None, None], {"logp_against": -(t**2 * (minus**2).mean())[None, None]}
         )
-        return ImplicitPair(b, a)(live, Batch(advantage[None, None], live, torch.ones(1, 1), torch.zeros(1), None))[0, 0]  # type: ignore[arg-type]
+        return ImplicitPair(b, a)(live, Batch(advantage[None, None], live, torch.ones(1, 1), torch.zeros(1), None))[
+            0, 0
+        ]  # type: ignore[arg-type]
 
     d = torch.tensor([0.25, 0.7]).double()
     inner = ((old - target) ** 2).mean() / b + 2 * (2 * r - 1) * ((old - target) * d).mean() + b * (d**2).mean()

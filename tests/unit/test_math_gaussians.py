@@ -89,4 +89,6 @@ def test_group_statistics_equal_a_loop() -> None:
             assert float(mean[row]) == pytest.approx(float(rows.mean()))
             expected = float(rows.std(correction=ddof)) if len(rows) > ddof else 0.0
             assert float(std[row]) == pytest.approx(expected, abs=1e-15)
-    assert flat_groups(torch.tensor([1.0, 1, 5, 1, 2, 1, 1, 4]), group, valid).tolist() == [True] * 3 + [False] * 4 + [True]
+    assert flat_groups(torch.tensor([1.0, 1, 5, 1, 2, 1, 1, 4]), group, valid).tolist() == [True] * 3 + [False] * 4 + [
+        True
+    ]

@@ -314,7 +314,11 @@ def test_parts_are_adjusted_and_replaced_from_plain_data() -> None:
             "use": "flow_grpo",
             "kl": 0.0,
             "objective": {"low": 1e-5},
-            "sampler": {"steps": 8, "dynamics": {"use": "cps", "noise": 0.5}, "window": {"use": "random_window", "size": 2}},
+            "sampler": {
+                "steps": 8,
+                "dynamics": {"use": "cps", "noise": 0.5},
+                "window": {"use": "random_window", "size": 2},
+            },
             "advantage": "leave_one_out",
         }
     )

@@ -114,7 +114,7 @@ class Recorder:
         trace = Trace()
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            call = Call(self._bind(args, kwargs))
+            call = Call(_snapshot(self._bind(args, kwargs)))
             result = real(*args, **kwargs)
             prediction = predicted(result)
             self._form = _form(result)
@@ -273,6 +273,17 @@ def replaced(owner: Any, name: str, substitute: Callable[..., Any]) -> Iterator[
             del owner.__dict__[name]
         else:
             owner.__dict__[name] = own
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy of nested inputs: some pipelines write the next latents into the same tensor."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _snapshot(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_snapshot(inner) for inner in value)
+    return value
 
 
 def predicted(result: Any) -> Tensor:
