@@ -107,7 +107,9 @@ def show_config(
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR")],
     suite: Annotated[str, typer.Option(help="Names of suites, separated by commas.")],
-    out: Annotated[Path, typer.Option(help="Folder for images and results.json.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for images and results.json; for a run, RUN/eval, which its report shows.")
+    ] = None,
     checkpoint: Checkpoint = "best",
     samples: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many prompts, evenly over their tags.")] = None,
@@ -117,15 +119,19 @@ def evaluate(
     base: Annotated[bool, typer.Option(help="Also judge the model before training.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Judge a model, a run or images. Example: `flowrl eval runs/quickstart --suite geneval --out eval`"""
+    """Judge a model, a run or images. Example: `flowrl eval runs/quickstart --suite geneval`"""
     from flowrl.evaluation import evaluate as run
     from flowrl.evaluation import show
+    from flowrl.runtime.directory import RunDirectory
 
+    run_directory = RunDirectory(Path(target))
+    if out is None and not run_directory.exists():
+        raise UserError(f"--out: name a folder for the results; {target} is not a run, which would have one")
     names = [name.strip() for name in suite.split(",") if name.strip()]
     results = run(
         target,
         names,
-        out,
+        out or run_directory.eval_path,
         checkpoint=checkpoint,
         samples=samples,
         limit=limit,

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from flowrl.worlds.shapes.verifier import score
 
+RANGE = "[0, 1]"
+NEEDS = ("include",)
 
 def shapes(
     images: Tensor,

@@ -112,8 +112,9 @@ def _model(text: str, wish: Wish) -> tuple[Target, FlowSampler]:
 
 def _lora(path: Path, wish: Wish) -> tuple[Target, FlowSampler]:
     """A LoRA outside a run; its base model is what its own config says."""
-    config = path / "adapter_config.json"
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") if config.is_file() else None
+    file = path / "adapter_config.json"
+    options = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    base = options.get("base_model_name_or_path")
     if not base:
         raise UserError(
             f"{path} does not say which model it adapts; evaluate the run it came from, or export it merged"
@@ -121,7 +122,12 @@ def _lora(path: Path, wish: Wish) -> tuple[Target, FlowSampler]:
     call = _call(base, wish)
 
     def tuned() -> DiffusionPolicy:
-        policy = _load(base, call)
+        from flowrl.models import LoRAOptions, load_policy
+
+        targets = options.get("target_modules")
+        named = tuple(targets) if isinstance(targets, list) else None
+        lora = LoRAOptions(rank=options.get("r", 8), alpha=options.get("lora_alpha", 8), targets=named)
+        policy = load_policy(base, call=call, lora=lora)
         policy.load_adapter(path)
         return policy
 

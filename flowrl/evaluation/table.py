@@ -37,7 +37,7 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
         cells = [format_estimate(dig(suite["arms"][arm]["measures"], path)) for arm in arms]
         if compared:
             cells.append(format_estimate(dig(suite["difference"], path), signed=True))
-        table.add_row(Text(label), *(Text(cell) for cell in cells), end_section=last)
+        table.add_row(Text(label), *(Text(cell.replace(", ", ",")) for cell in cells), end_section=last)
     return table
 
 
@@ -51,7 +51,8 @@ def rows(suite: Mapping[str, Any]) -> Iterator[tuple[str, int, tuple[str, ...], 
     arms = list(suite["arms"].values())
     if any("any_of_n" in arm["measures"][primary] for arm in arms):
         yield "images", suite["prompts"], (primary, "images"), False
-        yield f"any of {suite['images_per_prompt']}", suite["prompts"], (primary, "any_of_n"), False
+        if suite["images_per_prompt"] > 1:
+            yield f"any of {suite['images_per_prompt']}", suite["prompts"], (primary, "any_of_n"), False
     for measure in arms[0]["measures"]:
         if measure != primary:
             yield measure, suite["prompts"], (measure, "images"), False

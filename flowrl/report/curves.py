@@ -47,9 +47,15 @@ def reward_figures(metrics: Metrics) -> list[Figure]:
     names = [name for name in dict.fromkeys(names) if name != "reward"]
     figures = [_reward(metrics, name, f"reward/{name}/mean", f"eval/{name}/mean", "step") for name in names]
     total = _reward(metrics, "total", "reward/mean", "eval/reward/mean", "step")
-    if len(names) != 1 and total.legend:
+    if total.legend and not any(_is_total(metrics, name) for name in names):
         figures.insert(0, total)
     return figures
+
+
+def _is_total(metrics: Metrics, name: str) -> bool:
+    """Whether a reward is the only weighted one, so that a chart of the total would repeat it."""
+    keys = ((f"reward/{name}/mean", "reward/mean"), (f"eval/{name}/mean", "eval/reward/mean"))
+    return all(np.allclose(metrics[one], metrics[all_], equal_nan=True) for one, all_ in keys)
 
 
 def reward_against_images(metrics: Metrics) -> Figure | None:

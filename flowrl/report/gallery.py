@@ -26,6 +26,15 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """One held-out prompt and seed through training."""
+
+    prompt: str
+    pictures: Sequence[tuple[int, Picture]]
+    """``(iteration, picture)``."""
+
+
+@dataclass(frozen=True)
 class Pair:
     """The same prompt and seed before and after training."""
 
@@ -44,6 +53,21 @@ def moments(record: Record) -> list[Moment]:
         pictures = [picture for row in rows if (picture := _sample(snapshot, row))]
         if pictures:
             out.append(Moment(snapshot.step, pictures))
+    return out
+
+
+def strips(record: Record) -> list[Strip]:
+    """Held-out samples of evenly spaced evaluations side by side; rows are evenly spaced prompts."""
+    if len(record.heldout) < 2:
+        return []
+    shown = [record.heldout[index] for index in spaced(len(record.heldout), MOMENTS)]
+    first = shown[0].rows
+    out = []
+    for row in (first[index] for index in spaced(len(first), PER_MOMENT)):
+        same = [(s, r) for s in shown for r in s.rows if _identity(r) == _identity(row)]
+        found = [(snapshot.step, picture) for snapshot, r in same if (picture := _sample(snapshot, r, credit=False))]
+        if found:
+            out.append(Strip(str(row.get("prompt", "")), found))
     return out
 
 
@@ -67,19 +91,24 @@ def spaced(count: int, wanted: int) -> list[int]:
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
-def _sample(snapshot: Snapshot, row: Mapping[str, Any]) -> Picture | None:
+def _identity(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    return row.get("prompt_id"), row.get("seed")
+
+
+def _sample(snapshot: Snapshot, row: Mapping[str, Any], credit: bool = True) -> Picture | None:
     name = next((str(row[key]) for key in FILE_KEYS if key in row), None)
     image = embed(_inside(snapshot.folder, name)) if name else None
     if image is None:
         return None
-    marks = [(label, number(value)) for label, value in _scores(row)]
+    scores = [pair for pair in _scores(row) if credit or pair[0] != "advantage"]
+    marks = [(label, number(value)) for label, value in scores]
     return Picture(image.source, image.pixelated, str(row.get("prompt", "")), tuple(marks))
 
 
 def _scores(row: Mapping[str, Any]) -> list[tuple[str, float]]:
-    scores = row.get("rewards", {})
-    pairs = [*scores.items()] if isinstance(scores, Mapping) else []
-    if len(pairs) != 1:
+    scores = row["rewards"] if isinstance(row.get("rewards"), Mapping) else {}
+    pairs = [*scores.items()]
+    if row.get("total") not in scores.values():  # with one weighted reward the total only repeats it
         pairs.insert(0, ("total", row.get("total")))
     pairs.append(("advantage", row.get("advantage")))
     return [(str(label), float(value)) for label, value in pairs if isinstance(value, int | float)]
@@ -106,7 +135,13 @@ def _pair(folder: Path, name: str, base: Mapping[str, Any], tuned: Mapping[str, 
     if before is None or after is None:
         return None
     pictures = [
-        Picture(image.source, image.pixelated, str(row.get("reason") or ""), _details(row), _correct(row))
+        Picture(
+            image.source,
+            image.pixelated,
+            str(row.get("reason") or "").replace("\n", "; "),
+            _details(row),
+            _correct(row),
+        )
         for image, row in ((before, base), (after, tuned))
     ]
     return Pair(str(base.get("prompt", "")), str(base.get("tag", "")), *pictures)

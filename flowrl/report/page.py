@@ -66,6 +66,7 @@ def contents(record: Record) -> dict[str, Any]:
         "others": curves.other_figures(metrics),
         "time": curves.time_figure(metrics),
         "moments": gallery.moments(record),
+        "strips": gallery.strips(record),
         "pairs": gallery.pairs(record),
         "tables": [table(suite) for suite in evaluation.get("suites", {}).values()],
         "manifest": list(flat(evaluation.get("manifest", {}))),

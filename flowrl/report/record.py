@@ -73,6 +73,9 @@ class Record:
     config_text: str
     metrics: Metrics
     snapshots: Sequence[Snapshot]
+    """Training samples."""
+    heldout: Sequence[Snapshot]
+    """Samples of the evaluations while training: the same prompts and seeds every time."""
     environment: Mapping[str, Any]
     """Versions, commit and the like, where the run wrote them."""
     evaluation: Mapping[str, Any] | None
@@ -92,6 +95,7 @@ def read(run: Path) -> Record:
         config_path.read_text(encoding="utf-8"),
         read_metrics(run / "metrics.jsonl"),
         _snapshots(run / "samples"),
+        _snapshots(run / "heldout"),
         _optional_json(run / "environment.json") or {},
         _optional_json(run / "eval" / "results.json"),
     )

@@ -138,6 +138,7 @@ def test_export_traps(folder, tmp_path):
     base = outputs(policy.pipeline)
     move(policy, 0.2)
     trained = outputs(policy.pipeline)
+    assert policy.formats == ("diffusers", "peft", "merged")
     policy.export(tmp_path / "diffusers", "diffusers")
     policy.export(tmp_path / "peft", "peft")
     bare = tmp_path / "bare.safetensors"
@@ -158,6 +159,7 @@ def test_export_traps(folder, tmp_path):
 def test_full_fine_tuning_exports_merged_only(folder, tmp_path):
     policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], full=True, parity="skip")
     move(policy, 0.01)
+    assert policy.formats == ("merged",)
     with pytest.raises(UserError, match="use merged"):
         policy.export(tmp_path / "out", "diffusers")
     assert policy.export(tmp_path / "out", "merged") < 1e-5

@@ -127,12 +127,18 @@ def test_decode_in_batches_equals_decode_at_once(policies, monkeypatch):
 
 
 @pytest.mark.slow
-def test_bfloat16_keeps_the_adapter_in_float32(folder):
-    policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], dtype="bfloat16")
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", ["sd3", "sd15", "flux", "qwen_image", "lumina2"])
+def test_bfloat16_keeps_trained_weights_in_float32(name, full, folder):
+    policy = load_policy(folder(name), call=pipelines.CALLS[name], dtype="bfloat16", full=full)
     assert all(p.dtype == torch.float32 for p in policy.parameters())
     assert next(policy.pipeline.vae.parameters()).dtype == torch.bfloat16
     x, t = points(policy)
-    assert policy.velocity(x, t, policy.condition(PROMPTS)).dtype == torch.float32
+    velocity = policy.velocity(x, t, policy.condition(PROMPTS))
+    velocity.square().mean().backward()
+    assert velocity.dtype == torch.float32
+    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
 
 
 def test_the_global_random_state_is_left_alone(policies):

@@ -55,6 +55,13 @@ def add_samples(run, step, prompt="a red circle"):
     write_text(folder / "samples.jsonl", json.dumps(row) + "\n")
 
 
+def add_heldout(run, step, prompt="a red circle"):
+    folder = run / "heldout" / f"step_{step:06d}"
+    write_image(folder / "0000.png", picture("green"))
+    row = {"file": "0000.png", "prompt": prompt, "prompt_id": 3, "seed": 9, "rewards": {"shapes": 0.5}, "total": 0.5}
+    write_text(folder / "samples.jsonl", json.dumps(row) + "\n")
+
+
 def add_evaluation(run, prompt="a red circle"):
     arms = {}
     for arm, correct in (("base", [[0.0], [0.0]]), ("tuned", [[1.0], [0.0]])):
@@ -126,11 +133,22 @@ def test_text_from_outside_is_escaped(tmp_path):
     lines = [{**metrics(1), f"reward/{EVIL}/mean": 1.0, f"kl/{EVIL}": 0.0, f"time/{EVIL}": 1.0, EVIL: 2.0}]
     run = new_run(tmp_path / "run", lines, config)
     add_samples(run, 1, EVIL)
+    add_heldout(run, 0, EVIL)
+    add_heldout(run, 5, EVIL)
     add_evaluation(run, EVIL)
     text = write(run).read_text()
     assert "alert(1)" in text
     assert "<script" not in text and "<img src=x" not in text
     assert set(re.findall(r"<img src=\"(.{5})", text)) == {"data:"}
+
+
+def test_held_out_prompts_are_followed_by_prompt_and_seed(tmp_path):
+    run = new_run(tmp_path / "run", [metrics(1)])
+    add_heldout(run, 0)
+    assert "Held-out prompts over time" not in write(run).read_text()  # one moment shows no change
+    add_heldout(run, 10)
+    text = write(run).read_text()
+    assert "iteration 0</p>" in text and "iteration 10</p>" in text and text.count("data:image/png") == 2
 
 
 def test_files_outside_the_run_are_not_shown(tmp_path):
@@ -156,7 +174,7 @@ def test_damaged_picture_costs_only_itself(tmp_path):
     run = new_run(tmp_path / "run", [metrics(1)])
     add_samples(run, 1)
     (run / "samples/step_000001/0000.png").write_bytes(b"junk")
-    assert "Samples over time" not in write(run).read_text()
+    assert "Training samples" not in write(run).read_text()
 
 
 def test_not_a_run(tmp_path):

@@ -36,8 +36,8 @@ class RewardSuite:
         group = torch.tensor([prompt.id for prompt in samples.prompts])
         scores = self.scorer(samples, group)
         measures = {name: scores.rewards[:, index] for index, name in enumerate(scores.names)}
-        if self.primary == TOTAL:
-            measures = {TOTAL: scores.total, **measures}
+        headline = scores.total if self.primary == TOTAL else measures.pop(self.primary)
+        measures = {self.primary: headline, **measures}
         nothing = [() for _ in samples.prompts]
         # What could not be scored is counted as such, whatever the run's own policy was.
         return Verdicts(measures, nothing, [{} for _ in nothing])
@@ -56,5 +56,6 @@ def build(target: Target) -> RewardSuite:
     prompts = load_prompts(source).prompts
     tags = list(dict.fromkeys(map(tag_of, prompts)))
     scorer = load_rewards(target.config.rewards, on_nan="drop_sample")
-    primary = scorer.names[0] if len(scorer.names) == 1 else TOTAL
+    weighted = [name for name, weight in zip(scorer.names, scorer.weights, strict=True) if weight != 0]
+    primary = weighted[0] if len(weighted) == 1 else TOTAL
     return RewardSuite(prompts, source, scorer, tags, len(prompts), primary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,8 +82,15 @@ def denoiser_name(pipeline: Any) -> str:
 class Recorder:
     """Runs ``pipeline`` with the user's extra ``call`` arguments, watching its denoiser and its scheduler."""
 
-    def __init__(self, pipeline: Any, call: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        call: Mapping[str, Any],
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.pipeline = pipeline
+        self.precision = precision
+        """Context the denoiser computes in."""
         self.call = dict(call)
         self.network_name = denoiser_name(pipeline)
         self.network: nn.Module = getattr(pipeline, self.network_name)
@@ -115,7 +122,8 @@ class Recorder:
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = Call(_snapshot(self._bind(args, kwargs)))
-            result = real(*args, **kwargs)
+            with self.precision():
+                result = real(*args, **kwargs)
             prediction = predicted(result)
             self._form = _form(result)
             if outputs is not None:
@@ -154,7 +162,8 @@ class Recorder:
             seen.append(Call(self._bind(args, kwargs)))
             if len(seen) == count:
                 raise _StopRun
-            return real(*args, **kwargs)
+            with self.precision():
+                return real(*args, **kwargs)
 
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise _StopRun

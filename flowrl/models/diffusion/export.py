@@ -7,6 +7,8 @@ import inspect
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -111,8 +113,22 @@ def _write_diffusers(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
     base.save_lora_weights(
         work, **{f"{name}_lora_layers": _adapter(policy), f"{name}_lora_adapter_metadata": _config(policy)}
     )
-    base.load_lora_weights(work)
+    with _quiet():
+        base.load_lora_weights(work)
     return base
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' notes that text encoders have no adapter."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _write_peft(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
@@ -122,6 +138,8 @@ def _write_peft(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
 
 
 def _write_merged(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
+    from flowrl.models.diffusion.load import Source, open_pipeline
+
     name = policy.recorder.network_name
     network = getattr(base, name)
     if policy.adaptation.lora is None:
@@ -132,7 +150,7 @@ def _write_merged(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
             _load_peft(network, Path(folder)).merge_and_unload()
     network.requires_grad_(False)
     base.save_pretrained(work, safe_serialization=True)
-    return type(base).from_pretrained(work, dtype=policy.dtype, use_safetensors=True)
+    return open_pipeline(Source(str(work)), policy.dtype)
 
 
 _WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "merged": _write_merged}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,11 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Context of the denoiser: trained parameters are float32, so half precision needs autocast."""
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype) if half else nullcontext()
 
 
 def load_policy(
@@ -74,7 +81,7 @@ def load_policy(
     adaptation = adapt(network, None if full else lora or LoRAOptions())
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
-    recorder = Recorder(pipeline, {**defaults, **(call or {})})
+    recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     recipe = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
         recorder, recipe, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
@@ -211,6 +218,17 @@ def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None
         except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
             raise UserError(f"attention backend {attention!r} is not available for {kind}: {error}") from error
     if compile:
-        if not getattr(network, "_repeated_blocks", None):
-            raise UserError(f"{kind} names no repeated blocks to compile; set model.compile: false")
-        network.compile_repeated_blocks()
+        blocks = _repeated_blocks(network)
+        if not blocks:
+            raise UserError(f"{kind} has no repeated blocks to compile; set model.compile: false")
+        for block in blocks:
+            block.compile()
+
+
+def _repeated_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
+    """Blocks of one kind, named by the network itself: compiled one by one, they share one compilation."""
+    declared: Any = network
+    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    kinds = Counter(type(module) for module in found)
+    return [module for module in found if kinds[type(module)] > 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ class DiffusionPolicy:
         self.source = source
         """Where the base model is; ``None`` when a pipeline object was given."""
         self._decode_batch = decode_batch
-        self._times: dict[int, Tensor] = {}
-        self._init_noise_sigma = 1.0
+        self._schedules: dict[int, tuple[Tensor, float]] = {}
+        """By number of steps: times, and the deviation of the pipeline's first latents."""
         self._network_takes_return_dict = recorder.network_takes_return_dict
 
     @property
@@ -79,12 +79,7 @@ class DiffusionPolicy:
         """[steps + 1] float64 descending to 0: the pipeline's own schedule for so many steps at its resolution."""
         if steps < 1:
             raise UserError(f"a sampler needs at least 1 step, got {steps}")
-        if steps not in self._times:
-            trace = self.recorder.schedule(steps)
-            assert trace.timesteps is not None
-            self._times[steps] = grid(self.recipe.coordinates.levels(trace.timesteps, trace.sigmas))
-            self._init_noise_sigma = trace.init_noise_sigma
-        return self._times[steps].clone()
+        return self._schedule(steps)[0].clone()
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest discrete times of DDPM models; flow models take any time."""
@@ -92,7 +87,16 @@ class DiffusionPolicy:
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
         """Canonical starting point [N, ...] at ``times[0]`` that the pipeline makes of standard normal ``noise``."""
-        return self.recipe.coordinates.initial(noise, times[0], self._init_noise_sigma)
+        _, deviation = self._schedule(len(times) - 1)
+        return self.recipe.coordinates.initial(noise, times[0], deviation)
+
+    def _schedule(self, steps: int) -> tuple[Tensor, float]:
+        if steps not in self._schedules:
+            trace = self.recorder.schedule(steps)
+            assert trace.timesteps is not None
+            times = grid(self.recipe.coordinates.levels(trace.timesteps, trace.sigmas))
+            self._schedules[steps] = (times, trace.init_noise_sigma)
+        return self._schedules[steps]
 
     # ---------------------------------------------------------------------------------------------------- velocity
     def velocity(
@@ -166,15 +170,10 @@ class DiffusionPolicy:
         inputs = call.layout.build(condition.branches[branches[0]].template, values)
         if self._network_takes_return_dict:
             inputs["return_dict"] = False
-        with self._precision(), self.adaptation.dropout(torch.is_grad_enabled()):
+        with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
             output = self.network(**inputs)
         self.network_calls += len(read)
         return list(self.recipe.prediction(_first(output)).float().chunk(count))
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     # ------------------------------------------------------------------------------------------------------ images
     @torch.no_grad()

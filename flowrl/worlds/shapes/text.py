@@ -21,6 +21,7 @@ from transformers import (
 from flowrl.worlds.shapes.prompts import vocabulary
 
 CONTEXT = 10  # tokens: the longest caption has eight words
+ONE = 2.0  # of the one-hot encoder: on a par with the contextual one's features
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -73,9 +74,9 @@ def one_hot_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     with torch.no_grad():
         tokens, positions = _embeddings(model).token_embedding, _embeddings(model).position_embedding
         tokens.weight.zero_()
-        tokens.weight[tokenizer.convert_tokens_to_ids(words), range(len(words))] = 1
+        tokens.weight[tokenizer.convert_tokens_to_ids(words), range(len(words))] = ONE
         positions.weight.zero_()
-        positions.weight[range(CONTEXT), range(len(words), len(words) + CONTEXT)] = 1
+        positions.weight[range(CONTEXT), range(len(words), len(words) + CONTEXT)] = ONE
     return model.eval()
 
 
