@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/overhead.py [--rounds 5]
 
-1. An iteration of `flow_grpo` and of `diffusion_nft` on the shapes model, against a raw loop of the same denoiser calls (same batch
+1. An iteration of `flow_grpo` and of `diffusion_nft` on the shapes model, against a raw loop of the same denoiser
+calls (same batch
    sizes, forwards without and with backward), the same decoding, reward and optimiser steps, and nothing else.
 2. The policy update with guidance: `cfg_grad: cond` against `both` (one doubled batch with gradient), as time.
 Rounds alternate between the arms, and the median of the paired ratios is reported.
@@ -46,7 +47,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 class RawLoop:
-    """The denoiser calls of an iteration, made directly on the transformer, with decoding, reward and optimiser step."""
+    """The denoiser calls of an iteration, made directly on the transformer, with decoding, reward and optimiser
+    step."""
 
     def __init__(self, session: Session, decisions: int, frozen: int) -> None:
         self.session, self.decisions, self.frozen = session, decisions, frozen

@@ -3,7 +3,8 @@
     python benchmarks/sample_efficiency.py --out /tmp/efficiency --seeds 0 1 2 --jobs 2
     python benchmarks/sample_efficiency.py --out /tmp/efficiency --table      # only tabulate what is there
 
-Same base, prompts, group size, images per iteration and evaluation for all; per method only the settings in ARMS differ. Runs
+Same base, prompts, group size, images per iteration and evaluation for all; per method only the settings in ARMS
+differ. Runs
 that exist are not repeated.
 """
 

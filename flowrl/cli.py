@@ -108,7 +108,8 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR")],
     suite: Annotated[str, typer.Option(help="Names of suites, separated by commas.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for images and results.json; for a run, RUN/eval, which its report shows.")
+        Path | None,
+        typer.Option(help="Folder for images and results.json; for a run, RUN/eval, which its report shows."),
     ] = None,
     checkpoint: Checkpoint = "best",
     samples: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,

@@ -12,6 +12,7 @@ from flowrl.worlds.shapes.verifier import score
 RANGE = "[0, 1]"
 NEEDS = ("include",)
 
+
 def shapes(
     images: Tensor,
     prompts: Sequence[str],

@@ -47,12 +47,13 @@ class TinyFlow:
         self.prompts = tuple(prompts)
         generator = torch.Generator().manual_seed(seed)
         width = means.shape[1] + 2 + len(self.prompts)
-        self.network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, means.shape[1]))
+        self.last = nn.Linear(hidden, means.shape[1])
+        self.network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), self.last)
         with torch.no_grad():
             for parameter in self.network.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
-            self.network[2].weight.zero_()
-            self.network[2].bias.zero_()
+            self.last.weight.zero_()
+            self.last.bias.zero_()
         self.weights = WeightSets(dict(self.network.named_parameters()))
         self.network_calls = 0
 

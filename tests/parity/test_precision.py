@@ -1,4 +1,5 @@
-"""The ratio before the first update through a real transformer: 1 to rounding in float32, within a recorded bound in bfloat16."""
+"""The ratio before the first update through a real transformer: 1 to rounding in float32, within a recorded bound in
+bfloat16."""
 
 from __future__ import annotations
 

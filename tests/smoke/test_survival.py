@@ -1,4 +1,5 @@
-"""Runs that are killed, starved or fed nonsense: nothing is lost, and the continuation is the run that was not disturbed."""
+"""Runs that are killed, starved or fed nonsense: nothing is lost, and the continuation is the run that was not
+disturbed."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_normalised_log_ratio_of_guard() -> None:
     guard, plain = Transitions(measure="noise"), Transitions(measure="gaussian")
     rows = guard.probe(rollout, policy, draw(4000).seeds)
     with torch.no_grad():
-        policy.network[2].bias += torch.tensor([0.05, -0.03])
+        policy.last.bias += torch.tensor([0.05, -0.03])
     with torch.no_grad():
         normalised = guard(policy, rows, condition(4000)).logp
         log_ratio = plain(policy, rows, condition(4000)).logp - plain.old(rollout, rows).logp
@@ -301,7 +301,7 @@ def test_guidance_gradient_through_one_branch_or_both() -> None:
     """``cond`` is the gradient with the unconditional branch detached; ``both`` is the gradient of what was sampled."""
     policy = TinyFlow(MODES, prompts=("p",))
     with torch.no_grad():
-        policy.network[2].weight.add_(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)))
+        policy.last.weight.add_(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)))
     x, t = torch.randn(4, 2, generator=torch.Generator().manual_seed(1)), torch.full((4,), 0.5).double()
     target = torch.ones(4, 2)
 

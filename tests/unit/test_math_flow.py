@@ -1,9 +1,11 @@
-"""Kernels against the numbers and identities of the literature, and against analytic Gaussian data (no sampling, no network)."""
+"""Kernels against the numbers and identities of the literature, and against analytic Gaussian data (no sampling, no
+network)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +28,8 @@ def sd3_grid(steps: int) -> Tensor:
 
 @dataclass
 class GaussianFlow:
-    """Exact flow of data N(m, c^2): ``v* = P x + Q`` and exact mean, variance and parameter derivative through any kernel."""
+    """Exact flow of data N(m, c^2): ``v* = P x + Q`` and exact mean, variance and parameter derivative through any
+    kernel."""
 
     m: float
     c2: float
@@ -39,7 +42,7 @@ class GaussianFlow:
     def end(self, kernel, grid: Tensor) -> tuple[float, float, list[float]]:
         """Mean and variance of the final sample, and each step's contribution to d mean / d (additive shift of v)."""
         mean, variance, slopes = 0.0, 1.0, []
-        for t, t_next in zip(grid[:-1], grid[1:], strict=True):
+        for t, t_next in pairwise(grid):
             a, b, s = (float(k) for k in kernel.coefficients(t, t_next))
             p, q = self.velocity(float(t))
             gain = a + b * p
@@ -114,7 +117,8 @@ def test_cps_preserves_the_noise_coefficient() -> None:
 
 
 def test_ddim_eta_one_is_the_ddpm_posterior() -> None:
-    """In the variance-preserving scale: posterior mean and variance of x' given x and x0 (DDPM, arXiv:2006.11239 eq. 6-7)."""
+    """In the variance-preserving scale: posterior mean and variance of x' given x and x0 (DDPM, arXiv:2006.11239 eq.
+    6-7)."""
     alpha, alpha_next = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.55, dtype=torch.float64)
 
     def to_flow(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ def test_noise_depends_on_seed_and_stream_only() -> None:
     big = normal(seeds(0, "moments", count=200), (1000,), stream=0)
     assert abs(float(big.mean())) < 0.01 and abs(float(big.std()) - 1) < 0.01
     flat = uniform(seeds(0, "moments", count=200), (1000,), stream=0)
-    assert abs(float(flat.mean()) - 0.5) < 0.005 and 0 <= float(flat.min()) and float(flat.max()) < 1
+    assert abs(float(flat.mean()) - 0.5) < 0.005 and float(flat.min()) >= 0 and float(flat.max()) < 1
     assert sorted(permutation(3, 10).tolist()) == list(range(10))
 
 
