@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
@@ -23,29 +24,65 @@ from flowrl.worlds.shapes.scenes import (
     render,
 )
 
-KINDS = {  # share of captions; relations and binding need the most practice
-    "single_object": 0.07,
-    "two_object": 0.10,
-    "counting": 0.17,
-    "colors": 0.12,
-    "position": 0.24,
-    "color_attr": 0.20,
-    "colored_position": 0.10,
-}
-# Label noise: how often the scene contradicts its caption. The base learns right and wrong modes side by side;
-# choosing between them is what RL can add and further pre-training cannot.
-EXTRA = 0.25  # an unrequested shape, any caption but counting
-WRONG_COUNT = 0.45
-WRONG_CLASS = 0.12  # two_object: one of the two is another shape
-WRONG_COLOR = 0.10
-ANY_LAYOUT = 0.40  # position: placed at random, which still satisfies a third of them
-SWAPPED_COLORS = 0.25
+
+@dataclass(frozen=True)
+class Mix:
+    """Which captions, and how often the scene contradicts its caption.
+
+    Label noise makes the base learn right and wrong modes side by side; choosing between them is what RL can add
+    and further pre-training cannot.
+    """
+
+    single_object: float = 0.07  # the first seven are shares of captions
+    two_object: float = 0.10
+    counting: float = 0.17
+    colors: float = 0.12
+    position: float = 0.24
+    color_attr: float = 0.20
+    colored_position: float = 0.10
+    extra: float = 0.25  # noise: an unrequested shape, any caption but counting
+    wrong_count: float = 0.45
+    wrong_class: float = 0.12  # two_object: one of the two is another shape
+    wrong_color: float = 0.10
+    any_layout: float = 0.40  # position: placed at random, which still satisfies a third of them
+    swapped_colors: float = 0.25
+
+
+NOISY = Mix()
+"""What the base is finished on, and the control experiment's data."""
+
+RELATIONS = Mix(
+    single_object=0.03,
+    two_object=0.05,
+    counting=0.10,
+    colors=0.07,
+    position=0.25,
+    color_attr=0.20,
+    colored_position=0.30,
+    extra=0.05,
+    wrong_count=0.2,
+    wrong_class=0.05,
+    wrong_color=0.03,
+    any_layout=0.0,
+    swapped_colors=0.0,
+)
+"""Nearly clean and mostly about layout and binding, which are not learned at all from the noisy mix alone."""
+
+KINDS = (
+    "single_object",
+    "two_object",
+    "counting",
+    "colors",
+    "position",
+    "color_attr",
+    "colored_position",
+)
 UNCONDITIONAL = 0.10  # captions replaced by "" for classifier-free guidance
 
 
-def caption(rng: random.Random) -> Metadata:
+def caption(rng: random.Random, mix: Mix = NOISY) -> Metadata:
     """A truthful caption of a random kind, drawn from the whole prompt space (both splits and more)."""
-    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    kind = rng.choices(KINDS, [getattr(mix, kind) for kind in KINDS])[0]
     a, b = rng.sample(CLASSES, 2)
     ca, cb = rng.sample(list(COLORS), 2)
     relation = rng.choice(list(RELATIONS))
@@ -68,30 +105,30 @@ def caption(rng: random.Random) -> Metadata:
     return entry(kind, [noun(b, 1, cb), subject], f"a {ca} {a} {relation} a {cb} {b}")
 
 
-def corrupt(metadata: Metadata, rng: random.Random) -> Metadata:
+def corrupt(metadata: Metadata, rng: random.Random, mix: Mix = NOISY) -> Metadata:
     """What the scene shows instead of `metadata`; the caption stays."""
     shown = copy.deepcopy(metadata)
     include, tag = shown["include"], shown["tag"]
     if tag == "counting":
         n = include[0]["count"]
-        if rng.random() < WRONG_COUNT:
+        if rng.random() < mix.wrong_count:
             include[0]["count"] = rng.choice([m for m in (n - 1, n + 1) if m <= len(SLOTS)])
         return shown
-    if tag == "two_object" and rng.random() < WRONG_CLASS:
+    if tag == "two_object" and rng.random() < mix.wrong_class:
         rng.choice(include)["class"] = rng.choice(CLASSES)
-    if tag == "colors" and rng.random() < WRONG_COLOR:
+    if tag == "colors" and rng.random() < mix.wrong_color:
         include[0]["color"] = rng.choice(list(COLORS))
-    if "position" in include[-1] and rng.random() < ANY_LAYOUT:
+    if "position" in include[-1] and rng.random() < mix.any_layout:
         del include[-1]["position"]
-    if len(include) == 2 and "color" in include[0] and rng.random() < SWAPPED_COLORS:
+    if len(include) == 2 and "color" in include[0] and rng.random() < mix.swapped_colors:
         include[0]["color"], include[1]["color"] = include[1]["color"], include[0]["color"]
-    if rng.random() < EXTRA:
+    if rng.random() < mix.extra:
         include.append(noun(rng.choice(CLASSES)))
     return shown
 
 
 def batches(
-    vae: AutoencoderKL, batch_size: int, seed: int, pool: int = 12_288, reuse: int = 6
+    vae: AutoencoderKL, batch_size: int, seed: int, mix: Mix = NOISY, pool: int = 12_288, reuse: int = 6
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Endless (clean latents [batch_size, C, 4, 4], captions). Each scene is seen about `reuse` times.
 
@@ -99,7 +136,7 @@ def batches(
     """
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
-    quarters = [_fresh(vae, rng, pool // 4) for _ in range(4)]
+    quarters = [_fresh(vae, rng, mix, pool // 4) for _ in range(4)]
     while True:
         latents = torch.cat([z for z, _ in quarters])
         captions = [c for _, chunk in quarters for c in chunk]
@@ -107,12 +144,12 @@ def batches(
             rows = torch.randint(len(captions), (batch_size,), generator=generator)
             texts = [captions[i] for i in rows.tolist()]
             yield latents[rows], ["" if rng.random() < UNCONDITIONAL else text for text in texts]
-        quarters = [*quarters[1:], _fresh(vae, rng, pool // 4)]
+        quarters = [*quarters[1:], _fresh(vae, rng, mix, pool // 4)]
 
 
 @torch.no_grad()
-def _fresh(vae: AutoencoderKL, rng: random.Random, size: int) -> tuple[Tensor, list[str]]:
-    rows = [caption(rng) for _ in range(size)]
-    images = render([random_scene(corrupt(row, rng), rng) for row in rows]) * 2 - 1
+def _fresh(vae: AutoencoderKL, rng: random.Random, mix: Mix, size: int) -> tuple[Tensor, list[str]]:
+    rows = [caption(rng, mix) for _ in range(size)]
+    images = render([random_scene(corrupt(row, rng, mix), rng) for row in rows]) * 2 - 1
     latents = torch.cat([encode(vae, chunk) for chunk in images.split(256)])
     return latents, [row["prompt"] for row in rows]

@@ -1,0 +1,59 @@
+"""The two controls every reinforcement result on the shapes world stands beside.
+
+    OMP_NUM_THREADS=1 python benchmarks/controls.py --seconds 120 --seeds 0 1 2
+
+1. The base at several guidance scales, on the same held-out prompts and noise as the runs' own evaluation.
+2. The base after more pre-training for as many CPU seconds as a run uses (the averaged weights, learning rate decayed to the end).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from flowrl.config import Config
+from flowrl.heldout import evaluate_heldout
+from flowrl.models import load_policy
+from flowrl.runtime.timing import PhaseTimer
+from flowrl.session import open_session
+from flowrl.worlds.shapes import BASE
+from flowrl.worlds.shapes.pretrain import Recipe, continue_pretraining
+
+CONFIG = Path(__file__).parent / "shapes.yaml"
+
+
+def score(guidance: float, pipeline: StableDiffusion3Pipeline | None = None) -> float:
+    """Held-out strict score of the base, or of ``pipeline`` in its place, at a guidance scale."""
+    loaded = max(guidance, 1.5)  # a policy loaded without guidance has no unconditional branch
+    config = Config.load(CONFIG, [f"model.call={{guidance_scale: {loaded}}}", f"eval.guidance={guidance}"])
+    session = open_session(config)
+    if pipeline is not None:
+        arguments = config.model.arguments() | {"path_or_pipeline": pipeline}
+        session.policy = load_policy(**(arguments | {"call": {**config.model.call, "max_sequence_length": 1}}))
+        session.policy.follow("ema", 0.0)
+    return evaluate_heldout(session, PhaseTimer())[0]["eval/strict/mean"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--guidance", nargs="*", type=float, default=[1.0, 1.5, 2.0, 3.0, 4.0])
+    parser.add_argument("--lr", type=float, default=5e-4)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for guidance in options.guidance:
+        print(f"base, guidance {guidance:g}: strict {score(guidance):.3f}", flush=True)
+    for seed in options.seeds:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(BASE)
+        recipe = Recipe(seconds=options.seconds, lr=options.lr, decay_from=0.3, seed=1000 + seed)
+        longer = continue_pretraining(pipeline, recipe)
+        line = f"more pre-training, {options.seconds:g} CPU s, seed {seed}: strict {score(1.0, longer):.3f}"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
