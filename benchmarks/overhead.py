@@ -118,7 +118,7 @@ def guided_update(rounds: int) -> None:
         for grad, session in sessions.items():
             timer = PhaseTimer()
             iterate(session, timer)
-            times.setdefault(grad, []).append(timer.seconds()["update"])
+            times.setdefault(grad, []).append(timer.collect()["time/update"])
     ratios = [a / b for a, b in zip(times["cond"][1:], times["both"][1:], strict=True)]
     cond, both = (statistics.median(times[g][1:]) for g in ("cond", "both"))
     print(f"guided update: cond {cond:.3f} s, both {both:.3f} s, ratio {statistics.median(ratios):.3f}", flush=True)
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.manual_seed(0)
-    overhead("flow_grpo, 8 steps", {"use": "flow_grpo", "kl": 0.0, "steps": 8}, decisions=7, frozen=0, rounds=rounds)
+    overhead("flow_grpo, 8 steps", {"use": "flow_grpo", "kl": 0.0, "steps": 8, "guidance": 1.0}, decisions=7, frozen=0, rounds=rounds)
     nft = {"use": "diffusion_nft", "reference": 0.0, "steps": 8, "draws": 2}
     overhead("diffusion_nft, 8 steps, 2 draws", nft, decisions=2, frozen=1, rounds=rounds)
     guided_update(rounds)

@@ -44,14 +44,14 @@ class Mix:
     wrong_count: float = 0.45
     wrong_class: float = 0.12  # two_object: one of the two is another shape
     wrong_color: float = 0.10
-    any_layout: float = 0.40  # position: placed at random, which still satisfies a third of them
-    swapped_colors: float = 0.25
+    any_layout: float = 0.33  # position: placed at random, which still satisfies a third of them
+    swapped_colors: float = 0.22
 
 
 NOISY = Mix()
 """What the base is finished on, and the control experiment's data."""
 
-RELATIONS = Mix(
+LAYOUT = Mix(
     single_object=0.03,
     two_object=0.05,
     counting=0.10,

@@ -18,7 +18,7 @@ from diffusers import StableDiffusion3Pipeline as Pipeline
 from torch import Tensor
 
 from flowrl.worlds.shapes import autoencoder
-from flowrl.worlds.shapes.captions import batches
+from flowrl.worlds.shapes.captions import LAYOUT, NOISY, Mix, batches
 from flowrl.worlds.shapes.scenes import SIZE
 from flowrl.worlds.shapes.text import (
     CONTEXT,
@@ -46,7 +46,17 @@ class Recipe:
     ema: float = 0.998
     high_noise: float = 0.2  # share of times drawn from [0.8, 1], where layout and count are decided
     train_text: bool = True
+    mix: Mix = NOISY
     seed: int = 0
+
+
+def lessons(seconds: float, seed: int) -> list[Recipe]:
+    """The shipped base's curriculum. Relations stay at chance without the second; the third restores the noise."""
+    return [
+        Recipe(0.52 * seconds, seed=seed),
+        Recipe(0.26 * seconds, lr=1.5e-3, decay_from=1.0, high_noise=0.4, mix=LAYOUT, seed=seed + 7),
+        Recipe(0.22 * seconds, lr=1.5e-3, decay_from=0.3, high_noise=0.3, seed=seed + 8),
+    ]
 
 
 def build(vae: AutoencoderKL, seed: int, width: int = 112, layers: int = 3) -> Pipeline:
@@ -112,13 +122,13 @@ def continue_pretraining(
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     average = [p.detach().clone() for p in parameters]
-    stream = stream or batches(pipe.vae, recipe.batch_size, recipe.seed)
+    stream = stream or batches(pipe.vae, recipe.batch_size, recipe.seed, recipe.mix)
     ids_of: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(recipe.seed)
     start, step, running, done = time.process_time(), 0, 1.0, 0.0
     while done < 1:
         done = (time.process_time() - start) / recipe.seconds
-        falling = min(1.0, max(0.02, (1 - done) / (1 - recipe.decay_from)))
+        falling = min(1.0, max(0.02, (1 - done) / max(1e-3, 1 - recipe.decay_from)))
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1.0, (step + 1) / recipe.warmup) * falling
         clean, texts = next(stream)
@@ -166,7 +176,6 @@ def _averaged(pipe: Pipeline, parts: list[torch.nn.Module], average: list[Tensor
         for parameter in copies[name].parameters():
             if parameter.requires_grad:
                 parameter.copy_(next(values))
-    copies.pop("image_encoder", None), copies.pop("feature_extractor", None)
     return Pipeline(**copies)
 
 
@@ -190,11 +199,9 @@ def main() -> None:
     """Autoencoder, then the flow model; the folder is usable from the first checkpoint on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=32, help="CPU minutes for the flow model")
+    parser.add_argument("--minutes", type=float, default=23, help="CPU minutes for the flow model")
     parser.add_argument("--vae-minutes", type=float, default=10)
-    parser.add_argument("--vae", type=Path, help="reuse a trained autoencoder folder")
-    parser.add_argument("--resume", type=Path, help="start from this pipeline folder")
-    parser.add_argument("--every", type=float, default=0.1, help="checkpoint after this share of the run")
+    parser.add_argument("--vae", type=Path, help="reuse this pipeline's autoencoder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -203,23 +210,26 @@ def main() -> None:
     def log(row: dict[str, Any]) -> None:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 
-    if args.resume:
-        vae = None
-    elif args.vae:
-        vae = AutoencoderKL.from_pretrained(args.vae).eval().requires_grad_(False)
+    if args.vae:
+        vae = AutoencoderKL.from_pretrained(args.vae, subfolder="vae").eval().requires_grad_(False)
     else:
         vae = autoencoder.train(60 * args.vae_minutes, args.seed, lambda line: log({"vae": line}))
+    pipe = build(vae, args.seed)
+    for recipe in lessons(60 * args.minutes, args.seed):
+        pipe = continue_pretraining(pipe, recipe, log, _saver(args.out))
+        save(pipe, args.out)
+
+
+def _saver(folder: Path, every: float = 0.1) -> Callable[[Pipeline, float], None]:
     saved = 0.0
 
     def checkpoint(pipe: Pipeline, done: float) -> None:
         nonlocal saved
-        if done >= saved + args.every:
+        if done >= saved + every:
             saved = done
-            save(pipe, args.out)
+            save(pipe, folder)
 
-    recipe = Recipe(seconds=60 * args.minutes, seed=args.seed)
-    pipe = build(vae, args.seed) if vae else Pipeline.from_pretrained(args.resume)
-    save(continue_pretraining(pipe, recipe, log, checkpoint), args.out)
+    return checkpoint
 
 
 if __name__ == "__main__":
