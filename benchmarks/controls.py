@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/controls.py --seconds 120 --seeds 0 1 2
 
 1. The base at several guidance scales, on the same held-out prompts and noise as the runs' own evaluation.
-2. The base after more pre-training for as many CPU seconds as a run uses (the averaged weights, learning rate decayed to the end).
+2. The base after more pre-training for as many CPU seconds as a run uses (averaged weights, rate decayed to the end).
 """
 
 from __future__ import annotations

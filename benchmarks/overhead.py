@@ -129,7 +129,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.manual_seed(0)
-    overhead("flow_grpo, 8 steps", {"use": "flow_grpo", "kl": 0.0, "steps": 8, "guidance": 1.0}, decisions=7, frozen=0, rounds=rounds)
+    overhead(
+        "flow_grpo, 8 steps",
+        {"use": "flow_grpo", "kl": 0.0, "steps": 8, "guidance": 1.0},
+        decisions=7,
+        frozen=0,
+        rounds=rounds,
+    )
     nft = {"use": "diffusion_nft", "reference": 0.0, "steps": 8, "draws": 2}
     overhead("diffusion_nft, 8 steps, 2 draws", nft, decisions=2, frozen=1, rounds=rounds)
     guided_update(rounds)

@@ -152,7 +152,11 @@ def _world(model: str) -> str | None:
 
 def _call(model: str, wish: Wish) -> dict[str, Any]:
     """Arguments of the pipeline's call; an export of a world's model is called as the world's own."""
-    return {**(shapes.CALL if _world(model) == SHAPES else {}), **(wish.call or {})}
+    if _world(model) != SHAPES:
+        return dict(wish.call or {})
+    # The world's call has no guidance, and a pipeline loaded without it has no unconditional branch to turn on later.
+    guided = {"guidance_scale": wish.guidance} if wish.guidance not in (None, 1.0) else {}
+    return {**shapes.CALL, **guided, **(wish.call or {})}
 
 
 def _folder(model: str) -> Path:

@@ -208,7 +208,6 @@ def test_base_generates_what_is_asked_for_some_of_the_time(pipe):
     images = pipe(
         [row["prompt"] for row in rows],
         num_inference_steps=10,
-        guidance_scale=1.0,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
         **CALL,

@@ -8,7 +8,7 @@ from flowrl.worlds.shapes.prompts import prompts
 BASE = Path(__file__).parent / "base"
 """A `StableDiffusion3Pipeline` folder."""
 
-CALL: dict[str, Any] = {"max_sequence_length": 1}
-"""Extra arguments of the pipeline's call: without a T5 encoder SD3 appends this many zero tokens (default 256)."""
+CALL: dict[str, Any] = {"max_sequence_length": 1, "guidance_scale": 1.0}
+"""Arguments of the pipeline's call: one token of the mute third encoder (default 256), and no guidance (default 7)."""
 
 __all__ = ["BASE", "CALL", "prompts"]

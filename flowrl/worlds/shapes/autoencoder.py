@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -23,14 +24,17 @@ NAMED = 7  # one per shape, then red, green, blue relative to grey; the same in 
 NAMED_WEIGHT = 0.3
 LATENT_NOISE = 0.1  # added to unit-variance latents in training: the decoder must forgive small errors
 BATCH = 24
+Vae = Any
+"""An `AutoencoderKL`; diffusers declares its outputs as tuples, which they are not."""
 LR = 3e-3
 SHAPE_WEIGHT = 5.0  # squared error near shapes counts this much: most pixels are background
 
 
-def build() -> AutoencoderKL:
+def build() -> Vae:
     """Narrow where images are large; decoding costs about 1 ms per image on one core."""
     levels = 4
-    return AutoencoderKL(
+    kind: Any = AutoencoderKL  # declared for one level only
+    return kind(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=(16, 16, 32, 64),
@@ -51,7 +55,7 @@ def any_scene(rng: random.Random) -> Scene:
     return Scene(things, rng.uniform(0.42, 0.58), (rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04)))
 
 
-def train(seconds: float, seed: int, log: Callable[[str], None], scenes: int = 10_000) -> AutoencoderKL:
+def train(seconds: float, seed: int, log: Callable[[str], None], scenes: int = 10_000) -> Vae:
     """Reconstruction plus named channels; the free ones are batch-normalised, their statistics folded in last."""
     torch.manual_seed(seed)
     vae = build()
@@ -86,7 +90,7 @@ def named_channels(scenes: Sequence[Scene]) -> Tensor:  # [N, NAMED, 4, 4]
     return said.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def encode(vae: Vae, images: Tensor) -> Tensor:
     """Clean latents as the transformer sees them, of images in [-1, 1]."""
     latents = vae.encode(images).latent_dist.mode()
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
@@ -117,7 +121,7 @@ def _fit(
             log(f"step {step} done {done:.2f} loss {loss.item():.5f}")
 
 
-def _error(vae: AutoencoderKL, z: Tensor, batch: Tensor, generator: torch.Generator) -> Tensor:
+def _error(vae: Vae, z: Tensor, batch: Tensor, generator: torch.Generator) -> Tensor:
     """Squared plus a tenth of the absolute error, more of it near shapes."""
     z = z + LATENT_NOISE * torch.randn(z.shape, generator=generator)
     error = vae.decode(z).sample - batch
@@ -133,7 +137,7 @@ def _correlation(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fold_statistics(vae: AutoencoderKL, images: Tensor) -> None:
+def _fold_statistics(vae: Vae, images: Tensor) -> None:
     """Unit variance by the encoder's own last layer; the posterior's variance, never trained, becomes nil."""
     z = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in images.split(512)])
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))

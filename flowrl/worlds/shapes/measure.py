@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline as Pipeline
@@ -20,7 +21,7 @@ from flowrl.worlds.shapes.verifier import Detection, detect, judge, relation_hol
 
 @torch.no_grad()
 def sample(
-    pipe: Pipeline, rows: Sequence[Metadata], seed: int, guidance: float = 1.0, steps: int = 10, batch: int = 96
+    pipe: Any, rows: Sequence[Metadata], seed: int, guidance: float = 1.0, steps: int = 10, batch: int = 96
 ) -> Tensor:
     """One image per row [N, 3, 32, 32] by the pipeline's own call."""
     pipe.set_progress_bar_config(disable=True)
@@ -32,10 +33,9 @@ def sample(
             pipe(
                 texts,
                 num_inference_steps=steps,
-                guidance_scale=guidance,
                 generator=generator,
                 output_type="pt",
-                **CALL,
+                **(CALL | {"guidance_scale": guidance}),
             ).images
         )
     return torch.cat(images)

@@ -59,7 +59,7 @@ def lessons(seconds: float, seed: int) -> list[Recipe]:
     ]
 
 
-def build(vae: AutoencoderKL, seed: int, width: int = 112, layers: int = 3) -> Pipeline:
+def build(vae: autoencoder.Vae, seed: int, width: int = 112, layers: int = 3) -> Pipeline:
     """An untrained pipeline around a trained autoencoder."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()

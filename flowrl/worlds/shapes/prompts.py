@@ -7,7 +7,7 @@ split measures whether what RL improves carries over to prompts it never rewarde
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import permutations, product
 from typing import Literal
 
@@ -100,7 +100,9 @@ def _color_attr() -> Iterator[Plain]:
         yield [noun(a, 1, ca), noun(b, 1, cb)], f"a {ca} {a} and a {cb} {b}"
 
 
-_PLAIN = dict(zip(TAGS, (_single_object, _two_object, _counting, _colors, _position, _color_attr), strict=True))
+_PLAIN: dict[str, Callable[[], Iterator[Plain]]] = dict(
+    zip(TAGS, (_single_object, _two_object, _counting, _colors, _position, _color_attr), strict=True)
+)
 
 
 def entry(tag: str, include: list[Metadata], text: str) -> Metadata:

@@ -37,7 +37,8 @@ def build_tokenizer() -> CLIPTokenizer:
             merges.append((pieces[0], pieces[1]))
             pieces = [pieces[0] + pieces[1], *pieces[2:]]
     vocab += dict.fromkeys(left + right for left, right in merges)
-    return CLIPTokenizer(
+    kind: Any = CLIPTokenizer  # its merges are pairs, whatever it declares
+    return kind(
         vocab={token: i for i, token in enumerate(vocab)},
         merges=merges,
         model_max_length=CONTEXT,
@@ -81,6 +82,7 @@ def one_hot_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+    ids = tokenizer.get_vocab()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -89,9 +91,9 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextC
         num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids[START],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
     )
 
 
