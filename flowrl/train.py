@@ -101,6 +101,9 @@ def train(config: Config, *, resume: str | None = None, display: Display | None 
         try:
             with Interrupts() as interrupts, display or Display(config.name, total, done) as shown:
                 _loop(session, run, trackers, shown, interrupts, fresh=start is None)
+                scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
+                if len(scores) > 1:
+                    shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
         finally:
             trackers.close()
             session.rewards.close()

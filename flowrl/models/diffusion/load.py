@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,13 +113,14 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
     index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
     absent = {key: None for key, value in index.items() if value == [None, None]}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=where.trust_remote_code,
-            **{**absent, **(components or {})},
-        )
+        with _bars_hidden():
+            pipeline = DiffusionPipeline.from_pretrained(
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=where.trust_remote_code,
+                **{**absent, **(components or {})},
+            )
     except (OSError, ValueError, AttributeError, ImportError, TypeError) as error:
         what = (
             "cannot be loaded from its folder" if folder.is_dir() else "is not a folder here and cannot be downloaded"
@@ -130,6 +131,24 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
+
+
+@contextmanager
+def _bars_hidden() -> Iterator[None]:
+    """Two libraries show a bar per component; a checkpoint that verifies its exports would repeat them each time."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, on in zip(libraries, shown, strict=True):
+            if on:
+                library.enable_progress_bar()
 
 
 def refuse(pipeline: Any) -> None:
