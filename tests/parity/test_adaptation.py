@@ -111,7 +111,9 @@ def test_export_reloads_exactly(to, folder, tmp_path):
     source = folder("sd3")
     policy = load_policy(source, call=pipelines.CALLS["sd3"], lora=LoRAOptions(rank=4, alpha=16), parity="skip")
     move(policy, 0.2)
-    assert policy.export(tmp_path / "out", to) < 1e-5
+    # merging adds the update to the weights in float32, which rounds; by how much depends on the number of threads
+    bound = 1e-4 if to == "merged" else 1e-5
+    assert policy.export(tmp_path / "out", to) < bound
     if to == "merged":
         again = load_policy(tmp_path / "out", call=pipelines.CALLS["sd3"])
     else:
@@ -121,7 +123,7 @@ def test_export_reloads_exactly(to, folder, tmp_path):
         doubled = load_policy(source, call=pipelines.CALLS["sd3"], lora=LoRAOptions(rank=4, alpha=8), parity="skip")
         doubled.load_adapter(tmp_path / "out")  # another alpha is folded into the weights
         torch.testing.assert_close(look(doubled), look(policy), atol=1e-5, rtol=1e-5)
-    assert deviation(look(again), look(policy)) < 1e-5
+    assert deviation(look(again), look(policy)) < bound
     assert not [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pth")]
 
 
@@ -162,7 +164,7 @@ def test_full_fine_tuning_exports_merged_only(folder, tmp_path):
     assert policy.formats == ("merged",)
     with pytest.raises(UserError, match="use merged"):
         policy.export(tmp_path / "out", "diffusers")
-    assert policy.export(tmp_path / "out", "merged") < 1e-5
+    assert policy.export(tmp_path / "out", "merged") < 1e-4
     with pytest.raises(UserError, match="not empty"):
         policy.export(tmp_path / "out", "merged")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
