@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 
 from flowrl.config import Config
+from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
 from flowrl.train import iterate
@@ -102,7 +103,7 @@ def paired(first: Callable[[], object], second: Callable[[], object], rounds: in
 
 
 def overhead(name: str, algorithm: dict, decisions: int, frozen: int, rounds: int) -> None:
-    session = open_session(config(algorithm))
+    session = open_session(check(config(algorithm)))
     raw = RawLoop(session, decisions, frozen)
     ours, theirs, ratio = paired(lambda: iterate(session, PhaseTimer()), raw, rounds)
     print(f"{name}: iteration {ours:.3f} s, raw loop {theirs:.3f} s, ratio {ratio:.3f}", flush=True)
@@ -111,7 +112,9 @@ def overhead(name: str, algorithm: dict, decisions: int, frozen: int, rounds: in
 def guided_update(rounds: int) -> None:
     times = {}
     sessions = {
-        grad: open_session(config({"use": "flow_grpo", "kl": 0.0, "steps": 8, "cfg_grad": grad, "guidance": 3.0}))
+        grad: open_session(
+            check(config({"use": "flow_grpo", "kl": 0.0, "steps": 8, "cfg_grad": grad, "guidance": 3.0}))
+        )
         for grad in ("cond", "both")
     }
     for _ in range(rounds + 1):

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
 from flowrl.config import Config
-from flowrl.data import PromptSet, load_prompts
+from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.models.diffusion.export import Format
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
+from flowrl.runtime.preflight import Plan
 from flowrl.runtime.restore import open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
@@ -110,11 +110,9 @@ class Session:
         self.progress = Progress(**values["progress"])
 
 
-def open_session(config: Config) -> Session:
-    """Load data, rewards and model, cheapest first, so that mistakes show before a model is loaded."""
-    algorithm = algorithms.build(config.algorithm)
-    prompts = load_prompts(config.data.train)
-    heldout = load_prompts(config.data.test) if config.data.test else None
+def open_session(plan: Plan) -> Session:
+    """Load rewards and model of a checked run, the cheaper first."""
+    config, algorithm = plan.config, plan.algorithm
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     policy = open_policy(config)
     for name in algorithm.weight_sets:
@@ -130,7 +128,7 @@ def open_session(config: Config) -> Session:
         weight_decay=options.weight_decay,
         fused=True,
     )
-    return Session(config, policy, algorithm, prompts, heldout, rewards, optimizer)
+    return Session(config, policy, algorithm, plan.train, plan.test, rewards, optimizer)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.heldout import evaluate_heldout
@@ -16,7 +15,7 @@ from flowrl.math.random import derive, seeds
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.geometry import geometry
+from flowrl.runtime.preflight import check
 from flowrl.runtime.progress import Display
 from flowrl.runtime.resume import begin
 from flowrl.runtime.signals import Interrupts
@@ -90,10 +89,10 @@ def train(config: Config, *, resume: str | None = None, display: Display | None 
     """
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    geometry(config, algorithms.build(config.algorithm))  # impossible batches, before anything is loaded
+    plan = check(config)
     with RunDirectory(config.directory) as run:
         start = begin(config, run, resume)
-        session = open_session(config)
+        session = open_session(plan)
         if start is not None:
             session.restore(start.tensors, start.values)
         trackers = Trackers(config.log.trackers, run.path, config.log.project, config.model_dump(mode="json"))

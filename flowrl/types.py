@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -189,7 +189,6 @@ class Batch:
     reference: Likelihood | None = None
 
 
-@runtime_checkable
 class Policy(Protocol):
     """A generative model with named sets of its trainable weights."""
 
