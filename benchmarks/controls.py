@@ -32,7 +32,7 @@ def score(guidance: float, pipeline: StableDiffusion3Pipeline | None = None) -> 
     config = Config.load(CONFIG, [f"model.call={{guidance_scale: {loaded}}}", f"eval.guidance={guidance}"])
     session = open_session(check(config))
     if pipeline is not None:
-        arguments = config.model.arguments() | {"path_or_pipeline": pipeline}
+        arguments = config.model.arguments("diffusion") | {"path_or_pipeline": pipeline}
         session.policy = load_policy(**(arguments | {"call": {**config.model.call, "max_sequence_length": 1}}))
         session.policy.follow("ema", 0.0)
     return evaluate_heldout(session, PhaseTimer())[0]["eval/strict/mean"]

@@ -29,7 +29,7 @@ def ours(run: str, file: Path) -> None:
     policy.initial = lambda drawn, times: noise  # the same start on both sides
     group = torch.arange(len(PROMPTS))
     with policy.using("ema"):
-        draw = Draw(seeds(0, "x", count=len(PROMPTS)), group, 0, 0)
+        draw = Draw.of(seeds(0, "x", count=len(PROMPTS)), group, 0, 0)
         made = FlowSampler(steps=8, guidance=1.0)(policy, policy.condition(PROMPTS), draw)
     save_file({"noise": noise, "images": policy.decode(made.final).contiguous()}, file)
 

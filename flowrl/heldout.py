@@ -9,7 +9,6 @@ from flowrl.math.random import seeds
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.runtime.restore import evaluated
 from flowrl.runtime.timing import PhaseTimer
-from flowrl.samplers.flow import FlowSampler
 from flowrl.session import Session
 from flowrl.types import Draw, Prompt, Samples, Scores
 
@@ -26,18 +25,16 @@ def heldout_prompts(session: Session) -> list[Prompt]:
 
 
 def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores, Tensor]:
-    """``(metrics, samples, scores, seeds [N])``, sampled without noise. ``eval/reward/mean`` is the weighted total,
+    """``(metrics, samples, scores, seeds [N])``, made by the sampler's held-out form. ``eval/reward/mean`` is the weighted total,
     ``eval/<name>/mean`` each reward."""
-    options, trained = session.config.eval, session.algorithm.sampler
-    assert isinstance(trained, FlowSampler)
-    guidance = trained.guidance if options.guidance is None else options.guidance
-    sampler = FlowSampler(steps=options.steps or trained.steps, guidance=guidance)
+    options = session.config.eval
+    sampler = session.algorithm.sampler.heldout(options.steps, options.guidance, options.temperature)
     prompts = heldout_prompts(session)
     group = torch.arange(len(prompts)) // options.samples
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
     rows = options.batch or session.config.train.sample_batch
     with timer("eval"):
-        draw = Draw(keys, group, 0, EVAL_SEED)
+        draw = Draw.of(keys, group, 0, EVAL_SEED)
         _, samples = session.make(prompts, draw, sampler, evaluated(session.config), rows, PhaseTimer())
         scores = session.rewards(samples, group)
     described = describe_scores(scores, torch.zeros(len(prompts)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import Tensor
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
-from flowrl.models.diffusion.export import Format
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
 from flowrl.runtime.preflight import Plan
@@ -82,16 +81,16 @@ class Session:
             with self.policy.using(weights):
                 rollout = sample(sampler, self.policy, condition, draw, rows)
         with timer("decode"):
-            return rollout, Samples(prompts, images=self.policy.decode(rollout.final))
+            return rollout, shown(prompts, self.policy.decode(rollout.final))
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
         and
         for PEFT. A fully trained network has none; its checkpoints hold the state alone."""
-        folders: dict[Format, str] = {"diffusers": "lora", "peft": "peft"}
+        folders = {"diffusers": "lora", "peft": "peft"}
         return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
 
-    def _export(self, to: Format, path: Path) -> None:
+    def _export(self, to: str, path: Path) -> None:
         self.policy.export(path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -108,6 +107,13 @@ class Session:
         self.optimizer.load_state_dict(packed)
         self.memory = dict(values["memory"])
         self.progress = Progress(**values["progress"])
+
+
+def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
+    """What rewards may see of decoded images [N, 3, H, W] or texts."""
+    if isinstance(decoded, Tensor):
+        return Samples(prompts, images=decoded)
+    return Samples(prompts, completions=decoded)
 
 
 def open_session(plan: Plan) -> Session:

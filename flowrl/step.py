@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.math.random import permutation
+from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.diagnostics import Tally
 from flowrl.types import Batch, Likelihood, Rollout, Rows, Scores, iterate_blocks
@@ -34,7 +34,7 @@ class Pass:
     """Optimiser steps per epoch; the samples are split among them."""
     epochs: int = 1
     micro_batch: int = 64
-    """Decisions per forward and backward."""
+    """Network rows per forward and backward."""
     max_grad_norm: float = 1.0
     seed: int = 0
     sum_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda value: value)
@@ -46,7 +46,7 @@ class _Matrix:
 
     rows: Rows
     rollout: Rollout
-    advantage: Tensor
+    advantage: Tensor  # [N, D]
     mask: Tensor  # [N, D] bool
     emphasis: Tensor
     old: Likelihood | None  # None: the live likelihood itself, because nothing has changed yet
@@ -55,9 +55,9 @@ class _Matrix:
         """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
         device = live.logp.device
         old = replace(live, logp=live.logp.detach()) if self.old is None else _cut(self.old, index, decisions, device)
-        wide = self.advantage[index, None].expand(-1, weight.shape[1]).to(device)
+        credit = self.advantage[index][:, decisions].to(device)
         rows = self.rows.block(index, decisions)
-        return Batch(wide, old, weight.to(device), self.rollout.group[index], rows)
+        return Batch(credit, old, weight.to(device), self.rollout.group[index], rows)
 
 
 def improve(
@@ -76,12 +76,13 @@ def improve(
     Raises `UserError` if a loss term has no gradient, or if loss or gradient is not finite (the weights are left as
     they were).
     """
-    matrix = _measure(policy, algorithm, rollout, scores, advantage, seeds, settings)
+    probed = _probe(policy, algorithm, rollout, scores, advantage, seeds, settings)
     tally = Tally()
-    if matrix.old is None:
-        tally.note_deviation(_deviation(policy, algorithm, matrix, settings))
+    if probed[0].old is None:
+        tally.note_deviation(_deviation(policy, algorithm, probed[0], settings))
     steps = 0
     for epoch in range(settings.epochs):
+        matrix = probed[epoch % len(probed)]
         for index in _split(matrix, algorithm, settings, epoch):
             _gradient(policy, algorithm, matrix, index, settings, tally)
             loss = tally.close_batch()
@@ -93,7 +94,7 @@ def improve(
     return tally.metrics() | {"optimizer_steps": steps}
 
 
-def _measure(
+def _probe(
     policy: Any,
     algorithm: Algorithm,
     rollout: Rollout,
@@ -101,23 +102,51 @@ def _measure(
     advantage: Tensor,
     seeds: Tensor,
     settings: Pass,
+) -> list[_Matrix]:
+    """What is known before the first update: one matrix for all epochs, or one for each where the algorithm draws its
+    probes anew."""
+    keep = algorithm.selection(scores, advantage)
+    epochs = settings.epochs if algorithm.redraw else 1
+    found = []
+    for epoch in range(epochs):
+        drawn = seeds if epoch == 0 else torch.tensor([derive(int(seed), "epoch", epoch) for seed in seeds])
+        found.append(_measure(policy, algorithm, rollout, advantage, keep, drawn, settings))
+    return found
+
+
+def _measure(
+    policy: Any,
+    algorithm: Algorithm,
+    rollout: Rollout,
+    advantage: Tensor,
+    keep: Tensor,
+    seeds: Tensor,
+    settings: Pass,
 ) -> _Matrix:
-    """Draw the probe and, unless the rollout tells or nothing will change before it is used, measure the old
-    likelihood."""
+    """Draw the probe, and measure the old likelihood unless the rollout tells or nothing changes before it is used."""
     rows = algorithm.estimator.probe(rollout, policy, seeds)
     old = algorithm.estimator.old(rollout, rows)
-    keep = algorithm.selection(scores, advantage)
-    shape = _shape(rows)
-    matrix = _Matrix(rows, rollout, advantage, keep[:, None].expand(shape), algorithm.emphasis(rows, shape), old)
-    if old is None and algorithm.objective.compares and settings.updates * settings.epochs > 1:
-        matrix = replace(matrix, old=_measure_old(policy, algorithm, matrix, torch.arange(shape[0]), settings))
+    mask = keep[:, None].expand(rows.shape)
+    if rows.counted is not None:
+        mask = mask & rows.counted
+    wide = advantage[:, None].expand(rows.shape)
+    matrix = _Matrix(rows, rollout, wide, mask, algorithm.emphasis(rows, rows.shape), old)
+    changes = algorithm.objective.compares and settings.updates * settings.epochs > 1
+    if algorithm.credit or (old is None and changes):
+        everything = torch.arange(len(mask))
+        matrix = replace(matrix, old=_measure_old(policy, algorithm, matrix, everything, settings))
+    for credit in algorithm.credit:
+        assert matrix.old is not None
+        spread, known = credit(matrix.advantage, rows, matrix.old, mask)
+        matrix = replace(matrix, advantage=torch.where(mask, spread, torch.zeros_like(spread)), old=known)
     return matrix
 
 
 def _measure_old(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor, settings: Pass) -> Likelihood:
     """The live policy's likelihood of ``index`` rows before any update, without gradient."""
+    against = tuple(dict.fromkeys(credit.held for credit in algorithm.credit if credit.held))
     with torch.no_grad():
-        parts = list(_forwards(policy, algorithm, matrix, index, settings, against=()))
+        parts = list(_forwards(policy, algorithm, matrix, index, settings, against))
     return _assemble(parts, matrix.mask.shape)
 
 
@@ -142,9 +171,9 @@ def _gradient(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor,
     full = torch.zeros(matrix.mask.shape, dtype=torch.float64)
     full[index] = weight
     active = index[_active(algorithm, matrix, full)[index]]
-    if algorithm.objective.coupled:
+    if algorithm.objective.coupled and len(active):
         _coupled_gradient(policy, algorithm, matrix, active, full, settings, tally)
-    else:
+    elif len(active):
         for block, decisions, live in _forwards(policy, algorithm, matrix, active, settings):
             batch = matrix.batch(block, decisions, full[block][:, decisions], live)
             _loss(algorithm, live, batch, tally).backward()
@@ -155,7 +184,7 @@ def _active(algorithm: Algorithm, matrix: _Matrix, weight: Tensor) -> Tensor:
     active = (weight != 0).any(dim=1)
     penalised = any(term.weight > 0 for term in algorithm.regularizers)
     if algorithm.objective.idle_at_zero and not penalised:
-        active &= matrix.advantage != 0
+        active &= (matrix.advantage != 0).any(dim=1)
     return active
 
 
@@ -169,7 +198,7 @@ def _forwards(
 ) -> Iterator[tuple[Tensor, slice, Likelihood]]:
     """Likelihoods of ``index`` rows, block by block: ``(rows, decisions, likelihood)``."""
     held = algorithm.held if against is None else against
-    for rows, decisions in iterate_blocks(len(index), matrix.mask.shape[1], settings.micro_batch):
+    for rows, decisions in iterate_blocks(len(index), matrix.mask.shape[1], matrix.rows.unit, settings.micro_batch):
         block = index[rows]
         condition = matrix.rollout.condition.take(block)
         yield block, decisions, algorithm.estimator(policy, matrix.rows.block(block, decisions), condition, held)
@@ -236,10 +265,11 @@ def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pas
     some = matrix.mask.any(dim=1).nonzero()[:CHECK_ROWS, 0]
     if not len(some):
         return 0.0
-    together = replace(settings, micro_batch=len(some) * matrix.mask.shape[1])
-    apart = replace(settings, micro_batch=matrix.mask.shape[1])
+    network_rows = matrix.mask.shape[1] // matrix.rows.unit
+    together = replace(settings, micro_batch=len(some) * network_rows)
+    apart = replace(settings, micro_batch=network_rows)
     first, second = (_measure_old(policy, algorithm, matrix, some, how).logp[some] for how in (together, apart))
-    return float((first - second).expm1().abs().max())
+    return float(torch.where(matrix.mask[some], first - second, 0.0).expm1().abs().max())
 
 
 def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass) -> float:
@@ -272,8 +302,3 @@ def _assemble(parts: list[tuple[Tensor, slice, Likelihood]], shape: torch.Size) 
 def _cut(likelihood: Likelihood, index: Tensor, decisions: slice, device: torch.device) -> Likelihood:
     extra = {name: value[index][:, decisions].to(device) for name, value in likelihood.extra.items()}
     return Likelihood(likelihood.logp[index][:, decisions].to(device), extra)
-
-
-def _shape(rows: Rows) -> tuple[int, int]:
-    first = next(value for value in vars(rows).values() if isinstance(value, Tensor))
-    return first.shape[0], first.shape[1]

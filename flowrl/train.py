@@ -35,7 +35,7 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samp
     iteration, seed, group_size = progress.iteration, config.train.seed, config.data.group
     drawn = session.prompts.draw(iteration, config.data.prompts, seed)
     prompts = [prompt for prompt in drawn for _ in range(group_size)]
-    draw = Draw(
+    draw = Draw.of(
         seeds=seeds(seed, "sample", iteration, count=len(prompts)),
         group=torch.arange(len(drawn)).repeat_interleave(group_size),
         iteration=iteration,

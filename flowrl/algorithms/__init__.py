@@ -16,15 +16,22 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
 
 SLOTS: dict[str, tuple[str, ...]] = {
-    "sampler": ("flowrl.samplers.flow",),
+    "sampler": ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal"),
     "dynamics": ("flowrl.math.flow",),
     "window": ("flowrl.samplers.windows",),
-    "estimator": ("flowrl.estimators.transitions", "flowrl.estimators.matching"),
+    "estimator": (
+        "flowrl.estimators.transitions",
+        "flowrl.estimators.matching",
+        "flowrl.estimators.masked",
+        "flowrl.estimators.tokens",
+    ),
+    "plan": ("flowrl.estimators.views",),
     "times": ("flowrl.estimators.times",),
     "advantage": ("flowrl.parts.advantages",),
+    "credit": ("flowrl.parts.credits",),
     "selection": ("flowrl.parts.selections",),
     "emphasis": ("flowrl.parts.emphases",),
-    "objective": ("flowrl.parts.objectives",),
+    "objective": ("flowrl.parts.objectives", "flowrl.parts.bounds"),
     "regularizers": ("flowrl.parts.regularizers",),
     "aggregation": ("flowrl.parts.aggregations",),
     "followers": ("flowrl.parts.schedules",),

@@ -23,6 +23,15 @@ from pydantic import (
 from flowrl.config.errors import explain_errors
 from flowrl.config.reading import apply_overrides, read_yaml, write_yaml
 
+Family = Literal["diffusion", "masked", "causal"]
+_LANGUAGE = ("chat", "system", "max_prompt")
+FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
+    "diffusion": ("call",),
+    "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
+    "causal": (*_LANGUAGE, "critic"),
+}
+"""Keys of ``model`` that only some families have."""
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -55,20 +64,39 @@ class ModelConfig(_Section):
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
-    attention: str | None = Field(default=None, description="attention backend of diffusers; null = its default")
+    attention: str | None = Field(
+        default=None, description="attention backend of diffusers or transformers; null = its default"
+    )
     compile: bool = Field(default=False, description="torch.compile the denoiser")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(default=None, description="LoRA folder to start from")
+    chat: bool | None = Field(
+        default=None, description="language: wrap prompts in the tokenizer's chat template; null = if it has one"
+    )
+    system: str | None = Field(default=None, description="language: system message of the chat template")
+    max_prompt: PositiveInt | None = Field(default=None, description="language: longest prompt in tokens; null = any")
+    critic: bool = Field(default=False, description="causal: add a value head (algorithm ppo)")
+    mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
+    shift_logits: bool | None = Field(
+        default=None, description="masked: position i is predicted at i - 1, as by Dream; null = by model type"
+    )
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, family: Family) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`)."""
-        from flowrl.models.diffusion.lora import LoRAOptions  # torch: only when a model is about to be loaded
+        from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
-        plain = self.model_dump(exclude={"path", "lora", "adapter"})
+        foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
+        plain = self.model_dump(exclude={"path", "lora", "adapter", *foreign})
         given = self.lora.model_dump(exclude_none=True)
         if "targets" in given:
             given["targets"] = tuple(given["targets"])
-        return {"path_or_pipeline": self.path, "lora": None if self.full else LoRAOptions(**given), **plain}
+        adapted = None if self.full else LoRAOptions(**given)
+        return {"path_or_pipeline": self.path, "family": family, "lora": adapted, **plain}
+
+    def strangers(self, family: Family) -> list[str]:
+        """Keys that were set, but mean nothing for a family of models."""
+        foreign = {key for keys in FAMILY_KEYS.values() for key in keys} - set(FAMILY_KEYS[family])
+        return sorted(key for key in foreign if getattr(self, key) != type(self).model_fields[key].default)
 
 
 class DataConfig(_Section):
@@ -126,7 +154,7 @@ class TrainConfig(_Section):
     updates: PositiveInt = Field(default=1, description="optimiser steps per pass over the samples")
     epochs: PositiveInt = Field(default=1, description="passes over the samples of an iteration")
     micro_batch: PositiveInt = Field(
-        default=64, description="decisions per forward and backward; changes memory, not results"
+        default=64, description="network rows per forward and backward; changes memory, not results"
     )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
     seed: NonNegativeInt = Field(default=0, description="all randomness of the run follows from it")
@@ -142,6 +170,9 @@ class EvalConfig(_Section):
     samples: PositiveInt = Field(default=1, description="samples per prompt")
     steps: PositiveInt | None = Field(default=None, description="sampling steps; null = as in training")
     guidance: NonNegativeFloat | None = Field(default=None, description="guidance scale; null = as in training")
+    temperature: NonNegativeFloat | None = Field(
+        default=None, description="of language models; 0 = greedy, null = as in training"
+    )
     weights: Literal["ema", "live"] = Field(default="ema", description="which weights are evaluated")
     batch: PositiveInt | None = Field(default=None, description="samples per forward; null = train.sample_batch")
 

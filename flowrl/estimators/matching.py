@@ -82,6 +82,17 @@ class Matching:
     guidance: float | None = 1.0
     cfg_grad: CfgGrad = "cond"
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def told(self) -> bool:
+        return False
+
+    def decisions(self, recorded: int) -> tuple[int, int]:
+        return self.draws, self.draws
+
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
         return probe_matching(self.times, self.draws, rollout, policy, seeds)
 
@@ -134,6 +145,17 @@ class ContrastedMatching:
     adaptive: bool = True
     """Divide by ``w``; ``False`` keeps the plain squared error (for tests of the exact decomposition)."""
     guidance: float | None = 1.0
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return (self.to,)
+
+    @property
+    def told(self) -> bool:
+        return False
+
+    def decisions(self, recorded: int) -> tuple[int, int]:
+        return self.draws, self.draws
 
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
         return probe_matching(self.times, self.draws, rollout, policy, seeds)

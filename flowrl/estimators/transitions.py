@@ -52,6 +52,20 @@ class Transitions:
     kl: Literal["exact", "per_time"] = "per_time"
     cfg_grad: CfgGrad = "cond"
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def told(self) -> bool:
+        return True
+
+    def decisions(self, recorded: int) -> tuple[int, int]:
+        if not recorded:
+            raise ValueError("the sampler records no step, so there is nothing to train; give it a window")
+        kept = max(1, int(recorded * min(self.fraction, 1)))
+        return kept, kept
+
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> TransitionRows:
         steps = rollout.trace
         if not isinstance(steps, Steps):

@@ -91,7 +91,7 @@ def _make(maker: Maker, policy: Any, jobs: Sequence[tuple[Entry, int]]) -> None:
     unique = list(dict.fromkeys(texts))
     rows = torch.tensor([unique.index(text) for text in texts])
     seeds = [derive(maker.seed, "evaluation", entry.index, sample) for entry, sample in jobs]
-    draw = Draw(torch.tensor(seeds), torch.tensor([entry.index for entry, _ in jobs]), 0, maker.seed)
+    draw = Draw.of(torch.tensor(seeds), torch.tensor([entry.index for entry, _ in jobs]), 0, maker.seed)
     with torch.no_grad(), policy.using(maker.weights):
         rollout = maker.sampler(policy, policy.condition(unique).take(rows), draw)
         images = policy.decode(rollout.final)

@@ -6,14 +6,14 @@ iterations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowrl.math.groups import flat_groups, group_count, group_mean, group_std, group_sum
-from flowrl.types import Scores
+from flowrl.types import Scores, first_of_group
 
 Memory = dict[str, Any]
 
@@ -139,6 +139,68 @@ class ExponentialWeight:
         centred = (reward - group_mean(reward, group, valid)) / self.temperature  # keeps the exponential finite
         weight = torch.where(valid, centred, torch.full_like(centred, -torch.inf)).exp()
         return _finish(weight / group_mean(weight, group, valid).clamp(min=1e-12), valid, None)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The reward itself, less ``baseline``: ``none``, or the ``batch`` mean of the other samples (unbiased). REINFORCE
+    (Williams 1992); PPO and REINFORCE++ spread it over tokens afterwards."""
+
+    baseline: Literal["none", "batch"] = "none"
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        reward = scores.total
+        if self.baseline == "batch":
+            everything = replace(scores, group=torch.zeros_like(scores.group))
+            return LeaveOneOut()(everything, memory)
+        return _finish(reward, scores.valid, None)
+
+
+@dataclass(frozen=True)
+class AgainstGreedy:
+    """``r - r of the greedy completion``, the first sample of every group (``sampler.greedy_first``), which gets no
+    credit itself. ReMax (arXiv:2310.10505)."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        first = first_of_group(scores.group)
+        place = first.cumsum(dim=0) - 1
+        greedy = first.nonzero()[:, 0][place]
+        usable = scores.valid & scores.valid[greedy] & ~first
+        return _finish(scores.total - scores.total[greedy], usable, None)
+
+
+@dataclass(frozen=True)
+class SoftmaxContrast:
+    """``softmax(a) - softmax(-a)`` within the group, ``a = (r - mean) / temperature``: sums to 0, at most 1 in size.
+    wd1 (arXiv:2507.08838)."""
+
+    temperature: float = 1.0
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        group, valid = scores.group, scores.valid
+        a = (scores.total - group_mean(scores.total, group, valid)) / self.temperature
+        return _finish(self._softmax(a, group, valid) - self._softmax(-a, group, valid), valid, None)
+
+    def _softmax(self, a: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+        weight = torch.where(valid, a, torch.full_like(a, -torch.inf)).exp()
+        return weight / group_sum(weight, group, valid).clamp(min=1e-300)
+
+
+@dataclass(frozen=True)
+class BestAgainstWorst:
+    """1 for one best sample of the group, -1 for one worst (the first of equals), 0 for the rest; 0 for a group without
+    spread. The preference pairs of VRPO, made from rewards."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        reward, group, valid = scores.total, scores.group, scores.valid
+        credit = torch.zeros_like(reward)
+        flat = flat_groups(reward, group, valid)
+        for key in group.unique():
+            rows = ((group == key) & valid & ~flat).nonzero()[:, 0]
+            if len(rows):
+                credit[rows[reward[rows].argmax()]] = 1.0
+                credit[rows[reward[rows].argmin()]] = -1.0
+        return credit
 
 
 def _finish(credit: Tensor, valid: Tensor, clip: float | None) -> Tensor:

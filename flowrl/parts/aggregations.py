@@ -1,5 +1,5 @@
 """How decisions add up: weights [N, D] known before any forward, so that the loss cannot depend on micro-batches or
-ranks."""
+ranks. Those of a mean sum to 1; sums say what they divide by."""
 
 from __future__ import annotations
 
@@ -23,3 +23,20 @@ class DecisionMean:
 
     def __call__(self, mask: Tensor) -> Tensor:
         return mask.double() / mask.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class SampleSum:
+    """Sum over a sample's decisions, mean over samples: the exact policy gradient of a product of decisions."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return mask.double() / mask.any(dim=1).sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class FixedLength:
+    """Sum over a sample's decisions divided by the greatest possible number of them, mean over samples: no length bias.
+    Dr. GRPO (arXiv:2503.20783)."""
+
+    def __call__(self, mask: Tensor) -> Tensor:
+        return SampleSum()(mask) / mask.shape[1]

@@ -9,7 +9,7 @@ from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.emphases import Uniform
 from flowrl.parts.schedules import Follower
 from flowrl.parts.selections import Everything
-from flowrl.types import Advantage, Aggregation, Emphasis, Estimator, Objective, Regularizer, Sampler, Selection
+from flowrl.types import Advantage, Aggregation, Credit, Emphasis, Estimator, Objective, Regularizer, Sampler, Selection
 
 Family = Literal["diffusion", "masked", "causal"]
 
@@ -22,6 +22,8 @@ class Algorithm:
     estimator: Estimator
     advantage: Advantage
     objective: Objective
+    credit: tuple[Credit, ...] = ()
+    """How the credit of a sample is spread over its decisions; by default each gets all of it."""
     selection: Selection = Everything()
     emphasis: Emphasis = Uniform()
     regularizers: tuple[Regularizer, ...] = ()
@@ -29,17 +31,26 @@ class Algorithm:
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
     followers: tuple[Follower, ...] = ()
+    redraw: bool = False
+    """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
     min_group: int = 2
     """The smallest group the credit is defined for."""
     families: tuple[Family, ...] = ("diffusion",)
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Weight sets the regularizers measure distances to."""
-        return tuple(dict.fromkeys(r.to for r in self.regularizers if r.weight > 0 and r.to))
+        """Weight sets that regularizers and objective compare the live one with."""
+        named = [r.to for r in self.regularizers if r.weight > 0]
+        return tuple(dict.fromkeys(name for name in (*named, self.objective.held) if name))
+
+    @property
+    def family(self) -> Family:
+        """What kind of model it trains."""
+        return self.families[0]
 
     @property
     def weight_sets(self) -> tuple[str, ...]:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
-        return tuple(dict.fromkeys((*behaviour, *self.held, *(f.name for f in self.followers))))
+        compared = (credit.held for credit in self.credit if credit.held)
+        return tuple(dict.fromkeys((*behaviour, *self.held, *compared, *(f.name for f in self.followers))))

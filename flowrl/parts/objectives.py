@@ -15,6 +15,7 @@ from flowrl.types import Batch, Likelihood
 class ScoreFunction:
     """``-A log p``: REINFORCE; with positive credit, weighted maximum likelihood (RWR, RAFT)."""
 
+    held: ClassVar[str] = ""
     coupled: ClassVar[bool] = False
     idle_at_zero: ClassVar[bool] = True
     compares: ClassVar[bool] = False
@@ -30,10 +31,11 @@ class ScoreFunction:
 @dataclass(frozen=True)
 class Clipped:
     """``max(-A rho, -A clip(rho, 1 - low, 1 + high))`` with ``rho = exp(log p - log p_old)``. PPO (arXiv:1707.06347)
-    eq. 7."""
+    eq. 7; ``high > low`` is DAPO's clip-higher (arXiv:2503.14476)."""
 
     low: float = 0.2
     high: float = 0.2
+    held: ClassVar[str] = ""
     coupled: ClassVar[bool] = False
     idle_at_zero: ClassVar[bool] = True
     compares: ClassVar[bool] = True
@@ -48,15 +50,17 @@ class Clipped:
 
 @dataclass(frozen=True)
 class ClippedMean:
-    """PPO's clip on one ratio per sample, ``exp(mean over decisions of the log-ratio)``. FPO (arXiv:2507.21053).
+    """PPO's clip on one ratio per sample, ``exp(mean over its decisions of the log-ratio)``.
 
-    Averaging before the exponential is what FPO's code does; exponentiating each draw first is biased upwards
-    (Jensen) and is
-    `Clipped`. Couples the decisions of a sample.
+    Over tokens this is GSPO's length-normalised sequence ratio (arXiv:2507.18071), over (time, noise) draws FPO's
+    (arXiv:2507.21053), over views the ratio of two likelihood bounds (GDPO, arXiv:2510.08554). Averaging before the
+    exponential is what they do; exponentiating each draw first is biased upwards (Jensen) and is `Clipped`. Couples the
+    decisions of a sample.
     """
 
     low: float = 0.05
     high: float = 0.05
+    held: ClassVar[str] = ""
     coupled: ClassVar[bool] = True
     idle_at_zero: ClassVar[bool] = True
     compares: ClassVar[bool] = True
@@ -66,8 +70,52 @@ class ClippedMean:
         return self.low, self.high
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        log_ratio = (likelihood.logp - batch.old.logp).mean(dim=1, keepdim=True)
-        return _clipped(log_ratio.expand_as(likelihood.logp), batch.advantage, self.low, self.high)
+        log_ratio = sample_mean(likelihood.logp - batch.old.logp, batch.weight > 0)
+        return _clipped(log_ratio[:, None].expand_as(likelihood.logp), batch.advantage, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class ClippedWeight:
+    """``-sg(min(rho, 1 + high)) A log p``: the ratio only weights the score, so no token loses its gradient. CISPO
+    (MiniMax-M1, arXiv:2506.13585)."""
+
+    high: float = 4.0
+    held: ClassVar[str] = ""
+    coupled: ClassVar[bool] = False
+    idle_at_zero: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> None:
+        return None
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        ratio = (likelihood.logp - batch.old.logp).detach().exp().clamp(max=1 + self.high)
+        return -ratio * batch.advantage * likelihood.logp
+
+
+@dataclass(frozen=True)
+class LinearBound:
+    """A lower bound of ``A exp(mean over views of d)``, ``d = log p - log p_old``, that is a sum over views:
+    ``A (1 + d)`` for ``A >= 0`` and ``A exp(d)`` for ``A < 0``. BGPO (arXiv:2510.11683) eq. 8.
+
+    Value and gradient equal the target's at the old policy; each view can be back-propagated by itself. ``most`` caps d
+    in the exponential (bounds at small t have heavy tails; the released code was not available to compare).
+    """
+
+    most: float = 10.0
+    held: ClassVar[str] = ""
+    coupled: ClassVar[bool] = False
+    idle_at_zero: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> None:
+        return None
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        d = likelihood.logp - batch.old.logp
+        return -batch.advantage * torch.where(batch.advantage >= 0, 1 + d, d.clamp(max=self.most).exp())
 
 
 def _clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
@@ -87,6 +135,7 @@ class ImplicitPair:
 
     strength: float = 1.0
     max_advantage: float = 5.0
+    held: ClassVar[str] = ""
     coupled: ClassVar[bool] = False
     idle_at_zero: ClassVar[bool] = False
     compares: ClassVar[bool] = False
@@ -99,3 +148,8 @@ class ImplicitPair:
         good = (batch.advantage / self.max_advantage).clamp(-1, 1) / 2 + 0.5
         pair = good * likelihood.logp + (1 - good) * likelihood.need("logp_against")
         return -self.max_advantage / self.strength * pair
+
+
+def sample_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """[N] mean of [N, D] values over the decisions of a mask; 0 for a row without any."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from flowrl.types import Batch, Likelihood
@@ -11,7 +12,8 @@ from flowrl.types import Batch, Likelihood
 
 @dataclass(frozen=True)
 class KL:
-    """KL divergence of the policy's kernels to those of a weight set (Flow-GRPO's ``beta`` term)."""
+    """KL divergence to a weight set, per decision as the estimator measures it: of two Gaussian kernels (Flow-GRPO's
+    ``beta`` term), or estimated from log-probabilities (GRPO's)."""
 
     weight: float = 0.04
     to: str = "reference"
@@ -37,3 +39,39 @@ class Prediction:
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         return likelihood.need(self.name)
+
+
+@dataclass(frozen=True)
+class KLToOld:
+    """Divergence from the policy that sampled, estimated by ``exp(-d) - 1 + d`` with ``d = log p - log p_old``
+    (TraceRL). Needs no weight set."""
+
+    weight: float = 0.01
+    to: str = ""
+
+    @property
+    def name(self) -> str:
+        return "kl/old"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        d = likelihood.logp - batch.old.logp
+        return (-d).exp() - 1 + d
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """Half the squared error of the critic to the returns, clipped around its old answer. PPO (arXiv:1707.06347 and its
+    released code): ``max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2``."""
+
+    weight: float = 0.5
+    clip: float = 0.2
+    to: str = ""
+
+    @property
+    def name(self) -> str:
+        return "value_loss"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        value, old, returns = likelihood.need("value"), batch.old.need("value"), batch.old.need("returns")
+        near = torch.maximum(torch.minimum(value, old + self.clip), old - self.clip)
+        return 0.5 * torch.maximum((value - returns) ** 2, (near - returns) ** 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flowrl.math.groups import flat_groups
-from flowrl.types import Scores
+from flowrl.types import Scores, first_of_group
 
 
 @dataclass(frozen=True)
@@ -24,3 +24,19 @@ class DropFlatGroups:
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~flat_groups(scores.total, scores.group, scores.valid)
+
+
+@dataclass(frozen=True)
+class WithCredit:
+    """Samples whose credit is not 0, such as those of a preference pair."""
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        return scores.valid & (advantage != 0)
+
+
+@dataclass(frozen=True)
+class AllButFirst:
+    """All but the first sample of every group, which is ReMax's greedy baseline."""
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        return scores.valid & ~first_of_group(scores.group)

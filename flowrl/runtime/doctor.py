@@ -84,7 +84,7 @@ def _trial(plan: Plan, policy: Any) -> Iterator[Symptom]:
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
     trained = plan.algorithm.sampler
     assert isinstance(trained, FlowSampler)
-    draw = Draw(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
+    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
     start = time.perf_counter()
     condition = policy.condition([prompt.text for prompt in prompts])
     rollout = replace(trained, window=None)(policy, condition, draw)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.estimators.matching import ContrastedMatching, Matching
-from flowrl.estimators.transitions import Transitions
 from flowrl.parts.algorithm import Algorithm
-from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Draw
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Counts of a run; forwards are network evaluations of one sample (guidance by two branches doubles them)."""
+    """Counts of a run; forwards are network evaluations of one sample (guidance by two branches doubles them; with a
+    cache, a token is one)."""
 
     prompts: int
     group: int
@@ -49,7 +44,7 @@ class Geometry:
             ("samples in total", f"{self.iterations * self.samples:,}"),
             ("network forwards per iteration", f"{self.sampling_forwards:,} to sample"),
             ("", f"{self.training_forwards:,} with gradient, {self.frozen_forwards:,} of frozen weights"),
-            ("network forwards in total", f"{self.forwards:,} (samples x steps; evaluation not counted)"),
+            ("network forwards in total", f"{self.forwards:,} (evaluation not counted)"),
         ]
 
 
@@ -67,49 +62,21 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
             f"train.updates={train.updates} is more than data.prompts={data.prompts}, and this algorithm's loss keeps "
             "the samples of a prompt together; lower train.updates"
         )
-    decisions = _decisions(algorithm)
-    trained = samples * decisions * train.epochs
-    measured = train.updates * train.epochs > 1 and algorithm.objective.compares and not _told(algorithm)
+    try:
+        decisions, network_rows = algorithm.estimator.decisions(algorithm.sampler.recorded)
+    except ValueError as error:
+        raise UserError(f"algorithm.sampler: {error}") from error
+    trained = samples * network_rows * train.epochs
+    measured = train.updates * train.epochs > 1 and algorithm.objective.compares and not algorithm.estimator.told
     return Geometry(
         prompts=data.prompts,
         group=data.group,
         samples=samples,
         decisions=decisions,
         optimizer_steps=train.updates * train.epochs,
-        sampling_forwards=samples * _flow_sampler(algorithm).steps,
+        sampling_forwards=samples * algorithm.sampler.forwards,
         training_forwards=trained,
-        frozen_forwards=trained * len(_frozen(algorithm)) + samples * decisions * measured,
+        frozen_forwards=trained * len({*algorithm.held, *algorithm.estimator.frozen})
+        + samples * network_rows * bool(measured or algorithm.credit),
         iterations=train.iterations,
     )
-
-
-def _flow_sampler(algorithm: Algorithm) -> FlowSampler:
-    assert isinstance(algorithm.sampler, FlowSampler)  # the only family of samplers so far
-    return algorithm.sampler
-
-
-def _decisions(algorithm: Algorithm) -> int:
-    """Decisions that a sample is trained on."""
-    estimator = algorithm.estimator
-    if not isinstance(estimator, Transitions):
-        assert isinstance(estimator, Matching | ContrastedMatching)
-        return estimator.draws
-    nobody = torch.zeros(1, dtype=torch.int64)
-    try:
-        recorded = len(_flow_sampler(algorithm).plan(Draw(nobody, nobody, 0, 0)).recorded)
-    except ValueError as error:
-        raise UserError(f"algorithm.sampler: {error}") from error
-    if not recorded:
-        raise UserError("algorithm.sampler records no step, so there is nothing to train; give it a window")
-    return max(1, int(recorded * min(estimator.fraction, 1)))
-
-
-def _frozen(algorithm: Algorithm) -> set[str]:
-    """Weight sets evaluated beside the live one."""
-    estimator = algorithm.estimator
-    return {*algorithm.held, *([estimator.to] if isinstance(estimator, ContrastedMatching) else [])}
-
-
-def _told(algorithm: Algorithm) -> bool:
-    """Whether the rollout already tells the old likelihood."""
-    return isinstance(algorithm.estimator, Transitions)

@@ -30,6 +30,15 @@ def check(config: Config) -> Plan:
     file."""
     algorithm = build(config.algorithm)
     counts = geometry(config, algorithm)
+    strangers = config.model.strangers(algorithm.family)
+    if strangers:
+        raise UserError(
+            f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
+        )
+    try:
+        algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
+    except ValueError as error:
+        raise UserError(f"eval: {error}") from error
     check_model(config.model.path)
     if config.model.adapter is not None and not Path(config.model.adapter).is_dir():
         raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")

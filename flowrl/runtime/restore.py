@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models import load_policy
-from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.runtime import checkpoint as checkpoints
 from flowrl.runtime.directory import CONFIG, RunDirectory
 from flowrl.runtime.resume import locate
@@ -19,15 +19,15 @@ WEIGHTS = "weights/"
 Which = Literal["best", "latest"]
 
 
-def open_policy(config: Config) -> DiffusionPolicy:
+def open_policy(config: Config) -> Any:
     """The policy a run starts from, with ``model.adapter`` loaded if there is one."""
-    policy = load_policy(**config.model.arguments())
+    policy = load_policy(**config.model.arguments(build(config.algorithm).family))
     if config.model.adapter is not None:
         policy.load_adapter(config.model.adapter)
     return policy
 
 
-def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> DiffusionPolicy:
+def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     """A run's model with the weight sets of a checkpoint: ``best``, ``latest`` or a path.
 
     ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one. ``best`` is the latest
@@ -37,12 +37,12 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Diffusion
     config = Config.load(RunDirectory.open(path).path / CONFIG)
     where = locate(path, str(checkpoint)) if checkpoint in ("best", "latest") else locate(Path(checkpoint))
     state = checkpoints.load(where).tensors
-    policy = load_policy(**config.model.arguments())
+    policy = load_policy(**config.model.arguments(build(config.algorithm).family))
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)})
     return policy
 
 
-def adopt(policy: DiffusionPolicy, weights: str) -> None:
+def adopt(policy: Any, weights: str) -> None:
     """Make the weight set ``weights`` the live one, which is what is exported. Raises `UserError` if there is none."""
     if weights not in policy.weights.names():
         raise UserError(f"--weights: the run keeps no {weights!r} weights; choose one of {policy.weights.names()}")

@@ -53,7 +53,7 @@ def sample_images(source: str, prompts: Sequence[str], out: Path, wish: Wish) ->
     for start in range(0, len(jobs), ROWS):
         part = jobs[start : start + ROWS]
         seeds = torch.tensor([derive(wish.seed, "sample", row, index) for row, index in part])
-        draw = Draw(seeds, torch.tensor([row for row, _ in part]), 0, wish.seed)
+        draw = Draw.of(seeds, torch.tensor([row for row, _ in part]), 0, wish.seed)
         with torch.no_grad(), policy.using(weights):
             rollout = sampler(policy, policy.condition([prompts[row] for row, _ in part]), draw)
             images = policy.decode(rollout.final)

@@ -18,8 +18,7 @@ def sample(sampler: Sampler, policy: Any, condition: Condition, draw: Draw, rows
         raise ValueError(f"a sampling batch needs at least one row, not {rows}")
     parts = []
     for index in torch.arange(len(draw)).split(rows):
-        piece = replace(draw, seeds=draw.seeds[index], group=draw.group[index])
-        parts.append(sampler(policy, condition.take(index), piece))
+        parts.append(sampler(policy, condition.take(index), draw.take(index)))
     if len(parts) == 1:
         return parts[0]
     first = parts[0]

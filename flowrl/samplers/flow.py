@@ -39,6 +39,21 @@ class FlowSampler:
     record_mean: bool = False
     """Also keep the sampling policy's means (GRPO-Guard)."""
 
+    @property
+    def forwards(self) -> int:
+        return self.steps
+
+    @property
+    def recorded(self) -> int:
+        nobody = torch.zeros(1, dtype=torch.int64)
+        return len(self.plan(Draw.of(nobody, nobody, 0, 0)).recorded)
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> FlowSampler:
+        """Noise-free; a continuous policy has no temperature."""
+        if temperature is not None:
+            raise ValueError("diffusion models have no sampling temperature; remove it")
+        return FlowSampler(steps=steps or self.steps, guidance=self.guidance if guidance is None else guidance)
+
     @torch.no_grad()
     def __call__(self, policy: FlowPolicy, condition: Condition, draw: Draw) -> Rollout:
         times = policy.times(self.steps)

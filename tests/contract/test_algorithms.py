@@ -2,100 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import pytest
 import torch
-from torch import Tensor
 
 from flowrl import algorithms
-from flowrl.math.random import derive, seeds
-from flowrl.models.tiny import TinyFlow
-from flowrl.parts.algorithm import Algorithm
-from flowrl.samplers.chunks import sample
 from flowrl.step import Pass, improve
-from flowrl.types import Draw, Rollout, Scores
+from tests.contract.toys import Recorder, disturb, family, gradients, roll, small, start
 
-MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
-PROMPTS = ("a", "b")
-GROUP = 16
 ALL = algorithms.names()
-
-
-@dataclass
-class Iteration:
-    policy: TinyFlow
-    rollout: Rollout
-    scores: Scores
-    advantage: Tensor
-    draw: Draw
-
-
-def reward(final: Tensor) -> Tensor:
-    """Closeness to the first mode, in [0, 1]."""
-    return (-((final - MODES[0]) ** 2).sum(dim=1) / 4).exp().double()
-
-
-def small(name: str, **spec) -> Algorithm:
-    """The preset at toy sizes; only resource-like arguments are changed."""
-    return algorithms.build({"use": name, **spec})
-
-
-def toy_steps(algorithm: Algorithm, steps: int = 6) -> Algorithm:
-    return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
-
-
-def start(algorithm: Algorithm, disturbed: bool = True) -> TinyFlow:
-    """A policy whose weight sets all hold its present weights."""
-    policy = TinyFlow(MODES, prompts=PROMPTS)
-    if disturbed:
-        disturb(policy)
-    for name in algorithm.weight_sets:
-        policy.follow(name, 0.0)
-    return policy
-
-
-def roll(algorithm: Algorithm, policy: TinyFlow, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
-    count = GROUP * len(PROMPTS)
-    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
-    draw = Draw(seeds(seed, "sample", iteration, count=count), group, iteration, derive(seed, "shared", iteration))
-    condition = policy.condition([PROMPTS[g] for g in group])
-    with policy.using(algorithm.behaviour):
-        rollout = sample(algorithm.sampler, policy, condition, draw, rows)
-    rewards = reward(rollout.final)[:, None]
-    scores = Scores(rewards, torch.ones(1).double(), ("mode",), group, group, torch.ones(count).bool())
-    return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
-
-
-class Recorder(torch.optim.SGD):
-    """An optimiser that notes the gradients it is given and changes nothing."""
-
-    def __init__(self, parameters) -> None:
-        super().__init__(parameters, lr=0.0)
-        self.gradients: list[Tensor] = []
-
-    def step(self, closure=None):
-        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.param_groups[0]["params"]]
-        self.gradients.append(torch.cat([g.flatten().clone() for g in parts]))
-
-
-def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
-    recorder = Recorder(it.policy.parameters())
-    options = Pass(max_grad_norm=1e9, **settings)
-    improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, options)
-    return recorder.gradients
-
-
-def disturb(policy: TinyFlow, size: float = 0.05) -> None:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_ratio_is_one_before_the_first_update(name: str) -> None:
-    algorithm = toy_steps(small(name))
+    algorithm = small(name)
     policy = start(algorithm)
     it = roll(algorithm, policy, rows=5)
     recorder = Recorder(policy.parameters())
@@ -110,7 +29,7 @@ def test_ratio_is_one_before_the_first_update(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
-    algorithm = toy_steps(small(name))
+    algorithm = small(name)
     policy = start(algorithm)
     it = roll(algorithm, policy)
     disturb(policy, 0.002)  # off policy, so that clipping and penalties take part
@@ -123,7 +42,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_samples_do_not_depend_on_the_sampling_batch(name: str) -> None:
-    algorithm = toy_steps(small(name))
+    algorithm = small(name)
     policy = start(algorithm)
     first, second = roll(algorithm, policy, rows=1000), roll(algorithm, policy, rows=3)
     assert torch.allclose(first.rollout.final, second.rollout.final, atol=1e-5)
@@ -131,7 +50,7 @@ def test_samples_do_not_depend_on_the_sampling_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_finite_at_extreme_credit(name: str) -> None:
-    algorithm = toy_steps(small(name))
+    algorithm = small(name)
     policy = start(algorithm)
     it = roll(algorithm, policy)
     it.advantage = it.advantage.sign() * 1e6
@@ -159,15 +78,17 @@ TOY = {
     "awm": {"ema": 0.1, "reference": 0.0},
     "diffusion_nft": {"draws": 5},
     "fpo": {"clip": 0.2},
+    "gspo": {"low": 0.2, "high": 0.2},
 }
+RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02}
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_learns_its_toy(name: str) -> None:
     """The reward is the indicator of one of three modes: every method must raise it well above the base's third."""
-    algorithm = toy_steps(small(name, **TOY.get(name, {})), 8)
+    algorithm = small(name, 8, **TOY.get(name, {}))
     policy = start(algorithm, disturbed=False)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=RATES[family(name)])
     memory: dict = {}
     base = sum(float(roll(algorithm, policy, 100 + k).scores.total.mean()) for k in range(8)) / 8
     end, steps = 0.0, 0

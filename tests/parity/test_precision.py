@@ -31,7 +31,7 @@ def test_first_ratio(folder: Callable[[str], Path], dtype: str, bound: float, gu
     algorithm = replace(algorithm, sampler=replace(algorithm.sampler, guidance=guidance))
     policy.follow("reference", 0.0)
     group = torch.arange(3).repeat_interleave(2)
-    draw = Draw(seeds(0, "s", count=6), group, 0, 1)
+    draw = Draw.of(seeds(0, "s", count=6), group, 0, 1)
     condition = policy.condition([PROMPTS[g] for g in group])
     rollout = sample(algorithm.sampler, policy, condition, draw, rows=1)
     rewards = torch.arange(6).double()[:, None]

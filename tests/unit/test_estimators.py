@@ -56,7 +56,7 @@ class ShiftPolicy:
 
 
 def draw(count: int, seed: int = 0) -> Draw:
-    return Draw(seeds(seed, "s", count=count), torch.zeros(count, dtype=torch.long), 0, 1)
+    return Draw.of(seeds(seed, "s", count=count), torch.zeros(count, dtype=torch.long), 0, 1)
 
 
 def condition(count: int) -> TinyCondition:

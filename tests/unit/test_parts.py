@@ -157,7 +157,7 @@ def test_inverse_step_needs_steps_and_divides_by_their_length() -> None:
 
 
 def draw(iteration: int) -> Draw:
-    return Draw(torch.zeros(1).long(), torch.zeros(1).long(), iteration, 17 + iteration)
+    return Draw.of(torch.zeros(1).long(), torch.zeros(1).long(), iteration, 17 + iteration)
 
 
 def test_windows() -> None:

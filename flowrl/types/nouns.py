@@ -1,4 +1,4 @@
-"""The nouns of flowrl and the verbs between them, as data classes and protocols.
+"""The nouns of flowrl, as data classes.
 
 Axis letters mean one thing everywhere:
     N  samples of an iteration, group-major        P  prompts (groups) of an iteration
@@ -12,9 +12,8 @@ velocity ``v = noise - clean``; every other parameterisation is converted inside
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,9 +43,25 @@ class Draw:
     iteration: int
     shared_seed: int
     """Seed of draws common to all samples of the iteration (such as a random window of steps)."""
+    first: Tensor
+    """[N] bool: the first sample of its group."""
+
+    @classmethod
+    def of(cls, seeds: Tensor, group: Tensor, iteration: int, shared_seed: int) -> Self:
+        """A draw of whole groups."""
+        return cls(seeds, group, iteration, shared_seed, first_of_group(group))
+
+    def take(self, rows: Tensor) -> Self:
+        """The draw of some samples."""
+        return replace(self, seeds=self.seeds[rows], group=self.group[rows], first=self.first[rows])
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+
+def first_of_group(group: Tensor) -> Tensor:
+    """[N] bool: where a group begins, for group-major ``group`` [N]."""
+    return torch.cat([torch.ones(min(1, len(group)), dtype=torch.bool), group[1:] != group[:-1]])
 
 
 class Condition(Protocol):
@@ -86,11 +101,17 @@ class Steps:
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """Recorded token sequences (language families)."""
+    """Recorded completions (language families)."""
 
-    tokens: Tensor  # [N, T]
-    mask: Tensor  # [N, T] bool, True on tokens the policy decided
-    order: Tensor | None = None  # [N, T] decoding step at which a token was fixed (masked diffusion)
+    tokens: Tensor  # [N, T] int64; padding after the end
+    mask: Tensor
+    """[N, T] bool: True up to and including the first end token, the decisions that count."""
+    temperature: float
+    """Of the distribution the tokens were drawn from; 0 is greedy."""
+    logp: Tensor | None = None
+    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive)."""
+    order: Tensor | None = None
+    """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +179,22 @@ class Likelihood:
 class Rows:
     """Data drawn once by an estimator's ``probe``: subclasses hold tensors whose first two axes are [N, D]."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)``."""
+        first = next(value for value in vars(self).values() if isinstance(value, Tensor))
+        return first.shape[0], first.shape[1]
+
+    @property
+    def unit(self) -> int:
+        """Decisions that one network row answers together, so that blocks hold whole multiples of it."""
+        return 1
+
+    @property
+    def counted(self) -> Tensor | None:
+        """[N, D] bool: the decisions that count; ``None`` for all."""
+        return None
+
     def block(self, rows: Tensor, decisions: slice) -> Self:
         """The same data for some rows [n] and a range of decisions."""
         cut = {f.name: _cut(getattr(self, f.name), rows, decisions) for f in fields(self)}
@@ -172,8 +209,55 @@ class StepRows(Rows):
     t_next: Tensor  # [N, D] float64
 
 
+@dataclass(frozen=True)
+class ViewRows(Rows):
+    """m partly masked copies ("views") of every completion, whole: [N, m, L]. What a decision is depends on ``per``:
+    a view, a cell (view and position, view by view) or a token (over all views)."""
+
+    inputs: Tensor  # tokens, hidden ones masked
+    labels: Tensor
+    targets: Tensor  # bool: the positions asked for
+    weights: Tensor  # float64; the mean over views of sum_i w_i log p_i estimates the log-likelihood
+    content: Tensor  # [N, L] bool: up to and including the end token
+    prompt_seeds: Tensor  # [N, m]
+    per: Literal["view", "cell", "token"]
+    temperature: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, m, length = self.inputs.shape
+        return n, {"view": m, "cell": m * length, "token": length}[self.per]
+
+    @property
+    def unit(self) -> int:
+        return 1 if self.per == "view" else self.inputs.shape[2]
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Cells that are asked for, tokens before the end; every view, also an empty one (it estimates 0)."""
+        if self.per == "view":
+            return None
+        return self.targets.flatten(1) if self.per == "cell" else self.content
+
+    def block(self, rows: Tensor, decisions: slice) -> Self:
+        views = decisions if self.per == "view" else slice(None)
+        if self.per == "cell" and decisions != slice(None):
+            views = slice(decisions.start // self.unit, decisions.stop // self.unit)
+        names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
+        return replace(self, content=self.content[rows], **{n: getattr(self, n)[rows][:, views] for n in names})
+
+
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
     return value[rows][:, decisions] if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a language model says about chosen positions; 0 elsewhere."""
+
+    logp: Tensor  # [N, T] float32, with gradient where enabled
+    entropy: Tensor | None = None  # [N, T] float32, without gradient, in nats
+    value: Tensor | None = None  # [N, T] float32, the critic's, with gradient where enabled
 
 
 @dataclass(frozen=True)
@@ -182,6 +266,7 @@ class Batch:
 
     advantage: Tensor  # [N, D]
     old: Likelihood
+    """The policy that sampled, or what the live one was before the first update; with what `Credit` added."""
     weight: Tensor
     """[N, D]: share of every decision in the loss; sums to 1 over the optimiser batch, all micro-batches and ranks."""
     group: Tensor  # [N]
@@ -189,140 +274,17 @@ class Batch:
     reference: Likelihood | None = None
 
 
-class Policy(Protocol):
-    """A generative model with named sets of its trainable weights."""
-
-    def condition(self, prompts: Sequence[str]) -> Condition: ...
-    def decode(self, final: Tensor) -> Tensor: ...
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with the weight set ``name``; gradients are disabled unless it is ``live``."""
-        ...
-
-    def follow(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``; creates the set as a copy of live when absent."""
-        ...
-
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The trainable parameters, in a fixed order."""
-        ...
-
-
-class FlowPolicy(Policy, Protocol):
-    """A continuous policy in canonical coordinates."""
-
-    latent_shape: tuple[int, ...]
-    device: torch.device
-
-    def times(self, steps: int) -> Tensor:
-        """[steps + 1] float64 descending grid, from the first network time to 0, as the model's own scheduler spaces
-        it."""
-        ...
-
-    def snap(self, t: Tensor) -> Tensor:
-        """The nearest times the network was trained on (identity for flow models, the discrete grid for DDPM
-        models)."""
-        ...
-
-    def initial(self, noise: Tensor, times: Tensor) -> Tensor:
-        """The sampler's starting point at ``times[0]`` for standard normal ``noise`` [N, ...]."""
-        ...
-
-    def velocity(
-        self, x: Tensor, t: Tensor, condition: Condition, *, guidance: float | None = None, cfg_grad: CfgGrad = "cond"
-    ) -> Tensor:
-        """Velocity [N, ...] float32 at ``x`` [N, ...], ``t`` [N]. ``guidance=None`` is the policy's own scale, 1 is
-        off.
-        ``cfg_grad="cond"`` lets gradient through the conditional branch only, ``"both"`` through both."""
-        ...
-
-
-class Sampler(Protocol):
-    def __call__(self, policy: Any, condition: Condition, draw: Draw) -> Rollout: ...
-
-
-class Estimator(Protocol):
-    """The only bridge between networks and algorithms."""
-
-    def probe(self, rollout: Rollout, policy: Any, seeds: Tensor) -> Rows:
-        """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""
-        ...
-
-    def old(self, rollout: Rollout, rows: Any) -> Likelihood | None:
-        """The sampling policy's likelihood if the rollout already tells it, else ``None`` (then it is measured)."""
-        ...
-
-    def __call__(self, policy: Any, rows: Any, condition: Condition, against: Sequence[str] = ()) -> Likelihood:
-        """Likelihood at the probe; ``against`` names weight sets to measure distances to (frozen sets run first)."""
-        ...
-
-
-class Advantage(Protocol):
-    def __call__(self, scores: Scores, memory: dict[str, Any]) -> Tensor:
-        """[N] credit per sample; ``memory`` is the part's state across iterations, checkpointed by the trainer."""
-        ...
-
-
-class Selection(Protocol):
-    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
-        """[N] bool: the samples that take part."""
-        ...
-
-
-class Emphasis(Protocol):
-    def __call__(self, rows: Rows, shape: tuple[int, int]) -> Tensor:
-        """[N, D] float64 factors on the loss."""
-        ...
-
-
-class Objective(Protocol):
-    coupled: ClassVar[bool]
-    """Whether the loss of a decision depends on other decisions, so that it needs the whole [N, D] matrix."""
-    idle_at_zero: ClassVar[bool]
-    """Whether a decision of advantage exactly 0 has no gradient (it may then be skipped)."""
-    compares: ClassVar[bool]
-    """Whether it reads ``batch.old``; if not, the old likelihood need not be measured."""
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """How far below and above 1 the ratio may move before the gradient stops, for the log; ``None`` without a
-        clip."""
-        ...
-
-    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        """[N, D] loss per decision."""
-        ...
-
-
-class Regularizer(Protocol):
-    @property
-    def weight(self) -> float: ...
-    @property
-    def to(self) -> str:
-        """Weight set it holds on to; empty for none."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Name of the [N, D] quantity it penalises, as the log shows it."""
-        ...
-
-    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor: ...
-
-
-class Aggregation(Protocol):
-    def __call__(self, mask: Tensor) -> Tensor:
-        """[N, D] weights that sum to 1, from the [N, D] bool mask of decisions that count; known before any forward."""
-        ...
-
-
-def iterate_blocks(rows: int, decisions: int, cells: int) -> Iterator[tuple[slice, slice]]:
-    """Cover ``[rows, decisions]`` by blocks of at most ``cells`` entries: whole rows where they fit, else parts of
-    one."""
-    if cells >= decisions:
-        size = max(1, cells // decisions)
+def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Cover ``[rows, decisions]`` by blocks of at most ``most`` network rows, each of which answers ``unit``
+    decisions: whole samples where they fit, else parts of one."""
+    if decisions % unit:
+        raise ValueError(f"{decisions} decisions do not divide into network rows of {unit}")
+    per_sample = decisions // unit
+    if most >= per_sample:
+        size = max(1, most // max(per_sample, 1))
         for start in range(0, rows, size):
             yield slice(start, min(start + size, rows)), slice(0, decisions)
         return
     for row in range(rows):
-        for start in range(0, decisions, cells):
-            yield slice(row, row + 1), slice(start, min(start + cells, decisions))
+        for start in range(0, per_sample, most):
+            yield slice(row, row + 1), slice(start * unit, min(start + most, per_sample) * unit)

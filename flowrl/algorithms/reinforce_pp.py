@@ -1,0 +1,26 @@
+"""REINFORCE++: per-token KL in the reward, credit of what follows, whitened over the whole batch, PPO's clip
+(arXiv:2501.03262)."""
+
+from flowrl.estimators.tokens import Tokens
+from flowrl.parts.advantages import Plain
+from flowrl.parts.aggregations import DecisionMean
+from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.credits import KLInReward
+from flowrl.parts.objectives import Clipped
+from flowrl.samplers.causal import CausalSampler
+
+PAPER = "arXiv:2501.03262"
+
+
+def reinforce_pp(*, clip: float = 0.2, kl: float = 0.01, length: int = 256, temperature: float = 1.0) -> Algorithm:
+    """No groups are needed."""
+    return Algorithm(
+        sampler=CausalSampler(length=length, temperature=temperature),
+        estimator=Tokens(),
+        advantage=Plain(),
+        credit=(KLInReward(kl),),
+        objective=Clipped(clip, clip),
+        aggregation=DecisionMean(),
+        min_group=1,
+        families=("causal",),
+    )

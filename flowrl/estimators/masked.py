@@ -1,0 +1,103 @@
+"""Likelihood of completions under a masked-diffusion language model, from views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.estimators.tokens import KLKind, compare
+from flowrl.estimators.views import RandomCount, ViewPlan
+from flowrl.math.random import derive
+from flowrl.types import Likelihood, MaskedPolicy, Rollout, TextCondition, TokenTrace, ViewRows
+
+PROMPT_STREAM = "prompt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedViews:
+    """``log p(y_i | view)`` at the positions that ``plan``'s views ask for.
+
+    per: ``view`` is one decision per view, ``sum_i w_i log p_i`` (an estimate of the log-likelihood each); ``cell`` one
+        per view and position, ``log p_i`` unweighted, view by view; ``token`` one per position, the mean over views of
+        ``w log p``.
+    corrupt: each prompt token is masked with this probability, anew for every view (diffu-GRPO's p = 0.15).
+    tempered: score at the sampler's temperature instead of 1; needed for exact trajectory probabilities.
+    kl: the estimate of the divergence to a weight set per decision, see `flowrl.math.masking.log_ratio_kl`.
+
+    Views are drawn once and are the same for the new, the old and the reference policy (LLaDA 1.5's "antithetic"
+    sampling, arXiv:2505.19223: otherwise the ratio of two estimates is mostly noise). Only the positions asked for pass
+    through the vocabulary layer, and views in which nothing is asked are never run.
+    """
+
+    plan: ViewPlan = RandomCount()
+    per: Literal["view", "cell", "token"] = "view"
+    corrupt: float = 0.0
+    tempered: bool = False
+    kl: KLKind = "k3"
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def told(self) -> bool:
+        return False
+
+    def decisions(self, recorded: int) -> tuple[int, int]:
+        draws = self.plan.draws
+        return {"view": draws, "cell": draws * recorded, "token": recorded}[self.per], draws
+
+    def probe(self, rollout: Rollout, policy: MaskedPolicy, seeds: Tensor) -> ViewRows:
+        trace = rollout.trace
+        if not isinstance(trace, TokenTrace):
+            raise ValueError("views are made of completions: use a masked language model's sampler")
+        views = self.plan(trace, seeds)
+        labels = trace.tokens[:, None].expand(views.hidden.shape)
+        drawn = [[derive(int(seed), PROMPT_STREAM, view) for view in range(self.plan.draws)] for seed in seeds]
+        return ViewRows(
+            inputs=torch.where(views.hidden, policy.mask_token, labels),
+            labels=labels,
+            targets=views.targets,
+            weights=views.weights,
+            content=trace.mask,
+            prompt_seeds=torch.tensor(drawn, dtype=torch.int64),
+            per=self.per,
+            temperature=(trace.temperature or 1.0) if self.tempered else 1.0,
+        )
+
+    def old(self, rollout: Rollout, rows: ViewRows) -> None:
+        return None
+
+    def __call__(
+        self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, against: Sequence[str] = ()
+    ) -> Likelihood:
+        asked = rows.targets.flatten(0, 1).any(dim=1).nonzero()[:, 0]  # of [n * m]
+        frozen = {}
+        for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
+            with policy.using(name):
+                frozen[name] = self._reduced(rows, self._cells(policy, rows, condition, asked))
+        logp = self._reduced(rows, self._cells(policy, rows, condition, asked))
+        return Likelihood(logp, compare(logp, frozen, self.kl))
+
+    def _cells(self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, asked: Tensor) -> Tensor:
+        """[n, m, L] log-probabilities, 0 where nothing is asked."""
+        n, m, length = rows.inputs.shape
+        wide = condition.take(torch.arange(n).repeat_interleave(m)[asked])
+        if self.corrupt:
+            wide = wide.corrupted(rows.prompt_seeds.flatten()[asked], self.corrupt, policy.mask_token)
+        picked = (value.flatten(0, 1)[asked] for value in (rows.inputs, rows.targets, rows.labels))
+        scores = policy.score(wide, *picked, temperature=rows.temperature)
+        if len(asked) == n * m:
+            return scores.logp.reshape(n, m, length)
+        empty = scores.logp.new_zeros(n * m, length)
+        return empty.index_put((asked.to(empty.device),), scores.logp).reshape(n, m, length)
+
+    def _reduced(self, rows: ViewRows, cells: Tensor) -> Tensor:
+        if self.per == "cell":
+            return cells.flatten(1)
+        weighted = cells.double() * rows.weights.to(cells.device)
+        return weighted.sum(dim=2) if self.per == "view" else weighted.mean(dim=1)

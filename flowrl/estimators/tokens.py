@@ -1,0 +1,101 @@
+"""Likelihood of autoregressive completions: one decision per token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from flowrl.math.masking import log_ratio_kl
+from flowrl.types import CausalPolicy, Likelihood, Rollout, Rows, TextCondition, TokenScores, TokenTrace
+
+KLKind = Literal["k1", "k2", "k3"]
+
+
+@dataclass(frozen=True)
+class TokenRows(Rows):
+    """Completions to be scored."""
+
+    tokens: Tensor  # [N, T]
+    mask: Tensor  # [N, T] bool
+    behaviour: Tensor | None  # [N, T] log-probabilities as the sampler computed them
+    temperature: float
+
+    @property
+    def unit(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def counted(self) -> Tensor:
+        return self.mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """``log p(token | prompt, earlier tokens)`` at the sampler's temperature.
+
+    kl: the estimate of the divergence to a weight set at each token, see `flowrl.math.masking.log_ratio_kl`; with
+        ``k3`` as GRPO's loss term its gradient is that of the reverse KL only to first order (arXiv:2505.17508).
+    entropy: also measure the entropy of every distribution, in nats, without gradient.
+    trust_rollout: take the sampler's own log-probabilities as the old policy's instead of computing them again. They
+        agree to rounding in float32; an inference engine, or a low precision, differs by more.
+    """
+
+    kl: KLKind = "k3"
+    entropy: bool = False
+    trust_rollout: bool = False
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def told(self) -> bool:
+        return self.trust_rollout
+
+    def decisions(self, recorded: int) -> tuple[int, int]:
+        return recorded, 1
+
+    def probe(self, rollout: Rollout, policy: CausalPolicy, seeds: Tensor) -> TokenRows:
+        trace = rollout.trace
+        if not isinstance(trace, TokenTrace):
+            raise ValueError("tokens are scored on completions: use a language model's sampler")
+        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0)
+
+    def old(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
+        if not self.trust_rollout:
+            return None
+        if rows.behaviour is None:
+            raise ValueError("trust_rollout needs a sampler that records log-probabilities")
+        return Likelihood(rows.behaviour.double())
+
+    def __call__(
+        self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, against: Sequence[str] = ()
+    ) -> Likelihood:
+        def score(entropy: bool = False) -> TokenScores:
+            return policy.score(
+                condition, rows.tokens, rows.mask, rows.tokens, temperature=rows.temperature, entropy=entropy
+            )
+
+        frozen = {}
+        for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
+            with policy.using(name):
+                frozen[name] = score().logp
+        live = score(self.entropy)
+        extra = compare(live.logp, frozen, self.kl)
+        if live.entropy is not None:
+            extra["entropy"] = live.entropy
+        if live.value is not None:
+            extra["value"] = live.value
+        return Likelihood(live.logp, extra)
+
+
+def compare(logp: Tensor, frozen: dict[str, Tensor], kl: KLKind) -> dict[str, Tensor]:
+    """``kl/<set>`` and ``log_ratio/<set>`` (without gradient) of every frozen weight set."""
+    extra = {}
+    for name, other in frozen.items():
+        extra[f"kl/{name}"] = log_ratio_kl(logp, other, kl)
+        extra[f"log_ratio/{name}"] = (logp - other).detach()
+    return extra

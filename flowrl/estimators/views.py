@@ -1,0 +1,256 @@
+"""Which partly masked copies ("views") of a completion a masked-diffusion model is asked about, and with which weights.
+
+A view hides some positions and asks for some of the hidden ones. With weights ``w``, the mean over a completion's views
+of ``sum_i w_i log p(y_i | view)`` estimates its log-likelihood bound; which bound, and whether without bias, is said at
+each plan. Positions after the end token are hidden and never asked for. Every draw follows from the sample's seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl.math.masking import gauss_legendre, random_subset, systematic_counts
+from flowrl.math.random import uniform
+from flowrl.types import TokenTrace
+
+MASK_STREAM, COUNT_STREAM, PLACE_STREAM = 2_000_001, 2_000_002, 2_000_003
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is shown and asked, for m views of every completion."""
+
+    hidden: Tensor  # [N, m, L] bool
+    targets: Tensor  # [N, m, L] bool; a subset of hidden
+    weights: Tensor  # [N, m, L] float64; 0 off the targets
+
+
+class ViewPlan(Protocol):
+    """A law of views."""
+
+    @property
+    def draws(self) -> int:
+        """Views per completion."""
+        ...
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views: ...
+
+
+def _views(content: Tensor, hidden_content: Tensor, weight: Tensor) -> Views:
+    """All hidden content is asked for, with ``weight`` [N, m]; the tail after the end is hidden too."""
+    tail = ~content[:, None].expand_as(hidden_content)
+    return Views(hidden_content | tail, hidden_content, hidden_content * weight[..., None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullMask:
+    """One view with everything hidden: the exact log-probability of a *one-step* sampler, a biased stand-in for any
+    other. diffu-GRPO (arXiv:2504.12216)."""
+
+    @property
+    def draws(self) -> int:
+        return 1
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        content = trace.mask
+        return _views(content, content[:, None], torch.ones(len(content), 1, dtype=torch.float64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomCount:
+    """Hide k of the L positions, k uniform on 1..L; weight L / k: the evidence lower bound without bias, with bounded
+    weights. ``systematic`` spreads the k of a completion's views evenly. LLaDA 1.5 (arXiv:2505.19223)."""
+
+    draws: int = 4
+    systematic: bool = True
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        content = trace.mask
+        length = content.sum(dim=1)
+        if self.systematic:
+            count = systematic_counts(uniform(seeds, (), stream=COUNT_STREAM), self.draws, length)
+        else:
+            count = (uniform(seeds, (self.draws,), stream=COUNT_STREAM) * length[:, None]).long() + 1
+        hidden = _subset(content, count, seeds)
+        return _views(content, hidden, length[:, None] / count.double())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomTime:
+    """Hide every position with probability t, t uniform on [low, high]; weight 1 / t (the bound, unbiased on [0, 1];
+    its variance explodes at small t), or 1 / number hidden (``mean``: not the bound)."""
+
+    draws: int = 4
+    low: float = 0.0
+    high: float = 1.0
+    weight: Literal["inverse", "mean"] = "inverse"
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        t = self.low + (self.high - self.low) * uniform(seeds, (self.draws,), stream=COUNT_STREAM)
+        return _at_times(trace, t, seeds, self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeGrid:
+    """Hide every position with the probabilities of an evenly spaced grid from a random start to 1, one view each;
+    weight 1 / number hidden. UniGRPO's structured noising (MMaDA, arXiv:2505.15809)."""
+
+    draws: int = 4
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        start = uniform(seeds, (1,), stream=COUNT_STREAM)
+        steps = torch.arange(self.draws) / max(self.draws - 1, 1)
+        return _at_times(trace, start + (1 - start) * steps, seeds, "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadrature:
+    """Hide every position with probability t at the Gauss-Legendre nodes of [0, 1], ``repeats`` views each; weight
+    w_node / t. The inner mean is a polynomial of degree L - 1 in t, so from ``nodes >= L / 2`` on it is the bound
+    without bias; fewer nodes add a small error and take the variance over t away. GDPO (arXiv:2510.08554)."""
+
+    nodes: int = 3
+    repeats: int = 1
+
+    @property
+    def draws(self) -> int:
+        return self.nodes * self.repeats
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        t, w = gauss_legendre(self.nodes)
+        times = t.repeat(self.repeats).expand(len(trace.mask), -1)
+        views = _at_times(trace, times, seeds, "inverse")
+        share = w.repeat(self.repeats) * self.nodes  # the mean over views is then the weighted sum over nodes
+        return Views(views.hidden, views.targets, views.weights * share[None, :, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coupled:
+    """Everything hidden, then pairs that hide a random part and its complement, weights 1 / t and 1 / (1 - t): every
+    token is asked for in every pair. coupled-GRPO (DiffuCoder, arXiv:2506.20639).
+
+    ``full=False`` leaves out the first view; then, with t uniform on [0, 1], the mean is the bound without bias."""
+
+    pairs: int = 1
+    low: float = 0.2
+    high: float = 0.8
+    full: bool = True
+
+    @property
+    def draws(self) -> int:
+        return 2 * self.pairs + self.full
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        content = trace.mask
+        t = self.low + (self.high - self.low) * uniform(seeds, (self.pairs,), stream=COUNT_STREAM)
+        coin = uniform(seeds, (self.pairs, content.shape[1]), stream=MASK_STREAM)
+        part = content[:, None] & (coin < t[..., None])
+        hidden, weight = [part, content[:, None] & ~part], [1 / t, 1 / (1 - t)]
+        if self.full:
+            # a token's score is the mean of its full and its partial one: 1/2 each, over 1 + 2 pairs views
+            hidden.insert(0, content[:, None])
+            scale = self.draws / 2
+            weight = [torch.full((len(t), 1), scale).double(), *(w * scale / self.pairs for w in weight)]
+        return _views(content, torch.cat(hidden, dim=1), torch.cat(weight, dim=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRandom:
+    """One random block of ``block`` positions: earlier blocks shown, later ones hidden, k of its n positions hidden and
+    asked for; weight (blocks) n / k: the bound of a sampler that decodes blocks from left to right, without bias.
+    SPG's block-wise masking (arXiv:2510.09541); its released code also asks for the hidden later blocks, which is
+    another bound."""
+
+    block: int = 32
+    draws: int = 2
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        content = trace.mask
+        place = torch.arange(content.shape[1]) // self.block
+        blocks = -(-content.sum(dim=1) // self.block)
+        start = uniform(seeds, (), stream=PLACE_STREAM)
+        chosen = (start[:, None] + torch.arange(self.draws) / self.draws) % 1.0
+        chosen = (chosen * blocks[:, None]).long()  # stratified over the blocks
+        inside = content[:, None] & (place == chosen[..., None])
+        size = inside.sum(dim=-1)
+        count = (uniform(seeds, (self.draws,), stream=COUNT_STREAM) * size).long() + 1
+        targets = random_subset(uniform(seeds, tuple(inside.shape[1:]), stream=MASK_STREAM), inside, count)
+        hidden = targets | (place > chosen[..., None]) | ~content[:, None]
+        weight = blocks[:, None] * size / count.double()
+        return Views(hidden, targets, targets * weight[..., None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The states that the sampler visited, ``merge`` consecutive steps as one view: what is fixed in a view's steps is
+    hidden and asked for, everything fixed earlier is shown. With ``merge=1`` the sum is the exact log-probability of
+    the trajectory. TraceRL (arXiv:2509.06949), which merges 8; per-step policy gradients with 1.
+
+    limit: the most views per completion (steps of the sampler / merge, rounded up)."""
+
+    limit: int
+    merge: int = 1
+
+    @property
+    def draws(self) -> int:
+        return self.limit
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        if trace.order is None:
+            raise ValueError("a trajectory is scored on a masked sampler's record of steps")
+        order = trace.order
+        fixed = order >= 0
+        steps = torch.where(fixed, order, torch.full_like(order, torch.iinfo(torch.int64).max))
+        # steps in which a row fixed nothing (early exit of a block) do not count
+        ranks = torch.zeros_like(order)
+        for row, values in enumerate(steps):
+            ranks[row] = torch.unique(values, return_inverse=True)[1]
+        group = ranks // self.merge
+        if int(group[fixed].max()) >= self.limit:
+            raise ValueError(
+                f"trajectories have more than {self.limit} x {self.merge} steps; raise estimator.plan.limit"
+            )
+        index = torch.arange(self.limit)[None, :, None]
+        targets = fixed[:, None] & (group[:, None] == index)
+        hidden = ~fixed[:, None] | (group[:, None] >= index)
+        return Views(hidden, targets, targets.double() * self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EachAlone:
+    """Hide one random position at a time: the pseudo-likelihood, weight L.
+
+    For a masked model the concrete score between neighbours that differ in position i is ``s_v = p(v | rest) / p(y_i |
+    rest)``, so this is score-entropy policy optimisation on neighbours at distance one (SEPO, arXiv:2502.01384):
+    ``-sum_v p_v grad log s_v = grad log p(y_i | rest)``."""
+
+    draws: int = 4
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        content = trace.mask
+        length = content.sum(dim=1)
+        numbers = uniform(seeds, (content.shape[1],), stream=MASK_STREAM)
+        key = torch.where(content, numbers, torch.full_like(numbers, torch.inf))
+        rank = key.argsort(dim=1).argsort(dim=1)
+        turn = torch.arange(self.draws) % length[:, None]
+        hidden = content[:, None] & (rank[:, None] == turn[..., None])
+        return _views(content, hidden, length[:, None].double().expand(-1, self.draws))
+
+
+def _subset(content: Tensor, count: Tensor, seeds: Tensor) -> Tensor:
+    """[N, m, L] bool: ``count`` [N, m] random positions of the content."""
+    shape = (count.shape[1], content.shape[1])
+    return random_subset(uniform(seeds, shape, stream=MASK_STREAM), content[:, None].expand(-1, *shape), count)
+
+
+def _at_times(trace: TokenTrace, t: Tensor, seeds: Tensor, weight: Literal["inverse", "mean"]) -> Views:
+    """Views that hide each position with probability ``t`` [N, m]."""
+    content = trace.mask
+    coin = uniform(seeds, (t.shape[1], content.shape[1]), stream=MASK_STREAM)
+    hidden = content[:, None] & (coin < t[..., None])
+    factor = 1 / t.clamp(min=1e-12) if weight == "inverse" else 1 / hidden.sum(dim=-1).clamp(min=1).double()
+    return _views(content, hidden, factor)

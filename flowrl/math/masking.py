@@ -1,0 +1,78 @@
+"""Token choices and mask laws of language models: pure functions of logits, seeds and lengths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def through_end(tokens: Tensor, end: int) -> Tensor:
+    """[N, T] bool: True up to and including the first ``end`` of each row, everywhere in a row without one."""
+    is_end = (tokens == end).int()
+    return (is_end.cumsum(dim=1) - is_end) == 0
+
+
+def draw_tokens(logits: Tensor, numbers: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """One token per row from ``softmax(logits / temperature)``, by the inverse distribution function.
+
+    logits [K, V]; numbers [K] uniform in [0, 1); temperature [K], 0 for the most likely token.
+    Returns the tokens [K] and their log-probabilities [K] float32 under the distribution drawn from (0 for greedy).
+    """
+    hot = temperature > 0
+    scale = torch.where(hot, temperature, torch.ones_like(temperature)).to(logits.dtype)
+    logp = (logits / scale[:, None]).log_softmax(dim=-1)
+    # float64: with a large vocabulary a float32 sum loses the last tokens' probabilities
+    cumulative = logp.double().exp().cumsum(dim=-1)
+    reached = cumulative > (numbers.double() * cumulative[:, -1])[:, None]
+    drawn = reached.int().argmax(dim=-1)
+    tokens = torch.where(hot, drawn, logits.argmax(dim=-1))
+    found = logp.gather(1, tokens[:, None])[:, 0]
+    return tokens, torch.where(hot, found, torch.zeros_like(found)).float()
+
+
+def random_subset(numbers: Tensor, among: Tensor, count: Tensor) -> Tensor:
+    """[..., L] bool: ``count`` [...] of the True entries of ``among`` [..., L], uniformly without replacement, chosen
+    by the smallest of ``numbers`` [..., L]."""
+    key = torch.where(among, numbers, torch.full_like(numbers, torch.inf))
+    rank = key.argsort(dim=-1).argsort(dim=-1)
+    return among & (rank < count[..., None])
+
+
+def systematic_counts(start: Tensor, draws: int, length: Tensor) -> Tensor:
+    """[N, draws] int64 in 1..length: counts of masked tokens, stratified so that the draws spread over the range; each
+    is uniform by itself. ``start`` [N] uniform in [0, 1), ``length`` [N] >= 1.
+
+    LLaDA's likelihood evaluation (arXiv:2502.09992) spreads its counts so; the estimate stays unbiased and varies
+    less."""
+    place = (start[:, None] + torch.arange(draws) / draws) % 1.0
+    return (place * length[:, None]).floor().long().clamp(max=length[:, None] - 1) + 1
+
+
+def gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights [nodes] float64 on [0, 1]; exact for polynomials up to degree ``2 nodes - 1``."""
+    from numpy.polynomial.legendre import leggauss
+
+    x, w = leggauss(nodes)
+    return torch.as_tensor(x).double() / 2 + 0.5, torch.as_tensor(w).double() / 2
+
+
+def commit_counts(masked: Tensor, steps: int) -> Tensor:
+    """[N, steps] int64: how many of ``masked`` [N] tokens are fixed in each step; even, the remainder first."""
+    base = masked[:, None] // steps
+    return base + (torch.arange(steps, device=masked.device) < (masked % steps)[:, None]).long()
+
+
+def log_ratio_kl(live: Tensor, other: Tensor, kind: str) -> Tensor:
+    """Per-decision estimates of ``KL(live || other)`` at samples of the live policy, from ``d = live - other``.
+
+    ``k1`` d, unbiased, any sign; ``k2`` d^2 / 2; ``k3`` exp(-d) - 1 + d, unbiased and never negative (Schulman 2020).
+    """
+    d = live - other
+    match kind:
+        case "k1":
+            return d
+        case "k2":
+            return 0.5 * d**2
+        case "k3":
+            return (-d).exp() - 1 + d
+    raise ValueError(f"kl should be k1, k2 or k3, found {kind!r}")

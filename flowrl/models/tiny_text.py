@@ -1,0 +1,146 @@
+"""Toy language models whose every conditional is an entry of a table, so that anything can be enumerated in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.math.random import uniform
+from flowrl.models.weights import WeightSets
+from flowrl.types import TokenScores
+
+PROMPT_STREAM = 77
+
+
+@dataclass(frozen=True)
+class TinyTextCondition:
+    """Index of each row's prompt; the last row of the table is the masked prompt."""
+
+    index: Tensor  # [N]
+    prompts: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: Tensor) -> TinyTextCondition:
+        return TinyTextCondition(self.index[rows], self.prompts)
+
+    def corrupted(self, seeds: Tensor, share: float, token: int) -> TinyTextCondition:
+        hidden = uniform(seeds, (), stream=PROMPT_STREAM) < share
+        return TinyTextCondition(torch.where(hidden, self.prompts, self.index), self.prompts)
+
+
+class TinyText:
+    """Logits from a table over (prompt, canvas, position): a masked model that need not be consistent, and read at
+    left-to-right canvases an autoregressive one. Implements `CausalPolicy` (``causal=True``) and `MaskedPolicy`.
+
+    vocabulary: V tokens; the mask is token V. ``end``: the token that ends a completion, -1 for none. The table has
+    ``(prompts + 1) * (V + 1)^length * length * V`` entries, so keep it small.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 3,
+        length: int = 3,
+        prompts: Sequence[str] = ("",),
+        *,
+        causal: bool = False,
+        end: int = -1,
+        scale: float = 1.0,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.vocabulary, self.length, self.causal = vocabulary, length, causal
+        self.mask_token, self.end_token, self.pad_token = vocabulary, end, max(end, 0)
+        self.device, self.prompts, self.network_calls = torch.device("cpu"), tuple(prompts), 0
+        states = (vocabulary + 1) ** length
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(self.prompts) + 1, states, length)
+        self.table = nn.Parameter(scale * torch.randn(*shape, vocabulary, generator=generator, dtype=dtype))
+        self.critic = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        self.weights = WeightSets({"table": self.table, "critic": self.critic})
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.table, self.critic]
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        return self.weights.using(name)
+
+    def follow(self, name: str, decay: float) -> None:
+        self.weights.follow(name, decay)
+
+    def condition(self, prompts: Sequence[str]) -> TinyTextCondition:
+        return TinyTextCondition(torch.tensor([self.prompts.index(p) for p in prompts]), len(self.prompts))
+
+    def decode(self, final: Tensor) -> list[str]:
+        """Digits up to the end token."""
+        return ["".join(str(t) for t in self._content(row)) for row in final.tolist()]
+
+    def _content(self, row: list[int]) -> list[int]:
+        return row[: row.index(self.end_token)] if self.end_token in row else row
+
+    def state(self, canvas: Tensor) -> Tensor:
+        """[...] number of each canvas [..., L] of tokens and masks."""
+        base = (self.vocabulary + 1) ** torch.arange(self.length)
+        return (canvas * base).sum(dim=-1)
+
+    def score(
+        self,
+        condition: TinyTextCondition,
+        tokens: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> TokenScores:
+        table, value = self._rows(condition, tokens)
+        logp = (table / temperature).log_softmax(dim=-1)
+        inside = labels.clamp(max=self.vocabulary - 1)
+        found = torch.where(targets, logp.gather(-1, inside[..., None])[..., 0], 0.0)
+        spread = torch.where(targets, -(logp.exp() * logp).sum(dim=-1).detach(), 0.0) if entropy else None
+        return TokenScores(found, spread, torch.where(targets, value, 0.0) if self.causal else None)
+
+    def logits(self, condition: TinyTextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
+        """With -inf for the mask token."""
+        rows = self._rows(condition, tokens)[0][targets]
+        return torch.cat([rows, torch.full_like(rows[:, :1], -torch.inf)], dim=1)
+
+    def decoder(self, condition: TinyTextCondition) -> TinyDecoder:
+        return TinyDecoder(self, condition)
+
+    def _rows(self, condition: TinyTextCondition, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """``([n, L, V] logits, [n, L] values)``."""
+        self.network_calls += len(tokens)
+        place = torch.arange(self.length)
+        canvas = tokens
+        if self.causal:
+            earlier = place < place[:, None]  # [position, token]
+            canvas = torch.where(earlier, tokens[:, None], self.mask_token)
+        state = self.state(canvas)
+        state = state if self.causal else state[:, None].expand(-1, self.length)
+        return self.table[condition.index[:, None], state, place], self.critic[condition.index[:, None], state, place]
+
+
+class TinyDecoder:
+    """Decoding from the table."""
+
+    def __init__(self, policy: TinyText, condition: TinyTextCondition) -> None:
+        self._policy, self._condition, self._place = policy, condition, 0
+        self._tokens = torch.full((len(condition), policy.length), policy.mask_token)
+        self._look()
+
+    def _look(self) -> None:
+        self.logits = self._policy._rows(self._condition, self._tokens)[0][:, self._place].float()
+
+    def push(self, tokens: Tensor) -> None:
+        self._tokens[:, self._place] = tokens
+        self._place += 1
+        self._look()
+
+    def keep(self, rows: Tensor) -> None:
+        self._tokens, self._condition = self._tokens[rows], self._condition.take(rows)

@@ -1,0 +1,113 @@
+"""Objectives on several likelihood bounds of one completion at once (masked-diffusion language models)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from flowrl.parts.objectives import sample_mean
+from flowrl.types import Batch, Likelihood, ViewRows
+
+
+def lower_bound(logp: Tensor, probe: ViewRows) -> Tensor:
+    """[N] mean over views of ``sum_i w_i log p_i``, from cells [N, m * L]: the evidence lower bound."""
+    n, m, length = probe.inputs.shape
+    return (logp.reshape(n, m, length) * probe.weights.to(logp)).sum(dim=2).mean(dim=1)
+
+
+def upper_bound(logp: Tensor, probe: ViewRows, power: float) -> Tensor:
+    """[N] ``sum_i 1/b log mean over views of (w_i p_i^b)``, from cells [N, m * L]: SPG's evidence upper bound with its
+    constant left out, b = ``power``.
+
+    Positions that no view asks for are left out and the sum is scaled up to the completion's length, as in the released
+    code; the logarithm of a mean of few views is biased downwards. A bound for every network only from b = number of
+    tokens on (Hoelder); with smaller b it can lie below the log-likelihood. Computed in log space: ``p^b`` underflows.
+    """
+    n, m, length = probe.inputs.shape
+    asked = probe.targets.to(logp.device)
+    terms = power * logp.reshape(n, m, length) + probe.weights.to(logp).clamp(min=1e-300).log()
+    low = torch.full_like(terms, -torch.inf)
+    covered = asked.any(dim=1)
+    # positions without a view get a finite stand-in first: logsumexp of nothing has no gradient
+    safe = torch.where(covered[:, None], torch.where(asked, terms, low), torch.zeros_like(terms))
+    each = (safe.logsumexp(dim=1) - math.log(m)) / power
+    summed = torch.where(covered, each, torch.zeros_like(each)).sum(dim=1)
+    content = probe.content.sum(dim=1).to(summed)
+    return summed * content / covered.sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """``-A lower`` for ``A >= 0`` and ``-A (omega upper + (1 - omega) lower)`` for ``A < 0``, per token of the
+    completion: raise a lower bound of what is good, press down an upper bound of what is bad. SPG (arXiv:2510.09541).
+
+    Reads cells. ``omega=0`` is the policy gradient of the plain lower bound. No ratio and no clip: the learning rate is
+    the only brake.
+    """
+
+    omega: float = 0.5
+    power: float = 1.5
+    held: ClassVar[str] = ""
+    coupled: ClassVar[bool] = True
+    idle_at_zero: ClassVar[bool] = True
+    compares: ClassVar[bool] = False
+
+    @property
+    def bounds(self) -> None:
+        return None
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        probe = batch.probe
+        if not isinstance(probe, ViewRows) or probe.per != "cell":
+            raise ValueError("objective Sandwich reads cells: set estimator.per=cell on MaskedViews")
+        credit = batch.advantage[:, 0]
+        score = lower_bound(likelihood.logp, probe)
+        if self.omega:
+            mixed = self.omega * upper_bound(likelihood.logp, probe, self.power) + (1 - self.omega) * score
+            score = torch.where(credit >= 0, score, mixed)
+        length = probe.content.sum(dim=1).clamp(min=1).to(score)
+        return (-credit * score / length)[:, None].expand_as(likelihood.logp)
+
+
+@dataclass(frozen=True)
+class PreferredPair:
+    """``-log sigmoid(beta (s_w - s_l)) - sft B_w / length``, ``s = B - B_ref``, for the sample of positive and the
+    one of negative credit in each group; B is the mean over views. VRPO (LLaDA 1.5, arXiv:2505.19223), on pairs that
+    the policy sampled itself.
+
+    The loss stands at the preferred sample, twice, so that a mean over both is the mean over pairs.
+    """
+
+    beta: float = 0.2
+    sft: float = 0.05
+    held: ClassVar[str] = "reference"
+    coupled: ClassVar[bool] = True
+    idle_at_zero: ClassVar[bool] = True
+    compares: ClassVar[bool] = False
+
+    @property
+    def bounds(self) -> None:
+        return None
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        counted = batch.weight > 0
+        bound = sample_mean(likelihood.logp, counted)
+        # the ratio's value is data; its gradient is the live bound's
+        shift = sample_mean(likelihood.need(f"log_ratio/{self.held}"), counted)
+        gain = shift + bound - bound.detach()
+        credit = batch.advantage[:, 0]
+        loss = torch.zeros_like(bound)
+        probe = batch.probe
+        assert isinstance(probe, ViewRows)
+        length = probe.content.sum(dim=1).clamp(min=1).to(bound)
+        for winner in (credit > 0).nonzero()[:, 0].tolist():
+            rivals = (credit < 0) & (batch.group.to(credit.device) == batch.group[winner])
+            for loser in rivals.nonzero()[:, 0].tolist():
+                pair = -logsigmoid(self.beta * (gain[winner] - gain[loser])) - self.sft * bound[winner] / length[winner]
+                loss = loss.index_add(0, torch.tensor([winner], device=loss.device), 2 * pair[None])
+        return loss[:, None].expand_as(likelihood.logp)

@@ -1,0 +1,77 @@
+"""Sampling of autoregressive language models: one token after another, with a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flowrl.math.masking import draw_tokens, through_end
+from flowrl.math.random import uniform
+from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace
+
+TOKEN_STREAM = 0
+COMPACT = 1 / 8
+"""Share of the rows that must have ended before they are taken out of the cache, which costs a copy of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalSampler:
+    """Draw up to ``length`` tokens from ``softmax(logits / temperature)``; rows that ended leave the batch.
+
+    A token follows from its row's seed and its place (one uniform number, put through the inverse distribution
+    function), so a completion does not depend on the batch it is made in, up to rounding of the logits.
+    """
+
+    length: int = 256
+    temperature: float = 1.0
+    """0 is greedy."""
+    greedy_first: bool = False
+    """Decode the first sample of every group greedily: the baseline of ReMax."""
+
+    @property
+    def forwards(self) -> int:
+        return self.length
+
+    @property
+    def recorded(self) -> int:
+        return self.length
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> CausalSampler:
+        """At the temperature asked for; an autoregressive model has neither steps nor guidance."""
+        for name, value in (("steps", steps), ("guidance", guidance)):
+            if value is not None:
+                raise ValueError(f"autoregressive models have no {name}; remove it")
+        return CausalSampler(length=self.length, temperature=self.temperature if temperature is None else temperature)
+
+    @torch.no_grad()
+    def __call__(self, policy: CausalPolicy, condition: TextCondition, draw: Draw) -> Rollout:
+        count, device = len(draw), policy.device
+        tokens = torch.full((count, self.length), policy.pad_token, dtype=torch.int64, device=device)
+        logp = torch.zeros(count, self.length, device=device)
+        numbers = uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM).to(device)
+        heat = torch.full((count,), self.temperature, dtype=torch.float64, device=device)
+        if self.greedy_first:
+            heat[draw.first.to(device)] = 0.0
+        going = torch.arange(count, device=device)  # rows in the decoder, some of them ended
+        ended = torch.zeros(count, dtype=torch.bool, device=device)
+        decoder: Decoder = policy.decoder(condition)
+        rows = 0
+        for place in range(self.length):
+            rows += len(going)
+            chosen, found = draw_tokens(decoder.logits, numbers[going, place], heat[going])
+            active = ~ended[going]
+            tokens[going[active], place] = chosen[active]
+            logp[going[active], place] = found[active]
+            ended[going] |= chosen == policy.end_token
+            if bool(ended.all()) or place == self.length - 1:
+                break
+            active = ~ended[going]
+            if int(active.sum()) <= (1 - COMPACT) * len(going):
+                decoder.keep(active.nonzero()[:, 0])
+                going, chosen = going[active], chosen[active]
+            decoder.push(chosen)
+        host = tokens.cpu()
+        mask = through_end(host, policy.end_token)
+        trace = TokenTrace(host, mask, self.temperature, logp=logp.cpu())
+        return Rollout(condition, host, draw.group, trace, forwards=rows)

@@ -1,0 +1,184 @@
+"""Sampling of masked-diffusion language models: fill a canvas of masks, a few positions per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.math.masking import commit_counts, draw_tokens, random_subset, through_end
+from flowrl.math.random import uniform
+from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition, TokenTrace
+
+TOKEN_STREAM, PLACE_STREAM = 0, 1_000_000
+"""Step k draws its tokens from the first stream plus k and its random positions from the second plus k."""
+
+Order = Literal["max_prob", "margin", "neg_entropy", "random", "origin", "leftmost", "low_confidence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSampler:
+    """Fill ``length`` masks in ``steps`` steps, in blocks of ``block`` from left to right (semi-autoregressive).
+
+    order: which masked positions of the block are fixed in a step. ``max_prob``, ``margin`` (best minus second-best
+        probability) and ``neg_entropy`` depend on the state alone; ``random`` and ``leftmost`` on nothing; ``origin``
+        fixes every position independently (Dream's ancestral sampling, so their number varies). For all of these the
+        sum of log-probabilities at the fixed positions has the exact policy gradient. ``low_confidence`` (LLaDA's)
+        fixes the positions whose *drawn* token is most likely, so rejected draws are actions too and the trajectory
+        gradient is biased; at temperature 0 it is ``max_prob``.
+    threshold: fix every position of the block whose best probability reaches it, at least one per step
+        (confidence-parallel decoding, arXiv:2505.22618); ``steps`` no longer matters.
+    temperature: of the drawn tokens; 0 takes the best one. Probabilities that choose positions have temperature 1.
+    guidance: s of ``uncond + (s + 1)(cond - uncond)``, the unconditional prompt all masked; 0 is off.
+    A row whose finished blocks hold an end token is done. Every draw follows from the row's seed and the step.
+    Sources: LLaDA (arXiv:2502.09992) §2.4 and its released sampler; Dream (arXiv:2508.15487).
+    """
+
+    length: int = 128
+    steps: int = 64
+    block: int | None = 32
+    """``None``: the whole completion."""
+    order: Order = "max_prob"
+    threshold: float | None = None
+    temperature: float = 1.0
+    guidance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.length % self.width:
+            raise ValueError(f"length={self.length} is not a multiple of block={self.block}; change one of them")
+        if self.steps < self.blocks:
+            raise ValueError(f"steps={self.steps} leaves no step for some of the {self.blocks} blocks; use more")
+
+    @property
+    def width(self) -> int:
+        """Positions of a block."""
+        return self.block or self.length
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return self.length // self.width
+
+    @property
+    def exact(self) -> bool:
+        """Whether the log-probability of the fixed tokens has the exact policy gradient of this sampler."""
+        return self.order != "low_confidence" and self.temperature > 0 and self.guidance == 0
+
+    @property
+    def forwards(self) -> int:
+        return (self.length if self.threshold is not None else self.steps) * (2 if self.guidance else 1)
+
+    @property
+    def recorded(self) -> int:
+        return self.length
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> MaskedSampler:
+        """With other steps, guidance or temperature."""
+        changes = {"steps": steps, "guidance": guidance, "temperature": temperature}
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    @torch.no_grad()
+    def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
+        canvas = _Canvas(self, policy, condition, draw)
+        going = torch.arange(len(draw))
+        for block in range(self.blocks):
+            canvas.fill(block, going)
+            done = canvas.tokens[going, : (block + 1) * self.width] == policy.end_token
+            going = going[~done.any(dim=1)]
+            if not len(going):
+                break
+        tokens, order = canvas.tokens, canvas.order
+        tokens[order < 0] = policy.pad_token
+        mask = through_end(tokens, policy.end_token) & (order >= 0)
+        final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
+        trace = TokenTrace(tokens, mask, self.temperature, order=order)
+        return Rollout(condition, final, draw.group, trace, forwards=canvas.forwards)
+
+
+class _Canvas:
+    """Completions being filled: tokens [N, L] on the host, and the step at which each was fixed (-1: not yet)."""
+
+    def __init__(self, options: MaskedSampler, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> None:
+        self.options, self.policy, self.draw = options, policy, draw
+        self.tokens = torch.full((len(draw), options.length), policy.mask_token, dtype=torch.int64)
+        self.order = torch.full((len(draw), options.length), -1, dtype=torch.int64)
+        self.condition = condition
+        self.unconditional = condition.corrupted(draw.seeds, 1.0, policy.mask_token) if options.guidance else None
+        self.forwards = 0
+
+    def fill(self, block: int, rows: Tensor) -> None:
+        """Fix every position of a block in the given rows."""
+        o = self.options
+        inside = torch.zeros(o.length, dtype=torch.bool)
+        inside[block * o.width : (block + 1) * o.width] = True
+        share = o.width if o.threshold is not None else _share(o.steps, o.blocks, block)
+        before = o.width * block if o.threshold is not None else sum(_share(o.steps, o.blocks, b) for b in range(block))
+        counts = commit_counts(torch.full((len(rows),), o.width), share)
+        for k in range(share):
+            masked = (self.order[rows] < 0) & inside
+            open_rows = masked.any(dim=1)
+            if not bool(open_rows.any()):
+                return
+            now = rows[open_rows]
+            self._step(now, masked[open_rows], before + k, counts[open_rows, k], last=k == share - 1, left=share - k)
+
+    def _step(self, rows: Tensor, masked: Tensor, step: int, count: Tensor, last: bool, left: int) -> None:
+        """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows."""
+        o = self.options
+        logits = self._logits(rows, masked)
+        where = masked.to(logits.device)
+        seeds = self.draw.seeds[rows]
+        numbers = uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked].to(logits.device)
+        heat = torch.full((len(logits),), o.temperature, dtype=torch.float64, device=logits.device)
+        drawn, _ = draw_tokens(logits, numbers, heat)
+        score = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=logits.device)
+        score[where] = self._preference(logits, drawn, masked, seeds, step).to(score)
+        score = score.cpu()
+        if o.threshold is not None:
+            best = torch.full(masked.shape, 0.0, dtype=torch.float64, device=logits.device)
+            best[where] = logits.softmax(dim=-1).amax(dim=-1).double()
+            chosen = masked & (best.cpu() >= o.threshold)
+            chosen |= random_subset(-score, masked, torch.ones(len(rows), dtype=torch.int64))
+        elif o.order == "origin":
+            coin = uniform(seeds, (o.length,), stream=PLACE_STREAM + step)
+            chosen = masked & (coin < 1 / left)
+        else:
+            chosen = random_subset(-score, masked, masked.sum(dim=1) if last else count)
+        proposals = torch.zeros(masked.shape, dtype=torch.int64)
+        proposals[masked] = drawn.cpu()
+        self.tokens[rows] = torch.where(chosen, proposals, self.tokens[rows])
+        self.order[rows] = torch.where(chosen, torch.full_like(proposals, step), self.order[rows])
+
+    def _logits(self, rows: Tensor, masked: Tensor) -> Tensor:
+        """[K, V] logits at the masked positions of some rows."""
+        tokens, guidance = self.tokens[rows], self.options.guidance
+        self.forwards += len(rows)
+        logits = self.policy.logits(self.condition.take(rows), tokens, masked).float()
+        if self.unconditional is None:
+            return logits
+        self.forwards += len(rows)
+        other = self.policy.logits(self.unconditional.take(rows), tokens, masked).float()
+        mixed = other + (guidance + 1) * (logits - other)
+        return torch.where(logits.isinf(), logits, mixed)  # the mask token stays impossible
+
+    def _preference(self, logits: Tensor, drawn: Tensor, masked: Tensor, seeds: Tensor, step: int) -> Tensor:
+        """[K] how gladly each masked position is fixed now."""
+        order, length = self.options.order, self.options.length
+        if order in ("random", "origin"):
+            return uniform(seeds, (length,), stream=PLACE_STREAM + step)[masked]
+        if order == "leftmost":
+            return -torch.arange(length).expand(masked.shape)[masked].double()
+        probability = logits.softmax(dim=-1)
+        if order == "low_confidence":
+            return probability.gather(1, drawn[:, None])[:, 0]
+        if order == "neg_entropy":
+            return torch.xlogy(probability, probability).sum(dim=-1)
+        best = probability.topk(2, dim=-1).values
+        return best[:, 0] if order == "max_prob" else best[:, 0] - best[:, 1]
+
+
+def _share(steps: int, blocks: int, block: int) -> int:
+    """Steps of a block: even, the remainder first."""
+    return steps // blocks + (block < steps % blocks)

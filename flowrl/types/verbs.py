@@ -1,0 +1,249 @@
+"""The verbs between the nouns, as protocols: what policies, samplers, estimators and the parts of algorithms do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl.types.nouns import Batch, CfgGrad, Condition, Draw, Likelihood, Rollout, Rows, Scores, TokenScores
+
+
+class Policy(Protocol):
+    """A generative model with named sets of its trainable weights."""
+
+    def condition(self, prompts: Sequence[str]) -> Condition: ...
+    def decode(self, final: Tensor) -> Tensor: ...
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """Compute with the weight set ``name``; gradients are disabled unless it is ``live``."""
+        ...
+
+    def follow(self, name: str, decay: float) -> None:
+        """``name <- decay * name + (1 - decay) * live``; creates the set as a copy of live when absent."""
+        ...
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable parameters, in a fixed order."""
+        ...
+
+
+class FlowPolicy(Policy, Protocol):
+    """A continuous policy in canonical coordinates."""
+
+    latent_shape: tuple[int, ...]
+    device: torch.device
+
+    def times(self, steps: int) -> Tensor:
+        """[steps + 1] float64 descending grid, from the first network time to 0, as the model's own scheduler spaces
+        it."""
+        ...
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest times the network was trained on (identity for flow models, the discrete grid for DDPM
+        models)."""
+        ...
+
+    def initial(self, noise: Tensor, times: Tensor) -> Tensor:
+        """The sampler's starting point at ``times[0]`` for standard normal ``noise`` [N, ...]."""
+        ...
+
+    def velocity(
+        self, x: Tensor, t: Tensor, condition: Condition, *, guidance: float | None = None, cfg_grad: CfgGrad = "cond"
+    ) -> Tensor:
+        """Velocity [N, ...] float32 at ``x`` [N, ...], ``t`` [N]. ``guidance=None`` is the policy's own scale, 1 is
+        off.
+        ``cfg_grad="cond"`` lets gradient through the conditional branch only, ``"both"`` through both."""
+        ...
+
+
+class TextCondition(Condition, Protocol):
+    """Prompts as tokens."""
+
+    def corrupted(self, seeds: Tensor, share: float, token: int) -> TextCondition:
+        """Every prompt token replaced by ``token`` with probability ``share``; row i's draw is a function of
+        ``seeds[i]`` alone."""
+        ...
+
+
+class TokenPolicy(Policy, Protocol):
+    """A language model. Completions are [N, T] token ids that follow the prompts; position i is scored by what the
+    model predicts *for* position i, wherever its network puts that prediction."""
+
+    device: torch.device
+    vocabulary: int
+    end_token: int
+    pad_token: int
+
+    def score(
+        self,
+        condition: TextCondition,
+        tokens: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> TokenScores:
+        """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, for inputs ``tokens`` [N, T].
+
+        Only the positions asked for pass through the vocabulary layer, in chunks. ``temperature`` divides the logits.
+        """
+        ...
+
+
+class Decoder(Protocol):
+    """Autoregressive decoding with a cache."""
+
+    logits: Tensor
+    """[n, V] float32: for the next token of every row still decoded."""
+
+    def push(self, tokens: Tensor) -> None:
+        """Append one token [n] to every row, and compute the next logits."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [m] only (indices into the present ones)."""
+        ...
+
+
+class CausalPolicy(TokenPolicy, Protocol):
+    """An autoregressive language model."""
+
+    def decoder(self, condition: TextCondition) -> Decoder: ...
+
+
+class MaskedPolicy(TokenPolicy, Protocol):
+    """A masked-diffusion language model: position i is scored given all of ``tokens``, masked or not."""
+
+    mask_token: int
+
+    def logits(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
+        """[K, V] float32 logits at the K True entries of ``targets`` [N, T], row by row; the mask token has -inf."""
+        ...
+
+
+class Sampler(Protocol):
+    @property
+    def forwards(self) -> int:
+        """Network rows evaluated to make one sample, at most."""
+        ...
+
+    @property
+    def recorded(self) -> int:
+        """Decisions that a rollout records of one sample, at most; 0 for a sampler without trace."""
+        ...
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:
+        """The sampler that evaluation uses; ``None`` is as in training."""
+        ...
+
+    def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout: ...
+
+
+class Estimator(Protocol):
+    """The only bridge between networks and algorithms."""
+
+    def probe(self, rollout: Rollout, policy: Any, seeds: Tensor) -> Rows:
+        """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""
+        ...
+
+    def old(self, rollout: Rollout, rows: Any) -> Likelihood | None:
+        """The sampling policy's likelihood if the rollout already tells it, else ``None`` (then it is measured)."""
+        ...
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Weight sets it evaluates besides the live one, whatever the regularizers hold on to."""
+        ...
+
+    @property
+    def told(self) -> bool:
+        """Whether `old` knows the sampling policy's likelihood from the rollout, at no cost."""
+        ...
+
+    def decisions(self, recorded: int) -> tuple[int, int]:
+        """``(decisions, network rows)`` of a sample of which the sampler recorded so many decisions. Raises
+        ``ValueError`` if it cannot learn from so few."""
+        ...
+
+    def __call__(self, policy: Any, rows: Any, condition: Any, against: Sequence[str] = ()) -> Likelihood:
+        """Likelihood at the probe; ``against`` names weight sets to measure distances to (frozen sets run first)."""
+        ...
+
+
+class Advantage(Protocol):
+    def __call__(self, scores: Scores, memory: dict[str, Any]) -> Tensor:
+        """[N] credit per sample; ``memory`` is the part's state across iterations, checkpointed by the trainer."""
+        ...
+
+
+class Credit(Protocol):
+    """Spreads the credit of a sample over its decisions, once, before the first update."""
+
+    @property
+    def held(self) -> str:
+        """Weight set it needs the old policy compared with; empty for none."""
+        ...
+
+    def __call__(self, advantage: Tensor, rows: Any, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
+        """``([N, D] credit, old with what objectives may need besides)``. ``advantage`` is [N, D], ``mask`` [N, D]
+        bool."""
+        ...
+
+
+class Selection(Protocol):
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        """[N] bool: the samples that take part."""
+        ...
+
+
+class Emphasis(Protocol):
+    def __call__(self, rows: Rows, shape: tuple[int, int]) -> Tensor:
+        """[N, D] float64 factors on the loss."""
+        ...
+
+
+class Objective(Protocol):
+    held: ClassVar[str]
+    """Weight set whose likelihood it compares with; empty for none."""
+    coupled: ClassVar[bool]
+    """Whether the loss of a decision depends on other decisions, so that it needs the whole [N, D] matrix."""
+    idle_at_zero: ClassVar[bool]
+    """Whether a decision of advantage exactly 0 has no gradient (it may then be skipped)."""
+    compares: ClassVar[bool]
+    """Whether it reads ``batch.old``; if not, the old likelihood need not be measured."""
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """How far below and above 1 the ratio may move before the gradient stops, for the log; ``None`` without a
+        clip."""
+        ...
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        """[N, D] loss per decision."""
+        ...
+
+
+class Regularizer(Protocol):
+    @property
+    def weight(self) -> float: ...
+    @property
+    def to(self) -> str:
+        """Weight set it holds on to; empty for none."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the [N, D] quantity it penalises, as the log shows it."""
+        ...
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor: ...
+
+
+class Aggregation(Protocol):
+    def __call__(self, mask: Tensor) -> Tensor:
+        """[N, D] weights that sum to 1, from the [N, D] bool mask of decisions that count; known before any forward."""
+        ...

@@ -1,0 +1,114 @@
+"""Toy worlds on which every preset of a family can be run in milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl import algorithms
+from flowrl.math.random import derive, seeds
+from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_text import TinyText
+from flowrl.parts.algorithm import Algorithm
+from flowrl.samplers.chunks import sample
+from flowrl.step import Pass, improve
+from flowrl.types import Draw, Rollout, Scores
+
+MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
+PROMPTS = ("a", "b")
+GROUP = 16
+LENGTH, END = 3, 0
+SIZES = {
+    "masked": {"length": LENGTH, "steps": LENGTH, "block": LENGTH},
+    "causal": {"length": LENGTH},
+    "diffusion": {},
+}
+
+
+@dataclass
+class Iteration:
+    policy: Any
+    rollout: Rollout
+    scores: Scores
+    advantage: Tensor
+    draw: Draw
+
+
+def family(name: str) -> str:
+    return algorithms.build(name).family
+
+
+def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
+    """The preset at toy sizes; only resource-like arguments are changed."""
+    kind = family(name)
+    sizes = dict(SIZES[kind])
+    if name == "spg":
+        sizes["block"] = 2  # two blocks, the second one cut short
+        sizes["length"] = 4
+    algorithm = algorithms.build({"use": name, **sizes, **spec})
+    if kind == "diffusion":
+        return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
+    return algorithm
+
+
+def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
+    """A policy whose weight sets all hold its present weights."""
+    if algorithm.family == "diffusion":
+        policy: Any = TinyFlow(MODES, prompts=PROMPTS)
+    else:
+        length = algorithm.sampler.length
+        policy = TinyText(3, length, PROMPTS, causal=algorithm.family == "causal", end=END, scale=0.5)
+    if disturbed:
+        disturb(policy)
+    for name in algorithm.weight_sets:
+        policy.follow(name, 0.0)
+    return policy
+
+
+def reward(policy: Any, final: Tensor) -> Tensor:
+    """Closeness to the first mode, or the share of ones before the end, in [0, 1]."""
+    if isinstance(policy, TinyFlow):
+        return (-((final - MODES[0]) ** 2).sum(dim=1) / 4).exp().double()
+    texts = policy.decode(final)
+    return torch.tensor([text.count("1") / policy.length for text in texts]).double()
+
+
+def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
+    count = GROUP * len(PROMPTS)
+    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
+    draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, derive(seed, "shared", iteration))
+    condition = policy.condition([PROMPTS[g] for g in group])
+    with policy.using(algorithm.behaviour):
+        rollout = sample(algorithm.sampler, policy, condition, draw, rows)
+    rewards = reward(policy, rollout.final)[:, None]
+    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool())
+    return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
+
+
+class Recorder(torch.optim.SGD):
+    """An optimiser that notes the gradients it is given and changes nothing."""
+
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, lr=0.0)
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure=None):
+        parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.param_groups[0]["params"]]
+        self.gradients.append(torch.cat([g.flatten().clone() for g in parts]))
+
+
+def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
+    recorder = Recorder(it.policy.parameters())
+    options = Pass(max_grad_norm=1e9, **settings)
+    improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, options)
+    return recorder.gradients
+
+
+def disturb(policy: Any, size: float = 0.05) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
