@@ -12,7 +12,7 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive, seeds
-from flowrl.parts.diagnostics import describe_scores
+from flowrl.parts.diagnostics import describe_completions, describe_scores
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.preflight import check
@@ -23,7 +23,7 @@ from flowrl.runtime.timing import PhaseTimer
 from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
-from flowrl.types import Draw, Samples, Scores
+from flowrl.types import Draw, MisfitError, Samples, Scores
 
 RATIO_LIMIT = 1e-3
 """Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
@@ -58,11 +58,15 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samp
             max_grad_norm=config.optimizer.max_grad_norm,
             seed=derive(seed, "split", iteration),
         )
-        metrics = improve(
-            session.policy, session.optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings
-        )
+        try:
+            metrics = improve(
+                session.policy, session.optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings
+            )
+        except MisfitError as error:
+            raise UserError(f"algorithm: {error}") from error
     _advance(session, int(metrics.pop("optimizer_steps")), len(prompts), session.policy.network_calls - before)
-    return metrics | describe_scores(scores, advantage), samples, scores, advantage
+    described = describe_scores(scores, advantage) | describe_completions(rollout)
+    return metrics | described, samples, scores, advantage
 
 
 def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:

@@ -84,7 +84,10 @@ def build(spec: str | Mapping[str, Any]) -> Algorithm:
         if key not in arguments and key not in fields:
             raise UserError(f"algorithm.{key}: no such option of {name}{did_you_mean(key, {*arguments, *fields})}")
     called = {k: _typed(hints[k], v, f"algorithm.{k}") for k, v in given.items() if k in arguments}
-    algorithm = preset(**called)
+    try:
+        algorithm = preset(**called)
+    except ValueError as error:
+        raise UserError(f"algorithm.{name}: {error}") from error
     return _adjust(algorithm, {k: v for k, v in given.items() if k not in arguments}, "algorithm")
 
 

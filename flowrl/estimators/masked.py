@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.estimators.tokens import KLKind, compare
+from flowrl.estimators.tokens import KLKind, compare, need_choices
 from flowrl.estimators.views import RandomCount, ViewPlan
 from flowrl.math.random import derive
-from flowrl.types import Likelihood, MaskedPolicy, Rollout, TextCondition, TokenTrace, ViewRows
+from flowrl.types import Likelihood, MaskedPolicy, MisfitError, Rollout, TextCondition, TokenTrace, ViewRows
 
 PROMPT_STREAM = "prompt"
 
@@ -48,13 +48,14 @@ class MaskedViews:
         return False
 
     def decisions(self, recorded: int) -> tuple[int, int]:
+        need_choices(recorded)
         draws = self.plan.draws
         return {"view": draws, "cell": draws * recorded, "token": recorded}[self.per], draws
 
     def probe(self, rollout: Rollout, policy: MaskedPolicy, seeds: Tensor) -> ViewRows:
         trace = rollout.trace
         if not isinstance(trace, TokenTrace):
-            raise ValueError("views are made of completions: use a masked language model's sampler")
+            raise MisfitError("views are made of completions: use a masked language model's sampler")
         views = self.plan(trace, seeds)
         labels = trace.tokens[:, None].expand(views.hidden.shape)
         drawn = [[derive(int(seed), PROMPT_STREAM, view) for view in range(self.plan.draws)] for seed in seeds]

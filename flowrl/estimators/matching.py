@@ -13,7 +13,7 @@ from flowrl.estimators.times import GridTimes, TimeDraw
 from flowrl.math.flow import clean_of, interpolate
 from flowrl.math.gaussians import mean_square
 from flowrl.math.random import normal
-from flowrl.types import CfgGrad, Condition, FlowPolicy, Likelihood, Rollout, Rows
+from flowrl.types import CfgGrad, Condition, FlowPolicy, Likelihood, MisfitError, Rollout, Rows
 
 NOISE_STREAM = 1003
 
@@ -30,7 +30,7 @@ class MatchingRows(Rows):
 def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
     """Draw M times and noises for each sample of a rollout."""
     if rollout.times is None:
-        raise ValueError("matching estimators need the time grid of a continuous sampler")
+        raise MisfitError("matching estimators need the time grid of a continuous sampler")
     t = policy.snap(times(draws, rollout.times.cpu(), seeds))
     clean = rollout.final.float().cpu()
     shape = (draws, *clean.shape[1:])

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from flowrl.math.masking import log_ratio_kl
-from flowrl.types import CausalPolicy, Likelihood, Rollout, Rows, TextCondition, TokenScores, TokenTrace
+from flowrl.types import CausalPolicy, Likelihood, MisfitError, Rollout, Rows, TextCondition, TokenScores, TokenTrace
 
 KLKind = Literal["k1", "k2", "k3"]
 
@@ -56,19 +56,19 @@ class Tokens:
         return self.trust_rollout
 
     def decisions(self, recorded: int) -> tuple[int, int]:
-        return recorded, 1
+        return need_choices(recorded), 1
 
     def probe(self, rollout: Rollout, policy: CausalPolicy, seeds: Tensor) -> TokenRows:
         trace = rollout.trace
         if not isinstance(trace, TokenTrace):
-            raise ValueError("tokens are scored on completions: use a language model's sampler")
+            raise MisfitError("tokens are scored on completions: use a language model's sampler")
         return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0)
 
     def old(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
         if not self.trust_rollout:
             return None
         if rows.behaviour is None:
-            raise ValueError("trust_rollout needs a sampler that records log-probabilities")
+            raise MisfitError("trust_rollout needs a sampler that records log-probabilities")
         return Likelihood(rows.behaviour.double())
 
     def __call__(
@@ -90,6 +90,13 @@ class Tokens:
         if live.value is not None:
             extra["value"] = live.value
         return Likelihood(live.logp, extra)
+
+
+def need_choices(recorded: int) -> int:
+    """The decisions of a completion; `MisfitError` where there are none."""
+    if not recorded:
+        raise MisfitError("greedy completions of a prompt are all the same; train with temperature above 0")
+    return recorded
 
 
 def compare(logp: Tensor, frozen: dict[str, Tensor], kl: KLKind) -> dict[str, Tensor]:

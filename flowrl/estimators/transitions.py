@@ -12,7 +12,7 @@ from torch import Tensor
 from flowrl.math.flow import mean_of, measure_step
 from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
 from flowrl.math.random import uniform
-from flowrl.types import CfgGrad, Condition, Dynamics, FlowPolicy, Likelihood, Rollout, StepRows, Steps
+from flowrl.types import CfgGrad, Condition, Dynamics, FlowPolicy, Likelihood, MisfitError, Rollout, StepRows, Steps
 
 SUBSET_STREAM = 1001  # far from the sampler's streams of the same seeds
 
@@ -62,16 +62,16 @@ class Transitions:
 
     def decisions(self, recorded: int) -> tuple[int, int]:
         if not recorded:
-            raise ValueError("the sampler records no step, so there is nothing to train; give it a window")
+            raise MisfitError("the sampler records no step, so there is nothing to train; give it a window")
         kept = max(1, int(recorded * min(self.fraction, 1)))
         return kept, kept
 
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> TransitionRows:
         steps = rollout.trace
         if not isinstance(steps, Steps):
-            raise ValueError("transitions need recorded steps: give the sampler a window and noisy dynamics")
+            raise MisfitError("transitions need recorded steps: give the sampler a window and noisy dynamics")
         if self.measure == "noise" and steps.mean is None:
-            raise ValueError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
+            raise MisfitError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
         rows = TransitionRows(
             steps.t, steps.t_next, steps.x, steps.x_next, steps.squared, steps.mean, steps.dynamics, steps.guidance
         )

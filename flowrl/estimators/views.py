@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowrl.math.masking import gauss_legendre, random_subset, systematic_counts
 from flowrl.math.random import uniform
-from flowrl.types import TokenTrace
+from flowrl.types import MisfitError, TokenTrace
 
 MASK_STREAM, COUNT_STREAM, PLACE_STREAM = 2_000_001, 2_000_002, 2_000_003
 
@@ -201,7 +201,7 @@ class Trace:
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         if trace.order is None:
-            raise ValueError("a trajectory is scored on a masked sampler's record of steps")
+            raise MisfitError("a trajectory is scored on a masked sampler's record of steps")
         order = trace.order
         fixed = order >= 0
         steps = torch.where(fixed, order, torch.full_like(order, torch.iinfo(torch.int64).max))
@@ -211,7 +211,7 @@ class Trace:
             ranks[row] = torch.unique(values, return_inverse=True)[1]
         group = ranks // self.merge
         if int(group[fixed].max()) >= self.limit:
-            raise ValueError(
+            raise MisfitError(
                 f"trajectories have more than {self.limit} x {self.merge} steps; raise estimator.plan.limit"
             )
         index = torch.arange(self.limit)[None, :, None]

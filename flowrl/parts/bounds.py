@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowrl.parts.objectives import sample_mean
-from flowrl.types import Batch, Likelihood, ViewRows
+from flowrl.types import Batch, Likelihood, MisfitError, ViewRows
 
 
 def lower_bound(logp: Tensor, probe: ViewRows) -> Tensor:
@@ -64,7 +64,7 @@ class Sandwich:
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         probe = batch.probe
         if not isinstance(probe, ViewRows) or probe.per != "cell":
-            raise ValueError("objective Sandwich reads cells: set estimator.per=cell on MaskedViews")
+            raise MisfitError("objective Sandwich reads cells: set estimator.per=cell on MaskedViews")
         credit = batch.advantage[:, 0]
         score = lower_bound(likelihood.logp, probe)
         if self.omega:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flowrl.types import Likelihood, Rows
+from flowrl.types import Likelihood, MisfitError, Rows
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TruncatedImportance:
     def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
         behaviour = getattr(rows, "behaviour", None)
         if behaviour is None:
-            raise ValueError("credit TruncatedImportance needs a sampler that records its log-probabilities")
+            raise MisfitError("credit TruncatedImportance needs a sampler that records its log-probabilities")
         return advantage * (old.logp - behaviour.double()).exp().clamp(max=self.cap), old
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Batch, Likelihood, Scores
+from flowrl.types import Batch, Likelihood, Rollout, Scores, TokenTrace
 
 
 class Tally:
@@ -20,6 +20,7 @@ class Tally:
         self._open: list[Tensor] = []
         self._norms: list[float] = []
         self._deviations: list[Tensor] = []
+        self._mismatches: list[Tensor] = []
 
     def block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
@@ -27,7 +28,10 @@ class Tally:
             counted = batch.weight > 0
             ratio = (live.logp - batch.old.logp).double().exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
-                self._deviations.append(torch.where(counted, (ratio - 1).abs(), torch.zeros_like(ratio)).max())
+                self._deviations.append(_largest(ratio - 1, counted))
+                behaviour = getattr(batch.probe, "behaviour", None)
+                if behaviour is not None:
+                    self._mismatches.append(_largest(live.logp - behaviour.to(live.logp), counted))
             notes = {"ratio/mean": ratio, "ratio/log_square": ratio.log() ** 2}
             if algorithm.objective.bounds is not None:
                 low, high = algorithm.objective.bounds
@@ -64,7 +68,24 @@ class Tally:
             "ratio/first_max_deviation": max((float(d) for d in self._deviations), default=0.0),
             "clip_fraction": 0.0,
             **means,
+            **({"sampler/max_log_ratio": max(float(m) for m in self._mismatches)} if self._mismatches else {}),
         }
+
+
+def _largest(value: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, value.abs(), torch.zeros_like(value)).max()
+
+
+def describe_completions(rollout: Rollout) -> dict[str, float]:
+    """Lengths of completions in tokens, through the end; nothing for other families."""
+    trace = rollout.trace
+    if not isinstance(trace, TokenTrace):
+        return {}
+    length = trace.mask.sum(dim=1).double()
+    return {
+        "completion/length": float(length.mean()),
+        "completion/full_length_fraction": float((length == trace.mask.shape[1]).double().mean()),
+    }
 
 
 def describe_scores(scores: Scores, advantage: Tensor) -> dict[str, float]:

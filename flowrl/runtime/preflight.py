@@ -10,6 +10,7 @@ from flowrl.config import Config
 from flowrl.data import PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.regularizers import ValueLoss
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.score.finding import check_reward
 
@@ -35,6 +36,8 @@ def check(config: Config) -> Plan:
         raise UserError(
             f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
+    if any(isinstance(term, ValueLoss) for term in algorithm.regularizers) and not config.model.critic:
+        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=true")
     try:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:

@@ -29,13 +29,19 @@ class CausalSampler:
     greedy_first: bool = False
     """Decode the first sample of every group greedily: the baseline of ReMax."""
 
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length={self.length} makes empty completions; use at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} should be 0 (greedy) or above")
+
     @property
     def forwards(self) -> int:
         return self.length
 
     @property
     def recorded(self) -> int:
-        return self.length
+        return self.length if self.temperature > 0 else 0
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> CausalSampler:
         """At the temperature asked for; an autoregressive model has neither steps nor guidance."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowrl.math.flow import ODE, Kernel, clean_of, dpm_solver_2m, mean_of, measure_step
 from flowrl.math.random import derive, normal
 from flowrl.samplers.windows import Plan, Window
-from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, Rollout, Steps
+from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, MisfitError, Rollout, Steps
 
 INITIAL_NOISE = 0  # stream of a sample's starting point; step k draws from stream k + 1
 
@@ -120,7 +120,7 @@ class _Track:
     def record(self, x: Tensor, x_next: Tensor, measured: tuple[Tensor, Tensor, Tensor], with_mean: bool) -> None:
         squared, mean, s = measured
         if not bool((s > 0).all()):
-            raise ValueError("a recorded step has no noise, so no density: leave it out of the sampler's window")
+            raise MisfitError("a recorded step has no noise, so no density: leave it out of the sampler's window")
         if not self._states:
             self._states.append(x.cpu())
         self._states.append(x_next.cpu())

@@ -46,6 +46,10 @@ class MaskedSampler:
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length={self.length} makes empty completions; use at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} should be 0 (greedy) or above")
         if self.length % self.width:
             raise ValueError(f"length={self.length} is not a multiple of block={self.block}; change one of them")
         if self.steps < self.blocks:
@@ -72,7 +76,7 @@ class MaskedSampler:
 
     @property
     def recorded(self) -> int:
-        return self.length
+        return self.length if self.temperature > 0 else 0
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> MaskedSampler:
         """With other steps, guidance or temperature."""

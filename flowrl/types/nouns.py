@@ -21,6 +21,10 @@ from torch import Tensor
 CfgGrad = Literal["cond", "both"]
 
 
+class MisfitError(ValueError):
+    """Parts of an algorithm that do not fit each other; the message says which, and what to change."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One line of a prompt set."""
@@ -171,7 +175,7 @@ class Likelihood:
         """``extra[name]``, or an explanation of what is missing."""
         if name not in self.extra:
             have = ", ".join(sorted(self.extra)) or "nothing"
-            raise ValueError(f"{name!r} is not measured by this estimator (it measures {have}); choose one that does")
+            raise MisfitError(f"{name!r} is not measured by this estimator (it measures {have}); choose one that does")
         return self.extra[name]
 
 

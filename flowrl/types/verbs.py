@@ -133,7 +133,7 @@ class Sampler(Protocol):
 
     @property
     def recorded(self) -> int:
-        """Decisions that a rollout records of one sample, at most; 0 for a sampler without trace."""
+        """Decisions that a rollout records of one sample, at most; 0 if nothing can be learned from them."""
         ...
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:

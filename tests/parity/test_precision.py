@@ -17,7 +17,7 @@ from flowrl.samplers.chunks import sample
 from flowrl.step import Pass, improve
 from flowrl.types import Draw, Scores
 from tests import pipelines
-from tests.contract.test_algorithms import Recorder
+from tests.contract.toys import Recorder
 from tests.parity.conftest import PROMPTS, move
 
 

@@ -18,7 +18,7 @@ from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.selections import DropFlatGroups
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
 from flowrl.types import Batch, Draw, Likelihood, Rows, Scores, StepRows
-from tests.contract.test_algorithms import gradients, roll, small, start, toy_steps
+from tests.contract.toys import gradients, roll, small, start
 
 
 def scores(rewards: list, group: list[int], valid: list[bool] | None = None, weights: list | None = None) -> Scores:
@@ -176,7 +176,7 @@ def test_windows() -> None:
 
 def test_no_noise_outside_the_window() -> None:
     """Deterministic steps agree with the plain solver up to the window, bit by bit."""
-    algorithm = toy_steps(small("mix_grpo", size=2, every=1), 8)
+    algorithm = small("mix_grpo", 8, size=2, every=1)
     plain = replace(algorithm.sampler, window=None)
     policy = start(algorithm)
     it = roll(algorithm, policy, iteration=3)  # window [3, 5)
@@ -193,16 +193,16 @@ def test_no_noise_outside_the_window() -> None:
 
 def test_a_window_over_all_steps_is_flow_grpo() -> None:
     """MixGRPO with w = T - 1 and Flow-GRPO without its untrained noisy last step: the same gradient, bit by bit."""
-    flow = toy_steps(small("flow_grpo", kl=0.0, clip=0.2), 6)
+    flow = small("flow_grpo", 6, kl=0.0, clip=0.2)
     last_step_plain = replace(flow.sampler, window=SlidingWindow(size=5))
-    mix = replace(toy_steps(small("mix_grpo", clip=0.2), 6), sampler=last_step_plain, advantage=flow.advantage)
+    mix = replace(small("mix_grpo", 6, clip=0.2), sampler=last_step_plain, advantage=flow.advantage)
     flow = replace(flow, sampler=last_step_plain, estimator=mix.estimator)
     policy = start(flow)
     assert torch.equal(gradients(flow, roll(flow, policy))[0], gradients(mix, roll(mix, policy))[0])
 
 
 def test_loop_is_ddpo_with_centred_credit_times_k_over_k_minus_one() -> None:
-    loop = toy_steps(small("loop", clip=0.2), 5)
+    loop = small("loop", 5, clip=0.2)
     centred = replace(loop, advantage=GroupCentred(scale="none", clip=None))
     policy = start(loop)
     first = gradients(loop, roll(loop, policy))[0]
@@ -211,7 +211,7 @@ def test_loop_is_ddpo_with_centred_credit_times_k_over_k_minus_one() -> None:
 
 
 def test_score_function_is_importance_sampling_with_one_update() -> None:
-    ddpo, plain = toy_steps(small("ddpo", clip=0.2), 5), toy_steps(small("ddpo_sf"), 5)
+    ddpo, plain = small("ddpo", 5, clip=0.2), small("ddpo_sf", 5)
     policy = start(ddpo)
     first, second = gradients(ddpo, roll(ddpo, policy))[0], gradients(plain, roll(plain, policy))[0]
     assert torch.allclose(first, second, rtol=1e-4, atol=1e-8)
@@ -221,6 +221,7 @@ def test_score_function_is_importance_sampling_with_one_update() -> None:
 class Pairs:
     """A loss that couples every row with every other: mean over rows of logsumexp over rows."""
 
+    held: ClassVar[str] = ""
     coupled: ClassVar[bool] = True
     idle_at_zero: ClassVar[bool] = False
     compares: ClassVar[bool] = False
@@ -237,7 +238,7 @@ class Pairs:
 
 def test_the_gradient_of_a_coupled_loss_is_exact_for_every_micro_batch() -> None:
     """Two passes with the memory of one micro-batch against the whole graph at once."""
-    base = toy_steps(small("awm", ema=0.0, reference=0.1), 4)
+    base = small("awm", 4, ema=0.0, reference=0.1)
     algorithm = replace(base, objective=Pairs())
     policy = start(algorithm)
     it = roll(algorithm, policy)
@@ -256,7 +257,7 @@ def test_the_gradient_of_a_coupled_loss_is_exact_for_every_micro_batch() -> None
 
 
 def test_flat_groups_can_be_left_out_of_the_mean() -> None:
-    algorithm = toy_steps(small("flow_grpo", kl=0.0, clip=0.2), 4)
+    algorithm = small("flow_grpo", 4, kl=0.0, clip=0.2)
     policy = start(algorithm)
     it = roll(algorithm, policy)
     half = it.scores.group == 1
@@ -278,7 +279,7 @@ def test_a_loss_term_without_gradient_is_an_error() -> None:
         def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
             return likelihood.need("prediction/reference").detach()
 
-    algorithm = replace(toy_steps(small("awm"), 4), regularizers=(Dead(),))
+    algorithm = replace(small("awm", 4), regularizers=(Dead(),))
     policy = start(algorithm)
     it = roll(algorithm, policy)
     with pytest.raises(UserError, match="'dead' has no gradient"):
@@ -286,10 +287,10 @@ def test_a_loss_term_without_gradient_is_an_error() -> None:
 
 
 def test_a_likelihood_that_is_not_measured_is_explained() -> None:
-    algorithm = algorithms.build({"use": "awm", "regularizers": [{"use": "kl"}]})
+    algorithm = small("awm", 4, regularizers=[{"use": "kl"}])
     policy = start(algorithm)
     with pytest.raises(ValueError, match="'kl/reference' is not measured by this estimator"):
-        gradients(toy_steps(algorithm, 4), roll(toy_steps(algorithm, 4), policy))
+        gradients(algorithm, roll(algorithm, policy))
 
 
 @pytest.mark.parametrize(
