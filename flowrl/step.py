@@ -23,7 +23,7 @@ from flowrl.parts.diagnostics import Tally
 from flowrl.types import Batch, Likelihood, Rollout, Rows, Scores, iterate_blocks
 
 CHECK_ROWS = 8
-"""Samples re-measured to check the ratio when the old likelihood is otherwise not needed."""
+"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,13 +262,12 @@ def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pas
     """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer
     depends on the
     micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
-    some = matrix.mask.any(dim=1).nonzero()[:CHECK_ROWS, 0]
+    network_rows = matrix.mask.shape[1] // matrix.rows.unit
+    some = matrix.mask.any(dim=1).nonzero()[: max(1, CHECK_ROWS // network_rows), 0]
     if not len(some):
         return 0.0
-    network_rows = matrix.mask.shape[1] // matrix.rows.unit
-    together = replace(settings, micro_batch=len(some) * network_rows)
-    apart = replace(settings, micro_batch=network_rows)
-    first, second = (_measure_old(policy, algorithm, matrix, some, how).logp[some] for how in (together, apart))
+    apart = replace(settings, micro_batch=1)
+    first, second = (_measure_old(policy, algorithm, matrix, some, how).logp[some] for how in (settings, apart))
     return float(torch.where(matrix.mask[some], first - second, 0.0).expm1().abs().max())
 
 

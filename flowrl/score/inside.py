@@ -1,0 +1,287 @@
+"""What runs inside the sandboxes of `code_tests`: a program in one, its tests in another, values between them.
+
+This file is handed to the sandbox's interpreter as text and imports nothing but the standard library. The tests' side
+never runs the program's code: functions of the program are stand-ins whose calls travel, by the trainer, to the
+program's side and come back as data. So a program can pass a test only by answering with the right value.
+
+Lines of the channel: to the program ``{"source"}`` and then ``{"object", "how", "name", "args", "named"}``, answered by
+``{"names"}``, ``{"value", "args"}`` or ``{"raised", "message"}``; from the tests ``c`` and a call, or ``t`` and a
+verdict.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import json
+import math
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+PLAIN_INTEGER = 1 << 53
+LIMIT = 4 << 20
+"""Characters of one message."""
+
+
+class RemoteError(Exception):
+    """The program raised something that is no built-in exception, or answered nonsense."""
+
+
+class CrossingError(Exception):
+    """A test hands the program something that is no data and no object of the program."""
+
+
+def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
+    """A value as JSON; subclasses of containers become the container, other objects what ``refer`` makes of them."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value) if abs(value) < PLAIN_INTEGER else {"int": hex(value)}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": str(float(value))}
+    if isinstance(value, complex):
+        return {"complex": [value.real.hex(), value.imag.hex()]}
+    if isinstance(value, bytes | bytearray):
+        return {"bytes": value.hex()}
+    if isinstance(value, dict):
+        return {"dict": [[encode(key, refer), encode(item, refer)] for key, item in value.items()]}
+    if isinstance(value, list):
+        return [encode(item, refer) for item in value]
+    for kind in (tuple, set, frozenset):
+        if isinstance(value, kind):
+            return {kind.__name__: [encode(item, refer) for item in value]}
+    return refer(value)
+
+
+def decode(value: Any, resolve: Callable[[int], Any]) -> Any:
+    """The inverse; ``resolve`` finds objects by number. Raises `RemoteError` for anything else."""
+    if isinstance(value, list):
+        return [decode(item, resolve) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        raise RemoteError("not an encoded value")
+    kind, content = next(iter(value.items()))
+    if kind == "dict":
+        return {decode(key, resolve): decode(item, resolve) for key, item in content}
+    if kind in ("tuple", "set", "frozenset"):
+        return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(item, resolve) for item in content)
+    simple = {
+        "int": lambda: int(content, 16),
+        "float": lambda: float(content),
+        "complex": lambda: complex(*map(float.fromhex, content)),
+        "bytes": lambda: bytes.fromhex(content),
+        "object": lambda: resolve(int(content)),
+    }
+    if kind not in simple:
+        raise RemoteError("not an encoded value")
+    return simple[kind]()
+
+
+class Program:
+    """The program's side: its module and the objects it has handed out, by number."""
+
+    def __init__(self) -> None:
+        self.objects: list[Any] = []
+
+    def load(self, source: str) -> dict[str, Any]:
+        """Import the program as a module; the numbers of what it defines."""
+        with open("/tmp/program.py", "w") as file:
+            file.write(source)
+        spec = importlib.util.spec_from_file_location("program", "/tmp/program.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["program"] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        mine = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+        return {"names": {name: encode(value, self.refer) for name, value in mine.items() if not _is_module(value)}}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do one thing with one object: call it, read an attribute, or one of the operations of `_OPERATIONS`."""
+        target = self.objects[request["object"]]
+        args = [decode(item, self.objects.__getitem__) for item in request["args"]]
+        named = {name: decode(item, self.objects.__getitem__) for name, item in request["named"].items()}
+        value = target(*args, **named) if request["how"] == "call" else _OPERATIONS[request["how"]](target, *args)
+        # Arguments go back as well, for tests of functions that work in place.
+        return {"value": encode(value, self.refer), "args": [encode(item, self.refer) for item in args]}
+
+    def refer(self, value: Any) -> Any:
+        self.objects.append(value)
+        return {"object": len(self.objects) - 1}
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "attribute": getattr,
+    "set": setattr,
+    "length": len,
+    "item": lambda target, key: target[key],
+    "set_item": lambda target, key, value: target.__setitem__(key, value),
+    "iterate": iter,
+    "next": next,
+    "equal": lambda target, other: target == other,
+    "text": str,
+}
+
+
+class Stand:
+    """The tests' stand-in for an object of the program. It is never equal to plain data, whatever its ``__eq__``."""
+
+    def __init__(self, number: int, ask: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_stand", (number, ask))
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return _ask(self, "call", *args, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _ask(self, "attribute", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _ask(self, "set", name, value)
+
+    def __len__(self) -> int:
+        return _ask(self, "length")
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, key: Any) -> Any:
+        return _ask(self, "item", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _ask(self, "set_item", key, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _ask(self, "iterate")
+
+    def __next__(self) -> Any:
+        return _ask(self, "next")
+
+    def __str__(self) -> str:
+        return _ask(self, "text")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stand) and _ask(self, "equal", other) is True
+
+    __hash__ = object.__hash__
+
+
+def _ask(stand: Stand, how: str, *args: Any, **named: Any) -> Any:
+    number, ask = object.__getattribute__(stand, "_stand")
+    return ask(number, how, args, named)
+
+
+class Tests:
+    """The tests' side: runs them and reports one verdict each."""
+
+    def __init__(self, incoming: TextIO, outgoing: TextIO) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
+
+    def run(self, setup: str, tests: list[str], names: dict[str, Any]) -> None:
+        """Run every test in a namespace of its own; a line ``t`` follows each."""
+        for source in tests:
+            try:
+                space: dict[str, Any] = {name: decode(value, self.stand) for name, value in names.items()}
+                space["__name__"] = "tests"
+                types.FunctionType(compile(setup, "setup", "exec"), space)()
+                types.FunctionType(compile(source, "test", "exec"), space)()
+                verdict = "passed"
+            except CrossingError as problem:
+                verdict = f"crossing: {problem}"
+            except Exception as problem:  # the usual way to fail
+                verdict = f"failed: {type(problem).__name__}"
+            _say(self.outgoing, {"verdict": verdict}, "t")
+
+    def stand(self, number: int) -> Stand:
+        return Stand(number, self.ask)
+
+    def ask(self, number: int, how: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        request = {
+            "object": number,
+            "how": how,
+            "args": [encode(item, _number) for item in args],
+            "named": {name: encode(item, _number) for name, item in named.items()},
+        }
+        _say(self.outgoing, request, "c")
+        answer = json.loads(self.incoming.readline(LIMIT))
+        if "raised" in answer:
+            raise _raised(str(answer["raised"]))(str(answer["message"]))
+        for before, after in zip(args, answer["args"], strict=True):
+            _take_over(before, decode(after, self.stand))
+        return decode(answer["value"], self.stand)
+
+
+def _raised(name: str) -> type[Exception]:
+    """The built-in exception of a name, for tests that expect one."""
+    kind = getattr(builtins, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, Exception) else RemoteError
+
+
+def _take_over(before: Any, after: Any) -> None:
+    """Show a change that the program made to a mutable argument."""
+    if not isinstance(before, list | dict | set) or type(before) is not type(after) or before == after:
+        return
+    if isinstance(before, list):
+        before[:] = after
+    else:
+        before.clear()
+        before.update(after)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, Stand):
+        return {"object": object.__getattribute__(value, "_stand")[0]}
+    raise CrossingError(f"a test hands the program a {type(value).__name__}, which cannot leave the sandbox")
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, types.ModuleType)
+
+
+def _say(channel: TextIO, message: dict[str, Any], mark: str = "") -> None:
+    text = json.dumps(message)
+    if len(text) > LIMIT:
+        raise RemoteError("a value too large for the channel")
+    channel.write(f"{mark}{text}\n")
+    channel.flush()
+
+
+def _private_channel() -> tuple[TextIO, TextIO]:
+    """The channel under numbers of its own; standard input and output become empty, so printing disturbs nothing."""
+    incoming, outgoing = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
+    empty = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(empty, standard)
+    return incoming, outgoing
+
+
+def _serve_program(incoming: TextIO, outgoing: TextIO) -> None:
+    program = Program()
+    for line in incoming:
+        request = json.loads(line)
+        try:
+            answer = program.load(request["source"]) if "source" in request else program.answer(request)
+            _say(outgoing, answer)
+        except BaseException as problem:  # sys.exit and interrupts of the program are answers, too
+            _say(outgoing, {"raised": type(problem).__name__, "message": str(problem)[:1000]})
+
+
+def main() -> None:
+    """Play the part named on the command line, ``program`` or ``tests``."""
+    incoming, outgoing = _private_channel()
+    _say(outgoing, {"ready": True})
+    if sys.argv[1] == "program":
+        _serve_program(incoming, outgoing)
+    else:
+        task = json.loads(incoming.readline())
+        Tests(incoming, outgoing).run(task["setup"], task["tests"], task["names"])
+
+
+if __name__ == "__main__":
+    main()
