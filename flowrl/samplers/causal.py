@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from flowrl.math.masking import draw_tokens, through_end
 from flowrl.math.random import uniform
@@ -28,6 +30,9 @@ class CausalSampler:
     """0 is greedy."""
     greedy_first: bool = False
     """Decode the first sample of every group greedily: the baseline of ReMax."""
+    engine: Literal["vllm"] | None = None
+    """Let an inference engine make the samples (pip install 'flowrl[vllm]'); a token then follows from its row's seed
+    as far as the engine keeps it so."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -48,17 +53,31 @@ class CausalSampler:
         for name, value in (("steps", steps), ("guidance", guidance)):
             if value is not None:
                 raise ValueError(f"autoregressive models have no {name}; remove it")
-        return CausalSampler(length=self.length, temperature=self.temperature if temperature is None else temperature)
+        heat = self.temperature if temperature is None else temperature
+        return CausalSampler(length=self.length, temperature=heat, engine=self.engine)
 
     @torch.no_grad()
     def __call__(self, policy: CausalPolicy, condition: TextCondition, draw: Draw) -> Rollout:
+        heat = torch.full((len(draw),), self.temperature, dtype=torch.float64)
+        if self.greedy_first:
+            heat[draw.first] = 0.0
+        if self.engine is None:
+            tokens, logp, rows = self._decode(policy, condition, draw, heat.to(policy.device))
+        else:
+            made = policy.engine(self.engine).generate(condition, draw.seeds, self.length, heat.tolist())
+            tokens, logp, rows = *made, len(draw) * self.length
+        mask = through_end(tokens, policy.end_token)
+        trace = TokenTrace(tokens, mask, self.temperature, logp=logp)
+        return Rollout(condition, tokens, draw.group, trace, forwards=rows)
+
+    def _decode(
+        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, heat: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """Tokens and their log-probabilities [N, length] on the host, and the network rows it took."""
         count, device = len(draw), policy.device
         tokens = torch.full((count, self.length), policy.pad_token, dtype=torch.int64, device=device)
         logp = torch.zeros(count, self.length, device=device)
         numbers = uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM).to(device)
-        heat = torch.full((count,), self.temperature, dtype=torch.float64, device=device)
-        if self.greedy_first:
-            heat[draw.first.to(device)] = 0.0
         going = torch.arange(count, device=device)  # rows in the decoder, some of them ended
         ended = torch.zeros(count, dtype=torch.bool, device=device)
         decoder: Decoder = policy.decoder(condition)
@@ -77,7 +96,4 @@ class CausalSampler:
                 decoder.keep(active.nonzero()[:, 0])
                 going, chosen = going[active], chosen[active]
             decoder.push(chosen)
-        host = tokens.cpu()
-        mask = through_end(host, policy.end_token)
-        trace = TokenTrace(host, mask, self.temperature, logp=logp.cpu())
-        return Rollout(condition, host, draw.group, trace, forwards=rows)
+        return tokens.cpu(), logp.cpu(), rows

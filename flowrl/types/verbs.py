@@ -109,10 +109,23 @@ class Decoder(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """Another program's sampler, with the policy's current weights."""
+
+    def generate(
+        self, condition: Any, seeds: Tensor, length: int, temperature: Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [N, length], padded after the end, and the log-probabilities [N, length] they were drawn with."""
+        ...
+
+
 class CausalPolicy(TokenPolicy, Protocol):
     """An autoregressive language model."""
 
     def decoder(self, condition: TextCondition) -> Decoder: ...
+    def engine(self, name: str) -> Engine:
+        """The inference engine of that name, started at the first call."""
+        ...
 
 
 class MaskedPolicy(TokenPolicy, Protocol):
