@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/masked_lm.py --out DIR [--pilot] [--arms a,b] [--seeds 3]
 Every arm makes 16 prompts x 12 samples x 16 tokens per iteration, for 20 iterations (61,440 tokens), two updates each.
-``--pilot`` first tries three learning rates per arm for 10 iterations with seed 100; the best one by the mean of its
+``--pilot`` first tries four learning rates per arm for 10 iterations with seed 100; the best one by the mean of its
 held-out scores is then used for seeds 0, 1, ... Held-out: 240 puzzles, sampled as in training (temperature 1, 8 steps).
 """
 
@@ -33,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "tracerl": {"merge": 2, "kl": 0.0},
     "trajectory_pg": {},
 }
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 ITERATIONS, PILOT = 20, 10
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,27 +11,23 @@ import torch
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion.capture import Recorder, denoiser_name
-from flowrl.models.diffusion.exceptions import REFUSED
-from flowrl.models.diffusion.lora import LoRAOptions, adapt
-from flowrl.models.diffusion.policy import DiffusionPolicy, Source
+from flowrl.models.diffusion.exceptions import REFUSED, TARGETS
+from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import calibrate
+from flowrl.models.loading import (
+    Placement,
+    Source,
+    bars_hidden,
+    check_name,
+    compile_blocks,
+    exclusive,
+    place,
+    unreadable,
+)
+from flowrl.models.lora import ATTENTION, LoRAOptions, adapt
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WORLDS = ("shapes",)
 """Embedded worlds with a base model of their own, by name."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and in which precision the frozen parts compute."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """Context of the denoiser: trained parameters are float32, so half precision needs autocast."""
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype) if half else nullcontext()
 
 
 def load_policy(
@@ -69,16 +62,15 @@ def load_policy(
     Raises:
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
-    placement = _placement(dtype, device)
-    if full and lora is not None:
-        raise UserError("model.full and model.lora exclude each other; remove one")
+    placement = place(dtype, device)
+    options = exclusive(full, lora)
     source, pipeline, defaults = _find(path_or_pipeline, placement, trust_remote_code)
     refuse(pipeline)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    adaptation = adapt(network, None if full else lora or LoRAOptions())
+    adaptation = adapt(network, options, TARGETS.get(type(network).__name__, ATTENTION))
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
@@ -105,15 +97,12 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
         raise UserError(
             f"{source} has no model_index.json, so it is not a diffusers pipeline; pass the pipeline's root folder"
         )
-    if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise UserError(
-            f"model {source!r} is neither a folder nor a name on the Hugging Face hub (such as 'owner/model')"
-        )
+    check_name(source)
     # parts a folder was saved without (text encoders, for ready-made embeddings) have to be named to be left out
     index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
     absent = {key: None for key, value in index.items() if value == [None, None]}
     try:
-        with _bars_hidden():
+        with bars_hidden():
             pipeline = DiffusionPipeline.from_pretrained(
                 source,
                 dtype=dtype,
@@ -122,33 +111,11 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
                 **{**absent, **(components or {})},
             )
     except (OSError, ValueError, AttributeError, ImportError, TypeError) as error:
-        what = (
-            "cannot be loaded from its folder" if folder.is_dir() else "is not a folder here and cannot be downloaded"
-        )
-        reason = str(error).strip().splitlines()
-        raise UserError(f"model {source!r} {what}: {reason[0] if reason else type(error).__name__}") from error
+        raise unreadable(source, error) from error
     if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
-
-
-@contextmanager
-def _bars_hidden() -> Iterator[None]:
-    """Two libraries show a bar per component; a checkpoint that verifies its exports would repeat them each time."""
-    import diffusers
-    import transformers
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, on in zip(libraries, shown, strict=True):
-            if on:
-                library.enable_progress_bar()
 
 
 def refuse(pipeline: Any) -> None:
@@ -189,21 +156,6 @@ def single_step(scheduler: Any) -> Any:
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
 
 
-def _placement(dtype: str, device: str) -> Placement:
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        place = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
-    if place.type == "cpu" and dtype == "float16":
-        raise UserError("model.dtype float16 does not train on a CPU; use float32 or bfloat16")
-    return Placement(place, DTYPES[dtype])
-
-
 def _find(given: Any, placement: Placement, trust: bool) -> tuple[Source | None, Any, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
@@ -237,17 +189,4 @@ def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None
         except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
             raise UserError(f"attention backend {attention!r} is not available for {kind}: {error}") from error
     if compile:
-        blocks = _repeated_blocks(network)
-        if not blocks:
-            raise UserError(f"{kind} has no repeated blocks to compile; set model.compile: false")
-        for block in blocks:
-            block.compile()
-
-
-def _repeated_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:
-    """Blocks of one kind, named by the network itself: compiled one by one, they share one compilation."""
-    declared: Any = network
-    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
-    found = [module for module in network.modules() if type(module).__name__ in names]
-    kinds = Counter(type(module) for module in found)
-    return [module for module in found if kinds[type(module)] > 1]
+        compile_blocks(network)

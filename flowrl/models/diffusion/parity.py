@@ -12,6 +12,7 @@ from flowrl.models.diffusion.capture import Recorder, Trace
 from flowrl.models.diffusion.coordinates import Coordinates
 from flowrl.models.diffusion.layout import split
 from flowrl.models.diffusion.recipe import PROBES, CallRecipe
+from flowrl.models.exporting import deviation
 
 if TYPE_CHECKING:
     from flowrl.models.diffusion.policy import DiffusionPolicy
@@ -69,13 +70,6 @@ def check(policy: DiffusionPolicy) -> float:
             f"decoding the final latents of {name} gives images {decoded:.2g} away from its own; unsupported"
         )
     return max(worst, drift, decoded)
-
-
-def deviation(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference relative to the largest value; NaN counts as infinite."""
-    ours, theirs = ours.detach(), theirs.detach()
-    gap = (ours.double() - theirs.double().to(ours.device)).abs().max() / theirs.double().abs().max().clamp(min=1e-12)
-    return float(gap) if torch.isfinite(gap) else float("inf")
 
 
 def _canonical(trace: Trace, k: int, call: CallRecipe, coordinates: Coordinates, levels: Tensor) -> Tensor:

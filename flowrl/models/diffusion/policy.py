@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,11 @@ from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
 from flowrl.models.diffusion.coordinates import grid
 from flowrl.models.diffusion.layout import Path as LeafPath
 from flowrl.models.diffusion.layout import join
-from flowrl.models.diffusion.lora import Adaptation
 from flowrl.models.diffusion.recipe import Recipe
+from flowrl.models.loading import Source
+from flowrl.models.lora import Adaptation
 from flowrl.models.weights import WeightSets
 from flowrl.types import CfgGrad
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a pipeline was loaded from."""
-
-    path: str
-    """Folder or hub name."""
-    trust_remote_code: bool = False
 
 
 class DiffusionPolicy:

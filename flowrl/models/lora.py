@@ -1,8 +1,8 @@
-"""Which parameters of a denoiser are trained: a LoRA adapter by PEFT, or all of them."""
+"""Which parameters of a network are trained: a LoRA adapter by PEFT, or all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +11,23 @@ import torch
 from torch import nn
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion.exceptions import TARGETS
 
 ADAPTER = "default"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Attention projections of nearly every diffusers network; the last four are those of joint text-image attention."""
+LANGUAGE = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),  # Llama, Qwen, Gemma, Mistral, OPT, Phi-3
+    *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "fc_in", "fc_out"),
+    *("c_attn", "c_proj", "c_fc"),  # GPT-2
+    *("query_key_value", "attention.dense", "self_attn.dense", "self_attention.dense"),  # GPT-NeoX, Phi, Falcon, Bloom
+    *("dense_h_to_4h", "dense_4h_to_h"),
+    *("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),  # BERT, RoBERTa
+    *("query_proj", "key_proj", "value_proj", "q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),  # DeBERTa, ...
+    *("Wqkv", "Wo", "Wi"),  # ModernBERT, MPT
+    *("att_proj", "attn_out", "ff_proj", "ff_out"),  # LLaDA
+    *("in_proj", "x_proj"),  # state-space models, whose out_proj PEFT does not adapt
+)
+"""Attention and feed-forward projections of the usual language models (arXiv:2305.14314 adapts all of them)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,8 @@ class LoRAOptions:
     rank: int = 32
     alpha: float = 64
     targets: tuple[str, ...] | None = None
-    """Module names, or their last parts; ``None``: the attention projections."""
+    """Module names, or their last parts; ``None``: the attention projections, in language models the feed-forward ones
+    too."""
     dropout: float = 0.0
     """Active only where gradients are; with dropout the first ratios of an iteration are not 1."""
     init: Literal["gaussian", "default", "pissa", "olora"] = "gaussian"
@@ -52,13 +65,21 @@ class Adaptation:
         yield
 
 
-def adapt(network: nn.Module, options: LoRAOptions | None) -> Adaptation:
-    """Freeze ``network`` but for a fresh adapter (or nothing, for ``None``) and keep what is trained in float32."""
+def adapt(
+    network: nn.Module,
+    options: LoRAOptions | None,
+    defaults: Sequence[str] = ATTENTION,
+    spared: Sequence[str] = (),
+) -> Adaptation:
+    """Freeze ``network`` but for a fresh adapter (or nothing, for ``None``) and keep what is trained in float32.
+
+    defaults: layers to adapt where the options name none. spared: full names of layers that the defaults leave out.
+    """
     network.requires_grad_(options is None)
     if options is None:
         network.float()
     else:
-        _add_adapter(network, options)
+        _add_adapter(network, options, defaults, spared)
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
@@ -67,15 +88,18 @@ def adapt(network: nn.Module, options: LoRAOptions | None) -> Adaptation:
     return Adaptation(parameters, options, tuple(dropouts))
 
 
-def _add_adapter(network: nn.Module, options: LoRAOptions) -> None:
+def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[str], spared: Sequence[str]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = matching(network, options.targets)
+    targets = matching(network, options.targets, defaults)
+    if spared and options.targets is None:  # then each by its full name, of which none is spared
+        targets = [name for name in _layers(network) if name not in spared and _named(name, targets)]
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes floats too)
         target_modules=targets,
         lora_dropout=options.dropout,
+        fan_in_fan_out=any(_transposed(network, name) for name in _layers(network) if _named(name, targets)),
         init_lora_weights=True if options.init == "default" else options.init,
     )
     adder: Any = getattr(network, "add_adapter", None)
@@ -91,15 +115,15 @@ def _add_adapter(network: nn.Module, options: LoRAOptions) -> None:
             raise UserError(f"model.lora.targets {', '.join(targets)}: {str(error).splitlines()[0]}") from error
 
 
-def matching(network: nn.Module, given: tuple[str, ...] | None) -> list[str]:
+def matching(network: nn.Module, given: tuple[str, ...] | None, defaults: Sequence[str] = ATTENTION) -> list[str]:
     """The targets that name a linear or convolutional layer of the network, whole or by their end.
 
     Raises:
         UserError: when one of the user's own names matches nothing, or none of the defaults does.
     """
-    layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    targets = given or TARGETS.get(type(network).__name__, ATTENTION)
-    used = [t for t in targets if any(name == t or name.endswith(f".{t}") for name in layers)]
+    layers = _layers(network)
+    targets = given or defaults
+    used = [t for t in targets if any(_named(name, (t,)) for name in layers)]
     missing = [t for t in targets if t not in used]
     if not used or (missing and given is not None):
         ends = sorted({_ending(name) for name in layers})
@@ -108,6 +132,23 @@ def matching(network: nn.Module, given: tuple[str, ...] | None) -> list[str]:
             f" some of: {', '.join(ends)}"
         )
     return used
+
+
+def _layers(network: nn.Module) -> list[str]:
+    """Full names of what an adapter can be put on."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    return [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, Conv1D))]
+
+
+def _transposed(network: nn.Module, name: str) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(network.get_submodule(name), Conv1D)
+
+
+def _named(name: str, targets: Sequence[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _ending(name: str) -> str:

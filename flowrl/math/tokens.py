@@ -1,0 +1,222 @@
+"""Log-probabilities of chosen tokens without keeping the vocabulary-wide logits for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CELLS = {"cpu": 2**22}
+"""Entries of a chunk of logits, by device type; elsewhere 2**26 (256 MB in float32)."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How a vocabulary layer's output ``x`` becomes logits: ``softcap * tanh(scale * x / softcap)``, or ``scale * x``.
+
+    The cap is Gemma 2's (arXiv:2408.00118, section 2), the scale Cohere's and Granite's.
+    """
+
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of the layer's output, the same shape; may overwrite it where no gradient is taken."""
+        if x.requires_grad:
+            return x * self.scale if self.softcap is None else (x * (self.scale / self.softcap)).tanh() * self.softcap
+        x = x if self.scale == 1.0 else x.mul_(self.scale)
+        return x if self.softcap is None else x.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def slope_(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """``gradient`` with respect to the logits, turned in place into that with respect to the layer's output."""
+        if self.softcap is not None:
+            gradient.mul_(1 - (logits / self.softcap).square_())
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
+
+
+PLAIN = Readout()
+
+
+def selective_log_softmax(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    excluded: Sequence[int] = (),
+    entropy: bool = False,
+    chunk: int | None = None,
+    readout: Readout = PLAIN,
+) -> tuple[Tensor, Tensor | None]:
+    """``log softmax(readout(hidden @ weight.T + bias) / temperature)`` at ``labels``, chunk by chunk.
+
+    Neither forward nor backward holds more than ``chunk`` rows of logits. Where only ``hidden`` needs a gradient, its
+    derivative ``(onehot - p) @ weight`` is formed in the forward pass, while ``p`` is there, and backward scales it;
+    where ``weight`` needs one too, backward computes the logits again.
+
+    Args:
+        hidden: [K, d]. weight: [V, d]. bias: [V] or ``None``. labels: [K] int64.
+        excluded: token ids of probability 0.
+        entropy: also return the distribution's entropy in nats, without gradient.
+        chunk: rows of logits at a time; ``None``: as many as make some MB.
+
+    Returns:
+        ``(logp [K] float32, entropy [K] float32 or None)``.
+    """
+    if not temperature > 0:
+        raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")
+    rows = chunk or max(1, CELLS.get(hidden.device.type, 2**26) // len(weight))
+    options = _Options(temperature, tuple(excluded), entropy, rows, readout)
+    # under inference there is nothing to prepare for a backward pass
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
+    if not wanted:
+        logp, found, *_ = _forward(hidden, weight, bias, labels, options, direction=False)
+    else:
+        logp, found = _Selective.apply(hidden, weight, bias, labels, options)  # pyright: ignore[reportGeneralTypeIssues]
+    return logp, found if entropy else None
+
+
+def log_softmax_at(
+    logits: Tensor, labels: Tensor, *, temperature: float = 1.0, excluded: Sequence[int] = (), entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The same from logits [K, V] that exist already, by plain autograd."""
+    if not temperature > 0:
+        raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")
+    logp = exclude(logits.float() / temperature, excluded).log_softmax(dim=-1)
+    found = torch.special.entr(logp.detach().exp()).sum(dim=-1) if entropy else None
+    return logp.gather(1, labels[:, None])[:, 0], found
+
+
+def exclude(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """``logits`` [..., V] with -inf at ``tokens``."""
+    if not tokens:
+        return logits
+    return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), -torch.inf)
+
+
+def vocabulary_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, readout: Readout = PLAIN) -> Tensor:
+    """[K, V] float32 logits of ``hidden`` [K, d], accumulated in float32, with gradient where enabled."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+            product = torch.nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+            return readout(product)
+        return readout(_product(hidden, weight, bias))
+
+
+@dataclass(frozen=True)
+class _Options:
+    temperature: float
+    excluded: tuple[int, ...]
+    entropy: bool
+    rows: int
+    readout: Readout
+
+
+class _Selective(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, options: _Options
+    ) -> Any:
+        ctx.options, ctx.kind = options, hidden.dtype
+        ctx.again = weight.requires_grad or (bias is not None and bias.requires_grad)
+        logp, entropy, direction, total = _forward(hidden, weight, bias, labels, options, direction=not ctx.again)
+        if ctx.again:
+            ctx.save_for_backward(hidden, weight, bias, labels, total)
+        else:
+            ctx.save_for_backward(direction)
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        upstream: Tensor = grad_outputs[0]
+        if not ctx.again:
+            (direction,) = ctx.saved_tensors
+            return (upstream[:, None] * direction).to(ctx.kind), None, None, None, None
+        hidden, weight, bias, labels, total = ctx.saved_tensors
+        found = _backward(upstream, hidden, weight, bias, labels, total, ctx.options, ctx.needs_input_grad)
+        return (*found, None, None)
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, options: _Options, *, direction: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(logp [K], entropy [K] or [0], d logp / d hidden [K, d] or [0], logsumexp [K])``, all float32."""
+    count, device = len(hidden), hidden.device
+    logp, total = torch.empty(count, device=device), torch.empty(count, device=device)
+    entropy = torch.empty(count if options.entropy else 0, device=device)
+    slope = torch.empty((count, hidden.shape[1]) if direction else 0, device=device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for start in range(0, count, options.rows):
+            part = slice(start, start + options.rows)
+            logits = options.readout(_product(hidden[part], weight, bias))
+            heated = _heat(logits, options)
+            label = labels[part, None]
+            total[part] = heated.logsumexp(dim=-1)
+            logp[part] = heated.gather(1, label)[:, 0] - total[part]
+            if not (options.entropy or direction):
+                continue
+            probability = heated.sub(total[part, None]).exp_()
+            if options.entropy:
+                entropy[part] = torch.special.entr(probability).sum(dim=-1)
+            if direction:
+                slope[part] = _multiply(_log_gradient_(probability, label, logits, options), weight)
+    return logp, entropy, slope, total
+
+
+def _backward(
+    upstream: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, total: Tensor,
+    options: _Options, needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients with respect to hidden, weight and bias, of logits computed again."""
+    for_hidden = torch.empty_like(hidden) if needs[0] else None
+    for_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
+    for_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if bias is not None and needs[2] else None
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), options.rows):
+            part = slice(start, start + options.rows)
+            logits = options.readout(_product(hidden[part], weight, bias))
+            probability = _heat(logits, options).sub(total[part, None]).exp_()
+            gradient = _log_gradient_(probability, labels[part, None], logits, options).mul_(upstream[part, None])
+            if for_hidden is not None:
+                for_hidden[part] = _multiply(gradient, weight).to(hidden.dtype)
+            if for_weight is not None:
+                for_weight.addmm_(gradient.T, hidden[part].float())
+            if for_bias is not None:
+                for_bias += gradient.sum(dim=0)
+    return (
+        for_hidden,
+        None if for_weight is None else for_weight.to(weight.dtype),
+        None if for_bias is None or bias is None else for_bias.to(bias.dtype),
+    )
+
+
+def _heat(logits: Tensor, options: _Options) -> Tensor:
+    """Tempered logits with the excluded tokens at -inf; the input stays as it is where it is still needed."""
+    if options.temperature == 1.0 and not options.excluded:
+        return logits
+    heated = logits / options.temperature
+    return heated.index_fill_(-1, torch.tensor(options.excluded, device=logits.device, dtype=torch.int64), -torch.inf)
+
+
+def _log_gradient_(probability: Tensor, label: Tensor, logits: Tensor, options: _Options) -> Tensor:
+    """``d logp / d (layer output)`` [k, V], made of ``probability`` in place."""
+    gradient = probability.neg_().scatter_add_(1, label, torch.ones_like(label, dtype=probability.dtype))
+    return options.readout.slope_(gradient.div_(options.temperature), logits)
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``hidden @ weight.T + bias`` in float32."""
+    logits = _multiply(hidden, weight.T)
+    return logits if bias is None else logits.add_(bias.float())
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product in float32; half-precision weights on a GPU are not converted but accumulated in float32."""
+    if right.is_cuda and right.dtype != torch.float32:
+        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
+    return left.float() @ right.float()

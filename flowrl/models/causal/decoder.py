@@ -1,0 +1,127 @@
+"""Autoregressive decoding, with the model's own cache of keys and values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.layout import join_left
+
+if TYPE_CHECKING:
+    from flowrl.models.causal.policy import CausalPolicy
+
+
+class CachedDecoder:
+    """Implements :class:`flowrl.types.Decoder`: one batch, or one per prompt length where a model cannot be padded."""
+
+    def __init__(self, policy: CausalPolicy, condition: TextCondition, *, padded: bool) -> None:
+        lengths = condition.row_lengths
+        groups = [lengths >= 0] if padded else [lengths == n for n in lengths.unique()]
+        self._rows = [group.nonzero()[:, 0] for group in groups]
+        self._batches = [_Batch(policy, condition.take(rows)) for rows in self._rows]
+        self._gather()
+
+    def push(self, tokens: Tensor) -> None:
+        """Append one token [n] to every row, and compute the next logits."""
+        for rows, batch in zip(self._rows, self._batches, strict=True):
+            batch.push(tokens[rows.to(tokens.device)])
+        self._gather()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [m] only (indices into the present ones)."""
+        rows = rows.cpu()
+        kept_rows, kept = [], []
+        for mine, batch in zip(self._rows, self._batches, strict=True):
+            where = (rows[:, None] == mine).nonzero()  # (new place, place in the batch)
+            if len(where):
+                batch.keep(where[:, 1])
+                kept_rows.append(where[:, 0])
+                kept.append(batch)
+        self._rows, self._batches = kept_rows, kept
+        self._gather()
+
+    def _gather(self) -> None:
+        if len(self._batches) == 1 and bool((self._rows[0].diff() > 0).all()):
+            self.logits = self._batches[0].logits
+            return
+        order = torch.cat(self._rows).argsort()
+        logits = torch.cat([batch.logits for batch in self._batches])
+        self.logits = logits[order.to(logits.device)]
+
+
+class _Batch:
+    """Rows that are decoded together: padded on the left, with an attention mask only where that is needed."""
+
+    def __init__(self, policy: CausalPolicy, condition: TextCondition) -> None:
+        self._policy, self._network = policy, policy.network
+        used, expand = condition.index.unique(return_inverse=True)
+        ids, inside = join_left(condition.prompts[used], condition.lengths[used], policy.pad_token)
+        self._inside = None if bool(inside.all()) else inside
+        self._width, self._lengths = ids.shape[1], condition.lengths[used]
+        position = (torch.arange(self._width) - (self._width - self._lengths[:, None])).clamp(min=0)
+        self._cache: Any = None
+        self._run(ids, position)
+        if len(expand) != len(used) or bool((expand.diff() != 1).any()):
+            self.keep(expand)
+
+    @torch.no_grad()
+    def push(self, tokens: Tensor) -> None:
+        position = self._lengths
+        self._policy.text.check_position(int(position.max()))
+        self._lengths, self._width = self._lengths + 1, self._width + 1
+        if self._inside is not None:
+            self._inside = torch.cat([self._inside, torch.ones(len(tokens), 1, dtype=torch.bool)], dim=1)
+        self._run(tokens.cpu()[:, None], position[:, None])
+
+    @torch.no_grad()
+    def keep(self, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows.to(self.logits.device))
+        self.logits = self.logits[rows.to(self.logits.device)]
+        self._lengths = self._lengths[rows]
+        self._inside = None if self._inside is None else self._inside[rows]
+
+    @torch.no_grad()
+    def _run(self, ids: Tensor, position: Tensor) -> None:
+        network = self._network
+        inputs = {"input_ids": ids}
+        if "position_ids" in network.takes and self._inside is not None:
+            inputs["position_ids"] = position
+        if self._inside is not None:
+            inputs["attention_mask"] = self._inside.long()
+        rows = torch.arange(len(ids))
+        reading = network.read(
+            inputs, rows, torch.full_like(rows, ids.shape[1] - 1), past_key_values=self._cache, use_cache=True
+        )
+        if reading.cache is None:
+            raise NotImplementedError(f"{network.name} returns no cache")
+        self._cache = reading.cache
+        self.logits = network.logits(reading)
+
+
+class RecomputingDecoder:
+    """Implements :class:`flowrl.types.Decoder` for models without a cache of keys and values: slow, but right."""
+
+    def __init__(self, policy: CausalPolicy, condition: TextCondition) -> None:
+        self._policy, self._condition = policy, condition
+        self._tokens = torch.zeros(len(condition), 1, dtype=torch.int64)  # the last column is yet to come
+        self._run()
+
+    def push(self, tokens: Tensor) -> None:
+        """Append one token [n] to every row, and compute the next logits."""
+        self._tokens[:, -1] = tokens.cpu()
+        self._tokens = torch.nn.functional.pad(self._tokens, (0, 1))
+        self._run()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [m] only (indices into the present ones)."""
+        self._condition, self._tokens = self._condition.take(rows), self._tokens[rows.cpu()]
+        self.logits = self.logits[rows.to(self.logits.device)]
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        targets = torch.zeros_like(self._tokens, dtype=torch.bool)
+        targets[:, -1] = True
+        self.logits = self._policy.logits(self._condition, self._tokens, targets)

@@ -1,0 +1,96 @@
+"""Rollouts by vLLM beside the trainer: its kernels and scheduler, with the adapter's current weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.models import exporting
+from flowrl.models.text.condition import TextCondition
+
+if TYPE_CHECKING:
+    from flowrl.models.causal.policy import CausalPolicy
+
+SEED_LIMIT = 2**31
+"""vLLM's seeds are 32 bits wide."""
+
+
+class VLLMEngine:
+    """A vLLM instance of a policy's base model.
+
+    Before every rollout the adapter of the weight set in use is written to a folder, as PEFT does, and given to vLLM as
+    a new LoRA request, so the engine never holds stale weights.
+
+    Its log-probabilities are computed by other kernels than the trainer's; the difference is logged as
+    ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
+    """
+
+    def __init__(self, policy: CausalPolicy, memory: float = 0.4) -> None:
+        """Raises `UserError` without vLLM or without an adapter. ``memory`` is the engine's share of the GPU."""
+        try:
+            import vllm  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UserError("sampler.engine=vllm needs vLLM: pip install 'flowrl[vllm]'") from None
+        options = policy.network.adaptation.lora
+        if options is None:
+            raise UserError("sampler.engine=vllm takes over LoRA weights only; set model.full=false, or engine=null")
+        self._vllm, self._policy, self._version = vllm, policy, 0
+        self._engine = vllm.LLM(
+            model=policy.source.path,
+            dtype=str(policy.dtype).removeprefix("torch."),
+            trust_remote_code=policy.source.trust_remote_code,
+            enable_lora=True,
+            max_lora_rank=options.rank,
+            gpu_memory_utilization=memory,
+            logprobs_mode="processed_logprobs",  # after the temperature: of the distribution drawn from
+        )
+
+    def generate(
+        self, condition: TextCondition, seeds: Tensor, length: int, temperature: Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [N, length], padded after the end, and the log-probabilities [N, length] they were drawn with.
+
+        ``temperature`` holds one value per row, 0 for greedy.
+        """
+        policy = self._policy
+        prompts = [
+            {"prompt_token_ids": condition.prompts[index, : int(condition.lengths[index])].tolist()}
+            for index in condition.index.tolist()
+        ]
+        settings = [
+            self._vllm.SamplingParams(
+                temperature=heat,
+                max_tokens=length,
+                seed=int(seed) % SEED_LIMIT,
+                logprobs=0,  # of the drawn token only
+                stop_token_ids=[policy.end_token],
+                detokenize=False,
+            )
+            for seed, heat in zip(seeds.tolist(), temperature, strict=True)
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = self._engine.generate(prompts, settings, lora_request=self._request(folder), use_tqdm=False)
+        tokens = torch.full((len(prompts), length), policy.pad_token, dtype=torch.int64)
+        logp = torch.zeros(len(prompts), length)
+        for row, output in enumerate(outputs):
+            made = output.outputs[0]
+            count = len(made.token_ids)
+            tokens[row, :count] = torch.tensor(list(made.token_ids), dtype=torch.int64)
+            found = [place[token].logprob for place, token in zip(made.logprobs, made.token_ids, strict=True)]
+            logp[row, :count] = torch.tensor(found)
+        return tokens, logp
+
+    def _request(self, folder: str) -> Any:
+        """The adapter as it is now. vLLM caches adapters by their number, so every rollout has its own."""
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+        self._version += 1
+        network = self._policy.network
+        exporting.save_peft(network.model, network.adaptation, self._policy.source, Path(folder))
+        return LoRARequest(f"rollout-{self._version}", self._version, folder)

@@ -1,0 +1,35 @@
+"""One door to the loaders of all model families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from flowrl.errors import UserError, did_you_mean
+from flowrl.models import diffusion
+from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.text.opening import family_of
+
+LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
+
+
+def load_policy(
+    path_or_pipeline: Any, *, family: Literal["diffusion", "masked", "causal"] | None = None, **options: Any
+) -> Any:
+    """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object.
+
+    Args:
+        family: ``None``: told by the model's files (`family_of`).
+        options: those of the family's loader: :func:`flowrl.models.diffusion.load_policy`,
+            :func:`flowrl.models.text.load.load_causal`, :func:`flowrl.models.text.load.load_masked`.
+
+    Raises:
+        UserError: for a model that is missing or unsuitable, and options that its family does not have.
+    """
+    named = isinstance(path_or_pipeline, (str, Path))
+    chosen = family or (family_of(path_or_pipeline) if named else "diffusion")
+    if chosen not in LOADERS:
+        raise UserError(f"there is no model family {chosen!r}{did_you_mean(chosen, LOADERS)}")
+    if chosen != "diffusion" and options.pop("call", None):
+        raise UserError(f"model.call is for diffusion pipelines and means nothing for family {chosen}; remove it")
+    return LOADERS[chosen](path_or_pipeline, **options)

@@ -1,0 +1,110 @@
+"""What loading a model needs in every family: where it computes, in which precision, and quiet libraries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowrl.errors import UserError
+from flowrl.models.lora import LoRAOptions
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model was loaded from."""
+
+    path: str
+    """Folder or hub name."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision the frozen parts compute."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Context of the network: trained parameters are float32, so half precision needs autocast."""
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype) if half else nullcontext()
+
+
+def place(dtype: str, device: str) -> Placement:
+    """Placement by the names of a config. Raises `UserError` for unknown ones and for what cannot train there."""
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        where = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
+    if where.type == "cpu" and dtype == "float16":
+        raise UserError("model.dtype float16 does not train on a CPU; use float32 or bfloat16")
+    return Placement(where, DTYPES[dtype])
+
+
+def exclusive(full: bool, lora: LoRAOptions | None) -> LoRAOptions | None:
+    """The adapter to train, ``None`` for all parameters. Raises `UserError` where both were asked for."""
+    if full and lora is not None:
+        raise UserError("model.full and model.lora exclude each other; remove one")
+    return None if full else lora or LoRAOptions()
+
+
+def check_name(source: str) -> None:
+    """Raise `UserError` where ``source`` is neither a folder nor could be a name on the hub."""
+    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise UserError(
+            f"model {source!r} is neither a folder nor a name on the Hugging Face hub (such as 'owner/model')"
+        )
+
+
+def unreadable(source: str, error: Exception) -> UserError:
+    """What a library's failure to load ``source`` is called here: its first line."""
+    what = (
+        "cannot be loaded from its folder" if Path(source).is_dir() else "is not a folder here and cannot be downloaded"
+    )
+    reason = str(error).strip().splitlines()
+    return UserError(f"model {source!r} {what}: {reason[0] if reason else type(error).__name__}")
+
+
+@contextmanager
+def bars_hidden() -> Iterator[None]:
+    """Two libraries show a bar per component; a checkpoint that verifies its exports would repeat them each time."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, on in zip(libraries, shown, strict=True):
+            if on:
+                library.enable_progress_bar()
+
+
+def compile_blocks(network: torch.nn.Module) -> None:
+    """Compile the blocks that repeat: of one kind, named by the network itself, they share one compilation."""
+    declared: Any = network
+    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    kinds = Counter(type(module) for module in found)
+    blocks = [module for module in found if kinds[type(module)] > 1]
+    if not blocks:
+        raise UserError(f"{type(network).__name__} has no repeated blocks to compile; set model.compile: false")
+    for block in blocks:
+        block.compile()

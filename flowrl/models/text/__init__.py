@@ -1,0 +1,1 @@
+"""What language models of both families share: prompts, networks, checks and exports."""

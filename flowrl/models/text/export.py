@@ -1,0 +1,109 @@
+"""Adapters and merged language models on disk, each verified by loading it as users would."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from flowrl.errors import UserError
+from flowrl.models import exporting
+from flowrl.models.exporting import deviation
+from flowrl.models.loading import Source
+from flowrl.models.lora import Adaptation
+from flowrl.models.text import probing
+from flowrl.models.text.network import Network
+from flowrl.models.text.opening import folders_of, open_model
+
+if TYPE_CHECKING:
+    from flowrl.models.text.policy import TextPolicy
+
+Format = Literal["peft", "merged"]
+
+
+def export(policy: TextPolicy, directory: Path, to: Format) -> float:
+    """Write the live weights to ``directory`` (new or empty), verified before it appears: see
+    :func:`flowrl.models.exporting.into_folder`. The value head is not part of it."""
+    network = policy.network
+
+    def write(work: Path) -> float:
+        if to == "peft":
+            base = open_model(policy.source, policy.family, policy.dtype)
+            exporting.save_peft(network.model, network.adaptation, policy.source, work)
+            exporting.load_peft(base, work)
+            exporting.check_adapter(network.model, base, to)
+            return _difference(policy, base)
+        return _difference(policy, _merged(policy, work))
+
+    return exporting.into_folder(directory, to, get_args(Format), network.adaptation, policy.dtype, write)
+
+
+def load_adapter(policy: TextPolicy, directory: Path) -> None:
+    """Copy the weights of a PEFT folder into the live ones: see :func:`flowrl.models.exporting.load_adapter`."""
+    exporting.load_adapter(policy.network.adaptation, directory, exporting.read_peft(directory))
+
+
+def _merged(policy: TextPolicy, work: Path) -> Any:
+    """The model with merged weights and its tokenizer in ``work``, and everything else that a pipeline had."""
+    source, network = policy.source, policy.network
+    base = open_model(source, policy.family, policy.dtype)
+    untie(base, network.adaptation)
+    merged = exporting.merge(base, network.model, network.adaptation)
+    merged.requires_grad_(False)
+    place, _ = folders_of(Path(source.path))
+    if place != Path(source.path):  # a pipeline: the model is one of its folders
+        shutil.copytree(source.path, work, dirs_exist_ok=True, ignore=_all_but_parts(Path(source.path), place))
+        merged.save_pretrained(work / place.name)
+    else:
+        merged.save_pretrained(work)
+        policy.text.tokenizer.save_pretrained(work)
+    return open_model(Source(str(work), source.trust_remote_code), policy.family, policy.dtype)
+
+
+def _all_but_parts(root: Path, model: Path) -> Any:
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return {model.name} & set(names) if Path(folder) == root else set()
+
+    return ignore
+
+
+def untie(network: Any, adaptation: Adaptation) -> None:
+    """Where adapters change layers that share a weight, each in its own way, give every layer a weight of its own
+    (DiffusionGemma's encoder and decoder are one; once trained apart they are two, and so is the file's size).
+
+    Raises:
+        UserError: where the weight is shared with the embeddings, which would change with it.
+    """
+    adapted = {name.rsplit(".lora_", 1)[0] for name in adaptation.parameters} if adaptation.lora else set()
+    weights = [getattr(network.get_submodule(name), "weight", None) for name in sorted(adapted)]
+    embeddings = network.get_input_embeddings().weight
+    if any(weight is embeddings for weight in weights):
+        raise UserError(
+            "an adapted layer shares its weight with the embeddings, so its adapter cannot be merged; export to peft"
+        )
+    if len({id(weight) for weight in weights}) == len(weights):
+        return
+    seen: set[int] = set()
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in seen:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+            seen.add(id(parameter))
+    network.config.tie_word_embeddings = False
+    network.all_tied_weights_keys = {}
+
+
+@torch.no_grad()
+def _difference(policy: TextPolicy, reloaded: Any) -> float:
+    """Largest relative deviation of the reloaded model's own logits from the policy's."""
+    probe = probing.probe_of(policy)
+    ours = policy.logits(*probe)
+    other = copy.copy(policy)
+    other.network = Network(reloaded.to(policy.device).eval(), Adaptation({}, None), policy.network.placement)
+    theirs = probing.own_logits(other, probe)
+    possible = ~theirs.isinf()
+    return deviation(ours[possible], theirs[possible])

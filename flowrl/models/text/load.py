@@ -1,0 +1,192 @@
+"""From a model folder, a hub name or an embedded world to a language-model policy, refusing early what cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import nn
+
+from flowrl.errors import UserError, did_you_mean
+from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.loading import Source, compile_blocks, exclusive, place
+from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
+from flowrl.models.masked.layout import Blocks, Canvases
+from flowrl.models.masked.policy import MaskedPolicy
+from flowrl.models.text import probing
+from flowrl.models.text.condition import open_tokens
+from flowrl.models.text.layout import Layout, Sequences
+from flowrl.models.text.network import Network
+from flowrl.models.text.opening import locate, open_model, open_tokenizer, read_json
+
+STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Model types whose output projections are used by their kernels directly."""
+LLADA2_BLOCK = 32
+"""Default of diffusers' BlockRefinementScheduler."""
+
+
+class Options(TypedDict, total=False):
+    """What every language model can be loaded with."""
+
+    lora: LoRAOptions | None
+    """The adapter to train (default: rank 32 on attention and feed-forward projections); exclusive with ``full``."""
+    full: bool
+    """Train every parameter."""
+    dtype: str
+    """Precision of the frozen parts; trained parameters are always float32."""
+    device: str
+    gradient_checkpointing: bool
+    attention: str | None
+    """An attention implementation of transformers, such as ``"sdpa"`` or ``"flash_attention_2"``."""
+    compile: bool
+    trust_remote_code: bool
+
+
+def load_causal(
+    path: str | Path,
+    *,
+    chat: bool | None = None,
+    system: str | None = None,
+    critic: bool = False,
+    max_prompt: int | None = None,
+    **options: Unpack[Options],
+) -> CausalPolicy:
+    """A policy from any ``AutoModelForCausalLM``.
+
+    Args:
+        path: a folder, a hub name, or an embedded world with a causal base model.
+        chat: whether prompts go through the tokenizer's chat template; ``None``: if it has one.
+        system: the template's system message.
+        critic: add a value head on the last hidden states.
+        max_prompt: longest prompt in tokens.
+
+    Raises:
+        UserError: for a model that is missing or unsuitable, or options that exclude each other.
+    """
+    network, tokenizer, source = _open(path, "causal", options)
+    text = open_tokens(tokenizer, network.model.config, chat=chat, system=system, max_prompt=max_prompt, mask=None)
+    layout = Sequences(shift=True, causal=True, padded=True, pad=text.pad)
+    policy = CausalPolicy(network, text, layout, source, critic=_value_head(network) if critic else None)
+    ahead = probing.lookahead(policy)
+    if ahead > probing.TOLERANCE[policy.dtype]:
+        raise UserError(
+            f"{path} ({network.name}) is a bidirectional model: a later token changes its earlier predictions by"
+            f" {ahead:.2g}, but family causal needs an autoregressive one; use family masked"
+        )
+    probing.settle(policy)
+    if critic and network.head.route == "whole":
+        raise UserError(f"{network.name} does not show its last hidden states, which a critic needs; set critic: false")
+    policy.settle_decoding()
+    policy.check_parity()
+    network.calls = 0
+    return policy
+
+
+def load_masked(
+    path: str | Path,
+    *,
+    chat: bool | None = None,
+    system: str | None = None,
+    max_prompt: int | None = None,
+    mask_token_id: int | None = None,
+    shift_logits: bool | None = None,
+    **options: Unpack[Options],
+) -> MaskedPolicy:
+    """A policy from any bidirectional language model: ``AutoModelForMaskedLM``, LLaDA, Dream, a diffusers
+    ``LLaDA2Pipeline`` or ``DiffusionGemmaPipeline``, or ``DiffusionGemmaForBlockDiffusion``.
+
+    Args:
+        path, chat, system, max_prompt: as in :func:`load_causal`.
+        mask_token_id: ``None``: the tokenizer's, else the config's.
+        shift_logits: the prediction for position i is read at i - 1; ``None``: for Dream only.
+
+    Raises:
+        UserError: for a model that is missing or unsuitable, or options that exclude each other.
+    """
+    network, tokenizer, source = _open(path, "masked", options)
+    mask = _mask_token(mask_token_id, tokenizer, network, str(path))
+    text = open_tokens(tokenizer, network.model.config, chat=chat, system=system, max_prompt=max_prompt, mask=mask)
+    layout = _masked_layout(network, source, shift_logits, text.pad, mask)
+    policy = MaskedPolicy(network, text, layout, source, mask_token=mask)
+    if not isinstance(layout, Canvases) and probing.lookahead(policy) <= probing.NOTHING:
+        raise UserError(
+            f"{path} ({network.name}) is an autoregressive model: later tokens do not change its earlier predictions,"
+            " but family masked needs a bidirectional one; use family causal"
+        )
+    probing.settle(policy)
+    policy.check_parity()
+    network.calls = 0
+    return policy
+
+
+def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any, Source]:
+    """``(network, tokenizer, source)`` with everything that is not a matter of the family."""
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    if unknown:
+        raise UserError(
+            f"a language model has no option {unknown[0]!r}{did_you_mean(unknown[0], Options.__annotations__)}"
+        )
+    placement = place(options.get("dtype", "float32"), options.get("device", "auto"))
+    adapter = exclusive(options.get("full", False), options.get("lora"))
+    source = Source(locate(path, family), options.get("trust_remote_code", False))
+    model = open_model(source, family, placement.dtype, options.get("attention"))
+    tokenizer = open_tokenizer(source)
+    adaptation = adapt(model, adapter, LANGUAGE, _spared(model))
+    model.to(placement.device)
+    if options.get("gradient_checkpointing"):
+        # transformers 5.23 renamed it
+        switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        try:
+            switch({"use_reentrant": False})
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise UserError(
+                f"{type(model).__name__} does not support gradient checkpointing; set model.gradient_checkpointing:"
+                " false"
+            ) from error
+    if options.get("compile"):
+        compile_blocks(model)
+    return Network(model, adaptation, placement), tokenizer, source
+
+
+def _spared(model: Any) -> list[str]:
+    """Layers that no adapter is put on unasked: the vocabulary layer, towers that read other than text, and what
+    PEFT refuses to adapt."""
+    head, recurrent = model.get_output_embeddings(), model.config.model_type in STATE_SPACE
+    found = []
+    for name, module in model.named_modules():
+        other = any(part in ("vision_tower", "embed_vision") for part in name.split("."))
+        if module is head or other or (recurrent and name.endswith("out_proj")):
+            found.append(name)
+    return found
+
+
+def _value_head(network: Network) -> nn.Linear:
+    """Zero at first, so that advantages start from the returns."""
+    head = nn.Linear(network.width, 1, device=network.device, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _mask_token(given: int | None, tokenizer: Any, network: Network, path: str) -> int:
+    words = len(network.model.get_input_embeddings().weight)
+    for token in (given, tokenizer.mask_token_id, getattr(network.model.config, "mask_token_id", None)):
+        if token is not None:
+            if not 0 <= token < words:
+                raise UserError(f"mask_token_id={token} is not one of the model's {words} tokens; give the right id")
+            return int(token)
+    raise UserError(
+        f"neither the tokenizer nor the config of {path} names a mask token; set model.mask_token_id to its id"
+    )
+
+
+def _masked_layout(network: Network, source: Source, shift: bool | None, pad: int, mask: int) -> Layout:
+    kind = str(network.model.config.model_type)
+    if kind == "diffusion_gemma":
+        return Canvases(network.model.config.canvas_length)
+    if kind.startswith("llada2"):
+        scheduler = read_json(str(Path(source.path) / "scheduler"), "scheduler_config.json") or {}
+        return Blocks(int(scheduler.get("block_length", LLADA2_BLOCK)), mask=mask, joint=True)
+    shifted = kind.lower().startswith("dream") if shift is None else shift
+    return Sequences(shift=shifted, causal=False, padded=True, pad=pad)

@@ -1,0 +1,158 @@
+"""A language model whose vocabulary layer is applied only where a prediction is asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.math import tokens as token_math
+from flowrl.math.tokens import PLAIN, Readout
+from flowrl.models.loading import Placement
+from flowrl.models.lora import Adaptation
+
+Route = Literal["states", "rows", "whole"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """How predictions are had from the model; which way works is found out at the start, by comparison.
+
+    ``states``: the last hidden states are taken from the input of the vocabulary layer, a plain linear one, which is
+    then applied by us. ``rows``: the layer is shown the states asked for and the model does the rest, whatever that
+    is. ``whole``: the model computes all logits.
+    """
+
+    route: Route
+    readout: Readout = PLAIN
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the network says at k positions."""
+
+    states: Tensor | None
+    """[k, d]: the input of the vocabulary layer; ``None`` on route ``whole``."""
+    logits: Tensor | None
+    """[k, V] float32; ``None`` on route ``states``."""
+    cache: Any = None
+
+
+class Network:
+    """A transformers language model, counted and read at chosen positions."""
+
+    def __init__(self, model: Any, adaptation: Adaptation, placement: Placement) -> None:
+        self.model = model
+        self.adaptation = adaptation
+        self.placement = placement
+        self.head = Head("whole")
+        self.calls = 0
+        """Rows evaluated so far."""
+        self.takes = frozenset(inspect.signature(model.forward).parameters)
+        self._layer: Any = model.get_output_embeddings()
+        self._compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
+        self._checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def name(self) -> str:
+        """The model's class, for messages."""
+        return type(self.model).__name__
+
+    @property
+    def width(self) -> int:
+        """Size of the last hidden states."""
+        return int(getattr(self._layer, "in_features", None) or self.model.config.get_text_config().hidden_size)
+
+    def routes(self) -> list[Head]:
+        """Ways to try, the cheapest first."""
+        config = self.model.config
+        inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+        cap, up, down = (getattr(inner, n, None) for n in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
+        shaped = Readout(softcap=cap or None, scale=(up or 1.0) / (down or 1.0))
+        plain = type(self._layer) is nn.Linear
+        linear = [Head("states", readout) for readout in dict.fromkeys((shaped, PLAIN))] if plain else []
+        return [*linear, *([Head("rows")] if self._layer is not None else []), Head("whole")]
+
+    def read(self, inputs: Mapping[str, Tensor], rows: Tensor, columns: Tensor, **options: Any) -> Reading:
+        """Run the model on ``inputs`` and read it at ``(rows, columns)`` [k]."""
+        where = rows.to(self.device), columns.to(self.device)
+        kept: list[Tensor] = []
+
+        def show(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            states = given[0]
+            picked = states.flatten(0, 1).index_select(0, where[0] * states.shape[1] + where[1])
+            kept.append(picked)
+            return ((picked[None] if self.head.route == "rows" else states[:, :0]), *given[1:])
+
+        hook = None if self.head.route == "whole" else self._layer.register_forward_pre_hook(show)
+        try:
+            output = self.run(inputs, **options)
+        finally:
+            if hook is not None:
+                hook.remove()
+        cache = getattr(output, "past_key_values", None)
+        if self.head.route == "states":
+            return Reading(kept[0], None, cache)
+        if self.head.route == "rows":
+            return Reading(kept[0], output.logits[0].float(), cache)
+        logits = output.logits
+        return Reading(None, logits.flatten(0, 1)[where[0] * logits.shape[1] + where[1]].float(), cache)
+
+    def run(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+        """The model's own output."""
+        on_device = {key: value.to(self.device) for key, value in inputs.items()}
+        self.calls += len(next(iter(on_device.values())))
+        if "use_cache" in self.takes:
+            options.setdefault("use_cache", False)
+        learning = torch.is_grad_enabled()
+        with (
+            self.placement.precision(),
+            self.adaptation.dropout(learning),
+            self._checkpointing(learning),
+            self._stance(decoding=bool(options.get("use_cache"))),
+        ):
+            return self.model(**on_device, **options)
+
+    def logits(self, reading: Reading) -> Tensor:
+        """[k, V] float32."""
+        if reading.logits is not None:
+            return reading.logits
+        assert reading.states is not None
+        return token_math.vocabulary_logits(reading.states, self._layer.weight, self._layer.bias, self.head.readout)
+
+    def log_softmax(
+        self, reading: Reading, labels: Tensor, *, temperature: float, excluded: tuple[int, ...], entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """``(logp [k], entropy [k] or None)`` float32."""
+        options: dict[str, Any] = {"temperature": temperature, "excluded": excluded, "entropy": entropy}
+        if reading.logits is not None:
+            return token_math.log_softmax_at(reading.logits, labels, **options)
+        assert reading.states is not None
+        return token_math.selective_log_softmax(
+            reading.states, self._layer.weight, self._layer.bias, labels, readout=self.head.readout, **options
+        )
+
+    def _stance(self, *, decoding: bool) -> AbstractContextManager[Any]:
+        """Decoding is not compiled: every step has a cache of another length, which would be compiled anew."""
+        return torch.compiler.set_stance("force_eager") if self._compiled and decoding else nullcontext()
+
+    @contextmanager
+    def _checkpointing(self, active: bool) -> Iterator[None]:
+        """Recompute activations where gradients are taken. Transformers does so only in training mode, which is set
+        for the checkpointed blocks themselves; dropout below them stays off."""
+        for module in self._checkpointed:
+            module.training = active
+        try:
+            yield
+        finally:
+            for module in self._checkpointed:
+                module.training = False

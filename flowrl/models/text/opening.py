@@ -1,0 +1,237 @@
+"""Language models on disk or on the hub: which family they are of, and how transformers opens them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flowrl.errors import UserError
+from flowrl.models.loading import Source, bars_hidden, check_name, unreadable
+
+Family = Literal["diffusion", "masked", "causal"]
+PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
+"""Diffusers pipelines of masked-diffusion language models."""
+MASKED_NAMES = ("llada", "dream", "diffusion_gemma")
+"""Beginnings of the model types whose classes do not say that they are masked-diffusion models."""
+KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
+FAILURES = (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError, RuntimeError)
+
+
+def world_bases(name: str) -> dict[str, Path] | None:
+    """Base models of the embedded text world ``name`` by family; ``None`` where there is no such world."""
+    if not name.isidentifier() or Path(name).exists():
+        return None
+    try:
+        world = importlib.import_module(f"flowrl.worlds.{name}")
+    except ModuleNotFoundError:
+        return None
+    return getattr(world, "BASES", None)
+
+
+def family_of(path: str | Path) -> Family:
+    """The family of a model, from its files alone: folder, hub name or embedded world.
+
+    Raises:
+        UserError: where the files do not tell, or a world has base models of several families.
+    """
+    bases = world_bases(str(path))
+    if bases is not None:
+        if len(bases) > 1:
+            raise UserError(f"the world {path} has base models of the families {', '.join(sorted(bases))}; name one")
+        return next(iter(bases))  # pyright: ignore[reportReturnType]
+    return declared(str(path))[0]
+
+
+def declared(path: str) -> tuple[Family, bool]:
+    """``(family, certain)`` by a model's files; remote code may claim to be causal and not be."""
+    from transformers.models.auto import modeling_auto
+
+    index = read_json(path, "model_index.json")
+    if index is not None:
+        return ("masked" if index.get("_class_name") in PIPELINES else "diffusion"), True
+    config = read_json(path, "config.json")
+    if config is None or "_class_name" in config:
+        return "diffusion", True  # whose loader says what is missing
+    kind, architectures = str(config.get("model_type", "")).lower(), [str(a) for a in config.get("architectures") or ()]
+    native = config.get("auto_map") is None
+    if kind.startswith(MASKED_NAMES) or any(a.endswith("ForMaskedLM") for a in architectures):
+        return "masked", True
+    if any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+        return "causal", native
+    offered = set(config.get("auto_map") or ())
+    masked = "AutoModelForMaskedLM" in offered or kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = "AutoModelForCausalLM" in offered or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if masked != causal:
+        return ("masked" if masked else "causal"), native
+    if "AutoModel" in offered or masked:
+        return "masked", False
+    raise UserError(
+        f"config.json of {path} (model_type {kind!r}) is not that of a language model that flowrl can train"
+    )
+
+
+def read_json(path: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of a model folder or hub repository; ``None`` if it has none, or the repository is out of reach."""
+    folder = Path(path)
+    if folder.is_dir():
+        file = folder / name
+        return json.loads(file.read_text()) if file.is_file() else None
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        # asked for without need, a missing file or network costs many retries
+        local = not _on_hub(path)
+        return json.loads(Path(hf_hub_download(path, name, local_files_only=local)).read_text())
+    except (OSError, ValueError):  # not there: the loader will say so
+        return None
+
+
+@functools.cache
+def _on_hub(path: str) -> bool:
+    """Whether the hub can be reached and has the repository."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(path, timeout=10)
+    except Exception:  # each version of huggingface_hub has the errors of another HTTP library
+        return False
+    return True
+
+
+def locate(path: str | Path, family: Literal["masked", "causal"]) -> str:
+    """Folder or hub name of the model that ``path`` means for a family.
+
+    Raises:
+        UserError: for a model that is not there, or not of this family.
+    """
+    bases = world_bases(str(path))
+    if bases is not None:
+        if family not in bases:
+            have = ", ".join(sorted(bases)) or "none"
+            raise UserError(f"the world {path} has no base model of the family {family}; it has {have}")
+        return str(bases[family])
+    source = str(path)
+    check_name(source)
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        raise UserError(f"{source} has no config.json, so it is not a language model; pass the model's own folder")
+    if (
+        not folder.is_dir()
+        and read_json(source, "config.json") is None
+        and read_json(source, "model_index.json") is None
+    ):
+        raise UserError(f"model {source!r} is not a folder here and cannot be downloaded")
+    found, certain = declared(source)
+    if certain and found != family:
+        kind = KINDS.get(found, "a diffusion pipeline")
+        raise UserError(
+            f"{source} is {kind} ({_class_of(source)}), but family {family} needs {KINDS[family]}; use family {found}"
+        )
+    if not folder.is_dir() and read_json(source, "model_index.json") is not None:
+        from huggingface_hub import snapshot_download
+
+        source = snapshot_download(source)
+    return source
+
+
+def _class_of(source: str) -> str:
+    index, config = read_json(source, "model_index.json"), read_json(source, "config.json") or {}
+    if index is not None:
+        return str(index.get("_class_name"))
+    names = config.get("architectures") or [config.get("_class_name") or f"model_type {config.get('model_type')}"]
+    return str(names[0])
+
+
+def folders_of(path: Path) -> tuple[Path, Path]:
+    """``(model, tokenizer)`` folders: the path itself, or two of a pipeline's."""
+    if not (path / "model_index.json").is_file():
+        return path, path
+    return path / "model", path / ("processor" if (path / "processor").is_dir() else "tokenizer")
+
+
+def _places(source: Source) -> tuple[str, str]:
+    if not Path(source.path).is_dir():
+        return source.path, source.path
+    model, tokenizer = folders_of(Path(source.path))
+    return str(model), str(tokenizer)
+
+
+def open_model(source: Source, family: str, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
+    place, _ = _places(source)
+    loader = _loader(place, family, source.trust_remote_code)
+    chosen = {} if attention is None else {"attn_implementation": attention}
+    try:
+        with bars_hidden():
+            model, report = loader.from_pretrained(
+                place,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=source.trust_remote_code,
+                output_loading_info=True,
+                **chosen,
+            )
+    except FAILURES as error:
+        if attention is not None and "ttention" in str(error):
+            raise UserError(
+                f"attention {attention!r} is not available for {place}: {str(error).strip().splitlines()[0]}"
+            ) from error
+        raise unreadable(place, error) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model {place!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, ...), which would"
+            " be random; use a checkpoint with a language-model head"
+        )
+    return model.requires_grad_(False).eval()
+
+
+def open_tokenizer(source: Source) -> Any:
+    """The model's tokenizer. Raises `UserError` if there is none."""
+    from transformers import AutoTokenizer
+
+    model, place = _places(source)
+    if place != model and not Path(place).is_dir():
+        raise UserError(f"the pipeline {source.path} was saved without a tokenizer; save one in its folder 'tokenizer'")
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=source.trust_remote_code)
+    except FAILURES as error:
+        raise UserError(
+            f"no tokenizer can be loaded from {place}: {str(error).strip().splitlines()[0]}; save one beside the model"
+        ) from error
+
+
+def _loader(place: str, family: str, trust: bool) -> Any:
+    """The transformers class that opens the model."""
+    import transformers
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    config = read_json(place, "config.json") or {}
+    kind, offered = str(config.get("model_type", "")), dict(config.get("auto_map") or {})
+    native = kind in configuration_auto.CONFIG_MAPPING_NAMES
+    if offered and not native and not trust:
+        raise UserError(
+            f"model {place!r} ({kind}) comes with code of its own; read it, then set model.trust_remote_code: true"
+        )
+    if kind == "diffusion_gemma" and family == "masked":
+        return transformers.DiffusionGemmaForBlockDiffusion
+    wanted = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
+    for name in wanted if family == "masked" else wanted[1:2]:
+        if trust and name in offered:
+            return getattr(transformers, name)
+    names = {
+        "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }[family]
+    if kind not in names:
+        raise UserError(
+            f"transformers has no {KINDS[family]} of the type {kind!r} ({place}); use another model or family"
+        )
+    return transformers.AutoModelForMaskedLM if family == "masked" else transformers.AutoModelForCausalLM

@@ -1,0 +1,167 @@
+"""What autoregressive and masked-diffusion language models share as policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.math.tokens import exclude
+from flowrl.models.loading import Source
+from flowrl.models.text import export, probing
+from flowrl.models.text.condition import TextCondition, Tokens
+from flowrl.models.text.layout import Forward, Layout
+from flowrl.models.text.network import Network
+from flowrl.models.weights import WeightSets
+from flowrl.types import TokenScores
+
+CRITIC = "critic."
+"""Prefix of the value head among a policy's weights."""
+
+
+class TextPolicy:
+    """Implements :class:`flowrl.types.TokenPolicy`; made by :mod:`flowrl.models.text.load`."""
+
+    family: ClassVar[str]
+
+    def __init__(
+        self, network: Network, text: Tokens, layout: Layout, source: Source, *, excluded: tuple[int, ...] = (),
+        critic: nn.Linear | None = None,
+    ) -> None:  # fmt: skip
+        self.network = network
+        self.text = text
+        self.layout = layout
+        self.source = source
+        self.excluded = excluded
+        """Tokens of probability 0."""
+        self.critic = critic
+        self.end_token, self.pad_token = text.end, text.pad
+        self.vocabulary = 0
+        """Width of the logits."""
+        extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.named_parameters()}
+        self.weights = WeightSets({**network.adaptation.parameters, **extra})
+        self._trained = [*network.adaptation.parameters.values(), *extra.values()]
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.placement.dtype
+
+    @property
+    def network_calls(self) -> int:
+        """Network rows evaluated so far."""
+        return self.network.calls
+
+    # ------------------------------------------------------------------------------------------------------- texts
+    def condition(self, prompts: Sequence[str]) -> TextCondition:
+        """Prompts as tokens, in the tokenizer's chat template where it is used."""
+        return self.text.condition(prompts)
+
+    def decode(self, final: Tensor) -> list[str]:
+        """Texts of completions [N, T]: up to the first end token, without special tokens."""
+        return self.text.texts(final)
+
+    # ------------------------------------------------------------------------------------------------- predictions
+    def score(
+        self,
+        condition: TextCondition,
+        tokens: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> TokenScores:
+        """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
+
+        ``temperature`` divides the logits; ``entropy`` is that of the tempered distribution. Only the positions asked
+        for pass through the vocabulary layer, chunk by chunk.
+        """
+        logp, entropies, values, places = [], [], [], []
+        wanted = labels.flatten().to(self.device)
+        for call in self._calls(condition, tokens, targets):
+            reading = self.network.read(call.inputs, call.rows, call.columns)
+            place = call.place.to(self.device)
+            found, spread = self.network.log_softmax(
+                reading, wanted[place], temperature=temperature, excluded=self.excluded, entropy=entropy
+            )
+            logp.append(found)
+            places.append(place)
+            if spread is not None:
+                entropies.append(spread)
+            if self.critic is not None:
+                assert reading.states is not None
+                values.append(self.critic(reading.states.detach().float())[:, 0])
+        return TokenScores(
+            self._spread(logp, places, tokens.shape),
+            self._spread(entropies, places, tokens.shape) if entropy else None,
+            self._spread(values, places, tokens.shape) if self.critic is not None else None,
+        )
+
+    def logits(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
+        """[K, V] float32 logits at the K True entries of ``targets`` [N, T], row by row; impossible tokens have
+        -inf."""
+        found, places = [], []
+        for call in self._calls(condition, tokens, targets):
+            reading = self.network.read(call.inputs, call.rows, call.columns)
+            found.append(self.network.logits(reading))
+            places.append(call.place)
+        if not found:
+            return torch.zeros(0, self.vocabulary, device=self.device)
+        logits = found[0]
+        if len(found) > 1:
+            logits = torch.cat(found)[torch.cat(places).argsort().to(self.device)]
+        return exclude(logits, self.excluded)
+
+    def _calls(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
+        self.text.check_room(condition, tokens.shape[1])
+        return self.layout(condition, tokens.cpu(), targets.cpu())
+
+    def _spread(self, parts: list[Tensor], places: list[Tensor], shape: torch.Size) -> Tensor:
+        """[N, T] float32 with the values of some positions, 0 elsewhere."""
+        flat = torch.zeros(shape.numel(), device=self.device)
+        if parts:
+            flat = flat.index_copy(0, torch.cat(places), torch.cat(parts))
+        return flat.view(shape)
+
+    # ----------------------------------------------------------------------------------------------------- weights
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters: the network's in its order, then the value head's."""
+        return list(self._trained)
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """Compute with a weight set; gradients are disabled unless it is ``live``."""
+        return self.weights.using(name)
+
+    def follow(self, name: str, decay: float) -> None:
+        """``name <- decay * name + (1 - decay) * live``."""
+        self.weights.follow(name, decay)
+
+    # ------------------------------------------------------------------------------------------------------- trust
+    def check_parity(self) -> float:
+        """Batched, selective predictions against the model's own on single rows; the largest relative deviation.
+
+        Raises:
+            UserError: when they differ by more than rounding.
+        """
+        return probing.check(self)
+
+    def export(self, directory: str | Path, to: export.Format = "peft") -> float:
+        """Write the live weights, reload them as users would, compare; returns the relative difference."""
+        return export.export(self, Path(directory), to)
+
+    @property
+    def formats(self) -> tuple[export.Format, ...]:
+        """What :meth:`export` can write for this model."""
+        return ("merged",) if self.network.adaptation.lora is None else ("peft", "merged")
+
+    def load_adapter(self, directory: str | Path) -> None:
+        """Read a LoRA folder written by flowrl or PEFT into the live weights."""
+        export.load_adapter(self, Path(directory))

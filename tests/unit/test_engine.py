@@ -1,0 +1,130 @@
+"""Rollouts by an inference engine, with a stand-in for vLLM that computes with transformers and PEFT."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from flowrl import algorithms
+from flowrl.errors import UserError
+from flowrl.math.random import seeds
+from flowrl.models import load_policy
+from flowrl.samplers.causal import CausalSampler
+from flowrl.types import Draw, TokenTrace
+from tests.components_text import folder
+
+
+@dataclass
+class SamplingParams:
+    temperature: float
+    max_tokens: int
+    seed: int
+    logprobs: int
+    stop_token_ids: list[int]
+    detokenize: bool
+
+
+@dataclass
+class LoRARequest:
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+
+class LLM:
+    """The part of vLLM's interface that is used, on transformers."""
+
+    off = 0.0
+    """Added to every reported log-probability, as other kernels would."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        assert options["enable_lora"] and options["logprobs_mode"] == "processed_logprobs"
+        self.model, self.requests = model, []
+
+    def generate(self, prompts: list[dict], params: list[SamplingParams], *, lora_request: LoRARequest, use_tqdm: bool):
+        self.requests.append(lora_request.lora_int_id)
+        network = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.model), lora_request.lora_path)
+        return [
+            self._one(network, prompt["prompt_token_ids"], how) for prompt, how in zip(prompts, params, strict=True)
+        ]
+
+    def _one(self, network: Any, ids: list[int], how: SamplingParams) -> Any:
+        generator, tokens, found = torch.Generator().manual_seed(how.seed), [], []
+        for _ in range(how.max_tokens):
+            with torch.no_grad():
+                logits = network(torch.tensor([[*ids, *tokens]])).logits[0, -1]
+            logp = (logits / (how.temperature or 1.0)).log_softmax(dim=-1)
+            token = int(logp.argmax() if not how.temperature else torch.multinomial(logp.exp(), 1, generator=generator))
+            tokens.append(token)
+            found.append({token: SimpleNamespace(logprob=float(logp[token]) + self.off)})
+            if token in how.stop_token_ids:
+                break
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(tokens), logprobs=found)])
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    vllm, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
+    vllm.LLM, vllm.SamplingParams, request.LoRARequest = LLM, SamplingParams, LoRARequest  # type: ignore[attr-defined]
+    for name, module in (("vllm", vllm), ("vllm.lora", lora), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, module)
+    made = load_policy(str(folder("llama")), family="causal", device="cpu")
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.2)
+    return made
+
+
+def roll(policy: Any, sampler: CausalSampler) -> tuple[Any, TokenTrace]:
+    prompts = ["a b", "a b c d", "a b"]
+    draw = Draw.of(seeds(0, "s", count=3), torch.tensor([0, 1, 2]), 0, 0)
+    rollout = sampler(policy, policy.condition(prompts), draw)
+    assert isinstance(rollout.trace, TokenTrace)
+    return rollout, rollout.trace
+
+
+def test_the_engine_samples_with_the_weights_in_use_and_reports_their_probabilities(policy: Any) -> None:
+    sampler = CausalSampler(length=5, temperature=0.7, engine="vllm")
+    rollout, trace = roll(policy, sampler)
+    with torch.no_grad():
+        ours = policy.score(rollout.condition, trace.tokens, trace.mask, trace.tokens, temperature=0.7).logp
+    assert trace.logp is not None and torch.allclose(ours, trace.logp * trace.mask, atol=1e-5)
+    greedy = replace(sampler, temperature=0.0)
+    own = roll(policy, replace(greedy, engine=None))[0].final
+    assert torch.equal(roll(policy, greedy)[0].final, own)
+    with policy.using("reference"):
+        base = roll(policy, greedy)[0].final
+    assert not torch.equal(base, own)
+    assert policy.engine("vllm")._engine.requests == [1, 2, 3]
+
+
+def test_a_mismatch_is_corrected_by_truncated_importance(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LLM, "off", -0.5)
+    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 4, "credit": [{"use": "truncated_importance"}]})
+    rollout, trace = roll(policy, CausalSampler(length=4, engine="vllm"))
+    rows = algorithm.estimator.probe(rollout, policy, seeds(0, "p", count=3))
+    with torch.no_grad():
+        old = algorithm.estimator(policy, rows, rollout.condition)
+    old = replace(old, logp=old.logp.double())
+    credit, _ = algorithm.credit[0](torch.ones(rows.shape).double(), rows, old, trace.mask)
+    assert torch.allclose(credit[trace.mask], torch.tensor(0.5).exp().double(), atol=1e-4)
+    capped, _ = replace(algorithm.credit[0], cap=1.2)(torch.ones(rows.shape).double(), rows, old, trace.mask)
+    assert float(capped[trace.mask].max()) == pytest.approx(1.2)
+
+
+def test_without_vllm_or_without_an_adapter_one_sentence_says_so(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = load_policy(str(folder("llama")), family="causal", lora=None, full=True, device="cpu")
+    with pytest.raises(UserError, match="LoRA weights only"):
+        full.engine("vllm")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r"flowrl\[vllm\]"):
+        policy.engine("vllm")
+    with pytest.raises(UserError, match="no engine"):
+        policy.engine("sglang")

@@ -1,0 +1,125 @@
+"""Log-probabilities of chosen tokens: values and gradients of plain autograd, without its memory."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flowrl.math.tokens import Readout, exclude, log_softmax_at, selective_log_softmax, vocabulary_logits
+
+ROWS, WIDTH, WORDS = 37, 12, 53
+
+
+@pytest.fixture
+def case():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).float()
+
+    labels = torch.randint(1, WORDS, (ROWS,), generator=generator)
+    return draw(ROWS, WIDTH), draw(WORDS, WIDTH), draw(WORDS), labels, draw(ROWS)
+
+
+def plain(hidden, weight, bias, labels, temperature, excluded, readout):
+    """The formula in double precision, by autograd."""
+    x = hidden.double() @ weight.double().T + (0 if bias is None else bias.double())
+    x = x * readout.scale
+    if readout.softcap is not None:
+        x = readout.softcap * torch.tanh(x / readout.softcap)
+    logp = exclude(x / temperature, excluded).log_softmax(-1)
+    p = logp.exp()
+    return logp[torch.arange(len(labels)), labels], -(p * logp.nan_to_num(neginf=0)).sum(-1)
+
+
+@pytest.mark.parametrize("readout", [Readout(), Readout(softcap=1.5), Readout(softcap=3.0, scale=0.5)])
+@pytest.mark.parametrize("excluded", [(), (0,), (0, 52)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("trained", ["hidden", "weight", "all"])
+@pytest.mark.parametrize("chunk", [1, 10, None])
+def test_values_and_gradients(case, readout, excluded, temperature, trained, chunk):
+    _, _, bias, labels, upstream = case
+    labels = labels.clamp(max=51)
+    found = []
+    for ours in (True, False):
+        leaves = [
+            t.clone().requires_grad_(trained in (n, "all")) for n, t in zip(("hidden", "weight"), case, strict=False)
+        ]
+        offset = bias.clone().requires_grad_(trained == "all")
+        if ours:
+            logp, entropy = selective_log_softmax(
+                leaves[0], leaves[1], offset, labels, temperature=temperature, excluded=excluded, entropy=True,
+                chunk=chunk, readout=readout,
+            )  # fmt: skip
+        else:
+            logp, entropy = plain(leaves[0], leaves[1], offset, labels, temperature, excluded, readout)
+        (logp * upstream).sum().backward()
+        found.append([logp, entropy, *(t.grad for t in (*leaves, offset))])
+    assert found[0][0].requires_grad and not found[0][1].requires_grad
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine.double(), theirs.double(), atol=2e-5, rtol=2e-5)
+
+
+def test_without_bias_and_from_logits(case):
+    hidden, weight, _, labels, _ = case
+    logits = vocabulary_logits(hidden, weight, None)
+    ours = selective_log_softmax(hidden, weight, None, labels, temperature=0.5, excluded=(0,), entropy=True, chunk=7)
+    theirs = log_softmax_at(logits, labels, temperature=0.5, excluded=(0,), entropy=True)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+    assert selective_log_softmax(hidden, weight, None, labels)[1] is None
+    assert selective_log_softmax(hidden[:0], weight, None, labels[:0])[0].shape == (0,)
+
+
+def test_entropy_of_the_uniform_law():
+    hidden, weight = torch.zeros(3, 4), torch.randn(10, 4)
+    logp, entropy = selective_log_softmax(
+        hidden, weight, None, torch.ones(3, dtype=torch.int64), excluded=(0,), entropy=True
+    )
+    torch.testing.assert_close(logp, torch.full((3,), -math.log(9)))
+    torch.testing.assert_close(entropy, torch.full((3,), math.log(9)))
+
+
+def test_half_precision_weights_accumulate_in_float32(case):
+    hidden, weight, bias, labels, _ = case
+    h, w, b = (t.bfloat16() for t in (hidden, weight, bias))
+    ours, _ = selective_log_softmax(h, w, b, labels)
+    theirs, _ = plain(h.double(), w.double(), b.double(), labels, 1.0, (), Readout())
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):  # whose matrix products would be in half precision
+        inside, _ = selective_log_softmax(h, w, b, labels)
+    torch.testing.assert_close(inside, ours, atol=0, rtol=0)
+    leaf = h.clone().requires_grad_()
+    selective_log_softmax(leaf, w, b, labels)[0].sum().backward()
+    assert leaf.grad is not None and leaf.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("train_weight", [False, True])
+def test_no_logits_are_kept_for_backward(case, train_weight):
+    hidden, weight, bias, labels, _ = case
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    leaf, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_(train_weight)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        logp, _ = selective_log_softmax(leaf, head, bias, labels, chunk=5, entropy=True)
+    assert kept and all(math.prod(shape) <= max(ROWS * WIDTH, WORDS * WIDTH) for shape in kept)
+    assert not any(WORDS in shape and (ROWS in shape or 5 in shape) for shape in kept)
+    logp.sum().backward()
+    assert leaf.grad is not None
+
+
+def test_greedy_has_no_log_probability(case):
+    hidden, weight, _, labels, _ = case
+    with pytest.raises(ValueError, match="temperature above 0, got 0"):
+        selective_log_softmax(hidden, weight, None, labels, temperature=0.0)
+    with pytest.raises(ValueError, match="temperature above 0"):
+        log_softmax_at(hidden @ weight.T, labels, temperature=-1.0)
