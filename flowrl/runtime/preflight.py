@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def check(config: Config) -> Plan:
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
     check_model(config.model.path)
+    check_family(config.model.path, algorithm.family)
     if config.model.adapter is not None and not Path(config.model.adapter).is_dir():
         raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
     for reward in config.rewards:
@@ -50,6 +52,23 @@ def check(config: Config) -> Plan:
     train = load_prompts(config.data.train)
     test = load_prompts(config.data.test) if config.data.test is not None else None
     return Plan(config, algorithm, counts, train, test)
+
+
+def check_family(path: str, family: str) -> None:
+    """Raise `UserError` if a model's files show that it is of another family than the algorithm trains."""
+    if path in worlds():
+        bases = getattr(importlib.import_module(f"flowrl.worlds.{path}"), "BASES", {"diffusion": None})
+        if family not in bases:
+            have = ", ".join(sorted(bases))
+            raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
+        return
+    if not Path(path).expanduser().is_dir():
+        return  # a hub name: its loader tells
+    from flowrl.models.text.opening import declared  # diffusers and transformers: only where there is a model
+
+    found, certain = declared(path)
+    if certain and found != family:
+        raise UserError(f"model.path: {path} holds a {found} model, and this algorithm trains {family} ones")
 
 
 def check_model(path: str) -> None:

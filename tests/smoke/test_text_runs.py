@@ -1,0 +1,156 @@
+"""Language models of every kind are trained from a config, continued bit for bit, exported, and loaded by others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flowrl.algorithms import build
+from flowrl.config import Config
+from flowrl.errors import UserError
+from flowrl.math.random import seeds
+from flowrl.models import load_policy
+from flowrl.runtime.restore import adopt, policy_of_run
+from flowrl.train import train
+from flowrl.types import Draw
+from tests.components_text import folder
+
+SIZES = {"length": 8, "steps": 4, "block": 4}
+CASES = [
+    ("llada", "bgpo", {"trust_remote_code": True}),
+    ("llada", "diffu_grpo", {"trust_remote_code": True}),
+    ("dream", "coupled_grpo", {"trust_remote_code": True}),
+    ("modernbert", "spg", {}),
+    ("modernbert", "trajectory_pg", {}),
+    ("bert", "gdpo_dllm", {}),
+    ("llada2", "tracerl", {"trust_remote_code": True}),
+    ("diffusion_gemma", "elbo_pg", {}),
+    ("llama", "grpo", {}),
+    ("llama", "ppo", {"critic": True}),
+    ("qwen3", "dapo", {}),
+    ("gpt2", "remax", {}),
+]
+REWARD = """
+def digits(completions, prompts, **columns):
+    return [sum(letter.isdigit() for letter in text) / 8 for text in completions]
+
+def short(completions, prompts, **columns):
+    return [0.0]
+"""
+
+
+def values(name: str, algorithm: str, where: Path, **changes: Any) -> dict[str, Any]:
+    """A run of two iterations."""
+    where.mkdir(parents=True, exist_ok=True)
+    (where / "mine.py").write_text(REWARD)
+    (where / "prompts.txt").write_text("2+3=\na longer prompt: 4*4=\n1\n")
+    sizes = {"length": 8} if build(algorithm).family == "causal" else SIZES
+    extra = {"draws": 4} if algorithm == "bgpo" else {"merge": 2} if algorithm == "tracerl" else {}
+    return {
+        "name": name,
+        "model": {"path": str(folder(name)), "lora": {"rank": 4, "alpha": 8}, **changes.pop("model", {})},
+        "algorithm": {"use": algorithm, **sizes, **extra},
+        "data": {"train": str(where / "prompts.txt"), "test": None, "prompts": 2, "group": 4},
+        "rewards": [f"{where / 'mine.py'}:digits"],
+        "optimizer": {"lr": 0.01},
+        "train": {"iterations": 2, "updates": 2, "micro_batch": 8, "threads": 1, "ema": None},
+        "eval": {"every": 0, "weights": "live"},
+        "checkpoint": {"every": 1},
+        "out": str(where / "run"),
+        **changes,
+    }
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "algorithm", "model"), CASES)
+def test_two_iterations_then_export_and_reload(name: str, algorithm: str, model: dict, tmp_path: Path) -> None:
+    run = train(Config.of(values(name, algorithm, tmp_path, model=model)))
+    found = lines(run)
+    assert [line["step"] for line in found] == [1, 2]
+    assert all(line["ratio/first_max_deviation"] < 1e-3 for line in found)
+    assert all(line["completion/length"] > 0 for line in found)
+    policy = policy_of_run(run, "latest")
+    adopt(policy, "live")
+    for to in policy.formats:  # verified by reloading with transformers and PEFT
+        assert policy.export(tmp_path / to, to=to) < 1e-4
+    checkpoint = run / "checkpoints" / "step_000002"
+    adapter = load_file(checkpoint / "peft" / "adapter_model.safetensors")
+    assert any(float(tensor.abs().max()) > 0 for key, tensor in adapter.items() if "lora_B" in key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "algorithm"), [("modernbert", "spg"), ("llama", "ppo"), ("llama", "reinforce_pp")])
+def test_a_resumed_run_is_the_same_run(name: str, algorithm: str, tmp_path: Path) -> None:
+    model = {"critic": True} if algorithm == "ppo" else {}
+    whole = values(name, algorithm, tmp_path / "whole", model=dict(model))
+    whole["train"]["iterations"] = 3
+    split = values(name, algorithm, tmp_path / "split", model=dict(model))
+    split["train"]["iterations"] = 1
+    train(Config.of(whole))
+    train(Config.of(split))
+    split["train"]["iterations"] = 3
+    train(Config.of(split), resume="auto")
+    states = [
+        load_file(tmp_path / side / "run/checkpoints/step_000003/state/state.safetensors")
+        for side in ("whole", "split")
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        train(Config.of(values))
+    message = str(caught.value)
+    assert message.count("\n") == 0 and len(message) < 400
+    return message
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+    assert "holds a causal model, and this algorithm trains masked" in refusal(values("llama", "elbo_pg", tmp_path))
+    assert "holds a masked model, and this algorithm trains causal" in refusal(values("modernbert", "grpo", tmp_path))
+    assert "world shapes has no masked model" in refusal(values("bert", "spg", tmp_path, model={"path": "shapes"}))
+    assert "trust_remote_code" in refusal(values("llada", "elbo_pg", tmp_path / "code"))
+    assert "mask_token_id" in refusal(values("unmasked", "elbo_pg", tmp_path / "unmasked"))
+    long = values("llama", "grpo", tmp_path / "long")
+    (tmp_path / "long/prompts.txt").write_text("1" * 80 + "\n")
+    assert "context" in refusal(long)
+    empty = values("llama", "grpo", tmp_path)
+    empty["algorithm"]["length"] = 0
+    assert "empty completions" in refusal(empty)
+    greedy = values("modernbert", "elbo_pg", tmp_path)
+    greedy["algorithm"]["temperature"] = 0.0
+    assert "greedy" in refusal(greedy)
+    wrong = values("llama", "grpo", tmp_path / "wrong")
+    wrong["rewards"] = [f"{tmp_path / 'mine.py'}:short"]
+    assert "8 scores for 8 samples" in refusal(wrong)
+    assert "model.critic=true" in refusal(values("llama", "ppo", tmp_path))
+    stranger = values("llama", "grpo", tmp_path, model={"mask_token_id": 3})
+    assert "mask_token_id means nothing for causal models" in refusal(stranger)
+    uneven = values("modernbert", "elbo_pg", tmp_path)
+    uneven["algorithm"]["block"] = 3
+    assert "not a multiple of block" in refusal(uneven)
+
+
+def test_a_completion_follows_from_its_seed_whatever_the_batch() -> None:
+    for name, family in (("llama", "causal"), ("modernbert", "masked")):
+        from flowrl.samplers.causal import CausalSampler
+        from flowrl.samplers.masked import MaskedSampler
+
+        policy = load_policy(str(folder(name)), family=family, device="cpu")
+        sampler = CausalSampler(length=6) if family == "causal" else MaskedSampler(length=6, steps=6, block=3)
+        prompts = ["2+3=", "a longer prompt: 4*4=", "1"]
+        draw = Draw.of(seeds(0, "s", count=3), torch.arange(3), 0, 0)
+        together = sampler(policy, policy.condition(prompts), draw).final
+        for row, prompt in enumerate(prompts):
+            alone = sampler(policy, policy.condition([prompt]), draw.take(torch.tensor([row]))).final
+            assert torch.equal(alone[0], together[row])
