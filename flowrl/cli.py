@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flowrl.errors import UserError
+from flowrl.remote.command import reward_server
 
 app = typer.Typer(
     name="flowrl",
@@ -27,6 +28,8 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint directory.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
+ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or causal, of a world that has both.")]
 Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
 
 
@@ -109,18 +112,29 @@ def evaluate(
     suite: Annotated[str, typer.Option(help="Names of suites, separated by commas.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for images and results.json; for a run, RUN/eval, which its report shows."),
+        typer.Option(help="Folder for samples and results.json; for a run, RUN/eval, which its report shows."),
     ] = None,
     checkpoint: Checkpoint = "best",
-    samples: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples per prompt [default: 4; 1 where decoding is greedy].")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many prompts, evenly over their tags.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 42,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 42,
+    steps: Annotated[
+        str | None, typer.Option(help="Sampling steps; several, separated by commas, make a grid.")
+    ] = None,
+    guidance: Guidance = None,
+    length: Annotated[str | None, typer.Option(help="Tokens of a completion, at most; one or several.")] = None,
+    temperature: Annotated[str | None, typer.Option(help="Of language models, 0 is greedy; one or several.")] = None,
     base: Annotated[bool, typer.Option(help="Also judge the model before training.")] = True,
+    family: ModelFamily = None,
+    data: Annotated[Path | None, typer.Option(help="Problems of gsm8k or math500 as JSON lines.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a model, a run or images. Example: `flowrl eval runs/quickstart --suite geneval`"""
+    """Judge a model, a run or images. Example: `flowrl eval runs/quickstart --suite geneval`
+
+    Language models: `flowrl eval runs/quickstart_masked_lm --suite sudoku --steps 4,8,16 --temperature 0,1`
+    """
     from flowrl.evaluation import evaluate as run
     from flowrl.evaluation import show
     from flowrl.runtime.directory import RunDirectory
@@ -137,9 +151,13 @@ def evaluate(
         samples=samples,
         limit=limit,
         seed=seed,
-        steps=steps,
+        steps=_numbers("--steps", steps, int),
         guidance=guidance,
+        length=_numbers("--length", length, int),
+        temperature=_numbers("--temperature", temperature, float),
         base=base,
+        family=family,
+        data=data,
     )
     if as_json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
@@ -151,20 +169,29 @@ def evaluate(
 def sample(
     source: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN")],
     prompt: Annotated[list[str], typer.Option(help="A prompt, or prompts:SPEC such as prompts:shapes:test.")],
-    out: Annotated[Path, typer.Option(help="Folder for the images.")],
-    count: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the images, or for completions.jsonl.")],
+    count: Annotated[int, typer.Option(min=1, help="Samples per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    guidance: Guidance = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a completion, at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Of language models; 0 is greedy.")] = None,
     checkpoint: Checkpoint = "best",
     weights: Weights = None,
+    family: ModelFamily = None,
     device: Annotated[str, typer.Option(help="Device of a model that is not a run.")] = "auto",
 ) -> None:
-    """Make images. Example: `flowrl sample runs/quickstart --prompt "a red circle" --out images`"""
-    from flowrl.runtime.sampling import Wish, prompts_of, sample_images
+    """Make images or texts. Example: `flowrl sample runs/quickstart --prompt "a red circle" --out images`"""
+    from flowrl.evaluation.decoding import Decoding
+    from flowrl.runtime.sampling import Wish, prompts_of
+    from flowrl.runtime.sampling import sample as run
 
-    wish = Wish(count, seed, steps, guidance, checkpoint, weights, device)
-    for path in sample_images(source, prompts_of(prompt), out, wish):
+    decoding = Decoding(steps, guidance, length, temperature)
+    wish = Wish(count, seed, decoding, checkpoint, weights, family, device)
+    written = run(source, prompts_of(prompt), out, wish)
+    for line in written.completions:
+        print(f"> {line['prompt']}\n{line['completion']}\n")
+    for path in written.files:
         print(path)
 
 
@@ -262,7 +289,9 @@ def rewards(as_json: Json = False) -> None:
 @app.command("test-reward")
 def test_reward(
     reward: Annotated[str, typer.Argument(metavar="PATH.py:FUNCTION")],
-    prompts: Annotated[str, typer.Option(help="Prompts (and columns) to score with.")] = "shapes:test",
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts (and columns) to score with [default: shapes:test or sudoku:test].")
+    ] = None,
     count: Annotated[int, typer.Option(min=2, help="Samples to score.")] = 8,
     size: Annotated[int, typer.Option(min=1, help="Side of the test images in pixels.")] = 32,
     text: Annotated[bool, typer.Option("--text", help="Score texts instead of images.")] = False,
@@ -273,7 +302,7 @@ def test_reward(
     from flowrl.data import load_prompts
     from flowrl.score.conformance import examine
 
-    every = load_prompts(prompts).prompts
+    every = load_prompts(prompts or ("sudoku:test" if text else "shapes:test")).prompts
     chosen = [every[i * len(every) // count] for i in range(min(count, len(every)))]
     findings = examine(reward, chosen, size=size, text=text, options=apply_overrides({}, option or []))
     _findings([(f.check, "ok" if f.passed else "bad", f.detail) for f in findings])
@@ -305,6 +334,23 @@ def compare(
         cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in (end, gain)]
         rows.append([outcome.name, *cells, f"{outcome.samples:,.0f}", f"{minutes:.1f}"])
     _columns(["name", "evaluation (± s.e.)", "gain (± s.e.)", "samples", "minutes"], rows)
+
+
+app.command("reward-server")(reward_server)
+
+
+def _numbers(option: str, given: str | None, kind: type[int] | type[float]) -> list[Any] | None:
+    """The numbers of an option such as ``64,128``; `UserError` for what is none, or too small."""
+    if given is None:
+        return None
+    least = "1 or more" if kind is int else "0 or more"
+    try:
+        values = [kind(part) for part in given.split(",")]
+    except ValueError:
+        values = []
+    if not values or any(not 0 <= value < float("inf") or (kind is int and value < 1) for value in values):
+        raise UserError(f"{option}: give numbers of {least}, separated by commas, found {given!r}")
+    return values
 
 
 def _parts(parts: dict[str, Any]) -> list[tuple[str, str]]:

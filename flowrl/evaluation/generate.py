@@ -1,4 +1,4 @@
-"""First stage: the images of an evaluation, resumable file by file."""
+"""First stage: the samples of an evaluation, resumable file by file."""
 
 from __future__ import annotations
 
@@ -15,27 +15,42 @@ from rich.progress import Progress
 
 import flowrl
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import Entry, metadata_path, sample_path, write_image, write_text
+from flowrl.evaluation.decoding import Made, make
+from flowrl.evaluation.layout import (
+    COMPLETION,
+    IMAGE,
+    Entry,
+    metadata_path,
+    sample_path,
+    write_completion,
+    write_image,
+    write_text,
+)
+from flowrl.evaluation.target import Medium
 from flowrl.math.random import derive
-from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Draw, Prompt
+from flowrl.samplers.causal import CausalSampler
+from flowrl.samplers.masked import MaskedSampler
+from flowrl.types import Draw, Prompt, Sampler
 
 BATCH_NUMBERS = 2**20  # latent numbers per batch: four images of 1024 px with 16 latent channels, on any GPU
 BATCH_IMAGES = 64
+BATCH_LOGITS = 2**28  # logits per batch, 1 GiB: 16 completions of 128 tokens from a vocabulary of 128k
+BATCH_COMPLETIONS = 256
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What makes the images of one arm; ``identity`` tells its images from another's."""
+    """What makes the samples of one arm; ``identity`` tells its samples from another's."""
 
     open: Callable[[], Any]
-    sampler: FlowSampler
+    sampler: Sampler
     seed: int
     identity: Mapping[str, Any]
     weights: str = "live"
+    medium: Medium = "images"
 
     def settings(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Everything an image depends on besides its prompt's number and its own."""
+        """Everything a sample depends on besides its prompt's number and its own."""
         return {
             **self.identity,
             "seed": self.seed,
@@ -44,14 +59,20 @@ class Maker:
             "flowrl": flowrl.__version__,
         }
 
+    @property
+    def suffix(self) -> str:
+        """Of the files it makes."""
+        return IMAGE if self.medium == "images" else COMPLETION
+
 
 def generate(
     maker: Maker, prompts: Sequence[Prompt], chosen: Sequence[int], samples: int, folder: Path, progress: bool = True
 ) -> list[Entry]:
-    """Make what is missing of ``samples`` images for each chosen prompt; return all of them.
+    """Make what is missing of ``samples`` samples for each chosen prompt; return all of them.
 
-    The noise of an image follows from ``(seed, prompt number, image number)``, so neither the batch nor the number of
-    images changes it. A folder made with other settings is made again. Raises UserError for a folder we did not make.
+    The noise of a sample follows from ``(seed, prompt number, sample number)``, so neither the batch nor the number
+    of samples changes it. A folder made with other settings is made again. Raises UserError for a folder we did not
+    make.
     """
     _claim(folder, maker.settings(prompts))
     entries = []
@@ -60,24 +81,27 @@ def generate(
         path = metadata_path(folder, index)
         if not path.exists():
             write_text(path, json.dumps(metadata, ensure_ascii=False) + "\n")
-        images = tuple(sample_path(folder, index, sample) for sample in range(samples))
-        entries.append(Entry(index, metadata, images))
-    jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.images) if not path.exists()]
+        files = tuple(sample_path(folder, index, sample, maker.suffix) for sample in range(samples))
+        entries.append(Entry(index, metadata, files))
+    jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.files) if not path.exists()]
     if jobs:
         policy = maker.open()
-        size = batch_size(policy.latent_shape)
+        size = batch_size(policy, maker.sampler)
         with _bar(progress) as bar:
-            task = bar.add_task(f"images of {folder.parent.name}", total=len(jobs)) if bar else None
+            task = bar.add_task(f"{maker.medium} of {folder.parent.name}", total=len(jobs)) if bar else None
             for start in range(0, len(jobs), size):
-                _make(maker, policy, jobs[start : start + size])
+                part = jobs[start : start + size]
+                _write(_make(maker, policy, prompts, part), [entry.files[n] for entry, n in part])
                 if bar and task is not None:
-                    bar.advance(task, min(size, len(jobs) - start))
+                    bar.advance(task, len(part))
     return entries
 
 
-def batch_size(latent_shape: Sequence[int]) -> int:
-    """Images at a time for a latent of this shape."""
-    return max(1, min(BATCH_IMAGES, BATCH_NUMBERS // max(1, torch.Size(latent_shape).numel())))
+def batch_size(policy: Any, sampler: Sampler) -> int:
+    """Samples at a time for a policy."""
+    if isinstance(sampler, MaskedSampler | CausalSampler):
+        return max(1, min(BATCH_COMPLETIONS, BATCH_LOGITS // (sampler.length * policy.vocabulary)))
+    return max(1, min(BATCH_IMAGES, BATCH_NUMBERS // max(1, torch.Size(policy.latent_shape).numel())))
 
 
 def fingerprint(prompts: Sequence[Prompt]) -> str:
@@ -86,35 +110,42 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _make(maker: Maker, policy: Any, jobs: Sequence[tuple[Entry, int]]) -> None:
-    texts = [str(entry.metadata["prompt"]) for entry, _ in jobs]
-    unique = list(dict.fromkeys(texts))
-    rows = torch.tensor([unique.index(text) for text in texts])
+def _make(maker: Maker, policy: Any, prompts: Sequence[Prompt], jobs: Sequence[tuple[Entry, int]]) -> Made:
     seeds = [derive(maker.seed, "evaluation", entry.index, sample) for entry, sample in jobs]
     draw = Draw.of(torch.tensor(seeds), torch.tensor([entry.index for entry, _ in jobs]), 0, maker.seed)
-    with torch.no_grad(), policy.using(maker.weights):
-        rollout = maker.sampler(policy, policy.condition(unique).take(rows), draw)
-        images = policy.decode(rollout.final)
+    return make(policy, maker.sampler, maker.weights, [prompts[entry.index] for entry, _ in jobs], draw)
+
+
+def _write(made: Made, paths: Sequence[Path]) -> None:
+    if made.samples.completions is not None:
+        for path, completion, tokens in zip(paths, made.samples.completions, made.tokens, strict=True):
+            write_completion(path, completion, tokens)
+        return
+    images, prompt = made.samples.images, made.samples.prompts[0].text
+    assert images is not None
     if images.ndim != 4:
         raise UserError(f"the model makes videos ({images.shape[1]} frames), which no suite can judge yet")
     if not bool(torch.isfinite(images).all()):
-        raise UserError(f"the model made non-finite images for {texts[0]!r}; try dtype float32 or fewer guidance")
-    for (entry, sample), image in zip(jobs, images, strict=True):
-        write_image(entry.images[sample], image)
+        raise UserError(f"the model made non-finite images for {prompt!r}; try dtype float32 or fewer guidance")
+    for path, image in zip(paths, images, strict=True):
+        write_image(path, image)
 
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make ``folder`` ours for these settings: images made with others are removed, strangers' are not touched."""
-    path = folder / "manifest.json"
+    """Make ``folder`` ours for these settings: samples made with others are removed, strangers' are not touched."""
+    manifest = folder / "manifest.json"
     settings = json.loads(json.dumps(settings))  # what is read back has lists for tuples
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    old = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None
     if old is None and any(folder.glob("[0-9]*/samples/*")):
-        raise UserError(f"{folder} holds images without a manifest.json; choose another --out, or judge it as a folder")
+        raise UserError(
+            f"{folder} holds samples without a manifest.json; choose another --out, or judge it as a folder"
+        )
     if old == settings:
         return
-    for stale in [*folder.glob("[0-9]*/samples/[0-9]*.png"), *folder.glob("[0-9]*/metadata.jsonl")]:
-        stale.unlink()
-    write_text(path, json.dumps(settings, indent=1) + "\n")
+    stale = [path for suffix in (IMAGE, COMPLETION) for path in folder.glob(f"[0-9]*/samples/[0-9]*{suffix}")]
+    for path in [*stale, *folder.glob("[0-9]*/metadata.jsonl")]:
+        path.unlink()
+    write_text(manifest, json.dumps(settings, indent=1) + "\n")
 
 
 def _bar(wanted: bool) -> AbstractContextManager[Progress | None]:

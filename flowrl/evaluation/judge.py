@@ -1,4 +1,4 @@
-"""Second stage: verdicts on images, from nothing but the files; run it again at any time."""
+"""Second stage: verdicts on samples, from nothing but the files; run it again at any time."""
 
 from __future__ import annotations
 
@@ -10,43 +10,61 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.evaluation.layout import Entry, image_size, read_images, write_text
+from flowrl.evaluation.layout import COMPLETION, Entry, image_size, read_completion, read_images, write_text
 from flowrl.evaluation.results import Judged
 from flowrl.evaluation.suites import Suite, tag_of
 from flowrl.types import Prompt, Samples
 
 BATCH_PIXELS = 2**22  # sixteen images of 512 px, thousands of small ones
+BATCH_COMPLETIONS = 1024
 
 
 def judge(suite: Suite, entries: Sequence[Entry], root: Path, file: Path) -> Judged:
-    """Judge the images of one arm and write ``file``, a line per image in GenEval's schema.
+    """Judge the samples of one arm and write ``file``, a line per sample in GenEval's schema.
 
-    ``filename`` is relative to ``root``. Beside GenEval's keys a line has ``measures``: every number of the suite.
+    ``filename`` is relative to ``root``. Beside GenEval's keys a line has ``measures``, every number of the suite, and
+    ``completion`` where the samples are texts, which are also measured in tokens and characters.
     """
     prompts = {prompt.id: prompt for prompt in suite.prompts}
-    width = max(len(entry.images) for entry in entries)
+    width = max(len(entry.files) for entry in entries)
     present = np.zeros((len(entries), width))
     measures: dict[str, np.ndarray] = {}
     lines, reasons = [], []
-    jobs = [(row, column) for row, entry in enumerate(entries) for column in range(len(entry.images))]
-    width_px, height_px = image_size(entries[0].images[0])
-    size = max(1, BATCH_PIXELS // (width_px * height_px))
+    jobs = [(row, column) for row, entry in enumerate(entries) for column in range(len(entry.files))]
+    size = _batch_size(entries[0].files[0])
     for start in range(0, len(jobs), size):
         part = jobs[start : start + size]
-        paths = [entries[row].images[column] for row, column in part]
-        samples = Samples([prompts[entries[row].index] for row, _ in part], read_images(paths))
+        paths = [entries[row].files[column] for row, column in part]
+        samples, sizes = _read([prompts[entries[row].index] for row, _ in part], paths)
         verdicts = suite.judge(samples)
         for index, (row, column) in enumerate(part):
             numbers = {name: float(values[index]) for name, values in verdicts.measures.items()}
+            numbers |= {name: float(values[index]) for name, values in sizes.items()}
             for name, value in numbers.items():
                 measures.setdefault(name, np.full((len(entries), width), np.nan))[row, column] = value
             present[row, column] = 1
             reasons += verdicts.reasons[index]
             name = paths[index].relative_to(root) if paths[index].is_relative_to(root) else paths[index]
-            line = _line(prompts[entries[row].index], numbers, verdicts.reasons[index], verdicts.details[index])
-            lines.append({"filename": str(name), **line})
+            line = _line(samples.prompts[index], numbers, verdicts.reasons[index], verdicts.details[index])
+            said = {} if samples.completions is None else {"completion": samples.completions[index]}
+            lines.append({"filename": str(name), **line, **said})
     write_text(file, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
     return Judged(measures, present, reasons)
+
+
+def _batch_size(path: Path) -> int:
+    if path.suffix == COMPLETION:
+        return BATCH_COMPLETIONS
+    width, height = image_size(path)
+    return max(1, BATCH_PIXELS // (width * height))
+
+
+def _read(prompts: Sequence[Prompt], paths: Sequence[Path]) -> tuple[Samples, dict[str, list[int]]]:
+    """The samples, and the sizes of those that are texts."""
+    if paths[0].suffix != COMPLETION:
+        return Samples(prompts, read_images(paths)), {}
+    texts, tokens = zip(*map(read_completion, paths), strict=True)
+    return Samples(prompts, completions=texts), {"tokens": list(tokens), "characters": [len(text) for text in texts]}
 
 
 def _line(

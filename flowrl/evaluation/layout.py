@@ -1,8 +1,9 @@
-"""Images on disk in GenEval's official layout: other tools can score what we made, and we what they made.
+"""Samples on disk in GenEval's official layout: other tools can score what we made, and we what they made.
 
 ``FOLDER/00000/metadata.jsonl`` holds one JSON object (the prompt and what it asks for) and
-``FOLDER/00000/samples/0000.png`` its images (djghosh13/geneval, MIT). Read also: a folder of images with a
-``prompts.jsonl`` whose lines name a ``file`` and its ``prompt``.
+``FOLDER/00000/samples/0000.png`` its images (djghosh13/geneval, MIT). Completions lie in the same place as
+``0000.json``: ``{"completion": "...", "tokens": 12}``. Read also: a folder of images with a ``prompts.jsonl`` whose
+lines name a ``file`` and its ``prompt``.
 """
 
 from __future__ import annotations
@@ -23,18 +24,20 @@ from flowrl.errors import UserError
 from flowrl.runtime.files import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE, COMPLETION = ".png", ".json"
+"""Suffixes of the samples that we write."""
 FILE_KEYS = ("file", "file_name", "filename", "image")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt and its images."""
+    """A prompt and its samples."""
 
     index: int
     """Position in the prompt set, whatever part of it is evaluated."""
     metadata: Mapping[str, Any]
     """``prompt`` and the prompt's other fields."""
-    images: tuple[Path, ...]
+    files: tuple[Path, ...]
 
 
 def metadata_path(folder: Path, index: int) -> Path:
@@ -42,9 +45,9 @@ def metadata_path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}" / "metadata.jsonl"
 
 
-def sample_path(folder: Path, index: int, sample: int) -> Path:
+def sample_path(folder: Path, index: int, sample: int, suffix: str = IMAGE) -> Path:
     """``00000/samples/0000.png``."""
-    return folder / f"{index:05d}" / "samples" / f"{sample:04d}.png"
+    return folder / f"{index:05d}" / "samples" / f"{sample:04d}{suffix}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,6 +63,20 @@ def write_image(path: Path, image: Tensor) -> None:
     partial = path.with_name(path.name + ".partial")
     Image.fromarray(pixels).save(partial, format="PNG")
     os.replace(partial, path)
+
+
+def write_completion(path: Path, completion: str, tokens: int) -> None:
+    """Write a completion and how many tokens it took, the end token included."""
+    write_text(path, json.dumps({"completion": completion, "tokens": tokens}, ensure_ascii=False) + "\n")
+
+
+def read_completion(path: Path) -> tuple[str, int]:
+    """``(completion, tokens)``. Raises UserError for a file that is not one of ours."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return str(value["completion"]), int(value["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a readable completion ({error}); delete it and make it again") from error
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:

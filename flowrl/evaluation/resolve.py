@@ -1,32 +1,37 @@
-"""From the word on the command line to what it names. Networks are imported and loaded only when images are made."""
+"""From the word on the command line to what it names. Networks are imported and loaded only when samples are made."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flowrl.algorithms import build
 from flowrl.config import Config
+from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
+from flowrl.evaluation.decoding import Decoding, of_model, of_run
 from flowrl.evaluation.layout import is_image_folder, read_folder
-from flowrl.evaluation.target import Arm, Target
+from flowrl.evaluation.target import Arm, Medium, Target
 from flowrl.runtime.files import sha256
-from flowrl.samplers.flow import FlowSampler
+from flowrl.types import Sampler
 from flowrl.worlds import shapes
 
-if TYPE_CHECKING:
-    from flowrl.models.diffusion.policy import DiffusionPolicy
-
 SHAPES = "shapes"
-STEPS = 28
-"""Of a model without a run; SD3's own default."""
 LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+MODEL_FILES = ("model_index.json", "config.json")
+FAMILIES = ("diffusion", "masked", "causal")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+INCIDENTAL = ("dtype", "torch_dtype", "transformers_version")
+"""Keys of a model's config that say nothing about its architecture, besides those with a leading underscore."""
+
+Samplers = Mapping[str, Sampler]
+"""By the label of the decoding (see ``decoding.grid``); none for images that exist."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +39,25 @@ class Wish:
     """What the user asked for beside the target; None is "as the target has it"."""
 
     checkpoint: str = "best"
-    steps: int | None = None
-    guidance: float | None = None
+    decodings: Mapping[str, Decoding] = field(default_factory=lambda: {"": Decoding()})
     call: Mapping[str, Any] | None = None
     base: bool = True
+    family: str | None = None
+    """Which base model of a world that has several."""
+    device: str = "auto"
+    """Of a model that is not a run's."""
 
 
-def resolve(text: str, wish: Wish) -> tuple[Target, FlowSampler | None]:
-    """The target and the sampler that makes its images (None for images that exist).
+def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
+    """The target and the samplers that make its samples.
 
     Raises UserError for a word that names nothing, or a LoRA whose base model is not known.
     """
     path = Path(text)
     if not path.exists():
-        if text == SHAPES or HUB_ID.fullmatch(text):
+        if text in worlds() or HUB_ID.fullmatch(text):
             return _model(text, wish)
-        known = did_you_mean(text, [SHAPES])
+        known = did_you_mean(text, worlds())
         raise UserError(f"there is no {text!r} here; give a model, a run, a LoRA or an image folder{known}")
     if (path / "config.yaml").is_file():
         return _run(path, wish)
@@ -57,14 +65,14 @@ def resolve(text: str, wish: Wish) -> tuple[Target, FlowSampler | None]:
     if checkpoint is not None:  # RUN/checkpoints/step_000123, or its lora/ or peft/
         return _run(checkpoint.absolute().parent.parent, replace(wish, checkpoint=str(checkpoint)))
     if is_image_folder(path):
-        return Target(text, "images", entries=tuple(read_folder(path)), folder=path), None
+        return Target(text, "images", entries=tuple(read_folder(path)), folder=path), {}
     if any((path / name).is_file() for name in LORA_FILES):
         return _lora(path, wish)
-    if (path / "model_index.json").is_file():
+    if any((path / name).is_file() for name in MODEL_FILES):
         return _model(text, wish)
     raise UserError(
-        f"{text} is none of: a diffusers model (model_index.json), a run (config.yaml), a LoRA (adapter_config.json), "
-        "images in GenEval's layout (00000/metadata.jsonl) or with prompts.jsonl"
+        f"{text} is none of: a pipeline (model_index.json), a language model (config.json), a run (config.yaml), "
+        "a LoRA (adapter_config.json), images in GenEval's layout (00000/metadata.jsonl) or with prompts.jsonl"
     )
 
 
@@ -73,21 +81,22 @@ def _is_checkpoint(path: Path) -> bool:
     return path.name.startswith("step_") and (path / "manifest.json").is_file() and (run / "config.yaml").is_file()
 
 
-def _run(run: Path, wish: Wish) -> tuple[Target, FlowSampler]:
-    """A run before and after; steps, guidance and the weight set are those of its config's held-out evaluation."""
+def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
+    """A run before and after; its sampler and weight set are those of its config's held-out evaluation."""
     # Here, not above: the run directory writes images through this package, and diffusers is slow to import.
     from flowrl.runtime.restore import evaluated, open_policy, policy_of_run
     from flowrl.runtime.resume import locate
 
+    config = Config.load(run / "config.yaml")
+    family = build(config.algorithm).family
     if wish.call is not None:
         raise UserError("a run is evaluated with the call of its own config; export it to evaluate it with another")
-    config = Config.load(run / "config.yaml")
-    trained = build(config.algorithm).sampler
-    assert isinstance(trained, FlowSampler)
+    if wish.family not in (None, family):
+        raise UserError(f"--family: {run} is a run of a {family} model, found {wish.family!r}; leave --family out")
     named = wish.checkpoint in ("best", "latest")
     checkpoint = locate(run, wish.checkpoint) if named else locate(Path(wish.checkpoint))
     options = config.model.model_dump(mode="json", exclude={"device"})
-    base_identity = {**options, "weights": _fingerprint(_folder(config.model.path))}
+    base_identity = {**options, "weights": _fingerprint(_folder(config.model.path, family))}
     tuned_identity = {
         **base_identity,
         "run": str(run),
@@ -97,70 +106,122 @@ def _run(run: Path, wish: Wish) -> tuple[Target, FlowSampler]:
     }
     tuned = Arm("tuned", lambda: policy_of_run(run, checkpoint), tuned_identity, evaluated(config))
     arms = (Arm("base", lambda: open_policy(config), base_identity), tuned) if wish.base else (tuned,)
-    guidance = next((g for g in (wish.guidance, config.eval.guidance, trained.guidance) if g is not None), None)
-    sampler = FlowSampler(steps=wish.steps or config.eval.steps or trained.steps, guidance=guidance)
-    return Target(str(run), "run", arms, world=_world(config.model.path), config=config), sampler
+    samplers = {label: of_run(config, decoding) for label, decoding in wish.decodings.items()}
+    world = _world(config.model.path, family)
+    return Target(str(run), "run", arms, _medium(family), world=world, config=config), samplers
 
 
-def _model(text: str, wish: Wish) -> tuple[Target, FlowSampler]:
-    call = _call(text, wish)
-    identity = {"model": text, "call": call, "weights": _fingerprint(_folder(text))}
-    arm = Arm("model", lambda: _load(text, call), identity)
-    sampler = FlowSampler(steps=wish.steps or STEPS, guidance=wish.guidance)
-    return Target(text, "model", (arm,), world=_world(text)), sampler
+def _model(text: str, wish: Wish) -> tuple[Target, Samplers]:
+    family, options = _options(text, wish)
+    arm = Arm("model", lambda: _load(text, wish.device, options), _identity(text, family, options))
+    return Target(text, "model", (arm,), _medium(family), world=_world(text, family)), _samplers(text, family, wish)
 
 
-def _lora(path: Path, wish: Wish) -> tuple[Target, FlowSampler]:
+def _lora(path: Path, wish: Wish) -> tuple[Target, Samplers]:
     """A LoRA outside a run; its base model is what its own config says."""
     file = path / "adapter_config.json"
-    options = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    base = options.get("base_model_name_or_path")
+    adapter = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    base = adapter.get("base_model_name_or_path")
     if not base:
         raise UserError(
             f"{path} does not say which model it adapts; evaluate the run it came from, or export it merged"
         )
-    call = _call(base, wish)
+    family, options = _options(base, wish)
 
-    def tuned() -> DiffusionPolicy:
-        from flowrl.models import LoRAOptions, load_policy
+    def tuned() -> Any:
+        from flowrl.models import LoRAOptions
 
-        targets = options.get("target_modules")
+        targets = adapter.get("target_modules")
         named = tuple(targets) if isinstance(targets, list) else None
-        lora = LoRAOptions(rank=options.get("r", 8), alpha=options.get("lora_alpha", 8), targets=named)
-        policy = load_policy(base, call=call, lora=lora)
+        lora = LoRAOptions(rank=adapter.get("r", 8), alpha=adapter.get("lora_alpha", 8), targets=named)
+        policy = _load(base, wish.device, {**options, "lora": lora})
         policy.load_adapter(path)
         return policy
 
-    identity = {"model": base, "call": call, "weights": _fingerprint(_folder(base))}
-    arms = [Arm("base", lambda: _load(base, call), identity)] if wish.base else []
+    identity = _identity(base, family, options)
+    arms = [Arm("base", lambda: _load(base, wish.device, options), identity)] if wish.base else []
     arms.append(Arm("tuned", tuned, {**identity, "lora": _fingerprint(path)}))
-    sampler = FlowSampler(steps=wish.steps or STEPS, guidance=wish.guidance)
-    return Target(str(path), "lora", tuple(arms), world=_world(base)), sampler
+    target = Target(str(path), "lora", tuple(arms), _medium(family), world=_world(base, family))
+    return target, _samplers(base, family, wish)
 
 
-def _world(model: str) -> str | None:
+def _options(model: str, wish: Wish) -> tuple[str, dict[str, Any]]:
+    """``(family, arguments of load_policy)`` of a model without a run. Raises UserError for an unfit wish."""
+    if wish.family not in (None, *FAMILIES):
+        raise UserError(f"--family: there is no family {wish.family!r}{did_you_mean(str(wish.family), FAMILIES)}")
+    family = wish.family or _family(model)
+    if family == "diffusion":
+        return family, {"family": family, "call": _call(model, wish)}
+    if wish.call is not None:
+        raise UserError(f"{model} is a language model, which has no pipeline to call; leave call out")
+    return family, {"family": family}
+
+
+def _family(model: str) -> str:
+    bases = _bases(model)
+    if len(bases) > 1:
+        raise UserError(f"--family: the world {model} has several base models; choose {' or '.join(sorted(bases))}")
+    if bases:
+        return next(iter(bases))
+    from flowrl.models import family_of  # diffusers and transformers: only where a model's files must tell
+
+    return family_of(model)
+
+
+def _medium(family: str) -> Medium:
+    return "images" if family == "diffusion" else "completions"
+
+
+def _identity(model: str, family: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": model, **options, "weights": _fingerprint(_folder(model, family))}
+
+
+def _samplers(model: str, family: str, wish: Wish) -> Samplers:
+    world = _world(model, family)
+    length = None if world is None else getattr(_module(world), "LENGTH", None)
+    return {label: of_model(family, length, decoding) for label, decoding in wish.decodings.items()}
+
+
+def _module(world: str) -> Any:
+    return importlib.import_module(f"flowrl.worlds.{world}")
+
+
+def _bases(world: str) -> dict[str, Path]:
+    """The base models of a world by family; none for a word that is no world's name."""
+    if world == SHAPES:
+        return {"diffusion": shapes.BASE}
+    return getattr(_module(world), "BASES", {}) if world in worlds() else {}
+
+
+def _world(model: str, family: str) -> str | None:
     """The world a model belongs to: named so, or of the architecture of its base (an export of a run)."""
-    if model == SHAPES:
-        return SHAPES
-    own, ours = Path(model) / "transformer" / "config.json", shapes.BASE / "transformer" / "config.json"
-    if not (own.is_file() and ours.is_file()):
+    if model in worlds():
+        return model
+    file = Path("transformer") / "config.json" if family == "diffusion" else Path("config.json")
+    bases = {world: base / file for world in worlds() if (base := _bases(world).get(family))}
+    own = _architecture(Path(model) / file)
+    return next((world for world, base in bases.items() if own is not None and own == _architecture(base)), None)
+
+
+def _architecture(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
         return None
-    settings = [json.loads(path.read_text(encoding="utf-8")) for path in (own, ours)]
-    public = [{key: value for key, value in found.items() if not key.startswith("_")} for found in settings]
-    return SHAPES if public[0] == public[1] else None
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    return {key: value for key, value in settings.items() if not key.startswith("_") and key not in INCIDENTAL}
 
 
 def _call(model: str, wish: Wish) -> dict[str, Any]:
     """Arguments of the pipeline's call; an export of a world's model is called as the world's own."""
-    if _world(model) != SHAPES:
+    if _world(model, "diffusion") != SHAPES:
         return dict(wish.call or {})
     # The world's call has no guidance, and a pipeline loaded without it has no unconditional branch to turn on later.
-    guided = {"guidance_scale": wish.guidance} if wish.guidance not in (None, 1.0) else {}
+    guidance = next(iter(wish.decodings.values())).guidance
+    guided = {"guidance_scale": guidance} if guidance not in (None, 1.0) else {}
     return {**shapes.CALL, **guided, **(wish.call or {})}
 
 
-def _folder(model: str) -> Path:
-    return shapes.BASE if model == SHAPES else Path(model)
+def _folder(model: str, family: str) -> Path:
+    return _bases(model).get(family, Path(model))
 
 
 def _fingerprint(path: Path) -> str | None:
@@ -175,7 +236,7 @@ def _fingerprint(path: Path) -> str | None:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _load(model: str, call: Mapping[str, Any]) -> DiffusionPolicy:
-    from flowrl.models import load_policy  # diffusers: only when images have to be made
+def _load(model: str, device: str, options: Mapping[str, Any]) -> Any:
+    from flowrl.models import load_policy  # diffusers: only when samples have to be made
 
-    return load_policy(model, call=dict(call))
+    return load_policy(model, device=device, **options)

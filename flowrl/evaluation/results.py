@@ -1,27 +1,32 @@
-"""From one verdict per image to the numbers of ``results.json``.
+"""From one verdict per sample to the numbers of ``results.json``.
 
-Schema of ``results.json`` (``flowrl.evaluation/1``); an estimate is ``{"value", "low", "high"}``, a 95 % bootstrap
+Schema of ``results.json`` (``flowrl.evaluation/2``); an estimate is ``{"value", "low", "high"}``, a 95 % bootstrap
 interval over prompts, null where unknown::
 
     schema, target, kind          what was evaluated; kind is model, run, lora or images
-    manifest                      samples, limit, seed, steps, guidance, solver, versions, identity of each arm
-    suites.NAME
+    manifest                      samples, limit, seed, data, versions, identity of each arm
+    suites.NAME                   of a grid of decodings, one NAME@length=64,steps=32 for each
+      suite, decoding             the NAME, and what is after the @
       title, version, source      printed name, version of the suite, where its prompts are from
+      medium                      images or completions
+      sampling                    length, block, steps, guidance, temperature, ... as far as the sampler has them
       primary                     the measure of the headline ("correct" for GenEval)
       partial, missing_tags       whether only a part of the prompts was used, and the tags without any
       prompts, prompts_available  prompts used, and how many the suite has
-      images_per_prompt, resolution, metadata_sha256
+      samples_per_prompt, resolution (of images), metadata_sha256
       tags.TAG                    prompts: how many
       arms.ARM                    ARM is base and tuned, or model, or images
-        images, unscored          images judged, and those without a primary measure
+        samples, unscored         samples judged, and those without a primary measure
         measures.MEASURE
           overall                 unweighted mean over tags; null while tags are missing
-          images                  mean over images
+          samples                 mean over samples
           any_of_n                share of prompts with at least one success (measures of 0 and 1 only)
-          wilson                  [low, high] of ``images`` if all images were independent (0 and 1 only)
-          tags.TAG                mean over the tag's images
-        reasons                   {failure reason: images}
-      difference.MEASURE          tuned minus base at equal prompts and seeds: overall, images, tags, and win_rate
+          pass_at.K               chance that one of K samples is a success, K = 1, 2, 4, ... (0 and 1 only)
+          wilson                  [low, high] of ``samples`` if all samples were independent (0 and 1 only)
+          tags.TAG                mean over the tag's samples
+        reasons                   {failure reason: samples}
+      difference.MEASURE          tuned minus base at equal prompts and seeds: overall, samples, pass_at, tags, and
+                                  win_rate
 """
 
 from __future__ import annotations
@@ -33,22 +38,22 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.evaluation.statistics import Floats, Resamples, difference, wilson, wins
+from flowrl.evaluation.statistics import Floats, Resamples, difference, pass_at, wilson, wins
 
-SCHEMA = "flowrl.evaluation/1"
+SCHEMA = "flowrl.evaluation/2"
 MAX_REASONS = 40
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What a suite found in the images of one arm; P prompts with up to S images each."""
+    """What a suite found in the samples of one arm; P prompts with up to S samples each."""
 
     measures: Mapping[str, Floats]
-    """[P, S] each; NaN where there is no image or it could not be scored."""
+    """[P, S] each; NaN where there is no sample or it could not be scored."""
     present: Floats
-    """[P, S] 1 where there is an image."""
+    """[P, S] 1 where there is a sample."""
     reasons: Sequence[str]
-    """Why images failed, clause by clause; an image that failed two clauses gives two."""
+    """Why samples failed, clause by clause; a sample that failed two clauses gives two."""
 
 
 def summarise(
@@ -72,11 +77,11 @@ def summarise(
 
 
 def _arm(judged: Judged, draws: Resamples, complete: bool) -> dict[str, Any]:
-    images = int(judged.present.sum())
+    samples = int(judged.present.sum())
     first = next(iter(judged.measures.values()))
     return {
-        "images": images,
-        "unscored": images - int((~np.isnan(first)).sum()),
+        "samples": samples,
+        "unscored": samples - int((~np.isnan(first)).sum()),
         "measures": {name: _measure(values, draws, complete) for name, values in judged.measures.items()},
         "reasons": dict(Counter(judged.reasons).most_common(MAX_REASONS)),
     }
@@ -84,25 +89,39 @@ def _arm(judged: Judged, draws: Resamples, complete: bool) -> dict[str, Any]:
 
 def _measure(values: Floats, draws: Resamples, complete: bool) -> dict[str, Any]:
     out = _spread(values, draws, complete)
-    known = values[~np.isnan(values)]
-    if np.isin(known, (0.0, 1.0)).all():
+    if _binary(values):
+        known = values[~np.isnan(values)]
         best = np.where(np.isnan(values).all(axis=1), np.nan, np.nan_to_num(values).max(axis=1))
         low, high = wilson(float(known.sum()), len(known))
-        out["any_of_n"] = draws.images(best[:, None]).json()
+        out["any_of_n"] = draws.samples(best[:, None]).json()
+        out["pass_at"] = {str(k): draws.samples(pass_at(values, k)).json() for k in _attempts(values)}
         out["wilson"] = [low, high] if len(known) else None
     return out
 
 
 def _difference(base: Floats, tuned: Floats, draws: Resamples, complete: bool) -> dict[str, Any]:
     out = _spread(difference(base, tuned), draws, complete)
-    out["win_rate"] = draws.images(wins(base, tuned)).json()
+    if _binary(base) and _binary(tuned):
+        changes = {k: difference(pass_at(base, k), pass_at(tuned, k)) for k in _attempts(base)}
+        out["pass_at"] = {str(k): draws.samples(change).json() for k, change in changes.items()}
+    out["win_rate"] = draws.samples(wins(base, tuned)).json()
     return out
+
+
+def _binary(values: Floats) -> bool:
+    return bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
+
+
+def _attempts(values: Floats) -> list[int]:
+    """1, 2, 4, ... up to the samples of a prompt, and that number itself."""
+    most = values.shape[1]
+    return sorted({*(2**power for power in range(most.bit_length())), most})
 
 
 def _spread(values: Floats, draws: Resamples, complete: bool) -> dict[str, Any]:
     """A mean over tags that lacks tags would be read as the benchmark's number, so it is withheld."""
     return {
         "overall": draws.overall(values).json() if complete else None,
-        "images": draws.images(values).json(),
+        "samples": draws.samples(values).json(),
         "tags": {tag: estimate.json() for tag, estimate in draws.by_tag(values).items()},
     }

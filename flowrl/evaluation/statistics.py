@@ -1,6 +1,6 @@
 """Uncertainty of an evaluation: bootstrap over prompts, paired differences, Wilson intervals. Pure numpy.
 
-Images of one prompt share its difficulty, so a prompt, not an image, is the unit that is resampled. Tags are
+Samples of one prompt share its difficulty, so a prompt, not a sample, is the unit that is resampled. Tags are
 strata: their list is fixed by the benchmark, so prompts are resampled within each tag. Intervals cover the
 choice of prompts and noise, not the training seed. Missing scores are NaN and leave every mean.
 """
@@ -61,7 +61,7 @@ class Resamples:
         return cls(rows, counts)
 
     def by_tag(self, values: Floats) -> dict[str, Estimate]:
-        """Mean over the images of each tag; ``values`` [P, S], NaN = could not score."""
+        """Mean over the samples of each tag; ``values`` [P, S], NaN = could not score."""
         return {tag: _estimate(*self._means(values, tag)) for tag in self.rows}
 
     def overall(self, values: Floats) -> Estimate:
@@ -70,8 +70,8 @@ class Resamples:
         point = float(np.mean([point for point, _ in parts]))
         return _estimate(point, np.mean([means for _, means in parts], axis=0))
 
-    def images(self, values: Floats) -> Estimate:
-        """Mean over all images, whatever their tag."""
+    def samples(self, values: Floats) -> Estimate:
+        """Mean over all samples, whatever their tag."""
         total, count = _sums(values)
         sums = sum(self.counts[tag] @ total[rows] for tag, rows in self.rows.items())
         sizes = sum(self.counts[tag] @ count[rows] for tag, rows in self.rows.items())
@@ -92,7 +92,7 @@ def bootstrap(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 42) -> 
 
 
 def paired_bootstrap(base: ArrayLike, tuned: ArrayLike, resamples: int = RESAMPLES, seed: int = 42) -> Estimate:
-    """Mean of ``tuned - base`` [P] or [P, S], image by image, with its interval over prompts.
+    """Mean of ``tuned - base`` [P] or [P, S], sample by sample, with its interval over prompts.
 
     Pairs in which either side is NaN are left out. Raises ValueError when the two shapes differ.
     """
@@ -109,6 +109,21 @@ def difference(base: Floats, tuned: Floats) -> Floats:
 def wins(base: Floats, tuned: Floats) -> Floats:
     """1 where tuned beats base, 1/2 for a tie, else 0, NaN where one is missing; its mean is the win rate."""
     return np.sign(difference(base, tuned)) / 2 + 0.5
+
+
+def pass_at(values: Floats, k: int) -> Floats:
+    """[P, 1] unbiased estimate per prompt that one of ``k`` samples is a success: ``1 - C(n - c, k) / C(n, k)``.
+
+    ``values`` [P, S] are 0, 1 or NaN (missing); c of a prompt's n known ones are 1. NaN where n < k. Source: Chen et
+    al. 2021, arXiv:2107.03374, equation 1.
+    """
+    out = np.full((len(values), 1), np.nan)
+    for row, found in enumerate(values):
+        known = found[~np.isnan(found)]
+        n, c = len(known), int(known.sum())
+        if n >= k:
+            out[row] = 1 - math.comb(n - c, k) / math.comb(n, k)
+    return out
 
 
 def wilson(successes: float, trials: int, level: float = LEVEL) -> tuple[float, float]:
@@ -131,7 +146,7 @@ def _table(values: ArrayLike) -> Floats:
 
 
 def _sums(values: Floats) -> tuple[Floats, Floats]:
-    """Per prompt: the sum of its scored images and how many there are."""
+    """Per prompt: the sum of its scored samples and how many there are."""
     return np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1).astype(np.float64)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,34 +11,65 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+SIZES = ("tokens", "characters")
+"""Measures that every suite has of completions."""
 ARMS = ("base", "tuned", "model", "images")
 
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print one table per suite: arms side by side with their 95 % intervals, and the paired difference."""
+    """Print one table per suite: arms side by side with their 95 % intervals, and the paired difference.
+
+    A suite at several decodings is one table with a line for each.
+    """
     console = Console() if console is None else console
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for suite in results["suites"].values():
-        title = f"{suite['title']}: {suite['prompts']} prompts, {suite['images_per_prompt']} images each"
+        groups.setdefault(suite["suite"], []).append(suite)
+    for name, suites in groups.items():
+        first = suites[0]
+        count = f"{first['samples_per_prompt']} {first['medium']} each"
+        title = f"{first['title']}: {first['prompts']} prompts, {count}"
+        if len(suites) > 1:
+            title = f"{name}: {first['primary']} of {first['prompts']} prompts by decoding"
         console.print(Text(title, style="bold"))
-        console.print(suite_table(suite))
-        for note in notes(suite):
+        console.print(suite_table(first) if len(suites) == 1 else grid_table(suites))
+        for note in dict.fromkeys(note for suite in suites for note in notes(suite)):
             console.print(Text(note, style="dim"))
+
+
+def grid_table(suites: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows are decodings, columns the overall of each arm and the difference."""
+    table, arms = _table(suites[0], wrap=True)
+    for suite in suites:
+        path = (suite["primary"], "samples" if suite["missing_tags"] else "overall")
+        table.add_row(Text(suite["decoding"].replace(",", " ")), *_cells(suite, arms, path))
+    return table
 
 
 def suite_table(suite: Mapping[str, Any]) -> Table:
     """Rows are tags, overall and further measures; columns are arms and the difference."""
-    arms = [arm for arm in ARMS if arm in suite["arms"]]
-    compared = bool(suite["difference"])
-    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # fits 80 columns
-    table.add_column("", no_wrap=True)
-    for name in [*arms, *(["difference"] if compared else [])]:
-        table.add_column(name, justify="right", no_wrap=True)
+    table, arms = _table(suite)
     for label, _, path, last in rows(suite):
-        cells = [format_estimate(dig(suite["arms"][arm]["measures"], path)) for arm in arms]
-        if compared:
-            cells.append(format_estimate(dig(suite["difference"], path), signed=True))
-        table.add_row(Text(label), *(Text(cell.replace(", ", ",")) for cell in cells), end_section=last)
+        table.add_row(Text(label), *_cells(suite, arms, path), end_section=last)
     return table
+
+
+def _table(suite: Mapping[str, Any], wrap: bool = False) -> tuple[Table, list[str]]:
+    """An empty table and its arms."""
+    arms = [arm for arm in ARMS if arm in suite["arms"]]
+    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # fits 80 columns
+    table.add_column("", no_wrap=not wrap)
+    for name in [*arms, *(["difference"] if suite["difference"] else [])]:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table, arms
+
+
+def _cells(suite: Mapping[str, Any], arms: Sequence[str], path: tuple[str, ...]) -> list[Text]:
+    places = decimals(path)
+    cells = [format_estimate(dig(suite["arms"][arm]["measures"], path), places=places) for arm in arms]
+    if suite["difference"]:
+        cells.append(format_estimate(dig(suite["difference"], path), signed=True, places=places))
+    return [Text(cell.replace(", ", ",")) for cell in cells]
 
 
 def rows(suite: Mapping[str, Any]) -> Iterator[tuple[str, int, tuple[str, ...], bool]]:
@@ -48,14 +79,18 @@ def rows(suite: Mapping[str, Any]) -> Iterator[tuple[str, int, tuple[str, ...], 
         for tag in tags:
             yield tag, suite["tags"][tag]["prompts"], (primary, "tags", tag), tag == tags[-1]
     yield "partial overall" if suite["partial"] else "overall", suite["prompts"], (primary, "overall"), False
-    arms = list(suite["arms"].values())
-    if any("any_of_n" in arm["measures"][primary] for arm in arms):
-        yield "images", suite["prompts"], (primary, "images"), False
-        if suite["images_per_prompt"] > 1:
-            yield f"any of {suite['images_per_prompt']}", suite["prompts"], (primary, "any_of_n"), False
+    arms, most = list(suite["arms"].values()), suite["samples_per_prompt"]
+    headline = arms[0]["measures"][primary]
+    if suite["medium"] == "completions":
+        for attempts in headline.get("pass_at", {}) if most > 1 else ():
+            yield f"pass@{attempts}", suite["prompts"], (primary, "pass_at", attempts), False
+    elif any("any_of_n" in arm["measures"][primary] for arm in arms):
+        yield "images", suite["prompts"], (primary, "samples"), False
+        if most > 1:
+            yield f"any of {most}", suite["prompts"], (primary, "any_of_n"), False
     for measure in arms[0]["measures"]:
         if measure != primary:
-            yield measure, suite["prompts"], (measure, "images"), False
+            yield measure, suite["prompts"], (measure, "samples"), False
 
 
 def notes(suite: Mapping[str, Any]) -> list[str]:
@@ -66,7 +101,11 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
     elif suite["partial"]:
         out.append(f"Partial: {suite['prompts']} of {suite['prompts_available']} prompts.")
     unscored = {name: arm["unscored"] for name, arm in suite["arms"].items() if arm["unscored"]}
-    out += [f"{count} images of {name} could not be scored and are left out." for name, count in unscored.items()]
+    out += [
+        f"{count} {suite['medium']} of {name} could not be scored and are left out." for name, count in unscored.items()
+    ]
+    if suite["medium"] == "completions" and suite["samples_per_prompt"] == 1 and suite["sampling"]["temperature"] == 0:
+        out.append("Greedy decoding: one completion per prompt, as further ones would be equal.")
     return out
 
 
@@ -78,12 +117,17 @@ def dig(values: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] |
     return found
 
 
-def format_estimate(estimate: Mapping[str, Any] | None, signed: bool = False) -> str:
+def decimals(path: tuple[str, ...]) -> int:
+    """Decimals of a measure: sizes of completions are large numbers of whole things."""
+    return 1 if path[0] in SIZES else 3
+
+
+def format_estimate(estimate: Mapping[str, Any] | None, signed: bool = False, places: int = 3) -> str:
     """``0.412 [.380, .444]``; a dash where there is no value."""
     if estimate is None or estimate["value"] is None:
         return "-"
     sign = "+" if signed else ""
     if estimate["low"] is None:
-        return f"{estimate['value']:{sign}.3f}"
-    low, high = (re.sub(r"\b0\.", ".", f"{estimate[end]:{sign}.3f}") for end in ("low", "high"))
-    return f"{estimate['value']:{sign}.3f} [{low}, {high}]"
+        return f"{estimate['value']:{sign}.{places}f}"
+    low, high = (re.sub(r"\b0\.", ".", f"{estimate[end]:{sign}.{places}f}") for end in ("low", "high"))
+    return f"{estimate['value']:{sign}.{places}f} [{low}, {high}]"

@@ -12,18 +12,20 @@ from flowrl.evaluation.layout import Entry
 from flowrl.types import Prompt
 
 Kind = Literal["model", "run", "lora", "images"]
+Medium = Literal["images", "completions"]
+"""What a model makes."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One set of weights to make images with."""
+    """One set of weights to make samples with."""
 
     name: str
     """``base``, ``tuned`` or ``model``; also the name of its folder."""
     open: Callable[[], Any]
-    """Loads the policy; called only when images are missing."""
+    """Loads the policy; called only when samples are missing."""
     identity: Mapping[str, Any]
-    """Names the weights: images made under another identity are made again."""
+    """Names the weights: samples made under another identity are made again."""
     weights: str = "live"
     """The weight set to sample with."""
 
@@ -35,6 +37,7 @@ class Target:
     text: str
     kind: Kind
     arms: tuple[Arm, ...] = ()
+    medium: Medium = "images"
     entries: tuple[Entry, ...] = ()
     """The images of an image folder."""
     folder: Path | None = None

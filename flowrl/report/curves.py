@@ -58,11 +58,11 @@ def _is_total(metrics: Metrics, name: str) -> bool:
     return all(np.allclose(metrics[one], metrics[all_], equal_nan=True) for one, all_ in keys)
 
 
-def reward_against_images(metrics: Metrics) -> Figure | None:
-    """The total reward against images generated: the axis on which algorithms are compared."""
+def reward_against_samples(metrics: Metrics) -> Figure | None:
+    """The total reward against samples generated: the axis on which algorithms are compared."""
     if "samples" not in metrics:
         return None
-    figure = _reward(metrics, "total against images", "reward/mean", "eval/reward/mean", "samples")
+    figure = _reward(metrics, "total against samples", "reward/mean", "eval/reward/mean", "samples")
     return figure if figure.legend else None
 
 
@@ -109,8 +109,8 @@ def _reward(metrics: Metrics, name: str, train: str, held_out: str, axis: str) -
         x, y = metrics[axis][evaluated], metrics[held_out][evaluated]
         lines.append(Line("held-out", x, y, color=HELD_OUT, dots=True, dashed=True))
     banded = any(line.low is not None and np.isfinite(line.low).any() for line in lines)
-    note = "mean ± standard deviation over the images of an iteration" if banded else "mean"
-    label = "iteration" if axis == "step" else "images generated"
+    note = "mean ± standard deviation over the samples of an iteration" if banded else "mean"
+    label = "iteration" if axis == "step" else "samples generated"
     return Figure(name, note, line_chart(lines, label), [(line.label, line.color) for line in lines])
 
 

@@ -1,20 +1,21 @@
-"""Which images the page shows: samples over time, and base beside tuned."""
+"""Which images or completions the page shows: samples over time, and base beside tuned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flowrl.evaluation.layout import FILE_KEYS, SUFFIXES
 from flowrl.report.charts import number
-from flowrl.report.pictures import Picture, embed
+from flowrl.report.pictures import Picture, embed, readable, widest
 from flowrl.report.record import Record, Snapshot, read_lines
 
 MOMENTS = 8  # iterations shown, first and last included
 PER_MOMENT = 8
 PAIRS = 24
+EXTREMES = 3  # of the best and of the worst held-out completions
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Moment:
 
     step: int
     pictures: Sequence[Picture]
+
+    @property
+    def room(self) -> str:
+        """The column width it needs."""
+        return widest(self.pictures)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class Strip:
     pictures: Sequence[tuple[int, Picture]]
     """``(iteration, picture)``."""
 
+    @property
+    def room(self) -> str:
+        """The column width it needs."""
+        return widest(picture for _, picture in self.pictures)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -40,8 +51,24 @@ class Pair:
 
     prompt: str
     tag: str
-    base: Picture
-    tuned: Picture
+    before: Picture
+    after: Picture
+
+    @property
+    def room(self) -> str:
+        """The column width it needs."""
+        return widest((self.before, self.after))
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Held-out completions of the last evaluation picked by their reward, beside those of the first."""
+
+    first: int
+    last: int
+    """Iterations."""
+    best: Sequence[Pair]
+    worst: Sequence[Pair]
 
 
 def moments(record: Record) -> list[Moment]:
@@ -71,6 +98,32 @@ def strips(record: Record) -> list[Strip]:
     return out
 
 
+def extremes(record: Record) -> Extremes | None:
+    """The best and the worst held-out completions saved last, and what their prompts and seeds gave at first.
+
+    Of texts only: a page of pictures is taken in at a glance, of texts the telling ones would be missed.
+    """
+    if len(record.heldout) < 2:
+        return None
+    first, last = record.heldout[0], record.heldout[-1]
+    before = {_identity(row): row for row in first.rows}
+    rows = [row for row in last.rows if "completion" in row and _identity(row) in before and _total(row) is not None]
+    rows.sort(key=lambda row: -(_total(row) or 0.0))
+    count = min(EXTREMES, len(rows) // 2)
+    if not count:
+        return None
+
+    def pair(row: Mapping[str, Any]) -> Pair | None:
+        then = _sample(first, before[_identity(row)], credit=False)
+        now = _sample(last, row, credit=False)
+        if then is None or now is None:
+            return None
+        return Pair(str(row.get("prompt", "")), "", replace(then, caption=""), replace(now, caption=""))
+
+    best, worst = ([p for row in part if (p := pair(row))] for part in (rows[:count], rows[::-1][:count]))
+    return Extremes(first.step, last.step, best, worst)
+
+
 def pairs(record: Record) -> list[Pair]:
     """First sample of evenly spaced prompts of every tag of the first suite that has both arms."""
     folder = record.path / "eval"
@@ -97,12 +150,29 @@ def _identity(row: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _sample(snapshot: Snapshot, row: Mapping[str, Any], credit: bool = True) -> Picture | None:
     name = next((str(row[key]) for key in FILE_KEYS if key in row), None)
-    image = embed(_inside(snapshot.folder, name)) if name else None
-    if image is None:
-        return None
     scores = [pair for pair in _scores(row) if credit or pair[0] != "advantage"]
-    marks = [(label, number(value)) for label, value in scores]
-    return Picture(image.source, image.pixelated, str(row.get("prompt", "")), tuple(marks))
+    marks = tuple((label, number(value)) for label, value in scores)
+    return _picture(snapshot.folder, name, row, str(row.get("prompt", "")), marks)
+
+
+def _picture(
+    folder: Path,
+    name: str | None,
+    row: Mapping[str, Any],
+    caption: str,
+    marks: tuple[tuple[str, str], ...],
+    correct: bool | None = None,
+) -> Picture | None:
+    """The completion of a row, or the image that it names; None where that is missing."""
+    if isinstance(row.get("completion"), str):
+        return Picture("", False, caption, marks, correct, readable(row["completion"]))
+    image = embed(_inside(folder, name)) if name else None
+    return Picture(image.source, image.pixelated, caption, marks, correct) if image else None
+
+
+def _total(row: Mapping[str, Any]) -> float | None:
+    total = row.get("total")
+    return float(total) if isinstance(total, int | float) else None
 
 
 def _scores(row: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -131,20 +201,15 @@ def _spread_over_tags(names: Sequence[str], rows: Mapping[str, Mapping[str, Any]
 
 
 def _pair(folder: Path, name: str, base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Pair | None:
-    before, after = (embed(_inside(folder / arm, name)) for arm in ("base", "tuned"))
+    before, after = (
+        _picture(
+            folder / arm, name, row, str(row.get("reason") or "").replace("\n", "; "), _details(row), _correct(row)
+        )
+        for arm, row in (("base", base), ("tuned", tuned))
+    )
     if before is None or after is None:
         return None
-    pictures = [
-        Picture(
-            image.source,
-            image.pixelated,
-            str(row.get("reason") or "").replace("\n", "; "),
-            _details(row),
-            _correct(row),
-        )
-        for image, row in ((before, base), (after, tuned))
-    ]
-    return Pair(str(base.get("prompt", "")), str(base.get("tag", "")), *pictures)
+    return Pair(str(base.get("prompt", "")), str(base.get("tag", "")), before, after)
 
 
 def _correct(row: Mapping[str, Any]) -> bool | None:

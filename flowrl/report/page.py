@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from flowrl.algorithms import build, describe, paper, summary
 from flowrl.errors import UserError
 from flowrl.evaluation.layout import write_text
-from flowrl.evaluation.table import ARMS, dig, format_estimate, notes, rows
+from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
 from flowrl.report import curves, gallery
 from flowrl.report.charts import number
 from flowrl.report.record import Metrics, Record, read
@@ -61,12 +61,13 @@ def contents(record: Record) -> dict[str, Any]:
         "method": method(record.config.get("algorithm")),
         "tiles": [*progress_tiles(metrics), *evaluation_tiles(evaluation), *check_tiles(metrics)],
         "rewards": curves.reward_figures(metrics),
-        "against_images": curves.reward_against_images(metrics),
+        "against_samples": curves.reward_against_samples(metrics),
         "diagnostics": curves.diagnostic_figures(metrics),
         "others": curves.other_figures(metrics),
         "time": curves.time_figure(metrics),
         "moments": gallery.moments(record),
         "strips": gallery.strips(record),
+        "extremes": gallery.extremes(record),
         "pairs": gallery.pairs(record),
         "tables": [table(suite) for suite in evaluation.get("suites", {}).values()],
         "manifest": list(flat(evaluation.get("manifest", {}))),
@@ -112,7 +113,7 @@ def progress_tiles(metrics: Metrics) -> list[Tile]:
     first, last = metrics.first("reward/mean"), metrics.last("reward/mean")
     tiles = [
         Tile("iterations", number(metrics.last("step"))),
-        Tile("images generated", number(metrics.last("samples"))),
+        Tile("samples generated", number(metrics.last("samples"))),
     ]
     if not math.isnan(metrics.last("time")):
         tiles.append(Tile("time", _duration(metrics.last("time"))))
@@ -154,9 +155,10 @@ def table(suite: Mapping[str, Any]) -> dict[str, Any]:
     compared = bool(suite["difference"])
     lines = []
     for label, prompts, path, last in rows(suite):
-        cells = [format_estimate(dig(suite["arms"][arm]["measures"], path)) for arm in arms]
-        change = dig(suite["difference"], path) if compared else None
-        lines.append({"label": label, "prompts": prompts, "cells": cells, "last": last, "change": _change(change)})
+        places = decimals(path)
+        cells = [format_estimate(dig(suite["arms"][arm]["measures"], path), places=places) for arm in arms]
+        change = _change(dig(suite["difference"], path) if compared else None, places)
+        lines.append({"label": label, "prompts": prompts, "cells": cells, "last": last, "change": change})
     reasons = dict.fromkeys(reason for arm in arms for reason in suite["arms"][arm]["reasons"])
     counted = [(reason, [suite["arms"][arm]["reasons"].get(reason, 0) for arm in arms]) for reason in reasons]
     counted.sort(key=lambda item: -max(item[1]))
@@ -179,9 +181,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", str(value)
 
 
-def _change(estimate: Mapping[str, Any] | None) -> dict[str, str]:
+def _change(estimate: Mapping[str, Any] | None, places: int) -> dict[str, str]:
     """A difference, and whether its interval leaves zero out."""
-    text = format_estimate(estimate, signed=True)
+    text = format_estimate(estimate, signed=True, places=places)
     if estimate is None or estimate["low"] is None or estimate["low"] <= 0 <= estimate["high"]:
         return {"text": text, "sign": "unclear"}
     return {"text": text, "sign": "up" if estimate["low"] > 0 else "down"}

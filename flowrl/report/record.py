@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from flowrl.config.reading import read_yaml
 from flowrl.errors import UserError
 from flowrl.evaluation.layout import read_json_lines
+from flowrl.evaluation.results import SCHEMA
 
 Floats = NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The images saved at one iteration, and what was written beside them."""
+    """The samples saved at one iteration, and what was written beside them."""
 
     step: int
     folder: Path
@@ -97,7 +98,7 @@ def read(run: Path) -> Record:
         _snapshots(run / "samples"),
         _snapshots(run / "heldout"),
         _optional_json(run / "environment.json") or {},
-        _optional_json(run / "eval" / "results.json"),
+        _evaluation(run / "eval" / "results.json"),
     )
 
 
@@ -134,6 +135,16 @@ def _snapshots(folder: Path) -> list[Snapshot]:
         if digits.isdigit() and rows:
             out.append(Snapshot(int(digits), path, rows))
     return out
+
+
+def _evaluation(path: Path) -> Mapping[str, Any] | None:
+    results = _optional_json(path)
+    if results is not None and results.get("schema", SCHEMA) != SCHEMA:
+        raise UserError(
+            f"{path} has the schema {results['schema']}, and this version reads {SCHEMA}; run `flowrl eval` again, "
+            "which keeps the samples"
+        )
+    return results
 
 
 def _optional_json(path: Path) -> Mapping[str, Any] | None:

@@ -123,8 +123,9 @@ class RunDirectory:
         count: int,
         folder: Path | None = None,
     ) -> Path | None:
-        """Save ``count`` evenly spaced samples (so: of different groups) as ``samples/step_000123/0000.png`` with
-        ``samples.jsonl`` beside them: prompt, every reward, total, advantage, seed. Returns the folder.
+        """Save ``count`` evenly spaced samples (so: of different groups): images as ``samples/step_000123/0000.png``,
+        completions and all else in ``samples.jsonl`` beside them: prompt, every reward, total, advantage, seed.
+        Returns the folder.
 
         ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to ``samples``, row by row.
         """

@@ -6,8 +6,8 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import torch
 
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.evaluation.decoding import make
 from flowrl.math.random import seeds
 from flowrl.runtime import environment
 from flowrl.runtime.preflight import Plan, check
 from flowrl.runtime.restore import open_policy
-from flowrl.samplers.flow import FlowSampler
 from flowrl.score import load_rewards
-from flowrl.types import Draw, Samples
+from flowrl.types import Draw
 
 OPTIONAL = ("tensorboard", "wandb", "datasets", "pyarrow", "xformers", "bitsandbytes")
 GIB = 2**30
@@ -29,6 +29,8 @@ SCARCE_GIB = 5.0
 """Less free disk than this is reported."""
 TRIED = 4
 """Samples made and scored as a trial."""
+SHOWN = 80
+"""Characters of a completion to show."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def patient(config: Config) -> Iterator[Symptom]:
         loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
         yield Symptom("model", "ok", loaded)
         deviation = policy.check_parity()
-        yield Symptom("parity", "ok", f"our sampler equals the pipeline within {deviation:.1e}")
+        equal = (
+            "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
+        )
+        yield Symptom("parity", "ok", f"{equal} within {deviation:.1e}")
         # Weights, gradient and Adam's two moments in float32, and one copy per weight set.
         copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None)
         size = f"{4 * copies * trained / GIB:.3f} GiB for the trained weights, their copies and optimiser"
@@ -82,21 +87,28 @@ def patient(config: Config) -> Iterator[Symptom]:
 def _trial(plan: Plan, policy: Any) -> Iterator[Symptom]:
     """Sample and score a few prompts."""
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
-    trained = plan.algorithm.sampler
-    assert isinstance(trained, FlowSampler)
+    sampler = plan.algorithm.sampler.heldout(None, None, None)
     draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
     start = time.perf_counter()
-    condition = policy.condition([prompt.text for prompt in prompts])
-    rollout = replace(trained, window=None)(policy, condition, draw)
-    images = policy.decode(rollout.final)
+    made = make(policy, sampler, "live", prompts, draw)
     pace = (time.perf_counter() - start) / len(prompts)
-    yield Symptom("samples", "ok", f"{pace:.2f} s per sample of {trained.steps} steps in a batch of {len(prompts)}")
+    yield Symptom("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
+    if made.samples.completions is not None:
+        yield _said(made.samples.completions, made.tokens)
     rewards = load_rewards(plan.config.rewards, plan.config.on_nan)
-    scores = rewards(Samples(prompts, images), draw.group)
+    scores = rewards(made.samples, draw.group)
     for name, column in zip(scores.names, scores.rewards.T, strict=True):
         values = ", ".join(f"{value:.3g}" for value in column.tolist())
         yield Symptom(f"reward {name}", "note" if bool(column.isnan().any()) else "ok", f"scores {values}")
     rewards.close()
+
+
+def _said(texts: Sequence[str], tokens: Sequence[int]) -> Symptom:
+    """What a language model says, since a wrong template or a missing end token shows at once."""
+    empty = sum(not text.strip() for text in texts)
+    shown = repr(texts[0] if len(texts[0]) <= SHOWN else texts[0][:SHOWN] + "...")
+    count = f"{min(tokens)} to {max(tokens)} tokens, {empty} of {len(texts)} empty"
+    return Symptom("completion", "note" if empty else "ok", f"{count}; the first: {shown}")
 
 
 def _devices() -> list[Symptom]:

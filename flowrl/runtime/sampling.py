@@ -1,31 +1,27 @@
-"""Images for given prompts, from a model or a trained run."""
+"""Images or completions for given prompts, from a model or a trained run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowrl.algorithms import build
-from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import write_image
+from flowrl.evaluation.decoding import Decoding, check_varied, make
+from flowrl.evaluation.layout import write_image, write_text
+from flowrl.evaluation.resolve import Wish as Asked
+from flowrl.evaluation.resolve import resolve
 from flowrl.math.random import derive
-from flowrl.models import load_policy
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.preflight import check_model
-from flowrl.runtime.restore import evaluated, policy_of_run
-from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Draw
+from flowrl.types import Draw, Prompt
 
-STEPS = 28
-"""Sampling steps of a model without a run; SD3's own default."""
 ROWS = 8
-"""Images made at once."""
+"""Samples made at once."""
+COMPLETIONS = "completions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -34,50 +30,56 @@ class Wish:
 
     count: int = 1
     seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
+    decoding: Decoding = field(default_factory=Decoding)
     checkpoint: str = "best"
     weights: str | None = None
+    family: str | None = None
     device: str = "auto"
 
 
-def sample_images(source: str, prompts: Sequence[str], out: Path, wish: Wish) -> list[Path]:
-    """Write ``count`` images per prompt to ``out`` as ``00000-0000.png`` (prompt, image). Returns the files.
+@dataclass(frozen=True)
+class Written:
+    """Samples on disk."""
 
-    An image follows from its seed, prompt number and image number alone. Raises `UserError` for an unknown source.
+    files: list[Path]
+    completions: list[dict[str, Any]]
+    """The lines of the file of completions; none for images."""
+
+
+def sample(source: str, prompts: Sequence[str], out: Path, wish: Wish) -> Written:
+    """Make ``count`` samples per prompt and write them to ``out``: images as ``00000-0000.png`` (prompt, image),
+    completions as lines of ``completions.jsonl`` with ``prompt``, ``completion``, ``seed`` and ``tokens``.
+
+    A sample follows from its seed, prompt number and sample number alone. Raises `UserError` for an unknown source.
     """
-    policy, sampler, weights = _open(source, wish)
+    asked = Asked(wish.checkpoint, {"": wish.decoding}, base=False, family=wish.family, device=wish.device)
+    target, samplers = resolve(source, asked)
+    if not target.arms:
+        raise UserError(f"{source} holds images; name a model or a run to make more")
+    check_varied(samplers.values(), wish.count, "--count")
+    arm = target.arms[-1]
+    policy, weights = arm.open(), wish.weights or arm.weights
     out.mkdir(parents=True, exist_ok=True)
-    jobs = [(row, index) for row in range(len(prompts)) for index in range(wish.count)]
-    paths = []
+    asking = [Prompt(text, row) for row, text in enumerate(prompts)]
+    jobs = [(prompt, index) for prompt in asking for index in range(wish.count)]
+    files, lines = [], []
     for start in range(0, len(jobs), ROWS):
         part = jobs[start : start + ROWS]
-        seeds = torch.tensor([derive(wish.seed, "sample", row, index) for row, index in part])
-        draw = Draw.of(seeds, torch.tensor([row for row, _ in part]), 0, wish.seed)
-        with torch.no_grad(), policy.using(weights):
-            rollout = sampler(policy, policy.condition([prompts[row] for row, _ in part]), draw)
-            images = policy.decode(rollout.final)
-        for (row, index), image in zip(part, images, strict=True):
-            paths.append(out / f"{row:05d}-{index:04d}.png")
-            write_image(paths[-1], image)
-    return paths
-
-
-def _open(source: str, wish: Wish) -> tuple[Any, FlowSampler, str]:
-    run = RunDirectory(Path(source))
-    if not run.exists():
-        if (run.path / "manifest.json").is_file():
-            raise UserError(f"{source} is a checkpoint; name its run, and --checkpoint {source}")
-        check_model(source)
-        policy = load_policy(source, device=wish.device)
-        return policy, FlowSampler(steps=wish.steps or STEPS, guidance=wish.guidance), "live"
-    config = Config.load(run.config_path)
-    trained = build(config.algorithm).sampler
-    assert isinstance(trained, FlowSampler)
-    choices = (wish.guidance, config.eval.guidance, trained.guidance)
-    guidance = next((value for value in choices if value is not None), None)
-    sampler = FlowSampler(steps=wish.steps or config.eval.steps or trained.steps, guidance=guidance)
-    return policy_of_run(run.path, wish.checkpoint), sampler, wish.weights or evaluated(config)
+        seeds = [derive(wish.seed, "sample", prompt.id, index) for prompt, index in part]
+        draw = Draw.of(torch.tensor(seeds), torch.tensor([prompt.id for prompt, _ in part]), 0, wish.seed)
+        made = make(policy, samplers[""], weights, [prompt for prompt, _ in part], draw)
+        if made.samples.completions is not None:
+            for (prompt, _), text, seed, tokens in zip(part, made.samples.completions, seeds, made.tokens, strict=True):
+                lines.append({"prompt": prompt.text, "completion": text, "seed": seed, "tokens": tokens})
+            continue
+        assert made.samples.images is not None
+        for (prompt, index), image in zip(part, made.samples.images, strict=True):
+            files.append(out / f"{prompt.id:05d}-{index:04d}.png")
+            write_image(files[-1], image)
+    if lines:
+        files.append(out / COMPLETIONS)
+        write_text(files[-1], "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return Written(files, lines)
 
 
 def prompts_of(words: Sequence[str]) -> list[str]:

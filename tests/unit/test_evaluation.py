@@ -78,7 +78,7 @@ def test_overall_weighs_tags_equally_and_images_do_not():
     values = np.array([[1.0], [1.0], [1.0], [0.0]])  # three prompts of "a", one of "b"
     draws = Resamples.draw(["a", "a", "a", "b"], 100)
     assert draws.overall(values).value == pytest.approx(0.5)
-    assert draws.images(values).value == pytest.approx(0.75)
+    assert draws.samples(values).value == pytest.approx(0.75)
 
 
 def test_missing_scores_leave_every_mean():
@@ -116,7 +116,7 @@ def test_summary_counts_by_hand():
     correct = out["arms"]["tuned"]["measures"]["correct"]
     assert correct["tags"]["a"]["value"] == 0.75 and correct["tags"]["b"]["value"] == 0.0
     assert correct["overall"]["value"] == 0.375
-    assert correct["images"]["value"] == 0.5
+    assert correct["samples"]["value"] == 0.5
     assert correct["any_of_n"]["value"] == pytest.approx(2 / 3)
     assert correct["wilson"] == pytest.approx(wilson(3, 6))
     change = out["difference"]["correct"]
@@ -129,7 +129,7 @@ def test_no_overall_without_all_tags():
     out = summarise({"model": judged([[1], [0]])}, ["a", "a"], ["a", "b"], 50, 0)
     assert out["missing_tags"] == ["b"]
     assert out["arms"]["model"]["measures"]["correct"]["overall"] is None
-    assert out["arms"]["model"]["measures"]["correct"]["images"]["value"] == 0.5
+    assert out["arms"]["model"]["measures"]["correct"]["samples"]["value"] == 0.5
 
 
 def test_limit_is_dealt_evenly_over_tags():
@@ -199,9 +199,9 @@ def test_images_listed_in_a_file(tmp_path):
             (listed / name).write_bytes(sample_path(folder, index, sample).read_bytes())
             lines.append(json.dumps({"file": name, **metadata}))
     (listed / "prompts.jsonl").write_text("\n".join(lines))
-    assert [len(entry.images) for entry in read_folder(listed)] == [2, 2]
+    assert [len(entry.files) for entry in read_folder(listed)] == [2, 2]
     results = evaluate(str(listed), ["geneval"], tmp_path / "out")
-    assert results["suites"]["geneval"]["arms"]["images"]["measures"]["correct"]["images"]["value"] == 0.5
+    assert results["suites"]["geneval"]["arms"]["images"]["measures"]["correct"]["samples"]["value"] == 0.5
 
 
 def test_a_correct_world_scores_one(tmp_path):
@@ -240,7 +240,7 @@ def test_user_mistakes(tmp_path):
     folder = str(folder_of_images(tmp_path / "images"))
     with pytest.raises(UserError, match="did you mean 'geneval'"):
         evaluate(folder, ["genevl"], tmp_path / "out")
-    with pytest.raises(UserError, match="at least 1 image"):
+    with pytest.raises(UserError, match="at least 1 sample"):
         evaluate(folder, ["geneval"], tmp_path / "out", samples=0)
     with pytest.raises(UserError, match="not a run"):
         evaluate(folder, ["rewards"], tmp_path / "out")
@@ -278,7 +278,7 @@ class Opener:
 def make(folder, opener, chosen=(0, 1, 2), samples=2, seed=7, steps=3, progress=False):
     maker = Maker(opener, FlowSampler(steps=steps), seed, {"model": "tiny"})
     entries = generate(maker, PROMPTS, chosen, samples, folder, progress=progress)
-    return {str(path.relative_to(folder)): path.read_bytes() for entry in entries for path in entry.images}
+    return {str(path.relative_to(folder)): path.read_bytes() for entry in entries for path in entry.files}
 
 
 def test_images_do_not_depend_on_batch_or_company(tmp_path, monkeypatch):
@@ -364,7 +364,7 @@ def test_a_run_is_judged_before_and_after(run, tmp_path):
     suite = results["suites"]["rewards"]
     assert suite["primary"] == "total" and suite["partial"] and not suite["missing_tags"]
     for arm in suite["arms"].values():
-        values = {name: found["images"]["value"] for name, found in arm["measures"].items()}
+        values = {name: found["samples"]["value"] for name, found in arm["measures"].items()}
         assert values["total"] == pytest.approx(values["shapes"] + 0.5 * values["watched"])
     values = [suite["arms"][arm]["measures"]["total"]["overall"]["value"] for arm in ("base", "tuned")]
     assert suite["difference"]["total"]["overall"]["value"] == pytest.approx(values[1] - values[0])

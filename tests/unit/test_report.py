@@ -86,7 +86,8 @@ def add_evaluation(run, prompt="a red circle"):
         "partial": False,
         "prompts": 2,
         "prompts_available": 2,
-        "images_per_prompt": 1,
+        "samples_per_prompt": 1,
+        "medium": "images",
         **summarise(arms, ["colors", "colors"], ["colors"], 200, 0),
     }
     write_text(run / "eval/results.json", json.dumps({"suites": {"geneval": suite}, "manifest": {"seed": 42}}))

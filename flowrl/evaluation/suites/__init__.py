@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -20,18 +23,18 @@ UNTAGGED = "all"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a suite says about n images."""
+    """What a suite says about n samples."""
 
     measures: Mapping[str, Tensor]
     """[n] float each; NaN = could not score."""
     reasons: Sequence[Sequence[str]]
-    """Per image: the clauses it failed, empty for none."""
+    """Per sample: the clauses it failed, empty for none."""
     details: Sequence[Mapping[str, Any]]
-    """Per image: what the verdict rests on, such as detections, as plain JSON values."""
+    """Per sample: what the verdict rests on, such as detections, as plain JSON values."""
 
 
 class Suite(Protocol):
-    """Prompts and a judge of the images made for them."""
+    """Prompts and a judge of the samples made for them."""
 
     name: str
     title: str
@@ -60,11 +63,42 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def find(name: str, target: Target) -> Suite:
-    """The suite of a name, prepared for a target. Raises UserError for an unknown name or an unfit target."""
+def find(names: Sequence[str], target: Target, data: Path | None = None) -> list[Suite]:
+    """The suites of these names, prepared for a target; ``data`` is a file of problems for the one that reads such.
+
+    Raises UserError for an unknown name, an unfit target, or a file that none or several would read.
+    """
+    modules = {name: _module(name) for name in dict.fromkeys(names)}
+    for name, module in modules.items():
+        if target.medium not in module.MEDIA:
+            raise UserError(_unfit(name, module, target))
+    readers = [name for name, module in modules.items() if _reads(module)]
+    if data is not None and len(readers) != 1:
+        some = f"{' and '.join(readers)} would both read it" if readers else "none of the suites reads one"
+        raise UserError(f"--data: {some}; evaluate gsm8k or math500 alone with it")
+    return [module.build(target, **({"data": data} if _reads(module) else {})) for module in modules.values()]
+
+
+def _module(name: str) -> ModuleType:
     if name not in names():
         raise UserError(f"--suite: there is no suite {name!r}{did_you_mean(name, names())}")
-    return importlib.import_module(f"{__name__}.{name}").build(target)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _reads(module: ModuleType) -> bool:
+    return "data" in inspect.signature(module.build).parameters
+
+
+def _unfit(name: str, module: ModuleType, target: Target) -> str:
+    fitting = [other for other in names() if target.medium in _module(other).MEDIA]
+    taken = (
+        "" if Path(target.text).exists() else " (there is no such folder here; it was taken for a world or hub name)"
+    )
+    judged = " and ".join(module.MEDIA)
+    return (
+        f"suite {name} judges {judged}, and {target.text!r}{taken} makes {target.medium}; choose one of "
+        f"{', '.join(fitting)}"
+    )
 
 
 def tag_of(prompt: Prompt) -> str:

@@ -22,6 +22,7 @@ from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
 from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SIZE
 
+MEDIA = ("images",)
 WORLD = "shapes"
 SOURCE = "shapes:test"
 

@@ -1,0 +1,148 @@
+"""How samples are made for an evaluation: the sampler of a run or of a bare model, what the user changes of it, and
+grids of such changes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.algorithms import build
+from flowrl.config import Config
+from flowrl.errors import UserError
+from flowrl.samplers.causal import CausalSampler
+from flowrl.samplers.flow import FlowSampler
+from flowrl.samplers.masked import MaskedSampler
+from flowrl.types import Draw, Prompt, Sampler, Samples, TokenTrace
+
+STEPS = 28
+"""Of a diffusion model without a run; SD3's own default."""
+LENGTHS = {"masked": 128, "causal": 256}
+"""Tokens of a completion of a language model without a run."""
+BLOCK = 32
+"""Tokens of a block of a masked model without a run, where the completion is longer; LLaDA's for short answers."""
+FACTS = ("length", "block", "steps", "order", "threshold", "solver", "guidance", "temperature")
+DRAWN_ORDERS = ("random", "origin")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the user asked of a sampler; None is as the target does it by itself."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    length: int | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a policy made for n prompts."""
+
+    samples: Samples
+    tokens: tuple[int, ...] = ()
+    """Of each completion, its end token included."""
+
+
+def grid(
+    *,
+    steps: int | Sequence[int] | None = None,
+    guidance: float | None = None,
+    length: int | Sequence[int] | None = None,
+    temperature: float | Sequence[float] | None = None,
+) -> dict[str, Decoding]:
+    """Every combination by its label, such as ``length=64,steps=32``: the options with several values, so ``""`` where
+    there is one combination."""
+    axes = {"length": _values(length), "steps": _values(steps), "temperature": _values(temperature)}
+    varied = [name for name, values in axes.items() if len(values) > 1]
+    out = {}
+    for combination in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, combination, strict=True))
+        label = ",".join(f"{name}={chosen[name]:g}" for name in varied)
+        out[label] = Decoding(guidance=guidance, **chosen)
+    return out
+
+
+def of_run(config: Config, wish: Decoding) -> Sampler:
+    """The sampler of the run's held-out evaluation, changed as wished. Raises UserError for an unfit wish."""
+    own = Decoding(config.eval.steps, config.eval.guidance, temperature=config.eval.temperature)
+    return _changed(_changed(build(config.algorithm).sampler, own), wish)
+
+
+def of_model(family: str, length: int | None, wish: Decoding) -> Sampler:
+    """The sampler of a model without a run; ``length`` is that of its world's completions.
+
+    Diffusion: 28 steps, the model's own guidance. Language: greedy; autoregressive up to 256 tokens, masked 128 in
+    blocks of 32, half as many steps as tokens, the most certain first. Raises UserError for an unfit wish.
+    """
+    if family == "diffusion":
+        return _changed(FlowSampler(steps=STEPS), wish)
+    length = length or LENGTHS[family]
+    if family == "causal":
+        return _changed(CausalSampler(length=length, temperature=0.0), wish)
+    sampler = MaskedSampler(
+        length=length, steps=-(-length // 2), block=BLOCK if length > BLOCK else None, temperature=0
+    )
+    return _changed(sampler, wish)
+
+
+def deterministic(sampler: Sampler) -> bool:
+    """Whether all samples of a prompt are the same completion."""
+    return getattr(sampler, "temperature", None) == 0 and getattr(sampler, "order", None) not in DRAWN_ORDERS
+
+
+def check_varied(samplers: Iterable[Sampler], samples: int, option: str) -> None:
+    """Raise UserError if several samples of a prompt are asked for (by ``option``) and all would be equal."""
+    every = list(samplers)
+    if samples > 1 and every and all(map(deterministic, every)):
+        raise UserError(
+            f"{option}: {samples} greedy completions of a prompt are all equal; give a --temperature above 0, such as "
+            f"0.8, or {option} 1"
+        )
+
+
+def facts(sampler: Sampler) -> dict[str, Any]:
+    """The settings of a sampler that a reader of results wants to know."""
+    return {name: getattr(sampler, name) for name in FACTS if hasattr(sampler, name)}
+
+
+def make(policy: Any, sampler: Sampler, weights: str, prompts: Sequence[Prompt], draw: Draw) -> Made:
+    """One sample per prompt (n of them, repeats allowed) with the weight set ``weights``."""
+    texts = [prompt.text for prompt in prompts]
+    unique = list(dict.fromkeys(texts))
+    rows = torch.tensor([unique.index(text) for text in texts])
+    with torch.no_grad(), policy.using(weights):
+        rollout = sampler(policy, policy.condition(unique).take(rows), draw)
+        decoded = policy.decode(rollout.final)
+    if isinstance(decoded, Tensor):
+        return Made(Samples(prompts, images=decoded))
+    assert isinstance(rollout.trace, TokenTrace)
+    return Made(Samples(prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
+
+
+def _changed(sampler: Sampler, wish: Decoding) -> Sampler:
+    try:
+        if wish.length is not None:
+            sampler = _lengthened(sampler, wish.length)
+        return sampler.heldout(wish.steps, wish.guidance, wish.temperature)
+    except ValueError as error:
+        raise UserError(f"sampling: {error}") from error
+
+
+def _lengthened(sampler: Sampler, length: int) -> Sampler:
+    """A masked model keeps its tokens per step: half the length in half the steps."""
+    if isinstance(sampler, MaskedSampler):
+        block = sampler.block if sampler.block is None else min(sampler.block, length)
+        steps = max(round(sampler.steps * length / sampler.length), length // (block or length))
+        return replace(sampler, length=length, steps=steps, block=block)
+    if isinstance(sampler, CausalSampler):
+        return replace(sampler, length=length)
+    raise ValueError("image models have no length; remove it")
+
+
+def _values(given: Any) -> list[Any]:
+    return list(dict.fromkeys(given)) if isinstance(given, Iterable) else [given]
