@@ -12,7 +12,7 @@ from flowrl.worlds.sudoku.learning import Pair, Shape
 
 CHARACTERS = "0123456789+-*/() =:"
 SHAPE = Shape(prompt=PROMPT_LENGTH, completion=LENGTH, width=96, layers=4)
-MINUTES = {"causal": 7.0, "masked": 6.0}
+MINUTES = {"causal": 7.0, "masked": 10.0}
 NOISE = {"3": 0.25, "4": 0.15}
 """Share of wrong completions by tag. The base learns right and wrong modes side by side; choosing between them is what
 RL can add and further pre-training cannot."""

@@ -93,7 +93,7 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerFast, shape: Sha
 
 def masked_loss(model: Any, ids: Tensor, prompt: int, mask: int, generator: torch.Generator) -> Tensor:
     """LLaDA's objective with an exact number of masks: k uniform in 1..L, the mean cross-entropy over k masked tokens
-    (arXiv:2502.09992, eq. 14 of its appendix: the same expectation as 1/t weights, with less variance)."""
+    (arXiv:2502.09992; the same bound as with 1/t weights, with less variance)."""
     length = ids.shape[1] - prompt
     count = torch.randint(1, length + 1, (len(ids), 1), generator=generator)
     order = torch.rand(len(ids), length, generator=generator).argsort(1).argsort(1)
