@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from flowrl.runtime.preflight import Plan
 from flowrl.runtime.restore import open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
-from flowrl.score import Rewards, load_rewards
-from flowrl.types import Draw, Prompt, Rollout, Sampler, Samples
+from flowrl.score import Rewards, Scoring, joined, load_rewards
+from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
 
@@ -73,15 +73,35 @@ class Session:
         return tensors, {"progress": vars(self.progress), "memory": self.memory}
 
     def make(
-        self, prompts: list[Prompt], draw: Draw, sampler: Sampler, weights: str, rows: int, timer: PhaseTimer
+        self,
+        prompts: list[Prompt],
+        draw: Draw,
+        sampler: Sampler,
+        weights: str,
+        rows: int,
+        timer: PhaseTimer,
+        scoring: Scoring | None = None,
     ) -> tuple[Rollout, Samples]:
-        """Sample with a weight set, ``rows`` at a time, and decode: ``(rollout, what rewards may see)``."""
+        """Sample with a weight set, ``rows`` at a time, and decode: ``(rollout, what rewards may see)``. Every chunk
+        goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled."""
+        chunks: list[Samples] = []
+
+        def watched(policy: Any, condition: Condition, part: Draw) -> Rollout:
+            with timer("sample"):
+                made = sampler(policy, condition, part)
+            with timer("decode"):
+                start = sum(map(len, chunks))
+                chunks.append(shown(prompts[start : start + len(part)], policy.decode(made.final)))
+            if scoring is not None:
+                with timer("reward"):  # what it waits for rewards that are behind
+                    scoring.add(chunks[-1])
+            return made
+
         with timer("sample"):
             condition = self.policy.condition([prompt.text for prompt in prompts])
-            with self.policy.using(weights):
-                rollout = sample(sampler, self.policy, condition, draw, rows)
-        with timer("decode"):
-            return rollout, shown(prompts, self.policy.decode(rollout.final))
+        with self.policy.using(weights):
+            rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
+        return rollout, joined(chunks)
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
@@ -120,6 +140,7 @@ def open_session(plan: Plan) -> Session:
     """Load rewards and model of a checked run, the cheaper first."""
     config, algorithm = plan.config, plan.algorithm
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
+    rewards.check(plan.train.prompts)
     policy = open_policy(config)
     for name in algorithm.weight_sets:
         policy.follow(name, 0.0)

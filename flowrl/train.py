@@ -12,6 +12,7 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive, seeds
+from flowrl.monitor import halt, news, watch_heldout, watch_training
 from flowrl.parts.diagnostics import describe_completions, describe_scores
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
@@ -43,9 +44,10 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samp
     )
     before = session.policy.network_calls
     rows = config.train.sample_batch
-    rollout, samples = session.make(prompts, draw, algorithm.sampler, algorithm.behaviour, rows, timer)
-    with timer("reward"):
-        scores = session.rewards(samples, draw.group)
+    with session.rewards.scoring(draw.group) as scoring:
+        rollout, samples = session.make(prompts, draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
+        with timer("reward"):
+            scores = scoring.finish()
     with timer("advantage"):
         advantage = algorithm.advantage(scores, session.memory)
     with timer("update"):
@@ -66,7 +68,9 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samp
             raise UserError(f"algorithm: {error}") from error
     _advance(session, int(metrics.pop("optimizer_steps")), len(prompts), session.policy.network_calls - before)
     described = describe_scores(scores, advantage) | describe_completions(rollout)
-    return metrics | described, samples, scores, advantage
+    with timer("monitor"):
+        watched = watch_training(session, rollout, samples, metrics)
+    return metrics | described | watched | scoring.metrics(scores.names), samples, scores, advantage
 
 
 def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
@@ -138,9 +142,15 @@ def _loop(
             keys = seeds(config.train.seed, "sample", progress.iteration - 1, count=len(samples))
             run.save_samples(progress.iteration, samples, scores, advantage, seeds=keys, count=config.log.images)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
+        for sentence in news(session, metrics):
+            shown.note(sentence)
+        halted = halt(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
-        if due or last or interrupts.requested:
+        if halted.save if halted else due or last or interrupts.requested:
             _save(session, run, latest, clock)
+        if halted:
+            shown.note(halted.reason)
+            return
         if interrupts.requested:
             shown.note(f"{interrupts.requested}: saved after iteration {progress.iteration}; go on with --resume auto")
             return
@@ -190,7 +200,7 @@ def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[st
         count=session.config.log.images,
         folder=run.heldout_path,
     )
-    return metrics
+    return metrics | watch_heldout(session, samples, scores)
 
 
 def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: _Clock) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from flowrl.parts.objectives import sample_mean
+from flowrl.parts.objectives import Traits, sample_mean
 from flowrl.types import Batch, Likelihood, MisfitError, ViewRows
 
 
@@ -42,7 +42,7 @@ def upper_bound(logp: Tensor, probe: ViewRows, power: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sandwich:
+class Sandwich(Traits):
     """``-A lower`` for ``A >= 0`` and ``-A (omega upper + (1 - omega) lower)`` for ``A < 0``, per token of the
     completion: raise a lower bound of what is good, press down an upper bound of what is bad. SPG (arXiv:2510.09541).
 
@@ -52,14 +52,8 @@ class Sandwich:
 
     omega: float = 0.5
     power: float = 1.5
-    held: ClassVar[str] = ""
     coupled: ClassVar[bool] = True
-    idle_at_zero: ClassVar[bool] = True
     compares: ClassVar[bool] = False
-
-    @property
-    def bounds(self) -> None:
-        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         probe = batch.probe
@@ -75,7 +69,7 @@ class Sandwich:
 
 
 @dataclass(frozen=True)
-class PreferredPair:
+class PreferredPair(Traits):
     """``-log sigmoid(beta (s_w - s_l)) - sft B_w / length``, ``s = B - B_ref``, for the sample of positive and the
     one of negative credit in each group; B is the mean over views. VRPO (LLaDA 1.5, arXiv:2505.19223), on pairs that
     the policy sampled itself.
@@ -87,12 +81,7 @@ class PreferredPair:
     sft: float = 0.05
     held: ClassVar[str] = "reference"
     coupled: ClassVar[bool] = True
-    idle_at_zero: ClassVar[bool] = True
     compares: ClassVar[bool] = False
-
-    @property
-    def bounds(self) -> None:
-        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         counted = batch.weight > 0

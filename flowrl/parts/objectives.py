@@ -11,34 +11,36 @@ from torch import Tensor
 from flowrl.types import Batch, Likelihood
 
 
-@dataclass(frozen=True)
-class ScoreFunction:
-    """``-A log p``: REINFORCE; with positive credit, weighted maximum likelihood (RWR, RAFT)."""
+class Traits:
+    """What the trainer must know of an objective (see `flowrl.types.Objective`), as most of them have it."""
 
     held: ClassVar[str] = ""
     coupled: ClassVar[bool] = False
     idle_at_zero: ClassVar[bool] = True
-    compares: ClassVar[bool] = False
+    compares: ClassVar[bool] = True
 
     @property
-    def bounds(self) -> None:
+    def bounds(self) -> tuple[float, float] | None:
         return None
+
+
+@dataclass(frozen=True)
+class ScoreFunction(Traits):
+    """``-A log p``: REINFORCE; with positive credit, weighted maximum likelihood (RWR, RAFT)."""
+
+    compares: ClassVar[bool] = False
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         return -batch.advantage * likelihood.logp
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(Traits):
     """``max(-A rho, -A clip(rho, 1 - low, 1 + high))`` with ``rho = exp(log p - log p_old)``. PPO (arXiv:1707.06347)
     eq. 7; ``high > low`` is DAPO's clip-higher (arXiv:2503.14476)."""
 
     low: float = 0.2
     high: float = 0.2
-    held: ClassVar[str] = ""
-    coupled: ClassVar[bool] = False
-    idle_at_zero: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -49,7 +51,7 @@ class Clipped:
 
 
 @dataclass(frozen=True)
-class ClippedMean:
+class ClippedMean(Traits):
     """PPO's clip on one ratio per sample, ``exp(mean over its decisions of the log-ratio)``.
 
     Over tokens this is GSPO's length-normalised sequence ratio (arXiv:2507.18071), over (time, noise) draws FPO's
@@ -60,10 +62,7 @@ class ClippedMean:
 
     low: float = 0.05
     high: float = 0.05
-    held: ClassVar[str] = ""
     coupled: ClassVar[bool] = True
-    idle_at_zero: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -75,19 +74,11 @@ class ClippedMean:
 
 
 @dataclass(frozen=True)
-class ClippedWeight:
+class ClippedWeight(Traits):
     """``-sg(min(rho, 1 + high)) A log p``: the ratio only weights the score, so no token loses its gradient. CISPO
     (MiniMax-M1, arXiv:2506.13585)."""
 
     high: float = 4.0
-    held: ClassVar[str] = ""
-    coupled: ClassVar[bool] = False
-    idle_at_zero: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
-
-    @property
-    def bounds(self) -> None:
-        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         ratio = (likelihood.logp - batch.old.logp).detach().exp().clamp(max=1 + self.high)
@@ -95,7 +86,7 @@ class ClippedWeight:
 
 
 @dataclass(frozen=True)
-class LinearBound:
+class LinearBound(Traits):
     """A lower bound of ``A exp(mean over views of d)``, ``d = log p - log p_old``, that is a sum over views:
     ``A (1 + d)`` for ``A >= 0`` and ``A exp(d)`` for ``A < 0``. BGPO (arXiv:2510.11683) eq. 8.
 
@@ -104,14 +95,6 @@ class LinearBound:
     """
 
     most: float = 10.0
-    held: ClassVar[str] = ""
-    coupled: ClassVar[bool] = False
-    idle_at_zero: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
-
-    @property
-    def bounds(self) -> None:
-        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         d = likelihood.logp - batch.old.logp
@@ -124,7 +107,7 @@ def _clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> T
 
 
 @dataclass(frozen=True)
-class ImplicitPair:
+class ImplicitPair(Traits):
     """``a / b (r L+ + (1 - r) L-)`` with ``r = clip(A / a, -1, 1) / 2 + 1/2``, ``a = max_advantage``. DiffusionNFT
     (arXiv:2509.16117).
 
@@ -135,14 +118,8 @@ class ImplicitPair:
 
     strength: float = 1.0
     max_advantage: float = 5.0
-    held: ClassVar[str] = ""
-    coupled: ClassVar[bool] = False
     idle_at_zero: ClassVar[bool] = False
     compares: ClassVar[bool] = False
-
-    @property
-    def bounds(self) -> None:
-        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         good = (batch.advantage / self.max_advantage).clamp(-1, 1) / 2 + 0.5

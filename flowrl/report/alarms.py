@@ -83,13 +83,10 @@ def alarms(metrics: Metrics, names: list[str], options: MonitorConfig) -> list[A
         if not len(raised):
             continue
         at = raised[-1]
-        check = Check(
-            name, *(float(metrics[f"monitor/{name}{part}"][at]) for part in ("", "/z")), True, _base(metrics, name)
-        )
+        value, z = (float(metrics[f"monitor/{name}{part}"][at]) for part in ("", "/z"))
+        text = sentence(Check(name, value, z, True, _base(metrics, name)), options)
         still = at == np.flatnonzero(np.isfinite(column))[-1]
-        found.append(
-            (metrics["step"][raised[0]], Alarm(_when(metrics, raised, still), sentence(check, options), still))
-        )
+        found.append((raised[0], Alarm(_when(metrics, raised, still), text, still)))
     return [alarm for _, alarm in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -134,6 +131,6 @@ def _base(metrics: Metrics, name: str) -> float | None:
 
 
 def _when(metrics: Metrics, raised: Any, still: bool) -> str:
-    first, last = (number(metrics["step"][i]) for i in (raised[0], raised[-1]))
+    first, last = (number(float(metrics["step"][i])) for i in (raised[0], raised[-1]))
     span = f"iteration {first}" if first == last else f"iterations {first} to {last}"
     return span if still else f"{span}, then over"

@@ -15,7 +15,7 @@ from flowrl.algorithms import build, describe, paper, summary
 from flowrl.errors import UserError
 from flowrl.evaluation.layout import write_text
 from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
-from flowrl.report import curves, gallery
+from flowrl.report import alarms, curves, gallery
 from flowrl.report.charts import number
 from flowrl.report.record import Metrics, Record, read
 
@@ -60,6 +60,7 @@ def contents(record: Record) -> dict[str, Any]:
         "facts": [*overview(record.config), *environment(record.environment)],
         "method": method(record.config.get("algorithm")),
         "tiles": [*progress_tiles(metrics), *evaluation_tiles(evaluation), *check_tiles(metrics)],
+        "alarms": alarms.section(record),
         "rewards": curves.reward_figures(metrics),
         "against_samples": curves.reward_against_samples(metrics),
         "diagnostics": curves.diagnostic_figures(metrics),

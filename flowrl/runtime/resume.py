@@ -23,6 +23,7 @@ FREE = (
     "eval.batch",
     "log",
     "checkpoint",
+    "monitor",
     "model.device",
     "model.gradient_checkpointing",
 )

@@ -2,49 +2,106 @@
 
 Accepted, told apart by parameter names: ``fn(images, prompts, **columns)`` (ours), ``fn(images, prompts, metadata)
 -> (scores, info)`` and factories of it (flow_grpo, DDPO), ``fn(prompts, completions, **columns) -> list[float | None]``
-(TRL), and classes whose instances are one of these.
+(TRL), verl's and Flow-Factory's (`dialects`), async functions, and classes whose instances are one of these.
+
+A reward that compares samples says so by a parameter: ``group`` [N ints] makes every call hold whole groups;
+``others`` (shaped as the images or completions) makes it a comparison of pairs, answered as how much each sample is
+better than the other one: a sample's score is the mean over the others of its group.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory, settled
 from flowrl.types import Samples
 
+LOG = logging.getLogger("flowrl.score")
 SUBJECTS = ("images", "prompts", "completions")
+COMPARED = ("group", "others")
+"""Parameters of rewards that see whole groups."""
 FLOW_GRPO = {"only_strict": True}
 """Arguments of flow_grpo's rewards that our data does not name, and what its training passes."""
 
-Answer = Callable[[Samples], Any]
+
+class Answer(Protocol):
+    """A reward as a function of samples alone, and of their group numbers [N] where it is ``grouped``."""
+
+    function: Any
+    """The user's own function or object."""
+
+    @property
+    def grouped(self) -> bool:
+        """Whether every call needs whole groups."""
+        ...
+
+    @property
+    def style(self) -> str:
+        """Whose signature it has: flowrl, flow_grpo, TRL, verl or Flow-Factory."""
+        ...
+
+    def __call__(self, samples: Samples, group: Tensor | None = None) -> Any: ...
 
 
-def adapt(found: Callable[..., Any], name: str, options: Mapping[str, Any], device: str | None) -> Answer:
-    """A function of samples alone. Classes and factories are built here, once, with the options and the device.
+def adapt(
+    found: Callable[..., Any],
+    name: str,
+    options: Mapping[str, Any],
+    device: str | None,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+) -> Answer:
+    """A function of samples alone. Classes and factories are built here, once, with the options, device and dtype.
 
     Raises `UserError` for an option the reward does not have, and later for a column that the prompts do not have.
     """
+    answer = _adapt(found, name, options, device, dtype, batch_size)
+    LOG.info("reward %r: %s signature%s", name, answer.style, ", sees whole groups" if answer.grouped else "")
+    return answer
+
+
+def _adapt(
+    found: Callable[..., Any],
+    name: str,
+    options: Mapping[str, Any],
+    device: str | None,
+    dtype: str | None,
+    batch_size: int | None,
+) -> Answer:
+    if is_flow_factory(found):
+        precision = getattr(torch, dtype or "float32")
+        return build_flow_factory(found, name, options, device or _default_device(), precision, batch_size)
     if inspect.isclass(found) or not _scores(found):
-        built = found(**_settings(found, name, options, device, open_ended=True))
+        built = found(**_settings(found, name, options, device, dtype, open_ended=True))
         if not callable(built) or not _scores(built):
             raise UserError(
                 f"reward {name!r} should be a function of (images, prompts, ...) or (prompts, completions, ...), "
                 f"or build one; found {inspect.signature(found)}"
             )
-        return _Call(built, name, {})
-    return _Call(found, name, _settings(found, name, options, device, open_ended=False))
+        return _call_of(built, name, {})
+    verl = any(key in VERL for key in inspect.signature(found).parameters)  # its ``**kwargs`` are meant for options
+    return _call_of(found, name, _settings(found, name, options, device, dtype, open_ended=verl))
+
+
+def _call_of(function: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> Answer:
+    parameters = inspect.signature(function).parameters
+    kind = VerlCall if any(key in VERL for key in parameters) else _Call
+    return kind(function, name, settings)
 
 
 def close(answer: Answer) -> None:
     """Let a reward free what it holds, if it has a ``close`` method."""
-    if isinstance(answer, _Call) and "close" in dir(answer.function):
-        answer.function.close()  # type: ignore[attr-defined]
+    if "close" in dir(answer.function):
+        answer.function.close()
 
 
 class _Call:
@@ -54,14 +111,42 @@ class _Call:
         self.function, self.name, self.settings = function, name, dict(settings)
         self.parameters = inspect.signature(function).parameters
         self.open_ended = _takes_anything(self.parameters)
+        self.grouped = any(key in self.parameters for key in COMPARED)
 
-    def __call__(self, samples: Samples) -> Any:
+    @property
+    def style(self) -> str:
+        if "metadata" in self.parameters:
+            return "flow_grpo"
+        return "TRL" if {"prompts", "completions"} <= set(self.parameters) else "flowrl"
+
+    def __call__(self, samples: Samples, group: Tensor | None = None) -> Any:
+        if "others" in self.parameters:
+            assert group is not None
+            return self._compare(samples, group)
+        return self._ask(samples, {} if group is None else {"group": group.tolist()})
+
+    def _ask(self, samples: Samples, more: Mapping[str, Any]) -> Any:
         columns = columns_of(samples)
         values = {**columns, **_subjects(samples)}
+        values |= {key: value for key, value in more.items() if key in self.parameters}
         if "metadata" in self.parameters and "metadata" not in columns:
             values["metadata"] = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
         positional, named = self._arguments(values)
-        return self.function(*positional, **named)
+        answer = self.function(*positional, **named)
+        return settled(answer) if inspect.isawaitable(answer) else answer
+
+    def _compare(self, samples: Samples, group: Tensor) -> Tensor:
+        """[N] mean of the comparisons with each other sample of the group; NaN for a sample without others."""
+        scores = torch.full((len(samples),), torch.nan, dtype=torch.float64)
+        for row, key in enumerate(group.tolist()):
+            others = [other for other in (group == key).nonzero()[:, 0].tolist() if other != row]
+            if not others:
+                continue
+            first, second = take(samples, [row] * len(others)), take(samples, others)
+            more = {"others": second.completions if second.images is None else second.images}
+            answer = self._ask(first, more | {"group": [key] * len(others)})
+            scores[row] = as_scores(answer, len(others), self.name).nanmean()
+        return scores
 
     def _arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         positional, named, used = [], {}, set()
@@ -101,13 +186,23 @@ def columns_of(samples: Samples) -> dict[str, list[Any]]:
     return {name: [prompt.columns.get(name) for prompt in samples.prompts] for name in names}
 
 
+def take(samples: Samples, rows: Sequence[int]) -> Samples:
+    """Some of the samples; a view where they follow one another, so that a change in place is noticed."""
+    prompts = [samples.prompts[row] for row in rows]
+    completions = None if samples.completions is None else [samples.completions[row] for row in rows]
+    if samples.images is None:
+        return Samples(prompts, None, completions)
+    together = list(rows) == list(range(rows[0], rows[0] + len(rows))) if rows else False
+    images = samples.images[rows[0] : rows[-1] + 1] if together else samples.images[list(rows)]
+    return replace(samples, prompts=prompts, images=images, completions=completions)
+
+
 def as_scores(answer: Any, count: int, name: str) -> Tensor:
     """[count] float64 on the host from a tensor, array or list, or ``(scores, info)``; None becomes NaN.
 
     Raises `UserError` for another number of scores, another type, or an infinite score.
     """
-    if isinstance(answer, tuple) and answer and not isinstance(answer[0], int | float | None):
-        answer = answer[0]
+    answer = _without_info(answer)
     values = _numbers(answer, name)
     if values.shape != (count,):
         shape = "x".join(map(str, values.shape)) or "one number"
@@ -119,6 +214,17 @@ def as_scores(answer: Any, count: int, name: str) -> Tensor:
             "or NaN for 'could not score'"
         )
     return values
+
+
+def kind_of(answer: Any) -> str:
+    """The name of an answer's number type, or of its container."""
+    answer = _without_info(answer)
+    return str(answer.dtype).removeprefix("torch.") if "dtype" in dir(answer) else type(answer).__name__
+
+
+def _without_info(answer: Any) -> Any:
+    pair = isinstance(answer, tuple) and answer and not isinstance(answer[0], int | float | None)
+    return answer[0] if pair else answer
 
 
 def _numbers(answer: Any, name: str) -> Tensor:
@@ -147,27 +253,37 @@ def _subjects(samples: Samples) -> dict[str, Any]:
 
 def _scores(function: Callable[..., Any]) -> bool:
     """Whether a callable takes samples, rather than building something that does."""
-    return any(name in SUBJECTS for name in inspect.signature(function).parameters)
+    return any(name in (*SUBJECTS, *VERL) for name in inspect.signature(function).parameters)
 
 
 def _settings(
-    function: Callable[..., Any], name: str, options: Mapping[str, Any], device: str | None, *, open_ended: bool
+    function: Callable[..., Any],
+    name: str,
+    options: Mapping[str, Any],
+    device: str | None,
+    dtype: str | None,
+    *,
+    open_ended: bool,
 ) -> dict[str, Any]:
-    """Options and device that a signature accepts. ``**columns`` of a reward is no place for options: a misspelt one
-    would vanish there; ``**kwargs`` of a constructor is (``open_ended``)."""
+    """Options, device and dtype that a signature accepts. ``**columns`` of a reward is no place for options: a misspelt
+    one would vanish there; ``**kwargs`` of a constructor is (``open_ended``)."""
     parameters = inspect.signature(function).parameters
     anything = open_ended and _takes_anything(parameters)
     known = [key for key, p in parameters.items() if key not in SUBJECTS and p.kind is not p.VAR_KEYWORD]
     for key in options:
         if key not in known and not anything:
             raise UserError(f"reward {name!r} has no option {key!r}{did_you_mean(key, known)}")
-    if "device" in parameters and "device" not in options:
-        needed = parameters["device"].default is inspect.Parameter.empty
-        chosen = device or (_default_device() if needed else None)
-        return {**options, **({"device": chosen} if chosen else {})}
-    if device is not None and not anything:
-        raise UserError(f"reward {name!r} holds no model, so it has no device; remove its 'device: {device}'")
-    return dict(options)
+    given = dict(options)
+    for key, value in (("device", device), ("dtype", dtype)):
+        if key in parameters and key not in options:
+            needed = key == "device" and parameters[key].default is inspect.Parameter.empty
+            chosen = value or (_default_device() if needed else None)
+            given |= {key: chosen} if chosen else {}
+        elif value is not None and key in options:
+            raise UserError(f"reward {name!r}: {key} is given twice; remove it from the options")
+        elif value is not None and not anything:
+            raise UserError(f"reward {name!r} holds no model, so it has no {key}; remove its '{key}: {value}'")
+    return given
 
 
 def _takes_anything(parameters: Mapping[str, inspect.Parameter]) -> bool:

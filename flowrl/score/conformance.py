@@ -13,12 +13,16 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.math.random import derive, uniform
+from flowrl.score.adapting import take
+from flowrl.score.asking import Tally
 from flowrl.score.rewards import Rewards, load_rewards
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes.scenes import SIZE, random_scene, render
 
 TOLERANCE = 1e-4
 """Relative to the spread of the scores: float32 models differ a little with the batch."""
+GROUP = 4
+"""Samples per prompt for a reward that compares them."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,11 @@ class _BrokenPromiseError(Exception):
 def examine(
     use: str, prompts: Sequence[Prompt], *, size: int = 32, text: bool = False, options: Mapping[str, Any] | None = None
 ) -> list[Finding]:
-    """Run every check on one reward. ``text`` gives it completions (the prompts' own texts) instead of images.
+    """Run every check on one reward. ``text`` gives it completions (the prompts' own texts) instead of images. One that
+    sees whole groups gets groups of 4, and "one by one" means group by group.
 
     Stops after a check without which the others mean nothing.
     """
-    samples = _texts(prompts) if text else Samples(prompts, _images(prompts, size))
     findings: list[Finding] = []
 
     def check(name: str, body: Callable[[], str]) -> bool:
@@ -54,22 +58,30 @@ def examine(
     scorers: list[Rewards] = []
     if not check("loads", lambda: _load(scorers, use, options)):
         return findings
-    score = _scorer(scorers[0])
+    try:
+        _run(scorers[0], _samples(prompts, size, text, GROUP if scorers[0].grouped else 1), check)
+    finally:
+        scorers[0].close()
+    return findings
+
+
+def _run(scorer: Rewards, samples: Samples, check: Callable[[str, Callable[[], str]], bool]) -> None:
+    score, unit = _scorer(scorer), GROUP if scorer.grouped else 1
     if not check("returns one number per sample", lambda: _shape(score(samples))):
-        return findings
+        return
     first = score(samples)
+    check("keeps its precision", lambda: _precision(scorer, samples))
     check("same answer twice", lambda: _same(score(samples), first, exact=True))
-    check("same answer one by one", lambda: _same(_one_by_one(score, samples), first))
+    check("same answer one by one", lambda: _same(_one_by_one(score, samples, unit), first))
     check("follows the order of the samples", lambda: _same(_reordered(score, samples), first))
     check("accepts junk", lambda: _junk(score, samples))
     check("speed", lambda: _speed(score, samples))
-    scorers[0].close()
-    return findings
 
 
 def _load(scorers: list[Rewards], use: str, options: Mapping[str, Any] | None) -> str:
     scorers.append(load_rewards([{"use": use, "options": dict(options or {})}], on_nan="drop_sample"))
-    return use
+    (style,) = scorers[0].styles.values()
+    return f"{use} ({style} signature{', compares the samples of a group' if scorers[0].grouped else ''})"
 
 
 def _scorer(rewards: Rewards) -> Callable[[Samples], Tensor]:
@@ -90,6 +102,15 @@ def _shape(values: Tensor) -> str:
     return f"{len(values)} scores from {float(finite.min()):.4g} to {float(finite.max()):.4g}"
 
 
+def _precision(scorer: Rewards, samples: Samples) -> str:
+    """What the reward answers with: half precision makes ties of different samples, and groups without a winner."""
+    tally = Tally()
+    scorer.ask(0, samples, torch.tensor([prompt.id for prompt in samples.prompts]), tally)
+    if tally.kind in ("float16", "bfloat16"):
+        raise _BrokenPromiseError(f"answers in {tally.kind}, whose rounding makes ties; return scores.float()")
+    return f"answers in {tally.kind}"
+
+
 def _same(values: Tensor, expected: Tensor, exact: bool = False) -> str:
     if not torch.equal(values.isnan(), expected.isnan()):
         raise _BrokenPromiseError("NaN in other places")
@@ -100,13 +121,14 @@ def _same(values: Tensor, expected: Tensor, exact: bool = False) -> str:
     return "exactly equal" if difference == 0 else f"equal within {difference:.1g}"
 
 
-def _one_by_one(score: Callable[[Samples], Tensor], samples: Samples) -> Tensor:
-    return torch.cat([score(_take(samples, [row])) for row in range(len(samples))])
+def _one_by_one(score: Callable[[Samples], Tensor], samples: Samples, unit: int) -> Tensor:
+    rows = range(len(samples))
+    return torch.cat([score(take(samples, rows[start : start + unit])) for start in rows[::unit]])
 
 
 def _reordered(score: Callable[[Samples], Tensor], samples: Samples) -> Tensor:
     order = list(reversed(range(len(samples))))
-    return score(_take(samples, order)).flip(0)
+    return score(take(samples, order)).flip(0)
 
 
 def _junk(score: Callable[[Samples], Tensor], samples: Samples) -> str:
@@ -128,14 +150,13 @@ def _speed(score: Callable[[Samples], Tensor], samples: Samples) -> str:
     return f"{1000 * (time.perf_counter() - start) / len(samples):.2f} ms per sample in a batch of {len(samples)}"
 
 
-def _take(samples: Samples, rows: Sequence[int]) -> Samples:
-    images = None if samples.images is None else samples.images[list(rows)]
-    completions = None if samples.completions is None else [samples.completions[row] for row in rows]
-    return Samples([samples.prompts[row] for row in rows], images, completions)
-
-
-def _texts(prompts: Sequence[Prompt]) -> Samples:
-    return Samples(prompts, completions=[prompt.text for prompt in prompts])
+def _samples(prompts: Sequence[Prompt], size: int, text: bool, unit: int) -> Samples:
+    """Different images or texts, ``unit`` for each prompt."""
+    if not text:
+        repeated = [prompt for prompt in prompts[: max(1, len(prompts) // unit)] for _ in range(unit)]
+        return Samples(repeated, _images(repeated, size))
+    repeated = [prompts[index - index % unit] for index in range(len(prompts) - len(prompts) % unit or len(prompts))]
+    return Samples(repeated, completions=[prompt.text for prompt in prompts[: len(repeated)]])
 
 
 def _images(prompts: Sequence[Prompt], size: int) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 
 import rewards as shipped
 from flowrl.errors import UserError, did_you_mean
+from flowrl.remote import check_remote, find_remote, is_remote
 
 SUBJECTS = {"images": "image", "completions": "text"}
 """What a reward looks at, by the name of its parameter."""
@@ -48,7 +49,10 @@ def list_rewards() -> list[RewardEntry]:
 
 
 def find_reward(use: str) -> Callable[..., Any]:
-    """The function or class of ``name``, ``path.py:function`` or ``module:function``. Raises `UserError`."""
+    """The function or class of ``name``, ``path.py:function``, ``module:function``, ``http://host:port/NAME`` or
+    ``ray:`` and one of these. Raises `UserError`."""
+    if is_remote(use):
+        return find_remote(use)
     place, colon, attribute = use.rpartition(":")
     if colon and place.endswith(".py"):
         return _attribute(_import_file(Path(place).expanduser()), attribute, use)
@@ -66,6 +70,8 @@ def find_reward(use: str) -> Callable[..., Any]:
 
 def check_reward(use: str) -> None:
     """Raise `UserError` if a reward cannot exist; cheap, because a file is parsed and not run."""
+    if is_remote(use):
+        return check_remote(use)
     place, colon, attribute = use.rpartition(":")
     if colon and place.endswith(".py"):
         path = Path(place).expanduser()

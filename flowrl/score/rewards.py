@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.config import RewardConfig
 from flowrl.errors import UserError
-from flowrl.score.adapting import Answer, adapt, as_scores, close
+from flowrl.score.adapting import adapt, close
+from flowrl.score.asking import Reward, RewardError, Tally, ask
+from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
 from flowrl.score.finding import find_reward
-from flowrl.types import Samples, Scores
+from flowrl.score.pipeline import Lane, Scoring
+from flowrl.score.process import ProcessCall
+from flowrl.types import Prompt, Samples, Scores
 
-OnNaN = Literal["raise", "drop_sample", "drop_group"]
+__all__ = ["RewardError", "Rewards", "load_rewards"]
 SHOWN = 3
 """Prompts named in an error message."""
 
 
-class RewardError(UserError):
-    """A reward raised; the message names it, its exception and the line, and the exception is chained."""
-
-
-@dataclass(frozen=True)
-class _Reward:
-    name: str
-    weight: float
-    answer: Answer
-    batch_size: int | None
-
-
 class Rewards:
-    """All rewards of a run; calling it scores samples."""
+    """All rewards of a run; calling it scores samples, `scoring` does so while they are made."""
 
-    def __init__(self, rewards: Sequence[_Reward], on_nan: OnNaN) -> None:
+    def __init__(self, rewards: Sequence[Reward], on_nan: Policy) -> None:
         self._rewards = tuple(rewards)
-        self._on_nan = on_nan
+        self._on_nan: Policy = on_nan
+        self._lanes = [Lane(reward.name) for reward in self._rewards]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,110 +38,153 @@ class Rewards:
 
     @property
     def weights(self) -> Tensor:
-        """[R] float64."""
+        """[R] float64; 0 for a reward that is only watched and for a gate."""
         return torch.tensor([reward.weight for reward in self._rewards], dtype=torch.float64)
+
+    @property
+    def styles(self) -> dict[str, str]:
+        """Whose signature each reward has."""
+        return {reward.name: reward.answer.style for reward in self._rewards}
+
+    @property
+    def grouped(self) -> bool:
+        """Whether one of them sees whole groups."""
+        return any(reward.answer.grouped for reward in self._rewards)
 
     def __call__(self, samples: Samples, group: Tensor) -> Scores:
         """Score N samples; ``group`` [N] holds the samples' group numbers.
 
         A sample whose image is not finite could not be scored by any reward. Raises `RewardError` when a reward
-        raises, `UserError` when its answer is no list of N finite-or-NaN numbers, when it changes the images, or when
-        a sample could not be scored and the policy is ``raise``.
+        raises or answers with anything but N finite-or-NaN numbers and its policy is ``raise``, `UserError` when it
+        changes the images, or when a sample could not be scored and the policy is ``raise``.
         """
-        rewards = self.raw(samples)
-        ids = torch.tensor([prompt.id for prompt in samples.prompts], dtype=torch.int64)
+        tallies = [Tally() for _ in self._rewards]
         group = group.detach().cpu()
-        unscored = rewards[:, self.weights != 0].isnan().any(dim=1)
-        valid = self._valid(unscored, group, rewards, samples)
-        return Scores(rewards, self.weights, self.names, group, ids, valid)
+        return self.conclude(self._raw(samples, group, tallies), samples.prompts, group, tallies)
+
+    def raw(self, samples: Samples, group: Tensor | None = None) -> Tensor:
+        """[N, R] float64 scores, NaN = could not score or does not apply, whatever the policy for NaN. Without
+        ``group``, samples of the same prompt are one."""
+        if group is None:
+            group = torch.tensor([prompt.id for prompt in samples.prompts], dtype=torch.int64)
+        return self._raw(samples, group.detach().cpu(), [Tally() for _ in self._rewards])
+
+    def scoring(self, group: Tensor) -> Scoring:
+        """Scoring of samples that are about to be made, ``group`` [N] being their group numbers: chunks are added as
+        they are ready, and scored in the background."""
+        lanes = [lane if reward.overlap else None for lane, reward in zip(self._lanes, self._rewards, strict=True)]
+        grouped = [reward.answer.grouped for reward in self._rewards]
+        return Scoring(lanes, grouped, group.detach().cpu(), self.ask, self.conclude)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise `UserError` if a reward applies to none of the prompts, or none to a prompt."""
+        counted = [bool(weight != 0) for weight in self.weights]
+        check_applicability(self.names, [reward.applies for reward in self._rewards], counted, prompts)
 
     @torch.no_grad()
-    def raw(self, samples: Samples) -> Tensor:
-        """[N, R] float64 scores, NaN = could not score, whatever the policy."""
+    def ask(self, index: int, samples: Samples, group: Tensor, tally: Tally) -> Tensor:
+        """[n] float64 scores of one reward; NaN where it could not score, or does not apply."""
+        reward = self._rewards[index]
         samples, broken = _without_broken_images(samples)
-        rewards = torch.stack([self._ask(reward, samples) for reward in self._rewards], dim=1)
-        rewards[broken] = torch.nan
-        return rewards
+        values = torch.full((len(samples),), torch.nan, dtype=torch.float64)
+        rows = applicable(reward.applies, samples.prompts).nonzero()[:, 0].tolist()
+        values[rows] = ask(reward, samples, group, rows, tally)
+        values[broken] = torch.nan
+        return values
+
+    def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]) -> Scores:
+        """Scores from the answers of all rewards [N, R], by the declared policies."""
+        ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
+        applies = torch.ones(rewards.shape, dtype=torch.bool)
+        for k, reward in enumerate(self._rewards):
+            if reward.applies:
+                applies[:, k] = applicable(reward.applies, prompts)
+        bare = (~applies[:, self.weights != 0].any(dim=1)).nonzero()[:, 0]
+        if len(bare) and bool((self.weights != 0).any()):
+            raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+        valid = self._valid(rewards, applies, prompts, group, tallies)
+        scores = Scores(rewards, self.weights, self.names, group, ids, valid)
+        return combine(scores, applies, tuple(reward.gate for reward in self._rewards))
 
     def close(self) -> None:
         """Free what the rewards hold."""
+        for lane in self._lanes:
+            lane.close()
         for reward in self._rewards:
             close(reward.answer)
 
-    def _ask(self, reward: _Reward, samples: Samples) -> Tensor:
-        size = reward.batch_size or len(samples)
-        parts = [_part(samples, start, start + size) for start in range(0, len(samples), max(1, size))]
-        answers = [as_scores(_call(reward, part), len(part), reward.name) for part in parts]
-        return torch.cat(answers) if answers else torch.zeros(0, dtype=torch.float64)
+    def _raw(self, samples: Samples, group: Tensor, tallies: Sequence[Tally]) -> Tensor:
+        columns = [self.ask(index, samples, group, tally) for index, tally in enumerate(tallies)]
+        return torch.stack(columns, dim=1)
 
-    def _valid(self, unscored: Tensor, group: Tensor, rewards: Tensor, samples: Samples) -> Tensor:
-        if not bool(unscored.any()):
-            return ~unscored
-        if self._on_nan == "raise":
-            raise UserError(self._complaint(unscored, rewards, samples))
-        if self._on_nan == "drop_group":
-            unscored = torch.isin(group, group[unscored])
-        if bool(unscored.all()):
-            raise UserError(f"on_nan={self._on_nan} left no sample: {self._complaint(unscored, rewards, samples)}")
-        return ~unscored
+    def _policy(self, reward: Reward) -> Policy | None:
+        """What becomes of samples it could not score; None for one that is only watched."""
+        if reward.weight == 0 and reward.gate is None:
+            return None
+        return self._on_nan if reward.on_error is None else reward.on_error.then
 
-    def _complaint(self, unscored: Tensor, rewards: Tensor, samples: Samples) -> str:
-        guilty = [name for name, column in zip(self.names, rewards.T, strict=True) if bool(column.isnan().any())]
-        texts = [samples.prompts[int(i)].text for i in unscored.nonzero()[:, 0]]
+    def _valid(
+        self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]
+    ) -> Tensor:
+        policies: list[Policy | None] = [self._policy(reward) for reward in self._rewards]
+        unscored = rewards.isnan() & applies & torch.tensor([policy is not None for policy in policies])
+        for k, policy in enumerate(policies):
+            if policy == "raise" and bool(unscored[:, k].any()):
+                raise UserError(self._complaint(unscored, prompts, tallies))
+        dropped = left_out(rewards, applies, policies, group)
+        if bool(dropped.all()) and len(dropped):
+            used = dict.fromkeys(policy for k, policy in enumerate(policies) if policy and unscored[:, k].any())
+            raise UserError(f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, tallies)}")
+        return ~dropped
+
+    def _complaint(self, unscored: Tensor, prompts: Sequence[Prompt], tallies: Sequence[Tally]) -> str:
+        guilty = [k for k in range(len(self.names)) if bool(unscored[:, k].any())]
+        rows = unscored.any(dim=1)
+        texts = [prompts[int(i)].text for i in rows.nonzero()[:, 0]]
         some = ", ".join(repr(text) for text in list(dict.fromkeys(texts))[:SHOWN])
+        why = next((f": {tallies[k].last}" for k in guilty if tallies[k].last), "")
         return (
-            f"reward {', '.join(map(repr, guilty))} could not score {int(unscored.sum())} of {len(samples)} samples "
-            f"(prompts: {some}); mend it, or set on_nan=drop_sample or on_nan=drop_group"
+            f"reward {', '.join(repr(self.names[k]) for k in guilty)} could not score {int(rows.sum())} of "
+            f"{len(prompts)} samples (prompts: {some}){why}; mend it, or set on_nan=drop_sample or on_nan=drop_group"
         )
 
 
-def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan: OnNaN = "raise") -> Rewards:
+def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan: Policy = "raise") -> Rewards:
     """Rewards ready to score. ``specs`` are entries of a config's ``rewards``.
 
     Raises `UserError` for a reward that does not exist, an option it does not have, or two of the same name.
     """
-    rewards = [_load(spec if isinstance(spec, RewardConfig) else _read(spec)) for spec in specs]
-    names = [reward.name for reward in rewards]
+    read = [spec if isinstance(spec, RewardConfig) else _read(spec) for spec in specs]
+    names = [_name(spec) for spec in read]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"rewards: {', '.join(twice)} occurs more than once; give each a name of its own")
-    return Rewards(rewards, on_nan)
+    loaded: list[Reward] = []
+    try:
+        for spec in read:
+            loaded.append(_load(spec))
+    except BaseException:  # worker processes that have started would outlive the mistake
+        for reward in loaded:
+            close(reward.answer)
+        raise
+    return Rewards(loaded, on_nan)
 
 
 def _read(spec: Mapping[str, Any] | str) -> RewardConfig:
     return RewardConfig.model_validate({"use": spec} if isinstance(spec, str) else spec)
 
 
-def _load(spec: RewardConfig) -> _Reward:
-    name = spec.name or spec.use.rpartition(":")[2]
-    answer = adapt(find_reward(spec.use), name, spec.options, spec.device)
-    return _Reward(name, spec.weight, answer, spec.batch_size)
+def _name(spec: RewardConfig) -> str:
+    return spec.name or spec.use.rpartition(":")[2].rpartition("/")[2]
 
 
-def _call(reward: _Reward, samples: Samples) -> Any:
-    version = _version(samples)
-    try:
-        answer = reward.answer(samples)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}:{frame.lineno} in {frame.name}"
-        raise RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error} ({where})") from error
-    if _version(samples) != version:
-        raise UserError(f"reward {reward.name!r} changes the images in place; work on images.clone()")
-    return answer
-
-
-def _version(samples: Samples) -> int:
-    """Counts in-place changes of the images (tensors made in inference mode do not count)."""
-    return 0 if samples.images is None or samples.images.is_inference() else samples.images._version
-
-
-def _part(samples: Samples, start: int, stop: int) -> Samples:
-    images = None if samples.images is None else samples.images[start:stop]
-    completions = None if samples.completions is None else samples.completions[start:stop]
-    return Samples(samples.prompts[start:stop], images, completions)
+def _load(spec: RewardConfig) -> Reward:
+    name = _name(spec)
+    if spec.process:
+        answer = ProcessCall(spec.use, name, spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout)
+    else:
+        answer = adapt(find_reward(spec.use), name, spec.options, spec.device, spec.dtype, spec.batch_size)
+    return Reward(name, spec.factor, answer, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
 
 
 def _without_broken_images(samples: Samples) -> tuple[Samples, Tensor]:

@@ -32,6 +32,7 @@ ALLOWED = {
         "flowrl.types",
         "flowrl.errors",
         "flowrl.worlds",
+        "flowrl.detection",
         "flowrl.score.clip",
         "flowrl.score.convert",
         "flowrl.score.sandbox",

@@ -1,22 +1,34 @@
 """GenEval's protocol (arXiv:2310.11513): does the image show the objects, counts, colours and relations asked for?
 
 Prompts, tags, metadata and result lines are GenEval's; the overall is the unweighted mean of the tags' image
-accuracies. The detector here is the exact pixel verifier of the shapes world, which its title says: these numbers
-compare with each other, not with published GenEval.
+accuracies. Two detectors: the exact pixel verifier of the shapes world for that world, and transformers' Mask2Former
+with a CLIP for colours for everything else. The title says which, because neither is the mmdet checkpoint behind
+published numbers, and these numbers compare with each other only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flowrl.data import load_prompts
-from flowrl.errors import UserError
+from flowrl.detection.evaluator import Evaluator, details, load
+from flowrl.detection.metadata import TAGS as OFFICIAL_TAGS
+from flowrl.detection.metadata import check
+from flowrl.detection.objects import OBJECTS
+from flowrl.detection.prompts import generate
+from flowrl.errors import UserError, did_you_mean
+from flowrl.evaluation.imported import imported
+from flowrl.evaluation.prompt_files import read
+from flowrl.evaluation.remembered import Memory, fingerprint
 from flowrl.evaluation.suites import Verdicts
 from flowrl.evaluation.target import Target
+from flowrl.score.clip import quantise
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
@@ -25,6 +37,10 @@ from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SIZE
 MEDIA = ("images",)
 WORLD = "shapes"
 SOURCE = "shapes:test"
+OFFICIAL = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
+"""Prompts of the benchmark by tag."""
+GENERATED_SEED = 0
+OPTIONS = ("detector", "clip", "device", "dtype", "batch_size", "results")
 
 
 @dataclass(frozen=True)
@@ -67,16 +83,105 @@ class ShapesGenEval:
         """Nothing is held."""
 
 
-def build(target: Target) -> ShapesGenEval:
-    """Raises UserError for a target that is not of the shapes world: there is no detector for photographs yet."""
+@dataclass(frozen=True)
+class DetectedGenEval:
+    """GenEval with Mask2Former; a verdict is kept by image and metadata."""
+
+    prompts: Sequence[Prompt]
+    source: str
+    evaluator: Evaluator
+    memory: Memory
+    title: str
+    version: str
+    size: int
+    name: str = "geneval"
+    primary: str = "correct"
+    tags: Sequence[str] = OFFICIAL_TAGS
+
+    def judge(self, samples: Samples) -> Verdicts:
+        """Official ``correct`` (0 or 1), ``strict`` (exactly what was asked for) and continuous ``score``; ``details``
+        are the boxes that counted, as official GenEval writes them."""
+        return self.memory.judge(samples, self._judge)
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+    def _judge(self, samples: Samples) -> Verdicts:
+        assert samples.images is not None
+        metadata = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
+        findings = self.evaluator(quantise(samples.images), metadata)
+        verdicts = [finding.verdict for finding in findings]
+        measures = {
+            name: [float(getattr(verdict, name)) for verdict in verdicts] for name in ("correct", "strict", "score")
+        }
+        return Verdicts(
+            {name: torch.tensor(values) for name, values in measures.items()},
+            [verdict.reasons for verdict in verdicts],
+            [details(finding.kept) for finding in findings],
+        )
+
+
+def build(target: Target, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Any:
+    """The suite with the detector that fits the target.
+
+    ``data`` is GenEval's ``evaluation_metadata.jsonl`` or another file with its metadata; without it, prompts of our
+    own generator. ``options``: folders or hub names of the `detector` and `clip`, `device`, `dtype`, `batch_size`; or
+    `results`, the ``results.jsonl`` of the official tool, whose verdicts on an image folder are taken over.
+    Raises UserError for prompts without metadata, and weights that cannot be loaded.
+    """
+    for key in options or {}:
+        if key not in OPTIONS:
+            raise UserError(f"suite geneval has no option {key!r}{did_you_mean(key, OPTIONS)}")
+    if options and "results" in options:
+        return imported(target, Path(str(options["results"])), OFFICIAL_TAGS)
     if target.entries:
-        prompts = target.prompts()
-        if not all(_of_the_world(prompt) for prompt in prompts):
-            raise UserError(_no_detector(target))
-        return ShapesGenEval(prompts, source=target.text)
-    if target.world != WORLD:
-        raise UserError(_no_detector(target))
-    return ShapesGenEval(load_prompts(SOURCE).prompts)
+        prompts, source = target.prompts(), target.text
+        if data is not None:
+            raise UserError(f"suite geneval: the images of {target.text!r} come with their metadata; leave --data out")
+        if all(_of_the_world(prompt) for prompt in prompts):
+            return ShapesGenEval(prompts, source=source)
+    elif target.world == WORLD:
+        return ShapesGenEval(load_prompts(SOURCE).prompts)
+    elif data is not None:
+        prompts, source = read(str(data)), str(data)
+    else:
+        prompts, source = generated(), f"generated:geneval-{GENERATED_SEED}"
+    for prompt in prompts:
+        check({**prompt.columns, "prompt": prompt.text}, OBJECTS)
+    return _detected(prompts, source, target, dict(options or {}))
+
+
+def generated() -> tuple[Prompt, ...]:
+    """580 prompts of the benchmark's kinds, not the benchmark's own."""
+    rows = generate(GENERATED_SEED, 100)
+    return tuple(
+        Prompt(row["prompt"], n, {k: v for k, v in row.items() if k != "prompt"}) for n, row in enumerate(rows)
+    )
+
+
+def _detected(prompts: Sequence[Prompt], source: str, target: Target, options: dict[str, Any]) -> DetectedGenEval:
+    """Prompts with the benchmark's numbers of tags are taken for the benchmark; others are only in its style."""
+    rest = {key: value for key, value in options.items() if key not in ("detector", "clip")}
+    try:
+        evaluator = load(options.get("detector"), options.get("clip"), **rest)
+    except UserError as error:
+        missing = not target.entries and not Path(target.text).exists()
+        taken = f" ({target.text!r} is no such folder here, so it was taken for a hub name)" if missing else ""
+        raise UserError(
+            f"{error}{taken}; give other weights as the suite's options detector and clip, or score the images with "
+            "the official GenEval tool"
+        ) from error
+    version = f"1:{evaluator.version}{fingerprint(options)}"
+    style = "" if Counter(prompt.columns.get("tag") for prompt in prompts) == OFFICIAL else "-style"
+    return DetectedGenEval(
+        prompts=prompts,
+        source=source,
+        evaluator=evaluator,
+        memory=Memory(f"geneval:{version}"),
+        title=f"geneval{style}[mask2former]",
+        version=version,
+        size=len(prompts),
+    )
 
 
 def _of_the_world(prompt: Prompt) -> bool:
@@ -86,12 +191,4 @@ def _of_the_world(prompt: Prompt) -> bool:
     return all(
         isinstance(item, dict) and item.get("class") in CLASSES and item.get("color", "red") in COLORS
         for item in include
-    )
-
-
-def _no_detector(target: Target) -> str:
-    taken = "" if Path(target.text).exists() else " (there is no such folder here, so it was taken for a hub name)"
-    return (
-        f"suite geneval has a detector for the shapes world only, and {target.text!r} is not of it{taken}; "
-        "choose --suite rewards, or score the images with the official GenEval tool"
     )

@@ -1,0 +1,107 @@
+"""Verdicts kept by content: an image that was judged once by the same judge is not judged again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.evaluation.suites import Verdicts
+from flowrl.types import Prompt, Samples
+
+VARIABLE = "FLOWRL_CACHE"
+"""Environment variable that names another folder than ``~/.cache/flowrl``."""
+
+
+def cache_folder() -> Path:
+    """Where verdicts are kept; removing it is safe."""
+    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "flowrl") / "verdicts"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The verdicts of one judge, a file of JSON lines that grows; ``version`` names all that its verdicts depend on."""
+
+    version: str
+    folder: Path = field(default_factory=cache_folder)
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    row = json.loads(line)
+                    self._known[row["key"]] = row
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # empty, or cut off by a crash: that image is judged again
+
+    @property
+    def path(self) -> Path:
+        """The file of this judge."""
+        return self.folder / f"{hashlib.sha256(self.version.encode()).hexdigest()[:24]}.jsonl"
+
+    def judge(self, samples: Samples, judge: Callable[[Samples], Verdicts]) -> Verdicts:
+        """``judge(samples)``, called only with the samples that are not known. The order is kept."""
+        assert samples.images is not None
+        keys = [_key(*one) for one in zip(samples.prompts, samples.images, strict=True)]
+        new = [row for row, key in enumerate(keys) if key not in self._known]
+        if new:
+            prompts = [samples.prompts[row] for row in new]
+            self._learn(
+                [keys[row] for row in new], judge(replace(samples, prompts=prompts, images=samples.images[new]))
+            )
+        rows = [self._known[key] for key in keys]
+        names = rows[0]["measures"] if rows else {}
+        measures = {name: torch.tensor([_number(row["measures"][name]) for row in rows]) for name in names}
+        return Verdicts(measures, [row["reasons"] for row in rows], [row["details"] for row in rows])
+
+    def _learn(self, keys: Sequence[str], verdicts: Verdicts) -> None:
+        lines = []
+        for row, key in enumerate(keys):
+            values = {name: float(column[row]) for name, column in verdicts.measures.items()}
+            known = {
+                "key": key,
+                "measures": {name: None if math.isnan(value) else value for name, value in values.items()},
+                "reasons": list(verdicts.reasons[row]),
+                "details": dict(verdicts.details[row]),
+            }
+            self._known[key] = known
+            # What could not be scored, such as by a server that was down, is tried again by the next evaluation.
+            lines += [] if None in known["measures"].values() else [json.dumps(known) + "\n"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """``:weights-0123456789ab`` of the files that settings name (their names, sizes and times); empty where none do.
+
+    Weights that were replaced in the same place are another judge.
+    """
+    facts = []
+    for name, value in sorted(settings.items()):
+        path = Path(value).expanduser() if isinstance(value, str) else None
+        if path is not None and path.exists():
+            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+            facts += [(name, str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return f":weights-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}" if facts else ""
+
+
+def _key(prompt: Prompt, image: Tensor) -> str:
+    pixels = (image * 255).round().byte()
+    asked = json.dumps({**prompt.columns, "prompt": prompt.text}, sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{tuple(pixels.shape)}{asked}".encode())
+    digest.update(pixels.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

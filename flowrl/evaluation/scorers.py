@@ -1,0 +1,105 @@
+"""Suites that are prompts and one frozen image scorer, whose version is part of the result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flowrl.errors import UserError, did_you_mean
+from flowrl.evaluation.prompt_files import prompts_of
+from flowrl.evaluation.remembered import Memory, fingerprint
+from flowrl.evaluation.suites import Verdicts, tag_of
+from flowrl.evaluation.target import Target
+from flowrl.score.finding import find_reward
+from flowrl.types import Prompt, Samples
+
+PROMPTS = "prompts"
+"""Option of every such suite beside those of its scorer."""
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ScorerSuite:
+    """One number per image, in the scorer's own units, averaged over prompts (over tags where prompts have them)."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    source: str
+    score: Callable[[Samples], Tensor]
+    memory: Memory
+    primary: str
+    title: str
+    version: str
+    tags: Sequence[str]
+    size: int
+
+    def judge(self, samples: Samples) -> Verdicts:
+        """NaN where the scorer could not score; images and prompts that were scored before are not scored again."""
+        return self.memory.judge(samples, self._judge)
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+    def _judge(self, samples: Samples) -> Verdicts:
+        nothing = [() for _ in samples.prompts]
+        return Verdicts({self.primary: self.score(samples)}, nothing, [{} for _ in nothing])
+
+
+def scorer_suite(
+    name: str,
+    reward: str,
+    target: Target,
+    data: Path | None,
+    options: Options | None,
+    *,
+    version: str = "1",
+    prompts: tuple[Sequence[Prompt], str] | None = None,
+) -> ScorerSuite:
+    """A suite of the reward ``reward``; ``options`` are its own and ``prompts``, a file or ``hf:name:split``.
+
+    ``prompts`` (and where they are from) replace what the user would have to give. Raises UserError for an option
+    that does not exist, weights that cannot be loaded, or prompts that cannot be read.
+    """
+    settings = dict(options or {})
+    spec = settings.pop(PROMPTS, None)
+    asked, source = prompts or prompts_of(name, target, data, spec)
+    scorer = load_scorer(name, reward, settings)
+    full = f"{version}:{scorer.version}{fingerprint(settings)}"
+
+    def score(samples: Samples) -> Tensor:
+        texts = [prompt.text for prompt in samples.prompts]
+        names = dict.fromkeys(key for prompt in samples.prompts for key in prompt.columns)
+        columns = {key: [prompt.columns.get(key) for prompt in samples.prompts] for key in names}
+        return scorer(samples.images, texts, **columns)
+
+    return ScorerSuite(
+        name=name,
+        prompts=asked,
+        source=source,
+        score=score,
+        memory=Memory(full),
+        primary=reward,
+        title=name,
+        version=full,
+        tags=list(dict.fromkeys(map(tag_of, asked))),
+        size=len(asked),
+    )
+
+
+def load_scorer(suite: str, reward: str, settings: Options) -> Any:
+    """A reward class of ours with its options. Raises UserError for an option that it does not have."""
+    kind = find_reward(reward)
+    known = [*inspect.signature(kind).parameters, PROMPTS]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"suite {suite} has no option {key!r}{did_you_mean(key, known)}")
+    try:
+        inspect.signature(kind).bind(**settings)
+    except TypeError as error:
+        raise UserError(f"suite {suite}: {error}; give it as an option, such as --option {suite}.path=FILE") from None
+    return kind(**settings)

@@ -1,0 +1,183 @@
+"""Suites that ask a vision-language model several questions about every image: DPG-Bench, T2I-CompBench.
+
+They have the benchmarks' prompts and arithmetic, but another model answers than in the papers, which their titles say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flowrl.errors import UserError
+from flowrl.evaluation.remembered import Memory, fingerprint
+from flowrl.evaluation.suites import Verdicts, tag_of
+from flowrl.score.clip import quantise
+from flowrl.types import Prompt, Samples
+from rewards._vlm import Backend, Connection, open_backend
+
+QUESTIONS = "questions"
+"""Column with a prompt's questions."""
+WORDS = ("Yes", "No")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about an image, to be answered with yes or no."""
+
+    text: str
+    id: int
+    parents: tuple[int, ...] = ()
+    """Questions that must be answered with yes for this one to count."""
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class QuestionSuite:
+    """Asks every question of a prompt and puts the answers together; answers are kept by content."""
+
+    name: str
+    title: str
+    version: str
+    prompts: Sequence[Prompt]
+    source: str
+    primary: str
+    tags: Sequence[str]
+    size: int
+    backend: Backend
+    memory: Memory
+    batch_size: int
+    product: bool
+    """The product of the probabilities of yes (T2I-CompBench), else the mean of the verdicts (DPG)."""
+
+    def judge(self, samples: Samples) -> Verdicts:
+        """The suite's measure, and of DPG one for every category; NaN where an answer is missing."""
+        return self.memory.judge(samples, self._judge)
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+    @torch.inference_mode()
+    def _judge(self, samples: Samples) -> Verdicts:
+        assert samples.images is not None
+        lists = [questions_of(prompt) for prompt in samples.prompts]
+        jobs = [(row, question.text) for row, questions in enumerate(lists) for question in questions]
+        pixels = quantise(samples.images)
+        answers: list[float] = []
+        for start in range(0, len(jobs), self.batch_size):
+            part = jobs[start : start + self.batch_size]
+            chances = self.backend.chances(pixels[[row for row, _ in part]], [text for _, text in part], WORDS)
+            answers += (chances[:, 0] / chances.sum(dim=1)).tolist()
+        rest = iter(answers)
+        rows = [[next(rest) for _ in questions] for questions in lists]
+        if self.product:
+            scores = [{self.primary: float(torch.tensor(row, dtype=torch.float64).prod())} for row in rows]
+        else:
+            scores = [graph_scores(*one, self.primary) for one in zip(lists, rows, strict=True)]
+        names = dict.fromkeys(name for score in scores for name in score)
+        categories = dict.fromkeys(q.category for prompt in self.prompts for q in questions_of(prompt) if q.category)
+        names |= {} if self.product else categories
+        measures = {name: torch.tensor([score.get(name, torch.nan) for score in scores]) for name in names}
+        return Verdicts(measures, [_refused(*one) for one in zip(lists, rows, strict=True)], [{"yes": r} for r in rows])
+
+
+def question_suite(
+    name: str, prompts: Sequence[Prompt], source: str, options: Mapping[str, Any], *, version: str, product: bool
+) -> QuestionSuite:
+    """A suite of prompts that carry questions. ``options``: `path`, or `url` and `model`; `device`, `dtype`,
+    `batch_size`, `key_variable`, `concurrency`. Raises UserError where no model is given."""
+    known = {"path", "url", "model", "device", "dtype", "batch_size", "key_variable", "concurrency"}
+    odd = sorted({*options} - known)
+    if odd:
+        raise UserError(f"suite {name} has no option {odd[0]!r}; it has {', '.join(sorted(known))}")
+    if "path" not in options and "url" not in options:
+        raise UserError(
+            f"suite {name} asks a vision-language model: give --option {name}.path=FOLDER (a local one), or "
+            f"{name}.url and {name}.model (an OpenAI-compatible endpoint)"
+        )
+    connection = Connection(options.get("key_variable"), concurrency=int(options.get("concurrency", 8)))
+    backend = open_backend(
+        name,
+        options.get("path"),
+        options.get("url"),
+        options.get("model"),
+        options.get("device"),
+        str(options.get("dtype", "bfloat16")),
+        connection,
+    )
+    backend.check(WORDS)
+    for prompt in prompts:
+        questions_of(prompt)
+    full = f"{version}:{backend.name}{fingerprint(options)}"
+    return QuestionSuite(
+        name=name,
+        title=f"{name}-like[vqa={options.get('model') or options['path']}]",
+        version=full,
+        prompts=prompts,
+        source=source,
+        primary=name,
+        tags=list(dict.fromkeys(map(tag_of, prompts))),
+        size=len(prompts),
+        backend=backend,
+        memory=Memory(f"{name}:{full}"),
+        batch_size=int(options.get("batch_size", 8)),
+        product=product,
+    )
+
+
+def graph_scores(questions: Sequence[Question], chances: Sequence[float], name: str) -> dict[str, float]:
+    """``{name: score, category: share of yes, ...}`` of one image.
+
+    A question is answered with yes if that is more likely than no. The score is the share of yes among all, where a
+    question below one that is answered with no counts as no, through all generations; categories leave that out. NaN
+    where an answer is not known.
+    """
+    if any(chance != chance for chance in chances):
+        return {name: float("nan")}
+    yes = {question.id: chance > 0.5 for question, chance in zip(questions, chances, strict=True)}
+    parents = {question.id: question.parents for question in questions}
+
+    def holds(id_: int) -> bool:
+        return yes[id_] and all(holds(parent) for parent in parents[id_])
+
+    scores = {name: sum(holds(question.id) for question in questions) / len(questions)}
+    for category in dict.fromkeys(question.category for question in questions if question.category):
+        own = [yes[question.id] for question in questions if question.category == category]
+        scores[category] = sum(own) / len(own)
+    return scores
+
+
+def questions_of(prompt: Prompt) -> list[Question]:
+    """A prompt's questions, from its column. Raises UserError where they are missing or refer to nothing."""
+    rows = prompt.columns.get(QUESTIONS)
+    where = f"prompt {prompt.text[:40]!r}"
+    if not isinstance(rows, list | tuple) or not rows:
+        raise UserError(f"{where} has no list of {QUESTIONS!r}; make the images with this suite, or give --data")
+    try:
+        found = [
+            Question(str(row["text"]), int(row["id"]), tuple(row.get("parents", ())), str(row.get("category", "")))
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{where}: its {QUESTIONS!r} should be a list of {{'text', 'id', 'parents', 'category'}}"
+        ) from None
+    _check_graph(found, where)
+    return found
+
+
+def _check_graph(questions: Sequence[Question], where: str) -> None:
+    known: set[int] = set()
+    waiting = list(questions)
+    while waiting:
+        ready = [question for question in waiting if {*question.parents} <= known]
+        if not ready:
+            raise UserError(f"{where}: question {waiting[0].id} depends on one that does not exist, or on itself")
+        known |= {question.id for question in ready}
+        waiting = [question for question in waiting if question not in ready]
+
+
+def _refused(questions: Sequence[Question], chances: Sequence[float]) -> list[str]:
+    return [f"no: {question.text}" for question, chance in zip(questions, chances, strict=True) if chance <= 0.5]

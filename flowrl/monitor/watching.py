@@ -1,0 +1,106 @@
+"""Where the training loop meets the monitor: after sampling, after an evaluation, and when the line is published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowrl.errors import UserError
+from flowrl.monitor.alarms import Check, Memory, check_rewards, check_statistics, sentence
+from flowrl.monitor.statistics import measure, some, take
+from flowrl.runtime import checkpoint
+from flowrl.runtime.directory import RunDirectory
+from flowrl.types import Rollout, Samples, Scores, TokenTrace
+
+MEMORY = "monitor"
+"""The monitor's key in `Session.memory`."""
+
+
+def watch_training(session: Any, rollout: Rollout, samples: Samples, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of an iteration's samples against those of the first iteration, and of the KL (``metrics``).
+
+    Raises `UserError` where a limit of the KL is set and the algorithm does not measure it.
+    """
+    options, memory = session.config.monitor, _memory(session)
+    checks = []
+    if options.samples:
+        rows = some(rollout.group, options.samples)
+        trace = rollout.trace
+        full = trace.mask[rows].all(dim=1) if isinstance(trace, TokenTrace) else None
+        latents = rollout.final[rows] if rollout.final.is_floating_point() else None
+        group = rollout.group[rows]
+        measured = measure(take(samples, rows), group, latents=latents, full=full)
+        checks = check_statistics("train", measured, group, memory, options)
+    if options.kl is not None:
+        if "kl/reference" not in metrics:
+            raise UserError(
+                f"monitor.kl={options.kl:g} needs a KL to the reference, which this algorithm does not measure; give "
+                "it a regularizer with a weight above 0, or set monitor.kl=null"
+            )
+        value = metrics["kl/reference"]
+        checks.append(Check("kl", value, 0.0, not value <= options.kl))
+    return _metrics(checks)
+
+
+def watch_heldout(session: Any, samples: Samples, scores: Scores) -> dict[str, float]:
+    """Metrics of held-out samples against those of the first evaluation, and of rewards that are only watched."""
+    options, memory = session.config.monitor, _memory(session)
+    checks = check_rewards(scores, memory, options)
+    if options.samples:
+        rows = some(scores.group, options.samples)
+        measured = measure(take(samples, rows), scores.group[rows])
+        checks += check_statistics("heldout", measured, scores.group[rows], memory, options)
+    return _metrics(checks)
+
+
+def news(session: Any, metrics: Mapping[str, float]) -> list[str]:
+    """Sentences of the alarms that are raised in an iteration's metrics and were not before."""
+    memory, options = _memory(session), session.config.monitor
+    active: list[str] = memory.setdefault("active", [])
+    before = set(active)
+    checked = {key.removeprefix("alarm/"): value for key, value in metrics.items() if key.startswith("alarm/")}
+    active[:] = sorted((before - checked.keys()) | {name for name, value in checked.items() if value})
+    if not active:
+        memory["since"] = None
+    elif memory.get("since") is None:
+        memory["since"] = session.progress.iteration
+    return [f"alarm: {sentence(_check(name, metrics, memory), options)}" for name in active if name not in before]
+
+
+@dataclass(frozen=True)
+class Halt:
+    """A run that ends because of an alarm."""
+
+    reason: str
+    save: bool
+    """Whether the state that raised the alarm becomes a checkpoint."""
+
+
+def halt(session: Any, run: RunDirectory) -> Halt | None:
+    """After `news`: whether ``monitor.action`` ends the run here."""
+    since, action, done = _memory(session).get("since"), session.config.monitor.action, session.progress.iteration
+    if since is None or action == "none":
+        return None
+    if action == "stop":
+        return Halt(f"monitor.action=stop: saved and stopped after iteration {done}", save=True)
+    good = [path for path in checkpoint.all_steps(run.checkpoints) if path < checkpoint.directory(path.parent, since)]
+    best, metric = checkpoint.best(run.checkpoints), session.config.checkpoint.best
+    last = f"the last one before the alarm is {good[-1]}" if good else "none is older than the alarm"
+    last += f", the best by {metric} is {best}" if best in good else ""
+    return Halt(f"monitor.action=rollback: stopped after iteration {done} without a checkpoint; {last}", save=False)
+
+
+def _check(name: str, metrics: Mapping[str, float], memory: Memory) -> Check:
+    where, _, statistic = name.partition("/")
+    base = memory.get(where, {}).get(statistic) if where in ("train", "heldout") else None
+    value, z = metrics[f"monitor/{name}"], metrics[f"monitor/{name}/z"]
+    return Check(name, value, z, True, None if base is None else base[0])
+
+
+def _metrics(checks: list[Check]) -> dict[str, float]:
+    return {key: value for check in checks for key, value in check.metrics().items()}
+
+
+def _memory(session: Any) -> Memory:
+    return session.memory.setdefault(MEMORY, {})

@@ -1,0 +1,49 @@
+"""Rewards elsewhere that compare the samples of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Elsewhere(Protocol):
+    """A reward that is scored in another place."""
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        images: Tensor | None,
+        completions: Sequence[str] | None,
+        columns: Mapping[str, Sequence[Any]],
+        group: Sequence[int] | None = None,
+    ) -> Tensor:
+        """[N] float64 scores."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class Grouped:
+    """Its parameter ``group`` makes every call hold whole groups; where samples are compared, they travel together."""
+
+    def __init__(self, reward: Elsewhere) -> None:
+        self.reward = reward
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        group: Sequence[int],
+        images: Tensor | None = None,
+        completions: Sequence[str] | None = None,
+        **columns: Any,
+    ) -> Tensor:
+        """[N] float64 scores, NaN where it could not score."""
+        return self.reward.score(prompts, images, completions, columns, group)
+
+    def close(self) -> None:
+        """Free what the reward holds."""
+        self.reward.close()

@@ -1,0 +1,238 @@
+"""What rewards by vision-language models share: asking about images, locally or behind an OpenAI endpoint."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.score.clip import CONVERT, place
+from flowrl.score.endpoint import Endpoint, EndpointOptions
+
+TOP = 20
+"""Alternatives of the first token that an endpoint is asked for, the most that the protocol allows."""
+
+
+class Backend(Protocol):
+    """A model that answers questions about images, uint8 [n, 3, H, W], one question each."""
+
+    name: str
+
+    def check(self, words: Sequence[str]) -> None:
+        """Raise `UserError` where an answer cannot be recognised by its first token."""
+        ...
+
+    def chances(self, pixels: Tensor, questions: Sequence[str], words: Sequence[str]) -> Tensor:
+        """[n, W] float64 probabilities that the answer starts with each of W words; NaN where not known."""
+        ...
+
+    def replies(self, pixels: Tensor, questions: Sequence[str]) -> list[str | None]:
+        """The most likely answers; None where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How an endpoint is asked; see `EndpointOptions`."""
+
+    key_variable: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 60.0
+    retries: int = 5
+    backoff: float = 1.0
+    max_wait: float = 60.0
+    concurrency: int = 8
+
+
+def open_backend(
+    reward: str,
+    path: str | None,
+    url: str | None,
+    model: str | None,
+    device: str | None,
+    dtype: str,
+    connection: Connection,
+    *,
+    length: int = 1,
+) -> Backend:
+    """The local model at ``path``, or ``model`` behind ``url``, replying with at most ``length`` tokens.
+
+    Raises `UserError` unless exactly one is given.
+    """
+    if (path is None) == (url is None):
+        raise UserError(f"{reward}: give either path (a local model) or url and model (an endpoint)")
+    if path is not None:
+        return LocalVlm(path, reward, device=device, dtype=dtype, length=length)
+    if model is None:
+        raise UserError(f"{reward}: url needs model, the name that the server gives the model")
+    return RemoteVlm(str(url), model, connection, length=length)
+
+
+class LocalVlm:
+    """Any image-text-to-text model of transformers with a chat template, from a folder or the hub; safetensors only.
+
+    Preprocessing is the processor's own, from uint8 images. Batches are padded on the left, so that the answer starts
+    at the last position of every row.
+    """
+
+    def __init__(self, path: str, reward: str, *, device: str | None, dtype: str, length: int) -> None:
+        self._device, self._dtype = place(device, dtype)
+        self.processor, self.model = _load(path, reward, self._dtype)
+        self.model.to(self._device)
+        self.name = f"{path}:{dtype}"
+        self._reward, self._length = reward, length
+
+    def chances(self, pixels: Tensor, questions: Sequence[str], words: Sequence[str]) -> Tensor:
+        """Softmax over the whole vocabulary at the first position of the answer; a word is one token."""
+        columns = [self._token(word) for word in words]
+        logits = self.model(**self._inputs(pixels, questions), logits_to_keep=1).logits[:, -1]
+        return logits.double().log_softmax(dim=-1)[:, columns].exp().cpu()
+
+    def replies(self, pixels: Tensor, questions: Sequence[str]) -> list[str | None]:
+        """Greedy decoding."""
+        inputs = self._inputs(pixels, questions)
+        start = inputs["input_ids"].shape[1]
+        tokens = self.model.generate(
+            **inputs, max_new_tokens=self._length, do_sample=False, pad_token_id=self.processor.tokenizer.pad_token_id
+        )
+        return list(self.processor.tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True))
+
+    def _inputs(self, pixels: Tensor, questions: Sequence[str]) -> Any:
+        pictures = [[Image.fromarray(one)] for one in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+        contents = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
+        conversations = [[{"role": "user", "content": content}] for content in contents]
+        texts = self.processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
+        start = self.processor.tokenizer.bos_token
+        begun = start is not None and texts[0].startswith(start)  # by the template: once is enough
+        inputs = self.processor(
+            text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=not begun
+        )
+        return inputs.to(self._device, self._dtype)
+
+    def check(self, words: Sequence[str]) -> None:
+        """A word should be one token, and a known one."""
+        for word in words:
+            self._token(word)
+
+    def _token(self, word: str) -> int:
+        ids = self.processor.tokenizer(word, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids[0] == self.processor.tokenizer.unk_token_id:
+            pieces = self.processor.tokenizer.convert_ids_to_tokens(ids)
+            raise UserError(f"{self._reward}: the answer {word!r} should be one token of the model, found {pieces}")
+        return ids[0]
+
+
+class RemoteVlm:
+    """A model behind an OpenAI-compatible endpoint; images are sent as PNG data URIs."""
+
+    def __init__(self, url: str, model: str, connection: Connection, *, length: int) -> None:
+        self._url, self._model, self._connection = url, model, connection
+        self.name = f"{url}:{model}"
+        first = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP}
+        self._first = _FirstToken(self._options(first))
+        self._text = Endpoint(self._options({"max_tokens": length}))
+
+    def chances(self, pixels: Tensor, questions: Sequence[str], words: Sequence[str]) -> Tensor:
+        """From the first token's `TOP` alternatives, spaces around them removed. A word that is not among them counts
+        as 0 if another one is; where none is, nothing is known."""
+        answers = self._first.complete([message(p, q) for p, q in zip(pixels, questions, strict=True)])
+        rows = []
+        for answer in answers:
+            known = {} if answer is None else json.loads(answer)
+            row = [known.get(word) for word in words]
+            rows.append(
+                [value or 0.0 for value in row] if any(value is not None for value in row) else [torch.nan] * len(row)
+            )
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(words))
+
+    def check(self, words: Sequence[str]) -> None:
+        """The server's tokens are not known before it answers."""
+
+    def replies(self, pixels: Tensor, questions: Sequence[str]) -> list[str | None]:
+        """What the model says, at temperature 0 unless the parameters say otherwise."""
+        return self._text.complete([message(p, q) for p, q in zip(pixels, questions, strict=True)])
+
+    def _options(self, more: Mapping[str, Any]) -> EndpointOptions:
+        set_ = self._connection
+        return EndpointOptions(
+            self._url,
+            self._model,
+            key_variable=set_.key_variable,
+            timeout=set_.timeout,
+            retries=set_.retries,
+            backoff=set_.backoff,
+            max_wait=set_.max_wait,
+            concurrency=set_.concurrency,
+            parameters={"temperature": 0, **more, **set_.parameters},
+        )
+
+
+class _FirstToken(Endpoint):
+    """Replies with the probabilities of the first token's alternatives, as JSON, instead of the text."""
+
+    def _text(self, answer: Any) -> str | None:
+        super()._text(answer)  # counts tokens, and refuses an answer of another shape
+        try:
+            alternatives = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            pairs = [(str(one["token"]).strip(), float(one["logprob"])) for one in alternatives]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise UserError(
+                f"endpoint {self._place()} gives no log-probabilities (logprobs, top_logprobs={TOP}); serve the model "
+                "with vLLM or SGLang, which do"
+            ) from None
+        chances: dict[str, float] = {}
+        for word, logprob in pairs:
+            chances[word] = chances.get(word, 0.0) + float(torch.tensor(logprob, dtype=torch.float64).exp())
+        return json.dumps(chances)
+
+
+def message(pixels: Tensor, question: str) -> list[dict[str, Any]]:
+    """OpenAI's conversation of one image, uint8 [3, H, W], and a question about it."""
+    image = {"type": "image_url", "image_url": {"url": data_uri(pixels)}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
+
+
+def data_uri(pixels: Tensor) -> str:
+    """An image, uint8 [3, H, W], as a PNG within a URI: nothing is lost."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy()).save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _load(path: str, reward: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Processor and model for inference, every weight found. Raises `UserError` for what cannot be used."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise UserError(f"{reward}: {path!r} is neither a folder nor a name on the Hugging Face hub ('owner/model')")
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        raise UserError(f"{reward}: {folder} holds no safetensors; convert its weights with `{CONVERT}`")
+    source = str(folder) if folder.is_dir() else path
+    try:
+        processor: Any = AutoProcessor.from_pretrained(source)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{reward}: {path} cannot be loaded: {reason}") from error
+    model, report = loaded
+    absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if absent:
+        raise UserError(f"{reward}: {path} lacks {len(absent)} weights of its architecture ({absent[0]}, ...)")
+    if not getattr(processor, "chat_template", None):
+        raise UserError(f"{reward}: {path} has no chat template (chat_template.jinja), so it cannot be asked")
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor, model.eval().requires_grad_(False)
