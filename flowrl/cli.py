@@ -303,7 +303,8 @@ def test_reward(
     from flowrl.score.conformance import examine
 
     every = load_prompts(prompts or ("sudoku:test" if text else "shapes:test")).prompts
-    chosen = [every[i * len(every) // count] for i in range(min(count, len(every)))]
+    count = min(count, len(every))
+    chosen = [every[i * len(every) // count] for i in range(count)]
     findings = examine(reward, chosen, size=size, text=text, options=apply_overrides({}, option or []))
     _findings([(f.check, "ok" if f.passed else "bad", f.detail) for f in findings])
     failed = [finding.check for finding in findings if not finding.passed]

@@ -107,6 +107,9 @@ def train(config: Config, *, resume: str | None = None, display: Display | None 
         done, total = session.progress.iteration, config.train.iterations
         try:
             with Interrupts() as interrupts, display or Display(config.name, total, done) as shown:
+                for name, style in session.rewards.styles.items():
+                    if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
+                        shown.note(f"reward {name}: {style}'s signature, adapted")
                 _loop(session, run, trackers, shown, interrupts, fresh=start is None)
                 scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
                 if len(scores) > 1:

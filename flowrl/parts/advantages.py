@@ -27,7 +27,7 @@ class GroupCentred:
         nearly solved groups are not blown up), ``none`` (Dr. GRPO, arXiv:2503.20783).
     ddof: 0 population, 1 sample standard deviation. A group without spread gets exactly 0.
     merge: with several rewards, ``rewards`` sums them (weighted) before normalising, ``advantages`` normalises each
-    and sums
+    over the samples it applies to, and sums
         (MixGRPO's aggregation; GDPO without its final whitening).
     scaled_to: divide by ``clip`` and multiply by this after clamping (AWM's ``advantage_max``).
     """
@@ -43,7 +43,8 @@ class GroupCentred:
         if self.merge == "rewards":
             credit = self._normalise(scores.total, scores)
         else:
-            columns = [self._normalise(scores.rewards[:, k], scores) for k in range(len(scores.names))]
+            known = [replace(scores, valid=scores.valid & ~column.isnan()) for column in scores.contributions.T]
+            columns = [self._normalise(*pair) for pair in zip(scores.contributions.T, known, strict=True)]
             credit = torch.stack(columns, dim=1).nan_to_num(0.0) @ scores.weights
         credit = _finish(credit, scores.valid, self.clip)
         return credit if self.scaled_to is None or not self.clip else credit * (self.scaled_to / self.clip)

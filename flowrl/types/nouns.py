@@ -156,6 +156,11 @@ class Scores:
     valid: Tensor  # [N] bool: False for rows the declared NaN policy dropped
 
     @property
+    def contributions(self) -> Tensor:
+        """[N, R] every reward as it counts, before its weight; NaN where it does not apply or could not score."""
+        return self.rewards
+
+    @property
     def total(self) -> Tensor:
         """[N] weighted sum of rewards; a reward of weight 0 is only watched."""
         watched = self.weights != 0

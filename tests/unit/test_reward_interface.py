@@ -286,6 +286,23 @@ def test_decoupled_normalisation_skips_what_does_not_apply() -> None:
     torch.testing.assert_close(credit, torch.cat([2 * step, 2 * step, step, step]))
 
 
+def test_decoupled_normalisation_over_the_iteration_uses_the_samples_a_reward_applies_to() -> None:
+    scores = mixed()
+    credit = GroupCentred(merge="advantages", scale="global", ddof=0, clip=None, eps=0.0)(scores, {})
+    for rows, column, weight in ((slice(0, 6), 0, 1.0), (slice(6, 12), 1, 2.0)):
+        mine = scores.rewards[rows, column]
+        centre = mine.reshape(2, 3).mean(dim=1).repeat_interleave(3)
+        torch.testing.assert_close(credit[rows], weight * (mine - centre) / mine.std(correction=0))
+
+
+def test_decoupled_normalisation_sees_gated_rewards() -> None:
+    parts = [0.0, 1.0, 1.0] * 4
+    scores = score(reward(given(TENS), "worth"), reward(given(parts), "gate", 0.0, gate=0.5))
+    merged = [GroupCentred(merge=merge, clip=None)(scores, {}) for merge in ("rewards", "advantages")]
+    torch.testing.assert_close(*merged)  # with one reward, both ways are the same
+    assert (merged[0].reshape(4, 3)[:, 0] < -1).all(), "a shut gate is worst"
+
+
 def test_conditions_match_values_lists_and_columns_that_hold_lists() -> None:
     prompts = [Prompt("a", 0, {"rewards": ["one", "two"]}), Prompt("b", 1, {"rewards": "two", "n": 3}), Prompt("c", 2)]
     table = {

@@ -14,8 +14,8 @@ from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.score import RewardError, Rewards, list_rewards, load_rewards
 from flowrl.score.adapting import adapt
-from flowrl.score.conformance import examine
 from flowrl.score.asking import Reward as _Reward
+from flowrl.score.conformance import examine
 from flowrl.types import Prompt, Samples, Scores
 
 PROMPTS = [Prompt("a", 5, {"tag": "x", "target": 0.25}), Prompt("b", 9, {"tag": "y", "target": 0.5})]
