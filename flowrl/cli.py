@@ -30,6 +30,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for other program
 Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint directory.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
 ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or causal, of a world that has both.")]
+SuiteData = Annotated[Path | None, typer.Option(help="JSON lines for gsm8k or math500; prompts for suites of images.")]
+SuiteOptions = Annotated[list[str] | None, typer.Option(metavar="SUITE.KEY=VALUE", help="As in clip.path=FOLDER.")]
 Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
 
 
@@ -128,13 +130,15 @@ def evaluate(
     temperature: Annotated[str | None, typer.Option(help="Of language models, 0 is greedy; one or several.")] = None,
     base: Annotated[bool, typer.Option(help="Also judge the model before training.")] = True,
     family: ModelFamily = None,
-    data: Annotated[Path | None, typer.Option(help="Problems of gsm8k or math500 as JSON lines.")] = None,
+    data: SuiteData = None,
+    option: SuiteOptions = None,
     as_json: Json = False,
 ) -> None:
     """Judge a model, a run or images. Example: `flowrl eval runs/quickstart --suite geneval`
 
     Language models: `flowrl eval runs/quickstart_masked_lm --suite sudoku --steps 4,8,16 --temperature 0,1`
     """
+    from flowrl.config.reading import apply_overrides
     from flowrl.evaluation import evaluate as run
     from flowrl.evaluation import show
     from flowrl.runtime.directory import RunDirectory
@@ -158,6 +162,7 @@ def evaluate(
         base=base,
         family=family,
         data=data,
+        options=apply_overrides({}, option or []),
     )
     if as_json:
         print(json.dumps(results, indent=1, ensure_ascii=False))

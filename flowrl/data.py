@@ -17,8 +17,8 @@ from flowrl.types import Prompt
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 SPLITS = ("train", "test")
-TEXT_KEYS = ("prompt", "text")
-"""Columns that may hold the prompt, in this order."""
+TEXT_KEYS = ("prompt", "text", "Prompt", "Prompts", "caption")
+"""Columns that may hold the prompt, in this order (``Prompt`` of PartiPrompts, ``Prompts`` of DrawBench)."""
 
 
 @dataclass(frozen=True)

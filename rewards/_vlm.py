@@ -223,7 +223,7 @@ def _load(path: str, reward: str, dtype: torch.dtype) -> tuple[Any, Any]:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{reward}: {path} cannot be loaded: {reason}") from error
     model, report = loaded

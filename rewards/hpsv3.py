@@ -120,7 +120,7 @@ def _base(base: str) -> tuple[Any, Any]:
 
     try:
         config, processor = AutoConfig.from_pretrained(base), AutoProcessor.from_pretrained(base)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"hpsv3: base {base} cannot be loaded: {reason}") from error
     if config.model_type != "qwen2_vl":

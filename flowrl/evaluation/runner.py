@@ -79,6 +79,7 @@ def evaluate(
     base: bool = True,
     family: str | None = None,
     data: Path | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Judge ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
 
@@ -87,7 +88,8 @@ def evaluate(
     config's held-out sampler unless given here; of several lengths (tokens), steps and temperatures every combination
     is judged. Run again to resume: samples made with the same settings are kept, and verdicts follow from the files
     alone. ``limit`` takes that many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1.
-    ``data`` holds the problems of gsm8k or math500. Raises UserError for what cannot be judged.
+    ``data`` holds the problems of gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by
+    suite, such as ``{"geneval": {"detector": "weights/mask2former"}}``. Raises UserError for what cannot be judged.
     """
     _check(samples, limit, suites)
     out = Path(out)
@@ -95,7 +97,7 @@ def evaluate(
     subject, samplers = resolve(target, Wish(checkpoint, decodings, call, base, family))
     parts = _parts(samplers, samples)
     with ExitStack() as stack:
-        found = find(suites, subject, data)
+        found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
         cases = [Case(suite, part, choose(suite.prompts, limit)) for suite in found for part in parts]

@@ -28,6 +28,7 @@ ALLOWED = {
     },
     "flowrl.step": {"flowrl.types", "flowrl.errors", "flowrl.math", "flowrl.parts"},
     "flowrl.errors": set(),
+    "flowrl.detection": {"flowrl.errors", "flowrl.score.clip"},
     "rewards": {
         "flowrl.types",
         "flowrl.errors",

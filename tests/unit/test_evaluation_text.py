@@ -273,7 +273,7 @@ def test_misfits_are_one_sentence(tmp_path):
     image = Target("fake", "model")
     for call, words in (
         (lambda: find(["geneval"], TEXT), "geneval judges images, and 'fake'.*makes completions; choose one of countd"),
-        (lambda: find(["sudoku"], image), "sudoku judges completions, and 'fake'.*makes images; choose one of geneval"),
+        (lambda: find(["sudoku"], image), "sudoku judges completions, and 'fake'.*makes images; choose one of aes"),
         (lambda: find(["sudoko"], TEXT), "did you mean 'sudoku'"),
         (lambda: find(["rewards"], TEXT), "'fake' is not a run"),
         (lambda: find(["sudoku"], TEXT, file), "none of the suites reads one"),

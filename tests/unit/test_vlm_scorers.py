@@ -411,3 +411,17 @@ def test_wrong_weights_of_hpsv3_are_named(folders: dict[str, Path], preference: 
             hpsv3(str(tmp_path / "w.safetensors"), base=given, dtype="float32", device="cpu")
     with pytest.raises(UserError, match="do not exist"):
         hpsv3(str(tmp_path / "absent.safetensors"), base=base)
+
+
+def test_half_precision_is_close_and_its_head_is_not_rounded(folders: dict[str, Path], preference: Path) -> None:
+    images, base = pictures(2), str(folders["qwen"])
+    makers: list[Callable[[str], Any]] = [
+        lambda dtype: vqascore(base, dtype=dtype, device="cpu"),
+        lambda dtype: hpsv3(str(preference), base=base, dtype=dtype, device="cpu"),
+    ]
+    for make in makers:
+        full, half = (make(dtype)(images, PROMPTS[:2]) for dtype in ("float32", "bfloat16"))
+        assert float((half - full).abs().max()) < 0.25 * float(full.abs().max())
+        assert float((half - half.bfloat16().double()).abs().max()) > 0
+    with pytest.raises(UserError, match="dtype 'float61'"):
+        makers[0]("float61")

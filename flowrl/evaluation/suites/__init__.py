@@ -63,20 +63,40 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def find(names: Sequence[str], target: Target, data: Path | None = None) -> list[Suite]:
-    """The suites of these names, prepared for a target; ``data`` is a file of problems for the one that reads such.
+def find(
+    names: Sequence[str],
+    target: Target,
+    data: Path | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Suite]:
+    """The suites of these names, prepared for a target; ``data`` is a file of problems or prompts for those that read
+    such, ``options`` are settings by suite.
 
-    Raises UserError for an unknown name, an unfit target, or a file that none or several would read.
+    Raises UserError for an unknown name, an unfit target, a file that none would read, or settings that none has.
     """
     modules = {name: _module(name) for name in dict.fromkeys(names)}
     for name, module in modules.items():
         if target.medium not in module.MEDIA:
             raise UserError(_unfit(name, module, target))
-    readers = [name for name, module in modules.items() if _reads(module)]
-    if data is not None and len(readers) != 1:
-        some = f"{' and '.join(readers)} would both read it" if readers else "none of the suites reads one"
-        raise UserError(f"--data: {some}; evaluate gsm8k or math500 alone with it")
-    return [module.build(target, **({"data": data} if _reads(module) else {})) for module in modules.values()]
+    readers = [name for name, module in modules.items() if _takes(module, "data")]
+    if data is not None and not readers:
+        raise UserError("--data: none of the suites reads one; leave it out")
+    answered = [name for name in readers if target.medium == "completions"]
+    if data is not None and len(answered) > 1:
+        raise UserError(f"--data: {' and '.join(answered)} would both read it; evaluate one of them alone with it")
+    options = options or {}
+    for name in options:
+        if name not in modules:
+            raise UserError(f"--option: {name!r} is not one of the suites{did_you_mean(name, modules)}")
+        if not _takes(modules[name], "options") or not isinstance(options[name], Mapping):
+            raise UserError(f"--option: suite {name} has no such option; give SUITE.KEY=VALUE of a suite of images")
+    suites = []
+    for name, module in modules.items():
+        settings: dict[str, Any] = {"data": data} if _takes(module, "data") else {}
+        if _takes(module, "options"):
+            settings["options"] = options.get(name)
+        suites.append(module.build(target, **settings))
+    return suites
 
 
 def _module(name: str) -> ModuleType:
@@ -85,8 +105,8 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def _reads(module: ModuleType) -> bool:
-    return "data" in inspect.signature(module.build).parameters
+def _takes(module: ModuleType, name: str) -> bool:
+    return name in inspect.signature(module.build).parameters
 
 
 def _unfit(name: str, module: ModuleType, target: Target) -> str:
