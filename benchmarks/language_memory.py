@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY, LENGTH, PROMPT_TOKENS, SAMPLES = 32_000, 128, 32, 16
+# Freed blocks of over 1 MB go back to the system at once, so that the peak is of live memory, not of fragments.
+QUIET = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 SIDES = {
     "asked positions": {"preset": "elbo_pg", "draws": 4, "micro": 16, "all_logits": False},
     "all logits": {"preset": "elbo_pg", "draws": 4, "micro": 16, "all_logits": True},
@@ -113,9 +115,7 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for side, results in found.items():
                 command = [sys.executable, __file__, "--side", side, "--folder", folder]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-                )
+                done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET})
                 lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
                 if not lines:
                     raise SystemExit(done.stderr[-4000:])

@@ -107,6 +107,32 @@ def test_a_resumed_run_is_the_same_run(name: str, algorithm: str, tmp_path: Path
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("llada_spg", "llada"), ("dream_coupled_grpo", "dream"), ("qwen_dapo", "qwen3")]
+)
+def test_a_recipe_trains_on_a_tiny_model_of_its_kind(recipe: str, name: str, tmp_path: Path) -> None:
+    """The shipped recipe with another model, shorter completions and less work; nothing else is changed."""
+    short = {"llada_spg": ["steps=4", "block=4"], "dream_coupled_grpo": ["steps=8"], "qwen_dapo": []}[recipe]
+    (tmp_path / "short.jsonl").write_text('{"prompt": "2+3=", "answer": "5"}\n{"prompt": "4*4=", "answer": "16"}\n')
+    overrides = [
+        f"model.path={folder(name)}",
+        "model.dtype=float32",
+        f"data.train={tmp_path / 'short.jsonl'}",
+        "data.test=null",
+        "data.prompts=2",
+        "data.group=4",
+        "train.iterations=2",
+        "eval.every=0",
+        "optimizer.warmup=0",
+        "algorithm.length=8",
+        *[f"algorithm.{change}" for change in short],
+        f"out={tmp_path / 'run'}",
+    ]
+    config = Config.load(Path(__file__).parents[2] / "configs" / f"{recipe}.yaml", overrides)
+    assert [line["step"] for line in lines(train(config))] == [1, 2]
+
+
 def refusal(values: dict[str, Any]) -> str:
     with pytest.raises(UserError) as caught:
         train(Config.of(values))
