@@ -25,8 +25,8 @@ def heldout_prompts(session: Session) -> list[Prompt]:
 
 
 def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores, Tensor]:
-    """``(metrics, samples, scores, seeds [N])``, made by the sampler's held-out form. ``eval/reward/mean`` is the weighted total,
-    ``eval/<name>/mean`` each reward."""
+    """``(metrics, samples, scores, seeds [N])``, made by the sampler's held-out form. ``eval/reward/mean`` is the
+    weighted total, ``eval/<name>/mean`` each reward."""
     options = session.config.eval
     sampler = session.algorithm.sampler.heldout(options.steps, options.guidance, options.temperature)
     prompts = heldout_prompts(session)

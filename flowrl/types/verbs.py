@@ -62,6 +62,10 @@ class FlowPolicy(Policy, Protocol):
 class TextCondition(Condition, Protocol):
     """Prompts as tokens."""
 
+    def take(self, rows: Tensor) -> TextCondition:
+        """The prompts of the rows with these indices [n] (repeats allowed)."""
+        ...
+
     def corrupted(self, seeds: Tensor, share: float, token: int) -> TextCondition:
         """Every prompt token replaced by ``token`` with probability ``share``; row i's draw is a function of
         ``seeds[i]`` alone."""

@@ -280,7 +280,7 @@ def test_misfits_are_one_sentence(tmp_path):
         (lambda: find(["gsm8k", "math500"], TEXT, file), "gsm8k and math500 would both read it"),
         (lambda: find(["gsm8k"], TEXT, tmp_path / "no.jsonl"), "no file .*no.jsonl"),
         (lambda: find(["gsm8k"], TEXT, file), "problem 1: needs 'question' .* and 'answer', found 'question'"),
-        (lambda: resolve("sudoku", Asked(call={"x": 1})), "language model, which has no pipeline"),
+        (lambda: resolve("sudoku", Asked(call={"x": 1}, family="masked")), "language model, which has no pipeline"),
         (lambda: resolve("sudoku", Asked(family="maskd")), "did you mean 'masked'"),
     ):
         with pytest.raises(UserError, match=words):

@@ -195,7 +195,7 @@ def test_long_prompts_are_cut_with_a_warning(scorers: dict[str, dict[str, Any]])
 
 
 def one_sentence(error: UserError) -> None:
-    assert "\n" not in str(error) and len(str(error)) < 400
+    assert "\n" not in str(error) and len(str(error)) < 600  # three paths of a temporary folder
 
 
 @pytest.mark.parametrize("name", NAMES)
