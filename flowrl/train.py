@@ -217,7 +217,11 @@ def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock:
         values,
         session.exporters(),
         metrics,
-        facts={"reference": session.policy.weights.fingerprint("reference"), "base": session.config.model.path},
+        facts={
+            "reference": session.policy.weights.fingerprint("reference"),
+            "base": session.config.model.path,
+            "rewards": session.rewards.versions,
+        },
         keep=options.keep,
         best=options.best,
     )

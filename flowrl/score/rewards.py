@@ -47,6 +47,13 @@ class Rewards:
         return {reward.name: reward.answer.style for reward in self._rewards}
 
     @property
+    def versions(self) -> dict[str, str]:
+        """What rewards say of their weights and preprocessing (an attribute ``version``), for the run's manifest: the
+        same name means other numbers elsewhere."""
+        told = {r.name: getattr(getattr(r.answer, "function", None), "version", None) for r in self._rewards}
+        return {name: str(version) for name, version in told.items() if version is not None}
+
+    @property
     def grouped(self) -> bool:
         """Whether one of them sees whole groups."""
         return any(reward.answer.grouped for reward in self._rewards)

@@ -263,3 +263,14 @@ def test_conformance_passes_shipped_rewards_and_catches_bad_ones(tmp_path: Path)
     assert failed["ranked"] == {"same answer one by one"}
     assert failed["fragile"] == {"accepts junk"}
     assert failed["short"] == {"returns one number per sample"}
+
+
+def test_versions_of_rewards_are_told_for_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class judge:\n"
+        "    version = 'weights-3, crop-2'\n"
+        "    def __call__(self, images, prompts, **columns):\n"
+        "        return [0.5] * len(prompts)\n"
+    )
+    rewards = load_rewards([f"{tmp_path / 'mine.py'}:judge", "jpeg_compressibility"])
+    assert rewards.versions == {"judge": "weights-3, crop-2"}
