@@ -128,12 +128,16 @@ def _clause(
 
 
 def relation_holds(relation: str, subject: Detection, reference: Detection) -> bool:
-    """GenEval's position rule on the two boxes."""
+    """The position rule on the two boxes, see `relation_score`."""
     return relation_score(relation, subject, reference) == 1.0
 
 
 def relation_score(relation: str, subject: Detection, reference: Detection) -> float:
-    """1 if GenEval's position rule holds, else up to 1/2 by how nearly it points the right way."""
+    """1 if the direction between the boxes' centres, shrunk by a margin, is within 60 degrees of the relation's axis,
+    else up to 1/2 by how nearly it points that way.
+
+    GenEval's own rule (`flowrl.detection.judging`) divides by the length before shrinking, so it is a little stricter.
+    """
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = subject.box, reference.box
     dx, dy = (ax0 + ax1 - bx0 - bx1) / 2, (ay0 + ay1 - by0 - by1) / 2
     shrink_x, shrink_y = 0.1 * (ax1 - ax0 + bx1 - bx0), 0.1 * (ay1 - ay0 + by1 - by0)
