@@ -37,6 +37,7 @@ def config(algorithm: dict, call: dict | None = None) -> Config:
             "optimizer": {"lr": 1e-4},
             "train": {"iterations": 1000, "updates": 2, "micro_batch": 216, "sample_batch": 216, "ema": None},
             "eval": {"every": 0, "weights": "live"},
+            "monitor": {"samples": 0},
         }
     )
 
