@@ -190,6 +190,7 @@ _MAKERS: dict[str, Any] = {
     "llada2": _llada2,
     "nameless": _remote("Tiny", "TinyModel", ("AutoModelForCausalLM",)),
     "llada2-blocks": lambda folder: _llada2(folder, block_causal=4),
+    "llada2-square": lambda folder: _llada2(folder, square_mask=True),
     "diffusion_gemma": _diffusion_gemma,
 }  # fmt: skip
 NAMES = tuple(_MAKERS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -109,6 +109,9 @@ class TinyText:
         """With -inf for the mask token."""
         rows = self._rows(condition, tokens)[0][targets]
         return torch.cat([rows, torch.full_like(rows[:, :1], -torch.inf)], dim=1)
+
+    def reader(self, condition: TinyTextCondition) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+        return lambda rows, tokens, targets, settled: self.logits(condition.take(rows), tokens, targets)
 
     def decoder(self, condition: TinyTextCondition) -> TinyDecoder:
         return TinyDecoder(self, condition)

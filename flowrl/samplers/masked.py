@@ -105,11 +105,12 @@ class _Canvas:
     """Completions being filled: tokens [N, L] on the host, and the step at which each was fixed (-1: not yet)."""
 
     def __init__(self, options: MaskedSampler, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> None:
-        self.options, self.policy, self.draw = options, policy, draw
+        self.options, self.draw = options, draw
         self.tokens = torch.full((len(draw), options.length), policy.mask_token, dtype=torch.int64)
         self.order = torch.full((len(draw), options.length), -1, dtype=torch.int64)
-        self.condition = condition
-        self.unconditional = condition.corrupted(draw.seeds, 1.0, policy.mask_token) if options.guidance else None
+        self.read, self.read_unconditional = policy.reader(condition), None
+        if options.guidance:
+            self.read_unconditional = policy.reader(condition.corrupted(draw.seeds, 1.0, policy.mask_token))
         self.forwards = 0
 
     def fill(self, block: int, rows: Tensor) -> None:
@@ -126,12 +127,12 @@ class _Canvas:
             if not bool(open_rows.any()):
                 return
             now = rows[open_rows]
-            self._step(now, masked[open_rows], before + k, counts[open_rows, k], last=k == share - 1, left=share - k)
+            logits = self._logits(now, masked[open_rows], settled=block * o.width)
+            self._step(logits, now, masked[open_rows], before + k, counts[open_rows, k], share - k)
 
-    def _step(self, rows: Tensor, masked: Tensor, step: int, count: Tensor, last: bool, left: int) -> None:
-        """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows."""
+    def _step(self, logits: Tensor, rows: Tensor, masked: Tensor, step: int, count: Tensor, left: int) -> None:
+        """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows, with ``left`` steps to go in the block."""
         o = self.options
-        logits = self._logits(rows, masked)
         where = masked.to(logits.device)
         seeds = self.draw.seeds[rows]
         numbers = uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked].to(logits.device)
@@ -149,21 +150,21 @@ class _Canvas:
             coin = uniform(seeds, (o.length,), stream=PLACE_STREAM + step)
             chosen = masked & (coin < 1 / left)
         else:
-            chosen = random_subset(-score, masked, masked.sum(dim=1) if last else count)
+            chosen = random_subset(-score, masked, masked.sum(dim=1) if left == 1 else count)
         proposals = torch.zeros(masked.shape, dtype=torch.int64)
         proposals[masked] = drawn.cpu()
         self.tokens[rows] = torch.where(chosen, proposals, self.tokens[rows])
         self.order[rows] = torch.where(chosen, torch.full_like(proposals, step), self.order[rows])
 
-    def _logits(self, rows: Tensor, masked: Tensor) -> Tensor:
+    def _logits(self, rows: Tensor, masked: Tensor, settled: int) -> Tensor:
         """[K, V] logits at the masked positions of some rows."""
         tokens, guidance = self.tokens[rows], self.options.guidance
         self.forwards += len(rows)
-        logits = self.policy.logits(self.condition.take(rows), tokens, masked).float()
-        if self.unconditional is None:
+        logits = self.read(rows, tokens, masked, settled).float()
+        if self.read_unconditional is None:
             return logits
         self.forwards += len(rows)
-        other = self.policy.logits(self.unconditional.take(rows), tokens, masked).float()
+        other = self.read_unconditional(rows, tokens, masked, settled).float()
         mixed = other + (guidance + 1) * (logits - other)
         return torch.where(logits.isinf(), logits, mixed)  # the mask token stays impossible
 

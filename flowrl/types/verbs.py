@@ -141,6 +141,19 @@ class MaskedPolicy(TokenPolicy, Protocol):
         """[K, V] float32 logits at the K True entries of ``targets`` [N, T], row by row; the mask token has -inf."""
         ...
 
+    def reader(self, condition: TextCondition) -> Reader:
+        """The same predictions for completions that are filled from left to right, block by block."""
+        ...
+
+
+class Reader(Protocol):
+    """Predictions of completions being filled, which may remember what no longer changes."""
+
+    def __call__(self, rows: Tensor, tokens: Tensor, targets: Tensor, settled: int) -> Tensor:
+        """[K, V] float32 logits at the K True entries of ``targets`` [n, T], row by row, for the rows [n] of the
+        condition, whose first ``settled`` tokens are final."""
+        ...
+
 
 class Sampler(Protocol):
     @property

@@ -95,9 +95,11 @@ def opened(path, name):
 def look(model, name):
     """Logits of one sequence."""
     ids = torch.arange(4, 16)[None]
-    inputs = (
-        {"input_ids": ids[:, :8], "decoder_input_ids": ids[:, 8:]} if name == "diffusion_gemma" else {"input_ids": ids}
-    )
+    inputs = {"input_ids": ids}
+    if name == "diffusion_gemma":
+        inputs = {"input_ids": ids[:, :8], "decoder_input_ids": ids[:, 8:]}
+    elif name == "llada2-square":
+        inputs["attention_mask"] = torch.zeros(1, 1, 12, 12)
     with torch.no_grad():
         return model(**inputs).logits
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from flowrl.math.random import seeds
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.lora import LoRAOptions
+from flowrl.models.masked.layout import Blocks
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.text import layout
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.load import load_causal, load_masked
 from flowrl.models.text.network import Head
+from flowrl.samplers.masked import MaskedSampler
+from flowrl.types import Draw
 from tests import components_text
 from tests.parity.conftest import move
 
 CAUSAL = ("llama", "qwen2", "qwen3", "gemma2", "cohere", "gpt2", "mamba")
-MASKED = ("bert", "roberta", "modernbert", "llada", "dream", "llada2", "llada2-blocks", "diffusion_gemma")
-REMOTE = ("llada", "dream", "llada2", "llada2-blocks")
+LLADA2 = ("llada2", "llada2-blocks", "llada2-square")
+MASKED = ("bert", "roberta", "modernbert", "llada", "dream", *LLADA2, "diffusion_gemma")
+REMOTE = ("llada", "dream", *LLADA2)
 PROMPTS = ["3+4=", "12*(5-1)=", "3+4=", "7=", "3+4="]
 LENGTH = 6
 
@@ -57,6 +63,9 @@ def own_logits(policy, name: str, prompt: list[int], tokens: list[int], place: i
         filler = [policy.mask_token] * max(end - whole, 0)
         ids = torch.tensor([(prompt + tokens + filler)[:end]])
         inside = (torch.arange(end)[None] < whole).long()
+        if name == "llada2-square":
+            block = torch.arange(end) // 4
+            inside = torch.where((block <= block[:, None]) & (inside == 1), 0.0, -math.inf)[None, None]
         output = model(ids, attention_mask=inside, position_ids=torch.arange(end)[None])
         return output.logits[0, len(prompt) + place]
     shift = name in CAUSAL or name == "dream"
@@ -326,3 +335,54 @@ def test_weight_sets():
     with policy.using("reference"):
         torch.testing.assert_close(policy.score(*case).logp, start, atol=0, rtol=0)
     assert policy.check_parity() < 1e-4
+
+
+# --------------------------------------------------------------------------------------- masked models, block by block
+CACHED = ("llada2-square", "diffusion_gemma")
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_prefixes_are_kept_where_that_is_exact(name):
+    assert load(name).keeps_prefixes == (name in CACHED)
+
+
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.3}, {"guidance": 0.5}, {"block": 2}, {"block": 8, "steps": 8}])
+@pytest.mark.parametrize("name", CACHED)
+def test_sampling_with_kept_prefixes_is_sampling_by_full_passes(name, options):
+    """Prompts of unequal length, rows that end early, and blocks of half and of twice the model's."""
+    policy = load(name)
+    move(policy, 0.1)
+    condition = policy.condition(PROMPTS)
+    sampler = MaskedSampler(**{"length": 16, "steps": 16, "block": 4, **options})
+    draw = Draw.of(seeds(0, "cache", count=len(PROMPTS)), torch.arange(len(PROMPTS)), 0, 1)
+    policy.end_token = int(sampler(policy, condition, draw).final[1, 1])  # the second row ends in its first block
+    found, widths = {}, {}
+    for kept in (True, False):
+        policy.keeps_prefixes = kept
+        seen: list[int] = []
+        hook = policy.network.model.register_forward_pre_hook(
+            lambda _, args, given, seen=seen: seen.append(given["input_ids"].numel() if "input_ids" in given else 0),
+            with_kwargs=True,
+        )
+        found[kept], widths[kept] = sampler(policy, condition, draw), seen
+        hook.remove()
+    assert found[True].final.equal(found[False].final) and found[True].trace.order.equal(found[False].trace.order)
+    assert sum(widths[True]) < 0.8 * sum(widths[False])
+    ended = (found[True].trace.order < 0).any(dim=1)
+    assert bool(ended[1]) and not bool(ended.all())
+
+
+def test_a_prefix_that_later_tokens_change_is_not_kept():
+    """The same model with nothing hidden."""
+    policy = load("llada2-square")
+
+    class Open(Blocks):
+        def __call__(self, *args):
+            for call in super().__call__(*args):
+                yield replace(
+                    call, inputs={**call.inputs, "attention_mask": torch.zeros_like(call.inputs["attention_mask"])}
+                )
+
+    policy.layout = Open(**vars(policy.layout))
+    policy.settle_reading()
+    assert not policy.keeps_prefixes

@@ -14,13 +14,16 @@ from flowrl.models.text.layout import Forward, Layout, join
 
 @dataclass(frozen=True)
 class Blocks:
-    """LLaDA 2 (``LLaDA2Pipeline``): blocks of ``size`` from the prompt's first token on; a block is predicted from all
-    tokens up to its end. The last block is filled up with masks that nothing attends to."""
+    """LLaDA 2: blocks of ``size`` from the prompt's first token on; a block is predicted from all tokens up to its end.
+    The last block is filled up with masks that nothing attends to."""
 
     size: int
     mask: int
+    square: bool
+    """Whether the attention mask is [n, 1, W, W], added to the attention scores, and hides later blocks, as the code
+    released with LLaDA 2 wants it; otherwise it is [n, W], as diffusers' ``LLaDA2Pipeline`` makes it."""
     joint: bool
-    """Whether one call may predict all blocks, which is so for a model that itself hides later blocks."""
+    """Whether one call may predict all blocks, which is so where later blocks are hidden, be it by the model itself."""
 
     def __call__(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
         for rows, length in _by_length(condition, targets):
@@ -37,17 +40,33 @@ class Blocks:
         """One call per block."""
         return [replace(self, joint=False)] if self.joint else []
 
+    def fixed(self, length: int, settled: int) -> int:
+        """Columns whose keys and values no later token changes, ``settled`` tokens after a prompt of ``length``."""
+        return (length + settled) // self.size * self.size
+
+    def behind(self, call: Forward, columns: int) -> Forward:
+        """The same predictions where the keys and values of the first ``columns`` are known."""
+        inputs = {name: value[..., columns:] for name, value in call.inputs.items() if name != "attention_mask"}
+        mask = call.inputs["attention_mask"]
+        inputs["attention_mask"] = mask[:, :, columns:] if self.square else mask
+        return replace(call, inputs=inputs, columns=call.columns - columns)
+
     def _window(
         self, condition: TextCondition, tokens: Tensor, rows: Tensor, length: int, width: int
     ) -> dict[str, Tensor]:
         whole = length + tokens.shape[1]
         ids, _ = join(condition, tokens, rows, torch.full((len(rows),), tokens.shape[1]), self.mask)
         filler = torch.full((len(rows), max(width - whole, 0)), self.mask)
-        column = torch.arange(width).expand(len(rows), -1)
+        column = torch.arange(width)
+        inside = (column < whole).expand(len(rows), -1)
+        block = column // self.size
+        hidden = (block > block[:, None]) | ~inside[:, None, None]  # [n, 1, W, W]
         return {
             "input_ids": torch.cat([ids, filler], dim=1)[:, :width],
-            "attention_mask": (column < whole).long(),
-            "position_ids": column,
+            "attention_mask": torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+            if self.square
+            else inside.long(),
+            "position_ids": column.expand(len(rows), -1),
         }
 
 
@@ -77,6 +96,16 @@ class Canvases:
     def simpler(self) -> list[Layout]:
         """None: rows that share a call are of equal length already."""
         return []
+
+    def fixed(self, length: int, settled: int) -> int:
+        """Columns that the encoder need not read again, ``settled`` tokens after a prompt of ``length``."""
+        return length + settled // self.size * self.size
+
+    def behind(self, call: Forward, columns: int) -> Forward:
+        """The same predictions where the encoder has read the first ``columns``."""
+        inputs = dict(call.inputs)
+        unread = inputs.pop("input_ids")[:, columns:]
+        return replace(call, inputs={"input_ids": unread, **inputs} if unread.shape[1] else inputs)
 
 
 def _by_length(condition: TextCondition, targets: Tensor) -> Iterator[tuple[Tensor, int]]:

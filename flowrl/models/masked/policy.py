@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from flowrl.models.loading import Source
-from flowrl.models.text.condition import Tokens
+from flowrl.models.masked.reader import PlainReader, PrefixReader, keeps_prefixes
+from flowrl.models.text.condition import TextCondition, Tokens
 from flowrl.models.text.layout import Layout
 from flowrl.models.text.network import Network
 from flowrl.models.text.policy import TextPolicy
@@ -22,3 +23,13 @@ class MaskedPolicy(TextPolicy):
     def __init__(self, network: Network, text: Tokens, layout: Layout, source: Source, *, mask_token: int) -> None:
         super().__init__(network, text, layout, source, excluded=(mask_token,))
         self.mask_token = mask_token
+        self.keeps_prefixes = False
+        """Whether sampling reads prompt and finished blocks only once."""
+
+    def settle_reading(self) -> None:
+        """Find out whether a cache gives what full passes give."""
+        self.keeps_prefixes = keeps_prefixes(self)
+
+    def reader(self, condition: TextCondition) -> PlainReader | PrefixReader:
+        """Readings of completions that are filled from left to right, block by block."""
+        return (PrefixReader if self.keeps_prefixes else PlainReader)(self, condition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -109,12 +110,15 @@ def load_masked(
     text = open_tokens(tokenizer, network.model.config, chat=chat, system=system, max_prompt=max_prompt, mask=mask)
     layout = _masked_layout(network, source, shift_logits, text.pad, mask)
     policy = MaskedPolicy(network, text, layout, source, mask_token=mask)
-    if not isinstance(layout, Canvases) and probing.lookahead(policy) <= probing.NOTHING:
+    if isinstance(layout, Blocks) and not probing.bears(policy):
+        policy.layout = replace(layout, square=False)
+    if isinstance(layout, Sequences) and probing.lookahead(policy) <= probing.NOTHING:
         raise UserError(
             f"{path} ({network.name}) is an autoregressive model: later tokens do not change its earlier predictions,"
             " but family masked needs a bidirectional one; use family causal"
         )
     probing.settle(policy)
+    policy.settle_reading()
     policy.check_parity()
     network.calls = 0
     return policy
@@ -187,6 +191,6 @@ def _masked_layout(network: Network, source: Source, shift: bool | None, pad: in
         return Canvases(network.model.config.canvas_length)
     if kind.startswith("llada2"):
         scheduler = read_json(str(Path(source.path) / "scheduler"), "scheduler_config.json") or {}
-        return Blocks(int(scheduler.get("block_length", LLADA2_BLOCK)), mask=mask, joint=True)
+        return Blocks(int(scheduler.get("block_length", LLADA2_BLOCK)), mask=mask, square=True, joint=True)
     shifted = kind.lower().startswith("dream") if shift is None else shift
     return Sequences(shift=shifted, causal=False, padded=True, pad=pad)

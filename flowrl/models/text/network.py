@@ -109,7 +109,10 @@ class Network:
 
     def run(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """The model's own output."""
-        on_device = {key: value.to(self.device) for key, value in inputs.items()}
+        on_device = {
+            key: value.to(self.device, self.placement.dtype if value.is_floating_point() else None)
+            for key, value in inputs.items()
+        }
         self.calls += len(next(iter(on_device.values())))
         if "use_cache" in self.takes:
             options.setdefault("use_cache", False)

@@ -32,8 +32,13 @@ Probe = tuple[TextCondition, Tensor, Tensor]
 def probe_of(policy: TextPolicy) -> Probe:
     """Two prompts of unequal length and completions of random ordinary tokens; every position is asked for."""
     prompts = [_random(policy, length, 1 + i) for i, length in enumerate(LENGTHS)]
-    tokens = torch.tensor([_random(policy, COMPLETION, 11 + i) for i in range(len(LENGTHS))])
+    tokens = random_completions(policy, len(LENGTHS), COMPLETION)
     return TextCondition.of(prompts), tokens, torch.ones_like(tokens, dtype=torch.bool)
+
+
+def random_completions(policy: TextPolicy, count: int, length: int) -> Tensor:
+    """[count, length] ordinary tokens; every row the same at each call."""
+    return torch.tensor([_random(policy, length, 11 + i) for i in range(count)])
 
 
 def _random(policy: TextPolicy, count: int, seed: int) -> list[int]:
@@ -91,13 +96,24 @@ def own_logits(policy: TextPolicy, probe: Probe) -> Tensor:
 
 def _agrees(policy: TextPolicy, probe: Probe, reference: Tensor) -> bool:
     try:
-        found = policy.logits(*probe)
+        return agree(policy, policy.logits(*probe), reference)
     except FAILURES:
         return False
+
+
+def agree(policy: TextPolicy, found: Tensor, reference: Tensor) -> bool:
+    """Whether logits are the same up to rounding, impossible tokens aside."""
     possible = ~reference.isinf()
-    return (
-        found.shape == reference.shape and deviation(found[possible], reference[possible]) <= (TOLERANCE[policy.dtype])
-    )
+    return found.shape == reference.shape and deviation(found[possible], reference[possible]) <= TOLERANCE[policy.dtype]
+
+
+def bears(policy: TextPolicy) -> bool:
+    """Whether the model can be called in the policy's layout at all."""
+    try:
+        own_logits(policy, probe_of(policy))
+    except FAILURES:
+        return False
+    return True
 
 
 @torch.no_grad()
