@@ -32,7 +32,8 @@ class MaskedSampler:
         (confidence-parallel decoding, arXiv:2505.22618); ``steps`` no longer matters.
     temperature: of the drawn tokens; 0 takes the best one. Probabilities that choose positions have temperature 1.
     guidance: s of ``uncond + (s + 1)(cond - uncond)``, the unconditional prompt all masked; 0 is off.
-    A row whose finished blocks hold an end token is done. Every draw follows from the row's seed and the step.
+    A row whose finished blocks hold an end token is done. Where the model allows it, prompt and finished blocks are
+    read once (`MaskedPolicy.reader`), with the same result. Every draw follows from the row's seed and the step.
     Sources: LLaDA (arXiv:2502.09992) §2.4 and its released sampler; Dream (arXiv:2508.15487).
     """
 
