@@ -29,6 +29,7 @@ from flowrl.session import Session
 from flowrl.step import Pass, improve
 from flowrl.train import iterate, train
 from flowrl.types import Draw, Prompt
+from tests import pipelines
 from tests.contract.toys import MODES, Recorder
 
 WANTED, GROUP, SET = 4, 6, 24
@@ -288,3 +289,37 @@ def test_bad_options_are_one_sentence(override: str, words: tuple[str, ...], mon
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.count("\n") == 1
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "reward"),
+    [
+        ("shapes", {"use": "flow_grpo", "kl": 0.0, "sampler": {"steps": 4}}, "shapes"),
+        ("sudoku", {"use": "trajectory_pg", "length": 16, "steps": 4, "block": 16}, "sudoku"),
+    ],
+)
+def test_other_families_learn_from_several_rounds(
+    model: str, algorithm: dict[str, Any], reward: str, tmp_path: Path
+) -> None:
+    """The likelihood of samples put together from rounds is that of the rounds: the ratio starts at 1."""
+    values = run_values(tmp_path / "run", 2)
+    values["model"] = {"path": model, "full": True}
+    values["algorithm"] = {**algorithm, "selection": {"use": "replace_flat_groups", "rounds": 6}}
+    values["data"] |= {"train": f"{model}:train"}
+    values["rewards"] = [{"use": reward, "options": {"mode": "strict"}}]
+    run = train(Config.of(values))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["sampling/rounds"] for line in lines) > 1
+    assert all(line["ratio/first_max_deviation"] < 1e-4 and line["sampling/groups"] > 0 for line in lines)
+    assert all(line["grad_norm"] > 0 for line in lines)
+
+
+def test_a_pipeline_that_pads_prompts_together_is_refused(tmp_path: Path) -> None:
+    folder = pipelines.save("qwen_image", tmp_path / "model")
+    values = run_values(tmp_path / "run", 1)
+    values["model"] = {"path": str(folder), "call": pipelines.CALLS["qwen_image"]}
+    values["algorithm"] = {"use": "flow_grpo", "selection": "replace_flat_groups"}
+    values["data"] |= {"train": "shapes:train"}
+    values["rewards"] = ["jpeg_compressibility"]
+    with pytest.raises(UserError, match=r"pads a prompt to the longest of its batch.*drop_flat_groups"):
+        train(Config.of(values))
