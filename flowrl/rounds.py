@@ -94,14 +94,15 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
         part = algorithm.selection(drawn, credit)[-len(made.seeds) :]
         fresh = made.rollout.group[part].unique()[:missing]  # sorted; what goes beyond is surplus
         missing -= len(fresh)
-        if len(fresh):
+        if len(fresh) == wanted and len(account.groups) == 1:
+            kept = made  # as it is, without a copy
+        elif len(fresh):
             kept = _joined(session, kept, made.take(torch.isin(made.rollout.group, fresh).nonzero()[:, 0]), timer)
         if not missing or len(account.groups) == most:
             break
+        del made, scoring  # before the next round takes as much memory again
     chosen = kept or made
-    scores = session.rewards.conclude(
-        chosen.rewards, chosen.samples.prompts, chosen.rollout.group.detach().cpu(), scoring.tallies
-    )
+    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.tallies)
     counts = {
         "sampling/rounds": float(len(account.groups)),
         "sampling/samples": float(len(account.prompts)),
