@@ -26,22 +26,22 @@ ARMS: dict[str, Any] = {
 }
 SEEDS = (0, 1, 2)
 QUARTERS = 4
-PROMPTS, GROUP, ITERATIONS = 16, 8, 40
-BUDGET = PROMPTS * GROUP * ITERATIONS
+PROMPTS, BUDGET = 16, 5120
+GROUPS_OF = (8, 4)
 
 
-def config(arm: str, seed: int) -> Config:
+def config(arm: str, group: int, seed: int) -> Config:
     """The run; the learning rate is the quickstart's, not tuned for either arm."""
     return Config.of(
         {
             "name": arm,
             "model": {"path": "sudoku", "full": True},
             "algorithm": {"use": "dapo", "length": 17, "selection": ARMS[arm]},
-            "data": {"train": "sudoku:train", "test": "sudoku:test", "prompts": PROMPTS, "group": GROUP},
+            "data": {"train": "sudoku:train", "test": "sudoku:test", "prompts": PROMPTS, "group": group},
             "rewards": [{"use": "sudoku", "options": {"mode": "strict"}}],
             "optimizer": {"lr": 7e-4, "betas": [0.9, 0.99], "weight_decay": 0.0},
             "train": {
-                "iterations": ITERATIONS,
+                "iterations": BUDGET // (PROMPTS * group),
                 "updates": 2,
                 "micro_batch": 256,
                 "sample_batch": 256,
@@ -55,9 +55,9 @@ def config(arm: str, seed: int) -> Config:
     )
 
 
-def run(arm: str, seed: int) -> dict[str, Any]:
+def run(arm: str, group: int, seed: int) -> dict[str, Any]:
     """Held-out scores at every quarter of the budget, and what was spent."""
-    session, timer = open_session(check(config(arm, seed))), PhaseTimer()
+    session, timer = open_session(check(config(arm, group, seed))), PhaseTimer()
     curve, flat, rounds, groups, began = [], [], [], [], time.perf_counter()
     while session.progress.samples < BUDGET:
         metrics, *_ = iterate(session, timer)
@@ -69,6 +69,7 @@ def run(arm: str, seed: int) -> dict[str, Any]:
     session.rewards.close()
     return {
         "arm": arm,
+        "group": group,
         "seed": seed,
         "curve": [round(value, 3) for value in curve],
         "samples": session.progress.samples,
@@ -81,6 +82,7 @@ def run(arm: str, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for number in SEEDS:
-        for name in ARMS:
-            print(json.dumps(run(name, number)), flush=True)
+    for size in GROUPS_OF:
+        for number in SEEDS:
+            for name in ARMS:
+                print(json.dumps(run(name, size, number)), flush=True)
