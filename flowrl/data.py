@@ -30,13 +30,20 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def draw(self, iteration: int, count: int, seed: int) -> list[Prompt]:
+    def draw(self, iteration: int, count: int, seed: int, number: int = 0) -> list[Prompt]:
         """``count`` prompts of one epoch's random order, distinct when ``count <= len(self)``; every epoch has its own
-        order.
+        order. A later round of the same iteration (``number`` > 0) takes others, in an order of that iteration's own:
+        a prompt comes back only when all have been drawn.
 
         A pure function of its arguments, so a resumed run goes on exactly where it was.
         """
         size = len(self.prompts)
+        if number > 0:
+            first = {prompt.id for prompt in self.draw(iteration, count, seed)}
+            order = permutation(derive(seed, "further prompts", iteration), size).tolist()
+            order.sort(key=lambda i: self.prompts[i].id in first)  # stable: those of the first round come last
+            start = (number - 1) * count
+            return [self.prompts[order[i % size]] for i in range(start, start + count)]
         if count > size:
             return [self.prompts[i] for i in _endless(size, iteration * count, count, seed)]
         per_epoch = size // count

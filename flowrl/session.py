@@ -142,6 +142,11 @@ def open_session(plan: Plan) -> Session:
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
     policy = open_policy(config)
+    if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
+        raise UserError(
+            "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
+            "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
+        )
     for name in algorithm.weight_sets:
         policy.follow(name, 0.0)
     if config.train.ema is not None:

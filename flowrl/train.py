@@ -11,9 +11,10 @@ from torch import Tensor
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.heldout import evaluate_heldout
-from flowrl.math.random import derive, seeds
+from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_heldout, watch_training
-from flowrl.parts.diagnostics import describe_completions, describe_scores
+from flowrl.parts.diagnostics import describe_scores
+from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.preflight import check
@@ -24,32 +25,19 @@ from flowrl.runtime.timing import PhaseTimer
 from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
-from flowrl.types import Draw, MisfitError, Samples, Scores
+from flowrl.types import MisfitError
 
 RATIO_LIMIT = 1e-3
 """Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
 
 
-def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores, Tensor]:
-    """One iteration: metrics, and what was made with its scores and credit."""
-    config, algorithm, progress = session.config, session.algorithm, session.progress
-    iteration, seed, group_size = progress.iteration, config.train.seed, config.data.group
-    drawn = session.prompts.draw(iteration, config.data.prompts, seed)
-    prompts = [prompt for prompt in drawn for _ in range(group_size)]
-    draw = Draw.of(
-        seeds=seeds(seed, "sample", iteration, count=len(prompts)),
-        group=torch.arange(len(drawn)).repeat_interleave(group_size),
-        iteration=iteration,
-        shared_seed=derive(seed, "shared", iteration),
-    )
+def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
+    """One iteration: metrics, and what was learned from with its credit."""
+    config, algorithm = session.config, session.algorithm
     before = session.policy.network_calls
-    rows = config.train.sample_batch
-    with session.rewards.scoring(draw.group) as scoring:
-        rollout, samples = session.make(prompts, draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
-        with timer("reward"):
-            scores = scoring.finish()
+    made = gather(session, timer)
     with timer("advantage"):
-        advantage = algorithm.advantage(scores, session.memory)
+        advantage = algorithm.advantage(made.scores, session.memory)
     with timer("update"):
         for options in session.optimizer.param_groups:
             options["lr"] = session.learning_rate()
@@ -58,19 +46,18 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samp
             epochs=config.train.epochs,
             micro_batch=config.train.micro_batch,
             max_grad_norm=config.optimizer.max_grad_norm,
-            seed=derive(seed, "split", iteration),
+            seed=derive(config.train.seed, "split", session.progress.iteration),
         )
         try:
             metrics = improve(
-                session.policy, session.optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings
+                session.policy, session.optimizer, algorithm, made.rollout, made.scores, advantage, made.seeds, settings
             )
         except MisfitError as error:
             raise UserError(f"algorithm: {error}") from error
-    _advance(session, int(metrics.pop("optimizer_steps")), len(prompts), session.policy.network_calls - before)
-    described = describe_scores(scores, advantage) | describe_completions(rollout)
+    _advance(session, int(metrics.pop("optimizer_steps")), len(made.drawn.group), session.policy.network_calls - before)
     with timer("monitor"):
-        watched = watch_training(session, rollout, samples, metrics)
-    return metrics | described | watched | scoring.metrics(scores.names), samples, scores, advantage
+        watched = watch_training(session, made.rollout, made.samples, metrics)
+    return metrics | describe_scores(made.drawn, advantage) | made.metrics | watched, made, advantage
 
 
 def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
@@ -131,7 +118,7 @@ def _loop(
         _publish(session, run, trackers, shown, latest | timer.collect(), clock)
     while progress.iteration < config.train.iterations:
         try:
-            metrics, samples, scores, advantage = iterate(session, timer)
+            metrics, made, advantage = iterate(session, timer)
         except UserError:
             if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
                 _save(session, run, latest, clock)
@@ -142,10 +129,10 @@ def _loop(
             latest = _evaluate(session, run, timer)
             metrics |= latest
         if config.log.images and (last or progress.iteration % config.log.every_images == 0):
-            keys = seeds(config.train.seed, "sample", progress.iteration - 1, count=len(samples))
-            run.save_samples(progress.iteration, samples, scores, advantage, seeds=keys, count=config.log.images)
+            count = config.log.images
+            run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
-        for sentence in news(session, metrics):
+        for sentence in [*shortage(session, metrics), *news(session, metrics)]:
             shown.note(sentence)
         halted = halt(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0

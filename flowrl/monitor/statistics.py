@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,14 +79,3 @@ def some(group: Tensor, most: int) -> Tensor:
     groups = min(len(counts), max(1, most // each))
     chosen = torch.arange(groups) * len(counts) // groups
     return (torch.isin(index, chosen) & (place < each)).nonzero()[:, 0]
-
-
-def take(samples: Samples, rows: Tensor) -> Samples:
-    """The samples with these indices."""
-    numbers = rows.tolist()
-    return replace(
-        samples,
-        prompts=[samples.prompts[i] for i in numbers],
-        images=None if samples.images is None else samples.images[rows.to(samples.images.device)],
-        completions=None if samples.completions is None else [samples.completions[i] for i in numbers],
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowrl.errors import UserError
 from flowrl.monitor.alarms import Check, Memory, check_rewards, check_statistics, sentence
-from flowrl.monitor.statistics import measure, some, take
+from flowrl.monitor.statistics import measure, some
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
 from flowrl.types import Rollout, Samples, Scores, TokenTrace
@@ -30,7 +30,7 @@ def watch_training(session: Any, rollout: Rollout, samples: Samples, metrics: Ma
         full = trace.mask[rows].all(dim=1) if isinstance(trace, TokenTrace) else None
         latents = rollout.final[rows] if rollout.final.is_floating_point() else None
         group = rollout.group[rows]
-        measured = measure(take(samples, rows), group, latents=latents, full=full)
+        measured = measure(samples.take(rows), group, latents=latents, full=full)
         checks = check_statistics("train", measured, group, memory, options)
     if options.kl is not None:
         if "kl/reference" not in metrics:
@@ -49,7 +49,7 @@ def watch_heldout(session: Any, samples: Samples, scores: Scores) -> dict[str, f
     checks = check_rewards(scores, memory, options)
     if options.samples:
         rows = some(scores.group, options.samples)
-        measured = measure(take(samples, rows), scores.group[rows])
+        measured = measure(samples.take(rows), scores.group[rows])
         checks += check_statistics("heldout", measured, scores.group[rows], memory, options)
     return _metrics(checks)
 

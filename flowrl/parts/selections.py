@@ -14,6 +14,10 @@ from flowrl.types import Scores, first_of_group
 class Everything:
     """All samples that could be scored."""
 
+    @property
+    def rounds(self) -> int:
+        return 1
+
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid
 
@@ -22,13 +26,47 @@ class Everything:
 class DropFlatGroups:
     """Leave out groups whose samples all scored the same: they carry no comparison."""
 
+    @property
+    def rounds(self) -> int:
+        return 1
+
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~flat_groups(scores.total, scores.group, scores.valid)
 
 
 @dataclass(frozen=True)
+class ReplaceFlatGroups:
+    """Leave out flat groups as `DropFlatGroups` does, and sample others in their place: DAPO's dynamic sampling
+    (arXiv:2503.14476, section 3.2).
+
+    A round samples ``data.prompts`` new prompts. Rounds follow until ``data.prompts`` groups are not flat; the surplus
+    of the last round is dropped, and after ``rounds`` of them the update learns from what there is. Groups that
+    ``drop_group`` leaves out are replaced as well. Statistics of rewards and of lengths are those of all samples
+    drawn, credit and update know only the groups that stay.
+
+    Differs from the released recipe (verl, ``recipe/dapo``) in three ways: it judges the total reward, not accuracy
+    alone, so a `length_penalty` in the total makes a group count as not flat; a round is not three times the batch;
+    and too few groups after the last round are no error.
+    """
+
+    rounds: int = 10
+    """At most; 10 is ``max_num_gen_batches`` of the released recipe, the paper names no number."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds} samples nothing; use at least 1, which is drop_flat_groups")
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        return DropFlatGroups()(scores, advantage)
+
+
+@dataclass(frozen=True)
 class WithCredit:
     """Samples whose credit is not 0, such as those of a preference pair."""
+
+    @property
+    def rounds(self) -> int:
+        return 1
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & (advantage != 0)
@@ -37,6 +75,10 @@ class WithCredit:
 @dataclass(frozen=True)
 class AllButFirst:
     """All but the first sample of every group, which is ReMax's greedy baseline."""
+
+    @property
+    def rounds(self) -> int:
+        return 1
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~first_of_group(scores.group)

@@ -29,6 +29,8 @@ class Geometry:
     frozen_forwards: int
     """Per iteration: reference and old policy, without gradient; again if every sample is trained."""
     iterations: int
+    rounds: int = 1
+    """Of sampling per iteration, at most; the counts of samples and forwards are those of one."""
 
     @property
     def forwards(self) -> int:
@@ -38,9 +40,15 @@ class Geometry:
     def lines(self) -> list[tuple[str, str]]:
         """Label and value, to print."""
         batch = f"{self.prompts} prompts x {self.group} = {self.samples} samples"
+        samples, forwards = (self.iterations * (self.rounds - 1) * n for n in (self.samples, self.sampling_forwards))
+        several = [
+            ("rounds of sampling", f"1 to {self.rounds} an iteration, until {self.prompts} groups take part"),
+            ("", f"counted below as 1; the others make up to {samples:,} samples in {forwards:,} forwards"),
+        ]
         return [
             ("batch", f"{batch}, {self.decisions} decisions each"),
             ("iterations", f"{self.iterations}, {self.optimizer_steps} optimiser steps each"),
+            *(several if self.rounds > 1 else []),
             ("samples in total", f"{self.iterations * self.samples:,}"),
             ("network forwards per iteration", f"{self.sampling_forwards:,} to sample"),
             ("", f"{self.training_forwards:,} with gradient, {self.frozen_forwards:,} of frozen weights"),
@@ -52,10 +60,11 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
     """The work of a run. Raises `UserError` where prompts, group and updates do not fit the algorithm."""
     data, train = config.data, config.train
     samples = data.prompts * data.group
-    if data.group < algorithm.min_group:
+    least = max(algorithm.min_group, 2 if algorithm.selection.rounds > 1 else 1)  # a group of one is always flat
+    if data.group < least:
         raise UserError(
             f"data.group={data.group}: this algorithm compares the samples of a prompt, so it needs at least "
-            f"{algorithm.min_group} of them"
+            f"{least} of them"
         )
     if algorithm.objective.coupled and train.updates > data.prompts:
         raise UserError(
@@ -79,4 +88,5 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
         frozen_forwards=trained * len({*algorithm.held, *algorithm.estimator.frozen})
         + samples * network_rows * bool(measured or algorithm.credit),
         iterations=train.iterations,
+        rounds=algorithm.selection.rounds,
     )

@@ -16,6 +16,7 @@ from rich.text import Text
 ROWS = (
     ("reward", "reward/mean"),
     ("eval", "eval/reward/mean"),
+    ("rounds", "sampling/rounds"),
     ("ratio off by", "ratio/first_max_deviation"),
     ("KL", "kl/reference"),
     ("clipped", "clip_fraction"),

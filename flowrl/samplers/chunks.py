@@ -3,6 +3,7 @@ again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,17 +20,34 @@ def sample(sampler: Sampler, policy: Any, condition: Condition, draw: Draw, rows
     parts = []
     for index in torch.arange(len(draw)).split(rows):
         parts.append(sampler(policy, condition.take(index), draw.take(index)))
-    if len(parts) == 1:
-        return parts[0]
+    return parts[0] if len(parts) == 1 else joined(parts, condition, draw.group)
+
+
+def joined(parts: Sequence[Rollout], condition: Condition, group: Tensor) -> Rollout:
+    """One rollout from several of the same sampler, with the condition and the groups [N] of all its samples."""
     first = parts[0]
-    trace = None if first.trace is None else _joined([part.trace for part in parts])
     return replace(
         first,
         condition=condition,
         final=torch.cat([part.final for part in parts]),
-        group=draw.group,
-        trace=trace,
+        group=group,
+        trace=None if first.trace is None else _joined([part.trace for part in parts]),
         forwards=sum(part.forwards for part in parts),
+    )
+
+
+def take(rollout: Rollout, rows: Tensor) -> Rollout:
+    """Some samples of a rollout, copied: the others are not kept alive. ``forwards`` stays that of all."""
+    trace = rollout.trace
+    if trace is not None:
+        cut = {f.name: getattr(trace, f.name) for f in fields(trace)}
+        trace = replace(trace, **{name: value[rows] for name, value in cut.items() if isinstance(value, Tensor)})
+    return replace(
+        rollout,
+        condition=rollout.condition.take(rows),
+        final=rollout.final[rows.to(rollout.final.device)],
+        group=rollout.group[rows],
+        trace=trace,
     )
 
 

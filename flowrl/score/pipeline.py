@@ -119,12 +119,16 @@ class Scoring:
 
     def finish(self) -> Scores:
         """Wait for all scores. Raises what a reward raised, and as `Rewards.conclude` does."""
+        return self._conclude(self.wait(), self._prompts, self._group, self.tallies)
+
+    def wait(self) -> Tensor:
+        """[N, R] float64: all rewards' answers, before any policy. Raises what a reward raised."""
         for job in self._later:
             job()
         with self._changed:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         self._check()
-        return self._conclude(self._values, self._prompts, self._group, self.tallies)
+        return self._values
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
         """``time/reward_busy``: seconds spent in all rewards' calls, waited for or not; ``reward/<name>/failures``:

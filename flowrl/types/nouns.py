@@ -143,6 +143,16 @@ class Samples:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def take(self, rows: Tensor) -> Self:
+        """The samples with these indices, copied: the others are not kept alive."""
+        numbers = rows.tolist()
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in numbers],
+            images=None if self.images is None else self.images[rows.to(self.images.device)],
+            completions=None if self.completions is None else [self.completions[i] for i in numbers],
+        )
+
 
 @dataclass(frozen=True)
 class Scores:

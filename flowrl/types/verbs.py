@@ -225,6 +225,11 @@ class Credit(Protocol):
 
 
 class Selection(Protocol):
+    @property
+    def rounds(self) -> int:
+        """Rounds of sampling, at most, until ``data.prompts`` groups take part; 1 replaces nothing."""
+        ...
+
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         """[N] bool: the samples that take part."""
         ...
