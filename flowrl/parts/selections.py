@@ -50,7 +50,7 @@ class ReplaceFlatGroups:
     """
 
     rounds: int = 10
-    """At most; 10 is ``max_num_gen_batches`` of the released recipe, the paper names no number."""
+    """At most; 10 is ``max_num_gen_batches`` of the released recipe."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
