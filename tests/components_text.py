@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import transformers
 
+from flowrl.models.text import legacy
+
 CHARACTERS = string.digits + string.ascii_lowercase + "+-*/=.:|() "
 REMOTE = Path(__file__).parent / "remote" / "modeling_tiny.py"
 CHAT = (
@@ -103,7 +105,9 @@ def remote_module() -> Any:
         spec = importlib.util.spec_from_file_location(name, REMOTE)
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        with legacy.understood():  # as when it is loaded with a model
+            spec.loader.exec_module(sys.modules[name])
+        legacy.mend_module(sys.modules[name])
     return sys.modules[name]
 
 

@@ -75,8 +75,10 @@ def unreadable(source: str, error: Exception) -> UserError:
     what = (
         "cannot be loaded from its folder" if Path(source).is_dir() else "is not a folder here and cannot be downloaded"
     )
-    reason = str(error).strip().splitlines()
-    return UserError(f"model {source!r} {what}: {reason[0] if reason else type(error).__name__}")
+    reason, kind = str(error).strip().splitlines(), type(error).__name__
+    if isinstance(error, KeyError):  # whose text is the key alone
+        reason = [f"{kind} {reason[0]}"]
+    return UserError(f"model {source!r} {what}: {reason[0] if reason else kind}")
 
 
 @contextmanager

@@ -8,11 +8,13 @@ import shutil
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
 from flowrl.errors import UserError
 from flowrl.models import LoRAOptions, family_of, load_policy
+from flowrl.models.text import legacy
 from flowrl.models.text.load import load_causal, load_masked
 from tests import components_text
 from tests.components_text import CHAT, character_tokenizer, folder
@@ -79,9 +81,60 @@ def test_diffusion_gemma_scores_are_what_its_pipeline_computes():
         torch.testing.assert_close(ours, logits[0], atol=1e-5, rtol=1e-5)
 
 
+# ------------------------------------------------------------------------------------------------------- remote code
+@pytest.mark.parametrize("name", REMOTE)
+def test_remote_code_computes_what_its_class_computes(name):
+    """Against the class called directly, with the weights of the file: nothing is left uninitialised by loading."""
+    policy = load(name, full=True)
+    place = folder(name) / ("model" if name.startswith("llada2") else "")
+    kind = getattr(components_text.remote_module(), type(policy.network.model).__name__)
+    direct = kind(kind.config_class.from_pretrained(place)).eval()
+    direct.load_state_dict(safetensors.torch.load_file(place / "model.safetensors"))
+    torch.testing.assert_close(look(policy.network.model, name), look(direct, name), atol=0, rtol=0)
+
+
+def test_constants_in_no_file_are_garbage_unless_restored(monkeypatch):
+    right = look(load("dream", full=True).network.model, "dream")
+    monkeypatch.setattr(legacy, "_restore_constants", lambda model: None)
+    wrong = look(load("dream", full=True).network.model, "dream")
+    assert not torch.allclose(right, wrong, atol=1e-2)
+
+
+def test_layers_computed_without_gradients_are_refused(monkeypatch):
+    monkeypatch.setattr(legacy, "_restore_gradients", lambda model: None)
+    with pytest.raises(UserError, match=r"computes 6 of its layers without gradients \(blocks.0.ff_proj"):
+        load("llada2", full=True)
+
+
+def test_transformers_is_left_as_it_was():
+    from transformers import dynamic_module_utils, modeling_rope_utils
+    from transformers.utils import import_utils
+
+    before = dynamic_module_utils.get_class_in_module
+    for name in REMOTE:
+        load(name)
+    assert dynamic_module_utils.get_class_in_module is before
+    assert "default" not in modeling_rope_utils.ROPE_INIT_FUNCTIONS and not hasattr(import_utils, legacy.GONE[0])
+
+
+def test_tokens_beyond_the_tokenizer_have_no_text():
+    policy = load("dream")
+    words = len(policy.text.tokenizer)
+    assert policy.decode(torch.tensor([[4, words, 5, words + 7]])) == policy.decode(torch.tensor([[4, 5]]))
+
+
 # --------------------------------------------------------------------------------------------------------- exports
 def opened(path, name):
-    """A model as its users open it."""
+    """A model as its users open it; remote code as those do who have the transformers it was written for."""
+    if name not in REMOTE:
+        return _opened(path, name)
+    with legacy.understood():
+        model = _opened(path, name)
+    legacy.mend(model)
+    return model
+
+
+def _opened(path, name):
     if name == "diffusion_gemma":
         return transformers.DiffusionGemmaForBlockDiffusion.from_pretrained(path).eval()
     if name.startswith("llada2"):

@@ -83,10 +83,11 @@ class Tokens:
 
     def texts(self, completions: Tensor) -> list[str]:
         """Texts of completions [N, T]: up to the first end token, without special tokens."""
-        found = []
+        found, words = [], len(self.tokenizer)
         for row in completions.tolist():
             kept = row[: row.index(self.end)] if self.end in row else row
-            kept = [token for token in kept if token not in self.hidden]
+            # a vocabulary layer may be wider than the tokenizer, for whose further tokens there is no text
+            kept = [token for token in kept if token not in self.hidden and token < words]
             found.append(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         return found
 

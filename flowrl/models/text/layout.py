@@ -52,6 +52,8 @@ class Sequences:
     padded: bool
     """Whether prompts of unequal length may share a call, with an attention mask; else there is one per length."""
     pad: int
+    broad: bool = False
+    """Whether the attention mask is [n, 1, 1, W] bool instead of [n, W], which Dream hands on to torch as it is."""
 
     def __call__(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
         asked = targets.any(dim=1).nonzero()[:, 0]
@@ -67,15 +69,17 @@ class Sequences:
             yield self._call(condition, tokens, targets, asked[group], used[group])
 
     def simpler(self) -> list[Layout]:
-        """One call per prompt length."""
-        return [replace(self, padded=False)] if self.padded and not self.causal else []
+        """The other kind of mask, and one call per prompt length."""
+        if self.causal or not self.padded:
+            return []
+        return [replace(self, broad=True), replace(self, padded=False)]
 
     def _call(self, condition: TextCondition, tokens: Tensor, targets: Tensor, rows: Tensor, used: Tensor) -> Forward:
         length = tokens.shape[1]
         ids, inside = join(condition, tokens, rows, used, self.pad)
         inputs = {"input_ids": ids}
         if not self.causal and not bool(inside.all()):
-            inputs["attention_mask"] = inside.long()
+            inputs["attention_mask"] = inside[:, None, None] if self.broad else inside.long()
         row, place = targets[rows].nonzero(as_tuple=True)
         columns = condition.row_lengths[rows][row] + place - int(self.shift or self.causal)
         return Forward(inputs, row, columns, rows[row] * length + place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 
 from flowrl.errors import UserError
 from flowrl.models.loading import Source, bars_hidden, check_name, unreadable
+from flowrl.models.text import legacy
 
 Family = Literal["diffusion", "masked", "causal"]
 PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
@@ -169,7 +171,7 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
     loader = _loader(place, family, source.trust_remote_code)
     chosen = {} if attention is None else {"attn_implementation": attention}
     try:
-        with bars_hidden():
+        with bars_hidden(), legacy.understood() if source.trust_remote_code else nullcontext():
             model, report = loader.from_pretrained(
                 place,
                 dtype=dtype,
@@ -190,6 +192,7 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
             f"model {place!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, ...), which would"
             " be random; use a checkpoint with a language-model head"
         )
+    legacy.mend(model)
     return model.requires_grad_(False).eval()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -70,7 +70,17 @@ def settle(policy: TextPolicy) -> None:
 
 @torch.no_grad()
 def check(policy: TextPolicy) -> float:
-    """Largest deviation of batched predictions from the model's own on single rows. Raises `UserError`."""
+    """Largest deviation of batched predictions from the model's own on single rows.
+
+    Raises:
+        UserError: where that is more than rounding, or where a part of the model is computed without gradients.
+    """
+    blind = without_gradients(policy)
+    if blind:
+        raise UserError(
+            f"{policy.network.name} computes {len(blind)} of its layers without gradients ({blind[0]}, ...), so its"
+            " training would be wrong; unsupported"
+        )
     probe = probe_of(policy)
     found = policy.logits(*probe)
     reference = own_logits(policy, probe)
@@ -82,6 +92,26 @@ def check(policy: TextPolicy) -> float:
             " unsupported"
         )
     return worst
+
+
+def without_gradients(policy: TextPolicy) -> list[str]:
+    """Names of modules with weights that the model runs with gradients switched off, whatever is asked of it."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        return lambda *_: None if torch.is_grad_enabled() else found.append(name)
+
+    holders = [
+        (n, m) for n, m in policy.network.model.named_modules() if next(m.parameters(recurse=False), None) is not None
+    ]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in holders]
+    try:
+        with torch.enable_grad():
+            policy.logits(*probe_of(policy))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(found))
 
 
 def own_logits(policy: TextPolicy, probe: Probe) -> Tensor:
