@@ -55,6 +55,12 @@ class Sandwich(Traits):
     coupled: ClassVar[bool] = True
     compares: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.omega <= 1:
+            raise ValueError(f"omega={self.omega} should be a share, from 0 to 1")
+        if not self.power > 0:
+            raise ValueError(f"power={self.power} should be above 0")
+
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         probe = batch.probe
         if not isinstance(probe, ViewRows) or probe.per != "cell":
