@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -150,10 +150,12 @@ def _adjust(part: Any, changes: Mapping[str, Any], path: str) -> Any:
 
 
 def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
-    if slot in SLOTS and isinstance(value, list):
-        return tuple(_new_part(slot, item, f"{path}.{index}") for index, item in enumerate(value))
-    if slot in SLOTS and (isinstance(value, str) or (isinstance(value, Mapping) and "use" in value)):
-        return _new_part(slot, value, path)
+    adjusts = isinstance(value, Mapping) and "use" not in value
+    if slot in SLOTS and isinstance(current, tuple) and not adjusts:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_new_part(slot, item, f"{path}.{index}") for index, item in enumerate(items))
+    if slot in SLOTS and not adjusts:
+        return None if value is None and type(None) in get_args(hint) else _new_part(slot, value, path)
     if isinstance(value, Mapping):
         if not dataclasses.is_dataclass(current):
             raise UserError(f"{path}: there is nothing to adjust; name a part with 'use'")
@@ -162,9 +164,11 @@ def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
 
 
 def _new_part(slot: str, spec: Any, path: str) -> Any:
-    given = {"use": spec} if isinstance(spec, str) else dict(spec)
-    wanted = given.pop("use", None)
     known = _parts_of(slot)
+    if not isinstance(spec, str) and not (isinstance(spec, Mapping) and "use" in spec):
+        raise UserError(f"{path}: {spec!r} names no part; known: {', '.join(sorted(known))}")
+    given = {"use": spec} if isinstance(spec, str) else dict(spec)
+    wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
     if match is None:
         raise UserError(f"{path}.use: there is no {wanted!r}{did_you_mean(str(wanted), known)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from flowrl.parts.advantages import BestOfGroup, ExponentialWeight, GroupCentred
 from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.emphases import InverseStep
 from flowrl.parts.objectives import Clipped, ClippedMean
+from flowrl.parts.regularizers import KLToOld
 from flowrl.parts.selections import DropFlatGroups
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
 from flowrl.types import Batch, Draw, Likelihood, Rows, Scores, StepRows
@@ -302,6 +304,10 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
         ({"use": "flow_grpo", "sampler": {"steps": "ten"}}, "algorithm.sampler.steps: 'ten' will not do"),
         ({"use": "flow_grpo", "objective": "clipd"}, "algorithm.objective.use: there is no 'clipd'"),
         ({"kl": 1}, "algorithm.use"),
+        ({"use": "grpo", "objective": ["clipped"]}, "algorithm.objective: ['clipped'] names no part; known: Clipped"),
+        ({"use": "grpo", "sampler": None}, "algorithm.sampler: None names no part"),
+        ({"use": "grpo", "credit": None}, "algorithm.credit.0: None names no part"),
+        ({"use": "grpo", "regularizers": [{"weight": 0.1}]}, "algorithm.regularizers.0: {'weight': 0.1} names no part"),
         ({"use": "bgpo", "draws": 0}, "algorithm.bgpo: draws=0 should be at least 1"),
         ({"use": "gdpo_dllm", "nodes": 0}, "algorithm.gdpo_dllm: nodes=0 should be at least 1"),
         ({"use": "tracerl", "merge": 0}, "algorithm.tracerl: merge=0 should be at least 1"),
@@ -320,8 +326,14 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
     ],
 )
 def test_a_wrong_algorithm_spec_names_the_key(spec, message: str) -> None:
-    with pytest.raises(UserError, match=message.replace(".", r"\.").replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         algorithms.build(spec)
+
+
+def test_a_list_of_parts_may_be_one_part_and_a_window_none() -> None:
+    assert algorithms.build({"use": "grpo", "regularizers": "kl_to_old"}).regularizers == (KLToOld(),)
+    assert algorithms.build({"use": "grpo", "credit": {"use": "truncated_importance", "cap": 3}}).credit[0].cap == 3
+    assert algorithms.build({"use": "flow_grpo_fast", "sampler": {"window": None}}).sampler.window is None
 
 
 def test_parts_are_adjusted_and_replaced_from_plain_data() -> None:
