@@ -145,6 +145,11 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     assert "holds a causal model, and this algorithm trains masked" in refusal(values("llama", "elbo_pg", tmp_path))
     assert "holds a masked model, and this algorithm trains causal" in refusal(values("modernbert", "grpo", tmp_path))
     assert "world shapes has no masked model" in refusal(values("bert", "spg", tmp_path, model={"path": "shapes"}))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    assert "has no config.json" in refusal(values("llama", "grpo", tmp_path, model={"path": str(adapter)}))
+    (adapter / "adapter_config.json").write_text("{}")
+    assert "model.adapter" in refusal(values("llama", "grpo", tmp_path, model={"path": str(adapter)}))
     assert "trust_remote_code" in refusal(values("llada", "elbo_pg", tmp_path / "code"))
     assert "mask_token_id" in refusal(values("unmasked", "elbo_pg", tmp_path / "unmasked"))
     long = values("llama", "grpo", tmp_path / "long")
