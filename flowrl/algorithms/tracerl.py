@@ -25,7 +25,9 @@ def tracerl(
     temperature: float = 0.8,
 ) -> Algorithm:
     """The released settings for full-attention models, without value model and cache; every view counts the same. The
-    released rollouts choose positions by the drawn token, these by the state, whose trajectory gradient is exact."""
+    released rollouts choose positions by the drawn token, these by the state, whose trajectory gradient is exact.
+    Scores have the sampler's temperature (released: 1), tokens behind the end in the last block are scored as they were
+    drawn (released: not), and the KL is a mean over a view's tokens as the loss is (released: a sum)."""
     views = -(-steps // max(merge, 1))  # `Trace` says what is wrong with less than 1
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
