@@ -152,6 +152,8 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     assert "model.adapter" in refusal(values("llama", "grpo", tmp_path, model={"path": str(adapter)}))
     assert "trust_remote_code" in refusal(values("llada", "elbo_pg", tmp_path / "code"))
     assert "mask_token_id" in refusal(values("unmasked", "elbo_pg", tmp_path / "unmasked"))
+    other = values("llama", "rloo", tmp_path / "other", model={"path": "sudoku", "lora": {}})
+    assert "cannot be read by the model's tokenizer" in refusal(other)
     long = values("llama", "grpo", tmp_path / "long")
     (tmp_path / "long/prompts.txt").write_text("1" * 80 + "\n")
     assert "context" in refusal(long)

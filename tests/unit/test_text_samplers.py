@@ -187,7 +187,7 @@ def test_blocks_are_filled_from_left_to_right_and_an_ended_row_is_done() -> None
 
 def test_a_threshold_fixes_all_confident_positions_and_at_least_one() -> None:
     policy = TinyText(3, 4)
-    slow = make(MaskedSampler(length=4, steps=4, block=4, threshold=1.1), policy, 20)
+    slow = make(MaskedSampler(length=4, steps=4, block=4, threshold=1.0), policy, 20)
     assert all(sorted(row) == [0, 1, 2, 3] for row in trace(slow).order.tolist())
     fast = make(MaskedSampler(length=4, steps=4, block=4, threshold=0.0), policy, 20)
     assert bool((trace(fast).order == 0).all()) and fast.forwards == 20
@@ -212,6 +212,9 @@ def test_no_guidance_is_the_identity_and_guidance_sharpens() -> None:
     [
         ({"length": 10, "block": 4}, "not a multiple of block"),
         ({"length": 8, "block": 2, "steps": 3}, "leaves no step"),
+        ({"length": 8, "block": -4}, "block=-4 should be at least 1"),
+        ({"length": 8, "block": 8, "threshold": 90}, "threshold=90 is a probability"),
+        ({"length": 8, "block": 8, "guidance": -1}, "guidance=-1 should be 0"),
     ],
 )
 def test_impossible_geometries_are_named(options: dict, words: str) -> None:

@@ -111,8 +111,15 @@ class Tokens:
             )
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._templated(text) if self.chat else list(self.tokenizer(text)["input_ids"])
         shown = repr(text if len(text) <= 60 else text[:57] + "...")
+        try:
+            ids = self._templated(text) if self.chat else list(self.tokenizer(text)["input_ids"])
+        except UserError:
+            raise
+        except Exception as error:  # tokenizers has no narrower one for a text outside its vocabulary
+            raise UserError(
+                f"prompt {shown} cannot be read by the model's tokenizer ({error}); it is of another task or language"
+            ) from error
         if not ids:
             raise UserError(f"prompt {shown} has no tokens; a language model needs something to continue")
         if self.max_prompt is not None and len(ids) > self.max_prompt:
