@@ -13,6 +13,8 @@ from flowrl.errors import UserError
 from flowrl.math.random import uniform
 
 CORRUPTION_STREAM = 3_000_000
+ANSWER = "42"
+"""Stands for an answer where the chat template is asked what comes behind one."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,9 @@ def open_tokens(
     use = has_template if chat is None else chat
     if system is not None and not use:
         raise UserError("model.system needs a chat template, which is off or which the tokenizer lacks; remove it")
-    end = _first(tokenizer.eos_token_id, tokenizer.sep_token_id, getattr(config, "eos_token_id", None))
+    # a masked model may fill up with its end token without closing the turn, so there that one counts
+    turn = _turn_end(tokenizer) if use and mask is None else None
+    end = _first(turn, tokenizer.eos_token_id, tokenizer.sep_token_id, getattr(config, "eos_token_id", None))
     if end is None:
         raise UserError(
             "neither the tokenizer nor the model's config names an end token (eos_token); add one to the tokenizer"
@@ -180,6 +184,21 @@ def open_tokens(
         raise UserError(f"model.max_prompt={max_prompt} leaves no room in the model's context of {context}; lower it")
     hidden = () if mask is None else (mask,)
     return Tokens(tokenizer, use, system, context, max_prompt, end, end if pad is None else pad, hidden)
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template closes an answer with, if any. The end tokens of Gemma's and Phi-3's
+    tokenizers are others, which their chat models never say."""
+    from jinja2 import TemplateError
+
+    messages = [{"role": "user", "content": ANSWER}, {"role": "assistant", "content": ANSWER}]
+    try:
+        behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(ANSWER)[2]
+    except TemplateError:
+        return None
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+    known = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+    return ids[0] if known is not None and known.special else None
 
 
 def _first(*candidates: Any) -> int | None:
