@@ -8,12 +8,15 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.parts.algorithm import Algorithm
+from flowrl.estimators.masked import MaskedViews
+from flowrl.estimators.views import Trace
+from flowrl.parts.algorithm import Algorithm, Family
+from flowrl.samplers.masked import MaskedSampler
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "sampler": ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal"),
@@ -38,6 +41,15 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "decay": ("flowrl.parts.schedules",),
 }
 """Where the parts that fit a field live."""
+FAMILY_OF: dict[str, Family] = {
+    "flow": "diffusion",
+    "transitions": "diffusion",
+    "matching": "diffusion",
+    "masked": "masked",
+    "causal": "causal",
+    "tokens": "causal",
+}
+"""The models that samplers and estimators are for, by the module they come from."""
 
 
 def names() -> list[str]:
@@ -88,7 +100,9 @@ def build(spec: str | Mapping[str, Any]) -> Algorithm:
         algorithm = preset(**called)
     except ValueError as error:
         raise UserError(f"algorithm.{name}: {error}") from error
-    return _adjust(algorithm, {k: v for k, v in given.items() if k not in arguments}, "algorithm")
+    algorithm = _adjust(algorithm, {k: v for k, v in given.items() if k not in arguments}, "algorithm")
+    _check(algorithm, name)
+    return algorithm
 
 
 def describe(part: Any) -> Any:
@@ -99,6 +113,25 @@ def describe(part: Any) -> Any:
     if isinstance(part, tuple):
         return [describe(item) for item in part]
     return part
+
+
+def _check(algorithm: Algorithm, name: str) -> None:
+    """Raise `UserError` for a sampler or estimator of another family, and for trajectories longer than are scored."""
+    sampler, estimator = algorithm.sampler, algorithm.estimator
+    for slot, part in (("sampler", sampler), ("estimator", estimator)):
+        kind = FAMILY_OF.get(type(part).__module__.rpartition(".")[2])
+        if kind is not None and kind not in algorithm.families:
+            raise UserError(
+                f"algorithm.{slot}: {type(part).__name__} is for {kind} models, and {name} trains "
+                f"{' or '.join(algorithm.families)} ones; take another part or preset"
+            )
+    if isinstance(sampler, MaskedSampler) and isinstance(estimator, MaskedViews) and isinstance(estimator.plan, Trace):
+        plan, steps = estimator.plan, sampler.steps if sampler.threshold is None else sampler.length
+        if steps > plan.limit * plan.merge:
+            raise UserError(
+                f"algorithm.estimator.plan.limit={plan.limit}: the sampler may take {steps} steps, {plan.merge} a view;"
+                f" raise it to {-(-steps // plan.merge)}"
+            )
 
 
 def _adjust(part: Any, changes: Mapping[str, Any], path: str) -> Any:
@@ -117,10 +150,12 @@ def _adjust(part: Any, changes: Mapping[str, Any], path: str) -> Any:
 
 
 def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
-    if slot in SLOTS and isinstance(value, list):
-        return tuple(_new_part(slot, item, f"{path}.{index}") for index, item in enumerate(value))
-    if slot in SLOTS and (isinstance(value, str) or (isinstance(value, Mapping) and "use" in value)):
-        return _new_part(slot, value, path)
+    adjusts = isinstance(value, Mapping) and "use" not in value
+    if slot in SLOTS and isinstance(current, tuple) and not adjusts:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_new_part(slot, item, f"{path}.{index}") for index, item in enumerate(items))
+    if slot in SLOTS and not adjusts:
+        return None if value is None and type(None) in get_args(hint) else _new_part(slot, value, path)
     if isinstance(value, Mapping):
         if not dataclasses.is_dataclass(current):
             raise UserError(f"{path}: there is nothing to adjust; name a part with 'use'")
@@ -129,9 +164,11 @@ def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
 
 
 def _new_part(slot: str, spec: Any, path: str) -> Any:
-    given = {"use": spec} if isinstance(spec, str) else dict(spec)
-    wanted = given.pop("use", None)
     known = _parts_of(slot)
+    if not isinstance(spec, str) and not (isinstance(spec, Mapping) and "use" in spec):
+        raise UserError(f"{path}: {spec!r} names no part; known: {', '.join(sorted(known))}")
+    given = {"use": spec} if isinstance(spec, str) else dict(spec)
+    wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
     if match is None:
         raise UserError(f"{path}.use: there is no {wanted!r}{did_you_mean(str(wanted), known)}")
@@ -140,8 +177,13 @@ def _new_part(slot: str, spec: Any, path: str) -> Any:
     missing = [name for name in required if name not in given]
     if missing:
         raise UserError(f"{path}: {match} needs {', '.join(missing)}")
-    start = {name: given.pop(name) for name in required}
-    return _adjust(kind(**start), given, path)
+    hints = get_type_hints(kind)
+    start = {name: _typed(hints[name], given.pop(name), f"{path}.{name}") for name in required}
+    try:
+        part = kind(**start)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return _adjust(part, given, path)
 
 
 def _parts_of(slot: str) -> dict[str, type]:

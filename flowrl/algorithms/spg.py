@@ -24,8 +24,9 @@ def spg(
     block: int = 32,
     temperature: float = 0.9,
 ) -> Algorithm:
-    """The released settings, with the unbiased block bound. With two views the upper bound's estimate is biased
-    downwards and can lie below the lower one; there is no clip and no KL, so raise the learning rate with care."""
+    """The released settings, with the unbiased block bound; ``corrupt`` masks prompt tokens alone, where the released
+    code also masks tokens of earlier blocks at that rate. With two views the upper bound's estimate is biased downwards
+    and can lie below the lower one; there is no clip and no KL, so raise the learning rate with care."""
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(kl=0.0, **sizes),

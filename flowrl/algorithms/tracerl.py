@@ -25,11 +25,14 @@ def tracerl(
     temperature: float = 0.8,
 ) -> Algorithm:
     """The released settings for full-attention models, without value model and cache; every view counts the same. The
-    released rollouts choose positions by the drawn token, these by the state, whose trajectory gradient is exact."""
+    released rollouts choose positions by the drawn token, these by the state, whose trajectory gradient is exact.
+    Scores have the sampler's temperature (released: 1), tokens behind the end in the last block are scored as they were
+    drawn (released: not), and the KL is a mean over a view's tokens as the loss is (released: a sum)."""
+    views = -(-steps // max(merge, 1))  # `Trace` says what is wrong with less than 1
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(clip=clip, kl=0.0, **sizes),
-        estimator=MaskedViews(plan=Trace(limit=-(-steps // merge), merge=merge), per="cell", tempered=True),
+        estimator=MaskedViews(plan=Trace(limit=views, merge=merge), per="cell", tempered=True),
         advantage=GroupCentred(ddof=0, clip=None),
         emphasis=EqualViews(),
         regularizers=(KLToOld(kl),) if kl > 0 else (),

@@ -45,7 +45,8 @@ class LoRAConfig(_Section):
     rank: PositiveInt = Field(default=32, description="rank of the update of each adapted layer")
     alpha: PositiveFloat = Field(default=64, description="scale: the update is multiplied by alpha / rank")
     targets: list[str] | None = Field(
-        default=None, description="names of the layers to adapt; null = attention projections"
+        default=None,
+        description="names of the layers to adapt; null = attention projections, language: all linear layers",
     )
     dropout: Fraction = Field(default=0.0, description="dropout on the adapters' input while training")
 
@@ -53,12 +54,14 @@ class LoRAConfig(_Section):
 class ModelConfig(_Section):
     """The policy that is fine-tuned."""
 
-    path: str = Field(min_length=1, description="folder, hub id (owner/name) or embedded world (shapes)")
+    path: str = Field(
+        min_length=1, description="folder, hub id (owner/name) or embedded world (shapes, sudoku, countdown)"
+    )
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
     )
     lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
-    full: bool = Field(default=False, description="train all weights of the denoiser instead of LoRA")
+    full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="precision of the frozen network"
     )
@@ -67,7 +70,7 @@ class ModelConfig(_Section):
     attention: str | None = Field(
         default=None, description="attention backend of diffusers or transformers; null = its default"
     )
-    compile: bool = Field(default=False, description="torch.compile the denoiser")
+    compile: bool = Field(default=False, description="torch.compile the network")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(default=None, description="LoRA folder to start from")
     chat: bool | None = Field(

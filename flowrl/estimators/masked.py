@@ -39,6 +39,10 @@ class MaskedViews:
     tempered: bool = False
     kl: KLKind = "k3"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.corrupt <= 1:
+            raise ValueError(f"corrupt={self.corrupt} should be a probability, from 0 to 1")
+
     @property
     def frozen(self) -> tuple[str, ...]:
         return ()

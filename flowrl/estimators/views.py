@@ -40,6 +40,15 @@ class ViewPlan(Protocol):
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views: ...
 
 
+def _need(times: tuple[float, float] = (0.0, 1.0), **counts: int) -> None:
+    """Raise `ValueError` for counts below 1, or a range of times that is not within [0, 1]."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}={count} should be at least 1")
+    if not 0 <= times[0] <= times[1] <= 1:
+        raise ValueError(f"low={times[0]} and high={times[1]} should be times within 0 and 1, the lower one first")
+
+
 def _views(content: Tensor, hidden_content: Tensor, weight: Tensor) -> Views:
     """All hidden content is asked for, with ``weight`` [N, m]; the tail after the end is hidden too."""
     tail = ~content[:, None].expand_as(hidden_content)
@@ -68,6 +77,9 @@ class RandomCount:
     draws: int = 4
     systematic: bool = True
 
+    def __post_init__(self) -> None:
+        _need(draws=self.draws)
+
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask
         length = content.sum(dim=1)
@@ -89,6 +101,9 @@ class RandomTime:
     high: float = 1.0
     weight: Literal["inverse", "mean"] = "inverse"
 
+    def __post_init__(self) -> None:
+        _need((self.low, self.high), draws=self.draws)
+
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         t = self.low + (self.high - self.low) * uniform(seeds, (self.draws,), stream=COUNT_STREAM)
         return _at_times(trace, t, seeds, self.weight)
@@ -100,6 +115,9 @@ class TimeGrid:
     weight 1 / number hidden. UniGRPO's structured noising (MMaDA, arXiv:2505.15809)."""
 
     draws: int = 4
+
+    def __post_init__(self) -> None:
+        _need(draws=self.draws)
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         start = uniform(seeds, (1,), stream=COUNT_STREAM)
@@ -115,6 +133,9 @@ class Quadrature:
 
     nodes: int = 3
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        _need(nodes=self.nodes, repeats=self.repeats)
 
     @property
     def draws(self) -> int:
@@ -139,6 +160,9 @@ class Coupled:
     low: float = 0.2
     high: float = 0.8
     full: bool = True
+
+    def __post_init__(self) -> None:
+        _need((self.low, self.high), pairs=self.pairs)
 
     @property
     def draws(self) -> int:
@@ -168,6 +192,9 @@ class BlockRandom:
     block: int = 32
     draws: int = 2
 
+    def __post_init__(self) -> None:
+        _need(block=self.block, draws=self.draws)
+
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask
         place = torch.arange(content.shape[1]) // self.block
@@ -194,6 +221,9 @@ class Trace:
 
     limit: int
     merge: int = 1
+
+    def __post_init__(self) -> None:
+        _need(limit=self.limit, merge=self.merge)
 
     @property
     def draws(self) -> int:
@@ -229,6 +259,9 @@ class EachAlone:
     ``-sum_v p_v grad log s_v = grad log p(y_i | rest)``."""
 
     draws: int = 4
+
+    def __post_init__(self) -> None:
+        _need(draws=self.draws)
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask

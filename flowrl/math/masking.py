@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CELLS = 2**24
+"""Entries of a chunk of logits: 128 MB in float64. All masked positions of a batch at once are many times that."""
+
 
 def through_end(tokens: Tensor, end: int) -> Tensor:
     """[N, T] bool: True up to and including the first ``end`` of each row, everywhere in a row without one."""
@@ -17,7 +20,15 @@ def draw_tokens(logits: Tensor, numbers: Tensor, temperature: Tensor) -> tuple[T
 
     logits [K, V]; numbers [K] uniform in [0, 1); temperature [K], 0 for the most likely token.
     Returns the tokens [K] and their log-probabilities [K] float32 under the distribution drawn from (0 for greedy).
+    The sums are taken in float64, of as many rows at a time as have `CELLS` entries.
     """
+    rows = max(1, CELLS // logits.shape[-1])
+    parts = zip(logits.split(rows), numbers.split(rows), temperature.split(rows), strict=True)
+    tokens, logp = zip(*(_draw(*part) for part in parts), strict=True)
+    return torch.cat(tokens), torch.cat(logp)
+
+
+def _draw(logits: Tensor, numbers: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     hot = temperature > 0
     scale = torch.where(hot, temperature, torch.ones_like(temperature)).to(logits.dtype)
     logp = (logits / scale[:, None]).log_softmax(dim=-1)

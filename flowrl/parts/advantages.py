@@ -135,6 +135,9 @@ class ExponentialWeight:
 
     temperature: float = 0.2
 
+    def __post_init__(self) -> None:
+        _need_warmth(self.temperature)
+
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, group, valid = scores.total, scores.group, scores.valid
         centred = (reward - group_mean(reward, group, valid)) / self.temperature  # keeps the exponential finite
@@ -177,6 +180,9 @@ class SoftmaxContrast:
 
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        _need_warmth(self.temperature)
+
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         group, valid = scores.group, scores.valid
         a = (scores.total - group_mean(scores.total, group, valid)) / self.temperature
@@ -202,6 +208,11 @@ class BestAgainstWorst:
                 credit[rows[reward[rows].argmax()]] = 1.0
                 credit[rows[reward[rows].argmin()]] = -1.0
         return credit
+
+
+def _need_warmth(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"the temperature of the weights should be above 0, found {temperature}")
 
 
 def _finish(credit: Tensor, valid: Tensor, clip: float | None) -> Tensor:

@@ -55,6 +55,12 @@ class Sandwich(Traits):
     coupled: ClassVar[bool] = True
     compares: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.omega <= 1:
+            raise ValueError(f"omega={self.omega} should be a share, from 0 to 1")
+        if not self.power > 0:
+            raise ValueError(f"power={self.power} should be above 0")
+
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         probe = batch.probe
         if not isinstance(probe, ViewRows) or probe.per != "cell":
@@ -84,6 +90,9 @@ class PreferredPair(Traits):
     compares: ClassVar[bool] = False
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        probe = batch.probe
+        if not isinstance(probe, ViewRows) or probe.per != "view":
+            raise MisfitError("objective PreferredPair compares bounds: set estimator.per=view on MaskedViews")
         counted = batch.weight > 0
         bound = sample_mean(likelihood.logp, counted)
         # the ratio's value is data; its gradient is the live bound's
@@ -91,8 +100,6 @@ class PreferredPair(Traits):
         gain = shift + bound - bound.detach()
         credit = batch.advantage[:, 0]
         loss = torch.zeros_like(bound)
-        probe = batch.probe
-        assert isinstance(probe, ViewRows)
         length = probe.content.sum(dim=1).clamp(min=1).to(bound)
         for winner in (credit > 0).nonzero()[:, 0].tolist():
             rivals = (credit < 0) & (batch.group.to(credit.device) == batch.group[winner])

@@ -42,6 +42,9 @@ class Clipped(Traits):
     low: float = 0.2
     high: float = 0.2
 
+    def __post_init__(self) -> None:
+        _need_range(self.low, self.high)
+
     @property
     def bounds(self) -> tuple[float, float]:
         return self.low, self.high
@@ -63,6 +66,9 @@ class ClippedMean(Traits):
     low: float = 0.05
     high: float = 0.05
     coupled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _need_range(self.low, self.high)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -99,6 +105,11 @@ class LinearBound(Traits):
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         d = likelihood.logp - batch.old.logp
         return -batch.advantage * torch.where(batch.advantage >= 0, 1 + d, d.clamp(max=self.most).exp())
+
+
+def _need_range(low: float, high: float) -> None:
+    if low < 0 or high < 0:
+        raise ValueError(f"low={low} and high={high} say how far a ratio may go from 1; give 0 or more")
 
 
 def _clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:

@@ -62,8 +62,16 @@ def check_family(path: str, family: str) -> None:
             have = ", ".join(sorted(bases))
             raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
         return
-    if not Path(path).expanduser().is_dir():
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
         return  # a hub name: its loader tells
+    if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"model.path: {path} is an adapter; give its base model, and this folder as model.adapter")
+        if family != "diffusion":
+            raise UserError(
+                f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
+            )
     from flowrl.models.text.opening import declared  # diffusers and transformers: only where there is a model
 
     found, certain = declared(path)

@@ -51,6 +51,12 @@ class MaskedSampler:
             raise ValueError(f"length={self.length} makes empty completions; use at least 1")
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature} should be 0 (greedy) or above")
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"block={self.block} should be at least 1, or null for the whole completion")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} is a probability: give one from 0 to 1")
+        if self.guidance < 0:
+            raise ValueError(f"guidance={self.guidance} should be 0 (off) or above")
         if self.length % self.width:
             raise ValueError(f"length={self.length} is not a multiple of block={self.block}; change one of them")
         if self.steps < self.blocks:

@@ -162,7 +162,7 @@ class _Call:
             elif key in FLOW_GRPO:
                 value = FLOW_GRPO[key]
             else:
-                raise UserError(self._missing(key, values))
+                raise UserError(self._missing(parameter, values))
             used.add(key)
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(value)
@@ -172,11 +172,17 @@ class _Call:
             named |= {key: value for key, value in values.items() if key not in used and key not in SUBJECTS}
         return positional, named
 
-    def _missing(self, key: str, values: Mapping[str, Any]) -> str:
+    def _missing(self, parameter: inspect.Parameter, values: Mapping[str, Any]) -> str:
+        key = parameter.name
         if key in SUBJECTS:
             return f"reward {self.name!r} scores {key}, but the model makes no {key}; choose another reward"
         columns = [name for name in values if name not in SUBJECTS]
         have = ", ".join(map(repr, columns)) or "none"
+        if parameter.kind is parameter.KEYWORD_ONLY:  # where options stand, though a column may fill it
+            return (
+                f"reward {self.name!r} needs {key!r}; give it under its options, or as a column of the prompts (which "
+                f"have: {have})"
+            )
         return f"reward {self.name!r} needs the column {key!r}, which the prompts do not have (columns: {have})"
 
 

@@ -160,5 +160,6 @@ def _attribute(module: ModuleType, name: str, use: str) -> Callable[..., Any]:
     found = vars(module).get(name)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"reward {use!r}: {module.__name__} has no function {name!r}{did_you_mean(name, known)}")
+        where = use.rpartition(":")[0]  # a file's module has a name of our making
+        raise UserError(f"reward {use!r}: {where} has no function {name!r}{did_you_mean(name, known)}")
     return found

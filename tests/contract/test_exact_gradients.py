@@ -138,11 +138,13 @@ def trajectory_gradient(policy: TinyText, order: str, count: int) -> Tensor:
     return -recorder.gradients[0][: policy.table.numel()]
 
 
-@pytest.mark.parametrize("order", ["leftmost", "random", "max_prob"])
-def test_trajectory_gradients_are_exact_for_orders_that_do_not_look_at_the_drawn_token(order: str) -> None:
-    policy = TinyText(3, 2, dtype=torch.float64)
+@pytest.mark.parametrize(("order", "end"), [("leftmost", -1), ("random", -1), ("max_prob", -1), ("random", END)])
+def test_trajectory_gradients_are_exact_for_orders_that_do_not_look_at_the_drawn_token(order: str, end: int) -> None:
+    """With an end token as well: what a block holds behind it was drawn and shown to later steps, but not rewarded."""
+    policy = TinyText(3, 2, end=end, dtype=torch.float64)
     measured = trajectory_gradient(policy, order, 20_000)
     tokens = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    tokens = torch.where(through_end(tokens, end), tokens, policy.pad_token)
     value = (law(policy, order).flatten() * prize(tokens)).sum()
     exact = torch.autograd.grad(value, policy.table)[0].flatten()
     assert float((measured - exact).norm() / exact.norm()) < 0.04

@@ -290,6 +290,15 @@ def test_chat_templates(chatty):
         load_causal(chatty, system="add").condition(["1"])
 
 
+def test_a_chat_model_ends_where_its_template_closes_an_answer(chatty):
+    """Gemma's and Phi-3's tokenizers name another end token, which their chat models never say."""
+    assert load_causal(chatty).end_token == 1  # the template closes nothing: the tokenizer's own
+    turns = "{% for m in messages %}{{ m['content'] }}<unk>.{% endfor %}"
+    character_tokenizer(chat=turns).save_pretrained(chatty)
+    assert load_causal(chatty).end_token == 2
+    assert load_causal(chatty, chat=False).end_token == 1
+
+
 # -------------------------------------------------------------------------------------------------------- families
 def test_the_family_is_told_by_the_files(tmp_path):
     assert {family_of(folder(name)) for name in CAUSAL} == {"causal"}

@@ -28,6 +28,7 @@ class SamplingParams:
     seed: int
     logprobs: int
     stop_token_ids: list[int]
+    ignore_eos: bool
     detokenize: bool
 
 
@@ -43,6 +44,8 @@ class LLM:
 
     off = 0.0
     """Added to every reported log-probability, as other kernels would."""
+    ends: tuple[int, ...] = ()
+    """End tokens of the model's generation config."""
 
     def __init__(self, model: str, **options: Any) -> None:
         assert options["enable_lora"] and options["logprobs_mode"] == "processed_logprobs"
@@ -64,7 +67,7 @@ class LLM:
             token = int(logp.argmax() if not how.temperature else torch.multinomial(logp.exp(), 1, generator=generator))
             tokens.append(token)
             found.append({token: SimpleNamespace(logprob=float(logp[token]) + self.off)})
-            if token in how.stop_token_ids:
+            if token in how.stop_token_ids or (token in self.ends and not how.ignore_eos):
                 break
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(tokens), logprobs=found)])
 
@@ -103,6 +106,12 @@ def test_the_engine_samples_with_the_weights_in_use_and_reports_their_probabilit
         base = roll(policy, greedy)[0].final
     assert not torch.equal(base, own)
     assert policy.engine("vllm")._engine.requests == [1, 2, 3]
+
+
+def test_the_engine_stops_at_our_end_token_alone(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LLM, "ends", tuple(token for token in range(policy.vocabulary) if token != policy.end_token))
+    _, trace = roll(policy, CausalSampler(length=5, engine="vllm"))
+    assert trace.logp is not None and bool((trace.logp[trace.mask] < 0).all())  # 0 only where nothing was drawn
 
 
 def test_a_mismatch_is_corrected_by_truncated_importance(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

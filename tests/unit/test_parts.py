@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from flowrl.parts.advantages import BestOfGroup, ExponentialWeight, GroupCentred
 from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.emphases import InverseStep
 from flowrl.parts.objectives import Clipped, ClippedMean
+from flowrl.parts.regularizers import KLToOld
 from flowrl.parts.selections import DropFlatGroups
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
 from flowrl.types import Batch, Draw, Likelihood, Rows, Scores, StepRows
@@ -286,6 +288,15 @@ def test_a_loss_term_without_gradient_is_an_error() -> None:
         gradients(algorithm, it)
 
 
+@pytest.mark.parametrize(("name", "per"), [("grpo", None), ("vrpo", "cell")])
+def test_a_preference_pair_needs_views(name: str, per: str | None) -> None:
+    """The mean of unweighted cells, or of tokens, is not a bound."""
+    algorithm = small(name, objective="preferred_pair", **({"estimator": {"per": per}} if per else {}))
+    policy = start(algorithm)
+    with pytest.raises(ValueError, match=r"PreferredPair compares bounds: set estimator\.per=view"):
+        gradients(algorithm, roll(algorithm, policy))
+
+
 def test_a_likelihood_that_is_not_measured_is_explained() -> None:
     algorithm = small("awm", 4, regularizers=[{"use": "kl"}])
     policy = start(algorithm)
@@ -302,11 +313,36 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
         ({"use": "flow_grpo", "sampler": {"steps": "ten"}}, "algorithm.sampler.steps: 'ten' will not do"),
         ({"use": "flow_grpo", "objective": "clipd"}, "algorithm.objective.use: there is no 'clipd'"),
         ({"kl": 1}, "algorithm.use"),
+        ({"use": "grpo", "objective": ["clipped"]}, "algorithm.objective: ['clipped'] names no part; known: Clipped"),
+        ({"use": "grpo", "sampler": None}, "algorithm.sampler: None names no part"),
+        ({"use": "grpo", "credit": None}, "algorithm.credit.0: None names no part"),
+        ({"use": "grpo", "regularizers": [{"weight": 0.1}]}, "algorithm.regularizers.0: {'weight': 0.1} names no part"),
+        ({"use": "bgpo", "draws": 0}, "algorithm.bgpo: draws=0 should be at least 1"),
+        ({"use": "gdpo_dllm", "nodes": 0}, "algorithm.gdpo_dllm: nodes=0 should be at least 1"),
+        ({"use": "tracerl", "merge": 0}, "algorithm.tracerl: merge=0 should be at least 1"),
+        ({"use": "diffu_grpo", "corrupt": 1.5}, "corrupt=1.5 should be a probability"),
+        ({"use": "coupled_grpo", "estimator": {"plan": {"high": 80}}}, "algorithm.estimator.plan: low=0.2 and high=80"),
+        ({"use": "elbo_pg", "estimator": {"plan": {"use": "block_random", "block": 0}}}, "block=0 should be at least"),
+        ({"use": "elbo_pg", "estimator": {"plan": {"use": "trace", "limit": 0}}}, "estimator.plan: limit=0 should"),
+        ({"use": "elbo_pg", "estimator": {"plan": {"use": "trace", "limit": "x"}}}, "plan.limit: 'x' will not do"),
+        ({"use": "spg", "power": 0}, "power=0.0 should be above 0"),
+        ({"use": "wd1", "weight_temperature": 0}, "temperature of the weights should be above 0, found 0"),
+        ({"use": "grpo", "clip": -0.2}, "algorithm.grpo: low=-0.2 and high=-0.2 say how far"),
+        ({"use": "elbo_pg", "sampler": "causal_sampler"}, "CausalSampler is for causal models, and elbo_pg trains mas"),
+        ({"use": "flow_grpo", "estimator": "masked_views"}, "MaskedViews is for masked models, and flow_grpo trains d"),
+        ({"use": "trajectory_pg", "sampler": {"threshold": 0.9}}, "plan.limit=64: the sampler may take 256 steps, 1"),
+        ({"use": "tracerl", "sampler": {"steps": 1024, "length": 1024}}, "1024 steps, 8 a view; raise it to 128"),
     ],
 )
 def test_a_wrong_algorithm_spec_names_the_key(spec, message: str) -> None:
-    with pytest.raises(UserError, match=message.replace(".", r"\.").replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         algorithms.build(spec)
+
+
+def test_a_list_of_parts_may_be_one_part_and_a_window_none() -> None:
+    assert algorithms.build({"use": "grpo", "regularizers": "kl_to_old"}).regularizers == (KLToOld(),)
+    assert algorithms.build({"use": "grpo", "credit": {"use": "truncated_importance", "cap": 3}}).credit[0].cap == 3
+    assert algorithms.build({"use": "flow_grpo_fast", "sampler": {"window": None}}).sampler.window is None
 
 
 def test_parts_are_adjusted_and_replaced_from_plain_data() -> None:

@@ -225,6 +225,20 @@ def test_rewards_that_do_not_exist(spec: Any, match: str) -> None:
         load_rewards([spec])
 
 
+def test_functions_that_score_nothing_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("def none(texts=()): return [0.0]\ndef make(scale): return None\n")
+    for spec in (f"{tmp_path}/r.py:none", {"use": f"{tmp_path}/r.py:make", "options": {"scale": 1}}):
+        with pytest.raises(UserError, match="should be a function of"):
+            load_rewards([spec])
+    with pytest.raises(UserError, match=r"r\.py has no function 'two'; known: make"):
+        load_rewards([f"{tmp_path}/r.py:two"])
+
+
+def test_an_option_without_a_default_is_asked_for_as_one() -> None:
+    with pytest.raises(UserError, match="'length_penalty' needs 'limit'; give it under its options, or as a column"):
+        load_rewards(["length_penalty"]).raw(Samples(PROMPTS, completions=["abc", ""]))
+
+
 def test_syntax_errors_in_a_reward_file_name_the_line(tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text("x = 1\ndef f(:\n")
     with pytest.raises(UserError, match=r"r.py line 2"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flowrl.math import masking
 from flowrl.math.masking import commit_counts, draw_tokens, random_subset, systematic_counts, through_end
 from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
@@ -45,6 +46,20 @@ def test_the_last_token_of_a_large_vocabulary_can_be_drawn_and_an_impossible_one
     logits[1, -1] = -torch.inf
     tokens, _ = draw_tokens(logits, torch.tensor([1 - 1e-9, 1 - 1e-9], dtype=torch.float64), torch.ones(2))
     assert tokens.tolist() == [49_999, 49_998]
+
+
+def test_drawing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, numbers = torch.randn(7, 50, generator=generator), torch.rand(7, generator=generator)
+    heat = torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0, 1.0, 0.0])
+    whole = draw_tokens(logits, numbers, heat)
+    largest: list[int] = []
+    monkeypatch.setattr(masking, "_draw", lambda *part, draw=masking._draw: largest.append(len(part[0])) or draw(*part))
+    monkeypatch.setattr(masking, "CELLS", 120)
+    chunked = draw_tokens(logits, numbers, heat)
+    assert largest == [2, 2, 2, 1]
+    assert torch.equal(chunked[0], whole[0]) and torch.equal(chunked[1], whole[1])
+    assert [len(part) for part in draw_tokens(logits[:0], numbers[:0], heat[:0])] == [0, 0]
 
 
 def test_zero_temperature_is_greedy() -> None:
@@ -172,7 +187,7 @@ def test_blocks_are_filled_from_left_to_right_and_an_ended_row_is_done() -> None
 
 def test_a_threshold_fixes_all_confident_positions_and_at_least_one() -> None:
     policy = TinyText(3, 4)
-    slow = make(MaskedSampler(length=4, steps=4, block=4, threshold=1.1), policy, 20)
+    slow = make(MaskedSampler(length=4, steps=4, block=4, threshold=1.0), policy, 20)
     assert all(sorted(row) == [0, 1, 2, 3] for row in trace(slow).order.tolist())
     fast = make(MaskedSampler(length=4, steps=4, block=4, threshold=0.0), policy, 20)
     assert bool((trace(fast).order == 0).all()) and fast.forwards == 20
@@ -197,6 +212,9 @@ def test_no_guidance_is_the_identity_and_guidance_sharpens() -> None:
     [
         ({"length": 10, "block": 4}, "not a multiple of block"),
         ({"length": 8, "block": 2, "steps": 3}, "leaves no step"),
+        ({"length": 8, "block": -4}, "block=-4 should be at least 1"),
+        ({"length": 8, "block": 8, "threshold": 90}, "threshold=90 is a probability"),
+        ({"length": 8, "block": 8, "guidance": -1}, "guidance=-1 should be 0"),
     ],
 )
 def test_impossible_geometries_are_named(options: dict, words: str) -> None:

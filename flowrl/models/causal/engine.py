@@ -70,6 +70,7 @@ class VLLMEngine:
                 seed=int(seed) % SEED_LIMIT,
                 logprobs=0,  # of the drawn token only
                 stop_token_ids=[policy.end_token],
+                ignore_eos=True,  # a generation config may name other ends, behind which we would see padding as text
                 detokenize=False,
             )
             for seed, heat in zip(seeds.tolist(), temperature, strict=True)

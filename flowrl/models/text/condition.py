@@ -13,6 +13,8 @@ from flowrl.errors import UserError
 from flowrl.math.random import uniform
 
 CORRUPTION_STREAM = 3_000_000
+ANSWER = "42"
+"""Stands for an answer where the chat template is asked what comes behind one."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,15 @@ class Tokens:
             )
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._templated(text) if self.chat else list(self.tokenizer(text)["input_ids"])
         shown = repr(text if len(text) <= 60 else text[:57] + "...")
+        try:
+            ids = self._templated(text) if self.chat else list(self.tokenizer(text)["input_ids"])
+        except UserError:
+            raise
+        except Exception as error:  # tokenizers has no narrower one for a text outside its vocabulary
+            raise UserError(
+                f"prompt {shown} cannot be read by the model's tokenizer ({error}); it is of another task or language"
+            ) from error
         if not ids:
             raise UserError(f"prompt {shown} has no tokens; a language model needs something to continue")
         if self.max_prompt is not None and len(ids) > self.max_prompt:
@@ -163,7 +172,9 @@ def open_tokens(
     use = has_template if chat is None else chat
     if system is not None and not use:
         raise UserError("model.system needs a chat template, which is off or which the tokenizer lacks; remove it")
-    end = _first(tokenizer.eos_token_id, tokenizer.sep_token_id, getattr(config, "eos_token_id", None))
+    # a masked model may fill up with its end token without closing the turn, so there that one counts
+    turn = _turn_end(tokenizer) if use and mask is None else None
+    end = _first(turn, tokenizer.eos_token_id, tokenizer.sep_token_id, getattr(config, "eos_token_id", None))
     if end is None:
         raise UserError(
             "neither the tokenizer nor the model's config names an end token (eos_token); add one to the tokenizer"
@@ -174,6 +185,21 @@ def open_tokens(
         raise UserError(f"model.max_prompt={max_prompt} leaves no room in the model's context of {context}; lower it")
     hidden = () if mask is None else (mask,)
     return Tokens(tokenizer, use, system, context, max_prompt, end, end if pad is None else pad, hidden)
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template closes an answer with, if any. The end tokens of Gemma's and Phi-3's
+    tokenizers are others, which their chat models never say."""
+    from jinja2 import TemplateError
+
+    messages = [{"role": "user", "content": ANSWER}, {"role": "assistant", "content": ANSWER}]
+    try:
+        behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(ANSWER)[2]
+    except TemplateError:
+        return None
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+    known = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+    return ids[0] if known is not None and known.special else None
 
 
 def _first(*candidates: Any) -> int | None:
