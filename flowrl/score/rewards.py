@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.config import RewardConfig
 from flowrl.errors import UserError
-from flowrl.score.adapting import adapt, close
+from flowrl.score.adapting import adapt, close, version_of
 from flowrl.score.asking import Reward, RewardError, Tally, ask
 from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
 from flowrl.score.finding import find_reward
@@ -48,10 +48,10 @@ class Rewards:
 
     @property
     def versions(self) -> dict[str, str]:
-        """What rewards say of their weights and preprocessing (an attribute ``version``), for the run's manifest: the
-        same name means other numbers elsewhere."""
-        told = {r.name: getattr(getattr(r.answer, "function", None), "version", None) for r in self._rewards}
-        return {name: str(version) for name, version in told.items() if version is not None}
+        """What rewards say of their weights and preprocessing (an attribute ``version``), wherever they are scored, for
+        the run's manifest: the same name means other numbers elsewhere."""
+        known = {reward.name: version_of(reward.answer) for reward in self._rewards}
+        return {name: version for name, version in known.items() if version is not None}
 
     @property
     def grouped(self) -> bool:
