@@ -30,6 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for other program
 Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint directory.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
 ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or causal, of a world that has both.")]
+BaseModel = Annotated[str | None, typer.Option(help="Base model of a LoRA folder that does not name it.")]
 SuiteData = Annotated[Path | None, typer.Option(help="JSON lines for gsm8k or math500; prompts for suites of images.")]
 SuiteOptions = Annotated[list[str] | None, typer.Option(metavar="SUITE.KEY=VALUE", help="As in clip.path=FOLDER.")]
 Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
@@ -130,6 +131,7 @@ def evaluate(
     temperature: Annotated[str | None, typer.Option(help="Of language models, 0 is greedy; one or several.")] = None,
     base: Annotated[bool, typer.Option(help="Also judge the model before training.")] = True,
     family: ModelFamily = None,
+    model: BaseModel = None,
     data: SuiteData = None,
     option: SuiteOptions = None,
     as_json: Json = False,
@@ -161,6 +163,7 @@ def evaluate(
         temperature=_numbers("--temperature", temperature, float),
         base=base,
         family=family,
+        model=model,
         data=data,
         options=apply_overrides({}, option or []),
     )
@@ -184,6 +187,7 @@ def sample(
     checkpoint: Checkpoint = "best",
     weights: Weights = None,
     family: ModelFamily = None,
+    model: BaseModel = None,
     device: Annotated[str, typer.Option(help="Device of a model that is not a run.")] = "auto",
 ) -> None:
     """Make images or texts. Example: `flowrl sample runs/quickstart --prompt "a red circle" --out images`"""
@@ -192,7 +196,7 @@ def sample(
     from flowrl.runtime.sampling import sample as run
 
     decoding = Decoding(steps, guidance, length, temperature)
-    wish = Wish(count, seed, decoding, checkpoint, weights, family, device)
+    wish = Wish(count, seed, decoding, checkpoint, weights, family, device, model)
     written = run(source, prompts_of(prompt), out, wish)
     for line in written.completions:
         print(f"> {line['prompt']}\n{line['completion']}\n")
