@@ -137,11 +137,15 @@ class Rewards:
         unscored = rewards.isnan() & applies & torch.tensor([policy is not None for policy in policies])
         for k, policy in enumerate(policies):
             if policy == "raise" and bool(unscored[:, k].any()):
-                raise UserError(self._complaint(unscored, prompts, tallies))
+                own = self._rewards[k].on_error is not None  # which goes before on_nan
+                remedy = "its on_error to {then: drop_group}" if own else "on_nan=drop_sample or on_nan=drop_group"
+                raise UserError(f"{self._complaint(unscored, prompts, tallies)}; mend it, or set {remedy}")
         dropped = left_out(rewards, applies, policies, group)
         if bool(dropped.all()) and len(dropped):
             used = dict.fromkeys(policy for k, policy in enumerate(policies) if policy and unscored[:, k].any())
-            raise UserError(f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, tallies)}")
+            raise UserError(
+                f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, tallies)}; mend it"
+            )
         return ~dropped
 
     def _complaint(self, unscored: Tensor, prompts: Sequence[Prompt], tallies: Sequence[Tally]) -> str:
@@ -152,7 +156,7 @@ class Rewards:
         why = next((f": {tallies[k].last}" for k in guilty if tallies[k].last), "")
         return (
             f"reward {', '.join(repr(self.names[k]) for k in guilty)} could not score {int(rows.sum())} of "
-            f"{len(prompts)} samples (prompts: {some}){why}; mend it, or set on_nan=drop_sample or on_nan=drop_group"
+            f"{len(prompts)} samples (prompts: {some}){why}"
         )
 
 

@@ -236,6 +236,17 @@ def test_a_file_that_fails_while_it_is_imported_is_a_sentence(tmp_path: Path, mo
             load_rewards([use])
 
 
+def test_the_remedy_is_one_that_helps() -> None:
+    never = [math.nan] * 12
+    for fields, policy, remedy in (
+        ({}, "raise", "mend it, or set on_nan=drop_sample or on_nan=drop_group$"),
+        ({"on_error": on_error("raise", 0)}, "raise", r"mend it, or set its on_error to \{then: drop_group\}$"),
+        ({}, "drop_group", "drop_group left no sample: .*; mend it$"),
+    ):
+        with pytest.raises(UserError, match=remedy):
+            score(reward(given(never), **fields), on_nan=policy)
+
+
 def test_a_reward_that_ends_the_program_has_failed(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     with pytest.raises(RewardError, match=r"raised SystemExit: 3 \(.*broken.py:12 in leaves\)"):
