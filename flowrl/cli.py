@@ -143,6 +143,7 @@ def evaluate(
     from flowrl.config.reading import apply_overrides
     from flowrl.evaluation import evaluate as run
     from flowrl.evaluation import show
+    from flowrl.evaluation.decoding import numbers
     from flowrl.runtime.directory import RunDirectory
 
     run_directory = RunDirectory(Path(target))
@@ -157,10 +158,10 @@ def evaluate(
         samples=samples,
         limit=limit,
         seed=seed,
-        steps=_numbers("--steps", steps, int),
+        steps=numbers("--steps", steps, int),
         guidance=guidance,
-        length=_numbers("--length", length, int),
-        temperature=_numbers("--temperature", temperature, float),
+        length=numbers("--length", length, int),
+        temperature=numbers("--temperature", temperature, float),
         base=base,
         family=family,
         model=model,
@@ -347,20 +348,6 @@ def compare(
 
 
 app.command("reward-server")(reward_server)
-
-
-def _numbers(option: str, given: str | None, kind: type[int] | type[float]) -> list[Any] | None:
-    """The numbers of an option such as ``64,128``; `UserError` for what is none, or too small."""
-    if given is None:
-        return None
-    least = "1 or more" if kind is int else "0 or more"
-    try:
-        values = [kind(part) for part in given.split(",")]
-    except ValueError:
-        values = []
-    if not values or any(not 0 <= value < float("inf") or (kind is int and value < 1) for value in values):
-        raise UserError(f"{option}: give numbers of {least}, separated by commas, found {given!r}")
-    return values
 
 
 def _parts(parts: dict[str, Any]) -> list[tuple[str, str]]:
