@@ -101,17 +101,16 @@ class Rewards:
 
     def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]) -> Scores:
         """Scores from the answers of all rewards [N, R], by the declared policies."""
-        ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
-        applies = torch.ones(rewards.shape, dtype=torch.bool)
-        for k, reward in enumerate(self._rewards):
-            if reward.applies:
-                applies[:, k] = applicable(reward.applies, prompts)
-        bare = (~applies[:, self.weights != 0].any(dim=1)).nonzero()[:, 0]
-        if len(bare) and bool((self.weights != 0).any()):
-            raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+        applies = self._applies(prompts)
         valid = self._valid(rewards, applies, prompts, group, tallies)
-        scores = Scores(rewards, self.weights, self.names, group, ids, valid)
-        return combine(scores, applies, tuple(reward.gate for reward in self._rewards))
+        return self._combined(rewards, applies, prompts, group, valid)
+
+    def evaluate(self, samples: Samples, group: Tensor) -> Scores:
+        """Scores of an evaluation: what could not be scored is NaN, and no sample is left out, whatever the policies
+        say of training."""
+        rewards, group = self.raw(samples, group), group.detach().cpu()
+        every = torch.ones(len(group), dtype=torch.bool)
+        return self._combined(rewards, self._applies(samples.prompts), samples.prompts, group, every)
 
     def close(self) -> None:
         """Free what the rewards hold."""
@@ -119,6 +118,24 @@ class Rewards:
             lane.close()
         for reward in self._rewards:
             close(reward.answer)
+
+    def _applies(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[N, R] bool. Raises `UserError` for a prompt without a reward to learn from."""
+        applies = torch.ones(len(prompts), len(self._rewards), dtype=torch.bool)
+        for k, reward in enumerate(self._rewards):
+            if reward.applies:
+                applies[:, k] = applicable(reward.applies, prompts)
+        bare = (~applies[:, self.weights != 0].any(dim=1)).nonzero()[:, 0]
+        if len(bare) and bool((self.weights != 0).any()):
+            raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+        return applies
+
+    def _combined(
+        self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, valid: Tensor
+    ) -> Scores:
+        ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
+        scores = Scores(rewards, self.weights, self.names, group, ids, valid)
+        return combine(scores, applies, tuple(reward.gate for reward in self._rewards))
 
     def _raw(self, samples: Samples, group: Tensor, tallies: Sequence[Tally]) -> Tensor:
         columns = [self.ask(index, samples, group, tally) for index, tally in enumerate(tallies)]

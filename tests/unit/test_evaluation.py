@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from flowrl.config import Config
+from flowrl.config import Config, RewardConfig
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
 from flowrl.evaluation.adapters import DIFFUSERS_FILE as FILE
@@ -19,13 +19,14 @@ from flowrl.evaluation.generate import Maker, generate
 from flowrl.evaluation.layout import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
 from flowrl.evaluation.results import Judged, summarise
 from flowrl.evaluation.runner import choose
+from flowrl.evaluation.scored import scored
 from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
 from flowrl.evaluation.table import format_estimate
 from flowrl.models.tiny import TinyFlow
 from flowrl.runtime import checkpoint
 from flowrl.runtime.restore import open_policy, policy_of_run
 from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Prompt
+from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes import prompts as world_prompts
 from flowrl.worlds.shapes.scenes import Scene, Thing, random_scene, render
 
@@ -341,6 +342,16 @@ def test_non_finite_images_stop_with_a_reason(tmp_path):
 
     with pytest.raises(UserError, match="non-finite"):
         make(tmp_path, broken)
+
+
+def test_rewards_that_cannot_score_are_counted_and_their_versions_told():
+    spec = RewardConfig(use="ocr", on_error={"then": "raise"})  # what training does with a NaN
+    suite = scored("rewards", [Prompt("no quotes", 0)], "x", [spec, RewardConfig(use="jpeg_compressibility")])
+    verdicts = suite.judge(Samples([Prompt("no quotes", 0)] * 2, torch.rand(2, 3, 32, 32)))
+    suite.close()
+    assert verdicts.measures["ocr"].isnan().all() and verdicts.measures["total"].isnan().all()
+    assert bool((verdicts.measures["jpeg_compressibility"] < 0).all())
+    assert suite.version.startswith("1:ocr=ocr:rapidocr-") and ":jpeg_compressibility=jpeg_compr" in suite.version
 
 
 # --- a run, before and after -----------------------------------------------------------------------------------------
