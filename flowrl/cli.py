@@ -168,10 +168,7 @@ def evaluate(
         data=data,
         options=apply_overrides({}, option or []),
     )
-    if as_json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
-    else:
-        show(results)
+    print(json.dumps(results, indent=1, ensure_ascii=False)) if as_json else show(results)
 
 
 @app.command()
