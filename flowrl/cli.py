@@ -30,6 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for other program
 Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint directory.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
 ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or causal, of a world that has both.")]
+BaseModel = Annotated[str | None, typer.Option(help="Base model of a LoRA folder that does not name it.")]
 SuiteData = Annotated[Path | None, typer.Option(help="JSON lines for gsm8k or math500; prompts for suites of images.")]
 SuiteOptions = Annotated[list[str] | None, typer.Option(metavar="SUITE.KEY=VALUE", help="As in clip.path=FOLDER.")]
 Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
@@ -130,6 +131,7 @@ def evaluate(
     temperature: Annotated[str | None, typer.Option(help="Of language models, 0 is greedy; one or several.")] = None,
     base: Annotated[bool, typer.Option(help="Also judge the model before training.")] = True,
     family: ModelFamily = None,
+    model: BaseModel = None,
     data: SuiteData = None,
     option: SuiteOptions = None,
     as_json: Json = False,
@@ -141,6 +143,7 @@ def evaluate(
     from flowrl.config.reading import apply_overrides
     from flowrl.evaluation import evaluate as run
     from flowrl.evaluation import show
+    from flowrl.evaluation.decoding import numbers
     from flowrl.runtime.directory import RunDirectory
 
     run_directory = RunDirectory(Path(target))
@@ -155,19 +158,17 @@ def evaluate(
         samples=samples,
         limit=limit,
         seed=seed,
-        steps=_numbers("--steps", steps, int),
+        steps=numbers("--steps", steps, int),
         guidance=guidance,
-        length=_numbers("--length", length, int),
-        temperature=_numbers("--temperature", temperature, float),
+        length=numbers("--length", length, int),
+        temperature=numbers("--temperature", temperature, float),
         base=base,
         family=family,
+        model=model,
         data=data,
         options=apply_overrides({}, option or []),
     )
-    if as_json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
-    else:
-        show(results)
+    print(json.dumps(results, indent=1, ensure_ascii=False)) if as_json else show(results)
 
 
 @app.command()
@@ -184,6 +185,7 @@ def sample(
     checkpoint: Checkpoint = "best",
     weights: Weights = None,
     family: ModelFamily = None,
+    model: BaseModel = None,
     device: Annotated[str, typer.Option(help="Device of a model that is not a run.")] = "auto",
 ) -> None:
     """Make images or texts. Example: `flowrl sample runs/quickstart --prompt "a red circle" --out images`"""
@@ -192,7 +194,7 @@ def sample(
     from flowrl.runtime.sampling import sample as run
 
     decoding = Decoding(steps, guidance, length, temperature)
-    wish = Wish(count, seed, decoding, checkpoint, weights, family, device)
+    wish = Wish(count, seed, decoding, checkpoint, weights, family, device, model)
     written = run(source, prompts_of(prompt), out, wish)
     for line in written.completions:
         print(f"> {line['prompt']}\n{line['completion']}\n")
@@ -343,20 +345,6 @@ def compare(
 
 
 app.command("reward-server")(reward_server)
-
-
-def _numbers(option: str, given: str | None, kind: type[int] | type[float]) -> list[Any] | None:
-    """The numbers of an option such as ``64,128``; `UserError` for what is none, or too small."""
-    if given is None:
-        return None
-    least = "1 or more" if kind is int else "0 or more"
-    try:
-        values = [kind(part) for part in given.split(",")]
-    except ValueError:
-        values = []
-    if not values or any(not 0 <= value < float("inf") or (kind is int and value < 1) for value in values):
-        raise UserError(f"{option}: give numbers of {least}, separated by commas, found {given!r}")
-    return values
 
 
 def _parts(parts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,7 +1,9 @@
 """How well an image compresses: the size of its JPEG file. DDPO (arXiv:2305.13301) section 5.1.
 
-kB of 1000 bytes at quality 95, as in DDPO's released code; flow_grpo divides the same number by 500. The size grows
-with the number of pixels, so scores of different resolutions do not compare.
+kB of 1000 bytes at quality 95, as in DDPO's released code; flow_grpo divides minus that number by 500. The size grows
+with the number of pixels, so scores of different resolutions do not compare. Quantised to uint8; chroma at half
+resolution (4:2:0), Pillow's default, is stated because without it files of noise are twice as large. Other versions of
+Pillow's JPEG library may differ by some bytes, so its version is part of the reward's.
 """
 
 from __future__ import annotations
@@ -10,26 +12,42 @@ import io
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 
-QUALITY = 95
+QUALITY, SUBSAMPLING = 95, "4:2:0"
+VERSION = f"quality-{QUALITY}:{SUBSAMPLING}:libjpeg-{features.version('libjpeg_turbo') or features.version('jpg')}-1"
 RANGE = {"jpeg_compressibility": "below 0 (minus kB)", "jpeg_incompressibility": "above 0 (kB)"}
 NEEDS = ()
 
 
-def jpeg_compressibility(images: Tensor, prompts: list[str], **columns: Any) -> Tensor:
+class jpeg_compressibility:  # noqa: N801 - the name a config uses
     """Minus the JPEG size in kB: rewards smooth, simple images."""
-    return -jpeg_incompressibility(images, prompts)
+
+    version = f"jpeg_compressibility:{VERSION}"
+
+    def __call__(self, images: Tensor, prompts: list[str], **columns: Any) -> Tensor:
+        """Scores [N] of images [N, 3, H, W] in [0, 1]."""
+        return -kilobytes(images)
 
 
-def jpeg_incompressibility(images: Tensor, prompts: list[str], **columns: Any) -> Tensor:
-    """JPEG size in kB [N] of images [N, 3, H, W] in [0, 1]: rewards texture and noise."""
+class jpeg_incompressibility:  # noqa: N801 - the name a config uses
+    """JPEG size in kB: rewards texture and noise."""
+
+    version = f"jpeg_incompressibility:{VERSION}"
+
+    def __call__(self, images: Tensor, prompts: list[str], **columns: Any) -> Tensor:
+        """Scores [N] of images [N, 3, H, W] in [0, 1]."""
+        return kilobytes(images)
+
+
+def kilobytes(images: Tensor) -> Tensor:
+    """[N] sizes of images [N, 3, H, W] in [0, 1] as JPEG files, in kB."""
     pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return torch.tensor([_kilobytes(image) for image in pixels], dtype=torch.float64)
+    return torch.tensor([_size(image) / 1000 for image in pixels], dtype=torch.float64)
 
 
-def _kilobytes(image: Any) -> float:
+def _size(image: Any) -> int:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=QUALITY)
-    return buffer.tell() / 1000
+    Image.fromarray(image).save(buffer, format="JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    return buffer.tell()

@@ -48,6 +48,20 @@ class Made:
     """Of each completion, its end token included."""
 
 
+def numbers(option: str, given: str | None, kind: type[int] | type[float]) -> list[Any] | None:
+    """The numbers of an option such as ``64,128``; `UserError` for what is none, or too small."""
+    if given is None:
+        return None
+    least = "1 or more" if kind is int else "0 or more"
+    try:
+        values = [kind(part) for part in given.split(",")]
+    except ValueError:
+        values = []
+    if not values or any(not 0 <= value < float("inf") or (kind is int and value < 1) for value in values):
+        raise UserError(f"{option}: give numbers of {least}, separated by commas, found {given!r}")
+    return values
+
+
 def grid(
     *,
     steps: int | Sequence[int] | None = None,

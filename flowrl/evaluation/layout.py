@@ -3,14 +3,14 @@
 ``FOLDER/00000/metadata.jsonl`` holds one JSON object (the prompt and what it asks for) and
 ``FOLDER/00000/samples/0000.png`` its images (djghosh13/geneval, MIT). Completions lie in the same place as
 ``0000.json``: ``{"completion": "...", "tokens": 12}``. Read also: a folder of images with a ``prompts.jsonl`` whose
-lines name a ``file`` and its ``prompt``.
+lines name a ``file`` and its ``prompt``, or a ``prompts.txt`` with a line for each image, in the order of their names.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,20 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether ``folder`` holds images in one of the two layouts that ``read_folder`` knows."""
-    return (folder / "prompts.jsonl").is_file() or any(folder.glob("[0-9]*/metadata.jsonl"))
+    """Whether ``folder`` holds images in one of the layouts that ``read_folder`` knows."""
+    paired = (folder / "prompts.txt").is_file() and bool(_images(folder))  # a model's folder may hold a prompts.txt
+    return paired or (folder / "prompts.jsonl").is_file() or any(folder.glob("[0-9]*/metadata.jsonl"))
 
 
 def read_folder(folder: Path) -> list[Entry]:
     """The prompts of a folder and their images. Raises UserError where a file is missing or not understood."""
     if (folder / "prompts.jsonl").is_file():
-        return _read_listed(folder)
+        return _grouped(_listed(folder))
+    if (folder / "prompts.txt").is_file():
+        return _grouped(_paired(folder))
     entries = []
     for path in sorted(folder.glob("[0-9]*/metadata.jsonl")):
-        images = sorted(p for p in (path.parent / "samples").glob("*") if p.suffix.lower() in SUFFIXES)
+        images = _images(path.parent / "samples")
         if not images:
             raise UserError(f"{path.parent} has no images in samples/; make them or remove the folder")
         entries.append(Entry(_index(path.parent), _read_metadata(path), tuple(images)))
@@ -156,9 +159,34 @@ def _index(folder: Path) -> int:
     return int(folder.name)
 
 
-def _read_listed(folder: Path) -> list[Entry]:
-    """Lines with the same prompt and fields are the samples of one prompt."""
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _grouped(images: Iterable[tuple[dict[str, Any], Path]]) -> list[Entry]:
+    """Images with the same prompt and fields are the samples of one prompt."""
     found: dict[str, tuple[dict[str, Any], list[Path]]] = {}
+    for metadata, path in images:
+        found.setdefault(json.dumps(metadata, sort_keys=True), (metadata, []))[1].append(path)
+    return [Entry(index, metadata, tuple(paths)) for index, (metadata, paths) in enumerate(found.values())]
+
+
+def _paired(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Every image, by name, and its line of ``prompts.txt``. Raises UserError for more of one than of the other."""
+    lines = (folder / "prompts.txt").read_text(encoding="utf-8-sig").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    images = _images(folder)
+    if len(prompts) != len(images):
+        raise UserError(
+            f"{folder / 'prompts.txt'} has {len(prompts)} prompts for {len(images)} images; give a line for each, in "
+            'the order of the file names, or prompts.jsonl with lines such as {"file": "a.png", "prompt": "..."}'
+        )
+    for prompt, path in zip(prompts, images, strict=True):
+        yield {"prompt": prompt}, path
+
+
+def _listed(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+    """Every image that ``prompts.jsonl`` names, and its prompt and fields."""
     for number, line in enumerate(read_json_lines(folder / "prompts.jsonl"), start=1):
         key = next((key for key in FILE_KEYS if key in line), None)
         if key is None or not isinstance(line.get("prompt"), str):
@@ -168,9 +196,7 @@ def _read_listed(folder: Path) -> list[Entry]:
         path = folder / str(line[key])
         if not path.is_file():
             raise UserError(f"{folder / 'prompts.jsonl'} line {number} names {line[key]!r}, which is not in {folder}")
-        metadata = {name: value for name, value in line.items() if name != key}
-        found.setdefault(json.dumps(metadata, sort_keys=True), (metadata, []))[1].append(path)
-    return [Entry(index, metadata, tuple(paths)) for index, (metadata, paths) in enumerate(found.values())]
+        yield {name: value for name, value in line.items() if name != key}, path
 
 
 def _names(keys: Iterable[str]) -> str:

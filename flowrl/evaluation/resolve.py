@@ -15,6 +15,7 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
+from flowrl.evaluation.adapters import LORA_FILES, read_adapter
 from flowrl.evaluation.decoding import Decoding, of_model, of_run
 from flowrl.evaluation.layout import is_image_folder, read_folder
 from flowrl.evaluation.target import Arm, Medium, Target
@@ -23,7 +24,6 @@ from flowrl.types import Sampler
 from flowrl.worlds import shapes
 
 SHAPES = "shapes"
-LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 MODEL_FILES = ("model_index.json", "config.json")
 FAMILIES = ("diffusion", "masked", "causal")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -46,6 +46,8 @@ class Wish:
     """Which base model of a world that has several."""
     device: str = "auto"
     """Of a model that is not a run's."""
+    model: str | None = None
+    """What a LoRA folder adapts, where it does not say."""
 
 
 def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
@@ -54,6 +56,9 @@ def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
     Raises UserError for a word that names nothing, or a LoRA whose base model is not known.
     """
     path = Path(text)
+    adapter = any((path / name).is_file() for name in LORA_FILES) and not _is_checkpoint(path.parent)
+    if wish.model is not None and not adapter:
+        raise UserError(f"--model: only a LoRA folder needs to be told its model, and {text} is none; leave it out")
     if not path.exists():
         if text in worlds() or HUB_ID.fullmatch(text):
             return _model(text, wish)
@@ -66,13 +71,14 @@ def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
         return _run(checkpoint.absolute().parent.parent, replace(wish, checkpoint=str(checkpoint)))
     if is_image_folder(path):
         return Target(text, "images", entries=tuple(read_folder(path)), folder=path), {}
-    if any((path / name).is_file() for name in LORA_FILES):
+    if adapter:
         return _lora(path, wish)
     if any((path / name).is_file() for name in MODEL_FILES):
         return _model(text, wish)
     raise UserError(
         f"{text} is none of: a pipeline (model_index.json), a language model (config.json), a run (config.yaml), "
-        "a LoRA (adapter_config.json), images in GenEval's layout (00000/metadata.jsonl) or with prompts.jsonl"
+        "a LoRA (adapter_config.json or pytorch_lora_weights.safetensors), images in GenEval's layout "
+        "(00000/metadata.jsonl), or with prompts.jsonl or prompts.txt"
     )
 
 
@@ -118,22 +124,17 @@ def _model(text: str, wish: Wish) -> tuple[Target, Samplers]:
 
 
 def _lora(path: Path, wish: Wish) -> tuple[Target, Samplers]:
-    """A LoRA outside a run; its base model is what its own config says."""
-    file = path / "adapter_config.json"
-    adapter = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    base = adapter.get("base_model_name_or_path")
+    """A LoRA outside a run, on the model that the user or its own files name."""
+    adapter = read_adapter(path)
+    base = wish.model or adapter.base
     if not base:
-        raise UserError(
-            f"{path} does not say which model it adapts; evaluate the run it came from, or export it merged"
-        )
+        raise UserError(f"{path} does not say which model it adapts; name it with --model FOLDER_OR_HUB_ID")
     family, options = _options(base, wish)
 
     def tuned() -> Any:
         from flowrl.models import LoRAOptions
 
-        targets = adapter.get("target_modules")
-        named = tuple(targets) if isinstance(targets, list) else None
-        lora = LoRAOptions(rank=adapter.get("r", 8), alpha=adapter.get("lora_alpha", 8), targets=named)
+        lora = LoRAOptions(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
         policy = _load(base, wish.device, {**options, "lora": lora})
         policy.load_adapter(path)
         return policy

@@ -78,13 +78,15 @@ def evaluate(
     call: Mapping[str, Any] | None = None,
     base: bool = True,
     family: str | None = None,
+    model: str | None = None,
     data: Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Judge ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
 
     ``target`` is a model (folder, hub id, or the name of a world, with ``family`` if it has several), a run directory,
-    a LoRA folder, or images. A run is judged twice, ``base`` and ``tuned``, at equal prompts and seeds, with its
+    a LoRA folder (on ``model`` where it does not name its own), or images. A run or LoRA is judged twice, ``base`` and
+    ``tuned``, at equal prompts and seeds, a run with its
     config's held-out sampler unless given here; of several lengths (tokens), steps and temperatures every combination
     is judged. Run again to resume: samples made with the same settings are kept, and verdicts follow from the files
     alone. ``limit`` takes that many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1.
@@ -94,7 +96,7 @@ def evaluate(
     _check(samples, limit, suites)
     out = Path(out)
     decodings = grid(steps=steps, guidance=guidance, length=length, temperature=temperature)
-    subject, samplers = resolve(target, Wish(checkpoint, decodings, call, base, family))
+    subject, samplers = resolve(target, Wish(checkpoint, decodings, call, base, family, model=model))
     parts = _parts(samplers, samples)
     with ExitStack() as stack:
         found = find(suites, subject, data, options)

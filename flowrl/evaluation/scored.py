@@ -28,12 +28,12 @@ class ScoredSuite:
     size: int
     primary: str
     title: str
-    version: str = "1"
+    version: str
 
     def judge(self, samples: Samples) -> Verdicts:
         """NaN where a reward could not score a sample."""
         group = torch.tensor([prompt.id for prompt in samples.prompts])
-        scores = self.scorer(samples, group)
+        scores = self.scorer.evaluate(samples, group)
         measures = {name: scores.rewards[:, index] for index, name in enumerate(scores.names)}
         headline = scores.total if self.primary == TOTAL else measures.pop(self.primary)
         measures = {self.primary: headline, **measures}
@@ -55,11 +55,11 @@ def scored(
 ) -> ScoredSuite:
     """A suite of these rewards; ``primary`` is by default the only weighted one, or the total of several."""
     tags = list(dict.fromkeys(map(tag_of, prompts)))
-    # What could not be scored is counted as such, whatever a run's own policy was.
-    scorer = load_rewards(rewards, on_nan="drop_sample")
+    scorer = load_rewards(rewards)
     weighted = [name for name, weight in zip(scorer.names, scorer.weights, strict=True) if weight != 0]
     headline = primary or (weighted[0] if len(weighted) == 1 else TOTAL)
-    return ScoredSuite(name, prompts, source, scorer, tags, size or len(prompts), headline, title=name)
+    version = ":".join(["1", *(f"{name}={told}" for name, told in scorer.versions.items())])
+    return ScoredSuite(name, prompts, source, scorer, tags, size or len(prompts), headline, name, version)
 
 
 def of_world(world: str, continuous: str) -> ScoredSuite:

@@ -121,7 +121,8 @@ class RemoteReward:
             trust_env=False,  # a proxy or .netrc of the environment should not see the token
         )
         self.facts = self._find()
-        """What the server says about the reward: range, versions."""
+        """What the server says about the reward: range, its version, versions of packages."""
+        self.version = self.facts.get("version")
         self.grouped = bool(self.facts.get("grouped", False))
         limits = self.facts["limits"]
         self._body, self._pixels = int(limits["body"]), int(limits["pixels"])

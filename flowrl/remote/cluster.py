@@ -29,9 +29,9 @@ class ActorScorer:
 
         self._rewards = load_rewards([dict(spec)])
 
-    def grouped(self) -> bool:
-        """Whether the reward sees whole groups; answers once it is loaded."""
-        return self._rewards.grouped
+    def facts(self) -> tuple[bool, str | None]:
+        """Whether the reward sees whole groups, and its version; answers once it is loaded."""
+        return self._rewards.grouped, self._rewards.versions.get(self._rewards.names[0])
 
     def score(
         self,
@@ -83,7 +83,7 @@ class RayReward:
         spec = {"use": use, **settings}
         self._actor = self._ray.remote(ActorScorer).options(**given).remote(spec)
         try:
-            self.grouped = bool(self._ray.get(self._actor.grouped.remote(), timeout=START_SECONDS))
+            self.grouped, self.version = self._ray.get(self._actor.facts.remote(), timeout=START_SECONDS)
         except self._ray.exceptions.RayError as error:  # also what its constructor raised
             raise UserError(f"reward 'ray:{use}' does not load in its actor: {_cause(error)}") from error
 

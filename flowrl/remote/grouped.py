@@ -11,6 +11,9 @@ from torch import Tensor
 class Elsewhere(Protocol):
     """A reward that is scored in another place."""
 
+    version: str | None
+    """What it says there of its weights and preprocessing."""
+
     def score(
         self,
         prompts: Sequence[str],
@@ -31,7 +34,7 @@ class Grouped:
     """Its parameter ``group`` makes every call hold whole groups; where samples are compared, they travel together."""
 
     def __init__(self, reward: Elsewhere) -> None:
-        self.reward = reward
+        self.reward, self.version = reward, reward.version
 
     def __call__(
         self,

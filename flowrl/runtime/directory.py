@@ -55,6 +55,10 @@ class RunDirectory:
         """Whether a run was started here."""
         return self.config_path.is_file()
 
+    def begun(self) -> bool:
+        """Whether there is anything to lose: a run whose rewards or model did not load has only a config."""
+        return self.exists() and (self.metrics_path.is_file() or any(self.checkpoints.glob("step_*")))
+
     def __enter__(self) -> Self:
         """Claim the run for this process. Raises `UserError` if another process has it."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def begin(config: Config, run: RunDirectory, resume: str | None) -> Checkpoint |
     Raises `UserError` if a run exists and ``resume`` is None, if a checkpoint is damaged, or if the config differs
     where it would change the mathematics.
     """
-    if resume is None and run.exists():
+    if resume is None and run.begun():
         raise UserError(
             f"{run.path} already holds a run; continue it with --resume auto, or write elsewhere with out=..."
         )

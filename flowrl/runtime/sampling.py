@@ -35,6 +35,7 @@ class Wish:
     weights: str | None = None
     family: str | None = None
     device: str = "auto"
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,14 @@ def sample(source: str, prompts: Sequence[str], out: Path, wish: Wish) -> Writte
 
     A sample follows from its seed, prompt number and sample number alone. Raises `UserError` for an unknown source.
     """
-    asked = Asked(wish.checkpoint, {"": wish.decoding}, base=False, family=wish.family, device=wish.device)
+    asked = Asked(
+        wish.checkpoint,
+        {"": wish.decoding},
+        base=False,
+        family=wish.family,
+        device=wish.device,
+        model=wish.model,
+    )
     target, samplers = resolve(source, asked)
     if not target.arms:
         raise UserError(f"{source} holds images; name a model or a run to make more")

@@ -1,8 +1,9 @@
 """One way to call every reward: ours, and the signatures people already have.
 
 Accepted, told apart by parameter names: ``fn(images, prompts, **columns)`` (ours), ``fn(images, prompts, metadata)
--> (scores, info)`` and factories of it (flow_grpo, DDPO), ``fn(prompts, completions, **columns) -> list[float | None]``
-(TRL), verl's and Flow-Factory's (`dialects`), async functions, and classes whose instances are one of these.
+-> (scores, info)`` and factories of it (flow_grpo, whose GenEval says ``metadatas``; DDPO), ``fn(prompts, completions,
+**columns) -> list[float | None]`` (TRL, completions as texts), verl's and Flow-Factory's (`dialects`), async functions,
+and classes whose instances are one of these.
 
 A reward that compares samples says so by a parameter: ``group`` [N ints] makes every call hold whole groups;
 ``others`` (shaped as the images or completions) makes it a comparison of pairs, answered as how much each sample is
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, told
 from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory, settled
 from flowrl.types import Samples
 
@@ -29,6 +30,8 @@ LOG = logging.getLogger("flowrl.score")
 SUBJECTS = ("images", "prompts", "completions")
 COMPARED = ("group", "others")
 """Parameters of rewards that see whole groups."""
+METADATA = ("metadata", "metadatas")
+"""Parameters of flow_grpo's rewards for the prompts' columns, one mapping per sample."""
 FLOW_GRPO = {"only_strict": True}
 """Arguments of flow_grpo's rewards that our data does not name, and what its training passes."""
 
@@ -81,21 +84,46 @@ def _adapt(
         precision = getattr(torch, dtype or "float32")
         return build_flow_factory(found, name, options, device or _default_device(), precision, batch_size)
     if inspect.isclass(found) or not _scores(found):
-        built = found(**_settings(found, name, options, device, dtype, open_ended=True))
+        built = _built(found, name, _settings(found, name, options, device, dtype, open_ended=True))
         if not callable(built) or not _scores(built):
-            raise UserError(
-                f"reward {name!r} should be a function of (images, prompts, ...) or (prompts, completions, ...), "
-                f"or build one; found {inspect.signature(found)}"
-            )
+            raise UserError(_no_reward(found, name))
         return _call_of(built, name, {})
     verl = any(key in VERL for key in inspect.signature(found).parameters)  # its ``**kwargs`` are meant for options
     return _call_of(found, name, _settings(found, name, options, device, dtype, open_ended=verl))
+
+
+def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> Any:
+    """What a class or factory makes. Raises `UserError` when its own code raises."""
+    try:
+        inspect.signature(found).bind(**settings)
+    except TypeError as error:
+        what = _no_reward(found, name) if not inspect.isclass(found) else f"reward {name!r} needs an option"
+        raise UserError(f"{what}: {error}") from None
+    try:
+        return found(**settings)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
+        raise UserError(f"reward {name!r} cannot be loaded: {told(error)}") from error
+
+
+def _no_reward(found: Callable[..., Any], name: str) -> str:
+    return (
+        f"reward {name!r} should be a function of (images, prompts, ...) or (prompts, completions, ...), "
+        f"or build one; found {inspect.signature(found)}"
+    )
 
 
 def _call_of(function: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> Answer:
     parameters = inspect.signature(function).parameters
     kind = VerlCall if any(key in VERL for key in parameters) else _Call
     return kind(function, name, settings)
+
+
+def version_of(answer: Answer) -> str | None:
+    """What a reward says of its weights and preprocessing by an attribute ``version``; None if it says nothing."""
+    version = getattr(answer.function, "version", None)
+    return None if version is None else str(version)
 
 
 def close(answer: Answer) -> None:
@@ -115,9 +143,10 @@ class _Call:
 
     @property
     def style(self) -> str:
-        if "metadata" in self.parameters:
+        if any(key in self.parameters for key in METADATA):
             return "flow_grpo"
-        return "TRL" if {"prompts", "completions"} <= set(self.parameters) else "flowrl"
+        trl = {"prompts", "completions"} <= set(self.parameters) and "images" not in self.parameters
+        return "TRL" if trl else "flowrl"
 
     def __call__(self, samples: Samples, group: Tensor | None = None) -> Any:
         if "others" in self.parameters:
@@ -129,8 +158,9 @@ class _Call:
         columns = columns_of(samples)
         values = {**columns, **_subjects(samples)}
         values |= {key: value for key, value in more.items() if key in self.parameters}
-        if "metadata" in self.parameters and "metadata" not in columns:
-            values["metadata"] = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
+        for key in METADATA:
+            if key in self.parameters and key not in columns:
+                values[key] = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
         positional, named = self._arguments(values)
         answer = self.function(*positional, **named)
         return settled(answer) if inspect.isawaitable(answer) else answer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowrl.config.schema import OnErrorConfig
-from flowrl.errors import UserError
+from flowrl.errors import UserError, told
 from flowrl.score.adapting import Answer, as_scores, kind_of, take
 from flowrl.score.combining import Gate
 from flowrl.types import Samples
@@ -123,10 +122,8 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
         answer = reward.answer(samples, group if reward.answer.grouped else None)
     except UserError:
         raise
-    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}:{frame.lineno} in {frame.name}"
-        raise RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error} ({where})") from error
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
+        raise RewardError(f"reward {reward.name!r} raised {told(error)}") from error
     finally:
         tally.seconds += time.perf_counter() - start
     if _version(samples) != version:

@@ -52,7 +52,7 @@ def score_images(
 
 def quantise(images: Tensor) -> Tensor:
     """uint8 [N, 3, H, W], `round(255 x)` of images in [0, 1]: what a saved picture holds, which is what scorers saw."""
-    return (images.float().nan_to_num().clamp(0, 1) * 255).round().byte()
+    return images.float().nan_to_num().clamp_(0, 1).mul_(255).round_().byte()  # in the copy that nan_to_num makes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import rewards as shipped
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, told
 from flowrl.remote import check_remote, find_remote, is_remote
 
 SUBJECTS = {"images": "image", "completions": "text"}
@@ -146,6 +146,9 @@ def _import_file(path: Path) -> ModuleType:
     except ImportError as error:
         del sys.modules[name]
         raise UserError(f"reward file {path} cannot be imported: {error}; install what it needs") from error
+    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
+        del sys.modules[name]
+        raise UserError(f"reward file {path} cannot be imported: {told(error)}") from error
     return module
 
 
@@ -154,6 +157,8 @@ def _import_module(place: str, use: str) -> ModuleType:
         return importlib.import_module(place)
     except ImportError as error:
         raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {error}") from error
+    except Exception as error:  # as of a file
+        raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {told(error)}") from error
 
 
 def _attribute(module: ModuleType, name: str, use: str) -> Callable[..., Any]:

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from flowrl.errors import UserError
-from flowrl.score.adapting import Answer, adapt, as_scores
+from flowrl.errors import UserError, told
+from flowrl.score.adapting import Answer, adapt, as_scores, version_of
 from flowrl.score.asking import RewardError
 from flowrl.score.finding import find_reward
 from flowrl.types import Prompt, Samples
@@ -66,6 +66,11 @@ class ProcessCall:
     @property
     def style(self) -> str:
         return self._facts["style"]
+
+    @property
+    def version(self) -> str | None:
+        """The reward's own, as it says in its process."""
+        return self._facts["version"]
 
     def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float]:
         if self._process is None:
@@ -174,7 +179,7 @@ def _serve(requests: Any, replies: Any) -> None:
         kind = "" if isinstance(error, UserError) else f"reward with process=true: {type(error).__name__}: "
         _say(replies, {"mistake": f"{kind}{error}"})
         return
-    _say(replies, {"grouped": answer.grouped, "style": answer.style})
+    _say(replies, {"grouped": answer.grouped, "style": answer.style, "version": version_of(answer)})
     while True:
         try:
             header, blob = json.loads(_read(requests)), _read(requests)
@@ -194,11 +199,8 @@ def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) ->
         return {"error": str(error), "trace": traceback.format_exc()}
     except UserError as error:
         return {"mistake": str(error)}
-    except Exception as error:  # the reward's failure is an answer; the parent follows the declared policy
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}:{frame.lineno} in {frame.name}"
-        said = f"reward {name!r} raised {type(error).__name__}: {error} ({where})"
-        return {"error": said, "trace": traceback.format_exc()}
+    except (Exception, SystemExit) as error:  # a failure is an answer; the parent follows the declared policy
+        return {"error": f"reward {name!r} raised {told(error)}", "trace": traceback.format_exc()}
     try:
         scores = as_scores(found, len(samples), name).tolist()
     except UserError as error:

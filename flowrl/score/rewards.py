@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.config import RewardConfig
 from flowrl.errors import UserError
-from flowrl.score.adapting import adapt, close
+from flowrl.score.adapting import adapt, close, version_of
 from flowrl.score.asking import Reward, RewardError, Tally, ask
 from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
 from flowrl.score.finding import find_reward
@@ -48,10 +48,10 @@ class Rewards:
 
     @property
     def versions(self) -> dict[str, str]:
-        """What rewards say of their weights and preprocessing (an attribute ``version``), for the run's manifest: the
-        same name means other numbers elsewhere."""
-        told = {r.name: getattr(getattr(r.answer, "function", None), "version", None) for r in self._rewards}
-        return {name: str(version) for name, version in told.items() if version is not None}
+        """What rewards say of their weights and preprocessing (an attribute ``version``), wherever they are scored, for
+        the run's manifest: the same name means other numbers elsewhere."""
+        known = {reward.name: version_of(reward.answer) for reward in self._rewards}
+        return {name: version for name, version in known.items() if version is not None}
 
     @property
     def grouped(self) -> bool:
@@ -101,17 +101,16 @@ class Rewards:
 
     def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]) -> Scores:
         """Scores from the answers of all rewards [N, R], by the declared policies."""
-        ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
-        applies = torch.ones(rewards.shape, dtype=torch.bool)
-        for k, reward in enumerate(self._rewards):
-            if reward.applies:
-                applies[:, k] = applicable(reward.applies, prompts)
-        bare = (~applies[:, self.weights != 0].any(dim=1)).nonzero()[:, 0]
-        if len(bare) and bool((self.weights != 0).any()):
-            raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+        applies = self._applies(prompts)
         valid = self._valid(rewards, applies, prompts, group, tallies)
-        scores = Scores(rewards, self.weights, self.names, group, ids, valid)
-        return combine(scores, applies, tuple(reward.gate for reward in self._rewards))
+        return self._combined(rewards, applies, prompts, group, valid)
+
+    def evaluate(self, samples: Samples, group: Tensor) -> Scores:
+        """Scores of an evaluation: what could not be scored is NaN, and no sample is left out, whatever the policies
+        say of training."""
+        rewards, group = self.raw(samples, group), group.detach().cpu()
+        every = torch.ones(len(group), dtype=torch.bool)
+        return self._combined(rewards, self._applies(samples.prompts), samples.prompts, group, every)
 
     def close(self) -> None:
         """Free what the rewards hold."""
@@ -119,6 +118,24 @@ class Rewards:
             lane.close()
         for reward in self._rewards:
             close(reward.answer)
+
+    def _applies(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[N, R] bool. Raises `UserError` for a prompt without a reward to learn from."""
+        applies = torch.ones(len(prompts), len(self._rewards), dtype=torch.bool)
+        for k, reward in enumerate(self._rewards):
+            if reward.applies:
+                applies[:, k] = applicable(reward.applies, prompts)
+        bare = (~applies[:, self.weights != 0].any(dim=1)).nonzero()[:, 0]
+        if len(bare) and bool((self.weights != 0).any()):
+            raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+        return applies
+
+    def _combined(
+        self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, valid: Tensor
+    ) -> Scores:
+        ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
+        scores = Scores(rewards, self.weights, self.names, group, ids, valid)
+        return combine(scores, applies, tuple(reward.gate for reward in self._rewards))
 
     def _raw(self, samples: Samples, group: Tensor, tallies: Sequence[Tally]) -> Tensor:
         columns = [self.ask(index, samples, group, tally) for index, tally in enumerate(tallies)]
@@ -137,11 +154,15 @@ class Rewards:
         unscored = rewards.isnan() & applies & torch.tensor([policy is not None for policy in policies])
         for k, policy in enumerate(policies):
             if policy == "raise" and bool(unscored[:, k].any()):
-                raise UserError(self._complaint(unscored, prompts, tallies))
+                own = self._rewards[k].on_error is not None  # which goes before on_nan
+                remedy = "its on_error to {then: drop_group}" if own else "on_nan=drop_sample or on_nan=drop_group"
+                raise UserError(f"{self._complaint(unscored, prompts, tallies)}; mend it, or set {remedy}")
         dropped = left_out(rewards, applies, policies, group)
         if bool(dropped.all()) and len(dropped):
             used = dict.fromkeys(policy for k, policy in enumerate(policies) if policy and unscored[:, k].any())
-            raise UserError(f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, tallies)}")
+            raise UserError(
+                f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, tallies)}; mend it"
+            )
         return ~dropped
 
     def _complaint(self, unscored: Tensor, prompts: Sequence[Prompt], tallies: Sequence[Tally]) -> str:
@@ -152,7 +173,7 @@ class Rewards:
         why = next((f": {tallies[k].last}" for k in guilty if tallies[k].last), "")
         return (
             f"reward {', '.join(repr(self.names[k]) for k in guilty)} could not score {int(rows.sum())} of "
-            f"{len(prompts)} samples (prompts: {some}){why}; mend it, or set on_nan=drop_sample or on_nan=drop_group"
+            f"{len(prompts)} samples (prompts: {some}){why}"
         )
 
 

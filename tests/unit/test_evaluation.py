@@ -9,21 +9,24 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
-from flowrl.config import Config
+from flowrl.config import Config, RewardConfig
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
+from flowrl.evaluation.adapters import DIFFUSERS_FILE as FILE
 from flowrl.evaluation.generate import Maker, generate
-from flowrl.evaluation.layout import read_folder, read_images, sample_path, write_image, write_text
+from flowrl.evaluation.layout import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
 from flowrl.evaluation.results import Judged, summarise
 from flowrl.evaluation.runner import choose
+from flowrl.evaluation.scored import scored
 from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
 from flowrl.evaluation.table import format_estimate
 from flowrl.models.tiny import TinyFlow
 from flowrl.runtime import checkpoint
-from flowrl.runtime.restore import open_policy
+from flowrl.runtime.restore import open_policy, policy_of_run
 from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Prompt
+from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes import prompts as world_prompts
 from flowrl.worlds.shapes.scenes import Scene, Thing, random_scene, render
 
@@ -204,6 +207,21 @@ def test_images_listed_in_a_file(tmp_path):
     assert results["suites"]["geneval"]["arms"]["images"]["measures"]["correct"]["samples"]["value"] == 0.5
 
 
+def test_images_with_a_line_of_text_each(tmp_path):
+    for name, level in (("b.png", 0.2), ("a.png", 0.1), ("10.jpg", 0.3)):
+        write_image(tmp_path / name, torch.full((3, 8, 8), level))
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\ntwo\n")
+    entries = read_folder(tmp_path)
+    named = [(entry.metadata["prompt"], [path.name for path in entry.files]) for entry in entries]
+    assert named == [("one", ["10.jpg"]), ("two", ["a.png", "b.png"])] and is_image_folder(tmp_path)
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(UserError, match="has 3 prompts for 2 images; give a line for each"):
+        read_folder(tmp_path)
+    for path in tmp_path.glob("*.*g"):
+        path.unlink()
+    assert not is_image_folder(tmp_path), "a model's folder may hold prompts of its own"
+
+
 def test_a_correct_world_scores_one(tmp_path):
     rng = random.Random(0)
     rows = world_prompts("test")
@@ -326,6 +344,16 @@ def test_non_finite_images_stop_with_a_reason(tmp_path):
         make(tmp_path, broken)
 
 
+def test_rewards_that_cannot_score_are_counted_and_their_versions_told():
+    spec = RewardConfig(use="ocr", on_error={"then": "raise"})  # what training does with a NaN
+    suite = scored("rewards", [Prompt("no quotes", 0)], "x", [spec, RewardConfig(use="jpeg_compressibility")])
+    verdicts = suite.judge(Samples([Prompt("no quotes", 0)] * 2, torch.rand(2, 3, 32, 32)))
+    suite.close()
+    assert verdicts.measures["ocr"].isnan().all() and verdicts.measures["total"].isnan().all()
+    assert bool((verdicts.measures["jpeg_compressibility"] < 0).all())
+    assert suite.version.startswith("1:ocr=ocr:rapidocr-") and ":jpeg_compressibility=jpeg_compr" in suite.version
+
+
 # --- a run, before and after -----------------------------------------------------------------------------------------
 
 
@@ -373,6 +401,34 @@ def test_a_run_is_judged_before_and_after(run, tmp_path):
     assert alone["kind"] == "model"
     made = tmp_path / "alone/model/shapes-test/00000/samples/0000.png"
     assert made.read_bytes() == base.read_bytes()  # equal seeds, so a run's base is the base
+
+
+@pytest.mark.slow
+def test_a_lora_of_diffusers_is_judged_on_the_model_it_names_or_is_given(run, tmp_path):
+    lora, bare = tmp_path / "lora", tmp_path / "bare"
+    policy_of_run(run, "latest").export(lora, "diffusers")
+    bare.mkdir()
+    save_file(load_file(lora / FILE), bare / FILE)  # as most files on the hub: no header, so alpha is the rank
+    options = {"samples": 1, "limit": 1, "steps": 3, "guidance": 1.0}
+    evaluate(str(lora), ["geneval"], tmp_path / "own", **options)
+    evaluate(str(bare), ["geneval"], tmp_path / "given", model="shapes", **options)
+    evaluate(str(run), ["geneval"], tmp_path / "run", samples=1, limit=1)
+    made = {
+        (name, arm): next((tmp_path / name / arm).rglob("*.png")).read_bytes()
+        for name in ("own", "given", "run")
+        for arm in ("base", "tuned")
+    }
+    assert made["own", "base"] == made["given", "base"] == made["run", "base"]
+    assert made["own", "tuned"] == made["run", "tuned"] != made["own", "base"], "at the strength it was trained with"
+    assert made["given", "tuned"] not in (made["own", "tuned"], made["own", "base"]), "half of alpha = 2 rank"
+    with pytest.raises(UserError, match="does not say which model it adapts; name it with --model"):
+        evaluate(str(bare), ["geneval"], tmp_path / "none", **options)
+    with pytest.raises(UserError, match="only a LoRA folder needs to be told its model"):
+        evaluate("shapes", ["geneval"], tmp_path / "none", model="shapes", **options)
+    (bare / FILE).unlink()
+    save_file({"lora_unet_down.lora_down.weight": torch.zeros(2, 3)}, bare / FILE)
+    with pytest.raises(UserError, match="is no LoRA of one rank on a transformer or unet"):
+        evaluate(str(bare), ["geneval"], tmp_path / "none", model="shapes", **options)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from flowrl.remote.client import Address  # noqa: E402
 from flowrl.remote.protocol import Limits, decode_images, encode_images  # noqa: E402
 from flowrl.remote.server import PatientProtocol, build_app  # noqa: E402
 from flowrl.remote.settings import ServerConfig, choose_token, is_loopback  # noqa: E402
-from flowrl.remote.worker import Answer, answer  # noqa: E402
+from flowrl.remote.worker import Answer, answer, load  # noqa: E402
 from flowrl.score import RewardError, load_rewards  # noqa: E402
 from flowrl.score.finding import check_reward  # noqa: E402
 from flowrl.types import Prompt, Samples  # noqa: E402
@@ -69,9 +69,8 @@ class Here:
     """A reward in this process, so that most tests need not wait for another."""
 
     def __init__(self, use: str, limits: Limits, delay: float = 0.0) -> None:
-        self.rewards, self.limits, self.delay = load_rewards([use]), limits, delay
-        self.name = self.rewards.names[0]
-        self.facts = {"name": self.name, "range": "unknown", "grouped": self.rewards.grouped}
+        self.rewards, self.facts = load({"use": use})
+        self.name, self.limits, self.delay = self.rewards.names[0], limits, delay
         self.sizes: list[int] = []
 
     async def ask(self, body: bytes) -> Answer:
@@ -121,7 +120,9 @@ def test_a_server_gives_the_numbers_of_the_reward_called_here(use: str, batch: i
     assert torch.equal(values.isnan(), expected.isnan()) and torch.equal(values.nan_to_num(), expected.nan_to_num())
     assert bool(values.isnan().any()) == ("targeted" in use)
     assert next(iter(scorers.values())).sizes == [min(batch, 7 - start) for start in range(0, 7, batch)]
-    assert scorer.names == load_rewards([use]).names
+    local = load_rewards([use])
+    assert scorer.names == local.names and scorer.versions == local.versions
+    assert ("jpeg" in use) == bool(local.versions)
 
 
 def test_rewards_that_compare_samples_get_whole_groups() -> None:
@@ -465,7 +466,7 @@ class FakeRay(SimpleNamespace):
     def remote(self, kind: Any) -> Any:
         def start(spec: Any) -> Any:
             actor = kind(json.loads(json.dumps(spec)))  # the spec is plain data
-            call = {name: SimpleNamespace(remote=getattr(actor, name)) for name in ("grouped", "score")}
+            call = {name: SimpleNamespace(remote=getattr(actor, name)) for name in ("facts", "score")}
             return SimpleNamespace(**call)
 
         return SimpleNamespace(options=lambda **given: self.placed.append(given) or SimpleNamespace(remote=start))
@@ -488,6 +489,8 @@ def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
     values = scorer.raw(samples)
     assert torch.equal(values.nan_to_num(), expected.nan_to_num()) and scorer.names == ("targeted",)
     assert fake.placed == [{"num_gpus": 0.5}] and fake.joined == ["local"]
+    jpeg = load_rewards(["ray:jpeg_compressibility"])
+    assert jpeg.versions == load_rewards(["jpeg_compressibility"]).versions
     scorer.close()
     assert len(fake.killed) == 1
     with pytest.raises(UserError, match="ray has no key 'gpus'; did you mean 'num_gpus'"):

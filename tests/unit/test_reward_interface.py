@@ -184,6 +184,75 @@ def test_flow_factory_models_get_pictures_and_groups() -> None:
         score(reward(Needy))
 
 
+def test_flow_grpos_geneval_names_its_metadata_in_the_plural() -> None:
+    def geneval_score(device: str) -> Any:
+        def _fn(images: Tensor, prompts: Sequence[str], metadatas: Sequence[Any], only_strict: bool) -> Any:
+            assert device == "cpu" and only_strict and [m["prompt"] for m in metadatas] == list(prompts)
+            scores = [float(metadata["tag"] == "x") for metadata in metadatas]
+            return scores, [0.5] * len(images), [1.0] * len(images), {}, {}
+
+        return _fn
+
+    answer = adapt(geneval_score, "g", {}, "cpu")
+    assert answer.style == "flow_grpo"
+    values = Rewards([Reward("g", 1.0, answer, None)], "raise").raw(samples())[:, 0]
+    assert values.tolist() == [1.0] * 6 + [0.0] * 6, "the first list is the one that flow_grpo trains on"
+
+
+BROKEN = """
+class fails:
+    def __init__(self, path="w"): raise RuntimeError("no weights at " + path)
+    def __call__(self, images, prompts): return images.mean(dim=(1, 2, 3))
+
+class needs:
+    def __init__(self, path): self.path = path
+    def __call__(self, images, prompts): return images.mean(dim=(1, 2, 3))
+
+def batched(data_sources, solution_strs, ground_truths): return [0.0]
+
+def leaves(images, prompts): raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("fails", r"cannot be loaded: RuntimeError: no weights at w \(.*broken.py:3 in __init__\)"),
+        ("needs", "needs an option: missing a required argument: 'path'"),
+        ("batched", r"should be a function of \(images, prompts, ...\) or .* missing a required argument"),
+    ],
+)
+def test_code_that_fails_while_it_loads_is_a_sentence(tmp_path: Path, name: str, match: str) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with pytest.raises(UserError, match=match):
+        load_rewards([f"{tmp_path / 'broken.py'}:{name}"])
+
+
+def test_a_file_that_fails_while_it_is_imported_is_a_sentence(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "undefined_here.py").write_text("scale = SCALE\ndef bright(images, prompts): return scale\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for use in (f"{tmp_path / 'undefined_here.py'}:bright", "undefined_here:bright"):
+        with pytest.raises(UserError, match=r"NameError: name 'SCALE' is not defined \(.*undefined_here.py:1"):
+            load_rewards([use])
+
+
+def test_the_remedy_is_one_that_helps() -> None:
+    never = [math.nan] * 12
+    for fields, policy, remedy in (
+        ({}, "raise", "mend it, or set on_nan=drop_sample or on_nan=drop_group$"),
+        ({"on_error": on_error("raise", 0)}, "raise", r"mend it, or set its on_error to \{then: drop_group\}$"),
+        ({}, "drop_group", "drop_group left no sample: .*; mend it$"),
+    ):
+        with pytest.raises(UserError, match=remedy):
+            score(reward(given(never), **fields), on_nan=policy)
+
+
+def test_a_reward_that_ends_the_program_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with pytest.raises(RewardError, match=r"raised SystemExit: 3 \(.*broken.py:12 in leaves\)"):
+        load_rewards([f"{tmp_path / 'broken.py'}:leaves"]).raw(samples())
+
+
 def test_async_functions_of_trl_are_awaited() -> None:
     async def length(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         await asyncio.sleep(0)

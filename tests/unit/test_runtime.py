@@ -277,6 +277,15 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert len(run.metrics()) == 3
 
 
+def test_a_run_that_did_nothing_may_be_started_again(tmp_path: Path) -> None:
+    config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
+    run = RunDirectory(config.directory)
+    begin(config, run, None)  # then a reward's server could not be reached
+    mended = Config.of({**CONFIG, "out": str(tmp_path / "run"), "train": {**CONFIG["train"], "seed": 5}})
+    assert begin(mended, run, None) is None
+    assert Config.load(run.config_path).train.seed == 5
+
+
 def test_resume_auto_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     found = begin(config, run, "auto")

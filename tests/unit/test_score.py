@@ -1,12 +1,15 @@
 """Rewards: every accepted signature gives the same numbers, and every wrong answer is named."""
 
+import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flowrl.config import RewardConfig
@@ -194,6 +197,9 @@ def test_jpeg_rewards_are_ddpo_kilobytes() -> None:
     less, more = load_rewards(["jpeg_compressibility", "jpeg_incompressibility"]).raw(pair).T
     assert torch.equal(less, -more)
     assert more[1] > 5 * more[0] and 0.5 < more[0] < 1.0  # kB of 1000 bytes: a flat image is little but its header
+    file = io.BytesIO()
+    Image.fromarray((noise[0] * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=95)
+    assert more[1] == len(file.getvalue()) / 1000, "as DDPO's code writes it"
 
 
 def test_finding_by_name_path_and_module(tmp_path: Path) -> None:
@@ -287,4 +293,9 @@ def test_versions_of_rewards_are_told_for_the_manifest(tmp_path: Path) -> None:
         "        return [0.5] * len(prompts)\n"
     )
     rewards = load_rewards([f"{tmp_path / 'mine.py'}:judge", "jpeg_compressibility"])
-    assert rewards.versions == {"judge": "weights-3, crop-2"}
+    assert rewards.versions["judge"] == "weights-3, crop-2"
+    name = "jpeg_compressibility"
+    assert re.fullmatch(rf"{name}:quality-95:4:2:0:libjpeg-[\d.]+-1", rewards.versions[name])
+    elsewhere = load_rewards([{"use": name, "process": True}])
+    assert elsewhere.versions == {name: rewards.versions[name]}, "also of a reward in another process"
+    elsewhere.close()

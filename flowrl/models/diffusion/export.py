@@ -106,6 +106,7 @@ _WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "merged": _write
 def _config(policy: DiffusionPolicy) -> dict[str, Any]:
     network: Any = policy.network
     config = network.peft_config[ADAPTER].to_dict()
+    config["base_model_name_or_path"] = None if policy.source is None else policy.source.path
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 
