@@ -62,7 +62,8 @@ def _endless(size: int, start: int, count: int, seed: int) -> Iterator[int]:
 def load_prompts(spec: str) -> PromptSet:
     """The prompts of ``shapes:train``, a .txt (one a line), .jsonl, .json or .parquet file, or ``hf:name:split``.
 
-    Columns besides the prompt reach the rewards by name. Raises `UserError` for a missing, empty or malformed source.
+    A prompt is a text, or a chat of one user message; columns besides it reach the rewards by name. Raises `UserError`
+    for a missing, empty or malformed source.
     """
     world, colon, split = spec.partition(":")
     if colon and world in worlds():
@@ -152,6 +153,20 @@ def _prompt(row: Any, index: int, spec: str) -> Prompt:
     key = next((key for key in TEXT_KEYS if key in row), None)
     if key is None:
         raise UserError(f"{where}: has no 'prompt' (it has {', '.join(map(repr, row)) or 'nothing'})")
-    if not isinstance(row[key], str) or not row[key].strip():
+    text = _said(row[key], where) if isinstance(row[key], list) else row[key]
+    if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: {key} should be a text, found {row[key]!r}")
-    return Prompt(row[key], index, {name: value for name, value in row.items() if name != key})
+    return Prompt(text, index, {name: value for name, value in row.items() if name != key})
+
+
+def _said(messages: Sequence[Any], where: str) -> Any:
+    """What the user says in a chat of one message, as data sets of TRL and verl hold prompts; the model's chat template
+    is put around it."""
+    roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
+    if roles == ["system", "user"]:
+        raise UserError(
+            f"{where}: the prompt has a system message; set model.system to it and leave the user's message in the file"
+        )
+    if roles != ["user"]:
+        raise UserError(f"{where}: a prompt may be a text or one message of the user, found the roles {roles}")
+    return messages[0].get("content")

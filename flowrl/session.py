@@ -142,6 +142,10 @@ def open_session(plan: Plan) -> Session:
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
     policy = open_policy(config)
+    if algorithm.family != "diffusion":
+        sampler: Any = algorithm.sampler
+        for prompts in filter(None, (plan.train, plan.test)):
+            policy.check_prompts((prompt.text for prompt in prompts.prompts), sampler.length)
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "

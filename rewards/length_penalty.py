@@ -27,7 +27,7 @@ def length_penalty(
     """DAPO's soft overlong punishment [N] in [-1, 0] (arXiv:2503.14476, eq. 13).
 
     0 up to length ``limit - buffer``, then ``((limit - buffer) - length) / buffer`` down to -1 at ``limit``, and -1
-    beyond. Lengths count words, characters, or tokens of the ``tokenizer`` at a local folder, without special tokens.
+    beyond. Lengths count words, characters, or tokens of the ``tokenizer`` (folder or hub name), special ones left out.
     Raises `UserError` for a buffer outside 1..limit or ``unit="tokens"`` without a tokenizer.
     """
     if not 0 < buffer <= limit:
@@ -74,7 +74,7 @@ def _splitter(unit: str, tokenizer: str | None) -> Callable[[str], Sequence[obje
     if unit != "tokens":
         raise UserError(f"length_penalty: unit is 'words', 'characters' or 'tokens', found {unit!r}")
     if tokenizer is None:
-        raise UserError("length_penalty: unit 'tokens' needs the option 'tokenizer', the folder of one")
+        raise UserError("length_penalty: unit 'tokens' needs the option 'tokenizer', a folder or hub name")
     return _tokenizer(tokenizer)
 
 

@@ -30,7 +30,7 @@ def diffu_grpo(
         estimator=MaskedViews(plan=FullMask(), per="cell", corrupt=corrupt),
         advantage=GroupCentred(scale="none", clip=None),
         objective=Clipped(clip, clip),
-        regularizers=(KL(kl),) if kl > 0 else (),
+        regularizers=(KL(kl),) if kl else (),
         aggregation=DecisionMean(),
         redraw=True,
         families=("masked",),

@@ -29,5 +29,5 @@ def flow_grpo(
         estimator=Transitions(cfg_grad=cfg_grad),
         advantage=GroupCentred(scale="global", ddof=0, eps=1e-4),
         objective=Clipped(clip, clip),
-        regularizers=(KL(kl),) if kl > 0 else (),
+        regularizers=(KL(kl),) if kl else (),
     )

@@ -17,6 +17,6 @@ def grpo(*, clip: float = 0.2, kl: float = 0.04, length: int = 256, temperature:
         estimator=Tokens(),
         advantage=GroupCentred(clip=None),
         objective=Clipped(clip, clip),
-        regularizers=(KL(kl),) if kl > 0 else (),
+        regularizers=(KL(kl),) if kl else (),
         families=("causal",),
     )

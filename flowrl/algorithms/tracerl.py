@@ -35,7 +35,7 @@ def tracerl(
         estimator=MaskedViews(plan=Trace(limit=views, merge=merge), per="cell", tempered=True),
         advantage=GroupCentred(ddof=0, clip=None),
         emphasis=EqualViews(),
-        regularizers=(KLToOld(kl),) if kl > 0 else (),
+        regularizers=(KLToOld(kl),) if kl else (),
         aggregation=SampleMean(),
         redraw=False,
     )

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,10 @@ def load_peft(network: nn.Module, folder: Path) -> Any:
     """The adapter put into ``network`` itself, as any PEFT user would."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(network, str(folder))  # pyright: ignore[reportArgumentType]
+    with warnings.catch_warnings():
+        # PEFT asks by a name that transformers 5.23 replaced
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(network, str(folder))  # pyright: ignore[reportArgumentType]
 
 
 def merge(network: nn.Module, adapted: nn.Module, adaptation: Adaptation) -> Any:

@@ -10,6 +10,11 @@ from torch import Tensor
 from flowrl.types import Batch, Likelihood
 
 
+def _not_negative(weight: float) -> None:
+    if not weight >= 0:
+        raise ValueError(f"a divergence of weight {weight} would be rewarded; use 0 for none, or more")
+
+
 @dataclass(frozen=True)
 class KL:
     """KL divergence to a weight set, per decision as the estimator measures it: of two Gaussian kernels (Flow-GRPO's
@@ -17,6 +22,9 @@ class KL:
 
     weight: float = 0.04
     to: str = "reference"
+
+    def __post_init__(self) -> None:
+        _not_negative(self.weight)
 
     @property
     def name(self) -> str:
@@ -48,6 +56,9 @@ class KLToOld:
 
     weight: float = 0.01
     to: str = ""
+
+    def __post_init__(self) -> None:
+        _not_negative(self.weight)
 
     @property
     def name(self) -> str:

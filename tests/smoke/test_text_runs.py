@@ -157,6 +157,8 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     long = values("llama", "grpo", tmp_path / "long")
     (tmp_path / "long/prompts.txt").write_text("1" * 80 + "\n")
     assert "context" in refusal(long)
+    (tmp_path / "long/prompts.txt").write_text("2+3=\n" * 40 + "1" * 63 + "\n")  # would be drawn late
+    assert "more than the model's context of 64" in refusal(long)
     empty = values("llama", "grpo", tmp_path)
     empty["algorithm"]["length"] = 0
     assert "empty completions" in refusal(empty)

@@ -10,6 +10,8 @@ from flowrl.data import PromptSet, load_prompts
 from flowrl.errors import UserError
 from flowrl.types import Prompt
 
+SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}
+
 
 def prompt_set(count: int) -> PromptSet:
     return PromptSet(tuple(Prompt(f"p{i}", i) for i in range(count)))
@@ -61,6 +63,11 @@ def test_formats_give_the_same_prompts_and_keep_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_a_chat_of_one_message_is_a_prompt(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": [USER], "answer": "4"}))
+    assert load_prompts(str(tmp_path / "a.jsonl")).prompts == (Prompt("2+2?", 0, {"answer": "4"}),)
+
+
 def test_world_splits_are_disjoint_and_carry_metadata() -> None:
     train, test = load_prompts("shapes:train"), load_prompts("shapes:test")
     assert not {p.text for p in train.prompts} & {p.text for p in test.prompts}
@@ -76,6 +83,14 @@ def test_world_splits_are_disjoint_and_carry_metadata() -> None:
         ("a.jsonl", '{"prompt": 3}\n', "should be a text, found 3"),
         ("a.jsonl", '{"prompt": "  "}\n', "should be a text"),
         ("a.jsonl", "[1]\n", "should be an object"),
+        ("a.jsonl", json.dumps({"prompt": [SYSTEM, USER]}), "has a system message; set model.system"),
+        (
+            "a.jsonl",
+            json.dumps({"prompt": [USER, USER]}),
+            r"found the roles \['user', 'user'\]",
+        ),
+        ("a.jsonl", '{"prompt": [3]}', r"found the roles \[None\]"),
+        ("a.jsonl", '{"prompt": [{"role": "user"}]}', "should be a text"),
         ("a.json", '{"prompt": "x"}', "should hold a list, found dict"),
         ("a.csv", "x", "expected world:split"),
     ],

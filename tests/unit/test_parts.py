@@ -327,6 +327,7 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
         ({"use": "elbo_pg", "estimator": {"plan": {"use": "trace", "limit": "x"}}}, "plan.limit: 'x' will not do"),
         ({"use": "spg", "power": 0}, "power=0.0 should be above 0"),
         ({"use": "wd1", "weight_temperature": 0}, "temperature of the weights should be above 0, found 0"),
+        ({"use": "grpo", "kl": -0.1}, "algorithm.grpo: a divergence of weight -0.1 would be rewarded"),
         ({"use": "grpo", "clip": -0.2}, "algorithm.grpo: low=-0.2 and high=-0.2 say how far"),
         ({"use": "elbo_pg", "sampler": "causal_sampler"}, "CausalSampler is for causal models, and elbo_pg trains mas"),
         ({"use": "flow_grpo", "estimator": "masked_views"}, "MaskedViews is for masked models, and flow_grpo trains d"),

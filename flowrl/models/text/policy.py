@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +21,8 @@ from flowrl.types import TokenScores
 
 CRITIC = "critic."
 """Prefix of the value head among a policy's weights."""
+LONGEST = 64
+"""Prompts that are tokenised at the start, to see whether they fit."""
 
 
 class TextPolicy:
@@ -63,6 +65,11 @@ class TextPolicy:
     def condition(self, prompts: Sequence[str]) -> TextCondition:
         """Prompts as tokens, in the tokenizer's chat template where it is used."""
         return self.text.condition(prompts)
+
+    def check_prompts(self, prompts: Iterable[str], completion: int) -> None:
+        """Raise `UserError` where a prompt and a completion of that many tokens do not fit into the context. Looks at
+        the prompts with most characters, which need not be those with most tokens."""
+        self.text.check_room(self.condition(sorted(set(prompts), key=len)[-LONGEST:]), completion)
 
     def decode(self, final: Tensor) -> list[str]:
         """Texts of completions [N, T]: up to the first end token, without special tokens."""
