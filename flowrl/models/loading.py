@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from flowrl.errors import UserError
 from flowrl.models.lora import LoRAOptions
@@ -99,7 +102,7 @@ def bars_hidden() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def compile_blocks(network: torch.nn.Module) -> None:
+def compile_blocks(network: nn.Module) -> None:
     """Compile the blocks that repeat: of one kind, named by the network itself, they share one compilation."""
     declared: Any = network
     names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
@@ -110,3 +113,26 @@ def compile_blocks(network: torch.nn.Module) -> None:
         raise UserError(f"{type(network).__name__} has no repeated blocks to compile; set model.compile: false")
     for block in blocks:
         block.compile()
+
+
+def checkpoint_blocks(network: nn.Module) -> None:
+    """Recompute the activations of blocks that repeat, for models without a switch for that: the members of the
+    outermost lists of modules. Raises `UserError` where there are none."""
+    found = False
+    for name, stack in network.named_modules():
+        inner = any(isinstance(network.get_submodule(name[:i]), nn.ModuleList) for i, c in enumerate(name) if c == ".")
+        if isinstance(stack, nn.ModuleList) and len(stack) > 1 and not inner:
+            found = True
+            for block in stack:
+                block.forward = _recomputing(block.forward)
+    if not found:
+        raise UserError(f"{type(network).__name__} has no repeated blocks; set model.gradient_checkpointing: false")
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return functools.update_wrapper(call, forward)

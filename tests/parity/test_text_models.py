@@ -266,7 +266,7 @@ def test_rows_of_similar_length_share_a_call(monkeypatch):
     assert [sorted(g.tolist()) for g in groups] == [[1, 2, 4], [0, 3, 5]]
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "diffusion_gemma"])
+@pytest.mark.parametrize("name", ["llama", "bert", "diffusion_gemma", "llada"])
 def test_gradient_checkpointing_gives_the_same_gradient(name):
     found = []
     for on in (False, True):

@@ -11,7 +11,7 @@ from torch import nn
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.causal.policy import CausalPolicy
-from flowrl.models.loading import Source, compile_blocks, exclusive, place
+from flowrl.models.loading import Source, checkpoint_blocks, compile_blocks, exclusive, place
 from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
@@ -143,11 +143,8 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
         switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         try:
             switch({"use_reentrant": False})
-        except (ValueError, TypeError, NotImplementedError) as error:
-            raise UserError(
-                f"{type(model).__name__} does not support gradient checkpointing; set model.gradient_checkpointing:"
-                " false"
-            ) from error
+        except (ValueError, TypeError, NotImplementedError):  # LLaDA's own code, say
+            checkpoint_blocks(model)
     if options.get("compile"):
         compile_blocks(model)
     return Network(model, adaptation, placement), tokenizer, source
