@@ -36,11 +36,6 @@ def log_density(squared: Tensor, s: Tensor, count: int) -> Tensor:
     return -0.5 * squared - count * (s.log() + 0.5 * math.log(2 * math.pi))
 
 
-def effective_noise(x_next: Tensor, mean: Tensor, s: Tensor) -> Tensor:
-    """The noise ``z`` with ``x_next = mean + s z``, in float32."""
-    return (x_next.float() - mean.float()) / s.float().reshape(s.shape + (1,) * (x_next.ndim - s.ndim))
-
-
 def kl_equal_variance(difference: Tensor, s: Tensor, lead: int) -> Tensor:
     """``KL(N(m1, s^2) || N(m2, s^2)) = sum (m1 - m2)^2 / (2 s^2)``."""
     return squared_norm(difference, lead) / (2 * s.double() ** 2)

@@ -39,7 +39,6 @@ class RunDirectory:
         """Held-out samples of the evaluations during training, laid out like ``samples``."""
         self.checkpoints = path / "checkpoints"
         self.eval_path = path / "eval"
-        self.report_path = path / "report.html"
         self._lock: IO[str] | None = None
 
     @classmethod

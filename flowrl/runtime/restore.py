@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flowrl.algorithms import build
 from flowrl.config import Config
@@ -15,8 +15,6 @@ from flowrl.runtime.resume import locate
 
 WEIGHTS = "weights/"
 """Prefix of the weight sets among a checkpoint's tensors."""
-
-Which = Literal["best", "latest"]
 
 
 def open_policy(config: Config) -> Any:
