@@ -123,7 +123,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise RewardError(f"reward {reward.name!r} raised {told(error)}") from error
+        raise RewardError(f"reward {reward.name!r} raised {told(error)}{_advice(error)}") from error
     finally:
         tally.seconds += time.perf_counter() - start
     if _version(samples) != version:
@@ -133,6 +133,13 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
         return as_scores(answer, len(samples), reward.name)
     except UserError as error:
         raise RewardError(str(error)) from None
+
+
+def _advice(error: BaseException) -> str:
+    """For what TRL's rewards do with the chats of conversational data sets."""
+    if isinstance(error, TypeError) and "string indices" in str(error):
+        return "; completions are texts here, not messages: completion instead of completion[0]['content']"
+    return ""
 
 
 def _version(samples: Samples) -> int:

@@ -253,6 +253,14 @@ def test_a_reward_that_ends_the_program_has_failed(tmp_path: Path) -> None:
         load_rewards([f"{tmp_path / 'broken.py'}:leaves"]).raw(samples())
 
 
+def test_a_reward_that_reads_messages_is_told_that_completions_are_texts() -> None:
+    def tagged(prompts: Sequence[str], completions: Any, **columns: Any) -> list[float]:
+        return [float("<answer>" in completion[0]["content"]) for completion in completions]
+
+    with pytest.raises(RewardError, match=r"completions are texts here, not messages: completion instead of"):
+        Rewards([reward(tagged)], "raise").raw(texts(["a", "b"]))
+
+
 def test_async_functions_of_trl_are_awaited() -> None:
     async def length(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         await asyncio.sleep(0)
