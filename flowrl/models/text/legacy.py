@@ -42,7 +42,8 @@ def understood() -> Iterator[None]:
     @functools.wraps(original)
     def get_class(*args: Any, **kwargs: Any) -> type:
         found = original(*args, **kwargs)
-        _mend_package(found)
+        if is_remote(found):
+            _mend_package(found)
         return found
 
     for name in missing:
@@ -75,7 +76,7 @@ def _mend_package(kind: type) -> None:
     """Everything that was imported with a class of remote code."""
     package = kind.__module__.rsplit(".", 1)[0] + "."
     for name, module in list(sys.modules.items()):
-        if is_remote(kind) and name.startswith(package):
+        if name.startswith(package):
             mend_module(module)
 
 
@@ -113,7 +114,6 @@ def _mend_class(kind: Any) -> None:
 
 
 def _ignoring_arguments(method: Any) -> Any:
-    @functools.wraps(method)
     def call(self: Any, *_: Any, **__: Any) -> Any:
         return method(self)
 
