@@ -132,7 +132,7 @@ def opened(path, name):
         return _opened(path, name)
     with legacy.understood():
         model = _opened(path, name)
-    legacy.mend(model)
+        legacy.mend(model)
     return model
 
 

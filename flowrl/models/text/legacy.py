@@ -27,7 +27,7 @@ GONE = ("is_torch_fx_available",)
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Open it around ``from_pretrained`` of remote code.
+    """Open it around ``from_pretrained`` of remote code and `mend`.
 
     The classes are mended between their import and their use: were they imported earlier, transformers would take them
     for the user's own and not copy their files when the model is saved.

@@ -180,6 +180,7 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
                 output_loading_info=True,
                 **chosen,
             )
+            legacy.mend(model)
     except FAILURES as error:
         if attention is not None and "ttention" in str(error):
             raise UserError(
@@ -192,7 +193,6 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
             f"model {place!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, ...), which would"
             " be random; use a checkpoint with a language-model head"
         )
-    legacy.mend(model)
     return model.requires_grad_(False).eval()
 
 
