@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from flowrl import algorithms
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
-from flowrl.models import load_policy
+from flowrl.models import LoRAOptions, load_policy
 from flowrl.samplers.causal import CausalSampler
 from flowrl.types import Draw, TokenTrace
 from tests.components_text import folder
@@ -49,6 +49,7 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         assert options["enable_lora"] and options["logprobs_mode"] == "processed_logprobs"
+        assert options["max_lora_rank"] in (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks of 0.33
         self.model, self.requests = model, []
 
     def generate(self, prompts: list[dict], params: list[SamplingParams], *, lora_request: LoRARequest, use_tqdm: bool):
@@ -78,7 +79,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Any:
     vllm.LLM, vllm.SamplingParams, request.LoRARequest = LLM, SamplingParams, LoRARequest  # type: ignore[attr-defined]
     for name, module in (("vllm", vllm), ("vllm.lora", lora), ("vllm.lora.request", request)):
         monkeypatch.setitem(sys.modules, name, module)
-    made = load_policy(str(folder("llama")), family="causal", device="cpu")
+    made = load_policy(str(folder("llama")), family="causal", device="cpu", lora=LoRAOptions(rank=12, alpha=24))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(0, 0.2)

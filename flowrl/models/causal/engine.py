@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SEED_LIMIT = 2**31
 """vLLM's seeds are 32 bits wide."""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM 0.33 takes as the largest rank of an adapter."""
 
 
 class VLLMEngine:
@@ -32,7 +34,8 @@ class VLLMEngine:
     """
 
     def __init__(self, policy: CausalPolicy, memory: float = 0.4) -> None:
-        """Raises `UserError` without vLLM or without an adapter. ``memory`` is the engine's share of the GPU."""
+        """Raises `UserError` without vLLM, without an adapter, or for too large a one. ``memory`` is the engine's share
+        of the GPU."""
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -40,13 +43,16 @@ class VLLMEngine:
         options = policy.network.adaptation.lora
         if options is None:
             raise UserError("sampler.engine=vllm takes over LoRA weights only; set model.full=false, or engine=null")
+        room = next((rank for rank in RANKS if rank >= options.rank), None)
+        if room is None:
+            raise UserError(f"sampler.engine=vllm takes adapters of rank {RANKS[-1]} at most; lower model.lora.rank")
         self._vllm, self._policy, self._version = vllm, policy, 0
         self._engine = vllm.LLM(
             model=policy.source.path,
             dtype=str(policy.dtype).removeprefix("torch."),
             trust_remote_code=policy.source.trust_remote_code,
             enable_lora=True,
-            max_lora_rank=options.rank,
+            max_lora_rank=room,
             gpu_memory_utilization=memory,
             logprobs_mode="processed_logprobs",  # after the temperature: of the distribution drawn from
         )
