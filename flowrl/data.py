@@ -17,8 +17,9 @@ from flowrl.types import Prompt
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
 SPLITS = ("train", "test")
-TEXT_KEYS = ("prompt", "text", "Prompt", "Prompts", "caption")
-"""Columns that may hold the prompt, in this order (``Prompt`` of PartiPrompts, ``Prompts`` of DrawBench)."""
+TEXT_KEYS = ("prompt", "text", "Prompt", "Prompts", "caption", "question", "problem")
+"""Columns that may hold the prompt, in this order (``Prompt`` of PartiPrompts, ``Prompts`` of DrawBench, ``question``
+of GSM8K, ``problem`` of MATH)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def _endless(size: int, start: int, count: int, seed: int) -> Iterator[int]:
 
 
 def load_prompts(spec: str) -> PromptSet:
-    """The prompts of ``shapes:train``, a .txt (one a line), .jsonl, .json or .parquet file, or ``hf:name:split``.
+    """The prompts of ``shapes:train``, a .txt (one a line), .jsonl, .json or .parquet file, ``hf:name:split`` or
+    ``hf:name:configuration:split`` (such as ``hf:openai/gsm8k:main:train``).
 
     A prompt is a text, or a chat of one user message; columns besides it reach the rewards by name. Raises `UserError`
     for a missing, empty or malformed source.
@@ -89,17 +91,24 @@ def _world(world: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:
-    path, colon, split = name.rpartition(":")
-    if not colon:
-        raise UserError(f"prompts {spec!r} should look like hf:owner/name:split")
+    path, *configuration = name.split(":")
+    split = configuration.pop() if configuration else ""
+    if not path or not split or len(configuration) > 1:
+        raise UserError(f"prompts {spec!r} should look like hf:owner/name:split or hf:owner/name:configuration:split")
     try:
-        import datasets  # pyright: ignore[reportMissingImports]
+        return hub_rows(path, *configuration, split=split)
     except ImportError:
         raise UserError(f"prompts {spec!r} need the datasets package: pip install 'flowrl[data]'") from None
-    try:
-        return list(datasets.load_dataset(path, split=split))
-    except (datasets.exceptions.DatasetNotFoundError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"prompts {spec!r} could not be loaded: {error}") from error
+
+
+def hub_rows(path: str, *configuration: str, split: str) -> list[Mapping[str, Any]]:
+    """A data set of the hub. Raises `ImportError`, `OSError` (no such data set, no network) or `ValueError`."""
+    import datasets  # pyright: ignore[reportMissingImports]
+
+    found: Any = datasets.load_dataset(path, *configuration, split=split)
+    return list(found)
 
 
 def _file(path: Path) -> Sequence[Any]:

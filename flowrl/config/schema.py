@@ -106,7 +106,8 @@ class DataConfig(_Section):
     """Prompts, and how many of them make an iteration."""
 
     train: str = Field(
-        default="shapes:train", description="world:split, .txt, .jsonl, .json, .parquet or hf:name:split"
+        default="shapes:train",
+        description="world:split, .txt, .jsonl, .json, .parquet or hf:name[:config]:split",
     )
     test: str | None = Field(default="shapes:test", description="prompts of the evaluation; null = none")
     prompts: PositiveInt = Field(default=18, description="prompts per iteration")

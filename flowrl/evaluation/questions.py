@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.config import RewardConfig
+from flowrl.data import hub_rows
 from flowrl.errors import UserError
 from flowrl.evaluation.layout import read_json_lines
 from flowrl.evaluation.scored import ScoredSuite, scored
@@ -61,11 +62,10 @@ def _read(path: Path) -> Sequence[Mapping[str, Any]]:
 
 def _download(name: str, source: Source) -> Sequence[Mapping[str, Any]]:
     local = f"give the problems as --data FILE.jsonl with {source.question!r} and {source.answer!r}"
+    configuration = [] if source.configuration is None else [source.configuration]
     try:
-        import datasets  # pyright: ignore[reportMissingImports]
+        return hub_rows(source.dataset, *configuration, split="test")
     except ImportError:
         raise UserError(f"suite {name} needs the datasets package (pip install 'flowrl[data]'); or {local}") from None
-    try:
-        return list(datasets.load_dataset(source.dataset, source.configuration, split="test"))
-    except (datasets.exceptions.DatasetNotFoundError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"suite {name} could not load {source.dataset} ({error}); or {local}") from error

@@ -13,6 +13,14 @@ from flowrl.types import Prompt
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}
 
 
+TWO = """---
+configs:
+- {config_name: main, data_files: [{split: train, path: train.jsonl}]}
+- {config_name: hard, data_files: [{split: train, path: test.jsonl}]}
+---
+"""
+
+
 def prompt_set(count: int) -> PromptSet:
     return PromptSet(tuple(Prompt(f"p{i}", i) for i in range(count)))
 
@@ -66,6 +74,28 @@ def test_formats_give_the_same_prompts_and_keep_columns(tmp_path: Path) -> None:
 def test_a_chat_of_one_message_is_a_prompt(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": [USER], "answer": "4"}))
     assert load_prompts(str(tmp_path / "a.jsonl")).prompts == (Prompt("2+2?", 0, {"answer": "4"}),)
+
+
+def test_data_sets_of_the_hub_by_their_library(tmp_path: Path) -> None:
+    """On a folder, which the library opens as it opens a repository: of one configuration, and of two."""
+    rows = [{"question": "2+2?", "answer": "so #### 4"}, {"question": "2+3?", "answer": "so #### 5"}]
+    for name in ("plain", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "two/test.jsonl").write_text(json.dumps(rows[1]))
+    (tmp_path / "two/README.md").write_text(TWO)
+    expected = [Prompt(row["question"], i, {"answer": row["answer"]}) for i, row in enumerate(rows)]
+    assert list(load_prompts(f"hf:{tmp_path}/plain:train").prompts) == expected
+    assert list(load_prompts(f"hf:{tmp_path}/two:main:train").prompts) == expected
+    assert len(load_prompts(f"hf:{tmp_path}/two:hard:train")) == 1
+    for spec, match in (
+        (f"hf:{tmp_path}/two:train", "Config name is missing"),
+        (f"hf:{tmp_path}/plain:dev", "could not be loaded: .*dev"),
+        ("hf:a:b:c:d", "hf:owner/name:configuration:split"),
+        ("hf:plain", "should look like"),
+    ):
+        with pytest.raises(UserError, match=match):
+            load_prompts(spec)
 
 
 def test_world_splits_are_disjoint_and_carry_metadata() -> None:
