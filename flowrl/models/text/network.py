@@ -121,7 +121,7 @@ class Network:
             self.placement.precision(),
             self.adaptation.dropout(learning),
             self._checkpointing(learning),
-            self._stance(decoding=bool(options.get("use_cache"))),
+            self.eager() if options.get("use_cache") else nullcontext(),
         ):
             return self.model(**on_device, **options)
 
@@ -144,9 +144,10 @@ class Network:
             reading.states, self._layer.weight, self._layer.bias, labels, readout=self.head.readout, **options
         )
 
-    def _stance(self, *, decoding: bool) -> AbstractContextManager[Any]:
-        """Decoding is not compiled: every step has a cache of another length, which would be compiled anew."""
-        return torch.compiler.set_stance("force_eager") if self._compiled and decoding else nullcontext()
+    def eager(self) -> AbstractContextManager[Any]:
+        """Compute without compilation: in decoding, every step has a cache of another length, which would be compiled
+        anew."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     @contextmanager
     def _checkpointing(self, active: bool) -> Iterator[None]:

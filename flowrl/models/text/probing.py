@@ -106,7 +106,7 @@ def without_gradients(policy: TextPolicy) -> list[str]:
     ]
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in holders]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), policy.network.eager():
             policy.logits(*probe_of(policy))
     finally:
         for hook in hooks:
