@@ -80,8 +80,9 @@ def open_backend(
 class LocalVlm:
     """Any image-text-to-text model of transformers with a chat template, from a folder or the hub; safetensors only.
 
-    Preprocessing is the processor's own, from uint8 images. Batches are padded on the left, so that the answer starts
-    at the last position of every row.
+    Preprocessing is the processor's own, from uint8 images, with Pillow's resize where transformers offers it: Qwen's
+    and LLaVA's own code use that, and torchvision's differs by a level in places, by many levels at the edges of noise.
+    Batches are padded on the left, so that the answer starts at the last position of every row.
     """
 
     def __init__(self, path: str, reward: str, *, device: str | None, dtype: str, length: int) -> None:
@@ -210,7 +211,7 @@ def data_uri(pixels: Tensor) -> str:
 
 def _load(path: str, reward: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Processor and model for inference, every weight found. Raises `UserError` for what cannot be used."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
     folder = Path(path).expanduser()
     if not folder.is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
@@ -220,6 +221,7 @@ def _load(path: str, reward: str, dtype: torch.dtype) -> tuple[Any, Any]:
     source = str(folder) if folder.is_dir() else path
     try:
         processor: Any = AutoProcessor.from_pretrained(source)
+        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )

@@ -46,7 +46,8 @@ class hpsv3:  # noqa: N801 - the name a config uses
     language model with embeddings only, which leaves out Qwen2-VL's two-dimensional positions, and was trained so.
 
     Preprocessing: quantised to uint8, Pillow's bicubic filter to an area of 256 x 28 x 28 pixels in multiples of 28
-    with the image's proportions, then the processor's normalisation. Not compared with the published weights here.
+    with the image's proportions, then the processor's normalisation. Compared with the published code (hpsv3 1.0.0) on
+    tiny random weights, not with the published weights.
     Raises `UserError` for weights that are missing, pickled or of another architecture.
     """
 

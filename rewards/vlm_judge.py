@@ -99,7 +99,7 @@ class vlm_judge:  # noqa: N801 - the name a config uses
         self.counts: Counter[str] = Counter()
         """Replies read, ``unparsable`` ones and ``unanswered`` questions so far."""
         low, high = scale
-        self.version = f"vlm_judge:{self._backend.name}:{rubric!r}:{'+'.join(self._fields)}:{low:g}-{high:g}-1"
+        self.version = f"vlm_judge:{self._backend.name}:{rubric!r}:{'+'.join(self._fields)}:{low:g}-{high:g}-2"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
         """Scores [N] in [0, 1] of images [N, 3, H, W] in [0, 1]; NaN where there is none."""

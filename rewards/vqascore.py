@@ -27,10 +27,12 @@ class vqascore:  # noqa: N801 - the name a config uses
     P("Yes") + P("No"), which takes away how much the model likes other words.
 
     The paper's numbers come from CLIP-FlanT5-XXL, which transformers does not run; scores of different models,
-    questions or normalisations do not compare, so all are in `version`. Preprocessing is the model's own, from uint8
-    images; to an endpoint they go as PNG. `dtype` is the network's; the softmax is in float64. `key_variable` names the
-    environment variable with the endpoint's key. Raises `UserError` for a model that cannot be asked, or a word that is
-    no token.
+    questions or normalisations do not compare, so all are in `version`. t2v_metrics asks Qwen-VL another question (set
+    `question: Does this image show "{prompt}"?`) and takes Qwen2.5-VL's chances after the repetition penalty of its
+    generation configuration, which lowers every word of the question and is left out here. Preprocessing is the
+    model's own with Pillow's resize, from uint8 images; to an endpoint they go as PNG. `dtype` is the network's; the
+    softmax is in float64. `key_variable` names the environment variable with the endpoint's key. Raises `UserError` for
+    a model that cannot be asked, or a word that is no token.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class vqascore:  # noqa: N801 - the name a config uses
         self._question, self._words, self._normalised = question, (answer, opposite), normalised
         self._batch_size = batch_size
         convention = "yes-no" if normalised else "vocabulary"
-        self.version = f"vqascore:{self._backend.name}:{question!r}:{answer}:{convention}-1"
+        self.version = f"vqascore:{self._backend.name}:{question!r}:{answer}:{convention}-2"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
         """Scores [N] in [0, 1] of images [N, 3, H, W] in [0, 1]; NaN for one that is not finite or got no answer."""

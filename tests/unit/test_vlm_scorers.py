@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -47,9 +48,10 @@ IMAGE = {"qwen": "<|vision_start|><|image_pad|><|vision_end|>", "llava": "<image
 
 def ask_one(kind: str, folder: Path, image: Tensor, question: str) -> tuple[Any, Any, Any]:
     """Model, processor and inputs of one question, with the conversation written out here."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     text = f"<|im_start|>user\n{IMAGE[kind]}{question}<|im_end|>\n<|im_start|>assistant\n"
     return model, processor, processor(text=[text], images=as_pil(image[None]), return_tensors="pt")
@@ -79,6 +81,16 @@ def test_vqascore_equals_the_softmax_of_one_forward_pass(folders: dict[str, Path
     moved = scorer(images[order], [PROMPTS[i] for i in order])
     torch.testing.assert_close(moved, yes[order], **CLOSE)
     assert scorer.version.startswith(f"vqascore:{path}:float32:") and scorer(images[:0], []).shape == (0,)
+
+
+def test_images_are_resized_by_pillow(folders: dict[str, Path]) -> None:
+    """As t2v_metrics and UnifiedReward do for Qwen; torchvision keeps what is beyond black and white between passes."""
+    pixels = torch.randint(0, 256, (2, 3, 33, 470), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    resized = [one.resize((476, 28), Image.Resampling.BICUBIC) for one in as_pil(pixels / 255)]  # multiples of 28
+    fitting = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in resized])
+    scorer = vqascore(str(folders["qwen"]), dtype="float32", device="cpu")
+    found, expected = scorer(pixels / 255, PROMPTS[:2]), scorer(fitting / 255, PROMPTS[:2])
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 def test_vqascore_keeps_the_contract_of_scorers(folders: dict[str, Path]) -> None:
