@@ -33,6 +33,10 @@ class clipscore:  # noqa: N801 - the name a config uses
     Preprocessing: quantised to uint8 (CLIP was trained on pictures from files), shortest edge to the model's size (224)
     with Pillow's bicubic filter, centre crop, mean and std as the model's files state them (OpenAI's otherwise).
     Prompts are cut at 77 tokens.
+
+    The backends differ in typographic quotes, ligatures, broken encodings and HTML entities, and in where an odd crop
+    margin is rounded: `transformers` does as its own processor (prompts as they are), `open_clip` as OpenAI's `clip`
+    package, with which the paper's authors scored (ftfy, then unescaping). Take the latter to compare with the paper.
     """
 
     def __init__(

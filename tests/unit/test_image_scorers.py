@@ -121,6 +121,20 @@ def open_clip_cosines(folder: Path, pixels: Tensor) -> Tensor:
         return (model.encode_image(pixels, normalize=True) * model.encode_text(tokens, normalize=True)).sum(dim=1)
 
 
+@pytest.mark.parametrize(
+    ("typeset", "plain"),
+    [("“a red cube”", '"a red cube"'), ("it’s a ball", "it's a ball"), ("&lt;a&gt; &amp; b", "<a> & b")],
+)
+def test_only_the_open_clip_backend_cleans_prompts_as_openai_did(
+    clip_folder: Path, open_clip_folder: Path, typeset: str, plain: str
+) -> None:
+    images = pictures(count=1).repeat(2, 1, 1, 1)
+    cleaned = clipscore(str(open_clip_folder), backend="open_clip")(images, [typeset, plain])
+    assert cleaned[0] == cleaned[1]
+    raw = clipscore(str(clip_folder))(images, [typeset, plain])
+    assert abs(float(raw[0] - raw[1])) > 1e-3
+
+
 @pytest.mark.parametrize("size", [2, 64])
 def test_clipscore_of_an_open_clip_folder(open_clip_folder: Path, size: int) -> None:
     images = pictures()
