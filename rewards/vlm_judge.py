@@ -58,8 +58,9 @@ class vlm_judge:  # noqa: N801 - the name a config uses
     Coherence and Style) or your own text with {prompt}, which should ask for a line "Score: x". `fields` are the names
     of the scores to read (all of the rubric by default; the last mention of each counts, since a judge may quote the
     format first). A reply without one of them, or with a number outside of the scale, could not be scored: NaN, and
-    `counts["unparsable"]` grows; so it does where a list of words is cut off at `max_tokens` (UnifiedReward's own scripts
-    allow 512 for the score, 4096 for the semantic rubric). Peers divide UnifiedReward's score by 5 and take 0 for a reply that cannot be read.
+    `counts["unparsable"]` grows; so it does where a list of words is cut off at `max_tokens` (UnifiedReward's own
+    scripts allow 512 for the score, 4096 for the semantic rubric). Peers divide UnifiedReward's score by 5 and take 0
+    for a reply that cannot be read.
 
     `path` is a local image-text-to-text model of transformers (greedy decoding), `url` and `model` an OpenAI-compatible
     endpoint (temperature 0), such as vLLM with CodeGoat24/UnifiedReward-qwen-7b. Images go as they are, as PNG to an
