@@ -15,6 +15,8 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
+from flowrl.score.clip import quantise
+
 QUALITY, SUBSAMPLING = 95, "4:2:0"
 VERSION = f"quality-{QUALITY}:{SUBSAMPLING}:libjpeg-{features.version('libjpeg_turbo') or features.version('jpg')}-1"
 RANGE = {"jpeg_compressibility": "below 0 (minus kB)", "jpeg_incompressibility": "above 0 (kB)"}
@@ -43,7 +45,7 @@ class jpeg_incompressibility:  # noqa: N801 - the name a config uses
 
 def kilobytes(images: Tensor) -> Tensor:
     """[N] sizes of images [N, 3, H, W] in [0, 1] as JPEG files, in kB."""
-    pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = quantise(images).permute(0, 2, 3, 1).cpu().numpy()
     return torch.tensor([_size(image) / 1000 for image in pixels], dtype=torch.float64)
 
 

@@ -16,8 +16,8 @@ from flowrl.score.clip import (
     find_safetensors,
     load_pretrained,
     load_strictly,
+    picture,
     place,
-    quantise,
     read_preprocessing,
     read_safetensors,
     score_images,
@@ -144,7 +144,7 @@ def read_reference(given: Any, size: tuple[int, int] | None = None) -> Tensor:
     Raises `UserError` for a file that is missing or no image, and for anything else.
     """
     if isinstance(given, Tensor) and given.ndim == 3 and given.shape[0] == 3:
-        image = Image.fromarray(quantise(given[None])[0].permute(1, 2, 0).cpu().numpy())
+        image = picture(given)
     elif isinstance(given, Image.Image):
         image = given.convert("RGB")
     elif isinstance(given, str | Path):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.runtime.files import write_whole
+from flowrl.score.clip import picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE, COMPLETION = ".png", ".json"
@@ -58,10 +59,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_image(path: Path, image: Tensor) -> None:
     """Write [3, H, W] in [0, 1] as PNG; values are rounded to the nearest of 256 levels."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    Image.fromarray(pixels).save(partial, format="PNG")
+    picture(image).save(partial, format="PNG")
     os.replace(partial, path)
 
 

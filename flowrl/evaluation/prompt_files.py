@@ -13,8 +13,6 @@ from flowrl.evaluation.target import Target
 from flowrl.types import Prompt
 
 TABLES = {".csv": ",", ".tsv": "\t"}
-COLUMNS = (*TEXT_KEYS, "Prompt", "Prompts", "caption")
-"""Names of the column that holds the prompt, in this order (``Prompt`` of PartiPrompts, ``Prompts`` of DrawBench)."""
 
 
 def prompts_of(name: str, target: Target, data: Path | None, spec: str | None) -> tuple[tuple[Prompt, ...], str]:
@@ -45,10 +43,10 @@ def read(spec: str) -> tuple[Prompt, ...]:
     if path.suffix.lower() not in TABLES:
         return load_prompts(spec).prompts
     rows = table(path)
-    key = next((key for key in COLUMNS if key in (rows[0] if rows else {})), None)
+    key = next((key for key in TEXT_KEYS if key in (rows[0] if rows else {})), None)
     if key is None:
         columns = ", ".join(map(repr, rows[0])) if rows else "no rows"
-        raise UserError(f"prompts {path}: no column of {', '.join(map(repr, COLUMNS))} (found {columns})")
+        raise UserError(f"prompts {path}: no column of {', '.join(map(repr, TEXT_KEYS))} (found {columns})")
     rest = [{name: value for name, value in row.items() if name != key} for row in rows]
     return tuple(Prompt(str(row[key]), n, more) for n, (row, more) in enumerate(zip(rows, rest, strict=True)))
 

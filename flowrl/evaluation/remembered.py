@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl.evaluation.suites import Verdicts
+from flowrl.score.clip import quantise
 from flowrl.types import Prompt, Samples
 
 VARIABLE = "FLOWRL_CACHE"
@@ -96,7 +97,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def _key(prompt: Prompt, image: Tensor) -> str:
-    pixels = (image * 255).round().byte()
+    pixels = quantise(image)
     asked = json.dumps({**prompt.columns, "prompt": prompt.text}, sort_keys=True, default=str)
     digest = hashlib.sha256(f"{tuple(pixels.shape)}{asked}".encode())
     digest.update(pixels.contiguous().cpu().numpy().tobytes())

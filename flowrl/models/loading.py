@@ -118,14 +118,12 @@ def compile_blocks(network: nn.Module) -> None:
 def checkpoint_blocks(network: nn.Module) -> None:
     """Recompute the activations of blocks that repeat, for models without a switch for that: the members of the
     outermost lists of modules. Raises `UserError` where there are none."""
-    found = False
-    for name, stack in network.named_modules():
-        inner = any(isinstance(network.get_submodule(name[:i]), nn.ModuleList) for i, c in enumerate(name) if c == ".")
-        if isinstance(stack, nn.ModuleList) and len(stack) > 1 and not inner:
-            found = True
-            for block in stack:
-                block.forward = _recomputing(block.forward)
-    if not found:
+    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
+    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
+    for block in blocks:
+        block.forward = _recomputing(block.forward)
+    if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks; set model.gradient_checkpointing: false")
 
 

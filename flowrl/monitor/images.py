@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
+from flowrl.score.clip import quantise
+
 CROP = 128
 """Side in pixels of what is measured at most: texture in the centre at full resolution, colour on the whole image
 with pixels skipped."""
@@ -118,7 +120,7 @@ def periodicity(luminance: Tensor) -> Tensor:
 
 def jpeg_bits(images: Tensor) -> Tensor:
     """[N] bits per pixel of the images [N, 3, H, W] as JPEG files of quality 75, the file's header included."""
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    pixels = quantise(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     sizes = []
     for image in pixels:
         buffer = io.BytesIO()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.remote import TOKEN_VARIABLE
-from flowrl.remote.grouped import Grouped
+from flowrl.remote.grouped import Elsewhere, Grouped, asking
 from flowrl.remote.protocol import MEDIA_TYPE, VERSION, encode_images
 from flowrl.score.clip import quantise
 from flowrl.score.rewards import RewardError
@@ -70,10 +70,9 @@ def connect(
     timeout: float = 300.0,
     retries: int = 5,
     batch: int = 32,
-) -> RemoteReward | Grouped:
+) -> Elsewhere | Grouped:
     """What scores a reward on a server; it asks for ``group`` if the reward there does. As `RemoteReward`."""
-    reward = RemoteReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch)
-    return Grouped(reward) if reward.grouped else reward
+    return asking(RemoteReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
 
 
 class _AgainError(Exception):
@@ -84,7 +83,7 @@ class _AgainError(Exception):
         self.wait = wait
 
 
-class RemoteReward:
+class RemoteReward(Elsewhere):
     """Scores samples on a reward server, ``batch`` at a time and fewer where the server allows fewer.
 
     ``timeout`` is in seconds per request, from start to last byte; ``retries`` are further tries after a broken
@@ -127,16 +126,6 @@ class RemoteReward:
         limits = self.facts["limits"]
         self._body, self._pixels = int(limits["body"]), int(limits["pixels"])
         self._batch = max(1, min(batch, int(limits["samples"])))
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        images: Tensor | None = None,
-        completions: Sequence[str] | None = None,
-        **columns: Any,
-    ) -> Tensor:
-        """[N] float64 scores, NaN where the server could not score."""
-        return self.score(prompts, images, completions, columns)
 
     def score(
         self,

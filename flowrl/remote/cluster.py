@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.remote.grouped import Grouped
+from flowrl.remote.grouped import Elsewhere, Grouped, asking
 from flowrl.score.rewards import RewardError
 from flowrl.types import Prompt, Samples
 
@@ -56,13 +56,12 @@ def place(
     dtype: str | None = None,
     ray: Mapping[str, Any] | None = None,
     **options: Any,
-) -> RayReward | Grouped:
+) -> Elsewhere | Grouped:
     """What scores a reward in an actor; it asks for ``group`` if the reward there does. As `RayReward`."""
-    reward = RayReward(use, {"options": options, "device": device, "dtype": dtype}, ray or {})
-    return Grouped(reward) if reward.grouped else reward
+    return asking(RayReward(use, {"options": options, "device": device, "dtype": dtype}, ray or {}))
 
 
-class RayReward:
+class RayReward(Elsewhere):
     """Scores samples in an actor, exactly as here: images travel unrounded.
 
     ``ray`` holds the actor's placement (``num_cpus``, ``num_gpus``, ``resources``, ``accelerator_type``, ``memory``,
@@ -86,16 +85,6 @@ class RayReward:
             self.grouped, self.version = self._ray.get(self._actor.facts.remote(), timeout=START_SECONDS)
         except self._ray.exceptions.RayError as error:  # also what its constructor raised
             raise UserError(f"reward 'ray:{use}' does not load in its actor: {_cause(error)}") from error
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        images: Tensor | None = None,
-        completions: Sequence[str] | None = None,
-        **columns: Any,
-    ) -> Tensor:
-        """[N] float64 scores, NaN where the actor could not score."""
-        return self.score(prompts, images, completions, columns)
 
     def score(
         self,

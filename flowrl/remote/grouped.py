@@ -1,19 +1,33 @@
-"""Rewards elsewhere that compare the samples of a group."""
+"""Rewards that are scored elsewhere, and those among them that compare the samples of a group."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 
-class Elsewhere(Protocol):
+class Elsewhere(ABC):
     """A reward that is scored in another place."""
 
     version: str | None
     """What it says there of its weights and preprocessing."""
+    grouped: bool
+    """Whether it sees whole groups there."""
 
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        images: Tensor | None = None,
+        completions: Sequence[str] | None = None,
+        **columns: Any,
+    ) -> Tensor:
+        """[N] float64 scores, NaN where it could not score."""
+        return self.score(prompts, images, completions, columns)
+
+    @abstractmethod
     def score(
         self,
         prompts: Sequence[str],
@@ -22,12 +36,11 @@ class Elsewhere(Protocol):
         columns: Mapping[str, Sequence[Any]],
         group: Sequence[int] | None = None,
     ) -> Tensor:
-        """[N] float64 scores."""
-        ...
+        """As a call; ``group`` [N] are the samples' group numbers."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free what it holds."""
-        ...
 
 
 class Grouped:
@@ -50,3 +63,8 @@ class Grouped:
     def close(self) -> None:
         """Free what the reward holds."""
         self.reward.close()
+
+
+def asking(reward: Elsewhere) -> Elsewhere | Grouped:
+    """The reward as rewards are called here; it asks for ``group`` if it sees groups there."""
+    return Grouped(reward) if reward.grouped else reward

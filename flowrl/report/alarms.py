@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from flowrl.config.schema import MonitorConfig
@@ -16,6 +15,7 @@ from flowrl.monitor.alarms import WHERE, Check, sentence
 from flowrl.monitor.statistics import STATISTICS
 from flowrl.report.charts import Line, line_chart, number
 from flowrl.report.record import Metrics, Record
+from flowrl.report.rendering import render
 
 SHOWN = 8
 """Curves of a chart; those that moved most."""
@@ -50,21 +50,14 @@ def section(record: Record) -> Markup:
     if not names:
         return Markup("")
     options = settings(record.config)
-    environment = Environment(
-        loader=PackageLoader("flowrl.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("alarms.html.jinja").render(
-        alarms=alarms(record.metrics, names, options),
-        charts=charts(record.metrics, options),
-        rows=rows(record.metrics, names),
-        checked=len(names),
-        limit=options.limit,
-    )
-    return Markup(html)
+    values = {
+        "alarms": alarms(record.metrics, names, options),
+        "charts": charts(record.metrics, options),
+        "rows": rows(record.metrics, names),
+        "checked": len(names),
+        "limit": options.limit,
+    }
+    return Markup(render("alarms.html.jinja", values))
 
 
 def settings(config: Mapping[str, Any]) -> MonitorConfig:

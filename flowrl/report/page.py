@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from flowrl.algorithms import build, describe, paper, summary
 from flowrl.errors import UserError
 from flowrl.evaluation.layout import write_text
@@ -18,6 +16,7 @@ from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes,
 from flowrl.report import alarms, curves, gallery
 from flowrl.report.charts import number
 from flowrl.report.record import Metrics, Record, read
+from flowrl.report.rendering import render
 
 RATIO_TOLERANCE = 1e-3
 """Above this the sampler and the trainer disagree about the same policy (the trainer's own check is stricter)."""
@@ -37,16 +36,8 @@ class Tile:
 def write(run: Path) -> Path:
     """Write ``RUN/report.html`` and return its path. Raises UserError when ``run`` is not a run directory."""
     record = read(Path(run))
-    environment = Environment(
-        loader=PackageLoader("flowrl.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.jinja").render(contents(record))
     path = record.path / "report.html"
-    write_text(path, html)
+    write_text(path, render("report.html.jinja", contents(record)))
     return path
 
 

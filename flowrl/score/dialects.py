@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.score.clip import picture
 from flowrl.types import Samples
 
 VERL = ("solution_str", "solution_image")
@@ -119,12 +119,6 @@ class FlowFactoryCall:
         if getattr(self.function, "use_tensor_inputs", False):
             return medium
         return picture(medium) if medium.ndim == 3 else [picture(frame) for frame in medium]
-
-
-def picture(image: Tensor) -> Image.Image:
-    """[3, H, W] in [0, 1] as an 8-bit RGB picture, rounded."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def is_flow_factory(found: Any) -> bool:
