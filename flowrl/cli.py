@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flowrl.errors import UserError
+from flowrl.printing import print_findings, print_pairs, print_table
 from flowrl.remote.command import reward_server
 
 app = typer.Typer(
@@ -86,7 +87,7 @@ def train(
         from flowrl.runtime.listing import parts_of
 
         facts = {"run": plan.config.name, "directory": str(plan.config.directory), "config": str(config)}
-        _pairs([*facts.items(), *plan.geometry.lines(), *_parts(parts_of(plan.algorithm))])
+        print_pairs([*facts.items(), *plan.geometry.lines(), *_parts(parts_of(plan.algorithm))])
         return
     from flowrl import train as run
 
@@ -245,10 +246,10 @@ def doctor(
 
     loaded = Config.load(config, overrides or []) if config else None
     symptoms = machine(loaded.directory if loaded else Path("runs"))
-    _findings([(s.name, s.state, s.detail) for s in symptoms])
+    print_findings([(s.name, s.state, s.detail) for s in symptoms])
     bad = any(symptom.state == "bad" for symptom in symptoms)
     for symptom in patient(loaded) if loaded else ():
-        _findings([(symptom.name, symptom.state, symptom.detail)])
+        print_findings([(symptom.name, symptom.state, symptom.detail)])
         bad |= symptom.state == "bad"
     if bad:
         raise typer.Exit(2)
@@ -267,15 +268,15 @@ def algorithms(
         if name is None:
             raise UserError("--diff: name two algorithms, as in `flowrl algorithms flow_grpo --diff dance_grpo`")
         lines = differences(name, diff)
-        print(json.dumps(lines, indent=1)) if as_json else _columns(["", name, diff], lines)
+        print(json.dumps(lines, indent=1)) if as_json else print_table(["", name, diff], lines)
         return
     rows = algorithm_rows(name)
     if as_json:
         print(json.dumps(rows, indent=1))
     elif name is not None:
-        _pairs([("paper", rows[0]["paper"]), ("summary", rows[0]["summary"]), *_parts(rows[0]["parts"])])
+        print_pairs([("paper", rows[0]["paper"]), ("summary", rows[0]["summary"]), *_parts(rows[0]["parts"])])
     else:
-        _columns(["name", "paper", "summary"], [[row["name"], row["paper"], row["summary"]] for row in rows])
+        print_table(["name", "paper", "summary"], [[row["name"], row["paper"], row["summary"]] for row in rows])
 
 
 @app.command()
@@ -290,7 +291,7 @@ def rewards(as_json: Json = False) -> None:
         )
     else:
         rows = [[r.name, r.kind, r.range, ", ".join(r.needs), r.summary] for r in found]
-        _columns(["name", "kind", "range", "needs", "what"], rows)
+        print_table(["name", "kind", "range", "needs", "what"], rows)
 
 
 @app.command("test-reward")
@@ -313,7 +314,7 @@ def test_reward(
     count = min(count, len(every))
     chosen = [every[i * len(every) // count] for i in range(count)]
     findings = examine(reward, chosen, size=size, text=text, options=apply_overrides({}, option or []))
-    _findings([(f.check, "ok" if f.passed else "bad", f.detail) for f in findings])
+    print_findings([(f.check, "ok" if f.passed else "bad", f.detail) for f in findings])
     failed = [finding.check for finding in findings if not finding.passed]
     if failed:
         raise UserError(f"{reward} fails: {', '.join(failed)}")
@@ -341,7 +342,7 @@ def compare(
         minutes = sum(outcome.seconds) / len(outcome.seconds) / 60
         cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in (end, gain)]
         rows.append([outcome.name, *cells, f"{outcome.samples:,.0f}", f"{minutes:.1f}"])
-    _columns(["name", "evaluation (± s.e.)", "gain (± s.e.)", "samples", "minutes"], rows)
+    print_table(["name", "evaluation (± s.e.)", "gain (± s.e.)", "samples", "minutes"], rows)
 
 
 app.command("reward-server")(reward_server)
@@ -351,36 +352,3 @@ def _parts(parts: dict[str, Any]) -> list[tuple[str, str]]:
     from flowrl.runtime.listing import part_text
 
     return [(slot, part_text(value)) for slot, value in parts.items()]
-
-
-def _pairs(rows: list[tuple[str, Any]]) -> None:
-    """Two aligned columns."""
-    wide = max(len(label) for label, _ in rows)
-    for label, value in rows:
-        print(f"{label:<{wide}}  {value}")
-
-
-def _columns(heads: list[str], rows: list[list[str]]) -> None:
-    """A table, as wide as the terminal, or as its content when there is none."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _findings(rows: list[tuple[str, str, str]]) -> None:
-    """``ok    name  detail`` lines, coloured in a terminal."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    for name, state, detail in rows:
-        mark = Text(f"{state:<5}", style={"ok": "green", "bad": "red", "note": "yellow"}[state])
-        console.print(mark + Text(f" {name}: {detail}"), soft_wrap=True)

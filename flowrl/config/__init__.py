@@ -1,15 +1,14 @@
 """The configuration of a run: one YAML file, checked in full before any model is loaded."""
 
+from flowrl.config.model import LoRAConfig, ModelConfig
+from flowrl.config.reward import RewardConfig
 from flowrl.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,
     EvalConfig,
     LogConfig,
-    LoRAConfig,
-    ModelConfig,
     OptimizerConfig,
-    RewardConfig,
     TrainConfig,
 )
 

@@ -1,4 +1,5 @@
-"""Every key of a config file: its type, default, range and meaning."""
+"""Every key of a config file: its type, default, range and meaning. ``model`` and ``rewards`` have files of their
+own."""
 
 from __future__ import annotations
 
@@ -8,9 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,88 +20,13 @@ from pydantic import (
 )
 
 from flowrl.config.errors import explain_errors
+from flowrl.config.model import LoRAConfig, ModelConfig
 from flowrl.config.reading import apply_overrides, read_yaml, write_yaml
-
-Family = Literal["diffusion", "masked", "causal"]
-_LANGUAGE = ("chat", "system", "max_prompt")
-FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call",),
-    "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
-    "causal": (*_LANGUAGE, "critic"),
-}
-"""Keys of ``model`` that only some families have."""
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+from flowrl.config.reward import Reward
+from flowrl.config.section import Fraction, Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class LoRAConfig(_Section):
-    """Low-rank adapters."""
-
-    rank: PositiveInt = Field(default=32, description="rank of the update of each adapted layer")
-    alpha: PositiveFloat = Field(default=64, description="scale: the update is multiplied by alpha / rank")
-    targets: list[str] | None = Field(
-        default=None,
-        description="names of the layers to adapt; null = attention projections, language: all linear layers",
-    )
-    dropout: Fraction = Field(default=0.0, description="dropout on the adapters' input while training")
-
-
-class ModelConfig(_Section):
-    """The policy that is fine-tuned."""
-
-    path: str = Field(
-        min_length=1, description="folder, hub id (owner/name) or embedded world (shapes, sudoku, countdown)"
-    )
-    call: dict[str, Any] = Field(
-        default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
-    )
-    lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
-    full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="precision of the frozen network"
-    )
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
-    attention: str | None = Field(
-        default=None, description="attention backend of diffusers or transformers; null = its default"
-    )
-    compile: bool = Field(default=False, description="torch.compile the network")
-    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
-    adapter: str | None = Field(default=None, description="LoRA folder to start from")
-    chat: bool | None = Field(
-        default=None, description="language: wrap prompts in the tokenizer's chat template; null = if it has one"
-    )
-    system: str | None = Field(default=None, description="language: system message of the chat template")
-    max_prompt: PositiveInt | None = Field(default=None, description="language: longest prompt in tokens; null = any")
-    critic: bool = Field(default=False, description="causal: add a value head (algorithm ppo)")
-    mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
-    shift_logits: bool | None = Field(
-        default=None, description="masked: position i is predicted at i - 1, as by Dream; null = by model type"
-    )
-
-    def arguments(self, family: Family) -> dict[str, Any]:
-        """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`)."""
-        from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
-
-        foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
-        plain = self.model_dump(exclude={"path", "lora", "adapter", *foreign})
-        given = self.lora.model_dump(exclude_none=True)
-        if "targets" in given:
-            given["targets"] = tuple(given["targets"])
-        adapted = None if self.full else LoRAOptions(**given)
-        return {"path_or_pipeline": self.path, "family": family, "lora": adapted, **plain}
-
-    def strangers(self, family: Family) -> list[str]:
-        """Keys that were set, but mean nothing for a family of models."""
-        foreign = {key for keys in FAMILY_KEYS.values() for key in keys} - set(FAMILY_KEYS[family])
-        return sorted(key for key in foreign if getattr(self, key) != type(self).model_fields[key].default)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Prompts, and how many of them make an iteration."""
 
     train: str = Field(
@@ -114,80 +38,16 @@ class DataConfig(_Section):
     group: PositiveInt = Field(default=12, description="samples per prompt")
 
 
-class OnErrorConfig(_Section):
-    """What becomes of samples that a reward failed on."""
-
-    retry: NonNegativeInt = Field(default=0, description="further tries of a call that failed or could not score")
-    then: Literal["raise", "drop_group"] = Field(default="raise", description="stop, or leave their groups out")
-
-
-def _policy(value: Any) -> Any:
-    return {"then": value} if isinstance(value, str) else value
-
-
-def _gate(value: Any) -> Any:
-    if value is None or value == "multiply" or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    raise ValueError("give multiply, or the least score that opens the gate")
-
-
-class RewardConfig(_Section):
-    """One reward."""
-
-    use: str = Field(min_length=1, description="name, path.py:function or module:function")
-    weight: float = Field(default=1.0, description="factor in the total; 0 = only watched")
-    train: bool = Field(default=True, description="false = held out: scored and shown, never learned from (weight 0)")
-    name: str | None = Field(default=None, description="name in metrics; null = the function's")
-    options: dict[str, Any] = Field(default={}, description="keyword arguments of the reward")
-    device: str | None = Field(default=None, description="device of a reward that holds a model")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="precision of a reward that holds a model; null = its own"
-    )
-    batch_size: PositiveInt | None = Field(default=None, description="most samples per call; null = all there are")
-    applies: dict[str, Any] = Field(
-        default={}, description="scores only prompts with these columns: {column: value or list of values}"
-    )
-    gate: Annotated[Literal["multiply"] | float | None, BeforeValidator(_gate)] = Field(
-        default=None, description="the total is multiplied by this score (in [0, 1]), or 0 where it is below a number"
-    )
-    on_error: Annotated[OnErrorConfig | None, BeforeValidator(_policy)] = Field(
-        default=None, description="raise, drop_group or {retry: n, then: ...}; null = raise, and on_nan for NaN"
-    )
-    overlap: bool = Field(default=True, description="score in the background while the next samples are made")
-    process: bool = Field(default=False, description="score in a process of its own, for rewards that keep a CPU busy")
-    timeout: PositiveFloat | None = Field(default=None, description="seconds of a call; needs process: true")
-
-    @property
-    def factor(self) -> float:
-        """The weight in the total: 0 for one that is held out or is a gate."""
-        return self.weight if self.train and self.gate is None else 0.0
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.gate is not None and self.weight != 1:
-            raise ValueError(f"{self.use}: a gate is not added up, so weight={self.weight:g} means nothing; remove it")
-        if self.gate is not None and not self.train:
-            raise ValueError(f"{self.use}: train=false only watches, so gate={self.gate} means nothing; remove one")
-        if self.timeout is not None and not self.process:
-            raise ValueError(f"{self.use}: only a process can be stopped; set process=true, or remove timeout")
-        return self
-
-
-def _named(value: Any) -> Any:
-    return {"use": value} if isinstance(value, str) else value
-
-
 def _preset(value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("use"), str)):
         return value
     raise ValueError("give the name of a preset, or {use: preset, part: {field: value}}; see `flowrl algorithms`")
 
 
-Reward = Annotated[RewardConfig, BeforeValidator(_named)]
 Preset = Annotated[str | dict[str, Any], BeforeValidator(_preset)]
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """AdamW."""
 
     lr: NonNegativeFloat = Field(default=3e-4, description="learning rate")
@@ -199,7 +59,7 @@ class OptimizerConfig(_Section):
     warmup: NonNegativeInt = Field(default=0, description="optimiser steps over which lr rises from 0")
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How long, and in what portions."""
 
     iterations: PositiveInt = Field(description="rounds of sampling and updating")
@@ -214,7 +74,7 @@ class TrainConfig(_Section):
     ema: Fraction | None = Field(default=0.9, description="decay of averaged weights, per iteration; null = none")
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """Evaluation during training."""
 
     every: NonNegativeInt = Field(default=10, description="iterations between evaluations; 0 = never")
@@ -229,7 +89,7 @@ class EvalConfig(_Section):
     batch: PositiveInt | None = Field(default=None, description="samples per forward; null = train.sample_batch")
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """What is kept of the run."""
 
     every: NonNegativeInt = Field(default=20, description="iterations between checkpoints; 0 = only the last")
@@ -239,7 +99,7 @@ class CheckpointConfig(_Section):
     )
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """What is shown and written while training."""
 
     images: NonNegativeInt = Field(default=8, description="samples saved each time")
@@ -250,7 +110,7 @@ class LogConfig(_Section):
     project: str = Field(default="flowrl", description="project name for the trackers")
 
 
-class MonitorConfig(_Section):
+class MonitorConfig(Section):
     """Alarms for reward hacking: samples are compared with the base model's."""
 
     samples: NonNegativeInt = Field(default=200, description="samples measured each time; 0 = no alarms of samples")
@@ -266,7 +126,7 @@ class MonitorConfig(_Section):
     )
 
 
-class Config(_Section):
+class Config(Section):
     """A run."""
 
     name: str = Field(pattern=r"^\w[\w.\-]*$", description="name of the run")

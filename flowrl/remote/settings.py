@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flowrl.config import Config
 from flowrl.config.errors import explain_errors
 from flowrl.config.reading import read_yaml
-from flowrl.config.schema import Reward
+from flowrl.config.reward import Reward
 from flowrl.errors import UserError
 from flowrl.remote import HTTP, RAY, TOKEN_VARIABLE
 from flowrl.remote.protocol import Limits

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.config.schema import OnErrorConfig
+from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError, told
 from flowrl.score.adapting import Answer, as_scores, kind_of, take
 from flowrl.score.combining import Gate

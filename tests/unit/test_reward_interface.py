@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flowrl.config import Config, RewardConfig
 from flowrl.config.reading import parse_yaml
-from flowrl.config.schema import OnErrorConfig
+from flowrl.config.reward import OnErrorConfig
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.parts.advantages import GroupCentred, LeaveOneOut

@@ -1,0 +1,81 @@
+"""Keys of ``model``: the policy that is fine-tuned."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from flowrl.config.section import Fraction, Section
+
+Family = Literal["diffusion", "masked", "causal"]
+_LANGUAGE = ("chat", "system", "max_prompt")
+FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
+    "diffusion": ("call",),
+    "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
+    "causal": (*_LANGUAGE, "critic"),
+}
+"""Keys of ``model`` that only some families have."""
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters."""
+
+    rank: PositiveInt = Field(default=32, description="rank of the update of each adapted layer")
+    alpha: PositiveFloat = Field(default=64, description="scale: the update is multiplied by alpha / rank")
+    targets: list[str] | None = Field(
+        default=None,
+        description="names of the layers to adapt; null = attention projections, language: all linear layers",
+    )
+    dropout: Fraction = Field(default=0.0, description="dropout on the adapters' input while training")
+
+
+class ModelConfig(Section):
+    """The policy that is fine-tuned."""
+
+    path: str = Field(
+        min_length=1, description="folder, hub id (owner/name) or embedded world (shapes, sudoku, countdown)"
+    )
+    call: dict[str, Any] = Field(
+        default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
+    )
+    lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
+    full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="precision of the frozen network"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
+    attention: str | None = Field(
+        default=None, description="attention backend of diffusers or transformers; null = its default"
+    )
+    compile: bool = Field(default=False, description="torch.compile the network")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
+    adapter: str | None = Field(default=None, description="LoRA folder to start from")
+    chat: bool | None = Field(
+        default=None, description="language: wrap prompts in the tokenizer's chat template; null = if it has one"
+    )
+    system: str | None = Field(default=None, description="language: system message of the chat template")
+    max_prompt: PositiveInt | None = Field(default=None, description="language: longest prompt in tokens; null = any")
+    critic: bool = Field(default=False, description="causal: add a value head (algorithm ppo)")
+    mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
+    shift_logits: bool | None = Field(
+        default=None, description="masked: position i is predicted at i - 1, as by Dream; null = by model type"
+    )
+
+    def arguments(self, family: Family) -> dict[str, Any]:
+        """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`)."""
+        from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
+
+        foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
+        plain = self.model_dump(exclude={"path", "lora", "adapter", *foreign})
+        given = self.lora.model_dump(exclude_none=True)
+        if "targets" in given:
+            given["targets"] = tuple(given["targets"])
+        adapted = None if self.full else LoRAOptions(**given)
+        return {"path_or_pipeline": self.path, "family": family, "lora": adapted, **plain}
+
+    def strangers(self, family: Family) -> list[str]:
+        """Keys that were set, but mean nothing for a family of models."""
+        foreign = {key for keys in FAMILY_KEYS.values() for key in keys} - set(FAMILY_KEYS[family])
+        return sorted(key for key in foreign if getattr(self, key) != type(self).model_fields[key].default)
