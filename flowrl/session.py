@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from flowrl.score import Rewards, Scoring, joined, load_rewards
 from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
+LOG = logging.getLogger("flowrl")
 
 
 @dataclass
@@ -98,7 +100,7 @@ class Session:
             return made
 
         with timer("sample"):
-            condition = self.policy.condition([prompt.text for prompt in prompts])
+            condition = self.policy.condition([prompt.asked for prompt in prompts])
         with self.policy.using(weights):
             rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
         return rollout, joined(chunks)
@@ -142,10 +144,9 @@ def open_session(plan: Plan) -> Session:
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
     policy = open_policy(config)
+    train, test = plan.train, plan.test
     if algorithm.family != "diffusion":
-        sampler: Any = algorithm.sampler
-        for prompts in filter(None, (plan.train, plan.test)):
-            policy.check_prompts((prompt.text for prompt in prompts.prompts), sampler.length)
+        train, test = _fitted(plan, policy, "train", train), test and _fitted(plan, policy, "test", test)
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
@@ -164,7 +165,19 @@ def open_session(plan: Plan) -> Session:
         weight_decay=options.weight_decay,
         fused=True,
     )
-    return Session(config, policy, algorithm, plan.train, plan.test, rewards, optimizer)
+    return Session(config, policy, algorithm, train, test, rewards, optimizer)
+
+
+def _fitted(plan: Plan, policy: Any, name: str, prompts: PromptSet) -> PromptSet:
+    """The prompts that leave room for a completion, as ``data.overlong`` says; what it changed is said once."""
+    sampler: Any = plan.algorithm.sampler
+    fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
+    dropped = len(prompts) - len(fitting)
+    cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
+    if dropped or cut:
+        LOG.warning("data.%s: %d of %d prompts are too long and were %s", name, dropped or cut, len(prompts),
+                    "left out" if dropped else "shortened")  # fmt: skip
+    return fitting
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

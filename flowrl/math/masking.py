@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,17 @@ CELLS = 2**24
 """Entries of a chunk of logits: 128 MB in float64. All masked positions of a batch at once are many times that."""
 
 
-def through_end(tokens: Tensor, end: int) -> Tensor:
-    """[N, T] bool: True up to and including the first ``end`` of each row, everywhere in a row without one."""
-    is_end = (tokens == end).int()
-    return (is_end.cumsum(dim=1) - is_end) == 0
+def is_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[...] bool: whether each of ``tokens`` [...] is one of the end tokens."""
+    return torch.isin(
+        tokens, torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=tokens.dtype, device=tokens.device)
+    )
+
+
+def through_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[N, T] bool: True up to and including the first of ``ends`` in each row, everywhere in a row without one."""
+    ended = is_end(tokens, ends).int()
+    return (ended.cumsum(dim=1) - ended) == 0
 
 
 def draw_tokens(logits: Tensor, numbers: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.masking import draw_tokens, through_end
+from flowrl.math.masking import draw_tokens, is_end, through_end
 from flowrl.math.random import uniform
 from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace
 
@@ -66,7 +66,7 @@ class CausalSampler:
         else:
             made = policy.engine(self.engine).generate(condition, draw.seeds, self.length, heat.tolist())
             tokens, logp, rows = *made, len(draw) * self.length
-        mask = through_end(tokens, policy.end_token)
+        mask = through_end(tokens, policy.end_tokens)
         trace = TokenTrace(tokens, mask, self.temperature, logp=logp)
         return Rollout(condition, tokens, draw.group, trace, forwards=rows)
 
@@ -88,7 +88,7 @@ class CausalSampler:
             active = ~ended[going]
             tokens[going[active], place] = chosen[active]
             logp[going[active], place] = found[active]
-            ended[going] |= chosen == policy.end_token
+            ended[going] |= is_end(chosen, policy.end_tokens)
             if bool(ended.all()) or place == self.length - 1:
                 break
             active = ~ended[going]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.masking import commit_counts, draw_tokens, random_subset, through_end
+from flowrl.math.masking import commit_counts, draw_tokens, is_end, random_subset, through_end
 from flowrl.math.random import uniform
 from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition, TokenTrace
 
@@ -96,13 +96,13 @@ class MaskedSampler:
         going = torch.arange(len(draw))
         for block in range(self.blocks):
             canvas.fill(block, going)
-            done = canvas.tokens[going, : (block + 1) * self.width] == policy.end_token
+            done = is_end(canvas.tokens[going, : (block + 1) * self.width], policy.end_tokens)
             going = going[~done.any(dim=1)]
             if not len(going):
                 break
         tokens, order = canvas.tokens, canvas.order
         tokens[order < 0] = policy.pad_token
-        mask = through_end(tokens, policy.end_token) & (order >= 0)
+        mask = through_end(tokens, policy.end_tokens) & (order >= 0)
         final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
         trace = TokenTrace(tokens, mask, self.temperature, order=order)
         return Rollout(condition, final, draw.group, trace, forwards=canvas.forwards)

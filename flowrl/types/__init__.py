@@ -1,5 +1,6 @@
 """The nouns of flowrl and the verbs between them."""
 
+from flowrl.types.chats import Chat
 from flowrl.types.nouns import (
     Batch,
     CfgGrad,
@@ -48,6 +49,7 @@ __all__ = [
     "Batch",
     "CausalPolicy",
     "CfgGrad",
+    "Chat",
     "Condition",
     "Credit",
     "Decoder",
