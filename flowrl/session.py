@@ -171,7 +171,8 @@ def open_session(plan: Plan) -> Session:
         weight_decay=options.weight_decay,
         fused=True,
     )
-    scaler = GradScaler(policy.device.type, enabled=config.model.dtype == "float16")
+    half = config.model.dtype == "float16"
+    scaler = GradScaler(policy.device.type, init_scale=options.loss_scale, enabled=half)
     return Session(config, policy, algorithm, plan.train, plan.test, rewards, optimizer, scaler)
 
 
