@@ -96,7 +96,9 @@ def improve(
             if not math.isfinite(loss):
                 optimizer.zero_grad(set_to_none=True)
                 where = ", or use model.dtype bfloat16, whose range is float32's" if scaler.is_enabled() else ""
-                raise UserError(f"the loss is {loss}: lower optimizer.lr or the clip range{where}; no weight was changed")
+                raise UserError(
+                    f"the loss is {loss}: lower optimizer.lr or the clip range{where}; no weight was changed"
+                )
             norm = _apply(policy, optimizer, settings, scaler)
             if norm is None:
                 skipped += 1
