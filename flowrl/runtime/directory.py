@@ -102,13 +102,14 @@ class RunDirectory:
             raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line logged so far; a last line cut short by a kill is left out."""
+        """Every line logged so far; a last line cut short by a kill is left out. Raises `UserError` for a damaged
+        file."""
         return read_json_lines(self.metrics_path, growing=True) if self.metrics_path.is_file() else []
 
     def rewind(self, step: int) -> None:
         """Forget metrics and samples after ``step``, so that a resumed run does not tell its story twice."""
         if self.metrics_path.is_file():
-            kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+            kept = [line for line in self.metrics() if _step_of(line) <= step]
             write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
@@ -153,6 +154,11 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
+
+
+def _step_of(line: Mapping[str, Any]) -> float:
+    step = line.get("step", 0)
+    return step if isinstance(step, int | float) else math.inf  # not a line of ours
 
 
 def _save_sample(folder: Path, place: int, row: int, samples: Samples) -> dict[str, Any]:
