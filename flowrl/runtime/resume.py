@@ -120,9 +120,7 @@ def locate(path: Path, which: str = "latest") -> Path:
     return found
 
 
-def _check_same(
-    config: Config, run: Path, start: Checkpoint, inputs: Mapping[str, str], allow_changed: bool
-) -> None:
+def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[str, str], allow_changed: bool) -> None:
     """Compare with the config, the files and the libraries that the checkpoint's run was trained with."""
     path = run / CONFIG
     before = Config.of(read_yaml(path), str(path))
