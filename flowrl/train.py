@@ -85,7 +85,7 @@ def train(config: Config, *, resume: str | None = None, display: Display | None 
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
-    with RunDirectory(config.directory) as run:
+    with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         start = begin(config, run, resume)
         session = open_session(plan)
         if start is not None:
@@ -104,7 +104,7 @@ def train(config: Config, *, resume: str | None = None, display: Display | None 
         finally:
             trackers.close()
             session.rewards.close()
-    return run.path
+    return config.directory
 
 
 def _loop(
