@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import flowrl.worlds
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.math.random import derive, permutation
 from flowrl.paths import expanded
 from flowrl.types import Prompt
@@ -99,7 +99,7 @@ def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:
     try:
         return hub_rows(path, *configuration, split=split)
     except ImportError:
-        raise UserError(f"prompts {spec!r} need the datasets package: pip install 'flowrl[data]'") from None
+        raise missing(f"data: {spec!r}", "datasets", "data") from None
     except (ValueError, OSError) as error:
         raise UserError(f"prompts {spec!r} could not be loaded: {error}") from error
 
@@ -140,7 +140,7 @@ def _parquet(path: Path) -> Sequence[Mapping[str, Any]]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(f"prompts {path} need the pyarrow package: pip install 'flowrl[data]'") from None
+        raise missing(f"data: {str(path)!r}", "pyarrow", "data") from None
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:

@@ -7,8 +7,11 @@ import reprlib
 import traceback
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+DISTRIBUTION = "flowrl-finetune"
+"""What pip calls this package; `flowrl` on the Python package index is another project."""
 SENTENCE = 600
 """Most characters of a line of a message; a longer one keeps its beginning and its end, where the remedy stands."""
 LINES = 10
@@ -34,6 +37,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def install(extra: str) -> str:
+    """The command that adds one of our extras, right wherever it is typed: to the source folder that runs, or to the
+    installed package."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / "pyproject.toml").is_file():
+        return f"pip install '{DISTRIBUTION}[{extra}]'"
+    return f"pip install -e '{'.' if Path.cwd() == folder else folder}[{extra}]'"
+
+
+def missing(what: str, package: str, extra: str, otherwise: str = "") -> UserError:
+    """The error for an optional package that is not installed; ``otherwise`` says what to do without it."""
+    return UserError(f"{what} needs the package {package}: {install(extra)}{otherwise and ', or '}{otherwise}")
 
 
 def told(error: BaseException) -> str:

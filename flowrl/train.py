@@ -50,7 +50,15 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gath
         )
         try:
             metrics = improve(
-                session.policy, session.optimizer, algorithm, made.rollout, made.scores, advantage, made.seeds, settings
+                session.policy,
+                session.optimizer,
+                algorithm,
+                made.rollout,
+                made.scores,
+                advantage,
+                made.seeds,
+                settings,
+                session.scaler,
             )
         except MisfitError as error:
             raise UserError(f"algorithm: {error}") from error
