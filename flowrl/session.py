@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from flowrl.config import Config
 from flowrl.data import PromptSet
@@ -51,6 +52,8 @@ class Session:
     heldout: PromptSet | None
     rewards: Rewards
     optimizer: torch.optim.Optimizer
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
+    """Scales the loss of a float16 network; switched off in every other precision."""
     memory: dict[str, Any] = field(default_factory=dict)
     """State of the advantage over iterations."""
     progress: Progress = field(default_factory=Progress)
@@ -69,11 +72,13 @@ class Session:
         return options.lr * max(factor[options.schedule], 0.0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress."""
+        """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
+        scale of the loss."""
         tensors = {f"weights/{key}": value for key, value in self.policy.weights.state().items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
-        return tensors, {"progress": vars(self.progress), "memory": self.memory}
+        values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
+        return tensors, values
 
     def make(
         self,
@@ -129,6 +134,8 @@ class Session:
                 index, name = key.split("/", 1)
                 packed["state"].setdefault(int(index), {})[name] = value
             self.optimizer.load_state_dict(packed)
+            if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
+                self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
             self.progress = Progress(**values["progress"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,6 +180,8 @@ def open_session(plan: Plan) -> Session:
         weight_decay=options.weight_decay,
         fused=True,
     )
+    half = config.model.dtype == "float16"
+    scaler = GradScaler(policy.device.type, init_scale=options.loss_scale, enabled=half)
     return Session(
         config,
         policy,
@@ -181,6 +190,7 @@ def open_session(plan: Plan) -> Session:
         plan.test,
         rewards,
         optimizer,
+        scaler,
         inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
     )
 

@@ -51,7 +51,15 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gath
         )
         try:
             metrics = improve(
-                session.policy, session.optimizer, algorithm, made.rollout, made.scores, advantage, made.seeds, settings
+                session.policy,
+                session.optimizer,
+                algorithm,
+                made.rollout,
+                made.scores,
+                advantage,
+                made.seeds,
+                settings,
+                session.scaler,
             )
         except MisfitError as error:
             raise UserError(f"algorithm: {error}") from error
@@ -88,7 +96,7 @@ def train(
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
-    with RunDirectory(config.directory) as run:
+    with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         inputs = describe(config, plan.train, plan.test)
         start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
         session = open_session(plan)
@@ -108,7 +116,7 @@ def train(
         finally:
             trackers.close()
             session.rewards.close()
-    return run.path
+    return config.directory
 
 
 def _loop(

@@ -18,7 +18,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.evaluation.layout import read_json_lines, write_image
 from flowrl.runtime import environment
-from flowrl.runtime.files import raise_if_full, write_whole
+from flowrl.runtime.files import check_place, raise_if_full, write_whole
 from flowrl.types import Samples, Scores
 
 CONFIG = "config.yaml"
@@ -59,9 +59,13 @@ class RunDirectory:
         return self.exists() and (self.metrics_path.is_file() or any(self.checkpoints.glob("step_*")))
 
     def __enter__(self) -> Self:
-        """Claim the run for this process. Raises `UserError` if another process has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        """Claim the run for this process. Raises `UserError` if another process has it, or nothing can be written."""
+        check_place(self.path, "out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from None
         try:
             # The system drops the lock when its process ends, however it ends: there are no stale locks.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

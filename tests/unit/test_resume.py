@@ -1,4 +1,4 @@
-"""What a resumed run looks at before it goes on: checkpoints it cannot read, inputs that changed, a foreign directory."""
+"""What a resumed run looks at before it goes on: checkpoints it cannot read, inputs that changed, a foreign folder."""
 
 import json
 import os
