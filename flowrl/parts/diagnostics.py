@@ -35,14 +35,15 @@ class Tally:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
         with torch.no_grad():
             counted = batch.weight > 0
-            ratio = (live.logp - batch.old.logp).double().exp()
+            log_ratio = (live.logp - batch.old.logp).double()
+            ratio = log_ratio.exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
                 self._note_first(algorithm, (live.logp - batch.old.logp).double(), counted)
                 behaviour = getattr(batch.probe, "behaviour", None)
                 if behaviour is not None:
                     self._mismatches.append(_largest(live.logp - behaviour.to(live.logp), counted))
-            notes = {"ratio/mean": ratio, "ratio/log_square": ratio.log() ** 2}
+            notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             if algorithm.objective.bounds is not None:
                 low, high = algorithm.objective.bounds
                 beyond = torch.where(batch.advantage > 0, ratio > 1 + high, ratio < 1 - low)
