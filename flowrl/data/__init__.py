@@ -6,14 +6,14 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flowrl.worlds
 from flowrl.data.columns import TEXT_KEYS, Form
 from flowrl.data.drawing import PromptSet
 from flowrl.data.files import SUFFIXES, file_rows
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, missing
+from flowrl.paths import expanded
 
 __all__ = ["TEXT_KEYS", "Form", "PromptSet", "hub_rows", "load_prompts", "worlds"]
 
@@ -34,7 +34,7 @@ def load_prompts(spec: str, form: Form | None = None) -> PromptSet:
         rows: Sequence[Any] = _sliced(split, lambda name: _world(world, name, spec), spec)
     elif colon and world == "hf":
         rows = _hub(split, spec)
-    elif Path(spec).expanduser().is_file():
+    elif expanded(spec).is_file():
         rows = _file(spec)
     else:
         rows = _sliced(spec, _file, spec)
@@ -81,7 +81,7 @@ def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:
     try:
         return hub_rows(path, *configuration, split=split)
     except ImportError:
-        raise UserError(f"prompts {spec!r} need the datasets package: pip install 'flowrl[data]'") from None
+        raise missing(f"data: {spec!r}", "datasets", "data") from None
     except (ValueError, OSError, AssertionError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"prompts {spec!r} could not be loaded: {reason[0]}") from error
@@ -97,7 +97,7 @@ def hub_rows(path: str, *configuration: str, split: str) -> list[Mapping[str, An
 
 
 def _file(name: str) -> Sequence[Any]:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"prompts {str(path)!r}: expected world:split, hf:name:split or a file ending in {', '.join(SUFFIXES)}"

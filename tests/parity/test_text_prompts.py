@@ -174,7 +174,9 @@ def test_all_prompts_are_measured_at_the_start() -> None:
     long = ["word" * 40 + str(i) for i in range(200)]  # 160 characters, 41 to 43 tokens
     dense = "1" * 59
     assert policy.fit(prompts(*long), 6) == prompts(*long)
-    with pytest.raises(UserError, match=r"entry 201, '1+', has 59 tokens, more than 64 - 6 .*\(1 of 201"):
+    with pytest.raises(
+        UserError, match=r"entry 201, '1+', has 59 tokens, which with a completion of 6 is more .* 64 \(1 of 201"
+    ):
         policy.fit(prompts(*long, dense), 6)
     assert policy.fit(prompts(*long, dense), 6, "drop") == prompts(*long)
     cut = policy.fit(prompts(*long, dense), 6, "truncate")

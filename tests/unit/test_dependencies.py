@@ -1,9 +1,15 @@
 """flowrl on the libraries it stands on: which of their functions it needs, and what it says where one is missing."""
 
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from flowrl import errors
 from flowrl.errors import UserError
 from flowrl.models.lora import LoRAOptions, adapt
 
@@ -56,3 +62,34 @@ def test_what_is_blamed_is_the_cause(monkeypatch, failure, said):
         adapt(small_llama(), LoRAOptions(rank=2, targets=("q_proj",)))
     assert caught.value.__cause__ is failure
     assert ("targets" in str(caught.value)) == ("arget" in str(failure))
+
+
+# ---- the name
+
+
+def test_the_hint_installs_the_extra_of_what_runs(monkeypatch, tmp_path):
+    root = Path(errors.__file__).parents[1]
+    monkeypatch.chdir(root)
+    assert errors.install("data") == "pip install -e '.[data]'"
+    monkeypatch.chdir(tmp_path)
+    assert errors.install("data") == f"pip install -e '{root}[data]'"
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages/flowrl/errors.py"))
+    assert errors.install("data") == "pip install 'flowrl-finetune[data]'"
+    assert str(errors.missing("prompts", "datasets", "data", "leave them out")) == (
+        "prompts needs the package datasets: pip install 'flowrl-finetune[data]', or leave them out"
+    )
+
+
+def test_no_text_installs_the_other_project_of_our_name():
+    """`flowrl` on the Python package index is not this project."""
+    root = Path(errors.__file__).parents[1]
+    named = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    texts = {
+        name: (root / name).read_text() for name in named if name.endswith((".py", ".md", ".yaml", ".toml", "run"))
+    }
+    wrong = re.compile(r"pip install[^\n&;]*[ '\"]flowrl(?![-\w/])|\bflowrl\[")
+    assert not [
+        name for name, text in texts.items() if wrong.search(text) and name != "tests/unit/test_dependencies.py"
+    ]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert project["name"] == errors.DISTRIBUTION == "flowrl-finetune"

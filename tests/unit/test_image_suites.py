@@ -290,7 +290,7 @@ def test_wrong_prompt_files_are_named(weights: dict[str, str], tmp_path: Path) -
     file = tmp_path / "a.csv"
     for text, match in (
         ("id,word\n1,dog\n", "has no 'prompt' .it has 'id', 'word'"),
-        ("Prompts\n", "no rows"),
+        ("Prompts\n", "holds no prompts"),
         ("Prompts,Category\na,b,c\n", "row 2: another number of columns"),
     ):
         file.write_text(text)

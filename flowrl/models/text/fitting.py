@@ -34,8 +34,10 @@ def fit(text: Tokens, prompts: Sequence[Prompt], completion: int, overlong: Over
         cut = {id(prompt): _shortened(text, prompt, limit) for prompt in long}
         return [cut.get(id(prompt), prompt) for prompt in prompts]
     worst = max(long, key=lambda prompt: lengths[prompt.asked])
-    why = f"model.max_prompt={limit}" if limit == text.max_prompt else _context(text, completion)
-    some = f"entry {worst.id + 1}, {shown(worst.asked)}, has {lengths[worst.asked]} tokens, more than {why}"
+    beyond = f"more than model.max_prompt={limit}"
+    if limit != text.max_prompt:
+        beyond = f"which with a completion of {completion} is more than the model's context of {text.context}"
+    some = f"entry {worst.id + 1}, {shown(worst.asked)}, has {lengths[worst.asked]} tokens, {beyond}"
     if overlong == "error":
         others = f" ({len(long)} of {len(prompts)} prompts do not fit)" if len(prompts) > 1 else ""
         raise UserError(f"prompt {some}{others}; shorten one of them, or set data.overlong: drop or truncate")
@@ -43,10 +45,6 @@ def fit(text: Tokens, prompts: Sequence[Prompt], completion: int, overlong: Over
     if not left:
         raise UserError(f"data.overlong: drop leaves no prompt of {len(prompts)}; {some}")
     return left
-
-
-def _context(text: Tokens, completion: int) -> str:
-    return f"{text.context} - {completion} for the completion, in the model's context of {text.context}"
 
 
 def _shortened(text: Tokens, prompt: Prompt, limit: int) -> Prompt:
