@@ -104,6 +104,8 @@ def train(
         done, total = session.progress.iteration, config.train.iterations
         try:
             with Interrupts() as interrupts, display or Display(config.name, total, done) as shown:
+                for sentence in session.remarks:
+                    shown.note(sentence)
                 for name, style in session.rewards.styles.items():
                     if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
                         shown.note(f"reward {name}: {style}'s signature, adapted")
