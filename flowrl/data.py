@@ -13,6 +13,7 @@ from typing import Any
 import flowrl.worlds
 from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.math.random import derive, permutation
+from flowrl.paths import expanded
 from flowrl.types import Prompt
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -73,7 +74,7 @@ def load_prompts(spec: str) -> PromptSet:
     elif colon and world == "hf":
         rows = _hub(split, spec)
     else:
-        rows = _file(Path(spec).expanduser())
+        rows = _file(expanded(spec))
     if not rows:
         raise UserError(f"{spec} holds no prompts; add at least one")
     return PromptSet(tuple(_prompt(row, index, spec) for index, row in enumerate(rows)))

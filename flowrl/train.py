@@ -14,9 +14,11 @@ from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_heldout, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.inputs import KEY, describe
 from flowrl.runtime.preflight import check
 from flowrl.runtime.progress import Display
 from flowrl.runtime.resume import begin
@@ -26,9 +28,6 @@ from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
 from flowrl.types import MisfitError
-
-RATIO_LIMIT = 1e-3
-"""Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
@@ -83,24 +82,27 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
         session.policy.follow(EMA, min(ema, warm))
 
 
-def train(config: Config, *, resume: str | None = None, display: Display | None = None) -> Path:
+def train(
+    config: Config, *, resume: str | None = None, allow_changed: bool = False, display: Display | None = None
+) -> Path:
     """Run a config; returns the run directory.
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
-    from there.
+    from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then.
     Raises `UserError` for anything the user can mend; what was finished before is on disk.
     """
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
-    with RunDirectory(config.directory) as run:
-        start = begin(config, run, resume)
+    with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
+        inputs = describe(config, plan.train, plan.test)
+        start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
         with Trackers(config, run, start.step if start else None) as trackers:  # before the model: a login can fail
             session = open_session(plan)
             if start is not None:
                 session.restore(start.tensors, start.values)
             _run(session, run, trackers, display, fresh=start is None)
-    return run.path
+    return config.directory
 
 
 def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Display | None, fresh: bool) -> None:
@@ -125,7 +127,7 @@ def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock = PhaseTimer(), _Clock(progress.seconds)
+    timer, clock, first = PhaseTimer(), _Clock(progress.seconds), FirstRatio()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
         latest = _evaluate(session, run, timer)
@@ -137,7 +139,7 @@ def _loop(
             if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
                 _save(session, run, latest, clock)
             raise
-        _check(session, metrics)
+        first.check(session, metrics)
         last = progress.iteration == config.train.iterations
         if config.eval.every and (last or progress.iteration % config.eval.every == 0):
             latest = _evaluate(session, run, timer)
@@ -146,7 +148,7 @@ def _loop(
             count = config.log.images
             run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
-        for sentence in [*shortage(session, metrics), *news(session, metrics)]:
+        for sentence in [*first.news(session, metrics), *shortage(session, metrics), *news(session, metrics)]:
             shown.note(sentence)
         halted = halt(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
@@ -223,18 +225,8 @@ def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock:
             "reference": session.policy.weights.fingerprint("reference"),
             "base": session.config.model.path,
             "rewards": session.rewards.versions,
+            KEY: dict(session.inputs),
         },
         keep=options.keep,
         best=options.best,
     )
-
-
-def _check(session: Session, metrics: dict[str, float]) -> None:
-    """Stop a run whose sampler and trainer disagree: its ratios, and so its gradients, would mean nothing."""
-    off = metrics["ratio/first_max_deviation"]
-    if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
-        raise UserError(
-            f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers "
-            "differently in sampling and in training; is there dropout, or a log-density summed over a large latent "
-            "(then set algorithm.estimator.reduction=mean)?"
-        )

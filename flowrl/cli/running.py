@@ -15,6 +15,9 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help="auto, a run, or a checkpoint to go on from.")] = None,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Resume although prompts, rewards, model or libraries changed.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show the plan; load and train nothing.")
     ] = False,
@@ -32,7 +35,7 @@ def train(
         return
     from flowrl import train as run
 
-    directory = run(plan.config, resume=resume)
+    directory = run(plan.config, resume=resume, allow_changed=allow_changed)
     print(f"{directory}  (flowrl report {directory})")
 
 

@@ -148,7 +148,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     monitor: MonitorConfig = MonitorConfig()
-    out: str | None = Field(default=None, description="run directory; null = runs/<name>")
+    out: str | None = Field(default=None, min_length=1, description="run directory; null = runs/<name>")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -166,7 +166,7 @@ class Config(Section):
     @property
     def directory(self) -> Path:
         """The run directory."""
-        return Path(self.out) if self.out else Path("runs") / self.name
+        return Path(self.out).expanduser() if self.out else Path("runs") / self.name
 
     def to_yaml(self) -> str:
         """The resolved config: every key with its value; loading it gives an equal config."""
