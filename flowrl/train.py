@@ -14,6 +14,7 @@ from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_heldout, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
@@ -27,9 +28,6 @@ from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
 from flowrl.types import MisfitError
-
-RATIO_LIMIT = 1e-3
-"""Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
@@ -99,31 +97,37 @@ def train(
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         inputs = describe(config, plan.train, plan.test)
         start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
-        session = open_session(plan)
-        if start is not None:
-            session.restore(start.tensors, start.values)
-        trackers = Trackers(config.log.trackers, run.path, config.log.project, config.model_dump(mode="json"))
-        done, total = session.progress.iteration, config.train.iterations
-        try:
-            with Interrupts() as interrupts, display or Display(config.name, total, done) as shown:
-                for name, style in session.rewards.styles.items():
-                    if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
-                        shown.note(f"reward {name}: {style}'s signature, adapted")
-                _loop(session, run, trackers, shown, interrupts, fresh=start is None)
-                scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
-                if len(scores) > 1:
-                    shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
-        finally:
-            trackers.close()
-            session.rewards.close()
+        with Trackers(config, run, start.step if start else None) as trackers:  # before the model: a login can fail
+            session = open_session(plan)
+            if start is not None:
+                session.restore(start.tensors, start.values)
+            _run(session, run, trackers, display, fresh=start is None)
     return config.directory
+
+
+def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Display | None, fresh: bool) -> None:
+    shown = display or Display(session.config.name, session.config.train.iterations, session.progress.iteration)
+    try:
+        with Interrupts() as interrupts, shown:
+            for name, style in session.rewards.styles.items():
+                if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
+                    shown.note(f"reward {name}: {style}'s signature, adapted")
+            trackers.tell(shown.note)
+            _loop(session, run, trackers, shown, interrupts, fresh)
+            scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
+            if len(scores) > 1:
+                shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
+            trackers.close()
+            trackers.tell(shown.note)
+    finally:
+        session.rewards.close()
 
 
 def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock = PhaseTimer(), _Clock(progress.seconds)
+    timer, clock, first = PhaseTimer(), _Clock(progress.seconds), FirstRatio()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
         latest = _evaluate(session, run, timer)
@@ -135,7 +139,7 @@ def _loop(
             if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
                 _save(session, run, latest, clock)
             raise
-        _check(session, metrics)
+        first.check(session, metrics)
         last = progress.iteration == config.train.iterations
         if config.eval.every and (last or progress.iteration % config.eval.every == 0):
             latest = _evaluate(session, run, timer)
@@ -144,7 +148,7 @@ def _loop(
             count = config.log.images
             run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
-        for sentence in [*shortage(session, metrics), *news(session, metrics)]:
+        for sentence in [*first.news(session, metrics), *shortage(session, metrics), *news(session, metrics)]:
             shown.note(sentence)
         halted = halt(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
@@ -189,6 +193,7 @@ def _publish(
     run.log(line)
     trackers.log(line, progress.iteration)
     shown.update(progress.iteration, line)
+    trackers.tell(shown.note)
 
 
 def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
@@ -225,14 +230,3 @@ def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock:
         keep=options.keep,
         best=options.best,
     )
-
-
-def _check(session: Session, metrics: dict[str, float]) -> None:
-    """Stop a run whose sampler and trainer disagree: its ratios, and so its gradients, would mean nothing."""
-    off = metrics["ratio/first_max_deviation"]
-    if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
-        raise UserError(
-            f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers "
-            "differently in sampling and in training; is there dropout, or a log-density summed over a large latent "
-            "(then set algorithm.estimator.reduction=mean)?"
-        )

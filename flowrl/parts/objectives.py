@@ -23,6 +23,9 @@ class Traits:
     def bounds(self) -> tuple[float, float] | None:
         return None
 
+    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        return log_ratio
+
 
 @dataclass(frozen=True)
 class ScoreFunction(Traits):
@@ -73,6 +76,9 @@ class ClippedMean(Traits):
     @property
     def bounds(self) -> tuple[float, float]:
         return self.low, self.high
+
+    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        return sample_mean(log_ratio, mask)[:, None]
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         log_ratio = sample_mean(likelihood.logp - batch.old.logp, batch.weight > 0)
