@@ -134,8 +134,8 @@ def graded(kept: Kept, metadata: Metadata, rules: Rules = OFFICIAL) -> list[floa
 def released_terms(kept: Kept, metadata: Metadata, rules: Rules = OFFICIAL) -> list[float]:
     """The terms of flow_grpo's GenEval reward (reward_server/gen_eval.py and NVlabs/DiffusionNFT 24af555), as released.
 
-    1 - |found - wanted| / wanted of every clause, which is negative beyond twice the wanted number. Where the number is not
-    exact, one 0 for colour or position. Else the same for the colour; and for the position, if the colours were
+    1 - |found - wanted| / wanted of every clause, which is negative beyond twice the wanted number. Where the number is
+    not exact, one 0 for colour or position. Else the same for the colour; and for the position, if the colours were
     right, a 0 for every subject that does not lie so, until the first, and then a 1 in any case: a wrong position gives
     (1 + 1 + 0 + 1) / 4. ``exclude`` is not read.
     """
