@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import flowrl.worlds
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.math.random import derive, permutation
+from flowrl.paths import expanded
 from flowrl.types import Prompt
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet")
@@ -73,7 +74,7 @@ def load_prompts(spec: str) -> PromptSet:
     elif colon and world == "hf":
         rows = _hub(split, spec)
     else:
-        rows = _file(Path(spec).expanduser())
+        rows = _file(expanded(spec))
     if not rows:
         raise UserError(f"{spec} holds no prompts; add at least one")
     return PromptSet(tuple(_prompt(row, index, spec) for index, row in enumerate(rows)))
@@ -98,7 +99,7 @@ def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:
     try:
         return hub_rows(path, *configuration, split=split)
     except ImportError:
-        raise UserError(f"prompts {spec!r} need the datasets package: pip install 'flowrl[data]'") from None
+        raise missing(f"data: {spec!r}", "datasets", "data") from None
     except (ValueError, OSError) as error:
         raise UserError(f"prompts {spec!r} could not be loaded: {error}") from error
 
@@ -139,7 +140,7 @@ def _parquet(path: Path) -> Sequence[Mapping[str, Any]]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(f"prompts {path} need the pyarrow package: pip install 'flowrl[data]'") from None
+        raise missing(f"data: {str(path)!r}", "pyarrow", "data") from None
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:

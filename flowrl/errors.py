@@ -1,24 +1,127 @@
-"""The one exception a user should ever read, and the suggestion it carries."""
+"""The one exception a user should ever read, the suggestion it carries, and how values are shown in it."""
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 import traceback
+import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+DISTRIBUTION = "flowrl-finetune"
+"""What pip calls this package; `flowrl` on the Python package index is another project."""
+SENTENCE = 600
+"""Most characters of a line of a message; a longer one keeps its beginning and its end, where the remedy stands."""
+LINES = 10
+"""Most lines of a message: a list of findings goes on with how many more there are."""
+_KEPT = frozenset("\n\t")
+ENTRY = 300
+"""Most characters of each line of a message of several."""
 
 
 class UserError(ValueError):
-    """Something the user can fix. The message names the key, the value found and the remedy; the CLI exits with 2."""
+    """Something the user can fix. The message names the key, the value found and the remedy; the CLI exits with 2.
+
+    What users write ends up in it, so it is made fit to print here: control characters become visible, and its length
+    is bounded (`SENTENCE`, `LINES`, `ENTRY`).
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(_bounded(plain(str(message))))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` or the list of what is known, for the end of an error message."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def install(extra: str) -> str:
+    """The command that adds one of our extras, right wherever it is typed: to the source folder that runs, or to the
+    installed package."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / "pyproject.toml").is_file():
+        return f"pip install '{DISTRIBUTION}[{extra}]'"
+    return f"pip install -e '{'.' if Path.cwd() == folder else folder}[{extra}]'"
+
+
+def missing(what: str, package: str, extra: str, otherwise: str = "") -> UserError:
+    """The error for an optional package that is not installed; ``otherwise`` says what to do without it."""
+    return UserError(f"{what} needs the package {package}: {install(extra)}{otherwise and ', or '}{otherwise}")
 
 
 def told(error: BaseException) -> str:
     """An exception of a stranger's code in one line: its type, its words and where it was raised."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno} in {frame.name})"
+    words = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {clipped(words, 300)}{where}"
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library says went wrong, at most 300 characters; its type where that says nothing."""
+    kind = type(error).__name__
+    try:
+        words = str(error).strip()
+    except Exception:  # a stranger's __str__ may fail as well
+        words = ""
+    if not words:
+        return kind
+    first = clipped(words.splitlines()[0], 300)
+    return f"{kind} {first}" if isinstance(error, KeyError) else first  # whose text is the key alone
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong, self.maxother = 3, 80, 40, 80
+
+
+_short = _Short()
+
+
+def shown(value: Any) -> str:
+    """``repr`` of a value of a config, of about a line at most."""
+    try:
+        return clipped(_short.repr(value), 160)
+    except ValueError:  # a number of more digits than Python prints
+        return f"a {type(value).__name__} too long to print"
+
+
+def clipped(text: str, most: int) -> str:
+    """The text, or its beginning and end around ``...``, ``most`` characters in all."""
+    if len(text) <= most:
+        return text
+    tail = most // 3
+    return f"{text[: most - tail - 5]} ... {text[-tail:]}"
+
+
+def plain(text: str) -> str:
+    """The text as a terminal may get it: control characters, which could move its cursor or colour it, and those that
+    reorder or cannot be encoded are written as escapes. Line ends and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if char in _KEPT or _harmless(char) else _escape(char) for char in text)
+
+
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def _harmless(char: str) -> bool:
+    reorders = unicodedata.bidirectional(char) in _REORDERING
+    return not reorders and unicodedata.category(char) not in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii") if ord(char) != 0x7F else "\\x7f"
+
+
+def _bounded(text: str) -> str:
+    lines = text.split("\n")
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 1], f"... and {len(lines) - LINES + 1} more lines"]
+    most = SENTENCE if len(lines) == 1 else ENTRY
+    return "\n".join(clipped(line, most) for line in lines)

@@ -11,12 +11,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
+from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
 from flowrl.runtime.restore import open_policy
 from flowrl.runtime.timing import PhaseTimer
@@ -50,9 +52,13 @@ class Session:
     heldout: PromptSet | None
     rewards: Rewards
     optimizer: torch.optim.Optimizer
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
+    """Scales the loss of a float16 network; switched off in every other precision."""
     memory: dict[str, Any] = field(default_factory=dict)
     """State of the advantage over iterations."""
     progress: Progress = field(default_factory=Progress)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of what the run reads, for the manifests of its checkpoints."""
 
     def learning_rate(self) -> float:
         """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to
@@ -66,11 +72,13 @@ class Session:
         return options.lr * max(factor[options.schedule], 0.0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress."""
+        """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
+        scale of the loss."""
         tensors = {f"weights/{key}": value for key, value in self.policy.weights.state().items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
-        return tensors, {"progress": vars(self.progress), "memory": self.memory}
+        values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
+        return tensors, values
 
     def make(
         self,
@@ -121,12 +129,20 @@ class Session:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         packed = self.optimizer.state_dict()
         packed["state"] = {}
-        for key, value in _below(tensors, "optimizer/").items():
-            index, name = key.split("/", 1)
-            packed["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(packed)
-        self.memory = dict(values["memory"])
-        self.progress = Progress(**values["progress"])
+        try:
+            for key, value in _below(tensors, "optimizer/").items():
+                index, name = key.split("/", 1)
+                packed["state"].setdefault(int(index), {})[name] = value
+            self.optimizer.load_state_dict(packed)
+            if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
+                self.scaler.load_state_dict(values["scaler"])
+            self.memory = dict(values["memory"])
+            self.progress = Progress(**values["progress"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"the checkpoint's state is not one of this flowrl ({type(error).__name__}: {error}); use the version"
+                " that wrote it"
+            ) from error
 
 
 def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
@@ -164,7 +180,19 @@ def open_session(plan: Plan) -> Session:
         weight_decay=options.weight_decay,
         fused=True,
     )
-    return Session(config, policy, algorithm, plan.train, plan.test, rewards, optimizer)
+    half = config.model.dtype == "float16"
+    scaler = GradScaler(policy.device.type, init_scale=options.loss_scale, enabled=half)
+    return Session(
+        config,
+        policy,
+        algorithm,
+        plan.train,
+        plan.test,
+        rewards,
+        optimizer,
+        scaler,
+        inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
+    )
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
@@ -24,6 +25,9 @@ from flowrl.types import Batch, Likelihood, MisfitError, Rollout, Rows, Scores, 
 
 CHECK_ROWS = 8
 """Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
+
+UNSCALED = GradScaler("cpu", enabled=False)
+"""Leaves loss and gradient as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +73,13 @@ def improve(
     advantage: Tensor,
     seeds: Tensor,
     settings: Pass,
+    scaler: GradScaler = UNSCALED,
 ) -> dict[str, float]:
     """Update the live weights from a scored rollout. Returns the iteration's diagnostics.
 
     ``advantage`` [N] is the credit of each sample, ``seeds`` [N] its stream of random numbers (for the probe).
+    ``scaler`` multiplies the loss, whose gradient would fall below what float16 can hold, and skips a step whose scaled
+    gradient is beyond it (arXiv:1710.03740, section 3.2).
     Raises `UserError` if a loss term has no gradient, or if loss or gradient is not finite (the weights are left as
     they were).
     """
@@ -80,18 +87,26 @@ def improve(
     tally = Tally()
     if probed[0].old is None:
         tally.note_deviation(_deviation(policy, algorithm, probed[0], settings))
-    steps = 0
+    steps = skipped = 0
     for epoch in range(settings.epochs):
         matrix = probed[epoch % len(probed)]
         for index in _split(matrix, algorithm, settings, epoch):
-            _gradient(policy, algorithm, matrix, index, settings, tally)
+            _gradient(policy, algorithm, matrix, index, settings, tally, scaler)
             loss = tally.close_batch()
             if not math.isfinite(loss):
                 optimizer.zero_grad(set_to_none=True)
-                raise UserError(f"the loss is {loss}: lower optimizer.lr or the clip range; no weight was changed")
-            tally.gradient_norm(_apply(policy, optimizer, settings))
-            steps += 1
-    return tally.metrics() | {"optimizer_steps": steps}
+                where = ", or use model.dtype bfloat16, whose range is float32's" if scaler.is_enabled() else ""
+                raise UserError(
+                    f"the loss is {loss}: lower optimizer.lr or the clip range{where}; no weight was changed"
+                )
+            norm = _apply(policy, optimizer, settings, scaler)
+            if norm is None:
+                skipped += 1
+            else:
+                tally.gradient_norm(norm)
+                steps += 1
+    scaling = {"scaler/scale": scaler.get_scale(), "scaler/skipped_steps": float(skipped)}
+    return tally.metrics() | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})
 
 
 def _probe(
@@ -175,18 +190,26 @@ def _split(matrix: _Matrix, algorithm: Algorithm, settings: Pass, epoch: int) ->
     yield from (chunk for chunk in chunks if len(chunk))
 
 
-def _gradient(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor, settings: Pass, tally: Tally) -> None:
-    """Accumulate the gradient of one optimiser batch."""
+def _gradient(
+    policy: Any,
+    algorithm: Algorithm,
+    matrix: _Matrix,
+    index: Tensor,
+    settings: Pass,
+    tally: Tally,
+    scaler: GradScaler,
+) -> None:
+    """Accumulate the (scaled) gradient of one optimiser batch."""
     weight = algorithm.aggregation(matrix.mask[index], matrix.rows.unit) * matrix.emphasis[index]
     full = torch.zeros(matrix.mask.shape, dtype=torch.float64)
     full[index] = weight
     active = index[_active(algorithm, matrix, full)[index]]
     if algorithm.objective.coupled and len(active):
-        _coupled_gradient(policy, algorithm, matrix, active, full, settings, tally)
+        _coupled_gradient(policy, algorithm, matrix, active, full, settings, tally, scaler)
     elif len(active):
         for block, decisions, live in _forwards(policy, algorithm, matrix, active, settings):
             batch = matrix.batch(block, decisions, full[block][:, decisions], live)
-            _loss(algorithm, live, batch, tally).backward()
+            scaler.scale(_loss(algorithm, live, batch, tally)).backward()
 
 
 def _active(algorithm: Algorithm, matrix: _Matrix, weight: Tensor) -> Tensor:
@@ -241,6 +264,7 @@ def _coupled_gradient(
     weight: Tensor,
     settings: Pass,
     tally: Tally,
+    scaler: GradScaler,
 ) -> None:
     """Exact gradient of a loss that couples rows or decisions, in the memory of one micro-batch.
 
@@ -261,7 +285,7 @@ def _coupled_gradient(
     for block, decisions, again in _forwards(policy, algorithm, matrix, index, settings):
         outputs = [again.logp, *again.extra.values()]
         pairs = [
-            (out, slope[where[block]][:, decisions].to(out))
+            (out, scaler.scale(slope[where[block]][:, decisions]).to(out))  # only the network computes in float16
             for out, slope in zip(outputs, slopes, strict=True)
             if slope is not None and out.requires_grad
         ]
@@ -281,19 +305,25 @@ def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pas
     return float(torch.where(matrix.mask[some], first - second, 0.0).expm1().abs().max())
 
 
-def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass) -> float:
-    """One optimiser step on the summed gradient; returns its norm before clipping."""
+def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass, scaler: GradScaler) -> float | None:
+    """One optimiser step on the summed gradient; returns its norm before clipping, or None if it was skipped because
+    the scaled gradient overflowed."""
     parameters = [p for p in policy.parameters() if p.grad is not None]
     for parameter in parameters:
         assert parameter.grad is not None
         parameter.grad = settings.sum_over_ranks(parameter.grad)
+    if parameters:
+        scaler.unscale_(optimizer)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)) if parameters else 0.0
-    if not math.isfinite(norm):
-        optimizer.zero_grad(set_to_none=True)
-        raise UserError("the gradient is not finite: lower optimizer.lr, or use dtype float32; no weight was changed")
-    optimizer.step()
+    finite = math.isfinite(norm)
+    if finite:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    if not finite and (not scaler.is_enabled() or scaler.get_scale() <= 1):
+        raise UserError("the gradient is not finite: lower optimizer.lr, or use dtype float32; no weight was changed")
+    if parameters:
+        scaler.update()
+    return norm if finite else None
 
 
 def _assemble(parts: list[tuple[Tensor, slice, Likelihood]], shape: torch.Size) -> Likelihood:

@@ -17,6 +17,7 @@ from flowrl.parts.diagnostics import describe_scores
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.inputs import KEY, describe
 from flowrl.runtime.preflight import check
 from flowrl.runtime.progress import Display
 from flowrl.runtime.resume import begin
@@ -50,7 +51,15 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gath
         )
         try:
             metrics = improve(
-                session.policy, session.optimizer, algorithm, made.rollout, made.scores, advantage, made.seeds, settings
+                session.policy,
+                session.optimizer,
+                algorithm,
+                made.rollout,
+                made.scores,
+                advantage,
+                made.seeds,
+                settings,
+                session.scaler,
             )
         except MisfitError as error:
             raise UserError(f"algorithm: {error}") from error
@@ -76,18 +85,21 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
         session.policy.follow(EMA, min(ema, warm))
 
 
-def train(config: Config, *, resume: str | None = None, display: Display | None = None) -> Path:
+def train(
+    config: Config, *, resume: str | None = None, allow_changed: bool = False, display: Display | None = None
+) -> Path:
     """Run a config; returns the run directory.
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
-    from there.
+    from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then.
     Raises `UserError` for anything the user can mend; what was finished before is on disk.
     """
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
-    with RunDirectory(config.directory) as run:
-        start = begin(config, run, resume)
+    with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
+        inputs = describe(config, plan.train, plan.test)
+        start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
         session = open_session(plan)
         if start is not None:
             session.restore(start.tensors, start.values)
@@ -105,7 +117,7 @@ def train(config: Config, *, resume: str | None = None, display: Display | None 
         finally:
             trackers.close()
             session.rewards.close()
-    return run.path
+    return config.directory
 
 
 def _loop(
@@ -209,6 +221,7 @@ def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock:
             "reference": session.policy.weights.fingerprint("reference"),
             "base": session.config.model.path,
             "rewards": session.rewards.versions,
+            KEY: dict(session.inputs),
         },
         keep=options.keep,
         best=options.best,

@@ -14,13 +14,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.score.clip import score_images
 
 Mode = Literal["flow_grpo", "strict"]
 
 RANGE = "[0, 1]"
-NEEDS = ("text in quotes in the prompt, or a column `text`", "pip install 'flowrl[rewards]'")
+NEEDS = ("text in quotes in the prompt, or a column `text`", "rapidocr, onnxruntime, rapidfuzz (extra rewards)")
 
 BATCH = 64
 """Images held as pixels at a time."""
@@ -132,7 +132,7 @@ def _load(side: int) -> Any:
         import rapidfuzz  # noqa: F401
         from rapidocr import RapidOCR
     except ImportError as error:
-        raise UserError(f"ocr needs the package {error.name}: pip install 'flowrl[rewards]'") from error
+        raise missing("ocr", str(error.name), "rewards") from error
     threads = "EngineConfig.onnxruntime."
     return RapidOCR(
         params={

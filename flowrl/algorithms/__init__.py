@@ -12,11 +12,12 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, shown
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import BlockAndAfter, Trace
 from flowrl.parts.algorithm import Algorithm, Family
 from flowrl.samplers.masked import MaskedSampler
+from flowrl.values import fitted
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "sampler": ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal"),
@@ -174,7 +175,7 @@ def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
 def _new_part(slot: str, spec: Any, path: str) -> Any:
     known = _parts_of(slot)
     if not isinstance(spec, str) and not (isinstance(spec, Mapping) and "use" in spec):
-        raise UserError(f"{path}: {spec!r} names no part; known: {', '.join(sorted(known))}")
+        raise UserError(f"{path}: {shown(spec)} names no part; known: {', '.join(sorted(known))}")
     given = {"use": spec} if isinstance(spec, str) else dict(spec)
     wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
@@ -218,7 +219,8 @@ def _plain(name: str) -> str:
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]["msg"]
-        raise UserError(f"{path}: {value!r} will not do: {first[0].lower()}{first[1:]}") from error
+        strict = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
+        return TypeAdapter(hint, config=strict).validate_python(fitted(hint, value))
+    except ValueError as error:  # pydantic's is one
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path}: {shown(value)} will not do: {first[0].lower()}{first[1:]}") from error

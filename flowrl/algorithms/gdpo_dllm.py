@@ -23,8 +23,8 @@ def gdpo_dllm(
     block: int | None = 32,
     temperature: float = 0.9,
 ) -> Algorithm:
-    """``r = exp((B - B_old) / L)``, ``B = sum_n w_n / t_n log p(hidden | view n)`` over Gauss-Legendre nodes with exactly
-    max(1, floor(t_n L)) of the L tokens hidden, one mask a node, the same for new and old; the loss is
+    """``r = exp((B - B_old) / L)``, ``B = sum_n w_n / t_n log p(hidden | view n)`` over Gauss-Legendre nodes with
+    exactly max(1, floor(t_n L)) of the L tokens hidden, one mask a node, the same for new and old; the loss is
     ``max(-A r, -A clip(r, 1 - clip, 1 + clip))``, mean over completions, A centred without standard deviation.
 
     As in the two public codes derived from the authors', whose own is not public: YanJiangJerry/Block-R1

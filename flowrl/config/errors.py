@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, clipped, did_you_mean, shown
 
 
 def explain_errors(error: ValidationError, root: type[BaseModel], source: str) -> UserError:
@@ -21,27 +21,34 @@ def explain_errors(error: ValidationError, root: type[BaseModel], source: str) -
 
 def _sentence(finding: Any, root: type[BaseModel]) -> str:
     # A union's members appear in the location as "str" and "dict[str,any]"; only real keys are shown.
-    location = [part for part in finding["loc"] if isinstance(part, int) or part.isidentifier() or "-" in part]
-    key = ".".join(str(part) for part in location)
-    if finding["type"] == "extra_forbidden":
+    # An unknown key is the last part, whatever it looks like.
+    unknown = finding["type"] == "extra_forbidden"
+    path = list(finding["loc"][:-1] if unknown else finding["loc"])
+    location = [part for part in path if isinstance(part, int) or part.isidentifier() or "-" in part]
+    location += finding["loc"][-1:] if unknown else ()
+    key = clipped(".".join(str(part) for part in location), 120)
+    if unknown:
         return _unknown(key, finding["input"], location, root)
     if finding["type"] == "missing":
         return f"{key} is missing; every config needs it"
     message = finding["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return f"{key}={finding['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key}={shown(finding['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[BaseModel]) -> str:
     word, known = str(location[-1]), _section(root, location[:-1]).model_fields
+    head, dot, rest = word.partition(".")
+    if dot and head in known:  # a dotted key is for the command line
+        return f"unknown key {shown(word)}; write it as a section, {head}: {{{clipped(rest, 60)}: {shown(value)}}}"
     while isinstance(value, dict) and len(value) == 1:  # a misspelt section: name the key that was meant to be set
         inner, value = next(iter(value.items()))
         key = f"{key}.{inner}"
     elsewhere = [f"{name}.{word}" for name in root.model_fields if word in _section(root, [name]).model_fields]
     if elsewhere and word not in root.model_fields:
-        return f"unknown key {key}={value!r}; did you mean {' or '.join(map(repr, elsewhere))}?"
-    return f"unknown key {key}={value!r}{did_you_mean(word, known)}"
+        return f"unknown key {clipped(key, 120)}={shown(value)}; did you mean {' or '.join(map(repr, elsewhere))}?"
+    return f"unknown key {clipped(key, 120)}={shown(value)}{did_you_mean(word, known)}"
 
 
 def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:

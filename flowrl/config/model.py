@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from flowrl.config.section import Fraction, Section
+from flowrl.paths import local
 
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("chat", "system", "max_prompt")
@@ -73,7 +74,7 @@ class ModelConfig(Section):
         if "targets" in given:
             given["targets"] = tuple(given["targets"])
         adapted = None if self.full else LoRAOptions(**given)
-        return {"path_or_pipeline": self.path, "family": family, "lora": adapted, **plain}
+        return {"path_or_pipeline": local(self.path), "family": family, "lora": adapted, **plain}
 
     def strangers(self, family: Family) -> list[str]:
         """Keys that were set, but mean nothing for a family of models."""

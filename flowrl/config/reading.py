@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -10,25 +11,41 @@ from typing import Any
 
 import yaml
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, clipped, reason, shown
 
 NAMED = ("algorithm", "rewards")
 """Keys whose values may be a bare name; an override below one turns the name into ``{use: name}``."""
+PLAIN = ("str", "int", "float", "bool", "null", "seq", "map", "merge")
+"""YAML's own types of plain data."""
+
+
+SIZE, NODES, DEPTH = 1 << 20, 20_000, 40
+"""Most bytes of a config, values in it (those of aliases counted each time), and levels of nesting."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1e-4 as a number (YAML 1.1 reads it as text) and repeated keys as an error."""
+    """YAML with 1e-4 as a number (YAML 1.1 reads it as text), dates as text, and repeated keys as an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, count in counts.items() if count > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {', '.join(sorted(twice))} occurs twice", node.start_mark
+                None, None, f"the key {shown(twice[0])} occurs twice", node.start_mark
             )
-        return super().construct_mapping(node, deep)
+        made = super().construct_mapping(node, deep)
+        odd = [key for key in made if not isinstance(key, str)]
+        if odd:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {shown(odd[0])} should be a text; put it in quotes", node.start_mark
+            )
+        return made
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
@@ -42,29 +59,71 @@ def read_yaml(path: Path) -> dict[str, Any]:
         what = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"config {path} {what}; name a YAML file, such as one of configs/")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        if path.stat().st_size > SIZE:
+            raise UserError(f"has {path.stat().st_size:,} bytes, and a config has at most {SIZE:,}")
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read: {error.strerror}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold keys and values, found {type(values).__name__}; see configs/")
     return values
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain data from YAML text. Raises `UserError` with line and column."""
-    loader = _Loader(text)
+    """Plain data from YAML text: texts, numbers, booleans, null, lists, and mappings with texts as keys.
+
+    Raises `UserError` with line and column where there are others, and for more values or levels than a config has
+    (`NODES`, `DEPTH`), however few bytes of aliases they take.
+    """
+    loader = None
     try:
-        return loader.get_single_data()
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _measure(root, {})
+        return loader.construct_document(root)
+    except RecursionError:
+        raise UserError(f"not a config: more than {DEPTH} levels of nesting") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"not valid YAML: {reason(error)}") from None  # such as a number of 5,000 digits
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"not valid YAML{where}: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {error}") from None
+        raise UserError(f"not valid YAML: {reason(error)}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+
+
+def _measure(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """``(values, levels)`` of a node. Raises `UserError` for more than a config has, and for tags that are no data."""
+    if id(node) in known:
+        size, depth = known[id(node)]
+        if not size:
+            raise UserError(f"not a config: the alias at line {node.start_mark.line + 1} contains itself")
+        return size, depth
+    known[id(node)] = (0, 0)
+    children = node.value if isinstance(node.value, list) else []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in children for part in pair]
+    if node.tag.rpartition(":")[2] not in PLAIN:
+        raise UserError(f"not a config: line {node.start_mark.line + 1} has the tag {shown(node.tag)}; leave it out")
+    measured = [_measure(child, known) for child in children]
+    size, depth = 1 + sum(size for size, _ in measured), 1 + max((depth for _, depth in measured), default=0)
+    if size > NODES or depth > DEPTH:
+        what = f"{NODES:,} values" if size > NODES else f"{DEPTH} levels of nesting"
+        raise UserError(f"not a config: more than {what} at line {node.start_mark.line + 1}")
+    known[id(node)] = (size, depth)
+    return size, depth
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:
@@ -81,12 +140,14 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     for text in overrides:
         key, equals, value = text.partition("=")
         path = key.strip().split(".")
-        if not equals or not all(path):
-            raise UserError(f"override {text!r} should look like key=value, for example train.iterations=50")
+        if not equals or not all(path) or len(path) > DEPTH:
+            raise UserError(
+                f"override {clipped(text, 80)!r} should look like key=value, for example train.iterations=50"
+            )
         try:
             _set(changed, path, parse_yaml(value), key)
         except UserError as error:
-            raise UserError(f"override {text!r}: {error}") from None
+            raise UserError(f"override {clipped(text, 80)!r}: {error}") from None
     return changed
 
 
@@ -100,7 +161,7 @@ def _set(values: dict[str, Any], path: Sequence[str], new: Any, key: str) -> Non
         if child is None:
             child = {}
         if not isinstance(child, dict | list):
-            raise UserError(f"{'.'.join(path[: depth + 1])} is {child!r}, so it has no {path[depth + 1]!r}")
+            raise UserError(f"{'.'.join(path[: depth + 1])} is {shown(child)}, so it has no {path[depth + 1]!r}")
         here[slot] = child
         here = child
     here[_slot(here, path[-1])] = new
@@ -109,6 +170,6 @@ def _set(values: dict[str, Any], path: Sequence[str], new: Any, key: str) -> Non
 def _slot(here: dict[str, Any] | list[Any], part: str) -> Any:
     if isinstance(here, dict):
         return part
-    if not part.isdigit() or int(part) >= len(here):
-        raise UserError(f"{part!r} should be an index from 0 to {len(here) - 1}")
+    if not (part.isascii() and part.isdigit() and len(part) < 10) or int(part) >= len(here):
+        raise UserError(f"{part!r} should be an index from 0 to {len(here) - 1}" if here else "the list is empty")
     return int(part)

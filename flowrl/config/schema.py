@@ -57,6 +57,11 @@ class OptimizerConfig(Section):
     max_grad_norm: PositiveFloat = Field(default=1.0, description="gradients of a larger norm are scaled down to it")
     schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="lr after the warm-up")
     warmup: NonNegativeInt = Field(default=0, description="optimiser steps over which lr rises from 0")
+    loss_scale: PositiveFloat = Field(
+        default=65536.0,
+        description="float16: the loss is multiplied by it at first; halved when a gradient overflows (that step is "
+        "skipped), doubled after 2000 steps without",
+    )
 
 
 class TrainConfig(Section):
@@ -143,7 +148,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     monitor: MonitorConfig = MonitorConfig()
-    out: str | None = Field(default=None, description="run directory; null = runs/<name>")
+    out: str | None = Field(default=None, min_length=1, description="run directory; null = runs/<name>")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -161,7 +166,7 @@ class Config(Section):
     @property
     def directory(self) -> Path:
         """The run directory."""
-        return Path(self.out) if self.out else Path("runs") / self.name
+        return Path(self.out).expanduser() if self.out else Path("runs") / self.name
 
     def to_yaml(self) -> str:
         """The resolved config: every key with its value; loading it gives an equal config."""

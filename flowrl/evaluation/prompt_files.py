@@ -10,6 +10,7 @@ from typing import Any
 from flowrl.data import TEXT_KEYS, load_prompts
 from flowrl.errors import UserError
 from flowrl.evaluation.target import Target
+from flowrl.paths import expanded
 from flowrl.types import Prompt
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -39,7 +40,7 @@ def prompts_of(name: str, target: Target, data: Path | None, spec: str | None) -
 
 def read(spec: str) -> tuple[Prompt, ...]:
     """The prompts of a file or data set, in order. Repeated lines stay. Raises UserError."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.suffix.lower() not in TABLES:
         return load_prompts(spec).prompts
     rows = table(path)

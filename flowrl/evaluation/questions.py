@@ -9,7 +9,7 @@ from typing import Any
 
 from flowrl.config import RewardConfig
 from flowrl.data import hub_rows
-from flowrl.errors import UserError
+from flowrl.errors import UserError, missing
 from flowrl.evaluation.layout import read_json_lines
 from flowrl.evaluation.scored import ScoredSuite, scored
 from flowrl.types import Prompt
@@ -66,6 +66,6 @@ def _download(name: str, source: Source) -> Sequence[Mapping[str, Any]]:
     try:
         return hub_rows(source.dataset, *configuration, split="test")
     except ImportError:
-        raise UserError(f"suite {name} needs the datasets package (pip install 'flowrl[data]'); or {local}") from None
+        raise missing(f"suite {name}", "datasets", "data", local) from None
     except (ValueError, OSError) as error:
         raise UserError(f"suite {name} could not load {source.dataset} ({error}); or {local}") from error

@@ -89,8 +89,8 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     """
     facts = []
     for name, value in sorted(settings.items()):
-        path = Path(value).expanduser() if isinstance(value, str) else None
-        if path is not None and path.exists():
+        path = Path(os.path.expanduser(value)) if isinstance(value, str) else None
+        if path is not None and os.path.exists(path):  # which takes any text
             files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
             facts += [(name, str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return f":weights-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}" if facts else ""

@@ -53,8 +53,6 @@ def place(dtype: str, device: str) -> Placement:
         raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
-    if where.type == "cpu" and dtype == "float16":
-        raise UserError("model.dtype float16 does not train on a CPU; use float32 or bfloat16")
     return Placement(where, DTYPES[dtype])
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -102,17 +103,25 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
         fan_in_fan_out=any(_transposed(network, name) for name in _layers(network) if _named(name, targets)),
         init_lora_weights=True if options.init == "default" else options.init,
     )
-    adder: Any = getattr(network, "add_adapter", None)
     # the same start on every rank and in every run, whatever was drawn before
     with torch.random.fork_rng(devices=_cuda_devices(network)):
         torch.manual_seed(0)
         try:
-            if adder is not None:
-                adder(config, adapter_name=ADAPTER)
-            else:
-                inject_adapter_in_model(config, network, adapter_name=ADAPTER)
-        except ValueError as error:  # a target that also names a module PEFT cannot adapt
-            raise UserError(f"model.lora.targets {', '.join(targets)}: {str(error).splitlines()[0]}") from error
+            # PEFT's own function: the `add_adapter` of transformers and diffusers only wrap it, and ask for releases
+            # of PEFT by rules that change (transformers 5.24 for one that did not exist yet)
+            inject_adapter_in_model(config, cast(Any, network), adapter_name=ADAPTER)
+        except (ValueError, ImportError) as error:  # ImportError: an installed backend of PEFT that is too old
+            raise UserError(_refusal(network, options, str(error))) from error
+
+
+def _refusal(network: nn.Module, options: LoRAOptions, reason: str) -> str:
+    """Why PEFT put no adapter on the network; the targets are blamed only where they are the cause."""
+    first = reason.strip().splitlines()[0]
+    if not re.search("target.modules?", first, re.IGNORECASE):
+        return f"PEFT cannot adapt {type(network).__name__} (model.lora): {first}"
+    if options.targets:  # one of them also names a module that PEFT cannot adapt
+        return f"model.lora.targets {', '.join(options.targets)}: {first}"
+    return f"PEFT cannot adapt {type(network).__name__}: {first}; name the layers to adapt in model.lora.targets"
 
 
 def matching(network: nn.Module, given: tuple[str, ...] | None, defaults: Sequence[str] = ATTENTION) -> list[str]:

@@ -64,8 +64,8 @@ class KLInReward:
 
 @dataclass(frozen=True)
 class TruncatedImportance:
-    """Multiply by ``w = p_old / p_sampler``, kept within ``cap``: corrects for a sampler whose probabilities are not the
-    trainer's (an inference engine, a lower precision); 1 where both agree. Truncated importance sampling as in
+    """Multiply by ``w = p_old / p_sampler``, kept within ``cap``: corrects for a sampler whose probabilities are not
+    the trainer's (an inference engine, a lower precision); 1 where both agree. Truncated importance sampling as in
     fengyao.notion.site/off-policy-rl (2025).
 
     level: ``token``, or ``sequence``: w of the whole completion, the product over its tokens, at each of them.

@@ -26,13 +26,14 @@ class Tally:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
         with torch.no_grad():
             counted = batch.weight > 0
-            ratio = (live.logp - batch.old.logp).double().exp()
+            log_ratio = (live.logp - batch.old.logp).double()
+            ratio = log_ratio.exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
                 behaviour = getattr(batch.probe, "behaviour", None)
                 if behaviour is not None:
                     self._mismatches.append(_largest(live.logp - behaviour.to(live.logp), counted))
-            notes = {"ratio/mean": ratio, "ratio/log_square": ratio.log() ** 2}
+            notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
                 self._note(name, value, counted)

@@ -117,6 +117,35 @@ class ClippedWeight(Traits):
 
 
 @dataclass(frozen=True)
+class AsymmetricClip(Traits):
+    """PPO's clip for ``A >= 0``; for ``A < 0`` the gain ``rho A - |A| (rho - 1)^2 / (2 clip)`` of SPO, whose slope is A
+    at ratio 1, 0 at ``1 - clip``, and beyond pulls back. FPO++ (arXiv:2602.02481), whose page and a port of it
+    (typoverflow/flow-rl) are the sources; the decisions of a sample are not coupled.
+
+    A clipped surrogate lets bad samples be repelled for ever: nothing pulls back what an update moved too far, and a
+    matching error can grow without bound. Here it is drawn back to ``1 - clip``. ``most`` caps the log-ratio of bad
+    samples, as the port does, so that the square stays finite.
+    """
+
+    clip: float = 0.05
+    most: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0:
+            raise ValueError(f"clip={self.clip} divides the pull of bad samples; give more than 0")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.clip, self.clip
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        log_ratio = likelihood.logp - batch.old.logp
+        ratio = log_ratio.clamp(max=self.most).exp()
+        pulled = -ratio * batch.advantage + batch.advantage.abs() * (ratio - 1) ** 2 / (2 * self.clip)
+        return torch.where(batch.advantage >= 0, _clipped(log_ratio, batch.advantage, self.clip, self.clip), pulled)
+
+
+@dataclass(frozen=True)
 class LinearBound(Traits):
     """A lower bound of ``A exp(mean over views of d)``, ``d = log p - log p_old``, that is a sum over views:
     ``A (1 + d)`` for ``A >= 0`` and ``A exp(d)`` for ``A < 0``. BGPO (arXiv:2510.11683) eq. 8.

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, missing
 
 HTTP = ("http://", "https://")
 RAY = "ray:"
@@ -69,4 +69,4 @@ def _behind_ray(use: str) -> str:
 
 def _need(package: str, extra: str, what: str) -> None:
     if find_spec(package) is None:
-        raise UserError(f"{what} needs the package {package}; pip install 'flowrl[{extra}]'")
+        raise missing(what, package, extra)

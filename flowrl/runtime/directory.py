@@ -18,7 +18,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.evaluation.layout import read_json_lines, write_image
 from flowrl.runtime import environment
-from flowrl.runtime.files import raise_if_full, write_whole
+from flowrl.runtime.files import check_place, raise_if_full, write_whole
 from flowrl.types import Samples, Scores
 
 CONFIG = "config.yaml"
@@ -59,9 +59,13 @@ class RunDirectory:
         return self.exists() and (self.metrics_path.is_file() or any(self.checkpoints.glob("step_*")))
 
     def __enter__(self) -> Self:
-        """Claim the run for this process. Raises `UserError` if another process has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        """Claim the run for this process. Raises `UserError` if another process has it, or nothing can be written."""
+        check_place(self.path, "out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from None
         try:
             # The system drops the lock when its process ends, however it ends: there are no stale locks.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,13 +106,14 @@ class RunDirectory:
             raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line logged so far; a last line cut short by a kill is left out."""
+        """Every line logged so far; a last line cut short by a kill is left out. Raises `UserError` for a damaged
+        file."""
         return read_json_lines(self.metrics_path, growing=True) if self.metrics_path.is_file() else []
 
     def rewind(self, step: int) -> None:
         """Forget metrics and samples after ``step``, so that a resumed run does not tell its story twice."""
         if self.metrics_path.is_file():
-            kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+            kept = [line for line in self.metrics() if _step_of(line) <= step]
             write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
@@ -153,6 +158,11 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
+
+
+def _step_of(line: Mapping[str, Any]) -> float:
+    step = line.get("step", 0)
+    return step if isinstance(step, int | float) else math.inf  # not a line of ours
 
 
 def _save_sample(folder: Path, place: int, row: int, samples: Samples) -> dict[str, Any]:

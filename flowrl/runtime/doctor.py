@@ -46,7 +46,7 @@ class Symptom:
 def machine(folder: Path) -> list[Symptom]:
     """Versions, threads, devices, optional packages and disk space, independent of any config."""
     versions = environment.versions()
-    missing = [name for name, version in versions.items() if version is None and name != "flowrl"]
+    missing = [name for name, version in versions.items() if version is None]
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     present = [name for name in OPTIONAL if importlib.util.find_spec(name)]
     absent = [name for name in OPTIONAL if name not in present]

@@ -10,12 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("flowrl", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+import flowrl
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str | None]:
     """Python's and the packages' versions; None = not installed."""
-    return {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}}
+    ours = {"python": platform.python_version(), "flowrl": flowrl.__version__}
+    return {**ours, **{name: installed(name) for name in PACKAGES}}
 
 
 def installed(package: str) -> str | None:

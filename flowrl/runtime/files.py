@@ -7,7 +7,37 @@ import hashlib
 import os
 from pathlib import Path
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, clipped
+
+LONGEST_INSIDE = 200
+"""Bytes that the longest path below a run's folder takes, its name included."""
+
+
+def check_place(path: Path, key: str) -> None:
+    """Raise `UserError` where no folder ``path`` can be made or written to; ``key`` is what the user set. Makes
+    nothing."""
+    advice = "name another place"
+    try:
+        os.lstat(path.absolute() / ("x" * LONGEST_INSIDE))  # raises for what no file system takes as a name
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        below = next(parent for parent in (path, *path.absolute().parents) if _is_file(parent))
+        what = "is a file, and a folder is written there" if below == path else f"lies below the file {below}"
+        raise UserError(f"{key}: {clipped(str(path), 200)} {what}; {advice}") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{key}: {clipped(str(path), 200)!r} cannot be made: {why}; {advice}") from None
+    where = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if not os.access(where, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: {where} cannot be written to; {advice}, or change its permissions")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError:
+        return False
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -41,6 +71,15 @@ def sync_tree(root: Path) -> None:
         for name in names:
             sync(Path(folder) / name)
         sync(Path(folder))
+
+
+def as_created(path: Path) -> None:
+    """Give a file the permissions that a file of this process has by itself: safetensors and ``tempfile`` make files
+    for their owner alone."""
+    probe = path.with_name(f".tmp-mode-{path.name}")
+    probe.touch()
+    path.chmod(probe.stat().st_mode & 0o777)
+    probe.unlink()
 
 
 def sha256(path: Path) -> str:

@@ -9,6 +9,9 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 
+MOST_SAMPLES = 10_000_000
+"""Per iteration: far more than any memory holds, and few enough to count with."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -63,6 +66,11 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
     """The work of a run. Raises `UserError` where prompts, group and updates do not fit the algorithm."""
     data, train = config.data, config.train
     samples = data.prompts * data.group
+    if samples > MOST_SAMPLES:
+        raise UserError(
+            f"data.prompts x data.group = {samples:,} samples per iteration, and at most {MOST_SAMPLES:,} can be held; "
+            "lower one of them"
+        )
     least = max(algorithm.min_group, 2 if algorithm.selection.rounds > 1 else 1)  # a group of one is always flat
     if data.group < least:
         raise UserError(

@@ -12,6 +12,8 @@ from flowrl.data import PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import ValueLoss
+from flowrl.paths import expanded
+from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.score.finding import check_reward
 
@@ -30,6 +32,7 @@ class Plan:
 def check(config: Config) -> Plan:
     """Raises `UserError` for an unknown algorithm or part, an impossible batch, or a missing model, reward or prompt
     file."""
+    check_place(config.directory, "out")
     algorithm = build(config.algorithm)
     counts = geometry(config, algorithm)
     strangers = config.model.strangers(algorithm.family)
@@ -45,7 +48,7 @@ def check(config: Config) -> Plan:
         raise UserError(f"eval: {error}") from error
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
-    if config.model.adapter is not None and not Path(config.model.adapter).is_dir():
+    if config.model.adapter is not None and not expanded(config.model.adapter, "model.adapter").is_dir():
         raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
     for reward in config.rewards:
         check_reward(reward.use)
@@ -62,7 +65,7 @@ def check_family(path: str, family: str) -> None:
             have = ", ".join(sorted(bases))
             raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
         return
-    folder = Path(path).expanduser()
+    folder = expanded(path, "model.path")
     if not folder.is_dir():
         return  # a hub name: its loader tells
     if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
@@ -81,9 +84,12 @@ def check_family(path: str, family: str) -> None:
 
 def check_model(path: str) -> None:
     """Raise `UserError` if a model's name can be none of a world, a folder and a hub id."""
-    if path in worlds() or Path(path).expanduser().is_dir():
+    if path in worlds():
         return
-    if Path(path).expanduser().exists():
+    folder = expanded(path, "model.path")
+    if folder.is_dir():
+        return
+    if folder.exists():
         raise UserError(f"model.path: {path} is a file; give the folder that the pipeline was saved to")
     local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if local:

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from flowrl.errors import UserError
+from flowrl.errors import missing
 
 
 class Trackers:
@@ -36,7 +36,7 @@ class Trackers:
 
 def _open(name: str, run: Path, project: str) -> GeneralTracker:
     if importlib.util.find_spec(name) is None:
-        raise UserError(f"log.trackers: {name} is not installed; pip install 'flowrl[tracking]', or remove it")
+        raise missing(f"log.trackers: {name}", name, "tracking", "remove it")
     if name == "tensorboard":
         tracker: GeneralTracker = TensorBoardTracker("tensorboard", logging_dir=run)
     else:

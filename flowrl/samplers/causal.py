@@ -35,7 +35,7 @@ class CausalSampler:
     greedy_first: bool = False
     """Decode the first sample of every group greedily: the baseline of ReMax."""
     engine: Literal["vllm"] | None = None
-    """Let an inference engine make the samples (pip install 'flowrl[vllm]'); a token then follows from its row's seed
+    """Let an inference engine make the samples (the extra ``vllm``); a token then follows from its row's seed
     as far as the engine keeps it so."""
 
     def __post_init__(self) -> None:

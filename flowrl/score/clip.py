@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.paths import expanded
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -261,7 +262,7 @@ def load_pretrained(kind: Any, path: str, name: str, types: tuple[str, ...], unu
     """
     from transformers import AutoConfig
 
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"{name}: {path!r} is neither a folder nor a name on the Hugging Face hub ('owner/model')")
     source = str(folder) if folder.is_dir() else path
@@ -286,7 +287,7 @@ def load_pretrained(kind: Any, path: str, name: str, types: tuple[str, ...], unu
 
 def find_safetensors(path: str, name: str, preferred: str | None = None) -> Path:
     """The weights file at `path`: itself, or the one in this folder. Raises `UserError`, naming the converter."""
-    given = Path(path).expanduser()
+    given = expanded(path)
     if given.is_dir():
         found = sorted(given.glob("*.safetensors"))
         found = [file for file in found if file.name == preferred] or found

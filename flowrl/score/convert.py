@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, serialization
 
 from flowrl.errors import UserError
+from flowrl.paths import expanded
 
 WRAPPERS = ("state_dict", "model", "module")
 """Keys under which checkpoints keep their weights."""
@@ -30,7 +31,7 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import save_file
 
-    source, target = Path(source).expanduser(), Path(target).expanduser()
+    source, target = expanded(source), expanded(target)
     if target.suffix != ".safetensors":
         raise UserError(f"the converted file is called *.safetensors, found {str(target)!r}")
     if target.exists():

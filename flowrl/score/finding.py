@@ -19,6 +19,7 @@ from typing import Any
 
 import rewards as shipped
 from flowrl.errors import UserError, did_you_mean, told
+from flowrl.paths import expanded
 from flowrl.remote import check_remote, find_remote, is_remote
 
 SUBJECTS = {"images": "image", "completions": "text"}
@@ -55,7 +56,7 @@ def find_reward(use: str) -> Callable[..., Any]:
         return find_remote(use)
     place, colon, attribute = use.rpartition(":")
     if colon and place.endswith(".py"):
-        return _attribute(_import_file(Path(place).expanduser()), attribute, use)
+        return _attribute(_import_file(expanded(place)), attribute, use)
     if colon:
         return _attribute(_import_module(place, use), attribute, use)
     if use.endswith(".py"):
@@ -74,7 +75,7 @@ def check_reward(use: str) -> None:
         return check_remote(use)
     place, colon, attribute = use.rpartition(":")
     if colon and place.endswith(".py"):
-        path = Path(place).expanduser()
+        path = expanded(place)
         defined = [name for name, _ in _definitions(_parse(path))]
         if attribute not in defined:
             raise UserError(f"reward {use!r}: {path} does not define {attribute!r}{did_you_mean(attribute, defined)}")

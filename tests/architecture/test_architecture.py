@@ -17,10 +17,11 @@ ALLOWED = {
     "flowrl.parts": {"flowrl.types", "flowrl.math"},
     "flowrl.samplers": {"flowrl.types", "flowrl.math"},
     "flowrl.estimators": {"flowrl.types", "flowrl.math"},
-    "flowrl.models": {"flowrl.types", "flowrl.math", "flowrl.errors", "flowrl.worlds"},
+    "flowrl.models": {"flowrl.types", "flowrl.math", "flowrl.errors", "flowrl.paths", "flowrl.worlds"},
     "flowrl.algorithms": {
         "flowrl.types",
         "flowrl.errors",
+        "flowrl.values",
         "flowrl.math",
         "flowrl.parts",
         "flowrl.samplers",
@@ -28,6 +29,8 @@ ALLOWED = {
     },
     "flowrl.step": {"flowrl.types", "flowrl.errors", "flowrl.math", "flowrl.parts"},
     "flowrl.errors": set(),
+    "flowrl.paths": {"flowrl.errors"},
+    "flowrl.values": set(),
     "flowrl.detection": {"flowrl.errors", "flowrl.score.clip"},
     "rewards": {
         "flowrl.types",

@@ -1,6 +1,7 @@
 """The command line: help everywhere, mistakes in one sentence with exit code 2, JSON as promised."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,17 @@ def test_every_command_explains_itself_with_an_example(flowrl, command: str) -> 
     result = flowrl(command, "--help")
     assert result.code == 0
     assert "Example" in result.out and f"flowrl {command}" in " ".join(result.out.split())
+
+
+def test_the_version_and_completion_for_the_shell(flowrl) -> None:
+    from flowrl import __version__
+
+    result = flowrl("--version")
+    assert (result.code, result.out) == (0, f"flowrl {__version__}\n")
+    environment = {**os.environ, "_FLOWRL_COMPLETE": "complete_bash", "COMP_WORDS": "flowrl test-", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['flowrl']; from flowrl.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.split() == ["test-reward"]
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:

@@ -32,7 +32,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-pytest.importorskip("fastapi", reason="the reward server is the extra flowrl[server]")
+pytest.importorskip("fastapi", reason="the reward server is the extra server")
 httpx = pytest.importorskip("httpx")
 
 from flowrl.errors import UserError  # noqa: E402

@@ -1,5 +1,6 @@
 """The config: strict keys, clear errors, overrides, a round trip, and the work that follows from it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.config.reading import apply_overrides, parse_yaml
 from flowrl.errors import UserError
+from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.geometry import geometry
 from flowrl.runtime.preflight import check
 
@@ -172,3 +174,96 @@ def test_impossible_groups(file: Path) -> None:
 def test_what_does_not_exist_is_found_before_loading(file: Path, override: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
         check(Config.load(file, [override]))
+
+
+BOMB = "x0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"x{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.iterations: 5", ["'train.iterations'", "train: {iterations: 5}"]),
+        ("'a b': 5", ["a b=5", "known: algorithm"]),
+        ("1: 5", ["key 1", "quotes"]),
+        ("? [1, 2]\n: 5", ["unhashable"]),
+        (BOMB, ["more than 20,000 values"]),
+        ("x: &x [*x]", ["contains itself"]),
+        ("x: " + "[" * 5000 + "]" * 5000, ["40 levels"]),
+        ("x: " + "[" * 100 + "]" * 100, ["40 levels"]),
+        ("x: " + "1" * 6000, ["not valid YAML", "digits"]),
+        ("x: !!python/object/apply:os.system [ls]", ["tag", "leave it out"]),
+        ("x: !!set {a, b}", ["tag"]),
+        ("x: " + "a" * (1 << 21), ["2,0", "at most 1,048,576"]),
+        ("x: " + "a" * 100_000, ["unknown key x="]),
+        ("? " + "k" * 100_000 + "\n: 1", ["unknown key kkk"]),
+    ],
+)
+def test_strange_yaml_is_one_short_sentence(file: Path, text: str, words: list[str]) -> None:
+    file.write_text(MINIMAL + text)
+    with pytest.raises(UserError) as caught:
+        Config.load(file)
+    said = str(caught.value)
+    assert all(word in said for word in words), said
+    assert len(said) <= 600 and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.iterations=true",
+        "train.iterations='5'",
+        "train.seed=99999999999999999999",
+        "optimizer.lr=true",
+        "optimizer.lr='1e-4'",
+        "optimizer.betas=[true, 0.9]",
+        "eval.guidance=true",
+        "model.full=1",
+        "model.full='yes'",
+        "model.path=5",
+        "model.lora.targets=[1]",
+        "rewards.0.weight=true",
+        "rewards.0.timeout=true",
+        "name=on",
+        "algorithm.kl=true",
+        "algorithm.steps=true",
+        "algorithm.objective.low=true",
+        "algorithm.objective.low='1'",
+        "algorithm.sampler.steps=2.5",
+        "algorithm.sampler.dynamics={use: cps, noise: true}",
+        "algorithm.sampler.dynamics={use: cps, noise: .inf}",
+        "data.prompts=100000000",
+    ],
+)
+def test_values_of_another_type_are_not_converted(file: Path, override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(Config.load(file, [override]))
+    assert override.partition("=")[0].rpartition(".")[2] in str(caught.value)
+
+
+def test_numbers_lists_and_dates_that_yaml_writes_otherwise(file: Path) -> None:
+    config = Config.load(
+        file, ["train.seed=1e3", "optimizer.betas=[0, 0.5]", "name=2024-01-01", "algorithm.sampler.steps=8.0"]
+    )
+    assert (config.train.seed, config.optimizer.betas, config.name) == (1000, (0.0, 0.5), "2024-01-01")
+    assert isinstance(config.train.seed, int) and build(config.algorithm).sampler.steps == 8
+
+
+def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, word in [
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "below", "lies below the file"),
+        (tmp_path / ("long" * 100), "too long"),
+        ("/proc/flowrl/run", "cannot be"),
+        ("a\x00b", "null"),
+    ]:
+        with pytest.raises(UserError, match=word) as caught, RunDirectory(check_of(file, out)):
+            pass
+        assert str(caught.value).startswith("out: ") and len(str(caught.value)) <= 600
+    assert Config.load(file, ["out=~/run"]).directory == Path.home() / "run"
+
+
+def check_of(file: Path, out: Path | str) -> Path:
+    return check(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory

@@ -125,5 +125,5 @@ def test_ocr_works_without_network() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(UserError, match=r"needs the package rapidocr: pip install 'flowrl\[rewards\]'"):
+    with pytest.raises(UserError, match=r"needs the package rapidocr: pip install -e '.*\[rewards\]'"):
         ocr()

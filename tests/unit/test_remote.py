@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("fastapi", reason="remote scoring is the extra flowrl[server]")
+pytest.importorskip("fastapi", reason="remote scoring is the extra server")
 httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 
@@ -502,13 +502,13 @@ def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowrl.remote.find_spec", lambda package: None)
     for use, extra in (("http://127.0.0.1:1/r", "server"), ("ray:jpeg_compressibility", "ray")):
-        with pytest.raises(UserError, match=rf"pip install 'flowrl\[{extra}\]'"):
+        with pytest.raises(UserError, match=rf"pip install -e '.*\[{extra}\]'"):
             check_reward(use)
 
 
 @pytest.mark.slow
 def test_a_real_ray_actor_gives_the_same_numbers() -> None:
-    ray = pytest.importorskip("ray", reason="the extra flowrl[ray]")
+    ray = pytest.importorskip("ray", reason="the extra ray")
     samples: Samples = pictures()
     expected = load_rewards(["mine.py:brightness"]).raw(samples)
     try:

@@ -1,0 +1,75 @@
+"""The command line. Each command imports what it needs when it runs, so that ``--help`` is immediate."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from flowrl import __version__
+from flowrl.cli import judging, listing, running
+from flowrl.errors import UserError
+from flowrl.remote.command import reward_server
+
+app = typer.Typer(
+    name="flowrl",
+    help="Fine-tune generative models with reinforcement learning.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+COMMANDS = {
+    "train": running.train,
+    "config": running.show_config,
+    "eval": judging.evaluate,
+    "sample": judging.sample,
+    "export": judging.export,
+    "report": judging.report,
+    "doctor": running.doctor,
+    "algorithms": listing.algorithms,
+    "rewards": listing.rewards,
+    "test-reward": listing.test_reward,
+    "compare": running.compare,
+    "reward-server": reward_server,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2, a bug keeps its traceback."""
+    usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except usage_error as error:
+        _fail(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=lambda wanted: _tell_version(wanted), help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"flowrl {__version__}")
+        raise typer.Exit
+
+
+def _fail(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text(f"error: {message}", style="red"), soft_wrap=True)
+    sys.exit(2)

@@ -1,0 +1,30 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes, such as train.iterations=50.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint directory.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
+ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or causal, of a world that has both.")]
+BaseModel = Annotated[str | None, typer.Option(help="Base model of a LoRA folder that does not name it.")]
+SuiteData = Annotated[Path | None, typer.Option(help="JSON lines for gsm8k or math500; prompts for suites of images.")]
+SuiteOptions = Annotated[list[str] | None, typer.Option(metavar="SUITE.KEY=VALUE", help="As in clip.path=FOLDER.")]
+Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
+
+
+class ExportFormat(StrEnum):
+    """What ``flowrl export`` can write."""
+
+    diffusers = "diffusers"
+    peft = "peft"
+    merged = "merged"

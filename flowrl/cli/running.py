@@ -1,0 +1,98 @@
+"""Commands about training: train, config, doctor, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowrl.cli.options import ConfigFile, Overrides
+from flowrl.printing import part_pairs, print_findings, print_pairs, print_table
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(help="auto, a run, or a checkpoint to go on from.")] = None,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Resume although prompts, rewards, model or libraries changed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show the plan; load and train nothing.")
+    ] = False,
+) -> None:
+    """Train. Example: `flowrl train configs/quickstart.yaml train.iterations=50`"""
+    from flowrl.config import Config
+    from flowrl.runtime.preflight import check
+
+    plan = check(Config.load(config, overrides or []))
+    if dry_run:
+        from flowrl.runtime.listing import parts_of
+
+        facts = {"run": plan.config.name, "directory": str(plan.config.directory), "config": str(config)}
+        print_pairs([*facts.items(), *plan.geometry.lines(), *part_pairs(parts_of(plan.algorithm))])
+        return
+    from flowrl import train as run
+
+    directory = run(plan.config, resume=resume, allow_changed=allow_changed)
+    print(f"{directory}  (flowrl report {directory})")
+
+
+def show_config(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print the resolved config as YAML.")] = False,
+) -> None:
+    """Show every key with its value and meaning. Example: `flowrl config configs/quickstart.yaml --yaml`"""
+    from flowrl.config import Config
+    from flowrl.runtime.preflight import check
+
+    loaded = Config.load(config, overrides or [])
+    check(loaded)
+    print(loaded.to_yaml() if as_yaml else loaded.explain(), end="" if as_yaml else "\n")
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Also try this run's model and rewards.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check the machine, and a config on it. Example: `flowrl doctor configs/quickstart.yaml`"""
+    from flowrl.config import Config
+    from flowrl.runtime.doctor import machine, patient
+
+    loaded = Config.load(config, overrides or []) if config else None
+    symptoms = machine(loaded.directory if loaded else Path("runs"))
+    print_findings([(s.name, s.state, s.detail) for s in symptoms])
+    bad = any(symptom.state == "bad" for symptom in symptoms)
+    for symptom in patient(loaded) if loaded else ():
+        print_findings([(symptom.name, symptom.state, symptom.detail)])
+        bad |= symptom.state == "bad"
+    if bad:
+        raise typer.Exit(2)
+
+
+def compare(
+    configs: Annotated[list[Path], typer.Argument(metavar="A.yaml B.yaml... [key=value]...")],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per config, with train.seed 0, 1, ...")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for the runs; finished ones are not trained again.")] = Path(
+        "runs/compare"
+    ),
+) -> None:
+    """Train configs with several seeds each. Example: `flowrl compare a.yaml b.yaml --seeds 3 train.iterations=20`"""
+    import flowrl
+    from flowrl.runtime.comparing import compare as run
+    from flowrl.runtime.comparing import mean_and_error
+
+    files = [path for path in configs if "=" not in path.name]
+    changes = [str(path) for path in configs if path not in files]
+    outcomes = run(files, changes, seeds, out, lambda config: flowrl.train(config, resume="auto"))
+    rows = []
+    for outcome in outcomes:
+        end, gain = mean_and_error(outcome.end), mean_and_error(outcome.gain)
+        minutes = sum(outcome.seconds) / len(outcome.seconds) / 60
+        cells = [f"{mean:.4f} ± {error:.4f}" for mean, error in (end, gain)]
+        rows.append([outcome.name, *cells, f"{outcome.samples:,.0f}", f"{minutes:.1f}"])
+    print_table(["name", "evaluation (± s.e.)", "gain (± s.e.)", "samples", "minutes"], rows)

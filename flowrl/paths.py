@@ -1,0 +1,28 @@
+"""Paths that users write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flowrl.errors import UserError, clipped
+
+
+def expanded(path: str | Path, key: str = "path") -> Path:
+    """The path with ``~`` replaced. Raises `UserError`, naming the ``key``, for what no file system takes as a path."""
+    found = os.path.expanduser(path)
+    try:
+        os.lstat(found)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whether it is there is another question
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{key}: {clipped(str(path), 120)!r} is no path: {why}") from None
+    return Path(found)
+
+
+def local(path: str) -> str:
+    """A folder that is there as an absolute path, which holds when somebody changes the working directory; any other
+    name (of a world, of the hub) as it is."""
+    folder = os.path.expanduser(path)
+    return os.path.abspath(folder) if os.path.isdir(folder) else path

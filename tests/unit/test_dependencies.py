@@ -1,0 +1,95 @@
+"""flowrl on the libraries it stands on: which of their functions it needs, and what it says where one is missing."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flowrl import errors
+from flowrl.errors import UserError
+from flowrl.models.lora import LoRAOptions, adapt
+
+
+def small_llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes))
+
+
+def test_an_adapter_needs_peft_alone(monkeypatch):
+    """transformers 5.24 demands a release of PEFT in `add_adapter` that the index does not have."""
+    from transformers import PreTrainedModel
+
+    def refuse(*args, **kwargs):
+        raise ImportError("The version of PEFT you are using is not compatible, please use a version >= 0.99.0")
+
+    monkeypatch.setattr(PreTrainedModel, "add_adapter", refuse)
+    network, ids = small_llama(), torch.arange(12).view(2, 6)
+    before = network(ids).logits
+    trained = adapt(network, LoRAOptions(rank=2, alpha=4), defaults=("q_proj", "v_proj"))
+    layers = [f"model.layers.{i}.self_attn.{n}.lora_{s}" for i in (0, 1) for n in ("q_proj", "v_proj") for s in "AB"]
+    assert sorted(trained.parameters) == sorted(f"{name}.default.weight" for name in layers)
+    assert torch.equal(network(ids).logits, before)
+    with torch.no_grad():
+        for parameter in trained.parameters.values():
+            parameter.add_(0.1)
+    assert (network(ids).logits - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (
+            ImportError("torchao 0.1 is too old\nmore"),
+            r"PEFT cannot adapt LlamaForCausalLM \(model.lora\): torchao 0.1",
+        ),
+        (ValueError("Target module Odd() is not supported."), "model.lora.targets q_proj: Target module Odd"),
+        (ValueError("remove it from `target_modules` to"), "model.lora.targets q_proj: remove it"),
+    ],
+)
+def test_what_is_blamed_is_the_cause(monkeypatch, failure, said):
+    def refuse(*args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr("peft.inject_adapter_in_model", refuse)
+    with pytest.raises(UserError, match=said) as caught:
+        adapt(small_llama(), LoRAOptions(rank=2, targets=("q_proj",)))
+    assert caught.value.__cause__ is failure
+    assert ("targets" in str(caught.value)) == ("arget" in str(failure))
+
+
+# ---- the name
+
+
+def test_the_hint_installs_the_extra_of_what_runs(monkeypatch, tmp_path):
+    root = Path(errors.__file__).parents[1]
+    monkeypatch.chdir(root)
+    assert errors.install("data") == "pip install -e '.[data]'"
+    monkeypatch.chdir(tmp_path)
+    assert errors.install("data") == f"pip install -e '{root}[data]'"
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages/flowrl/errors.py"))
+    assert errors.install("data") == "pip install 'flowrl-finetune[data]'"
+    assert str(errors.missing("prompts", "datasets", "data", "leave them out")) == (
+        "prompts needs the package datasets: pip install 'flowrl-finetune[data]', or leave them out"
+    )
+
+
+def test_no_text_installs_the_other_project_of_our_name():
+    """`flowrl` on the Python package index is not this project."""
+    root = Path(errors.__file__).parents[1]
+    named = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    texts = {
+        name: (root / name).read_text() for name in named if name.endswith((".py", ".md", ".yaml", ".toml", "run"))
+    }
+    wrong = re.compile(r"pip install[^\n&;]*[ '\"]flowrl(?![-\w/])|\bflowrl\[")
+    assert not [
+        name for name, text in texts.items() if wrong.search(text) and name != "tests/unit/test_dependencies.py"
+    ]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert project["name"] == errors.DISTRIBUTION == "flowrl-finetune"
