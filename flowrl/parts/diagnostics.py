@@ -9,6 +9,13 @@ from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import Batch, Likelihood, Rollout, Scores, TokenTrace
 
+DEVIATION = "ratio/first_max_deviation"
+"""Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
+OUTSIDE = "ratio/first_outside_clip"
+"""Share of the ratios that are clipped that lie outside the clip before an iteration's first update."""
+NEARLY_ALL = "ratio/first_deviation_p99"
+"""99th percentile of their ``|ratio - 1|``: the clip that would leave out one of a hundred."""
+
 
 class Tally:
     """Weighted sums over the micro-batches of an iteration, turned into means at the end."""
@@ -21,6 +28,8 @@ class Tally:
         self._norms: list[float] = []
         self._deviations: list[Tensor] = []
         self._mismatches: list[Tensor] = []
+        self._first: list[Tensor] = []
+        self._outside: list[Tensor] = []
 
     def block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
@@ -30,6 +39,7 @@ class Tally:
             ratio = log_ratio.exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
+                self._note_first(algorithm, live, batch, counted)
                 behaviour = getattr(batch.probe, "behaviour", None)
                 if behaviour is not None:
                     self._mismatches.append(_largest(live.logp - behaviour.to(live.logp), counted))
@@ -49,14 +59,23 @@ class Tally:
             return
         low, high = algorithm.objective.bounds
         ratio, credit = algorithm.objective.log_ratio(live, batch).double().exp(), batch.advantage
-        if ratio.dim() == 1:  # one ratio a sample
-            credit, counted = credit[:, 0], counted.any(dim=1)
+        credit, counted = (credit[:, 0], counted.any(dim=1)) if ratio.dim() == 1 else (credit, counted)
         beyond = torch.where(credit > 0, ratio > 1 + high, ratio < 1 - low)
         self._note("clip_fraction", (beyond & (credit != 0)).double(), counted)
 
     def _note(self, name: str, value: Tensor, counted: Tensor) -> None:
         self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
         self._counts.setdefault(name, []).append(counted.sum())
+
+    def _note_first(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
+        """How far what is clipped lies from 1 before any update, and which of it the clip already cuts."""
+        bounds = algorithm.objective.bounds
+        if bounds is None:
+            return
+        acted = algorithm.objective.log_ratio(live, batch).double()
+        ratio = acted[counted.any(dim=1) if acted.dim() == 1 else counted].exp()
+        self._first.append((ratio - 1).abs())
+        self._outside.append((ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1]))
 
     def close_batch(self) -> float:
         """End an optimiser batch; returns its loss."""
@@ -81,11 +100,20 @@ class Tally:
         return {
             "loss": sum(float(loss) for loss in self._losses) / max(len(self._losses), 1),
             "grad_norm": sum(self._norms) / max(len(self._norms), 1),
-            "ratio/first_max_deviation": max((float(d) for d in self._deviations), default=0.0),
+            DEVIATION: max((float(d) for d in self._deviations), default=0.0),
+            **self._rounding(),
             "clip_fraction": 0.0,
             **means,
             **({"sampler/max_log_ratio": max(float(m) for m in self._mismatches)} if self._mismatches else {}),
         }
+
+    def _rounding(self) -> dict[str, float]:
+        """What the clip cuts before any update; nothing where there is no clip."""
+        if not self._first or not sum(map(len, self._first)):
+            return {}
+        far = torch.cat(self._first).sort().values
+        share = float(torch.cat(self._outside).double().mean())
+        return {OUTSIDE: share, NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
 
 
 def _largest(value: Tensor, where: Tensor) -> Tensor:
