@@ -75,7 +75,8 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
     progress.samples += samples
     progress.forwards += forwards
     for follower in session.algorithm.followers:
-        session.policy.follow(follower.name, follower.decay(progress.optimizer_steps))
+        decay = follower.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+        session.policy.follow(follower.name, decay)
     ema = session.config.train.ema
     if ema is not None:
         warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
