@@ -18,7 +18,7 @@ from flowrl.models.text.condition import TextCondition, Tokens
 from flowrl.models.text.layout import Forward, Layout
 from flowrl.models.text.network import Network
 from flowrl.models.weights import WeightSets
-from flowrl.types import TokenScores
+from flowrl.types import ALL_TOKENS, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the value head among a policy's weights."""
@@ -86,10 +86,12 @@ class TextPolicy:
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        truncation: Truncation = ALL_TOKENS,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
-        ``temperature`` divides the logits; ``entropy`` is that of the tempered distribution. Only the positions asked
+        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
+        that of the distribution so made. Only the positions asked
         for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
@@ -98,7 +100,12 @@ class TextPolicy:
             reading = self.network.read(call.inputs, call.rows, call.columns)
             place = call.place.to(self.device)
             found, spread = self.network.log_softmax(
-                reading, wanted[place], temperature=temperature, excluded=self.excluded, entropy=entropy
+                reading,
+                wanted[place],
+                temperature=temperature,
+                excluded=self.excluded,
+                entropy=entropy,
+                truncation=truncation,
             )
             logp.append(found)
             places.append(place)
