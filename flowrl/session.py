@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
+from flowrl.runtime.grid import remarks
 from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
 from flowrl.runtime.restore import open_policy
@@ -28,7 +28,6 @@ from flowrl.score import Rewards, Scoring, joined, load_rewards
 from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
-LOG = logging.getLogger("flowrl")
 
 
 @dataclass
@@ -61,6 +60,8 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
+    remarks: Sequence[str] = ()
+    """What to say at the start: what is trained, and what the self-checks found."""
 
     def learning_rate(self) -> float:
         """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to
@@ -160,9 +161,10 @@ def open_session(plan: Plan) -> Session:
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
     policy = open_policy(config)
-    train, test = plan.train, plan.test
+    train, test, fitting = plan.train, plan.test, []
     if algorithm.family != "diffusion":
-        train, test = _fitted(plan, policy, "train", train), test and _fitted(plan, policy, "test", test)
+        train, test, fitting = _fitted(plan, policy)
+    found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
@@ -193,19 +195,27 @@ def open_session(plan: Plan) -> Session:
         optimizer,
         scaler,
         inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
+        remarks=found,
     )
 
 
-def _fitted(plan: Plan, policy: Any, name: str, prompts: PromptSet) -> PromptSet:
-    """The prompts that leave room for a completion, as ``data.overlong`` says; what it changed is said once."""
+def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
+    """The prompts for training and testing that leave room for a completion, as ``data.overlong`` says, and what was
+    done to the others."""
     sampler: Any = plan.algorithm.sampler
-    fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
-    dropped = len(prompts) - len(fitting)
-    cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
-    if dropped or cut:
-        LOG.warning("data.%s: %d of %d prompts are too long and were %s", name, dropped or cut, len(prompts),
-                    "left out" if dropped else "shortened")  # fmt: skip
-    return fitting
+    sets, done = [], []
+    for name, prompts in (("train", plan.train), ("test", plan.test)):
+        if prompts is None:
+            sets.append(None)
+            continue
+        fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
+        dropped = len(prompts) - len(fitting)
+        cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
+        if dropped or cut:
+            what = "left out" if dropped else "shortened"
+            done.append(f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}")
+        sets.append(fitting)
+    return sets[0], sets[1], done
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

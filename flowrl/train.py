@@ -75,7 +75,8 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
     progress.samples += samples
     progress.forwards += forwards
     for follower in session.algorithm.followers:
-        session.policy.follow(follower.name, follower.decay(progress.optimizer_steps))
+        decay = follower.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+        session.policy.follow(follower.name, decay)
     ema = session.config.train.ema
     if ema is not None:
         warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
@@ -97,24 +98,32 @@ def train(
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         inputs = describe(config, plan.train, plan.test)
         start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
-        session = open_session(plan)
-        if start is not None:
-            session.restore(start.tensors, start.values)
-        trackers = Trackers(config.log.trackers, run.path, config.log.project, config.model_dump(mode="json"))
-        done, total = session.progress.iteration, config.train.iterations
-        try:
-            with Interrupts() as interrupts, display or Display(config.name, total, done) as shown:
-                for name, style in session.rewards.styles.items():
-                    if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
-                        shown.note(f"reward {name}: {style}'s signature, adapted")
-                _loop(session, run, trackers, shown, interrupts, fresh=start is None)
-                scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
-                if len(scores) > 1:
-                    shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
-        finally:
-            trackers.close()
-            session.rewards.close()
+        with Trackers(config, run, start.step if start else None) as trackers:  # before the model: a login can fail
+            session = open_session(plan)
+            if start is not None:
+                session.restore(start.tensors, start.values)
+            _run(session, run, trackers, display, fresh=start is None)
     return config.directory
+
+
+def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Display | None, fresh: bool) -> None:
+    shown = display or Display(session.config.name, session.config.train.iterations, session.progress.iteration)
+    try:
+        with Interrupts() as interrupts, shown:
+            for sentence in session.remarks:
+                shown.note(sentence)
+            for name, style in session.rewards.styles.items():
+                if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
+                    shown.note(f"reward {name}: {style}'s signature, adapted")
+            trackers.tell(shown.note)
+            _loop(session, run, trackers, shown, interrupts, fresh)
+            scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
+            if len(scores) > 1:
+                shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
+            trackers.close()
+            trackers.tell(shown.note)
+    finally:
+        session.rewards.close()
 
 
 def _loop(
@@ -187,6 +196,7 @@ def _publish(
     run.log(line)
     trackers.log(line, progress.iteration)
     shown.update(progress.iteration, line)
+    trackers.tell(shown.note)
 
 
 def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:

@@ -120,6 +120,11 @@ class RunDirectory:
             if digits.isdigit() and int(digits) > step:
                 shutil.rmtree(folder)
 
+    def saved(self, step: int) -> dict[str, Path]:
+        """Folders with samples of this step, by kind: ``samples`` that were trained on, ``heldout`` of evaluations."""
+        folders = (place / _step(step) for place in (self.samples_path, self.heldout_path))
+        return {folder.parent.name: folder for folder in folders if folder.is_dir()}
+
     def save_samples(
         self,
         step: int,
@@ -141,7 +146,7 @@ class RunDirectory:
         chosen = chosen[:count]
         if not chosen:
             return None
-        folder = (folder or self.samples_path) / f"step_{step:06d}"
+        folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -158,6 +163,10 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
+
+
+def _step(step: int) -> str:
+    return f"step_{step:06d}"
 
 
 def _step_of(line: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from flowrl.types.chats import Chat
 from flowrl.types.nouns import (
+    ALL_TOKENS,
     Batch,
     CfgGrad,
     Condition,
@@ -18,6 +19,7 @@ from flowrl.types.nouns import (
     Steps,
     TokenScores,
     TokenTrace,
+    Truncation,
     ViewRows,
     first_of_group,
     iterate_blocks,
@@ -44,6 +46,7 @@ from flowrl.types.verbs import (
 )
 
 __all__ = [
+    "ALL_TOKENS",
     "Advantage",
     "Aggregation",
     "Batch",
@@ -79,6 +82,7 @@ __all__ = [
     "TokenPolicy",
     "TokenScores",
     "TokenTrace",
+    "Truncation",
     "ViewRows",
     "first_of_group",
     "iterate_blocks",

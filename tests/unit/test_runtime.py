@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -433,19 +432,6 @@ def _member(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_gather_in_order_and_exactly(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_member, (str(tmp_path),), nprocs=2)
-
-
-@pytest.mark.slow
-def test_trackers_write_tensorboard_events(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from flowrl.runtime.tracking import Trackers
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trackers = Trackers(["tensorboard"], tmp_path, "p", CONFIG)
-        trackers.log({"loss": 1.0, "bad": math.nan}, 1)
-        trackers.close()
-    assert list(tmp_path.rglob("events.out.*"))
 
 
 # ---- the package
