@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import flowrl.worlds
+from flowrl import generated
 from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.math.random import derive, permutation
 from flowrl.paths import expanded
@@ -62,8 +63,8 @@ def _endless(size: int, start: int, count: int, seed: int) -> Iterator[int]:
 
 
 def load_prompts(spec: str) -> PromptSet:
-    """The prompts of ``shapes:train``, a .txt (one a line), .jsonl, .json or .parquet file, ``hf:name:split`` or
-    ``hf:name:configuration:split`` (such as ``hf:openai/gsm8k:main:train``).
+    """The prompts of ``shapes:train``, of ``geneval:train`` (see `flowrl.generated`), of a .txt (one a line), .jsonl,
+    .json or .parquet file, of ``hf:name:split`` or ``hf:name:configuration:split`` (``hf:openai/gsm8k:main:train``).
 
     A prompt is a text, or a chat of one user message; columns besides it reach the rewards by name. Raises `UserError`
     for a missing, empty or malformed source.
@@ -71,6 +72,8 @@ def load_prompts(spec: str) -> PromptSet:
     world, colon, split = spec.partition(":")
     if colon and world in worlds():
         rows: Sequence[Any] = _world(world, split, spec)
+    elif colon and world in generated.SETS:
+        rows = _generated(world, split, spec)
     elif colon and world == "hf":
         rows = _hub(split, spec)
     else:
@@ -89,6 +92,12 @@ def _world(world: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:
     if split not in SPLITS:
         raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, SPLITS)}")
     return importlib.import_module(f"flowrl.worlds.{world}.prompts").prompts(split)
+
+
+def _generated(name: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:
+    if split not in SPLITS:
+        raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, SPLITS)}")
+    return generated.rows(name, split)
 
 
 def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:

@@ -31,7 +31,15 @@ from flowrl.types import MisfitError
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
-    """One iteration: metrics, and what was learned from with its credit."""
+    """One iteration: metrics, and what was learned from with its credit. Raises `UserError` where parts of the
+    algorithm do not fit each other or the model."""
+    try:
+        return _iterate(session, timer)
+    except MisfitError as error:
+        raise UserError(f"algorithm: {error}") from error
+
+
+def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
     config, algorithm = session.config, session.algorithm
     before = session.policy.network_calls
     made = gather(session, timer)
@@ -47,20 +55,17 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gath
             max_grad_norm=config.optimizer.max_grad_norm,
             seed=derive(config.train.seed, "split", session.progress.iteration),
         )
-        try:
-            metrics = improve(
-                session.policy,
-                session.optimizer,
-                algorithm,
-                made.rollout,
-                made.scores,
-                advantage,
-                made.seeds,
-                settings,
-                session.scaler,
-            )
-        except MisfitError as error:
-            raise UserError(f"algorithm: {error}") from error
+        metrics = improve(
+            session.policy,
+            session.optimizer,
+            algorithm,
+            made.rollout,
+            made.scores,
+            advantage,
+            made.seeds,
+            settings,
+            session.scaler,
+        )
     _advance(session, int(metrics.pop("optimizer_steps")), len(made.drawn.group), session.policy.network_calls - before)
     with timer("monitor"):
         watched = watch_training(session, made.rollout, made.samples, metrics)

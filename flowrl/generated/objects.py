@@ -1,4 +1,4 @@
-"""Prompts of GenEval's six kinds with their metadata, mixed as Flow-GRPO trains on them (arXiv:2505.05470, section 5)."""
+"""Prompts of GenEval's six kinds with their metadata, mixed as Flow-GRPO trains on them (arXiv:2505.05470)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowrl.detection.metadata import TAGS
 from flowrl.detection.prompts import generate
 
 SHARES = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
-"""Position, counting, attribute binding, colours, two objects: 7 : 5 : 3 : 1 : 1 in the paper, and no single objects."""
+"""7 : 5 : 3 : 1 : 1 in the paper, and no single objects."""
 SIZE, TEST_SIZE = 400, 40
 """Prompts per share of the training set, and per kind of the test set."""
 

@@ -31,8 +31,30 @@ SECOND = (
     *("river", "morning", "garden", "bread", "letters", "station", "mountain", "harbour", "summer", "engine", "music"),
     *("window", "market", "signal", "journey", "kitchen", "library", "island", "winter", "lantern", "orchard"),
 )
-SHORT = ("SALE", "EXIT", "Hello", "Welcome", "Thank You", "No Parking", "Wet Paint", "Platform 7", "Room 12", "Est 1998")
-TAILS = ("today", "ahead", "for two", "since 1962", "at 9 am", "and tea", "on Main Street", "2049", "every Sunday", "only")
+SHORT = (
+    "SALE",
+    "EXIT",
+    "Hello",
+    "Welcome",
+    "Thank You",
+    "No Parking",
+    "Wet Paint",
+    "Platform 7",
+    "Room 12",
+    "Est 1998",
+)
+TAILS = (
+    "today",
+    "ahead",
+    "for two",
+    "since 1962",
+    "at 9 am",
+    "and tea",
+    "on Main Street",
+    "2049",
+    "every Sunday",
+    "only",
+)
 
 
 def ocr(split: Literal["train", "test"]) -> list[dict[str, Any]]:
