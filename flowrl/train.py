@@ -75,7 +75,8 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
     progress.samples += samples
     progress.forwards += forwards
     for follower in session.algorithm.followers:
-        session.policy.follow(follower.name, follower.decay(progress.optimizer_steps))
+        decay = follower.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+        session.policy.follow(follower.name, decay)
     ema = session.config.train.ema
     if ema is not None:
         warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
@@ -109,6 +110,8 @@ def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Displ
     shown = display or Display(session.config.name, session.config.train.iterations, session.progress.iteration)
     try:
         with Interrupts() as interrupts, shown:
+            for sentence in session.remarks:
+                shown.note(sentence)
             for name, style in session.rewards.styles.items():
                 if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
                     shown.note(f"reward {name}: {style}'s signature, adapted")
