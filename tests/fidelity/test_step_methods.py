@@ -184,7 +184,7 @@ def test_dance_gradient() -> None:
     "dance_grpo",
     "defaults",
     "equal",
-    "16 steps, eta 0.3, clip 1e-4, int(15 x 0.6) steps per sample, group std with ddof 1 and 1e-8, one initial noise per "
+    "16 steps, eta 0.3, clip 1e-4, int(15 x 0.6) steps per sample, group std with ddof 1 and 1e-8, one initial noise a "
     "group, the predicted clean latent decoded",
 )
 def test_dance_settings() -> None:
@@ -204,7 +204,7 @@ def test_dance_settings() -> None:
     "defaults",
     "deviation",
     "the model's own scheduler spaces the times",
-    reason="the releases use the fixed shift 3 for FLUX; ours follows the pipeline, so that evaluation and training agree",
+    reason="the releases use the fixed shift 3 for FLUX; ours follows the pipeline, as evaluation does",
 )
 def test_the_grid_is_the_policys() -> None:
     for name in ("dance_grpo", "mix_grpo"):
@@ -227,8 +227,8 @@ def _mixed(*arguments) -> Tensor:
     "mix_grpo",
     "defaults",
     "equal",
-    "25 steps at noise 0.7, a window of 4 that moves by 1 every 25 iterations and rolls back, clip 1e-4, group std ddof 1, "
-    "rewards normalised one by one",
+    "25 steps at noise 0.7, a window of 4 that moves by 1 every 25 iterations and rolls back, clip 1e-4, group std with "
+    "ddof 1, rewards normalised one by one",
 )
 def test_mix_settings() -> None:
     made = algorithms.build("mix_grpo")
