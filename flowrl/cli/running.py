@@ -28,10 +28,14 @@ def train(
 
     plan = check(Config.load(config, overrides or []))
     if dry_run:
+        from flowrl.models.planned import planned_adapter
         from flowrl.runtime.listing import parts_of
 
         facts = {"run": plan.config.name, "directory": str(plan.config.directory), "config": str(config)}
-        print_pairs([*facts.items(), *plan.geometry.lines(), *part_pairs(parts_of(plan.algorithm))])
+        options = plan.config.model.arguments(plan.algorithm.family).get("lora")
+        adapter = planned_adapter(plan.config.model.path, plan.algorithm.family, options)
+        lines = [*plan.geometry.lines(), *([("trained", adapter)] if adapter else [])]
+        print_pairs([*facts.items(), *lines, *part_pairs(parts_of(plan.algorithm))])
         return
     from flowrl import train as run
 
