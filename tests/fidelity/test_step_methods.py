@@ -102,9 +102,8 @@ def test_ddpo_trains_all_steps() -> None:
     assert float((1 - grid[-1]) ** 2 / ((1 - grid[-1]) ** 2 + grid[-1] ** 2)) == pytest.approx(float(a), rel=1e-12)
     it = trial("ddpo", flow=DDPMFlow, steps=10)
     last, t = it.rollout.trace.x_next[:, -1], it.rollout.times[-1]
-    assert torch.allclose(
-        it.rollout.final, last * (a.sqrt() / (1 - t)).float(), rtol=1e-5
-    )  # x_vp = x_flow sqrt(a) / (1-t)
+    own = last * (a.sqrt() / (1 - t)).float()  # in the scale of the model: x_flow sqrt(a) / (1 - t)
+    assert torch.allclose(it.rollout.final, own, rtol=1e-5)
 
 
 @cell(
@@ -112,8 +111,8 @@ def test_ddpo_trains_all_steps() -> None:
     "defaults",
     "deviation",
     "on the grid of a flow model the steps with negligible noise are not trained",
-    reason="the release has no such grid; with the step from 0.144 to 0.001 trained, the shapes benchmark ends at .597 "
-    "instead of about .72",
+    reason="the release has no such grid; with the step from 0.144 to 0.001 trained, the shapes benchmark ended at .60, "
+    "without it at about .72",
 )
 def test_ddpo_on_a_flow_grid() -> None:
     it = trial("ddpo", steps=10)
@@ -227,16 +226,14 @@ def _mixed(*arguments) -> Tensor:
     "mix_grpo",
     "defaults",
     "equal",
-    "25 steps at noise 0.7, a window of 4 that moves by 1 every 25 iterations and rolls back, clip 1e-4, group std with "
-    "ddof 1, rewards normalised one by one",
+    "25 steps at noise 0.7, a window of 4 that moves by 1 every 25 iterations and rolls back, clip 1e-4, group std "
+    "with ddof 1, rewards normalised one by one",
 )
 def test_mix_settings() -> None:
     made = algorithms.build("mix_grpo")
     none = torch.zeros(1, dtype=torch.int64)
     start, kept = 0, 0
-    for iteration in range(
-        500
-    ):  # GRPOTrainingStates: progressive, overlapping by 1; no position left the last step free
+    for iteration in range(500):  # GRPOTrainingStates, progressive, overlapping by 1
         assert made.sampler.window(25, Draw.of(none, none, iteration, 0)).recorded == range(start, start + 4)
         kept += 1
         if kept == 25:
