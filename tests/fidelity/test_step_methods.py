@@ -111,7 +111,7 @@ def test_ddpo_trains_all_steps() -> None:
     "defaults",
     "deviation",
     "on the grid of a flow model the steps with negligible noise are not trained",
-    reason="the release has no such grid; with the step from 0.144 to 0.001 trained, the shapes benchmark ended at .60, "
+    reason="the release has no such grid; with the step from 0.144 to 0.001 the shapes benchmark ended at .60, "
     "without it at about .72",
 )
 def test_ddpo_on_a_flow_grid() -> None:
