@@ -17,10 +17,12 @@ from flowrl.parts.diagnostics import describe_scores
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.memory import explained
 from flowrl.runtime.preflight import check
 from flowrl.runtime.progress import Display
 from flowrl.runtime.resume import begin
 from flowrl.runtime.signals import Interrupts
+from flowrl.runtime.streams import steady
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
@@ -95,13 +97,15 @@ def train(config: Config, *, resume: str | None = None, display: Display | None 
     plan = check(config)
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         start = begin(config, run, resume)
-        session = open_session(plan)
+        with explained(config, "load"):
+            session = open_session(plan)
         if start is not None:
             session.restore(start.tensors, start.values)
         trackers = Trackers(config.log.trackers, run.path, config.log.project, config.model_dump(mode="json"))
         done, total = session.progress.iteration, config.train.iterations
         try:
-            with Interrupts() as interrupts, display or Display(config.name, total, done) as shown:
+            shower = display or Display(config.name, total, done)
+            with steady(), Interrupts() as interrupts, shower as shown:
                 for name, style in session.rewards.styles.items():
                     if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
                         shown.note(f"reward {name}: {style}'s signature, adapted")
@@ -122,20 +126,22 @@ def _loop(
     timer, clock = PhaseTimer(), _Clock(progress.seconds)
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
-        latest = _evaluate(session, run, timer)
+        with explained(config, timer):
+            latest = _evaluate(session, run, timer)
         _publish(session, run, trackers, shown, latest | timer.collect(), clock)
     while progress.iteration < config.train.iterations:
         try:
-            metrics, made, advantage = iterate(session, timer)
+            with explained(config, timer):
+                metrics, made, advantage = iterate(session, timer)
+                _check(session, metrics)
+                last = progress.iteration == config.train.iterations
+                if config.eval.every and (last or progress.iteration % config.eval.every == 0):
+                    latest = _evaluate(session, run, timer)
+                    metrics |= latest
         except UserError:
             if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
                 _save(session, run, latest, clock)
             raise
-        _check(session, metrics)
-        last = progress.iteration == config.train.iterations
-        if config.eval.every and (last or progress.iteration % config.eval.every == 0):
-            latest = _evaluate(session, run, timer)
-            metrics |= latest
         if config.log.images and (last or progress.iteration % config.log.every_images == 0):
             count = config.log.images
             run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flowrl.cli.options import ConfigFile, Overrides
-from flowrl.printing import part_pairs, print_findings, print_pairs, print_table
+from flowrl.printing import part_pairs, print_findings, print_pairs, print_table, say
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
     from flowrl import train as run
 
     directory = run(plan.config, resume=resume)
-    print(f"{directory}  (flowrl report {directory})")
+    say(f"{directory}  (flowrl report {directory})")
 
 
 def show_config(
@@ -47,7 +47,7 @@ def show_config(
 
     loaded = Config.load(config, overrides or [])
     check(loaded)
-    print(loaded.to_yaml() if as_yaml else loaded.explain(), end="" if as_yaml else "\n")
+    say(loaded.to_yaml().rstrip("\n") if as_yaml else loaded.explain())
 
 
 def doctor(
