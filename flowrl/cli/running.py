@@ -30,8 +30,11 @@ def train(
         facts = {"run": plan.config.name, "directory": str(plan.config.directory), "config": str(config)}
         print_pairs([*facts.items(), *plan.geometry.lines(), *part_pairs(parts_of(plan.algorithm))])
         return
+    import faulthandler
+
     from flowrl import train as run
 
+    faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
     directory = run(plan.config, resume=resume)
     say(f"{directory}  (flowrl report {directory})")
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean, told
 from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory, settled
+from flowrl.score.leaving import contained
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
@@ -100,10 +101,11 @@ def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) ->
         what = _no_reward(found, name) if not inspect.isclass(found) else f"reward {name!r} needs an option"
         raise UserError(f"{what}: {error}") from None
     try:
-        return found(**settings)
+        with contained():
+            return found(**settings)
     except UserError:
         raise
-    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
         raise UserError(f"reward {name!r} cannot be loaded: {told(error)}") from error
 
 

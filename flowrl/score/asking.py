@@ -15,6 +15,7 @@ from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError, told
 from flowrl.score.adapting import Answer, as_scores, kind_of, take
 from flowrl.score.combining import Gate
+from flowrl.score.leaving import contained
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
@@ -119,7 +120,8 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
         samples = replace(samples, images=samples.images.data)
     version, start = _version(samples), time.perf_counter()
     try:
-        answer = reward.answer(samples, group if reward.answer.grouped else None)
+        with contained():
+            answer = reward.answer(samples, group if reward.answer.grouped else None)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
@@ -136,7 +138,9 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
 
 
 def _advice(error: BaseException) -> str:
-    """For what TRL's rewards do with the chats of conversational data sets."""
+    """For memory that ran out, and for what TRL's rewards do with the chats of conversational data sets."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error):
+        return "; give it a batch_size, or a device of its own"
     if isinstance(error, TypeError) and "string indices" in str(error):
         return "; completions are texts here, not messages: completion instead of completion[0]['content']"
     return ""

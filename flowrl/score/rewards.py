@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from flowrl.config import RewardConfig
+from flowrl.config.errors import explain_errors
 from flowrl.errors import UserError
 from flowrl.score.adapting import adapt, close, version_of
 from flowrl.score.asking import Reward, RewardError, Tally, ask
 from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
-from flowrl.score.finding import find_reward
+from flowrl.score.finding import anchored, find_reward
 from flowrl.score.pipeline import Lane, Scoring
 from flowrl.score.process import ProcessCall
 from flowrl.types import Prompt, Samples, Scores
@@ -188,9 +190,10 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
     if twice:
         raise UserError(f"rewards: {', '.join(twice)} occurs more than once; give each a name of its own")
     loaded: list[Reward] = []
+    places = [anchored(spec.use) for spec in read]  # before any of them runs
     try:
-        for spec in read:
-            loaded.append(_load(spec))
+        for spec, use in zip(read, places, strict=True):
+            loaded.append(_load(spec, use))
     except BaseException:  # worker processes that have started would outlive the mistake
         for reward in loaded:
             close(reward.answer)
@@ -199,19 +202,22 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
 
 
 def _read(spec: Mapping[str, Any] | str) -> RewardConfig:
-    return RewardConfig.model_validate({"use": spec} if isinstance(spec, str) else spec)
+    try:
+        return RewardConfig.model_validate({"use": spec} if isinstance(spec, str) else spec)
+    except ValidationError as error:
+        raise explain_errors(error, RewardConfig, "reward") from None
 
 
 def _name(spec: RewardConfig) -> str:
     return spec.name or spec.use.rpartition(":")[2].rpartition("/")[2]
 
 
-def _load(spec: RewardConfig) -> Reward:
+def _load(spec: RewardConfig, use: str) -> Reward:
     name = _name(spec)
     if spec.process:
-        answer = ProcessCall(spec.use, name, spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout)
+        answer = ProcessCall(use, name, spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout)
     else:
-        answer = adapt(find_reward(spec.use), name, spec.options, spec.device, spec.dtype, spec.batch_size)
+        answer = adapt(find_reward(use), name, spec.options, spec.device, spec.dtype, spec.batch_size)
     return Reward(name, spec.factor, answer, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
 
 
