@@ -18,6 +18,8 @@ from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
+from flowrl.runtime.grid import remarks
+from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
 from flowrl.runtime.restore import open_policy
 from flowrl.runtime.timing import PhaseTimer
@@ -56,6 +58,10 @@ class Session:
     memory: dict[str, Any] = field(default_factory=dict)
     """State of the advantage over iterations."""
     progress: Progress = field(default_factory=Progress)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of what the run reads, for the manifests of its checkpoints."""
+    remarks: Sequence[str] = ()
+    """What to say at the start: what is trained, and what the self-checks found."""
 
     def learning_rate(self) -> float:
         """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to
@@ -126,14 +132,20 @@ class Session:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         packed = self.optimizer.state_dict()
         packed["state"] = {}
-        for key, value in _below(tensors, "optimizer/").items():
-            index, name = key.split("/", 1)
-            packed["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(packed)
-        if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
-            self.scaler.load_state_dict(values["scaler"])
-        self.memory = dict(values["memory"])
-        self.progress = Progress(**values["progress"])
+        try:
+            for key, value in _below(tensors, "optimizer/").items():
+                index, name = key.split("/", 1)
+                packed["state"].setdefault(int(index), {})[name] = value
+            self.optimizer.load_state_dict(packed)
+            if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
+                self.scaler.load_state_dict(values["scaler"])
+            self.memory = dict(values["memory"])
+            self.progress = Progress(**values["progress"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"the checkpoint's state is not one of this flowrl ({type(error).__name__}: {error}); use the version"
+                " that wrote it"
+            ) from error
 
 
 def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
@@ -153,6 +165,7 @@ def open_session(plan: Plan) -> Session:
         sampler: Any = algorithm.sampler
         for prompts in filter(None, (plan.train, plan.test)):
             policy.check_prompts((prompt.text for prompt in prompts.prompts), sampler.length)
+    found = [policy.adaptation.describe(), *remarks(algorithm, policy)]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
@@ -173,7 +186,18 @@ def open_session(plan: Plan) -> Session:
     )
     half = config.model.dtype == "float16"
     scaler = GradScaler(policy.device.type, init_scale=options.loss_scale, enabled=half)
-    return Session(config, policy, algorithm, plan.train, plan.test, rewards, optimizer, scaler)
+    return Session(
+        config,
+        policy,
+        algorithm,
+        plan.train,
+        plan.test,
+        rewards,
+        optimizer,
+        scaler,
+        inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
+        remarks=found,
+    )
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

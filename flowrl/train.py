@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -14,23 +13,22 @@ from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_heldout, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.inputs import KEY, describe
 from flowrl.runtime.memory import explained
 from flowrl.runtime.preflight import check
 from flowrl.runtime.progress import Display
 from flowrl.runtime.resume import begin
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import steady
-from flowrl.runtime.timing import PhaseTimer
+from flowrl.runtime.timing import PhaseTimer, RunClock
 from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
 from flowrl.types import MisfitError
-
-RATIO_LIMIT = 1e-3
-"""Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
@@ -78,75 +76,88 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
     progress.samples += samples
     progress.forwards += forwards
     for follower in session.algorithm.followers:
-        session.policy.follow(follower.name, follower.decay(progress.optimizer_steps))
+        decay = follower.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+        session.policy.follow(follower.name, decay)
     ema = session.config.train.ema
     if ema is not None:
         warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
         session.policy.follow(EMA, min(ema, warm))
 
 
-def train(config: Config, *, resume: str | None = None, display: Display | None = None) -> Path:
+def train(
+    config: Config, *, resume: str | None = None, allow_changed: bool = False, display: Display | None = None
+) -> Path:
     """Run a config; returns the run directory.
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
-    from there.
+    from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then.
     Raises `UserError` for anything the user can mend; what was finished before is on disk.
     """
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
-        start = begin(config, run, resume)
-        with explained(config, "load"):
-            session = open_session(plan)
-        if start is not None:
-            session.restore(start.tensors, start.values)
-        trackers = Trackers(config.log.trackers, run.path, config.log.project, config.model_dump(mode="json"))
-        done, total = session.progress.iteration, config.train.iterations
-        try:
-            shower = display or Display(config.name, total, done)
-            with steady(), Interrupts() as interrupts, shower as shown:
-                for name, style in session.rewards.styles.items():
-                    if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
-                        shown.note(f"reward {name}: {style}'s signature, adapted")
-                _loop(session, run, trackers, shown, interrupts, fresh=start is None)
-                scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
-                if len(scores) > 1:
-                    shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
-        finally:
-            trackers.close()
-            session.rewards.close()
+        inputs = describe(config, plan.train, plan.test)
+        start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
+        # Trackers before the model: a login can fail.
+        with steady(), Trackers(config, run, start.step if start else None) as trackers:
+            with explained(config, "load"):
+                session = open_session(plan)
+            if start is not None:
+                session.restore(start.tensors, start.values)
+            _run(session, run, trackers, display, fresh=start is None)
     return config.directory
+
+
+def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Display | None, fresh: bool) -> None:
+    shown = display or Display(session.config.name, session.config.train.iterations, session.progress.iteration)
+    try:
+        with Interrupts() as interrupts, shown:
+            for sentence in session.remarks:
+                shown.note(sentence)
+            for name, style in session.rewards.styles.items():
+                if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
+                    shown.note(f"reward {name}: {style}'s signature, adapted")
+            trackers.tell(shown.note)
+            _loop(session, run, trackers, shown, interrupts, fresh)
+            scores = [line["eval/reward/mean"] for line in run.metrics() if "eval/reward/mean" in line]
+            if len(scores) > 1:
+                shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
+            trackers.close()
+            trackers.tell(shown.note)
+    finally:
+        session.rewards.close()
 
 
 def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock = PhaseTimer(), _Clock(progress.seconds)
+    timer, clock, first = PhaseTimer(), RunClock(progress.seconds), FirstRatio()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
         with explained(config, timer):
             latest = _evaluate(session, run, timer)
         _publish(session, run, trackers, shown, latest | timer.collect(), clock)
+
+    def rescue() -> None:  # nothing is lost: what was finished is saved before the cause is shown
+        if progress.iteration:
+            _save(session, run, latest, clock)
+
     while progress.iteration < config.train.iterations:
-        try:
-            with explained(config, timer):
-                metrics, made, advantage = iterate(session, timer)
-                _check(session, metrics)
-                last = progress.iteration == config.train.iterations
-                if config.eval.every and (last or progress.iteration % config.eval.every == 0):
-                    latest = _evaluate(session, run, timer)
-                    metrics |= latest
-        except UserError:
-            if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
-                _save(session, run, latest, clock)
-            raise
+        with explained(config, timer, rescue):
+            metrics, made, advantage = iterate(session, timer)
+        first.check(session, metrics)
+        last = progress.iteration == config.train.iterations
+        if config.eval.every and (last or progress.iteration % config.eval.every == 0):
+            with explained(config, timer, rescue):
+                latest = _evaluate(session, run, timer)
+            metrics |= latest
         if config.log.images and (last or progress.iteration % config.log.every_images == 0):
             count = config.log.images
             run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
-        for sentence in [*shortage(session, metrics), *news(session, metrics)]:
+        for sentence in [*first.news(session, metrics), *shortage(session, metrics), *news(session, metrics)]:
             shown.note(sentence)
         halted = halt(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
@@ -160,23 +171,13 @@ def _loop(
             return
 
 
-class _Clock:
-    """Seconds of a run, over all its sessions."""
-
-    def __init__(self, before: float) -> None:
-        self._start = time.perf_counter() - before
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self._start
-
-
 def _publish(
     session: Session,
     run: RunDirectory,
     trackers: Trackers,
     shown: Display,
     metrics: dict[str, float],
-    clock: _Clock,
+    clock: RunClock,
 ) -> None:
     progress = session.progress
     progress.seconds = clock()
@@ -191,6 +192,7 @@ def _publish(
     run.log(line)
     trackers.log(line, progress.iteration)
     shown.update(progress.iteration, line)
+    trackers.tell(shown.note)
 
 
 def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
@@ -207,7 +209,7 @@ def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[st
     return metrics | watch_heldout(session, samples, scores)
 
 
-def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: _Clock) -> None:
+def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: RunClock) -> None:
     session.progress.seconds = clock()
     tensors, values = session.state()
     options = session.config.checkpoint
@@ -222,18 +224,8 @@ def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock:
             "reference": session.policy.weights.fingerprint("reference"),
             "base": session.config.model.path,
             "rewards": session.rewards.versions,
+            KEY: dict(session.inputs),
         },
         keep=options.keep,
         best=options.best,
     )
-
-
-def _check(session: Session, metrics: dict[str, float]) -> None:
-    """Stop a run whose sampler and trainer disagree: its ratios, and so its gradients, would mean nothing."""
-    off = metrics["ratio/first_max_deviation"]
-    if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
-        raise UserError(
-            f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers "
-            "differently in sampling and in training; is there dropout, or a log-density summed over a large latent "
-            "(then set algorithm.estimator.reduction=mean)?"
-        )

@@ -15,6 +15,9 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help="auto, a run, or a checkpoint to go on from.")] = None,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Resume although prompts, rewards, model or libraries changed.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show the plan; load and train nothing.")
     ] = False,
@@ -25,17 +28,21 @@ def train(
 
     plan = check(Config.load(config, overrides or []))
     if dry_run:
+        from flowrl.models.planned import planned_adapter
         from flowrl.runtime.listing import parts_of
 
         facts = {"run": plan.config.name, "directory": str(plan.config.directory), "config": str(config)}
-        print_pairs([*facts.items(), *plan.geometry.lines(), *part_pairs(parts_of(plan.algorithm))])
+        options = plan.config.model.arguments(plan.algorithm.family).get("lora")
+        adapter = planned_adapter(plan.config.model.path, plan.algorithm.family, options)
+        lines = [*plan.geometry.lines(), *([("trained", adapter)] if adapter else [])]
+        print_pairs([*facts.items(), *lines, *part_pairs(parts_of(plan.algorithm))])
         return
     import faulthandler
 
     from flowrl import train as run
 
     faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
-    directory = run(plan.config, resume=resume)
+    directory = run(plan.config, resume=resume, allow_changed=allow_changed)
     say(f"{directory}  (flowrl report {directory})")
 
 

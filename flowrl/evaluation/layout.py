@@ -130,16 +130,20 @@ def read_json_lines(path: Path, growing: bool = False) -> list[dict[str, Any]]:
     ``growing`` leaves out a damaged last line without a line end: somebody is still writing it.
     """
     out = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON lines ({error}); restore it, or move it away") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # beside syntax: numbers of thousands of digits, deep nesting
             if growing and number == len(lines):
                 break
-            raise UserError(f"{path} line {number} is not JSON ({error.msg}); repair it") from error
+            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(f"{path} line {number} is not JSON ({what}); repair it") from error
         if not isinstance(value, dict):
             raise UserError(f"{path} line {number} should be a JSON object, found {line[:40]!r}; repair it")
         out.append(value)

@@ -106,7 +106,9 @@ def read_metrics(path: Path) -> Metrics:
     """Columns of a metrics file, one row per step, ascending; of a step logged twice (resume) the last."""
     rows: dict[float, Mapping[str, Any]] = {}
     for row in read_lines(path):
-        rows[float(row.get("step", len(rows)))] = row
+        step = _number(row.get("step", len(rows)))
+        if math.isfinite(step):  # else not a line of ours
+            rows[step] = row
     ordered = [rows[step] for step in sorted(rows)]
     keys = dict.fromkeys(key for row in ordered for key in row)
     columns = {key: np.array([_number(row.get(key)) for row in ordered]) for key in keys}
@@ -123,7 +125,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _number(value: Any) -> float:
     """Strict JSON has no NaN, so writers may use null or a string for it."""
     if isinstance(value, bool | int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            return math.nan
     return math.nan
 
 
@@ -152,6 +157,6 @@ def _optional_json(path: Path) -> Mapping[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and make it again") from error
     return value if isinstance(value, dict) else None

@@ -3,6 +3,11 @@
 ``checkpoints/step_000123/`` holds ``state/state.safetensors``, ``state/values.json``, what the exporters wrote
 (``lora/``, ``peft/``) and ``manifest.json`` with the size and sha256 of each file. ``latest`` and ``best`` beside it
 are one-line files with a directory's name. A directory without a manifest was never finished and does not count.
+An export that cannot be written or verified is left out, with a warning and its reason in the manifest
+(``not_exported``): the state is what must not be lost.
+
+The state holds the live weights, and their average where the run keeps one; ``flowrl export`` writes the set that the
+run's evaluation uses, unless told otherwise.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import warnings
@@ -23,9 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, told
 from flowrl.runtime.environment import commit, versions
-from flowrl.runtime.files import raise_if_full, sha256, sync, sync_tree, write_whole
+from flowrl.runtime.files import as_created, raise_if_full, sha256, sync, sync_tree, write_whole
 
 LATEST, BEST = "latest", "best"
 TEMPORARY = ".tmp-"
@@ -33,6 +39,10 @@ MANIFEST = "manifest.json"
 STATE, VALUES = "state/state.safetensors", "state/values.json"
 SEAL = "sha256"
 FORMAT = 1
+NAME = re.compile(r"step_[0-9]+")
+ASIDE = "unreadable-"
+"""Prefix of what a run that went on from an older checkpoint could not read, and so did not remove."""
+REPLACED = f"{TEMPORARY}old-"
 
 Exporter = Callable[[Path], None]
 
@@ -66,14 +76,16 @@ def save(
     exporters: subdirectory name -> function that fills it. metrics: recorded in the manifest.
     facts: further lines of the manifest, such as config hash and reference fingerprint.
     keep: latest checkpoints that stay. best: metric of the checkpoint that always stays; higher is better.
+    An exporter that fails, whatever it raises, costs its own folder only: a warning says so.
     Raises `UserError` when the disk is full; whatever goes wrong, earlier checkpoints stay as they were.
     """
     root.mkdir(parents=True, exist_ok=True)
     final, partial = directory(root, step), root / f"{TEMPORARY}{step:06d}-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _fill(partial, tensors, values, exporters)
-        manifest = _manifest(partial, step, metrics, facts or {})
+        _fill(partial, tensors, values)
+        failed = _export(partial, exporters, step)
+        manifest = _manifest(partial, step, metrics, {**(facts or {}), **({"not_exported": failed} if failed else {})})
         text = json.dumps({**manifest, SEAL: _seal(manifest)}, indent=1)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
         sync_tree(partial)
@@ -100,35 +112,55 @@ def load(path: Path) -> Checkpoint:
     problem = damage(path)
     if problem:
         raise UserError(f"checkpoint {path} cannot be used: {problem}{_remedy(path)}")
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-    return Checkpoint(path, manifest["step"], load_file(path / STATE), values, manifest)
+    try:
+        manifest, values = _json(path / MANIFEST), _json(path / VALUES)
+        return Checkpoint(path, int(manifest["step"]), load_file(path / STATE), dict(values), manifest)
+    except (*UNREADABLE, SafetensorError) as error:  # sealed, so another program wrote it
+        raise UserError(f"checkpoint {path} was not written by flowrl ({type(error).__name__}: {error})") from error
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint directory, or None."""
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON of unknown content may raise."""
+
+
+def damage(path: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint directory, or None. Without ``contents`` files are not read, only measured."""
     if not path.is_dir():
         return "it does not exist"
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        manifest = dict(_json(path / MANIFEST))
+        if (written := manifest.get("format", FORMAT)) != FORMAT:
+            return f"its format is {written!r}, this flowrl reads {FORMAT}"
+        files = {str(name): (int(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()}
+        sealed = manifest.pop(SEAL, None) == _seal(manifest)
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so saving never finished"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         return f"{MANIFEST} is damaged"
-    if manifest.pop(SEAL, None) != _seal(manifest):
+    if not sealed:
         return f"{MANIFEST} is damaged"
-    if manifest.get("format") != FORMAT:
-        return f"its format is {manifest.get('format')!r}, this flowrl reads {FORMAT}"
-    for name, (size, digest) in files.items():
-        file = path / name
+    lost = next((name for name in (STATE, VALUES) if name not in files), None)
+    if lost:
+        return f"{MANIFEST} does not list {lost}"
+    return next((problem for name, known in files.items() if (problem := _harm(path, name, *known, contents))), None)
+
+
+def _harm(path: Path, name: str, size: int, digest: str, contents: bool) -> str | None:
+    file = path / name
+    try:
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of {size} bytes"
-        if sha256(file) != digest:
+        if contents and sha256(file) != digest:
             return f"{name} is damaged (its sha256 is not the recorded one)"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
     return None
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def directory(root: Path, step: int) -> Path:
@@ -138,17 +170,28 @@ def directory(root: Path, step: int) -> Path:
 
 def all_steps(root: Path) -> list[Path]:
     """Finished checkpoint directories, oldest first. Not verified."""
-    return sorted((path.parent for path in root.glob(f"step_*/{MANIFEST}")), key=_step)
+    return sorted((path for path in _directories(root) if (path / MANIFEST).is_file()), key=_step)
+
+
+def survey(root: Path) -> tuple[Path | None, dict[Path, str]]:
+    """``(newest intact checkpoint or None, what is wrong with each directory newer than it)``, newest first. Nothing
+    is changed. A directory that lost its manifest counts: saving moves whole directories into place, so it had one."""
+    broken: dict[Path, str] = {}
+    for path in sorted(_directories(root), key=_step, reverse=True):
+        problem = damage(path)
+        if problem is None:
+            return path, broken
+        broken[path] = problem
+    return None, broken
 
 
 def latest(root: Path) -> Path | None:
     """The newest intact checkpoint, or None. Warns about damaged ones on the way."""
-    for path in reversed(all_steps(root)):
-        problem = damage(path)
-        if problem is None:
-            return path
-        warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
-    return None
+    found, broken = survey(root)
+    for path, problem in broken.items():
+        if (path / MANIFEST).is_file():
+            warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
+    return found
 
 
 def best(root: Path) -> Path | None:
@@ -167,7 +210,11 @@ def prune(root: Path, keep: int) -> None:
 
 
 def clean(root: Path) -> None:
-    """Remove what killed saves left behind."""
+    """Remove what killed saves left behind. A checkpoint that was being replaced when the process died comes back."""
+    for path in root.glob(f"{REPLACED}step_*"):
+        former = path.with_name(path.name.removeprefix(REPLACED))
+        if not former.exists() and (path / MANIFEST).is_file():
+            os.replace(path, former)
     for path in root.glob(f"{TEMPORARY}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -176,24 +223,55 @@ def clean(root: Path) -> None:
 
 
 def discard_after(root: Path, step: int) -> None:
-    """Remove checkpoints later than ``step``: the run goes on from there and will write its own."""
-    for path in all_steps(root):
-        if _step(path) > step:
+    """Remove checkpoints later than ``step``: the run goes on from there and will write its own. What cannot be read is
+    not removed, but renamed to ``unreadable-step_...``."""
+    for path in _directories(root):
+        if _step(path) > step and damage(path) is None:
             _remove(path)
+        elif _step(path) > step:
+            _set_aside(path)
     if best(root) is None:
         (root / BEST).unlink(missing_ok=True)
     if directory(root, step).is_dir():
         write_whole(root / LATEST, directory(root, step).name + "\n")
 
 
-def _fill(
-    partial: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], exporters: Mapping[str, Exporter]
-) -> None:
+def _set_aside(path: Path) -> None:
+    free = path.with_name(f"{ASIDE}{path.name}")
+    number = 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{ASIDE}{path.name}-{number}")
+    os.replace(path, free)
+
+
+def _directories(root: Path) -> list[Path]:
+    """``step_...`` directories, finished or not."""
+    return [path for path in root.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def _fill(partial: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     (partial / "state").mkdir(parents=True)
     save_file(_separate(tensors), partial / STATE)
+    as_created(partial / STATE)
     (partial / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
+
+
+def _export(partial: Path, exporters: Mapping[str, Exporter], step: int) -> dict[str, str]:
+    """Run the exporters; what went wrong by name of the folder, which is then absent."""
+    failed = {}
     for name, export in exporters.items():
-        export(partial / name)
+        try:
+            export(partial / name)
+        except Exception as error:  # whatever it is, hours of training are worth more than this folder
+            shutil.rmtree(partial / name, ignore_errors=True)
+            failed[name] = str(error) if isinstance(error, UserError) else told(error)
+            warnings.warn(
+                f"checkpoint {step} is saved without its export {name}/: {failed[name]}; training goes on, and "
+                "`flowrl export` can write it from the checkpoint later",
+                stacklevel=3,
+            )
+    return failed
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -235,7 +313,7 @@ def _finite(value: float) -> float | None:
 
 def _put(partial: Path, final: Path) -> None:
     """Move a finished directory into place. An older one of the same step is moved aside first."""
-    aside = final.with_name(f"{TEMPORARY}old-{final.name}")
+    aside = final.with_name(f"{REPLACED}{final.name}")
     if final.exists():
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(final, aside)
@@ -250,8 +328,8 @@ def _note_best(root: Path, name: str, metrics: Mapping[str, float | None], key: 
         return
     champion = best(root)
     if champion is not None and champion.name != name:
-        old = json.loads((champion / MANIFEST).read_text(encoding="utf-8"))["metrics"].get(key)
-        if old is not None and old >= new:
+        old = _recorded(champion).get(key)
+        if isinstance(old, int | float) and old >= new:
             return
     write_whole(root / BEST, name + "\n")
 
@@ -264,13 +342,25 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _recorded(path: Path) -> dict[str, Any]:
+    """The metrics of a checkpoint; none where its manifest cannot be read."""
+    try:
+        return dict(_json(path / MANIFEST)["metrics"])
+    except UNREADABLE:
+        return {}
+
+
 def _pointer(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    """The name in a pointer file; None where it names no checkpoint."""
+    try:
+        name = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return name if NAME.fullmatch(name) else None
 
 
 def _step(path: Path) -> int:
-    digits = path.name.removeprefix("step_")
-    return int(digits) if digits.isdigit() else -1
+    return int(path.name.removeprefix("step_"))
 
 
 def _remedy(path: Path) -> str:

@@ -116,18 +116,24 @@ class RunDirectory:
             raise
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line logged so far; a last line cut short by a kill is left out."""
+        """Every line logged so far; a last line cut short by a kill is left out. Raises `UserError` for a damaged
+        file."""
         return read_json_lines(self.metrics_path, growing=True) if self.metrics_path.is_file() else []
 
     def rewind(self, step: int) -> None:
         """Forget metrics and samples after ``step``, so that a resumed run does not tell its story twice."""
         if self.metrics_path.is_file():
-            kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+            kept = [line for line in self.metrics() if _step_of(line) <= step]
             write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
             if digits.isdigit() and int(digits) > step:
                 shutil.rmtree(folder)
+
+    def saved(self, step: int) -> dict[str, Path]:
+        """Folders with samples of this step, by kind: ``samples`` that were trained on, ``heldout`` of evaluations."""
+        folders = (place / _step(step) for place in (self.samples_path, self.heldout_path))
+        return {folder.parent.name: folder for folder in folders if folder.is_dir()}
 
     def save_samples(
         self,
@@ -150,7 +156,7 @@ class RunDirectory:
         chosen = chosen[:count]
         if not chosen:
             return None
-        folder = (folder or self.samples_path) / f"step_{step:06d}"
+        folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -167,6 +173,15 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
+
+
+def _step(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def _step_of(line: Mapping[str, Any]) -> float:
+    step = line.get("step", 0)
+    return step if isinstance(step, int | float) else math.inf  # not a line of ours
 
 
 def _save_sample(folder: Path, place: int, row: int, samples: Samples) -> dict[str, Any]:

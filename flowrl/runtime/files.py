@@ -73,6 +73,15 @@ def sync_tree(root: Path) -> None:
         sync(Path(folder))
 
 
+def as_created(path: Path) -> None:
+    """Give a file the permissions that a file of this process has by itself: safetensors and ``tempfile`` make files
+    for their owner alone."""
+    probe = path.with_name(f".tmp-mode-{path.name}")
+    probe.touch()
+    path.chmod(probe.stat().st_mode & 0o777)
+    probe.unlink()
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:

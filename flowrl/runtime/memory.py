@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,13 +26,18 @@ def exhausted(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(config: Config, phase: str | PhaseTimer) -> Iterator[None]:
+def explained(config: Config, phase: str | PhaseTimer, rescue: Callable[[], None] | None = None) -> Iterator[None]:
     """Running out of memory inside becomes a `UserError` that names the phase (of a timer: the one it was in) and the
-    keys to lower."""
+    keys to lower. Before that or any other `UserError` goes on, ``rescue`` saves what is worth it."""
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not exhausted(error):
+    except (MemoryError, RuntimeError, OSError, UserError) as error:
+        mistake = isinstance(error, UserError)
+        if not mistake and not exhausted(error):
+            raise
+        if rescue is not None:
+            rescue()
+        if mistake:
             raise
         name = phase if isinstance(phase, str) else phase.failed or "update"
         doing, remedy = _advice(config, name)

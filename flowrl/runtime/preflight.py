@@ -15,6 +15,7 @@ from flowrl.parts.regularizers import ValueLoss
 from flowrl.paths import expanded
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
+from flowrl.runtime.tracking import check_trackers
 from flowrl.score.finding import check_reward
 
 
@@ -46,6 +47,7 @@ def check(config: Config) -> Plan:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
+    check_trackers(config.log.trackers)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
     if config.model.adapter is not None and not expanded(config.model.adapter, "model.adapter").is_dir():

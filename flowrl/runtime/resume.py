@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from flowrl.config.reading import read_yaml
 from flowrl.errors import UserError
 from flowrl.runtime import checkpoint
 from flowrl.runtime.checkpoint import Checkpoint
-from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.directory import CONFIG, RunDirectory
+from flowrl.runtime.inputs import altered
 
 FREE = (
     "name",
@@ -28,32 +31,44 @@ FREE = (
     "model.gradient_checkpointing",
 )
 """Keys (or sections) that may change on resume: they do not change what is computed, or only for how long."""
+NEVER = -1
+"""The step before the evaluation of the untrained model."""
 
 
-def begin(config: Config, run: RunDirectory, resume: str | None) -> Checkpoint | None:
+def begin(
+    config: Config,
+    run: RunDirectory,
+    resume: str | None,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    allow_changed: bool = False,
+) -> Checkpoint | None:
     """Prepare a run's directory (whose lock is held) and return the checkpoint to go on from, or None for a start.
 
     resume: None starts a new run; ``auto`` goes on from the newest intact checkpoint, or starts if there is none;
     a path goes on from that checkpoint (or that run's newest) and forgets what came after it.
-    Raises `UserError` if a run exists and ``resume`` is None, if a checkpoint is damaged, or if the config differs
-    where it would change the mathematics.
+    inputs: fingerprints of what the run reads besides its config (`flowrl.runtime.inputs.describe`), compared with
+    those of the checkpoint. allow_changed: go on, with a warning, where they or the libraries differ, or where
+    ``train.iterations`` did under a decaying learning rate.
+    Raises `UserError` if a run exists and ``resume`` is None, if checkpoints are there and none can be read, or if
+    something differs that would change the mathematics. Nothing was changed or removed then.
     """
     if resume is None and run.begun():
         raise UserError(
             f"{run.path} already holds a run; continue it with --resume auto, or write elsewhere with out=..."
         )
+    if run.checkpoints.is_dir():
+        checkpoint.clean(run.checkpoints)
     start = _starting_point(run, resume)
     if start is not None:
         source = start.path.absolute().parents[1]
         if run.exists() and source.resolve() != run.path.resolve():
             raise UserError(f"{run.path} already holds another run than {source}; write elsewhere with out=...")
-        _check_same(config, source)
+        _check_same(config, source, start, inputs or {}, allow_changed)
     run.start(config.to_yaml())
     run.checkpoints.mkdir(exist_ok=True)
-    checkpoint.clean(run.checkpoints)
-    step = start.step if start else 0
-    run.rewind(step)
-    checkpoint.discard_after(run.checkpoints, step)
+    run.rewind(start.step if start else NEVER)
+    checkpoint.discard_after(run.checkpoints, start.step if start else NEVER)
     return start
 
 
@@ -70,10 +85,23 @@ def changes(old: Config, new: Config) -> list[str]:
 def _starting_point(run: RunDirectory, resume: str | None) -> Checkpoint | None:
     if resume is None:
         return None
-    if resume == "auto":
-        path = checkpoint.latest(run.checkpoints)
-        return checkpoint.load(path) if path else None
-    return checkpoint.load(locate(Path(resume)))
+    if resume != "auto":
+        return checkpoint.load(locate(Path(resume)))
+    found, broken = checkpoint.survey(run.checkpoints)
+    foreign = next((path for path, problem in broken.items() if problem.startswith("its format")), None)
+    if broken and (found is None or foreign is not None):
+        worst = foreign or next(iter(broken))
+        older = f", or name an older checkpoint, as in --resume {found}" if found else ", or start anew with out=..."
+        raise UserError(
+            f"{run.checkpoints} holds {len(broken)} checkpoint{'s' * (len(broken) > 1)} that cannot be read"
+            f" ({worst.name}: {broken[worst]}); nothing was removed. Use the flowrl that wrote it or restore the files"
+            f"{older}"
+        )
+    for path, problem in broken.items():
+        warnings.warn(
+            f"skipping checkpoint {path}: {problem}; it is kept as {checkpoint.ASIDE}{path.name}", stacklevel=3
+        )
+    return checkpoint.load(found) if found else None
 
 
 def locate(path: Path, which: str = "latest") -> Path:
@@ -92,16 +120,37 @@ def locate(path: Path, which: str = "latest") -> Path:
     return found
 
 
-def _check_same(config: Config, run: Path) -> None:
-    """Compare with the config that the checkpoint's run was started with."""
-    path = run / "config.yaml"
-    different = changes(Config.of(read_yaml(path), str(path)), config)
+def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[str, str], allow_changed: bool) -> None:
+    """Compare with the config, the files and the libraries that the checkpoint's run was trained with."""
+    path = run / CONFIG
+    before = Config.of(read_yaml(path), str(path))
+    different = changes(before, config)
     if different:
         raise UserError(
             "this config is not the one of the checkpoint; continuing would mix two experiments:"
             + "".join(f"\n  - {line}" for line in different)
             + "\nset these keys back, or start a new run with out=..."
         )
+    if start.step >= config.train.iterations:
+        return  # nothing will be computed
+    found = [*_stretched(before, config), *altered(start.manifest, inputs)]
+    if not found:
+        return
+    listed = "".join(f"\n  - {line}" for line in found)
+    if not allow_changed:
+        raise UserError(
+            f"not everything is as it was when {start.path} was saved:{listed}\n"
+            "undo this, start a new run with out=..., or go on with --allow-changed"
+        )
+    warnings.warn(f"going on although something changed since {start.path.name}:{listed}", stacklevel=4)
+
+
+def _stretched(before: Config, after: Config) -> list[str]:
+    """A decaying rate depends on where the run ends."""
+    old, new, schedule = before.train.iterations, after.train.iterations, after.optimizer.schedule
+    if old == new or schedule == "constant":
+        return []
+    return [f"train.iterations: {old} -> {new}, which changes every rate of optimizer.schedule={schedule}"]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -44,6 +44,16 @@ class PhaseTimer:
         return out
 
 
+class RunClock:
+    """Seconds of a run, over all its sessions."""
+
+    def __init__(self, before: float) -> None:
+        self._start = time.perf_counter() - before
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._start
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

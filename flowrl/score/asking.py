@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError, told
-from flowrl.score.adapting import Answer, as_scores, kind_of, take
+from flowrl.score.adapting import Answer, take
+from flowrl.score.answers import as_scores, kind_of
 from flowrl.score.combining import Gate
 from flowrl.score.leaving import contained
 from flowrl.types import Samples
@@ -60,7 +61,7 @@ class Tally:
 
 
 def ask(reward: Reward, samples: Samples, group: Tensor, rows: Sequence[int], tally: Tally) -> Tensor:
-    """[len(rows)] float64 scores of these rows; NaN where the reward could not score.
+    """[len(rows)] float64 scores of these rows; NaN where the reward could not score, `NO_MATTER` where it said None.
 
     Calls hold ``batch_size`` samples, whole groups of a reward that compares them. A call that fails is repeated as
     ``on_error`` says. With ``drop_group``, its groups are then asked one by one, so that one bad sample costs its own
@@ -125,7 +126,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise RewardError(f"reward {reward.name!r} raised {told(error)}{_advice(error)}") from error
+        raise RewardError(f"reward {reward.name!r} raised {told(error)}") from error
     finally:
         tally.seconds += time.perf_counter() - start
     if _version(samples) != version:
@@ -138,12 +139,9 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
 
 
 def _advice(error: BaseException) -> str:
-    """For memory that ran out, and for what TRL's rewards do with the chats of conversational data sets."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error):
-        return "; give it a batch_size, or a device of its own"
-    if isinstance(error, TypeError) and "string indices" in str(error):
-        return "; completions are texts here, not messages: completion instead of completion[0]['content']"
-    return ""
+    """For memory that ran out."""
+    ran_out = isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error)
+    return "; give it a batch_size, or a device of its own" if ran_out else ""
 
 
 def _version(samples: Samples) -> int:

@@ -24,7 +24,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flowrl.errors import UserError, told
-from flowrl.score.adapting import Answer, adapt, as_scores, version_of
+from flowrl.score.adapting import Answer, adapt, version_of
+from flowrl.score.answers import as_scores, plain
 from flowrl.score.asking import RewardError
 from flowrl.score.finding import find_reward
 from flowrl.types import Prompt, Samples
@@ -54,9 +55,10 @@ class ProcessCall:
         dtype: str | None,
         batch_size: int | None,
         timeout: float | None,
+        messages: bool | None = None,
     ) -> None:
         self.function, self.name, self.timeout = self, name, timeout
-        self._spec = [use, name, dict(options), device, dtype, batch_size]
+        self._spec = [use, name, dict(options), device, dtype, batch_size, messages]
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -73,7 +75,7 @@ class ProcessCall:
         """The reward's own, as it says in its process."""
         return self._facts["version"]
 
-    def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float]:
+    def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float | None]:
         if self._process is None:
             self._start()
         prompts = [[prompt.text, prompt.id, dict(prompt.columns)] for prompt in samples.prompts]
@@ -91,7 +93,7 @@ class ProcessCall:
             raise UserError(reply["mistake"])
         if "error" in reply:
             raise RewardError(reply["error"]) from WorkerError(reply["trace"])
-        return [float("nan") if score is None else score for score in reply["scores"]]
+        return reply["scores"]
 
     def close(self) -> None:
         """End the process."""
@@ -182,9 +184,9 @@ def _exactly(pipe: Any, count: int, deadline: float | None) -> bytes:
 def _serve(requests: Any, replies: Any) -> None:
     """The worker's side: load the reward, then answer until the requests end."""
     try:
-        use, name, options, device, dtype, batch_size, threads = json.loads(_read(requests))
+        use, name, options, device, dtype, batch_size, messages, threads = json.loads(_read(requests))
         torch.set_num_threads(threads)
-        answer = adapt(find_reward(use), name, options, device, dtype, batch_size)
+        answer = adapt(find_reward(use), name, options, device, dtype, batch_size, messages)
     except (Exception, SystemExit) as error:  # reported by the parent, as the user's mistake
         kind = "" if isinstance(error, UserError) else f"reward with process=true: {type(error).__name__}: "
         _say(replies, {"mistake": f"{kind}{error}"})
@@ -212,10 +214,9 @@ def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) ->
     except (Exception, SystemExit) as error:  # a failure is an answer; the parent follows the declared policy
         return {"error": f"reward {name!r} raised {told(error)}", "trace": traceback.format_exc()}
     try:
-        scores = as_scores(found, len(samples), name).tolist()
+        return {"scores": plain(as_scores(found, len(samples), name))}
     except UserError as error:
         return {"error": str(error), "trace": ""}
-    return {"scores": [None if score != score else score for score in scores]}
 
 
 def _say(replies: Any, value: Any) -> None:

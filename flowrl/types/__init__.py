@@ -1,6 +1,7 @@
 """The nouns of flowrl and the verbs between them."""
 
 from flowrl.types.nouns import (
+    ALL_TOKENS,
     Batch,
     CfgGrad,
     Condition,
@@ -17,6 +18,7 @@ from flowrl.types.nouns import (
     Steps,
     TokenScores,
     TokenTrace,
+    Truncation,
     ViewRows,
     first_of_group,
     iterate_blocks,
@@ -43,6 +45,7 @@ from flowrl.types.verbs import (
 )
 
 __all__ = [
+    "ALL_TOKENS",
     "Advantage",
     "Aggregation",
     "Batch",
@@ -77,6 +80,7 @@ __all__ = [
     "TokenPolicy",
     "TokenScores",
     "TokenTrace",
+    "Truncation",
     "ViewRows",
     "first_of_group",
     "iterate_blocks",

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowrl.errors import UserError, missing
 from flowrl.models import exporting
 from flowrl.models.text.condition import TextCondition
+from flowrl.types import ALL_TOKENS, Truncation
 
 if TYPE_CHECKING:
     from flowrl.models.causal.policy import CausalPolicy
@@ -58,13 +59,19 @@ class VLLMEngine:
         )
 
     def generate(
-        self, condition: TextCondition, seeds: Tensor, length: int, temperature: Sequence[float]
+        self,
+        condition: TextCondition,
+        seeds: Tensor,
+        length: int,
+        temperature: Sequence[float],
+        truncation: Truncation = ALL_TOKENS,
     ) -> tuple[Tensor, Tensor]:
         """Tokens [N, length], padded after the end, and the log-probabilities [N, length] they were drawn with.
 
         ``temperature`` holds one value per row, 0 for greedy.
         """
         policy = self._policy
+        cut = {} if truncation.top_k is None else {"top_k": truncation.top_k}
         prompts = [
             {"prompt_token_ids": condition.prompts[index, : int(condition.lengths[index])].tolist()}
             for index in condition.index.tolist()
@@ -78,6 +85,8 @@ class VLLMEngine:
                 stop_token_ids=[policy.end_token],
                 ignore_eos=True,  # a generation config may name other ends, behind which we would see padding as text
                 detokenize=False,
+                top_p=truncation.top_p,
+                **cut,
             )
             for seed, heat in zip(seeds.tolist(), temperature, strict=True)
         ]

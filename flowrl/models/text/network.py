@@ -15,6 +15,7 @@ from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation
+from flowrl.types import Truncation
 
 Route = Literal["states", "rows", "whole"]
 
@@ -133,10 +134,22 @@ class Network:
         return token_math.vocabulary_logits(reading.states, self._layer.weight, self._layer.bias, self.head.readout)
 
     def log_softmax(
-        self, reading: Reading, labels: Tensor, *, temperature: float, excluded: tuple[int, ...], entropy: bool
+        self,
+        reading: Reading,
+        labels: Tensor,
+        *,
+        temperature: float,
+        excluded: tuple[int, ...],
+        entropy: bool,
+        truncation: Truncation,
     ) -> tuple[Tensor, Tensor | None]:
         """``(logp [k], entropy [k] or None)`` float32."""
-        options: dict[str, Any] = {"temperature": temperature, "excluded": excluded, "entropy": entropy}
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "excluded": excluded,
+            "entropy": entropy,
+            "truncation": truncation,
+        }
         if reading.logits is not None:
             return token_math.log_softmax_at(reading.logits, labels, **options)
         assert reading.states is not None

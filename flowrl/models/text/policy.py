@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
 from flowrl.models.loading import Source
+from flowrl.models.lora import Adaptation
 from flowrl.models.text import export, probing
 from flowrl.models.text.condition import TextCondition, Tokens
 from flowrl.models.text.layout import Forward, Layout
 from flowrl.models.text.network import Network
 from flowrl.models.weights import WeightSets
-from flowrl.types import TokenScores
+from flowrl.types import ALL_TOKENS, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the value head among a policy's weights."""
@@ -85,10 +86,12 @@ class TextPolicy:
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        truncation: Truncation = ALL_TOKENS,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
-        ``temperature`` divides the logits; ``entropy`` is that of the tempered distribution. Only the positions asked
+        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
+        that of the distribution so made. Only the positions asked
         for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
@@ -97,7 +100,12 @@ class TextPolicy:
             reading = self.network.read(call.inputs, call.rows, call.columns)
             place = call.place.to(self.device)
             found, spread = self.network.log_softmax(
-                reading, wanted[place], temperature=temperature, excluded=self.excluded, entropy=entropy
+                reading,
+                wanted[place],
+                temperature=temperature,
+                excluded=self.excluded,
+                entropy=entropy,
+                truncation=truncation,
             )
             logp.append(found)
             places.append(place)
@@ -150,6 +158,11 @@ class TextPolicy:
     def follow(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
         self.weights.follow(name, decay)
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What is trained in the network."""
+        return self.network.adaptation
 
     # ------------------------------------------------------------------------------------------------------- trust
     def check_parity(self) -> float:
