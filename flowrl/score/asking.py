@@ -126,7 +126,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise RewardError(f"reward {reward.name!r} raised {told(error)}") from error
+        raise RewardError(f"reward {reward.name!r} raised {told(error)}{_advice(error)}") from error
     finally:
         tally.seconds += time.perf_counter() - start
     if _version(samples) != version:
