@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flowrl.cli.options import ConfigFile, Overrides
-from flowrl.printing import part_pairs, print_findings, print_pairs, print_table
+from flowrl.printing import part_pairs, print_findings, print_pairs, print_table, say
 
 
 def train(
@@ -37,10 +37,13 @@ def train(
         lines = [*plan.geometry.lines(), *([("trained", adapter)] if adapter else [])]
         print_pairs([*facts.items(), *lines, *part_pairs(parts_of(plan.algorithm))])
         return
+    import faulthandler
+
     from flowrl import train as run
 
+    faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
     directory = run(plan.config, resume=resume, allow_changed=allow_changed)
-    print(f"{directory}  (flowrl report {directory})")
+    say(f"{directory}  (flowrl report {directory})")
 
 
 def show_config(
@@ -54,7 +57,7 @@ def show_config(
 
     loaded = Config.load(config, overrides or [])
     check(loaded)
-    print(loaded.to_yaml() if as_yaml else loaded.explain(), end="" if as_yaml else "\n")
+    say(loaded.to_yaml().rstrip("\n") if as_yaml else loaded.explain())
 
 
 def doctor(

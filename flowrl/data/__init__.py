@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flowrl.worlds
+from flowrl import generated
 from flowrl.data.columns import TEXT_KEYS, Form
 from flowrl.data.drawing import PromptSet
 from flowrl.data.files import SUFFIXES, file_rows
@@ -22,8 +23,9 @@ SLICE = re.compile(r"^(?P<name>.*?)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]$",
 
 
 def load_prompts(spec: str, form: Form | None = None) -> PromptSet:
-    """The prompts of ``shapes:train``, a .txt (one a line), .jsonl, .json, .parquet, .csv or .tsv file,
-    ``hf:name:split`` or ``hf:name:configuration:split`` (such as ``hf:openai/gsm8k:main:train``).
+    """The prompts of ``shapes:train``, of ``geneval:train`` (see `flowrl.generated`), of a .txt (one a line), .jsonl,
+    .json, .parquet, .csv or .tsv file, of ``hf:name:split`` or ``hf:name:configuration:split`` (such as
+    ``hf:openai/gsm8k:main:train``).
 
     Each may end in a slice, ``train[:100]``, ``train[10%:20%]`` or ``prompts.jsonl[-5:]``. A prompt is a text or a
     conversation (`flowrl.data.chats`); columns besides it reach the rewards by name, as ``form`` names them. Raises
@@ -32,6 +34,8 @@ def load_prompts(spec: str, form: Form | None = None) -> PromptSet:
     world, colon, split = spec.partition(":")
     if colon and world in worlds():
         rows: Sequence[Any] = _sliced(split, lambda name: _world(world, name, spec), spec)
+    elif colon and world in generated.SETS:
+        rows = _sliced(split, lambda name: _generated(world, name, spec), spec)
     elif colon and world == "hf":
         rows = _hub(split, spec)
     elif expanded(spec).is_file():
@@ -71,6 +75,12 @@ def _world(world: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:
     if split not in SPLITS:
         raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, SPLITS)}")
     return importlib.import_module(f"flowrl.worlds.{world}.prompts").prompts(split)
+
+
+def _generated(name: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:
+    if split not in SPLITS:
+        raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, SPLITS)}")
+    return generated.rows(name, split)
 
 
 def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:

@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flowrl.errors import plain
+
 ROWS = (
     ("reward", "reward/mean"),
     ("eval", "eval/reward/mean"),
@@ -60,11 +62,15 @@ class Display:
         if self._live:
             self._live.update(self._table(iteration), refresh=True)
         else:
-            self._console.print(self._line(iteration, metrics), highlight=False, soft_wrap=True)
+            self._print(self._line(iteration, metrics))
 
     def note(self, text: str) -> None:
         """A sentence above the table."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Names and prompts of users are text: neither markup nor escape codes."""
+        self._console.print(plain(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _line(self, iteration: int, metrics: Mapping[str, float]) -> str:
         parts = [f"{label} {self._value(key)}" for label, key in ROWS if key in metrics]

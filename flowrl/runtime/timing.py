@@ -14,6 +14,8 @@ class PhaseTimer:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self.failed: str | None = None
+        """The innermost phase that an exception has left since the last ``collect``."""
         self._since = time.perf_counter()
 
     @contextmanager
@@ -23,8 +25,12 @@ class PhaseTimer:
         start = time.perf_counter()
         try:
             yield
-        finally:
+        except BaseException:
+            self.failed = self.failed or name
+            raise
+        else:
             _synchronize()
+        finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def collect(self) -> dict[str, float]:
@@ -34,8 +40,18 @@ class PhaseTimer:
         out = {f"time/{name}": seconds for name, seconds in self._seconds.items()} | {
             "time/iteration": now - self._since
         }
-        self._seconds, self._since = {}, now
+        self._seconds, self._since, self.failed = {}, now, None
         return out
+
+
+class RunClock:
+    """Seconds of a run, over all its sessions."""
+
+    def __init__(self, before: float) -> None:
+        self._start = time.perf_counter() - before
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._start
 
 
 def _synchronize() -> None:

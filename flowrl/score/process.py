@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -140,11 +141,20 @@ class ProcessCall:
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
             self.close()
-            how = f"by signal {-code}" if code < 0 else f"with code {code}"
+            how = f"by signal {-code} ({_signal(-code)})" if code < 0 else f"with code {code}"
             raise RewardError(f"reward {self.name!r}: its process ended {how}") from None
         except BaseException:  # half a message may have been sent: what comes next would be misread
             self.close()
             raise
+
+
+def _signal(number: int) -> str:
+    """The name of a signal; SIGKILL is what a system sends whose memory runs out."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+    return f"{name}, as from a system without memory" if name == "SIGKILL" else name
 
 
 def _write(pipe: Any, content: bytes) -> None:
@@ -178,7 +188,7 @@ def _serve(requests: Any, replies: Any) -> None:
         use, name, options, device, dtype, batch_size, messages, threads = json.loads(_read(requests))
         torch.set_num_threads(threads)
         answer = adapt(find_reward(use), name, options, device, dtype, batch_size, messages)
-    except Exception as error:  # reported by the parent, as the user's mistake
+    except (Exception, SystemExit) as error:  # reported by the parent, as the user's mistake
         kind = "" if isinstance(error, UserError) else f"reward with process=true: {type(error).__name__}: "
         _say(replies, {"mistake": f"{kind}{error}"})
         return
