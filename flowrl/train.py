@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_heldout, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.report import write_anyway
 from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
@@ -23,7 +23,7 @@ from flowrl.runtime.preflight import check
 from flowrl.runtime.progress import Display
 from flowrl.runtime.resume import begin
 from flowrl.runtime.signals import Interrupts
-from flowrl.runtime.timing import PhaseTimer
+from flowrl.runtime.timing import Clock, PhaseTimer
 from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
@@ -90,8 +90,18 @@ def train(
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
     from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then.
-    Raises `UserError` for anything the user can mend; what was finished before is on disk.
+    Raises `UserError` for anything the user can mend; what was finished before is on disk. Raises `KeyboardInterrupt`
+    after Ctrl-C, when the iteration has been finished and saved (SIGTERM ends a run the same way, without an error).
     """
+    with display or Display(config.name) as shown:
+        asked = _train(config, resume, allow_changed, shown)
+    if asked == "SIGINT":
+        raise KeyboardInterrupt(f"saved; go on with --resume auto ({config.directory})")
+    return config.directory
+
+
+def _train(config: Config, resume: str | None, allow_changed: bool, shown: Display) -> str | None:
+    """The signal that ended the run, if one did."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
@@ -99,17 +109,16 @@ def train(
         inputs = describe(config, plan.train, plan.test)
         start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
         with Trackers(config, run, start.step if start else None) as trackers:  # before the model: a login can fail
-            session = open_session(plan)
+            session = open_session(plan, shown.stage)
             if start is not None:
                 session.restore(start.tensors, start.values)
-            _run(session, run, trackers, display, fresh=start is None)
-    return config.directory
+            return _run(session, run, trackers, shown, fresh=start is None)
 
 
-def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Display | None, fresh: bool) -> None:
-    shown = display or Display(session.config.name, session.config.train.iterations, session.progress.iteration)
+def _run(session: Session, run: RunDirectory, trackers: Trackers, shown: Display, fresh: bool) -> str | None:
+    shown.begin(session.config.name, session.config.train.iterations, session.progress.iteration)
     try:
-        with Interrupts() as interrupts, shown:
+        with Interrupts(shown.stopping) as interrupts:
             for name, style in session.rewards.styles.items():
                 if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
                     shown.note(f"reward {name}: {style}'s signature, adapted")
@@ -120,6 +129,9 @@ def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Displ
                 shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
             trackers.close()
             trackers.tell(shown.note)
+            for sentence in write_anyway(run.path, shown.stage):
+                shown.note(sentence)
+            return interrupts.requested
     finally:
         session.rewards.close()
 
@@ -128,7 +140,7 @@ def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock, first = PhaseTimer(), _Clock(progress.seconds), FirstRatio()
+    timer, clock, first = PhaseTimer(shown.phase), Clock(progress.seconds), FirstRatio()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
         latest = _evaluate(session, run, timer)
@@ -163,23 +175,13 @@ def _loop(
             return
 
 
-class _Clock:
-    """Seconds of a run, over all its sessions."""
-
-    def __init__(self, before: float) -> None:
-        self._start = time.perf_counter() - before
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self._start
-
-
 def _publish(
     session: Session,
     run: RunDirectory,
     trackers: Trackers,
     shown: Display,
     metrics: dict[str, float],
-    clock: _Clock,
+    clock: Clock,
 ) -> None:
     progress = session.progress
     progress.seconds = clock()
@@ -211,7 +213,7 @@ def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[st
     return metrics | watch_heldout(session, samples, scores)
 
 
-def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: _Clock) -> None:
+def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: Clock) -> None:
     session.progress.seconds = clock()
     tensors, values = session.state()
     options = session.config.checkpoint

@@ -46,8 +46,8 @@ def main() -> None:
         _fail(str(error))
     except usage_error as error:
         _fail(error.format_message())
-    except (typer.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+    except (typer.Abort, KeyboardInterrupt) as stopped:
+        print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
         sys.exit(130)
     else:
         sys.exit(code if isinstance(code, int) else 0)

@@ -23,20 +23,26 @@ def train(
     ] = False,
 ) -> None:
     """Train. Example: `flowrl train configs/quickstart.yaml train.iterations=50`"""
-    from flowrl.config import Config
-    from flowrl.runtime.preflight import check
+    from flowrl.runtime.progress import Display  # rich alone: it shows something while the rest is imported
 
-    plan = check(Config.load(config, overrides or []))
-    if dry_run:
-        from flowrl.runtime.listing import parts_of
+    with Display() as shown:
+        shown.stage("starting")
+        from flowrl.config import Config
+        from flowrl.runtime.preflight import check
 
-        facts = {"run": plan.config.name, "directory": str(plan.config.directory), "config": str(config)}
-        print_pairs([*facts.items(), *plan.geometry.lines(), *part_pairs(parts_of(plan.algorithm))])
+        plan = check(Config.load(config, overrides or []))
+        directory = plan.config.directory
+        if not dry_run:
+            from flowrl import train as run
+
+            run(plan.config, resume=resume, allow_changed=allow_changed, display=shown)
+    if not dry_run:
+        print(f"{directory}  (report: {directory / 'report.html'})")
         return
-    from flowrl import train as run
+    from flowrl.runtime.listing import parts_of
 
-    directory = run(plan.config, resume=resume, allow_changed=allow_changed)
-    print(f"{directory}  (flowrl report {directory})")
+    facts = {"run": plan.config.name, "directory": str(directory), "config": str(config)}
+    print_pairs([*facts.items(), *plan.geometry.lines(), *part_pairs(parts_of(plan.algorithm))])
 
 
 def show_config(

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 
 class PhaseTimer:
-    """Wall-clock seconds per named phase since the last ``collect``."""
+    """Wall-clock seconds per named phase since the last ``collect``. ``told`` is called with a phase that begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[str], None] | None = None) -> None:
+        self._told = told
         self._seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``; an accelerator's queue is emptied at both ends."""
+        if self._told is not None:
+            self._told(name)
         _synchronize()
         start = time.perf_counter()
         try:
@@ -36,6 +39,16 @@ class PhaseTimer:
         }
         self._seconds, self._since = {}, now
         return out
+
+
+class Clock:
+    """Seconds of a run, over all its sessions."""
+
+    def __init__(self, before: float) -> None:
+        self._start = time.perf_counter() - before
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._start
 
 
 def _synchronize() -> None:
