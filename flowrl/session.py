@@ -18,6 +18,7 @@ from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
+from flowrl.runtime.grid import remarks
 from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
 from flowrl.runtime.restore import open_policy
@@ -59,6 +60,8 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
+    remarks: Sequence[str] = ()
+    """What to say at the start: what is trained, and what the self-checks found."""
 
     def learning_rate(self) -> float:
         """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to
@@ -164,6 +167,7 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
         sampler: Any = algorithm.sampler
         for prompts in filter(None, (plan.train, plan.test)):
             policy.check_prompts((prompt.text for prompt in prompts.prompts), sampler.length)
+    found = [policy.adaptation.describe(), *remarks(algorithm, policy)]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
@@ -194,6 +198,7 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
         optimizer,
         scaler,
         inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
+        remarks=found,
     )
 
 

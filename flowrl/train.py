@@ -119,6 +119,8 @@ def _run(session: Session, run: RunDirectory, trackers: Trackers, shown: Display
     shown.begin(session.config.name, session.config.train.iterations, session.progress.iteration)
     try:
         with Interrupts(shown.stopping) as interrupts:
+            for sentence in session.remarks:
+                shown.note(sentence)
             for name, style in session.rewards.styles.items():
                 if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
                     shown.note(f"reward {name}: {style}'s signature, adapted")

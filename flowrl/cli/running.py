@@ -26,23 +26,29 @@ def train(
     from flowrl.runtime.progress import Display  # rich alone: it shows something while the rest is imported
 
     with Display() as shown:
-        shown.stage("starting")
+        shown.stage("starting", log=False)  # a mistake is one sentence in a log
         from flowrl.config import Config
         from flowrl.runtime.preflight import check
 
         plan = check(Config.load(config, overrides or []))
-        directory = plan.config.directory
+        directory, lines = plan.config.directory, []
         if not dry_run:
             from flowrl import train as run
 
             run(plan.config, resume=resume, allow_changed=allow_changed, display=shown)
-    if not dry_run:
-        print(f"{directory}  (report: {directory / 'report.html'})")
-        return
-    from flowrl.runtime.listing import parts_of
+        else:
+            from flowrl.models.planned import planned_adapter
+            from flowrl.runtime.listing import parts_of
 
-    facts = {"run": plan.config.name, "directory": str(directory), "config": str(config)}
-    print_pairs([*facts.items(), *plan.geometry.lines(), *part_pairs(parts_of(plan.algorithm))])
+            options = plan.config.model.arguments(plan.algorithm.family).get("lora")
+            adapter = planned_adapter(plan.config.model.path, plan.algorithm.family, options)
+            facts = {"run": plan.config.name, "directory": str(directory), "config": str(config)}
+            lines = [*facts.items(), *plan.geometry.lines(), *([("trained", adapter)] if adapter else [])]
+            lines += part_pairs(parts_of(plan.algorithm))
+    if dry_run:
+        print_pairs(lines)
+    else:
+        print(f"{directory}  (report: {directory / 'report.html'})")
 
 
 def show_config(

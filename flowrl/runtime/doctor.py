@@ -18,6 +18,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.decoding import make
 from flowrl.math.random import seeds
 from flowrl.runtime import environment
+from flowrl.runtime.grid import remarks
 from flowrl.runtime.preflight import Plan, check
 from flowrl.runtime.restore import open_policy
 from flowrl.score import load_rewards
@@ -70,6 +71,8 @@ def patient(config: Config) -> Iterator[Symptom]:
         trained = sum(parameter.numel() for parameter in policy.parameters())
         loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
         yield Symptom("model", "ok", loaded)
+        yield Symptom("trained", "ok", policy.adaptation.describe())
+        yield from (Symptom("time grid", "note", sentence) for sentence in remarks(plan.algorithm, policy))
         deviation = policy.check_parity()
         equal = (
             "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"

@@ -86,12 +86,13 @@ class Display:
             if self._live:
                 self._live.stop()
 
-    def stage(self, text: str) -> None:
-        """What the command does now, such as loading a model; a line of its own where there is no terminal."""
+    def stage(self, text: str, *, log: bool = True) -> None:
+        """What the command does now, such as loading a model; where there is no terminal, a line of its own if
+        ``log``."""
         if text == self._now:
             return
         self._now, self._since = text, time.perf_counter()
-        if self._live is None:
+        if self._live is None and log:
             self._print(f"{self._name}: {text}")
 
     def phase(self, name: str) -> None:
@@ -107,7 +108,8 @@ class Display:
 
     def update(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a finished iteration (counted from 1); earlier ones stay where this one has none."""
-        self._iteration, self._latest = iteration, {**self._latest, **metrics}
+        kept = {key: value for key, value in self._latest.items() if not key.startswith("time/")}
+        self._iteration, self._latest = iteration, {**kept, **metrics}
         if iteration == self._start:  # the evaluation before training, which is no iteration
             self._began = time.perf_counter()
         for key in COMPARED:
@@ -128,7 +130,7 @@ class Display:
 
     def _print(self, text: str) -> None:
         """Names and prompts of users are text: neither markup nor escape codes."""
-        self._console.print(plain(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console.print(plain(text), highlight=False, markup=False, emoji=False, soft_wrap=self._live is None)
 
     def _line(self, iteration: int, metrics: Mapping[str, float]) -> str:
         parts = [f"{label} {self._value(key)}" for label, key in ROWS if key in metrics]

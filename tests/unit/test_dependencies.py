@@ -1,9 +1,12 @@
 """flowrl on the libraries it stands on: which of their functions it needs, and what it says where one is missing."""
 
+import inspect
 import re
 import subprocess
 import tomllib
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,9 @@ from torch import nn
 
 from flowrl import errors
 from flowrl.errors import UserError
-from flowrl.models.lora import LoRAOptions, adapt
+from flowrl.models.loading import Placement
+from flowrl.models.lora import Adaptation, LoRAOptions, adapt
+from flowrl.models.text.network import Network
 
 
 def small_llama() -> nn.Module:
@@ -93,3 +98,45 @@ def test_no_text_installs_the_other_project_of_our_name():
     ]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert project["name"] == errors.DISTRIBUTION == "flowrl-finetune"
+
+
+# ---- names that move
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])
+def test_a_cache_is_given_and_taken_by_the_models_own_name(name):
+    """transformers 5.24 calls it `cache`, earlier ones and the code of checkpoints otherwise."""
+    seen = []
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 3)
+
+        def get_output_embeddings(self):
+            return self.head
+
+        def forward(self, **given):
+            seen.append((given.get(name), given["use_cache"]))
+            kept = {name: f"after {given[name]}"} if given["use_cache"] else {}
+            return SimpleNamespace(logits=self.head(torch.ones(1, 1, 2)), **kept)
+
+    takes = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in ("input_ids", name, "use_cache")]
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    Model.forward.__signature__ = inspect.Signature([itself, *takes])
+    network, at = Network(Model(), Adaptation({}, None), Placement("cpu", torch.float32)), torch.tensor([0])
+    inputs = {"input_ids": torch.tensor([[1]])}
+    assert network.read(inputs, at, at).cache is None
+    first = network.read(inputs, at, at, keep=True)
+    assert network.read(inputs, at, at, keep=True, cache=first.cache).cache == "after after None"
+    assert seen == [(None, False), (None, True), ("after None", True)]
+
+
+def test_decoding_asks_for_nothing_that_is_about_to_go():
+    from tests.parity.test_text_models import load
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        warnings.simplefilter("error", DeprecationWarning)
+        policy = load("llama")
+        policy.check_parity()

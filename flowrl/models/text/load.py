@@ -136,7 +136,7 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     source = Source(locate(path, family), options.get("trust_remote_code", False))
     model = open_model(source, family, placement.dtype, options.get("attention"))
     tokenizer = open_tokenizer(source)
-    adaptation = adapt(model, adapter, LANGUAGE, _spared(model))
+    adaptation = adapt(model, adapter, LANGUAGE, spared(model))
     model.to(placement.device)
     if options.get("gradient_checkpointing"):
         # transformers 5.23 renamed it
@@ -150,7 +150,7 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     return Network(model, adaptation, placement), tokenizer, source
 
 
-def _spared(model: Any) -> list[str]:
+def spared(model: Any) -> list[str]:
     """Layers that no adapter is put on unasked: the vocabulary layer, towers that read other than text, and what
     PEFT refuses to adapt."""
     head, recurrent = model.get_output_embeddings(), model.config.model_type in STATE_SPACE

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
 from flowrl.models.loading import Source
+from flowrl.models.lora import Adaptation
 from flowrl.models.text import export, probing
 from flowrl.models.text.condition import TextCondition, Tokens
 from flowrl.models.text.layout import Forward, Layout
@@ -157,6 +158,11 @@ class TextPolicy:
     def follow(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
         self.weights.follow(name, decay)
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What is trained in the network."""
+        return self.network.adaptation
 
     # ------------------------------------------------------------------------------------------------------- trust
     def check_parity(self) -> float:
