@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flowrl.cli.options import ConfigFile, Overrides
-from flowrl.printing import part_pairs, print_findings, print_pairs, print_table
+from flowrl.printing import part_pairs, print_findings, print_pairs, print_table, say
 
 
 def train(
@@ -33,8 +33,11 @@ def train(
         plan = check(Config.load(config, overrides or []))
         directory, lines = plan.config.directory, []
         if not dry_run:
+            import faulthandler
+
             from flowrl import train as run
 
+            faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
             run(plan.config, resume=resume, allow_changed=allow_changed, display=shown)
         else:
             from flowrl.models.planned import planned_adapter
@@ -48,7 +51,7 @@ def train(
     if dry_run:
         print_pairs(lines)
     else:
-        print(f"{directory}  (report: {directory / 'report.html'})")
+        say(f"{directory}  (report: {directory / 'report.html'})")
 
 
 def show_config(
@@ -62,7 +65,7 @@ def show_config(
 
     loaded = Config.load(config, overrides or [])
     check(loaded)
-    print(loaded.to_yaml() if as_yaml else loaded.explain(), end="" if as_yaml else "\n")
+    say(loaded.to_yaml().rstrip("\n") if as_yaml else loaded.explain())
 
 
 def doctor(

@@ -10,7 +10,8 @@ from typing import Self
 
 
 class Interrupts:
-    """While active, the first SIGINT or SIGTERM sets ``requested``; a second SIGINT raises KeyboardInterrupt at once.
+    """While active, the first SIGINT, SIGTERM or SIGHUP (the terminal was closed) sets ``requested``; a second SIGINT
+    raises KeyboardInterrupt at once. A signal that is ignored stays so: ``nohup`` has its way.
 
     Outside the main thread, where handlers cannot be set, it does nothing.
     """
@@ -23,7 +24,9 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._receive)
         return self
 

@@ -15,6 +15,8 @@ class PhaseTimer:
     def __init__(self, told: Callable[[str], None] | None = None) -> None:
         self._told = told
         self._seconds: dict[str, float] = {}
+        self.failed: str | None = None
+        """The innermost phase that an exception has left since the last ``collect``."""
         self._since = time.perf_counter()
 
     @contextmanager
@@ -26,8 +28,12 @@ class PhaseTimer:
         start = time.perf_counter()
         try:
             yield
-        finally:
+        except BaseException:
+            self.failed = self.failed or name
+            raise
+        else:
             _synchronize()
+        finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def collect(self) -> dict[str, float]:
@@ -37,11 +43,11 @@ class PhaseTimer:
         out = {f"time/{name}": seconds for name, seconds in self._seconds.items()} | {
             "time/iteration": now - self._since
         }
-        self._seconds, self._since = {}, now
+        self._seconds, self._since, self.failed = {}, now, None
         return out
 
 
-class Clock:
+class RunClock:
     """Seconds of a run, over all its sessions."""
 
     def __init__(self, before: float) -> None:
