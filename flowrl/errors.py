@@ -58,10 +58,12 @@ def missing(what: str, package: str, extra: str, otherwise: str = "") -> UserErr
 
 
 def told(error: BaseException) -> str:
-    """An exception of a stranger's code in one line: its type, its words and where it was raised."""
+    """An exception of a stranger's code in one line: its type, its words and the last line of theirs that it came
+    from."""
     words = " ".join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    theirs = [frame for frame in frames if not frame.filename.startswith(str(Path(__file__).parent))] or frames
+    where = f" ({theirs[-1].filename}:{theirs[-1].lineno} in {theirs[-1].name})" if theirs else ""
     return f"{type(error).__name__}: {clipped(words, 300)}{where}"
 
 

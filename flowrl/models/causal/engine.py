@@ -71,7 +71,8 @@ class VLLMEngine:
         ``temperature`` holds one value per row, 0 for greedy.
         """
         policy = self._policy
-        cut = {} if truncation.top_k is None else {"top_k": truncation.top_k}
+        cut = {"top_p": truncation.top_p, "top_k": truncation.top_k}
+        cut = {name: value for name, value in cut.items() if value not in (1.0, None)}
         prompts = [
             {"prompt_token_ids": condition.prompts[index, : int(condition.lengths[index])].tolist()}
             for index in condition.index.tolist()
@@ -82,10 +83,9 @@ class VLLMEngine:
                 max_tokens=length,
                 seed=int(seed) % SEED_LIMIT,
                 logprobs=0,  # of the drawn token only
-                stop_token_ids=[policy.end_token],
-                ignore_eos=True,  # a generation config may name other ends, behind which we would see padding as text
+                stop_token_ids=list(policy.end_tokens),
+                ignore_eos=True,  # the ends are ours, those of the generation config among them
                 detokenize=False,
-                top_p=truncation.top_p,
                 **cut,
             )
             for seed, heat in zip(seeds.tolist(), temperature, strict=True)
