@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from flowrl.math.random import seeds
+from flowrl.monitor import watch_heldout
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.restore import evaluated
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session
@@ -43,3 +45,18 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     described = describe_scores(scores, torch.zeros(len(prompts)))
     metrics = {"eval/reward/mean": described["reward/mean"]}
     return metrics | {f"eval/{n}/mean": described[f"reward/{n}/mean"] for n in scores.names}, samples, scores, keys
+
+
+def keep_heldout(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
+    """Evaluate, keep some of the samples in the run directory and let the monitor look: metrics."""
+    metrics, samples, scores, keys = evaluate_heldout(session, timer)
+    run.save_samples(
+        session.progress.iteration,
+        samples,
+        scores,
+        torch.zeros(len(samples)),
+        seeds=keys,
+        count=session.config.log.images,
+        folder=run.heldout_path,
+    )
+    return metrics | watch_heldout(session, samples, scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -156,11 +156,13 @@ def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
     return Samples(prompts, completions=decoded)
 
 
-def open_session(plan: Plan) -> Session:
-    """Load rewards and model of a checked run, the cheaper first."""
+def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Session:
+    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next."""
     config, algorithm = plan.config, plan.algorithm
+    say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
+    say(f"loading the model {config.model.path}")
     policy = open_policy(config)
     train, test, fitting = plan.train, plan.test, []
     if algorithm.family != "diffusion":
