@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -155,11 +156,13 @@ def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
     return Samples(prompts, completions=decoded)
 
 
-def open_session(plan: Plan) -> Session:
-    """Load rewards and model of a checked run, the cheaper first."""
+def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Session:
+    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next."""
     config, algorithm = plan.config, plan.algorithm
+    say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
+    say(f"loading the model {config.model.path}")
     policy = open_policy(config)
     train, test, fitting = plan.train, plan.test, []
     if algorithm.family != "diffusion":
@@ -208,7 +211,9 @@ def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[
         if prompts is None:
             sets.append(None)
             continue
-        fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
+        begun = None if name == "train" else plan.config.eval.prefill
+        with nullcontext() if begun is None else policy.beginning(begun):
+            fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
         dropped = len(prompts) - len(fitting)
         cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
         if dropped or cut:
