@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -210,7 +211,9 @@ def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[
         if prompts is None:
             sets.append(None)
             continue
-        fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
+        begun = None if name == "train" else plan.config.eval.prefill
+        with nullcontext() if begun is None else policy.beginning(begun):
+            fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
         dropped = len(prompts) - len(fitting)
         cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
         if dropped or cut:

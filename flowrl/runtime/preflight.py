@@ -48,6 +48,8 @@ def check(config: Config) -> Plan:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
+    if config.eval.prefill is not None and algorithm.family == "diffusion":
+        raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
     check_trackers(config.log.trackers)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
