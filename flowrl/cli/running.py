@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +66,18 @@ def show_config(
 
     loaded = Config.load(config, overrides or [])
     check(loaded)
-    say(loaded.to_yaml().rstrip("\n") if as_yaml else loaded.explain())
+    if as_yaml:
+        say(loaded.to_yaml().rstrip("\n"))
+        return
+    from flowrl.config.explain import explain, explained
+    from flowrl.runtime.explaining import algorithm_lines
+
+    options = algorithm_lines(loaded.algorithm)
+    if sys.stdout.isatty():
+        rows = [[line.key, line.value, line.origin, line.meaning] for line in explained(loaded, options)]
+        print_table(["key", "value", "from", "meaning"], rows)
+    else:
+        say(explain(loaded, options))
 
 
 def doctor(
