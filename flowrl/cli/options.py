@@ -19,6 +19,10 @@ ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or cau
 BaseModel = Annotated[str | None, typer.Option(help="Base model of a LoRA folder that does not name it.")]
 SuiteData = Annotated[Path | None, typer.Option(help="JSON lines for gsm8k or math500; prompts for suites of images.")]
 SuiteOptions = Annotated[list[str] | None, typer.Option(metavar="SUITE.KEY=VALUE", help="As in clip.path=FOLDER.")]
+Call = Annotated[
+    list[str] | None,
+    typer.Option("--call", metavar="KEY=VALUE", help="Argument of the pipeline's call, such as height=512."),
+]
 Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
 
 

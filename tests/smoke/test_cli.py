@@ -138,7 +138,7 @@ def test_algorithms_as_json_keep_the_contract(flowrl) -> None:
     assert all({"name", "paper", "families", "parts"} <= set(row) for row in rows)
     assert {"flow_grpo", "diffusion_nft"} <= {row["name"] for row in rows}
     one = flowrl("algorithms", "flow_grpo", "--diff", "flow_grpo_fast").out
-    assert "sampler.window" in one and "sampler.dynamics.use" not in one
+    assert "sampler.window" in one and "sampler.solver" not in one
 
 
 def test_rewards_as_json_keep_the_contract(flowrl) -> None:
