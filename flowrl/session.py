@@ -161,7 +161,11 @@ def open_session(plan: Plan) -> Session:
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
     policy = open_policy(config)
-    if algorithm.family != "diffusion":
+    if algorithm.family == "diffusion":
+        heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
+        for part in (algorithm.sampler, algorithm.estimator, heldout):
+            policy.check_guidance(vars(part).get("guidance"))
+    else:
         sampler: Any = algorithm.sampler
         for prompts in filter(None, (plan.train, plan.test)):
             policy.check_prompts((prompt.text for prompt in prompts.prompts), sampler.length)

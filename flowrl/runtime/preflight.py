@@ -12,7 +12,7 @@ from flowrl.data import PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import ValueLoss
-from flowrl.paths import expanded
+from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.runtime.tracking import check_trackers
@@ -50,6 +50,10 @@ def check(config: Config) -> Plan:
     check_trackers(config.log.trackers)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
+    if config.model.call:
+        from flowrl.models.diffusion.arguments import check_saved_call
+
+        check_saved_call(local(config.model.path), config.model.call)
     if config.model.adapter is not None and not expanded(config.model.adapter, "model.adapter").is_dir():
         raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
     for reward in config.rewards:
@@ -77,6 +81,9 @@ def check_family(path: str, family: str) -> None:
             raise UserError(
                 f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
             )
+    from flowrl.models.files import check_files
+
+    check_files(folder)
     from flowrl.models.text.opening import declared  # diffusers and transformers: only where there is a model
 
     found, certain = declared(path)
