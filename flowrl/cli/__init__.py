@@ -50,8 +50,8 @@ def main() -> None:
             _fail(str(error))
         except usage_error as error:
             _fail(error.format_message())
-        except (typer.Abort, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
+        except (typer.Abort, KeyboardInterrupt) as stopped:
+            print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
             sys.exit(130)
         except (OSError, MemoryError, RuntimeError) as error:
             limit = _limit(error)

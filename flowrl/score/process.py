@@ -28,7 +28,7 @@ from flowrl.score.adapting import Answer, adapt, version_of
 from flowrl.score.answers import as_scores, plain
 from flowrl.score.asking import RewardError
 from flowrl.score.finding import find_reward
-from flowrl.types import Prompt, Samples
+from flowrl.types import Chat, Prompt, Samples
 
 START_SECONDS = 600.0
 """For the imports and weights of a new worker, on a busy machine."""
@@ -78,7 +78,8 @@ class ProcessCall:
     def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float | None]:
         if self._process is None:
             self._start()
-        prompts = [[prompt.text, prompt.id, dict(prompt.columns)] for prompt in samples.prompts]
+        chats = [prompt.chat and prompt.chat.content for prompt in samples.prompts]
+        prompts = [[p.text, p.id, dict(p.columns), chat] for p, chat in zip(samples.prompts, chats, strict=True)]
         texts = None if samples.completions is None else list(samples.completions)
         numbers = None if group is None else group.tolist()
         try:
@@ -198,8 +199,12 @@ def _serve(requests: Any, replies: Any) -> None:
         except EOFError:
             return
         prompts, texts, numbers = header
-        samples = Samples([Prompt(*prompt) for prompt in prompts], load(blob).get("images"), texts)
+        samples = Samples([_prompt(*prompt) for prompt in prompts], load(blob).get("images"), texts)
         _say(replies, _reply(answer, name, samples, None if numbers is None else torch.tensor(numbers)))
+
+
+def _prompt(text: str, number: int, columns: dict[str, Any], chat: str | None) -> Prompt:
+    return Prompt(text, number, columns, None if chat is None else Chat(chat))
 
 
 def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) -> dict[str, Any]:
