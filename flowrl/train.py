@@ -14,6 +14,7 @@ from flowrl.heldout import evaluate_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_heldout, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
@@ -27,9 +28,6 @@ from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
 from flowrl.types import MisfitError
-
-RATIO_LIMIT = 1e-3
-"""Largest ``|ratio - 1|`` before the first update that float32 rounding explains."""
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
@@ -123,7 +121,7 @@ def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock = PhaseTimer(), _Clock(progress.seconds)
+    timer, clock, first = PhaseTimer(), _Clock(progress.seconds), FirstRatio()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
         latest = _evaluate(session, run, timer)
@@ -135,7 +133,7 @@ def _loop(
             if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
                 _save(session, run, latest, clock)
             raise
-        _check(session, metrics)
+        first.check(session, metrics)
         last = progress.iteration == config.train.iterations
         if config.eval.every and (last or progress.iteration % config.eval.every == 0):
             latest = _evaluate(session, run, timer)
@@ -144,7 +142,7 @@ def _loop(
             count = config.log.images
             run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
-        for sentence in [*shortage(session, metrics), *news(session, metrics)]:
+        for sentence in [*first.news(session, metrics), *shortage(session, metrics), *news(session, metrics)]:
             shown.note(sentence)
         halted = halt(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
@@ -225,14 +223,3 @@ def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock:
         keep=options.keep,
         best=options.best,
     )
-
-
-def _check(session: Session, metrics: dict[str, float]) -> None:
-    """Stop a run whose sampler and trainer disagree: its ratios, and so its gradients, would mean nothing."""
-    off = metrics["ratio/first_max_deviation"]
-    if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
-        raise UserError(
-            f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers "
-            "differently in sampling and in training; is there dropout, or a log-density summed over a large latent "
-            "(then set algorithm.estimator.reduction=mean)?"
-        )

@@ -26,20 +26,25 @@ MAX_SOURCE = 100_000
 class code_tests:  # noqa: N801 - the name a config uses
     """Fraction of tests that the program in a completion passes; with ``partial: false``, 1 for all of them, else 0.
 
-    Column ``tests``: Python sources such as ``assert f(2) == 3`` (after the optional column ``setup``, once per test),
+    Column ``tests``: Python sources such as ``assert f(2) == 3`` (after the optional column ``setup``, once per test;
+    where a test only defines ``check(candidate)``, functions ``test...`` or unittest's classes, they are run, the first
+    with the function that the optional column ``entry_point`` names),
     or columns ``inputs`` and ``outputs``: standard input of a run and the output it must give, compared line by line
     without trailing white space. The program is the last fenced block of the completion, or all of it. NaN where a
-    prompt has no tests, or where its tests cannot be run (below).
+    prompt has no tests, or where its tests cannot be run (below). A test that passes without asking the program
+    anything is not counted.
 
     A program runs only in `flowrl.score.sandbox`. One that hangs costs one zero and one timeout (``counts``). It
     cannot announce its own success: outputs are compared here, and tests run in a second sandbox that never sees the
     program. Its functions are called from there with arguments as data and answer with data, so leaving early,
-    printing, patching and ``__eq__`` gain nothing, and expected values are out of its reach. Objects of the program's
-    own classes stay with it and are reached by attribute and call; two of them are compared by their own ``__eq__``.
+    printing, patching and ``__eq__`` gain nothing, and expected values are out of its reach. The tests see Python's own
+    builtins and modules, whatever the program calls ``set`` or ``math`` (`flowrl.score.inside.asked_for` has the rule,
+    and what it does where the function asked for is called ``sum``). Objects of the program's own classes stay with it
+    and are reached by attribute and call; two of them are compared by their own ``__eq__``.
     What is not defended: weak tests (a constant that happens to be right; an expected value that is among the
-    arguments; a test that asks only whether something is true). What is not supported: tests that hand functions of
-    their own to the program (scored NaN, counted as ``crossing``), or that need the program's classes as classes
-    (``isinstance``, ``except``): those fail.
+    arguments; a test that asks only whether something is true, or evaluates text of the program's). What is not
+    supported: tests that hand functions of their own to the program (scored NaN, counted as ``crossing``), or that need
+    the program's classes as classes (``isinstance``, ``except``): those fail.
 
     ``seconds`` is the time for all tests of a program (for each run, with inputs), ``memory`` in bytes per process,
     ``workers`` the number of programs at a time. Raises `UserError` where the sandbox is missing or not proven tight.
@@ -70,7 +75,7 @@ class code_tests:  # noqa: N801 - the name a config uses
             json.dumps([program(text), *(_listed(column) for column in row)])
             for text, *row in zip(
                 completions,
-                *(columns.get(name, empty) for name in ("tests", "setup", "inputs", "outputs")),
+                *(columns.get(name, empty) for name in ("tests", "setup", "inputs", "outputs", "entry_point")),
                 strict=True,
             )
         ]
@@ -81,22 +86,22 @@ class code_tests:  # noqa: N801 - the name a config uses
         return torch.tensor([results[task][0] for task in tasks], dtype=torch.float64)
 
     def _score(self, task: str) -> tuple[float, str]:
-        source, tests, setup, inputs, outputs = json.loads(task)
+        source, tests, setup, inputs, outputs, entry_point = json.loads(task)
         if not tests and not inputs:
             return float("nan"), "untested"
         if len(source) > MAX_SOURCE:
             return 0.0, "broken"
         if tests:
-            passed, kind = _examine(self._sandbox, source, tests[: self.max_tests], "\n".join(setup))
-            asked = len(tests[: self.max_tests])
+            judging = {"tests": tests[: self.max_tests], "setup": "\n".join(setup), "entry_point": "".join(entry_point)}
+            passed, asked, kind = _examine(self._sandbox, source, judging)
         else:
             if len(inputs) != len(outputs):
                 raise UserError(f"code_tests: {len(inputs)} inputs but {len(outputs)} outputs for one prompt")
             pairs = list(zip(inputs, outputs, strict=True))[: self.max_tests]
             passed, kind = _compare(self._sandbox, source, pairs)
             asked = len(pairs)
-        if kind == "crossing":
-            return float("nan"), kind
+        if kind == "crossing" or (kind == "scored" and not asked):
+            return float("nan"), "untested" if kind == "scored" else kind
         share = passed / asked if kind == "scored" else 0.0
         return (share if self.partial else float(share == 1)), kind
 
@@ -119,8 +124,8 @@ def _compare(sandbox: Sandbox, source: str, pairs: Sequence[tuple[str, str]]) ->
     return passed, "scored"
 
 
-def _examine(sandbox: Sandbox, source: str, tests: Sequence[str], setup: str) -> tuple[int, str]:
-    """How many tests passed, asked from a sandbox of their own."""
+def _examine(sandbox: Sandbox, source: str, judging: dict[str, Any]) -> tuple[int, int, str]:
+    """How many tests passed of how many that ask something, asked from a sandbox of their own."""
     mine = sandbox.converse("program")
     try:
         deadline = time.monotonic() + sandbox.limits.seconds
@@ -128,40 +133,38 @@ def _examine(sandbox: Sandbox, source: str, tests: Sequence[str], setup: str) ->
         loaded = mine.receive(deadline)
         names = _names(loaded)
         if names is None:
-            return 0, "broken"
+            return 0, 1, "broken"
         judge = sandbox.converse("tests")
         try:
             deadline = time.monotonic() + sandbox.limits.seconds
-            judge.send(json.dumps({"tests": tests, "setup": setup, "names": names}).encode(), deadline)
-            return _relay(judge, mine, len(tests), deadline)
+            judge.send(json.dumps(judging | {"names": names}).encode(), deadline)
+            return _relay(judge, mine, len(judging["tests"]), deadline)
         finally:
             judge.close()
     except TimeoutError:
-        return 0, "timeout"
+        return 0, 1, "timeout"
     except EOFError:
-        return 0, "broken"
+        return 0, 1, "broken"
     finally:
         mine.close()
 
 
-def _relay(judge: Conversation, mine: Conversation, count: int, deadline: float) -> tuple[int, str]:
+def _relay(judge: Conversation, mine: Conversation, count: int, deadline: float) -> tuple[int, int, str]:
     """Carry calls and answers, unread, until every test has its verdict."""
-    passed = seen = 0
-    while seen < count:
-        line = judge.receive(deadline)
-        if line[:1] == b"t":
-            verdict = json.loads(line[1:])["verdict"]
-            seen, passed = seen + 1, passed + (verdict == "passed")
-            if verdict.startswith("crossing"):
-                return 0, "crossing"
-            continue
-        try:
-            mine.send(line[1:], deadline)
-            answer = mine.receive(deadline)
-        except EOFError:  # it left: this and all later calls fail
-            answer = b'{"raised": "EOFError", "message": "the program has ended"}'
-        judge.send(answer, deadline)
-    return passed, "scored"
+    passed = asked = 0
+    for _ in range(count):
+        while (line := judge.receive(deadline))[:1] != b"t":
+            try:
+                mine.send(line[1:], deadline)
+                answer = mine.receive(deadline)
+            except EOFError:  # it left: this and all later calls fail
+                answer = b'{"raised": "EOFError", "message": "the program has ended"}'
+            judge.send(answer, deadline)
+        verdict = json.loads(line[1:])["verdict"]
+        if verdict.startswith("crossing"):
+            return 0, 1, "crossing"
+        asked, passed = asked + (verdict != "vacuous"), passed + (verdict == "passed")
+    return passed, asked, "scored"
 
 
 def _names(line: bytes) -> dict[str, Any] | None:

@@ -23,12 +23,18 @@ def diffusion_nft(
     decay: float = 0.001,
     most: float = 0.5,
 ) -> Algorithm:
-    """The released SD3.5 defaults: no guidance, DPM-Solver++ rollouts of the old policy, which follows the live one
-    with decay ``min(decay n, most)`` after n optimiser steps; ``strength`` b is the same number in estimator and
-    objective."""
+    """The GenEval and PickScore settings of NVlabs/DiffusionNFT (22 Sep 2025) for SD3.5: no guidance, DPM-Solver++
+    rollouts of the old policy, which follows the live one with decay ``min(decay n, most)`` after n optimiser steps,
+    nine of all ten times of the rollout's grid at random. ``strength`` b is the same number in estimator and objective.
+    Flat groups stay in the mean.
+
+    OCR: ``strength: 0.1``, decay 0 for 75 steps and then 0.0075 a step up to 0.999
+    (``followers: {use: follower, name: old, decay: {use: ramp, slope: 0.0075, most: 0.999, start: 75}}``), two updates.
+    Several rewards: ``strength: 0.1, steps: 25, draws: 24``, and the rewards summed.
+    """
     return Algorithm(
         sampler=FlowSampler(steps=steps, solver="dpmpp_2m", guidance=1.0),
-        estimator=ContrastedMatching(draws=draws, times=GridTimes(fraction=0.99), strength=strength),
+        estimator=ContrastedMatching(draws=draws, times=GridTimes(fraction=1.0), strength=strength),
         advantage=GroupCentred(scale="global", ddof=0, eps=1e-4),
         objective=ImplicitPair(strength, max_advantage),
         regularizers=(Prediction(reference),) if reference > 0 else (),

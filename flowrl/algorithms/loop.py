@@ -10,7 +10,7 @@ PAPER = "arXiv:2503.00897"
 
 
 def loop(*, clip: float = 1e-4, eta: float = 1.0, steps: int = 50) -> Algorithm:
-    """No critic and no standard deviation, so the learning rate depends on the scale of the reward. K =
-    ``data.group``; the
-    paper's own clip and learning rate are unverified here, DDPO's are used."""
+    """No critic and no standard deviation, so the learning rate depends on the scale of the reward. K = ``data.group``.
+    No code was released: the paper's own clip and learning rate are not known here, and DDPO's sampler, trained steps
+    and clip are used."""
     return replace(ddpo(clip=clip, eta=eta, steps=steps), advantage=LeaveOneOut(), min_group=2)

@@ -23,8 +23,10 @@ def mix_grpo(
     every: int = 25,
     order: Literal["progressive", "random"] = "progressive",
 ) -> Algorithm:
-    """The released FLUX settings; several rewards are normalised one by one and then summed. Its Flash variant is
-    ``sampler.solver=dpmpp_2m`` with fewer steps (the compressed grid after the window is not built)."""
+    """The FLUX settings of Tencent-Hunyuan/MixGRPO (8 Aug 2025); several rewards are normalised one by one and then
+    summed; flat groups stay in the mean. Its Flash variant is ``sampler.solver=dpmpp_2m`` with fewer steps (the
+    compressed grid after the window is not built). Deviation: the release spaces its times by the fixed shift 3, here
+    the model's own scheduler does."""
     return Algorithm(
         sampler=FlowSampler(
             steps=steps,

@@ -93,6 +93,11 @@ class Matching:
     def decisions(self, recorded: int) -> tuple[int, int]:
         return self.draws, self.draws
 
+    @property
+    def fades(self) -> bool:
+        """Whether the weight vanishes with t, at least as fast as the sight that a network has of the noise."""
+        return self.weight in ("t", "t2", "huber", "ghuber")
+
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
         return probe_matching(self.times, self.draws, rollout, policy, seeds)
 
@@ -149,6 +154,11 @@ class ContrastedMatching:
     @property
     def frozen(self) -> tuple[str, ...]:
         return (self.to,)
+
+    @property
+    def fades(self) -> bool:
+        """The error of the predicted clean latent is t times that of the velocity."""
+        return True
 
     @property
     def told(self) -> bool:

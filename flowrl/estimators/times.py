@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from flowrl.math.random import normal, uniform
+from flowrl.types import MisfitError
+
+Times = TypeVar("Times", Tensor, float)
 
 TIME_STREAM = 1002
+NOISE_TIME = 0.02
+"""Below this time a matching error tells next to nothing of the policy, unless its weight vanishes with t: what is
+added there is the noise that the network cannot see, and a change of velocity moves the picture by t times it only."""
 
 
 @dataclass(frozen=True)
 class GridTimes:
     """Times of the rollout's own grid, from its first ``fraction``; distinct while there are enough.
 
-    ``stratified`` puts one draw in each of M equal parts (AWM), otherwise M are drawn without replacement
-    (DiffusionNFT).
-    ``skip`` leaves out the first times (1 = never pure noise).
+    ``stratified`` takes one index from each of M parts, between the whole parts of M + 1 evenly spaced bounds (AWM),
+    otherwise M are drawn without replacement (DiffusionNFT).
+    ``skip`` leaves out the first times (1 = never pure noise), ``least`` those below it (see `NOISE_TIME`).
     """
 
     fraction: float = 0.99
     skip: int = 0
     stratified: bool = False
+    least: float = 0.0
 
     def __call__(self, count: int, grid: Tensor, seeds: Tensor) -> Tensor:
-        steps = len(grid) - 1
-        usable = grid[self.skip : max(self.skip + 1, int(steps * self.fraction))]
+        usable = self.usable(grid)
         if self.stratified:
+            # the bounds count from the grid's start: skipping moves the parts, as in AWM's discrete_wo_init
+            end = self.skip + len(usable)
+            bounds = torch.linspace(self.skip, end, count + 1, dtype=torch.float64).long() - self.skip
+            width = (bounds[1:] - bounds[:-1]).double()
             u = uniform(seeds, (count,), stream=TIME_STREAM)
-            place = (torch.arange(count) + u) / count
-            return usable[(place * len(usable)).long().clamp(max=len(usable) - 1)]
+            return usable[(bounds[:-1] + (u * width).long()).clamp(max=len(usable) - 1)]
         repeats = -(-count // len(usable))
         order = uniform(seeds, (repeats, len(usable)), stream=TIME_STREAM).argsort(dim=-1)
         return usable[order.flatten(1)[:, :count]]
+
+    def usable(self, grid: Tensor) -> Tensor:
+        """The times of a grid [T + 1] that may be drawn."""
+        steps = len(grid) - 1
+        chosen = grid[self.skip : max(self.skip + 1, int(steps * self.fraction))]
+        chosen = chosen[chosen >= self.least]
+        if not len(chosen):
+            raise MisfitError(f"no time of the sampler's grid is left: lower times.least={self.least} or times.skip")
+        return chosen
+
+    def share_below(self, limit: float, grid: Tensor) -> float:
+        """The share of draws below ``limit``, for a grid [T + 1]."""
+        return float((self.usable(grid) < limit).double().mean())
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,11 @@ class UniformTimes:
     def __call__(self, count: int, grid: Tensor, seeds: Tensor) -> Tensor:
         place = (torch.arange(count) + uniform(seeds, (count,), stream=TIME_STREAM)) / count
         return shifted(self.low + (self.high - self.low) * place, self.shift)
+
+    def share_below(self, limit: float, grid: Tensor) -> float:
+        """The share of draws below ``limit``."""
+        place = (shifted(limit, 1 / self.shift) - self.low) / max(self.high - self.low, 1e-12)
+        return min(max(place, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -64,9 +94,16 @@ class LogitNormalTimes:
         draw = normal(seeds, (count,), stream=TIME_STREAM, dtype=torch.float64)
         return shifted((self.mean + self.std * draw).sigmoid(), self.shift).clamp(min=self.low)
 
+    def share_below(self, limit: float, grid: Tensor) -> float:
+        """The share of draws below ``limit``; all of the lower tail lies at ``low``."""
+        if limit <= self.low:
+            return 0.0
+        t = shifted(limit, 1 / self.shift)
+        return NormalDist(self.mean, self.std).cdf(math.log(t / (1 - t)))
 
-def shifted(t: Tensor, shift: float) -> Tensor:
-    """``shift t / (1 + (shift - 1) t)``: the time shift of SD3."""
+
+def shifted(t: Times, shift: float) -> Times:
+    """``shift t / (1 + (shift - 1) t)``: the time shift of SD3, whose inverse has shift ``1 / shift``."""
     return shift * t / (1 + (shift - 1) * t)
 
 

@@ -43,14 +43,15 @@ class Transitions:
     fraction: share of the recorded steps trained, drawn anew for each sample (DanceGRPO: 0.6).
     kl: what ``kl/<set>`` means. ``exact`` is the KL of the two kernels per latent element; ``per_time`` multiplies
     it by
-        ``|t' - t|``, which is what Flow-GRPO's code computes (its std omits the square root of the step).
+        ``|t' - t|``, which is what Flow-GRPO's code computes (its std omits the square root of the step); ``shift`` is
+        the mean squared shift of the mean itself, FlowCPS's.
     """
 
     measure: Literal["gaussian", "unit", "noise"] = "gaussian"
     reduction: Reduction = "mean"
     fraction: float = 1.0
-    kl: Literal["exact", "per_time"] = "per_time"
-    cfg_grad: CfgGrad = "cond"
+    kl: Literal["exact", "per_time", "shift"] = "per_time"
+    cfg_grad: CfgGrad = "both"
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -113,14 +114,20 @@ class Transitions:
         extra = {}
         for name, other in frozen.items():
             shift = mean - mean_of(rows.dynamics, x, other, t, t_next)
-            kl = kl_equal_variance(shift, s, 1) / elements(x, 1)
-            extra[f"kl/{name}"] = kl * (t - t_next).to(kl) if self.kl == "per_time" else kl
+            extra[f"kl/{name}"] = self._divergence(shift, s, (t - t_next).to(s))
             extra[f"prediction/{name}"] = mean_square(v - other, 1)
         if self.measure == "noise":
             logp = self._noise_ratio(mean, rows, x_next, s)
         else:
             logp = self._log(squared, s, elements(x, 1))
         return Likelihood(logp.reshape(n, d), {key: value.reshape(n, d) for key, value in extra.items()})
+
+    def _divergence(self, shift: Tensor, s: Tensor, step: Tensor) -> Tensor:
+        """[B] per latent element, from the shift [B, ...] of the mean."""
+        if self.kl == "shift":
+            return mean_square(shift.double(), 1)
+        kl = kl_equal_variance(shift, s, 1) / elements(shift, 1)
+        return kl * step if self.kl == "per_time" else kl
 
     def _log(self, squared: Tensor, s: Tensor, count: int) -> Tensor:
         factor = reduce_factor(self.reduction, count)

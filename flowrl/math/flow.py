@@ -18,6 +18,13 @@ from flowrl.types import Dynamics
 
 Coefficients = tuple[Tensor, Tensor, Tensor]
 
+LEAST_STD = 0.01
+"""A step with less noise (in units of the latent, whose noise has standard deviation 1) is negligible: it explores
+nothing."""
+MOST_PUSH = 10.0
+"""A step is also negligible if a velocity changed by 1 everywhere moves its mean by more than so many standard
+deviations: its log-ratio then drowns those of the others, which move by 0.05 to 2."""
+
 
 def clean_of(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """Predicted clean latent ``x - t v``."""
@@ -51,6 +58,13 @@ def measure_step(
     mean = mean_of(dynamics, x, v, t, t_next)
     s = dynamics.coefficients(t, t_next)[2].to(x.device)
     return squared_norm(x_next - mean, t.ndim) / s**2, mean, s
+
+
+def negligible(dynamics: Dynamics, times: Tensor) -> Tensor:
+    """[T] bool: the steps of a grid [T + 1] whose noise is too small to learn from, ``s < LEAST_STD`` or
+    ``|B| > MOST_PUSH s``. Deterministic steps are among them."""
+    _, b, s = dynamics.coefficients(times[:-1], times[1:])
+    return (s < LEAST_STD) | (b.abs() > MOST_PUSH * s)
 
 
 def _like(scalar: Tensor, x: Tensor) -> Tensor:

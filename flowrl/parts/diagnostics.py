@@ -9,6 +9,13 @@ from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import Batch, Likelihood, Rollout, Scores, TokenTrace
 
+DEVIATION = "ratio/first_max_deviation"
+"""Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
+OUTSIDE = "ratio/first_outside_clip"
+"""Share of the ratios that are clipped that lie outside the clip before an iteration's first update."""
+NEARLY_ALL = "ratio/first_deviation_p99"
+"""99th percentile of their ``|ratio - 1|``: the clip that would leave out one of a hundred."""
+
 
 class Tally:
     """Weighted sums over the micro-batches of an iteration, turned into means at the end."""
@@ -21,18 +28,22 @@ class Tally:
         self._norms: list[float] = []
         self._deviations: list[Tensor] = []
         self._mismatches: list[Tensor] = []
+        self._first: list[Tensor] = []
+        self._outside: list[Tensor] = []
 
     def block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
         with torch.no_grad():
             counted = batch.weight > 0
-            ratio = (live.logp - batch.old.logp).double().exp()
+            log_ratio = (live.logp - batch.old.logp).double()
+            ratio = log_ratio.exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
+                self._note_first(algorithm, (live.logp - batch.old.logp).double(), counted)
                 behaviour = getattr(batch.probe, "behaviour", None)
                 if behaviour is not None:
                     self._mismatches.append(_largest(live.logp - behaviour.to(live.logp), counted))
-            notes = {"ratio/mean": ratio, "ratio/log_square": ratio.log() ** 2}
+            notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             if algorithm.objective.bounds is not None:
                 low, high = algorithm.objective.bounds
                 beyond = torch.where(batch.advantage > 0, ratio > 1 + high, ratio < 1 - low)
@@ -42,6 +53,16 @@ class Tally:
                 self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
             self._count.append(counted.sum())
             self._open.append(loss.detach().double())
+
+    def _note_first(self, algorithm: Algorithm, log_ratio: Tensor, counted: Tensor) -> None:
+        """How far what is clipped lies from 1 before any update, and which of it the clip already cuts."""
+        bounds = algorithm.objective.bounds
+        if bounds is None:
+            return
+        acted = algorithm.objective.clipped_log_ratio(log_ratio, counted)
+        ratio = acted[counted if acted.shape == counted.shape else counted.any(dim=1, keepdim=True)].exp()
+        self._first.append((ratio - 1).abs())
+        self._outside.append((ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1]))
 
     def close_batch(self) -> float:
         """End an optimiser batch; returns its loss."""
@@ -65,11 +86,20 @@ class Tally:
         return {
             "loss": sum(float(loss) for loss in self._losses) / max(len(self._losses), 1),
             "grad_norm": sum(self._norms) / max(len(self._norms), 1),
-            "ratio/first_max_deviation": max((float(d) for d in self._deviations), default=0.0),
+            DEVIATION: max((float(d) for d in self._deviations), default=0.0),
+            **self._rounding(),
             "clip_fraction": 0.0,
             **means,
             **({"sampler/max_log_ratio": max(float(m) for m in self._mismatches)} if self._mismatches else {}),
         }
+
+    def _rounding(self) -> dict[str, float]:
+        """What the clip cuts before any update; nothing where there is no clip."""
+        if not self._first or not sum(map(len, self._first)):
+            return {}
+        far = torch.cat(self._first).sort().values
+        share = float(torch.cat(self._outside).double().mean())
+        return {OUTSIDE: share, NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
 
 
 def _largest(value: Tensor, where: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ class Traits:
     def bounds(self) -> tuple[float, float] | None:
         return None
 
+    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        return log_ratio
+
 
 @dataclass(frozen=True)
 class ScoreFunction(Traits):
@@ -74,6 +77,9 @@ class ClippedMean(Traits):
     def bounds(self) -> tuple[float, float]:
         return self.low, self.high
 
+    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        return sample_mean(log_ratio, mask)[:, None]
+
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         log_ratio = sample_mean(likelihood.logp - batch.old.logp, batch.weight > 0)
         return _clipped(log_ratio[:, None].expand_as(likelihood.logp), batch.advantage, self.low, self.high)
@@ -89,6 +95,35 @@ class ClippedWeight(Traits):
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         ratio = (likelihood.logp - batch.old.logp).detach().exp().clamp(max=1 + self.high)
         return -ratio * batch.advantage * likelihood.logp
+
+
+@dataclass(frozen=True)
+class AsymmetricClip(Traits):
+    """PPO's clip for ``A >= 0``; for ``A < 0`` the gain ``rho A - |A| (rho - 1)^2 / (2 clip)`` of SPO, whose slope is A
+    at ratio 1, 0 at ``1 - clip``, and beyond pulls back. FPO++ (arXiv:2602.02481), whose page and a port of it
+    (typoverflow/flow-rl) are the sources; the decisions of a sample are not coupled.
+
+    A clipped surrogate lets bad samples be repelled for ever: nothing pulls back what an update moved too far, and a
+    matching error can grow without bound. Here it is drawn back to ``1 - clip``. ``most`` caps the log-ratio of bad
+    samples, as the port does, so that the square stays finite.
+    """
+
+    clip: float = 0.05
+    most: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0:
+            raise ValueError(f"clip={self.clip} divides the pull of bad samples; give more than 0")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.clip, self.clip
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        log_ratio = likelihood.logp - batch.old.logp
+        ratio = log_ratio.clamp(max=self.most).exp()
+        pulled = -ratio * batch.advantage + batch.advantage.abs() * (ratio - 1) ** 2 / (2 * self.clip)
+        return torch.where(batch.advantage >= 0, _clipped(log_ratio, batch.advantage, self.clip, self.clip), pulled)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ ROWS = (
     ("eval", "eval/reward/mean"),
     ("rounds", "sampling/rounds"),
     ("ratio off by", "ratio/first_max_deviation"),
+    ("steps skipped", "scaler/skipped_steps"),
     ("KL", "kl/reference"),
     ("clipped", "clip_fraction"),
     ("loss", "loss"),

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.flow import ODE, Kernel, clean_of, dpm_solver_2m, mean_of, measure_step
+from flowrl.math.flow import ODE, Kernel, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
 from flowrl.math.random import derive, normal
 from flowrl.samplers.windows import Plan, Window
 from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, MisfitError, Rollout, Steps
@@ -38,6 +38,9 @@ class FlowSampler:
     """Return the last step's predicted clean latent instead of its noisy sample (DanceGRPO)."""
     record_mean: bool = False
     """Also keep the sampling policy's means (GRPO-Guard)."""
+    end: Literal["clean", "first_trained"] = "clean"
+    """Integrate to t = 0, or to the cleanest time the network was trained on and decode that state as it is, in the
+    scale of the model's own latents (DDPO's released code; the same for flow models, which are trained down to 0)."""
 
     @property
     def forwards(self) -> int:
@@ -56,8 +59,8 @@ class FlowSampler:
 
     @torch.no_grad()
     def __call__(self, policy: FlowPolicy, condition: Condition, draw: Draw) -> Rollout:
-        times = policy.times(self.steps)
-        plan = self.plan(draw)
+        times = self.grid(policy)
+        plan = self.plan(draw, times)
         x = policy.initial(self._noise(policy, draw), times)
         track = _Track(plan)
         previous: Tensor | None = None
@@ -78,18 +81,36 @@ class FlowSampler:
                 x = clean_of(before, v, t)
         return Rollout(
             condition=condition,
-            final=x,
+            final=_as_latents(x, times[-1]),
             group=draw.group,
             trace=track.steps(times, self.dynamics, self.guidance),
             times=times,
             forwards=self.steps * len(draw),
         )
 
-    def plan(self, draw: Draw) -> Plan:
-        """Which steps are stochastic and recorded."""
+    def grid(self, policy: FlowPolicy) -> Tensor:
+        """[steps + 1] float64: the times it visits."""
+        times = policy.times(self.steps)
+        if self.end == "first_trained":
+            times = torch.cat([times[:-1], policy.snap(torch.zeros(1, dtype=torch.float64)).to(times)])
+        return times
+
+    def plan(self, draw: Draw, times: Tensor | None = None) -> Plan:
+        """Which steps are stochastic and recorded; at most, without the grid [steps + 1] of a model."""
         if self.window is None:
             return Plan(range(0), range(0))
-        return self.window(self.steps, draw)
+        return self.window(self.steps, draw, self._noisy(times))
+
+    def reach(self, times: Tensor) -> range:
+        """The steps of a grid [steps + 1] that may be recorded, in whatever iteration."""
+        return range(0) if self.window is None else self.window.reach(self.steps, self._noisy(times))
+
+    def _noisy(self, times: Tensor | None) -> int | None:
+        """How many steps there are through the last one with noise that is not negligible."""
+        if times is None:
+            return None
+        noisy = (~negligible(self.dynamics, times)).nonzero()[:, 0]
+        return int(noisy[-1]) + 1 if len(noisy) else 0
 
     def _noise(self, policy: FlowPolicy, draw: Draw) -> Tensor:
         seeds = draw.seeds
@@ -105,6 +126,11 @@ class FlowSampler:
         if k in track.plan.recorded:
             track.record(x, x_next, measure_step(self.dynamics, x, v, x_next, t, t_next), self.record_mean)
         return x_next
+
+
+def _as_latents(x: Tensor, t: Tensor) -> Tensor:
+    """A state at time ``t`` in the scale in which the model holds it, ``x / sqrt((1 - t)^2 + t^2)``; itself at 0."""
+    return x / ((1 - t) ** 2 + t**2).sqrt().to(x) if float(t) > 0 else x
 
 
 class _Track:

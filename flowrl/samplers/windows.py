@@ -19,30 +19,49 @@ class Plan:
 
 @dataclass(frozen=True)
 class EveryStep:
-    """All steps stochastic; the last ``drop`` are not recorded (their noise is so small that its gradient explodes)."""
+    """All steps stochastic, all but the last ``drop`` recorded (a last step has so little noise that its gradient
+    explodes). ``drop=None`` leaves out the last steps whose noise is negligible on the model's own grid, however many
+    they are (`flowrl.math.flow.negligible`)."""
 
-    drop: int = 1
+    drop: int | None = 1
 
-    def __call__(self, steps: int, draw: Draw) -> Plan:
-        if steps <= self.drop:
-            raise ValueError(f"sampler.steps={steps} leaves no step to train after dropping {self.drop}; use more")
-        return Plan(range(steps), range(steps - self.drop))
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> Plan:
+        return Plan(range(steps), self.reach(steps, noisy))
+
+    def reach(self, steps: int, noisy: int | None = None) -> range:
+        """The steps that may be recorded."""
+        kept = (steps if noisy is None else noisy) if self.drop is None else steps - self.drop
+        if kept < 1:
+            why = "none has noise enough" if self.drop is None else f"{self.drop} are dropped"
+            raise ValueError(f"sampler.steps={steps} leaves no step to train, because {why}; use more")
+        return range(kept)
 
 
 @dataclass(frozen=True)
 class RandomWindow:
-    """``size`` steps starting uniformly in ``[0, stop * steps)``, the same for all samples of an iteration.
-    Flow-GRPO-Fast.
+    """``size`` steps that lie in the first ``stop`` of all, at a place drawn uniformly and shared by an iteration.
+    Flow-GRPO-Fast: ``start = randint(0, stop * steps - size)``, both ends included, so 0 to 2 of ten steps.
 
-    One window for the whole iteration, because a window per sample puts its own variance into the group's rewards.
+    The released code draws a place per call of the pipeline, so members of a group differ in it. Here they do not,
+    because a window per sample puts its own variance into the group's rewards.
     """
 
     size: int = 3
     stop: float = 0.5
 
-    def __call__(self, steps: int, draw: Draw) -> Plan:
-        starts = max(1, min(int(steps * self.stop), steps - self.size))
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> Plan:
+        starts = len(self.reach(steps)) - self.size + 1
         return _window(derive(draw.shared_seed, "window") % starts, self.size, steps)
+
+    def reach(self, steps: int, noisy: int | None = None) -> range:
+        """The steps that may be recorded."""
+        end = int(steps * self.stop)
+        if not 1 <= self.size <= end:
+            raise ValueError(
+                f"a window of size={self.size} does not fit into the first {end} of {steps} steps (stop={self.stop}); "
+                "lower its size, or raise stop or sampler.steps"
+            )
+        return range(end)
 
 
 @dataclass(frozen=True)
@@ -60,12 +79,16 @@ class SlidingWindow:
     every: int = 25
     order: Literal["progressive", "random"] = "progressive"
 
-    def __call__(self, steps: int, draw: Draw) -> Plan:
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> Plan:
         positions = max(1, steps - self.size)
         if self.order == "random":
             return _window(derive(draw.shared_seed, "window") % positions, self.size, steps)
         visited = range(0, positions, max(1, self.stride))
         return _window(visited[(draw.iteration // self.every) % len(visited)], self.size, steps)
+
+    def reach(self, steps: int, noisy: int | None = None) -> range:
+        """The steps that may be recorded."""
+        return range(max(1, steps - 1))
 
 
 def _window(start: int, size: int, steps: int) -> Plan:

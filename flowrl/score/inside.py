@@ -2,7 +2,8 @@
 
 This file is handed to the sandbox's interpreter as text and imports nothing but the standard library. The tests' side
 never runs the program's code: functions of the program are stand-ins whose calls travel, by the trainer, to the
-program's side and come back as data. So a program can pass a test only by answering with the right value.
+program's side and come back as data. So a program can pass a test only by answering with the right value. The tests
+run with Python's own builtins and modules, whatever names the program defines (`asked_for`).
 
 Lines of the channel: to the program ``{"source"}`` and then ``{"object", "how", "name", "args", "named"}``, answered by
 ``{"names"}``, ``{"value", "args"}`` or ``{"raised", "message"}``; from the tests ``c`` and a call, or ``t`` and a
@@ -11,6 +12,7 @@ verdict.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib.util
 import json
@@ -24,6 +26,10 @@ from typing import Any, TextIO
 PLAIN_INTEGER = 1 << 53
 LIMIT = 4 << 20
 """Characters of one message."""
+
+
+MODULES = {"np", "numpy", "pd", "pandas", "torch", "sympy", "scipy"}
+"""Modules beside the standard library's that tests name."""
 
 
 class RemoteError(Exception):
@@ -81,6 +87,10 @@ def decode(value: Any, resolve: Callable[[int], Any]) -> Any:
     if kind not in simple:
         raise RemoteError("not an encoded value")
     return simple[kind]()
+
+
+class VacuousError(Exception):
+    """A test passed without asking the program anything."""
 
 
 class Program:
@@ -167,7 +177,13 @@ class Stand:
         return _ask(self, "text")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stand) and _ask(self, "equal", other) is True
+        # One that is equal to a stranger, too, is equal to everything.
+        if not isinstance(other, Stand) or _ask(self, "equal", other) is not True:
+            return False
+        try:
+            return _ask(self, "equal", os.urandom(8).hex()) is not True
+        except Exception:  # an ``__eq__`` that knows only its own kind
+            return True
 
     __hash__ = object.__hash__
 
@@ -177,31 +193,83 @@ def _ask(stand: Stand, how: str, *args: Any, **named: Any) -> Any:
     return ask(number, how, args, named)
 
 
+def asked_for(setup: str, tests: list[str], entry_point: str) -> set[str]:
+    """Names that the tests take from the program: free names of theirs that Python does not define itself.
+
+    Never one that begins with ``__``. A builtin's name only where it is ``entry_point``, or where the tests name
+    nothing else and call this builtin alone (MBPP's task 126 asks for a function ``sum``). A module's name, or ``np``,
+    only where it is called: in ``math.isclose(f(1), 2)`` it means the module.
+    """
+    free, bound, called, dotted = set[str](), set[str](), set[str](), set[str]()
+    for source in (setup, *tests):
+        for node in ast.walk(_parsed(source)):
+            if isinstance(node, ast.Name):
+                (free if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                bound.add(node.name)
+            elif isinstance(node, ast.arg):
+                bound.add(node.arg)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                called.add(node.func.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                dotted.add(node.value.id)
+    modules = {name for name in dotted - called if name in MODULES or name in sys.stdlib_module_names}
+    wanted = {name for name in free if not name.startswith("__") and not hasattr(builtins, name)} - modules
+    mine = called & set(vars(builtins)) - bound
+    if not wanted - bound and len(mine) == 1:
+        wanted |= mine
+    return wanted | {entry_point}
+
+
+def _parsed(source: str) -> ast.AST:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it fails when it is run
+        return ast.Module([], [])
+
+
 class Tests:
     """The tests' side: runs them and reports one verdict each."""
 
     def __init__(self, incoming: TextIO, outgoing: TextIO) -> None:
         self.incoming, self.outgoing = incoming, outgoing
+        self.asked = 0
+        """Requests so far; a test without one proves nothing."""
 
-    def run(self, setup: str, tests: list[str], names: dict[str, Any]) -> None:
+    def run(self, setup: str, tests: list[str], names: dict[str, Any], entry_point: str) -> None:
         """Run every test in a namespace of its own; a line ``t`` follows each."""
+        wanted = asked_for(setup, tests, entry_point)
         for source in tests:
+            self.asked = 0
             try:
-                space: dict[str, Any] = {name: decode(value, self.stand) for name, value in names.items()}
+                space: dict[str, Any] = {
+                    name: decode(value, self.stand) for name, value in names.items() if name in wanted
+                }
+                constants = {name for name, value in space.items() if not isinstance(value, Stand)}
                 space["__name__"] = "tests"
+                space["__builtins__"] = builtins
                 types.FunctionType(compile(setup, "setup", "exec"), space)()
-                types.FunctionType(compile(source, "test", "exec"), space)()
+                code = compile(source, "test", "exec")
+                types.FunctionType(code, space)()
+                _run_definitions(space, source, entry_point)
+                if not self.asked and not constants & set(code.co_names):
+                    raise VacuousError
                 verdict = "passed"
+            except VacuousError:
+                verdict = "vacuous"
             except CrossingError as problem:
                 verdict = f"crossing: {problem}"
             except Exception as problem:  # the usual way to fail
                 verdict = f"failed: {type(problem).__name__}"
+            except SystemExit:  # a test that leaves early has not passed
+                verdict = "failed: SystemExit"
             _say(self.outgoing, {"verdict": verdict}, "t")
 
     def stand(self, number: int) -> Stand:
         return Stand(number, self.ask)
 
     def ask(self, number: int, how: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        self.asked += 1
         request = {
             "object": number,
             "how": how,
@@ -215,6 +283,21 @@ class Tests:
         for before, after in zip(args, answer["args"], strict=True):
             _take_over(before, decode(after, self.stand))
         return decode(answer["value"], self.stand)
+
+
+def _run_definitions(space: dict[str, Any], source: str, entry_point: str) -> None:
+    """Run what a test only defined: HumanEval's ``check(candidate)``, functions ``test...`` and unittest's classes."""
+    used = {node.id for node in ast.walk(_parsed(source)) if isinstance(node, ast.Name)}
+    for node in ast.iter_child_nodes(_parsed(source)):
+        if isinstance(node, ast.ClassDef) and any(kind.__name__ == "TestCase" for kind in space[node.name].__mro__):
+            outcome = sys.modules["unittest"].TestResult()
+            sys.modules["unittest"].defaultTestLoader.loadTestsFromTestCase(space[node.name]).run(outcome)
+            assert outcome.wasSuccessful()
+        elif isinstance(node, ast.FunctionDef) and node.name not in used:
+            if node.name == "check" and entry_point in space:
+                space["check"](space[entry_point])
+            elif node.name.startswith("test") and not node.args.args:
+                space[node.name]()
 
 
 def _raised(name: str) -> type[Exception]:
@@ -280,7 +363,7 @@ def main() -> None:
         _serve_program(incoming, outgoing)
     else:
         task = json.loads(incoming.readline())
-        Tests(incoming, outgoing).run(task["setup"], task["tests"], task["names"])
+        Tests(incoming, outgoing).run(task["setup"], task["tests"], task["names"], task["entry_point"])
 
 
 if __name__ == "__main__":

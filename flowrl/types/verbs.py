@@ -257,6 +257,10 @@ class Objective(Protocol):
         clip."""
         ...
 
+    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """The log-ratio that the clip acts on: [N, D] of each decision, or [N, 1] of the counted ones of a sample."""
+        ...
+
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         """[N, D] loss per decision."""
         ...

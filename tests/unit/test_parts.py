@@ -17,7 +17,7 @@ from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.emphases import InverseStep
 from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.regularizers import KLToOld
-from flowrl.parts.selections import DropFlatGroups
+from flowrl.parts.selections import DropFlatGroups, Everything
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
 from flowrl.types import Batch, Draw, Likelihood, Rows, Scores, StepRows
 from tests.contract.toys import gradients, roll, small, start
@@ -167,11 +167,14 @@ def test_windows() -> None:
     sliding = SlidingWindow(size=4, stride=1, every=2)
     starts = [sliding(10, draw(i)).recorded.start for i in range(16)]
     assert starts == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0, 0, 1, 1]  # back to the start, never the last step
-    for window in (sliding, RandomWindow(size=3), SlidingWindow(size=3, order="random")):
+    for window in (sliding, RandomWindow(size=3, stop=0.9), SlidingWindow(size=3, order="random")):
         for iteration in range(40):
             plan = window(10, draw(iteration))
             assert plan.stochastic == plan.recorded and len(plan.recorded) in (3, 4) and plan.recorded.stop <= 9
-    assert len({RandomWindow(size=3)(10, draw(i)).recorded.start for i in range(60)}) == 5  # [0, 5)
+    assert {RandomWindow(size=3)(10, draw(i)).recorded.start for i in range(60)} == {0, 1, 2}  # ends in the first half
+    assert {RandomWindow(size=3)(6, draw(i)).recorded.start for i in range(20)} == {0}  # FLUX: six steps, one place
+    with pytest.raises(ValueError, match="does not fit into the first 2 of 5 steps"):
+        RandomWindow(size=3)(5, draw(0))
     with pytest.raises(ValueError, match="size=10"):
         SlidingWindow(size=10)(10, draw(0))
 
@@ -266,8 +269,9 @@ def test_flat_groups_can_be_left_out_of_the_mean() -> None:
     table = torch.where(half[:, None], torch.ones_like(it.scores.rewards), it.scores.rewards)
     it.scores = replace(it.scores, rewards=table)
     it.advantage = algorithm.advantage(it.scores, {})
-    kept = gradients(algorithm, it)[0]
+    kept = gradients(replace(algorithm, selection=Everything()), it)[0]
     dropped = gradients(replace(algorithm, selection=DropFlatGroups()), it)[0]
+    assert algorithm.selection == DropFlatGroups()  # the released default
     assert torch.allclose(dropped, 2 * kept, rtol=1e-5, atol=1e-9)  # half the rows, so each weighs twice
 
 
@@ -313,7 +317,10 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
         ({"use": "flow_grpo", "sampler": {"steps": "ten"}}, "algorithm.sampler.steps: 'ten' will not do"),
         ({"use": "flow_grpo", "objective": "clipd"}, "algorithm.objective.use: there is no 'clipd'"),
         ({"kl": 1}, "algorithm.use"),
-        ({"use": "grpo", "objective": ["clipped"]}, "algorithm.objective: ['clipped'] names no part; known: Clipped"),
+        (
+            {"use": "grpo", "objective": ["clipped"]},
+            "algorithm.objective: ['clipped'] names no part; known: AsymmetricClip, C",
+        ),
         ({"use": "grpo", "sampler": None}, "algorithm.sampler: None names no part"),
         ({"use": "grpo", "credit": None}, "algorithm.credit.0: None names no part"),
         ({"use": "grpo", "regularizers": [{"weight": 0.1}]}, "algorithm.regularizers.0: {'weight': 0.1} names no part"),

@@ -1,9 +1,13 @@
 """Hostile programs: what they reach, what they cost, and that they cannot forge a result."""
 
+import math
 import os
+import re
 import shutil
 import socket
+import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +16,13 @@ import pytest
 
 from flowrl.errors import UserError
 from flowrl.score import sandbox as sandboxes
+from flowrl.score import system_calls
 from flowrl.score.sandbox import Limits, Sandbox, open_sandbox
+from flowrl.score.system_calls import compile_filter
 from flowrl.score.workers import WorkerError, WorkerPool
 from rewards.code_tests import code_tests, program
 
+ROOT = str(Path(__file__).parents[2])
 LIMITS = Limits(seconds=2.0, memory=256 << 20, processes=12)
 QUICK = {"seconds": 2.0, "memory": 256 << 20, "processes": 12}
 
@@ -129,6 +136,83 @@ print(ctypes.CDLL(None).unshare(0x10000000))
     assert first == "['65534', '0000000000000000', '0000000000000000', '1']" and second == "-1"
 
 
+def test_it_reaches_no_memory_beside_its_own_and_no_other_socket(box: Sandbox) -> None:
+    source = """
+import ctypes, os, socket
+c = ctypes.CDLL(None, use_errno=True)
+calls = {"shmget": (0, 1 << 20, 0o1600), "memfd_create": (b"x", 0), "msgget": (0, 0o1600), "semget": (0, 1, 0o1600)}
+calls |= {"ptrace": (0, 0, 0, 0), "unshare": (0x20000,), "mount": (b"none", b"/tmp", b"tmpfs", 0, 0)}
+print({name: (getattr(c, name)(*args), ctypes.get_errno()) for name, args in calls.items()})
+for number, first in ((425, 8), (447, 0), (250, 0), (435, 0), (100_000, 0), (0x40000000 | 41, 1)):
+    print(number, c.syscall(number, first, 0), ctypes.get_errno())
+for family in range(1, 46):
+    try:
+        socket.socket(family, socket.SOCK_DGRAM).close()
+        print("made", family)
+    except OSError:
+        pass
+one, other = socket.socketpair()
+one.send(b"pair")
+print(other.recv(9), os.waitstatus_to_exitcode(os.system("true")))
+"""
+    lines = box.run(source).output.decode().splitlines()
+    assert lines[0] == str(
+        dict.fromkeys(("shmget", "memfd_create", "msgget", "semget", "ptrace", "unshare", "mount"), (-1, 1))
+    )
+    assert lines[1:4] == ["425 -1 1", "447 -1 1", "250 -1 1"]
+    assert [line.split()[1:] for line in lines[4:7]] == [["-1", "38"]] * 3
+    assert lines[7:] == ["made 1", "made 2", "made 10", "b'pair' 0"]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_answers_as_its_table_says(machine: str) -> None:
+    code = compile_filter(machine)
+    assert code is not None and compile_filter("riscv64") is None
+    column, audit = system_calls.ARCHITECTURES[machine]
+
+    def verdict(number: int, first: int = 0, architecture: int = audit) -> int:
+        """What the kernel's machine returns (linux/bpf_common.h): load, jump on equal, greater, shared bits; return."""
+        data, at, held = struct.pack("=IIQQ", number, architecture, 0, first), 0, 0
+        while True:
+            op, yes, no, k = struct.unpack_from("=HBBI", code, 8 * at)
+            if op == 0x06:
+                return k
+            if op == 0x20:
+                held, at = struct.unpack_from("=I", data, k)[0], at + 1
+                continue
+            at += 1 + (yes if {0x15: held == k, 0x25: held > k, 0x45: bool(held & k)}[op] else no)
+
+    allow, refuse, unknown, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
+    denied = {numbers[column] for numbers in system_calls.DENIED.values()} - {None}
+    special = {system_calls.CLONE3[column]}
+    for number in range(480):
+        expected = refuse if number in denied else unknown if number in special else allow
+        if number > system_calls.NEWEST and number not in system_calls.NEWER:
+            expected = unknown
+        if number in (system_calls.SOCKET[column], system_calls.SOCKETPAIR[column]):
+            families = [family for family in range(50) if verdict(number, family) == allow]
+            assert families == [1, 2, 10] and verdict(number, 40) == refuse
+        else:
+            assert verdict(number) == expected, number
+    assert verdict(system_calls.CLONE[column], 0x11) == allow  # SIGCHLD: a fork
+    assert verdict(system_calls.CLONE[column], 0x3D0F00) == allow  # a thread of the C library
+    assert verdict(system_calls.CLONE[column], 0x10000011) == refuse and verdict(0x40000029, 1) == unknown
+    assert verdict(0, 0, 0x40000003) == kill
+
+
+def test_the_numbers_are_those_of_the_headers() -> None:
+    headers = {0: Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), 1: Path("/usr/include/asm-generic/unistd.h")}
+    if not all(path.exists() for path in headers.values()):
+        pytest.skip("needs the kernel's headers (apt install linux-libc-dev)")
+    for column, path in headers.items():
+        found = {name: int(number) for name, number in re.findall(r"__NR(?:3264)?_(\w+)\s+(\d+)\b", path.read_text())}
+        for name, numbers in system_calls.DENIED.items():
+            if numbers[column] is not None and name in found:
+                assert found[name] == numbers[column], name
+        for name in ("clone", "clone3", "socket", "socketpair"):
+            assert found[name] == getattr(system_calls, name.upper())[column]
+
+
 # --- what a program costs
 
 
@@ -209,6 +293,40 @@ def test_descriptors_and_input(box: Sandbox) -> None:
     assert box.run("f = [open('/dev/null') for _ in range(100)]").code == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(1, "Operation not permitted"), "CAP_SETUID"),
+        (OSError(8, "Exec format error"), "does not start"),
+    ],
+)
+def test_what_cannot_be_started_is_one_sentence(
+    error: OSError, words: str, monkeypatch: pytest.MonkeyPatch, box: Sandbox
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError, match=words):
+        box.run("print(1)")
+
+
+def test_root_that_may_not_become_nobody_is_told_so(box: Sandbox) -> None:
+    if os.geteuid() or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv")
+    code = "from flowrl.score.sandbox import open_sandbox; open_sandbox()"
+    limited = [
+        "setpriv",
+        "--bounding-set",
+        "-setuid,-setgid",
+        "--inh-caps",
+        "-setuid,-setgid",
+        sys.executable,
+        "-c",
+        code,
+    ]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=100, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.stderr.strip().splitlines()[-1].startswith("flowrl.errors.UserError: code_tests: flowrl runs as root")
+
+
 @pytest.mark.slow
 def test_it_refuses_without_bubblewrap_or_with_a_hole(monkeypatch: pytest.MonkeyPatch, box: Sandbox) -> None:
     open_sandbox.cache_clear()
@@ -221,12 +339,15 @@ def test_it_refuses_without_bubblewrap_or_with_a_hole(monkeypatch: pytest.Monkey
         "network": lambda *a: [*real(*a), "--share-net"],
         "host files": lambda *a: [*real(*a), "--ro-bind", "/etc", "/etc"],
         "fork bombs": real,
+        "(other sockets|memory that is not counted)": real,
     }
     for name, command in holes.items():
         with monkeypatch.context() as patch:
             patch.setattr(sandboxes, "_bubblewrap", command)
             if name == "fork bombs":
                 patch.setattr(sandboxes, "_prlimit", lambda limits: [])
+            if "not counted" in name:
+                patch.setattr(sandboxes, "filter_file", lambda: None)
             with pytest.raises(UserError, match=f"does not contain {name}"):
                 sandboxes._prove(Sandbox(LIMITS, box.python))
     with monkeypatch.context() as patch:
@@ -364,6 +485,83 @@ def f(x): return 1
     "nests deeply": "def f(x):\n  a = []\n  for _ in range(100000): a = [a]\n  return a",
     "answers too much": "def f(x): return 'x' * 20_000_000",
 }
+
+
+SHADOWS = {
+    "set": ("def set(x): return 1", "assert set(f(2)) == set([4, 7])"),
+    "abs": ("def abs(x): return 0", "assert abs(f(2) - 47.11) < 1e-6"),
+    "sorted": ("sorted = lambda x, **k: 1", "assert sorted(f(2)) == sorted([4, 7])"),
+    "round": ("def round(*a): return 1", "assert round(f(2), 3) == round(47.11, 3)"),
+    "str": ("str = lambda x: 'x'", "assert str(f(2)) == str(4711)"),
+    "all": ("def all(x): return True", "assert all(a == b for a, b in zip([f(2)], [4711]))"),
+    "any": ("def any(x): return False", "assert not any(a != b for a, b in zip([f(2)], [4711]))"),
+    "isinstance": ("def isinstance(*a): return True", "assert isinstance(f(2), str)"),
+    "type": ("class type: __new__ = lambda c, x: 1", "assert type(f(2)) == type('x')"),
+    "len": ("global len\nlen = lambda x: 3", "assert len([f(2)]) == len([1, 2])"),
+    "tuple": ("from builtins import bool as tuple", "assert tuple([f(2)]) == tuple([4, 7])"),
+    "print and callable": ("callable = int\ndef print(*a): pass", "assert not callable(f) or f(2) == 4711"),
+    "builtins": ("import builtins\nbuiltins.abs = lambda x: 0\n__builtins__['abs'] = len", "assert abs(f(2) - 47) < 1"),
+    "__builtins__": ("__builtins__ = {'abs': len}\n__import__ = print", "import math\nassert math.isclose(f(2), 47)"),
+    "a name that is sent though it may not be": (
+        "import sys\nmain = sys.modules['__main__']\nold = main.Program.load\n"
+        "main._say = lambda out, m, mark='': (out.write(main.json.dumps(m | "
+        "({'names': {'f': {'object': 0}, '__builtins__': {'dict': []}, 'abs': {'object': 0}, '__name__': 'x'}} "
+        "if 'names' in m else {})) + chr(10)), out.flush())\n",
+        "assert abs(f(2) - 47) < 1",
+    ),
+    "math": ("class math:\n  isclose = staticmethod(lambda *a: True)", "assert math.isclose(f(2), 4711)"),
+    "np": ("class np:\n  allclose = staticmethod(lambda *a: True)", "assert np.allclose(f(2), 4711)"),
+    "equal to its own kind and to all": (
+        "class P:\n  __eq__ = lambda s, o: True\n  __init__ = lambda s, x: None\n  double = lambda s: s",
+        "assert P(2).double() == P(4711)",
+    ),
+    "modules": (
+        "import sys, unittest, math\nmath.isclose = lambda *a: True\nsys.modules['math'] = object()\n"
+        "unittest.TestCase.assertEqual = lambda *a: None",
+        "import math\nassert math.isclose(f(2), 4711)",
+    ),
+    "unittest": (
+        "import unittest\nunittest.TestCase.assertEqual = lambda *a: None",
+        "import unittest\nclass T(unittest.TestCase):\n  def test(self): self.assertEqual(f(2), 4711)",
+    ),
+    "tracing": (
+        "import sys, signal, atexit, threading\nsys.settrace(lambda *a: None)\natexit.register(print, 'passed')\n"
+        'signal.signal(14, lambda *a: print(\'t{"verdict": "passed"}\'))\nsignal.alarm(1)\n'
+        "threading.Thread(target=print, args=('passed',)).start()",
+        "assert f(2) == 4711",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHADOWS)
+def test_names_of_the_program_change_nothing_that_the_tests_use(name: str, reward: code_tests) -> None:
+    source, test = SHADOWS[name]
+    assert score(reward, f"{source}\ndef f(x): return [x]\n{source}", test) == 0
+
+
+def test_honest_programs_may_use_such_names(reward: code_tests) -> None:
+    shadowing = "def abs(x): return 9\ndef f(x): return abs(x)"
+    assert score(reward, shadowing, "assert f(1) == 9 and abs(-1) == 1") == 1
+    common = "def sum(a, b):\n    return 6"  # MBPP's task 126
+    assert score(reward, common, "assert sum(10,15) == 6", "assert sum(100,150) == 93") == 0.5
+    assert score(reward, common, "assert sum(10,15) == len('123456')") == 0  # which of the two?
+    assert score(reward, common, "assert sum(10,15) == len('123456')", entry_point=["sum"]) == 1
+    calendar = "def calendar(x): return x"
+    assert score(reward, calendar, "assert calendar(3) == 3") == 1
+
+
+def test_tests_that_only_define_are_run(reward: code_tests) -> None:
+    check = "def check(candidate):\n    assert candidate(2) == 4"
+    right, wrong = "def f(x): return 2 * x", "def f(x): return x"
+    assert score(reward, right, check, entry_point=["f"]) == 1 and score(reward, wrong, check, entry_point=["f"]) == 0
+    assert score(reward, wrong, f"{check}\ncheck(f)") == 0 and score(reward, right, f"{check}\ncheck(f)") == 1
+    named = "x = f(1)\ndef test_it():\n    assert f(2) == 4"
+    assert score(reward, right, named) == 1 and score(reward, wrong, named) == 0
+    case = "import unittest\nclass T(unittest.TestCase):\n  def test(self): self.assertEqual(f(2), 4)"
+    assert score(reward, right, case) == 1 and score(reward, wrong, case) == 0
+    assert score(reward, right, "raise SystemExit") == 0
+    assert math.isnan(score(reward, right, check)) and math.isnan(score(reward, right, "assert 1 + 1 == 2"))
+    assert score(reward, right, "assert 1 + 1 == 2", "assert f(2) == 4", "assert f(2) == 5") == 0.5
 
 
 @pytest.mark.parametrize("name", FORGERIES)
