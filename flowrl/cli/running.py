@@ -49,7 +49,7 @@ def show_config(
     from flowrl.runtime.preflight import check
 
     loaded = Config.load(config, overrides or [])
-    check(loaded)
+    loaded = check(loaded).config
     print(loaded.to_yaml() if as_yaml else loaded.explain(), end="" if as_yaml else "\n")
 
 

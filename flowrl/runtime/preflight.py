@@ -8,11 +8,12 @@ from pathlib import Path
 
 from flowrl.algorithms import build
 from flowrl.config import Config
+from flowrl.config.model import LoRAConfig
 from flowrl.data import PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import ValueLoss
-from flowrl.paths import expanded
+from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.score.finding import check_reward
@@ -48,13 +49,49 @@ def check(config: Config) -> Plan:
         raise UserError(f"eval: {error}") from error
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
-    if config.model.adapter is not None and not expanded(config.model.adapter, "model.adapter").is_dir():
-        raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
+    config = with_adapter(config, algorithm.family)
     for reward in config.rewards:
         check_reward(reward.use)
     train = load_prompts(config.data.train)
     test = load_prompts(config.data.test) if config.data.test is not None else None
     return Plan(config, algorithm, counts, train, test)
+
+
+def with_adapter(config: Config, family: str) -> Config:
+    """The config with ``model.lora`` of the shape and strength of ``model.adapter``, where the user left them open.
+
+    Raises `UserError` for an adapter that is not there, cannot be read, or has another rank than ``model.lora`` says.
+    """
+    model, name = config.model, config.model.adapter
+    if name is None:
+        return config
+    from flowrl.models.adapters import read  # torch and diffusers: only where there is an adapter
+
+    place = expanded(name, "model.adapter")
+    try:
+        adapter = read(str(place) if place.exists() else name, local(model.path), family=family)
+    except UserError as error:
+        raise UserError(f"model.adapter: {error}") from error
+    if model.lora.model_fields_set - {"dropout"}:
+        ranks = sorted(set(adapter.ranks.values()))
+        if not model.lora.rank_pattern and ranks != [model.lora.rank]:
+            raise UserError(
+                f"model.lora.rank is {model.lora.rank}, and the adapter {name} has the rank"
+                f" {', '.join(map(str, ranks))}; leave model.lora out to take the adapter's own shape"
+            )
+        return config
+    options = adapter.options()
+    lora = LoRAConfig(
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=list(options.targets or ()),
+        dropout=model.lora.dropout,
+        rslora=options.rslora,
+        dora=options.dora,
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=dict(options.alpha_pattern),
+    )
+    return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
 
 
 def check_family(path: str, family: str) -> None:

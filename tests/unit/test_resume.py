@@ -217,7 +217,7 @@ def test_resume_notices_other_libraries(tmp_path: Path) -> None:
 
 
 def test_a_longer_run_under_a_decaying_rate_is_asked_about(tmp_path: Path) -> None:
-    decaying = {"optimizer": {"schedule": "cosine"}}
+    decaying: dict[str, Any] = {"optimizer": {"schedule": "cosine"}}
     started(tmp_path, **decaying)
     longer = written(tmp_path, train={"iterations": 12}, **decaying)
     run = RunDirectory(longer.directory)

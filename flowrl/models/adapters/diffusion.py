@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +28,18 @@ NETWORKS = ("transformer", "unet")
 ENCODERS = ("text_encoder", "text_encoder_2")
 DOWNS = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down", "_lora.down")
 """In names of matrices that lower the rank, over all tools."""
+TOOLS = {
+    "lora_unet_": "kohya's names of another model",
+    "lora_te": "kohya's names of a text encoder",
+    "lora_transformer_": "OneTrainer's names",
+    "lycoris_": "LyCORIS' names",
+    "diffusion_model.": "ComfyUI's names of another model",
+    "base_model.": "PEFT's names, which need adapter_config.json",
+    "transformer.": "diffusers' names of a transformer",
+    "unet.": "diffusers' names of a U-Net",
+    "text_encoder": "diffusers' names of a text encoder",
+}
+"""Beginnings of names, and whose they are."""
 EMPTY = (".diff", ".diff_b", "t5xxl", "position_embedding")
 """Parts of names that diffusers drops."""
 
@@ -51,8 +63,8 @@ def read(
         network = network or next((n for n in NETWORKS if any(key.startswith(f"{n}.") for key in tensors)), None)
         if network is None:
             raise UserError(f"{where} does not say which model it adapts; name it with --model FOLDER_OR_HUB_ID")
-    kind, unet = _pipeline(base) if base else (None, None)
-    network = network or (kind.transformer_name if kind is not None and unet is None else "unet")
+    kind, own, unet = _pipeline(base) if base else (None, str(network), None)
+    network = network or own
     renamed, alphas = _renamed(where, tensors, kind, unet, network)
     _account(where, tensors, renamed)
     return _adapter(where, base, network, renamed, alphas, metadata)
@@ -68,19 +80,19 @@ def _metadata(header: Mapping[str, str], where: str) -> dict[str, Any]:
     return value
 
 
-def _pipeline(model: str) -> tuple[Any, Any]:
-    """``(class that knows the names, the U-Net's configuration or None)`` of a pipeline; ``(None, None)`` where its
-    class reads no adapters."""
+def _pipeline(model: str) -> tuple[Any, str, Any]:
+    """``(class that knows the names, or None; where its denoiser is; the U-Net's configuration or None)``."""
     import diffusers
 
     from flowrl.models.text.opening import read_json
+    from flowrl.worlds.shapes import BASE
 
-    index = read_json(model, "model_index.json") or {}
+    place = str(BASE) if model == "shapes" and not Path(model).exists() else model
+    index = read_json(place, "model_index.json") or {}
     kind = getattr(diffusers, str(index.get("_class_name")), None)
-    unet = read_json(model, "unet/config.json") if "unet" in index else None
-    if kind is None or not hasattr(kind, "lora_state_dict"):
-        return None, None
-    return kind, SimpleNamespace(**unet) if unet is not None else None
+    unet = read_json(place, "unet/config.json") if "unet" in index else None
+    known = kind if kind is not None and hasattr(kind, "lora_state_dict") else None
+    return known, ("unet" if "unet" in index else "transformer"), SimpleNamespace(**unet) if unet else None
 
 
 def _renamed(
@@ -166,12 +178,11 @@ def _adapter(
     others = {key: value for key, value in renamed.items() if not key.startswith(f"{network}.")}
     strange = next((key for key in others if not key.startswith(tuple(f"{e}." for e in ENCODERS))), None)
     if strange is not None or not mine:
-        names = Counter(key.split(".")[0] for key in renamed)
-        raise UserError(
-            f"{where} holds no LoRA of the {network}: its names begin with {', '.join(names)}"
-            if not mine
-            else f"{where} holds {strange!r}, which is neither the {network}'s nor a CLIP text encoder's"
-        )
+        if mine:
+            raise UserError(f"{where} holds {strange!r}, which is neither the {network}'s nor a CLIP text encoder's")
+        first = min(renamed)
+        tool = next((tool for start, tool in TOOLS.items() if first.startswith(start)), "unknown names")
+        raise UserError(f"{where} holds no LoRA of the {network} of {base}: {first!r} is one of {tool}")
     mine, stray = _to_peft(mine)
     config = {k.removeprefix(f"{network}."): v for k, v in metadata.items() if k.startswith(f"{network}.")}
     check_fields(config, where)
@@ -220,31 +231,3 @@ def _bare(name: str, network: str) -> str:
     if not stem.endswith(".down.weight"):
         return stem
     return next(iter(convert_unet_state_dict_to_peft({stem: torch.empty(0)}))).removesuffix(DOWN)
-
-
-def place_encoders(pipeline: Any, adapter: Adapter, name: str) -> None:
-    """Put what an adapter holds for text encoders into the pipeline's, by diffusers' own loader; they stay frozen.
-
-    Raises:
-        UserError: where the pipeline has no such encoder, or its loader fails.
-    """
-    given = adapter.encoders
-    for prefix in ENCODERS:
-        if not any(key.startswith(f"{prefix}.") for key in given.get("tensors", ())):
-            continue
-        encoder = pipeline.components.get(prefix)
-        if encoder is None:
-            raise UserError(f"{adapter.origin} adapts {prefix}, which {type(pipeline).__name__} does not have")
-        try:
-            with quiet():
-                pipeline.load_lora_into_text_encoder(
-                    dict(given["tensors"]),
-                    network_alphas=dict(given["alphas"]) or None,
-                    text_encoder=encoder,
-                    prefix=prefix,
-                    adapter_name=name,
-                    metadata=dict(given["metadata"]) or None,
-                )
-        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, IndexError) as error:
-            raise UserError(f"{adapter.origin}: its part for {prefix} cannot be loaded: {error}") from error
-        encoder.requires_grad_(False).eval()

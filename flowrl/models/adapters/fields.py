@@ -79,7 +79,7 @@ def number(config: Mapping[str, Any], key: str, default: float, where: str) -> f
     value = config.get(key, default)
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
     if not good:
-        raise UserError(f"{where}: {key} should be a number above 0, found {str(value)[:60]!r}")
+        raise UserError(f"{where}: {key} should be a number above 0, found {repr(value)[:60]}")
     return value
 
 

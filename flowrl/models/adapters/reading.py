@@ -25,6 +25,7 @@ PREFIX = "base_model.model."
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FOREIGN = {
+    "model.diffusion_model.": "a whole checkpoint of a diffusion model",
     "hada_w1_a": "a LoHa of LyCORIS",
     "lokr_w1": "a LoKr of LyCORIS",
     "oft_": "an OFT adapter",
@@ -42,7 +43,6 @@ FOREIGN = {
     ".diff_b": "a file of weight differences (diff_b)",
     ".diff": "a file of weight differences (diff)",
     ".a1.weight": "a GLoRA of LyCORIS",
-    "model.diffusion_model.": "a whole checkpoint of a diffusion model",
     "lora_controlnet": "a Control-LoRA",
 }
 """What a part of a tensor's name says of a file that is no plain LoRA; the first that occurs."""
@@ -50,13 +50,13 @@ ELSEWHERE = ("clip_l",)
 """Of these, those that are a tensor's whole name: other files have the words in longer names."""
 
 
-def read(name: str | Path, model: str | None, network: str | None = None) -> Adapter:
+def read(name: str | Path, model: str | None, network: str | None = None, family: str | None = None) -> Adapter:
     """The adapter that ``name`` means: a folder, a ``.safetensors`` file, or a hub id (``owner/name``, with a file
     ``owner/name/file.safetensors``).
 
     model: the base model (folder or hub id), whose pipeline class knows the names of other tools; ``None``: as the
-    adapter says. network: ``transformer`` or ``unet`` for pipelines, ``None`` for language models and where the model
-    tells.
+    adapter says. network: ``transformer`` or ``unet`` for pipelines; ``None``: the model tells. family: of the model;
+    ``None``: adapters that are not PEFT's are those of image models.
 
     Raises:
         UserError: for what is not there, is a pickle, is damaged, is of another format (named), or has fields that
@@ -68,6 +68,10 @@ def read(name: str | Path, model: str | None, network: str | None = None) -> Ada
     if config is not None:
         return _of_peft(where, config, tensors)
     _refuse_foreign(tensors, where)
+    if file.name == PEFT_FILE or family not in (None, "diffusion"):
+        raise UserError(
+            f"{where} has no {CONFIG} beside its tensors, which would tell the adapter's strength; give PEFT's folder"
+        )
     return diffusion.read(where, tensors, header, model, network)
 
 

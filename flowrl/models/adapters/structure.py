@@ -49,7 +49,8 @@ class Adapter:
     def options(self, dropout: float = 0.0) -> LoRAOptions:
         """The options under which ``model.lora`` has exactly this adapter's shape and strength."""
         ranks, alphas = self.ranks, dict(self.alphas)
-        rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+        rank = Counter(ranks.values()).most_common(1)[0][0]
+        alpha = Counter(alphas.values()).most_common(1)[0][0]
         return LoRAOptions(
             rank=rank,
             alpha=alpha,

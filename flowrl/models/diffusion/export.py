@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from flowrl.errors import UserError
 from flowrl.models import exporting
 from flowrl.models.adapters import kohya
-from flowrl.models.adapters.diffusion import ENCODERS, place_encoders, quiet
+from flowrl.models.adapters.diffusion import ENCODERS, quiet
+from flowrl.models.adapters.encoders import folded, place_encoders
 from flowrl.models.adapters.structure import DOWN, UP
 from flowrl.models.diffusion.capture import predicted
 from flowrl.models.diffusion.recipe import PROBES
@@ -138,7 +139,7 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
             base.load_lora_weights(work)
     except (ValueError, NotImplementedError, AssertionError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"diffusers cannot read kohya's names of this adapter ({error}); export to diffusers, or adapt attention only"
+            f"diffusers cannot read kohya's names of this adapter ({error}); export to diffusers, or adapt attention"
         ) from error
     return base
 
@@ -178,7 +179,10 @@ def _encoders(policy: DiffusionPolicy) -> dict[str, Any]:
         if getattr(encoder, "peft_config", None):
             config = copy.deepcopy(encoder.peft_config[ADAPTER])
             config.target_modules = sorted(config.target_modules)
-            found[f"{name}_lora_layers"] = get_peft_model_state_dict(encoder, adapter_name=ADAPTER)
+            tensors = {f"{name}.{k}": v for k, v in get_peft_model_state_dict(encoder, adapter_name=ADAPTER).items()}
+            found[f"{name}_lora_layers"] = {
+                key.removeprefix(f"{name}."): value for key, value in folded(tensors, {}, name).items()
+            }
             found[f"{name}_lora_adapter_metadata"] = {k: sorted(v) if isinstance(v, set) else v
                                                       for k, v in config.to_dict().items()}  # fmt: skip
     return found

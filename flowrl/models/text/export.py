@@ -59,7 +59,8 @@ def load_adapter(policy: TextPolicy, directory: Path | str) -> None:
     from flowrl.models.adapters import read
 
     network = policy.network
-    exporting.load_adapter(network.model, network.adaptation, read(str(directory), policy.source.path))
+    adapter = read(str(directory), policy.source.path, family=policy.family)
+    exporting.load_adapter(network.model, network.adaptation, adapter)
 
 
 def _merged(policy: TextPolicy, work: Path) -> Any:
