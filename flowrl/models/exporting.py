@@ -141,10 +141,14 @@ def without_adapter(network: Any) -> Any:
     """``network`` itself with the layers that PEFT wrapped put back."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for name, module in list(network.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, attribute = name.rpartition(".")
-            setattr(network.get_submodule(parent), attribute, module.get_base_layer())
+    wrapped = {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, module in wrapped.items():
+        parent, _, attribute = name.rpartition(".")
+        if parent in wrapped:  # experts are wrapped once for each of their parameters
+            continue
+        while isinstance(module, BaseTunerLayer):
+            module = module.get_base_layer()
+        setattr(network.get_submodule(parent), attribute, module)
     if "peft_config" in vars(network):
         del network.peft_config
     network._hf_peft_config_loaded = False

@@ -95,7 +95,9 @@ def untie(network: Any, adaptation: Adaptation) -> None:
         UserError: where the weight is shared with the embeddings, which would change with it.
     """
     adapted = {name.rsplit(".lora_", 1)[0] for name in adaptation.parameters} if adaptation.lora else set()
-    weights = [getattr(network.get_submodule(name), "weight", None) for name in sorted(adapted)]
+    adapted = {name.removesuffix(".base_layer") for name in adapted}  # experts, wrapped once for each parameter
+    layers = [network.get_submodule(name) for name in sorted(adapted)]
+    weights = [layer.weight for layer in layers if getattr(layer, "weight", None) is not None]
     embeddings = network.get_input_embeddings().weight
     if any(weight is embeddings for weight in weights):
         raise UserError(
