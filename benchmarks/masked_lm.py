@@ -2,6 +2,7 @@
 
 Usage: python benchmarks/masked_lm.py --out DIR [--pilot] [--arms a,b] [--seeds 3]
 Every arm makes 16 prompts x 12 samples x 16 tokens per iteration, for 20 iterations (61,440 tokens), two updates each.
+A line shows tokens drawn, network rows evaluated and seconds (of this machine, evaluation included) side by side.
 ``--pilot`` first tries four learning rates per arm for 10 iterations with seed 100; the best one by the mean of its
 held-out scores is then used for seeds 0, 1, ... Held-out: 240 puzzles, sampled as in training (temperature 1, 8 steps).
 """
@@ -19,13 +20,27 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 
 SIZES = {"length": 16, "steps": 8, "block": 16, "temperature": 1.0}
+SAMPLER = {
+    "order": "max_prob",
+    "schedule": "even",
+    "top_p": 1.0,
+    "tempered_order": False,
+}  # the same for all, and exact; each method's own is its released one
 ARMS: dict[str, dict[str, Any]] = {
     "diffu_grpo": {"kl": 0.0, "corrupt": 0.0},
     "elbo_pg": {"draws": 4},
     "gdpo_dllm": {"nodes": 3},
-    "spg": {"draws": 2, "corrupt": 0.0},
+    "gdpo_paper": {
+        "use": "gdpo_dllm",
+        "clip": 0.2,
+        "objective": {"by_length": False},
+        "emphasis": {"use": "by_length", "power": -1.0},
+        "estimator": {"plan": {"counts": "bernoulli"}},
+    },  # as the paper writes it, and as this table had it before
+    "spg": {"draws": 2, "corrupt": 0.0, "estimator": {"plan": {"block": 4}}},  # two views take two of four blocks
+    "spg_unbiased": {"use": "spg", "corrupt": 0.0, "estimator": {"plan": {"use": "block_random", "block": 16}}},
     "bgpo": {"draws": 16},
-    "coupled_grpo": {"kl": 0.0},
+    "coupled_grpo": {"kl": 0.0, "top_p": 1.0},
     "unigrpo": {"kl": 0.0},
     "wd1": {"corrupt": 0.0, "weight_temperature": 0.2},
     "sepo": {},
@@ -43,7 +58,7 @@ def config(arm: str, rate: float, seed: int, iterations: int, out: Path) -> Conf
         {
             "name": arm,
             "model": {"path": "sudoku", "full": True},
-            "algorithm": {"use": arm, **SIZES, **ARMS[arm]},
+            "algorithm": {"use": arm, **SIZES, "sampler": SAMPLER, **ARMS[arm]},
             "data": {"train": "sudoku:train", "test": "sudoku:test", "prompts": 16, "group": 12},
             "rewards": [
                 {"use": "sudoku", "options": {"mode": "mixed"}},
@@ -94,6 +109,9 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen_file = Path(__file__).parent / "masked_lm_rates.json"
     chosen: dict[str, float] = json.loads(chosen_file.read_text()) if chosen_file.exists() else {}
+    if not arguments.pilot:
+        print("| method | rate | end | each seed | mean of the curve | tokens | network forwards | seconds | curve |")
+        print("|---" * 9 + "|", flush=True)
     for arm in arguments.arms.split(","):
         if arguments.pilot:
             scores = {}
@@ -111,11 +129,14 @@ def main() -> None:
         means = [statistics.mean(column) for column in columns]
         ends = ", ".join(f"{curve[-1]['eval/strict/mean']:.3f}" for curve in curves)
         spread = statistics.stdev(columns[-1]) / len(curves) ** 0.5 if len(curves) > 1 else 0.0
-        forwards = statistics.mean(curve[-1]["network/forwards"] for curve in curves)
+        forwards, seconds, samples = (
+            statistics.mean(curve[-1][key] for curve in curves) for key in ("network/forwards", "time", "samples")
+        )
         area = statistics.mean(means[1:])
         print(
-            f"{arm:14} lr {chosen[arm]:g} | end {means[-1]:.3f} ± {spread:.3f} ({ends}) | mean of curve {area:.3f} "
-            f"| forwards {forwards:,.0f} | {' '.join(f'{m:.2f}' for m in means)}",
+            f"| `{arm}` | {chosen[arm]:g} | {means[-1]:.3f} ± {spread:.3f} | {ends} | {area:.3f} "
+            f"| {samples * SIZES['length']:,.0f} | {forwards:,.0f} | {seconds:.0f} "
+            f"| {' '.join(f'{m:.2f}' for m in means[1:])} |",
             flush=True,
         )
 

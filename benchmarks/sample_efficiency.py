@@ -3,9 +3,9 @@
     python benchmarks/sample_efficiency.py --out /tmp/efficiency --seeds 0 1 2 --jobs 2
     python benchmarks/sample_efficiency.py --out /tmp/efficiency --table      # only tabulate what is there
 
-Same base, prompts, group size, images per iteration and evaluation for all; per method only the settings in ARMS
-differ. Runs
-that exist are not repeated.
+Same base, prompts, group size, images per iteration and evaluation for all; per method only the settings in arms.json
+differ. Runs that exist are not repeated. Seconds are of the machine while the run had it: compare them only between
+runs that shared it alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -40,30 +42,60 @@ def run(arm: str, overrides: list[str], seed: int, out: Path, iterations: int) -
     print(f"{arm} seed {seed}: exit {code}", flush=True)
 
 
-def curve(directory: Path) -> list[dict[str, float]]:
-    """The evaluated lines of a run."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "eval/strict/mean" in line]
+PHASES = ("sample", "decode", "reward", "advantage", "update")
+"""What the seconds of a method are: evaluation, the monitor and loading are the same for all and not counted."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation of a run, and what had been spent until then."""
+
+    strict: float
+    images: int
+    evaluations: int
+    """Network evaluations: rows through the denoiser, with and without gradient."""
+    seconds: float
+
+
+def curve(directory: Path) -> list[Point]:
+    """The evaluations of a run, from the untrained base on."""
+    points, seconds = [], 0.0
+    for line in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()):
+        seconds += sum(line.get(f"time/{phase}", 0.0) for phase in PHASES) if line["step"] else 0.0
+        if "eval/strict/mean" in line:
+            points.append(Point(line["eval/strict/mean"], line["samples"], line["network/forwards"], seconds))
+    return points
 
 
 def table(out: Path, seeds: list[int], mark: float) -> str:
-    """Final strict score, its spread over seeds, and images and forwards to reach ``mark``."""
+    """Strict scores over images, and what it took to reach ``mark`` and the end: images, network evaluations and
+    seconds side by side."""
+    runs = {arm: [out / f"{arm}-{seed}" for seed in seeds if (out / f"{arm}-{seed}" / "done").exists()] for arm in ARMS}
+    curves = {arm: [curve(directory) for directory in found] for arm, found in runs.items() if found}
+    if not curves:
+        return "no finished run"
+    images = " / ".join(str(point.images) for point in next(iter(curves.values()))[0])
     rows = [
-        "| method | final strict, mean (each seed) | images to reach mark | network forwards to reach mark | seconds |"
+        f"| method | strict at {images} images, mean of the seeds | last two, each seed | to {mark:.2f}: images "
+        "| network evaluations | seconds | in all: images | network evaluations | seconds |",
+        "|---" * 9 + "|",
     ]
-    rows += ["|---|---|---|---|---|"]
-    for arm in ARMS:
-        curves = [curve(out / f"{arm}-{s}") for s in seeds if (out / f"{arm}-{s}" / "done").exists()]
-        if not curves:
-            continue
-        finals = [sum(line["eval/strict/mean"] for line in c[-2:]) / len(c[-2:]) for c in curves]
-        reached = [next((line for line in c if line["eval/strict/mean"] >= mark), None) for c in curves]
-        images = ", ".join("never" if r is None else f"{r['samples']:.0f}" for r in reached)
-        forwards = ", ".join("never" if r is None else f"{r['network/forwards']:.0f}" for r in reached)
-        seconds = ", ".join(f"{c[-1]['time']:.0f}" for c in curves)
-        each = ", ".join(f"{f:.3f}" for f in finals)
-        rows.append(f"| {arm} | {sum(finals) / len(finals):.3f} ({each}) | {images} | {forwards} | {seconds} |")
+    for arm, found in curves.items():
+        mean = " ".join(f"{sum(p.strict for p in points) / len(points):.3f}" for points in zip(*found, strict=True))
+        last = " ".join(f"{sum(p.strict for p in c[-2:]) / 2:.3f}" for c in found)
+        reached = [next((point for point in c if point.strict >= mark), None) for c in found]
+        rows.append(f"| `{arm}` | {mean} | {last} | {_spent(reached)} | {_spent([c[-1] for c in found])} |")
     return "\n".join(rows)
+
+
+def _spent(points: Sequence[Point | None]) -> str:
+    """Images, network evaluations (in thousands) and seconds of each seed, as three cells."""
+    if not any(points):
+        return "never | never | never"
+    cells = [
+        [f"{p.images}", f"{p.evaluations / 1000:.1f}k", f"{p.seconds:.0f}"] if p else ["never"] * 3 for p in points
+    ]
+    return " | ".join(" ".join(column) for column in zip(*cells, strict=True))
 
 
 def main() -> None:
@@ -71,9 +103,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=24)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--mark", type=float, default=0.6, help="strict score to count images up to")
+    parser.add_argument("--mark", type=float, default=0.7, help="strict score to count up to")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

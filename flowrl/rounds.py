@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
     """
     config, algorithm = session.config, session.algorithm
     most, wanted = algorithm.selection.rounds, config.data.prompts
+    enough = math.ceil(algorithm.selection.share * wanted)
     account, kept, missing = _Account(), None, wanted
     while True:
         made, scoring = _round(session, len(account.groups), timer)
@@ -98,7 +100,7 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
             kept = made  # as it is, without a copy
         elif len(fresh):
             kept = _joined(session, kept, made.take(torch.isin(made.rollout.group, fresh).nonzero()[:, 0]), timer)
-        if not missing or len(account.groups) == most:
+        if wanted - missing >= enough or len(account.groups) == most:
             break
         del made, scoring  # before the next round takes as much memory again
     chosen = kept or made
@@ -113,7 +115,9 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
 
 def shortage(session: Session, metrics: Mapping[str, float]) -> list[str]:
     """What to say of an iteration that learned from fewer groups than it should."""
-    wanted, found = session.config.data.prompts, metrics.get(GROUPS, float("inf"))
+    share = session.algorithm.selection.share
+    wanted = math.ceil(share * session.config.data.prompts)
+    found = metrics.get(GROUPS, float("inf"))
     if found >= wanted:
         return []
     return [
@@ -149,7 +153,7 @@ def _joined(session: Session, before: _Made | None, fresh: _Made, timer: PhaseTi
     samples = joined([part.samples for part in parts])
     group = torch.arange(len(samples)) // session.config.data.group
     with timer("sample"):  # encoded anew, so that no more than the prompts that stay are held
-        condition = session.policy.condition([prompt.text for prompt in samples.prompts])
+        condition = session.policy.condition([prompt.asked for prompt in samples.prompts])
     return _Made(
         joined_rollouts([part.rollout for part in parts], condition, group),
         samples,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.runtime.checkpoint import Exporter
+from flowrl.runtime.grid import remarks
 from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
 from flowrl.runtime.restore import evaluated, open_policy
@@ -59,6 +61,8 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
+    remarks: Sequence[str] = ()
+    """What to say at the start: what is trained, and what the self-checks found."""
 
     def learning_rate(self) -> float:
         """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to
@@ -106,7 +110,7 @@ class Session:
             return made
 
         with timer("sample"):
-            condition = self.policy.condition([prompt.text for prompt in prompts])
+            condition = self.policy.condition([prompt.asked for prompt in prompts])
         with self.policy.using(weights):
             rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
         return rollout, joined(chunks)
@@ -153,16 +157,22 @@ def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
     return Samples(prompts, completions=decoded)
 
 
-def open_session(plan: Plan) -> Session:
-    """Load rewards and model of a checked run, the cheaper first."""
+def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Session:
+    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next."""
     config, algorithm = plan.config, plan.algorithm
+    say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
+    say(f"loading the model {config.model.path}")
     policy = open_policy(config)
-    if algorithm.family != "diffusion":
-        sampler: Any = algorithm.sampler
-        for prompts in filter(None, (plan.train, plan.test)):
-            policy.check_prompts((prompt.text for prompt in prompts.prompts), sampler.length)
+    train, test, fitting = plan.train, plan.test, []
+    if algorithm.family == "diffusion":
+        heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
+        for part in (algorithm.sampler, algorithm.estimator, heldout):
+            policy.check_guidance(vars(part).get("guidance"))
+    else:
+        train, test, fitting = _fitted(plan, policy)
+    found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
@@ -187,13 +197,35 @@ def open_session(plan: Plan) -> Session:
         config,
         policy,
         algorithm,
-        plan.train,
-        plan.test,
+        train,
+        test,
         rewards,
         optimizer,
         scaler,
         inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
+        remarks=found,
     )
+
+
+def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
+    """The prompts for training and testing that leave room for a completion, as ``data.overlong`` says, and what was
+    done to the others."""
+    sampler: Any = plan.algorithm.sampler
+    sets, done = [], []
+    for name, prompts in (("train", plan.train), ("test", plan.test)):
+        if prompts is None:
+            sets.append(None)
+            continue
+        begun = None if name == "train" else plan.config.eval.prefill
+        with nullcontext() if begun is None else policy.beginning(begun):
+            fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
+        dropped = len(prompts) - len(fitting)
+        cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
+        if dropped or cut:
+            what = "left out" if dropped else "shortened"
+            done.append(f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}")
+        sets.append(fitting)
+    return sets[0], sets[1], done
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

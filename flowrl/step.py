@@ -21,7 +21,7 @@ from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.diagnostics import Tally
-from flowrl.types import Batch, Likelihood, Rollout, Rows, Scores, iterate_blocks
+from flowrl.types import Batch, Likelihood, MisfitError, Rollout, Rows, Scores, TokenTrace, iterate_blocks
 
 CHECK_ROWS = 8
 """Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
@@ -121,12 +121,22 @@ def _probe(
     """What is known before the first update: one matrix for all epochs, or one for each where the algorithm draws its
     probes anew."""
     keep = algorithm.selection(scores, advantage)
+    if algorithm.drop_cut:
+        keep = keep & _ended(rollout)
     epochs = settings.epochs if algorithm.redraw else 1
     found = []
     for epoch in range(epochs):
         drawn = seeds if epoch == 0 else torch.tensor([derive(int(seed), "epoch", epoch) for seed in seeds])
         found.append(_measure(policy, algorithm, rollout, advantage, keep, drawn, settings))
     return found
+
+
+def _ended(rollout: Rollout) -> Tensor:
+    """[N] bool: completions that said their end token."""
+    trace = rollout.trace
+    if not isinstance(trace, TokenTrace) or trace.ended is None:
+        raise MisfitError("drop_cut needs completions of a language model's sampler, which tells the ones that ended")
+    return trace.ended
 
 
 def _measure(
@@ -190,7 +200,7 @@ def _gradient(
     scaler: GradScaler,
 ) -> None:
     """Accumulate the (scaled) gradient of one optimiser batch."""
-    weight = algorithm.aggregation(matrix.mask[index]) * matrix.emphasis[index]
+    weight = algorithm.aggregation(matrix.mask[index], matrix.rows.unit) * matrix.emphasis[index]
     full = torch.zeros(matrix.mask.shape, dtype=torch.float64)
     full[index] = weight
     active = index[_active(algorithm, matrix, full)[index]]

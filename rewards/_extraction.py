@@ -35,6 +35,13 @@ def tagged(text: str) -> str | None:
     return text[start + len("<answer>") : end].strip() if start >= 0 else None
 
 
+def marked(text: str) -> str | None:
+    r"""What a completion marks as its answer: the last ``<answer>...</answer>``, within it (or without it) the last
+    ``\boxed{...}``; None without either."""
+    inner = tagged(text)
+    return boxed(text if inner is None else inner) or inner
+
+
 def after_hashes(text: str) -> str | None:
     """The rest of the last line that has ``####`` (GSM8K)."""
     found = HASHES.findall(text)

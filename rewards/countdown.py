@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,11 +11,17 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.worlds.countdown.verifier import judge
+from rewards._extraction import marked
 
 RANGE = "[0, 1]"
 NEEDS = ("numbers", "target")
 FORMED = 0.1
 """What a well-formed expression of exactly the given numbers and another value is worth in mode `mixed`."""
+
+
+OPERATORS = {"\\times": "*", "\\cdot": "*", "×": "*", "\\div": "/", "÷": "/", "−": "-", "\\left": "", "\\right": ""}
+"""LaTeX and typeset operators of marked answers."""
+OPERATOR = re.compile("|".join(map(re.escape, OPERATORS)))
 
 
 def countdown(
@@ -24,14 +31,18 @@ def countdown(
     mode: Literal["mixed", "strict"] = "mixed",
     **columns: Sequence[Any],
 ) -> Tensor:
-    """Score per completion [N] float64: 1 for an expression that equals the target, 0.1 (`mixed`) or 0 (`strict`) for
+    r"""Score per completion [N] float64: 1 for an expression that equals the target, 0.1 (`mixed`) or 0 (`strict`) for
     one of the right numbers and another value, 0 otherwise.
 
-    `columns` holds the prompts' other fields, N values each: `numbers` (whole numbers) and `target` (a whole number)
-    are needed. Raises `UserError` for another mode, a missing or malformed column, or differing lengths.
+    The expression is what stands in the last `<answer>...</answer>` or `\boxed{...}` (where `\times`, `\cdot` and
+    `\div` are operators), else the whole completion. `columns` holds the prompts' other fields, N values each:
+    `numbers` or `nums` (whole numbers) and `target` (a whole number) are needed.
+    Raises `UserError` for another mode, a missing or malformed column, or differing lengths.
     """
     if mode not in ("mixed", "strict"):
         raise UserError(f"mode of the countdown reward must be 'mixed' or 'strict', found {mode!r}")
+    if "numbers" not in columns and "nums" in columns:  # as in Jiayi-Pan/Countdown-Tasks-3to4
+        columns["numbers"] = columns["nums"]
     for name in NEEDS:
         if name not in columns:
             raise UserError(
@@ -45,9 +56,14 @@ def countdown(
     scores = []
     for completion, numbers, target in zip(completions, columns["numbers"], columns["target"], strict=True):
         _check(numbers, target)
-        verdict = judge(completion, numbers, target)
+        verdict = judge(_expression(completion), numbers, target)
         scores.append(1.0 if verdict.strict else partial * verdict.formed)
     return torch.tensor(scores, dtype=torch.float64)
+
+
+def _expression(completion: str) -> str:
+    answer = marked(completion)
+    return completion if answer is None else OPERATOR.sub(lambda found: OPERATORS[found.group()], answer)
 
 
 def _check(numbers: Any, target: Any) -> None:

@@ -13,9 +13,9 @@ from flowrl.detection.evaluator import load
 from flowrl.errors import UserError, did_you_mean
 from flowrl.score.clip import score_images
 
-Mode = Literal["continuous", "strict", "official"]
+Mode = Literal["continuous", "flow_grpo", "strict", "official"]
 
-RANGE = "[0, 1]"
+RANGE = "[0, 1]; below 0 with mode 'flow_grpo' and far too many objects"
 NEEDS = (
     "include",
     "weights facebook/mask2former-swin-small-coco-instance",
@@ -29,7 +29,9 @@ class geneval:  # noqa: N801 - the name a config uses
     `official` is the benchmark's own verdict, 0 or 1: at least the objects asked for, more are forgiven outside of
     counting. `strict` is 1 for exactly the objects asked for. `continuous` is the mean of a term in [0, 1] per clause:
     `1 - |found - wanted| / wanted`, the share of right colours, and whether the position holds, the latter two 0 unless
-    the number is exact (flow_grpo's training reward without its negative terms and its point for a wrong position).
+    the number is exact. `flow_grpo` is that with the terms of its release (flow_grpo, DiffusionNFT, AWM): far too many
+    objects are negative, a wrong position is (1 + 1 + 0 + 1) / 4 instead of 2/3, see
+    `flowrl.detection.judging.released_terms`.
 
     The detector is Meta's Mask2Former Swin-S (68.7 M parameters), not mmdet's of the published numbers, and sees RGB:
     the public reward servers feed mmdet images with red and blue exchanged. The colour classifier is OpenAI's CLIP
@@ -59,7 +61,7 @@ class geneval:  # noqa: N801 - the name a config uses
         self.version = f"geneval[mask2former]:{mode}:{self._evaluate.version}"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Scores [N] in [0, 1] of images [N, 3, H, W] in [0, 1]; NaN for an image that is not finite."""
+        """Scores [N] of images [N, 3, H, W] in [0, 1]; NaN for an image that is not finite."""
 
         def score(pixels: Tensor, rows: slice) -> Tensor:
             verdicts = [finding.verdict for finding in self._evaluate(pixels, metadata[rows])]
@@ -67,6 +69,8 @@ class geneval:  # noqa: N801 - the name a config uses
                 return torch.tensor([float(verdict.correct) for verdict in verdicts])
             if self._mode == "strict":
                 return torch.tensor([float(verdict.strict) for verdict in verdicts])
+            if self._mode == "flow_grpo":
+                return torch.tensor([verdict.released for verdict in verdicts])
             return torch.tensor([verdict.score for verdict in verdicts])
 
         return score_images(images, prompts, self._batch_size, score)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.worlds.sudoku.grids import CELLS, DIGITS, EMPTY
-from flowrl.worlds.sudoku.verifier import judge
+from flowrl.worlds.sudoku.verifier import SEPARATORS, judge
+from rewards._extraction import marked
 
 RANGE = "[0, 1]"
 NEEDS = ("puzzle", "solution")
@@ -23,15 +24,19 @@ def sudoku(
     mode: Literal["mixed", "strict", "continuous"] = "mixed",
     **columns: Sequence[Any],
 ) -> Tensor:
-    """Score per completion [N] float64 in [0, 1]: `strict` is 1 for a solved grid, `continuous` the share of the
+    r"""Score per completion [N] float64 in [0, 1]: `strict` is 1 for a solved grid, `continuous` the share of the
     empty cells that are right, `mixed` the mean of the two.
 
-    `columns` holds the prompts' other fields, N values each: `puzzle` (16 cells, `.` empty) and `solution` (16 digits)
-    are needed. Raises `UserError` for another mode, a missing or malformed column, or differing lengths.
+    The grid is what stands in the last `<answer>...</answer>` or `\boxed{...}`, else the whole completion. `columns`
+    holds the prompts' other fields, N values each: `puzzle` (16 cells, `.` or d1's `0` empty) and `solution` (16
+    digits), or `Puzzle` and `Solution` as in d1's files, are needed; white space and `/ | ,` are ignored.
+    Raises `UserError` for another mode, a missing or malformed column, or differing lengths.
     """
     if mode not in ("mixed", "strict", "continuous"):
         raise UserError(f"mode of the sudoku reward must be 'mixed', 'strict' or 'continuous', found {mode!r}")
     for name in NEEDS:
+        if name not in columns and name.title() in columns:
+            columns[name] = columns[name.title()]
         if name not in columns:
             raise UserError(
                 f"the sudoku reward needs the column {name!r} (see flowrl.worlds.sudoku.prompts); "
@@ -42,16 +47,18 @@ def sudoku(
             raise UserError(f"the sudoku reward needs one prompt and one {name} per completion, found {counts}")
     scores = []
     for completion, puzzle, solution in zip(completions, columns["puzzle"], columns["solution"], strict=True):
-        _check("puzzle", puzzle, DIGITS + EMPTY)
-        _check("solution", solution, DIGITS)
-        verdict = judge(completion, puzzle, solution)
+        clues = _cells("puzzle", puzzle, DIGITS + EMPTY, zero=EMPTY)
+        answer = marked(completion)
+        verdict = judge(completion if answer is None else answer, clues, _cells("solution", solution, DIGITS))
         strict, continuous = float(verdict.strict), verdict.continuous
         scores.append({"strict": strict, "continuous": continuous, "mixed": 0.5 * (strict + continuous)}[mode])
     return torch.tensor(scores, dtype=torch.float64)
 
 
-def _check(name: str, cells: Any, allowed: str) -> None:
-    if not isinstance(cells, str) or len(cells) != CELLS or not set(cells) <= set(allowed):
+def _cells(name: str, cells: Any, allowed: str, zero: str = "0") -> str:
+    plain = SEPARATORS.sub("", cells).replace("0", zero) if isinstance(cells, str) else ""
+    if len(plain) != CELLS or not set(plain) <= set(allowed):
         raise UserError(
             f"the sudoku column {name!r} should hold 16 characters of {allowed!r} per prompt, found {cells!r}"
         )
+    return plain

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from flowrl.errors import UserError, did_you_mean, shown
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.views import Trace
+from flowrl.estimators.views import BlockAndAfter, Trace
 from flowrl.parts.algorithm import Algorithm, Family
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.values import fitted
@@ -117,7 +117,7 @@ def describe(part: Any) -> Any:
 
 
 def _check(algorithm: Algorithm, name: str) -> None:
-    """Raise `UserError` for a sampler or estimator of another family, and for trajectories longer than are scored."""
+    """Raise `UserError` for a sampler or estimator of another family, and for views that the completions do not fit."""
     sampler, estimator = algorithm.sampler, algorithm.estimator
     for slot, part in (("sampler", sampler), ("estimator", estimator)):
         kind = FAMILY_OF.get(type(part).__module__.rpartition(".")[2])
@@ -126,8 +126,16 @@ def _check(algorithm: Algorithm, name: str) -> None:
                 f"algorithm.{slot}: {type(part).__name__} is for {kind} models, and {name} trains "
                 f"{' or '.join(algorithm.families)} ones; take another part or preset"
             )
-    if isinstance(sampler, MaskedSampler) and isinstance(estimator, MaskedViews) and isinstance(estimator.plan, Trace):
-        plan, steps = estimator.plan, sampler.steps if sampler.threshold is None else sampler.length
+    if not (isinstance(sampler, MaskedSampler) and isinstance(estimator, MaskedViews)):
+        return
+    plan = estimator.plan
+    if isinstance(plan, BlockAndAfter) and -(-sampler.length // plan.block) < plan.draws:
+        raise UserError(
+            f"algorithm.estimator.plan.draws={plan.draws}: each view takes another block of {plan.block} positions, of "
+            f"which a completion of {sampler.length} has too few; lower algorithm.estimator.plan.block or draws"
+        )
+    if isinstance(plan, Trace):
+        steps = sampler.steps if sampler.threshold is None else sampler.length
         if steps > plan.limit * plan.merge:
             raise UserError(
                 f"algorithm.estimator.plan.limit={plan.limit}: the sampler may take {steps} steps, {plan.merge} a view;"

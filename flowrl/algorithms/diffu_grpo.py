@@ -8,7 +8,7 @@ from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.objectives import Clipped
 from flowrl.parts.regularizers import KL
-from flowrl.samplers.masked import MaskedSampler
+from flowrl.samplers.masked import MaskedSampler, Order
 
 PAPER = "arXiv:2504.12216"
 
@@ -22,11 +22,19 @@ def diffu_grpo(
     steps: int = 128,
     block: int | None = 32,
     temperature: float = 0.9,
+    order: Order = "low_confidence",
 ) -> Algorithm:
-    """The released settings, but for positions chosen by the state (``max_prob``) instead of by the drawn token. New
-    prompt masks for every epoch; credit without standard deviation, as the code has it."""
+    """As released (dllm-reasoning/d1, code of 4 May 2025): ``max(-A r, -A clip(r, 1 - clip, 1 + clip)) + kl k3`` per
+    token, mean over all tokens of the batch; credit without standard deviation, positions chosen by the drawn token,
+    new prompt masks for every epoch.
+
+    Released optimiser: AdamW, rate 3e-6 constant, betas .9/.99, weight decay .1, gradient norm .2; 6 samples a prompt,
+    96 an update on 8 devices, 12 epochs (8 for Sudoku), LoRA 128/64 on q, k, v and up projections; Sudoku at
+    temperature .3. Differs: tokens behind the end are hidden, not drawn and shown; in the release they are masked as
+    well, but were sampled.
+    """
     return Algorithm(
-        sampler=MaskedSampler(length=length, steps=steps, block=block, temperature=temperature),
+        sampler=MaskedSampler(length=length, steps=steps, block=block, temperature=temperature, order=order),
         estimator=MaskedViews(plan=FullMask(), per="cell", corrupt=corrupt),
         advantage=GroupCentred(scale="none", clip=None),
         objective=Clipped(clip, clip),

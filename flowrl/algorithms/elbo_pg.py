@@ -19,7 +19,7 @@ def elbo_pg(
     """REINFORCE on ``RandomCount`` views: no ratio, no clip, no KL."""
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
-        diffu_grpo(kl=0.0, **sizes),
+        diffu_grpo(kl=0.0, order="max_prob", **sizes),
         estimator=MaskedViews(plan=RandomCount(draws=draws)),
         objective=ScoreFunction(),
         aggregation=SampleMean(),

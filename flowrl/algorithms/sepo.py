@@ -25,7 +25,7 @@ def sepo(
     of log p(y)."""
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
-        diffu_grpo(clip=clip, kl=0.0, **sizes),
+        diffu_grpo(clip=clip, kl=0.0, order="max_prob", **sizes),
         estimator=MaskedViews(plan=EachAlone(draws=draws), per="cell"),
         advantage=GroupCentred(clip=None),
     )

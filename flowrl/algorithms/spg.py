@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flowrl.algorithms.diffu_grpo import diffu_grpo
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.views import BlockRandom
+from flowrl.estimators.views import BlockAndAfter
 from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.bounds import Sandwich
@@ -24,13 +24,26 @@ def spg(
     block: int = 32,
     temperature: float = 0.9,
 ) -> Algorithm:
-    """The released settings, with the unbiased block bound; ``corrupt`` masks prompt tokens alone, where the released
-    code also masks tokens of earlier blocks at that rate. With two views the upper bound's estimate is biased downwards
-    and can lie below the lower one; there is no clip and no KL, so raise the learning rate with care."""
+    """As released (facebookresearch/SPG, ``spg_trainer.py`` and ``slurm_scripts``, 17 Oct 2025): ``-A score`` per
+    completion, weighted by its length; the score is the mean over views of the mean log-probability of what they hide
+    where A > 0, else ``omega`` times the upper bound of exponent ``power`` and the rest of that mean; the credit is
+    centred without standard deviation. Views as `BlockAndAfter` makes them; ``corrupt`` masks tokens of the prompt and
+    of earlier blocks. No ratio, no clip, no KL.
+
+    Its settings by task, all with ``omega=.5`` (``spg_mix``): GSM8K, MATH and Countdown ``power=1.5``; Sudoku
+    ``power=1.0, temperature=.3``, three examples in the prompt. ``spg_eubo`` is ``omega=1`` with power 1.5, Countdown
+    2.0, Sudoku 1.0. Optimiser: rate 3e-6, AdamW .9/.99 with weight decay .1, gradient norm .2; 6 samples a prompt, 16
+    prompts an update, 4 epochs, LoRA 128/64. Recipes: ``configs/llada_spg*.yaml``.
+
+    ``estimator: {plan: block_random}`` is the bound that the paper's text describes, without bias for a sampler that
+    fills blocks from left to right; the mean gradients of the two have cosine .79. With two views the upper bound's
+    estimate is biased downwards and can lie below the lower one, so raise the learning rate with care.
+    """
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
+    plan = BlockAndAfter(block=block, draws=draws, corrupt=corrupt)
     return replace(
         diffu_grpo(kl=0.0, **sizes),
-        estimator=MaskedViews(plan=BlockRandom(block=block, draws=draws), per="cell", corrupt=corrupt),
+        estimator=MaskedViews(plan=plan, per="cell", corrupt=corrupt),
         objective=Sandwich(omega, power),
         emphasis=ByLength(1.0),
         aggregation=SampleMean(),

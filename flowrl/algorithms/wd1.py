@@ -21,8 +21,10 @@ def wd1(
     block: int | None = 32,
     temperature: float = 0.9,
 ) -> Algorithm:
-    """diffu-GRPO's one-step log-probabilities, summed over tokens, times ``softmax(a) - softmax(-a)``. The softmax
-    runs over the group of a prompt, where the released code takes the device's batch."""
+    """diffu-GRPO's one-step log-probabilities, summed over tokens, times ``softmax(a) - softmax(-a)``, summed over a
+    group and averaged over groups, ``a`` the centred reward over ``weight_temperature``. As released (xiaohangt/wd1,
+    ``rev_grpo_trainer.py``, 8 Jul 2025); its softmax runs over a device's batch, which in its settings (6 samples a
+    prompt, 6 a device) is one group. Optimiser and rollouts are diffu-GRPO's."""
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(kl=0.0, corrupt=corrupt, **sizes),

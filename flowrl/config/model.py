@@ -10,7 +10,7 @@ from flowrl.config.section import Fraction, Section
 from flowrl.paths import local
 
 Family = Literal["diffusion", "masked", "causal"]
-_LANGUAGE = ("chat", "system", "max_prompt")
+_LANGUAGE = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "diffusion": ("call",),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
@@ -66,7 +66,16 @@ class ModelConfig(Section):
         default=None, description="language: wrap prompts in the tokenizer's chat template; null = if it has one"
     )
     system: str | None = Field(default=None, description="language: system message of the chat template")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={}, description="language: arguments of the chat template, such as enable_thinking: false"
+    )
+    prefill: str | None = Field(
+        default=None, description="language: how every answer begins; not part of the completion"
+    )
     max_prompt: PositiveInt | None = Field(default=None, description="language: longest prompt in tokens; null = any")
+    keep_special_tokens: bool = Field(
+        default=False, description="language: rewards see the special tokens of a completion, up to its end"
+    )
     critic: bool = Field(default=False, description="causal: add a value head (algorithm ppo)")
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
     shift_logits: bool | None = Field(

@@ -48,6 +48,9 @@ class RewardConfig(Section):
     on_error: Annotated[OnErrorConfig | None, BeforeValidator(_policy)] = Field(
         default=None, description="raise, drop_group or {retry: n, then: ...}; null = raise, and on_nan for NaN"
     )
+    messages: bool | None = Field(
+        default=None, description="prompts and completions as lists of messages (TRL); null = as the reward reads them"
+    )
     overlap: bool = Field(default=True, description="score in the background while the next samples are made")
     process: bool = Field(default=False, description="score in a process of its own, for rewards that keep a CPU busy")
     timeout: PositiveFloat | None = Field(default=None, description="seconds of a call; needs process: true")

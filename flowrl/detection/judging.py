@@ -48,6 +48,8 @@ class Verdict:
     """Correct, and exactly the objects asked for, all in the colours and places asked for: then ``score`` is 1."""
     score: float
     """Mean of the clauses' terms, each in [0, 1]; see `graded`."""
+    released: float
+    """Mean of the terms of flow_grpo's reward server, which can be negative; see `released_terms`."""
     reasons: tuple[str, ...]
     """Why it is not correct, clause by clause in the official wording."""
 
@@ -60,7 +62,8 @@ def judge(detections: Iterable[Detection], metadata: Metadata, rules: Rules = OF
     kept = keep(detections, metadata, rules)
     reasons = _official(kept, metadata, rules)
     terms = graded(kept, metadata, rules)
-    return Verdict(not reasons, not reasons and min(terms) == 1.0, float(np.mean(terms)), tuple(reasons))
+    released = float(np.mean(released_terms(kept, metadata, rules) or [0.0]))
+    return Verdict(not reasons, not reasons and min(terms) == 1.0, float(np.mean(terms)), released, tuple(reasons))
 
 
 def keep(detections: Iterable[Detection], metadata: Metadata, rules: Rules = OFFICIAL) -> Kept:
@@ -125,6 +128,36 @@ def graded(kept: Kept, metadata: Metadata, rules: Rules = OFFICIAL) -> list[floa
     for clause in metadata.get("exclude") or ():
         if clause["class"] not in included:
             terms.append(float(len(kept.get(clause["class"], [])) < clause["count"]))
+    return terms
+
+
+def released_terms(kept: Kept, metadata: Metadata, rules: Rules = OFFICIAL) -> list[float]:
+    """The terms of flow_grpo's GenEval reward (reward_server/gen_eval.py and NVlabs/DiffusionNFT 24af555), as released.
+
+    1 - |found - wanted| / wanted of every clause, which is negative beyond twice the wanted number. Where the number is
+    not exact, one 0 for colour or position. Else the same for the colour; and for the position, if the colours were
+    right, a 0 for every subject that does not lie so, until the first, and then a 1 in any case: a wrong position gives
+    (1 + 1 + 0 + 1) / 4. ``exclude`` is not read.
+    """
+    terms: list[float] = []
+    exact: list[list[Detection] | None] = []
+    for clause in metadata.get("include") or ():
+        wanted, group = clause["count"], kept.get(clause["class"], [])
+        terms.append(1 - abs(wanted - len(group)) / wanted)
+        right = len(group) == wanted
+        if not right and ("color" in clause or "position" in clause):
+            terms.append(0.0)
+        if right and "color" in clause:
+            colored = _colors(group).count(clause["color"])
+            terms.append(1 - abs(wanted - colored) / wanted)
+            right = colored == wanted
+        if right and "position" in clause:
+            relation, reference = clause["position"]
+            targets = exact[reference]
+            right = targets is not None and _misplaced(relation, group, targets, rules) is None
+            terms += [] if right else [0.0]
+            terms += [] if targets is None else [1.0]
+        exact.append(group if right else None)
     return terms
 
 

@@ -9,10 +9,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.estimators.tokens import KLKind, compare, need_choices
+from flowrl.estimators.tokens import ENTROPY, KLKind, compare, need_choices
 from flowrl.estimators.views import RandomCount, ViewPlan
 from flowrl.math.random import derive
-from flowrl.types import Likelihood, MaskedPolicy, MisfitError, Rollout, TextCondition, TokenTrace, ViewRows
+from flowrl.types import (
+    ALL_TOKENS,
+    Likelihood,
+    MaskedPolicy,
+    MisfitError,
+    Rollout,
+    TextCondition,
+    TokenTrace,
+    ViewRows,
+)
 
 PROMPT_STREAM = "prompt"
 
@@ -25,8 +34,11 @@ class MaskedViews:
         per view and position, ``log p_i`` unweighted, view by view; ``token`` one per position, the mean over views of
         ``w log p``.
     corrupt: each prompt token is masked with this probability, anew for every view (diffu-GRPO's p = 0.15).
-    tempered: score at the sampler's temperature instead of 1; needed for exact trajectory probabilities.
+    tempered: score the distribution that tokens were drawn from, at the sampler's temperature and cut by its ``top_p``
+        and ``top_k`` (see `Tokens`), instead of the model's own at temperature 1; needed for exact trajectory
+        probabilities.
     kl: the estimate of the divergence to a weight set per decision, see `flowrl.math.masking.log_ratio_kl`.
+    entropy: also measure the entropy at the positions asked for, in nats, without gradient; the log shows its mean.
 
     Views are drawn once and are the same for the new, the old and the reference policy (LLaDA 1.5's "antithetic"
     sampling, arXiv:2505.19223: otherwise the ratio of two estimates is mostly noise). Only the positions asked for pass
@@ -38,6 +50,7 @@ class MaskedViews:
     corrupt: float = 0.0
     tempered: bool = False
     kl: KLKind = "k3"
+    entropy: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.corrupt <= 1:
@@ -72,6 +85,7 @@ class MaskedViews:
             prompt_seeds=torch.tensor(drawn, dtype=torch.int64),
             per=self.per,
             temperature=(trace.temperature or 1.0) if self.tempered else 1.0,
+            truncation=trace.truncation if self.tempered else ALL_TOKENS,
         )
 
     def old(self, rollout: Rollout, rows: ViewRows) -> None:
@@ -84,25 +98,43 @@ class MaskedViews:
         frozen = {}
         for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
             with policy.using(name):
-                frozen[name] = self._reduced(rows, self._cells(policy, rows, condition, asked))
-        logp = self._reduced(rows, self._cells(policy, rows, condition, asked))
-        return Likelihood(logp, compare(logp, frozen, self.kl))
+                frozen[name] = self._reduced(rows, self._cells(policy, rows, condition, asked)[0])
+        cells, entropy = self._cells(policy, rows, condition, asked, self.entropy)
+        logp = self._reduced(rows, cells)
+        extra = compare(logp, frozen, self.kl)
+        if entropy is not None:
+            extra[ENTROPY] = self._mean_asked(rows, entropy)
+        return Likelihood(logp, extra)
 
-    def _cells(self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, asked: Tensor) -> Tensor:
-        """[n, m, L] log-probabilities, 0 where nothing is asked."""
+    def _cells(
+        self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, asked: Tensor, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """[n, m, L] log-probabilities, 0 where nothing is asked, and entropies."""
         n, m, length = rows.inputs.shape
         wide = condition.take(torch.arange(n).repeat_interleave(m)[asked])
         if self.corrupt:
             wide = wide.corrupted(rows.prompt_seeds.flatten()[asked], self.corrupt, policy.mask_token)
         picked = (value.flatten(0, 1)[asked] for value in (rows.inputs, rows.targets, rows.labels))
-        scores = policy.score(wide, *picked, temperature=rows.temperature)
-        if len(asked) == n * m:
-            return scores.logp.reshape(n, m, length)
-        empty = scores.logp.new_zeros(n * m, length)
-        return empty.index_put((asked.to(empty.device),), scores.logp).reshape(n, m, length)
+        scores = policy.score(wide, *picked, temperature=rows.temperature, entropy=entropy, truncation=rows.truncation)
+
+        def spread(values: Tensor) -> Tensor:
+            if len(asked) == n * m:
+                return values.reshape(n, m, length)
+            empty = values.new_zeros(n * m, length)
+            return empty.index_put((asked.to(empty.device),), values).reshape(n, m, length)
+
+        return spread(scores.logp), None if scores.entropy is None else spread(scores.entropy)
 
     def _reduced(self, rows: ViewRows, cells: Tensor) -> Tensor:
         if self.per == "cell":
             return cells.flatten(1)
         weighted = cells.double() * rows.weights.to(cells.device)
         return weighted.sum(dim=2) if self.per == "view" else weighted.mean(dim=1)
+
+    def _mean_asked(self, rows: ViewRows, cells: Tensor) -> Tensor:
+        """The mean of [n, m, L] cells over what a decision asks for; NaN where that is nothing."""
+        asked = rows.targets.to(cells.device)
+        if self.per == "cell":
+            return torch.where(asked, cells, torch.nan).flatten(1)
+        dim = 2 if self.per == "view" else 1
+        return torch.where(asked, cells, 0.0).sum(dim=dim) / asked.sum(dim=dim)

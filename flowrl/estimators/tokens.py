@@ -9,9 +9,21 @@ from typing import Literal
 from torch import Tensor
 
 from flowrl.math.masking import log_ratio_kl
-from flowrl.types import CausalPolicy, Likelihood, MisfitError, Rollout, Rows, TextCondition, TokenScores, TokenTrace
+from flowrl.types import (
+    ALL_TOKENS,
+    CausalPolicy,
+    Likelihood,
+    MisfitError,
+    Rollout,
+    Rows,
+    TextCondition,
+    TokenScores,
+    TokenTrace,
+    Truncation,
+)
 
 KLKind = Literal["k1", "k2", "k3"]
+ENTROPY = "entropy"
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class TokenRows(Rows):
     mask: Tensor  # [N, T] bool
     behaviour: Tensor | None  # [N, T] log-probabilities as the sampler computed them
     temperature: float
+    truncation: Truncation = ALL_TOKENS
 
     @property
     def unit(self) -> int:
@@ -38,13 +51,18 @@ class Tokens:
 
     kl: the estimate of the divergence to a weight set at each token, see `flowrl.math.masking.log_ratio_kl`; with
         ``k3`` as GRPO's loss term its gradient is that of the reverse KL only to first order (arXiv:2505.17508).
-    entropy: also measure the entropy of every distribution, in nats, without gradient.
+    entropy: also measure the entropy of every distribution, in nats, without gradient; the log shows its mean.
+    truncated: score under the distribution that was drawn from, cut by the sampler's ``top_p`` and ``top_k``, so that
+        what is trained is the policy that sampled. The set of tokens kept is that of the weights in use, and always
+        holds the token drawn; no gradient flows through the choice of the set. ``False``: the full distribution, as
+        TRL and verl have it, whose ratio to the sampler's probabilities is not 1.
     trust_rollout: take the sampler's own log-probabilities as the old policy's instead of computing them again. They
         agree to rounding in float32; an inference engine, or a low precision, differs by more.
     """
 
     kl: KLKind = "k3"
-    entropy: bool = False
+    entropy: bool = True
+    truncated: bool = True
     trust_rollout: bool = False
 
     @property
@@ -62,7 +80,13 @@ class Tokens:
         trace = rollout.trace
         if not isinstance(trace, TokenTrace):
             raise MisfitError("tokens are scored on completions: use a language model's sampler")
-        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0)
+        if self.trust_rollout and not (self.truncated or trace.truncation.off):
+            raise MisfitError(
+                "estimator.trust_rollout takes the sampler's probabilities, which top_p or top_k cut, and "
+                "estimator.truncated=false scores others; change one of them"
+            )
+        truncation = trace.truncation if self.truncated else ALL_TOKENS
+        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation)
 
     def old(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
         if not self.trust_rollout:
@@ -76,7 +100,13 @@ class Tokens:
     ) -> Likelihood:
         def score(entropy: bool = False) -> TokenScores:
             return policy.score(
-                condition, rows.tokens, rows.mask, rows.tokens, temperature=rows.temperature, entropy=entropy
+                condition,
+                rows.tokens,
+                rows.mask,
+                rows.tokens,
+                temperature=rows.temperature,
+                entropy=entropy,
+                truncation=rows.truncation,
             )
 
         frozen = {}
@@ -86,7 +116,7 @@ class Tokens:
         live = score(self.entropy)
         extra = compare(live.logp, frozen, self.kl)
         if live.entropy is not None:
-            extra["entropy"] = live.entropy
+            extra[ENTROPY] = live.entropy
         if live.value is not None:
             extra["value"] = live.value
         return Likelihood(live.logp, extra)

@@ -61,6 +61,11 @@ class Transitions:
     def told(self) -> bool:
         return True
 
+    @property
+    def fades(self) -> bool:
+        """Whether the weight of a step vanishes with its noise."""
+        return self.measure == "unit"
+
     def decisions(self, recorded: int) -> tuple[int, int]:
         if not recorded:
             raise MisfitError("the sampler records no step, so there is nothing to train; give it a window")

@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from flowrl.types import ALL_TOKENS, Truncation
 
 CELLS = 2**24
 """Entries of a chunk of logits: 128 MB in float64. All masked positions of a batch at once are many times that."""
 
 
-def through_end(tokens: Tensor, end: int) -> Tensor:
-    """[N, T] bool: True up to and including the first ``end`` of each row, everywhere in a row without one."""
-    is_end = (tokens == end).int()
-    return (is_end.cumsum(dim=1) - is_end) == 0
+def is_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[...] bool: whether each of ``tokens`` [...] is one of the end tokens."""
+    return torch.isin(
+        tokens, torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=tokens.dtype, device=tokens.device)
+    )
 
 
-def draw_tokens(logits: Tensor, numbers: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """One token per row from ``softmax(logits / temperature)``, by the inverse distribution function.
+def through_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[N, T] bool: True up to and including the first of ``ends`` in each row, everywhere in a row without one."""
+    last = is_end(tokens, ends).int()
+    return (last.cumsum(dim=1) - last) == 0
+
+
+def ended(tokens: Tensor, mask: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[N] bool: whether a row of ``tokens`` [N, T] says one of ``ends`` where ``mask`` [N, T] counts; else it was
+    cut."""
+    return (is_end(tokens, ends) & mask).any(dim=1)
+
+
+def truncate(logits: Tensor, truncation: Truncation, labels: Tensor | None = None) -> Tensor:
+    """``logits`` [K, V], tempered already, with -inf at the tokens that ``truncation`` cuts away.
+
+    A token stays in the nucleus if those more likely than it have less than ``top_p`` together. ``labels`` [K] stay as
+    well: where the set is that of other weights than those that sampled, the token that was drawn remains possible.
+    """
+    if truncation.off:
+        return logits
+    ranked, index = logits.detach().sort(dim=-1, descending=True, stable=True)
+    kept = torch.ones_like(ranked, dtype=torch.bool)
+    if truncation.top_k is not None:
+        kept &= ranked >= ranked[:, min(truncation.top_k, ranked.shape[1]) - 1, None]
+    if truncation.top_p < 1:
+        counted = ranked if truncation.nucleus_first else ranked.masked_fill(~kept, -torch.inf)
+        mass = counted.double().softmax(dim=-1)
+        kept &= mass.cumsum(dim=-1) - mass < truncation.top_p
+    kept[:, 0] = True
+    kept = torch.zeros_like(kept).scatter(1, index, kept)
+    if labels is not None:
+        kept = kept.scatter(1, labels[:, None], True)
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def draw_tokens(
+    logits: Tensor, numbers: Tensor, temperature: Tensor, truncation: Truncation = ALL_TOKENS
+) -> tuple[Tensor, Tensor]:
+    """One token per row from ``softmax(logits / temperature)``, truncated, by the inverse distribution function.
 
     logits [K, V]; numbers [K] uniform in [0, 1); temperature [K], 0 for the most likely token.
     Returns the tokens [K] and their log-probabilities [K] float32 under the distribution drawn from (0 for greedy).
@@ -24,14 +66,14 @@ def draw_tokens(logits: Tensor, numbers: Tensor, temperature: Tensor) -> tuple[T
     """
     rows = max(1, CELLS // logits.shape[-1])
     parts = zip(logits.split(rows), numbers.split(rows), temperature.split(rows), strict=True)
-    tokens, logp = zip(*(_draw(*part) for part in parts), strict=True)
+    tokens, logp = zip(*(_draw(*part, truncation) for part in parts), strict=True)
     return torch.cat(tokens), torch.cat(logp)
 
 
-def _draw(logits: Tensor, numbers: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+def _draw(logits: Tensor, numbers: Tensor, temperature: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor]:
     hot = temperature > 0
     scale = torch.where(hot, temperature, torch.ones_like(temperature)).to(logits.dtype)
-    logp = (logits / scale[:, None]).log_softmax(dim=-1)
+    logp = truncate(logits / scale[:, None], truncation).log_softmax(dim=-1)
     # float64: with a large vocabulary a float32 sum loses the last tokens' probabilities
     cumulative = logp.double().exp().cumsum(dim=-1)
     reached = cumulative > (numbers.double() * cumulative[:, -1])[:, None]
@@ -71,6 +113,20 @@ def commit_counts(masked: Tensor, steps: int) -> Tensor:
     """[N, steps] int64: how many of ``masked`` [N] tokens are fixed in each step; even, the remainder first."""
     base = masked[:, None] // steps
     return base + (torch.arange(steps, device=masked.device) < (masked % steps)[:, None]).long()
+
+
+def time_share(step: int, steps: int) -> Tensor:
+    """``1 - s / t``, float32: the share of masked tokens fixed in a step of Dream's grid, which has ``steps`` steps of
+    equal length from time 1 to .001; in the last step all are (its released ``diffusion_generate``)."""
+    times = torch.linspace(1, 1e-3, steps + 1)
+    return 1 - times[step + 1] / times[step] if step < steps - 1 else torch.ones(())
+
+
+def time_counts(masked: Tensor, step: int, steps: int) -> Tensor:
+    """[N] int64: how many of the ``masked`` [N] tokens Dream fixes in a step, ``int(n (1 - s/t))``. The grid ends above
+    0, so the counts are not even: at as many steps as tokens the first step fixes none and a later one two. The
+    arithmetic is Dream's float32, in which the product may lie just below a whole number."""
+    return (masked.float() * time_share(step, steps)).long()
 
 
 def log_ratio_kl(live: Tensor, other: Tensor, kind: str) -> Tensor:

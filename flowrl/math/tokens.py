@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.math.masking import truncate
+from flowrl.types import ALL_TOKENS, Truncation
+
 CELLS = {"cpu": 2**22}
 """Entries of a chunk of logits, by device type; elsewhere 2**26 (256 MB in float32)."""
 
@@ -51,6 +54,7 @@ def selective_log_softmax(
     entropy: bool = False,
     chunk: int | None = None,
     readout: Readout = PLAIN,
+    truncation: Truncation = ALL_TOKENS,
 ) -> tuple[Tensor, Tensor | None]:
     """``log softmax(readout(hidden @ weight.T + bias) / temperature)`` at ``labels``, chunk by chunk.
 
@@ -63,6 +67,7 @@ def selective_log_softmax(
         excluded: token ids of probability 0.
         entropy: also return the distribution's entropy in nats, without gradient.
         chunk: rows of logits at a time; ``None``: as many as make some MB.
+        truncation: tokens outside of it have probability 0, labels excepted; the set is not differentiated.
 
     Returns:
         ``(logp [K] float32, entropy [K] float32 or None)``.
@@ -70,7 +75,7 @@ def selective_log_softmax(
     if not temperature > 0:
         raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")
     rows = chunk or max(1, CELLS.get(hidden.device.type, 2**26) // len(weight))
-    options = _Options(temperature, tuple(excluded), entropy, rows, readout)
+    options = _Options(temperature, tuple(excluded), entropy, rows, readout, truncation)
     # under inference there is nothing to prepare for a backward pass
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
     if not wanted:
@@ -81,12 +86,18 @@ def selective_log_softmax(
 
 
 def log_softmax_at(
-    logits: Tensor, labels: Tensor, *, temperature: float = 1.0, excluded: Sequence[int] = (), entropy: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    excluded: Sequence[int] = (),
+    entropy: bool = False,
+    truncation: Truncation = ALL_TOKENS,
 ) -> tuple[Tensor, Tensor | None]:
     """The same from logits [K, V] that exist already, by plain autograd."""
     if not temperature > 0:
         raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")
-    logp = exclude(logits.float() / temperature, excluded).log_softmax(dim=-1)
+    logp = truncate(exclude(logits.float() / temperature, excluded), truncation, labels).log_softmax(dim=-1)
     found = torch.special.entr(logp.detach().exp()).sum(dim=-1) if entropy else None
     return logp.gather(1, labels[:, None])[:, 0], found
 
@@ -114,6 +125,7 @@ class _Options:
     entropy: bool
     rows: int
     readout: Readout
+    truncation: Truncation
 
 
 class _Selective(torch.autograd.Function):
@@ -154,8 +166,8 @@ def _forward(
         for start in range(0, count, options.rows):
             part = slice(start, start + options.rows)
             logits = options.readout(_product(hidden[part], weight, bias))
-            heated = _heat(logits, options)
             label = labels[part, None]
+            heated = _heat(logits, options, labels[part])
             total[part] = heated.logsumexp(dim=-1)
             logp[part] = heated.gather(1, label)[:, 0] - total[part]
             if not (options.entropy or direction):
@@ -180,7 +192,7 @@ def _backward(
         for start in range(0, len(hidden), options.rows):
             part = slice(start, start + options.rows)
             logits = options.readout(_product(hidden[part], weight, bias))
-            probability = _heat(logits, options).sub(total[part, None]).exp_()
+            probability = _heat(logits, options, labels[part]).sub(total[part, None]).exp_()
             gradient = _log_gradient_(probability, labels[part, None], logits, options).mul_(upstream[part, None])
             if for_hidden is not None:
                 for_hidden[part] = _multiply(gradient, weight).to(hidden.dtype)
@@ -195,12 +207,14 @@ def _backward(
     )
 
 
-def _heat(logits: Tensor, options: _Options) -> Tensor:
-    """Tempered logits with the excluded tokens at -inf; the input stays as it is where it is still needed."""
+def _heat(logits: Tensor, options: _Options, labels: Tensor) -> Tensor:
+    """Tempered logits with -inf at tokens that are excluded or cut away; the input stays as it is where it is still
+    needed."""
     if options.temperature == 1.0 and not options.excluded:
-        return logits
+        return truncate(logits, options.truncation, labels)
     heated = logits / options.temperature
-    return heated.index_fill_(-1, torch.tensor(options.excluded, device=logits.device, dtype=torch.int64), -torch.inf)
+    outside = torch.tensor(options.excluded, device=logits.device, dtype=torch.int64)
+    return truncate(heated.index_fill_(-1, outside, -torch.inf), options.truncation, labels)
 
 
 def _log_gradient_(probability: Tensor, label: Tensor, logits: Tensor, options: _Options) -> Tensor:

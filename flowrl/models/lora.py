@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from torch import nn
 from flowrl.errors import UserError
 
 ADAPTER = "default"
+MOST_SHOWN = 12
+"""Names of layers in a description of an adapter."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Attention projections of nearly every diffusers network; the last four are those of joint text-image attention."""
 LANGUAGE = (
@@ -65,6 +68,13 @@ class Adaptation:
     """``None`` for full fine-tuning."""
     dropouts: tuple[nn.Module, ...] = ()
 
+    def describe(self) -> str:
+        """How many layers an adapter sits on and how they are called, or that all parameters are trained."""
+        if self.lora is None:
+            return f"all {sum(p.numel() for p in self.parameters.values()):,} parameters are trained"
+        adapted = dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in self.parameters if ".lora_" in name)
+        return described(list(adapted), self.lora)
+
     @contextmanager
     def dropout(self, active: bool) -> Iterator[None]:
         """Switch the adapter's dropout on where gradients are taken."""
@@ -101,7 +111,7 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
 
     targets = matching(network, options.targets, defaults)
     if spared and options.targets is None:  # then each by its full name, of which none is spared
-        targets = [name for name in _layers(network) if name not in spared and _named(name, targets)]
+        targets = adapted_layers(network, options, defaults, spared)
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes floats too)
@@ -123,6 +133,27 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
             inject_adapter_in_model(config, cast(Any, network), adapter_name=ADAPTER)
         except (ValueError, ImportError) as error:  # ImportError: an installed backend of PEFT that is too old
             raise UserError(_refusal(network, options, str(error))) from error
+
+
+def adapted_layers(
+    network: nn.Module, options: LoRAOptions, defaults: Sequence[str] = ATTENTION, spared: Sequence[str] = ()
+) -> list[str]:
+    """Full names of the layers that `adapt` would put an adapter on; the network may be on the meta device.
+
+    Raises:
+        UserError: as `matching`.
+    """
+    targets = matching(network, options.targets, defaults)
+    left_out = set(spared) if options.targets is None else set()
+    return [name for name in _layers(network) if name not in left_out and _named(name, targets)]
+
+
+def described(layers: Sequence[str], options: LoRAOptions) -> str:
+    """``LoRA of rank 32 on 191 layers: attn.to_q x 24, ...``: a suffix that hits more than was meant shows here."""
+    endings = Counter(_in_block(name) for name in layers)
+    shown = ", ".join(f"{ending} x {count}" for ending, count in endings.most_common(MOST_SHOWN))
+    more = f", and {len(endings) - MOST_SHOWN} other names" if len(endings) > MOST_SHOWN else ""
+    return f"LoRA of rank {options.rank} on {len(layers)} layers: {shown}{more}"
 
 
 def _refusal(network: nn.Module, options: LoRAOptions, reason: str) -> str:
@@ -169,6 +200,17 @@ def _transposed(network: nn.Module, name: str) -> bool:
 
 def _named(name: str, targets: Sequence[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _in_block(name: str) -> str:
+    """A module's name within its block: what follows the last index into a list of blocks or layers."""
+    parts = name.split(".")
+    listed = [i for i, part in enumerate(parts) if i and part.isdigit() and _is_list(parts[i - 1])]
+    return ".".join(parts[listed[-1] + 1 :]) or name if listed else name
+
+
+def _is_list(name: str) -> bool:
+    return name.endswith("s") or name in ("h", "layer", "block")
 
 
 def _ending(name: str) -> str:

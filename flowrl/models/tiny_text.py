@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
 from flowrl.models.weights import WeightSets
-from flowrl.types import TokenScores
+from flowrl.types import ALL_TOKENS, TokenScores, Truncation
 
 PROMPT_STREAM = 77
 
@@ -55,7 +56,7 @@ class TinyText:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.vocabulary, self.length, self.causal = vocabulary, length, causal
-        self.mask_token, self.end_token, self.pad_token = vocabulary, end, max(end, 0)
+        self.mask_token, self.end_tokens, self.pad_token = vocabulary, (end,), max(end, 0)
         self.device, self.prompts, self.network_calls = torch.device("cpu"), tuple(prompts), 0
         states = (vocabulary + 1) ** length
         generator = torch.Generator().manual_seed(seed)
@@ -81,7 +82,7 @@ class TinyText:
         return ["".join(str(t) for t in self._content(row)) for row in final.tolist()]
 
     def _content(self, row: list[int]) -> list[int]:
-        return row[: row.index(self.end_token)] if self.end_token in row else row
+        return row[: next((i for i, token in enumerate(row) if token in self.end_tokens), len(row))]
 
     def state(self, canvas: Tensor) -> Tensor:
         """[...] number of each canvas [..., L] of tokens and masks."""
@@ -97,12 +98,14 @@ class TinyText:
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        truncation: Truncation = ALL_TOKENS,
     ) -> TokenScores:
         table, value = self._rows(condition, tokens)
-        logp = (table / temperature).log_softmax(dim=-1)
         inside = labels.clamp(max=self.vocabulary - 1)
+        heated = truncate((table / temperature).flatten(0, 1), truncation, inside.flatten()).view_as(table)
+        logp = heated.log_softmax(dim=-1)
         found = torch.where(targets, logp.gather(-1, inside[..., None])[..., 0], 0.0)
-        spread = torch.where(targets, -(logp.exp() * logp).sum(dim=-1).detach(), 0.0) if entropy else None
+        spread = torch.where(targets, torch.special.entr(logp.detach().exp()).sum(dim=-1), 0.0) if entropy else None
         return TokenScores(found, spread, torch.where(targets, value, 0.0) if self.causal else None)
 
     def logits(self, condition: TinyTextCondition, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -175,8 +175,9 @@ class AgainstGreedy:
 
 @dataclass(frozen=True)
 class SoftmaxContrast:
-    """``softmax(a) - softmax(-a)`` within the group, ``a = (r - mean) / temperature``: sums to 0, at most 1 in size.
-    wd1 (arXiv:2507.08838)."""
+    """``G (softmax(a) - softmax(-a))`` within the group of G samples, ``a = (r - mean) / temperature``: sums to 0, at
+    most G in size. wd1 (arXiv:2507.08838). The factor makes a mean over samples what the released loss is, the mean
+    over groups of a group's sum."""
 
     temperature: float = 1.0
 
@@ -186,7 +187,8 @@ class SoftmaxContrast:
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         group, valid = scores.group, scores.valid
         a = (scores.total - group_mean(scores.total, group, valid)) / self.temperature
-        return _finish(self._softmax(a, group, valid) - self._softmax(-a, group, valid), valid, None)
+        contrast = self._softmax(a, group, valid) - self._softmax(-a, group, valid)
+        return _finish(group_count(group, valid) * contrast, valid, None)
 
     def _softmax(self, a: Tensor, group: Tensor, valid: Tensor) -> Tensor:
         weight = torch.where(valid, a, torch.full_like(a, -torch.inf)).exp()

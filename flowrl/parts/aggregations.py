@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SampleMean:
-    """Mean over a sample's decisions, then over samples: every sample counts the same."""
+    """Mean over a sample's decisions, then over samples: every sample counts the same (GRPO, arXiv:2402.03300)."""
 
-    def __call__(self, mask: Tensor) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
         inside = mask.double() / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return inside / mask.any(dim=1).sum().clamp(min=1)
 
@@ -21,15 +21,27 @@ class SampleMean:
 class DecisionMean:
     """Mean over all decisions: a sample counts by how many it made (token mean, DAPO arXiv:2503.14476)."""
 
-    def __call__(self, mask: Tensor) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
         return mask.double() / mask.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class RowMean:
+    """Mean over the decisions that a network row answers, then over all rows of all samples: a sample counts by how
+    many rows it takes, so completions of many views weigh more. TraceRL's mean over training rows (arXiv:2509.06949).
+    `SampleMean` where a sample is one row."""
+
+    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
+        rows = mask.reshape(len(mask), -1, unit)
+        inside = rows.double() / rows.sum(dim=2, keepdim=True).clamp(min=1)
+        return inside.reshape(mask.shape) / rows.any(dim=2).sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class SampleSum:
     """Sum over a sample's decisions, mean over samples: the exact policy gradient of a product of decisions."""
 
-    def __call__(self, mask: Tensor) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
         return mask.double() / mask.any(dim=1).sum().clamp(min=1)
 
 
@@ -38,5 +50,5 @@ class FixedLength:
     """Sum over a sample's decisions divided by the greatest possible number of them, mean over samples: no length bias.
     Dr. GRPO (arXiv:2503.20783)."""
 
-    def __call__(self, mask: Tensor) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
         return SampleSum()(mask) / mask.shape[1]

@@ -33,6 +33,9 @@ class Algorithm:
     followers: tuple[Follower, ...] = ()
     redraw: bool = False
     """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
+    drop_cut: bool = False
+    """Completions that were cut at the sampler's length leave the loss and its mean; rewards, credit and statistics
+    keep them (DAPO's overlong filtering, arXiv:2503.14476 section 3.4; TRL's ``mask_truncated_completions``)."""
     min_group: int = 2
     """The smallest group the credit is defined for."""
     families: tuple[Family, ...] = ("diffusion",)

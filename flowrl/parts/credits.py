@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,11 +64,24 @@ class KLInReward:
 
 @dataclass(frozen=True)
 class TruncatedImportance:
-    """Multiply by ``min(p_old / p_sampler, cap)`` per token: corrects for a sampler whose probabilities are not the
-    trainer's (an inference engine, a lower precision). Truncated importance sampling as in
-    fengyao.notion.site/off-policy-rl (2025); 1 where both agree."""
+    """Multiply by ``w = p_old / p_sampler``, kept within ``cap``: corrects for a sampler whose probabilities are not
+    the trainer's (an inference engine, a lower precision); 1 where both agree. Truncated importance sampling as in
+    fengyao.notion.site/off-policy-rl (2025).
+
+    level: ``token``, or ``sequence``: w of the whole completion, the product over its tokens, at each of them.
+    beyond: what becomes of w above the cap: ``truncate`` to it, or ``mask`` (w = 0; the decision stays in the mean).
+
+    The defaults are verl's (``rollout_correction``: token, 2). TRL 1.16 with vLLM has ``{level: sequence, beyond: mask,
+    cap: 3}`` on by default.
+    """
 
     cap: float = 2.0
+    level: Literal["token", "sequence"] = "token"
+    beyond: Literal["truncate", "mask"] = "truncate"
+
+    def __post_init__(self) -> None:
+        if not self.cap > 0:
+            raise ValueError(f"cap={self.cap} is the largest importance weight: give one above 0")
 
     @property
     def held(self) -> str:
@@ -77,7 +91,13 @@ class TruncatedImportance:
         behaviour = getattr(rows, "behaviour", None)
         if behaviour is None:
             raise MisfitError("credit TruncatedImportance needs a sampler that records its log-probabilities")
-        return advantage * (old.logp - behaviour.double()).exp().clamp(max=self.cap), old
+        gap = torch.where(mask, old.logp - behaviour.double(), 0.0)
+        if self.level == "sequence":
+            gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
+        weight = gap.exp()
+        if self.beyond == "mask":
+            return advantage * torch.where(weight > self.cap, 0.0, weight), old
+        return advantage * weight.clamp(max=self.cap), old
 
 
 def last_of(mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._sums: dict[str, list[Tensor]] = {}
-        self._count: list[Tensor] = []
+        self._counts: dict[str, list[Tensor]] = {}
         self._losses: list[Tensor] = []
         self._open: list[Tensor] = []
         self._norms: list[float] = []
@@ -39,28 +39,41 @@ class Tally:
             ratio = log_ratio.exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
-                self._note_first(algorithm, (live.logp - batch.old.logp).double(), counted)
+                self._note_first(algorithm, live, batch, counted)
                 behaviour = getattr(batch.probe, "behaviour", None)
                 if behaviour is not None:
                     self._mismatches.append(_largest(live.logp - behaviour.to(live.logp), counted))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
-            if algorithm.objective.bounds is not None:
-                low, high = algorithm.objective.bounds
-                beyond = torch.where(batch.advantage > 0, ratio > 1 + high, ratio < 1 - low)
-                notes["clip_fraction"] = (beyond & (batch.advantage != 0)).double()
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
-                self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
-            self._count.append(counted.sum())
+                self._note(name, value, counted)
+            if "entropy" in live.extra:
+                entropy = live.extra["entropy"].double()
+                self._note("entropy", entropy, counted & ~entropy.isnan())
+            self._note_clip(algorithm, live, batch, counted)
             self._open.append(loss.detach().double())
 
-    def _note_first(self, algorithm: Algorithm, log_ratio: Tensor, counted: Tensor) -> None:
+    def _note_clip(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
+        """The share of what the clip acts on, decisions or samples, whose gradient it stops."""
+        if algorithm.objective.bounds is None:
+            return
+        low, high = algorithm.objective.bounds
+        ratio, credit = algorithm.objective.log_ratio(live, batch).double().exp(), batch.advantage
+        credit, counted = (credit[:, 0], counted.any(dim=1)) if ratio.dim() == 1 else (credit, counted)
+        beyond = torch.where(credit > 0, ratio > 1 + high, ratio < 1 - low)
+        self._note("clip_fraction", (beyond & (credit != 0)).double(), counted)
+
+    def _note(self, name: str, value: Tensor, counted: Tensor) -> None:
+        self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
+        self._counts.setdefault(name, []).append(counted.sum())
+
+    def _note_first(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
         """How far what is clipped lies from 1 before any update, and which of it the clip already cuts."""
         bounds = algorithm.objective.bounds
         if bounds is None:
             return
-        acted = algorithm.objective.clipped_log_ratio(log_ratio, counted)
-        ratio = acted[counted if acted.shape == counted.shape else counted.any(dim=1, keepdim=True)].exp()
+        acted = algorithm.objective.log_ratio(live, batch).double()
+        ratio = acted[counted.any(dim=1) if acted.dim() == 1 else counted].exp()
         self._first.append((ratio - 1).abs())
         self._outside.append((ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1]))
 
@@ -80,9 +93,10 @@ class Tally:
         self._deviations.append(torch.tensor(value))
 
     def metrics(self) -> dict[str, float]:
-        """Means over decisions (ratios, KL, clipping) and over optimiser steps (loss, gradient norm)."""
-        count = max(float(sum(float(c) for c in self._count)), 1.0)
-        means = {name: float(torch.stack(values).sum()) / count for name, values in self._sums.items()}
+        """Means over decisions (ratios, KL, entropy), over what is clipped (decisions, or samples where they have one
+        ratio) and over optimiser steps (loss, gradient norm)."""
+        counts = {name: max(sum(float(count) for count in each), 1.0) for name, each in self._counts.items()}
+        means = {name: float(torch.stack(values).sum()) / counts[name] for name, values in self._sums.items()}
         return {
             "loss": sum(float(loss) for loss in self._losses) / max(len(self._losses), 1),
             "grad_norm": sum(self._norms) / max(len(self._norms), 1),

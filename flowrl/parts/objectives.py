@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.types import Batch, Likelihood
+from flowrl.types import Batch, Likelihood, MisfitError, ViewRows
 
 
 class Traits:
@@ -23,8 +23,8 @@ class Traits:
     def bounds(self) -> tuple[float, float] | None:
         return None
 
-    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        return log_ratio
+    def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return likelihood.logp - batch.old.logp
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,30 @@ class ScoreFunction(Traits):
 @dataclass(frozen=True)
 class Clipped(Traits):
     """``max(-A rho, -A clip(rho, 1 - low, 1 + high))`` with ``rho = exp(log p - log p_old)``. PPO (arXiv:1707.06347)
-    eq. 7; ``high > low`` is DAPO's clip-higher (arXiv:2503.14476)."""
+    eq. 7; ``high > low`` is DAPO's clip-higher (arXiv:2503.14476).
+
+    dual: c of the second clip for ``A < 0``, ``min(loss, -c A)``: a bad decision that has become more likely than c
+    times is no longer pushed (Dual-clip PPO, arXiv:1912.09729 eq. 5; verl's ``clip_ratio_c``, 3 there). ``None``: none.
+    """
 
     low: float = 0.2
     high: float = 0.2
+    dual: float | None = None
 
     def __post_init__(self) -> None:
         _need_range(self.low, self.high)
+        if self.dual is not None and not self.dual > 1:
+            raise ValueError(f"dual={self.dual} bounds a ratio from above: give more than 1 (verl has 3), or null")
 
     @property
     def bounds(self) -> tuple[float, float]:
         return self.low, self.high
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        return _clipped(likelihood.logp - batch.old.logp, batch.advantage, self.low, self.high)
+        loss = _clipped(likelihood.logp - batch.old.logp, batch.advantage, self.low, self.high)
+        if self.dual is None:
+            return loss
+        return torch.where(batch.advantage < 0, torch.minimum(loss, -batch.advantage * self.dual), loss)
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,14 @@ class ClippedMean(Traits):
     (arXiv:2507.21053), over views the ratio of two likelihood bounds (GDPO, arXiv:2510.08554). Averaging before the
     exponential is what they do; exponentiating each draw first is biased upwards (Jensen) and is `Clipped`. Couples the
     decisions of a sample.
+
+    by_length: divide the mean of views, which estimates a whole completion's log-ratio, by the number of its tokens,
+    as GDPO's derived codes do. Over tokens the mean is one per token already.
     """
 
     low: float = 0.05
     high: float = 0.05
+    by_length: bool = False
     coupled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -77,11 +91,16 @@ class ClippedMean(Traits):
     def bounds(self) -> tuple[float, float]:
         return self.low, self.high
 
-    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        return sample_mean(log_ratio, mask)[:, None]
+    def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        mean = sample_mean(likelihood.logp - batch.old.logp, batch.weight > 0)
+        if not self.by_length:
+            return mean
+        if not isinstance(batch.probe, ViewRows) or batch.probe.per != "view":
+            raise MisfitError("objective.by_length divides the bounds of completions: set estimator.per=view")
+        return mean / batch.probe.content.sum(dim=1).clamp(min=1).to(mean)
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        log_ratio = sample_mean(likelihood.logp - batch.old.logp, batch.weight > 0)
+        log_ratio = self.log_ratio(likelihood, batch)
         return _clipped(log_ratio[:, None].expand_as(likelihood.logp), batch.advantage, self.low, self.high)
 
 

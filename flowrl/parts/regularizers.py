@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.types import Batch, Likelihood
+from flowrl.types import Batch, Likelihood, MisfitError
 
 
 def _not_negative(weight: float) -> None:
@@ -52,9 +52,14 @@ class Prediction:
 @dataclass(frozen=True)
 class KLToOld:
     """Divergence from the policy that sampled, estimated by ``exp(-d) - 1 + d`` with ``d = log p - log p_old``
-    (TraceRL). Needs no weight set."""
+    (TraceRL, arXiv:2509.06949). Needs no weight set.
+
+    summed: times the number of decisions that the network row answers, so that under a mean over a row's decisions it
+    is their sum, as TraceRL's code adds it; the log shows it so.
+    """
 
     weight: float = 0.01
+    summed: bool = False
     to: str = ""
 
     def __post_init__(self) -> None:
@@ -66,7 +71,15 @@ class KLToOld:
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         d = likelihood.logp - batch.old.logp
-        return (-d).exp() - 1 + d
+        each = (-d).exp() - 1 + d
+        if not self.summed:
+            return each
+        counted = batch.probe.counted
+        if counted is None:
+            raise MisfitError("KLToOld.summed counts decisions: set estimator.per=cell or token")
+        rows = counted.reshape(len(counted), -1, batch.probe.unit)
+        count = rows.sum(dim=2, keepdim=True).expand_as(rows).reshape(counted.shape)
+        return each * count.to(each)
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,29 @@ from flowrl.math.groups import flat_groups
 from flowrl.types import Scores, first_of_group
 
 
-@dataclass(frozen=True)
-class Everything:
-    """All samples that could be scored."""
+class OneRound:
+    """A selection that leaves out and replaces nothing."""
 
     @property
     def rounds(self) -> int:
         return 1
+
+    @property
+    def share(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Everything(OneRound):
+    """All samples that could be scored."""
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid
 
 
 @dataclass(frozen=True)
-class DropFlatGroups:
+class DropFlatGroups(OneRound):
     """Leave out groups whose samples all scored the same: they carry no comparison."""
-
-    @property
-    def rounds(self) -> int:
-        return 1
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~flat_groups(scores.total, scores.group, scores.valid)
@@ -51,34 +55,31 @@ class ReplaceFlatGroups:
 
     rounds: int = 10
     """At most; 10 is ``max_num_gen_batches`` of the released recipe."""
+    share: float = 1.0
+    """Sampling goes on until so much of ``data.prompts`` groups differ; what there is beyond that is learned from too,
+    up to ``data.prompts`` (GPG's ``min_inverse_alpha``, .5 there)."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"rounds={self.rounds} samples nothing; use at least 1, which is drop_flat_groups")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} of the groups should be above 0 and at most 1")
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return DropFlatGroups()(scores, advantage)
 
 
 @dataclass(frozen=True)
-class WithCredit:
+class WithCredit(OneRound):
     """Samples whose credit is not 0, such as those of a preference pair."""
-
-    @property
-    def rounds(self) -> int:
-        return 1
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & (advantage != 0)
 
 
 @dataclass(frozen=True)
-class AllButFirst:
+class AllButFirst(OneRound):
     """All but the first sample of every group, which is ReMax's greedy baseline."""
-
-    @property
-    def rounds(self) -> int:
-        return 1
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~first_of_group(scores.group)

@@ -25,6 +25,7 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.remote import TOKEN_VARIABLE
 from flowrl.remote.grouped import Elsewhere, Grouped, asking
 from flowrl.remote.protocol import MEDIA_TYPE, VERSION, encode_images
+from flowrl.score.answers import NO_MATTER
 from flowrl.score.clip import quantise
 from flowrl.score.rewards import RewardError
 
@@ -199,7 +200,14 @@ class RemoteReward(Elsewhere):
         values = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(values, list) or len(values) != count or not all(map(_is_score, values)):
             raise RewardError(f"{self}: the server's answer is not {count} scores")
-        yield torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)
+        absent = answer.get("absent", [])
+        if not isinstance(absent, list) or not all(type(row) is int and 0 <= row < count for row in absent):
+            raise RewardError(f"{self}: the server's answer names rows that were not asked")
+        scores = torch.tensor([torch.nan if value is None else value for value in values], dtype=torch.float64)
+        if bool(scores.isinf().any()):
+            raise RewardError(f"{self}: the server's answer holds inf; scores are finite")
+        scores[absent] = NO_MATTER
+        yield scores
 
     def _body_of(self, call: Mapping[str, Any]) -> bytes:
         message = {"protocol": VERSION, "reward": self._address.name, **call}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.remote.grouped import Elsewhere, Grouped, asking
+from flowrl.score.answers import NO_MATTER
 from flowrl.score.rewards import RewardError
 from flowrl.types import Prompt, Samples
 
@@ -40,13 +41,13 @@ class ActorScorer:
         images: Any,
         completions: Sequence[str] | None,
         group: Sequence[int],
-    ) -> list[float]:
-        """N scores; ``images`` is a float32 array [N, 3, H, W] or None."""
+    ) -> list[float | None]:
+        """N scores, None where the reward does not apply; ``images`` is a float32 array [N, 3, H, W] or None."""
         rows = range(len(prompts))
         asked = [Prompt(prompts[i], i, {name: values[i] for name, values in columns.items()}) for i in rows]
         pixels = None if images is None else torch.from_numpy(images.copy())  # Ray's arrays are read-only
         numbers = torch.tensor(group, dtype=torch.int64)
-        return self._rewards.raw(Samples(asked, pixels, completions), numbers)[:, 0].tolist()
+        return self._rewards.answers(Samples(asked, pixels, completions), numbers)[0]
 
 
 def place(
@@ -100,9 +101,10 @@ class RayReward(Elsewhere):
         groups = list(range(len(prompts)) if group is None else group)
         call = self._actor.score.remote(list(prompts), dict(columns), pixels, texts, groups)
         try:
-            return torch.tensor(self._ray.get(call, timeout=self._timeout), dtype=torch.float64)
+            scores = self._ray.get(call, timeout=self._timeout)
         except self._ray.exceptions.RayError as error:
             raise RewardError(f"reward 'ray:{self._use}' failed in its actor: {_cause(error)}") from error
+        return torch.tensor([NO_MATTER if score is None else score for score in scores], dtype=torch.float64)
 
     def close(self) -> None:
         """End the actor."""

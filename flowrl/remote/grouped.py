@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from flowrl.score.answers import NO_MATTER, plain
+
 
 class Elsewhere(ABC):
     """A reward that is scored in another place."""
@@ -23,9 +25,9 @@ class Elsewhere(ABC):
         images: Tensor | None = None,
         completions: Sequence[str] | None = None,
         **columns: Any,
-    ) -> Tensor:
-        """[N] float64 scores, NaN where it could not score."""
-        return self.score(prompts, images, completions, columns)
+    ) -> Tensor | list[float | None]:
+        """N scores, NaN where it could not score, None where it does not apply."""
+        return told(self.score(prompts, images, completions, columns))
 
     @abstractmethod
     def score(
@@ -36,7 +38,7 @@ class Elsewhere(ABC):
         columns: Mapping[str, Sequence[Any]],
         group: Sequence[int] | None = None,
     ) -> Tensor:
-        """As a call; ``group`` [N] are the samples' group numbers."""
+        """[N] float64; ``group`` [N] are the samples' group numbers; `NO_MATTER` where it does not apply."""
 
     @abstractmethod
     def close(self) -> None:
@@ -56,13 +58,18 @@ class Grouped:
         images: Tensor | None = None,
         completions: Sequence[str] | None = None,
         **columns: Any,
-    ) -> Tensor:
-        """[N] float64 scores, NaN where it could not score."""
-        return self.reward.score(prompts, images, completions, columns, group)
+    ) -> Tensor | list[float | None]:
+        """N scores, NaN where it could not score, None where it does not apply."""
+        return told(self.reward.score(prompts, images, completions, columns, group))
 
     def close(self) -> None:
         """Free what the reward holds."""
         self.reward.close()
+
+
+def told(scores: Tensor) -> Tensor | list[float | None]:
+    """Scores as a reward answers: a list where some are None."""
+    return plain(scores) if bool((scores == NO_MATTER).any()) else scores
 
 
 def asking(reward: Elsewhere) -> Elsewhere | Grouped:

@@ -154,7 +154,7 @@ def answer(rewards: Any, name: str, body: bytes, limits: Limits) -> Answer:
     start = time.perf_counter()
     try:
         samples, group = samples_of(Call.parse(body, limits), limits)
-        values = rewards.raw(samples, group)[:, 0].tolist()
+        values = rewards.answers(samples, group)[0]
     except RefusedError as refusal:
         return Answer.error(refusal.status, refusal.sentence)
     except RewardError as error:
@@ -170,7 +170,9 @@ def answer(rewards: Any, name: str, body: bytes, limits: Limits) -> Answer:
         traceback.print_exc()
         return Answer.error(500, "the server failed; its log says why")
     scores = [None if value != value else value for value in values]
-    return Answer(200, {"protocol": 1, "scores": scores, "seconds": round(time.perf_counter() - start, 6)})
+    content = {"protocol": 1, "scores": scores, "seconds": round(time.perf_counter() - start, 6)}
+    absent = [row for row, value in enumerate(values) if value is None]  # JSON's null has been NaN
+    return Answer(200, content | ({"absent": absent} if absent else {}))
 
 
 def samples_of(call: Call, limits: Limits) -> tuple[Any, Any]:

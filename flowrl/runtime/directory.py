@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,14 @@ class RunDirectory:
             owner = lock.read().strip() or "another process"
             lock.close()
             raise UserError(f"{self.path} is being written by {owner}; wait for it, or set another out=...") from None
+        lock.seek(0)
+        left = lock.read().strip()
+        if left:
+            warnings.warn(
+                f"{self.path}: the last run here ({left}) ended without a word: it was killed, or code of a reward or "
+                "model ended or crashed its process (a reward with process: true cannot)",
+                stacklevel=2,
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         lock.flush()
@@ -84,6 +93,7 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            self._lock.truncate(0)
             self._lock.close()
             self._lock = None
 
@@ -120,6 +130,11 @@ class RunDirectory:
             if digits.isdigit() and int(digits) > step:
                 shutil.rmtree(folder)
 
+    def saved(self, step: int) -> dict[str, Path]:
+        """Folders with samples of this step, by kind: ``samples`` that were trained on, ``heldout`` of evaluations."""
+        folders = (place / _step(step) for place in (self.samples_path, self.heldout_path))
+        return {folder.parent.name: folder for folder in folders if folder.is_dir()}
+
     def save_samples(
         self,
         step: int,
@@ -141,7 +156,7 @@ class RunDirectory:
         chosen = chosen[:count]
         if not chosen:
             return None
-        folder = (folder or self.samples_path) / f"step_{step:06d}"
+        folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -158,6 +173,10 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
+
+
+def _step(step: int) -> str:
+    return f"step_{step:06d}"
 
 
 def _step_of(line: Mapping[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from flowrl.config import Config
@@ -34,6 +35,8 @@ class Geometry:
     iterations: int
     rounds: int = 1
     """Of sampling per iteration, at most; the counts of samples and forwards are those of one."""
+    enough: int = 0
+    """Groups that take part after which no further round follows."""
 
     @property
     def forwards(self) -> int:
@@ -45,7 +48,7 @@ class Geometry:
         batch = f"{self.prompts} prompts x {self.group} = {self.samples} samples"
         samples, forwards = (self.iterations * (self.rounds - 1) * n for n in (self.samples, self.sampling_forwards))
         several = [
-            ("rounds of sampling", f"1 to {self.rounds} an iteration, until {self.prompts} groups take part"),
+            ("rounds of sampling", f"1 to {self.rounds} an iteration, until {self.enough} groups take part"),
             ("", f"counted below as 1; the others make up to {samples:,} samples in {forwards:,} forwards"),
         ]
         return [
@@ -97,4 +100,5 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
         + samples * network_rows * bool(measured or algorithm.credit),
         iterations=train.iterations,
         rounds=algorithm.selection.rounds,
+        enough=math.ceil(algorithm.selection.share * data.prompts),
     )

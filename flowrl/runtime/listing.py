@@ -48,7 +48,7 @@ def checkpoint_rows(run: Path) -> list[dict[str, Any]]:
 def differences(one: str, other: str) -> list[list[str]]:
     """``[slot, value in one, value in other]`` for every part that is not equal, then field by field within a part of
     the same kind."""
-    left, right = _flat(describe(build(one))), _flat(describe(build(other)))
+    left, right = flat(describe(build(one))), flat(describe(build(other)))
     keys = dict.fromkeys([*left, *right])
     return [[key, _shown(left, key), _shown(right, key)] for key in keys if left.get(key) != right.get(key)]
 
@@ -79,9 +79,10 @@ def _row(name: str) -> dict[str, Any]:
     }
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Described parts by their dotted keys."""
     if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".strip(".")).items()}
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
     return {prefix: part_text(value)}
 
 

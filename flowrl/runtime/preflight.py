@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig
-from flowrl.data import PromptSet, load_prompts, worlds
+from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import ValueLoss
 from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
+from flowrl.runtime.tracking import check_trackers
 from flowrl.score.finding import check_reward
 
 
@@ -47,13 +49,23 @@ def check(config: Config) -> Plan:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
+    if config.eval.prefill is not None and algorithm.family == "diffusion":
+        raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
+    check_trackers(config.log.trackers)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
+    if config.model.call:
+        from flowrl.models.diffusion.arguments import check_saved_call
+
+        check_saved_call(local(config.model.path), config.model.call)
     config = with_adapter(config, algorithm.family)
     for reward in config.rewards:
         check_reward(reward.use)
-    train = load_prompts(config.data.train)
-    test = load_prompts(config.data.test) if config.data.test is not None else None
+    train, test = read_prompts(config, config.data.train), None
+    if config.data.test is not None:
+        test = read_prompts(config, config.data.test)
+    if algorithm.family == "diffusion":
+        _check_texts((train, test))
     return Plan(config, algorithm, counts, train, test)
 
 
@@ -94,6 +106,17 @@ def with_adapter(config: Config, family: str) -> Config:
     return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
 
 
+def read_prompts(config: Config, spec: str) -> PromptSet:
+    """Prompts in the form that the config gives them. Raises `UserError`."""
+    return load_prompts(spec, Form(config.data.columns, config.data.template))
+
+
+def _check_texts(sets: Sequence[PromptSet | None]) -> None:
+    for prompt in (prompt for found in sets if found is not None for prompt in found.prompts):
+        if prompt.chat is not None:
+            raise UserError(f"data: prompt {prompt.id + 1} is a conversation, and image models take a text; rewrite it")
+
+
 def check_family(path: str, family: str) -> None:
     """Raise `UserError` if a model's files show that it is of another family than the algorithm trains."""
     if path in worlds():
@@ -112,6 +135,9 @@ def check_family(path: str, family: str) -> None:
             raise UserError(
                 f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
             )
+    from flowrl.models.files import check_files
+
+    check_files(folder)
     from flowrl.models.text.opening import declared  # diffusers and transformers: only where there is a model
 
     found, certain = declared(path)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from flowrl.math.masking import draw_tokens, through_end
+from flowrl.math.masking import draw_tokens, ended, is_end, through_end
 from flowrl.math.random import uniform
-from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace
+from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace, Truncation
 
 TOKEN_STREAM = 0
 COMPACT = 1 / 8
@@ -19,7 +19,7 @@ COMPACT = 1 / 8
 
 @dataclass(frozen=True, kw_only=True)
 class CausalSampler:
-    """Draw up to ``length`` tokens from ``softmax(logits / temperature)``; rows that ended leave the batch.
+    """Draw up to ``length`` tokens from ``softmax(logits / temperature)``, truncated; rows that ended leave the batch.
 
     A token follows from its row's seed and its place (one uniform number, put through the inverse distribution
     function), so a completion does not depend on the batch it is made in, up to rounding of the logits.
@@ -28,6 +28,10 @@ class CausalSampler:
     length: int = 256
     temperature: float = 1.0
     """0 is greedy."""
+    top_p: float = 1.0
+    """Draw from the most likely tokens up to this mass; 1 draws from all."""
+    top_k: int | None = None
+    """Draw from so many of the most likely tokens; the mass is then counted among them, as in transformers and vLLM."""
     greedy_first: bool = False
     """Decode the first sample of every group greedily: the baseline of ReMax."""
     engine: Literal["vllm"] | None = None
@@ -39,6 +43,12 @@ class CausalSampler:
             raise ValueError(f"length={self.length} makes empty completions; use at least 1")
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature} should be 0 (greedy) or above")
+        _ = self.truncation  # which says what is wrong with top_p and top_k
+
+    @property
+    def truncation(self) -> Truncation:
+        """The tokens that can be drawn."""
+        return Truncation(self.top_p, self.top_k)
 
     @property
     def forwards(self) -> int:
@@ -54,7 +64,7 @@ class CausalSampler:
             if value is not None:
                 raise ValueError(f"autoregressive models have no {name}; remove it")
         heat = self.temperature if temperature is None else temperature
-        return CausalSampler(length=self.length, temperature=heat, engine=self.engine)
+        return replace(self, temperature=heat, greedy_first=False)
 
     @torch.no_grad()
     def __call__(self, policy: CausalPolicy, condition: TextCondition, draw: Draw) -> Rollout:
@@ -64,10 +74,12 @@ class CausalSampler:
         if self.engine is None:
             tokens, logp, rows = self._decode(policy, condition, draw, heat.to(policy.device))
         else:
-            made = policy.engine(self.engine).generate(condition, draw.seeds, self.length, heat.tolist())
+            engine = policy.engine(self.engine)
+            made = engine.generate(condition, draw.seeds, self.length, heat.tolist(), self.truncation)
             tokens, logp, rows = *made, len(draw) * self.length
-        mask = through_end(tokens, policy.end_token)
-        trace = TokenTrace(tokens, mask, self.temperature, logp=logp)
+        mask = through_end(tokens, policy.end_tokens)
+        said = ended(tokens, mask, policy.end_tokens)
+        trace = TokenTrace(tokens, mask, self.temperature, logp=logp, ended=said, truncation=self.truncation)
         return Rollout(condition, tokens, draw.group, trace, forwards=rows)
 
     def _decode(
@@ -79,19 +91,19 @@ class CausalSampler:
         logp = torch.zeros(count, self.length, device=device)
         numbers = uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM).to(device)
         going = torch.arange(count, device=device)  # rows in the decoder, some of them ended
-        ended = torch.zeros(count, dtype=torch.bool, device=device)
+        over = torch.zeros(count, dtype=torch.bool, device=device)
         decoder: Decoder = policy.decoder(condition)
         rows = 0
         for place in range(self.length):
             rows += len(going)
-            chosen, found = draw_tokens(decoder.logits, numbers[going, place], heat[going])
-            active = ~ended[going]
+            chosen, found = draw_tokens(decoder.logits, numbers[going, place], heat[going], self.truncation)
+            active = ~over[going]
             tokens[going[active], place] = chosen[active]
             logp[going[active], place] = found[active]
-            ended[going] |= chosen == policy.end_token
-            if bool(ended.all()) or place == self.length - 1:
+            over[going] |= is_end(chosen, policy.end_tokens)
+            if bool(over.all()) or place == self.length - 1:
                 break
-            active = ~ended[going]
+            active = ~over[going]
             if int(active.sum()) <= (1 - COMPACT) * len(going):
                 decoder.keep(active.nonzero()[:, 0])
                 going, chosen = going[active], chosen[active]

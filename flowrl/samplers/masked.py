@@ -8,9 +8,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.masking import commit_counts, draw_tokens, random_subset, through_end
+from flowrl.math.masking import (
+    commit_counts,
+    draw_tokens,
+    ended,
+    is_end,
+    random_subset,
+    through_end,
+    time_counts,
+    time_share,
+    truncate,
+)
 from flowrl.math.random import uniform
-from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition, TokenTrace
+from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition, TokenTrace, Truncation
 
 TOKEN_STREAM, PLACE_STREAM = 0, 1_000_000
 """Step k draws its tokens from the first stream plus k and its random positions from the second plus k."""
@@ -30,11 +40,21 @@ class MaskedSampler:
         gradient is biased; at temperature 0 it is ``max_prob``.
     threshold: fix every position of the block whose best probability reaches it, at least one per step
         (confidence-parallel decoding, arXiv:2505.22618); ``steps`` no longer matters.
-    temperature: of the drawn tokens; 0 takes the best one. Probabilities that choose positions have temperature 1.
+    schedule: how many are fixed in a step: ``even`` as many in each (LLaDA), ``time`` a share 1 - s/t of the masked
+        ones on Dream's grid of times (see `flowrl.math.masking.time_counts`); a step that fixes none takes no forward.
+    temperature: of the drawn tokens; 0 takes the best one.
+    top_p, top_k: draw from the most likely tokens up to this mass, and from so many of them; the mass is counted
+        among all tokens, as Dream does.
+    tempered_order: choose positions by the probabilities that tokens are drawn from (tempered and cut, as Dream does)
+        instead of the model's own at temperature 1 (LLaDA).
+    order_temperature: above 0, positions are drawn without replacement from ``softmax(preference / temperature)``
+        instead of the best being taken (Dream's ``alg_temp``). They are actions then, which nothing scores.
     guidance: s of ``uncond + (s + 1)(cond - uncond)``, the unconditional prompt all masked; 0 is off.
     A row whose finished blocks hold an end token is done. Where the model allows it, prompt and finished blocks are
     read once (`MaskedPolicy.reader`), with the same result. Every draw follows from the row's seed and the step.
-    Sources: LLaDA (arXiv:2502.09992) §2.4 and its released sampler; Dream (arXiv:2508.15487).
+    Sources: LLaDA (arXiv:2502.09992) §2.4 and its released sampler; Dream (arXiv:2508.15487) and its released
+    ``diffusion_generate``, which is ``schedule=time, tempered_order=True, block=None`` with order ``low_confidence``
+    for its ``maskgit_plus``, ``margin`` for ``topk_margin``, ``neg_entropy`` for ``entropy`` and ``origin``.
     """
 
     length: int = 128
@@ -43,7 +63,12 @@ class MaskedSampler:
     """``None``: the whole completion."""
     order: Order = "max_prob"
     threshold: float | None = None
+    schedule: Literal["even", "time"] = "even"
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    tempered_order: bool = False
+    order_temperature: float = 0.0
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -57,6 +82,12 @@ class MaskedSampler:
             raise ValueError(f"threshold={self.threshold} is a probability: give one from 0 to 1")
         if self.guidance < 0:
             raise ValueError(f"guidance={self.guidance} should be 0 (off) or above")
+        if self.order_temperature < 0 or (self.order_temperature and self.order in ("random", "origin", "leftmost")):
+            raise ValueError(
+                f"order_temperature={self.order_temperature} softens a preference: it is 0 (off) or above, and the "
+                f"order {self.order} has none"
+            )
+        _ = self.truncation  # which says what is wrong with top_p and top_k
         if self.length % self.width:
             raise ValueError(f"length={self.length} is not a multiple of block={self.block}; change one of them")
         if self.steps < self.blocks:
@@ -75,7 +106,13 @@ class MaskedSampler:
     @property
     def exact(self) -> bool:
         """Whether the log-probability of the fixed tokens has the exact policy gradient of this sampler."""
-        return self.order != "low_confidence" and self.temperature > 0 and self.guidance == 0
+        by_state = self.order != "low_confidence" and not self.order_temperature
+        return by_state and self.temperature > 0 and self.guidance == 0
+
+    @property
+    def truncation(self) -> Truncation:
+        """The tokens that can be drawn."""
+        return Truncation(self.top_p, self.top_k, nucleus_first=True)
 
     @property
     def forwards(self) -> int:
@@ -96,15 +133,16 @@ class MaskedSampler:
         going = torch.arange(len(draw))
         for block in range(self.blocks):
             canvas.fill(block, going)
-            done = canvas.tokens[going, : (block + 1) * self.width] == policy.end_token
+            done = is_end(canvas.tokens[going, : (block + 1) * self.width], policy.end_tokens)
             going = going[~done.any(dim=1)]
             if not len(going):
                 break
         tokens, order = canvas.tokens, canvas.order
         tokens[order < 0] = policy.pad_token
-        mask = through_end(tokens, policy.end_token) & (order >= 0)
+        mask = through_end(tokens, policy.end_tokens) & (order >= 0)
         final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
-        trace = TokenTrace(tokens, mask, self.temperature, order=order)
+        said = ended(tokens, mask, policy.end_tokens)
+        trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=said, truncation=self.truncation)
         return Rollout(condition, final, draw.group, trace, forwards=canvas.forwards)
 
 
@@ -127,24 +165,30 @@ class _Canvas:
         inside[block * o.width : (block + 1) * o.width] = True
         share = o.width if o.threshold is not None else _share(o.steps, o.blocks, block)
         before = o.width * block if o.threshold is not None else sum(_share(o.steps, o.blocks, b) for b in range(block))
-        counts = commit_counts(torch.full((len(rows),), o.width), share)
+        even = commit_counts(torch.full((len(rows),), o.width), share)
         for k in range(share):
             masked = (self.order[rows] < 0) & inside
-            open_rows = masked.any(dim=1)
-            if not bool(open_rows.any()):
+            if not bool(masked.any()):
                 return
-            now = rows[open_rows]
-            logits = self._logits(now, masked[open_rows], settled=block * o.width)
-            self._step(logits, now, masked[open_rows], before + k, counts[open_rows, k], share - k)
+            timed, left = o.schedule == "time" and o.threshold is None, masked.sum(dim=1)
+            count = time_counts(left, k, share) if timed else even[:, k]
+            if k == share - 1:
+                count = left
+            open_rows = (left > 0) & ((count > 0) | (o.order == "origin"))
+            if bool(open_rows.any()):
+                now, where = rows[open_rows], masked[open_rows]
+                logits = self._logits(now, where, settled=block * o.width)
+                chance = float(time_share(k, share)) if timed else 1 / (share - k)
+                self._step(logits, now, where, before + k, count[open_rows], chance)
 
-    def _step(self, logits: Tensor, rows: Tensor, masked: Tensor, step: int, count: Tensor, left: int) -> None:
-        """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows, with ``left`` steps to go in the block."""
+    def _step(self, logits: Tensor, rows: Tensor, masked: Tensor, step: int, count: Tensor, chance: float) -> None:
+        """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows; with order ``origin`` each by chance."""
         o = self.options
         where = masked.to(logits.device)
         seeds = self.draw.seeds[rows]
         numbers = uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked].to(logits.device)
         heat = torch.full((len(logits),), o.temperature, dtype=torch.float64, device=logits.device)
-        drawn, _ = draw_tokens(logits, numbers, heat)
+        drawn, _ = draw_tokens(logits, numbers, heat, o.truncation)
         score = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=logits.device)
         score[where] = self._preference(logits, drawn, masked, seeds, step).to(score)
         score = score.cpu()
@@ -155,9 +199,9 @@ class _Canvas:
             chosen |= random_subset(-score, masked, torch.ones(len(rows), dtype=torch.int64))
         elif o.order == "origin":
             coin = uniform(seeds, (o.length,), stream=PLACE_STREAM + step)
-            chosen = masked & (coin < 1 / left)
+            chosen = masked & (coin < chance)
         else:
-            chosen = random_subset(-score, masked, masked.sum(dim=1) if left == 1 else count)
+            chosen = random_subset(-score, masked, count)
         proposals = torch.zeros(masked.shape, dtype=torch.int64)
         proposals[masked] = drawn.cpu()
         self.tokens[rows] = torch.where(chosen, proposals, self.tokens[rows])
@@ -182,13 +226,26 @@ class _Canvas:
             return uniform(seeds, (length,), stream=PLACE_STREAM + step)[masked]
         if order == "leftmost":
             return -torch.arange(length).expand(masked.shape)[masked].double()
+        found = self._confidence(logits, drawn)
+        heat = self.options.order_temperature
+        if not heat:
+            return found
+        # the largest of these, and then the next, are draws from the softmax without replacement (Gumbel)
+        coin = uniform(seeds, (length,), stream=PLACE_STREAM + step)[masked].to(found.device)
+        return found.double() / heat - (-coin.clamp(min=1e-300).log()).log()
+
+    def _confidence(self, logits: Tensor, drawn: Tensor) -> Tensor:
+        """[K] how sure the model is of each masked position."""
+        o = self.options
+        if o.tempered_order:
+            logits = truncate(logits / o.temperature if o.temperature else logits, o.truncation)
         probability = logits.softmax(dim=-1)
-        if order == "low_confidence":
+        if o.order == "low_confidence":
             return probability.gather(1, drawn[:, None])[:, 0]
-        if order == "neg_entropy":
+        if o.order == "neg_entropy":
             return torch.xlogy(probability, probability).sum(dim=-1)
         best = probability.topk(2, dim=-1).values
-        return best[:, 0] if order == "max_prob" else best[:, 0] - best[:, 1]
+        return best[:, 0] if o.order == "max_prob" else best[:, 0] - best[:, 1]
 
 
 def _share(steps: int, blocks: int, block: int) -> int:

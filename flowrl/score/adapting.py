@@ -2,8 +2,13 @@
 
 Accepted, told apart by parameter names: ``fn(images, prompts, **columns)`` (ours), ``fn(images, prompts, metadata)
 -> (scores, info)`` and factories of it (flow_grpo, whose GenEval says ``metadatas``; DDPO), ``fn(prompts, completions,
-**columns) -> list[float | None]`` (TRL, completions as texts), verl's and Flow-Factory's (`dialects`), async functions,
-and classes whose instances are one of these.
+**columns) -> list[float | None]`` (TRL), verl's and Flow-Factory's (`dialects`), async functions, and classes whose
+instances are one of these. None says that a reward does not apply to a sample, NaN that it could not score it. Columns
+inside verl's ``reward_model`` and ``extra_info`` are found like others (`conversations.spread`).
+
+Completions and prompts are texts. TRL's rewards of conversational data sets read ``completion[0]["content"]``: one
+that fails on texts is asked again with messages, and from then on only so (``messages`` in its entry decides it
+beforehand). A parameter ``messages`` gets whole conversations [N], the answer last.
 
 A reward that compares samples says so by a parameter: ``group`` [N ints] makes every call hold whole groups;
 ``others`` (shaped as the images or completions) makes it a comparison of pairs, answered as how much each sample is
@@ -14,16 +19,20 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean, told
-from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory, settled
+from flowrl.score.answers import NO_MATTER, as_scores
+from flowrl.score.conversations import as_messages, columns_of, dialogues
+from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory
+from flowrl.score.leaving import contained
+from flowrl.score.waiting import settled
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
@@ -32,8 +41,10 @@ COMPARED = ("group", "others")
 """Parameters of rewards that see whole groups."""
 METADATA = ("metadata", "metadatas")
 """Parameters of flow_grpo's rewards for the prompts' columns, one mapping per sample."""
-FLOW_GRPO = {"only_strict": True}
-"""Arguments of flow_grpo's rewards that our data does not name, and what its training passes."""
+PASSED = {"only_strict": True, "run_name": ""}
+"""Arguments that our data does not name, and what flow_grpo's and d1's training pass."""
+MISREAD = re.compile("string indices must be integers|'str' object has no attribute|string index out of range")
+"""What a reward that reads messages says of texts."""
 
 
 class Answer(Protocol):
@@ -62,12 +73,16 @@ def adapt(
     device: str | None,
     dtype: str | None = None,
     batch_size: int | None = None,
+    messages: bool | None = None,
 ) -> Answer:
     """A function of samples alone. Classes and factories are built here, once, with the options, device and dtype.
+    ``messages`` says whether it reads TRL's conversational form; None finds out.
 
     Raises `UserError` for an option the reward does not have, and later for a column that the prompts do not have.
     """
     answer = _adapt(found, name, options, device, dtype, batch_size)
+    if isinstance(answer, _Call):
+        answer.messages = messages
     LOG.info("reward %r: %s signature%s", name, answer.style, ", sees whole groups" if answer.grouped else "")
     return answer
 
@@ -80,6 +95,10 @@ def _adapt(
     dtype: str | None,
     batch_size: int | None,
 ) -> Answer:
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError):
+        raise UserError(f"reward {name!r}: {found!r} does not say what it takes; wrap it in a function") from None
     if is_flow_factory(found):
         precision = getattr(torch, dtype or "float32")
         return build_flow_factory(found, name, options, device or _default_device(), precision, batch_size)
@@ -100,10 +119,11 @@ def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) ->
         what = _no_reward(found, name) if not inspect.isclass(found) else f"reward {name!r} needs an option"
         raise UserError(f"{what}: {error}") from None
     try:
-        return found(**settings)
+        with contained():
+            return found(**settings)
     except UserError:
         raise
-    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
         raise UserError(f"reward {name!r} cannot be loaded: {told(error)}") from error
 
 
@@ -140,6 +160,8 @@ class _Call:
         self.parameters = inspect.signature(function).parameters
         self.open_ended = _takes_anything(self.parameters)
         self.grouped = any(key in self.parameters for key in COMPARED)
+        self.messages: bool | None = None
+        """Whether it reads messages; None until it has been asked once."""
 
     @property
     def style(self) -> str:
@@ -157,13 +179,34 @@ class _Call:
     def _ask(self, samples: Samples, more: Mapping[str, Any]) -> Any:
         columns = columns_of(samples)
         values = {**columns, **_subjects(samples)}
+        if "messages" in self.parameters and "messages" not in columns and samples.completions is not None:
+            values["messages"] = dialogues(samples)
         values |= {key: value for key, value in more.items() if key in self.parameters}
         for key in METADATA:
             if key in self.parameters and key not in columns:
                 values[key] = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
+        if samples.completions is None or self.messages is False or not len(samples):
+            return self._call(values)
+        spoken = values | as_messages(samples)
+        if self.messages:
+            return self._call(spoken)
+        try:
+            answer = self._call(values)
+            self.messages = False
+        except (TypeError, AttributeError, IndexError) as misread:
+            if not MISREAD.search(str(misread)):
+                raise
+            try:
+                answer = self._call(spoken)
+            except Exception:  # so it was not that
+                raise misread from None
+            self.messages = True
+            LOG.info("reward %r reads messages, as TRL's conversational data sets have them", self.name)
+        return answer
+
+    def _call(self, values: Mapping[str, Any]) -> Any:
         positional, named = self._arguments(values)
-        answer = self.function(*positional, **named)
-        return settled(answer) if inspect.isawaitable(answer) else answer
+        return settled(self.function(*positional, **named))
 
     def _compare(self, samples: Samples, group: Tensor) -> Tensor:
         """[N] mean of the comparisons with each other sample of the group; NaN for a sample without others."""
@@ -175,7 +218,8 @@ class _Call:
             first, second = take(samples, [row] * len(others)), take(samples, others)
             more = {"others": second.completions if second.images is None else second.images}
             answer = self._ask(first, more | {"group": [key] * len(others)})
-            scores[row] = as_scores(answer, len(others), self.name).nanmean()
+            values = as_scores(answer, len(others), self.name)
+            scores[row] = values[values != NO_MATTER].nanmean()
         return scores
 
     def _arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -189,8 +233,8 @@ class _Call:
                 value = values[key]
             elif parameter.default is not parameter.empty:
                 continue
-            elif key in FLOW_GRPO:
-                value = FLOW_GRPO[key]
+            elif key in PASSED:
+                value = PASSED[key]
             else:
                 raise UserError(self._missing(parameter, values))
             used.add(key)
@@ -216,12 +260,6 @@ class _Call:
         return f"reward {self.name!r} needs the column {key!r}, which the prompts do not have (columns: {have})"
 
 
-def columns_of(samples: Samples) -> dict[str, list[Any]]:
-    """The prompts' other fields as lists of N; None where a prompt does not have one."""
-    names = dict.fromkeys(name for prompt in samples.prompts for name in prompt.columns)
-    return {name: [prompt.columns.get(name) for prompt in samples.prompts] for name in names}
-
-
 def take(samples: Samples, rows: Sequence[int]) -> Samples:
     """Some of the samples; a view where they follow one another, so that a change in place is noticed."""
     prompts = [samples.prompts[row] for row in rows]
@@ -231,51 +269,6 @@ def take(samples: Samples, rows: Sequence[int]) -> Samples:
     together = list(rows) == list(range(rows[0], rows[0] + len(rows))) if rows else False
     images = samples.images[rows[0] : rows[-1] + 1] if together else samples.images[list(rows)]
     return replace(samples, prompts=prompts, images=images, completions=completions)
-
-
-def as_scores(answer: Any, count: int, name: str) -> Tensor:
-    """[count] float64 on the host from a tensor, array or list, or ``(scores, info)``; None becomes NaN.
-
-    Raises `UserError` for another number of scores, another type, or an infinite score.
-    """
-    answer = _without_info(answer)
-    values = _numbers(answer, name)
-    if values.shape != (count,):
-        shape = "x".join(map(str, values.shape)) or "one number"
-        raise UserError(f"reward {name!r} should return {count} scores for {count} samples, found {shape}")
-    if bool(torch.isinf(values).any()):
-        where = int(torch.isinf(values).nonzero()[0, 0])
-        raise UserError(
-            f"reward {name!r} returned {float(values[where])} for sample {where}; scores are finite, "
-            "or NaN for 'could not score'"
-        )
-    return values
-
-
-def kind_of(answer: Any) -> str:
-    """The name of an answer's number type, or of its container."""
-    answer = _without_info(answer)
-    return str(answer.dtype).removeprefix("torch.") if "dtype" in dir(answer) else type(answer).__name__
-
-
-def _without_info(answer: Any) -> Any:
-    pair = isinstance(answer, tuple) and answer and not isinstance(answer[0], int | float | None)
-    return answer[0] if pair else answer
-
-
-def _numbers(answer: Any, name: str) -> Tensor:
-    if isinstance(answer, Tensor):
-        values = answer.detach().cpu()
-        if not values.is_complex():
-            return values.double()
-    elif isinstance(answer, Sequence | np.ndarray) and not isinstance(answer, str):
-        filled = [float("nan") if value is None else value for value in answer]
-        try:
-            return torch.tensor([float(value) for value in filled], dtype=torch.float64)
-        except (TypeError, ValueError):
-            pass  # explained below, as any other wrong type
-    kind = "None (a missing return?)" if answer is None else type(answer).__name__
-    raise UserError(f"reward {name!r} should return a tensor, array or list of numbers, found {kind}")
 
 
 def _subjects(samples: Samples) -> dict[str, Any]:

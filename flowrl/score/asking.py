@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from flowrl.config.reward import OnErrorConfig
-from flowrl.errors import UserError, told
-from flowrl.score.adapting import Answer, as_scores, kind_of, take
+from flowrl.errors import UserError, exhausted, told
+from flowrl.score.adapting import Answer, take
+from flowrl.score.answers import as_scores, kind_of
 from flowrl.score.combining import Gate
+from flowrl.score.leaving import contained
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
@@ -59,7 +61,7 @@ class Tally:
 
 
 def ask(reward: Reward, samples: Samples, group: Tensor, rows: Sequence[int], tally: Tally) -> Tensor:
-    """[len(rows)] float64 scores of these rows; NaN where the reward could not score.
+    """[len(rows)] float64 scores of these rows; NaN where the reward could not score, `NO_MATTER` where it said None.
 
     Calls hold ``batch_size`` samples, whole groups of a reward that compares them. A call that fails is repeated as
     ``on_error`` says. With ``drop_group``, its groups are then asked one by one, so that one bad sample costs its own
@@ -119,7 +121,8 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
         samples = replace(samples, images=samples.images.data)
     version, start = _version(samples), time.perf_counter()
     try:
-        answer = reward.answer(samples, group if reward.answer.grouped else None)
+        with contained():
+            answer = reward.answer(samples, group if reward.answer.grouped else None)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
@@ -136,10 +139,8 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
 
 
 def _advice(error: BaseException) -> str:
-    """For what TRL's rewards do with the chats of conversational data sets."""
-    if isinstance(error, TypeError) and "string indices" in str(error):
-        return "; completions are texts here, not messages: completion instead of completion[0]['content']"
-    return ""
+    """For memory that ran out."""
+    return "; give it a batch_size, or a device of its own" if exhausted(error) else ""
 
 
 def _version(samples: Samples) -> int:

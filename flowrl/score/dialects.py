@@ -6,10 +6,8 @@ Facts from verl's `compute_score` (docs, "Implement Reward Function for Dataset"
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +16,8 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.score.clip import picture
+from flowrl.score.conversations import spread
+from flowrl.score.waiting import all_settled, settled
 from flowrl.types import Samples
 
 VERL = ("solution_str", "solution_image")
@@ -28,7 +28,8 @@ class VerlCall:
     """``compute_score(data_source, solution_str, ground_truth, extra_info, **) -> float | {"score": float, ...}``, one
     sample a call, plain or async; verl-omni's takes ``solution_image`` [3, H, W] in [0, 1].
 
-    ``ground_truth`` is the prompt's column of that name, or that key of its column ``reward_model`` (verl's parquet).
+    ``ground_truth`` is the prompt's column of that name, or that key of its column ``reward_model`` (verl's parquet;
+    `flowrl.score.conversations.spread`).
     """
 
     grouped = False
@@ -38,16 +39,12 @@ class VerlCall:
         self.function, self.name, self.settings = function, name, dict(settings)
         self.parameters = inspect.signature(function).parameters
 
-    def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float]:
+    def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float | None]:
         answers = [self.function(**self._arguments(samples, row)) for row in range(len(samples))]
-        if any(inspect.isawaitable(answer) for answer in answers):
-            answers = settled(_gathered(answers))
-        return [self._score(answer) for answer in answers]
+        return [self._score(answer) for answer in all_settled(answers)]
 
     def _arguments(self, samples: Samples, row: int) -> dict[str, Any]:
-        columns = dict(samples.prompts[row].columns)
-        nested = columns.get("reward_model")
-        known = {"extra_info": {}, **(nested if isinstance(nested, Mapping) else {}), **columns}
+        known = {"extra_info": {}, **spread(samples.prompts[row].columns)}
         if samples.completions is not None:
             known["solution_str"] = samples.completions[row]
         if samples.images is not None:
@@ -66,14 +63,14 @@ class VerlCall:
                 raise UserError(f"reward {self.name!r} (verl signature) needs the column {key!r}, which a prompt lacks")
         return {**found, **self.settings}
 
-    def _score(self, answer: Any) -> float:
+    def _score(self, answer: Any) -> float | None:
         if isinstance(answer, Mapping):
             if "score" not in answer:
                 raise UserError(f"reward {self.name!r} should return a number or a dict with 'score', found {answer!r}")
             answer = answer["score"]
         elif isinstance(answer, Sequence) and not isinstance(answer, str):
             answer = answer[0]
-        return float("nan") if answer is None else float(answer)
+        return None if answer is None else float(answer)
 
 
 class FlowFactoryCall:
@@ -111,7 +108,7 @@ class FlowFactoryCall:
         for key in getattr(self.function, "required_fields", ()):
             if key not in values:
                 raise UserError(f"reward {self.name!r} (Flow-Factory signature) needs {key!r}; there is no such column")
-        answer = self.function(**{key: values[key] for key in values if key in wanted})
+        answer = settled(self.function(**{key: values[key] for key in values if key in wanted}))
         return answer.rewards if "rewards" in dir(answer) else answer
 
     def _medium(self, medium: Tensor) -> Any:
@@ -152,22 +149,3 @@ def build_flow_factory(
         wait_for_everyone=lambda: None,
     )
     return FlowFactoryCall(found(config, accelerator), name)
-
-
-def settled(awaitable: Any) -> Any:
-    """The answer of a coroutine, whether or not this thread already runs an event loop (as notebooks do)."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, _awaited(awaitable)).result()
-
-
-async def _awaited(awaitable: Any) -> Any:
-    return await awaitable
-
-
-async def _gathered(answers: Sequence[Any]) -> list[Any]:
-    waiting = [answer if inspect.isawaitable(answer) else _known(answer) for answer in answers]
-    return list(await asyncio.gather(*waiting))
-
-
-async def _known(answer: Any) -> Any:
-    return answer

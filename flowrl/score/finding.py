@@ -21,6 +21,7 @@ import rewards as shipped
 from flowrl.errors import UserError, did_you_mean, told
 from flowrl.paths import expanded
 from flowrl.remote import check_remote, find_remote, is_remote
+from flowrl.score.leaving import contained
 
 SUBJECTS = {"images": "image", "completions": "text"}
 """What a reward looks at, by the name of its parameter."""
@@ -69,6 +70,15 @@ def find_reward(use: str) -> Callable[..., Any]:
     return getattr(_import_module(entry.module, use), use)
 
 
+def anchored(use: str) -> str:
+    """``path.py:function`` with an absolute path, so that it holds after a reward has changed the working directory;
+    other names as they are."""
+    place, colon, attribute = use.rpartition(":")
+    if is_remote(use) or not colon or not place.endswith(".py"):
+        return use
+    return f"{expanded(place, 'reward').absolute()}:{attribute}"
+
+
 def check_reward(use: str) -> None:
     """Raise `UserError` if a reward cannot exist; cheap, because a file is parsed and not run."""
     if is_remote(use):
@@ -76,8 +86,9 @@ def check_reward(use: str) -> None:
     place, colon, attribute = use.rpartition(":")
     if colon and place.endswith(".py"):
         path = expanded(place)
-        defined = [name for name, _ in _definitions(_parse(path))]
-        if attribute not in defined:
+        bound = names_of(_parse(path))
+        if bound is not None and attribute not in bound:
+            defined = [name for name in bound if not name.startswith("_")]
             raise UserError(f"reward {use!r}: {path} does not define {attribute!r}{did_you_mean(attribute, defined)}")
     elif not colon and use not in [entry.name for entry in list_rewards()]:
         find_reward(use)  # raises with a suggestion
@@ -102,14 +113,37 @@ def _entries(module: str) -> Iterator[RewardEntry]:
         yield RewardEntry(name, kind, str(reach), tuple(mine), summary, f"{shipped.__name__}.{module}")
 
 
-def _definitions(tree: ast.Module) -> list[tuple[str, ast.FunctionDef | ast.ClassDef]]:
-    return [(node.name, node) for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def _kind(node: ast.FunctionDef | ast.ClassDef) -> str | None:
+def names_of(tree: ast.Module) -> list[str] | None:
+    """Names that a module binds when it is run: definitions, assignments and imports, also inside ``if``, ``try``,
+    ``with`` and loops. None where reading cannot tell (``from x import *``, ``__getattr__``, ``globals()``)."""
+    names: dict[str, None] = {}
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Function | ast.ClassDef):
+            names[node.name] = None
+            continue  # what is inside is not the module's, decorators and defaults apart, which bind nothing
+        if isinstance(node, ast.Lambda):
+            continue
+        if isinstance(node, ast.alias):
+            names[node.asname or node.name.partition(".")[0]] = None
+        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id == "globals"):
+            names[node.id] = None
+        waiting += ast.iter_child_nodes(node)
+    return None if names.keys() & {"*", "__getattr__", "globals"} else list(names)
+
+
+def _definitions(tree: ast.Module) -> list[tuple[str, Function | ast.ClassDef]]:
+    return [(node.name, node) for node in tree.body if isinstance(node, Function | ast.ClassDef)]
+
+
+def _kind(node: Function | ast.ClassDef) -> str | None:
     """What a definition scores, or None if it is not a reward."""
     if isinstance(node, ast.ClassDef):
-        calls = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__call__"]
+        calls = [item for item in node.body if isinstance(item, Function) and item.name == "__call__"]
         return _kind(calls[0]) if calls else None
     names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
     if "prompts" not in names and not node.args.kwarg:
@@ -143,11 +177,12 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles inside look their module up
     try:
-        spec.loader.exec_module(module)
+        with contained():
+            spec.loader.exec_module(module)
     except ImportError as error:
         del sys.modules[name]
         raise UserError(f"reward file {path} cannot be imported: {error}; install what it needs") from error
-    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
         del sys.modules[name]
         raise UserError(f"reward file {path} cannot be imported: {told(error)}") from error
     return module
@@ -155,15 +190,16 @@ def _import_file(path: Path) -> ModuleType:
 
 def _import_module(place: str, use: str) -> ModuleType:
     try:
-        return importlib.import_module(place)
+        with contained():
+            return importlib.import_module(place)
     except ImportError as error:
         raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {error}") from error
-    except Exception as error:  # as of a file
+    except (Exception, SystemExit) as error:  # as of a file
         raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {told(error)}") from error
 
 
 def _attribute(module: ModuleType, name: str, use: str) -> Callable[..., Any]:
-    found = vars(module).get(name)
+    found = getattr(module, name, None)  # which asks a module's own __getattr__ as well
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         where = use.rpartition(":")[0]  # a file's module has a name of our making

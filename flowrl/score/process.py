@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flowrl.errors import UserError, told
-from flowrl.score.adapting import Answer, adapt, as_scores, version_of
+from flowrl.score.adapting import Answer, adapt, version_of
+from flowrl.score.answers import as_scores, plain
 from flowrl.score.asking import RewardError
 from flowrl.score.finding import find_reward
-from flowrl.types import Prompt, Samples
+from flowrl.types import Chat, Prompt, Samples
 
 START_SECONDS = 600.0
 """For the imports and weights of a new worker, on a busy machine."""
@@ -53,9 +55,10 @@ class ProcessCall:
         dtype: str | None,
         batch_size: int | None,
         timeout: float | None,
+        messages: bool | None = None,
     ) -> None:
         self.function, self.name, self.timeout = self, name, timeout
-        self._spec = [use, name, dict(options), device, dtype, batch_size]
+        self._spec = [use, name, dict(options), device, dtype, batch_size, messages]
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
@@ -72,10 +75,11 @@ class ProcessCall:
         """The reward's own, as it says in its process."""
         return self._facts["version"]
 
-    def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float]:
+    def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float | None]:
         if self._process is None:
             self._start()
-        prompts = [[prompt.text, prompt.id, dict(prompt.columns)] for prompt in samples.prompts]
+        chats = [prompt.chat and prompt.chat.content for prompt in samples.prompts]
+        prompts = [[p.text, p.id, dict(p.columns), chat] for p, chat in zip(samples.prompts, chats, strict=True)]
         texts = None if samples.completions is None else list(samples.completions)
         numbers = None if group is None else group.tolist()
         try:
@@ -90,7 +94,7 @@ class ProcessCall:
             raise UserError(reply["mistake"])
         if "error" in reply:
             raise RewardError(reply["error"]) from WorkerError(reply["trace"])
-        return [float("nan") if score is None else score for score in reply["scores"]]
+        return reply["scores"]
 
     def close(self) -> None:
         """End the process."""
@@ -137,11 +141,20 @@ class ProcessCall:
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
             self.close()
-            how = f"by signal {-code}" if code < 0 else f"with code {code}"
+            how = f"by signal {-code} ({_signal(-code)})" if code < 0 else f"with code {code}"
             raise RewardError(f"reward {self.name!r}: its process ended {how}") from None
         except BaseException:  # half a message may have been sent: what comes next would be misread
             self.close()
             raise
+
+
+def _signal(number: int) -> str:
+    """The name of a signal; SIGKILL is what a system sends whose memory runs out."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+    return f"{name}, as from a system without memory" if name == "SIGKILL" else name
 
 
 def _write(pipe: Any, content: bytes) -> None:
@@ -172,10 +185,10 @@ def _exactly(pipe: Any, count: int, deadline: float | None) -> bytes:
 def _serve(requests: Any, replies: Any) -> None:
     """The worker's side: load the reward, then answer until the requests end."""
     try:
-        use, name, options, device, dtype, batch_size, threads = json.loads(_read(requests))
+        use, name, options, device, dtype, batch_size, messages, threads = json.loads(_read(requests))
         torch.set_num_threads(threads)
-        answer = adapt(find_reward(use), name, options, device, dtype, batch_size)
-    except Exception as error:  # reported by the parent, as the user's mistake
+        answer = adapt(find_reward(use), name, options, device, dtype, batch_size, messages)
+    except (Exception, SystemExit) as error:  # reported by the parent, as the user's mistake
         kind = "" if isinstance(error, UserError) else f"reward with process=true: {type(error).__name__}: "
         _say(replies, {"mistake": f"{kind}{error}"})
         return
@@ -186,8 +199,12 @@ def _serve(requests: Any, replies: Any) -> None:
         except EOFError:
             return
         prompts, texts, numbers = header
-        samples = Samples([Prompt(*prompt) for prompt in prompts], load(blob).get("images"), texts)
+        samples = Samples([_prompt(*prompt) for prompt in prompts], load(blob).get("images"), texts)
         _say(replies, _reply(answer, name, samples, None if numbers is None else torch.tensor(numbers)))
+
+
+def _prompt(text: str, number: int, columns: dict[str, Any], chat: str | None) -> Prompt:
+    return Prompt(text, number, columns, None if chat is None else Chat(chat))
 
 
 def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) -> dict[str, Any]:
@@ -202,10 +219,9 @@ def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) ->
     except (Exception, SystemExit) as error:  # a failure is an answer; the parent follows the declared policy
         return {"error": f"reward {name!r} raised {told(error)}", "trace": traceback.format_exc()}
     try:
-        scores = as_scores(found, len(samples), name).tolist()
+        return {"scores": plain(as_scores(found, len(samples), name))}
     except UserError as error:
         return {"error": str(error), "trace": ""}
-    return {"scores": [None if score != score else score for score in scores]}
 
 
 def _say(replies: Any, value: Any) -> None:

@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from flowrl.config import RewardConfig
+from flowrl.config.errors import explain_errors
 from flowrl.errors import UserError
 from flowrl.score.adapting import adapt, close, version_of
+from flowrl.score.answers import NO_MATTER, plain
 from flowrl.score.asking import Reward, RewardError, Tally, ask
 from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
-from flowrl.score.finding import find_reward
+from flowrl.score.finding import anchored, find_reward
 from flowrl.score.pipeline import Lane, Scoring
 from flowrl.score.process import ProcessCall
 from flowrl.types import Prompt, Samples, Scores
@@ -72,6 +75,13 @@ class Rewards:
     def raw(self, samples: Samples, group: Tensor | None = None) -> Tensor:
         """[N, R] float64 scores, NaN = could not score or does not apply, whatever the policy for NaN. Without
         ``group``, samples of the same prompt are one."""
+        return _known(self._marked(samples, group))
+
+    def answers(self, samples: Samples, group: Tensor | None = None) -> list[list[float | None]]:
+        """As `raw`, N lists for each of the R rewards, with None where a reward itself said that it does not apply."""
+        return [plain(column) for column in self._marked(samples, group).T]
+
+    def _marked(self, samples: Samples, group: Tensor | None) -> Tensor:
         if group is None:
             group = torch.tensor([prompt.id for prompt in samples.prompts], dtype=torch.int64)
         return self._raw(samples, group.detach().cpu(), [Tally() for _ in self._rewards])
@@ -90,7 +100,8 @@ class Rewards:
 
     @torch.no_grad()
     def ask(self, index: int, samples: Samples, group: Tensor, tally: Tally) -> Tensor:
-        """[n] float64 scores of one reward; NaN where it could not score, or does not apply."""
+        """[n] float64 scores of one reward; NaN where it could not score or its ``applies`` does not hold, `NO_MATTER`
+        where it said None."""
         reward = self._rewards[index]
         samples, broken = _without_broken_images(samples)
         values = torch.full((len(samples),), torch.nan, dtype=torch.float64)
@@ -100,17 +111,28 @@ class Rewards:
         return values
 
     def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]) -> Scores:
-        """Scores from the answers of all rewards [N, R], by the declared policies."""
-        applies = self._applies(prompts)
-        valid = self._valid(rewards, applies, prompts, group, tallies)
+        """Scores from the answers of all rewards [N, R], by the declared policies.
+
+        None (`NO_MATTER`) is no failure: the reward does not apply to that sample, is in no statistic of it and adds
+        nothing to its total. A sample to which no reward with a weight applies is left out (TRL gives it the total 0).
+        """
+        applies = self._applies(prompts) & (rewards != NO_MATTER)
+        bare = self._bare(applies)
+        rewards = _known(rewards)
+        valid = self._valid(rewards, applies, prompts, group, tallies) & ~bare
+        if len(valid) and not bool(valid.any()):
+            raise UserError(
+                f"no sample is left: the rewards said None (does not apply) to {int(bare.sum())} of {len(prompts)} "
+                f"samples, such as of {prompts[int(bare.nonzero()[0, 0])].text!r}; add a reward that applies to them"
+            )
         return self._combined(rewards, applies, prompts, group, valid)
 
     def evaluate(self, samples: Samples, group: Tensor) -> Scores:
         """Scores of an evaluation: what could not be scored is NaN, and no sample is left out, whatever the policies
-        say of training."""
-        rewards, group = self.raw(samples, group), group.detach().cpu()
-        every = torch.ones(len(group), dtype=torch.bool)
-        return self._combined(rewards, self._applies(samples.prompts), samples.prompts, group, every)
+        say of training, but those to which no reward with a weight applies."""
+        rewards, group = self._marked(samples, group), group.detach().cpu()
+        applies = self._applies(samples.prompts) & (rewards != NO_MATTER)
+        return self._combined(_known(rewards), applies, samples.prompts, group, ~self._bare(applies))
 
     def close(self) -> None:
         """Free what the rewards hold."""
@@ -125,10 +147,15 @@ class Rewards:
         for k, reward in enumerate(self._rewards):
             if reward.applies:
                 applies[:, k] = applicable(reward.applies, prompts)
-        bare = (~applies[:, self.weights != 0].any(dim=1)).nonzero()[:, 0]
-        if len(bare) and bool((self.weights != 0).any()):
+        bare = self._bare(applies).nonzero()[:, 0]
+        if len(bare):
             raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
         return applies
+
+    def _bare(self, applies: Tensor) -> Tensor:
+        """[N] bool: samples without a reward to learn from, where there is such a reward."""
+        learned = self.weights != 0
+        return ~applies[:, learned].any(dim=1) if bool(learned.any()) else torch.zeros(len(applies), dtype=torch.bool)
 
     def _combined(
         self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, valid: Tensor
@@ -188,9 +215,10 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
     if twice:
         raise UserError(f"rewards: {', '.join(twice)} occurs more than once; give each a name of its own")
     loaded: list[Reward] = []
+    places = [anchored(spec.use) for spec in read]  # before any of them runs
     try:
-        for spec in read:
-            loaded.append(_load(spec))
+        for spec, use in zip(read, places, strict=True):
+            loaded.append(_load(spec, use))
     except BaseException:  # worker processes that have started would outlive the mistake
         for reward in loaded:
             close(reward.answer)
@@ -199,20 +227,30 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
 
 
 def _read(spec: Mapping[str, Any] | str) -> RewardConfig:
-    return RewardConfig.model_validate({"use": spec} if isinstance(spec, str) else spec)
+    try:
+        return RewardConfig.model_validate({"use": spec} if isinstance(spec, str) else spec)
+    except ValidationError as error:
+        raise explain_errors(error, RewardConfig, "reward") from None
 
 
 def _name(spec: RewardConfig) -> str:
     return spec.name or spec.use.rpartition(":")[2].rpartition("/")[2]
 
 
-def _load(spec: RewardConfig) -> Reward:
+def _load(spec: RewardConfig, use: str) -> Reward:
     name = _name(spec)
     if spec.process:
-        answer = ProcessCall(spec.use, name, spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout)
+        settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout, spec.messages)
+        answer = ProcessCall(use, name, *settings)
     else:
-        answer = adapt(find_reward(spec.use), name, spec.options, spec.device, spec.dtype, spec.batch_size)
+        settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.messages)
+        answer = adapt(find_reward(use), name, *settings)
     return Reward(name, spec.factor, answer, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
+
+
+def _known(rewards: Tensor) -> Tensor:
+    """Scores with NaN for `NO_MATTER`."""
+    return torch.where(rewards == NO_MATTER, torch.nan, rewards)
 
 
 def _without_broken_images(samples: Samples) -> tuple[Samples, Tensor]:

@@ -1,6 +1,8 @@
 """The nouns of flowrl and the verbs between them."""
 
+from flowrl.types.chats import Chat
 from flowrl.types.nouns import (
+    ALL_TOKENS,
     Batch,
     CfgGrad,
     Condition,
@@ -17,6 +19,7 @@ from flowrl.types.nouns import (
     Steps,
     TokenScores,
     TokenTrace,
+    Truncation,
     ViewRows,
     first_of_group,
     iterate_blocks,
@@ -43,11 +46,13 @@ from flowrl.types.verbs import (
 )
 
 __all__ = [
+    "ALL_TOKENS",
     "Advantage",
     "Aggregation",
     "Batch",
     "CausalPolicy",
     "CfgGrad",
+    "Chat",
     "Condition",
     "Credit",
     "Decoder",
@@ -77,6 +82,7 @@ __all__ = [
     "TokenPolicy",
     "TokenScores",
     "TokenTrace",
+    "Truncation",
     "ViewRows",
     "first_of_group",
     "iterate_blocks",

@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from flowrl.types.chats import Chat
+
 CfgGrad = Literal["cond", "both"]
 
 
@@ -34,6 +36,13 @@ class Prompt:
     """Position in the prompt set; groups and per-prompt statistics are keyed by it, never by the text."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The prompt's other fields, handed to rewards by name."""
+    chat: Chat | None = None
+    """The conversation, where the prompt is more than one text of the user; ``text`` is then what a person reads."""
+
+    @property
+    def asked(self) -> str | Chat:
+        """What a language model is given."""
+        return self.text if self.chat is None else self.chat
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,33 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Truncation:
+    """Which tokens of a distribution stay possible; the rest has probability 0 and the distribution is normalised again
+    (`flowrl.math.masking.truncate`)."""
+
+    top_p: float = 1.0
+    """The most likely tokens up to this mass (Holtzman et al., arXiv:1904.09751), the one that crosses it included."""
+    top_k: int | None = None
+    """So many of the most likely ones, and their equals."""
+    nucleus_first: bool = False
+    """Whether the mass is counted before the others are cut away (Dream) or of what they leave (transformers, vLLM)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is a share of the probability: give one above 0, at most 1 (off)")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} leaves no token; use at least 1, or null for all")
+
+    @property
+    def off(self) -> bool:
+        """Whether every token stays."""
+        return self.top_p == 1 and self.top_k is None
+
+
+ALL_TOKENS = Truncation()
+
+
+@dataclass(frozen=True)
 class TokenTrace:
     """Recorded completions (language families)."""
 
@@ -116,6 +152,10 @@ class TokenTrace:
     """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive)."""
     order: Tensor | None = None
     """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
+    ended: Tensor | None = None
+    """[N] bool: whether the end token was said; otherwise the completion was cut at the sampler's length."""
+    truncation: Truncation = ALL_TOKENS
+    """Of the distribution the tokens were drawn from."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +281,7 @@ class ViewRows(Rows):
     prompt_seeds: Tensor  # [N, m]
     per: Literal["view", "cell", "token"]
     temperature: float
+    truncation: Truncation = ALL_TOKENS
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -9,13 +9,28 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from flowrl.types.nouns import Batch, CfgGrad, Condition, Draw, Likelihood, Rollout, Rows, Scores, TokenScores
+from flowrl.types.nouns import (
+    ALL_TOKENS,
+    Batch,
+    CfgGrad,
+    Condition,
+    Draw,
+    Likelihood,
+    Rollout,
+    Rows,
+    Scores,
+    TokenScores,
+    Truncation,
+)
 
 
 class Policy(Protocol):
     """A generative model with named sets of its trainable weights."""
 
-    def condition(self, prompts: Sequence[str]) -> Condition: ...
+    def condition(self, prompts: Sequence[Any]) -> Condition:
+        """Texts; of a language model conversations too (:class:`flowrl.types.Chat`)."""
+        ...
+
     def decode(self, final: Tensor) -> Tensor: ...
     def using(self, name: str) -> AbstractContextManager[None]:
         """Compute with the weight set ``name``; gradients are disabled unless it is ``live``."""
@@ -78,7 +93,8 @@ class TokenPolicy(Policy, Protocol):
 
     device: torch.device
     vocabulary: int
-    end_token: int
+    end_tokens: tuple[int, ...]
+    """A completion ends at the first of any of these."""
     pad_token: int
 
     def score(
@@ -90,10 +106,12 @@ class TokenPolicy(Policy, Protocol):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        truncation: Truncation = ALL_TOKENS,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, for inputs ``tokens`` [N, T].
 
-        Only the positions asked for pass through the vocabulary layer, in chunks. ``temperature`` divides the logits.
+        Only the positions asked for pass through the vocabulary layer, in chunks. ``temperature`` divides the logits,
+        ``truncation`` then leaves the tokens that it keeps, and the label.
         """
         ...
 
@@ -117,7 +135,12 @@ class Engine(Protocol):
     """Another program's sampler, with the policy's current weights."""
 
     def generate(
-        self, condition: Any, seeds: Tensor, length: int, temperature: Sequence[float]
+        self,
+        condition: Any,
+        seeds: Tensor,
+        length: int,
+        temperature: Sequence[float],
+        truncation: Truncation = ALL_TOKENS,
     ) -> tuple[Tensor, Tensor]:
         """Tokens [N, length], padded after the end, and the log-probabilities [N, length] they were drawn with."""
         ...
@@ -227,7 +250,12 @@ class Credit(Protocol):
 class Selection(Protocol):
     @property
     def rounds(self) -> int:
-        """Rounds of sampling, at most, until ``data.prompts`` groups take part; 1 replaces nothing."""
+        """Rounds of sampling, at most, until enough groups take part; 1 replaces nothing."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """The share of ``data.prompts`` groups that is enough."""
         ...
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
@@ -257,8 +285,8 @@ class Objective(Protocol):
         clip."""
         ...
 
-    def clipped_log_ratio(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
-        """The log-ratio that the clip acts on: [N, D] of each decision, or [N, 1] of the counted ones of a sample."""
+    def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        """What its clip acts on, in logarithms, for the log: [N, D] per decision, or [N] per sample."""
         ...
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -283,6 +311,7 @@ class Regularizer(Protocol):
 
 
 class Aggregation(Protocol):
-    def __call__(self, mask: Tensor) -> Tensor:
-        """[N, D] weights that sum to 1, from the [N, D] bool mask of decisions that count; known before any forward."""
+    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
+        """[N, D] weights that sum to 1, from the [N, D] bool mask of decisions that count, of which ``unit`` in a row
+        are answered by one network row (`Rows.unit`); known before any forward."""
         ...

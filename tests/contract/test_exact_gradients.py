@@ -202,8 +202,9 @@ def spg_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
 
 
 def gdpo_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """Of the ratio ``exp((B - B_old) / length)``, with every node's mask holding floor(t length) positions."""
     length = rows.content.sum(dim=1).double()
-    return (a * length.mean() / length * (lp * rows.weights).sum(dim=2).mean(dim=1)).mean()
+    return (a / length * (lp * rows.weights).sum(dim=2).mean(dim=1)).mean()
 
 
 def wd1_sum(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
@@ -211,9 +212,10 @@ def wd1_sum(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
 
 
 def row_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """Over the views that ask for something, of all completions together."""
     asked = rows.targets.sum(dim=2)
     each = (lp * rows.targets).sum(dim=2) / asked.clamp(min=1)
-    return (a * each.sum(dim=1) / (asked > 0).sum(dim=1)).mean()
+    return (a[:, None] * each).sum() / (asked > 0).sum()
 
 
 def pair_logistic(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def open_policy(name: str, folder: Callable[[str], Path], dtype: str) -> Any:
 
 
 def gradient(
-    name: str, policy: Any, rollout: Any, scaler: GradScaler = UNSCALED, small: float = SMALL, **settings: int
+    name: str, policy: Any, rollout: Any, scaler: GradScaler = UNSCALED, small: float = SMALL, micro_batch: int = 64
 ) -> tuple[torch.Tensor, dict[str, float]]:
     algorithm = algorithms.build({"use": name, **PRESETS[name]})
     aggregation = algorithm.aggregation
@@ -65,7 +65,7 @@ def gradient(
     scores = Scores(rewards, torch.ones(1).double(), ("r",), rollout.group, rollout.group, torch.ones(count).bool())
     advantage = algorithm.advantage(scores, {})
     recorder = Recorder(policy.parameters())
-    options = Pass(micro_batch=settings.pop("micro_batch", 64), max_grad_norm=1e9, **settings)
+    options = Pass(micro_batch=micro_batch, max_grad_norm=1e9)
     drawn = seeds(0, "s", count=count)
     metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, drawn, options, scaler)
     return recorder.gradients[0] if recorder.gradients else torch.zeros(()), metrics
@@ -190,3 +190,40 @@ def test_a_run_resumes_bit_for_bit(algorithm: str, folder: Callable[[str], Path]
         if "loss" in line
     ]
     assert trained[0]["scaler/skipped_steps"] > 0
+
+
+HALF: dict[tuple[str, str], Any] = {}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", algorithms.names())
+def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder: Callable[[str], Path]) -> None:
+    """What the sampler keeps, what the estimator says, and the gradient of every trained weight."""
+    family = algorithms.build(name).family
+    sizes: dict[str, Any] = {"diffusion": {}, "causal": {"length": 4}}.get(
+        family, {"length": 4, "steps": 2, "block": 4}
+    )
+    algorithm = algorithms.build({"use": name, **sizes})
+    if family == "diffusion":
+        algorithm = replace(algorithm, sampler=replace(algorithm.sampler, steps=6, guidance=1.0))
+    if (family, dtype) not in HALF:
+        HALF[family, dtype] = open_policy(
+            {"diffusion": "awm", "causal": "grpo"}.get(family, "diffu_grpo"), folder, dtype
+        )
+    policy = HALF[family, dtype]
+    for held in algorithm.weight_sets:
+        policy.follow(held, 0.0)
+    group = torch.arange(1).repeat_interleave(2)
+    draw = Draw.of(seeds(0, "s", count=2), group, 0, 1)
+    rollout = sample(algorithm.sampler, policy, policy.condition([PROMPTS[g] for g in group]), draw, rows=2)
+    rows = algorithm.estimator.probe(rollout, policy, seeds(0, "s", count=2))
+    likelihood = algorithm.estimator(policy, rows, rollout.condition, algorithm.held)
+    kept = [rollout.final, *vars(rollout.trace or rollout).values(), *vars(rows).values()]
+    kept += [likelihood.logp, *likelihood.extra.values()]
+    numbers = [value for value in kept if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    assert numbers and all(value.dtype in (torch.float32, torch.float64) for value in numbers)
+    likelihood.logp.sum().backward()
+    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
+    assert gradients and all(g.dtype == torch.float32 for g in gradients)
+    for parameter in policy.parameters():
+        parameter.grad = None

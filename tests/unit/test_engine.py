@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from flowrl import algorithms
@@ -30,6 +31,8 @@ class SamplingParams:
     stop_token_ids: list[int]
     ignore_eos: bool
     detokenize: bool
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 @dataclass
@@ -59,12 +62,24 @@ class LLM:
             self._one(network, prompt["prompt_token_ids"], how) for prompt, how in zip(prompts, params, strict=True)
         ]
 
+    def _cut(self, logp: Tensor, how: SamplingParams) -> Tensor:
+        """The k most likely tokens, and of these the most likely ones up to the mass p, normalised again."""
+        allowed, mass = set(), 0.0
+        best = sorted(range(len(logp)), key=lambda token: -float(logp[token]))[: how.top_k or None]
+        total = float(logp[best].exp().sum())
+        for token in best:
+            if mass < how.top_p * total:
+                allowed.add(token)
+            mass += float(logp[token].exp())
+        inside = torch.tensor([token in allowed for token in range(len(logp))])
+        return logp.masked_fill(~inside, -torch.inf).log_softmax(dim=-1)
+
     def _one(self, network: Any, ids: list[int], how: SamplingParams) -> Any:
         generator, tokens, found = torch.Generator().manual_seed(how.seed), [], []
         for _ in range(how.max_tokens):
             with torch.no_grad():
                 logits = network(torch.tensor([[*ids, *tokens]])).logits[0, -1]
-            logp = (logits / (how.temperature or 1.0)).log_softmax(dim=-1)
+            logp = self._cut((logits / (how.temperature or 1.0)).log_softmax(dim=-1), how)
             token = int(logp.argmax() if not how.temperature else torch.multinomial(logp.exp(), 1, generator=generator))
             tokens.append(token)
             found.append({token: SimpleNamespace(logprob=float(logp[token]) + self.off)})
@@ -109,8 +124,18 @@ def test_the_engine_samples_with_the_weights_in_use_and_reports_their_probabilit
     assert policy.engine("vllm")._engine.requests == [1, 2, 3]
 
 
+def test_the_engine_cuts_the_distribution_as_we_score_it(policy: Any) -> None:
+    sampler = CausalSampler(length=5, temperature=0.7, top_p=0.6, top_k=4, engine="vllm")
+    rollout, trace = roll(policy, sampler)
+    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 5})
+    rows = algorithm.estimator.probe(rollout, policy, seeds(0, "p", count=3))
+    with torch.no_grad():
+        ours = algorithm.estimator(policy, rows, rollout.condition).logp
+    assert trace.logp is not None and torch.allclose(ours, trace.logp * trace.mask, atol=1e-5)
+
+
 def test_the_engine_stops_at_our_end_token_alone(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LLM, "ends", tuple(token for token in range(policy.vocabulary) if token != policy.end_token))
+    monkeypatch.setattr(LLM, "ends", tuple(set(range(policy.vocabulary)) - set(policy.end_tokens)))
     _, trace = roll(policy, CausalSampler(length=5, engine="vllm"))
     assert trace.logp is not None and bool((trace.logp[trace.mask] < 0).all())  # 0 only where nothing was drawn
 

@@ -176,6 +176,24 @@ def test_overlap_is_off_and_can_be_turned_on() -> None:
     assert not judge([first, second], two, Rules(max_overlap=0.375)).correct
 
 
+RELEASED = [
+    # as evaluate_reward of DiffusionNFT 24af555 and of AWM's reward server, run outside on 20,000 random draws as well
+    (THREE, [seen("dog")] * 7, -1 / 3),
+    (DOG, [seen("dog")] * 3, -1.0),
+    (LEFT, [seen("dog", box=(60, 10, 80, 30)), seen("cat")], (1 + 1 + 0 + 1) / 4),
+    (LEFT, [seen("dog"), seen("cat", box=(60, 10, 80, 30))], 1.0),
+    (LEFT, [seen("dog")], (0 + 1 + 0) / 3),  # no target: no 1 after it
+    (RED, [seen("car", color="blue")], 0.5),
+    (RED, [seen("car", color="red")] * 2, 0.0),
+    (ATTR, [seen("car", color="red"), seen("bus", color="red")], 0.75),
+]
+
+
+@pytest.mark.parametrize(("metadata", "found", "score"), RELEASED)
+def test_the_released_terms(metadata: dict, found: list, score: float) -> None:
+    assert judge(found, metadata).released == pytest.approx(score)
+
+
 @pytest.mark.parametrize(
     ("metadata", "found", "score", "strict"),
     [

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +30,9 @@ from flowrl.remote.protocol import Limits, decode_images, encode_images  # noqa:
 from flowrl.remote.server import PatientProtocol, build_app  # noqa: E402
 from flowrl.remote.settings import ServerConfig, choose_token, is_loopback  # noqa: E402
 from flowrl.remote.worker import Answer, answer, load  # noqa: E402
-from flowrl.score import RewardError, load_rewards  # noqa: E402
+from flowrl.score import RewardError, Rewards, load_rewards  # noqa: E402
+from flowrl.score.adapting import adapt  # noqa: E402
+from flowrl.score.asking import Reward  # noqa: E402
 from flowrl.score.finding import check_reward  # noqa: E402
 from flowrl.types import Prompt, Samples  # noqa: E402
 
@@ -335,6 +338,7 @@ def test_retries_are_bounded(naps: list[float]) -> None:
         ((200, {}, b" " * (2 << 20)), RewardError, "longer than"),
         ((200, {"Content-Encoding": "gzip"}, b"\x1f\x8b\x08"), RewardError, "not JSON"),
         ((200, {}, b'{"scores": [1e999, 1]}'), RewardError, "inf"),
+        ((200, {}, b'{"scores": [null, 1], "absent": [2]}'), RewardError, "rows that were not asked"),
         ((200, {}, b'{"scores": [1' + b"0" * 5000 + b", 1]}"), RewardError, "not JSON|not 2 scores"),
     ],
 )
@@ -344,6 +348,22 @@ def test_other_failures_are_told_at_once(reply: Any, kind: type[Exception], matc
         remote(url).raw(TWO)
     assert script.requests == 1 and not naps
     assert isinstance(caught.value, RewardError) == (kind is RewardError)
+
+
+def test_none_is_told_apart_from_nan() -> None:
+    with Script((200, {}, b'{"scores": [null, 1], "absent": [0]}'), (200, {}, b'{"scores": [null, 1]}')) as url:
+        assert remote(url).answers(TWO) == [[None, 1.0]]
+        (first, second), *_ = remote(url).answers(TWO)
+    assert first is not None and math.isnan(first) and second == 1
+
+    def sometimes(images: Any, prompts: Any) -> list[float | None]:
+        return [None, float("nan"), 0.5]
+
+    pictures = encode_images(np.zeros((3, 4, 4, 3), np.uint8))
+    body = {"protocol": 1, "reward": "r", "prompts": ["a"] * 3, "images": pictures}
+    served = Rewards([Reward("r", 1.0, adapt(sometimes, "r", {}, None), None)], "drop_sample")
+    reply = answer(served, "r", json.dumps(body).encode(), Limits())
+    assert reply.content["scores"] == [None, None, 0.5] and reply.content["absent"] == [0]
 
 
 def drip(handler: Any) -> None:

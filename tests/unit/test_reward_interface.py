@@ -35,6 +35,7 @@ from flowrl.score import asking as asking_module
 from flowrl.score.adapting import adapt, take
 from flowrl.score.asking import Reward
 from flowrl.score.conformance import examine
+from flowrl.score.finding import check_reward
 from flowrl.train import train
 from flowrl.types import Prompt, Samples, Scores
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -253,12 +254,208 @@ def test_a_reward_that_ends_the_program_has_failed(tmp_path: Path) -> None:
         load_rewards([f"{tmp_path / 'broken.py'}:leaves"]).raw(samples())
 
 
-def test_a_reward_that_reads_messages_is_told_that_completions_are_texts() -> None:
-    def tagged(prompts: Sequence[str], completions: Any, **columns: Any) -> list[float]:
+def test_rewards_of_conversational_data_get_messages() -> None:
+    seen: list[Any] = []
+
+    def tagged(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        seen.append((prompts, completions))
         return [float("<answer>" in completion[0]["content"]) for completion in completions]
 
-    with pytest.raises(RewardError, match=r"completions are texts here, not messages: completion instead of"):
-        Rewards([reward(tagged)], "raise").raw(texts(["a", "b"]))
+    def by_role(completions: Any, **kwargs: Any) -> list[float]:
+        return [float(sum(len(m.get("content")) for m in c if m["role"] == "assistant")) for c in completions]
+
+    def of_question(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
+        return [float(prompt[-1]["content"] == "q") for prompt in prompts]
+
+    def whole(completions: Sequence[str], messages: Any) -> list[float]:
+        return [float([m["role"] for m in messages[0]] == ["user", "assistant"]) + len(t) for t in completions]
+
+    def plain(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        return [len(completion) for completion in completions]
+
+    made = texts(["<answer>1", ""])
+    functions = [tagged, by_role, of_question, whole, plain]
+    rewards = Rewards([reward(function, function.__name__) for function in functions], "raise")
+    for _ in range(2):
+        assert rewards.raw(made).tolist() == [[1, 9, 1, 10, 9], [0, 0, 1, 1, 0]]
+    assert len(seen) == 3, "after the first time it is asked with messages alone"
+    said = [[{"role": "assistant", "content": text}] for text in ("<answer>1", "")]
+    assert seen[-1] == ([[{"role": "user", "content": "q"}]] * 2, said)
+    with pytest.raises(RewardError, match=r"raised TypeError: string indices must be integers"):
+        Rewards([Reward("r", 1.0, adapt(tagged, "r", {}, None, messages=False), None)], "raise").raw(made)
+    asked = Rewards([Reward("r", 1.0, adapt(by_role, "r", {}, None, messages=True), None)], "raise")
+    assert asked.raw(made)[:, 0].tolist() == [9, 0]
+
+
+def test_a_failure_of_its_own_is_not_taken_for_reading_messages() -> None:
+    calls: list[Any] = []
+
+    def fails(completions: Any, **columns: Any) -> list[float]:
+        calls.append(completions)
+        raise KeyError("content")
+
+    def text_only(completions: Any, **columns: Any) -> list[float]:
+        return [completion.strip()[0].lower() for completion in completions]
+
+    with pytest.raises(RewardError, match="raised KeyError"):
+        Rewards([reward(fails)], "raise").raw(texts(["a"]))
+    assert len(calls) == 1
+    with pytest.raises(RewardError, match="raised IndexError: string index out of range"):
+        Rewards([reward(text_only)], "raise").raw(texts([""]))
+
+
+D1 = """
+def extract(text): return text.split("<answer>")[-1].split("</answer>")[0].strip()
+
+def correctness(prompts, completions, answer, step=None, run_name=None, **kwargs):
+    assert prompts[0][-1]["content"] == "q"
+    return [2.0 if extract(c[0]["content"]) == a else 0.0 for c, a in zip(completions, answer)]
+
+def countdown(prompts, completions, run_name, step=None, rank=None, **kwargs):
+    texts = [c[0]["content"] if isinstance(c, list) else c for c in completions]
+    return [float(str(kwargs["target"][i]) in text and kwargs["numbers"][i] == [1, 2]) for i, text in enumerate(texts)]
+
+async def waits(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+"""
+
+
+def test_d1s_and_verls_rewards_find_nested_answers(tmp_path: Path) -> None:
+    (tmp_path / "d1.py").write_text(D1)
+    rows = [{"data_source": "gsm8k", "reward_model": {"style": "rule", "ground_truth": "72"},
+             "extra_info": {"index": 0, "answer": "because #### 72"}}]  # fmt: skip
+    made = Samples([Prompt("q", 0, rows[0])], completions=["so <answer>72</answer>"])
+    specs = [f"{tmp_path / 'd1.py'}:{name}" for name in ("correctness", "waits")]
+    loaded = load_rewards([*specs, {"use": "exact_match", "options": {"extract": "answer"}}])
+    assert loaded.raw(made).tolist() == [[2.0, 22.0, 1.0]]
+    for truth in ({"target": 3, "numbers": [1, 2]}, '{"target": 3, "numbers": [1, 2]}'):
+        for columns in ({"reward_model": {"ground_truth": truth, "style": "rule"}}, {"ground_truth": truth},
+                        {"answer": truth}, {"extra_info": truth}):  # fmt: skip
+            made = Samples([Prompt("q", 0, columns)], completions=["1+2"])
+            assert load_rewards(["countdown"]).raw(made).tolist() == [[1.0]], columns
+            assert load_rewards([f"{tmp_path / 'd1.py'}:countdown"]).raw(replace(made, completions=["3"])).tolist() == [
+                [1.0]
+            ]
+    top = Samples([Prompt("q", 0, {"answer": "5", **rows[0]})], completions=["<answer>5</answer>"])
+    assert load_rewards(specs[:1]).raw(top).tolist() == [[2.0]], "a column of the name itself goes first"
+
+
+BOUND = """
+import asyncio
+from functools import partial
+from os.path import basename as imported
+import json as module
+
+async def waits(images, prompts):
+    await asyncio.sleep(0)
+    return images.mean(dim=(1, 2, 3))
+
+class Waits:
+    lock = None
+    async def __call__(self, images, prompts):
+        self.lock = self.lock or asyncio.Lock()  # belongs to the loop it was first used in
+        async with self.lock:
+            await asyncio.sleep(0)
+        return images.mean(dim=(1, 2, 3)) + 1
+
+def scaled(images, prompts, scale): return scale * images.mean(dim=(1, 2, 3))
+
+assigned = lambda images, prompts: images.mean(dim=(1, 2, 3)) + 2
+annotated: object = partial(scaled, scale=3.0)
+first, (second, *rest) = scaled, (waits, Waits)
+instance = Waits()
+if True:
+    try:
+        inside = waits
+    except Exception:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("waits", 0), ("Waits", 1), ("assigned", 2), ("annotated", None), ("second", 0), ("instance", 1), ("inside", 0)],
+)
+def test_whatever_a_reward_file_binds_is_found(tmp_path: Path, name: str, expected: float | None) -> None:
+    path = tmp_path / "bound.py"
+    path.write_text(BOUND)
+    check_reward(f"{path}:{name}")
+    rewards = load_rewards([{"use": f"{path}:{name}", "name": "r"}])
+    for _ in range(2):  # the loop outlives a call
+        values = rewards.raw(samples())[:, 0]
+    means = pixels().mean(dim=(1, 2, 3)).double()
+    torch.testing.assert_close(values, 3 * means if expected is None else means + expected, rtol=0, atol=1e-6)
+
+
+def test_names_that_a_reward_file_does_not_bind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bound.py"
+    path.write_text(BOUND)
+    for name in ("lock", "wait", "images"):
+        with pytest.raises(UserError, match=f"does not define '{name}'"):
+            check_reward(f"{path}:{name}")
+    with pytest.raises(UserError, match="has no function 'module'"):
+        load_rewards([f"{path}:module"])
+    path.write_text("from math import *\n")
+    check_reward(f"{path}:bright")  # only running it tells
+    with pytest.raises(UserError, match="has no function 'bright'"):
+        load_rewards([f"{path}:bright"])
+    with pytest.raises(UserError, match=r"takes; wrap it in a function|should be a function of"):
+        load_rewards([f"{path}:hypot"])
+
+
+# --------------------------------------------------------------------------------------------------- None
+def none_for(rows: set[int], value: float = 1.0) -> Any:
+    def answer(images: Tensor, prompts: Sequence[str]) -> list[float | None]:
+        return [None if round(float(image[0, 0, 0]) * 1e6) in chosen else value for image in images]
+
+    chosen = {round(float(pixels()[row, 0, 0, 0]) * 1e6) for row in rows}
+    return answer
+
+
+@pytest.mark.parametrize("policy", ["raise", "drop_sample", "drop_group"])
+def test_none_means_that_a_reward_does_not_apply(policy: Any) -> None:
+    rewards = [reward(brightness, "all"), reward(none_for({0, 5}), "some", weight=2.0)]
+    scores = score(*rewards, on_nan=policy)
+    assert scores.rewards[:, 1].isnan().nonzero()[:, 0].tolist() == [0, 5] and bool(scores.valid.all())
+    means = pixels().mean(dim=(1, 2, 3)).double()
+    added = torch.full((12,), 2.0, dtype=torch.float64)
+    added[[0, 5]] = 0
+    torch.testing.assert_close(scores.total, means + added, rtol=0, atol=1e-6)
+    described = describe_scores(scores, torch.zeros(12, dtype=torch.float64))
+    assert described["reward/some/mean"] == 1 and described["reward/some/std"] == 0
+    assert described["reward/invalid_fraction"] == 0
+    gated = score(reward(brightness, "all"), reward(none_for({0, 5}, 0.5), "gate", weight=0, gate="multiply"))
+    factor = torch.where(added == 0, 1.0, 0.5)
+    torch.testing.assert_close(gated.total, means * factor, rtol=0, atol=1e-6)
+
+
+def test_a_sample_to_which_nothing_applies_is_left_out() -> None:
+    scores = score(reward(none_for({0, 5})), reward(brightness, "watched", weight=0))
+    assert (~scores.valid).nonzero()[:, 0].tolist() == [0, 5]
+    assert scores.total[scores.valid].tolist() == [1] * 10
+    credit = GroupCentred()(scores, {})
+    assert credit.flatten()[[0, 5]].tolist() == [0, 0]
+    held = Rewards([reward(none_for({0, 5}))], "raise").evaluate(samples(), GROUP)
+    assert float(held.total[held.valid].mean()) == 1
+    with pytest.raises(UserError, match=r"no sample is left: the rewards said None .* to 12 of 12 samples"):
+        score(reward(none_for(set(range(12)))))
+    with pytest.raises(UserError, match="could not score 1 of 12"):  # NaN is still a failure, beside None
+        score(reward(given([math.nan, *[1.0] * 11])), reward(none_for({5}), "some"))
+
+
+def test_none_travels_out_of_a_process_and_from_functions_of_verl(tmp_path: Path) -> None:
+    (tmp_path / "absent.py").write_text(
+        "import math\n"
+        "def r(completions, **columns): return [{'n': None, 'x': math.nan}.get(c, len(c)) for c in completions]\n"
+        "def v(data_source, solution_str, ground_truth): return {'score': None if solution_str == 'n' else 1}\n"
+    )
+    made = texts(["n", "abc", "x"], data_source=["d"] * 3, ground_truth=[1] * 3)
+    for fields in ({}, {"process": True}):
+        rewards = load_rewards([{"use": f"{tmp_path / 'absent.py'}:r", **fields}], on_nan="drop_sample")
+        first, second, third = rewards.answers(made)[0]
+        assert first is None and second == 3 and third is not None and math.isnan(third)
+        rewards.close()
+    assert load_rewards([f"{tmp_path / 'absent.py'}:v"]).answers(made) == [[None, 1.0, 1.0]]
 
 
 def test_async_functions_of_trl_are_awaited() -> None:
@@ -665,7 +862,7 @@ def test_rewards_work_while_samples_are_made() -> None:
     seconds = time.perf_counter() - begin
     assert seconds < 1.9, f"{seconds:.2f} s; 3.6 s one after the other, 1.3 s at best"
     assert threads == {"reward a", "reward b"}
-    assert scoring.metrics(("a", "b"))["time/reward_busy"] == pytest.approx(2.4, abs=0.4)
+    assert scoring.metrics(("a", "b"))["reward/seconds"] == pytest.approx(2.4, abs=0.4)
     rewards.close()
 
 
@@ -801,8 +998,10 @@ def test_a_run_does_not_depend_on_the_overlap(tmp_path: Path) -> None:
         (state,) = run.glob("checkpoints/step_*/state/state.safetensors")
         states.append(load_file(state))
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert all({"time/reward", "time/reward_busy", "time/sample"} <= set(line) for line in lines)
-        stories.append([{k: v for k, v in line.items() if not k.startswith("time")} for line in lines])
+        assert all({"time/reward", "reward/seconds", "time/sample"} <= set(line) for line in lines)
+        stories.append(
+            [{k: v for k, v in line.items() if not k.startswith("time") and k != "reward/seconds"} for line in lines]
+        )
     assert stories[0] == stories[1] and len(stories[0]) == 3
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

@@ -220,6 +220,22 @@ def test_countdown_reward_uses_every_number_once():
         countdown(["1"], ["1"], numbers=[[1]], target=["1"])
 
 
+def test_answers_are_read_where_a_completion_marks_them():
+    puzzle, solution = "3102200002100320", "3142243142131324"  # a row of d1's file
+    said = ["{}", "<reasoning>\nso\n</reasoning>\n<answer>\n{}\n</answer>\n", "so \\boxed{{{}}}.",
+            "<answer>1111111111111111</answer> no: <answer>\\boxed{{{}}}</answer>"]  # fmt: skip
+    columns: dict[str, Any] = {"Puzzle": [puzzle] * 4, "Solution": [solution] * 4}
+    for grid, expected in ((solution, 1.0), ("31|42\n24/31,42 13 13 24", 1.0), (solution[:-1] + "1", 0.0)):
+        made = [text.format(grid) for text in said]
+        assert sudoku(made, [""] * 4, mode="strict", **columns).tolist() == [expected] * 4
+    dotted = "31.2/2.../.21./.32."
+    assert sudoku([f"<answer>{solution}</answer>1"], [""], puzzle=[dotted], solution=[solution]).tolist() == [1.0]
+    rows = {"nums": [[2, 3, 5]] * 5, "target": [13] * 5}
+    made = ["<answer>3*5-2</answer>", "\\boxed{3 \\times 5 - 2}", "<answer>\n3×5−2\n</answer>", "I say 3*5-2",
+            "<answer>3*5-2</answer> or <answer>3+5+2</answer>"]  # fmt: skip
+    assert countdown(made, [""] * 5, **rows).tolist() == [1.0, 1.0, 1.0, 0.0, 0.1]
+
+
 @pytest.mark.parametrize(("world", "characters"), [
     ("sudoku", sudoku_pretrain.CHARACTERS), ("countdown", countdown_pretrain.CHARACTERS)
 ])  # fmt: skip

@@ -92,9 +92,7 @@ class _Batch:
         if self._inside is not None:
             inputs["attention_mask"] = self._inside.long()
         rows = torch.arange(len(ids))
-        reading = network.read(
-            inputs, rows, torch.full_like(rows, ids.shape[1] - 1), past_key_values=self._cache, use_cache=True
-        )
+        reading = network.read(inputs, rows, torch.full_like(rows, ids.shape[1] - 1), keep=True, cache=self._cache)
         if reading.cache is None:
             raise NotImplementedError(f"{network.name} returns no cache")
         self._cache = reading.cache

@@ -13,6 +13,7 @@ from torch import Tensor
 from flowrl.errors import UserError, missing
 from flowrl.models import exporting
 from flowrl.models.text.condition import TextCondition
+from flowrl.types import ALL_TOKENS, Truncation
 
 if TYPE_CHECKING:
     from flowrl.models.causal.policy import CausalPolicy
@@ -58,13 +59,20 @@ class VLLMEngine:
         )
 
     def generate(
-        self, condition: TextCondition, seeds: Tensor, length: int, temperature: Sequence[float]
+        self,
+        condition: TextCondition,
+        seeds: Tensor,
+        length: int,
+        temperature: Sequence[float],
+        truncation: Truncation = ALL_TOKENS,
     ) -> tuple[Tensor, Tensor]:
         """Tokens [N, length], padded after the end, and the log-probabilities [N, length] they were drawn with.
 
         ``temperature`` holds one value per row, 0 for greedy.
         """
         policy = self._policy
+        cut = {"top_p": truncation.top_p, "top_k": truncation.top_k}
+        cut = {name: value for name, value in cut.items() if value not in (1.0, None)}
         prompts = [
             {"prompt_token_ids": condition.prompts[index, : int(condition.lengths[index])].tolist()}
             for index in condition.index.tolist()
@@ -75,9 +83,10 @@ class VLLMEngine:
                 max_tokens=length,
                 seed=int(seed) % SEED_LIMIT,
                 logprobs=0,  # of the drawn token only
-                stop_token_ids=[policy.end_token],
-                ignore_eos=True,  # a generation config may name other ends, behind which we would see padding as text
+                stop_token_ids=list(policy.end_tokens),
+                ignore_eos=True,  # the ends are ours, those of the generation config among them
                 detokenize=False,
+                **cut,
             )
             for seed, heat in zip(seeds.tolist(), temperature, strict=True)
         ]

@@ -64,7 +64,7 @@ class PrefixReader:
         columns = 0 if known is None else known.columns
         cache = None if known is None else _of_rows(known, rows, network.device)
         cut = self._layout.behind(call, columns)
-        reading = network.read(cut.inputs, cut.rows, cut.columns, past_key_values=cache, use_cache=True)
+        reading = network.read(cut.inputs, cut.rows, cut.columns, keep=True, cache=cache)
         surplus = reading.cache.get_seq_length() - fixed
         if columns < fixed and (surplus == 0 or isinstance(self._layout, Blocks)):
             if surplus:

@@ -15,8 +15,11 @@ from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation
+from flowrl.types import Truncation
 
 Route = Literal["states", "rows", "whole"]
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What the cache of keys, values and states is called: since transformers 5.24, before it, and in Mamba's code."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Reading:
     cache: Any = None
 
 
+def _cache_of(output: Any) -> Any:
+    """A model's cache by its name in the output. Only one the output has is asked for: transformers 5.24 warns at the
+    old names and removes them in 5.40; before, and in code of checkpoints, there are only these."""
+    return next((getattr(output, name) for name in CACHE_NAMES if hasattr(output, name)), None)
+
+
 class Network:
     """A transformers language model, counted and read at chosen positions."""
 
@@ -54,6 +63,7 @@ class Network:
         self.calls = 0
         """Rows evaluated so far."""
         self.takes = frozenset(inspect.signature(model.forward).parameters)
+        self._cache_name = next((name for name in CACHE_NAMES if name in self.takes), CACHE_NAMES[1])
         self._layer: Any = model.get_output_embeddings()
         self._compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
         self._checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
@@ -82,8 +92,11 @@ class Network:
         linear = [Head("states", readout) for readout in dict.fromkeys((shaped, PLAIN))] if plain else []
         return [*linear, *([Head("rows")] if self._layer is not None else []), Head("whole")]
 
-    def read(self, inputs: Mapping[str, Tensor], rows: Tensor, columns: Tensor, **options: Any) -> Reading:
-        """Run the model on ``inputs`` and read it at ``(rows, columns)`` [k]."""
+    def read(
+        self, inputs: Mapping[str, Tensor], rows: Tensor, columns: Tensor, *, keep: bool = False, cache: Any = None
+    ) -> Reading:
+        """Run the model on ``inputs`` and read it at ``(rows, columns)`` [k]; with ``keep`` behind what ``cache``
+        (``None``: nothing) holds of earlier columns, and with the cache in the result, if the model returns one."""
         where = rows.to(self.device), columns.to(self.device)
         kept: list[Tensor] = []
 
@@ -95,11 +108,11 @@ class Network:
 
         hook = None if self.head.route == "whole" else self._layer.register_forward_pre_hook(show)
         try:
-            output = self.run(inputs, **options)
+            output = self.run(inputs, **({self._cache_name: cache, "use_cache": True} if keep else {}))
         finally:
             if hook is not None:
                 hook.remove()
-        cache = getattr(output, "past_key_values", None)
+        cache = _cache_of(output) if keep else None
         if self.head.route == "states":
             return Reading(kept[0], None, cache)
         if self.head.route == "rows":
@@ -133,10 +146,22 @@ class Network:
         return token_math.vocabulary_logits(reading.states, self._layer.weight, self._layer.bias, self.head.readout)
 
     def log_softmax(
-        self, reading: Reading, labels: Tensor, *, temperature: float, excluded: tuple[int, ...], entropy: bool
+        self,
+        reading: Reading,
+        labels: Tensor,
+        *,
+        temperature: float,
+        excluded: tuple[int, ...],
+        entropy: bool,
+        truncation: Truncation,
     ) -> tuple[Tensor, Tensor | None]:
         """``(logp [k], entropy [k] or None)`` float32."""
-        options: dict[str, Any] = {"temperature": temperature, "excluded": excluded, "entropy": entropy}
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "excluded": excluded,
+            "entropy": entropy,
+            "truncation": truncation,
+        }
         if reading.logits is not None:
             return token_math.log_softmax_at(reading.logits, labels, **options)
         assert reading.states is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,17 +13,18 @@ from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
 from flowrl.models.loading import Source
+from flowrl.models.lora import Adaptation
 from flowrl.models.text import export, probing
-from flowrl.models.text.condition import TextCondition, Tokens
+from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.fitting import Overlong, fit
 from flowrl.models.text.layout import Forward, Layout
 from flowrl.models.text.network import Network
+from flowrl.models.text.tokens import Tokens
 from flowrl.models.weights import WeightSets
-from flowrl.types import TokenScores
+from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the value head among a policy's weights."""
-LONGEST = 64
-"""Prompts that are tokenised at the start, to see whether they fit."""
 
 
 class TextPolicy:
@@ -41,7 +43,7 @@ class TextPolicy:
         self.excluded = excluded
         """Tokens of probability 0."""
         self.critic = critic
-        self.end_token, self.pad_token = text.end, text.pad
+        self.end_tokens, self.pad_token = text.ends, text.pad
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.named_parameters()}
@@ -62,17 +64,26 @@ class TextPolicy:
         return self.network.calls
 
     # ------------------------------------------------------------------------------------------------------- texts
-    def condition(self, prompts: Sequence[str]) -> TextCondition:
-        """Prompts as tokens, in the tokenizer's chat template where it is used."""
+    def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
+        """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
         return self.text.condition(prompts)
 
-    def check_prompts(self, prompts: Iterable[str], completion: int) -> None:
-        """Raise `UserError` where a prompt and a completion of that many tokens do not fit into the context. Looks at
-        the prompts with most characters, which need not be those with most tokens."""
-        self.text.check_room(self.condition(sorted(set(prompts), key=len)[-LONGEST:]), completion)
+    @contextmanager
+    def beginning(self, prefill: str) -> Iterator[None]:
+        """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
+        before = self.text
+        self.text = replace(before, speech=replace(before.speech, prefill=prefill))
+        try:
+            yield
+        finally:
+            self.text = before
+
+    def fit(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
+        """The prompts that fit into the context before a completion of that many tokens (`fitting.fit`)."""
+        return fit(self.text, prompts, completion, overlong)
 
     def decode(self, final: Tensor) -> list[str]:
-        """Texts of completions [N, T]: up to the first end token, without special tokens."""
+        """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
         return self.text.texts(final)
 
     # ------------------------------------------------------------------------------------------------- predictions
@@ -85,10 +96,12 @@ class TextPolicy:
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        truncation: Truncation = ALL_TOKENS,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
-        ``temperature`` divides the logits; ``entropy`` is that of the tempered distribution. Only the positions asked
+        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
+        that of the distribution so made. Only the positions asked
         for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
@@ -97,7 +110,12 @@ class TextPolicy:
             reading = self.network.read(call.inputs, call.rows, call.columns)
             place = call.place.to(self.device)
             found, spread = self.network.log_softmax(
-                reading, wanted[place], temperature=temperature, excluded=self.excluded, entropy=entropy
+                reading,
+                wanted[place],
+                temperature=temperature,
+                excluded=self.excluded,
+                entropy=entropy,
+                truncation=truncation,
             )
             logp.append(found)
             places.append(place)
@@ -150,6 +168,11 @@ class TextPolicy:
     def follow(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
         self.weights.follow(name, decay)
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """What is trained in the network."""
+        return self.network.adaptation
 
     # ------------------------------------------------------------------------------------------------------- trust
     def check_parity(self) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from flowrl.worlds.sudoku.grids import CELLS, EMPTY, valid
 
-_SEPARATORS = re.compile(r"[\s/|,]")
+SEPARATORS = re.compile(r"[\s/|,]")
+"""What may stand between cells."""
 LONGEST = 256
 """Characters of a completion that are read at all; a longer one is wrong."""
 
@@ -24,7 +25,7 @@ def judge(completion: str, puzzle: str, solution: str) -> Verdict:
     """The rules decide `strict`: 16 digits, clues kept, rows, columns and boxes valid. `solution` decides `continuous`
     (arXiv:2504.12216's Sudoku reward), which is 0 for anything but 16 characters; white space and `/ | ,` are ignored.
     """
-    cells = _SEPARATORS.sub("", completion) if len(completion) <= LONGEST else ""
+    cells = SEPARATORS.sub("", completion) if len(completion) <= LONGEST else ""
     if len(cells) != CELLS:
         return Verdict(False, 0.0)
     empty = [i for i, clue in enumerate(puzzle) if clue == EMPTY]

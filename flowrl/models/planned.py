@@ -1,0 +1,79 @@
+"""What an adapter would sit on, from a model's configuration alone: its layers are built without memory for weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flowrl.models.diffusion.load import WORLDS
+from flowrl.models.lora import ATTENTION, LANGUAGE, LoRAOptions, adapted_layers, described
+
+UNTOLD = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+"""What a configuration raises that cannot be built without its weights; loading will tell then."""
+
+
+def planned_adapter(path: str, family: str, options: LoRAOptions | None) -> str | None:
+    """`described` for the model in a local folder or embedded world; ``None`` for full fine-tuning, for a hub name, for
+    code of the model's own and where the configuration does not tell.
+
+    Raises:
+        UserError: for targets that match no layer.
+    """
+    from flowrl.models.text.opening import world_bases
+
+    if options is None or (path not in WORLDS and world_bases(path) is None and not Path(path).expanduser().is_dir()):
+        return None
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights(include_buffers=False):
+            found = _denoiser(_folder(path)) if family == "diffusion" else _language_model(path, family)
+    except UNTOLD:
+        return None
+    if found is None:
+        return None
+    network, defaults, spared = found
+    return described(adapted_layers(network, options, defaults, spared), options)
+
+
+def _folder(path: str) -> Path:
+    if path in WORLDS and not Path(path).exists():
+        from flowrl.worlds import shapes
+
+        return Path(shapes.BASE)
+    return Path(path).expanduser()
+
+
+def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
+    """``(network, default targets, spared layers)`` of a pipeline."""
+    import diffusers
+
+    from flowrl.models.diffusion.capture import NETWORKS
+    from flowrl.models.diffusion.exceptions import TARGETS
+
+    if not (folder / "model_index.json").is_file():
+        return None
+    index = json.loads((folder / "model_index.json").read_text())
+    name = next((name for name in NETWORKS if index.get(name, [None])[0] == "diffusers"), None)
+    if name is None:
+        return None
+    kind = getattr(diffusers, index[name][1])
+    network = kind.from_config(kind.load_config(folder / name))
+    return network, TARGETS.get(kind.__name__, ATTENTION), []
+
+
+def _language_model(path: str, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    from flowrl.models.text.load import spared
+    from flowrl.models.text.opening import world_bases
+
+    bases = world_bases(path)
+    folder = Path(bases[family] if bases else path).expanduser()
+    if not (folder / "config.json").is_file():
+        return None
+    config = AutoConfig.from_pretrained(folder)  # code of the model's own is not run: it raises then
+    kind = AutoModelForCausalLM if family == "causal" else AutoModelForMaskedLM
+    network = kind.from_config(config)
+    return network, LANGUAGE, spared(network)
