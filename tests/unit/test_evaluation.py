@@ -427,7 +427,7 @@ def test_a_lora_of_diffusers_is_judged_on_the_model_it_names_or_is_given(run, tm
         evaluate("shapes", ["geneval"], tmp_path / "none", model="shapes", **options)
     (bare / FILE).unlink()
     save_file({"lora_unet_down.lora_down.weight": torch.zeros(2, 3)}, bare / FILE)
-    with pytest.raises(UserError, match="no LoRA of the transformer.*kohya.s names of another model"):
+    with pytest.raises(UserError, match=r"no LoRA of the transformer.*kohya.s names of another model"):
         evaluate(str(bare), ["geneval"], tmp_path / "none", model="shapes", **options)
 
 
