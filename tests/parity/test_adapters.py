@@ -531,5 +531,5 @@ def test_mixtures_of_experts_merge_as_in_peft_and_read_their_own_exports(tmp_pat
     again.load_adapter(tmp_path / "peft")
     torch.testing.assert_close(logits(again), expected, atol=1e-6, rtol=1e-5)
     other = load_policy(base, lora=LoRAOptions(rank=4, alpha=8))
-    with pytest.raises(UserError, match="leave model.lora out"):
+    with pytest.raises(UserError, match=r"leave model\.lora out"):
         other.load_adapter(tmp_path / "peft")
