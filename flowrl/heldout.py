@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     group = torch.arange(len(prompts)) // options.samples
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
     rows = options.batch or session.config.train.sample_batch
-    with timer("eval"):
+    begun = nullcontext() if options.prefill is None else session.policy.beginning(options.prefill)
+    with timer("eval"), begun:
         draw = Draw.of(keys, group, 0, EVAL_SEED)
         _, samples = session.make(prompts, draw, sampler, evaluated(session.config), rows, PhaseTimer())
         scores = session.rewards(samples, group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from flowrl.runtime.checkpoint import Exporter
 from flowrl.runtime.grid import remarks
 from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
-from flowrl.runtime.restore import open_policy
+from flowrl.runtime.restore import evaluated, open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, Scoring, joined, load_rewards
@@ -116,13 +117,14 @@ class Session:
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
-        and
-        for PEFT. A fully trained network has none; its checkpoints hold the state alone."""
+        and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
+        has none; its checkpoints hold the state alone."""
         folders = {"diffusers": "lora", "peft": "peft"}
         return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
 
     def _export(self, to: str, path: Path) -> None:
-        self.policy.export(path, to)
+        with self.policy.using(evaluated(self.config)):
+            self.policy.export(path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -164,7 +166,11 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
     say(f"loading the model {config.model.path}")
     policy = open_policy(config)
     train, test, fitting = plan.train, plan.test, []
-    if algorithm.family != "diffusion":
+    if algorithm.family == "diffusion":
+        heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
+        for part in (algorithm.sampler, algorithm.estimator, heldout):
+            policy.check_guidance(vars(part).get("guidance"))
+    else:
         train, test, fitting = _fitted(plan, policy)
     found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
@@ -210,7 +216,9 @@ def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[
         if prompts is None:
             sets.append(None)
             continue
-        fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
+        begun = None if name == "train" else plan.config.eval.prefill
+        with nullcontext() if begun is None else policy.beginning(begun):
+            fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
         dropped = len(prompts) - len(fitting)
         cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
         if dropped or cut:

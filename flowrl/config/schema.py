@@ -102,6 +102,9 @@ class EvalConfig(Section):
     temperature: NonNegativeFloat | None = Field(
         default=None, description="of language models; 0 = greedy, null = as in training"
     )
+    prefill: str | None = Field(
+        default=None, description="of language models: how answers begin; null = model.prefill, as in training"
+    )
     weights: Literal["ema", "live"] = Field(default="ema", description="which weights are evaluated")
     batch: PositiveInt | None = Field(default=None, description="samples per forward; null = train.sample_batch")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -66,6 +67,16 @@ class TextPolicy:
     def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
         return self.text.condition(prompts)
+
+    @contextmanager
+    def beginning(self, prefill: str) -> Iterator[None]:
+        """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
+        before = self.text
+        self.text = replace(before, speech=replace(before.speech, prefill=prefill))
+        try:
+            yield
+        finally:
+            self.text = before
 
     def fit(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
         """The prompts that fit into the context before a completion of that many tokens (`fitting.fit`)."""
@@ -182,5 +193,5 @@ class TextPolicy:
         return ("merged",) if self.network.adaptation.lora is None else ("peft", "merged")
 
     def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA folder written by flowrl or PEFT into the live weights."""
-        export.load_adapter(self, Path(directory))
+        """Read a LoRA (PEFT's folder, or a hub id of one) into the live weights."""
+        export.load_adapter(self, directory)
