@@ -11,7 +11,6 @@ from flowrl.config import Config
 from flowrl.data import PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.regularizers import ValueLoss
 from flowrl.paths import expanded
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
@@ -41,8 +40,7 @@ def check(config: Config) -> Plan:
         raise UserError(
             f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
-    if any(isinstance(term, ValueLoss) for term in algorithm.regularizers) and not config.model.critic:
-        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=true")
+    _check_critic(config, algorithm)
     try:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
@@ -57,6 +55,21 @@ def check(config: Config) -> Plan:
     train = load_prompts(config.data.train)
     test = load_prompts(config.data.test) if config.data.test is not None else None
     return Plan(config, algorithm, counts, train, test)
+
+
+def _check_critic(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` for values without a critic, or settings of one that is not there."""
+    critic, options = config.model.critic_for(algorithm.valued), config.optimizer
+    if algorithm.valued and critic is None:
+        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=network")
+    for name, given in (("critic_lr", options.critic_lr is not None), ("critic_warmup", options.critic_warmup > 0)):
+        if given and critic is None:
+            raise UserError(f"optimizer.{name} is a critic's, which this algorithm does not learn; remove it")
+    if options.critic_warmup >= config.train.iterations:
+        raise UserError(
+            f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
+            " the policy learns; lower it"
+        )
 
 
 def check_family(path: str, family: str) -> None:
