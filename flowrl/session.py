@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,7 @@ class Session:
             return made
 
         with timer("sample"):
-            condition = self.policy.condition([prompt.text for prompt in prompts])
+            condition = self.policy.condition([prompt.asked for prompt in prompts])
         with self.policy.using(weights):
             rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
         return rollout, joined(chunks)
@@ -166,17 +167,18 @@ def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
     return Samples(prompts, completions=decoded)
 
 
-def open_session(plan: Plan) -> Session:
-    """Load rewards and model of a checked run, the cheaper first."""
+def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Session:
+    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next."""
     config, algorithm = plan.config, plan.algorithm
+    say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(plan.train.prompts)
+    say(f"loading the model {config.model.path}")
     policy = open_policy(config)
+    train, test, fitting = plan.train, plan.test, []
     if algorithm.family != "diffusion":
-        sampler: Any = algorithm.sampler
-        for prompts in filter(None, (plan.train, plan.test)):
-            policy.check_prompts((prompt.text for prompt in prompts.prompts), sampler.length)
-    found = [policy.adaptation.describe(), *remarks(algorithm, policy)]
+        train, test, fitting = _fitted(plan, policy)
+    found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
@@ -203,14 +205,35 @@ def open_session(plan: Plan) -> Session:
         config,
         policy,
         algorithm,
-        plan.train,
-        plan.test,
+        train,
+        test,
         rewards,
         optimizer,
         scaler,
         inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
         remarks=found,
     )
+
+
+def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
+    """The prompts for training and testing that leave room for a completion, as ``data.overlong`` says, and what was
+    done to the others."""
+    sampler: Any = plan.algorithm.sampler
+    sets, done = [], []
+    for name, prompts in (("train", plan.train), ("test", plan.test)):
+        if prompts is None:
+            sets.append(None)
+            continue
+        begun = None if name == "train" else plan.config.eval.prefill
+        with nullcontext() if begun is None else policy.beginning(begun):
+            fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
+        dropped = len(prompts) - len(fitting)
+        cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
+        if dropped or cut:
+            what = "left out" if dropped else "shortened"
+            done.append(f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}")
+        sets.append(fitting)
+    return sets[0], sets[1], done
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

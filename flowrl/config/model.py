@@ -10,7 +10,7 @@ from flowrl.config.section import Fraction, Section
 from flowrl.paths import local
 
 Family = Literal["diffusion", "masked", "causal"]
-_LANGUAGE = ("chat", "system", "max_prompt")
+_LANGUAGE = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "diffusion": ("call",),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
@@ -57,7 +57,16 @@ class ModelConfig(Section):
         default=None, description="language: wrap prompts in the tokenizer's chat template; null = if it has one"
     )
     system: str | None = Field(default=None, description="language: system message of the chat template")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={}, description="language: arguments of the chat template, such as enable_thinking: false"
+    )
+    prefill: str | None = Field(
+        default=None, description="language: how every answer begins; not part of the completion"
+    )
     max_prompt: PositiveInt | None = Field(default=None, description="language: longest prompt in tokens; null = any")
+    keep_special_tokens: bool = Field(
+        default=False, description="language: rewards see the special tokens of a completion, up to its end"
+    )
     critic: Literal["auto", "none", "network", "head"] = Field(
         default="auto",
         description="causal: values by a network of their own or a linear head on the policy's states; auto = a network"

@@ -30,8 +30,8 @@ def remarks(algorithm: Algorithm, policy: Any) -> list[str]:
     sampler, estimator = algorithm.sampler, algorithm.estimator
     if not isinstance(sampler, FlowSampler):
         return []
-    times = sampler.grid(policy).cpu()
     try:
+        times = sampler.grid(policy).cpu()
         if isinstance(estimator, Transitions):
             return _steps(sampler, times, estimator.fades)
         if isinstance(estimator, Matching | ContrastedMatching):

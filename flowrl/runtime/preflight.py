@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.algorithms import build
 from flowrl.config import Config
-from flowrl.data import PromptSet, load_prompts, worlds
+from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.paths import expanded
@@ -45,6 +46,8 @@ def check(config: Config) -> Plan:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
+    if config.eval.prefill is not None and algorithm.family == "diffusion":
+        raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
     check_trackers(config.log.trackers)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
@@ -52,8 +55,11 @@ def check(config: Config) -> Plan:
         raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
     for reward in config.rewards:
         check_reward(reward.use)
-    train = load_prompts(config.data.train)
-    test = load_prompts(config.data.test) if config.data.test is not None else None
+    train, test = read_prompts(config, config.data.train), None
+    if config.data.test is not None:
+        test = read_prompts(config, config.data.test)
+    if algorithm.family == "diffusion":
+        _check_texts((train, test))
     return Plan(config, algorithm, counts, train, test)
 
 
@@ -70,6 +76,17 @@ def _check_critic(config: Config, algorithm: Algorithm) -> None:
             f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
             " the policy learns; lower it"
         )
+
+
+def read_prompts(config: Config, spec: str) -> PromptSet:
+    """Prompts in the form that the config gives them. Raises `UserError`."""
+    return load_prompts(spec, Form(config.data.columns, config.data.template))
+
+
+def _check_texts(sets: Sequence[PromptSet | None]) -> None:
+    for prompt in (prompt for found in sets if found is not None for prompt in found.prompts):
+        if prompt.chat is not None:
+            raise UserError(f"data: prompt {prompt.id + 1} is a conversation, and image models take a text; rewrite it")
 
 
 def check_family(path: str, family: str) -> None:

@@ -21,6 +21,7 @@ import rewards as shipped
 from flowrl.errors import UserError, did_you_mean, told
 from flowrl.paths import expanded
 from flowrl.remote import check_remote, find_remote, is_remote
+from flowrl.score.leaving import contained
 
 SUBJECTS = {"images": "image", "completions": "text"}
 """What a reward looks at, by the name of its parameter."""
@@ -67,6 +68,15 @@ def find_reward(use: str) -> Callable[..., Any]:
         known = [entry.name for entry in entries]
         raise UserError(f"there is no reward {use!r}{did_you_mean(use, known)} (or give path.py:function)")
     return getattr(_import_module(entry.module, use), use)
+
+
+def anchored(use: str) -> str:
+    """``path.py:function`` with an absolute path, so that it holds after a reward has changed the working directory;
+    other names as they are."""
+    place, colon, attribute = use.rpartition(":")
+    if is_remote(use) or not colon or not place.endswith(".py"):
+        return use
+    return f"{expanded(place, 'reward').absolute()}:{attribute}"
 
 
 def check_reward(use: str) -> None:
@@ -167,11 +177,12 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles inside look their module up
     try:
-        spec.loader.exec_module(module)
+        with contained():
+            spec.loader.exec_module(module)
     except ImportError as error:
         del sys.modules[name]
         raise UserError(f"reward file {path} cannot be imported: {error}; install what it needs") from error
-    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
         del sys.modules[name]
         raise UserError(f"reward file {path} cannot be imported: {told(error)}") from error
     return module
@@ -179,10 +190,11 @@ def _import_file(path: Path) -> ModuleType:
 
 def _import_module(place: str, use: str) -> ModuleType:
     try:
-        return importlib.import_module(place)
+        with contained():
+            return importlib.import_module(place)
     except ImportError as error:
         raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {error}") from error
-    except Exception as error:  # as of a file
+    except (Exception, SystemExit) as error:  # as of a file
         raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {told(error)}") from error
 
 

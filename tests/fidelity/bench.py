@@ -71,6 +71,10 @@ class Trial:
         self.metrics = improve(self.policy, recorder, *arguments, Pass(max_grad_norm=1e9))
         return recorder.gradients[0]
 
+    def probe(self) -> Any:
+        """Where the estimator looks: the same draws that `gradient` uses."""
+        return self.algorithm.estimator.probe(self.rollout, self.policy, self.draw.seeds)
+
     def gradient_of(self, loss: Tensor) -> Tensor:
         """The gradient of a loss that was written out, flat."""
         found = torch.autograd.grad(loss, self.policy.parameters(), allow_unused=True)
@@ -78,12 +82,36 @@ class Trial:
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
 
-def trial(name: str, *, off: float = 0.0, iteration: int = 3, flat: bool = True, **spec: Any) -> Trial:
+class DDPMFlow(GuidedFlow):
+    """The same on Stable Diffusion's leading grid of training times, in flow coordinates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        a = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(dim=0)
+        self.trained = (1 - a).sqrt() / (a.sqrt() + (1 - a).sqrt())
+
+    def times(self, steps: int) -> Tensor:
+        index = (torch.arange(steps) * (1000 // steps)).flip(0) + 1
+        return torch.cat([self.trained[index], torch.zeros(1).double()])
+
+    def snap(self, t: Tensor) -> Tensor:
+        return self.trained[(t[..., None] - self.trained).abs().argmin(dim=-1)]
+
+
+def trial(
+    name: str,
+    *,
+    off: float = 0.0,
+    iteration: int = 3,
+    flat: bool = True,
+    flow: type[GuidedFlow] = GuidedFlow,
+    **spec: Any,
+) -> Trial:
     """A preset rolled out with disturbed weights; the last group scores the same throughout if ``flat``. ``off`` moves
     the live weights after sampling, so that ratios differ from 1; the set ``sampled`` keeps those that sampled, others
     the weights they had before."""
     algorithm = algorithms.build({"use": name, **spec})
-    policy = GuidedFlow()
+    policy = flow()
     disturb(policy, 0.1)
     for held in algorithm.weight_sets:  # a reference and an old policy that are not the live one
         policy.follow(held, 0.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from flowrl import algorithms
 from tests import fidelity
 
@@ -17,3 +19,13 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_statement_is_about_a_preset_and_names_its_release() -> None:
     fidelity.collect()
     assert {c.preset for c in fidelity.CELLS} == set(fidelity.RELEASES) <= set(algorithms.names())
+
+
+IMAGE = [name for name in algorithms.names() if algorithms.build(name).family == "diffusion"]
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGE if name not in ("rwr", "raft")])
+def test_every_image_preset_is_compared(name: str) -> None:
+    fidelity.collect()
+    compared = {c.column for c in fidelity.CELLS if c.preset == name}
+    assert {"loss", "gradient", "defaults"} <= compared, f"{name}: nothing about {compared}"

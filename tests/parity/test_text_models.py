@@ -397,7 +397,7 @@ def test_sampling_with_kept_prefixes_is_sampling_by_full_passes(name, options):
     condition = policy.condition(PROMPTS)
     sampler = MaskedSampler(**{"length": 16, "steps": 16, "block": 4, **options})
     draw = Draw.of(seeds(0, "cache", count=len(PROMPTS)), torch.arange(len(PROMPTS)), 0, 1)
-    policy.end_token = int(sampler(policy, condition, draw).final[1, 1])  # the second row ends in its first block
+    policy.end_tokens = (int(sampler(policy, condition, draw).final[1, 1]),)  # the second row ends in its first block
     found, widths = {}, {}
     for kept in (True, False):
         policy.keeps_prefixes = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -13,11 +14,11 @@ from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.text import probing
-from flowrl.models.text.condition import open_tokens
 from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Layout, Sequences
 from flowrl.models.text.network import Network
-from flowrl.models.text.opening import locate, open_model, open_tokenizer, read_json
+from flowrl.models.text.opening import generation_config, locate, open_model, open_tokenizer, read_json
+from flowrl.models.text.tokens import Tokens, open_tokens
 
 STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Model types whose output projections are used by their kernels directly."""
@@ -40,31 +41,37 @@ class Options(TypedDict, total=False):
     """An attention implementation of transformers, such as ``"sdpa"`` or ``"flash_attention_2"``."""
     compile: bool
     trust_remote_code: bool
+    chat: bool | None
+    """Whether prompts go through the tokenizer's chat template; ``None``: if it has one."""
+    system: str | None
+    """The template's system message."""
+    chat_template_kwargs: Mapping[str, Any]
+    """Further arguments of the template, such as Qwen3's ``enable_thinking``."""
+    prefill: str | None
+    """How every answer begins; part of the prompt."""
+    max_prompt: int | None
+    """Longest prompt in tokens."""
+    keep_special_tokens: bool
+    """Whether the texts of completions show special tokens."""
 
 
-def load_causal(
-    path: str | Path,
-    *,
-    chat: bool | None = None,
-    system: str | None = None,
-    critic: Kind | None = None,
-    max_prompt: int | None = None,
-    **options: Unpack[Options],
-) -> CausalPolicy:
+SPOKEN = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
+"""Options of the tokens, not of the network."""
+
+
+def load_causal(path: str | Path, *, critic: Kind | None = None, **options: Unpack[Options]) -> CausalPolicy:
     """A policy from any ``AutoModelForCausalLM``.
 
     Args:
         path: a folder, a hub name, or an embedded world with a causal base model.
-        chat: whether prompts go through the tokenizer's chat template; ``None``: if it has one.
-        system: the template's system message.
         critic: also learn values, with a ``network`` of their own or a linear ``head`` (see `Critic`).
-        max_prompt: longest prompt in tokens.
+        options: see :class:`Options`.
 
     Raises:
         UserError: for a model that is missing or unsuitable, or options that exclude each other.
     """
     network, tokenizer, source = _open(path, "causal", options)
-    text = open_tokens(tokenizer, network.model.config, chat=chat, system=system, max_prompt=max_prompt, mask=None)
+    text = _tokens(network, tokenizer, source, options)
     layout = Sequences(shift=True, causal=True, padded=True, pad=text.pad)
     policy = CausalPolicy(network, text, layout, source, critic=Critic(network, critic) if critic else None)
     ahead = probing.lookahead(policy)
@@ -89,9 +96,6 @@ def load_causal(
 def load_masked(
     path: str | Path,
     *,
-    chat: bool | None = None,
-    system: str | None = None,
-    max_prompt: int | None = None,
     mask_token_id: int | None = None,
     shift_logits: bool | None = None,
     **options: Unpack[Options],
@@ -100,7 +104,7 @@ def load_masked(
     ``LLaDA2Pipeline`` or ``DiffusionGemmaPipeline``, or ``DiffusionGemmaForBlockDiffusion``.
 
     Args:
-        path, chat, system, max_prompt: as in :func:`load_causal`.
+        path, options: as in :func:`load_causal`.
         mask_token_id: ``None``: the tokenizer's, else the config's.
         shift_logits: the prediction for position i is read at i - 1; ``None``: for Dream only.
 
@@ -109,7 +113,7 @@ def load_masked(
     """
     network, tokenizer, source = _open(path, "masked", options)
     mask = _mask_token(mask_token_id, tokenizer, network, str(path))
-    text = open_tokens(tokenizer, network.model.config, chat=chat, system=system, max_prompt=max_prompt, mask=mask)
+    text = _tokens(network, tokenizer, source, options, mask)
     layout = _masked_layout(network, source, shift_logits, text.pad, mask)
     policy = MaskedPolicy(network, text, layout, source, mask_token=mask)
     if isinstance(layout, Blocks) and not probing.bears(policy):
@@ -150,6 +154,12 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     if options.get("compile"):
         compile_blocks(model)
     return Network(model, adaptation, placement), tokenizer, source
+
+
+def _tokens(network: Network, tokenizer: Any, source: Source, options: Options, mask: int | None = None) -> Tokens:
+    spoken: dict[str, Any] = {key: value for key, value in options.items() if key in SPOKEN}
+    generation = generation_config(source)
+    return open_tokens(tokenizer, network.model.config, generation=generation, mask=mask, **spoken)
 
 
 def spared(model: Any) -> list[str]:

@@ -196,6 +196,11 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
     return model.requires_grad_(False).eval()
 
 
+def generation_config(source: Source) -> dict[str, Any] | None:
+    """What the model's folder says of its generation; ``None`` without such a file."""
+    return read_json(_places(source)[0], "generation_config.json")
+
+
 def open_tokenizer(source: Source) -> Any:
     """The model's tokenizer. Raises `UserError` if there is none."""
     from transformers import AutoTokenizer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,17 +15,17 @@ from flowrl.math.tokens import exclude
 from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
 from flowrl.models.text import export, probing
-from flowrl.models.text.condition import TextCondition, Tokens
+from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
+from flowrl.models.text.fitting import Overlong, fit
 from flowrl.models.text.layout import Forward, Layout
 from flowrl.models.text.network import Network
+from flowrl.models.text.tokens import Tokens
 from flowrl.models.weights import LIVE, WeightSets
-from flowrl.types import ALL_TOKENS, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
-LONGEST = 64
-"""Prompts that are tokenised at the start, to see whether they fit."""
 
 
 class TextPolicy:
@@ -43,7 +44,7 @@ class TextPolicy:
         self.excluded = excluded
         """Tokens of probability 0."""
         self.critic = critic
-        self.end_token, self.pad_token = text.end, text.pad
+        self.end_tokens, self.pad_token = text.ends, text.pad
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
@@ -64,17 +65,26 @@ class TextPolicy:
         return self.network.calls + (0 if self.critic is None else self.critic.calls)
 
     # ------------------------------------------------------------------------------------------------------- texts
-    def condition(self, prompts: Sequence[str]) -> TextCondition:
-        """Prompts as tokens, in the tokenizer's chat template where it is used."""
+    def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
+        """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
         return self.text.condition(prompts)
 
-    def check_prompts(self, prompts: Iterable[str], completion: int) -> None:
-        """Raise `UserError` where a prompt and a completion of that many tokens do not fit into the context. Looks at
-        the prompts with most characters, which need not be those with most tokens."""
-        self.text.check_room(self.condition(sorted(set(prompts), key=len)[-LONGEST:]), completion)
+    @contextmanager
+    def beginning(self, prefill: str) -> Iterator[None]:
+        """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
+        before = self.text
+        self.text = replace(before, speech=replace(before.speech, prefill=prefill))
+        try:
+            yield
+        finally:
+            self.text = before
+
+    def fit(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
+        """The prompts that fit into the context before a completion of that many tokens (`fitting.fit`)."""
+        return fit(self.text, prompts, completion, overlong)
 
     def decode(self, final: Tensor) -> list[str]:
-        """Texts of completions [N, T]: up to the first end token, without special tokens."""
+        """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
         return self.text.texts(final)
 
     # ------------------------------------------------------------------------------------------------- predictions
