@@ -22,7 +22,7 @@ from flowrl.runtime.checkpoint import Exporter
 from flowrl.runtime.grid import remarks
 from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
-from flowrl.runtime.restore import open_policy
+from flowrl.runtime.restore import evaluated, open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, Scoring, joined, load_rewards
@@ -128,13 +128,14 @@ class Session:
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
-        and
-        for PEFT. A fully trained network has none; its checkpoints hold the state alone."""
+        and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
+        has none; its checkpoints hold the state alone."""
         folders = {"diffusers": "lora", "peft": "peft"}
         return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
 
     def _export(self, to: str, path: Path) -> None:
-        self.policy.export(path, to)
+        with self.policy.using(evaluated(self.config)):
+            self.policy.export(path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -176,7 +177,11 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
     say(f"loading the model {config.model.path}")
     policy = open_policy(config)
     train, test, fitting = plan.train, plan.test, []
-    if algorithm.family != "diffusion":
+    if algorithm.family == "diffusion":
+        heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
+        for part in (algorithm.sampler, algorithm.estimator, heldout):
+            policy.check_guidance(vars(part).get("guidance"))
+    else:
         train, test, fitting = _fitted(plan, policy)
     found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:

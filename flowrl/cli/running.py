@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -64,8 +65,19 @@ def show_config(
     from flowrl.runtime.preflight import check
 
     loaded = Config.load(config, overrides or [])
-    check(loaded)
-    say(loaded.to_yaml().rstrip("\n") if as_yaml else loaded.explain())
+    loaded = check(loaded).config
+    if as_yaml:
+        say(loaded.to_yaml().rstrip("\n"))
+        return
+    from flowrl.config.explain import explain, explained
+    from flowrl.runtime.explaining import algorithm_lines
+
+    options = algorithm_lines(loaded.algorithm)
+    if sys.stdout.isatty():
+        rows = [[line.key, line.value, line.origin, line.meaning] for line in explained(loaded, options)]
+        print_table(["key", "value", "from", "meaning"], rows)
+    else:
+        say(explain(loaded, options))
 
 
 def doctor(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -46,6 +46,13 @@ class LoRAOptions:
     dropout: float = 0.0
     """Active only where gradients are; with dropout the first ratios of an iteration are not 1."""
     init: Literal["gaussian", "default", "pissa", "olora"] = "gaussian"
+    rslora: bool = False
+    """The update is multiplied by ``alpha / sqrt(rank)`` (arXiv:2312.03732) instead of ``alpha / rank``."""
+    dora: bool = False
+    """Also train the length of every column of the adapted weights (arXiv:2402.09353)."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Other ranks, by regular expressions that match the end of a layer's name, as in PEFT."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -112,6 +119,10 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
         lora_dropout=options.dropout,
         fan_in_fan_out=any(_transposed(network, name) for name in _layers(network) if _named(name, targets)),
         init_lora_weights=True if options.init == "default" else options.init,
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=cast(Any, dict(options.alpha_pattern)),
     )
     # the same start on every rank and in every run, whatever was drawn before
     with torch.random.fork_rng(devices=_cuda_devices(network)):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from flowrl.algorithms import build
 from flowrl.config import Config
+from flowrl.config.model import LoRAConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.paths import expanded
+from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.runtime.tracking import check_trackers
@@ -51,8 +52,11 @@ def check(config: Config) -> Plan:
     check_trackers(config.log.trackers)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
-    if config.model.adapter is not None and not expanded(config.model.adapter, "model.adapter").is_dir():
-        raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
+    if config.model.call:
+        from flowrl.models.diffusion.arguments import check_saved_call
+
+        check_saved_call(local(config.model.path), config.model.call)
+    config = with_adapter(config, algorithm.family)
     for reward in config.rewards:
         check_reward(reward.use)
     train, test = read_prompts(config, config.data.train), None
@@ -76,6 +80,43 @@ def _check_critic(config: Config, algorithm: Algorithm) -> None:
             f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
             " the policy learns; lower it"
         )
+
+
+def with_adapter(config: Config, family: str) -> Config:
+    """The config with ``model.lora`` of the shape and strength of ``model.adapter``, where the user left them open.
+
+    Raises `UserError` for an adapter that is not there, cannot be read, or has another rank than ``model.lora`` says.
+    """
+    model, name = config.model, config.model.adapter
+    if name is None:
+        return config
+    from flowrl.models.adapters import read  # torch and diffusers: only where there is an adapter
+
+    place = expanded(name, "model.adapter")
+    try:
+        adapter = read(str(place) if place.exists() else name, local(model.path), family=family)
+    except UserError as error:
+        raise UserError(f"model.adapter: {error}") from error
+    if model.lora.model_fields_set - {"dropout"}:
+        ranks = sorted(set(adapter.ranks.values()))
+        if not model.lora.rank_pattern and ranks != [model.lora.rank]:
+            raise UserError(
+                f"model.lora.rank is {model.lora.rank}, and the adapter {name} has the rank"
+                f" {', '.join(map(str, ranks))}; leave model.lora out to take the adapter's own shape"
+            )
+        return config
+    options = adapter.options()
+    lora = LoRAConfig(
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=list(options.targets or ()),
+        dropout=model.lora.dropout,
+        rslora=options.rslora,
+        dora=options.dora,
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=dict(options.alpha_pattern),
+    )
+    return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
 
 
 def read_prompts(config: Config, spec: str) -> PromptSet:
@@ -107,6 +148,9 @@ def check_family(path: str, family: str) -> None:
             raise UserError(
                 f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
             )
+    from flowrl.models.files import check_files
+
+    check_files(folder)
     from flowrl.models.text.opening import declared  # diffusers and transformers: only where there is a model
 
     found, certain = declared(path)

@@ -119,6 +119,20 @@ def test_config_as_yaml_can_be_trained_again(flowrl) -> None:
     assert "learning rate" in flowrl("config", "quick.yaml").out
 
 
+def test_config_explains_the_options_of_the_algorithm(flowrl) -> None:
+    result = flowrl("config", "quick.yaml", "algorithm={use: flow_grpo, clip: 2e-4, sampler: {steps: 8}}")
+    rows = {line.split()[0]: " ".join(line.split()) for line in result.out.splitlines()}
+    assert "2e-04 set sets objective.low, objective.high" in rows["algorithm.clip"].replace("0.0002", "2e-04")
+    assert rows["algorithm.sampler.steps"].startswith("algorithm.sampler.steps 8 set ")
+    assert "default Guidance scale; ``None`` is the policy's own" in rows["algorithm.sampler.guidance"]
+    assert (
+        "algorithm.objective Clipped default" in rows["algorithm.objective"]
+        and "clip(rho" in rows["algorithm.objective"]
+    )
+    assert "0.04 default factor of this term in the loss" in rows["algorithm.regularizers.0.weight"]
+    assert all("algorithm.families" not in key for key in rows)
+
+
 def test_algorithms_as_json_keep_the_contract(flowrl) -> None:
     rows = json.loads(flowrl("algorithms", "--json").out)
     assert all({"name", "paper", "families", "parts"} <= set(row) for row in rows)

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.causal.policy import CausalPolicy
-from flowrl.models.loading import Source, checkpoint_blocks, compile_blocks, exclusive, place
+from flowrl.models.loading import Source, check_finite, checkpoint_blocks, compile_blocks, exclusive, place
 from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
@@ -144,6 +144,7 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     tokenizer = open_tokenizer(source)
     adaptation = adapt(model, adapter, LANGUAGE, spared(model))
     model.to(placement.device)
+    check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
         # transformers 5.23 renamed it
         switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
