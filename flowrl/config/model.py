@@ -49,7 +49,8 @@ class ModelConfig(Section):
     lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
     full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="precision of the frozen network"
+        default="float32",
+        description="precision of the frozen network; float16 with a scaled loss (optimizer.loss_scale)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
