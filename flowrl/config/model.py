@@ -35,6 +35,9 @@ class LoRAConfig(Section):
         default={}, description="other ranks, by regular expressions for the ends of layers' names"
     )
     alpha_pattern: dict[str, PositiveFloat] = Field(default={}, description="other alphas, likewise")
+    parameters: list[str] = Field(
+        default=[], description="parameters that are no layers, by the ends of their names: experts in one tensor"
+    )
 
 
 class ModelConfig(Section):
@@ -90,8 +93,7 @@ class ModelConfig(Section):
         foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
         plain = self.model_dump(exclude={"path", "lora", "adapter", *foreign})
         given = self.lora.model_dump(exclude_none=True)
-        if "targets" in given:
-            given["targets"] = tuple(given["targets"])
+        given |= {key: tuple(given[key]) for key in ("targets", "parameters") if key in given}
         adapted = None if self.full else LoRAOptions(**given)
         return {"path_or_pipeline": local(self.path), "family": family, "lora": adapted, **plain}
 
