@@ -35,6 +35,9 @@ class LoRAConfig(Section):
         default={}, description="other ranks, by regular expressions for the ends of layers' names"
     )
     alpha_pattern: dict[str, PositiveFloat] = Field(default={}, description="other alphas, likewise")
+    parameters: list[str] = Field(
+        default=[], description="parameters that are no layers, by the ends of their names: experts in one tensor"
+    )
 
 
 class ModelConfig(Section):
@@ -49,7 +52,8 @@ class ModelConfig(Section):
     lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
     full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="precision of the frozen network"
+        default="float32",
+        description="precision of the frozen network; float16 with a scaled loss (optimizer.loss_scale)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
@@ -105,8 +109,7 @@ class ModelConfig(Section):
         foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
         plain = self.model_dump(exclude={"path", "lora", "adapter", *foreign})
         given = self.lora.model_dump(exclude_none=True)
-        if "targets" in given:
-            given["targets"] = tuple(given["targets"])
+        given |= {key: tuple(given[key]) for key in ("targets", "parameters") if key in given}
         adapted = None if self.full else LoRAOptions(**given)
         if "critic" in plain:
             plain["critic"] = self.critic_for(valued)

@@ -98,8 +98,8 @@ def with_adapter(config: Config, family: str) -> Config:
     except UserError as error:
         raise UserError(f"model.adapter: {error}") from error
     if model.lora.model_fields_set - {"dropout"}:
-        ranks = sorted(set(adapter.ranks.values()))
-        if not model.lora.rank_pattern and ranks != [model.lora.rank]:
+        ranks = sorted({adapter.ranks[layer] for layer in adapter.alphas})
+        if ranks and not model.lora.rank_pattern and ranks != [model.lora.rank]:
             raise UserError(
                 f"model.lora.rank is {model.lora.rank}, and the adapter {name} has the rank"
                 f" {', '.join(map(str, ranks))}; leave model.lora out to take the adapter's own shape"
@@ -115,6 +115,7 @@ def with_adapter(config: Config, family: str) -> Config:
         dora=options.dora,
         rank_pattern=dict(options.rank_pattern),
         alpha_pattern=dict(options.alpha_pattern),
+        parameters=list(options.parameters),
     )
     return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
 
