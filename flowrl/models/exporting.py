@@ -11,6 +11,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,11 @@ def load_adapter(network: nn.Module, adaptation: Adaptation, adapter: Adapter) -
     options, live = adaptation.lora, adaptation.parameters
     if options is None:
         raise UserError("a fully fine-tuned policy has no adapter to load into; load it with model.lora")
+    if adapter.stated is not None and adapter.options(options.dropout) != replace(options, init="default"):
+        raise UserError(
+            f"the adapter in {adapter.origin} adapts parameters that are no layers, whose strength cannot be changed;"
+            " leave model.lora out to take the adapter's own shape"
+        )
     renamed = {_live_name(key): value for key, value in adapter.tensors.items()}
     odd = [key for key in sorted(renamed) if key not in live or renamed[key].shape != live[key].shape]
     odd += [key for key in live if MAGNITUDE in key and key not in renamed]
@@ -265,7 +271,7 @@ def load_adapter(network: nn.Module, adaptation: Adaptation, adapter: Adapter) -
         for key, parameter in live.items():
             if key in renamed:
                 parameter.copy_(renamed[key])
-        for layer in adapter.ranks:
+        for layer in adapter.alphas:
             module: Any = network.get_submodule(layer)
             factor = adapter.scale(layer) / module.scaling[ADAPTER]
             if abs(factor - 1) > 1e-9:

@@ -14,7 +14,6 @@ from flowrl.config.model import LoRAConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.regularizers import ValueLoss
 from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
@@ -45,8 +44,7 @@ def check(config: Config) -> Plan:
         raise UserError(
             f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
-    if any(isinstance(term, ValueLoss) for term in algorithm.regularizers) and not config.model.critic:
-        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=true")
+    _check_critic(config, algorithm)
     try:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
@@ -72,6 +70,21 @@ def check(config: Config) -> Plan:
     return Plan(config, algorithm, counts, train, test)
 
 
+def _check_critic(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` for values without a critic, or settings of one that is not there."""
+    critic, options = config.model.critic_for(algorithm.valued), config.optimizer
+    if algorithm.valued and critic is None:
+        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=network")
+    for name, given in (("critic_lr", options.critic_lr is not None), ("critic_warmup", options.critic_warmup > 0)):
+        if given and critic is None:
+            raise UserError(f"optimizer.{name} is a critic's, which this algorithm does not learn; remove it")
+    if options.critic_warmup >= config.train.iterations:
+        raise UserError(
+            f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
+            " the policy learns; lower it"
+        )
+
+
 def with_adapter(config: Config, family: str) -> Config:
     """The config with ``model.lora`` of the shape and strength of ``model.adapter``, where the user left them open.
 
@@ -88,8 +101,8 @@ def with_adapter(config: Config, family: str) -> Config:
     except UserError as error:
         raise UserError(f"model.adapter: {error}") from error
     if model.lora.model_fields_set - {"dropout"}:
-        ranks = sorted(set(adapter.ranks.values()))
-        if not model.lora.rank_pattern and ranks != [model.lora.rank]:
+        ranks = sorted({adapter.ranks[layer] for layer in adapter.alphas})
+        if ranks and not model.lora.rank_pattern and ranks != [model.lora.rank]:
             raise UserError(
                 f"model.lora.rank is {model.lora.rank}, and the adapter {name} has the rank"
                 f" {', '.join(map(str, ranks))}; leave model.lora out to take the adapter's own shape"
@@ -105,6 +118,7 @@ def with_adapter(config: Config, family: str) -> Config:
         dora=options.dora,
         rank_pattern=dict(options.rank_pattern),
         alpha_pattern=dict(options.alpha_pattern),
+        parameters=list(options.parameters),
     )
     return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
 

@@ -192,7 +192,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rank is true": (lambda p: edited(p, r=True), "r should be a number above 0"),
     "a pattern is a list": (lambda p: edited(p, alpha_pattern=[3]), "alpha_pattern should map layers to numbers"),
     "a field of the future": (lambda p: edited(p, use_new_trick=True), "use_new_trick=True is not supported"),
-    "experts": (lambda p: edited(p, target_parameters=["w"]), "target_parameters=.* is not supported"),
+    "parameters are a text": (lambda p: edited(p, target_parameters="w"), "target_parameters should be a list"),
     "no B": (lambda p: without(p, "lora_B"), r"lacks .*lora_B.weight"),
     "no tensors": (lambda p: without(p, "lora_"), "holds no LoRA"),
     "not finite": (to_nan, "values that are not finite"),
@@ -490,3 +490,46 @@ def test_guidance_does_not_spoil_the_check_in_half_precision(folder: Any, tmp_pa
     move(policy, 0.3)
     for to in ("diffusers", "peft"):
         assert policy.export(tmp_path / to, to) < 5e-2
+
+
+def mixture(place: Path) -> Path:
+    """A tiny mixture of experts whose experts lie in one tensor."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    tokenizer = components_text.character_tokenizer()
+    config = DeepseekV3Config(
+        vocab_size=len(tokenizer) + 3, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2,
+        n_group=1, topk_group=1, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=12, qk_rope_head_dim=4,
+        qk_nope_head_dim=8, v_head_dim=8, max_position_embeddings=128, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    DeepseekV3ForCausalLM(config).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def test_mixtures_of_experts_merge_as_in_peft_and_read_their_own_exports(tmp_path: Path) -> None:
+    base = mixture(tmp_path / "base")
+    policy = load_policy(base, lora=LoRAOptions(rank=4, alpha=6))
+    said = policy.network.adaptation.describe()
+    assert "2 of them hold all experts of a layer: model.layers.1.mlp.experts, model.layers.2.mlp.experts" in said
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    expected = logits(policy)
+    policy.export(tmp_path / "peft", "peft")
+    policy.export(tmp_path / "merged", "merged")
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "peft"))
+    merged: Any = opened.merge_and_unload()
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    for key, value in merged.state_dict().items():
+        torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=1e-5)
+    lora = read(tmp_path / "peft", str(base), family="causal").options()
+    again = load_policy(base, lora=lora)
+    again.load_adapter(tmp_path / "peft")
+    torch.testing.assert_close(logits(again), expected, atol=1e-6, rtol=1e-5)
+    other = load_policy(base, lora=LoRAOptions(rank=4, alpha=8))
+    with pytest.raises(UserError, match=r"leave model\.lora out"):
+        other.load_adapter(tmp_path / "peft")

@@ -6,12 +6,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flowrl.errors import UserError
+from flowrl.models.lora import LoRAOptions
 
-HONOURED = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+HONOURED = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_parameters")
 """Change the strength or shape; kept, and computed by PEFT itself."""
 TOLD_BY_TENSORS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Choose layers: the file's tensors say which were chosen."""
@@ -29,7 +30,6 @@ REASONS = {
     "bias": "it also trained biases of the base model",
     "lora_bias": "its updates have biases of their own",
     "modules_to_save": "it replaces whole layers of the base model",
-    "target_parameters": "it adapts parameters that are no layers (experts)",
     "trainable_token_indices": "it trains rows of the embeddings",
     "layer_replication": "it repeats layers of the base model",
 }
@@ -72,6 +72,26 @@ def strengths(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -
                             "its configuration do not belong together")  # fmt: skip
         found[layer] = float(_matching(alpha_pattern, layer, alpha))
     return found
+
+
+def stated(config: Mapping[str, Any], layers: Iterable[str], where: str) -> tuple[LoRAOptions, list[str]]:
+    """``(options, layers)`` of an adapter with ``target_parameters``: its own words, and which of ``layers`` are named
+    by ``target_modules``; the others belong to parameters. Raises `UserError` for names that are none."""
+    modules, parameters = config.get("target_modules") or [], config["target_parameters"]
+    for key, value in (("target_modules", modules), ("target_parameters", parameters)):
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise UserError(f"{where}: {key} should be a list of names here, found {repr(value)[:60]}")
+    options = LoRAOptions(
+        rank=int(number(config, "r", 8, where)),
+        alpha=float(number(config, "lora_alpha", 8, where)),
+        init="default",
+        rslora=bool(config.get("use_rslora")),
+        dora=bool(config.get("use_dora")),
+        rank_pattern={key: int(value) for key, value in _pattern(config, "rank_pattern", where).items()},
+        alpha_pattern=_pattern(config, "alpha_pattern", where),
+        parameters=tuple(sorted(parameters)),
+    )
+    return options, [name for name in layers if any(name == m or name.endswith(f".{m}") for m in modules)]
 
 
 def number(config: Mapping[str, Any], key: str, default: float, where: str) -> float:

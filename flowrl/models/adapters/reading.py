@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import diffusion
-from flowrl.models.adapters.fields import check_fields, strengths
+from flowrl.models.adapters.fields import check_fields, stated, strengths
 from flowrl.models.adapters.structure import DOWN, Adapter, checked
 
 CONFIG, PEFT_FILE, DIFFUSERS_FILE = (
@@ -217,14 +217,16 @@ def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
             for key, value in tensors.items()}  # fmt: skip
     ranks = {key.removesuffix(DOWN): len(value) for key, value in bare.items() if key.endswith(DOWN)}
     base = config.get("base_model_name_or_path")
+    own, layers = stated(config, ranks, where) if config.get("target_parameters") else (None, list(ranks))
     return checked(
         Adapter(
             where,
             base if isinstance(base, str) else None,
             bare,
-            strengths(config, ranks, where),
+            strengths(config, {layer: ranks[layer] for layer in layers}, where),
             rslora=bool(config.get("use_rslora")),
             dora=bool(config.get("use_dora")),
+            stated=own,
         )
     )
 
