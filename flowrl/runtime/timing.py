@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 
@@ -12,25 +13,28 @@ import torch
 class PhaseTimer:
     """Wall-clock seconds per named phase since the last ``collect``."""
 
+    clock: ClassVar[Callable[[], float]] = time.perf_counter
+    """Benchmarks on a shared machine take ``time.process_time``, the CPU seconds of this process, instead."""
+
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
+        self._since = self.clock()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``; an accelerator's queue is emptied at both ends."""
         _synchronize()
-        start = time.perf_counter()
+        start = self.clock()
         try:
             yield
         finally:
             _synchronize()
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - start
 
     def collect(self) -> dict[str, float]:
         """``{"time/<phase>": s, ..., "time/iteration": s}``, and start anew. ``time/iteration`` covers everything since
         the last call, so the phases add up to at most it."""
-        now = time.perf_counter()
+        now = self.clock()
         out = {f"time/{name}": seconds for name, seconds in self._seconds.items()} | {
             "time/iteration": now - self._since
         }
