@@ -1,5 +1,5 @@
-"""flowrl's command line with the phases of an iteration timed in CPU seconds of the process, which do not depend on what
-else the machine does: ``python benchmarks/cpu_clock.py train CONFIG ...``, with one thread."""
+"""flowrl's command line with the phases of an iteration timed in CPU seconds of the process, which do not depend on
+what else the machine does: ``python -m benchmarks.cpu_clock train CONFIG ...``, with one thread."""
 
 from __future__ import annotations
 
