@@ -22,7 +22,7 @@ from flowrl.runtime.checkpoint import Exporter
 from flowrl.runtime.grid import remarks
 from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan
-from flowrl.runtime.restore import open_policy
+from flowrl.runtime.restore import evaluated, open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, Scoring, joined, load_rewards
@@ -117,13 +117,14 @@ class Session:
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
-        and
-        for PEFT. A fully trained network has none; its checkpoints hold the state alone."""
+        and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
+        has none; its checkpoints hold the state alone."""
         folders = {"diffusers": "lora", "peft": "peft"}
         return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
 
     def _export(self, to: str, path: Path) -> None:
-        self.policy.export(path, to)
+        with self.policy.using(evaluated(self.config)):
+            self.policy.export(path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""

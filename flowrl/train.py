@@ -112,6 +112,7 @@ def _train(config: Config, resume: str | None, allow_changed: bool, shown: Displ
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
+    config = plan.config
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         inputs = describe(config, plan.train, plan.test)
         start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)

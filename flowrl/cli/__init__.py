@@ -30,6 +30,7 @@ COMMANDS = {
     "report": judging.report,
     "doctor": running.doctor,
     "algorithms": listing.algorithms,
+    "checkpoints": listing.checkpoints,
     "rewards": listing.rewards,
     "test-reward": listing.test_reward,
     "compare": running.compare,

@@ -29,6 +29,15 @@ class LoRAConfig(Section):
         description="names of the layers to adapt; null = attention projections, language: all linear layers",
     )
     dropout: Fraction = Field(default=0.0, description="dropout on the adapters' input while training")
+    rslora: bool = Field(default=False, description="the update is multiplied by alpha / sqrt(rank)")
+    dora: bool = Field(default=False, description="also train the lengths of the weights' columns")
+    rank_pattern: dict[str, PositiveInt] = Field(
+        default={}, description="other ranks, by regular expressions for the ends of layers' names"
+    )
+    alpha_pattern: dict[str, PositiveFloat] = Field(default={}, description="other alphas, likewise")
+    parameters: list[str] = Field(
+        default=[], description="parameters that are no layers, by the ends of their names: experts in one tensor"
+    )
 
 
 class ModelConfig(Section):
@@ -52,7 +61,10 @@ class ModelConfig(Section):
     )
     compile: bool = Field(default=False, description="torch.compile the network")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
-    adapter: str | None = Field(default=None, description="LoRA folder to start from")
+    adapter: str | None = Field(
+        default=None,
+        description="LoRA to start from: folder, .safetensors file or hub id; lora has its shape unless you set it",
+    )
     chat: bool | None = Field(
         default=None, description="language: wrap prompts in the tokenizer's chat template; null = if it has one"
     )
@@ -80,8 +92,7 @@ class ModelConfig(Section):
         foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
         plain = self.model_dump(exclude={"path", "lora", "adapter", *foreign})
         given = self.lora.model_dump(exclude_none=True)
-        if "targets" in given:
-            given["targets"] = tuple(given["targets"])
+        given |= {key: tuple(given[key]) for key in ("targets", "parameters") if key in given}
         adapted = None if self.full else LoRAOptions(**given)
         return {"path_or_pipeline": local(self.path), "family": family, "lora": adapted, **plain}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowrl.algorithms import build
 from flowrl.config import Config
+from flowrl.config.model import LoRAConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm
@@ -57,8 +58,7 @@ def check(config: Config) -> Plan:
         from flowrl.models.diffusion.arguments import check_saved_call
 
         check_saved_call(local(config.model.path), config.model.call)
-    if config.model.adapter is not None and not expanded(config.model.adapter, "model.adapter").is_dir():
-        raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
+    config = with_adapter(config, algorithm.family)
     for reward in config.rewards:
         check_reward(reward.use)
     train, test = read_prompts(config, config.data.train), None
@@ -67,6 +67,44 @@ def check(config: Config) -> Plan:
     if algorithm.family == "diffusion":
         _check_texts((train, test))
     return Plan(config, algorithm, counts, train, test)
+
+
+def with_adapter(config: Config, family: str) -> Config:
+    """The config with ``model.lora`` of the shape and strength of ``model.adapter``, where the user left them open.
+
+    Raises `UserError` for an adapter that is not there, cannot be read, or has another rank than ``model.lora`` says.
+    """
+    model, name = config.model, config.model.adapter
+    if name is None:
+        return config
+    from flowrl.models.adapters import read  # torch and diffusers: only where there is an adapter
+
+    place = expanded(name, "model.adapter")
+    try:
+        adapter = read(str(place) if place.exists() else name, local(model.path), family=family)
+    except UserError as error:
+        raise UserError(f"model.adapter: {error}") from error
+    if model.lora.model_fields_set - {"dropout"}:
+        ranks = sorted({adapter.ranks[layer] for layer in adapter.alphas})
+        if ranks and not model.lora.rank_pattern and ranks != [model.lora.rank]:
+            raise UserError(
+                f"model.lora.rank is {model.lora.rank}, and the adapter {name} has the rank"
+                f" {', '.join(map(str, ranks))}; leave model.lora out to take the adapter's own shape"
+            )
+        return config
+    options = adapter.options()
+    lora = LoRAConfig(
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=list(options.targets or ()),
+        dropout=model.lora.dropout,
+        rslora=options.rslora,
+        dora=options.dora,
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=dict(options.alpha_pattern),
+        parameters=list(options.parameters),
+    )
+    return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
 
 
 def read_prompts(config: Config, spec: str) -> PromptSet:

@@ -220,8 +220,10 @@ class DiffusionPolicy:
         return exporting.formats(self)
 
     def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA folder written by flowrl, diffusers or PEFT into the live weights."""
-        exporting.load_adapter(self, Path(directory))
+        """Read a LoRA (of PEFT, diffusers, kohya, ...: a folder, a file, a hub id) into the live weights, and what it
+        holds for text encoders into those, for every weight set alike."""
+        exporting.load_adapter(self, directory)
+        self.encoder = Encoder(self.recorder, self.recipe)
 
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:

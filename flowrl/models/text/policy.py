@@ -193,5 +193,5 @@ class TextPolicy:
         return ("merged",) if self.network.adaptation.lora is None else ("peft", "merged")
 
     def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA folder written by flowrl or PEFT into the live weights."""
-        export.load_adapter(self, Path(directory))
+        """Read a LoRA (PEFT's folder, or a hub id of one) into the live weights."""
+        export.load_adapter(self, directory)
