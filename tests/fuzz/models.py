@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowrl.config import Config
-from flowrl.evaluation.adapters import read_adapter
-from flowrl.models import LoRAOptions, load_policy
+from flowrl.models import LoRAOptions, adapters, load_policy
 from flowrl.runtime.preflight import check
 from tests import components_text, pipelines
 from tests.fuzz.damage import damage_folder, odd
@@ -102,18 +101,18 @@ def _adapter(to: str) -> Path:
     return folder
 
 
-def adapters(rng: random.Random, folder: Path) -> None:
+def adapter_folders(rng: random.Random, folder: Path) -> None:
     """A damaged adapter, read by evaluation and loaded into a model."""
     place = folder / "adapter"
     shutil.copytree(_adapter(rng.choice(["diffusers", "peft"])), place)
     _hurt(place, rng)
     if rng.random() < 0.3:
-        read_adapter(place)
+        adapters.read(place, None)
     else:
         _policy().load_adapter(place)
 
 
-MODELS = {"pipelines": pipeline_folders, "language models": language_folders, "adapters": adapters}
+MODELS = {"pipelines": pipeline_folders, "language models": language_folders, "adapters": adapter_folders}
 """Targets that load models of a few thousand weights."""
 
 
