@@ -73,6 +73,8 @@ def test_ddpo_trains_all_steps_of_stable_diffusion_and_chooses_on_other_grids() 
     assert sampler.reach(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
     for grid in (sd3_times(50), linear(50, 0.001)):
         assert sampler.reach(sampler.grid(Grid(grid))) == range(48)
+    pixart = linear(50, 0.0099)  # a grid that visits the first training time itself: the last step goes on to 0
+    assert torch.equal(sampler.grid(Grid(pixart, 0.0099)), pixart)
 
 
 @pytest.mark.parametrize(
