@@ -153,7 +153,7 @@ def _joined(session: Session, before: _Made | None, fresh: _Made, timer: PhaseTi
     samples = joined([part.samples for part in parts])
     group = torch.arange(len(samples)) // session.config.data.group
     with timer("sample"):  # encoded anew, so that no more than the prompts that stay are held
-        condition = session.policy.condition([prompt.text for prompt in samples.prompts])
+        condition = session.policy.condition([prompt.asked for prompt in samples.prompts])
     return _Made(
         joined_rollouts([part.rollout for part in parts], condition, group),
         samples,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -10,20 +9,23 @@ from torch import Tensor
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.heldout import evaluate_heldout
+from flowrl.heldout import keep_heldout
 from flowrl.math.random import derive
-from flowrl.monitor import halt, news, watch_heldout, watch_training
+from flowrl.monitor import halt, news, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.report import write_anyway
 from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.inputs import KEY, describe
+from flowrl.runtime.memory import explained
 from flowrl.runtime.preflight import check
 from flowrl.runtime.progress import Display
 from flowrl.runtime.resume import begin
 from flowrl.runtime.signals import Interrupts
-from flowrl.runtime.timing import PhaseTimer
+from flowrl.runtime.streams import steady
+from flowrl.runtime.timing import PhaseTimer, RunClock
 from flowrl.runtime.tracking import Trackers
 from flowrl.session import EMA, Session, open_session
 from flowrl.step import Pass, improve
@@ -31,15 +33,23 @@ from flowrl.types import MisfitError
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
-    """One iteration: metrics, and what was learned from with its credit."""
+    """One iteration: metrics, and what was learned from with its credit. Raises `UserError` where parts of the
+    algorithm do not fit each other or the model."""
+    try:
+        return _iterate(session, timer)
+    except MisfitError as error:
+        raise UserError(f"algorithm: {error}") from error
+
+
+def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
     config, algorithm = session.config, session.algorithm
     before = session.policy.network_calls
     made = gather(session, timer)
     with timer("advantage"):
         advantage = algorithm.advantage(made.scores, session.memory)
     with timer("update"):
-        for options in session.optimizer.param_groups:
-            options["lr"] = session.learning_rate()
+        for group, rate in zip(session.optimizer.param_groups, session.learning_rates(), strict=True):
+            group["lr"] = rate
         settings = Pass(
             updates=config.train.updates,
             epochs=config.train.epochs,
@@ -47,20 +57,17 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gath
             max_grad_norm=config.optimizer.max_grad_norm,
             seed=derive(config.train.seed, "split", session.progress.iteration),
         )
-        try:
-            metrics = improve(
-                session.policy,
-                session.optimizer,
-                algorithm,
-                made.rollout,
-                made.scores,
-                advantage,
-                made.seeds,
-                settings,
-                session.scaler,
-            )
-        except MisfitError as error:
-            raise UserError(f"algorithm: {error}") from error
+        metrics = improve(
+            session.policy,
+            session.optimizer,
+            algorithm,
+            made.rollout,
+            made.scores,
+            advantage,
+            made.seeds,
+            settings,
+            session.scaler,
+        )
     _advance(session, int(metrics.pop("optimizer_steps")), len(made.drawn.group), session.policy.network_calls - before)
     with timer("monitor"):
         watched = watch_training(session, made.rollout, made.samples, metrics)
@@ -90,26 +97,38 @@ def train(
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
     from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then.
-    Raises `UserError` for anything the user can mend; what was finished before is on disk.
+    Raises `UserError` for anything the user can mend; what was finished before is on disk. Raises `KeyboardInterrupt`
+    after Ctrl-C, when the iteration has been finished and saved (SIGTERM ends a run the same way, without an error).
     """
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
-    plan = check(config)
-    with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
-        inputs = describe(config, plan.train, plan.test)
-        start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
-        with Trackers(config, run, start.step if start else None) as trackers:  # before the model: a login can fail
-            session = open_session(plan)
-            if start is not None:
-                session.restore(start.tensors, start.values)
-            _run(session, run, trackers, display, fresh=start is None)
+    with display or Display(config.name) as shown:
+        asked = _train(config, resume, allow_changed, shown)
+    if asked == "SIGINT":
+        raise KeyboardInterrupt(f"saved; go on with --resume auto ({config.directory})")
     return config.directory
 
 
-def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Display | None, fresh: bool) -> None:
-    shown = display or Display(session.config.name, session.config.train.iterations, session.progress.iteration)
+def _train(config: Config, resume: str | None, allow_changed: bool, shown: Display) -> str | None:
+    """The signal that ended the run, if one did."""
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    plan = check(config)
+    config = plan.config
+    with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
+        inputs = describe(config, plan.train, plan.test)
+        start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
+        # Trackers before the model: a login can fail.
+        with steady(), Trackers(config, run, start.step if start else None) as trackers:
+            with explained(config, "load"):
+                session = open_session(plan, shown.stage)
+            if start is not None:
+                session.restore(start.tensors, start.values)
+            return _run(session, run, trackers, shown, fresh=start is None)
+
+
+def _run(session: Session, run: RunDirectory, trackers: Trackers, shown: Display, fresh: bool) -> str | None:
+    shown.begin(session.config.name, session.config.train.iterations, session.progress.iteration)
     try:
-        with Interrupts() as interrupts, shown:
+        with Interrupts(shown.stopping) as interrupts:
             for sentence in session.remarks:
                 shown.note(sentence)
             for name, style in session.rewards.styles.items():
@@ -122,6 +141,9 @@ def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Displ
                 shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
             trackers.close()
             trackers.tell(shown.note)
+            for sentence in write_anyway(run.path, shown.stage):
+                shown.note(sentence)
+            return interrupts.requested
     finally:
         session.rewards.close()
 
@@ -130,22 +152,25 @@ def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock, first = PhaseTimer(), _Clock(progress.seconds), FirstRatio()
+    timer, clock, first = PhaseTimer(shown.phase), RunClock(progress.seconds), FirstRatio()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
-        latest = _evaluate(session, run, timer)
+        with explained(config, timer):
+            latest = keep_heldout(session, run, timer)
         _publish(session, run, trackers, shown, latest | timer.collect(), clock)
+
+    def rescue() -> None:  # nothing is lost: what was finished is saved before the cause is shown
+        if progress.iteration:
+            _save(session, run, latest, clock)
+
     while progress.iteration < config.train.iterations:
-        try:
+        with explained(config, timer, rescue):
             metrics, made, advantage = iterate(session, timer)
-        except UserError:
-            if progress.iteration:  # nothing is lost: what was finished is saved before the cause is shown
-                _save(session, run, latest, clock)
-            raise
         first.check(session, metrics)
         last = progress.iteration == config.train.iterations
         if config.eval.every and (last or progress.iteration % config.eval.every == 0):
-            latest = _evaluate(session, run, timer)
+            with explained(config, timer, rescue):
+                latest = keep_heldout(session, run, timer)
             metrics |= latest
         if config.log.images and (last or progress.iteration % config.log.every_images == 0):
             count = config.log.images
@@ -165,23 +190,13 @@ def _loop(
             return
 
 
-class _Clock:
-    """Seconds of a run, over all its sessions."""
-
-    def __init__(self, before: float) -> None:
-        self._start = time.perf_counter() - before
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self._start
-
-
 def _publish(
     session: Session,
     run: RunDirectory,
     trackers: Trackers,
     shown: Display,
     metrics: dict[str, float],
-    clock: _Clock,
+    clock: RunClock,
 ) -> None:
     progress = session.progress
     progress.seconds = clock()
@@ -199,21 +214,7 @@ def _publish(
     trackers.tell(shown.note)
 
 
-def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
-    metrics, samples, scores, keys = evaluate_heldout(session, timer)
-    run.save_samples(
-        session.progress.iteration,
-        samples,
-        scores,
-        torch.zeros(len(samples)),
-        seeds=keys,
-        count=session.config.log.images,
-        folder=run.heldout_path,
-    )
-    return metrics | watch_heldout(session, samples, scores)
-
-
-def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: _Clock) -> None:
+def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: RunClock) -> None:
     session.progress.seconds = clock()
     tensors, values = session.state()
     options = session.config.checkpoint

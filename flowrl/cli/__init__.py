@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -9,8 +10,9 @@ import typer
 
 from flowrl import __version__
 from flowrl.cli import judging, listing, running
-from flowrl.errors import UserError
+from flowrl.errors import UserError, exhausted, plain, reason
 from flowrl.remote.command import reward_server
+from flowrl.runtime.streams import steady
 
 app = typer.Typer(
     name="flowrl",
@@ -28,6 +30,7 @@ COMMANDS = {
     "report": judging.report,
     "doctor": running.doctor,
     "algorithms": listing.algorithms,
+    "checkpoints": listing.checkpoints,
     "rewards": listing.rewards,
     "test-reward": listing.test_reward,
     "compare": running.compare,
@@ -38,19 +41,42 @@ for _name, _command in COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit code 2, a bug keeps its traceback."""
+    """Entry point: a user's mistake, or a machine's limit, is one sentence and exit code 2; a bug keeps its
+    traceback."""
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
-    try:
-        code = app(standalone_mode=False)
-    except UserError as error:
-        _fail(str(error))
-    except usage_error as error:
-        _fail(error.format_message())
-    except (typer.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+    with steady():
+        try:
+            code = app(standalone_mode=False)
+        except UserError as error:
+            _fail(str(error))
+        except usage_error as error:
+            _fail(error.format_message())
+        except (typer.Abort, KeyboardInterrupt) as stopped:
+            print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
+            sys.exit(130)
+        except (OSError, MemoryError, RuntimeError) as error:
+            limit = _limit(error)
+            if limit is None:
+                raise
+            _fail(limit)
+        else:
+            sys.exit(code if isinstance(code, int) else 0)
+
+
+DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR)
+DISK += (errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+"""What the system says of a file that is the user's to mend, and not a bug of ours."""
+
+
+def _limit(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """The sentence for a file that the system refuses, and for memory that ran out; None for any other error."""
+    if isinstance(error, OSError) and error.errno in DISK and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller model or a machine with more"
+    if exhausted(error):
+        return f"out of memory; use a smaller model, fewer samples at once, or another device ({reason(error)})"
+    return None
 
 
 @app.callback()
@@ -71,5 +97,5 @@ def _fail(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text(f"error: {message}", style="red"), soft_wrap=True)
+    Console(stderr=True).print(Text(plain(f"error: {message}"), style="red"), soft_wrap=True)
     sys.exit(2)

@@ -20,6 +20,7 @@ from flowrl.cli.options import (
     Weights,
 )
 from flowrl.errors import UserError
+from flowrl.printing import say
 
 
 def evaluate(
@@ -80,7 +81,7 @@ def evaluate(
         data=data,
         options=apply_overrides({}, option or []),
     )
-    print(json.dumps(results, indent=1, ensure_ascii=False)) if as_json else show(results)
+    print(json.dumps(results, indent=1)) if as_json else show(results)
 
 
 def sample(
@@ -108,14 +109,14 @@ def sample(
     wish = Wish(count, seed, decoding, checkpoint, weights, family, device, model)
     written = run(source, prompts_of(prompt), out, wish)
     for line in written.completions:
-        print(f"> {line['prompt']}\n{line['completion']}\n")
+        say(f"> {line['prompt']}\n{line['completion']}\n")
     for path in written.files:
-        print(path)
+        say(path)
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
-    to: Annotated[ExportFormat, typer.Option(help="LoRA for diffusers or PEFT, or the whole model.")],
+    to: Annotated[ExportFormat, typer.Option(help="LoRA for diffusers, PEFT, kohya and ComfyUI; or the model.")],
     out: Annotated[Path, typer.Option(help="New folder.")],
     checkpoint: Checkpoint = "best",
     weights: Weights = None,
@@ -131,11 +132,11 @@ def export(
     policy = policy_of_run(run, checkpoint)
     adopt(policy, chosen)
     difference = policy.export(out, to=to.value)
-    print(f"{out}: {to.value} with the {chosen} weights; reloaded, predictions differ by at most {difference:.1e}")
+    say(f"{out}: {to.value} with the {chosen} weights; reloaded, predictions differ by at most {difference:.1e}")
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     """Write RUN/report.html, one self-contained page. Example: `flowrl report runs/quickstart`"""
     from flowrl.report import write
 
-    print(write(run))
+    say(write(run))

@@ -31,9 +31,21 @@ class DataConfig(Section):
 
     train: str = Field(
         default="shapes:train",
-        description="world:split, .txt, .jsonl, .json, .parquet or hf:name[:config]:split",
+        description="world:split, .txt, .jsonl, .json, .parquet, .csv, .tsv or hf:name[:config]:split; [:100] at "
+        "the end takes a part",
     )
     test: str | None = Field(default="shapes:test", description="prompts of the evaluation; null = none")
+    columns: dict[str, str | None] = Field(
+        default={},
+        description="new name: column, such as prompt: question or answer: reward_model.ground_truth; null = leave out",
+    )
+    template: str | None = Field(
+        default=None, description="the prompt with {column} in it; {{ and }} are braces; null = the column 'prompt'"
+    )
+    overlong: Literal["error", "drop", "truncate"] = Field(
+        default="error",
+        description="language: prompts without room for a completion; truncate cuts their beginning",
+    )
     prompts: PositiveInt = Field(default=18, description="prompts per iteration")
     group: PositiveInt = Field(default=12, description="samples per prompt")
 
@@ -57,6 +69,8 @@ class OptimizerConfig(Section):
     max_grad_norm: PositiveFloat = Field(default=1.0, description="gradients of a larger norm are scaled down to it")
     schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="lr after the warm-up")
     warmup: NonNegativeInt = Field(default=0, description="optimiser steps over which lr rises from 0")
+    critic_lr: PositiveFloat | None = Field(default=None, description="learning rate of a critic; null = 10 x lr")
+    critic_warmup: NonNegativeInt = Field(default=0, description="iterations at first in which only a critic learns")
     loss_scale: PositiveFloat = Field(
         default=65536.0,
         description="float16: the loss is multiplied by it at first; halved when a gradient overflows (that step is "
@@ -89,6 +103,9 @@ class EvalConfig(Section):
     guidance: NonNegativeFloat | None = Field(default=None, description="guidance scale; null = as in training")
     temperature: NonNegativeFloat | None = Field(
         default=None, description="of language models; 0 = greedy, null = as in training"
+    )
+    prefill: str | None = Field(
+        default=None, description="of language models: how answers begin; null = model.prefill, as in training"
     )
     weights: Literal["ema", "live"] = Field(default="ema", description="which weights are evaluated")
     batch: PositiveInt | None = Field(default=None, description="samples per forward; null = train.sample_batch")

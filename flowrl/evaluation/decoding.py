@@ -126,11 +126,10 @@ def facts(sampler: Sampler) -> dict[str, Any]:
 
 def make(policy: Any, sampler: Sampler, weights: str, prompts: Sequence[Prompt], draw: Draw) -> Made:
     """One sample per prompt (n of them, repeats allowed) with the weight set ``weights``."""
-    texts = [prompt.text for prompt in prompts]
-    unique = list(dict.fromkeys(texts))
-    rows = torch.tensor([unique.index(text) for text in texts])
+    places: dict[Any, int] = {}
+    rows = torch.tensor([places.setdefault(prompt.asked, len(places)) for prompt in prompts])
     with torch.no_grad(), policy.using(weights):
-        rollout = sampler(policy, policy.condition(unique).take(rows), draw)
+        rollout = sampler(policy, policy.condition(list(places)).take(rows), draw)
         decoded = policy.decode(rollout.final)
     if isinstance(decoded, Tensor):
         return Made(Samples(prompts, images=decoded))

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flowrl.errors import plain
+
 SIZES = ("tokens", "characters")
 """Measures that every suite has of completions."""
 ARMS = ("base", "tuned", "model", "images")
@@ -31,10 +33,10 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         title = f"{first['title']}: {first['prompts']} prompts, {count}"
         if len(suites) > 1:
             title = f"{name}: {first['primary']} of {first['prompts']} prompts by decoding"
-        console.print(Text(title, style="bold"))
+        console.print(Text(plain(title), style="bold"))
         console.print(suite_table(first) if len(suites) == 1 else grid_table(suites))
         for note in dict.fromkeys(note for suite in suites for note in notes(suite)):
-            console.print(Text(note, style="dim"))
+            console.print(Text(plain(note), style="dim"))
 
 
 def grid_table(suites: Sequence[Mapping[str, Any]]) -> Table:
@@ -50,7 +52,7 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
     """Rows are tags, overall and further measures; columns are arms and the difference."""
     table, arms = _table(suite)
     for label, _, path, last in rows(suite):
-        table.add_row(Text(label), *_cells(suite, arms, path), end_section=last)
+        table.add_row(Text(plain(label)), *_cells(suite, arms, path), end_section=last)
     return table
 
 

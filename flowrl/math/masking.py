@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,15 +13,23 @@ CELLS = 2**24
 """Entries of a chunk of logits: 128 MB in float64. All masked positions of a batch at once are many times that."""
 
 
-def through_end(tokens: Tensor, end: int) -> Tensor:
-    """[N, T] bool: True up to and including the first ``end`` of each row, everywhere in a row without one."""
-    is_end = (tokens == end).int()
-    return (is_end.cumsum(dim=1) - is_end) == 0
+def is_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[...] bool: whether each of ``tokens`` [...] is one of the end tokens."""
+    return torch.isin(
+        tokens, torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=tokens.dtype, device=tokens.device)
+    )
 
 
-def ended(tokens: Tensor, mask: Tensor, end: int) -> Tensor:
-    """[N] bool: whether a row of ``tokens`` [N, T] says ``end`` where ``mask`` [N, T] counts; otherwise it was cut."""
-    return ((tokens == end) & mask).any(dim=1)
+def through_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[N, T] bool: True up to and including the first of ``ends`` in each row, everywhere in a row without one."""
+    last = is_end(tokens, ends).int()
+    return (last.cumsum(dim=1) - last) == 0
+
+
+def ended(tokens: Tensor, mask: Tensor, ends: int | Sequence[int]) -> Tensor:
+    """[N] bool: whether a row of ``tokens`` [N, T] says one of ``ends`` where ``mask`` [N, T] counts; else it was
+    cut."""
+    return (is_end(tokens, ends) & mask).any(dim=1)
 
 
 def truncate(logits: Tensor, truncation: Truncation, labels: Tensor | None = None) -> Tensor:

@@ -56,7 +56,7 @@ class TinyText:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.vocabulary, self.length, self.causal = vocabulary, length, causal
-        self.mask_token, self.end_token, self.pad_token = vocabulary, end, max(end, 0)
+        self.mask_token, self.end_tokens, self.pad_token = vocabulary, (end,), max(end, 0)
         self.device, self.prompts, self.network_calls = torch.device("cpu"), tuple(prompts), 0
         states = (vocabulary + 1) ** length
         generator = torch.Generator().manual_seed(seed)
@@ -82,7 +82,7 @@ class TinyText:
         return ["".join(str(t) for t in self._content(row)) for row in final.tolist()]
 
     def _content(self, row: list[int]) -> list[int]:
-        return row[: row.index(self.end_token)] if self.end_token in row else row
+        return row[: next((i for i, token in enumerate(row) if token in self.end_tokens), len(row))]
 
     def state(self, canvas: Tensor) -> Tensor:
         """[...] number of each canvas [..., L] of tokens and masks."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from flowrl.errors import plain
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -13,7 +16,13 @@ def render(template: str, values: dict[str, Any]) -> str:
         loader=PackageLoader("flowrl.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(values)
+
+
+def _visible(value: Any) -> Any:
+    """Users' words without control characters, which HTML does not allow; our own markup as it is."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,14 @@ class RunDirectory:
             owner = lock.read().strip() or "another process"
             lock.close()
             raise UserError(f"{self.path} is being written by {owner}; wait for it, or set another out=...") from None
+        lock.seek(0)
+        left = lock.read().strip()
+        if left:
+            warnings.warn(
+                f"{self.path}: the last run here ({left}) ended without a word: it was killed, or code of a reward or "
+                "model ended or crashed its process (a reward with process: true cannot)",
+                stacklevel=2,
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         lock.flush()
@@ -84,6 +93,7 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            self._lock.truncate(0)
             self._lock.close()
             self._lock = None
 

@@ -89,7 +89,8 @@ def _release(name: str, version: Any) -> str:
 def _prompts(prompts: PromptSet) -> str:
     digest = hashlib.sha256()
     for prompt in prompts.prompts:
-        row = json.dumps([prompt.text, dict(prompt.columns)], sort_keys=True, default=repr)
+        chat = prompt.chat and prompt.chat.content
+        row = json.dumps([prompt.text, dict(prompt.columns), *([chat] if chat else [])], sort_keys=True, default=repr)
         digest.update(row.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
 
 class Interrupts:
-    """While active, the first SIGINT or SIGTERM sets ``requested``; a second SIGINT raises KeyboardInterrupt at once.
+    """While active, the first SIGINT, SIGTERM or SIGHUP (the terminal was closed) sets ``requested``; a second SIGINT
+    raises KeyboardInterrupt at once. A signal that is ignored stays so: ``nohup`` has its way.
 
     Outside the main thread, where handlers cannot be set, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[], None] | None = None) -> None:
+        self._told = told
         self.requested: str | None = None
         """Name of the signal that came, such as ``SIGTERM``."""
         self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -36,3 +41,5 @@ class Interrupts:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        if self._told is not None:
+            self._told()

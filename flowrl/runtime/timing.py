@@ -11,24 +11,33 @@ import torch
 
 
 class PhaseTimer:
-    """Wall-clock seconds per named phase since the last ``collect``."""
+    """Wall-clock seconds per named phase since the last ``collect``. ``told`` is called with a phase that begins."""
 
     clock: ClassVar[Callable[[], float]] = time.perf_counter
     """Benchmarks on a shared machine take ``time.process_time``, the CPU seconds of this process, instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[str], None] | None = None) -> None:
+        self._told = told
         self._seconds: dict[str, float] = {}
+        self.failed: str | None = None
+        """The innermost phase that an exception has left since the last ``collect``."""
         self._since = self.clock()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``; an accelerator's queue is emptied at both ends."""
+        if self._told is not None:
+            self._told(name)
         _synchronize()
         start = self.clock()
         try:
             yield
-        finally:
+        except BaseException:
+            self.failed = self.failed or name
+            raise
+        else:
             _synchronize()
+        finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - start
 
     def collect(self) -> dict[str, float]:
@@ -38,8 +47,18 @@ class PhaseTimer:
         out = {f"time/{name}": seconds for name, seconds in self._seconds.items()} | {
             "time/iteration": now - self._since
         }
-        self._seconds, self._since = {}, now
+        self._seconds, self._since, self.failed = {}, now, None
         return out
+
+
+class RunClock:
+    """Seconds of a run, over all its sessions."""
+
+    def __init__(self, before: float) -> None:
+        self._start = time.perf_counter() - before
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._start
 
 
 def _synchronize() -> None:

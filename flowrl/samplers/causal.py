@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.masking import draw_tokens, ended, through_end
+from flowrl.math.masking import draw_tokens, ended, is_end, through_end
 from flowrl.math.random import uniform
 from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace, Truncation
 
@@ -77,8 +77,8 @@ class CausalSampler:
             engine = policy.engine(self.engine)
             made = engine.generate(condition, draw.seeds, self.length, heat.tolist(), self.truncation)
             tokens, logp, rows = *made, len(draw) * self.length
-        mask = through_end(tokens, policy.end_token)
-        said = ended(tokens, mask, policy.end_token)
+        mask = through_end(tokens, policy.end_tokens)
+        said = ended(tokens, mask, policy.end_tokens)
         trace = TokenTrace(tokens, mask, self.temperature, logp=logp, ended=said, truncation=self.truncation)
         return Rollout(condition, tokens, draw.group, trace, forwards=rows)
 
@@ -100,7 +100,7 @@ class CausalSampler:
             active = ~over[going]
             tokens[going[active], place] = chosen[active]
             logp[going[active], place] = found[active]
-            over[going] |= chosen == policy.end_token
+            over[going] |= is_end(chosen, policy.end_tokens)
             if bool(over.all()) or place == self.length - 1:
                 break
             active = ~over[going]

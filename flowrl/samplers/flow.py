@@ -42,6 +42,14 @@ class FlowSampler:
     """Integrate to t = 0, or to the cleanest time the network was trained on and decode that state as it is, in the
     scale of the model's own latents (DDPO's released code; the same for flow models, which are trained down to 0)."""
 
+    shift: float | None = None
+    """Times ``s u / (1 + (s - 1) u)`` of even u from 1 to 0, whatever the model's scheduler does (DanceGRPO, MixGRPO:
+    3); ``None`` is the scheduler's own grid. For flow models; the held-out form keeps the scheduler's."""
+
+    def __post_init__(self) -> None:
+        if self.shift is not None and not self.shift > 0:
+            raise ValueError(f"shift={self.shift} moves the times towards noise; give more than 0, 1 for even times")
+
     @property
     def forwards(self) -> int:
         return self.steps
@@ -91,8 +99,16 @@ class FlowSampler:
     def grid(self, policy: FlowPolicy) -> Tensor:
         """[steps + 1] float64: the times it visits."""
         times = policy.times(self.steps)
+        if self.shift is not None:
+            even = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+            shifted = self.shift * even / (1 + (self.shift - 1) * even)
+            if not torch.equal(policy.snap(shifted[1:-1]), shifted[1:-1]):
+                raise MisfitError("sampler.shift needs a model of any time, and this one has discrete times; remove it")
+            times = shifted.to(times)
         if self.end == "first_trained":
-            times = torch.cat([times[:-1], policy.snap(torch.zeros(1, dtype=torch.float64)).to(times)])
+            end = policy.snap(torch.zeros(1, dtype=torch.float64)).to(times)
+            if end < times[-2]:  # else the grid's own last step starts there, and goes on to 0
+                times = torch.cat([times[:-1], end])
         return times
 
     def plan(self, draw: Draw, times: Tensor | None = None) -> Plan:

@@ -12,6 +12,7 @@ from flowrl.math.masking import (
     commit_counts,
     draw_tokens,
     ended,
+    is_end,
     random_subset,
     through_end,
     time_counts,
@@ -132,15 +133,15 @@ class MaskedSampler:
         going = torch.arange(len(draw))
         for block in range(self.blocks):
             canvas.fill(block, going)
-            done = canvas.tokens[going, : (block + 1) * self.width] == policy.end_token
+            done = is_end(canvas.tokens[going, : (block + 1) * self.width], policy.end_tokens)
             going = going[~done.any(dim=1)]
             if not len(going):
                 break
         tokens, order = canvas.tokens, canvas.order
         tokens[order < 0] = policy.pad_token
-        mask = through_end(tokens, policy.end_token) & (order >= 0)
+        mask = through_end(tokens, policy.end_tokens) & (order >= 0)
         final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
-        said = ended(tokens, mask, policy.end_token)
+        said = ended(tokens, mask, policy.end_tokens)
         trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=said, truncation=self.truncation)
         return Rollout(condition, final, draw.group, trace, forwards=canvas.forwards)
 

@@ -31,6 +31,7 @@ from flowrl.errors import UserError, did_you_mean, told
 from flowrl.score.answers import NO_MATTER, as_scores
 from flowrl.score.conversations import as_messages, columns_of, dialogues
 from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory
+from flowrl.score.leaving import contained
 from flowrl.score.waiting import settled
 from flowrl.types import Samples
 
@@ -118,10 +119,11 @@ def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) ->
         what = _no_reward(found, name) if not inspect.isclass(found) else f"reward {name!r} needs an option"
         raise UserError(f"{what}: {error}") from None
     try:
-        return found(**settings)
+        with contained():
+            return found(**settings)
     except UserError:
         raise
-    except Exception as error:  # whatever a stranger's code raises is reported as theirs, chained
+    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
         raise UserError(f"reward {name!r} cannot be loaded: {told(error)}") from error
 
 

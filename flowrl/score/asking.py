@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from flowrl.config.reward import OnErrorConfig
-from flowrl.errors import UserError, told
+from flowrl.errors import UserError, exhausted, told
 from flowrl.score.adapting import Answer, take
 from flowrl.score.answers import as_scores, kind_of
 from flowrl.score.combining import Gate
+from flowrl.score.leaving import contained
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
@@ -120,11 +121,12 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
         samples = replace(samples, images=samples.images.data)
     version, start = _version(samples), time.perf_counter()
     try:
-        answer = reward.answer(samples, group if reward.answer.grouped else None)
+        with contained():
+            answer = reward.answer(samples, group if reward.answer.grouped else None)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise RewardError(f"reward {reward.name!r} raised {told(error)}") from error
+        raise RewardError(f"reward {reward.name!r} raised {told(error)}{_advice(error)}") from error
     finally:
         tally.seconds += time.perf_counter() - start
     if _version(samples) != version:
@@ -134,6 +136,11 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
         return as_scores(answer, len(samples), reward.name)
     except UserError as error:
         raise RewardError(str(error)) from None
+
+
+def _advice(error: BaseException) -> str:
+    """For memory that ran out."""
+    return "; give it a batch_size, or a device of its own" if exhausted(error) else ""
 
 
 def _version(samples: Samples) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from flowrl.score.adapting import Answer, adapt, version_of
 from flowrl.score.answers import as_scores, plain
 from flowrl.score.asking import RewardError
 from flowrl.score.finding import find_reward
-from flowrl.types import Prompt, Samples
+from flowrl.types import Chat, Prompt, Samples
 
 START_SECONDS = 600.0
 """For the imports and weights of a new worker, on a busy machine."""
@@ -77,7 +78,8 @@ class ProcessCall:
     def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float | None]:
         if self._process is None:
             self._start()
-        prompts = [[prompt.text, prompt.id, dict(prompt.columns)] for prompt in samples.prompts]
+        chats = [prompt.chat and prompt.chat.content for prompt in samples.prompts]
+        prompts = [[p.text, p.id, dict(p.columns), chat] for p, chat in zip(samples.prompts, chats, strict=True)]
         texts = None if samples.completions is None else list(samples.completions)
         numbers = None if group is None else group.tolist()
         try:
@@ -139,11 +141,20 @@ class ProcessCall:
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
             self.close()
-            how = f"by signal {-code}" if code < 0 else f"with code {code}"
+            how = f"by signal {-code} ({_signal(-code)})" if code < 0 else f"with code {code}"
             raise RewardError(f"reward {self.name!r}: its process ended {how}") from None
         except BaseException:  # half a message may have been sent: what comes next would be misread
             self.close()
             raise
+
+
+def _signal(number: int) -> str:
+    """The name of a signal; SIGKILL is what a system sends whose memory runs out."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+    return f"{name}, as from a system without memory" if name == "SIGKILL" else name
 
 
 def _write(pipe: Any, content: bytes) -> None:
@@ -177,7 +188,7 @@ def _serve(requests: Any, replies: Any) -> None:
         use, name, options, device, dtype, batch_size, messages, threads = json.loads(_read(requests))
         torch.set_num_threads(threads)
         answer = adapt(find_reward(use), name, options, device, dtype, batch_size, messages)
-    except Exception as error:  # reported by the parent, as the user's mistake
+    except (Exception, SystemExit) as error:  # reported by the parent, as the user's mistake
         kind = "" if isinstance(error, UserError) else f"reward with process=true: {type(error).__name__}: "
         _say(replies, {"mistake": f"{kind}{error}"})
         return
@@ -188,8 +199,12 @@ def _serve(requests: Any, replies: Any) -> None:
         except EOFError:
             return
         prompts, texts, numbers = header
-        samples = Samples([Prompt(*prompt) for prompt in prompts], load(blob).get("images"), texts)
+        samples = Samples([_prompt(*prompt) for prompt in prompts], load(blob).get("images"), texts)
         _say(replies, _reply(answer, name, samples, None if numbers is None else torch.tensor(numbers)))
+
+
+def _prompt(text: str, number: int, columns: dict[str, Any], chat: str | None) -> Prompt:
+    return Prompt(text, number, columns, None if chat is None else Chat(chat))
 
 
 def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) -> dict[str, Any]:

@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from flowrl.config import RewardConfig
+from flowrl.config.errors import explain_errors
 from flowrl.errors import UserError
 from flowrl.score.adapting import adapt, close, version_of
 from flowrl.score.answers import NO_MATTER, plain
 from flowrl.score.asking import Reward, RewardError, Tally, ask
 from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
-from flowrl.score.finding import find_reward
+from flowrl.score.finding import anchored, find_reward
 from flowrl.score.pipeline import Lane, Scoring
 from flowrl.score.process import ProcessCall
 from flowrl.types import Prompt, Samples, Scores
@@ -213,9 +215,10 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
     if twice:
         raise UserError(f"rewards: {', '.join(twice)} occurs more than once; give each a name of its own")
     loaded: list[Reward] = []
+    places = [anchored(spec.use) for spec in read]  # before any of them runs
     try:
-        for spec in read:
-            loaded.append(_load(spec))
+        for spec, use in zip(read, places, strict=True):
+            loaded.append(_load(spec, use))
     except BaseException:  # worker processes that have started would outlive the mistake
         for reward in loaded:
             close(reward.answer)
@@ -224,21 +227,24 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
 
 
 def _read(spec: Mapping[str, Any] | str) -> RewardConfig:
-    return RewardConfig.model_validate({"use": spec} if isinstance(spec, str) else spec)
+    try:
+        return RewardConfig.model_validate({"use": spec} if isinstance(spec, str) else spec)
+    except ValidationError as error:
+        raise explain_errors(error, RewardConfig, "reward") from None
 
 
 def _name(spec: RewardConfig) -> str:
     return spec.name or spec.use.rpartition(":")[2].rpartition("/")[2]
 
 
-def _load(spec: RewardConfig) -> Reward:
+def _load(spec: RewardConfig, use: str) -> Reward:
     name = _name(spec)
     if spec.process:
         settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout, spec.messages)
-        answer = ProcessCall(spec.use, name, *settings)
+        answer = ProcessCall(use, name, *settings)
     else:
         settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.messages)
-        answer = adapt(find_reward(spec.use), name, *settings)
+        answer = adapt(find_reward(use), name, *settings)
     return Reward(name, spec.factor, answer, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
 
 

@@ -1,5 +1,6 @@
 """The nouns of flowrl and the verbs between them."""
 
+from flowrl.types.chats import Chat
 from flowrl.types.nouns import (
     ALL_TOKENS,
     Batch,
@@ -51,6 +52,7 @@ __all__ = [
     "Batch",
     "CausalPolicy",
     "CfgGrad",
+    "Chat",
     "Condition",
     "Credit",
     "Decoder",

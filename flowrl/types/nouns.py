@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from flowrl.types.chats import Chat
+
 CfgGrad = Literal["cond", "both"]
 
 
@@ -34,6 +36,13 @@ class Prompt:
     """Position in the prompt set; groups and per-prompt statistics are keyed by it, never by the text."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The prompt's other fields, handed to rewards by name."""
+    chat: Chat | None = None
+    """The conversation, where the prompt is more than one text of the user; ``text`` is then what a person reads."""
+
+    @property
+    def asked(self) -> str | Chat:
+        """What a language model is given."""
+        return self.text if self.chat is None else self.chat
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ from flowrl.types.nouns import (
 class Policy(Protocol):
     """A generative model with named sets of its trainable weights."""
 
-    def condition(self, prompts: Sequence[str]) -> Condition: ...
+    def condition(self, prompts: Sequence[Any]) -> Condition:
+        """Texts; of a language model conversations too (:class:`flowrl.types.Chat`)."""
+        ...
+
     def decode(self, final: Tensor) -> Tensor: ...
     def using(self, name: str) -> AbstractContextManager[None]:
         """Compute with the weight set ``name``; gradients are disabled unless it is ``live``."""
@@ -90,7 +93,8 @@ class TokenPolicy(Policy, Protocol):
 
     device: torch.device
     vocabulary: int
-    end_token: int
+    end_tokens: tuple[int, ...]
+    """A completion ends at the first of any of these."""
     pad_token: int
 
     def score(

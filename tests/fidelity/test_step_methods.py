@@ -13,7 +13,7 @@ from flowrl import algorithms
 from flowrl.parts.selections import Everything
 from flowrl.types import Draw
 from tests.fidelity import cell, release
-from tests.fidelity.bench import GUIDANCE, DDPMFlow, Trial, alike, trial
+from tests.fidelity.bench import GUIDANCE, DDPMFlow, GuidedFlow, Trial, alike, trial
 from tests.fidelity.test_flow_grpo_family import sde
 
 release("ddpo, ddpo_sf", "kvablack/ddpo-pytorch 1958463, 16 Nov 2023")
@@ -102,9 +102,8 @@ def test_ddpo_trains_all_steps() -> None:
     assert float((1 - grid[-1]) ** 2 / ((1 - grid[-1]) ** 2 + grid[-1] ** 2)) == pytest.approx(float(a), rel=1e-12)
     it = trial("ddpo", flow=DDPMFlow, steps=10)
     last, t = it.rollout.trace.x_next[:, -1], it.rollout.times[-1]
-    assert torch.allclose(
-        it.rollout.final, last * (a.sqrt() / (1 - t)).float(), rtol=1e-5
-    )  # x_vp = x_flow sqrt(a) / (1-t)
+    own = last * (a.sqrt() / (1 - t)).float()  # in the scale of the model: x_flow sqrt(a) / (1 - t)
+    assert torch.allclose(it.rollout.final, own, rtol=1e-5)
 
 
 @cell(
@@ -112,8 +111,8 @@ def test_ddpo_trains_all_steps() -> None:
     "defaults",
     "deviation",
     "on the grid of a flow model the steps with negligible noise are not trained",
-    reason="the release has no such grid; with the step from 0.144 to 0.001 trained, the shapes benchmark ends at .597 "
-    "instead of about .72",
+    reason="the release has no such grid; with the step from 0.144 to 0.001 the shapes benchmark ended at .60, "
+    "without it at about .72",
 )
 def test_ddpo_on_a_flow_grid() -> None:
     it = trial("ddpo", steps=10)
@@ -202,14 +201,15 @@ def test_dance_settings() -> None:
 @cell(
     "dance_grpo, mix_grpo",
     "defaults",
-    "deviation",
-    "the model's own scheduler spaces the times",
-    reason="the releases use the fixed shift 3 for FLUX; ours follows the pipeline, as evaluation does",
+    "option",
+    "times by the fixed shift 3: `sampler: {shift: 3.0}`, as in the recipes",
 )
-def test_the_grid_is_the_policys() -> None:
-    for name in ("dance_grpo", "mix_grpo"):
-        it = trial(name)
-        assert torch.equal(it.rollout.times, it.policy.times(it.algorithm.sampler.steps))
+def test_the_fixed_shift() -> None:
+    """linspace(1, 0, T + 1), then 3 t / (1 + 2 t)."""
+    for name, steps in (("dance_grpo", 16), ("mix_grpo", 25)):
+        even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        assert torch.allclose(trial(name, sampler={"shift": 3.0}).rollout.times, 3 * even / (1 + 2 * even), atol=1e-12)
+        assert torch.equal(trial(name).rollout.times, GuidedFlow().times(steps))  # without it, the model's scheduler's
 
 
 @cell("mix_grpo", "loss, gradient", "equal", "clipped SDE steps inside the window, Euler steps outside")
@@ -227,16 +227,14 @@ def _mixed(*arguments) -> Tensor:
     "mix_grpo",
     "defaults",
     "equal",
-    "25 steps at noise 0.7, a window of 4 that moves by 1 every 25 iterations and rolls back, clip 1e-4, group std with "
-    "ddof 1, rewards normalised one by one",
+    "25 steps at noise 0.7, a window of 4 that moves by 1 every 25 iterations and rolls back, clip 1e-4, group std "
+    "with ddof 1, rewards normalised one by one",
 )
 def test_mix_settings() -> None:
     made = algorithms.build("mix_grpo")
     none = torch.zeros(1, dtype=torch.int64)
     start, kept = 0, 0
-    for iteration in range(
-        500
-    ):  # GRPOTrainingStates: progressive, overlapping by 1; no position left the last step free
+    for iteration in range(500):  # GRPOTrainingStates, progressive, overlapping by 1
         assert made.sampler.window(25, Draw.of(none, none, iteration, 0)).recorded == range(start, start + 4)
         kept += 1
         if kept == 25:

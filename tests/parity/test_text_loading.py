@@ -201,11 +201,11 @@ def test_full_fine_tuning_exports_merged_only(name, tmp_path):
 
 
 def test_the_critic_is_not_exported(tmp_path):
-    policy = load("llama", critic=True)
+    policy = load("llama", critic="network")
     move(policy, 0.1)
     policy.export(tmp_path / "out", "peft")
     assert not [k for k in _keys(tmp_path / "out" / "adapter_model.safetensors") if "critic" in k]
-    load("llama", critic=True).load_adapter(tmp_path / "out")
+    load("llama", critic="head").load_adapter(tmp_path / "out")
 
 
 def _keys(file):
@@ -240,10 +240,10 @@ def test_prompts_are_tokenised_once_and_completions_cut():
     assert condition.index.tolist() == [0, 1, 0, 2, 0]
     assert condition.take(torch.tensor([3, 3, 1])).row_lengths.tolist() == [2, 2, 9]
     ids = policy.text.tokenizer("12+3")["input_ids"]
-    ends = [*ids, policy.end_token, *ids], [*ids, 0, 0, 0, 0, 0]
+    ends = [*ids, policy.end_tokens[0], *ids], [*ids, 0, 0, 0, 0, 0]
     assert policy.decode(torch.tensor(ends)) == ["12+3", "12+3"]
     masked = load("bert")
-    assert masked.decode(torch.tensor([[*ids, masked.mask_token, masked.end_token]])) == [
+    assert masked.decode(torch.tensor([[*ids, masked.mask_token, masked.end_tokens[0]]])) == [
         masked.decode(torch.tensor([ids]))[0]
     ]
 
@@ -288,17 +288,17 @@ def test_chat_templates(chatty):
         chat="{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     )
     strict.save_pretrained(chatty)
-    with pytest.raises(UserError, match=r"chat template refuses the prompt: no system; try without model\.system"):
+    with pytest.raises(UserError, match=r"chat template refuses the prompt '1': no system; try without model\.system"):
         load_causal(chatty, system="add").condition(["1"])
 
 
 def test_a_chat_model_ends_where_its_template_closes_an_answer(chatty):
     """Gemma's and Phi-3's tokenizers name another end token, which their chat models never say."""
-    assert load_causal(chatty).end_token == 1  # the template closes nothing: the tokenizer's own
+    assert load_causal(chatty).end_tokens == (1,)  # the template closes nothing: the tokenizer's own
     turns = "{% for m in messages %}{{ m['content'] }}<unk>.{% endfor %}"
     character_tokenizer(chat=turns).save_pretrained(chatty)
-    assert load_causal(chatty).end_token == 2
-    assert load_causal(chatty, chat=False).end_token == 1
+    assert load_causal(chatty).end_tokens == (2, 1)
+    assert load_causal(chatty, chat=False).end_tokens == (1,)
 
 
 # -------------------------------------------------------------------------------------------------------- families

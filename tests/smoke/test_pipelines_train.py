@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flowrl import algorithms
 from flowrl.config import Config
+from flowrl.runtime.preflight import check
+from flowrl.score import list_rewards
 from flowrl.train import train
 from tests import pipelines
 
@@ -23,9 +28,20 @@ FAMILIES = {
     "wan": ("flow_grpo", "diffusion_nft"),
 }
 CLASS_OF = {"sd15": "sd15", "sdxl": "sdxl", "sd35": "sd3", "flux": "flux"}
-EVERY_RECIPE = [p for p in sorted(Path(__file__).parents[2].glob("configs/*_*.yaml")) if "quickstart" not in p.stem]
-RECIPES = [path for path in EVERY_RECIPE if path.stem.split("_")[0] in CLASS_OF]
+CONFIGS = Path(__file__).parents[2] / "configs"
+EVERY_RECIPE = [p for p in sorted(CONFIGS.rglob("*.yaml")) if "quickstart" not in p.stem]
+
+
+def kind(path: Path) -> str:
+    """The model of a recipe: its folder, or what its name begins with."""
+    return path.parent.name if path.parent != CONFIGS else path.stem.split("_")[0]
+
+
+RECIPES = [path for path in EVERY_RECIPE if kind(path) in CLASS_OF]
 SMALL = {"prompts": 2, "group": 3}
+WEIGHTED = ("geneval", "ocr", "hpsv2", "clipscore", "imagereward", "pickscore")
+HUB_ROWS = [{"question": f"{n} + {n}?", "problem": f"{n} + {n}?", "answer": f"#### {2 * n}"} for n in range(64)]
+"""What stands for a data set of the hub."""
 
 
 def brightness_file(folder: Path) -> str:
@@ -68,43 +84,68 @@ def test_two_iterations(name: str, algorithm: str, tmp_path: Path) -> None:
     )
 
 
+def title(path: Path) -> str:
+    return str(path.relative_to(CONFIGS).with_suffix(""))
+
+
+def offline(config: Config, folder: Path) -> str:
+    """The recipe's rewards, brightness in place of those whose weights are not here."""
+    needs = {entry.name: entry.needs for entry in list_rewards()}
+    kept = []
+    for reward in config.rewards:
+        plain = reward.model_dump(mode="json", exclude_defaults=True)
+        if any(need.startswith("weights") for need in needs.get(reward.use, ())) or reward.use in WEIGHTED:
+            plain = {key: plain[key] for key in plain.keys() & {"weight", "train"}}
+            plain |= {"use": brightness_file(folder), "name": reward.name or reward.use}
+        kept.append(plain)
+    return json.dumps(kept)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=title)
 def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path: Path) -> None:
     """The shipped recipe, with another model path, smaller pictures and less work; nothing else is changed."""
-    name = CLASS_OF[recipe.stem.split("_")[0]]
+    config = Config.load(recipe)
+    name = CLASS_OF[kind(recipe)]
     folder = pipelines.save(name, tmp_path / "model")
-    guidance = Config.load(recipe).model.call["guidance_scale"]
+    guidance = config.model.call["guidance_scale"]
     call = {**pipelines.CALLS[name], "guidance_scale": guidance}
+    spec: dict[str, Any] = {"use": config.algorithm} if isinstance(config.algorithm, str) else dict(config.algorithm)
+    spec["sampler"] = {**spec.get("sampler", {}), "steps": 6}
     overrides = [
         f"model.path={folder}",
         f"model.call={json.dumps(call)}",
         "model.dtype=float32",
-        "algorithm.sampler.steps=4",
+        f"algorithm={json.dumps(spec)}",
+        f"rewards={offline(config, tmp_path)}",
         "data.prompts=2",
         "data.group=4",
         "train.iterations=2",
+        f"train.updates={min(config.train.updates, 2)}",
         "eval.prompts=2",
         "eval.steps=2",
         f"out={tmp_path / 'run'}",
     ]
-    if isinstance(Config.load(recipe).algorithm, str):
-        overrides[3] = f"algorithm={{use: {Config.load(recipe).algorithm}, sampler: {{steps: 4}}}}"
     finish(Config.load(recipe, overrides))
 
 
-@pytest.mark.parametrize("recipe", EVERY_RECIPE, ids=lambda path: path.stem)
-def test_a_recipe_is_complete(recipe: Path) -> None:
-    """Keys, algorithm, prompts, rewards and batch geometry are right, without the model."""
-    from flowrl import algorithms
-    from flowrl.data import load_prompts
-    from flowrl.runtime.geometry import geometry
-    from flowrl.score import load_rewards
-
-    config = Config.load(recipe)
-    work = geometry(config, algorithms.build(config.algorithm))
+@pytest.mark.parametrize("recipe", EVERY_RECIPE, ids=title)
+def test_a_recipe_is_complete(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --dry-run checks is right: all but the model. Prompts suffice, and the header says what was measured."""
+    monkeypatch.chdir(CONFIGS.parent)
+    monkeypatch.setattr("flowrl.data.hub_rows", lambda *_, **__: HUB_ROWS)
+    plan = check(Config.load(recipe))
+    config, work = plan.config, plan.geometry
     assert work.samples == config.data.prompts * config.data.group and work.decisions > 0
-    assert len(load_prompts(config.data.train)) >= config.data.prompts
-    assert load_rewards(config.rewards).names
+    assert len(plan.train) >= config.data.prompts
     header = recipe.read_text().split("name:")[0]
     assert "Result:" in header and "Memory to expect" in header
+
+
+@pytest.mark.parametrize("recipe", EVERY_RECIPE, ids=title)
+def test_a_recipe_states_only_what_differs_from_its_preset(recipe: Path) -> None:
+    spec = Config.load(recipe).algorithm
+    if isinstance(spec, dict):
+        defaults = inspect.signature(algorithms.find(spec["use"])).parameters
+        same = [key for key, value in spec.items() if key in defaults and defaults[key].default == value]
+        assert not same, f"{same} of {recipe.name} are the preset's own"

@@ -135,7 +135,7 @@ def test_the_engine_cuts_the_distribution_as_we_score_it(policy: Any) -> None:
 
 
 def test_the_engine_stops_at_our_end_token_alone(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LLM, "ends", tuple(token for token in range(policy.vocabulary) if token != policy.end_token))
+    monkeypatch.setattr(LLM, "ends", tuple(set(range(policy.vocabulary)) - set(policy.end_tokens)))
     _, trace = roll(policy, CausalSampler(length=5, engine="vllm"))
     assert trace.logp is not None and bool((trace.logp[trace.mask] < 0).all())  # 0 only where nothing was drawn
 

@@ -289,8 +289,8 @@ def test_prompt_files_of_benchmarks(tmp_path: Path, name: str, text: str, found:
 def test_wrong_prompt_files_are_named(weights: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     for text, match in (
-        ("id,word\n1,dog\n", "no column of 'prompt'.*found 'id', 'word'"),
-        ("Prompts\n", "no rows"),
+        ("id,word\n1,dog\n", "has no 'prompt' .it has 'id', 'word'"),
+        ("Prompts\n", "holds no prompts"),
         ("Prompts,Category\na,b,c\n", "row 2: another number of columns"),
     ):
         file.write_text(text)

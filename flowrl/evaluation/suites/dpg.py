@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowrl.data.files import table
 from flowrl.errors import UserError
-from flowrl.evaluation.prompt_files import table
 from flowrl.evaluation.target import Target
 from flowrl.evaluation.visual_questions import QUESTIONS, QuestionSuite, question_suite
 from flowrl.types import Prompt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowrl.data import load_prompts
+from flowrl.data import Form, load_prompts
 from flowrl.errors import UserError
 from flowrl.evaluation.scored import ScoredSuite, scored
 from flowrl.evaluation.target import Target
@@ -17,4 +17,5 @@ def build(target: Target) -> ScoredSuite:
     source = target.config.data.test
     if not source:
         raise UserError(f"suite rewards needs data.test in the config of {target.text!r}; it names no test prompts")
-    return scored("rewards", load_prompts(source).prompts, source, target.config.rewards)
+    prompts = load_prompts(source, Form(target.config.data.columns, target.config.data.template)).prompts
+    return scored("rewards", prompts, source, target.config.rewards)

@@ -83,8 +83,8 @@ class VLLMEngine:
                 max_tokens=length,
                 seed=int(seed) % SEED_LIMIT,
                 logprobs=0,  # of the drawn token only
-                stop_token_ids=[policy.end_token],
-                ignore_eos=True,  # a generation config may name other ends, behind which we would see padding as text
+                stop_token_ids=list(policy.end_tokens),
+                ignore_eos=True,  # the ends are ours, those of the generation config among them
                 detokenize=False,
                 **cut,
             )

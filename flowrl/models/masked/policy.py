@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from flowrl.models.loading import Source
 from flowrl.models.masked.reader import PlainReader, PrefixReader, keeps_prefixes
-from flowrl.models.text.condition import TextCondition, Tokens
+from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import Layout
 from flowrl.models.text.network import Network
 from flowrl.models.text.policy import TextPolicy
+from flowrl.models.text.tokens import Tokens
 
 
 class MaskedPolicy(TextPolicy):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import torch
-from torch import nn
-
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.causal.policy import CausalPolicy
-from flowrl.models.loading import Source, checkpoint_blocks, compile_blocks, exclusive, place
+from flowrl.models.loading import Source, check_finite, checkpoint_blocks, compile_blocks, exclusive, place
 from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.text import probing
-from flowrl.models.text.condition import open_tokens
+from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Layout, Sequences
 from flowrl.models.text.network import Network
-from flowrl.models.text.opening import locate, open_model, open_tokenizer, read_json
+from flowrl.models.text.opening import generation_config, locate, open_model, open_tokenizer, read_json
+from flowrl.models.text.tokens import Tokens, open_tokens
 
 STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Model types whose output projections are used by their kernels directly."""
@@ -42,33 +41,39 @@ class Options(TypedDict, total=False):
     """An attention implementation of transformers, such as ``"sdpa"`` or ``"flash_attention_2"``."""
     compile: bool
     trust_remote_code: bool
+    chat: bool | None
+    """Whether prompts go through the tokenizer's chat template; ``None``: if it has one."""
+    system: str | None
+    """The template's system message."""
+    chat_template_kwargs: Mapping[str, Any]
+    """Further arguments of the template, such as Qwen3's ``enable_thinking``."""
+    prefill: str | None
+    """How every answer begins; part of the prompt."""
+    max_prompt: int | None
+    """Longest prompt in tokens."""
+    keep_special_tokens: bool
+    """Whether the texts of completions show special tokens."""
 
 
-def load_causal(
-    path: str | Path,
-    *,
-    chat: bool | None = None,
-    system: str | None = None,
-    critic: bool = False,
-    max_prompt: int | None = None,
-    **options: Unpack[Options],
-) -> CausalPolicy:
+SPOKEN = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
+"""Options of the tokens, not of the network."""
+
+
+def load_causal(path: str | Path, *, critic: Kind | None = None, **options: Unpack[Options]) -> CausalPolicy:
     """A policy from any ``AutoModelForCausalLM``.
 
     Args:
         path: a folder, a hub name, or an embedded world with a causal base model.
-        chat: whether prompts go through the tokenizer's chat template; ``None``: if it has one.
-        system: the template's system message.
-        critic: add a value head on the last hidden states.
-        max_prompt: longest prompt in tokens.
+        critic: also learn values, with a ``network`` of their own or a linear ``head`` (see `Critic`).
+        options: see :class:`Options`.
 
     Raises:
         UserError: for a model that is missing or unsuitable, or options that exclude each other.
     """
     network, tokenizer, source = _open(path, "causal", options)
-    text = open_tokens(tokenizer, network.model.config, chat=chat, system=system, max_prompt=max_prompt, mask=None)
+    text = _tokens(network, tokenizer, source, options)
     layout = Sequences(shift=True, causal=True, padded=True, pad=text.pad)
-    policy = CausalPolicy(network, text, layout, source, critic=_value_head(network) if critic else None)
+    policy = CausalPolicy(network, text, layout, source, critic=Critic(network, critic) if critic else None)
     ahead = probing.lookahead(policy)
     if ahead > probing.TOLERANCE[policy.dtype]:
         raise UserError(
@@ -76,8 +81,12 @@ def load_causal(
             f" {ahead:.2g}, but family causal needs an autoregressive one; use family masked"
         )
     probing.settle(policy)
-    if critic and network.head.route == "whole":
-        raise UserError(f"{network.name} does not show its last hidden states, which a critic needs; set critic: false")
+    if policy.critic is not None:
+        if network.head.route == "whole":
+            raise UserError(
+                f"{network.name} does not show its last hidden states, which a critic needs; use a method without one"
+            )
+        policy.critic.settle(network.head)
     policy.settle_decoding()
     policy.check_parity()
     network.calls = 0
@@ -87,9 +96,6 @@ def load_causal(
 def load_masked(
     path: str | Path,
     *,
-    chat: bool | None = None,
-    system: str | None = None,
-    max_prompt: int | None = None,
     mask_token_id: int | None = None,
     shift_logits: bool | None = None,
     **options: Unpack[Options],
@@ -98,7 +104,7 @@ def load_masked(
     ``LLaDA2Pipeline`` or ``DiffusionGemmaPipeline``, or ``DiffusionGemmaForBlockDiffusion``.
 
     Args:
-        path, chat, system, max_prompt: as in :func:`load_causal`.
+        path, options: as in :func:`load_causal`.
         mask_token_id: ``None``: the tokenizer's, else the config's.
         shift_logits: the prediction for position i is read at i - 1; ``None``: for Dream only.
 
@@ -107,7 +113,7 @@ def load_masked(
     """
     network, tokenizer, source = _open(path, "masked", options)
     mask = _mask_token(mask_token_id, tokenizer, network, str(path))
-    text = open_tokens(tokenizer, network.model.config, chat=chat, system=system, max_prompt=max_prompt, mask=mask)
+    text = _tokens(network, tokenizer, source, options, mask)
     layout = _masked_layout(network, source, shift_logits, text.pad, mask)
     policy = MaskedPolicy(network, text, layout, source, mask_token=mask)
     if isinstance(layout, Blocks) and not probing.bears(policy):
@@ -138,6 +144,7 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     tokenizer = open_tokenizer(source)
     adaptation = adapt(model, adapter, LANGUAGE, spared(model))
     model.to(placement.device)
+    check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
         # transformers 5.23 renamed it
         switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -150,6 +157,12 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     return Network(model, adaptation, placement), tokenizer, source
 
 
+def _tokens(network: Network, tokenizer: Any, source: Source, options: Options, mask: int | None = None) -> Tokens:
+    spoken: dict[str, Any] = {key: value for key, value in options.items() if key in SPOKEN}
+    generation = generation_config(source)
+    return open_tokens(tokenizer, network.model.config, generation=generation, mask=mask, **spoken)
+
+
 def spared(model: Any) -> list[str]:
     """Layers that no adapter is put on unasked: the vocabulary layer, towers that read other than text, and what
     PEFT refuses to adapt."""
@@ -160,14 +173,6 @@ def spared(model: Any) -> list[str]:
         if module is head or other or (recurrent and name.endswith("out_proj")):
             found.append(name)
     return found
-
-
-def _value_head(network: Network) -> nn.Linear:
-    """Zero at first, so that advantages start from the returns."""
-    head = nn.Linear(network.width, 1, device=network.device, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
 
 
 def _mask_token(given: int | None, tokenizer: Any, network: Network, path: str) -> int:
