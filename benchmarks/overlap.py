@@ -67,7 +67,7 @@ def measure(session: Session) -> dict[str, float]:
     metrics, *_ = iterate(session, timer)
     times = timer.collect() | metrics
     made = times["time/sample"] + times["time/decode"]
-    return {"made": made, "busy": times["time/reward_busy"], "both": made + times["time/reward"]}
+    return {"made": made, "busy": times["reward/seconds"], "both": made + times["time/reward"]}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import reprlib
 import traceback
 import unicodedata
@@ -39,13 +40,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
-def install(extra: str) -> str:
+def install(extra: str | None = None, *, constrained: bool = False) -> str:
     """The command that adds one of our extras, right wherever it is typed: to the source folder that runs, or to the
-    installed package."""
-    folder = Path(__file__).resolve().parents[1]
-    if not (folder / "pyproject.toml").is_file():
-        return f"pip install '{DISTRIBUTION}[{extra}]'"
-    return f"pip install -e '{'.' if Path.cwd() == folder else folder}[{extra}]'"
+    installed package. ``constrained``: with the releases that were tested together."""
+    package = Path(__file__).resolve().parent
+    extras = f"[{extra}]" if extra else ""
+    if not (package.parent / "pyproject.toml").is_file():
+        pins = f"-c '{package / 'constraints.txt'}' " if constrained else ""
+        return f"pip install {pins}'{DISTRIBUTION}{extras}'"
+    here = Path.cwd() == package.parent
+    pins = f"-c '{'' if here else f'{package.parent}/'}constraints.txt' " if constrained else ""
+    return f"pip install {pins}-e '{'.' if here else package.parent}{extras}'"
 
 
 def missing(what: str, package: str, extra: str, otherwise: str = "") -> UserError:
@@ -74,6 +79,19 @@ def reason(error: BaseException) -> str:
         return kind
     first = clipped(words.splitlines()[0], 300)
     return f"{kind} {first}" if isinstance(error, KeyError) else first  # whose text is the key alone
+
+
+SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+"""What torch's RuntimeErrors of the CPU's, CUDA's and cuBLAS's allocators say."""
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, of the machine or of the accelerator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
 
 
 class _Short(reprlib.Repr):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from flowrl.math.random import seeds
+from flowrl.monitor import watch_heldout
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.restore import evaluated
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session
@@ -33,10 +37,26 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     group = torch.arange(len(prompts)) // options.samples
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
     rows = options.batch or session.config.train.sample_batch
-    with timer("eval"):
+    begun = nullcontext() if options.prefill is None else session.policy.beginning(options.prefill)
+    with timer("eval"), begun:
         draw = Draw.of(keys, group, 0, EVAL_SEED)
         _, samples = session.make(prompts, draw, sampler, evaluated(session.config), rows, PhaseTimer())
         scores = session.rewards(samples, group)
     described = describe_scores(scores, torch.zeros(len(prompts)))
     metrics = {"eval/reward/mean": described["reward/mean"]}
     return metrics | {f"eval/{n}/mean": described[f"reward/{n}/mean"] for n in scores.names}, samples, scores, keys
+
+
+def keep_heldout(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
+    """Evaluate, keep some of the samples in the run directory and let the monitor look: metrics."""
+    metrics, samples, scores, keys = evaluate_heldout(session, timer)
+    run.save_samples(
+        session.progress.iteration,
+        samples,
+        scores,
+        torch.zeros(len(samples)),
+        seeds=keys,
+        count=session.config.log.images,
+        folder=run.heldout_path,
+    )
+    return metrics | watch_heldout(session, samples, scores)

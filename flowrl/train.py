@@ -9,10 +9,11 @@ from torch import Tensor
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.heldout import evaluate_heldout
+from flowrl.heldout import keep_heldout
 from flowrl.math.random import derive
-from flowrl.monitor import halt, news, watch_heldout, watch_training
+from flowrl.monitor import halt, news, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.report import write_anyway
 from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
 from flowrl.runtime import checkpoint
@@ -47,8 +48,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gat
     with timer("advantage"):
         advantage = algorithm.advantage(made.scores, session.memory)
     with timer("update"):
-        for options in session.optimizer.param_groups:
-            options["lr"] = session.learning_rate()
+        for group, rate in zip(session.optimizer.param_groups, session.learning_rates(), strict=True):
+            group["lr"] = rate
         settings = Pass(
             updates=config.train.updates,
             epochs=config.train.epochs,
@@ -96,28 +97,38 @@ def train(
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
     from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then.
-    Raises `UserError` for anything the user can mend; what was finished before is on disk.
+    Raises `UserError` for anything the user can mend; what was finished before is on disk. Raises `KeyboardInterrupt`
+    after Ctrl-C, when the iteration has been finished and saved (SIGTERM ends a run the same way, without an error).
     """
+    with display or Display(config.name) as shown:
+        asked = _train(config, resume, allow_changed, shown)
+    if asked == "SIGINT":
+        raise KeyboardInterrupt(f"saved; go on with --resume auto ({config.directory})")
+    return config.directory
+
+
+def _train(config: Config, resume: str | None, allow_changed: bool, shown: Display) -> str | None:
+    """The signal that ended the run, if one did."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
+    config = plan.config
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         inputs = describe(config, plan.train, plan.test)
         start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
         # Trackers before the model: a login can fail.
         with steady(), Trackers(config, run, start.step if start else None) as trackers:
             with explained(config, "load"):
-                session = open_session(plan)
+                session = open_session(plan, shown.stage)
             if start is not None:
                 session.restore(start.tensors, start.values)
-            _run(session, run, trackers, display, fresh=start is None)
-    return config.directory
+            return _run(session, run, trackers, shown, fresh=start is None)
 
 
-def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Display | None, fresh: bool) -> None:
-    shown = display or Display(session.config.name, session.config.train.iterations, session.progress.iteration)
+def _run(session: Session, run: RunDirectory, trackers: Trackers, shown: Display, fresh: bool) -> str | None:
+    shown.begin(session.config.name, session.config.train.iterations, session.progress.iteration)
     try:
-        with Interrupts() as interrupts, shown:
+        with Interrupts(shown.stopping) as interrupts:
             for sentence in session.remarks:
                 shown.note(sentence)
             for name, style in session.rewards.styles.items():
@@ -130,6 +141,9 @@ def _run(session: Session, run: RunDirectory, trackers: Trackers, display: Displ
                 shown.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
             trackers.close()
             trackers.tell(shown.note)
+            for sentence in write_anyway(run.path, shown.stage):
+                shown.note(sentence)
+            return interrupts.requested
     finally:
         session.rewards.close()
 
@@ -138,11 +152,11 @@ def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock, first = PhaseTimer(), RunClock(progress.seconds), FirstRatio()
+    timer, clock, first = PhaseTimer(shown.phase), RunClock(progress.seconds), FirstRatio()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
         with explained(config, timer):
-            latest = _evaluate(session, run, timer)
+            latest = keep_heldout(session, run, timer)
         _publish(session, run, trackers, shown, latest | timer.collect(), clock)
 
     def rescue() -> None:  # nothing is lost: what was finished is saved before the cause is shown
@@ -156,7 +170,7 @@ def _loop(
         last = progress.iteration == config.train.iterations
         if config.eval.every and (last or progress.iteration % config.eval.every == 0):
             with explained(config, timer, rescue):
-                latest = _evaluate(session, run, timer)
+                latest = keep_heldout(session, run, timer)
             metrics |= latest
         if config.log.images and (last or progress.iteration % config.log.every_images == 0):
             count = config.log.images
@@ -198,20 +212,6 @@ def _publish(
     trackers.log(line, progress.iteration)
     shown.update(progress.iteration, line)
     trackers.tell(shown.note)
-
-
-def _evaluate(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
-    metrics, samples, scores, keys = evaluate_heldout(session, timer)
-    run.save_samples(
-        session.progress.iteration,
-        samples,
-        scores,
-        torch.zeros(len(samples)),
-        seeds=keys,
-        count=session.config.log.images,
-        folder=run.heldout_path,
-    )
-    return metrics | watch_heldout(session, samples, scores)
 
 
 def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock: RunClock) -> None:

@@ -14,8 +14,8 @@ PAPER = "arXiv:2505.07818"
 def dance_grpo(*, clip: float = 1e-4, noise: float = 0.3, steps: int = 16, fraction: float = 0.6) -> Algorithm:
     """The FLUX settings of XueZeyue/DanceGRPO (16 Oct 2025). The last step's predicted clean latent is decoded, because
     at few steps the constant noise does not die out; no KL; standard deviation of the group; flat groups stay in the
-    mean. For UNet models the paper uses DDIM(1): set ``sampler.dynamics``. Deviation: the release spaces its times by
-    the fixed shift 3, here the model's own scheduler does."""
+    mean. For UNet models the paper uses DDIM(1): set ``sampler.dynamics``. The release
+    spaces its times by the fixed shift 3 (``sampler: {shift: 3.0}``); by default the model's own scheduler does."""
     return Algorithm(
         sampler=FlowSampler(
             steps=steps, dynamics=DanceSDE(noise), window=EveryStep(drop=1), share_noise=True, decode_clean=True

@@ -16,9 +16,9 @@ def fpo(*, clip: float = 0.05, draws: int = 8, steps: int = 10) -> Algorithm:
     samples are repelled, because a clip on the mean of the draws hardly ever acts, and training collapses.
 
     Deviations: the release's tasks are control, whose grid ends at t = 1 / steps; the last time of an image model's
-    grid can be 0.001 or 0.009, where the error is noise and has the largest gradient of all, so times below
-    ``NOISE_TIME`` are left out. The times of a sample are spread over the grid instead of drawn independently. The
-    paper uses a critic; an image is one action with one reward, so the group stands in for it.
+    grid can be 0.001 or 0.009, where the error tells nothing of the policy and has the largest gradient of all, so
+    times below ``NOISE_TIME`` are left out. The times of a sample are spread over the grid instead of drawn
+    independently. The paper uses a critic; an image is one action with one reward, so the group stands in for it.
     """
     return Algorithm(
         sampler=FlowSampler(steps=steps, guidance=1.0),

@@ -25,8 +25,8 @@ def mix_grpo(
 ) -> Algorithm:
     """The FLUX settings of Tencent-Hunyuan/MixGRPO (8 Aug 2025); several rewards are normalised one by one and then
     summed; flat groups stay in the mean. Its Flash variant is ``sampler.solver=dpmpp_2m`` with fewer steps (the
-    compressed grid after the window is not built). Deviation: the release spaces its times by the fixed shift 3, here
-    the model's own scheduler does."""
+    compressed grid after the window is not built). The release spaces its times by the fixed shift 3
+    (``sampler: {shift: 3.0}``); by default the model's own scheduler does."""
     return Algorithm(
         sampler=FlowSampler(
             steps=steps,

@@ -27,4 +27,5 @@ class ExportFormat(StrEnum):
 
     diffusers = "diffusers"
     peft = "peft"
+    kohya = "kohya"
     merged = "merged"

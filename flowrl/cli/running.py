@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,27 +24,35 @@ def train(
     ] = False,
 ) -> None:
     """Train. Example: `flowrl train configs/quickstart.yaml train.iterations=50`"""
-    from flowrl.config import Config
-    from flowrl.runtime.preflight import check
+    from flowrl.runtime.progress import Display  # rich alone: it shows something while the rest is imported
 
-    plan = check(Config.load(config, overrides or []))
+    with Display() as shown:
+        shown.stage("starting", log=False)  # a mistake is one sentence in a log
+        from flowrl.config import Config
+        from flowrl.runtime.preflight import check
+
+        plan = check(Config.load(config, overrides or []))
+        directory, lines = plan.config.directory, []
+        if not dry_run:
+            import faulthandler
+
+            from flowrl import train as run
+
+            faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
+            run(plan.config, resume=resume, allow_changed=allow_changed, display=shown)
+        else:
+            from flowrl.models.planned import planned_adapter
+            from flowrl.runtime.listing import parts_of
+
+            options = plan.config.model.arguments(plan.algorithm.family).get("lora")
+            adapter = planned_adapter(plan.config.model.path, plan.algorithm.family, options)
+            facts = {"run": plan.config.name, "directory": str(directory), "config": str(config)}
+            lines = [*facts.items(), *plan.geometry.lines(), *([("trained", adapter)] if adapter else [])]
+            lines += part_pairs(parts_of(plan.algorithm))
     if dry_run:
-        from flowrl.models.planned import planned_adapter
-        from flowrl.runtime.listing import parts_of
-
-        facts = {"run": plan.config.name, "directory": str(plan.config.directory), "config": str(config)}
-        options = plan.config.model.arguments(plan.algorithm.family).get("lora")
-        adapter = planned_adapter(plan.config.model.path, plan.algorithm.family, options)
-        lines = [*plan.geometry.lines(), *([("trained", adapter)] if adapter else [])]
-        print_pairs([*facts.items(), *lines, *part_pairs(parts_of(plan.algorithm))])
-        return
-    import faulthandler
-
-    from flowrl import train as run
-
-    faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
-    directory = run(plan.config, resume=resume, allow_changed=allow_changed)
-    say(f"{directory}  (flowrl report {directory})")
+        print_pairs(lines)
+    else:
+        say(f"{directory}  (report: {directory / 'report.html'})")
 
 
 def show_config(
@@ -56,8 +65,19 @@ def show_config(
     from flowrl.runtime.preflight import check
 
     loaded = Config.load(config, overrides or [])
-    check(loaded)
-    say(loaded.to_yaml().rstrip("\n") if as_yaml else loaded.explain())
+    loaded = check(loaded).config
+    if as_yaml:
+        say(loaded.to_yaml().rstrip("\n"))
+        return
+    from flowrl.config.explain import explain, explained
+    from flowrl.runtime.explaining import algorithm_lines
+
+    options = algorithm_lines(loaded.algorithm)
+    if sys.stdout.isatty():
+        rows = [[line.key, line.value, line.origin, line.meaning] for line in explained(loaded, options)]
+        print_table(["key", "value", "from", "meaning"], rows)
+    else:
+        say(explain(loaded, options))
 
 
 def doctor(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,20 @@ def lines(config: Config) -> list[Line]:
     return list(_lines(config, "", ""))
 
 
-def explain(config: Config) -> str:
-    """Aligned columns: key, value, ``set`` or ``default``, meaning."""
-    rows = lines(config)
+def explain(config: Config, algorithm: Sequence[Line] = ()) -> str:
+    """Aligned columns: key, value, ``set`` or ``default``, meaning; ``algorithm`` takes the place of that key."""
+    rows = explained(config, algorithm)
     wide = min(34, max(len(row.key) for row in rows))
     broad = min(34, max(len(row.value) for row in rows))
     return "\n".join(f"{r.key:<{wide}}  {r.value:<{broad}}  {r.origin:<7}  {r.meaning}" for r in rows)
+
+
+def explained(config: Config, algorithm: Sequence[Line]) -> list[Line]:
+    """Every key, the algorithm's own ones in the place of ``algorithm``."""
+    found: list[Line] = []
+    for line in lines(config):
+        found += algorithm if algorithm and line.key == "algorithm" else [line]
+    return found
 
 
 def _lines(section: BaseModel, prefix: str, inherited: str) -> Iterator[Line]:

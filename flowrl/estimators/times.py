@@ -17,8 +17,10 @@ Times = TypeVar("Times", Tensor, float)
 
 TIME_STREAM = 1002
 NOISE_TIME = 0.02
-"""Below this time a matching error tells next to nothing of the policy, unless its weight vanishes with t: what is
-added there is the noise that the network cannot see, and a change of velocity moves the picture by t times it only."""
+"""Below this time a matching error tells next to nothing of the policy, unless its weight vanishes with t: the right
+velocity is -x whatever the data are, the rest of the error is noise that the network cannot see, and a change of
+velocity moves the picture by t times it only. Unweighted, its gradient is the largest of all times nevertheless (shapes
+world, weight (1-t)^2: 0.33 at t = 0.001, 0.21 at 0.14, 0.04 and less above 0.4)."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, exhausted, reason, told
 from flowrl.models.lora import LoRAOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,14 +73,42 @@ def check_name(source: str) -> None:
 
 
 def unreadable(source: str, error: Exception) -> UserError:
-    """What a library's failure to load ``source`` is called here: its first line."""
+    """What a library's failure to load ``source`` is called here: its first line. Raises the error again where memory
+    ran out."""
+    if exhausted(error):
+        raise error
     what = (
         "cannot be loaded from its folder" if Path(source).is_dir() else "is not a folder here and cannot be downloaded"
     )
-    reason, kind = str(error).strip().splitlines(), type(error).__name__
-    if isinstance(error, KeyError):  # whose text is the key alone
-        reason = [f"{kind} {reason[0]}"]
-    return UserError(f"model {source!r} {what}: {reason[0] if reason else kind}")
+    return UserError(f"model {source!r} {what}: {reason(error)}")
+
+
+@contextmanager
+def blamed(source: object) -> Iterator[None]:
+    """What a model's own code or its library raises inside becomes a `UserError` that names the model; an exception of
+    our own lines, which would be a bug, stays one, and so does running out of memory."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if exhausted(error) or Path(last).is_relative_to(Path(__file__).parents[1]):
+            raise
+        raise UserError(f"model {str(source)!r} fails when it is tried: {told(error)}") from error
+
+
+def check_finite(module: nn.Module, source: str, part: str = "") -> None:
+    """Raise `UserError` for weights that are NaN or infinite, by name: a sum per tensor, on its own device."""
+    for name, parameter in module.named_parameters():
+        if parameter.device.type != "meta" and not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+            broken = int((~torch.isfinite(parameter.detach())).sum())
+            if broken:
+                full = f"{part}.{name}" if part else name
+                raise UserError(
+                    f"model {source!r} is damaged: {broken:,} of {parameter.numel():,} numbers of {full} are NaN or "
+                    "infinite; download it again, or load it with model.dtype=float32 or bfloat16"
+                )
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from flowrl.report.record import Metrics
 
 COLORS = 8  # classes c0..c7 of the style sheet
 TRAIN, HELD_OUT = 0, 1
+BUSY = "time/reward_busy"
+"""Of older runs: seconds in rewards that were scored in the background, no part of the iteration's own time."""
 UNPLOTTED = ("step", "samples", "time", "images")
 
 DIAGNOSTICS = (
@@ -89,7 +91,7 @@ def other_figures(metrics: Metrics) -> list[Figure]:
 
 def time_figure(metrics: Metrics) -> Figure | None:
     """Seconds of every phase of an iteration, stacked."""
-    keys = [key for key in metrics.starting("time/") if key not in ("time/total", "time/iteration")]
+    keys = [key for key in metrics.starting("time/") if key not in ("time/total", "time/iteration", BUSY)]
     if not keys:
         return None
     keys.sort(key=lambda key: -float(np.nansum(metrics[key])))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flowrl.algorithms import build, describe, paper, summary
-from flowrl.errors import UserError
+from flowrl.errors import UserError, told
 from flowrl.evaluation.layout import write_text
 from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
 from flowrl.report import alarms, curves, gallery
@@ -39,6 +39,16 @@ def write(run: Path) -> Path:
     path = record.path / "report.html"
     write_text(path, render("report.html.jinja", contents(record)))
     return path
+
+
+def write_anyway(run: Path, say: Callable[[str], None]) -> list[str]:
+    """As `write`, for the end of a run, which a report that fails must not fail: what went wrong, as a sentence."""
+    say("writing the report")
+    try:
+        write(run)
+    except Exception as error:  # whatever it is, the run and its checkpoints are whole
+        return [f"the report was not written ({told(error)}); the run is whole, try `flowrl report {run}`"]
+    return []
 
 
 def contents(record: Record) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from flowrl.config import Config
-from flowrl.errors import UserError
+from flowrl.errors import UserError, install
 from flowrl.evaluation.decoding import make
 from flowrl.math.random import seeds
 from flowrl.runtime import environment
@@ -24,12 +24,24 @@ from flowrl.runtime.restore import open_policy
 from flowrl.score import load_rewards
 from flowrl.types import Draw
 
-OPTIONAL = ("tensorboard", "wandb", "datasets", "pyarrow", "xformers", "bitsandbytes")
+EXTRAS = {
+    "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
+    "text": ("math_verify", "jsonschema"),
+    "data": ("datasets", "pyarrow"),
+    "server": ("fastapi", "uvicorn", "httpx"),
+    "tracking": ("tensorboard", "wandb"),
+    "ray": ("ray",),
+    "vllm": ("vllm",),
+    "xformers": ("xformers",),
+}
+"""Modules of each extra; a test compares them with pyproject.toml."""
 GIB = 2**30
 SCARCE_GIB = 5.0
 """Less free disk than this is reported."""
 TRIED = 4
 """Samples made and scored as a trial."""
+NAMED = 8
+"""Releases to name."""
 SHOWN = 80
 """Characters of a completion to show."""
 
@@ -49,16 +61,39 @@ def machine(folder: Path) -> list[Symptom]:
     versions = environment.versions()
     missing = [name for name, version in versions.items() if version is None]
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    present = [name for name in OPTIONAL if importlib.util.find_spec(name)]
-    absent = [name for name in OPTIONAL if name not in present]
     free = shutil.disk_usage(_existing(folder)).free / GIB
     return [
         Symptom("packages", "bad" if missing else "ok", f"missing: {', '.join(missing)}" if missing else found),
-        Symptom("optional", "ok", f"installed: {', '.join(present) or 'none'}; not: {', '.join(absent) or 'none'}"),
+        _combination(),
+        _extras(),
         Symptom("cpu", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
         *_devices(),
         Symptom("disk", "note" if free < SCARCE_GIB else "ok", f"{free:.1f} GiB free for {folder}"),
     ]
+
+
+def _combination() -> Symptom:
+    """Whether the releases are those that were tested together."""
+    bad = environment.refused()
+    if bad:
+        listed = ", ".join(f"{name} {mine} (needed: {bounds})" for name, (mine, bounds) in bad.items())
+        return Symptom("releases", "bad", f"flowrl does not work with {listed}: {install(constrained=True)}")
+    odd = environment.untested()
+    if not odd:
+        return Symptom("releases", "ok", "those that flowrl was tested with")
+    pairs = [f"{name} {mine} (tested: {theirs})" for name, (mine, theirs) in odd.items()]
+    listed = ", ".join(pairs[:NAMED]) + (f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else "")
+    return Symptom(
+        "releases", "note", f"not tested together: {listed}; for the tested ones: {install(constrained=True)}"
+    )
+
+
+def _extras() -> Symptom:
+    lacking = {name: [m for m in modules if not importlib.util.find_spec(m)] for name, modules in EXTRAS.items()}
+    whole = [name for name, modules in lacking.items() if not modules]
+    parts = [f"{name} ({', '.join(modules)})" for name, modules in lacking.items() if modules]
+    missing = f"; not: {', '.join(parts)}, each added with {install('NAME')}" if parts else ""
+    return Symptom("extras", "ok", f"installed: {', '.join(whole) or 'none'}{missing}")
 
 
 def patient(config: Config) -> Iterator[Symptom]:

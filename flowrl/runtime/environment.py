@@ -6,11 +6,14 @@ import os
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 import flowrl
+from flowrl.errors import DISTRIBUTION
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
@@ -27,6 +30,36 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def tested() -> dict[str, str]:
+    """The releases that flowrl was tested with, by package: ``constraints.txt``, which ships with it."""
+    lines = (Path(flowrl.__file__).parent / "constraints.txt").read_text("utf-8").split("\n")
+    pins = (line.partition("#")[0].strip().partition("==") for line in lines)
+    return {name: release for name, _, release in pins if release}
+
+
+def untested() -> dict[str, tuple[str, str]]:
+    """``(installed, tested)`` release of every package that is installed in another one than tested."""
+    pairs = ((name, installed(name), release) for name, release in tested().items())
+    # a local label (2.14.1+cpu) says how a release was built, not which it is
+    return {name: (mine, theirs) for name, mine, theirs in pairs if mine and mine.partition("+")[0] != theirs}
+
+
+def refused() -> dict[str, tuple[str, str]]:
+    """``(installed release, releases that are supported)`` of every package that flowrl does not work with."""
+    try:
+        wanted = [Requirement(line) for line in requires(DISTRIBUTION) or ()]
+    except PackageNotFoundError:  # run from its folder, never installed
+        return {}
+    named = (
+        (w.name, installed(w.name), w.specifier) for w in wanted if not w.marker or w.marker.evaluate({"extra": ""})
+    )
+    return {
+        name: (mine, str(bounds))
+        for name, mine, bounds in named
+        if mine and not bounds.contains(mine, prereleases=True)
+    }
 
 
 @cache

@@ -76,7 +76,7 @@ def _times(estimator: Matching | ContrastedMatching, times: Tensor) -> list[str]
     lowest = f", down to {float(estimator.times.usable(times).min()):.4f}" if grid else ""
     key = "least" if grid else "low"
     return [
-        f"{share:.0%} of the times that the estimator draws lie below t = {NOISE_TIME}{lowest}, where the error is"
-        f" noise with the largest gradient of all; set algorithm.estimator.times.{key}={NOISE_TIME}, or a weight that"
-        " vanishes with t (algorithm.estimator.weight=t)"
+        f"{share:.0%} of the times that the estimator draws lie below t = {NOISE_TIME}{lowest}, where the error tells"
+        f" nothing of the policy and has the largest gradient; set algorithm.estimator.times.{key}={NOISE_TIME}, or a"
+        " weight that vanishes with t (algorithm.estimator.weight=t)"
     ]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from flowrl.algorithms import build, describe, names, paper, summary
 from flowrl.parts.algorithm import Algorithm
+from flowrl.runtime import checkpoint
+from flowrl.runtime.directory import RunDirectory
+
+SCORE = re.compile(r"eval/([^/]+)/mean")
+"""Metrics that are scores: the total (``reward``) and every reward by itself."""
 
 
 def algorithm_rows(name: str | None = None) -> list[dict[str, Any]]:
@@ -13,10 +20,35 @@ def algorithm_rows(name: str | None = None) -> list[dict[str, Any]]:
     return [_row(each) for each in ([name] if name is not None else names())]
 
 
+def checkpoint_rows(run: Path) -> list[dict[str, Any]]:
+    """``{name, step, time, scores, notes}`` of a run's checkpoints, oldest first. ``scores`` are the means of the
+    evaluation that each was saved with, whatever rewards were watched; ``notes`` say which is latest and best, and what
+    is wrong (sizes are compared, contents are not read). Raises `UserError` where there is no run."""
+    root = RunDirectory.open(run).checkpoints
+    newest, best = checkpoint.pointed(root, checkpoint.LATEST), checkpoint.pointed(root, checkpoint.BEST)
+    rows = []
+    for path in checkpoint.every(root):
+        manifest = checkpoint.told(path)
+        problem = checkpoint.damage(path, contents=False)
+        missing = manifest.get("not_exported") or {}
+        notes = [
+            *(["latest"] if path.name == newest else []),
+            *(["best"] if path.name == best else []),
+            *([f"cannot be read: {problem}"] if problem else []),
+            *(f"without {name}/" for name in missing),
+        ]
+        metrics = manifest.get("metrics")
+        named = metrics.items() if isinstance(metrics, dict) else ()
+        scores = {found[1]: value for key, value in named if (found := SCORE.fullmatch(key))}
+        rows.append({"name": path.name, "step": checkpoint.step_of(path), "time": str(manifest.get("time", "")),
+                     "scores": scores, "notes": notes})  # fmt: skip
+    return rows
+
+
 def differences(one: str, other: str) -> list[list[str]]:
     """``[slot, value in one, value in other]`` for every part that is not equal, then field by field within a part of
     the same kind."""
-    left, right = _flat(describe(build(one))), _flat(describe(build(other)))
+    left, right = flat(describe(build(one))), flat(describe(build(other)))
     keys = dict.fromkeys([*left, *right])
     return [[key, _shown(left, key), _shown(right, key)] for key in keys if left.get(key) != right.get(key)]
 
@@ -47,9 +79,10 @@ def _row(name: str) -> dict[str, Any]:
     }
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Described parts by their dotted keys."""
     if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".strip(".")).items()}
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
     return {prefix: part_text(value)}
 
 

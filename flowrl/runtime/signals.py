@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -15,7 +16,8 @@ class Interrupts:
     Outside the main thread, where handlers cannot be set, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[], None] | None = None) -> None:
+        self._told = told
         self.requested: str | None = None
         """Name of the signal that came, such as ``SIGTERM``."""
         self._before: dict[signal.Signals, signal._HANDLER] = {}
@@ -39,3 +41,5 @@ class Interrupts:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        if self._told is not None:
+            self._told()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 
 class PhaseTimer:
-    """Wall-clock seconds per named phase since the last ``collect``."""
+    """Wall-clock seconds per named phase since the last ``collect``. ``told`` is called with a phase that begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[str], None] | None = None) -> None:
+        self._told = told
         self._seconds: dict[str, float] = {}
         self.failed: str | None = None
         """The innermost phase that an exception has left since the last ``collect``."""
@@ -21,6 +22,8 @@ class PhaseTimer:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``; an accelerator's queue is emptied at both ends."""
+        if self._told is not None:
+            self._told(name)
         _synchronize()
         start = time.perf_counter()
         try:

@@ -131,10 +131,11 @@ class Scoring:
         return self._values
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
-        """``time/reward_busy``: seconds spent in all rewards' calls, waited for or not; ``reward/<name>/failures``:
+        """``reward/seconds``: seconds spent in all rewards' calls, most of them while the next samples are made (what
+        was waited for is ``time/reward``); ``reward/<name>/failures``:
         calls that failed, of rewards that had any."""
         failed = {f"reward/{n}/failures": float(t.failures) for n, t in zip(names, self.tallies, strict=True)}
-        busy = {"time/reward_busy": sum(tally.seconds for tally in self.tallies)}
+        busy = {"reward/seconds": sum(tally.seconds for tally in self.tallies)}
         return busy | {key: value for key, value in failed.items() if value}
 
     def _completed(self, samples: Samples, stop: int) -> tuple[int, Samples] | None:

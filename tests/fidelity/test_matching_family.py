@@ -215,7 +215,7 @@ def test_fpo_settings() -> None:
     "defaults",
     "deviation",
     "times below 0.02 are not drawn",
-    reason="the release's grid ends at 0.1; SD3's last time is 0.0089, where the error is noise",
+    reason="the release's grid ends at 0.1; SD3's last time is 0.0089, where the error tells nothing of the policy",
 )
 def test_fpo_leaves_out_the_degenerate_time() -> None:
     times = algorithms.build("fpo").estimator.times

@@ -13,7 +13,7 @@ from flowrl import algorithms
 from flowrl.parts.selections import Everything
 from flowrl.types import Draw
 from tests.fidelity import cell, release
-from tests.fidelity.bench import GUIDANCE, DDPMFlow, Trial, alike, trial
+from tests.fidelity.bench import GUIDANCE, DDPMFlow, GuidedFlow, Trial, alike, trial
 from tests.fidelity.test_flow_grpo_family import sde
 
 release("ddpo, ddpo_sf", "kvablack/ddpo-pytorch 1958463, 16 Nov 2023")
@@ -201,14 +201,15 @@ def test_dance_settings() -> None:
 @cell(
     "dance_grpo, mix_grpo",
     "defaults",
-    "deviation",
-    "the model's own scheduler spaces the times",
-    reason="the releases use the fixed shift 3 for FLUX; ours follows the pipeline, as evaluation does",
+    "option",
+    "times by the fixed shift 3: `sampler: {shift: 3.0}`, as in the recipes",
 )
-def test_the_grid_is_the_policys() -> None:
-    for name in ("dance_grpo", "mix_grpo"):
-        it = trial(name)
-        assert torch.equal(it.rollout.times, it.policy.times(it.algorithm.sampler.steps))
+def test_the_fixed_shift() -> None:
+    """linspace(1, 0, T + 1), then 3 t / (1 + 2 t)."""
+    for name, steps in (("dance_grpo", 16), ("mix_grpo", 25)):
+        even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        assert torch.allclose(trial(name, sampler={"shift": 3.0}).rollout.times, 3 * even / (1 + 2 * even), atol=1e-12)
+        assert torch.equal(trial(name).rollout.times, GuidedFlow().times(steps))  # without it, the model's scheduler's
 
 
 @cell("mix_grpo", "loss, gradient", "equal", "clipped SDE steps inside the window, Euler steps outside")

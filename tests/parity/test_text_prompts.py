@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models.causal import CausalPolicy
 from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.text.tokens import Tokens
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
+from flowrl.train import train
 from flowrl.types import Chat, Draw, Prompt, TokenTrace
 from tests.components_text import character_tokenizer, folder
 
@@ -260,3 +263,35 @@ def test_a_tokenizer_that_knows_more_than_the_model(tmp_path: Path) -> None:
     policy.condition(["1+1"])
     with pytest.raises(UserError, match=rf"holds the token '<tool>' \({rows}\), of which the model has no embedding"):
         policy.condition(["1<tool>"])
+
+
+def test_answers_may_begin_otherwise_in_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`eval.prefill` in held-out samples and nowhere else; `model.prefill` in the others."""
+    written: list[tuple[str, str]] = []
+    known = Tokens.condition
+
+    def watched(self: Tokens, prompts: Any) -> Any:
+        written.extend((self.speech.prefill, self.written(prompt)) for prompt in prompts)
+        return known(self, prompts)
+
+    monkeypatch.setattr(Tokens, "condition", watched)
+    (tmp_path / "mine.py").write_text("def short(completions, prompts):\n    return [len(t) for t in completions]\n")
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} 2+3=\n")
+    values: dict[str, Any] = {
+        "name": "begun",
+        "model": {"path": str(folder("llama")), "full": True, "prefill": "1"},
+        "algorithm": {"use": "rloo", "length": 4},
+        "data": {"train": str(tmp_path / "train.txt"), "test": str(tmp_path / "test.txt"), "prompts": 1, "group": 2},
+        "rewards": [f"{tmp_path / 'mine.py'}:short"],
+        "train": {"iterations": 1, "ema": None},
+        "eval": {"every": 1, "weights": "live", "prefill": "7-"},
+        "monitor": {"samples": 0},
+        "out": str(tmp_path / "run"),
+    }
+    train(Config.of(values))
+    asked = {pair for pair in written if "2+3=" in pair[1]}
+    assert asked == {("1", "train 2+3=1"), ("7-", "test 2+3=7-")}
+    image = {**values, "model": {"path": "shapes"}, "algorithm": "awm", "out": str(tmp_path / "other")}
+    with pytest.raises(UserError, match=r"eval\.prefill means nothing for diffusion models"):
+        train(Config.of(image))

@@ -109,6 +109,7 @@ def test_dry_run_shows_the_plan_and_touches_nothing(flowrl) -> None:
     assert "4 prompts x 12 = 48 samples, 9 decisions each" in result.out
     assert "480 to sample" in result.out and "432 with gradient, 432 of frozen weights" in result.out
     assert "FlowSDE(noise_level=0.7)" in result.out
+    assert "LoRA of rank 32 on 23 layers: attn.to_q x 3" in " ".join(result.out.split())
     assert [path.name for path in Path().iterdir()] == ["quick.yaml"]
 
 
@@ -119,12 +120,26 @@ def test_config_as_yaml_can_be_trained_again(flowrl) -> None:
     assert "learning rate" in flowrl("config", "quick.yaml").out
 
 
+def test_config_explains_the_options_of_the_algorithm(flowrl) -> None:
+    result = flowrl("config", "quick.yaml", "algorithm={use: flow_grpo, clip: 2e-4, sampler: {steps: 8}}")
+    rows = {line.split()[0]: " ".join(line.split()) for line in result.out.splitlines()}
+    assert "2e-04 set sets objective.low, objective.high" in rows["algorithm.clip"].replace("0.0002", "2e-04")
+    assert rows["algorithm.sampler.steps"].startswith("algorithm.sampler.steps 8 set ")
+    assert "default Guidance scale; ``None`` is the policy's own" in rows["algorithm.sampler.guidance"]
+    assert (
+        "algorithm.objective Clipped default" in rows["algorithm.objective"]
+        and "clip(rho" in rows["algorithm.objective"]
+    )
+    assert "0.04 default factor of this term in the loss" in rows["algorithm.regularizers.0.weight"]
+    assert all("algorithm.families" not in key for key in rows)
+
+
 def test_algorithms_as_json_keep_the_contract(flowrl) -> None:
     rows = json.loads(flowrl("algorithms", "--json").out)
     assert all({"name", "paper", "families", "parts"} <= set(row) for row in rows)
     assert {"flow_grpo", "diffusion_nft"} <= {row["name"] for row in rows}
     one = flowrl("algorithms", "flow_grpo", "--diff", "flow_grpo_fast").out
-    assert "sampler.window" in one and "sampler.dynamics.use" not in one
+    assert "sampler.window" in one and "sampler.dynamics.use" in one and "sampler.solver" not in one
 
 
 def test_rewards_as_json_keep_the_contract(flowrl) -> None:

@@ -31,7 +31,8 @@ CASES = [
     ("llada2", "tracerl", {"trust_remote_code": True}),
     ("diffusion_gemma", "elbo_pg", {}),
     ("llama", "grpo", {}),
-    ("llama", "ppo", {"critic": True}),
+    ("llama", "ppo", {}),
+    ("gpt2", "ppo", {"critic": "head"}),
     ("qwen3", "dapo", {}),
     ("gpt2", "remax", {}),
 ]
@@ -88,12 +89,30 @@ def test_two_iterations_then_export_and_reload(name: str, algorithm: str, model:
 
 
 @pytest.mark.slow
+def test_a_critic_learns_at_its_own_rate_and_alone_at_first(tmp_path: Path) -> None:
+    """In two of three iterations Adam moves the critic by steps of its own rate, and the policy not at all."""
+    given = values("llama", "ppo", tmp_path)
+    given["train"] |= {"iterations": 3, "updates": 1}
+    given["optimizer"] |= {"lr": 0.01, "critic_lr": 0.02, "critic_warmup": 2, "weight_decay": 0.0}
+    given["checkpoint"]["keep"] = 3
+    run = train(Config.of(given))
+    first, second, third = (
+        load_file(run / f"checkpoints/step_{step:06d}/state/state.safetensors") for step in (1, 2, 3)
+    )
+    policy = [key for key in first if key.startswith("weights/live/") and "critic" not in key]
+    assert all(torch.equal(first[key], second[key]) for key in policy)
+    assert any(not torch.equal(second[key], third[key]) for key in policy)
+    bias = "weights/live/critic.bias"
+    assert float(first[bias].abs().max()) == pytest.approx(0.02, rel=1e-3)  # Adam's first step is its rate
+    assert not torch.equal(first[bias], second[bias])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "algorithm"), [("modernbert", "spg"), ("llama", "ppo"), ("llama", "reinforce_pp")])
 def test_a_resumed_run_is_the_same_run(name: str, algorithm: str, tmp_path: Path) -> None:
-    model = {"critic": True} if algorithm == "ppo" else {}
-    whole = values(name, algorithm, tmp_path / "whole", model=dict(model))
+    whole = values(name, algorithm, tmp_path / "whole")
     whole["train"]["iterations"] = 3
-    split = values(name, algorithm, tmp_path / "split", model=dict(model))
+    split = values(name, algorithm, tmp_path / "split")
     split["train"]["iterations"] = 1
     train(Config.of(whole))
     train(Config.of(split))
@@ -107,18 +126,35 @@ def test_a_resumed_run_is_the_same_run(name: str, algorithm: str, tmp_path: Path
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+TASKS = [f"llada/{path.stem}" for path in sorted(CONFIGS.glob("llada/*.yaml"))]
+ROW = {
+    **{"question": "2+3=", "problem": "2+3=", "prompt": "2+3=", "answer": "5", "numbers": [2, 3], "target": 5},
+    **{"puzzle": "1000341200430321", "solution": "1234341221434321"},
+}
+"""A row with the columns of every task."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "name"), [("llada_spg", "llada"), ("dream_coupled_grpo", "dream"), ("qwen_dapo", "qwen3")]
+    ("recipe", "name"),
+    [
+        ("llada_spg", "llada"),
+        ("dream_coupled_grpo", "dream"),
+        ("qwen_dapo", "qwen3"),
+        *((task, "llada") for task in TASKS),
+    ],
 )
 def test_a_recipe_trains_on_a_tiny_model_of_its_kind(recipe: str, name: str, tmp_path: Path) -> None:
     """The shipped recipe with another model, shorter completions and less work; nothing else is changed."""
+    small = ["algorithm.steps=4", "algorithm.block=4"]
     short = {
-        "llada_spg": ["algorithm.steps=4", "algorithm.block=4"],
+        "llada_spg": small,
         "dream_coupled_grpo": ["algorithm.steps=8"],
         "qwen_dapo": [f"rewards.1.options.tokenizer={folder(name)}"],
-    }[recipe]
-    (tmp_path / "short.jsonl").write_text('{"prompt": "2+3=", "answer": "5"}\n{"prompt": "4*4=", "answer": "16"}\n')
+    }.get(recipe, [*small, "data.template='{question}'"])  # the tiny tokenizer knows few letters
+    rows = [ROW, {**ROW, "prompt": "4*4=", "question": "4*4=", "answer": "16"}]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = [
         f"model.path={folder(name)}",
         "model.dtype=float32",
@@ -133,7 +169,7 @@ def test_a_recipe_trains_on_a_tiny_model_of_its_kind(recipe: str, name: str, tmp
         *short,
         f"out={tmp_path / 'run'}",
     ]
-    config = Config.load(Path(__file__).parents[2] / "configs" / f"{recipe}.yaml", overrides)
+    config = Config.load(CONFIGS / f"{recipe}.yaml", overrides)
     assert [line["step"] for line in lines(train(config))] == [1, 2]
 
 
@@ -172,7 +208,13 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     wrong = values("llama", "grpo", tmp_path / "wrong")
     wrong["rewards"] = [f"{tmp_path / 'mine.py'}:short"]
     assert "8 scores for 8 samples" in refusal(wrong)
-    assert "model.critic=true" in refusal(values("llama", "ppo", tmp_path))
+    assert "model.critic=network" in refusal(values("llama", "ppo", tmp_path, model={"critic": False}))
+    lonely = values("llama", "grpo", tmp_path)
+    lonely["optimizer"]["critic_lr"] = 1e-3
+    assert "optimizer.critic_lr is a critic's" in refusal(lonely)
+    endless = values("llama", "ppo", tmp_path)
+    endless["optimizer"]["critic_warmup"] = 2
+    assert "critic_warmup=2 leaves no iteration of 2" in refusal(endless)
     stranger = values("llama", "grpo", tmp_path, model={"mask_token_id": 3})
     assert "mask_token_id means nothing for causal models" in refusal(stranger)
     uneven = values("modernbert", "elbo_pg", tmp_path)

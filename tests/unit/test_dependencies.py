@@ -1,22 +1,29 @@
 """flowrl on the libraries it stands on: which of their functions it needs, and what it says where one is missing."""
 
+import importlib.util
 import inspect
 import re
 import subprocess
+import sys
 import tomllib
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from torch import nn
 
 from flowrl import errors
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
+from flowrl.runtime import doctor, environment
+from flowrl.runtime.preflight import check
 
 
 def small_llama() -> nn.Module:
@@ -140,3 +147,109 @@ def test_decoding_asks_for_nothing_that_is_about_to_go():
         warnings.simplefilter("error", DeprecationWarning)
         policy = load("llama")
         policy.check_parity()
+
+
+# ---- the tested set
+
+
+PROJECT = tomllib.loads((Path(errors.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+UNPINNED = {"ray", "vllm", "xformers", "pre-commit", "flowrl-finetune"}
+"""Not part of the tests, or bound to a torch of their own."""
+
+
+def wanted() -> list[Requirement]:
+    """Every direct dependency, those of the extras included."""
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    return [Requirement(line) for line in lines]
+
+
+def test_every_direct_dependency_is_pinned_to_a_release_that_is_supported():
+    pins = environment.tested()
+    assert {w.name for w in wanted()} - UNPINNED <= set(pins)
+    assert not [w for w in wanted() if w.name in pins and not w.specifier.contains(pins[w.name])]
+    assert not [name for name in pins if name.startswith(("nvidia", "cuda", "triton"))], "not there on macOS"
+
+
+def test_every_direct_dependency_has_a_lower_bound():
+    """Which `.ci/oldest` installs."""
+    free = [w.name for w in wanted() if not any(bound.operator == ">=" for bound in w.specifier)]
+    assert set(free) <= {*UNPINNED, "ruff", "pyright"}
+
+
+def test_the_first_commands_of_the_readme_install_the_tested_set():
+    root = Path(errors.__file__).parents[1]
+    block = (root / "README.md").read_text().split("```")[1]
+    commands = [line.partition("#")[0].split("&&") for line in block.splitlines() if "&&" in line]
+    assert [c[0].strip() for c in commands] == [
+        "pip install -c constraints.txt -e .",
+        "pip install -c constraints.txt -e '.[test]'",
+    ]
+    assert (root / "constraints.txt").read_text() == (root / "flowrl/constraints.txt").read_text()
+
+
+def test_the_doctor_names_what_was_not_tested(monkeypatch):
+    monkeypatch.setattr(environment, "tested", lambda: {"torch": "1.0", "numpy": np.__version__, "absent": "2"})
+    symptom = next(s for s in doctor.machine(Path("runs")) if s.name == "releases")
+    mine = environment.installed("torch").partition("+")[0]
+    assert symptom.state == "note" and f"torch {mine}" in symptom.detail and "(tested: 1.0)" in symptom.detail
+    assert "numpy" not in symptom.detail and "absent" not in symptom.detail
+    assert "pip install -c '" in symptom.detail and "constraints.txt' -e '" in symptom.detail
+    monkeypatch.setattr(environment, "requires", lambda name: ["torch>=999", "numpy>=1", 'absent>=2; extra == "data"'])
+    symptom = next(s for s in doctor.machine(Path("runs")) if s.name == "releases")
+    assert symptom.state == "bad" and "(needed: >=999)" in symptom.detail and "numpy" not in symptom.detail
+
+
+def test_the_doctor_knows_every_extra(monkeypatch):
+    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k not in ("test", "dev")}
+    packages = {name: [Requirement(line).name.replace("-", "_") for line in lines] for name, lines in extras.items()}
+    assert packages == {name: list(modules) for name, modules in doctor.EXTRAS.items()}
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pyarrow" else real(name))
+    symptom = next(s for s in doctor.machine(Path("runs")) if s.name == "extras")
+    assert "data (pyarrow)" in symptom.detail and "[NAME]" in symptom.detail
+
+
+# ---- extras that are not installed
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "change"),
+    [
+        ("rapidocr", "rewards", {"rewards": ["ocr"]}),
+        ("rapidfuzz", "rewards", {"rewards": ["ocr"]}),
+        ("jsonschema", "text", {"rewards": ["json_schema"]}),
+        ("httpx", "server", {"rewards": ["http://127.0.0.1:9/ocr"]}),
+        ("ray", "ray", {"rewards": ["ray:jpeg_compressibility"]}),
+        ("datasets", "data", {"data": {"train": "hf:owner/name:train"}}),
+        ("pyarrow", "data", {"data": {"train": "PROMPTS.parquet"}}),
+        ("wandb", "tracking", {"log": {"trackers": ["wandb"]}}),
+        ("tensorboard", "tracking", {"log": {"trackers": ["tensorboard"]}}),
+        ("vllm", "vllm", {"model": {"path": "sudoku"}, "algorithm": {"use": "grpo", "sampler": {"engine": "vllm"}}}),
+    ],
+)
+def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, tmp_path, package, extra, change):
+    """Uninstalled: neither found nor imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "flowrl.remote.client", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else real(name))
+    monkeypatch.setattr("flowrl.remote.find_spec", importlib.util.find_spec)
+    monkeypatch.chdir(tmp_path)
+    Path("PROMPTS.parquet").touch()
+    values = {"name": "x", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "rewards": ["jpeg_compressibility"]}
+    config = Config.model_validate({**values, "train": {"iterations": 1}, **change})
+    with pytest.raises(UserError, match=rf"needs the package {package}: pip install .*\[{extra}\]"):
+        check(config)
+
+
+class Without:
+    """Finds nothing, and refuses one package, as a Python does that does not have it."""
+
+    def __init__(self, package: str):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -19,7 +19,7 @@ from flowrl.parts.objectives import Clipped, ImplicitPair, ScoreFunction
 from flowrl.parts.schedules import Ramp
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
-from flowrl.types import Batch, Draw, Likelihood, Rollout
+from flowrl.types import Batch, Draw, Likelihood, MisfitError, Rollout
 from tests.unit.test_math_flow import GaussianFlow, sd3_grid
 
 MODES = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
@@ -295,6 +295,22 @@ def test_times_cover_what_they_promise() -> None:
     assert ((flat >= 0.2) & (flat <= 1)).all() and float(flat.mean()) == pytest.approx(0.6, abs=0.01)
     assert float(UniformTimes(0, 1, shift=3)(4, grid, keys).mean()) > 0.6  # a shift above 1 looks at noisier times
     assert float(LogitNormalTimes()(8, grid, keys).mean()) == pytest.approx(0.5, abs=0.01)
+    fine = torch.cat([torch.linspace(1, 0.001, 10).double(), torch.zeros(1).double()])
+    kept = GridTimes(fraction=1.0, stratified=True, least=0.02)(8, fine, keys)
+    assert set(kept.flatten().tolist()) == set(fine[:9].tolist())  # all but 0.001
+    with pytest.raises(MisfitError, match=r"lower times\.least=0\.5"):
+        GridTimes(least=0.5, skip=8)(2, fine, keys)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [UniformTimes(), UniformTimes(0.01, 0.9, shift=3), LogitNormalTimes(low=0.0), LogitNormalTimes(-1.0, 2.0, 3.0)],
+)
+def test_the_share_of_small_times_is_what_is_drawn(times) -> None:
+    grid = torch.linspace(1, 0, 11).double()
+    drawn = times(4, grid, seeds(0, "t", count=3000))
+    for limit in (0.02, 0.1, 0.4):
+        assert float((drawn < limit).double().mean()) == pytest.approx(times.share_below(limit, grid), abs=0.012)
 
 
 def test_guidance_gradient_through_one_branch_or_both() -> None:

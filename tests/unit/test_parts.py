@@ -12,8 +12,10 @@ from torch import Tensor
 
 from flowrl import algorithms
 from flowrl.errors import UserError
+from flowrl.estimators.matching import MatchingRows
 from flowrl.parts.advantages import BestOfGroup, ExponentialWeight, GroupCentred, LeaveOneOut, PromptTracker
 from flowrl.parts.aggregations import DecisionMean, SampleMean
+from flowrl.parts.diagnostics import Tally
 from flowrl.parts.emphases import InverseStep
 from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.regularizers import KLToOld
@@ -273,6 +275,17 @@ def test_flat_groups_can_be_left_out_of_the_mean() -> None:
     dropped = gradients(replace(algorithm, selection=DropFlatGroups()), it)[0]
     assert algorithm.selection == DropFlatGroups()  # the released default
     assert torch.allclose(dropped, 2 * kept, rtol=1e-5, atol=1e-9)  # half the rows, so each weighs twice
+
+
+def test_the_log_ratio_is_reported_where_the_ratio_is_0_or_infinite() -> None:
+    logp = torch.tensor([[-2000.0, 0.0, 2000.0]]).double()
+    it = small("ddpo_sf", 4)
+    rows = MatchingRows(logp, logp, logp)
+    batch = Batch(torch.ones(1, 3), Likelihood(torch.zeros(1, 3)), torch.ones(1, 3) / 3, torch.zeros(1).long(), rows)
+    tally = Tally()
+    tally.block(it, Likelihood(logp), batch, torch.zeros(()))
+    tally.close_batch()
+    assert tally.metrics()["ratio/log_square"] == pytest.approx(2 * 2000.0**2 / 3)
 
 
 def test_a_loss_term_without_gradient_is_an_error() -> None:

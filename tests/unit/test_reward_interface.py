@@ -862,7 +862,7 @@ def test_rewards_work_while_samples_are_made() -> None:
     seconds = time.perf_counter() - begin
     assert seconds < 1.9, f"{seconds:.2f} s; 3.6 s one after the other, 1.3 s at best"
     assert threads == {"reward a", "reward b"}
-    assert scoring.metrics(("a", "b"))["time/reward_busy"] == pytest.approx(2.4, abs=0.4)
+    assert scoring.metrics(("a", "b"))["reward/seconds"] == pytest.approx(2.4, abs=0.4)
     rewards.close()
 
 
@@ -998,8 +998,10 @@ def test_a_run_does_not_depend_on_the_overlap(tmp_path: Path) -> None:
         (state,) = run.glob("checkpoints/step_*/state/state.safetensors")
         states.append(load_file(state))
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert all({"time/reward", "time/reward_busy", "time/sample"} <= set(line) for line in lines)
-        stories.append([{k: v for k, v in line.items() if not k.startswith("time")} for line in lines])
+        assert all({"time/reward", "reward/seconds", "time/sample"} <= set(line) for line in lines)
+        stories.append(
+            [{k: v for k, v in line.items() if not k.startswith("time") and k != "reward/seconds"} for line in lines]
+        )
     assert stories[0] == stories[1] and len(stories[0]) == 3
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

@@ -395,19 +395,50 @@ def test_phases_add_up_and_start_anew() -> None:
 
 def test_display_prints_one_line_per_iteration_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with Display("run", 10, console=Console(force_terminal=False, width=40)) as display:
-        display.update(1, {"reward/mean": 0.25, "loss": 1e-5, "time/sample": 1.5})
+        display.stage("loading the model m")
+        display.stage("loading the model m")
+        display.update(0, {"eval/reward/mean": 0.1})
+        display.phase("sample")
+        display.update(1, {"reward/mean": 0.25, "loss": 1e-5, "time/iteration": 1.5, "time/sample": 1.0})
         display.update(2, {"reward/mean": 0.5, "eval/reward/mean": 0.125})
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("run 1/10 | reward 0.25 | loss 1e-05 | sample 1.5s")
-    assert "reward 0.5 (↑ +0.25)" in second and "eval 0.125" in second
+    loading, start, first, second = capsys.readouterr().out.splitlines()
+    assert loading == "run: loading the model m" and start == "run 0/10 | held-out 0.1"
+    assert first.startswith("run 1/10 | reward 0.25 | loss 1e-05 | 1.5 s | ") and first.endswith(" left")
+    assert "reward 0.5 (↑ +0.25)" in second and "held-out 0.125 (↑ +0.025)" in second
 
 
-def test_display_draws_a_table_in_a_terminal() -> None:
-    console = Console(force_terminal=True, width=80, record=True, file=io.StringIO())
-    with Display("run", 10, done=4, console=console) as display:
-        display.update(5, {"reward/mean": 0.25, "grad_norm": 2.0, "time/sample": 1.5})
-        display.note("saved")
-    assert "iteration 5 of 10" in console.export_text()
+@pytest.mark.parametrize("width", [80, 140])
+def test_display_fits_the_terminal(width: int) -> None:
+    console = Console(force_terminal=True, width=width, record=True, file=io.StringIO())
+    rewards = {f"reward/{name}/mean": 0.5 for name in ("shapes", "a [bold]name[/]")}
+    with Display("run", 10, done=4, console=console) as display, display:
+        display.begin("run", 10, 4)
+        display.update(4, {"eval/reward/mean": 0.1})
+        before = _rendered(display, width)
+        times = {
+            "time/iteration": 10.0,
+            "time/sample": 5.0,
+            "time/update": 2.5,
+            "time/eval": 0.01,
+            "reward/seconds": 9.0,
+        }
+        display.update(5, {"reward/mean": 0.25, "grad_norm": 2.0, **rewards, **times})
+        display.phase("update")
+        display.stopping()
+        after = _rendered(display, width)
+        display.note("saved [bold]here[/]")
+    assert "iteration 4 of 10" in before[0] and "left" not in "".join(before)
+    assert "iteration 5 of 10" in after[0] and " left" in after[0] and "50%" in after[1]
+    text = "\n".join(after)
+    assert "10.0 s: sampling 50%, update 25%" in text and "busy" not in text and "9.0" not in text
+    assert "a [bold]name[/]" in text and "stopping after this iteration" in text
+    assert all(len(line.rstrip()) <= width for line in after) and "saved [bold]here[/]" in console.export_text()
+
+
+def _rendered(display: Display, width: int) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(display._shown())
+    return console.export_text().splitlines()
 
 
 def test_one_process_is_its_own_world() -> None:
