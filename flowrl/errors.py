@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import reprlib
 import traceback
 import unicodedata
@@ -78,6 +79,19 @@ def reason(error: BaseException) -> str:
         return kind
     first = clipped(words.splitlines()[0], 300)
     return f"{kind} {first}" if isinstance(error, KeyError) else first  # whose text is the key alone
+
+
+SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+"""What torch's RuntimeErrors of the CPU's, CUDA's and cuBLAS's allocators say."""
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, of the machine or of the accelerator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
 
 
 class _Short(reprlib.Repr):

@@ -48,8 +48,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gat
     with timer("advantage"):
         advantage = algorithm.advantage(made.scores, session.memory)
     with timer("update"):
-        for options in session.optimizer.param_groups:
-            options["lr"] = session.learning_rate()
+        for group, rate in zip(session.optimizer.param_groups, session.learning_rates(), strict=True):
+            group["lr"] = rate
         settings = Pass(
             updates=config.train.updates,
             epochs=config.train.epochs,
@@ -112,6 +112,7 @@ def _train(config: Config, resume: str | None, allow_changed: bool, shown: Displ
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     plan = check(config)
+    config = plan.config
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
         inputs = describe(config, plan.train, plan.test)
         start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)

@@ -33,7 +33,7 @@ def spg(
     Its settings by task, all with ``omega=.5`` (``spg_mix``): GSM8K, MATH and Countdown ``power=1.5``; Sudoku
     ``power=1.0, temperature=.3``, three examples in the prompt. ``spg_eubo`` is ``omega=1`` with power 1.5, Countdown
     2.0, Sudoku 1.0. Optimiser: rate 3e-6, AdamW .9/.99 with weight decay .1, gradient norm .2; 6 samples a prompt, 16
-    prompts an update, 4 epochs, LoRA 128/64. Recipes: ``configs/llada_spg*.yaml``.
+    prompts an update, 4 epochs, LoRA 128/64. Recipes: ``configs/llada``.
 
     ``estimator: {plan: block_random}`` is the bound that the paper's text describes, without bias for a sampler that
     fills blocks from left to right; the mean gradients of the two have cosine .79. With two views the upper bound's

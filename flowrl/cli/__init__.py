@@ -10,7 +10,7 @@ import typer
 
 from flowrl import __version__
 from flowrl.cli import judging, listing, running
-from flowrl.errors import UserError, plain, reason
+from flowrl.errors import UserError, exhausted, plain, reason
 from flowrl.remote.command import reward_server
 from flowrl.runtime.streams import steady
 
@@ -30,6 +30,7 @@ COMMANDS = {
     "report": judging.report,
     "doctor": running.doctor,
     "algorithms": listing.algorithms,
+    "checkpoints": listing.checkpoints,
     "rewards": listing.rewards,
     "test-reward": listing.test_reward,
     "compare": running.compare,
@@ -73,8 +74,6 @@ def _limit(error: OSError | MemoryError | RuntimeError) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory; use a smaller model or a machine with more"
-    from flowrl.runtime.memory import exhausted
-
     if exhausted(error):
         return f"out of memory; use a smaller model, fewer samples at once, or another device ({reason(error)})"
     return None

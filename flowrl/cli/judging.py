@@ -134,7 +134,7 @@ def sample(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
-    to: Annotated[ExportFormat, typer.Option(help="LoRA for diffusers or PEFT, or the whole model.")],
+    to: Annotated[ExportFormat, typer.Option(help="LoRA for diffusers, PEFT, kohya and ComfyUI; or the model.")],
     out: Annotated[Path, typer.Option(help="New folder.")],
     checkpoint: Checkpoint = "best",
     weights: Weights = None,

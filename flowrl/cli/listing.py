@@ -1,8 +1,9 @@
-"""Commands that list what there is and try one of them: algorithms, rewards, test-reward."""
+"""Commands that list what there is and try one of them: algorithms, checkpoints, rewards, test-reward."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,26 @@ def algorithms(
         print_pairs([("paper", rows[0]["paper"]), ("summary", rows[0]["summary"]), *part_pairs(rows[0]["parts"])])
     else:
         print_table(["name", "paper", "summary"], [[row["name"], row["paper"], row["summary"]] for row in rows])
+
+
+def checkpoints(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+    """List a run's checkpoints with their scores. Example: `flowrl checkpoints runs/quickstart`"""
+    from flowrl.runtime.listing import checkpoint_rows
+
+    rows = checkpoint_rows(run)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    scores = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    cells = [
+        [row["name"], row["time"], *(_score(row["scores"].get(name)) for name in scores), ", ".join(row["notes"])]
+        for row in rows
+    ]
+    print_table(["checkpoint", "saved", *scores, ""], cells)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def rewards(as_json: Json = False) -> None:

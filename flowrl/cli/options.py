@@ -31,4 +31,5 @@ class ExportFormat(StrEnum):
 
     diffusers = "diffusers"
     peft = "peft"
+    kohya = "kohya"
     merged = "merged"

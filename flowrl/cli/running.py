@@ -65,7 +65,7 @@ def show_config(
     from flowrl.runtime.preflight import check
 
     loaded = Config.load(config, overrides or [])
-    check(loaded)
+    loaded = check(loaded).config
     if as_yaml:
         say(loaded.to_yaml().rstrip("\n"))
         return

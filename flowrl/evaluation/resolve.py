@@ -15,7 +15,6 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
-from flowrl.evaluation.adapters import LORA_FILES, read_adapter
 from flowrl.evaluation.decoding import Decoding, of_model, of_run
 from flowrl.evaluation.layout import is_image_folder, read_folder
 from flowrl.evaluation.origin import Origin, read_origin
@@ -25,6 +24,7 @@ from flowrl.types import Sampler
 from flowrl.worlds import shapes
 
 SHAPES = "shapes"
+LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 MODEL_FILES = ("model_index.json", "config.json")
 FAMILIES = ("diffusion", "masked", "causal")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -60,9 +60,11 @@ def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
     """
     path = Path(text)
     wish = _remembered(path, wish)
-    adapter = any((path / name).is_file() for name in LORA_FILES) and not _is_checkpoint(path.parent)
+    adapter = _is_lora(path, text, wish)
     if wish.model is not None and not adapter:
         raise UserError(f"--model: only a LoRA folder needs to be told its model, and {text} is none; leave it out")
+    if adapter and not path.is_dir():
+        return _lora(text, wish)
     if not path.exists():
         if text in worlds() or HUB_ID.fullmatch(text):
             return _model(text, wish)
@@ -76,12 +78,12 @@ def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
     if is_image_folder(path):
         return Target(text, "images", entries=tuple(read_folder(path)), folder=path), {}
     if adapter:
-        return _lora(path, wish)
+        return _lora(text, wish)
     if any((path / name).is_file() for name in MODEL_FILES):
         return _model(text, wish)
     raise UserError(
         f"{text} is none of: a pipeline (model_index.json), a language model (config.json), a run (config.yaml), "
-        "a LoRA (adapter_config.json or pytorch_lora_weights.safetensors), images in GenEval's layout "
+        "a LoRA (adapter_config.json, or a .safetensors file), images in GenEval's layout "
         "(00000/metadata.jsonl), or with prompts.jsonl or prompts.txt"
     )
 
@@ -93,6 +95,23 @@ def _remembered(path: Path, wish: Wish) -> Wish:
         return wish
     call = origin.called(next(iter(wish.decodings.values())), wish.call)
     return replace(wish, origin=origin, family=wish.family or origin.family, call=call or None)
+
+
+def _is_lora(path: Path, text: str, wish: Wish) -> bool:
+    """Whether the word names an adapter: by its files, or as a repository of the hub that holds nothing else."""
+    if path.is_file():
+        return path.suffix == ".safetensors"
+    if path.is_dir() and (_is_checkpoint(path.parent) or (path / "config.yaml").is_file()):
+        return False
+    if any((path / name).is_file() for name in LORA_FILES):
+        return True
+    files = path.is_dir() and any(path.glob("*.safetensors"))
+    hub = not path.exists() and text not in worlds() and text.count("/") >= 1
+    if not files and not hub:
+        return False
+    from flowrl.models.adapters import names_adapter  # torch and diffusers: only where the name does not tell
+
+    return names_adapter(text) or (hub and wish.model is not None)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -136,26 +155,26 @@ def _model(text: str, wish: Wish) -> tuple[Target, Samplers]:
     return Target(text, "model", (arm,), _medium(family), world=_world(text, family)), _samplers(text, family, wish)
 
 
-def _lora(path: Path, wish: Wish) -> tuple[Target, Samplers]:
+def _lora(path: str, wish: Wish) -> tuple[Target, Samplers]:
     """A LoRA outside a run, on the model that the user or its own files name."""
-    adapter = read_adapter(path)
+    from flowrl.models.adapters import read
+    from flowrl.models.adapters.reading import locate
+
+    adapter = read(path, wish.model)
     base = wish.model or adapter.base
     if not base:
         raise UserError(f"{path} does not say which model it adapts; name it with --model FOLDER_OR_HUB_ID")
     family, options = _options(base, wish)
 
     def tuned() -> Any:
-        from flowrl.models import LoRAOptions
-
-        lora = LoRAOptions(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
-        policy = _load(base, wish.device, {**options, "lora": lora})
+        policy = _load(base, wish.device, {**options, "lora": adapter.options()})
         policy.load_adapter(path)
         return policy
 
     identity = _identity(base, family, options)
     arms = [Arm("base", lambda: _load(base, wish.device, options), identity)] if wish.base else []
-    arms.append(Arm("tuned", tuned, {**identity, "lora": _fingerprint(path)}))
-    target = Target(str(path), "lora", tuple(arms), _medium(family), world=_world(base, family))
+    arms.append(Arm("tuned", tuned, {**identity, "lora": _fingerprint(locate(path)[1].parent)}))
+    target = Target(path, "lora", tuple(arms), _medium(family), world=_world(base, family))
     return target, _samplers(base, family, wish)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, exhausted, reason, told
 from flowrl.models.lora import LoRAOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,14 +73,42 @@ def check_name(source: str) -> None:
 
 
 def unreadable(source: str, error: Exception) -> UserError:
-    """What a library's failure to load ``source`` is called here: its first line."""
+    """What a library's failure to load ``source`` is called here: its first line. Raises the error again where memory
+    ran out."""
+    if exhausted(error):
+        raise error
     what = (
         "cannot be loaded from its folder" if Path(source).is_dir() else "is not a folder here and cannot be downloaded"
     )
-    reason, kind = str(error).strip().splitlines(), type(error).__name__
-    if isinstance(error, KeyError):  # whose text is the key alone
-        reason = [f"{kind} {reason[0]}"]
-    return UserError(f"model {source!r} {what}: {reason[0] if reason else kind}")
+    return UserError(f"model {source!r} {what}: {reason(error)}")
+
+
+@contextmanager
+def blamed(source: object) -> Iterator[None]:
+    """What a model's own code or its library raises inside becomes a `UserError` that names the model; an exception of
+    our own lines, which would be a bug, stays one, and so does running out of memory."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if exhausted(error) or Path(last).is_relative_to(Path(__file__).parents[1]):
+            raise
+        raise UserError(f"model {str(source)!r} fails when it is tried: {told(error)}") from error
+
+
+def check_finite(module: nn.Module, source: str, part: str = "") -> None:
+    """Raise `UserError` for weights that are NaN or infinite, by name: a sum per tensor, on its own device."""
+    for name, parameter in module.named_parameters():
+        if parameter.device.type != "meta" and not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
+            broken = int((~torch.isfinite(parameter.detach())).sum())
+            if broken:
+                full = f"{part}.{name}" if part else name
+                raise UserError(
+                    f"model {source!r} is damaged: {broken:,} of {parameter.numel():,} numbers of {full} are NaN or "
+                    "infinite; download it again, or load it with model.dtype=float32 or bfloat16"
+                )
 
 
 @contextmanager
@@ -114,11 +143,16 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Recompute the activations of blocks that repeat, for models without a switch for that: the members of the
-    outermost lists of modules. Raises `UserError` where there are none."""
+    """Recompute the activations of blocks that repeat: the members of the outermost lists of modules. Raises
+    `UserError` where there are none.
+
+    Transformers' own switch recomputes in training mode alone, in which OPT and others drop activations and whole
+    layers at random by functions that no module stands for.
+    """
     lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
     blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
+    blocks = blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
     for block in blocks:
         block.forward = _recomputing(block.forward)
     if not blocks:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -46,6 +46,16 @@ class LoRAOptions:
     dropout: float = 0.0
     """Active only where gradients are; with dropout the first ratios of an iteration are not 1."""
     init: Literal["gaussian", "default", "pissa", "olora"] = "gaussian"
+    rslora: bool = False
+    """The update is multiplied by ``alpha / sqrt(rank)`` (arXiv:2312.03732) instead of ``alpha / rank``."""
+    dora: bool = False
+    """Also train the length of every column of the adapted weights (arXiv:2402.09353)."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Other ranks, by regular expressions that match the end of a layer's name, as in PEFT."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
+    """Parameters that are no layers, by the ends of their names, as in PEFT: the experts of a mixture in one tensor.
+    PEFT adds them by itself where ``targets`` name the parts of experts."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -66,7 +76,10 @@ class Adaptation:
         if self.lora is None:
             return f"all {sum(p.numel() for p in self.parameters.values()):,} parameters are trained"
         adapted = dict.fromkeys(name.rsplit(".lora_", 1)[0] for name in self.parameters if ".lora_" in name)
-        return described(list(adapted), self.lora)
+        layers = list(dict.fromkeys(name.removesuffix(".base_layer") for name in adapted))
+        experts = [name for name in layers if f"{name}.base_layer" in adapted or name.endswith(".experts")]
+        held = f"; {len(experts)} of them hold all experts of a layer: {', '.join(experts)}" if experts else ""
+        return described(layers, self.lora) + held
 
     @contextmanager
     def dropout(self, active: bool) -> Iterator[None]:
@@ -102,7 +115,8 @@ def adapt(
 def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[str], spared: Sequence[str]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = matching(network, options.targets, defaults)
+    alone = options.parameters and options.targets == ()
+    targets = [] if alone else matching(network, options.targets, defaults)
     if spared and options.targets is None:  # then each by its full name, of which none is spared
         targets = adapted_layers(network, options, defaults, spared)
     config = LoraConfig(
@@ -112,6 +126,11 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
         lora_dropout=options.dropout,
         fan_in_fan_out=any(_transposed(network, name) for name in _layers(network) if _named(name, targets)),
         init_lora_weights=True if options.init == "default" else options.init,
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        target_parameters=list(options.parameters) or None,
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=cast(Any, dict(options.alpha_pattern)),
     )
     # the same start on every rank and in every run, whatever was drawn before
     with torch.random.fork_rng(devices=_cuda_devices(network)):

@@ -29,7 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowrl.errors import UserError, told
+from flowrl.errors import UserError
+from flowrl.errors import told as raised
 from flowrl.runtime.environment import commit, versions
 from flowrl.runtime.files import as_created, raise_if_full, sha256, sync, sync_tree, write_whole
 
@@ -170,14 +171,14 @@ def directory(root: Path, step: int) -> Path:
 
 def all_steps(root: Path) -> list[Path]:
     """Finished checkpoint directories, oldest first. Not verified."""
-    return sorted((path for path in _directories(root) if (path / MANIFEST).is_file()), key=_step)
+    return [path for path in every(root) if (path / MANIFEST).is_file()]
 
 
 def survey(root: Path) -> tuple[Path | None, dict[Path, str]]:
     """``(newest intact checkpoint or None, what is wrong with each directory newer than it)``, newest first. Nothing
     is changed. A directory that lost its manifest counts: saving moves whole directories into place, so it had one."""
     broken: dict[Path, str] = {}
-    for path in sorted(_directories(root), key=_step, reverse=True):
+    for path in reversed(every(root)):
         problem = damage(path)
         if problem is None:
             return path, broken
@@ -196,13 +197,13 @@ def latest(root: Path) -> Path | None:
 
 def best(root: Path) -> Path | None:
     """The checkpoint of the best metric so far, or None."""
-    name = _pointer(root / BEST)
+    name = pointed(root, BEST)
     return root / name if name and (root / name / MANIFEST).is_file() else None
 
 
 def prune(root: Path, keep: int) -> None:
     """Remove all but the latest ``keep`` checkpoints and the best, and what killed saves left behind."""
-    protected = _pointer(root / BEST)
+    protected = pointed(root, BEST)
     for path in all_steps(root)[:-keep]:
         if path.name != protected:
             _remove(path)
@@ -225,10 +226,10 @@ def clean(root: Path) -> None:
 def discard_after(root: Path, step: int) -> None:
     """Remove checkpoints later than ``step``: the run goes on from there and will write its own. What cannot be read is
     not removed, but renamed to ``unreadable-step_...``."""
-    for path in _directories(root):
-        if _step(path) > step and damage(path) is None:
+    for path in every(root):
+        if step_of(path) > step and damage(path) is None:
             _remove(path)
-        elif _step(path) > step:
+        elif step_of(path) > step:
             _set_aside(path)
     if best(root) is None:
         (root / BEST).unlink(missing_ok=True)
@@ -245,9 +246,10 @@ def _set_aside(path: Path) -> None:
     os.replace(path, free)
 
 
-def _directories(root: Path) -> list[Path]:
-    """``step_...`` directories, finished or not."""
-    return [path for path in root.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
+def every(root: Path) -> list[Path]:
+    """``step_...`` directories, finished or not, oldest first."""
+    found = [path for path in root.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
 
 
 def _fill(partial: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -265,7 +267,7 @@ def _export(partial: Path, exporters: Mapping[str, Exporter], step: int) -> dict
             export(partial / name)
         except Exception as error:  # whatever it is, hours of training are worth more than this folder
             shutil.rmtree(partial / name, ignore_errors=True)
-            failed[name] = str(error) if isinstance(error, UserError) else told(error)
+            failed[name] = str(error) if isinstance(error, UserError) else raised(error)
             warnings.warn(
                 f"checkpoint {step} is saved without its export {name}/: {failed[name]}; training goes on, and "
                 "`flowrl export` can write it from the checkpoint later",
@@ -328,7 +330,8 @@ def _note_best(root: Path, name: str, metrics: Mapping[str, float | None], key: 
         return
     champion = best(root)
     if champion is not None and champion.name != name:
-        old = _recorded(champion).get(key)
+        known = told(champion).get("metrics")
+        old = known.get(key) if isinstance(known, dict) else None
         if isinstance(old, int | float) and old >= new:
             return
     write_whole(root / BEST, name + "\n")
@@ -342,24 +345,25 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    """The metrics of a checkpoint; none where its manifest cannot be read."""
+def told(path: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says, unverified; nothing where it cannot be read."""
     try:
-        return dict(_json(path / MANIFEST)["metrics"])
+        return dict(_json(path / MANIFEST))
     except UNREADABLE:
         return {}
 
 
-def _pointer(path: Path) -> str | None:
-    """The name in a pointer file; None where it names no checkpoint."""
+def pointed(root: Path, pointer: str) -> str | None:
+    """The checkpoint that ``latest`` or ``best`` names; None where it names none."""
     try:
-        name = path.read_text(encoding="utf-8").strip()
+        name = (root / pointer).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
     return name if NAME.fullmatch(name) else None
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
     return int(path.name.removeprefix("step_"))
 
 

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from flowrl.algorithms import build, describe, names, paper, summary
 from flowrl.parts.algorithm import Algorithm
+from flowrl.runtime import checkpoint
+from flowrl.runtime.directory import RunDirectory
+
+SCORE = re.compile(r"eval/([^/]+)/mean")
+"""Metrics that are scores: the total (``reward``) and every reward by itself."""
 
 
 def algorithm_rows(name: str | None = None) -> list[dict[str, Any]]:
     """``{name, paper, families, parts, summary}`` of one algorithm or of all."""
     return [_row(each) for each in ([name] if name is not None else names())]
+
+
+def checkpoint_rows(run: Path) -> list[dict[str, Any]]:
+    """``{name, step, time, scores, notes}`` of a run's checkpoints, oldest first. ``scores`` are the means of the
+    evaluation that each was saved with, whatever rewards were watched; ``notes`` say which is latest and best, and what
+    is wrong (sizes are compared, contents are not read). Raises `UserError` where there is no run."""
+    root = RunDirectory.open(run).checkpoints
+    newest, best = checkpoint.pointed(root, checkpoint.LATEST), checkpoint.pointed(root, checkpoint.BEST)
+    rows = []
+    for path in checkpoint.every(root):
+        manifest = checkpoint.told(path)
+        problem = checkpoint.damage(path, contents=False)
+        missing = manifest.get("not_exported") or {}
+        notes = [
+            *(["latest"] if path.name == newest else []),
+            *(["best"] if path.name == best else []),
+            *([f"cannot be read: {problem}"] if problem else []),
+            *(f"without {name}/" for name in missing),
+        ]
+        metrics = manifest.get("metrics")
+        named = metrics.items() if isinstance(metrics, dict) else ()
+        scores = {found[1]: value for key, value in named if (found := SCORE.fullmatch(key))}
+        rows.append({"name": path.name, "step": checkpoint.step_of(path), "time": str(manifest.get("time", "")),
+                     "scores": scores, "notes": notes})  # fmt: skip
+    return rows
 
 
 def differences(one: str, other: str) -> list[list[str]]:

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 from flowrl.config import Config
-from flowrl.errors import UserError, reason
+from flowrl.errors import UserError, exhausted, reason
 from flowrl.runtime.timing import PhaseTimer
-
-SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
-"""What torch's RuntimeErrors of the CPU's, CUDA's and cuBLAS's allocators say."""
-
-
-def exhausted(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, of the machine or of the accelerator."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
 
 
 @contextmanager

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.algorithms import build
 from flowrl.config import Config
+from flowrl.config.model import LoRAConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.regularizers import ValueLoss
-from flowrl.paths import expanded
+from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.runtime.tracking import check_trackers
+from flowrl.samplers.causal import CausalSampler
 from flowrl.score.finding import check_reward
 
 
@@ -42,8 +44,7 @@ def check(config: Config) -> Plan:
         raise UserError(
             f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
-    if any(isinstance(term, ValueLoss) for term in algorithm.regularizers) and not config.model.critic:
-        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=true")
+    _check_critic(config, algorithm)
     try:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
@@ -51,10 +52,14 @@ def check(config: Config) -> Plan:
     if config.eval.prefill is not None and algorithm.family == "diffusion":
         raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
     check_trackers(config.log.trackers)
+    _check_engine(algorithm)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
-    if config.model.adapter is not None and not expanded(config.model.adapter, "model.adapter").is_dir():
-        raise UserError(f"model.adapter: there is no folder {config.model.adapter!r}")
+    if config.model.call:
+        from flowrl.models.diffusion.arguments import check_saved_call
+
+        check_saved_call(local(config.model.path), config.model.call)
+    config = with_adapter(config, algorithm.family)
     for reward in config.rewards:
         check_reward(reward.use)
     train, test = read_prompts(config, config.data.train), None
@@ -63,6 +68,59 @@ def check(config: Config) -> Plan:
     if algorithm.family == "diffusion":
         _check_texts((train, test))
     return Plan(config, algorithm, counts, train, test)
+
+
+def _check_critic(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` for values without a critic, or settings of one that is not there."""
+    critic, options = config.model.critic_for(algorithm.valued), config.optimizer
+    if algorithm.valued and critic is None:
+        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=network")
+    for name, given in (("critic_lr", options.critic_lr is not None), ("critic_warmup", options.critic_warmup > 0)):
+        if given and critic is None:
+            raise UserError(f"optimizer.{name} is a critic's, which this algorithm does not learn; remove it")
+    if options.critic_warmup >= config.train.iterations:
+        raise UserError(
+            f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
+            " the policy learns; lower it"
+        )
+
+
+def with_adapter(config: Config, family: str) -> Config:
+    """The config with ``model.lora`` of the shape and strength of ``model.adapter``, where the user left them open.
+
+    Raises `UserError` for an adapter that is not there, cannot be read, or has another rank than ``model.lora`` says.
+    """
+    model, name = config.model, config.model.adapter
+    if name is None:
+        return config
+    from flowrl.models.adapters import read  # torch and diffusers: only where there is an adapter
+
+    place = expanded(name, "model.adapter")
+    try:
+        adapter = read(str(place) if place.exists() else name, local(model.path), family=family)
+    except UserError as error:
+        raise UserError(f"model.adapter: {error}") from error
+    if model.lora.model_fields_set - {"dropout"}:
+        ranks = sorted({adapter.ranks[layer] for layer in adapter.alphas})
+        if ranks and not model.lora.rank_pattern and ranks != [model.lora.rank]:
+            raise UserError(
+                f"model.lora.rank is {model.lora.rank}, and the adapter {name} has the rank"
+                f" {', '.join(map(str, ranks))}; leave model.lora out to take the adapter's own shape"
+            )
+        return config
+    options = adapter.options()
+    lora = LoRAConfig(
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=list(options.targets or ()),
+        dropout=model.lora.dropout,
+        rslora=options.rslora,
+        dora=options.dora,
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=dict(options.alpha_pattern),
+        parameters=list(options.parameters),
+    )
+    return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
 
 
 def read_prompts(config: Config, spec: str) -> PromptSet:
@@ -74,6 +132,13 @@ def _check_texts(sets: Sequence[PromptSet | None]) -> None:
     for prompt in (prompt for found in sets if found is not None for prompt in found.prompts):
         if prompt.chat is not None:
             raise UserError(f"data: prompt {prompt.id + 1} is a conversation, and image models take a text; rewrite it")
+
+
+def _check_engine(algorithm: Algorithm) -> None:
+    sampler = algorithm.sampler
+    engine = sampler.engine if isinstance(sampler, CausalSampler) else None
+    if engine is not None and importlib.util.find_spec(engine) is None:
+        raise missing(f"algorithm.sampler.engine={engine}", engine, "vllm", "leave engine out")
 
 
 def check_family(path: str, family: str) -> None:
@@ -94,6 +159,9 @@ def check_family(path: str, family: str) -> None:
             raise UserError(
                 f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
             )
+    from flowrl.models.files import check_files
+
+    check_files(folder)
     from flowrl.models.text.opening import declared  # diffusers and transformers: only where there is a model
 
     found, certain = declared(path)

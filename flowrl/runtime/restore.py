@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flowrl.errors import UserError
 from flowrl.models import load_policy
 from flowrl.runtime import checkpoint as checkpoints
 from flowrl.runtime.directory import CONFIG, RunDirectory
+from flowrl.runtime.preflight import with_adapter
 from flowrl.runtime.resume import locate
 
 WEIGHTS = "weights/"
@@ -19,23 +21,29 @@ WEIGHTS = "weights/"
 
 def open_policy(config: Config) -> Any:
     """The policy a run starts from, with ``model.adapter`` loaded if there is one."""
-    policy = load_policy(**config.model.arguments(build(config.algorithm).family))
+    algorithm = build(config.algorithm)
+    fitted = with_adapter(config, algorithm.family)
+    policy = load_policy(**fitted.model.arguments(algorithm.family, algorithm.valued))
     if config.model.adapter is not None:
-        policy.load_adapter(config.model.adapter)
+        policy.load_adapter(os.path.expanduser(config.model.adapter))
     return policy
 
 
 def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     """A run's model with the weight sets of a checkpoint: ``best``, ``latest`` or a path.
 
-    ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one. ``best`` is the latest
-    where the run never evaluated. Raises `UserError` if there is no run or no intact checkpoint.
+    ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one; a critic that the algorithm
+    brought is left out. ``best`` is the latest where the run never evaluated. Raises `UserError` if there is no run or
+    no intact checkpoint.
     """
     path = Path(run)
     config = Config.load(RunDirectory.open(path).path / CONFIG)
     where = locate(path, str(checkpoint)) if checkpoint in ("best", "latest") else locate(Path(checkpoint))
     state = checkpoints.load(where).tensors
-    policy = load_policy(**config.model.arguments(build(config.algorithm).family))
+    family = build(config.algorithm).family
+    policy = load_policy(**config.model.arguments(family))
+    if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
+        policy.load_adapter(os.path.expanduser(config.model.adapter))
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)})
     return policy
 

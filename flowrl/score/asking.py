@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowrl.config.reward import OnErrorConfig
-from flowrl.errors import UserError, told
+from flowrl.errors import UserError, exhausted, told
 from flowrl.score.adapting import Answer, take
 from flowrl.score.answers import as_scores, kind_of
 from flowrl.score.combining import Gate
@@ -140,8 +140,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
 
 def _advice(error: BaseException) -> str:
     """For memory that ran out."""
-    ran_out = isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error)
-    return "; give it a batch_size, or a device of its own" if ran_out else ""
+    return "; give it a batch_size, or a device of its own" if exhausted(error) else ""
 
 
 def _version(samples: Samples) -> int:

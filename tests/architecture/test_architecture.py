@@ -17,7 +17,14 @@ ALLOWED = {
     "flowrl.parts": {"flowrl.types", "flowrl.math"},
     "flowrl.samplers": {"flowrl.types", "flowrl.math"},
     "flowrl.estimators": {"flowrl.types", "flowrl.math"},
-    "flowrl.models": {"flowrl.types", "flowrl.math", "flowrl.errors", "flowrl.paths", "flowrl.worlds"},
+    "flowrl.models": {
+        "flowrl.types",
+        "flowrl.math",
+        "flowrl.errors",
+        "flowrl.paths",
+        "flowrl.worlds",
+        "flowrl.runtime.files",
+    },
     "flowrl.algorithms": {
         "flowrl.types",
         "flowrl.errors",

@@ -140,7 +140,7 @@ def test_export_traps(folder, tmp_path):
     base = outputs(policy.pipeline)
     move(policy, 0.2)
     trained = outputs(policy.pipeline)
-    assert policy.formats == ("diffusers", "peft", "merged")
+    assert policy.formats == ("diffusers", "peft", "kohya", "merged")
     policy.export(tmp_path / "diffusers", "diffusers")
     policy.export(tmp_path / "peft", "peft")
     bare = tmp_path / "bare.safetensors"

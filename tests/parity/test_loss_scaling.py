@@ -205,7 +205,8 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     )
     algorithm = algorithms.build({"use": name, **sizes})
     if family == "diffusion":
-        algorithm = replace(algorithm, sampler=replace(algorithm.sampler, steps=6, guidance=1.0))
+        sampler: Any = algorithm.sampler
+        algorithm = replace(algorithm, sampler=replace(sampler, steps=6, guidance=1.0))
     if (family, dtype) not in HALF:
         HALF[family, dtype] = open_policy(
             {"diffusion": "awm", "causal": "grpo"}.get(family, "diffu_grpo"), folder, dtype

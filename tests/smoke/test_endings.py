@@ -17,8 +17,7 @@ import torch
 
 import flowrl
 from flowrl.config import Config
-from flowrl.errors import UserError
-from flowrl.runtime.memory import exhausted
+from flowrl.errors import UserError, exhausted
 from flowrl.runtime.streams import Steady, steady
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from flowrl.config import Config, RewardConfig
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
-from flowrl.evaluation.adapters import DIFFUSERS_FILE as FILE
 from flowrl.evaluation.generate import Maker, generate
 from flowrl.evaluation.layout import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
 from flowrl.evaluation.results import Judged, summarise
@@ -22,6 +21,7 @@ from flowrl.evaluation.runner import choose
 from flowrl.evaluation.scored import scored
 from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
 from flowrl.evaluation.table import format_estimate
+from flowrl.models.adapters.reading import DIFFUSERS_FILE as FILE
 from flowrl.models.tiny import TinyFlow
 from flowrl.runtime import checkpoint
 from flowrl.runtime.restore import open_policy, policy_of_run
@@ -427,7 +427,7 @@ def test_a_lora_of_diffusers_is_judged_on_the_model_it_names_or_is_given(run, tm
         evaluate("shapes", ["geneval"], tmp_path / "none", model="shapes", **options)
     (bare / FILE).unlink()
     save_file({"lora_unet_down.lora_down.weight": torch.zeros(2, 3)}, bare / FILE)
-    with pytest.raises(UserError, match="is no LoRA of one rank on a transformer or unet"):
+    with pytest.raises(UserError, match=r"no LoRA of the transformer.*kohya.s names of another model"):
         evaluate(str(bare), ["geneval"], tmp_path / "none", model="shapes", **options)
 
 

@@ -18,6 +18,7 @@ from flowrl.errors import UserError
 from flowrl.report.record import read
 from flowrl.runtime import checkpoint, inputs
 from flowrl.runtime.directory import RunDirectory
+from flowrl.runtime.listing import checkpoint_rows
 from flowrl.runtime.resume import NEVER, begin
 
 REWARD = "from beside import factor\n\ndef good(images, prompts):\n    return images.mean((1, 2, 3)) * factor\n"
@@ -217,7 +218,7 @@ def test_resume_notices_other_libraries(tmp_path: Path) -> None:
 
 
 def test_a_longer_run_under_a_decaying_rate_is_asked_about(tmp_path: Path) -> None:
-    decaying = {"optimizer": {"schedule": "cosine"}}
+    decaying: dict[str, Any] = {"optimizer": {"schedule": "cosine"}}
     started(tmp_path, **decaying)
     longer = written(tmp_path, train={"iterations": 12}, **decaying)
     run = RunDirectory(longer.directory)
@@ -288,3 +289,29 @@ def _mangled(data: bytes) -> bytes:
     if kind == 4:
         return data.replace(b'"step": ', b'"step": ' + random.choice([b"null, ", b'"x", ', b"[1], ", b"1e999, "]), 1)
     return data.replace(b"1", random.choice([b"NaN", b"{}", b'"1"', b"-1", b"1" * 400]), 1)
+
+
+def test_checkpoints_are_listed_with_their_scores(tmp_path: Path) -> None:
+    config, run = started(tmp_path, steps=1)
+    scores = {"eval/reward/mean": 0.5, "eval/mine/mean": 0.25, "eval/mine/std": 9.0, "loss": 3.0}
+    checkpoint.save(run.checkpoints, 2, {"a": torch.ones(2)}, {}, {}, scores, best="eval/reward/mean")
+
+    def fails(folder: Path) -> None:
+        raise UserError("it differs")
+
+    with pytest.warns(UserWarning, match="without its export"):
+        checkpoint.save(run.checkpoints, 3, {"a": torch.ones(2)}, {}, {"lora": fails}, {}, keep=9)
+    HARMS["truncated"](run.checkpoints / "step_000001")
+    rows = checkpoint_rows(config.directory)
+    assert [(row["name"], row["notes"]) for row in rows] == [
+        ("step_000001", [f"cannot be read: {checkpoint.STATE} has 10 of {rows_bytes(run)} bytes"]),
+        ("step_000002", ["best"]),
+        ("step_000003", ["latest", "without lora/"]),
+    ]
+    assert rows[1]["scores"] == {"reward": 0.5, "mine": 0.25} and rows[0]["scores"] == {}
+    with pytest.raises(UserError, match="is not a run"):
+        checkpoint_rows(tmp_path / "nowhere")
+
+
+def rows_bytes(run: RunDirectory) -> int:
+    return checkpoint.told(run.checkpoints / "step_000001")["files"][checkpoint.STATE]["bytes"]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, exhausted, reason
+from flowrl.models.diffusion.arguments import batch_call, check_call, formed, guidance_advice
 
 NETWORKS = ("transformer", "unet")
 """Where diffusers pipelines keep their denoiser."""
@@ -56,10 +57,6 @@ class Trace:
     """The pipeline's output where it ran to its end."""
 
 
-_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
-"""What a pipeline raises for arguments or batch sizes it cannot take."""
-
-
 class _StopRun(Exception):  # noqa: N818  (it is no error)
     """Ends a watched run once everything needed has been seen."""
 
@@ -91,20 +88,21 @@ class Recorder:
         self.pipeline = pipeline
         self.precision = precision
         """Context the denoiser computes in."""
-        self.call = dict(call)
         self.network_name = denoiser_name(pipeline)
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self._signature = inspect.signature(type(pipeline).__call__)
+        check_call(call, self._signature.parameters, type(pipeline).__name__)
+        self.call = formed(call, self._signature.parameters)
         self._network_signature = inspect.signature(self.network.forward)
         self.network_takes_return_dict = "return_dict" in self._network_signature.parameters
         self._texts: dict[int, Any] = {}
         self._form: Callable[[Tensor], Any] = lambda prediction: (prediction,)
-        known = [n for n in self._signature.parameters if n != "self"]
-        for key in self.call:
-            if key not in known:
-                raise UserError(
-                    f"{type(pipeline).__name__} takes no argument {key!r} (model.call)" + did_you_mean(key, known)
-                )
+
+    @property
+    def guidance_advice(self) -> str:
+        """What to do where guidance is asked of a pipeline that runs one branch."""
+        embedded = "guidance" in self._network_signature.parameters
+        return guidance_advice(self._signature.parameters, embedded)
 
     def record(
         self,
@@ -217,11 +215,14 @@ class Recorder:
                 return self.pipeline(**{k: v for k, v in arguments.items() if k in known})
         except _StopRun:
             return None
-        except _FAILURES as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        except UserError:
+            raise
+        except Exception as error:  # a pipeline's code raises what it likes for arguments that it cannot take
+            if exhausted(error):
+                raise
             raise UserError(
                 f"{type(self.pipeline).__name__} itself fails on {len(prompts)} prompts with model.call"
-                f" {', '.join(sorted(self.call)) or '(none)'}: {reason}"
+                f" {', '.join(sorted(self.call)) or '(none)'}: {reason(error)}"
             ) from error
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,20 +327,6 @@ class _StepResult(tuple):
     @property
     def pred_original_sample(self) -> Tensor:
         return self[0]
-
-
-def batch_call(call: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The user's arguments for ``count`` prompts: a text, or an embedding of one row, is repeated."""
-    grown: dict[str, Any] = {}
-    for key, value in call.items():
-        if isinstance(value, str) and "prompt" in key:
-            value = [value] * count
-        elif isinstance(value, Tensor) and "prompt" in key and len(value) == 1:
-            value = value.expand(count, *value.shape[1:])
-        elif isinstance(value, list) and "prompt_embeds" in key and len(value) == 1:
-            value = value * count
-        grown[key] = value
-    return grown
 
 
 def _media(output: Any) -> Tensor | None:

@@ -1,150 +1,239 @@
-"""Adapters and merged pipelines on disk, each verified by loading it into a fresh copy of the base model."""
+"""Adapters and merged pipelines on disk, each verified by loading it into a copy of the base model."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import Tensor
+import torch
+from safetensors.torch import save_file
 
 from flowrl.errors import UserError
 from flowrl.models import exporting
-from flowrl.models.diffusion.capture import Recorder
+from flowrl.models.adapters import kohya
+from flowrl.models.adapters.diffusion import ENCODERS, quiet
+from flowrl.models.adapters.encoders import folded, place_encoders
+from flowrl.models.adapters.structure import DOWN, UP
+from flowrl.models.diffusion.capture import predicted
 from flowrl.models.diffusion.recipe import PROBES
-from flowrl.models.exporting import PEFT_FILE, adapter_tensors, deviation
-from flowrl.models.loading import Placement, Source
+from flowrl.models.exporting import adapter_tensors, deviation
+from flowrl.models.loading import Source
 from flowrl.models.lora import ADAPTER
 
 if TYPE_CHECKING:
     from flowrl.models.diffusion.policy import DiffusionPolicy
 
-Format = Literal["diffusers", "peft", "merged"]
+Format = Literal["diffusers", "peft", "kohya", "merged"]
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-METADATA = "lora_adapter_metadata"
-"""Key of the safetensors header under which diffusers keeps rank and alpha."""
 
 
 def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    :func:`flowrl.models.exporting.into_folder`."""
+    :func:`flowrl.models.exporting.into_folder`. Adapters are loaded into a copy of the network that shares the base's
+    tensors; merged weights are read back on the CPU and take the network's place on its device."""
 
     def write(work: Path) -> float:
-        reloaded = _WRITERS[to](policy, _fresh(policy), work)
-        if to != "merged":
-            exporting.check_adapter(policy.network, getattr(reloaded, policy.recorder.network_name), to)
+        reloaded = _network(policy, _WRITERS[to](policy, work, directory.name))
+        if to == "kohya":
+            exporting.check_updates(policy.network, reloaded, to)
+        elif to != "merged":
+            exporting.check_adapter(policy.network, reloaded, to)
         return _difference(policy, reloaded)
 
     return exporting.into_folder(directory, to, get_args(Format), policy.adaptation, policy.dtype, write)
 
 
 def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
-    """The formats this model can be exported to: some pipelines load no LoRA files, a fully trained one has none."""
-    if policy.adaptation.lora is None:
+    """The formats this model can be exported to: some pipelines load no LoRA files, kohya's names are those of few
+    models and have no magnitudes of DoRA that diffusers reads, a fully trained model has no adapter."""
+    lora = policy.adaptation.lora
+    if lora is None:
         return ("merged",)
     saver = getattr(policy.pipeline, "save_lora_weights", None)
     takes = set() if saver is None else set(inspect.signature(saver).parameters)
     loads = f"{policy.recorder.network_name}_lora_layers" in takes and hasattr(policy.network, "load_lora_adapter")
-    return get_args(Format) if loads else ("peft", "merged")
+    if not loads:
+        return ("peft", "merged")
+    named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora
+    return ("diffusers", "peft", "kohya", "merged") if named else ("diffusers", "peft", "merged")
 
 
-def load_adapter(policy: DiffusionPolicy, directory: Path) -> None:
-    """Copy the weights of a LoRA folder into the live ones: see :func:`flowrl.models.exporting.load_adapter`."""
-    exporting.load_adapter(policy.adaptation, directory, _read(directory, policy.recorder.network_name))
+def load_adapter(policy: DiffusionPolicy, directory: Path | str) -> None:
+    """Copy an adapter's weights into the live ones: see :func:`flowrl.models.exporting.load_adapter`; what it holds for
+    text encoders goes into the pipeline's, which stay frozen."""
+    from flowrl.models.adapters import read
+
+    model = policy.source.path if policy.source is not None else None
+    adapter = read(str(directory), model, policy.recorder.network_name)
+    if adapter.encoders:
+        for name in ENCODERS:
+            if getattr(policy.pipeline.components.get(name), "peft_config", None):
+                exporting.without_adapter(policy.pipeline.components[name])
+        place_encoders(policy.pipeline, adapter, ADAPTER)
+    exporting.load_adapter(policy.network, policy.adaptation, adapter)
 
 
-def _write_diffusers(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
-    name = policy.recorder.network_name
+def _network(policy: DiffusionPolicy, pipeline: Any) -> Any:
+    return getattr(pipeline, policy.recorder.network_name)
+
+
+def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+    network = policy.recorder.network_name
     if "diffusers" not in formats(policy):
-        raise UserError(f"{type(base).__name__} cannot load LoRA files in diffusers; export to peft or merged")
+        raise UserError(
+            f"{type(policy.pipeline).__name__} cannot load LoRA files in diffusers; export to peft or merged"
+        )
     # without the metadata diffusers assumes alpha == rank, and the adapter acts at the wrong strength
-    base.save_lora_weights(
-        work,
-        **{f"{name}_lora_layers": adapter_tensors(policy.adaptation), f"{name}_lora_adapter_metadata": _config(policy)},
-    )
-    with _quiet():
+    given = {
+        f"{network}_lora_layers": adapter_tensors(policy.adaptation),
+        f"{network}_lora_adapter_metadata": _config(policy),
+    }
+    base = _twin(policy)
+    base.save_lora_weights(work, **given, **_encoders(policy))
+    exporting.sort_header(work / DIFFUSERS_FILE)
+    with quiet():
         base.load_lora_weights(work)
     return base
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without diffusers' notes that text encoders have no adapter."""
-    from diffusers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _write_peft(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
+def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     exporting.save_peft(policy.network, policy.adaptation, policy.source, work)
-    exporting.load_peft(getattr(base, policy.recorder.network_name), work)
+    base = _twin(policy)
+    exporting.load_peft(_network(policy, base), work)
     return base
 
 
-def _write_merged(policy: DiffusionPolicy, base: Any, work: Path) -> Any:
+def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+    """One file, loaded again as users of diffusers would; what diffusers has no converter for (SD3), by our own."""
+    from flowrl.models.adapters import read
+
+    kind = type(policy.pipeline).__name__
+    if "kohya" not in formats(policy):
+        raise UserError(f"kohya's names have none for {kind}, or no DoRA; export to diffusers or peft")
+    if any(getattr(policy.pipeline.components.get(encoder), "peft_config", None) for encoder in ENCODERS):
+        raise UserError("kohya's form of an adapter with text encoders is not written; export to diffusers")
+    file = work / f"{name}.safetensors"
+    tensors = adapter_tensors(policy.adaptation)
+    layers = {key.removesuffix(DOWN): (value, tensors[key.replace(DOWN, UP)]) for key, value in tensors.items()
+              if key.endswith(DOWN)}  # fmt: skip
+    modules: dict[str, Any] = {layer: policy.network.get_submodule(layer) for layer in layers}
+    scales = {layer: module.scaling[ADAPTER] for layer, module in modules.items()}
+    lpb = getattr(getattr(policy.network, "config", None), "layers_per_block", 2)
+    named = kohya.to_kohya(kind, layers, scales, lambda layer: _width(policy.network, layer), lpb)
+    lora = policy.adaptation.lora
+    assert lora is not None
+    facts = {"ss_network_module": str(kohya.module_of(kind)), "ss_network_dim": str(lora.rank),
+             "ss_network_alpha": f"{lora.alpha:g}"}  # fmt: skip
+    save_file(named, file, {"format": "pt", **facts})
+    exporting.sort_header(file)
+    base = _twin(policy)
+    if kohya.is_sd3(named):
+        adapter = read(str(file), str(policy.source.path) if policy.source else None, policy.recorder.network_name)
+        state = {f"{policy.recorder.network_name}.{key}": value for key, value in adapter.tensors.items()}
+        base.load_lora_weights(state)
+        return base
+    try:
+        with quiet():
+            base.load_lora_weights(work)
+    except (ValueError, NotImplementedError, AssertionError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"diffusers cannot read kohya's names of this adapter ({error}); export to diffusers, or adapt attention"
+        ) from error
+    return base
+
+
+def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     from flowrl.models.diffusion.load import open_pipeline
 
-    network = getattr(base, policy.recorder.network_name)
-    exporting.merge(network, policy.network, policy.adaptation)
-    network.requires_grad_(False)
+    base = _fresh(policy)
+    exporting.merge(_network(policy, base), policy.network, policy.adaptation)
+    _network(policy, base).requires_grad_(False)
+    for encoder in ENCODERS:
+        if getattr(base.components.get(encoder), "peft_config", None):
+            setattr(base, encoder, _merged_encoder(base.components[encoder]))
     base.save_pretrained(work, safe_serialization=True)
-    return open_pipeline(Source(str(work)), policy.dtype)
+    return open_pipeline(Source(str(work)), policy.dtype, _frozen(policy))
 
 
-_WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "merged": _write_merged}
+_WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "kohya": _write_kohya, "merged": _write_merged}
+
+
+def _width(network: Any, layer: str) -> int:
+    return network.get_submodule(layer).out_features
 
 
 def _config(policy: DiffusionPolicy) -> dict[str, Any]:
-    network: Any = policy.network
-    config = network.peft_config[ADAPTER].to_dict()
-    config["base_model_name_or_path"] = None if policy.source is None else policy.source.path
+    config = exporting.configuration(policy.network, policy.source).to_dict()
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 
-def _fresh(policy: DiffusionPolicy) -> Any:
-    """A base pipeline with an untrained denoiser and the original scheduler; the frozen parts are the policy's own, so
-    that only the denoiser is read again."""
-    from flowrl.models.diffusion.load import open_pipeline
+def _encoders(policy: DiffusionPolicy) -> dict[str, Any]:
+    """Arguments for what the pipeline's text encoders were adapted with, by a file that the policy started from."""
+    from peft import get_peft_model_state_dict
 
-    name = policy.recorder.network_name
-    if policy.source is not None:
-        shared = {k: v for k, v in policy.pipeline.components.items() if k not in (name, "scheduler")}
-        return open_pipeline(policy.source, policy.dtype, shared).to(policy.device)
+    found: dict[str, Any] = {}
+    for name in ENCODERS:
+        encoder: Any = policy.pipeline.components.get(name)
+        if getattr(encoder, "peft_config", None):
+            config = copy.deepcopy(encoder.peft_config[ADAPTER])
+            config.target_modules = sorted(config.target_modules)
+            tensors = {f"{name}.{k}": v for k, v in get_peft_model_state_dict(encoder, adapter_name=ADAPTER).items()}
+            found[f"{name}_lora_layers"] = {
+                key.removeprefix(f"{name}."): value for key, value in folded(tensors, {}, name).items()
+            }
+            found[f"{name}_lora_adapter_metadata"] = {k: sorted(v) if isinstance(v, set) else v
+                                                      for k, v in config.to_dict().items()}  # fmt: skip
+    return found
+
+
+def _merged_encoder(encoder: Any) -> Any:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    other = copy.deepcopy(encoder)
+    for module in other.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    return exporting.without_adapter(other)
+
+
+def _twin(policy: DiffusionPolicy) -> Any:
+    """The pipeline with a denoiser (and adapted text encoders) of modules of its own on the policy's tensors, without
+    adapters."""
     base = copy.copy(policy.pipeline)
-    network: Any = copy.deepcopy(policy.network)
-    if policy.adaptation.lora is not None:
-        network.unload_lora()
-    setattr(base, name, network)
+    setattr(base, policy.recorder.network_name, exporting.twin(policy.network))
+    for name in ENCODERS:
+        if getattr(policy.pipeline.components.get(name), "peft_config", None):
+            setattr(base, name, exporting.twin(policy.pipeline.components[name]))
     return base
 
 
-def _difference(policy: DiffusionPolicy, reloaded: Any) -> float:
-    from flowrl.models.diffusion.load import prepare
-
-    prepare(reloaded, Placement(policy.device, policy.dtype))
-    theirs = Recorder(reloaded, policy.recorder.call).record(PROBES, 2)
-    ours = policy.recorder.record(PROBES, 2)
-    return max(deviation(a.model_output, b.model_output) for a, b in zip(ours.steps, theirs.steps, strict=True))
+def _frozen(policy: DiffusionPolicy) -> dict[str, Any]:
+    """The parts that are not trained, which need not be read again."""
+    names = (policy.recorder.network_name, "scheduler")
+    return {key: value for key, value in policy.pipeline.components.items() if key not in names}
 
 
-def _read(directory: Path, network_name: str) -> tuple[dict[str, Tensor], float]:
-    """``(tensors by name without prefix, alpha / rank)``."""
-    if (directory / PEFT_FILE).is_file():
-        return exporting.read_peft(directory)
-    if not (directory / DIFFUSERS_FILE).is_file():
-        raise UserError(f"{directory} holds no LoRA adapter ({DIFFUSERS_FILE} or {PEFT_FILE})")
-    tensors, header = exporting.read_tensors(directory / DIFFUSERS_FILE)
-    metadata = json.loads(header.get(METADATA, "{}"))
-    alpha, rank = metadata.get(f"{network_name}.lora_alpha"), metadata.get(f"{network_name}.r")
-    bare = {key.removeprefix(f"{network_name}."): value for key, value in tensors.items()}
-    # files without metadata were made for alpha == rank: what diffusers itself assumes
-    return bare, 1.0 if alpha is None or rank is None else alpha / rank
+def _fresh(policy: DiffusionPolicy) -> Any:
+    """A base pipeline with an untrained denoiser in the host's memory and the original scheduler."""
+    from flowrl.models.diffusion.load import open_pipeline
+
+    if policy.source is not None:
+        return open_pipeline(policy.source, policy.dtype, _frozen(policy))
+    base = copy.copy(policy.pipeline)
+    setattr(base, policy.recorder.network_name, exporting.without_adapter(copy.deepcopy(policy.network).to("cpu")))
+    return base
+
+
+@torch.no_grad()
+def _difference(policy: DiffusionPolicy, network: Any) -> float:
+    """Largest relative deviation of the reloaded network's own predictions, before guidance, at the inputs of two
+    steps of the pipeline."""
+    calls = [call for step in policy.recorder.record(PROBES, 2).steps for call in step.calls]
+    gaps = []
+    with exporting.exchanged(policy.network, network), policy.recorder.precision():
+        for call in calls:
+            assert call.prediction is not None
+            gaps.append(deviation(call.prediction, predicted(network.eval()(**call.inputs))))
+    return max(gaps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,12 @@ from flowrl.models.diffusion.capture import Recorder, denoiser_name
 from flowrl.models.diffusion.exceptions import REFUSED, TARGETS
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import calibrate
+from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.loading import (
     Placement,
     Source,
     bars_hidden,
+    check_finite,
     check_name,
     compile_blocks,
     exclusive,
@@ -73,6 +74,9 @@ def load_policy(
     adaptation = adapt(network, options, TARGETS.get(type(network).__name__, ATTENTION))
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     recipe = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
@@ -99,7 +103,13 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
         )
     check_name(source)
     # parts a folder was saved without (text encoders, for ready-made embeddings) have to be named to be left out
-    index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
+    index: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
+    if folder.is_dir():
+        check_files(folder)
+        index = read_object(folder / "model_index.json")
+        variant = variant_of(folder)
+        chosen = {} if variant is None else {"variant": variant}
     absent = {key: None for key, value in index.items() if value == [None, None]}
     try:
         with bars_hidden():
@@ -108,9 +118,10 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=where.trust_remote_code,
+                **chosen,
                 **{**absent, **(components or {})},
             )
-    except (OSError, ValueError, AttributeError, ImportError, TypeError) as error:
+    except Exception as error:  # whatever the library raises for files that are not as it wrote them
         raise unreadable(source, error) from error
     if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
         pipeline.register_modules(safety_checker=None)

@@ -131,14 +131,18 @@ class DiffusionPolicy:
             conditional = self._evaluate([cond], read, timestep, condition)[0]
         return mixing.mix(conditional, unconditional, scale)
 
+    def check_guidance(self, guidance: float | None) -> None:
+        """Raise `UserError` for a guidance scale that needs a branch this pipeline was loaded without."""
+        self._scale(guidance)
+
     def _scale(self, guidance: float | None) -> float:
         mixing = self.recipe.guidance
         if guidance is None:
             return mixing.scale
         if mixing.unconditional is None and guidance != 1.0:
             raise UserError(
-                f"guidance {guidance:g} needs the unconditional branch, which this pipeline was loaded without; set a"
-                " guidance above 1 in model.call (guidance_scale or true_cfg_scale), or leave the guidance at 1"
+                f"guidance {guidance:g} needs the unconditional branch, which {type(self.pipeline).__name__} was loaded"
+                f" without; {self.recorder.guidance_advice}"
             )
         return float(guidance)
 
@@ -216,8 +220,10 @@ class DiffusionPolicy:
         return exporting.formats(self)
 
     def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA folder written by flowrl, diffusers or PEFT into the live weights."""
-        exporting.load_adapter(self, Path(directory))
+        """Read a LoRA (of PEFT, diffusers, kohya, ...: a folder, a file, a hub id) into the live weights, and what it
+        holds for text encoders into those, for every weight set alike."""
+        exporting.load_adapter(self, directory)
+        self.encoder = Encoder(self.recorder, self.recipe)
 
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:

@@ -27,13 +27,13 @@ Format = Literal["peft", "merged"]
 
 def export(policy: TextPolicy, directory: Path, to: Format) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    :func:`flowrl.models.exporting.into_folder`. The value head is not part of it."""
+    :func:`flowrl.models.exporting.into_folder`. The critic is not part of it."""
     network = policy.network
 
     def write(work: Path) -> float:
         if to == "peft":
-            base = open_model(policy.source, policy.family, policy.dtype)
-            exporting.save_peft(network.model, network.adaptation, policy.source, work)
+            base = exporting.twin(network.model)
+            exporting.save_peft(network.model, network.adaptation, policy.source, work, task_of(policy))
             exporting.load_peft(base, work)
             exporting.check_adapter(network.model, base, to)
             return _difference(policy, base)
@@ -42,9 +42,25 @@ def export(policy: TextPolicy, directory: Path, to: Format) -> float:
     return exporting.into_folder(directory, to, get_args(Format), network.adaptation, policy.dtype, write)
 
 
-def load_adapter(policy: TextPolicy, directory: Path) -> None:
-    """Copy the weights of a PEFT folder into the live ones: see :func:`flowrl.models.exporting.load_adapter`."""
-    exporting.load_adapter(policy.network.adaptation, directory, exporting.read_peft(directory))
+def task_of(policy: TextPolicy) -> dict[str, Any]:
+    """How PEFT's ``AutoPeftModel`` finds the base model's class: causal ones by their task; masked ones, for which
+    PEFT has no task, by their class where it is transformers' own. Code that comes with a model is opened as
+    ``AutoModel``, PEFT's ``FEATURE_EXTRACTION``."""
+    if policy.family == "causal":
+        return {"task_type": "CAUSAL_LM"}
+    kind = type(policy.network.model)
+    if not kind.__module__.startswith("transformers."):
+        return {"task_type": "FEATURE_EXTRACTION"}
+    return {"auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
+
+
+def load_adapter(policy: TextPolicy, directory: Path | str) -> None:
+    """Copy an adapter's weights into the live ones: see :func:`flowrl.models.exporting.load_adapter`."""
+    from flowrl.models.adapters import read
+
+    network = policy.network
+    adapter = read(str(directory), policy.source.path, family=policy.family)
+    exporting.load_adapter(network.model, network.adaptation, adapter)
 
 
 def _merged(policy: TextPolicy, work: Path) -> Any:
@@ -79,7 +95,9 @@ def untie(network: Any, adaptation: Adaptation) -> None:
         UserError: where the weight is shared with the embeddings, which would change with it.
     """
     adapted = {name.rsplit(".lora_", 1)[0] for name in adaptation.parameters} if adaptation.lora else set()
-    weights = [getattr(network.get_submodule(name), "weight", None) for name in sorted(adapted)]
+    adapted = {name.removesuffix(".base_layer") for name in adapted}  # experts, wrapped once for each parameter
+    layers = [network.get_submodule(name) for name in sorted(adapted)]
+    weights = [layer.weight for layer in layers if getattr(layer, "weight", None) is not None]
     embeddings = network.get_input_embeddings().weight
     if any(weight is embeddings for weight in weights):
         raise UserError(
@@ -101,9 +119,10 @@ def untie(network: Any, adaptation: Adaptation) -> None:
 def _difference(policy: TextPolicy, reloaded: Any) -> float:
     """Largest relative deviation of the reloaded model's own logits from the policy's."""
     probe = probing.probe_of(policy)
-    ours = policy.logits(*probe)
+    ours = policy.logits(*probe).cpu()
     other = copy.copy(policy)
-    other.network = Network(reloaded.to(policy.device).eval(), Adaptation({}, None), policy.network.placement)
-    theirs = probing.own_logits(other, probe)
+    with exporting.exchanged(policy.network.model, reloaded):
+        other.network = Network(reloaded.eval(), Adaptation({}, None), policy.network.placement)
+        theirs = probing.own_logits(other, probe).cpu()
     possible = ~theirs.isinf()
     return deviation(ours[possible], theirs[possible])

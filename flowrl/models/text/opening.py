@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, reason
+from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.loading import Source, bars_hidden, check_name, unreadable
 from flowrl.models.text import legacy
 
@@ -21,7 +22,6 @@ PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
 MASKED_NAMES = ("llada", "dream", "diffusion_gemma")
 """Beginnings of the model types whose classes do not say that they are masked-diffusion models."""
 KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
-FAILURES = (OSError, ValueError, AttributeError, ImportError, TypeError, KeyError, RuntimeError)
 
 
 def world_bases(name: str) -> dict[str, Path] | None:
@@ -82,7 +82,7 @@ def read_json(path: str, name: str) -> dict[str, Any] | None:
     folder = Path(path)
     if folder.is_dir():
         file = folder / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        return read_object(file) if file.is_file() else None
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         return None
     from huggingface_hub import hf_hub_download
@@ -169,7 +169,11 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
     """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
     place, _ = _places(source)
     loader = _loader(place, family, source.trust_remote_code)
-    chosen = {} if attention is None else {"attn_implementation": attention}
+    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if Path(place).is_dir():
+        check_files(Path(place))
+        variant = variant_of(Path(place))
+        chosen |= {} if variant is None else {"variant": variant}
     try:
         with bars_hidden(), legacy.understood() if source.trust_remote_code else nullcontext():
             model, report = loader.from_pretrained(
@@ -181,11 +185,9 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
                 **chosen,
             )
             legacy.mend(model)
-    except FAILURES as error:
+    except Exception as error:  # whatever the library or the model's own code raises
         if attention is not None and "ttention" in str(error):
-            raise UserError(
-                f"attention {attention!r} is not available for {place}: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise UserError(f"attention {attention!r} is not available for {place}: {reason(error)}") from error
         raise unreadable(place, error) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -210,9 +212,9 @@ def open_tokenizer(source: Source) -> Any:
         raise UserError(f"the pipeline {source.path} was saved without a tokenizer; save one in its folder 'tokenizer'")
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=source.trust_remote_code)
-    except FAILURES as error:
+    except Exception as error:  # as of the network
         raise UserError(
-            f"no tokenizer can be loaded from {place}: {str(error).strip().splitlines()[0]}; save one beside the model"
+            f"no tokenizer can be loaded from {place}: {reason(error)}; save one beside the model"
         ) from error
 
 

@@ -1,0 +1,85 @@
+"""What can be seen of a model's folder without loading it: damaged, missing, or of another kind than is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from flowrl.errors import UserError, reason
+
+LARGEST_JSON = 8 << 20
+"""Bytes; larger ones are vocabularies, which their reader checks."""
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+WEIGHTS = re.compile(r"^(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors$")
+
+
+def read_object(path: Path, key: str = "model") -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{key}: {path} is damaged: not JSON ({reason(error)}); download the model again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: {path} is damaged: it should hold an object, found {type(value).__name__}")
+    return value
+
+
+def check_files(folder: Path, key: str = "model.path") -> None:
+    """Raise `UserError` for a config that is no JSON, and weights that are cut short, in a model's folder and the
+    folders of its parts; weights as pickles only are refused as well. Reads headers, no weights."""
+    places = [folder, *sorted(part for part in folder.iterdir() if part.is_dir() and _is_part(part))]
+    for place in places:
+        for path in sorted(place.glob("*.json")):
+            if path.name.endswith(("config.json", "index.json")) and path.stat().st_size <= LARGEST_JSON:
+                _check_index(path, read_object(path, key), key)
+        for path in sorted(place.glob("*.safetensors")):
+            _check_header(path, key)
+        pickled = sorted(
+            path.name for path in place.iterdir() if path.suffix in PICKLED and path.stem != "training_args"
+        )
+        if pickled and not any(place.glob("*.safetensors")):
+            raise UserError(
+                f"{key}: {place} holds its weights as a pickle ({pickled[0]}), which can run code and is not read; "
+                "convert it once: python -m flowrl.score.convert SRC DST"
+            )
+
+
+def variant_of(folder: Path) -> str | None:
+    """The name between the dots of ``model.fp16.safetensors`` where a part of the model has only such weights."""
+    for place in (folder, *sorted(part for part in folder.iterdir() if part.is_dir())):
+        found = {match["variant"] for path in place.glob("*.safetensors") if (match := WEIGHTS.match(path.name))}
+        if found and None not in found:
+            return min(name for name in found if name)
+    return None
+
+
+def _is_part(folder: Path) -> bool:
+    """Whether a sub-folder belongs to the model, and not to what somebody keeps beside it."""
+    return not folder.name.startswith((".", "checkpoint"))
+
+
+def _check_index(path: Path, value: dict[str, Any], key: str) -> None:
+    """Every file of weights that an index of shards names has to be there."""
+    shards = value.get("weight_map")
+    if path.name.endswith(".safetensors.index.json") and isinstance(shards, dict):
+        for name in dict.fromkeys(map(str, shards.values())):
+            if not (path.parent / name).is_file():
+                raise UserError(f"{key}: {path.parent / name} is missing, which {path.name} names; download it again")
+
+
+def _check_header(path: Path, key: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        if path.is_dir():
+            raise UserError(f"{key}: {path} is a folder, where a file of weights should be") from None
+        with path.open("rb") as file:
+            start = file.read(40)
+        if start.startswith(b"version https://git-lfs"):
+            raise UserError(f"{key}: {path} is a pointer of Git LFS and no weights; run git lfs pull") from None
+        raise UserError(f"{key}: {path} is damaged or cut short ({reason(error)}); download it again") from None
