@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import rewards as shipped
-from flowrl.errors import UserError, did_you_mean, missing, told
+from flowrl.errors import UserError, did_you_mean, missing, reason, told
 from flowrl.paths import expanded
 from flowrl.remote import check_remote, find_remote, is_remote
 from flowrl.score.leaving import contained
@@ -172,9 +172,11 @@ def _parse(path: Path) -> ast.Module:
     if not path.is_file():
         raise UserError(f"reward file {path} does not exist (looked in {Path.cwd()})")
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+        return ast.parse(path.read_bytes(), str(path))  # which knows Python's rules of encodings
     except SyntaxError as error:
         raise UserError(f"reward file {path} line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError, OSError) as error:  # NUL bytes, thousands of brackets
+        raise UserError(f"reward file {path} is no Python: {reason(error)}") from None
 
 
 def _import_file(path: Path) -> ModuleType:
