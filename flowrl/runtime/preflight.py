@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.parts.algorithm import Algorithm
 from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.runtime.tracking import check_trackers
+from flowrl.samplers.causal import CausalSampler
 from flowrl.score.finding import check_reward
 
 
@@ -50,6 +52,7 @@ def check(config: Config) -> Plan:
     if config.eval.prefill is not None and algorithm.family == "diffusion":
         raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
     check_trackers(config.log.trackers)
+    _check_engine(algorithm)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
     if config.model.call:
@@ -129,6 +132,13 @@ def _check_texts(sets: Sequence[PromptSet | None]) -> None:
     for prompt in (prompt for found in sets if found is not None for prompt in found.prompts):
         if prompt.chat is not None:
             raise UserError(f"data: prompt {prompt.id + 1} is a conversation, and image models take a text; rewrite it")
+
+
+def _check_engine(algorithm: Algorithm) -> None:
+    sampler = algorithm.sampler
+    engine = sampler.engine if isinstance(sampler, CausalSampler) else None
+    if engine is not None and importlib.util.find_spec(engine) is None:
+        raise missing(f"algorithm.sampler.engine={engine}", engine, "vllm", "leave engine out")
 
 
 def check_family(path: str, family: str) -> None:

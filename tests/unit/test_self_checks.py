@@ -138,6 +138,8 @@ def test_the_count_is_of_what_peft_adapted_and_none_is_refused() -> None:
     made = adapt(network, LoRAOptions(rank=2, targets=("1",)))
     assert made.describe() == "LoRA of rank 2 on 1 layers: 1 x 1"
     assert len([n for n, _ in network.named_modules() if n.endswith("lora_A.default")]) == 1
+    with pytest.raises(UserError, match=r"name the layers to adapt in model\.lora\.targets"):
+        adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), spared=("0",))
     with pytest.raises(UserError, match="to_z matches no layer"):
         adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(targets=("to_z",)))
 
