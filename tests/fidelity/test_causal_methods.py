@@ -319,3 +319,23 @@ def test_cut_sampling_has_ratio_one() -> None:
     t = text_trial("grpo", sampler={"top_k": 2})
     assert t.metrics["ratio/first_max_deviation"] < 1e-6
     assert t.metrics["entropy"] <= 0.6932 < text_trial("grpo").metrics["entropy"] + 0.6
+
+
+@cell(
+    "dr_grpo",
+    "defaults",
+    "equal",
+    "clip .2, no KL, T 1; divided by the sampler's length (TRL: max_completion_length)",
+)
+@cell("gspo", "defaults", "equal", "clip 3e-4 and 4e-4, no KL, T 1")
+@cell("cispo", "defaults", "equal", "ratios up to 5 (TRL's documentation), no lower bound, no KL, T 1")
+@cell("rloo, remax, reinforce", "defaults", "equal", "no clip, no KL, no standard deviation, T 1")
+@cell("reinforce_pp", "defaults", "equal", "clip .2, KL .01 in the reward, no discount, T 1")
+def test_other_settings() -> None:
+    made = {name: algorithms.build(name) for name in ("dr_grpo", "gspo", "cispo", "rloo", "remax", "reinforce")}
+    for name, algorithm in made.items():
+        assert algorithm.regularizers == () and algorithm.sampler.temperature == 1.0, name
+    assert made["dr_grpo"].objective.bounds == (0.2, 0.2) and made["gspo"].objective.bounds == (3e-4, 4e-4)
+    assert made["cispo"].objective.high == 4.0 and made["rloo"].objective.bounds is None
+    last = algorithms.build("reinforce_pp")
+    assert (last.objective.bounds, last.credit[0].weight, last.regularizers) == ((0.2, 0.2), 0.01, ())

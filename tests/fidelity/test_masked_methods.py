@@ -21,9 +21,6 @@ release(
 release("spg", "facebookresearch/SPG a1c7120, 17 Oct 2025")
 release("wd1", "xiaohangt/wd1 0898985, 8 Jul 2025")
 release("tracerl", "Gen-Verse/dLLM-RL 10b4fd1, 28 Jan 2026")
-release("elbo_pg", "the bound of ML-GSAI/LLaDA b7e6c35; no released training code")
-release("bgpo, vrpo, unigrpo, sepo", "the paper alone")
-release("trajectory_pg", "the paper alone; AGRPO 98f1182 estimates the same sum")
 
 
 def sampler(name: str) -> tuple:
@@ -299,85 +296,3 @@ def test_tracerl_settings() -> None:
 def test_tracerl_exact() -> None:
     made = algorithms.build({"use": "tracerl", "merge": 1, "sampler": {"order": "max_prob"}})
     assert made.sampler.exact and not algorithms.build("tracerl").sampler.exact
-
-
-@cell(
-    "elbo_pg",
-    "loss, gradient",
-    "equal",
-    "-A times LLaDA's bound: L / k times what k hidden tokens are worth, k uniform",
-)
-def test_elbo_gradient() -> None:
-    t = text_trial("elbo_pg")
-    length = t.content.sum(dim=1, keepdim=True)
-    bound = (length / t.mask.sum(dim=2) * (t.live * t.mask).sum(dim=2)).mean(dim=1)
-    assert alike(t.gradient, t.gradient_of(-(centred(t.rewards) * bound).mean()))
-
-
-@cell("bgpo", "loss, gradient", "equal", "1 + d for A >= 0, exp(d) for A < 0 of every view (eq. 8)")
-def test_bgpo_gradient() -> None:
-    t = text_trial("bgpo", draws=4, off=0.1)
-    a, length = standardised(t.rewards, 1)[:, None], t.content.sum(dim=1, keepdim=True)
-    d = length / t.mask.sum(dim=2) * ((t.live - t.old) * t.mask).sum(dim=2)
-    assert alike(t.gradient, t.gradient_of(-(a * torch.where(a >= 0, 1 + d, d.exp())).mean()))
-
-
-@cell(
-    "unigrpo",
-    "loss, gradient",
-    "equal",
-    "clipped ratios of mean log-probabilities over a grid of mask rates, plus .01 k3",
-)
-def test_unigrpo_gradient() -> None:
-    t = text_trial("unigrpo")
-    count = t.mask.sum(dim=2).clamp(min=1)
-    live, old, reference = ((lp * t.mask).sum(dim=2) / count for lp in (t.live, t.old, t.reference))
-    a = standardised(t.rewards, 1)[:, None]
-    assert alike(t.gradient, t.gradient_of((clipped(live - old, a, 0.2, 0.2) + 0.01 * k3(live, reference)).mean()))
-
-
-@cell(
-    "vrpo",
-    "loss, gradient",
-    "equal",
-    "-log sigmoid(.2 (s_w - s_l)) of bounds less the reference's, plus .05 SFT per token of the winner",
-)
-def test_vrpo_gradient() -> None:
-    t = text_trial("vrpo")
-    length = t.content.sum(dim=1, keepdim=True)
-    live, reference = (
-        (length / t.mask.sum(dim=2) * (lp * t.mask).sum(dim=2)).mean(dim=1) for lp in (t.live, t.reference)
-    )
-    loss = []
-    for group in range(len(t.rewards)):
-        rewards, at = t.rewards[group], group * t.rewards.shape[1]
-        w, x = at + int(rewards.argmax()), at + int(rewards.argmin())
-        s = (live[w] - reference[w]) - (live[x] - reference[x])
-        loss.append(-torch.nn.functional.logsigmoid(0.2 * s) - 0.05 * live[w] / length[w, 0])
-    assert alike(t.gradient, t.gradient_of(torch.stack(loss).mean()))
-
-
-@cell(
-    "sepo",
-    "loss, gradient",
-    "equal",
-    "clipped ratios of the conditional of one hidden position, whose score-entropy gradient is exact",
-)
-def test_sepo_gradient() -> None:
-    t = text_trial("sepo")
-    assert bool((t.mask.sum(dim=2) == 1).all())
-    each = clipped(t.live - t.old, standardised(t.rewards, 1)[:, None, None], 0.2, 0.2)
-    assert alike(t.gradient, t.gradient_of(mean_over(each, t.mask)))
-
-
-@cell(
-    "trajectory_pg",
-    "loss, gradient",
-    "equal",
-    "-A times the sum over all steps of the log-probability of what was fixed, A leave-one-out",
-)
-def test_trajectory_gradient() -> None:
-    t = text_trial("trajectory_pg")
-    assert torch.equal(t.mask.sum(dim=(1, 2)), torch.full((len(t.mask),), 3))
-    loss = -(others_mean(t.rewards) * (t.live * t.mask).sum(dim=(1, 2))).mean()
-    assert alike(t.gradient, t.gradient_of(loss))
