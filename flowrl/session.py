@@ -238,7 +238,7 @@ def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[
             what = "left out" if dropped else "shortened"
             done.append(f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}")
         sets.append(fitting)
-    return sets[0], sets[1], done
+    return sets[0], sets[1], [*done, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -146,12 +146,7 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     model.to(placement.device)
     check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
-        # transformers 5.23 renamed it
-        switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        try:
-            switch({"use_reentrant": False})
-        except (ValueError, TypeError, NotImplementedError):  # LLaDA's own code, say
-            checkpoint_blocks(model)
+        checkpoint_blocks(model)
     if options.get("compile"):
         compile_blocks(model)
     return Network(model, adaptation, placement), tokenizer, source
@@ -159,8 +154,8 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
 
 def _tokens(network: Network, tokenizer: Any, source: Source, options: Options, mask: int | None = None) -> Tokens:
     spoken: dict[str, Any] = {key: value for key, value in options.items() if key in SPOKEN}
-    generation = generation_config(source)
-    return open_tokens(tokenizer, network.model.config, generation=generation, mask=mask, **spoken)
+    spoken |= {"generation": generation_config(source), "embedded": len(network.model.get_input_embeddings().weight)}
+    return open_tokens(tokenizer, network.model.config, mask=mask, **spoken)
 
 
 def spared(model: Any) -> list[str]:

@@ -83,6 +83,10 @@ class TextPolicy:
         """The prompts that fit into the context before a completion of that many tokens (`fitting.fit`)."""
         return fit(self.text, prompts, completion, overlong)
 
+    def remarks(self, length: int) -> list[str]:
+        """What a user should know of how completions of ``length`` tokens are made."""
+        return []
+
     def decode(self, final: Tensor) -> list[str]:
         """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
         return self.text.texts(final)
