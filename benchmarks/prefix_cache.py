@@ -55,7 +55,7 @@ def main() -> None:
         build(Path(made))
         policy = load_policy(made, family="masked", full=True)
     assert policy.keeps_prefixes
-    policy.end_token = -1  # every canvas is filled
+    policy.end_tokens = (-1,)  # every canvas is filled
     draw = Draw.of(seeds(0, "benchmark", count=ROWS), torch.arange(ROWS), 0, 1)
     for words, canvases in ((32, 2), (256, 2), (256, 8)):
         condition = policy.condition(["1234" * (words // 4)] * ROWS)

@@ -65,15 +65,26 @@ class Session:
     """What to say at the start: what is trained, and what the self-checks found."""
 
     def learning_rate(self) -> float:
-        """The rate of the coming iteration: linear warm-up over optimiser steps, then constant, linear or cosine to
-        0."""
+        """The policy's rate in the coming iteration: linear warm-up over optimiser steps, then constant, linear or
+        cosine to 0; 0 while only the critic learns."""
+        options = self.config.optimizer
+        return 0.0 if self.progress.iteration < options.critic_warmup else options.lr * self._schedule()
+
+    def learning_rates(self) -> list[float]:
+        """That of every group of the optimiser: the policy's, then the critic's, if there is one."""
+        options = self.config.optimizer
+        critic = 10 * options.lr if options.critic_lr is None else options.critic_lr
+        return [self.learning_rate(), critic * self._schedule()][: len(self.optimizer.param_groups)]
+
+    def _schedule(self) -> float:
+        """The factor on the rates in the coming iteration."""
         options, train, done = self.config.optimizer, self.config.train, self.progress.optimizer_steps
         if done < options.warmup:
-            return options.lr * (done + 1) / options.warmup
+            return (done + 1) / options.warmup
         total = train.iterations * train.updates * train.epochs
         share = (done - options.warmup) / max(total - options.warmup, 1)
         factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
-        return options.lr * max(factor[options.schedule], 0.0)
+        return max(factor[options.schedule], 0.0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
@@ -183,8 +194,10 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
     if config.train.ema is not None:
         policy.follow(EMA, 0.0)
     options = config.optimizer
+    critic = policy.critic_parameters() if algorithm.family == "causal" else []
+    policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
     optimizer = torch.optim.AdamW(
-        policy.parameters(),
+        [{"params": group} for group in (policy_alone, critic) if group],
         lr=options.lr,
         betas=options.betas,
         eps=options.eps,
@@ -225,7 +238,7 @@ def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[
             what = "left out" if dropped else "shortened"
             done.append(f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}")
         sets.append(fitting)
-    return sets[0], sets[1], done
+    return sets[0], sets[1], [*done, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -306,16 +306,16 @@ def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pas
 
 
 def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass, scaler: GradScaler) -> float | None:
-    """One optimiser step on the summed gradient; returns its norm before clipping, or None if it was skipped because
-    the scaled gradient overflowed."""
+    """One optimiser step on the summed gradient; returns the policy's norm before clipping, or None if it was skipped
+    because the scaled gradient overflowed. A critic, the optimiser's second group, is clipped by itself."""
     parameters = [p for p in policy.parameters() if p.grad is not None]
     for parameter in parameters:
         assert parameter.grad is not None
         parameter.grad = settings.sum_over_ranks(parameter.grad)
     if parameters:
         scaler.unscale_(optimizer)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)) if parameters else 0.0
-    finite = math.isfinite(norm)
+    norm, *others = [_clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
+    finite = all(map(math.isfinite, (norm, *others)))
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -324,6 +324,12 @@ def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass, scaler
     if parameters:
         scaler.update()
     return norm if finite else None
+
+
+def _clip(parameters: list[torch.nn.Parameter], most: float) -> float:
+    """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
+    found = [p for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.clip_grad_norm_(found, most)) if found else 0.0
 
 
 def _assemble(parts: list[tuple[Tensor, slice, Likelihood]], shape: torch.Size) -> Likelihood:

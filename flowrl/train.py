@@ -48,8 +48,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gat
     with timer("advantage"):
         advantage = algorithm.advantage(made.scores, session.memory)
     with timer("update"):
-        for options in session.optimizer.param_groups:
-            options["lr"] = session.learning_rate()
+        for group, rate in zip(session.optimizer.param_groups, session.learning_rates(), strict=True):
+            group["lr"] = rate
         settings = Pass(
             updates=config.train.updates,
             epochs=config.train.epochs,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowrl.errors import UserError
 from rewards._hendrycks import equivalent, unboxed
 
 RANGE = {"d1_countdown": "[0, 1]", "d1_sudoku": "[0, 1]", "d1_math": "[0, 2]", "d1_boxed": "[0.25, 1]"}
@@ -42,9 +43,9 @@ def d1_countdown(completions: Sequence[str], prompts: Sequence[str], target: Seq
     The expression is parsed, not evaluated as code; values beyond 1e18 and texts beyond 1000 characters, which the
     released ``eval`` tries, are wrong here (0.1).
     """
-    numbers = columns["numbers"] if "numbers" in columns else columns["nums"]
-    rows = zip(completions, numbers, target, strict=True)
-    return _scores(_countdown(text, [int(n) for n in given], float(goal)) for text, given, goal in rows)
+    numbers = _column("d1_countdown", columns, "numbers", "nums")
+    rows = zip(completions, map(_whole, numbers), map(_goal, target), strict=True)
+    return _scores(_countdown(text, given, goal) for text, given, goal in rows)
 
 
 def d1_sudoku(
@@ -52,13 +53,14 @@ def d1_sudoku(
 ) -> Tensor:
     """[N]: the share of the empty cells (``0``) of ``puzzle`` that are as in ``solution``: the first 16 digits of the
     last ``<answer>...</answer>``, row by row; missing ones are wrong. 0 for a puzzle without empty cells."""
-    return _scores(map(_sudoku, completions, map(str, puzzle), map(str, solution)))
+    cells = [[_cells(name, row) for row in rows] for name, rows in (("puzzle", puzzle), ("solution", solution))]
+    return _scores(map(_sudoku, completions, *cells))
 
 
 def d1_math(completions: Sequence[str], prompts: Sequence[str], **columns: Any) -> Tensor:
     r"""[N]: 2 where the last ``\boxed{}`` of the completion (without one: all of it) equals that of the column
     ``answer`` (else ``solution``) under the MATH benchmark's normalisation of strings, else 0."""
-    golds = columns["answer"] if "answer" in columns else columns["solution"]
+    golds = _column("d1_math", columns, "answer", "solution")
     pairs = zip(completions, golds, strict=True)
     return _scores(2.0 * equivalent(_else(unboxed(text), text), unboxed(str(gold))) for text, gold in pairs)
 
@@ -70,6 +72,36 @@ def d1_boxed(completions: Sequence[str], prompts: Sequence[str], **columns: Any)
     backslash, so it looks for a backspace before ``oxed`` and never finds one.
     """
     return _scores(map(_boxed, completions))
+
+
+def _column(reward: str, columns: Mapping[str, Any], *names: str) -> Sequence[Any]:
+    for name in names:
+        if name in columns:
+            return columns[name]
+    raise UserError(
+        f"{reward} needs the column {' or '.join(names)}, found {', '.join(sorted(columns)) or 'none'}; name it by "
+        "data.columns"
+    )
+
+
+def _whole(numbers: Any) -> list[int]:
+    try:
+        return [int(number) for number in numbers]
+    except (TypeError, ValueError):
+        raise UserError(f"d1_countdown: numbers should hold a list of whole numbers, found {numbers!r}") from None
+
+
+def _goal(target: Any) -> float:
+    try:
+        return float(target)
+    except (TypeError, ValueError):
+        raise UserError(f"d1_countdown: target should hold a number, found {target!r}") from None
+
+
+def _cells(name: str, row: Any) -> str:
+    if not isinstance(row, str) or len(row) != CELLS or not row.isdigit():
+        raise UserError(f"d1_sudoku: {name} should hold {CELLS} digits (0 = empty), found {row!r}")
+    return row
 
 
 def _boxed(text: str) -> float:

@@ -15,6 +15,7 @@ from flowrl.errors import UserError, missing
 
 RANGE = "[0, 1]"
 NEEDS = ("jsonschema",)
+PACKAGES = {"jsonschema": "text"}
 MAX_CHARACTERS = 100_000
 FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL)
 

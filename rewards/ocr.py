@@ -21,6 +21,7 @@ Mode = Literal["flow_grpo", "strict"]
 
 RANGE = "[0, 1]"
 NEEDS = ("text in quotes in the prompt, or a column `text`", "rapidocr, onnxruntime, rapidfuzz (extra rewards)")
+PACKAGES = {"rapidocr": "rewards", "onnxruntime": "rewards", "rapidfuzz": "rewards"}
 
 BATCH = 64
 """Images held as pixels at a time."""

@@ -181,7 +181,34 @@ _MAKERS: dict[str, Any] = {
     ),
     "cohere": _plain("Cohere", num_key_value_heads=2, logit_scale=0.25, **SIZES),
     "gpt2": _plain("GPT2LMHead", n_embd=32, n_layer=2, n_head=4, n_positions=64, sharp=4.0),
+    "opt": _plain(
+        "OPT", hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+        word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5, sharp=4.0,
+    ),
     "mamba": _plain("Mamba", hidden_size=32, state_size=4, num_hidden_layers=2, expand=2, sharp=2.0),
+    "lfm2": _plain(
+        "Lfm2", num_key_value_heads=2, conv_L_cache=3, layer_types=["conv", "full_attention"],
+        block_auto_adjust_ff_dim=False, sharp=4.0, **SIZES,
+    ),
+    "falcon_h1": _plain(
+        "FalconH1", num_key_value_heads=2, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8,
+        mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8, sharp=4.0, **SIZES,
+    ),
+    "jamba": _plain(
+        "Jamba", num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, attn_layer_period=2, attn_layer_offset=1,
+        expert_layer_period=2, expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=4, use_mamba_kernels=False,
+        sharp=4.0, **SIZES,
+    ),
+    "qwen3_next": _plain(
+        "Qwen3Next", num_key_value_heads=2, head_dim=8, linear_key_head_dim=8, linear_value_head_dim=8,
+        linear_num_key_heads=2, linear_num_value_heads=4, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=16, shared_expert_intermediate_size=16, sharp=4.0,
+        layer_types=["linear_attention", "full_attention"], **SIZES,
+    ),
+    "recurrent_gemma": _plain(
+        "RecurrentGemma", hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=8, lru_width=32, attention_window_size=8, conv1d_width=3,
+    ),
     "bert": _plain("BertForMaskedLM", mask=True, **_BERT),
     "roberta": _plain("RobertaForMaskedLM", mask=True, **_BERT),
     "modernbert": _plain(

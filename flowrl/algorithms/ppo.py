@@ -21,7 +21,16 @@ def ppo(
     length: int = 256,
     temperature: float = 1.0,
 ) -> Algorithm:
-    """Needs ``model.critic: true``. No KL term; add a regularizer for RLHF's."""
+    """The critic is a network of its own, a copy of the policy's with a value head that starts at 0 (``model.critic:
+    network``, the default here; ``head`` is a linear layer on the policy's states alone). Its learning rate is ten
+    times the policy's unless ``optimizer.critic_lr`` says another, its gradient is clipped by itself, and for
+    ``optimizer.critic_warmup`` iterations it may learn alone.
+
+    verl 0.9.1: a network of its own, rates 1e-5 and 1e-6, values clipped at .5, gamma = lambda = 1, no warm-up, no KL
+    by default. TRL 1.0 (later ones have no PPO): a network of its own in one optimiser with the policy at 3e-6,
+    ``value`` .1, values clipped at .2, lambda .95, a KL of .05 in the reward. Here there is no KL; `kl` as a further
+    regularizer adds one to the loss.
+    """
     return Algorithm(
         sampler=CausalSampler(length=length, temperature=temperature),
         estimator=Tokens(),

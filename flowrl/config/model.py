@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from flowrl.config.section import Fraction, Section
 from flowrl.paths import local
@@ -52,7 +52,8 @@ class ModelConfig(Section):
     lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
     full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="precision of the frozen network"
+        default="float32",
+        description="precision of the frozen network; float16 with a scaled loss (optimizer.loss_scale)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
@@ -79,14 +80,30 @@ class ModelConfig(Section):
     keep_special_tokens: bool = Field(
         default=False, description="language: rewards see the special tokens of a completion, up to its end"
     )
-    critic: bool = Field(default=False, description="causal: add a value head (algorithm ppo)")
+    critic: Literal["auto", "none", "network", "head"] = Field(
+        default="auto",
+        description="causal: values by a network of their own or a linear head on the policy's states; auto = a network"
+        " where the algorithm learns them (ppo)",
+    )
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
     shift_logits: bool | None = Field(
         default=None, description="masked: position i is predicted at i - 1, as by Dream; null = by model type"
     )
 
-    def arguments(self, family: Family) -> dict[str, Any]:
-        """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`)."""
+    @field_validator("critic", mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        return {True: "network", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+    def critic_for(self, valued: bool) -> Literal["network", "head"] | None:
+        """What learns the values of an algorithm that needs them (``valued``) or not."""
+        if self.critic == "auto":
+            return "network" if valued else None
+        return None if self.critic == "none" else self.critic
+
+    def arguments(self, family: Family, valued: bool = False) -> dict[str, Any]:
+        """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
+        ``valued``: whether the algorithm learns values."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
@@ -94,6 +111,8 @@ class ModelConfig(Section):
         given = self.lora.model_dump(exclude_none=True)
         given |= {key: tuple(given[key]) for key in ("targets", "parameters") if key in given}
         adapted = None if self.full else LoRAOptions(**given)
+        if "critic" in plain:
+            plain["critic"] = self.critic_for(valued)
         return {"path_or_pipeline": local(self.path), "family": family, "lora": adapted, **plain}
 
     def strangers(self, family: Family) -> list[str]:

@@ -69,6 +69,8 @@ class OptimizerConfig(Section):
     max_grad_norm: PositiveFloat = Field(default=1.0, description="gradients of a larger norm are scaled down to it")
     schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="lr after the warm-up")
     warmup: NonNegativeInt = Field(default=0, description="optimiser steps over which lr rises from 0")
+    critic_lr: PositiveFloat | None = Field(default=None, description="learning rate of a critic; null = 10 x lr")
+    critic_warmup: NonNegativeInt = Field(default=0, description="iterations at first in which only a critic learns")
     loss_scale: PositiveFloat = Field(
         default=65536.0,
         description="float16: the loss is multiplied by it at first; halved when a gradient overflows (that step is "

@@ -76,6 +76,8 @@ def _check_header(path: Path, key: str) -> None:
         with safe_open(path, framework="pt"):
             pass
     except (SafetensorError, OSError, ValueError) as error:
+        if path.is_dir():
+            raise UserError(f"{key}: {path} is a folder, where a file of weights should be") from None
         with path.open("rb") as file:
             start = file.read(40)
         if start.startswith(b"version https://git-lfs"):

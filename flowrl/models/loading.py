@@ -143,11 +143,16 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Recompute the activations of blocks that repeat, for models without a switch for that: the members of the
-    outermost lists of modules. Raises `UserError` where there are none."""
+    """Recompute the activations of blocks that repeat: the members of the outermost lists of modules. Raises
+    `UserError` where there are none.
+
+    Transformers' own switch recomputes in training mode alone, in which OPT and others drop activations and whole
+    layers at random by functions that no module stands for.
+    """
     lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
     blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
+    blocks = blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
     for block in blocks:
         block.forward = _recomputing(block.forward)
     if not blocks:

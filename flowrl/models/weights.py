@@ -20,16 +20,23 @@ class WeightSets:
 
     ``using(name)`` points every parameter at the set's tensors and back, so it costs no copy. A graph built on ``live``
     keeps the parameters themselves, not their data: frozen sets must be evaluated *before* it is built or after its
-    backward, never in between.
+    backward, never in between. ``apart``: parameters that only ``live`` has, such as a critic's; they are saved with
+    it, and are the same whatever set is in use.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._parameters = dict(parameters)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], apart: Mapping[str, nn.Parameter] | None = None) -> None:
+        self._apart = frozenset(apart or {})
+        self._parameters = {**parameters, **(apart or {})}
         self._sets: dict[str, dict[str, Tensor]] = {}
         self._active = LIVE
         self._live: dict[str, Tensor] = {}
         self._reference_moved = False
         self._sets[REFERENCE] = self._copy()
+
+    @property
+    def active(self) -> str:
+        """The set in use."""
+        return self._active
 
     def names(self) -> list[str]:
         """The sets that exist, ``live`` first."""
@@ -87,7 +94,7 @@ class WeightSets:
         return digest.hexdigest()
 
     def _copy(self) -> dict[str, Tensor]:
-        return {key: tensor.clone() for key, tensor in self._tensors(LIVE).items()}
+        return {key: tensor.clone() for key, tensor in self._tensors(LIVE).items() if key not in self._apart}
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if name == LIVE:
@@ -102,14 +109,16 @@ class WeightSets:
         target = self._tensors(name)
         if self._active == LIVE:  # remembered by pointer: the optimiser's tensors come back untouched
             self._live = {key: p.data for key, p in self._parameters.items()}
-        for key, parameter in self._parameters.items():
-            parameter.data = target[key]
+        for key, tensor in target.items():
+            self._parameters[key].data = tensor
         if name == LIVE:
             self._live = {}
         self._active = name
 
     def _check(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         for key, parameter in self._parameters.items():
+            if key in self._apart and name != LIVE:
+                continue
             found = tensors.get(key)
             if found is None or found.shape != parameter.shape:
                 shape = "missing" if found is None else f"of shape {tuple(found.shape)}"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.emphases import Uniform
+from flowrl.parts.regularizers import ValueLoss
 from flowrl.parts.schedules import Follower
 from flowrl.parts.selections import Everything
 from flowrl.types import Advantage, Aggregation, Credit, Emphasis, Estimator, Objective, Regularizer, Sampler, Selection
@@ -50,6 +51,11 @@ class Algorithm:
     def family(self) -> Family:
         """What kind of model it trains."""
         return self.families[0]
+
+    @property
+    def valued(self) -> bool:
+        """Whether it learns the values of a critic."""
+        return any(isinstance(term, ValueLoss) for term in self.regularizers)
 
     @property
     def weight_sets(self) -> tuple[str, ...]:

@@ -27,9 +27,9 @@ def is_remote(use: str) -> bool:
 def check_remote(use: str) -> None:
     """Raise `UserError` if the address or the reward behind ``ray:`` cannot be meant; asks no server."""
     if use.startswith(HTTP):
+        _need("httpx", "server", use)
         from flowrl.remote.client import Address
 
-        _need("httpx", "server", use)
         Address.of(use)
         return
     from flowrl.score.finding import check_reward
@@ -41,9 +41,9 @@ def check_remote(use: str) -> None:
 def find_remote(use: str) -> Callable[..., Any]:
     """A factory, called with a reward's options, of what scores remotely. Raises `UserError`."""
     if use.startswith(HTTP):
+        _need("httpx", "server", use)
         from flowrl.remote.client import Address, connect
 
-        _need("httpx", "server", use)
         return functools.partial(connect, Address.of(use))
     from flowrl.remote.cluster import place
 

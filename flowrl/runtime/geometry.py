@@ -86,6 +86,8 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
         decisions, network_rows = algorithm.estimator.decisions(algorithm.sampler.recorded)
     except ValueError as error:
         raise UserError(f"algorithm.sampler: {error}") from error
+    if config.model.critic_for(algorithm.valued) == "network":
+        network_rows *= 2  # each row passes through both networks
     trained = samples * network_rows * train.epochs
     measured = train.updates * train.epochs > 1 and algorithm.objective.compares and not algorithm.estimator.told
     return Geometry(

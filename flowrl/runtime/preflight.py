@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.regularizers import ValueLoss
 from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.runtime.tracking import check_trackers
+from flowrl.samplers.causal import CausalSampler
 from flowrl.score.finding import check_reward
 
 
@@ -43,8 +44,7 @@ def check(config: Config) -> Plan:
         raise UserError(
             f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
-    if any(isinstance(term, ValueLoss) for term in algorithm.regularizers) and not config.model.critic:
-        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=true")
+    _check_critic(config, algorithm)
     try:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
@@ -52,6 +52,7 @@ def check(config: Config) -> Plan:
     if config.eval.prefill is not None and algorithm.family == "diffusion":
         raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
     check_trackers(config.log.trackers)
+    _check_engine(algorithm)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
     if config.model.call:
@@ -67,6 +68,21 @@ def check(config: Config) -> Plan:
     if algorithm.family == "diffusion":
         _check_texts((train, test))
     return Plan(config, algorithm, counts, train, test)
+
+
+def _check_critic(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` for values without a critic, or settings of one that is not there."""
+    critic, options = config.model.critic_for(algorithm.valued), config.optimizer
+    if algorithm.valued and critic is None:
+        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=network")
+    for name, given in (("critic_lr", options.critic_lr is not None), ("critic_warmup", options.critic_warmup > 0)):
+        if given and critic is None:
+            raise UserError(f"optimizer.{name} is a critic's, which this algorithm does not learn; remove it")
+    if options.critic_warmup >= config.train.iterations:
+        raise UserError(
+            f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
+            " the policy learns; lower it"
+        )
 
 
 def with_adapter(config: Config, family: str) -> Config:
@@ -116,6 +132,13 @@ def _check_texts(sets: Sequence[PromptSet | None]) -> None:
     for prompt in (prompt for found in sets if found is not None for prompt in found.prompts):
         if prompt.chat is not None:
             raise UserError(f"data: prompt {prompt.id + 1} is a conversation, and image models take a text; rewrite it")
+
+
+def _check_engine(algorithm: Algorithm) -> None:
+    sampler = algorithm.sampler
+    engine = sampler.engine if isinstance(sampler, CausalSampler) else None
+    if engine is not None and importlib.util.find_spec(engine) is None:
+        raise missing(f"algorithm.sampler.engine={engine}", engine, "vllm", "leave engine out")
 
 
 def check_family(path: str, family: str) -> None:

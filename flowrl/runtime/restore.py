@@ -21,8 +21,9 @@ WEIGHTS = "weights/"
 
 def open_policy(config: Config) -> Any:
     """The policy a run starts from, with ``model.adapter`` loaded if there is one."""
-    family = build(config.algorithm).family
-    policy = load_policy(**with_adapter(config, family).model.arguments(family))
+    algorithm = build(config.algorithm)
+    fitted = with_adapter(config, algorithm.family)
+    policy = load_policy(**fitted.model.arguments(algorithm.family, algorithm.valued))
     if config.model.adapter is not None:
         policy.load_adapter(os.path.expanduser(config.model.adapter))
     return policy
@@ -31,8 +32,9 @@ def open_policy(config: Config) -> Any:
 def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     """A run's model with the weight sets of a checkpoint: ``best``, ``latest`` or a path.
 
-    ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one. ``best`` is the latest
-    where the run never evaluated. Raises `UserError` if there is no run or no intact checkpoint.
+    ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one; a critic that the algorithm
+    brought is left out. ``best`` is the latest where the run never evaluated. Raises `UserError` if there is no run or
+    no intact checkpoint.
     """
     path = Path(run)
     config = Config.load(RunDirectory.open(path).path / CONFIG)

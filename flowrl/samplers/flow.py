@@ -106,7 +106,9 @@ class FlowSampler:
                 raise MisfitError("sampler.shift needs a model of any time, and this one has discrete times; remove it")
             times = shifted.to(times)
         if self.end == "first_trained":
-            times = torch.cat([times[:-1], policy.snap(torch.zeros(1, dtype=torch.float64)).to(times)])
+            end = policy.snap(torch.zeros(1, dtype=torch.float64)).to(times)
+            if end < times[-2]:  # else the grid's own last step starts there, and goes on to 0
+                times = torch.cat([times[:-1], end])
         return times
 
     def plan(self, draw: Draw, times: Tensor | None = None) -> Plan:

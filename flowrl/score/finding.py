@@ -11,14 +11,14 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import rewards as shipped
-from flowrl.errors import UserError, did_you_mean, told
+from flowrl.errors import UserError, did_you_mean, missing, reason, told
 from flowrl.paths import expanded
 from flowrl.remote import check_remote, find_remote, is_remote
 from flowrl.score.leaving import contained
@@ -39,12 +39,15 @@ class RewardEntry:
     """Prompt columns, packages or weights it needs."""
     summary: str
     module: str
+    packages: Mapping[str, str]
+    """Optional packages that it cannot do without, each with the extra that installs it."""
 
 
 def list_rewards() -> list[RewardEntry]:
     """Every reward of the ``rewards`` package, sorted by name.
 
-    A module states ``RANGE`` and ``NEEDS`` as constants: one value, or a mapping from function to value.
+    A module states ``RANGE`` and ``NEEDS`` as constants: one value, or a mapping from function to value; and in
+    ``PACKAGES`` what has to be installed, with the extra that does so.
     """
     entries = [entry for name in _module_names() for entry in _entries(name)]
     return sorted(entries, key=lambda entry: entry.name)
@@ -90,8 +93,14 @@ def check_reward(use: str) -> None:
         if bound is not None and attribute not in bound:
             defined = [name for name in bound if not name.startswith("_")]
             raise UserError(f"reward {use!r}: {path} does not define {attribute!r}{did_you_mean(attribute, defined)}")
-    elif not colon and use not in [entry.name for entry in list_rewards()]:
-        find_reward(use)  # raises with a suggestion
+    elif not colon:
+        entry = next((entry for entry in list_rewards() if entry.name == use), None)
+        if entry is None:
+            find_reward(use)  # raises with a suggestion
+            return
+        for package, extra in entry.packages.items():
+            if importlib.util.find_spec(package) is None:
+                raise missing(use, package, extra)
 
 
 def _module_names() -> list[str]:
@@ -103,6 +112,7 @@ def _entries(module: str) -> Iterator[RewardEntry]:
     assert spec is not None and spec.origin is not None
     tree = _parse(Path(spec.origin))
     ranges, needs = _constant(tree, "RANGE", "unknown"), _constant(tree, "NEEDS", ())
+    packages = _constant(tree, "PACKAGES", {})
     for name, node in _definitions(tree):
         kind = _kind(node)
         if kind is None or name.startswith("_"):
@@ -110,7 +120,7 @@ def _entries(module: str) -> Iterator[RewardEntry]:
         mine = needs.get(name, ()) if isinstance(needs, dict) else needs
         reach = ranges.get(name, "unknown") if isinstance(ranges, dict) else ranges
         summary = (ast.get_docstring(node) or "").partition("\n")[0]
-        yield RewardEntry(name, kind, str(reach), tuple(mine), summary, f"{shipped.__name__}.{module}")
+        yield RewardEntry(name, kind, str(reach), tuple(mine), summary, f"{shipped.__name__}.{module}", packages)
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -162,9 +172,11 @@ def _parse(path: Path) -> ast.Module:
     if not path.is_file():
         raise UserError(f"reward file {path} does not exist (looked in {Path.cwd()})")
     try:
-        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+        return ast.parse(path.read_bytes(), str(path))  # which knows Python's rules of encodings
     except SyntaxError as error:
         raise UserError(f"reward file {path} line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError, OSError) as error:  # NUL bytes, thousands of brackets
+        raise UserError(f"reward file {path} is no Python: {reason(error)}") from None
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -59,7 +59,7 @@ def gradient(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     algorithm = algorithms.build({"use": name, **PRESETS[name]})
     aggregation = algorithm.aggregation
-    algorithm = replace(algorithm, aggregation=lambda mask: aggregation(mask) * small)
+    algorithm = replace(algorithm, aggregation=lambda *given: aggregation(*given) * small)
     count = len(rollout.group)
     rewards = torch.arange(count).double()[:, None]
     scores = Scores(rewards, torch.ones(1).double(), ("r",), rollout.group, rollout.group, torch.ones(count).bool())
@@ -205,7 +205,8 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     )
     algorithm = algorithms.build({"use": name, **sizes})
     if family == "diffusion":
-        algorithm = replace(algorithm, sampler=replace(algorithm.sampler, steps=6, guidance=1.0))
+        sampler: Any = algorithm.sampler
+        algorithm = replace(algorithm, sampler=replace(sampler, steps=6, guidance=1.0))
     if (family, dtype) not in HALF:
         HALF[family, dtype] = open_policy(
             {"diffusion": "awm", "causal": "grpo"}.get(family, "diffu_grpo"), folder, dtype

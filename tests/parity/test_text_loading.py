@@ -201,11 +201,11 @@ def test_full_fine_tuning_exports_merged_only(name, tmp_path):
 
 
 def test_the_critic_is_not_exported(tmp_path):
-    policy = load("llama", critic=True)
+    policy = load("llama", critic="network")
     move(policy, 0.1)
     policy.export(tmp_path / "out", "peft")
     assert not [k for k in _keys(tmp_path / "out" / "adapter_model.safetensors") if "critic" in k]
-    load("llama", critic=True).load_adapter(tmp_path / "out")
+    load("llama", critic="head").load_adapter(tmp_path / "out")
 
 
 def _keys(file):

@@ -23,7 +23,7 @@ from flowrl.types import Draw
 from tests import components_text
 from tests.parity.conftest import move
 
-CAUSAL = ("llama", "qwen2", "qwen3", "gemma2", "cohere", "gpt2", "mamba")
+CAUSAL = ("llama", "qwen2", "qwen3", "gemma2", "cohere", "gpt2", "opt", "mamba")
 LLADA2 = ("llada2", "llada2-blocks", "llada2-square")
 MASKED = ("bert", "roberta", "modernbert", "llada", "dream", *LLADA2, "diffusion_gemma")
 REMOTE = ("llada", "dream", *LLADA2)
@@ -196,9 +196,9 @@ def test_an_adapted_vocabulary_layer_takes_another_route():
 def test_decoding(name, way):
     """Logits of every step are those of the whole sequence, through selections, repeats and reordering."""
     policy = load(name)
-    assert policy.decoding == ("recomputed" if name == "mamba" else "padded")
-    if name == "mamba" and way != "recomputed":
-        pytest.skip("keeps another kind of cache")
+    assert policy.decoding == ("by length" if name == "mamba" else "padded")
+    if name == "mamba" and way == "padded":
+        pytest.skip("has states, which padding changes")
     policy.decoding = way
     move(policy, 0.1)
     condition, tokens, _, _ = rows(policy)
@@ -266,7 +266,7 @@ def test_rows_of_similar_length_share_a_call(monkeypatch):
     assert [sorted(g.tolist()) for g in groups] == [[1, 2, 4], [0, 3, 5]]
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "diffusion_gemma", "llada"])
+@pytest.mark.parametrize("name", ["llama", "opt", "bert", "diffusion_gemma", "llada"])
 def test_gradient_checkpointing_gives_the_same_gradient(name):
     found = []
     for on in (False, True):
@@ -301,13 +301,14 @@ def test_half_precision(name):
     assert all(g.dtype == torch.float32 and bool(g.isfinite().all()) for g in gradient if g is not None)
 
 
-def test_the_critic():
+def test_a_critic_on_the_policys_states():
     """Zero at first, on detached states one position before the token, and trained with the rest."""
-    policy = load("llama", critic=True)
+    policy = load("llama", critic="head")
     case = rows(policy)
     scores = policy.score(*case)
     assert scores.value is not None and not scores.value.any()
-    assert policy.parameters()[-1] is policy.critic.bias and policy.parameters()[-2] is policy.critic.weight
+    head = policy.critic.head
+    assert policy.parameters()[-1] is head.bias and policy.parameters()[-2] is head.weight
     assert len(policy.parameters()) == len(load("llama").parameters()) + 2
     move(policy, 0.1)
     value = policy.score(*case).value
@@ -316,13 +317,54 @@ def test_the_critic():
     ids = [*condition.prompts[u, : condition.lengths[u]].tolist(), *tokens[0].tolist()]
     with torch.no_grad():
         states = policy.network.model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        plain = policy.critic(states)[:, 0][len(ids) - LENGTH - 1 : -1]
+        plain = head(states)[:, 0][len(ids) - LENGTH - 1 : -1]
     torch.testing.assert_close(value[0], plain * targets[0], atol=1e-5, rtol=1e-5)
     gradient = torch.autograd.grad(value.sum(), policy.parameters(), allow_unused=True)
     assert all(g is None for g in gradient[:-2]) and all(g is not None for g in gradient[-2:])
     assert {"live/critic.weight", "live/critic.bias"} <= policy.weights.state().keys()
     with policy.using("reference"):
-        assert not policy.score(*case).value.any()
+        assert policy.score(*case).value is None  # only the live policy is valued
+
+
+@pytest.mark.parametrize(("name", "options"), [("llama", {}), ("llama", {"full": True, "lora": None}), ("gpt2", {})])
+def test_a_critic_with_a_network_of_its_own(name: str, options: dict):
+    """It starts as the policy's, shares what is frozen, and learns without moving the policy, and the other way
+    round."""
+    policy = load(name, critic="network", **options)
+    case = rows(policy)
+    mine = policy.critic_parameters()
+    others = policy.parameters()[: -len(mine)]
+    assert len(mine) > 2 and not {id(p) for p in mine} & {id(p) for p in others}
+    with torch.no_grad():
+        policy.critic.head.weight.normal_()
+    value, logp = policy.score(*case).value, policy.score(*case).logp
+    condition, tokens, _, _ = case
+    u = condition.index[0]
+    ids = [*condition.prompts[u, : condition.lengths[u]].tolist(), *tokens[0].tolist()]
+    with torch.no_grad():
+        states = policy.network.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        plain = policy.critic.head(states)[:, 0][len(ids) - LENGTH - 1 : -1]
+    torch.testing.assert_close(value[0], plain * case[2][0], atol=1e-5, rtol=1e-5)
+    by_value = torch.autograd.grad(value.pow(2).sum(), policy.parameters(), allow_unused=True)
+    assert all(g is None for g in by_value[: len(others)])
+    assert sum(g is not None and bool(g.any()) for g in by_value[len(others) :]) > 2
+    frozen = {id(p) for p in policy.network.model.parameters() if not p.requires_grad}
+    assert frozen <= {id(p) for p in policy.critic.network.model.parameters()}
+    kept = {key: tensor.clone() for key, tensor in policy.weights.state().items()}
+    assert any(key.startswith("live/critic.network.") for key in kept)
+    assert not any("critic" in key for key in kept if not key.startswith("live/"))
+    for changed, still, moved in ((mine, "logp", "value"), (others, "value", "logp")):
+        before = policy.score(*case)
+        with torch.no_grad():
+            for parameter in changed:
+                parameter.add_(torch.randn(parameter.shape))
+        after = policy.score(*case)
+        assert torch.equal(getattr(after, still), getattr(before, still))
+        assert not torch.equal(getattr(after, moved), getattr(before, moved))
+    policy.weights.load(kept)
+    again = policy.score(*case)
+    assert torch.equal(again.value, value) and torch.equal(again.logp, logp)
+    assert policy.network_calls == 2 * policy.network.calls
 
 
 def test_weight_sets():

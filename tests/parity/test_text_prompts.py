@@ -212,6 +212,59 @@ def test_many_prompts_are_measured_quickly() -> None:
     assert time.perf_counter() - start < 20
 
 
+# ------------------------------------------------------------------------------------------------- models as they are
+@pytest.mark.parametrize("name", ["lfm2", "falcon_h1", "jamba", "qwen3_next"])
+def test_hybrids_decode_with_their_caches(name: str) -> None:
+    """States and keys alike follow the rows: samples and their probabilities are those of whole passes, and a token
+    costs one row of the network, not the whole sequence again."""
+    policy = load_causal(folder(name))
+    assert policy.decoding == "padded" and policy.remarks(256) == []
+    rows, asked = torch.arange(9), policy.condition(["1+1", "2+345", "7"] * 3)
+    draw = Draw.of(seeds(0, "s", count=9), rows, 0, 0)
+    made = CausalSampler(length=10)(policy, asked, draw)
+    assert isinstance(made.trace, TokenTrace) and made.trace.logp is not None
+    calls = policy.network_calls
+    policy.decoding = "recomputed"
+    again = CausalSampler(length=10)(policy, asked, draw)
+    assert again.final.equal(made.final) and calls < policy.network_calls - calls
+    with torch.no_grad():
+        whole = policy.score(asked, made.trace.tokens, made.trace.mask, made.trace.tokens).logp
+    torch.testing.assert_close(whole[made.trace.mask], made.trace.logp[made.trace.mask], atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_without_a_usable_cache_says_what_that_costs() -> None:
+    """RecurrentGemma keeps its states in its layers, where rows cannot be chosen."""
+    policy = load_causal(folder("recurrent_gemma"))
+    assert policy.decoding == "recomputed"
+    (said,) = policy.remarks(256)
+    assert "RecurrentGemmaForCausalLM has no cache that flowrl can use" in said and "256 tokens costs about 128" in said
+    assert "separate batches" in load_causal(folder("mamba")).remarks(8)[0]
+
+
+def test_a_cache_that_forgets_its_states_is_noticed_at_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`batch_select_indices` of Falcon-H1's cache chooses keys and values, not states; the first sampling failed."""
+    from flowrl.models.causal import policy as module
+
+    monkeypatch.setattr(module, "CHOICES", ("batch_select_indices", "batch_select_indices"))
+    assert load_causal(folder("falcon_h1")).decoding == "recomputed"
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(tmp_path: Path) -> None:
+    """Embeddings smaller than the tokenizer: ordinary prompts work, others are a sentence and not an IndexError."""
+    path = shutil.copytree(folder("llama"), tmp_path / "small")
+    tokenizer = character_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.add_special_tokens({"eos_token": "<end>", "pad_token": "<end>"})
+    tokenizer.save_pretrained(path)
+    (path / "generation_config.json").write_text('{"eos_token_id": [1]}')
+    policy = load_causal(path)
+    rows = len(policy.network.model.get_input_embeddings().weight)
+    assert policy.end_tokens == (1,) and policy.pad_token < rows < len(tokenizer)
+    policy.condition(["1+1"])
+    with pytest.raises(UserError, match=rf"holds the token '<tool>' \({rows}\), of which the model has no embedding"):
+        policy.condition(["1<tool>"])
+
+
 def test_answers_may_begin_otherwise_in_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`eval.prefill` in held-out samples and nowhere else; `model.prefill` in the others."""
     written: list[tuple[str, str]] = []

@@ -109,6 +109,7 @@ def test_dry_run_shows_the_plan_and_touches_nothing(flowrl) -> None:
     assert "4 prompts x 12 = 48 samples, 9 decisions each" in result.out
     assert "480 to sample" in result.out and "432 with gradient, 432 of frozen weights" in result.out
     assert "FlowSDE(noise_level=0.7)" in result.out
+    assert "LoRA of rank 32 on 23 layers: attn.to_q x 3" in " ".join(result.out.split())
     assert [path.name for path in Path().iterdir()] == ["quick.yaml"]
 
 
@@ -138,7 +139,7 @@ def test_algorithms_as_json_keep_the_contract(flowrl) -> None:
     assert all({"name", "paper", "families", "parts"} <= set(row) for row in rows)
     assert {"flow_grpo", "diffusion_nft"} <= {row["name"] for row in rows}
     one = flowrl("algorithms", "flow_grpo", "--diff", "flow_grpo_fast").out
-    assert "sampler.window" in one and "sampler.dynamics.use" not in one
+    assert "sampler.window" in one and "sampler.dynamics.use" in one and "sampler.solver" not in one
 
 
 def test_rewards_as_json_keep_the_contract(flowrl) -> None:

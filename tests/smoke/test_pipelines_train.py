@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path:
     folder = pipelines.save(name, tmp_path / "model")
     guidance = config.model.call["guidance_scale"]
     call = {**pipelines.CALLS[name], "guidance_scale": guidance}
-    spec = {"use": config.algorithm} if isinstance(config.algorithm, str) else dict(config.algorithm)
+    spec: dict[str, Any] = {"use": config.algorithm} if isinstance(config.algorithm, str) else dict(config.algorithm)
     spec["sampler"] = {**spec.get("sampler", {}), "steps": 6}
     overrides = [
         f"model.path={folder}",

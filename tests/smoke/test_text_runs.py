@@ -31,7 +31,8 @@ CASES = [
     ("llada2", "tracerl", {"trust_remote_code": True}),
     ("diffusion_gemma", "elbo_pg", {}),
     ("llama", "grpo", {}),
-    ("llama", "ppo", {"critic": True}),
+    ("llama", "ppo", {}),
+    ("gpt2", "ppo", {"critic": "head"}),
     ("qwen3", "dapo", {}),
     ("gpt2", "remax", {}),
 ]
@@ -88,12 +89,30 @@ def test_two_iterations_then_export_and_reload(name: str, algorithm: str, model:
 
 
 @pytest.mark.slow
+def test_a_critic_learns_at_its_own_rate_and_alone_at_first(tmp_path: Path) -> None:
+    """In two of three iterations Adam moves the critic by steps of its own rate, and the policy not at all."""
+    given = values("llama", "ppo", tmp_path)
+    given["train"] |= {"iterations": 3, "updates": 1}
+    given["optimizer"] |= {"lr": 0.01, "critic_lr": 0.02, "critic_warmup": 2, "weight_decay": 0.0}
+    given["checkpoint"]["keep"] = 3
+    run = train(Config.of(given))
+    first, second, third = (
+        load_file(run / f"checkpoints/step_{step:06d}/state/state.safetensors") for step in (1, 2, 3)
+    )
+    policy = [key for key in first if key.startswith("weights/live/") and "critic" not in key]
+    assert all(torch.equal(first[key], second[key]) for key in policy)
+    assert any(not torch.equal(second[key], third[key]) for key in policy)
+    bias = "weights/live/critic.bias"
+    assert float(first[bias].abs().max()) == pytest.approx(0.02, rel=1e-3)  # Adam's first step is its rate
+    assert not torch.equal(first[bias], second[bias])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "algorithm"), [("modernbert", "spg"), ("llama", "ppo"), ("llama", "reinforce_pp")])
 def test_a_resumed_run_is_the_same_run(name: str, algorithm: str, tmp_path: Path) -> None:
-    model = {"critic": True} if algorithm == "ppo" else {}
-    whole = values(name, algorithm, tmp_path / "whole", model=dict(model))
+    whole = values(name, algorithm, tmp_path / "whole")
     whole["train"]["iterations"] = 3
-    split = values(name, algorithm, tmp_path / "split", model=dict(model))
+    split = values(name, algorithm, tmp_path / "split")
     split["train"]["iterations"] = 1
     train(Config.of(whole))
     train(Config.of(split))
@@ -189,7 +208,13 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     wrong = values("llama", "grpo", tmp_path / "wrong")
     wrong["rewards"] = [f"{tmp_path / 'mine.py'}:short"]
     assert "8 scores for 8 samples" in refusal(wrong)
-    assert "model.critic=true" in refusal(values("llama", "ppo", tmp_path))
+    assert "model.critic=network" in refusal(values("llama", "ppo", tmp_path, model={"critic": False}))
+    lonely = values("llama", "grpo", tmp_path)
+    lonely["optimizer"]["critic_lr"] = 1e-3
+    assert "optimizer.critic_lr is a critic's" in refusal(lonely)
+    endless = values("llama", "ppo", tmp_path)
+    endless["optimizer"]["critic_warmup"] = 2
+    assert "critic_warmup=2 leaves no iteration of 2" in refusal(endless)
     stranger = values("llama", "grpo", tmp_path, model={"mask_token_id": 3})
     assert "mask_token_id means nothing for causal models" in refusal(stranger)
     uneven = values("modernbert", "elbo_pg", tmp_path)

@@ -116,6 +116,19 @@ def test_math(text: str, gold: str, score: float, boxed: float) -> None:
     assert float(d1_boxed([text], ["?"])) == boxed
 
 
+def test_other_columns_are_named() -> None:
+    with pytest.raises(UserError, match="d1_countdown needs the column numbers or nums, found digits"):
+        d1_countdown(["x"], ["?"], target=[5], digits=[[1]])
+    with pytest.raises(UserError, match="list of whole numbers, found 'ab'"):
+        d1_countdown(["x"], ["?"], target=[5], numbers=["ab"])
+    with pytest.raises(UserError, match="target should hold a number, found None"):
+        d1_countdown(["x"], ["?"], target=[None], numbers=[[1]])
+    with pytest.raises(UserError, match=r"puzzle should hold 16 digits \(0 = empty\), found '1\.\.'"):
+        d1_sudoku(["x"], ["?"], puzzle=["1.."], solution=["1234341221434321"])
+    with pytest.raises(UserError, match="d1_math needs the column answer or solution, found none"):
+        d1_math(["x"], ["?"])
+
+
 def test_they_are_listed() -> None:
     listed = {entry.name: entry for entry in list_rewards() if entry.name.startswith("d1_")}
     assert len(listed) == 9 and all(entry.kind == "text" and entry.range != "unknown" for entry in listed.values())

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import re
 import subprocess
+import sys
 import tomllib
 import warnings
 from pathlib import Path
@@ -16,11 +17,13 @@ from packaging.requirements import Requirement
 from torch import nn
 
 from flowrl import errors
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
 from flowrl.runtime import doctor, environment
+from flowrl.runtime.preflight import check
 
 
 def small_llama() -> nn.Module:
@@ -204,3 +207,49 @@ def test_the_doctor_knows_every_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pyarrow" else real(name))
     symptom = next(s for s in doctor.machine(Path("runs")) if s.name == "extras")
     assert "data (pyarrow)" in symptom.detail and "[NAME]" in symptom.detail
+
+
+# ---- extras that are not installed
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "change"),
+    [
+        ("rapidocr", "rewards", {"rewards": ["ocr"]}),
+        ("rapidfuzz", "rewards", {"rewards": ["ocr"]}),
+        ("jsonschema", "text", {"rewards": ["json_schema"]}),
+        ("httpx", "server", {"rewards": ["http://127.0.0.1:9/ocr"]}),
+        ("ray", "ray", {"rewards": ["ray:jpeg_compressibility"]}),
+        ("datasets", "data", {"data": {"train": "hf:owner/name:train"}}),
+        ("pyarrow", "data", {"data": {"train": "PROMPTS.parquet"}}),
+        ("wandb", "tracking", {"log": {"trackers": ["wandb"]}}),
+        ("tensorboard", "tracking", {"log": {"trackers": ["tensorboard"]}}),
+        ("vllm", "vllm", {"model": {"path": "sudoku"}, "algorithm": {"use": "grpo", "sampler": {"engine": "vllm"}}}),
+    ],
+)
+def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, tmp_path, package, extra, change):
+    """Uninstalled: neither found nor imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "flowrl.remote.client", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else real(name))
+    monkeypatch.setattr("flowrl.remote.find_spec", importlib.util.find_spec)
+    monkeypatch.chdir(tmp_path)
+    Path("PROMPTS.parquet").touch()
+    values = {"name": "x", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "rewards": ["jpeg_compressibility"]}
+    config = Config.model_validate({**values, "train": {"iterations": 1}, **change})
+    with pytest.raises(UserError, match=rf"needs the package {package}: pip install .*\[{extra}\]"):
+        check(config)
+
+
+class Without:
+    """Finds nothing, and refuses one package, as a Python does that does not have it."""
+
+    def __init__(self, package: str):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -7,6 +7,7 @@ from collections import Counter
 from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_a_fixed_shift() -> None:
 
     from flowrl.models.tiny import TinyFlow
 
-    policy = TinyFlow(torch.zeros(2, 2), prompts=("a",))
+    policy: Any = TinyFlow(torch.zeros(2, 2), prompts=("a",))
     grid = FlowSampler(steps=3, shift=3.0).grid(policy)
     torch.testing.assert_close(grid.double().cpu(), torch.tensor([1, 6 / 7, 3 / 5, 0]).double())
     assert FlowSampler(steps=3, shift=3.0).heldout(None, None, None).shift is None

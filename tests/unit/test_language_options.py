@@ -183,7 +183,7 @@ def test_completions_that_were_cut_leave_the_loss(name: str) -> None:
     plain = small(name)
     policy = start(plain)
     it = roll(plain, policy)
-    ended = (it.rollout.final == policy.end_token).any(dim=1)
+    ended = (it.rollout.final == policy.end_tokens[0]).any(dim=1)
     assert bool(ended.any()) and not bool(ended.all())
     assert torch.equal(it.rollout.trace.ended, ended)
     dropped = gradients(replace(plain, drop_cut=True), it)[0]

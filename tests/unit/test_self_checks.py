@@ -73,6 +73,8 @@ def test_ddpo_trains_all_steps_of_stable_diffusion_and_chooses_on_other_grids() 
     assert sampler.reach(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
     for grid in (sd3_times(50), linear(50, 0.001)):
         assert sampler.reach(sampler.grid(Grid(grid))) == range(48)
+    pixart = linear(50, 0.0099)  # a grid that visits the first training time itself: the last step goes on to 0
+    assert torch.equal(sampler.grid(Grid(pixart, 0.0099)), pixart)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,8 @@ def test_the_count_is_of_what_peft_adapted_and_none_is_refused() -> None:
     made = adapt(network, LoRAOptions(rank=2, targets=("1",)))
     assert made.describe() == "LoRA of rank 2 on 1 layers: 1 x 1"
     assert len([n for n, _ in network.named_modules() if n.endswith("lora_A.default")]) == 1
+    with pytest.raises(UserError, match=r"name the layers to adapt in model\.lora\.targets"):
+        adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), spared=("0",))
     with pytest.raises(UserError, match="to_z matches no layer"):
         adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(targets=("to_z",)))
 

@@ -83,9 +83,8 @@ def test_the_gradient_of_truncated_scores_is_that_of_dense_logits(trained: str) 
     assert entropy is not None and spread is not None and torch.allclose(entropy, spread, atol=1e-5)
     assert float(entropy.max()) < math.log(5) + 1e-6  # of at most five tokens and the label's place
     full, _ = selective_log_softmax(hidden, weight, None, labels, temperature=0.7, excluded=(10,))
-    assert (
-        bool((logp >= full - 1e-6).all()) and float((logp - full).detach().max()) > 0.05
-    )  # the rest shares out its mass
+    gained = (logp - full).detach()  # what stays shares out the mass of the rest
+    assert float(gained.min()) > -1e-6 and float(gained.max()) > 0.05
 
 
 def test_the_readout_of_truncated_scores() -> None:
@@ -118,7 +117,9 @@ def test_causal_samples_are_scored_by_the_distribution_they_were_drawn_from(opti
     assert torch.allclose(scored.logp[trace.mask], trace.logp[trace.mask], atol=1e-6)  # the ratio is 1
     whole = Tokens(truncated=False)
     full = whole(policy, whole.probe(rollout, policy, torch.zeros(400)), rollout.condition)
-    assert float((trace.logp - full.logp)[trace.mask].mean()) > 0.05  # the full distribution leaves mass elsewhere
+    assert (
+        float((trace.logp - full.logp)[trace.mask].detach().mean()) > 0.05
+    )  # the full distribution leaves mass elsewhere
     with pytest.raises(MisfitError, match="trust_rollout"):
         replace(whole, trust_rollout=True).probe(rollout, policy, torch.zeros(400))
 
@@ -205,7 +206,7 @@ def dream(
 @pytest.mark.parametrize("order", ["low_confidence", "margin", "neg_entropy"])
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_rows_agree_with_dream_at_temperature_zero(order: str, top_p: float) -> None:
-    for seed in range(40):
+    for seed in range(20):
         policy = TinyText(3, 5, scale=1.0, seed=seed, dtype=torch.float64)
         for steps in (2, 4, 5):
             sampler = MaskedSampler(

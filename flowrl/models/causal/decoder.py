@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowrl.models.causal.caches import chosen
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import join_left
 
@@ -78,7 +79,7 @@ class _Batch:
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
-        self._cache.batch_select_indices(rows.to(self.logits.device))
+        self._cache = chosen(self._cache, rows.to(self.logits.device), self._policy.choice)
         self.logits = self.logits[rows.to(self.logits.device)]
         self._lengths = self._lengths[rows]
         self._inside = None if self._inside is None else self._inside[rows]
@@ -123,3 +124,15 @@ class RecomputingDecoder:
         targets = torch.zeros_like(self._tokens, dtype=torch.bool)
         targets[:, -1] = True
         self.logits = self._policy.logits(self._condition, self._tokens, targets)
+
+
+def decoding_remarks(name: str, way: str, length: int) -> list[str]:
+    """What decoding costs where it is not the quickest: one sentence, or none."""
+    if way == "by length":
+        return [f"{name} is not decoded with padding: prompts of unequal length are sampled in separate batches"]
+    if way == "recomputed":
+        return [
+            f"{name} has no cache that flowrl can use: every token is computed from the whole sequence, so a completion"
+            f" of {length} tokens costs about {length // 2} times what one forward over it does; sampling will be slow"
+        ]
+    return []

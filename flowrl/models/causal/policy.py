@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.models.causal.decoder import CachedDecoder, RecomputingDecoder
+from flowrl.models.causal.caches import CHOICES, Choice
+from flowrl.models.causal.decoder import CachedDecoder, RecomputingDecoder, decoding_remarks
 from flowrl.models.causal.engine import VLLMEngine
 from flowrl.models.exporting import deviation
 from flowrl.models.text import probing
@@ -23,6 +25,8 @@ class CausalPolicy(TextPolicy):
     _engine: VLLMEngine | None = None
     decoding: Literal["padded", "by length", "recomputed"] = "padded"
     """Whether prompts of unequal length are decoded in one batch, in one per length, or without a cache."""
+    choice: Choice = CHOICES[0]
+    """How rows of the cache are chosen."""
 
     def decoder(self, condition: TextCondition) -> Decoder:
         """Decoding from the prompts' ends; the cache of a prompt is computed once for all rows that share it."""
@@ -39,22 +43,35 @@ class CausalPolicy(TextPolicy):
             self._engine = VLLMEngine(self)
         return self._engine
 
+    def remarks(self, length: int) -> list[str]:
+        """What a user should know of how completions of ``length`` tokens are made."""
+        return decoding_remarks(self.network.name, self.decoding, length)
+
     @torch.no_grad()
     def settle_decoding(self) -> None:
-        """Find the quickest way of decoding whose logits are those of whole sequences. Raises `UserError`."""
+        """Find the quickest way of decoding whose logits are those of whole sequences, with rows that share a prompt,
+        leave and change places. Raises `UserError` where there is none."""
         condition, tokens, targets = probing.probe_of(self)
         reference = probing.own_logits(self, (condition, tokens, targets)).view(*tokens.shape, -1)
-        for way in ("padded", "by length", "recomputed"):
-            self.decoding = way
+        ways = [(way, choice) for way in ("padded", "by length") for choice in CHOICES]
+        for self.decoding, self.choice in [*ways, ("recomputed", CHOICES[0])]:
             try:
-                decoder = self.decoder(condition)
-                worst = deviation(decoder.logits, reference[:, 0])
-                decoder.push(tokens[:, 0])
-                decoder.keep(torch.tensor([1, 0]))
-                decoder.push(tokens[[1, 0], 1])
-                worst = max(worst, deviation(decoder.logits, reference[[1, 0], 2]))
+                worst = self._decoding_deviation(condition, tokens, reference)
             except probing.FAILURES:
                 continue
             if worst <= probing.TOLERANCE[self.dtype]:
                 return
         raise UserError(f"{self.network.name} cannot be decoded token by token; unsupported")
+
+    def _decoding_deviation(self, condition: TextCondition, tokens: Tensor, reference: Tensor) -> float:
+        """Largest deviation from ``reference`` [2, T, V] while five rows of two prompts become two, then one."""
+        rows = torch.tensor([0, 1, 1, 0, 1])
+        decoder, worst = self.decoder(condition.take(rows)), 0.0
+        for place, left in enumerate(([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [4, 0, 3], [1, 0], [1])):
+            if len(left) < len(rows):
+                decoder.keep(torch.tensor(left))
+                rows = rows[left]
+            if place:
+                decoder.push(tokens[rows, place - 1])
+            worst = max(worst, deviation(decoder.logits, reference[rows, place]))
+        return worst

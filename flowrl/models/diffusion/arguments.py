@@ -64,12 +64,12 @@ def check_call(call: Mapping[str, Any], known: Iterable[str] | None = None, pipe
 
 def check_saved_call(folder: str, call: Mapping[str, Any]) -> None:
     """`check_call` for a pipeline's folder, whose class is known from its index; nothing is loaded."""
-    import diffusers
-
     try:
         name = json.loads((Path(folder) / "model_index.json").read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError):
-        return check_call(call)  # the loader says what is wrong with it
+        return check_call(call)  # a name of the hub, or damaged: the loader tells
+    import diffusers  # slow, and only needed where a folder names its class
+
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if kind is None:
         return check_call(call)

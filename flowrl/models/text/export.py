@@ -27,7 +27,7 @@ Format = Literal["peft", "merged"]
 
 def export(policy: TextPolicy, directory: Path, to: Format) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    :func:`flowrl.models.exporting.into_folder`. The value head is not part of it."""
+    :func:`flowrl.models.exporting.into_folder`. The critic is not part of it."""
     network = policy.network
 
     def write(work: Path) -> float:

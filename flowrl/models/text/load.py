@@ -7,9 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import torch
-from torch import nn
-
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.loading import Source, check_finite, checkpoint_blocks, compile_blocks, exclusive, place
@@ -17,6 +14,7 @@ from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.text import probing
+from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Layout, Sequences
 from flowrl.models.text.network import Network
 from flowrl.models.text.opening import generation_config, locate, open_model, open_tokenizer, read_json
@@ -61,12 +59,12 @@ SPOKEN = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "ke
 """Options of the tokens, not of the network."""
 
 
-def load_causal(path: str | Path, *, critic: bool = False, **options: Unpack[Options]) -> CausalPolicy:
+def load_causal(path: str | Path, *, critic: Kind | None = None, **options: Unpack[Options]) -> CausalPolicy:
     """A policy from any ``AutoModelForCausalLM``.
 
     Args:
         path: a folder, a hub name, or an embedded world with a causal base model.
-        critic: add a value head on the last hidden states.
+        critic: also learn values, with a ``network`` of their own or a linear ``head`` (see `Critic`).
         options: see :class:`Options`.
 
     Raises:
@@ -75,7 +73,7 @@ def load_causal(path: str | Path, *, critic: bool = False, **options: Unpack[Opt
     network, tokenizer, source = _open(path, "causal", options)
     text = _tokens(network, tokenizer, source, options)
     layout = Sequences(shift=True, causal=True, padded=True, pad=text.pad)
-    policy = CausalPolicy(network, text, layout, source, critic=_value_head(network) if critic else None)
+    policy = CausalPolicy(network, text, layout, source, critic=Critic(network, critic) if critic else None)
     ahead = probing.lookahead(policy)
     if ahead > probing.TOLERANCE[policy.dtype]:
         raise UserError(
@@ -83,8 +81,12 @@ def load_causal(path: str | Path, *, critic: bool = False, **options: Unpack[Opt
             f" {ahead:.2g}, but family causal needs an autoregressive one; use family masked"
         )
     probing.settle(policy)
-    if critic and network.head.route == "whole":
-        raise UserError(f"{network.name} does not show its last hidden states, which a critic needs; set critic: false")
+    if policy.critic is not None:
+        if network.head.route == "whole":
+            raise UserError(
+                f"{network.name} does not show its last hidden states, which a critic needs; use a method without one"
+            )
+        policy.critic.settle(network.head)
     policy.settle_decoding()
     policy.check_parity()
     network.calls = 0
@@ -144,12 +146,7 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
     model.to(placement.device)
     check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
-        # transformers 5.23 renamed it
-        switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        try:
-            switch({"use_reentrant": False})
-        except (ValueError, TypeError, NotImplementedError):  # LLaDA's own code, say
-            checkpoint_blocks(model)
+        checkpoint_blocks(model)
     if options.get("compile"):
         compile_blocks(model)
     return Network(model, adaptation, placement), tokenizer, source
@@ -157,8 +154,8 @@ def _open(path: str | Path, family: Any, options: Options) -> tuple[Network, Any
 
 def _tokens(network: Network, tokenizer: Any, source: Source, options: Options, mask: int | None = None) -> Tokens:
     spoken: dict[str, Any] = {key: value for key, value in options.items() if key in SPOKEN}
-    generation = generation_config(source)
-    return open_tokens(tokenizer, network.model.config, generation=generation, mask=mask, **spoken)
+    spoken |= {"generation": generation_config(source), "embedded": len(network.model.get_input_embeddings().weight)}
+    return open_tokens(tokenizer, network.model.config, mask=mask, **spoken)
 
 
 def spared(model: Any) -> list[str]:
@@ -171,14 +168,6 @@ def spared(model: Any) -> list[str]:
         if module is head or other or (recurrent and name.endswith("out_proj")):
             found.append(name)
     return found
-
-
-def _value_head(network: Network) -> nn.Linear:
-    """Zero at first, so that advantages start from the returns."""
-    head = nn.Linear(network.width, 1, device=network.device, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
 
 
 def _mask_token(given: int | None, tokenizer: Any, network: Network, path: str) -> int:

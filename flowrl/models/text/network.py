@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,8 +18,9 @@ from flowrl.models.lora import Adaptation
 from flowrl.types import Truncation
 
 Route = Literal["states", "rows", "whole"]
-CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""What the cache of keys, values and states is called: since transformers 5.24, before it, and in Mamba's code."""
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
+"""What the cache of keys, values and states is called: since transformers 5.24, before it, in Mamba's
+code, and in RWKV's."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,6 @@ class Network:
         self._cache_name = next((name for name in CACHE_NAMES if name in self.takes), CACHE_NAMES[1])
         self._layer: Any = model.get_output_embeddings()
         self._compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
-        self._checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
 
     @property
     def device(self) -> torch.device:
@@ -129,11 +129,9 @@ class Network:
         self.calls += len(next(iter(on_device.values())))
         if "use_cache" in self.takes:
             options.setdefault("use_cache", False)
-        learning = torch.is_grad_enabled()
         with (
             self.placement.precision(),
-            self.adaptation.dropout(learning),
-            self._checkpointing(learning),
+            self.adaptation.dropout(torch.is_grad_enabled()),
             self.eager() if options.get("use_cache") else nullcontext(),
         ):
             return self.model(**on_device, **options)
@@ -173,15 +171,3 @@ class Network:
         """Compute without compilation: in decoding, every step has a cache of another length, which would be compiled
         anew."""
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
-
-    @contextmanager
-    def _checkpointing(self, active: bool) -> Iterator[None]:
-        """Recompute activations where gradients are taken. Transformers does so only in training mode, which is set
-        for the checkpointed blocks themselves; dropout below them stays off."""
-        for module in self._checkpointed:
-            module.training = active
-        try:
-            yield
-        finally:
-            for module in self._checkpointed:
-                module.training = False

@@ -16,15 +16,16 @@ from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
 from flowrl.models.text import export, probing
 from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.critic import Critic
 from flowrl.models.text.fitting import Overlong, fit
 from flowrl.models.text.layout import Forward, Layout
 from flowrl.models.text.network import Network
 from flowrl.models.text.tokens import Tokens
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import LIVE, WeightSets
 from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
-"""Prefix of the value head among a policy's weights."""
+"""Prefix of the critic among a policy's weights."""
 
 
 class TextPolicy:
@@ -34,7 +35,7 @@ class TextPolicy:
 
     def __init__(
         self, network: Network, text: Tokens, layout: Layout, source: Source, *, excluded: tuple[int, ...] = (),
-        critic: nn.Linear | None = None,
+        critic: Critic | None = None,
     ) -> None:  # fmt: skip
         self.network = network
         self.text = text
@@ -46,8 +47,8 @@ class TextPolicy:
         self.end_tokens, self.pad_token = text.ends, text.pad
         self.vocabulary = 0
         """Width of the logits."""
-        extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.named_parameters()}
-        self.weights = WeightSets({**network.adaptation.parameters, **extra})
+        extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
+        self.weights = WeightSets(network.adaptation.parameters, apart=extra)
         self._trained = [*network.adaptation.parameters.values(), *extra.values()]
 
     @property
@@ -60,8 +61,8 @@ class TextPolicy:
 
     @property
     def network_calls(self) -> int:
-        """Network rows evaluated so far."""
-        return self.network.calls
+        """Network rows evaluated so far, the critic's included."""
+        return self.network.calls + (0 if self.critic is None else self.critic.calls)
 
     # ------------------------------------------------------------------------------------------------------- texts
     def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
@@ -82,6 +83,10 @@ class TextPolicy:
         """The prompts that fit into the context before a completion of that many tokens (`fitting.fit`)."""
         return fit(self.text, prompts, completion, overlong)
 
+    def remarks(self, length: int) -> list[str]:
+        """What a user should know of how completions of ``length`` tokens are made."""
+        return []
+
     def decode(self, final: Tensor) -> list[str]:
         """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
         return self.text.texts(final)
@@ -101,10 +106,12 @@ class TextPolicy:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
         ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
-        that of the distribution so made. Only the positions asked
+        that of the distribution so made; values are the critic's, where there is one and the live weights are in use.
+        Only the positions asked
         for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
+        valued = self.critic is not None and self.weights.active == LIVE
         wanted = labels.flatten().to(self.device)
         for call in self._calls(condition, tokens, targets):
             reading = self.network.read(call.inputs, call.rows, call.columns)
@@ -121,13 +128,13 @@ class TextPolicy:
             places.append(place)
             if spread is not None:
                 entropies.append(spread)
-            if self.critic is not None:
-                assert reading.states is not None
-                values.append(self.critic(reading.states.detach().float())[:, 0])
+            if valued:
+                assert self.critic is not None
+                values.append(self.critic(reading, call))
         return TokenScores(
             self._spread(logp, places, tokens.shape),
             self._spread(entropies, places, tokens.shape) if entropy else None,
-            self._spread(values, places, tokens.shape) if self.critic is not None else None,
+            self._spread(values, places, tokens.shape) if valued else None,
         )
 
     def logits(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -158,8 +165,12 @@ class TextPolicy:
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: the network's in its order, then the value head's."""
+        """The trainable parameters: the network's in its order, then the critic's."""
         return list(self._trained)
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those of them that are the critic's."""
+        return [] if self.critic is None else list(self.critic.parameters().values())
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """Compute with a weight set; gradients are disabled unless it is ``live``."""

@@ -53,6 +53,8 @@ class Tokens:
     """Tokens that no text shows, besides the tokenizer's special ones."""
     keep_special: bool = False
     """Whether texts of completions show special tokens, up to the end."""
+    embedded: int | None = None
+    """Tokens that the model has embeddings of; a tokenizer may know more."""
 
     def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
         """Every unique prompt tokenised once.
@@ -92,7 +94,19 @@ class Tokens:
         empty = next((prompt for prompt, row in zip(prompts, rows, strict=True) if not row), None)
         if empty is not None:
             raise UserError(f"prompt {shown(empty)} has no tokens; a language model needs something to continue")
+        if self.embedded is not None and len(self.tokenizer) > self.embedded:
+            for prompt, row in zip(prompts, rows, strict=True):
+                self._check_embedded(prompt, row)
         return rows
+
+    def _check_embedded(self, prompt: str | Chat, row: list[int]) -> None:
+        token = max(row)
+        if self.embedded is not None and token >= self.embedded:
+            raise UserError(
+                f"prompt {shown(prompt)} holds the token {self.tokenizer.convert_ids_to_tokens(token)!r} ({token}), of"
+                f" which the model has no embedding (it has {self.embedded}); take the tokenizer that it was trained"
+                " with, or leave the token out"
+            )
 
     def _encoded(self, prompts: Sequence[str | Chat]) -> list[list[int]]:
         texts = [self.written(prompt) for prompt in prompts]
@@ -217,8 +231,10 @@ def open_tokens(
     max_prompt: int | None = None,
     keep_special_tokens: bool = False,
     mask: int | None = None,
+    embedded: int | None = None,
 ) -> Tokens:
-    """A tokenizer with the options of a config, checked. ``generation`` is the model's generation config.
+    """A tokenizer with the options of a config, checked. ``generation`` is the model's generation config, ``embedded``
+    the number of its embeddings.
 
     Raises:
         UserError: for a chat template or system message that the tokenizer cannot take, or a missing end token.
@@ -234,20 +250,20 @@ def open_tokens(
     if reserved is not None:
         raise UserError(f"model.chat_template_kwargs: {reserved!r} is set by flowrl; remove it")
     _check_options(tokenizer, options)
-    ends = end_tokens(tokenizer, config, generation, options if use else None)
+    known = len(tokenizer) if embedded is None else embedded
+    ends = tuple(t for t in end_tokens(tokenizer, config, generation, options if use else None) if t < known)
     if not ends:
         raise UserError(
             "neither the tokenizer nor the model's config names an end token (eos_token); add one to the tokenizer"
         )
-    pads = [p for p in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None)) if isinstance(p, int) and p >= 0]
+    pads = [p for p in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None)) if p in range(known)]
     context = _context(config)
     if max_prompt is not None and context is not None and max_prompt >= context:
         raise UserError(f"model.max_prompt={max_prompt} leaves no room in the model's context of {context}; lower it")
     hidden = () if mask is None else (mask,)
     speech = Speech(use, system, options, prefill or "")
-    return Tokens(
-        tokenizer, speech, context, max_prompt, ends, pads[0] if pads else ends[-1], hidden, keep_special_tokens
-    )
+    pad = pads[0] if pads else ends[-1]
+    return Tokens(tokenizer, speech, context, max_prompt, ends, pad, hidden, keep_special_tokens, embedded)
 
 
 def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:

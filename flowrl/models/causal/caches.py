@@ -1,0 +1,25 @@
+"""Rows of a model's cache of keys, values and states: chosen, repeated and reordered by the cache's own methods."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+Choice = Literal["reorder_cache", "batch_select_indices"]
+CHOICES: tuple[Choice, ...] = ("reorder_cache", "batch_select_indices")
+"""Methods of transformers' caches. Recurrent and convolutional states (Mamba, LFM2, Qwen3-Next) know the first alone;
+that of Falcon-H1 has the second, which forgets the states; MiniMax's has a complete second one. What a cache really
+does is found out at loading (`CausalPolicy.settle_decoding`)."""
+
+
+def chosen(cache: Any, rows: Tensor, choice: Choice) -> Any:
+    """The cache of these rows [m] (repeats allowed), in place where it can be. Lists of tensors, such as RWKV's states,
+    have the rows in front."""
+    if isinstance(cache, Tensor):
+        return cache.index_select(0, rows.to(cache.device))
+    if isinstance(cache, list | tuple):
+        return type(cache)(chosen(part, rows, choice) for part in cache)
+    method = cache.reorder_cache if choice == "reorder_cache" else cache.batch_select_indices
+    method(rows)
+    return cache
