@@ -63,12 +63,8 @@ def evaluate(
         from flowrl.evaluation import evaluate as run
         from flowrl.evaluation import show
         from flowrl.evaluation.decoding import numbers
-        from flowrl.runtime.directory import RunDirectory
 
-        run_directory = RunDirectory(Path(target))
-        if out is None and not run_directory.exists():
-            raise UserError(f"--out: name a folder for the results; {target} is not a run, which would have one")
-        folder = out or run_directory.eval_path
+        folder = _results_folder(target, out)
         results = run(
             target,
             [name.strip() for name in suite.split(",") if name.strip()],
@@ -94,6 +90,16 @@ def evaluate(
         return
     show(results)
     say(f"results: {folder / 'results.json'}")
+
+
+def _results_folder(target: str, out: Path | None) -> Path:
+    """Where an evaluation writes. Raises `UserError` where the user must say it."""
+    from flowrl.runtime.directory import RunDirectory
+
+    run = RunDirectory(Path(target))
+    if out is None and not run.exists():
+        raise UserError(f"--out: name a folder for the results; {target} is not a run, which would have one")
+    return out or run.eval_path
 
 
 def sample(
