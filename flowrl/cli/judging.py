@@ -16,6 +16,9 @@ from flowrl.cli.options import (
     Guidance,
     Json,
     ModelFamily,
+    Results,
+    SamplesPerPrompt,
+    StepsGrid,
     SuiteData,
     SuiteOptions,
     Weights,
@@ -27,19 +30,12 @@ from flowrl.printing import say
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR")],
     suite: Annotated[str, typer.Option(help="Names of suites, separated by commas.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for samples and results.json; for a run, RUN/eval, which its report shows."),
-    ] = None,
+    out: Results = None,
     checkpoint: Checkpoint = "best",
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples per prompt [default: 4; 1 where decoding is greedy].")
-    ] = None,
+    samples: SamplesPerPrompt = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many prompts, evenly over their tags.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 42,
-    steps: Annotated[
-        str | None, typer.Option(help="Sampling steps; several, separated by commas, make a grid.")
-    ] = None,
+    steps: StepsGrid = None,
     guidance: Guidance = None,
     length: Annotated[str | None, typer.Option(help="Tokens of a completion, at most; one or several.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Of language models, 0 is greedy; one or several.")] = None,
