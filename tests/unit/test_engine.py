@@ -159,7 +159,7 @@ def test_without_vllm_or_without_an_adapter_one_sentence_says_so(policy: Any, mo
     with pytest.raises(UserError, match="LoRA weights only"):
         full.engine("vllm")
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match=r"flowrl\[vllm\]"):
+    with pytest.raises(UserError, match=r"pip install .*\[vllm\]"):
         policy.engine("vllm")
     with pytest.raises(UserError, match="no engine"):
         policy.engine("sglang")
