@@ -1,11 +1,10 @@
 """Held-out score on the shapes world against generated images and network forwards, for every method and seed.
 
-    python benchmarks/sample_efficiency.py --out /tmp/efficiency --seeds 0 1 2 --jobs 2
-    python benchmarks/sample_efficiency.py --out /tmp/efficiency --table      # only tabulate what is there
+    python -m benchmarks.sample_efficiency --out /tmp/efficiency --seeds 0 1 2 --jobs 2
+    python -m benchmarks.sample_efficiency --out /tmp/efficiency --table      # only tabulate what is there
 
 Same base, prompts, group size, images per iteration and evaluation for all; per method only the settings in arms.json
-differ. Runs that exist are not repeated. Seconds are of the machine while the run had it: compare them only between
-runs that shared it alike.
+differ. Runs that exist are not repeated. Seconds are CPU seconds of the run's process, which has one thread.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.cpu_clock import seconds_of
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "benchmarks" / "shapes.yaml"
 ARMS: dict[str, list[str]] = json.loads((ROOT / "benchmarks" / "arms.json").read_text())
@@ -31,7 +32,7 @@ def run(arm: str, overrides: list[str], seed: int, out: Path, iterations: int) -
     if (directory / "done").exists():
         return
     subprocess.run(["rm", "-rf", str(directory)], check=True)
-    command = [sys.executable, "-m", "flowrl", "train", str(CONFIG), f"out={directory}", f"name={arm}"]
+    command = [sys.executable, "-m", "benchmarks.cpu_clock", "train", str(CONFIG), f"out={directory}", f"name={arm}"]
     command += [f"train.seed={seed}", f"train.iterations={iterations}", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = out / f"{arm}-{seed}.log"
@@ -40,10 +41,6 @@ def run(arm: str, overrides: list[str], seed: int, out: Path, iterations: int) -
     if code == 0:
         (directory / "done").touch()
     print(f"{arm} seed {seed}: exit {code}", flush=True)
-
-
-PHASES = ("sample", "decode", "reward", "advantage", "update")
-"""What the seconds of a method are: evaluation, the monitor and loading are the same for all and not counted."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def curve(directory: Path) -> list[Point]:
     """The evaluations of a run, from the untrained base on."""
     points, seconds = [], 0.0
     for line in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()):
-        seconds += sum(line.get(f"time/{phase}", 0.0) for phase in PHASES) if line["step"] else 0.0
+        seconds += seconds_of(line)
         if "eval/strict/mean" in line:
             points.append(Point(line["eval/strict/mean"], line["samples"], line["network/forwards"], seconds))
     return points

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,6 +45,7 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Entry point: a user's mistake, or a machine's limit, is one sentence and exit code 2; a bug keeps its
     traceback."""
+    warnings.formatwarning = _warned
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
     with steady():
         try:
@@ -91,6 +94,12 @@ def _tell_version(wanted: bool) -> None:
     if wanted:
         print(f"flowrl {__version__}")
         raise typer.Exit
+
+
+def _warned(message: Warning | str, category: type[Warning], file: str, line: int, code: str | None = None) -> str:
+    """Our own warnings are sentences for users; those of libraries keep their place in the code."""
+    where = "" if category is UserWarning and "flowrl" in Path(file).parts else f"{file}:{line}: {category.__name__}: "
+    return f"warning: {where}{plain(str(message))}\n"
 
 
 def _fail(message: str) -> None:

@@ -10,11 +10,15 @@ import typer
 
 from flowrl.cli.options import (
     BaseModel,
+    Call,
     Checkpoint,
     ExportFormat,
     Guidance,
     Json,
     ModelFamily,
+    Results,
+    SamplesPerPrompt,
+    StepsGrid,
     SuiteData,
     SuiteOptions,
     Weights,
@@ -26,19 +30,12 @@ from flowrl.printing import say
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR")],
     suite: Annotated[str, typer.Option(help="Names of suites, separated by commas.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for samples and results.json; for a run, RUN/eval, which its report shows."),
-    ] = None,
+    out: Results = None,
     checkpoint: Checkpoint = "best",
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples per prompt [default: 4; 1 where decoding is greedy].")
-    ] = None,
+    samples: SamplesPerPrompt = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use so many prompts, evenly over their tags.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 42,
-    steps: Annotated[
-        str | None, typer.Option(help="Sampling steps; several, separated by commas, make a grid.")
-    ] = None,
+    steps: StepsGrid = None,
     guidance: Guidance = None,
     length: Annotated[str | None, typer.Option(help="Tokens of a completion, at most; one or several.")] = None,
     temperature: Annotated[str | None, typer.Option(help="Of language models, 0 is greedy; one or several.")] = None,
@@ -47,41 +44,58 @@ def evaluate(
     model: BaseModel = None,
     data: SuiteData = None,
     option: SuiteOptions = None,
+    call: Call = None,
     as_json: Json = False,
 ) -> None:
     """Judge a model, a run or images. Example: `flowrl eval runs/quickstart --suite geneval`
 
     Language models: `flowrl eval runs/quickstart_masked_lm --suite sudoku --steps 4,8,16 --temperature 0,1`
     """
-    from flowrl.config.reading import apply_overrides
-    from flowrl.evaluation import evaluate as run
-    from flowrl.evaluation import show
-    from flowrl.evaluation.decoding import numbers
+    from flowrl.runtime.progress import Display
+
+    with Display() as shown:
+        shown.stage("starting", log=False)
+        from flowrl.config.reading import apply_overrides
+        from flowrl.evaluation import evaluate as run
+        from flowrl.evaluation import show
+        from flowrl.evaluation.decoding import numbers
+
+        folder = _results_folder(target, out)
+        results = run(
+            target,
+            [name.strip() for name in suite.split(",") if name.strip()],
+            folder,
+            checkpoint=checkpoint,
+            samples=samples,
+            limit=limit,
+            seed=seed,
+            steps=numbers("--steps", steps, int),
+            guidance=guidance,
+            length=numbers("--length", length, int),
+            temperature=numbers("--temperature", temperature, float),
+            call=apply_overrides({}, call) if call else None,
+            base=base,
+            family=family,
+            model=model,
+            data=data,
+            options=apply_overrides({}, option or []),
+            display=shown,
+        )
+    if as_json:
+        print(json.dumps(results, indent=1))
+        return
+    show(results)
+    say(f"results: {folder / 'results.json'}")
+
+
+def _results_folder(target: str, out: Path | None) -> Path:
+    """Where an evaluation writes. Raises `UserError` where the user must say it."""
     from flowrl.runtime.directory import RunDirectory
 
-    run_directory = RunDirectory(Path(target))
-    if out is None and not run_directory.exists():
+    run = RunDirectory(Path(target))
+    if out is None and not run.exists():
         raise UserError(f"--out: name a folder for the results; {target} is not a run, which would have one")
-    names = [name.strip() for name in suite.split(",") if name.strip()]
-    results = run(
-        target,
-        names,
-        out or run_directory.eval_path,
-        checkpoint=checkpoint,
-        samples=samples,
-        limit=limit,
-        seed=seed,
-        steps=numbers("--steps", steps, int),
-        guidance=guidance,
-        length=numbers("--length", length, int),
-        temperature=numbers("--temperature", temperature, float),
-        base=base,
-        family=family,
-        model=model,
-        data=data,
-        options=apply_overrides({}, option or []),
-    )
-    print(json.dumps(results, indent=1)) if as_json else show(results)
+    return out or run.eval_path
 
 
 def sample(
@@ -99,15 +113,21 @@ def sample(
     family: ModelFamily = None,
     model: BaseModel = None,
     device: Annotated[str, typer.Option(help="Device of a model that is not a run.")] = "auto",
+    call: Call = None,
 ) -> None:
     """Make images or texts. Example: `flowrl sample runs/quickstart --prompt "a red circle" --out images`"""
-    from flowrl.evaluation.decoding import Decoding
-    from flowrl.runtime.sampling import Wish, prompts_of
-    from flowrl.runtime.sampling import sample as run
+    from flowrl.runtime.progress import Display
 
-    decoding = Decoding(steps, guidance, length, temperature)
-    wish = Wish(count, seed, decoding, checkpoint, weights, family, device, model)
-    written = run(source, prompts_of(prompt), out, wish)
+    with Display() as shown:
+        shown.stage("starting", log=False)
+        from flowrl.config.reading import apply_overrides
+        from flowrl.evaluation.decoding import Decoding
+        from flowrl.runtime.sampling import Wish, prompts_of
+        from flowrl.runtime.sampling import sample as run
+
+        decoding, given = Decoding(steps, guidance, length, temperature), apply_overrides({}, call) if call else None
+        wish = Wish(count, seed, decoding, checkpoint, weights, family, device, model, given)
+        written = run(source, prompts_of(prompt), out, wish, shown)
     for line in written.completions:
         say(f"> {line['prompt']}\n{line['completion']}\n")
     for path in written.files:
@@ -122,16 +142,25 @@ def export(
     weights: Weights = None,
 ) -> None:
     """Write trained weights, and verify them. Example: `flowrl export runs/quickstart --to diffusers --out lora`"""
-    from flowrl.config import Config
-    from flowrl.runtime.directory import RunDirectory
-    from flowrl.runtime.restore import adopt, evaluated, policy_of_run
+    from flowrl.runtime.progress import Display
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} already exists and is not empty; name a new folder")
-    chosen = weights or evaluated(Config.load(RunDirectory.open(run).config_path))
-    policy = policy_of_run(run, checkpoint)
-    adopt(policy, chosen)
-    difference = policy.export(out, to=to.value)
+    with Display() as shown:
+        shown.stage("starting", log=False)
+        from flowrl.config import Config
+        from flowrl.evaluation.origin import write_origin
+        from flowrl.runtime.directory import RunDirectory
+        from flowrl.runtime.restore import adopt, evaluated, policy_of_run
+
+        config = Config.load(RunDirectory.open(run).config_path)
+        chosen = weights or evaluated(config)
+        shown.stage(f"loading the model {config.model.path}")
+        policy = policy_of_run(run, checkpoint)
+        adopt(policy, chosen)
+        shown.stage("writing, loading again and comparing")
+        difference = policy.export(out, to=to.value)
+        write_origin(out, config, checkpoint, chosen)
     say(f"{out}: {to.value} with the {chosen} weights; reloaded, predictions differ by at most {difference:.1e}")
 
 

@@ -17,8 +17,20 @@ Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint dire
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
 ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or causal, of a world that has both.")]
 BaseModel = Annotated[str | None, typer.Option(help="Base model of a LoRA folder that does not name it.")]
+Results = Annotated[
+    Path | None,
+    typer.Option(help="Folder for samples and results.json; for a run, RUN/eval, which its report shows."),
+]
+SamplesPerPrompt = Annotated[
+    int | None, typer.Option(min=1, help="Samples per prompt [default: 4; 1 where decoding is greedy].")
+]
+StepsGrid = Annotated[str | None, typer.Option(help="Sampling steps; several, separated by commas, make a grid.")]
 SuiteData = Annotated[Path | None, typer.Option(help="JSON lines for gsm8k or math500; prompts for suites of images.")]
 SuiteOptions = Annotated[list[str] | None, typer.Option(metavar="SUITE.KEY=VALUE", help="As in clip.path=FOLDER.")]
+Call = Annotated[
+    list[str] | None,
+    typer.Option("--call", metavar="KEY=VALUE", help="Argument of the pipeline's call, such as height=512."),
+]
 Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
 
 

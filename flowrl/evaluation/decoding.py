@@ -84,7 +84,12 @@ def grid(
 def of_run(config: Config, wish: Decoding) -> Sampler:
     """The sampler of the run's held-out evaluation, changed as wished. Raises UserError for an unfit wish."""
     own = Decoding(config.eval.steps, config.eval.guidance, temperature=config.eval.temperature)
-    return _changed(_changed(build(config.algorithm).sampler, own), wish)
+    return of_settings(config.algorithm, own, wish)
+
+
+def of_settings(algorithm: Any, own: Decoding, wish: Decoding) -> Sampler:
+    """The held-out form of an algorithm's sampler, with a run's own decoding, changed as wished."""
+    return _changed(_changed(build(algorithm).sampler, own), wish)
 
 
 def of_model(family: str, length: int | None, wish: Decoding) -> Sampler:

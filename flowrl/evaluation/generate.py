@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
+from rich.console import Console
 
 import flowrl
 from flowrl.errors import UserError
@@ -28,6 +27,7 @@ from flowrl.evaluation.layout import (
 )
 from flowrl.evaluation.target import Medium
 from flowrl.math.random import derive
+from flowrl.runtime.progress import Display
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Draw, Prompt, Sampler
@@ -66,9 +66,15 @@ class Maker:
 
 
 def generate(
-    maker: Maker, prompts: Sequence[Prompt], chosen: Sequence[int], samples: int, folder: Path, progress: bool = True
+    maker: Maker,
+    prompts: Sequence[Prompt],
+    chosen: Sequence[int],
+    samples: int,
+    folder: Path,
+    progress: Display | bool = True,
 ) -> list[Entry]:
-    """Make what is missing of ``samples`` samples for each chosen prompt; return all of them.
+    """Make what is missing of ``samples`` samples for each chosen prompt; return all of them. ``progress`` shows how
+    far it is; True shows it by itself.
 
     The noise of a sample follows from ``(seed, prompt number, sample number)``, so neither the batch nor the number
     of samples changes it. A folder made with other settings is made again. Raises UserError for a folder we did not
@@ -85,15 +91,16 @@ def generate(
         entries.append(Entry(index, metadata, files))
     jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.files) if not path.exists()]
     if jobs:
-        policy = maker.open()
-        size = batch_size(policy, maker.sampler)
-        with _bar(progress) as bar:
-            task = bar.add_task(f"{maker.medium} of {folder.parent.name}", total=len(jobs)) if bar else None
-            for start in range(0, len(jobs), size):
-                part = jobs[start : start + size]
-                _write(_make(maker, policy, prompts, part), [entry.files[n] for entry, n in part])
-                if bar and task is not None:
-                    bar.advance(task, len(part))
+        with _shown(progress) as shown:
+            shown.stage(f"loading the {folder.parent.name} model")
+            policy = maker.open()
+            size = batch_size(policy, maker.sampler)
+            with shown.counting(f"making {len(jobs)} {maker.medium} ({folder.parent.name})", len(jobs)) as advance:
+                for start in range(0, len(jobs), size):
+                    part = jobs[start : start + size]
+                    made = _make(maker, policy, prompts, part)
+                    _write(made, [entry.files[n] for entry, n in part], [_facts(maker, *job) for job in part])
+                    advance(len(part))
     return entries
 
 
@@ -116,7 +123,14 @@ def _make(maker: Maker, policy: Any, prompts: Sequence[Prompt], jobs: Sequence[t
     return make(policy, maker.sampler, maker.weights, [prompts[entry.index] for entry, _ in jobs], draw)
 
 
-def _write(made: Made, paths: Sequence[Path]) -> None:
+def _facts(maker: Maker, entry: Entry, sample: int) -> dict[str, Any]:
+    """What a picture says of itself."""
+    settings = {**maker.identity, "weights": maker.weights, "sampler": repr(maker.sampler), "sample": sample}
+    software = f"flowrl {flowrl.__version__}"
+    return {"prompt": entry.metadata["prompt"], "seed": str(maker.seed), "settings": settings, "Software": software}
+
+
+def _write(made: Made, paths: Sequence[Path], facts: Sequence[Mapping[str, Any]]) -> None:
     if made.samples.completions is not None:
         for path, completion, tokens in zip(paths, made.samples.completions, made.tokens, strict=True):
             write_completion(path, completion, tokens)
@@ -127,8 +141,8 @@ def _write(made: Made, paths: Sequence[Path]) -> None:
         raise UserError(f"the model makes videos ({images.shape[1]} frames), which no suite can judge yet")
     if not bool(torch.isfinite(images).all()):
         raise UserError(f"the model made non-finite images for {prompt!r}; try dtype float32 or fewer guidance")
-    for path, image in zip(paths, images, strict=True):
-        write_image(path, image)
+    for path, image, said in zip(paths, images, facts, strict=True):
+        write_image(path, image, said)
 
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -148,5 +162,8 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     write_text(manifest, json.dumps(settings, indent=1) + "\n")
 
 
-def _bar(wanted: bool) -> AbstractContextManager[Progress | None]:
-    return Progress(transient=True) if wanted else nullcontext()
+def _shown(progress: Display | bool) -> Display:
+    """Where progress is shown; nowhere for False."""
+    if isinstance(progress, Display):
+        return progress
+    return Display() if progress else Display(console=Console(quiet=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ BATCH_PIXELS = 2**22  # sixteen images of 512 px, thousands of small ones
 BATCH_COMPLETIONS = 1024
 
 
-def judge(suite: Suite, entries: Sequence[Entry], root: Path, file: Path) -> Judged:
-    """Judge the samples of one arm and write ``file``, a line per sample in GenEval's schema.
+def judge(suite: Suite, entries: Sequence[Entry], root: Path, file: Path, advance: Callable[[int], None]) -> Judged:
+    """Judge the samples of one arm and write ``file``, a line per sample in GenEval's schema. ``advance`` is told how
+    many more have been judged.
 
     ``filename`` is relative to ``root``. Beside GenEval's keys a line has ``measures``, every number of the suite, and
     ``completion`` where the samples are texts, which are also measured in tokens and characters.
@@ -48,6 +49,7 @@ def judge(suite: Suite, entries: Sequence[Entry], root: Path, file: Path) -> Jud
             line = _line(samples.prompts[index], numbers, verdicts.reasons[index], verdicts.details[index])
             said = {} if samples.completions is None else {"completion": samples.completions[index]}
             lines.append({"filename": str(name), **line, **said})
+        advance(len(part))
     write_text(file, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
     return Judged(measures, present, reasons)
 

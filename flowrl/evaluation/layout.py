@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from flowrl.errors import UserError
@@ -57,11 +58,16 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, text)
 
 
-def write_image(path: Path, image: Tensor) -> None:
-    """Write [3, H, W] in [0, 1] as PNG; values are rounded to the nearest of 256 levels."""
+def write_image(path: Path, image: Tensor, facts: Mapping[str, Any] | None = None) -> None:
+    """Write [3, H, W] in [0, 1] as PNG; values are rounded to the nearest of 256 levels. ``facts`` become text chunks
+    of the file, what is no text as JSON."""
+    chunks = PngInfo()
+    for name, value in (facts or {}).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        chunks.add_itxt(name, text.encode("utf-8", "replace").decode())
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    picture(image).save(partial, format="PNG")
+    picture(image).save(partial, format="PNG", pnginfo=chunks)
     os.replace(partial, path)
 
 

@@ -17,6 +17,7 @@ from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.evaluation.decoding import Decoding, of_model, of_run
 from flowrl.evaluation.layout import is_image_folder, read_folder
+from flowrl.evaluation.origin import Origin, read_origin
 from flowrl.evaluation.target import Arm, Medium, Target
 from flowrl.runtime.files import sha256
 from flowrl.types import Sampler
@@ -48,6 +49,8 @@ class Wish:
     """Of a model that is not a run's."""
     model: str | None = None
     """What a LoRA folder adapts, where it does not say."""
+    origin: Origin | None = None
+    """What the target's own files say of the run it came from."""
 
 
 def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
@@ -56,6 +59,7 @@ def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
     Raises UserError for a word that names nothing, or a LoRA whose base model is not known.
     """
     path = Path(text)
+    wish = _remembered(path, wish)
     adapter = _is_lora(path, text, wish)
     if wish.model is not None and not adapter:
         raise UserError(f"--model: only a LoRA folder needs to be told its model, and {text} is none; leave it out")
@@ -82,6 +86,15 @@ def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
         "a LoRA (adapter_config.json, or a .safetensors file), images in GenEval's layout "
         "(00000/metadata.jsonl), or with prompts.jsonl or prompts.txt"
     )
+
+
+def _remembered(path: Path, wish: Wish) -> Wish:
+    """The wish, with what an export says of its run where the user says nothing."""
+    origin = read_origin(path)
+    if origin is None:
+        return wish
+    call = origin.called(next(iter(wish.decodings.values())), wish.call)
+    return replace(wish, origin=origin, family=wish.family or origin.family, call=call or None)
 
 
 def _is_lora(path: Path, text: str, wish: Wish) -> bool:
@@ -170,11 +183,12 @@ def _options(model: str, wish: Wish) -> tuple[str, dict[str, Any]]:
     if wish.family not in (None, *FAMILIES):
         raise UserError(f"--family: there is no family {wish.family!r}{did_you_mean(str(wish.family), FAMILIES)}")
     family = wish.family or _family(model)
+    load = dict(wish.origin.load) if wish.origin is not None and wish.origin.family == family else {}
     if family == "diffusion":
-        return family, {"family": family, "call": _call(model, wish)}
+        return family, {"family": family, "call": _call(model, wish), **load}
     if wish.call is not None:
         raise UserError(f"{model} is a language model, which has no pipeline to call; leave call out")
-    return family, {"family": family}
+    return family, {"family": family, **load}
 
 
 def _family(model: str) -> str:
@@ -197,6 +211,8 @@ def _identity(model: str, family: str, options: Mapping[str, Any]) -> dict[str, 
 
 
 def _samplers(model: str, family: str, wish: Wish) -> Samplers:
+    if wish.origin is not None and wish.origin.family == family:
+        return {label: wish.origin.sampler(decoding) for label, decoding in wish.decodings.items()}
     world = _world(model, family)
     length = None if world is None else getattr(_module(world), "LENGTH", None)
     return {label: of_model(family, length, decoding) for label, decoding in wish.decodings.items()}

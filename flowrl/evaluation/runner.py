@@ -22,6 +22,7 @@ from flowrl.evaluation.statistics import RESAMPLES
 from flowrl.evaluation.suites import Suite, find, tag_of
 from flowrl.evaluation.target import Target
 from flowrl.runtime.environment import versions
+from flowrl.runtime.progress import Display
 from flowrl.types import Prompt, Sampler
 
 SAMPLES = 4
@@ -81,6 +82,7 @@ def evaluate(
     model: str | None = None,
     data: Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    display: Display | None = None,
 ) -> dict[str, Any]:
     """Judge ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
 
@@ -99,12 +101,14 @@ def evaluate(
     subject, samplers = resolve(target, Wish(checkpoint, decodings, call, base, family, model=model))
     parts = _parts(samplers, samples)
     with ExitStack() as stack:
+        shown = stack.enter_context(display or Display())
+        shown.stage("loading what judges", log=False)
         found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
         cases = [Case(suite, part, choose(suite.prompts, limit)) for suite in found for part in parts]
-        made = _samples(cases, subject, seed, out)
-        numbers = {case.name: _numbers(case, subject, made[case.name], seed, out) for case in cases}
+        made = _samples(cases, subject, seed, out, shown)
+        numbers = {case.name: _numbers(case, subject, made[case.name], seed, out, shown) for case in cases}
     results = {
         "schema": SCHEMA,
         "target": target,
@@ -152,7 +156,9 @@ def _parts(samplers: Samplers, samples: int | None) -> list[Part]:
     return parts or [Part("", None, 0)]
 
 
-def _samples(cases: Sequence[Case], target: Target, seed: int, out: Path) -> dict[str, dict[str, list[Entry]]]:
+def _samples(
+    cases: Sequence[Case], target: Target, seed: int, out: Path, shown: Display
+) -> dict[str, dict[str, list[Entry]]]:
     """The samples of every case and arm, made where they are missing; each arm is loaded at most once."""
     made: dict[str, dict[str, list[Entry]]] = {case.name: {} for case in cases}
     if target.folder is not None:
@@ -163,16 +169,20 @@ def _samples(cases: Sequence[Case], target: Target, seed: int, out: Path) -> dic
             assert case.part.sampler is not None
             maker = Maker(load, case.part.sampler, seed, arm.identity, arm.weights, target.medium)
             folder = out / case.folder(arm.name)
-            made[case.name][arm.name] = generate(maker, case.suite.prompts, case.rows, case.part.samples, folder)
+            made[case.name][arm.name] = generate(maker, case.suite.prompts, case.rows, case.part.samples, folder, shown)
     return made
 
 
-def _numbers(case: Case, target: Target, made: Mapping[str, list[Entry]], seed: int, out: Path) -> dict[str, Any]:
+def _numbers(
+    case: Case, target: Target, made: Mapping[str, list[Entry]], seed: int, out: Path, shown: Display
+) -> dict[str, Any]:
     suite, part = case.suite, case.part
     prompts = [suite.prompts[row] for row in case.rows]
     arms: dict[str, Judged] = {}
     for arm, entries in made.items():
-        arms[arm] = judge(suite, entries, target.folder or out / arm, out / arm / case.name / "results.jsonl")
+        file, count = out / arm / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
+        with shown.counting(f"judging {count} {target.medium} ({arm}) by {case.name}", count) as advance:
+            arms[arm] = judge(suite, entries, target.folder or out / arm, file, advance)
     first = next(iter(made.values()))
     return {
         "suite": suite.name,

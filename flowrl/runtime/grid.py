@@ -72,9 +72,9 @@ def _times(estimator: Matching | ContrastedMatching, times: Tensor) -> list[str]
     share = estimator.times.share_below(NOISE_TIME, times)
     if estimator.fades or share <= TOLERATED:
         return []
-    grid = isinstance(estimator.times, GridTimes)
-    lowest = f", down to {float(estimator.times.usable(times).min()):.4f}" if grid else ""
-    key = "least" if grid else "low"
+    key, lowest = "low", ""
+    if isinstance(estimator.times, GridTimes):
+        key, lowest = "least", f", down to {float(estimator.times.usable(times).min()):.4f}"
     return [
         f"{share:.0%} of the times that the estimator draws lie below t = {NOISE_TIME}{lowest}, where the error tells"
         f" nothing of the policy and has the largest gradient; set algorithm.estimator.times.{key}={NOISE_TIME}, or a"

@@ -116,7 +116,8 @@ def _revision(name: str) -> str | None:
     """The commit of the copy of a hub repository that would be used."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    reference = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    repository = "--".join(name.split("/")[:2])  # what follows is a file of it
+    reference = Path(HF_HUB_CACHE) / f"models--{repository}" / "refs" / "main"
     return f"commit {reference.read_text().strip()}" if reference.is_file() else None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +43,8 @@ PHASES = {
 """What the phases of an iteration are called."""
 BAR = 60
 """Columns of the bar, where there are so many."""
+PATIENCE = 30.0
+"""Seconds between two lines about the same thing, where there is no terminal."""
 SINGLE = 4
 """Rewards whose means are shown one by one, at most, beside the total."""
 
@@ -62,6 +65,7 @@ class Display:
         self._latest: dict[str, float] = {}
         self._began = time.perf_counter()
         self._now, self._since = "", time.perf_counter()
+        self._done = self._total = 0
         self._stopping = False
         self._depth = 0
         self._live = (
@@ -94,6 +98,30 @@ class Display:
         self._now, self._since = text, time.perf_counter()
         if self._live is None and log:
             self._print(f"{self._name}: {text}")
+
+    @contextmanager
+    def counting(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Something with so many parts; call what is given with how many more are done. Where there is no terminal, a
+        line at the start, one every `PATIENCE` seconds and one at the end."""
+        self.stage(text, log=False)
+        self._done, self._total, said = 0, total, time.perf_counter()
+        if self._live is None:
+            self._print(f"{self._name}: {text}")
+
+        def advance(count: int) -> None:
+            nonlocal said
+            self._done += count
+            if self._live is None and time.perf_counter() - said > PATIENCE and self._done < total:
+                said = time.perf_counter()
+                self._print(f"{self._name}: {text}: {self._done} of {total}, {self._pace()}")
+
+        try:
+            yield advance
+            spent = time.perf_counter() - self._since
+            if self._live is None and spent > PATIENCE:
+                self._print(f"{self._name}: {text}: done in {_duration(spent)}")
+        finally:
+            self._now, self._total = "", 0
 
     def phase(self, name: str) -> None:
         """The part of an iteration that begins now; shown in a terminal only."""
@@ -158,8 +186,18 @@ class Display:
         if not self._now:
             return Text()
         spent = time.perf_counter() - self._since
+        if self._total:
+            told = f"{self._now}   {self._done} of {self._total}   {self._pace()}".rstrip()
+            bar = ProgressBar(self._total, self._done, width=min(BAR, self._console.width - 6))
+            return Group(Text(plain(told)), bar)
         self._spinner.update(text=Text(plain(f"{self._now}  {_duration(spent)}" if spent >= 1 else self._now)))
         return self._spinner
+
+    def _pace(self) -> str:
+        """How long the rest of what is counted takes, once some of it is done."""
+        spent = time.perf_counter() - self._since
+        ahead = self._total - self._done
+        return f"{_duration(spent / self._done * ahead)} left" if self._done and ahead else ""
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))

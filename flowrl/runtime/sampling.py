@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
+import flowrl
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
-from flowrl.evaluation.decoding import Decoding, check_varied, make
+from flowrl.evaluation.decoding import Decoding, check_varied, facts, make
 from flowrl.evaluation.layout import write_image, write_text
 from flowrl.evaluation.resolve import Wish as Asked
 from flowrl.evaluation.resolve import resolve
 from flowrl.math.random import derive
+from flowrl.runtime.progress import Display
 from flowrl.types import Draw, Prompt
 
 ROWS = 8
@@ -36,6 +39,8 @@ class Wish:
     family: str | None = None
     device: str = "auto"
     model: str | None = None
+    call: Mapping[str, Any] | None = None
+    """Arguments of the pipeline's call, such as height."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,10 @@ class Written:
     """The lines of the file of completions; none for images."""
 
 
-def sample(source: str, prompts: Sequence[str], out: Path, wish: Wish) -> Written:
-    """Make ``count`` samples per prompt and write them to ``out``: images as ``00000-0000.png`` (prompt, image),
-    completions as lines of ``completions.jsonl`` with ``prompt``, ``completion``, ``seed`` and ``tokens``.
+def sample(source: str, prompts: Sequence[str], out: Path, wish: Wish, shown: Display | None = None) -> Written:
+    """Make ``count`` samples per prompt and write them to ``out``: images as ``00000-0000.png`` (prompt, image) whose
+    text chunks hold ``prompt``, ``seed`` (of the wish), ``settings`` (JSON) and ``Software``; completions as lines of
+    ``completions.jsonl`` with ``prompt``, ``completion``, ``seed`` and ``tokens``.
 
     A sample follows from its seed, prompt number and sample number alone. Raises `UserError` for an unknown source.
     """
@@ -60,30 +66,39 @@ def sample(source: str, prompts: Sequence[str], out: Path, wish: Wish) -> Writte
         family=wish.family,
         device=wish.device,
         model=wish.model,
+        call=wish.call,
     )
+    shown = shown or Display(console=Console(quiet=True))
     target, samplers = resolve(source, asked)
     if not target.arms:
         raise UserError(f"{source} holds images; name a model or a run to make more")
     check_varied(samplers.values(), wish.count, "--count")
     arm = target.arms[-1]
+    shown.stage(f"loading {source}")
     policy, weights = arm.open(), wish.weights or arm.weights
     out.mkdir(parents=True, exist_ok=True)
     asking = [Prompt(text, row) for row, text in enumerate(prompts)]
     jobs = [(prompt, index) for prompt in asking for index in range(wish.count)]
     files, lines = [], []
-    for start in range(0, len(jobs), ROWS):
-        part = jobs[start : start + ROWS]
-        seeds = [derive(wish.seed, "sample", prompt.id, index) for prompt, index in part]
-        draw = Draw.of(torch.tensor(seeds), torch.tensor([prompt.id for prompt, _ in part]), 0, wish.seed)
-        made = make(policy, samplers[""], weights, [prompt for prompt, _ in part], draw)
-        if made.samples.completions is not None:
-            for (prompt, _), text, seed, tokens in zip(part, made.samples.completions, seeds, made.tokens, strict=True):
-                lines.append({"prompt": prompt.text, "completion": text, "seed": seed, "tokens": tokens})
-            continue
-        assert made.samples.images is not None
-        for (prompt, index), image in zip(part, made.samples.images, strict=True):
-            files.append(out / f"{prompt.id:05d}-{index:04d}.png")
-            write_image(files[-1], image)
+    settings = {**arm.identity, "weights": weights, "sampler": facts(samplers[""])}
+    with shown.counting(f"making {len(jobs)} {target.medium}", len(jobs)) as advance:
+        for start in range(0, len(jobs), ROWS):
+            part = jobs[start : start + ROWS]
+            seeds = [derive(wish.seed, "sample", prompt.id, index) for prompt, index in part]
+            draw = Draw.of(torch.tensor(seeds), torch.tensor([prompt.id for prompt, _ in part]), 0, wish.seed)
+            made = make(policy, samplers[""], weights, [prompt for prompt, _ in part], draw)
+            advance(len(part))
+            if made.samples.completions is not None:
+                told = zip(part, made.samples.completions, seeds, made.tokens, strict=True)
+                for (prompt, _), text, seed, tokens in told:
+                    lines.append({"prompt": prompt.text, "completion": text, "seed": seed, "tokens": tokens})
+                continue
+            assert made.samples.images is not None
+            for (prompt, index), image, seed in zip(part, made.samples.images, seeds, strict=True):
+                files.append(out / f"{prompt.id:05d}-{index:04d}.png")
+                here = {"prompt_number": prompt.id, "image_number": index, "stream": seed}
+                said = {"prompt": prompt.text, "seed": str(wish.seed), "settings": {**settings, **here}}
+                write_image(files[-1], image, {**said, "Software": f"flowrl {flowrl.__version__}"})
     if lines:
         files.append(out / COMPLETIONS)
         write_text(files[-1], "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -48,7 +48,7 @@ def columns_of(samples: Samples) -> dict[str, list[Any]]:
 
 def asked(prompt: Prompt) -> list[Message]:
     """The messages that the model answered."""
-    return [{"role": "user", "content": prompt.text}]
+    return [{"role": "user", "content": prompt.text}] if prompt.chat is None else prompt.chat.messages
 
 
 def as_messages(samples: Samples) -> dict[str, list[list[Message]]]:

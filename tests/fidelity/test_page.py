@@ -21,6 +21,16 @@ def test_every_statement_is_about_a_preset_and_names_its_release() -> None:
     assert {c.preset for c in fidelity.CELLS} == set(fidelity.RELEASES) <= set(algorithms.names())
 
 
+TEXT = [name for name in algorithms.names() if algorithms.build(name).family != "diffusion"]
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_every_language_preset_is_compared(name: str) -> None:
+    fidelity.collect()
+    compared = {c.column for c in fidelity.CELLS if c.preset == name}
+    assert {"loss", "gradient", "defaults"} <= compared, f"{name}: nothing about {compared}"
+
+
 IMAGE = [name for name in algorithms.names() if algorithms.build(name).family == "diffusion"]
 
 

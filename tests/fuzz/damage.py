@@ -102,7 +102,7 @@ def damage_file(path: Path, rng: random.Random) -> None:
     else:
         try:
             value = json.loads(path.read_bytes())
-        except ValueError:
+        except (ValueError, RecursionError):
             path.write_bytes(garbled(path.read_bytes(), rng))
             return
         path.write_text(json.dumps(damaged(value, rng)))

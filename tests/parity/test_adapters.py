@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -533,3 +534,39 @@ def test_mixtures_of_experts_merge_as_in_peft_and_read_their_own_exports(tmp_pat
     other = load_policy(base, lora=LoRAOptions(rank=4, alpha=8))
     with pytest.raises(UserError, match=r"leave model\.lora out"):
         other.load_adapter(tmp_path / "peft")
+
+
+VALUES = (None, True, -1, 0, 1e400, 10**400, "16", "", [], [[]], {}, {"a": {}}, {"(": 2}, {"q_proj": "x"})
+
+
+def test_any_configuration_is_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    """A seeded fuzzer over PEFT's configuration, its tensors' names and the bytes of the file."""
+    place = made_by_peft(tmp_path / "adapter", target_modules=[Q])
+    config = json.loads((place / "adapter_config.json").read_text())
+    tensors = load_file(place / "adapter_model.safetensors")
+    data = (place / "adapter_model.safetensors").read_bytes()
+    random.seed(0)
+    counts = {"read": 0, "refused": 0}
+    for number in range(400):
+        changed = dict(config)
+        for key in random.sample(sorted(config), k=random.choice([0, 1, 2])):
+            changed[key] = random.choice(VALUES)
+        text = json.dumps(changed)
+        cut = random.randrange(len(text)) if number % 9 == 0 else len(text)
+        (place / "adapter_config.json").write_text(text[:cut])
+        if number % 3 == 0:
+            position = random.randrange(600)
+            (place / "adapter_model.safetensors").write_bytes(data[:position] + os.urandom(2) + data[position + 2 :])
+        elif number % 3 == 1:
+            renamed = {random.choice([k, k, k + ".x", k.replace("lora_A", "lora_B")]): v for k, v in tensors.items()}
+            save_file(renamed, place / "adapter_model.safetensors")
+        else:
+            (place / "adapter_model.safetensors").write_bytes(data)
+        try:
+            adapter = read(place, str(components_text.folder("llama")), family="causal")
+            assert adapter.options().rank >= 1 and all(adapter.scale(layer) > 0 for layer in adapter.alphas)
+            counts["read"] += 1
+        except UserError as error:
+            assert len(str(error)) < 1000
+            counts["refused"] += 1
+    assert min(counts.values()) > 30, counts

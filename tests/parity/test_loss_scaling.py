@@ -59,7 +59,7 @@ def gradient(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     algorithm = algorithms.build({"use": name, **PRESETS[name]})
     aggregation = algorithm.aggregation
-    algorithm = replace(algorithm, aggregation=lambda mask: aggregation(mask) * small)
+    algorithm = replace(algorithm, aggregation=lambda *given: aggregation(*given) * small)
     count = len(rollout.group)
     rewards = torch.arange(count).double()[:, None]
     scores = Scores(rewards, torch.ones(1).double(), ("r",), rollout.group, rollout.group, torch.ones(count).bool())

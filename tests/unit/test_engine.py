@@ -169,7 +169,11 @@ def test_without_vllm_or_without_an_adapter_one_sentence_says_so(policy: Any, mo
     with pytest.raises(UserError, match="LoRA weights only"):
         full.engine("vllm")
     monkeypatch.setitem(sys.modules, "vllm", None)
+<<<<<<< HEAD
     with pytest.raises(UserError, match="vllm"):
+=======
+    with pytest.raises(UserError, match=r"pip install .*\[vllm\]"):
+>>>>>>> main
         policy.engine("vllm")
     with pytest.raises(UserError, match="no engine"):
         policy.engine("sglang")
@@ -209,11 +213,7 @@ def test_the_first_step_says_how_far_engine_and_trainer_are_apart() -> None:
     )
     first = FirstRatio()
     (said,) = first.news(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
-    assert (
-        said
-        == "log-probabilities of vllm and of the trainer differ by 0.004 on average, 0.3 at most: usual for "
-        + ("different kernels")
-    )
+    assert said.startswith("log-probabilities of vllm and of the trainer differ by 0.004 on average, 0.3 at most: usual")
     assert first.news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
     (warned,) = FirstRatio().news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
     assert "above 0.02 on average it is more than rounding" in warned

@@ -4,7 +4,6 @@ refused by name. A field that is not listed is refused unless it has its default
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -56,6 +55,8 @@ def check_fields(config: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: {key}={str(value)[:60]} is not supported ({reason}). {MERGE}")
 
 
+LARGEST = 1e9
+"""Above every rank and alpha."""
 MERGE = "Merge it into its model (merge_and_unload in PEFT, fuse_lora in diffusers), and give that as model.path"
 
 
@@ -97,7 +98,7 @@ def stated(config: Mapping[str, Any], layers: Iterable[str], where: str) -> tupl
 def number(config: Mapping[str, Any], key: str, default: float, where: str) -> float:
     """A positive number of a configuration. Raises `UserError` for anything else."""
     value = config.get(key, default)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
     if not good:
         raise UserError(f"{where}: {key} should be a number above 0, found {repr(value)[:60]}")
     return value

@@ -132,7 +132,8 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     if kohya.is_sd3(named):
         adapter = read(str(file), str(policy.source.path) if policy.source else None, policy.recorder.network_name)
         state = {f"{policy.recorder.network_name}.{key}": value for key, value in adapter.tensors.items()}
-        base.load_lora_weights(state)
+        with quiet():
+            base.load_lora_weights(state)
         return base
     try:
         with quiet():

@@ -1,0 +1,98 @@
+"""What an export says of the run it came from: how the model was called and sampled there.
+
+`flowrl export` writes ``flowrl.json`` beside the weights, which other tools pass over; `flowrl sample` and
+`flowrl eval` of the export then make samples as the run's evaluation did. Nothing in it is trusted with code or paths.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import flowrl
+from flowrl.algorithms import build
+from flowrl.config import Config
+from flowrl.config.model import FAMILY_KEYS
+from flowrl.errors import UserError, clipped
+from flowrl.evaluation.decoding import Decoding, of_settings
+from flowrl.runtime.files import write_whole
+from flowrl.types import Sampler
+
+FILE = "flowrl.json"
+LEFT_OUT = ("critic",)
+"""Keys of ``model`` that only training needs."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The settings of a run that an export remembers."""
+
+    algorithm: Any
+    """As in the config."""
+    family: str
+    decoding: Decoding
+    """Of the run's evaluation."""
+    load: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``load_policy``: ``dtype``, and of language models the chat settings."""
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the pipeline's call, such as height, width and guidance_scale."""
+
+    def sampler(self, wish: Decoding) -> Sampler:
+        """The sampler of the run's evaluation, changed as wished. Raises UserError for an unfit wish."""
+        if wish.guidance is None:
+            return of_settings(self.algorithm, self.decoding, wish)
+        plain = replace(self.decoding, guidance=None), replace(wish, guidance=None)
+        sampler: Any = of_settings(self.algorithm, *plain)
+        return replace(sampler, guidance=None) if self.family == "diffusion" else sampler
+
+    def called(self, wish: Decoding, call: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The arguments of the pipeline's call, changed as wished: a scale of guidance is one of them, because a model
+        whose guidance is an input has no other place for it, and a pipeline called without guidance loads no
+        unconditional branch."""
+        key = "true_cfg_scale" if "true_cfg_scale" in self.call else "guidance_scale"
+        guided = {} if wish.guidance is None else {key: wish.guidance}
+        return {**self.call, **guided, **(call or {})}
+
+
+def write_origin(folder: Path, config: Config, checkpoint: str, weights: str) -> None:
+    """Write ``folder/flowrl.json``."""
+    family = build(config.algorithm).family
+    keys = ("dtype", *(key for key in FAMILY_KEYS[family] if key not in LEFT_OUT))
+    evaluation = {key: getattr(config.eval, key) for key in ("steps", "guidance", "temperature")}
+    facts = {
+        "flowrl": flowrl.__version__,
+        "base": config.model.path,
+        "run": config.name,
+        "checkpoint": checkpoint,
+        "weights": weights,
+        "family": family,
+        "model": config.model.model_dump(mode="json", include=set(keys)),
+        "algorithm": config.algorithm,
+        "eval": evaluation,
+    }
+    write_whole(folder / FILE, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def read_origin(path: Path) -> Origin | None:
+    """Of an export's folder, or a file in it; None where nothing is said. Raises UserError for a damaged file."""
+    file = (path if path.is_dir() else path.parent) / FILE
+    if not path.exists() or not file.is_file():
+        return None
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        family, model, evaluation = facts["family"], dict(facts["model"]), facts["eval"]
+        allowed = {"dtype", *FAMILY_KEYS[family]} - set(LEFT_OUT)
+        load = {key: value for key, value in model.items() if key in allowed}
+        call = dict(load.pop("call", {}))
+        decoding = Decoding(evaluation["steps"], evaluation["guidance"], temperature=evaluation["temperature"])
+        origin = Origin(facts["algorithm"], family, decoding, load, call)
+        origin.sampler(Decoding())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        words = clipped(" ".join(str(error).split()), 200)
+        raise UserError(
+            f"{file} is not one that this flowrl wrote ({words}); delete it to sample as the model does by itself"
+        ) from error
+    return origin
