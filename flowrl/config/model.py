@@ -14,7 +14,7 @@ _LANGUAGE = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", 
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "diffusion": ("call",),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
-    "causal": (*_LANGUAGE, "critic"),
+    "causal": (*_LANGUAGE, "critic", "vllm"),
 }
 """Keys of ``model`` that only some families have."""
 
@@ -38,6 +38,18 @@ class LoRAConfig(Section):
     parameters: list[str] = Field(
         default=[], description="parameters that are no layers, by the ends of their names: experts in one tensor"
     )
+
+
+class VLLMConfig(Section):
+    """vLLM beside the trainer (``algorithm.sampler.engine: vllm``)."""
+
+    memory: Fraction = Field(default=0.4, gt=0, description="share of the GPU's memory for weights and keys and values")
+    max_model_len: PositiveInt | None = Field(
+        default=None, description="longest prompt and completion in tokens; null = the model's context"
+    )
+    tensor_parallel: PositiveInt = Field(default=1, description="GPUs over which the engine's weights are split")
+    sleep: bool = Field(default=False, description="free the engine's memory while training; each rollout wakes it")
+    enforce_eager: bool = Field(default=False, description="no CUDA graphs: starts sooner, decodes slower")
 
 
 class ModelConfig(Section):
@@ -85,6 +97,7 @@ class ModelConfig(Section):
         description="causal: values by a network of their own or a linear head on the policy's states; auto = a network"
         " where the algorithm learns them (ppo)",
     )
+    vllm: VLLMConfig = Field(default=VLLMConfig(), description="causal: options of the engine vLLM")
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
     shift_logits: bool | None = Field(
         default=None, description="masked: position i is predicted at i - 1, as by Dream; null = by model type"

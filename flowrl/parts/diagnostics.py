@@ -11,6 +11,8 @@ from flowrl.types import Batch, Likelihood, Rollout, Scores, TokenTrace
 
 DEVIATION = "ratio/first_max_deviation"
 """Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
+MISMATCH, MISMATCH_MAX = "sampler/mean_log_ratio", "sampler/max_log_ratio"
+"""Mean and largest ``|log p(trainer) - log p(sampler)|`` of a token before an iteration's first update."""
 OUTSIDE = "ratio/first_outside_clip"
 """Share of the ratios that are clipped that lie outside the clip before an iteration's first update."""
 NEARLY_ALL = "ratio/first_deviation_p99"
@@ -42,7 +44,7 @@ class Tally:
                 self._note_first(algorithm, live, batch, counted)
                 behaviour = getattr(batch.probe, "behaviour", None)
                 if behaviour is not None:
-                    self._mismatches.append(_largest(live.logp - behaviour.to(live.logp), counted))
+                    self._mismatches.append((live.logp - behaviour.to(live.logp)).abs()[counted])
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
@@ -104,8 +106,14 @@ class Tally:
             **self._rounding(),
             "clip_fraction": 0.0,
             **means,
-            **({"sampler/max_log_ratio": max(float(m) for m in self._mismatches)} if self._mismatches else {}),
+            **self._mismatch(),
         }
+
+    def _mismatch(self) -> dict[str, float]:
+        """``|log p|`` of the trainer minus that of the sampler, over the tokens of the first optimiser batch; nothing
+        where the sampler does not tell its own."""
+        found = torch.cat(self._mismatches) if self._mismatches else torch.zeros(0)
+        return {MISMATCH: float(found.mean()), MISMATCH_MAX: float(found.max())} if len(found) else {}
 
     def _rounding(self) -> dict[str, float]:
         """What the clip cuts before any update; nothing where there is no clip."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowrl.algorithms import build
 from flowrl.config import Config
-from flowrl.config.model import LoRAConfig
+from flowrl.config.model import LoRAConfig, VLLMConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.parts.algorithm import Algorithm
@@ -52,7 +52,7 @@ def check(config: Config) -> Plan:
     if config.eval.prefill is not None and algorithm.family == "diffusion":
         raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
     check_trackers(config.log.trackers)
-    _check_engine(algorithm)
+    _check_engine(config, algorithm)
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
     if config.model.call:
@@ -134,9 +134,16 @@ def _check_texts(sets: Sequence[PromptSet | None]) -> None:
             raise UserError(f"data: prompt {prompt.id + 1} is a conversation, and image models take a text; rewrite it")
 
 
-def _check_engine(algorithm: Algorithm) -> None:
+def _check_engine(config: Config, algorithm: Algorithm) -> None:
     sampler = algorithm.sampler
     engine = sampler.engine if isinstance(sampler, CausalSampler) else None
+    if engine is not None and config.model.dtype == "float32":
+        raise UserError(
+            f"algorithm.sampler.engine={engine} computes adapters in half precision alone, and model.dtype is float32;"
+            " set model.dtype=bfloat16 or float16, or leave engine out"
+        )
+    if engine is None and config.model.vllm != VLLMConfig():
+        raise UserError("model.vllm holds options of an engine that is not used; set algorithm.sampler.engine=vllm")
     if engine is not None and importlib.util.find_spec(engine) is None:
         raise missing(f"algorithm.sampler.engine={engine}", engine, "vllm", "leave engine out")
 

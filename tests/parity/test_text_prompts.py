@@ -173,7 +173,7 @@ def test_all_prompts_are_measured_at_the_start() -> None:
     policy = load_causal(folder("llama"))
     tokenizer = character_tokenizer()
     tokenizer.add_tokens(["word"])
-    policy.text = replace(policy.text, tokenizer=tokenizer)
+    policy.text = replace(policy.text, tokenizer=tokenizer, embedded=None)
     long = ["word" * 40 + str(i) for i in range(200)]  # 160 characters, 41 to 43 tokens
     dense = "1" * 59
     assert policy.fit(prompts(*long), 6) == prompts(*long)

@@ -52,13 +52,15 @@ def values(name: str, algorithm: str, where: Path, **changes: Any) -> dict[str, 
     (where / "prompts.txt").write_text("2+3=\na longer prompt: 4*4=\n1\n")
     sizes = {"length": 8} if build(algorithm).family == "causal" else SIZES
     extra = {"draws": 4} if algorithm == "bgpo" else {"merge": 2} if algorithm == "tracerl" else {}
+    # random weights move by tens of nats in a step of .01, of which the k3 penalty's exponential makes 1e20
+    rate = 0.001 if algorithm in ("tracerl", "coupled_grpo") else 0.01
     return {
         "name": name,
         "model": {"path": str(folder(name)), "lora": {"rank": 4, "alpha": 8}, **changes.pop("model", {})},
         "algorithm": {"use": algorithm, **sizes, **extra},
         "data": {"train": str(where / "prompts.txt"), "test": None, "prompts": 2, "group": 4},
         "rewards": [f"{where / 'mine.py'}:digits"],
-        "optimizer": {"lr": 0.01},
+        "optimizer": {"lr": rate},
         "train": {"iterations": 2, "updates": 2, "micro_batch": 8, "threads": 1, "ema": None},
         "eval": {"every": 0, "weights": "live"},
         "checkpoint": {"every": 1},

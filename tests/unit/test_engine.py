@@ -17,8 +17,12 @@ from flowrl import algorithms
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models import LoRAOptions, load_policy
+from flowrl.models.causal.engine import EngineOptions
+from flowrl.parts.diagnostics import MISMATCH, MISMATCH_MAX
+from flowrl.rounding import FirstRatio
 from flowrl.samplers.causal import CausalSampler
-from flowrl.types import Draw, TokenTrace
+from flowrl.step import Pass, improve
+from flowrl.types import Draw, Scores, TokenTrace
 from tests.components_text import folder
 
 
@@ -53,7 +57,13 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         assert options["enable_lora"] and options["logprobs_mode"] == "processed_logprobs"
         assert options["max_lora_rank"] in (1, 8, 16, 32, 64, 128, 256, 320, 512)  # MaxLoRARanks of 0.33
-        self.model, self.requests = model, []
+        self.model, self.requests, self.options, self.states = model, [], options, []
+
+    def sleep(self, level: int) -> None:
+        self.states.append(f"sleep {level}")
+
+    def wake_up(self) -> None:
+        self.states.append("wake")
 
     def generate(self, prompts: list[dict], params: list[SamplingParams], *, lora_request: LoRARequest, use_tqdm: bool):
         self.requests.append(lora_request.lora_int_id)
@@ -163,3 +173,60 @@ def test_without_vllm_or_without_an_adapter_one_sentence_says_so(policy: Any, mo
         policy.engine("vllm")
     with pytest.raises(UserError, match="no engine"):
         policy.engine("sglang")
+
+
+def test_options_reach_the_engine_and_it_sleeps_between_rollouts(policy: Any) -> None:
+    sampler = CausalSampler(length=2, engine="vllm")
+    policy.engine_options = EngineOptions(0.3, 48, 2, sleep=True, enforce_eager=True)
+    roll(policy, sampler)
+    roll(policy, sampler)
+    made = policy.engine("vllm")._engine
+    expected = {
+        "gpu_memory_utilization": 0.3, "max_model_len": 48, "tensor_parallel_size": 2, "enable_sleep_mode": True,
+        "enforce_eager": True,
+    }  # fmt: skip
+    assert expected.items() <= made.options.items()
+    assert made.states == ["sleep 1", "wake", "sleep 1"]
+
+
+def test_several_end_tokens_reach_the_engine(policy: Any) -> None:
+    """It stops at the first of all of them, and the mask ends there."""
+    _, free = roll(policy, CausalSampler(length=12, engine="vllm"))
+    ends = (int(free.tokens[0, 3]), int(free.tokens[1, 5]))
+    policy.end_tokens = ends
+    _, trace = roll(policy, CausalSampler(length=12, engine="vllm"))
+    for row in range(3):
+        stop = next((i for i, token in enumerate(free.tokens[row].tolist()) if token in ends), 11)
+        assert trace.mask[row].sum() == stop + 1 and trace.tokens[row, : stop + 1].equal(free.tokens[row, : stop + 1])
+    assert int(trace.mask[0].sum()) <= 4
+
+
+def test_the_first_step_says_how_far_engine_and_trainer_are_apart() -> None:
+    """A sentence of its own beyond what kernels explain; once a run."""
+    session: Any = SimpleNamespace(
+        algorithm=SimpleNamespace(sampler=CausalSampler(engine="vllm"), objective=SimpleNamespace(bounds=None)),
+        config=SimpleNamespace(model=SimpleNamespace(dtype="bfloat16")),
+    )
+    first = FirstRatio()
+    (said,) = first.news(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
+    assert said.startswith("log-probabilities of vllm and of the trainer differ by 0.004 on average, 0.3 at most")
+    assert said.endswith("usual for different kernels")
+    assert first.news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
+    (warned,) = FirstRatio().news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
+    assert "above 0.02 on average it is more than rounding" in warned
+
+
+def test_the_mismatch_is_measured_in_the_first_batch(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in reports log-probabilities that are .25 too low: mean and largest difference are that."""
+    monkeypatch.setattr(LLM, "off", -0.25)
+    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 4})
+    group = torch.tensor([0, 0, 1, 1])
+    draw = Draw.of(seeds(0, "s", count=4), group, 0, 0)
+    rollout = CausalSampler(length=4, engine="vllm")(policy, policy.condition(["a b", "a b", "c", "c"]), draw)
+    prizes = torch.tensor([[0.0], [1.0], [1.0], [0.0]]).double()
+    scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(4).bool())
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
+    advantage = algorithm.advantage(scores, {})
+    settings = Pass(max_grad_norm=1.0, micro_batch=2)
+    metrics = improve(policy, optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings)
+    assert metrics[MISMATCH] == pytest.approx(0.25, abs=1e-4) and metrics[MISMATCH_MAX] == pytest.approx(0.25, abs=1e-4)

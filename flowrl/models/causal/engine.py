@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,22 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM 0.33 takes as the largest rank of an adapter."""
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """Keys of ``model.vllm``; names in brackets are vLLM's."""
+
+    memory: float = 0.4
+    """The engine's share of the GPU (``gpu_memory_utilization``)."""
+    max_model_len: int | None = None
+    """Longest prompt and completion; ``None``: the model's context, whose keys and values must fit into memory."""
+    tensor_parallel: int = 1
+    """GPUs over which the engine's weights are split (``tensor_parallel_size``)."""
+    sleep: bool = False
+    """Move the engine's weights to the host and drop its keys and values between rollouts (``enable_sleep_mode``)."""
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+
+
 class VLLMEngine:
     """A vLLM instance of a policy's base model.
 
@@ -31,12 +48,11 @@ class VLLMEngine:
     a new LoRA request, so the engine never holds stale weights.
 
     Its log-probabilities are computed by other kernels than the trainer's; the difference is logged as
-    ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
+    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
     """
 
-    def __init__(self, policy: CausalPolicy, memory: float = 0.4) -> None:
-        """Raises `UserError` without vLLM, without an adapter, or for too large a one. ``memory`` is the engine's share
-        of the GPU."""
+    def __init__(self, policy: CausalPolicy, choices: EngineOptions) -> None:
+        """Raises `UserError` without vLLM, without an adapter, or for too large a one."""
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -47,16 +63,22 @@ class VLLMEngine:
         room = next((rank for rank in RANKS if rank >= options.rank), None)
         if room is None:
             raise UserError(f"sampler.engine=vllm takes adapters of rank {RANKS[-1]} at most; lower model.lora.rank")
-        self._vllm, self._policy, self._version = vllm, policy, 0
+        self._vllm, self._policy, self._version, self._sleeps = vllm, policy, 0, choices.sleep
+        limit = {} if choices.max_model_len is None else {"max_model_len": choices.max_model_len}
         self._engine = vllm.LLM(
             model=policy.source.path,
             dtype=str(policy.dtype).removeprefix("torch."),
             trust_remote_code=policy.source.trust_remote_code,
             enable_lora=True,
             max_lora_rank=room,
-            gpu_memory_utilization=memory,
+            gpu_memory_utilization=choices.memory,
+            tensor_parallel_size=choices.tensor_parallel,
+            enable_sleep_mode=choices.sleep,
+            enforce_eager=choices.enforce_eager,
             logprobs_mode="processed_logprobs",  # after the temperature: of the distribution drawn from
+            **limit,
         )
+        self._asleep = False
 
     def generate(
         self,
@@ -90,8 +112,13 @@ class VLLMEngine:
             )
             for seed, heat in zip(seeds.tolist(), temperature, strict=True)
         ]
+        if self._asleep:
+            self._engine.wake_up()
         with tempfile.TemporaryDirectory() as folder:
             outputs = self._engine.generate(prompts, settings, lora_request=self._request(folder), use_tqdm=False)
+        if self._sleeps:
+            self._engine.sleep(level=1)
+            self._asleep = True
         tokens = torch.full((len(prompts), length), policy.pad_token, dtype=torch.int64)
         logp = torch.zeros(len(prompts), length)
         for row, output in enumerate(outputs):

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.causal.caches import CHOICES, Choice
 from flowrl.models.causal.decoder import CachedDecoder, RecomputingDecoder, decoding_remarks
-from flowrl.models.causal.engine import VLLMEngine
+from flowrl.models.causal.engine import EngineOptions, VLLMEngine
 from flowrl.models.exporting import deviation
 from flowrl.models.text import probing
 from flowrl.models.text.condition import TextCondition
@@ -23,6 +23,7 @@ class CausalPolicy(TextPolicy):
 
     family: ClassVar[str] = "causal"
     _engine: VLLMEngine | None = None
+    engine_options: EngineOptions = EngineOptions()
     decoding: Literal["padded", "by length", "recomputed"] = "padded"
     """Whether prompts of unequal length are decoded in one batch, in one per length, or without a cache."""
     choice: Choice = CHOICES[0]
@@ -40,7 +41,7 @@ class CausalPolicy(TextPolicy):
         if name != "vllm":
             raise UserError(f"sampler.engine: there is no engine {name!r}; choose vllm, or null for our own decoding")
         if self._engine is None:
-            self._engine = VLLMEngine(self)
+            self._engine = VLLMEngine(self, self.engine_options)
         return self._engine
 
     def remarks(self, length: int) -> list[str]:

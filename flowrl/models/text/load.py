@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.models.causal.engine import EngineOptions
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.loading import Source, check_finite, checkpoint_blocks, compile_blocks, exclusive, place
 from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
@@ -59,12 +60,19 @@ SPOKEN = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "ke
 """Options of the tokens, not of the network."""
 
 
-def load_causal(path: str | Path, *, critic: Kind | None = None, **options: Unpack[Options]) -> CausalPolicy:
+def load_causal(
+    path: str | Path,
+    *,
+    critic: Kind | None = None,
+    vllm: Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
+) -> CausalPolicy:
     """A policy from any ``AutoModelForCausalLM``.
 
     Args:
         path: a folder, a hub name, or an embedded world with a causal base model.
         critic: also learn values, with a ``network`` of their own or a linear ``head`` (see `Critic`).
+        vllm: options of the inference engine, which starts at its first use (`EngineOptions`).
         options: see :class:`Options`.
 
     Raises:
@@ -74,6 +82,7 @@ def load_causal(path: str | Path, *, critic: Kind | None = None, **options: Unpa
     text = _tokens(network, tokenizer, source, options)
     layout = Sequences(shift=True, causal=True, padded=True, pad=text.pad)
     policy = CausalPolicy(network, text, layout, source, critic=Critic(network, critic) if critic else None)
+    policy.engine_options = EngineOptions(**(vllm or {}))
     ahead = probing.lookahead(policy)
     if ahead > probing.TOLERANCE[policy.dtype]:
         raise UserError(
