@@ -97,6 +97,17 @@ def test_advice_on_guidance_leads_somewhere() -> None:
     load_policy(pipelines.flux(), call=advised, lora=LoRAOptions(rank=1)).check_guidance(3.5)
 
 
+def test_a_scale_that_takes_the_place_of_the_users_is_told() -> None:
+    call = {"guidance_scale": 4.5, "height": 16, "width": 16}
+    guided = load_policy(pipelines.sd3(), call=call, lora=LoRAOptions(rank=1))
+    assert guided.check_guidance(1.0) == pytest.approx(4.5)
+    assert guided.check_guidance(None) is None and guided.check_guidance(4.5) is None
+    plain = load_policy(pipelines.sd3(), call={**call, "guidance_scale": 1.0}, lora=LoRAOptions(rank=1))
+    assert plain.check_guidance(1.0) is None
+    read = load_policy(pipelines.flux(), call={**CALL, "guidance_scale": 4.5}, lora=LoRAOptions(rank=1))
+    assert read.check_guidance(1.0) is None  # an input of the network, which stays 4.5
+
+
 def test_sizes_of_sdxl_may_be_lists(saved: Path) -> None:
     sizes = {"original_size": [16, 16], "target_size": [16, 16], "crops_coords_top_left": [0, 0]}
     assert load(saved, **sizes).recorder.call["original_size"] == (16, 16)
