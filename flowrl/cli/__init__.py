@@ -12,7 +12,7 @@ import typer
 
 from flowrl import __version__
 from flowrl.cli import judging, listing, running
-from flowrl.errors import UserError, exhausted, plain, reason
+from flowrl.errors import UserError, clipped, exhausted, plain, reason
 from flowrl.remote.command import reward_server
 from flowrl.runtime.streams import steady
 
@@ -58,7 +58,7 @@ def main() -> None:
             print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
             sys.exit(130)
         except (OSError, MemoryError, RuntimeError) as error:
-            limit = _limit(error)
+            limit = limited(error)
             if limit is None:
                 raise
             _fail(limit)
@@ -71,10 +71,10 @@ DISK += (errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 """What the system says of a file that is the user's to mend, and not a bug of ours."""
 
 
-def _limit(error: OSError | MemoryError | RuntimeError) -> str | None:
+def limited(error: OSError | MemoryError | RuntimeError) -> str | None:
     """The sentence for a file that the system refuses, and for memory that ran out; None for any other error."""
     if isinstance(error, OSError) and error.errno in DISK and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        return f"{clipped(str(error.filename), 200)}: {error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory; use a smaller model or a machine with more"
     if exhausted(error):

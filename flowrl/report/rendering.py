@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,7 +13,12 @@ from flowrl.errors import plain
 
 def render(template: str, values: dict[str, Any]) -> str:
     """The HTML of a template of this package; what it does not find among the values is an error."""
-    environment = Environment(
+    return _environment().get_template(template).render(values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("flowrl.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -20,7 +26,6 @@ def render(template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(values)
 
 
 def _visible(value: Any) -> Any:

@@ -47,13 +47,13 @@ class RunDirectory:
         """An existing run. Raises `UserError` if there is none."""
         run = cls(path)
         if not run.exists():
-            what = f"has no {CONFIG}" if path.is_dir() else "does not exist"
+            what = f"has no {CONFIG}" if os.path.isdir(path) else "does not exist"
             raise UserError(f"{path} is not a run: it {what}; name a directory that `flowrl train` wrote")
         return run
 
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.config_path.is_file()
+        return os.path.isfile(self.config_path)  # False also for a name that no file can have
 
     def begun(self) -> bool:
         """Whether there is anything to lose: a run whose rewards or model did not load has only a config."""

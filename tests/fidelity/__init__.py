@@ -53,6 +53,7 @@ class Cell:
     verdict: Verdict
     says: str
     reason: str
+    module: str
     test: str
 
 
@@ -82,7 +83,7 @@ def cell(presets: str, columns: str, verdict: Verdict, says: str, *, reason: str
 
     def note(test: Test) -> Test:
         found = [
-            Cell(preset, column, verdict, says, reason, test.__name__)
+            Cell(preset, column, verdict, says, reason, test.__module__, test.__name__)
             for preset in presets.split(", ")
             for column in columns.split(", ")
         ]
@@ -126,7 +127,7 @@ def _summary(preset: str, column: str) -> str:
 def _details(preset: str) -> list[str]:
     """One line per statement, whatever number of columns it is about."""
     about: dict[tuple[str, str, str, str], list[str]] = {}
-    for c in CELLS:
+    for c in sorted(CELLS, key=lambda cell: cell.module):  # whatever was imported first
         if c.preset == preset:
             about.setdefault((c.verdict, c.says, c.reason, c.test), []).append(c.column)
     if not about:

@@ -21,6 +21,7 @@ release("awm", "scxue/advantage_weighted_matching be51372, 27 Mar 2026")
 release("diffusion_nft", "NVlabs/DiffusionNFT 24af555, 22 Sep 2025")
 release("fpo", "akanazawa/fpo 418c255, 12 Jan 2026 (playground)")
 release("fpo_pp", "none by its authors; arXiv:2602.02481, the project's page and typoverflow/flow-rl")
+release("rwr, raft", "none for flow models; the papers' weights")
 
 
 def velocities(it: Trial, weights: str = "live") -> tuple[Tensor, MatchingRows, Tensor]:
@@ -276,3 +277,53 @@ def test_fpo_pp_settings() -> None:
     assert made.objective == AsymmetricClip(0.01) and made.estimator.weight == "t" and made.estimator.draws == 8
     assert not made.objective.coupled
     assert algorithms.build({"use": "fpo_pp", "weight": "uniform"}).estimator.weight == "uniform"
+
+
+@cell("rwr", "loss, gradient", "equal", "exp(r / .2) with mean 1 in the group, times the matching error of own samples")
+def test_rwr_gradient() -> None:
+    it = trial("rwr")
+    weight = torch.zeros_like(it.scores.rewards[:, 0])
+    for key in it.scores.group.unique():
+        rows = it.scores.group == key
+        weight[rows] = torch.softmax(it.scores.rewards[rows, 0] / 0.2, dim=0) * rows.sum()
+    assert alike(it.gradient(), it.gradient_of((weight[:, None] * _errors(it)).mean()))
+
+
+@cell(
+    "raft",
+    "loss, gradient",
+    "equal",
+    "the matching error of the best sample of each group; groups without one left out",
+)
+def test_raft_gradient() -> None:
+    it = trial("raft")
+    rewards, group = it.scores.rewards[:, 0], it.scores.group
+    best = torch.zeros_like(rewards)
+    kept = torch.zeros_like(rewards, dtype=torch.bool)
+    for key in group.unique():
+        rows = group == key
+        if rewards[rows].std() > 0:
+            kept |= rows
+            best[rows] = (rewards[rows] == rewards[rows].max()).to(best)
+    assert alike(it.gradient(), it.gradient_of((best[kept, None] * _errors(it)[kept]).mean()))
+
+
+def _errors(it: Trial) -> Tensor:
+    """[N, M]: the mean squared distance of the velocity to noise - clean."""
+    v, rows, _ = velocities(it)
+    return ((v - (rows.noise - rows.clean)).double() ** 2).mean(dim=2)
+
+
+@cell(
+    "rwr, raft",
+    "defaults",
+    "deviation",
+    "four logit-normal times of 10-step samples; rwr's temperature is 0.2",
+    reason="no code of the authors trains flow models, and the papers give no numbers for pictures",
+)
+def test_rwr_and_raft_settings() -> None:
+    for name in ("rwr", "raft"):
+        made = algorithms.build(name)
+        assert (made.sampler.steps, made.estimator.draws, made.estimator.weight) == (10, 4, "uniform")
+        assert type(made.estimator.times).__name__ == "LogitNormalTimes" and made.regularizers == ()
+    assert algorithms.build("rwr").advantage.temperature == 0.2

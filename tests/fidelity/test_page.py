@@ -34,7 +34,7 @@ def test_every_language_preset_is_compared(name: str) -> None:
 IMAGE = [name for name in algorithms.names() if algorithms.build(name).family == "diffusion"]
 
 
-@pytest.mark.parametrize("name", [name for name in IMAGE if name not in ("rwr", "raft")])
+@pytest.mark.parametrize("name", IMAGE)
 def test_every_image_preset_is_compared(name: str) -> None:
     fidelity.collect()
     compared = {c.column for c in fidelity.CELLS if c.preset == name}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 import shutil
 import signal
@@ -29,9 +30,16 @@ Case = Callable[[random.Random, Path], None]
 """Makes an input from the random numbers, in the folder, and gives it to flowrl."""
 COMPUTING, WAITING = 20.0, 120.0
 """Seconds of computing, and of computing or waiting, after which a case counts as hanging; a busy machine is slow."""
+PATIENCE = 4.0
 ALARMS = ((signal.SIGPROF, signal.ITIMER_PROF, COMPUTING), (signal.SIGALRM, signal.ITIMER_REAL, WAITING))
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where the folders of the cases are: a disk that syncs slows them down."""
 USAGE: Any = typer.BadParameter.__bases__[0].__bases__[0]
 """What the command line raises for arguments that it does not know."""
+
+
+OUTCOMES = ("accepted", "clean", "traceback", "hang")
+HEAD = f"| target | tried | {' | '.join(OUTCOMES)} |\n|---|{'---:|' * (1 + len(OUTCOMES))}"
 
 
 class Hang(BaseException):
@@ -45,15 +53,15 @@ class Count:
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        names = ("accepted", "clean", "traceback", "hang")
-        return f"tried {self.outcomes.total()}, " + ", ".join(f"{name} {self.outcomes[name]}" for name in names)
+    def row(self) -> str:
+        """The counts as a row of `HEAD`'s table."""
+        return " | ".join(str(self.outcomes[name]) if name else str(self.outcomes.total()) for name in ("", *OUTCOMES))
 
 
 def one(case: Case, name: str, number: int) -> tuple[str, str]:
     """``(outcome, what was said)`` of a case; a message that is too long or holds control characters is a traceback's
     equal."""
-    folder = Path(tempfile.mkdtemp(prefix="flowrl-fuzz-"))
+    folder = Path(tempfile.mkdtemp(prefix="flowrl-fuzz-", dir=MEMORY))
     rng = random.Random(f"{name}:{number}")
     before = {number: signal.signal(number, _ring) for number, _, _ in ALARMS}
     for _, clock, seconds in ALARMS:
@@ -79,17 +87,17 @@ def one(case: Case, name: str, number: int) -> tuple[str, str]:
 
 
 def explore(cases: Mapping[str, Case], seconds: float, first: int = 0) -> dict[str, Count]:
-    """Cases of all targets in turn, as many as there is time for, from number ``first`` on; each target gets an equal
-    share of the time."""
+    """Cases of all targets in turn, as many as there is computing time for, from number ``first`` on; each target gets
+    an equal share. On a busy machine it takes longer, `PATIENCE` times at most."""
     counts = {name: Count() for name in cases}
     spent = dict.fromkeys(cases, 0.0)
     number = dict.fromkeys(cases, first)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    end, latest = time.process_time() + seconds, time.monotonic() + PATIENCE * seconds
+    while time.process_time() < end and time.monotonic() < latest:
         name = min(spent, key=spent.__getitem__)
-        began = time.monotonic()
+        began = time.process_time()
         outcome, said = one(cases[name], name, number[name])
-        spent[name] += time.monotonic() - began
+        spent[name] += max(time.process_time() - began, 1e-3)
         counts[name].outcomes[outcome] += 1
         if outcome in ("traceback", "hang"):
             counts[name].findings.append(f"{name} {number[name]}: {said}")

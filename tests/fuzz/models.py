@@ -57,7 +57,10 @@ def pipeline_folders(rng: random.Random, folder: Path) -> None:
     place = folder / "model"
     shutil.copytree(_pipeline(name), place)
     call: dict[str, Any] = dict(CALL)
-    if rng.random() < 0.3:
+    kind = rng.random()
+    if kind < 0.15:
+        call |= {"guidance_scale": rng.choice([1.0, 3, 7.5])}
+    elif kind < 0.35:
         keys = [
             "height",
             "guidance_scale",
@@ -82,8 +85,11 @@ def language_folders(rng: random.Random, folder: Path) -> None:
     place = folder / "model"
     name = rng.choice(LANGUAGE[family])
     shutil.copytree(components_text.folder(name), place)
-    _hurt(place, rng)
-    prompts = {"train": "sudoku:train", "test": "sudoku:test", "prompts": 2, "group": 2}
+    if rng.random() < 0.85:
+        _hurt(place, rng)
+    questions = folder / "prompts.txt"
+    questions.write_text("what is it?\nand this?\n")
+    prompts = {"train": str(questions), "prompts": 2, "group": 2}
     values = {**TINY, "model": {"path": str(place)}, "algorithm": ALGORITHM[family], "data": prompts}
     check(Config.of(values))
     load_policy(str(place), family=family, trust_remote_code=name == "llada", lora=LoRAOptions(rank=1))

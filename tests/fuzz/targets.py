@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 import yaml
 
 from flowrl import cli
@@ -20,6 +22,7 @@ from flowrl.algorithms import build, describe, names
 from flowrl.config import Config
 from flowrl.config.reading import read_yaml
 from flowrl.data import load_prompts
+from flowrl.errors import UserError
 from flowrl.report import write
 from flowrl.runtime import checkpoint
 from flowrl.runtime.directory import RunDirectory
@@ -71,7 +74,7 @@ def _said(value: Any) -> str:
 def config_values(rng: random.Random, folder: Path) -> None:
     """A shipped config with one to three values damaged, and odd overrides."""
     values = read_yaml(rng.choice(SHIPPED)) if rng.random() < 0.7 else json.loads(json.dumps(TINY))
-    for _ in range(rng.choice([1, 1, 2, 3])):
+    for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         values = damaged(values, rng)
     path = folder / "config.yaml"
     path.write_bytes(_dump(values))
@@ -85,7 +88,7 @@ def config_text(rng: random.Random, folder: Path) -> None:
     """A shipped config whose text was garbled."""
     path = folder / "config.yaml"
     text = rng.choice(SHIPPED).read_bytes()
-    for _ in range(rng.choice([1, 1, 3])):
+    for _ in range(rng.choice([0, 1, 1, 1, 3])):
         text = garbled(text, rng)
     path.write_bytes(text)
     check(Config.load(path))
@@ -203,7 +206,8 @@ def runs(rng: random.Random, folder: Path) -> None:
     """A damaged run's directory: reported, resumed, its checkpoints read."""
     path = folder / "run"
     shutil.copytree(_run_template(), path)
-    damage_folder(path, rng)
+    if rng.random() < 0.9:
+        damage_folder(path, rng)
     kind = rng.randrange(4)
     if kind == 0:
         write(path)
@@ -220,45 +224,71 @@ def runs(rng: random.Random, folder: Path) -> None:
         run.metrics()
 
 
+FLAGS = ("--dry-run", "--yaml", "--no-base", "--json")
 WORDS = {
-    "train": ["--dry-run", "--resume"],
+    "train": ["--resume"],
     "config": ["--yaml"],
     "eval": ["--suite", "--out", "--checkpoint", "--samples", "--limit", "--seed", "--steps", "--guidance", "--length",
              "--temperature", "--no-base", "--family", "--model", "--data", "--option", "--json"],
     "sample": ["--prompt", "--out", "--count", "--seed", "--steps", "--guidance", "--family", "--weights", "--device"],
     "export": ["--to", "--out", "--checkpoint", "--weights"],
+    "checkpoints": ["--json"],
     "report": [],
     "algorithms": ["--diff", "--json"],
     "rewards": ["--json"],
     "test-reward": ["--prompts", "--count", "--size", "--text", "--option"],
     "compare": ["--seeds", "--out"],
 }  # fmt: skip
+GIVEN = {
+    "train": ["c.yaml", "--dry-run"], "config": ["c.yaml"], "compare": ["c.yaml", "train.iterations=0"],
+    "test-reward": ["r.py:f"], "algorithms": [], "rewards": [], "eval": ["run", "--suite", "rewards"],
+    "sample": ["run", "--prompt", "a", "--out", "o"], "export": ["run", "--to", "peft", "--out", "o"],
+}  # fmt: skip
+"""What a command is usually given; a run otherwise."""
+
+
+@functools.cache
+def _command() -> Any:
+    return typer.main.get_command(cli.app)
 
 
 def arguments(rng: random.Random, folder: Path) -> None:
     """Command lines with odd words in odd places; none of them opens a model."""
     shutil.copytree(_run_template(), folder / "run")
-    (folder / "c.yaml").write_bytes(_dump({**TINY, "model": {"path": str(folder / "nothing")}}))
+    nothing = _dump({**TINY, "model": {"path": str(folder / "nothing")}})
+    (folder / "run" / "config.yaml").write_bytes(nothing)
+    (folder / "c.yaml").write_bytes(nothing)
     (folder / "r.py").write_text("def f(images, prompts): return images.mean(dim=(1, 2, 3))\n")
     command = rng.choice(list(WORDS))
-    subject = {"train": "c.yaml", "config": "c.yaml", "compare": "c.yaml", "test-reward": "r.py:f"}.get(command, "run")
-    words = [command, subject if rng.random() < 0.7 else _said(odd(rng))]
-    needed = {
-        "eval": ["--suite", "geneval"],
-        "sample": ["--prompt", "a", "--out", "o"],
-        "export": ["--to", "peft", "--out", "o"],
-    }
-    words += needed.get(command, [])
-    for _ in range(rng.choice([0, 1, 2])):
+    words = list(GIVEN.get(command, ["run"]))
+    if words and rng.random() < 0.2:
+        words[0] = _said(odd(rng))
+    for _ in range(rng.choice([0, 1, 1, 2])):
         options = WORDS[command]
         words.append(rng.choice(options) if options and rng.random() < 0.8 else _said(odd(rng)))
-        if rng.random() < 0.8:
-            words.append(_said(odd(rng)))
-    if command in ("train", "compare"):
-        words.append("--dry-run" if command == "train" else "train.iterations=0")
+        if words[-1] not in FLAGS and rng.random() < 0.9:
+            words.append(rng.choice(["1", "2", "a", "auto"]) if rng.random() < 0.4 else _said(odd(rng)))
     words = [word for word in words if word != "shapes"]  # whose model would be opened
     with contextlib.chdir(folder), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        cli.app(words, standalone_mode=False)
+        try:
+            _command().main([command, *words], standalone_mode=False)
+        except OSError as error:  # as `cli.main` says it
+            limit = cli.limited(error)
+            if limit is None:
+                raise
+            raise UserError(limit) from error
+
+
+def warm_up() -> None:
+    """Make what the cases copy, and import what they use, before the clock runs."""
+    folder = Path(tempfile.mkdtemp(prefix="flowrl-fuzz-warm-"))
+    for number, case in enumerate(QUICK.values()):
+        for attempt in range(3):
+            place = folder / f"{number}-{attempt}"
+            place.mkdir()
+            with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+                case(random.Random(attempt), place)
+    shutil.rmtree(folder)
 
 
 QUICK = {

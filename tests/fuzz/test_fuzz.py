@@ -6,25 +6,31 @@ import os
 
 import pytest
 
-from tests.fuzz.engine import Count, explore
+from tests.fuzz.engine import HEAD, Count, explore
 from tests.fuzz.models import MODELS, prepare
-from tests.fuzz.targets import QUICK
+from tests.fuzz.targets import QUICK, warm_up
 
 SECONDS = float(os.environ.get("FLOWRL_FUZZ_SECONDS", "60"))
+"""Computing time of the long test; a busy machine takes longer over it."""
 
 
 def conclude(counts: dict[str, Count]) -> None:
+    print(HEAD)
     for name, count in counts.items():
-        print(f"{name:<16} {count}")
+        print(f"| {name} | {count.row()} |")
     findings = [finding for count in counts.values() for finding in count.findings]
     assert not findings, f"{len(findings)} findings:\n\n" + "\n".join(findings[:10])
+    idle = [name for name, count in counts.items() if not (count.outcomes["accepted"] and count.outcomes["clean"])]
+    assert not idle, f"nothing was accepted, or nothing was refused: {idle}"
 
 
 def test_a_few_seconds_of_damaged_input() -> None:
-    conclude(explore(QUICK, 5.0))
+    warm_up()
+    conclude(explore(QUICK, 6.0))
 
 
 @pytest.mark.slow
 def test_a_minute_of_damaged_input() -> None:
+    warm_up()
     prepare()
     conclude(explore(QUICK, SECONDS / 2, first=1000) | explore(MODELS, SECONDS / 2))

@@ -171,3 +171,11 @@ def test_bugs_keep_their_traceback(flowrl, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["flowrl", "rewards"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "x" * 5000), ("report", "x" * 5000), ("eval", "x" * 5000, "--suite", "ocr")]
+)
+def test_names_that_no_file_can_have_are_one_short_sentence(flowrl, words: tuple[str, ...]) -> None:
+    result = flowrl(*words)
+    assert result.code == 2 and "Traceback" not in result.err and len(result.err) < 500, result.err[:500]
