@@ -41,7 +41,7 @@ def _sentence(finding: Any, root: type[BaseModel]) -> str:
 
 def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
     """Of braces, brackets or a colon that YAML reads as its own where a text was meant, such as ``{question}``."""
-    lone = list(value)[0] if isinstance(value, dict) and list(value.values()) == [None] else None
+    lone = next(iter(value)) if isinstance(value, dict) and list(value.values()) == [None] else None
     meant = f"{{{lone}}}" if isinstance(lone, str) else "..."
     kind = "mapping" if isinstance(value, dict) else "list"
     return (

@@ -431,7 +431,7 @@ def test_a_runs_prompts_that_are_too_long_are_treated_as_its_data_says(overlong,
     values["algorithm"] = {"use": "grpo", "sampler": {"length": 4}}
     values["data"] = {"train": str(prompts), "test": str(prompts), "overlong": overlong, "prompts": 1, "group": 4}
     values["eval"] = {"temperature": 0.7}
-    values["rewards"] = [{"use": "length_penalty", "options": {"limit": 4}}]
+    values["rewards"] = [{"use": "length_penalty", "options": {"limit": 4, "buffer": 2}}]
     config = Config.of(values)
     write_text(tmp_path / "run/config.yaml", config.to_yaml())
     policy = open_policy(config)
