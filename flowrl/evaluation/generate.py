@@ -91,20 +91,19 @@ def generate(
     """
     _claim(folder, maker.settings(prompts))
     entries = [_entry(maker, prompts[index], index, samples, folder) for index in chosen]
-    unfinished = [entry for entry in entries if not all(path.exists() for path in entry.files)]
-    if not unfinished:
+    if all(path.exists() for entry in entries for path in entry.files):
         return entries
     with _shown(progress) as shown, ExitStack() as stack:
         shown.stage(f"loading the {folder.parent.name} model")
         policy = maker.open()
         if maker.prefill is not None:
             stack.enter_context(policy.beginning(maker.prefill))
-        asked = _fitting(maker, policy, {entry.index: prompts[entry.index] for entry in unfinished})
-        changed = sum(asked.get(entry.index) != prompts[entry.index] for entry in unfinished)
+        asked = _fitting(maker, policy, {entry.index: prompts[entry.index] for entry in entries})
+        changed = sum(asked.get(entry.index) != prompts[entry.index] for entry in entries)
         if changed:
             done = "left out" if maker.overlong == "drop" else "shortened"
             shown.note(f"{changed} of {len(entries)} prompts are too long and were {done} (data.overlong)")
-        entries = [entry for entry in entries if entry not in unfinished or entry.index in asked]
+        entries = [entry for entry in entries if entry.index in asked]
         jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.files) if not path.exists()]
         size = batch_size(policy, maker.sampler)
         with shown.counting(f"making {len(jobs)} {maker.medium} ({folder.parent.name})", len(jobs)) as advance:
