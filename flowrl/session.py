@@ -179,8 +179,11 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
     train, test, fitting = plan.train, plan.test, []
     if algorithm.family == "diffusion":
         heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
-        for part in (algorithm.sampler, algorithm.estimator, heldout):
-            policy.check_guidance(vars(part).get("guidance"))
+        policy.check_guidance(vars(algorithm.estimator).get("guidance"))
+        for key, sampler in (("algorithm.sampler.guidance", algorithm.sampler), ("the evaluation's guidance", heldout)):
+            given = policy.check_guidance(sampler.guidance)
+            if given is not None:
+                fitting.append(f"{key} {sampler.guidance:g} takes the place of the scale {given:g} in model.call")
     else:
         train, test, fitting = _fitted(plan, policy)
     found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -133,9 +134,13 @@ class DiffusionPolicy:
             conditional = self._evaluate([cond], read, timestep, condition)[0]
         return mixing.mix(conditional, unconditional, scale)
 
-    def check_guidance(self, guidance: float | None) -> None:
-        """Raise `UserError` for a guidance scale that needs a branch this pipeline was loaded without."""
-        self._scale(guidance)
+    def check_guidance(self, guidance: float | None) -> float | None:
+        """The scale that the user gave in ``model.call`` and that ``guidance`` takes the place of; None if there is
+        none. Raises `UserError` for a guidance scale that needs a branch this pipeline was loaded without."""
+        scale, own = self._scale(guidance), self.recipe.guidance
+        given = "guidance_scale" in self.recorder.call or "true_cfg_scale" in self.recorder.call
+        replaced = given and own.unconditional is not None and not math.isclose(scale, own.scale, rel_tol=1e-3)
+        return own.scale if replaced else None
 
     def _scale(self, guidance: float | None) -> float:
         mixing = self.recipe.guidance
