@@ -113,7 +113,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def _span(values: Floats, margin: float, floor: float | None = None) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
-    if high - low <= 1e-9 * max(abs(high), abs(low)):  # a constant still needs a frame with height
+    if high - low <= 1e-6 * max(abs(high), abs(low)):  # a constant, but for rounding, still needs a frame with height
         pad = abs(high) * 0.1 or 0.5
         low, high = low - pad, high + pad
     pad = (high - low) * margin
@@ -164,7 +164,7 @@ def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
     """Ticks with as many decimals as tell them apart."""
     largest = max((abs(value) for value in values), default=0.0)
     if len(values) < 2 or not 1e-4 <= largest < 1e4:
-        return [(value, number(value)) for value in values]
+        return [(value, number(value).replace("e-0", "e-")) for value in values]
     places = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
     return [(value, f"{value + 0.0:.{places}f}") for value in values]
 

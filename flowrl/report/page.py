@@ -198,7 +198,7 @@ def _rewards(specs: Any) -> list[str]:
     for spec in specs if isinstance(specs, list) else [specs]:
         if isinstance(spec, Mapping):
             weight = spec.get("weight", 1)
-            out.append(f"{spec.get('use')}" + ("" if weight == 1 else f" × {weight}"))
+            out.append(f"{spec.get('name') or spec.get('use')}" + ("" if weight == 1 else f" × {weight}"))
         elif spec is not None:
             out.append(str(spec))
     return out
