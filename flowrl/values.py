@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+import collections.abc
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 LARGEST = 1 << 63
 """No whole number of a config reaches it: tensors and random streams take 64 bits."""
+STRICT = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
+PLAIN = (int, float, bool, str, type(None), list, dict, tuple)
+"""Types whose values YAML writes."""
+HOLDERS = (list, dict, tuple, collections.abc.Sequence, collections.abc.Mapping, Union, types.UnionType)
+"""Types that hold or unite others."""
 
 
 def fitted(hint: Any, value: Any) -> Any:
@@ -23,6 +33,48 @@ def fitted(hint: Any, value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         return int(value)
     return value
+
+
+def typed(hint: Any, value: Any) -> Any:
+    """``value`` as strict validation against ``hint`` leaves it. Raises `ValueError` that says what it should be."""
+    try:
+        return TypeAdapter(hint, config=STRICT).validate_python(fitted(hint, value))
+    except ValidationError as error:
+        first = error.errors()[0]["msg"]
+        raise ValueError(f"{first[0].lower()}{first[1:]}") from None
+
+
+def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
+    """What is wrong with ``value`` for the parameter ``key`` of a function or class, None where it fits or nothing is
+    known. Known are annotations of plain types; without one, a default that is a number or a switch."""
+    try:
+        parameter = inspect.signature(function, eval_str=True).parameters.get(key)
+    except Exception:  # annotations that name what does not exist are a stranger's, and no business of ours
+        parameter = inspect.signature(function).parameters.get(key)
+    if parameter is None or isinstance(parameter.annotation, str) or (value is None and parameter.default is None):
+        return None
+    hint = parameter.annotation
+    if hint is parameter.empty:
+        hint = {bool: bool, int: float, float: float}.get(type(parameter.default), hint)
+        hint = hint if value is not None else parameter.empty  # a default may stand in for None
+    if hint is parameter.empty or not _plain(hint):
+        return None
+    try:
+        typed(hint, value)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _plain(hint: Any) -> bool:
+    if hasattr(hint, "__metadata__"):
+        return _plain(get_args(hint)[0])
+    origin = get_origin(hint)
+    if origin is Literal:
+        return True
+    if origin in HOLDERS:
+        return all(_plain(inner) for inner in get_args(hint) if inner is not Ellipsis)
+    return hint in PLAIN
 
 
 def _tuple(kinds: list[Any], value: list[Any]) -> Any:

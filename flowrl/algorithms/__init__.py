@@ -10,14 +10,12 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from flowrl.errors import UserError, did_you_mean, shown
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import BlockAndAfter, Trace
 from flowrl.parts.algorithm import Algorithm, Family
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.values import fitted
+from flowrl.values import typed
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "sampler": ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal"),
@@ -219,8 +217,6 @@ def _plain(name: str) -> str:
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
-        strict = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
-        return TypeAdapter(hint, config=strict).validate_python(fitted(hint, value))
-    except ValueError as error:  # pydantic's is one
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise UserError(f"{path}: {shown(value)} will not do: {first[0].lower()}{first[1:]}") from error
+        return typed(hint, value)
+    except ValueError as error:
+        raise UserError(f"{path}: {shown(value)} will not do: {error}") from error

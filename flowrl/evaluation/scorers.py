@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, shown
 from flowrl.evaluation.prompt_files import prompts_of
 from flowrl.evaluation.remembered import Memory, fingerprint
 from flowrl.evaluation.suites import Verdicts, tag_of
 from flowrl.evaluation.target import Target
 from flowrl.score.finding import find_reward
 from flowrl.types import Prompt, Samples
+from flowrl.values import misfit
 
 PROMPTS = "prompts"
 """Option of every such suite beside those of its scorer."""
@@ -94,12 +95,20 @@ def scorer_suite(
 def load_scorer(suite: str, reward: str, settings: Options) -> Any:
     """A reward class of ours with its options. Raises UserError for an option that it does not have."""
     kind = find_reward(reward)
-    known = [*inspect.signature(kind).parameters, PROMPTS]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"suite {suite} has no option {key!r}{did_you_mean(key, known)}")
+    check_options(suite, kind, settings, PROMPTS)
     try:
         inspect.signature(kind).bind(**settings)
     except TypeError as error:
         raise UserError(f"suite {suite}: {error}; give it as an option, such as --option {suite}.path=FILE") from None
     return kind(**settings)
+
+
+def check_options(suite: str, function: Callable[..., Any], options: Options, *further: str) -> None:
+    """Raise `UserError` for an option that is neither a parameter of ``function`` nor one of ``further``, or whose type
+    does not fit the parameter."""
+    known = [*inspect.signature(function).parameters, *further]
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"suite {suite} has no option {key!r}{did_you_mean(key, known)}")
+        if wrong := misfit(function, key, value):
+            raise UserError(f"--option {suite}.{key}: {shown(value)} will not do: {wrong}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from flowrl.errors import UserError
 from flowrl.evaluation.remembered import Memory, fingerprint
+from flowrl.evaluation.scorers import check_options
 from flowrl.evaluation.suites import Verdicts, tag_of
 from flowrl.score.clip import quantise
 from flowrl.types import Prompt, Samples
@@ -83,37 +85,43 @@ class QuestionSuite:
         return Verdicts(measures, [_refused(*one) for one in zip(lists, rows, strict=True)], [{"yes": r} for r in rows])
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The options of a suite of questions: who answers them."""
+
+    path: str | None = None
+    """Folder or hub name of a local model."""
+    url: str | None = None
+    """Or an OpenAI-compatible endpoint."""
+    model: str | None = None
+    device: str | None = None
+    dtype: str = "bfloat16"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    key_variable: str | None = None
+    concurrency: Annotated[int, Field(ge=1)] = 8
+
+
 def question_suite(
     name: str, prompts: Sequence[Prompt], source: str, options: Mapping[str, Any], *, version: str, product: bool
 ) -> QuestionSuite:
     """A suite of prompts that carry questions. ``options``: `path`, or `url` and `model`; `device`, `dtype`,
     `batch_size`, `key_variable`, `concurrency`. Raises UserError where no model is given."""
-    known = {"path", "url", "model", "device", "dtype", "batch_size", "key_variable", "concurrency"}
-    odd = sorted({*options} - known)
-    if odd:
-        raise UserError(f"suite {name} has no option {odd[0]!r}; it has {', '.join(sorted(known))}")
-    if "path" not in options and "url" not in options:
+    check_options(name, Asked, options)
+    asked = Asked(**options)
+    if asked.path is None and asked.url is None:
         raise UserError(
             f"suite {name} asks a vision-language model: give --option {name}.path=FOLDER (a local one), or "
             f"{name}.url and {name}.model (an OpenAI-compatible endpoint)"
         )
-    connection = Connection(options.get("key_variable"), concurrency=int(options.get("concurrency", 8)))
-    backend = open_backend(
-        name,
-        options.get("path"),
-        options.get("url"),
-        options.get("model"),
-        options.get("device"),
-        str(options.get("dtype", "bfloat16")),
-        connection,
-    )
+    connection = Connection(asked.key_variable, concurrency=asked.concurrency)
+    backend = open_backend(name, asked.path, asked.url, asked.model, asked.device, asked.dtype, connection)
     backend.check(WORDS)
     for prompt in prompts:
         questions_of(prompt)
     full = f"{version}:{backend.name}{fingerprint(options)}"
     return QuestionSuite(
         name=name,
-        title=f"{name}-like[vqa={options.get('model') or options['path']}]",
+        title=f"{name}-like[vqa={asked.model or asked.path}]",
         version=full,
         prompts=prompts,
         source=source,
@@ -122,7 +130,7 @@ def question_suite(
         size=len(prompts),
         backend=backend,
         memory=Memory(f"{name}:{full}"),
-        batch_size=int(options.get("batch_size", 8)),
+        batch_size=asked.batch_size,
         product=product,
     )
 

@@ -27,13 +27,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean, told
+from flowrl.errors import UserError, did_you_mean, shown, told
 from flowrl.score.answers import NO_MATTER, as_scores
 from flowrl.score.conversations import as_messages, columns_of, dialogues
 from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory
 from flowrl.score.leaving import contained
 from flowrl.score.waiting import settled
 from flowrl.types import Samples
+from flowrl.values import misfit
 
 LOG = logging.getLogger("flowrl.score")
 SUBJECTS = ("images", "prompts", "completions")
@@ -302,6 +303,8 @@ def _settings(
     for key in options:
         if key not in known and not anything:
             raise UserError(f"reward {name!r} has no option {key!r}{did_you_mean(key, known)}")
+        if wrong := misfit(function, key, options[key]):
+            raise UserError(f"reward {name!r}: options.{key}: {shown(options[key])} will not do: {wrong}")
     given = dict(options)
     for key, value in (("device", device), ("dtype", dtype)):
         if key in parameters and key not in options:

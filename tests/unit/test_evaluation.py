@@ -214,6 +214,8 @@ def test_images_with_a_line_of_text_each(tmp_path):
     entries = read_folder(tmp_path)
     named = [(entry.metadata["prompt"], [path.name for path in entry.files]) for entry in entries]
     assert named == [("one", ["10.jpg"]), ("two", ["a.png", "b.png"])] and is_image_folder(tmp_path)
+    (tmp_path / "prompts.txt").write_text("o\u2028ne\r\n\r\nt\x0cwo\r\ntwo\r\n", newline="")
+    assert [entry.metadata["prompt"] for entry in read_folder(tmp_path)] == ["o\u2028ne", "t\x0cwo", "two"]
     (tmp_path / "b.png").unlink()
     with pytest.raises(UserError, match="has 3 prompts for 2 images; give a line for each"):
         read_folder(tmp_path)

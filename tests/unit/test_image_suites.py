@@ -415,6 +415,26 @@ def test_wrong_questions_are_named(weights: dict[str, str], tmp_path: Path) -> N
         find(["dpg"], model, data, {"dpg": {"pth": weights["llava"]}})
 
 
+@pytest.mark.parametrize(
+    ("suite", "key", "value", "words"),
+    [
+        ("dpg", "batch_size", True, "valid integer"),
+        ("dpg", "batch_size", 0, "greater than or equal to 1"),
+        ("dpg", "concurrency", "8", "valid integer"),
+        ("t2i_compbench", "model", 5, "valid string"),
+        ("geneval", "batch_size", True, "valid integer"),
+        ("geneval", "detector", 5, "valid string"),
+        ("clip", "batch_size", True, "valid integer"),
+    ],
+)
+def test_types_of_options_are_checked(suite: str, key: str, value: Any, words: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "images", METADATA[:1], pictures(2))
+    with pytest.raises(UserError, match=rf"--option {suite}\.{key}: .* will not do: .*{words}"):
+        evaluate(str(folder), [suite], tmp_path / "out", options={suite: {key: value}})
+    with pytest.raises(UserError, match="has no option 'rules'"):
+        evaluate(str(folder), ["geneval"], tmp_path / "out", options={"geneval": {"rules": 5}})
+
+
 def test_the_scorers_prompts_are_those_of_the_folder(weights: dict[str, str], tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", [{"prompt": text} for text in PROMPTS[:2]], pictures(4))
     options = {"pickscore": {"path": weights["clip"], "device": "cpu"}}

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from flowrl import cli
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.diffusion.arguments import batch_call, check_call, check_saved_call, guidance_advice
+from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.files import check_files, variant_of
+from flowrl.models.loading import Source
 from flowrl.runtime.preflight import check
 from tests import pipelines
 
@@ -134,6 +138,105 @@ def test_damaged_folders_are_told_by_the_dry_run(copy: Path) -> None:
     (copy / weights).rename(copy / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"pickle.*flowrl\.score\.convert"):
         check_files(copy)
+
+
+def without(file: Path, key: str) -> dict[str, torch.Tensor]:
+    """Remove one tensor from a file of weights; all that it held."""
+    weights = load_file(file)
+    save_file({name: tensor for name, tensor in weights.items() if name != key}, file, metadata={"format": "pt"})
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("text_encoder/model", "embeddings.position_embedding.weight"),
+        ("text_encoder_2/model", "text_projection.weight"),
+        ("unet/diffusion_pytorch_model", "conv_in.weight"),
+        ("vae/diffusion_pytorch_model", "decoder.conv_in.bias"),
+    ],
+)
+def test_weights_that_a_file_lacks_are_no_random_numbers(copy: Path, part: str, key: str) -> None:
+    file = copy / f"{part}.safetensors"
+    held = without(file, next(name for name in load_file(file) if name.endswith(key)))
+    with pytest.raises(UserError, match=rf"not whole: {part.split('/')[0]} lacks 1 of the weights of .*{key}"):
+        load(copy)
+    save_file(held, file, metadata={"format": "pt"})
+    load(copy)
+
+
+def test_tied_weights_and_constants_are_not_missed(tmp_path: Path) -> None:
+    """T5 holds its tied embeddings once; positions of images are constants; batch statistics are not."""
+    torch.manual_seed(0)
+    for name in ("sd3", "flux2"):
+        pipelines.PIPELINES[name]().save_pretrained(tmp_path / name)
+    shared = load_file(tmp_path / "sd3/text_encoder_3/model.safetensors")
+    assert sum("shared" in key or "embed_tokens" in key for key in shared) == 1
+    without(tmp_path / "sd3/transformer/diffusion_pytorch_model.safetensors", "pos_embed.pos_embed")
+    open_pipeline(Source(str(tmp_path / "sd3")), torch.float32)
+    without(tmp_path / "flux2/vae/diffusion_pytorch_model.safetensors", "bn.running_var")
+    with pytest.raises(UserError, match=r"vae lacks 1 of the weights .*bn\.running_var"):
+        open_pipeline(Source(str(tmp_path / "flux2")), torch.float32)
+
+
+def test_attention_named_as_in_2022_is_read(copy: Path) -> None:
+    """Files of the first Stable Diffusion say query, key, value, proj_attn; diffusers renames them."""
+    file = copy / "vae/diffusion_pytorch_model.safetensors"
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {}
+    for key, tensor in load_file(file).items():
+        for new, name in names.items():
+            key = key.replace(f".{new}.", f".{name}.")
+        old[key] = tensor
+    assert any(".proj_attn." in key for key in old)
+    whole = open_pipeline(Source(str(copy)), torch.float32).vae.state_dict()
+    save_file(old, file, metadata={"format": "pt"})
+    read = open_pipeline(Source(str(copy)), torch.float32).vae.state_dict()
+    assert all(torch.equal(whole[key], read[key]) for key in whole)
+
+
+def test_a_pipeline_of_the_hub_is_looked_at_as_well(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As downloaded earlier, without a network."""
+    repository = tmp_path / "models--somebody--sdxl"
+    shutil.copytree(saved, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    opened = open_pipeline(Source("somebody/sdxl"), torch.float32)
+    assert type(opened).__name__ == "StableDiffusionXLPipeline"
+    file = repository / "snapshots" / ("0" * 40) / "vae/diffusion_pytorch_model.safetensors"
+    without(file, "decoder.conv_in.bias")
+    with pytest.raises(UserError, match="vae lacks 1 of the weights"):
+        open_pipeline(Source("somebody/sdxl"), torch.float32)
+
+
+@pytest.mark.slow
+def test_guidance_that_a_pipeline_cannot_give_is_said_before_sampling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run ends at its start, in one sentence that says what FLUX takes."""
+    pipelines.save("flux", tmp_path / "flux")
+    values = {
+        "name": "x", "out": str(tmp_path / "run"),
+        "model": {"path": str(tmp_path / "flux"), "call": CALL, "lora": {"rank": 1}, "dtype": "float32"},
+        "algorithm": {"use": "flow_grpo", "sampler": {"steps": 4, "guidance": 3.5}},
+        "rewards": ["jpeg_compressibility"], "data": {"train": "shapes:train", "prompts": 2, "group": 2},
+        "train": {"iterations": 1},
+    }  # fmt: skip
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(values))
+    monkeypatch.setattr("flowrl.samplers.flow.FlowSampler.__call__", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr("sys.argv", ["flowrl", "train", str(path)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = " ".join(capfd.readouterr().err.split())
+    assert stopped.value.code == 2 and "Traceback" not in said
+    assert "guidance 3.5 needs the unconditional branch, which FluxPipeline was loaded without" in said
+    assert "true_cfg_scale above 1 and model.call.negative_prompt" in said
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:

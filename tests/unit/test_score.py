@@ -223,12 +223,32 @@ def test_finding_by_name_path_and_module(tmp_path: Path) -> None:
         ("no.such.module:f", "cannot be imported"),
         ("rewards/jpeg.py", "name the function"),
         ({"use": "jpeg_compressibility", "options": {"qualty": 3}}, "has no option 'qualty'"),
+        ({"use": "length_penalty", "options": {"limit": True, "buffer": 2}}, r"options\.limit: True will not do"),
         ({"use": "jpeg_compressibility", "device": "cuda:1"}, "no device"),
     ],
 )
 def test_rewards_that_do_not_exist(spec: Any, match: str) -> None:
     with pytest.raises(UserError, match=match):
         load_rewards([spec])
+
+
+def test_types_of_options_are_those_of_the_signature(tmp_path: Path) -> None:
+    """Where an annotation or a default tells them; a stranger's unknown annotations tell nothing."""
+    text = """
+def f(images, prompts, *, scale: float = 1.0, near=0.5, strict=False, sizes: tuple[int, int] = (), maybe: int = None):
+    return [float(scale)] * len(prompts)
+def g(images, prompts, *, odd: "Nowhere" = 1): return [float(odd)] * len(prompts)
+"""
+    (tmp_path / "r.py").write_text(text)
+
+    def load(name: str, **options: Any) -> None:
+        load_rewards([{"use": f"{tmp_path / 'r.py'}:{name}", "options": options}]).close()
+
+    for key, value in (("scale", True), ("scale", "2"), ("near", True), ("strict", 1), ("sizes", [1, 2.5])):
+        with pytest.raises(UserError, match=rf"reward 'f': options\.{key}: .* will not do: "):
+            load("f", **{key: value})
+    load("f", scale=2, near=1, strict=True, sizes=[3, 4], maybe=None)
+    load("g", odd=True)
 
 
 def test_functions_that_score_nothing_are_refused(tmp_path: Path) -> None:

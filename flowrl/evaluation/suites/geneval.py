@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from flowrl.data import load_prompts
 from flowrl.detection.evaluator import Evaluator, details, load
@@ -22,10 +23,11 @@ from flowrl.detection.metadata import TAGS as OFFICIAL_TAGS
 from flowrl.detection.metadata import check
 from flowrl.detection.objects import OBJECTS
 from flowrl.detection.prompts import generate
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError
 from flowrl.evaluation.imported import imported
 from flowrl.evaluation.prompt_files import read
 from flowrl.evaluation.remembered import Memory, fingerprint
+from flowrl.evaluation.scorers import check_options
 from flowrl.evaluation.suites import Verdicts
 from flowrl.evaluation.target import Target
 from flowrl.score.clip import quantise
@@ -40,7 +42,20 @@ SOURCE = "shapes:test"
 OFFICIAL = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 """Prompts of the benchmark by tag."""
 GENERATED_SEED = 0
-OPTIONS = ("detector", "clip", "device", "dtype", "batch_size", "results")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The suite's options: who judges."""
+
+    detector: str | None = None
+    """Folder or hub name of the detector; `clip` likewise."""
+    clip: str | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    results: str | None = None
+    """``results.jsonl`` of the official tool, whose verdicts are taken over instead."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +144,11 @@ def build(target: Target, data: Path | None = None, options: Mapping[str, Any] |
     `results`, the ``results.jsonl`` of the official tool, whose verdicts on an image folder are taken over.
     Raises UserError for prompts without metadata, and weights that cannot be loaded.
     """
-    for key in options or {}:
-        if key not in OPTIONS:
-            raise UserError(f"suite geneval has no option {key!r}{did_you_mean(key, OPTIONS)}")
-    if options and "results" in options:
-        return imported(target, Path(str(options["results"])), OFFICIAL_TAGS)
+    given = dict(options or {})
+    check_options("geneval", Judge, given)
+    judge = Judge(**given)
+    if judge.results is not None:
+        return imported(target, Path(judge.results), OFFICIAL_TAGS)
     if target.entries:
         prompts, source = target.prompts(), target.text
         if data is not None:
@@ -148,7 +163,7 @@ def build(target: Target, data: Path | None = None, options: Mapping[str, Any] |
         prompts, source = generated(), f"generated:geneval-{GENERATED_SEED}"
     for prompt in prompts:
         check({**prompt.columns, "prompt": prompt.text}, OBJECTS)
-    return _detected(prompts, source, target, dict(options or {}))
+    return _detected(prompts, source, target, judge, fingerprint(given))
 
 
 def generated() -> tuple[Prompt, ...]:
@@ -159,11 +174,12 @@ def generated() -> tuple[Prompt, ...]:
     )
 
 
-def _detected(prompts: Sequence[Prompt], source: str, target: Target, options: dict[str, Any]) -> DetectedGenEval:
+def _detected(prompts: Sequence[Prompt], source: str, target: Target, judge: Judge, marks: str) -> DetectedGenEval:
     """Prompts with the benchmark's numbers of tags are taken for the benchmark; others are only in its style."""
-    rest = {key: value for key, value in options.items() if key not in ("detector", "clip")}
     try:
-        evaluator = load(options.get("detector"), options.get("clip"), **rest)
+        evaluator = load(
+            judge.detector, judge.clip, device=judge.device, dtype=judge.dtype, batch_size=judge.batch_size
+        )
     except UserError as error:
         missing = not target.entries and not Path(target.text).exists()
         taken = f" ({target.text!r} is no such folder here, so it was taken for a hub name)" if missing else ""
@@ -171,7 +187,7 @@ def _detected(prompts: Sequence[Prompt], source: str, target: Target, options: d
             f"{error}{taken}; give other weights as the suite's options detector and clip, or score the images with "
             "the official GenEval tool"
         ) from error
-    version = f"1:{evaluator.version}{fingerprint(options)}"
+    version = f"1:{evaluator.version}{marks}"
     style = "" if Counter(prompt.columns.get("tag") for prompt in prompts) == OFFICIAL else "-style"
     return DetectedGenEval(
         prompts=prompts,

@@ -10,6 +10,7 @@ import torch
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion.capture import Recorder, denoiser_name
+from flowrl.models.diffusion.components import networks
 from flowrl.models.diffusion.exceptions import REFUSED, TARGETS
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import calibrate
@@ -102,25 +103,22 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
             f"{source} has no model_index.json, so it is not a diffusers pipeline; pass the pipeline's root folder"
         )
     check_name(source)
-    # parts a folder was saved without (text encoders, for ready-made embeddings) have to be named to be left out
-    index: dict[str, Any] = {}
-    chosen: dict[str, Any] = {}
-    if folder.is_dir():
-        check_files(folder)
-        index = read_object(folder / "model_index.json")
-        variant = variant_of(folder)
-        chosen = {} if variant is None else {"variant": variant}
-    absent = {key: None for key, value in index.items() if value == [None, None]}
+    common: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": where.trust_remote_code}
+    given = dict(components or {})
     try:
         with bars_hidden():
-            pipeline = DiffusionPipeline.from_pretrained(
-                source,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=where.trust_remote_code,
-                **chosen,
-                **{**absent, **(components or {})},
-            )
+            if not folder.is_dir():
+                folder = Path(DiffusionPipeline.download(source, **common, **given))
+            check_files(folder)
+            index = read_object(folder / "model_index.json")
+            variant = variant_of(folder)
+            common |= {} if variant is None else {"variant": variant}
+            # parts a folder was saved without (text encoders, for ready-made embeddings) are named to be left out
+            absent = {key: None for key, value in index.items() if value == [None, None]}
+            parts = {**absent, **networks(folder, index, dtype, given), **given}
+            pipeline = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **common, **parts)
+    except UserError:
+        raise
     except Exception as error:  # whatever the library raises for files that are not as it wrote them
         raise unreadable(source, error) from error
     if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
