@@ -151,7 +151,8 @@ def _axes(frame: Frame, x_label: str) -> str:
         x, y = (float(part) for part in start.split(","))
         parts.append(f'<polyline class="grid" points="{start} {end}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{x - 6:.1f}" y="{y + 4:.1f}">{label}</text>')
-    for tick, label in _labelled(ticks(*frame.x, wanted=5)):
+    counted = [tick for tick in ticks(*frame.x, wanted=5) if tick == round(tick)]  # iterations and samples are whole
+    for tick, label in _labelled(counted):
         x, y = (float(part) for part in frame.at(tick, frame.y[0]).split(","))
         parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{y + 16:.1f}">{label}</text>')
     middle = (LEFT + width - RIGHT) / 2

@@ -133,7 +133,9 @@ def check_tiles(metrics: Metrics) -> list[Tile]:
     if math.isnan(worst):
         return []
     good = worst <= RATIO_TOLERANCE
-    return [Tile("self-check |ρ − 1|", number(worst), "at most, before a first update", good)]
+    return [
+        Tile("ratio off 1 before an update", number(worst), "self-check: at most; should be 0 but for rounding", good)
+    ]
 
 
 def evaluation_tiles(evaluation: Mapping[str, Any]) -> list[Tile]:

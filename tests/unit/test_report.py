@@ -238,6 +238,8 @@ def test_stack_adds_up():
 
 
 def test_ticks_are_round():
+    few = line_chart([Line("a", np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.5, 1.0]))])
+    assert ">1</text>" in few and ">0.5</text>" in few and ">1.5</text>" not in few  # iterations are whole
     assert ticks(0.0, 1.0, 5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(0.13, 0.27, 4) == pytest.approx([0.15, 0.2, 0.25])
     assert ticks(-3e-7, 3e-7, 3) == pytest.approx([-2e-7, 0, 2e-7])
