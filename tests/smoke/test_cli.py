@@ -84,7 +84,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
         (["algorithms", "--diff", "awm"], "name two algorithms"),
         (["test-reward", "nowhere.py:f"], "fails: loads"),
         (["export", "nowhere", "--to", "diffusers", "--out", "x"], "nowhere is not a run"),
-        (["export", "nowhere", "--to", "kohya", "--out", "x"], "kohya"),
+        (["export", "nowhere", "--to", "gguf", "--out", "x"], "gguf"),
         (["report", "nowhere"], "nowhere"),
         (["sample", "nowhere", "--prompt", "a", "--out", "x"], "nowhere"),
         (["eval", "nowhere", "--suite", "geneval", "--out", "x"], "nowhere"),
