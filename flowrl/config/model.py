@@ -17,6 +17,8 @@ FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
 """Keys of ``model`` that only some families have."""
+TRAINED_WITH = ("critic",)
+"""Those of them that only training needs."""
 
 
 class LoRAConfig(Section):

@@ -42,6 +42,8 @@ class TextPolicy:
         self.text = text
         self.layout = layout
         self.source = source
+        self.origin: dict[str, object] | None = None
+        """Of a run's policy, the settings that its exports remember."""
         self.excluded = excluded
         """Tokens of probability 0."""
         self.critic = critic
