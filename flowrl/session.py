@@ -185,6 +185,8 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
             if given is not None:
                 fitting.append(f"{key} {sampler.guidance:g} takes the place of the scale {given:g} in model.call")
     else:
+        if config.model.router_loss:
+            policy.check_routers()
         train, test, fitting = _fitted(plan, policy)
     found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:

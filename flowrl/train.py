@@ -71,7 +71,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gat
     _advance(session, int(metrics.pop("optimizer_steps")), len(made.drawn.group), session.policy.network_calls - before)
     with timer("monitor"):
         watched = watch_training(session, made.rollout, made.samples, metrics)
-    return metrics | describe_scores(made.drawn, advantage) | made.metrics | watched, made, advantage
+    told = getattr(session.policy, "metrics", dict)()  # of mixtures of experts
+    return metrics | describe_scores(made.drawn, advantage) | made.metrics | told | watched, made, advantage
 
 
 def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:

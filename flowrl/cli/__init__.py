@@ -53,6 +53,8 @@ def main() -> None:
         except UserError as error:
             _fail(str(error))
         except usage_error as error:
+            if not error.format_message():  # no command was named, and typer has shown the help
+                sys.exit(2)
             _fail(error.format_message())
         except (typer.Abort, KeyboardInterrupt) as stopped:
             print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)

@@ -149,7 +149,6 @@ def export(
     with Display() as shown:
         shown.stage("starting", log=False)
         from flowrl.config import Config
-        from flowrl.evaluation.origin import write_origin
         from flowrl.runtime.directory import RunDirectory
         from flowrl.runtime.restore import adopt, evaluated, policy_of_run
 
@@ -160,7 +159,6 @@ def export(
         adopt(policy, chosen)
         shown.stage("writing, loading again and comparing")
         difference = policy.export(out, to=to.value)
-        write_origin(out, config, checkpoint, chosen)
     say(f"{out}: {to.value} with the {chosen} weights; reloaded, predictions differ by at most {difference:.1e}")
 
 

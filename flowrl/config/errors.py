@@ -34,7 +34,20 @@ def _sentence(finding: Any, root: type[BaseModel]) -> str:
     message = finding["msg"].removeprefix("Value error, ")
     if not key:
         return message
+    if finding["type"] == "string_type" and isinstance(finding["input"], dict | list):
+        return _unquoted(key, finding["input"])
     return f"{key}={shown(finding['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
+    """Of braces, brackets or a colon that YAML reads as its own where a text was meant, such as ``{question}``."""
+    lone = next(iter(value)) if isinstance(value, dict) and list(value.values()) == [None] else None
+    meant = f"{{{lone}}}" if isinstance(lone, str) else "..."
+    kind = "mapping" if isinstance(value, dict) else "list"
+    return (
+        f'{key}={shown(value)}: should be a text, but YAML reads a {kind}; put it in quotes, {key}: "{meant}" in a'
+        f" file and '{key}=\"{meant}\"' on the command line"
+    )
 
 
 def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[BaseModel]) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from flowrl.config.section import Fraction, Section
 from flowrl.paths import local
 
 Family = Literal["diffusion", "masked", "causal"]
-_LANGUAGE = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
+_LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "diffusion": ("call",),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
 """Keys of ``model`` that only some families have."""
+TRAINED_WITH = ("critic",)
+"""Those of them that only training needs."""
 
 
 class LoRAConfig(Section):
@@ -97,6 +99,9 @@ class ModelConfig(Section):
         description="causal: values by a network of their own or a linear head on the policy's states; auto = a network"
         " where the algorithm learns them (ppo)",
     )
+    router_loss: NonNegativeFloat = Field(
+        default=0.0, description="language: weight of a mixture of experts' load-balancing loss; 0 = none"
+    )
     vllm: VLLMConfig = Field(default=VLLMConfig(), description="causal: options of the engine vLLM")
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
     shift_logits: bool | None = Field(
@@ -120,7 +125,7 @@ class ModelConfig(Section):
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
-        plain = self.model_dump(exclude={"path", "lora", "adapter", *foreign})
+        plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *foreign})
         given = self.lora.model_dump(exclude_none=True)
         given |= {key: tuple(given[key]) for key in ("targets", "parameters") if key in given}
         adapted = None if self.full else LoRAOptions(**given)

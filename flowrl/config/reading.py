@@ -145,7 +145,12 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
                 f"override {clipped(text, 80)!r} should look like key=value, for example train.iterations=50"
             )
         try:
-            _set(changed, path, parse_yaml(value), key)
+            new = parse_yaml(value)
+        except UserError as error:
+            quoted = f"; if it is a text, put it in quotes: '{clipped(key, 60)}=\"...\"'"
+            raise UserError(f"override {clipped(text, 80)!r}: {error}{quoted}") from None
+        try:
+            _set(changed, path, new, key)
         except UserError as error:
             raise UserError(f"override {clipped(text, 80)!r}: {error}") from None
     return changed

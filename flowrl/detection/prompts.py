@@ -172,7 +172,8 @@ def _texts(file: Path) -> list[str]:
     if not file.is_file():
         raise UserError(f"--deny: there is no file {file}")
     try:
-        return [json.loads(text)["prompt"] for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028, where str.splitlines cuts
+        return [json.loads(line)["prompt"] for line in lines if line.strip()]
     except (KeyError, TypeError, json.JSONDecodeError):
         raise UserError(f"--deny: {file} should hold JSON lines with a 'prompt', such as GenEval's metadata") from None
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.estimators.tokens import ENTROPY, KLKind, compare, need_choices
+from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, compare, need_choices
 from flowrl.estimators.views import RandomCount, ViewPlan
 from flowrl.math.random import derive
 from flowrl.types import (
@@ -99,17 +99,19 @@ class MaskedViews:
         for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
             with policy.using(name):
                 frozen[name] = self._reduced(rows, self._cells(policy, rows, condition, asked)[0])
-        cells, entropy = self._cells(policy, rows, condition, asked, self.entropy)
+        cells, entropy, balance = self._cells(policy, rows, condition, asked, self.entropy)
         logp = self._reduced(rows, cells)
         extra = compare(logp, frozen, self.kl)
         if entropy is not None:
             extra[ENTROPY] = self._mean_asked(rows, entropy)
+        if balance is not None:
+            extra[BALANCE] = self._mean_views(rows, balance).expand(logp.shape)
         return Likelihood(logp, extra)
 
     def _cells(
         self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, asked: Tensor, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """[n, m, L] log-probabilities, 0 where nothing is asked, and entropies."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """[n, m, L] log-probabilities, 0 where nothing is asked, entropies, and [n, m] balance of routers."""
         n, m, length = rows.inputs.shape
         wide = condition.take(torch.arange(n).repeat_interleave(m)[asked])
         if self.corrupt:
@@ -123,13 +125,25 @@ class MaskedViews:
             empty = values.new_zeros(n * m, length)
             return empty.index_put((asked.to(empty.device),), values).reshape(n, m, length)
 
-        return spread(scores.logp), None if scores.entropy is None else spread(scores.entropy)
+        balance = scores.balance
+        if balance is not None:
+            balance = balance.new_zeros(n * m).index_copy(0, asked.to(balance.device), balance).view(n, m)
+        return spread(scores.logp), None if scores.entropy is None else spread(scores.entropy), balance
 
     def _reduced(self, rows: ViewRows, cells: Tensor) -> Tensor:
         if self.per == "cell":
             return cells.flatten(1)
         weighted = cells.double() * rows.weights.to(cells.device)
         return weighted.sum(dim=2) if self.per == "view" else weighted.mean(dim=1)
+
+    def _mean_views(self, rows: ViewRows, balance: Tensor) -> Tensor:
+        """The [n, m] balance of views as that of decisions: of a decision's view, or the mean over the views asked."""
+        if self.per == "view":
+            return balance
+        if self.per == "cell":
+            return balance.repeat_interleave(rows.inputs.shape[2], dim=1)
+        asked = rows.targets.to(balance.device).any(dim=2)
+        return (balance.sum(dim=1) / asked.sum(dim=1).clamp(min=1))[:, None]
 
     def _mean_asked(self, rows: ViewRows, cells: Tensor) -> Tensor:
         """The mean of [n, m, L] cells over what a decision asks for; NaN where that is nothing."""

@@ -23,7 +23,7 @@ from flowrl.types import (
 )
 
 KLKind = Literal["k1", "k2", "k3"]
-ENTROPY = "entropy"
+ENTROPY, BALANCE = "entropy", "router/balance"
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ class Tokens:
             extra[ENTROPY] = live.entropy
         if live.value is not None:
             extra["value"] = live.value
+        if live.balance is not None:  # of the row: every decision of it has the same
+            extra[BALANCE] = live.balance[:, None].expand_as(live.logp)
         return Likelihood(live.logp, extra)
 
 

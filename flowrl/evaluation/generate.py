@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from flowrl.evaluation.layout import (
     write_image,
     write_text,
 )
-from flowrl.evaluation.target import Medium
+from flowrl.evaluation.target import Medium, Overlong
 from flowrl.math.random import derive
 from flowrl.runtime.progress import Display
 from flowrl.samplers.causal import CausalSampler
@@ -48,6 +49,11 @@ class Maker:
     identity: Mapping[str, Any]
     weights: str = "live"
     medium: Medium = "images"
+    overlong: Overlong | None = None
+    """What is done with prompts that leave no room for a completion: a run's ``data.overlong``. None: they are refused
+    when their turn comes."""
+    prefill: str | None = None
+    """How every answer begins: a run's ``eval.prefill``. None: as the policy has it."""
 
     def settings(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Everything a sample depends on besides its prompt's number and its own."""
@@ -57,6 +63,9 @@ class Maker:
             "sampler": repr(self.sampler),
             "prompts_sha256": fingerprint(prompts),
             "flowrl": flowrl.__version__,
+            **{
+                name: value for name in ("overlong", "prefill") if (value := getattr(self, name)) not in (None, "error")
+            },
         }
 
     @property
@@ -77,31 +86,54 @@ def generate(
     far it is; True shows it by itself.
 
     The noise of a sample follows from ``(seed, prompt number, sample number)``, so neither the batch nor the number
-    of samples changes it. A folder made with other settings is made again. Raises UserError for a folder we did not
-    make.
+    of samples changes it. A folder made with other settings is made again. Prompts that the maker leaves out
+    (``overlong``) have no entry. Raises UserError for a folder we did not make, and for prompts that do not fit.
     """
     _claim(folder, maker.settings(prompts))
-    entries = []
-    for index in chosen:
-        metadata = {**prompts[index].columns, "prompt": prompts[index].text}
-        path = metadata_path(folder, index)
-        if not path.exists():
-            write_text(path, json.dumps(metadata, ensure_ascii=False) + "\n")
-        files = tuple(sample_path(folder, index, sample, maker.suffix) for sample in range(samples))
-        entries.append(Entry(index, metadata, files))
-    jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.files) if not path.exists()]
-    if jobs:
-        with _shown(progress) as shown:
-            shown.stage(f"loading the {folder.parent.name} model")
-            policy = maker.open()
-            size = batch_size(policy, maker.sampler)
-            with shown.counting(f"making {len(jobs)} {maker.medium} ({folder.parent.name})", len(jobs)) as advance:
-                for start in range(0, len(jobs), size):
-                    part = jobs[start : start + size]
-                    made = _make(maker, policy, prompts, part)
-                    _write(made, [entry.files[n] for entry, n in part], [_facts(maker, *job) for job in part])
-                    advance(len(part))
+    entries = [_entry(maker, prompts[index], index, samples, folder) for index in chosen]
+    if all(path.exists() for entry in entries for path in entry.files):
+        return entries
+    with _shown(progress) as shown, ExitStack() as stack:
+        shown.stage(f"loading the {folder.parent.name} model")
+        policy = maker.open()
+        if maker.prefill is not None:
+            stack.enter_context(policy.beginning(maker.prefill))
+        asked = _fitting(maker, policy, {entry.index: prompts[entry.index] for entry in entries})
+        changed = sum(asked.get(entry.index) != prompts[entry.index] for entry in entries)
+        if changed:
+            done = "left out" if maker.overlong == "drop" else "shortened"
+            shown.note(f"{changed} of {len(entries)} prompts are too long and were {done} (data.overlong)")
+        entries = [entry for entry in entries if entry.index in asked]
+        jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.files) if not path.exists()]
+        size = batch_size(policy, maker.sampler)
+        with shown.counting(f"making {len(jobs)} {maker.medium} ({folder.parent.name})", len(jobs)) as advance:
+            for start in range(0, len(jobs), size):
+                part = jobs[start : start + size]
+                for entry, _ in part:
+                    _describe(entry, metadata_path(folder, entry.index))
+                made = _make(maker, policy, asked, part)
+                _write(made, [entry.files[n] for entry, n in part], [_facts(maker, *job) for job in part])
+                advance(len(part))
     return entries
+
+
+def _entry(maker: Maker, prompt: Prompt, index: int, samples: int, folder: Path) -> Entry:
+    files = tuple(sample_path(folder, index, sample, maker.suffix) for sample in range(samples))
+    return Entry(index, {**prompt.columns, "prompt": prompt.text}, files)
+
+
+def _describe(entry: Entry, path: Path) -> None:
+    if not path.exists():
+        write_text(path, json.dumps(entry.metadata, ensure_ascii=False) + "\n")
+
+
+def _fitting(maker: Maker, policy: Any, asked: Mapping[int, Prompt]) -> dict[int, Prompt]:
+    """By number, the prompts that leave room for a completion, as ``maker.overlong`` says."""
+    if maker.overlong is None or not isinstance(maker.sampler, MaskedSampler | CausalSampler):
+        return dict(asked)
+    numbered = [replace(prompt, id=index) for index, prompt in asked.items()]
+    found = policy.fit(numbered, maker.sampler.length, maker.overlong)
+    return {prompt.id: replace(prompt, id=asked[prompt.id].id) for prompt in found}
 
 
 def batch_size(policy: Any, sampler: Sampler) -> int:
@@ -117,7 +149,7 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _make(maker: Maker, policy: Any, prompts: Sequence[Prompt], jobs: Sequence[tuple[Entry, int]]) -> Made:
+def _make(maker: Maker, policy: Any, prompts: Mapping[int, Prompt], jobs: Sequence[tuple[Entry, int]]) -> Made:
     seeds = [derive(maker.seed, "evaluation", entry.index, sample) for entry, sample in jobs]
     draw = Draw.of(torch.tensor(seeds), torch.tensor([entry.index for entry, _ in jobs]), 0, maker.seed)
     return make(policy, maker.sampler, maker.weights, [prompts[entry.index] for entry, _ in jobs], draw)

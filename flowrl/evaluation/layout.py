@@ -183,7 +183,7 @@ def _grouped(images: Iterable[tuple[dict[str, Any], Path]]) -> list[Entry]:
 
 def _paired(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """Every image, by name, and its line of ``prompts.txt``. Raises UserError for more of one than of the other."""
-    lines = (folder / "prompts.txt").read_text(encoding="utf-8-sig").splitlines()
+    lines = (folder / "prompts.txt").read_text(encoding="utf-8-sig").split("\n")  # str.splitlines also cuts at U+2028
     prompts = [line.strip() for line in lines if line.strip()]
     images = _images(folder)
     if len(prompts) != len(images):

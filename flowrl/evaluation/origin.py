@@ -1,6 +1,6 @@
 """What an export says of the run it came from: how the model was called and sampled there.
 
-`flowrl export` writes ``flowrl.json`` beside the weights, which other tools pass over; `flowrl sample` and
+Every export of a run's policy has ``flowrl.json`` beside the weights, which other tools pass over; `flowrl sample` and
 `flowrl eval` of the export then make samples as the run's evaluation did. Nothing in it is trusted with code or paths.
 """
 
@@ -12,18 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import flowrl
-from flowrl.algorithms import build
-from flowrl.config import Config
-from flowrl.config.model import FAMILY_KEYS
+from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError, clipped
 from flowrl.evaluation.decoding import Decoding, of_settings
-from flowrl.runtime.files import write_whole
+from flowrl.models.exporting import ORIGIN_FILE
 from flowrl.types import Sampler
-
-FILE = "flowrl.json"
-LEFT_OUT = ("critic",)
-"""Keys of ``model`` that only training needs."""
 
 
 @dataclass(frozen=True)
@@ -57,34 +50,15 @@ class Origin:
         return {**self.call, **guided, **(call or {})}
 
 
-def write_origin(folder: Path, config: Config, checkpoint: str, weights: str) -> None:
-    """Write ``folder/flowrl.json``."""
-    family = build(config.algorithm).family
-    keys = ("dtype", *(key for key in FAMILY_KEYS[family] if key not in LEFT_OUT))
-    evaluation = {key: getattr(config.eval, key) for key in ("steps", "guidance", "temperature")}
-    facts = {
-        "flowrl": flowrl.__version__,
-        "base": config.model.path,
-        "run": config.name,
-        "checkpoint": checkpoint,
-        "weights": weights,
-        "family": family,
-        "model": config.model.model_dump(mode="json", include=set(keys)),
-        "algorithm": config.algorithm,
-        "eval": evaluation,
-    }
-    write_whole(folder / FILE, json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
 def read_origin(path: Path) -> Origin | None:
     """Of an export's folder, or a file in it; None where nothing is said. Raises UserError for a damaged file."""
-    file = (path if path.is_dir() else path.parent) / FILE
+    file = (path if path.is_dir() else path.parent) / ORIGIN_FILE
     if not path.exists() or not file.is_file():
         return None
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         family, model, evaluation = facts["family"], dict(facts["model"]), facts["eval"]
-        allowed = {"dtype", *FAMILY_KEYS[family]} - set(LEFT_OUT)
+        allowed = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
         load = {key: value for key, value in model.items() if key in allowed}
         call = dict(load.pop("call", {}))
         decoding = Decoding(evaluation["steps"], evaluation["guidance"], temperature=evaluation["temperature"])

@@ -90,6 +90,8 @@ def resolve(text: str, wish: Wish) -> tuple[Target, Samplers]:
 
 def _remembered(path: Path, wish: Wish) -> Wish:
     """The wish, with what an export says of its run where the user says nothing."""
+    if any(_is_checkpoint(above) for above in (path, path.parent)):  # its run says it
+        return wish
     origin = read_origin(path)
     if origin is None:
         return wish

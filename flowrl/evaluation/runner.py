@@ -163,11 +163,13 @@ def _samples(
     made: dict[str, dict[str, list[Entry]]] = {case.name: {} for case in cases}
     if target.folder is not None:
         return {case.name: {"images": [target.entries[row] for row in case.rows]} for case in cases}
+    run = target.config if target.kind == "run" and target.medium == "completions" else None
+    told = {"overlong": run.data.overlong, "prefill": run.eval.prefill} if run is not None else {}
     for arm in target.arms:
         load = functools.cache(arm.open)
         for case in cases:
             assert case.part.sampler is not None
-            maker = Maker(load, case.part.sampler, seed, arm.identity, arm.weights, target.medium)
+            maker = Maker(load, case.part.sampler, seed, arm.identity, arm.weights, target.medium, **told)
             folder = out / case.folder(arm.name)
             made[case.name][arm.name] = generate(maker, case.suite.prompts, case.rows, case.part.samples, folder, shown)
     return made
@@ -177,13 +179,14 @@ def _numbers(
     case: Case, target: Target, made: Mapping[str, list[Entry]], seed: int, out: Path, shown: Display
 ) -> dict[str, Any]:
     suite, part = case.suite, case.part
-    prompts = [suite.prompts[row] for row in case.rows]
+    first = next(iter(made.values()))
+    rows = case.rows if target.folder is not None else [entry.index for entry in first]  # some may be left out
+    prompts = [suite.prompts[row] for row in rows]
     arms: dict[str, Judged] = {}
     for arm, entries in made.items():
         file, count = out / arm / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
         with shown.counting(f"judging {count} {target.medium} ({arm}) by {case.name}", count) as advance:
             arms[arm] = judge(suite, entries, target.folder or out / arm, file, advance)
-    first = next(iter(made.values()))
     return {
         "suite": suite.name,
         "decoding": part.label,

@@ -29,19 +29,23 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         groups.setdefault(suite["suite"], []).append(suite)
     for name, suites in groups.items():
         first = suites[0]
-        count = f"{first['samples_per_prompt']} {first['medium']} each"
-        title = f"{first['title']}: {first['prompts']} prompts, {count}"
+        count = f"{_counted(first['samples_per_prompt'], first['medium'])} each"
+        title = f"{first['title']}: {_counted(first['prompts'], 'prompts')}, {count}"
         if len(suites) > 1:
-            title = f"{name}: {first['primary']} of {first['prompts']} prompts by decoding"
+            title = f"{name}: {first['primary']} of {_counted(first['prompts'], 'prompts')} by decoding"
         console.print(Text(plain(title), style="bold"))
         console.print(suite_table(first) if len(suites) == 1 else grid_table(suites))
         for note in dict.fromkeys(note for suite in suites for note in notes(suite)):
             console.print(Text(plain(note), style="dim"))
 
 
+def _counted(count: int, things: str) -> str:
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
+
+
 def grid_table(suites: Sequence[Mapping[str, Any]]) -> Table:
     """Rows are decodings, columns the overall of each arm and the difference."""
-    table, arms = _table(suites[0], wrap=True)
+    table, arms = _table(suites[0])
     for suite in suites:
         path = (suite["primary"], "samples" if suite["missing_tags"] else "overall")
         table.add_row(Text(suite["decoding"].replace(",", " ")), *_cells(suite, arms, path))
@@ -56,11 +60,11 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(suite: Mapping[str, Any], wrap: bool = False) -> tuple[Table, list[str]]:
-    """An empty table and its arms."""
+def _table(suite: Mapping[str, Any]) -> tuple[Table, list[str]]:
+    """An empty table and its arms. Where it is narrow, labels wrap; numbers are never cut."""
     arms = [arm for arm in ARMS if arm in suite["arms"]]
-    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # fits 80 columns
-    table.add_column("", no_wrap=not wrap)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("", overflow="fold")
     for name in [*arms, *(["difference"] if suite["difference"] else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     return table, arms

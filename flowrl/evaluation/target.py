@@ -14,6 +14,8 @@ from flowrl.types import Prompt
 Kind = Literal["model", "run", "lora", "images"]
 Medium = Literal["images", "completions"]
 """What a model makes."""
+Overlong = Literal["error", "drop", "truncate"]
+"""What is done with prompts that are too long, as ``data.overlong`` of a run."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from flowrl.models.loading import Source
 from flowrl.models.lora import ADAPTER, Adaptation
 from flowrl.runtime.files import as_created
 
+ORIGIN_FILE = "flowrl.json"
+"""What an export says of the run it came from; other tools pass over it."""
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -41,9 +43,10 @@ def deviation(ours: Tensor, theirs: Tensor) -> float:
 
 def into_folder(
     directory: Path, to: str, known: tuple[str, ...], adaptation: Adaptation, dtype: torch.dtype,
-    write: Callable[[Path], float],
+    write: Callable[[Path], float], origin: Mapping[str, Any] | None = None,
 ) -> float:  # fmt: skip
     """Let ``write`` fill a new folder and compare, and move it to ``directory`` (new or empty) if it is good.
+    ``origin``, what is known of the run, becomes `ORIGIN_FILE`.
 
     Returns:
         What ``write`` returned: the largest difference between the policy's predictions and the reloaded model's,
@@ -68,6 +71,8 @@ def into_folder(
             raise UserError(
                 f"the {to} export differs from the trained model by {difference:.2g} once reloaded; nothing was written"
             )
+        if origin is not None:
+            (work / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for file in work.rglob("*"):
             if file.is_file():
                 as_created(file)

@@ -15,8 +15,8 @@ from torch import nn
 from flowrl.errors import UserError
 
 ADAPTER = "default"
-MOST_SHOWN = 12
-"""Names of layers in a description of an adapter."""
+MOST_SHOWN = 4
+"""Names of layers, or of the blocks' parts they are in, in a description of an adapter: it is one line, or two."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Attention projections of nearly every diffusers network; the last four are those of joint text-image attention."""
 LANGUAGE = (
@@ -159,9 +159,12 @@ def adapted_layers(
 def described(layers: Sequence[str], options: LoRAOptions) -> str:
     """``LoRA of rank 32 on 191 layers: attn.to_q x 24, ...``: a suffix that hits more than was meant shows here."""
     endings = Counter(_in_block(name) for name in layers)
+    if len(endings) > MOST_SHOWN:  # then by the part of the block: ``attn x 168, ff x 48``
+        endings = Counter(_in_block(name).split(".")[0] for name in layers)
     shown = ", ".join(f"{ending} x {count}" for ending, count in endings.most_common(MOST_SHOWN))
-    more = f", and {len(endings) - MOST_SHOWN} other names" if len(endings) > MOST_SHOWN else ""
-    return f"LoRA of rank {options.rank} on {len(layers)} layers: {shown}{more}"
+    rest = sum(endings.values()) - sum(count for _, count in endings.most_common(MOST_SHOWN))
+    more = f", others x {rest}" if rest else ""
+    return f"LoRA of rank {options.rank} on {len(layers)} layer{'s' * (len(layers) != 1)}: {shown}{more}"
 
 
 def _refusal(network: nn.Module, options: LoRAOptions, reason: str) -> str:

@@ -83,6 +83,32 @@ class KLToOld:
 
 
 @dataclass(frozen=True)
+class RouterBalance:
+    """The load-balancing loss of a mixture of experts, ``E sum_e f_e P_e`` (Switch Transformers, arXiv:2101.03961,
+    section 2.2, equations 4-6; f_e: share of the router's choices that fall on expert e, P_e: its mean probability),
+    of every row's own tokens, prompt and completion, and the mean over the layers; 1 where the load is even.
+
+    Taken over a row (DeepSeek-V3's sequence-wise loss, arXiv:2412.19437, section 2.1.2) and not over the tokens of a
+    batch, so that it does not depend on the micro-batch. Each decision of a row has it, with the decision's weight in
+    the mean. Divided by the experts per token, and per layer, other than transformers' ``router_aux_loss_coef``: its
+    loss is the number of experts per token where the load is even.
+    """
+
+    weight: float = 0.01
+    to: str = ""
+
+    def __post_init__(self) -> None:
+        _not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return "router/balance"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return likelihood.need(self.name)
+
+
+@dataclass(frozen=True)
 class ValueLoss:
     """Half the squared error of the critic to the returns, clipped around its old answer. PPO (arXiv:1707.06347 and its
     released code): ``max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2``."""

@@ -113,7 +113,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def _span(values: Floats, margin: float, floor: float | None = None) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
-    if high - low <= 1e-9 * max(abs(high), abs(low)):  # a constant still needs a frame with height
+    if high - low <= 1e-6 * max(abs(high), abs(low)):  # a constant, but for rounding, still needs a frame with height
         pad = abs(high) * 0.1 or 0.5
         low, high = low - pad, high + pad
     pad = (high - low) * margin
@@ -151,7 +151,8 @@ def _axes(frame: Frame, x_label: str) -> str:
         x, y = (float(part) for part in start.split(","))
         parts.append(f'<polyline class="grid" points="{start} {end}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{x - 6:.1f}" y="{y + 4:.1f}">{label}</text>')
-    for tick, label in _labelled(ticks(*frame.x, wanted=5)):
+    counted = [tick for tick in ticks(*frame.x, wanted=5) if tick == round(tick)]  # iterations and samples are whole
+    for tick, label in _labelled(counted):
         x, y = (float(part) for part in frame.at(tick, frame.y[0]).split(","))
         parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{y + 16:.1f}">{label}</text>')
     middle = (LEFT + width - RIGHT) / 2
@@ -163,7 +164,7 @@ def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
     """Ticks with as many decimals as tell them apart."""
     largest = max((abs(value) for value in values), default=0.0)
     if len(values) < 2 or not 1e-4 <= largest < 1e4:
-        return [(value, number(value)) for value in values]
+        return [(value, number(value).replace("e-0", "e-")) for value in values]
     places = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
     return [(value, f"{value + 0.0:.{places}f}") for value in values]
 

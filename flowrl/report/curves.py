@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from flowrl.report.charts import SMALL, Line, line_chart, stacked_chart
 from flowrl.report.record import Metrics
+from flowrl.runtime.progress import PHASES
 
 COLORS = 8  # classes c0..c7 of the style sheet
 TRAIN, HELD_OUT = 0, 1
@@ -23,6 +24,7 @@ DIAGNOSTICS = (
     ("Clipped decisions", ("clip_fraction",), None, "share with no gradient left"),
     ("KL", ("kl/",), None, "distance to other weight sets"),
     ("Gradient norm", ("grad_norm",), None, "before clipping"),
+    ("Entropy", ("entropy",), None, "nats per token: near 0, sampling no longer explores"),
     ("Loss", ("loss",), None, "not comparable between algorithms"),
     ("Flat groups", ("zero_std_fraction",), None, "share whose samples score the same"),
     ("Rounds of sampling", ("sampling/rounds",), None, "until enough groups are not flat"),
@@ -95,8 +97,11 @@ def time_figure(metrics: Metrics) -> Figure | None:
     if not keys:
         return None
     keys.sort(key=lambda key: -float(np.nansum(metrics[key])))
-    lines = [_line(metrics, key, key.removeprefix("time/"), index) for index, key in enumerate(keys)]
-    total = sum(float(np.nansum(metrics[key])) for key in keys) or 1.0
+    names = [key.removeprefix("time/") for key in keys]
+    lines = [_line(metrics, f"time/{name}", PHASES.get(name, name), index) for index, name in enumerate(names)]
+    parts = sum(float(np.nansum(metrics[key])) for key in keys)
+    whole = float(np.nansum(metrics["time/iteration"])) if "time/iteration" in metrics else 0.0
+    total = max(parts, whole) or 1.0
     shares = [f"{line.label} {np.nansum(line.y) / total:.0%}" for line in lines]
     legend = [(share, line.color) for share, line in zip(shares, lines, strict=True)]
     return Figure("Where the time goes", "seconds per iteration, by phase", stacked_chart(lines), legend)

@@ -133,7 +133,9 @@ def check_tiles(metrics: Metrics) -> list[Tile]:
     if math.isnan(worst):
         return []
     good = worst <= RATIO_TOLERANCE
-    return [Tile("self-check |ρ − 1|", number(worst), "at most, before a first update", good)]
+    return [
+        Tile("ratio off 1 before an update", number(worst), "self-check: at most; should be 0 but for rounding", good)
+    ]
 
 
 def evaluation_tiles(evaluation: Mapping[str, Any]) -> list[Tile]:
@@ -196,7 +198,7 @@ def _rewards(specs: Any) -> list[str]:
     for spec in specs if isinstance(specs, list) else [specs]:
         if isinstance(spec, Mapping):
             weight = spec.get("weight", 1)
-            out.append(f"{spec.get('use')}" + ("" if weight == 1 else f" × {weight}"))
+            out.append(f"{spec.get('name') or spec.get('use')}" + ("" if weight == 1 else f" × {weight}"))
         elif spec is not None:
             out.append(str(spec))
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flowrl.algorithms import build
@@ -14,6 +14,7 @@ from flowrl.config.model import LoRAConfig, VLLMConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean, missing
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.regularizers import RouterBalance
 from flowrl.paths import expanded, local
 from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
@@ -45,6 +46,9 @@ def check(config: Config) -> Plan:
             f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
     _check_critic(config, algorithm)
+    if config.model.router_loss:
+        balanced = RouterBalance(config.model.router_loss)
+        algorithm = replace(algorithm, regularizers=(*algorithm.regularizers, balanced))
     try:
         algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +28,11 @@ ROWS = (
     ("clipped", "clip_fraction"),
     ("loss", "loss"),
     ("gradient", "grad_norm"),
+    ("entropy", "entropy"),
 )
 """What is shown, if it was measured: label and metric."""
+UNUSUAL = {"ratio/first_max_deviation": 1e-3}
+"""Metrics that are shown only where they are larger: self-checks, which say nothing while all is well."""
 COMPARED = ("reward/mean", "eval/reward/mean")
 """Metrics shown with their change since the first time."""
 PHASES = {
@@ -161,7 +165,7 @@ class Display:
         self._console.print(plain(text), highlight=False, markup=False, emoji=False, soft_wrap=self._live is None)
 
     def _line(self, iteration: int, metrics: Mapping[str, float]) -> str:
-        parts = [f"{label} {self._value(key)}" for label, key in ROWS if key in metrics]
+        parts = [f"{label} {self._value(key)}" for label, key in ROWS if _telling(key, metrics)]
         spent = metrics.get("time/iteration")
         parts += [f"{spent:.1f} s"] if spent is not None else []
         left = self._left(iteration)
@@ -204,12 +208,12 @@ class Display:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for label, key in ROWS:
-            if key in self._latest:
+            if _telling(key, self._latest):
                 table.add_row(label, self._value(key))
                 if key == "reward/mean":
                     for name, mean in self._single():
                         table.add_row(Text(f"  {plain(name)}"), mean)
-        if "time/iteration" in self._latest:
+        if "time/iteration" in self._latest and self._iteration > self._start:  # not of the first evaluation
             table.add_row("time", self._times())
         return table
 
@@ -241,6 +245,10 @@ class Display:
         if made <= 0 or ahead <= 0:
             return ""
         return f"{_duration((time.perf_counter() - self._began) / made * ahead)} left"
+
+
+def _telling(key: str, metrics: Mapping[str, float]) -> bool:
+    return key in metrics and not metrics[key] <= UNUSUAL.get(key, -math.inf)
 
 
 def _duration(seconds: float) -> str:

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import flowrl
 from flowrl.algorithms import build
 from flowrl.config import Config
+from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import load_policy
 from flowrl.runtime import checkpoint as checkpoints
@@ -26,6 +28,7 @@ def open_policy(config: Config) -> Any:
     policy = load_policy(**fitted.model.arguments(algorithm.family, algorithm.valued))
     if config.model.adapter is not None:
         policy.load_adapter(os.path.expanduser(config.model.adapter))
+    policy.origin = origin(config)
     return policy
 
 
@@ -45,7 +48,24 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         policy.load_adapter(os.path.expanduser(config.model.adapter))
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)})
+    policy.origin = origin(config) | {"checkpoint": where.name}
     return policy
+
+
+def origin(config: Config) -> dict[str, Any]:
+    """What an export remembers of its run, so that `flowrl sample` and `flowrl eval` of it make samples as the run's
+    evaluation did: how the model was opened and called, the algorithm with its sampler, the evaluation's settings."""
+    family = build(config.algorithm).family
+    keys = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
+    return {
+        "flowrl": flowrl.__version__,
+        "base": config.model.path,
+        "run": config.name,
+        "family": family,
+        "model": config.model.model_dump(mode="json", include=keys),
+        "algorithm": config.algorithm,
+        "eval": {key: getattr(config.eval, key) for key in ("steps", "guidance", "temperature")},
+    }
 
 
 def adopt(policy: Any, weights: str) -> None:
@@ -55,6 +75,8 @@ def adopt(policy: Any, weights: str) -> None:
     prefix = f"{weights}/"
     state = {key: value for key, value in policy.weights.state().items() if key.startswith(prefix)}
     policy.weights.load({f"live/{key.removeprefix(prefix)}": value for key, value in state.items()})
+    if policy.origin is not None:
+        policy.origin = {**policy.origin, "weights": weights}
 
 
 def evaluated(config: Config) -> str:

@@ -318,6 +318,7 @@ class TokenScores:
     logp: Tensor  # [N, T] float32, with gradient where enabled
     entropy: Tensor | None = None  # [N, T] float32, without gradient, in nats
     value: Tensor | None = None  # [N, T] float32, the critic's, with gradient where enabled
+    balance: Tensor | None = None  # [N] float32, of a mixture's routers: 1 is even, with gradient where enabled
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
@@ -48,11 +49,12 @@ def test_llada2_scores_are_what_its_pipeline_computes():
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_diffusion_gemma_scores_are_what_its_pipeline_computes():
+def test_diffusion_gemma_scores_are_what_its_pipeline_computes(monkeypatch):
     """The first denoising step of every canvas, the earlier canvases being context."""
     from diffusers import BlockRefinementScheduler, DiffusionGemmaPipeline
 
     policy = load("diffusion_gemma")
+    _name_the_cache_as_it_is_taken(policy.network.model.model.decoder, monkeypatch)
     tokenizer = character_tokenizer(mask=True, chat=CHAT)
     pipeline = DiffusionGemmaPipeline(policy.network.model, BlockRefinementScheduler(block_length=4), tokenizer)
     calls = []
@@ -79,6 +81,21 @@ def test_diffusion_gemma_scores_are_what_its_pipeline_computes():
             ours = policy.logits(condition, tokens, targets)
         logits[..., policy.mask_token] = -math.inf
         torch.testing.assert_close(ours, logits[0], atol=1e-5, rtol=1e-5)
+
+
+def _name_the_cache_as_it_is_taken(decoder, monkeypatch):
+    """The pipeline of diffusers 0.42.1 calls the decoder's mask with ``past_key_values``, which transformers 5.24 takes
+    as ``cache``: the same cache is handed on under the name that is there. Nothing of the computation is replaced."""
+    make_mask = decoder.create_diffusion_decoder_attention_mask
+    if "cache" not in inspect.signature(make_mask).parameters:
+        return
+
+    def renamed(**given):
+        if "past_key_values" in given:
+            given["cache"] = given.pop("past_key_values")
+        return make_mask(**given)
+
+    monkeypatch.setattr(decoder, "create_diffusion_decoder_attention_mask", renamed)
 
 
 # ------------------------------------------------------------------------------------------------------- remote code

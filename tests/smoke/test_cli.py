@@ -84,7 +84,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
         (["algorithms", "--diff", "awm"], "name two algorithms"),
         (["test-reward", "nowhere.py:f"], "fails: loads"),
         (["export", "nowhere", "--to", "diffusers", "--out", "x"], "nowhere is not a run"),
-        (["export", "nowhere", "--to", "kohya", "--out", "x"], "kohya"),
+        (["export", "nowhere", "--to", "gguf", "--out", "x"], "gguf"),
         (["report", "nowhere"], "nowhere"),
         (["sample", "nowhere", "--prompt", "a", "--out", "x"], "nowhere"),
         (["eval", "nowhere", "--suite", "geneval", "--out", "x"], "nowhere"),
@@ -95,6 +95,11 @@ def test_mistakes_are_one_sentence_and_exit_code_2(flowrl, arguments: list[str],
     assert result.code == 2
     assert result.err.startswith("error: ") and words in result.err
     assert "Traceback" not in result.err
+
+
+def test_without_a_command_the_help_is_shown_and_nothing_else(flowrl) -> None:
+    result = flowrl()
+    assert result.code == 2 and "Usage: " in result.out + result.err and "error:" not in result.out + result.err
 
 
 def test_broken_yaml_names_the_line(flowrl) -> None:
@@ -109,7 +114,7 @@ def test_dry_run_shows_the_plan_and_touches_nothing(flowrl) -> None:
     assert "4 prompts x 12 = 48 samples, 9 decisions each" in result.out
     assert "480 to sample" in result.out and "432 with gradient, 432 of frozen weights" in result.out
     assert "FlowSDE(noise_level=0.7)" in result.out
-    assert "LoRA of rank 32 on 23 layers: attn.to_q x 3" in " ".join(result.out.split())
+    assert "LoRA of rank 32 on 23 layers: attn x 23" in " ".join(result.out.split())
     assert [path.name for path in Path().iterdir()] == ["quick.yaml"]
 
 

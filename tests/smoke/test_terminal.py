@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.evaluation.origin import FILE, read_origin
+from flowrl.evaluation.origin import read_origin
+from flowrl.models.exporting import ORIGIN_FILE
 from flowrl.report import write_anyway
 from flowrl.runtime.progress import Display
+from flowrl.runtime.restore import policy_of_run
+from flowrl.runtime.sampling import Wish, prompts_of, sample
+from flowrl.train import train
+from tests import pipelines
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -108,6 +115,32 @@ def test_an_export_is_sampled_as_its_run_was(trained: tuple[Path, str, str]) -> 
 
 
 @pytest.mark.slow
+def test_every_export_of_a_run_remembers_its_settings(tmp_path: Path) -> None:
+    """A FLUX trained at 16 px is sampled at 16 px, whether the command line, Python or a checkpoint wrote the file."""
+    base = pipelines.save("flux", tmp_path / "base")
+    facts = {
+        "name": "small",
+        "out": str(tmp_path / "run"),
+        "model": {"path": str(base), "call": pipelines.CALLS["flux"], "lora": {"rank": 2, "alpha": 4}, "device": "cpu"},
+        "algorithm": {"use": "diffusion_nft", "sampler": {"steps": 3, "solver": "euler"}},
+        "data": {"train": "shapes:train", "test": None, "prompts": 2, "group": 2},
+        "rewards": ["jpeg_compressibility"],
+        "train": {"iterations": 1, "ema": None, "threads": 1},
+        "eval": {"every": 0, "weights": "live"},
+        "monitor": {"samples": 0},
+    }
+    run = train(Config.of(facts))
+    policy_of_run(run, "latest").export(tmp_path / "mine")
+    (checkpoint,) = (run / "checkpoints").glob("step_*")
+    copied = shutil.copytree(checkpoint / "lora", tmp_path / "copied")
+    for place in (tmp_path / "mine", checkpoint / "lora", checkpoint / "peft", copied):
+        written = sample(str(place), prompts_of(["a red circle"]), tmp_path / f"of_{place.name}", Wish(device="cpu"))
+        assert Image.open(written.files[0]).size == (16, 16)
+        origin = read_origin(place)
+        assert origin is not None and origin.call["guidance_scale"] == 3.5 and "critic" not in origin.load
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_reports_and_exits_with_130(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "flowrl", "train", "tiny.yaml", "train.iterations=400", "eval.every=0"]
@@ -156,10 +189,10 @@ def test_what_an_export_says_is_read_with_care(tmp_path: Path) -> None:
         "algorithm": {"use": "flow_grpo", "sampler": {"steps": 4}},
         "eval": {"steps": 6, "guidance": None, "temperature": None},
     }
-    (tmp_path / FILE).write_text(json.dumps(facts))
+    (tmp_path / ORIGIN_FILE).write_text(json.dumps(facts))
     origin = read_origin(tmp_path)
     assert origin is not None and origin.load == {"dtype": "bfloat16"} and origin.call == {"height": 16}
     for broken in ("{", "[]", "{}", json.dumps(facts | {"algorithm": "no_such"}), json.dumps(facts | {"family": "x"})):
-        (tmp_path / FILE).write_text(broken)
+        (tmp_path / ORIGIN_FILE).write_text(broken)
         with pytest.raises(UserError, match=r"flowrl.json is not one that this flowrl wrote .*; delete it"):
             read_origin(tmp_path)

@@ -71,6 +71,10 @@ def test_resolved_yaml_loads_to_an_equal_config(file: Path) -> None:
         ("train.seed.x=2", ["train.seed", "{'x': 2}"]),
         ("iterations", ["'iterations'", "key=value"]),
         ("train.seed=[1", ["train.seed=[1", "not valid YAML"]),
+        ("data.template={question}", ["data.template={'question': None}", """'data.template="{question}"'"""]),
+        ("data.template=Question: {question}", ["YAML reads a mapping", "put it in quotes"]),
+        ("data.template=[INST]", ["YAML reads a list", """'data.template="..."'"""]),
+        ("data.template={question} = ", ["not valid YAML", """'data.template="..."'"""]),
     ],
 )
 def test_mistakes_are_named_with_the_remedy(file: Path, override: str, words: list[str]) -> None:
@@ -116,6 +120,10 @@ def test_missing_file_and_missing_keys(tmp_path: Path) -> None:
 
 def test_numbers_in_yaml_are_numbers() -> None:
     assert parse_yaml("[1e-4, 1.5E3, -2e5, 1e4x, 12]") == [1e-4, 1500.0, -2e5, "1e4x", 12]
+
+
+def test_a_template_in_quotes_is_a_text(file: Path) -> None:
+    assert Config.load(file, ['data.template="{question}"']).data.template == "{question}"
 
 
 def test_overrides_leave_their_input_alone() -> None:

@@ -224,7 +224,14 @@ def test_the_doctor_knows_every_extra(monkeypatch):
         ("pyarrow", "data", {"data": {"train": "PROMPTS.parquet"}}),
         ("wandb", "tracking", {"log": {"trackers": ["wandb"]}}),
         ("tensorboard", "tracking", {"log": {"trackers": ["tensorboard"]}}),
-        ("vllm", "vllm", {"model": {"path": "sudoku"}, "algorithm": {"use": "grpo", "sampler": {"engine": "vllm"}}}),
+        (
+            "vllm",
+            "vllm",
+            {
+                "model": {"path": "sudoku", "dtype": "bfloat16"},
+                "algorithm": {"use": "grpo", "sampler": {"engine": "vllm"}},
+            },
+        ),
     ],
 )
 def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, tmp_path, package, extra, change):

@@ -191,6 +191,25 @@ def test_image_folder_is_judged_by_the_verifier(tmp_path):
     assert "single_object" in text and "0.500" in text and "No overall" in text
 
 
+def test_the_table_cuts_no_number_at_80_columns() -> None:
+    measures = {"value": 1.0, "low": 1.0, "high": 1.0}
+    tags = {"single_object": {"prompts": 1}, "color_attribution": {"prompts": 1}}
+    arm = {"unscored": 0, "measures": {"correct": {"overall": measures, "tags": dict.fromkeys(tags, measures)}}}
+    difference = {"value": -0.5, "low": -1.0, "high": 0.25}
+    suite = {
+        **{"suite": "geneval", "title": "geneval", "medium": "images", "prompts": 1, "prompts_available": 72},
+        **{"samples_per_prompt": 1, "primary": "correct", "tags": tags, "partial": True, "missing_tags": []},
+        "arms": {"base": arm, "tuned": arm},
+        "difference": {"correct": {"overall": difference, "tags": dict.fromkeys(tags, difference)}},
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    show({"suites": {"geneval": suite}}, console)
+    text = console.export_text()
+    assert text.startswith("geneval: 1 prompt, 1 image each\n") and "…" not in text
+    assert text.count("1.000 [1.000,1.000]") == 6 and text.count("-0.500 [-1.000,+.250]") == 3
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+
+
 def test_images_listed_in_a_file(tmp_path):
     folder = folder_of_images(tmp_path / "source")
     listed = tmp_path / "listed"
@@ -214,6 +233,8 @@ def test_images_with_a_line_of_text_each(tmp_path):
     entries = read_folder(tmp_path)
     named = [(entry.metadata["prompt"], [path.name for path in entry.files]) for entry in entries]
     assert named == [("one", ["10.jpg"]), ("two", ["a.png", "b.png"])] and is_image_folder(tmp_path)
+    (tmp_path / "prompts.txt").write_text("o\u2028ne\r\n\r\nt\x0cwo\r\ntwo\r\n", newline="")
+    assert [entry.metadata["prompt"] for entry in read_folder(tmp_path)] == ["o\u2028ne", "t\x0cwo", "two"]
     (tmp_path / "b.png").unlink()
     with pytest.raises(UserError, match="has 3 prompts for 2 images; give a line for each"):
         read_folder(tmp_path)

@@ -132,10 +132,12 @@ def run_config(**changes) -> Config:
 
 
 def test_a_run_is_sampled_as_in_its_own_evaluation_unless_told_otherwise():
-    config = run_config()
-    assert of_run(config, Decoding()) == MaskedSampler(length=16, steps=4, block=16, temperature=0.5)
+    config, order = run_config(), "low_confidence"  # d1's
+    assert of_run(config, Decoding()) == MaskedSampler(length=16, steps=4, block=16, temperature=0.5, order=order)
     changed = of_run(config, Decoding(length=32, temperature=0))
-    assert changed == MaskedSampler(length=32, steps=8, block=16, temperature=0)  # four tokens a step, as before
+    assert changed == MaskedSampler(
+        length=32, steps=8, block=16, temperature=0, order=order
+    )  # four tokens a step, as before
     assert of_run(config, Decoding(steps=16)).forwards == 16
 
 
@@ -417,3 +419,35 @@ def test_the_doctor_tries_a_text_run():
 def test_text_rewards_are_tested_on_a_text_world(capsys):
     cli.app(["test-reward", "sudoku", "--text"], standalone_mode=False)
     assert "8 scores" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("overlong", ["error", "drop", "truncate"])
+def test_a_runs_prompts_that_are_too_long_are_treated_as_its_data_says(overlong, tmp_path):
+    """Entry 2 does not fit: refused before anything is made, left out of both arms and of the numbers, or shortened."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("3+4=\n12*(5-1)=\n7=\n")
+    values = run_config().model_dump(mode="json") | {"algorithm": "grpo", "out": None}
+    values["model"] = {"path": str(components_text.folder("llama")), "max_prompt": 5, "full": True}
+    values["algorithm"] = {"use": "grpo", "sampler": {"length": 4}}
+    values["data"] = {"train": str(prompts), "test": str(prompts), "overlong": overlong, "prompts": 1, "group": 4}
+    values["eval"] = {"temperature": 0.7}
+    values["rewards"] = [{"use": "length_penalty", "options": {"limit": 4, "buffer": 2}}]
+    config = Config.of(values)
+    write_text(tmp_path / "run/config.yaml", config.to_yaml())
+    policy = open_policy(config)
+    policy.follow("ema", 0.0)
+    tensors = {f"weights/{name}": value for name, value in policy.weights.state().items()}
+    checkpoint.save(tmp_path / "run/checkpoints", 1, tensors, {}, {}, {})
+    arguments = (str(tmp_path / "run"), ["rewards"], tmp_path / "out")
+    options = {"samples": 2, "checkpoint": "latest"}
+    if overlong == "error":
+        with pytest.raises(UserError, match=r"prompt entry 2, '12\*\(5-1\)='.*data\.overlong: drop or truncate"):
+            evaluate(*arguments, **options)
+        return
+    found = evaluate(*arguments, **options)["suites"]["rewards"]
+    kept = ["3+4=", "12*(5-1)=", "7="] if overlong == "truncate" else ["3+4=", "7="]
+    assert found["prompts"] == len(kept) and found["partial"] == (overlong == "drop")
+    for arm in ("base", "tuned"):
+        lines = lines_of(tmp_path / "out" / arm / "rewards/results.jsonl")
+        assert [line["prompt"] for line in lines] == [text for text in kept for _ in range(2)]
+    assert evaluate(*arguments, **options)["suites"]["rewards"] == found  # what was made is kept

@@ -502,6 +502,11 @@ def test_the_generator_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--seed", "3", "--per-tag", "4", "--deny", str(target), "--out", str(other)]) == 0
     texts = [{json.loads(text)["prompt"] for text in file.read_text().splitlines()} for file in (target, other)]
     assert not texts[0] & texts[1]
+    odd = json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False)  # JSON allows it inside a text; no line ends here
+    target.write_text(target.read_text() + odd + "\n", encoding="utf-8")
+    third = tmp_path / "third.jsonl"
+    assert main(["--seed", "3", "--per-tag", "4", "--deny", str(target), "--out", str(third)]) == 0
+    assert third.read_text() == other.read_text()
 
 
 def test_masks_and_boxes_are_plain_data() -> None:

@@ -14,8 +14,9 @@ from flowrl.evaluation.layout import sample_path, write_image, write_text
 from flowrl.evaluation.results import Judged, summarise
 from flowrl.report import write
 from flowrl.report.charts import BINS, Line, line_chart, number, stacked_chart, ticks
+from flowrl.report.curves import diagnostic_figures, time_figure
 from flowrl.report.gallery import spaced
-from flowrl.report.record import read_metrics
+from flowrl.report.record import Metrics, read_metrics
 from flowrl.worlds.shapes.scenes import Scene, Thing, render
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -114,7 +115,7 @@ def test_full_report_holds_numbers_and_images(tmp_path):
     ):
         assert expected in text, expected
     assert "0.000 → 0.500" in text and "found 0 of 1 circle" in text
-    assert "sample 75%" in text and "update 25%" in text  # 1.5 s and 0.5 s
+    assert "sampling 75%" in text and "update 25%" in text  # 1.5 s and 0.5 s
     embedded = {base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)}
     assert len(embedded) == 1 and embedded.pop().startswith(b"\x89PNG")
     assert text.count("data:image/png") == 2 + 4  # two snapshots, two pairs
@@ -237,7 +238,24 @@ def test_stack_adds_up():
     assert (base - first) / (base - second) == pytest.approx(0.25, abs=0.01)
 
 
+def test_time_is_named_as_in_the_terminal_and_is_a_share_of_the_iteration():
+    columns = {"time/update": [5.0], "time/reward": [1.0], "time/iteration": [8.0], "step": [1.0], "entropy": [0.5]}
+    metrics = Metrics({key: np.array(values) for key, values in columns.items()})
+    figure = time_figure(metrics)
+    assert figure is not None
+    assert [label for label, _ in figure.legend] == ["update 62%", "waiting for rewards 12%"]
+    assert [figure.title for figure in diagnostic_figures(metrics)] == ["Entropy"]
+
+
+def test_rounding_is_no_slope():
+    """Two float32 numbers side by side are a flat line with ticks that differ."""
+    svg = line_chart([Line("a", np.array([1.0, 2.0]), np.array([2.3841858e-7, 2.3841855e-7]))])
+    assert "2.4e-7</text>" in svg and svg.count("2.38e-") == 0
+
+
 def test_ticks_are_round():
+    few = line_chart([Line("a", np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.5, 1.0]))])
+    assert ">1</text>" in few and ">0.5</text>" in few and ">1.5</text>" not in few  # iterations are whole
     assert ticks(0.0, 1.0, 5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert ticks(0.13, 0.27, 4) == pytest.approx([0.15, 0.2, 0.25])
     assert ticks(-3e-7, 3e-7, 3) == pytest.approx([-2e-7, 0, 2e-7])

@@ -258,7 +258,7 @@ def test_damaged_run_directories_give_a_sentence(tmp_path: Path) -> None:
     files = [p for p in pristine.rglob("*") if p.is_file() and p.suffix in (".json", ".jsonl", "")]
     random.seed(0)
     counts = {"fine": 0, "sentence": 0}
-    for _ in range(60):
+    for _ in range(90):
         shutil.rmtree(run.path)
         shutil.copytree(pristine, run.path)
         file = random.choice(files)

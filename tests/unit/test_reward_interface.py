@@ -855,14 +855,17 @@ def test_rewards_work_while_samples_are_made() -> None:
     rewards, whole = Rewards([reward(slow, "a"), reward(slow, "b")], "raise"), samples()
     begin = time.perf_counter()
     with rewards.scoring(GROUP) as scoring:
+        sampling = 0.0
         for row in range(12):
+            start = time.perf_counter()
             time.sleep(0.1)  # sampling
+            sampling += time.perf_counter() - start
             scoring.add(take(whole, [row]))
         scoring.finish()
-    seconds = time.perf_counter() - begin
-    assert seconds < 1.9, f"{seconds:.2f} s; 3.6 s one after the other, 1.3 s at best"
+    seconds, busy = time.perf_counter() - begin, scoring.metrics(("a", "b"))["reward/seconds"]
+    assert busy >= 2.4  # two rewards, 12 calls of 0.1 s or, on a busy machine, more
+    assert seconds < 0.6 * (sampling + busy), f"{seconds:.2f} s; {sampling + busy:.2f} s one after the other"
     assert threads == {"reward a", "reward b"}
-    assert scoring.metrics(("a", "b"))["reward/seconds"] == pytest.approx(2.4, abs=0.4)
     rewards.close()
 
 

@@ -413,7 +413,7 @@ def test_display_fits_the_terminal(width: int) -> None:
     rewards = {f"reward/{name}/mean": 0.5 for name in ("shapes", "a [bold]name[/]")}
     with Display("run", 10, done=4, console=console) as display, display:
         display.begin("run", 10, 4)
-        display.update(4, {"eval/reward/mean": 0.1})
+        display.update(4, {"eval/reward/mean": 0.1, "time/iteration": 3.0, "time/eval": 2.9})
         before = _rendered(display, width)
         times = {
             "time/iteration": 10.0,
@@ -422,17 +422,27 @@ def test_display_fits_the_terminal(width: int) -> None:
             "time/eval": 0.01,
             "reward/seconds": 9.0,
         }
-        display.update(5, {"reward/mean": 0.25, "grad_norm": 2.0, **rewards, **times})
+        display.update(5, {"reward/mean": 0.25, "grad_norm": 2.0, "entropy": 0.75, **rewards, **times})
         display.phase("update")
         display.stopping()
         after = _rendered(display, width)
         display.note("saved [bold]here[/]")
-    assert "iteration 4 of 10" in before[0] and "left" not in "".join(before)
+    assert "iteration 4 of 10" in before[0] and "left" not in "".join(before) and "3.0 s" not in "".join(before)
     assert "iteration 5 of 10" in after[0] and " left" in after[0] and "50%" in after[1]
     text = "\n".join(after)
     assert "10.0 s: sampling 50%, update 25%" in text and "busy" not in text and "9.0" not in text
+    assert "entropy" in text and "0.75" in text
     assert "a [bold]name[/]" in text and "stopping after this iteration" in text
     assert all(len(line.rstrip()) <= width for line in after) and "saved [bold]here[/]" in console.export_text()
+
+
+def test_a_self_check_is_shown_only_when_it_fails() -> None:
+    with Display("run", 10, console=Console(force_terminal=True, width=80, file=io.StringIO())) as display:
+        display.update(1, {"ratio/first_max_deviation": 1e-7, "clip_fraction": 0.0})
+        assert "ratio off by" not in "".join(_rendered(display, 80))
+        for bad in (0.02, float("nan")):
+            display.update(2, {"ratio/first_max_deviation": bad})
+            assert "ratio off by" in "".join(_rendered(display, 80))
 
 
 def _rendered(display: Display, width: int) -> list[str]:

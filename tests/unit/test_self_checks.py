@@ -136,7 +136,7 @@ def test_sd35_medium_gets_the_adapters_of_the_releases() -> None:
 def test_the_count_is_of_what_peft_adapted_and_none_is_refused() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     made = adapt(network, LoRAOptions(rank=2, targets=("1",)))
-    assert made.describe() == "LoRA of rank 2 on 1 layers: 1 x 1"
+    assert made.describe() == "LoRA of rank 2 on 1 layer: 1 x 1"
     assert len([n for n, _ in network.named_modules() if n.endswith("lora_A.default")]) == 1
     with pytest.raises(UserError, match=r"name the layers to adapt in model\.lora\.targets"):
         adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), spared=("0",))
@@ -146,8 +146,8 @@ def test_the_count_is_of_what_peft_adapted_and_none_is_refused() -> None:
 
 def test_a_dry_run_counts_layers_without_weights() -> None:
     said = planned_adapter("shapes", "diffusion", LoRAOptions(rank=4))
-    assert said is not None and said.startswith("LoRA of rank 4 on 23 layers: attn.to_q x 3,")  # 3 x 8 - 1
-    assert "q_proj" in str(planned_adapter("sudoku", "causal", LoRAOptions()))
+    assert said == "LoRA of rank 4 on 23 layers: attn x 23"  # 3 x 8 - 1
+    assert "self_attn x 16, mlp x 12" in str(planned_adapter("sudoku", "causal", LoRAOptions()))
     assert planned_adapter("nobody/such-a-model", "diffusion", LoRAOptions()) is None
     with pytest.raises(UserError, match="to_z matches no layer of SD3Transformer2DModel"):
         planned_adapter("shapes", "diffusion", LoRAOptions(targets=("to_z",)))

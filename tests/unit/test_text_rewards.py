@@ -95,7 +95,7 @@ def test_extraction() -> None:
 )
 def test_hostile_texts_are_read_in_linear_time(piece: str) -> None:
     text = piece * (200_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     (
         found_answer(text, False),
         latex(text),
@@ -105,7 +105,7 @@ def test_hostile_texts_are_read_in_linear_time(piece: str) -> None:
     )
     for mode in ("strict", "soft", "count"):
         format_tags([text], [""], mode=mode)  # type: ignore[arg-type]
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_exact_match() -> None:

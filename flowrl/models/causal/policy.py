@@ -17,6 +17,9 @@ from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.policy import TextPolicy
 from flowrl.types import Decoder, Engine
 
+Way = Literal["padded", "by length", "recomputed"]
+"""Of decoding: rows of any length in one batch, a batch for every prompt length, or whole sequences anew each time."""
+
 
 class CausalPolicy(TextPolicy):
     """Implements :class:`flowrl.types.CausalPolicy`; made by :func:`flowrl.models.text.load.load_causal`."""
@@ -24,7 +27,7 @@ class CausalPolicy(TextPolicy):
     family: ClassVar[str] = "causal"
     _engine: VLLMEngine | None = None
     engine_options: EngineOptions = EngineOptions()
-    decoding: Literal["padded", "by length", "recomputed"] = "padded"
+    decoding: Way = "padded"
     """Whether prompts of unequal length are decoded in one batch, in one per length, or without a cache."""
     choice: Choice = CHOICES[0]
     """How rows of the cache are chosen."""
@@ -54,8 +57,10 @@ class CausalPolicy(TextPolicy):
         leave and change places. Raises `UserError` where there is none."""
         condition, tokens, targets = probing.probe_of(self)
         reference = probing.own_logits(self, (condition, tokens, targets)).view(*tokens.shape, -1)
-        ways = [(way, choice) for way in ("padded", "by length") for choice in CHOICES]
-        for self.decoding, self.choice in [*ways, ("recomputed", CHOICES[0])]:
+        cached: tuple[Way, ...] = ("padded", "by length")
+        ways = [(way, choice) for way in cached for choice in CHOICES]
+        last: tuple[Way, Choice] = ("recomputed", CHOICES[0])
+        for self.decoding, self.choice in [*ways, last]:
             try:
                 worst = self._decoding_deviation(condition, tokens, reference)
             except probing.FAILURES:

@@ -42,7 +42,8 @@ def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
             exporting.check_adapter(policy.network, reloaded, to)
         return _difference(policy, reloaded)
 
-    return exporting.into_folder(directory, to, get_args(Format), policy.adaptation, policy.dtype, write)
+    known = get_args(Format)
+    return exporting.into_folder(directory, to, known, policy.adaptation, policy.dtype, write, policy.origin)
 
 
 def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:

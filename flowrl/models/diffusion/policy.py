@@ -50,6 +50,8 @@ class DiffusionPolicy:
         self.encoder = Encoder(recorder, recipe)
         self.weights = WeightSets(adaptation.parameters)
         self.dtype = dtype
+        self.origin: dict[str, Any] | None = None
+        """Of a run's policy, the settings that its exports remember."""
         self.source = source
         """Where the base model is; ``None`` when a pipeline object was given."""
         self._decode_batch = decode_batch

@@ -39,7 +39,8 @@ def export(policy: TextPolicy, directory: Path, to: Format) -> float:
             return _difference(policy, base)
         return _difference(policy, _merged(policy, work))
 
-    return exporting.into_folder(directory, to, get_args(Format), network.adaptation, policy.dtype, write)
+    known = get_args(Format)
+    return exporting.into_folder(directory, to, known, network.adaptation, policy.dtype, write, policy.origin)
 
 
 def task_of(policy: TextPolicy) -> dict[str, Any]:

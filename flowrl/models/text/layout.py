@@ -24,6 +24,9 @@ class Forward:
     columns: Tensor  # [k] int64: position in that row
     place: Tensor
     """[k] int64: which of the N * T positions of the completions the prediction is for."""
+    inside: Tensor | None = None
+    """[n, W] bool: the places of prompts and completions, the rest being padding; ``None`` where rows do not stand for
+    one completion each."""
 
 
 class Layout(Protocol):
@@ -82,7 +85,7 @@ class Sequences:
             inputs["attention_mask"] = inside[:, None, None] if self.broad else inside.long()
         row, place = targets[rows].nonzero(as_tuple=True)
         columns = condition.row_lengths[rows][row] + place - int(self.shift or self.causal)
-        return Forward(inputs, row, columns, rows[row] * length + place)
+        return Forward(inputs, row, columns, rows[row] * length + place, inside)
 
 
 def bundles(lengths: Tensor) -> list[Tensor]:

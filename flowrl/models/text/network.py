@@ -15,6 +15,7 @@ from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation
+from flowrl.models.text.routing import Routers, experts_per_token
 from flowrl.types import Truncation
 
 Route = Literal["states", "rows", "whole"]
@@ -45,6 +46,8 @@ class Reading:
     logits: Tensor | None
     """[k, V] float32; ``None`` on route ``states``."""
     cache: Any = None
+    balance: Tensor | None = None
+    """[n] float32: how unevenly the experts of a mixture are used by each row (`routing.balance`)."""
 
 
 def _cache_of(output: Any) -> Any:
@@ -65,6 +68,9 @@ class Network:
         """Rows evaluated so far."""
         self.takes = frozenset(inspect.signature(model.forward).parameters)
         self._cache_name = next((name for name in CACHE_NAMES if name in self.takes), CACHE_NAMES[1])
+        chosen = experts_per_token(model, self.takes)
+        self.routers = None if chosen is None else Routers(chosen)
+        """Of a mixture of experts that shows their scores."""
         self._layer: Any = model.get_output_embeddings()
         self._compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
 
@@ -93,10 +99,18 @@ class Network:
         return [*linear, *([Head("rows")] if self._layer is not None else []), Head("whole")]
 
     def read(
-        self, inputs: Mapping[str, Tensor], rows: Tensor, columns: Tensor, *, keep: bool = False, cache: Any = None
+        self,
+        inputs: Mapping[str, Tensor],
+        rows: Tensor,
+        columns: Tensor,
+        *,
+        keep: bool = False,
+        cache: Any = None,
+        inside: Tensor | None = None,
     ) -> Reading:
         """Run the model on ``inputs`` and read it at ``(rows, columns)`` [k]; with ``keep`` behind what ``cache``
-        (``None``: nothing) holds of earlier columns, and with the cache in the result, if the model returns one."""
+        (``None``: nothing) holds of earlier columns, and with the cache in the result, if the model returns one. With
+        the places ``inside`` [n, W] that are no padding, the routers of a mixture of experts are watched."""
         where = rows.to(self.device), columns.to(self.device)
         kept: list[Tensor] = []
 
@@ -108,17 +122,20 @@ class Network:
 
         hook = None if self.head.route == "whole" else self._layer.register_forward_pre_hook(show)
         try:
-            output = self.run(inputs, **({self._cache_name: cache, "use_cache": True} if keep else {}))
+            options: dict[str, Any] = {self._cache_name: cache, "use_cache": True} if keep else {}
+            watched = self.routers if inside is not None else None
+            output = self.run(inputs, **options, **({"output_router_logits": True} if watched else {}))
         finally:
             if hook is not None:
                 hook.remove()
         cache = _cache_of(output) if keep else None
+        balance = watched(output, inside) if watched is not None and inside is not None else None
         if self.head.route == "states":
-            return Reading(kept[0], None, cache)
+            return Reading(kept[0], None, cache, balance)
         if self.head.route == "rows":
-            return Reading(kept[0], output.logits[0].float(), cache)
+            return Reading(kept[0], output.logits[0].float(), cache, balance)
         logits = output.logits
-        return Reading(None, logits.flatten(0, 1)[where[0] * logits.shape[1] + where[1]].float(), cache)
+        return Reading(None, logits.flatten(0, 1)[where[0] * logits.shape[1] + where[1]].float(), cache, balance)
 
     def run(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """The model's own output."""

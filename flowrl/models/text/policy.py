@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowrl.errors import UserError
 from flowrl.math.tokens import exclude
 from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
@@ -41,6 +42,8 @@ class TextPolicy:
         self.text = text
         self.layout = layout
         self.source = source
+        self.origin: dict[str, object] | None = None
+        """Of a run's policy, the settings that its exports remember."""
         self.excluded = excluded
         """Tokens of probability 0."""
         self.critic = critic
@@ -111,11 +114,16 @@ class TextPolicy:
         for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
+        balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = labels.flatten().to(self.device)
         for call in self._calls(condition, tokens, targets):
-            reading = self.network.read(call.inputs, call.rows, call.columns)
+            reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
             place = call.place.to(self.device)
+            if reading.balance is not None:
+                sample = torch.zeros(len(reading.balance), dtype=torch.int64)
+                sample[call.rows] = call.place // tokens.shape[1]
+                balances.append((sample.to(self.device), reading.balance))
             found, spread = self.network.log_softmax(
                 reading,
                 wanted[place],
@@ -135,6 +143,7 @@ class TextPolicy:
             self._spread(logp, places, tokens.shape),
             self._spread(entropies, places, tokens.shape) if entropy else None,
             self._spread(values, places, tokens.shape) if valued else None,
+            self._balance(balances, len(tokens)),
         )
 
     def logits(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -162,6 +171,28 @@ class TextPolicy:
         if parts:
             flat = flat.index_copy(0, torch.cat(places), torch.cat(parts))
         return flat.view(shape)
+
+    def _balance(self, parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
+        """[N] float32: 0 for rows that were not asked for anything."""
+        if not parts:
+            return None
+        rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
+        return torch.zeros(count, device=self.device).index_copy(0, rows, values)
+
+    def check_routers(self) -> None:
+        """Raise `UserError` where there is no load-balancing loss to train."""
+        condition, tokens, targets = probing.probe_of(self)
+        with torch.no_grad():
+            found = self.score(condition, tokens, targets, tokens).balance
+        if found is None:
+            raise UserError(
+                f"model.router_loss needs a mixture of experts whose forward shows the scores of softmax routers"
+                f" (output_router_logits of transformers), and {self.network.name} is none; remove it"
+            )
+
+    def metrics(self) -> Mapping[str, float]:
+        """What the network's routers did since the last call; nothing for models without."""
+        return {} if self.network.routers is None else self.network.routers.metrics()
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:

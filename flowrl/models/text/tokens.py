@@ -256,7 +256,8 @@ def open_tokens(
         raise UserError(
             "neither the tokenizer nor the model's config names an end token (eos_token); add one to the tokenizer"
         )
-    pads = [p for p in (tokenizer.pad_token_id, getattr(config, "pad_token_id", None)) if p in range(known)]
+    named: list[int | None] = [tokenizer.pad_token_id, getattr(config, "pad_token_id", None)]
+    pads = [pad for pad in named if pad is not None and pad in range(known)]
     context = _context(config)
     if max_prompt is not None and context is not None and max_prompt >= context:
         raise UserError(f"model.max_prompt={max_prompt} leaves no room in the model's context of {context}; lower it")
