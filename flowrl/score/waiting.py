@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from flowrl.score.leaving import LeftError, contained
+
 
 def settled(answer: Any) -> Any:
     """The answer itself, awaited where it has to be; works where a loop already runs (as in notebooks)."""
@@ -31,9 +33,14 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 async def _gathered(answers: Sequence[Any]) -> list[Any]:
-    waiting = [answer if inspect.isawaitable(answer) else _known(answer) for answer in answers]
-    return list(await asyncio.gather(*waiting))
+    return list(await asyncio.gather(*map(_settled, answers)))
 
 
-async def _known(answer: Any) -> Any:
-    return answer
+async def _settled(answer: Any) -> Any:
+    if not inspect.isawaitable(answer):
+        return answer
+    try:
+        with contained():  # which is about threads, and this one is the loop's
+            return await answer
+    except SystemExit as error:  # it would end the loop's thread, and everybody would wait for ever
+        raise LeftError(f"it called exit({error.code}), which would have ended the run") from error

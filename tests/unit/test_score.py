@@ -251,6 +251,17 @@ def g(images, prompts, *, odd: "Nowhere" = 1): return [float(odd)] * len(prompts
     load("g", odd=True)
 
 
+@pytest.mark.parametrize("leave", ["exit(3)", "__import__('os')._exit(3)"])
+def test_asynchronous_rewards_that_leave_end_their_own_call(leave: str, tmp_path: Path) -> None:
+    """Not the process, nor the loop that the next call needs."""
+    text = f"async def f(images, prompts): {leave}\nasync def g(images, prompts): return [1.0] * len(prompts)\n"
+    (tmp_path / "r.py").write_text(text)
+    samples = Samples([Prompt("a", 0), Prompt("b", 1)], images=torch.rand(2, 3, 4, 4))
+    with pytest.raises(UserError, match="exit"):
+        load_rewards([f"{tmp_path / 'r.py'}:f"])(samples, torch.arange(2))
+    load_rewards([f"{tmp_path / 'r.py'}:g"])(samples, torch.arange(2))
+
+
 def test_functions_that_score_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text("def none(texts=()): return [0.0]\ndef make(scale): return None\n")
     for spec in (f"{tmp_path}/r.py:none", {"use": f"{tmp_path}/r.py:make", "options": {"scale": 1}}):
