@@ -181,9 +181,10 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
         heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
         policy.check_guidance(vars(algorithm.estimator).get("guidance"))
         for key, sampler in (("algorithm.sampler.guidance", algorithm.sampler), ("the evaluation's guidance", heldout)):
-            given = policy.check_guidance(sampler.guidance)
+            scale = vars(sampler).get("guidance")
+            given = policy.check_guidance(scale)
             if given is not None:
-                fitting.append(f"{key} {sampler.guidance:g} takes the place of the scale {given:g} in model.call")
+                fitting.append(f"{key} {scale:g} takes the place of the scale {given:g} in model.call")
     else:
         if config.model.router_loss:
             policy.check_routers()
