@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,8 @@ def train(
 
             from flowrl import train as run
 
-            faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
+            with suppress(OSError):  # an error stream without a file, as in a test or a notebook
+                faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
             run(plan.config, resume=resume, allow_changed=allow_changed, display=shown)
         else:
             from flowrl.models.planned import planned_adapter
