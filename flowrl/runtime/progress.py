@@ -201,7 +201,7 @@ class Display:
         """How long the rest of what is counted takes, once some of it is done."""
         spent = time.perf_counter() - self._since
         ahead = self._total - self._done
-        return f"{_duration(spent / self._done * ahead)} left" if self._done and ahead else ""
+        return _left(spent / self._done * ahead) if self._done and ahead else ""
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -244,11 +244,15 @@ class Display:
         made, ahead = iteration - self._start, self._iterations - iteration
         if made <= 0 or ahead <= 0:
             return ""
-        return f"{_duration((time.perf_counter() - self._began) / made * ahead)} left"
+        return _left((time.perf_counter() - self._began) / made * ahead)
 
 
 def _telling(key: str, metrics: Mapping[str, float]) -> bool:
     return key in metrics and not metrics[key] <= UNUSUAL.get(key, -math.inf)
+
+
+def _left(seconds: float) -> str:
+    return f"{_duration(seconds)} left" if round(seconds) else ""
 
 
 def _duration(seconds: float) -> str:

@@ -500,7 +500,7 @@ def test_slow_connections_are_closed_and_others_served(server: Server) -> None:
     [
         ("hang", 504, "took more than 3 s, and was stopped"),
         ("spin", 504, "took more than 3 s, and was stopped"),
-        ("die", 500, "the process of reward 'bad' died"),
+        ("die", 500, "raised LeftError; the server's log says where"),
         ("segfault", 500, "the process of reward 'bad' died"),
         ("raise", 500, "raised RuntimeError; the server's log says where"),
         ("short", 500, "should return 2 scores for 2 samples, found 1"),
@@ -570,7 +570,7 @@ def test_servers_that_do_not_start(tmp_path: Path) -> None:
         config.write_text(f"rewards: [{{use: '{use}', options: {{command: 'touch {trace}', args: 'x'}}}}]")
         assert "standard library" in refused(inside, "server.yaml")
     config.write_text(f"rewards: !!python/object/apply:os.system ['touch {trace}']")
-    assert "not valid YAML" in refused(inside, "server.yaml")
+    assert "has the tag 'tag:yaml.org,2002:python/object/apply:os.system'" in refused(inside, "server.yaml")
     config.write_text("rewards: [jpeg_compressibility]")
     assert "needs a token of yours" in refused(inside, "server.yaml", "--host", "0.0.0.0", token=None)
     assert "16 or more ASCII characters" in refused(inside, "server.yaml", "--host", "0.0.0.0", token="short")

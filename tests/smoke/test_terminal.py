@@ -106,12 +106,13 @@ def test_an_export_is_sampled_as_its_run_was(trained: tuple[Path, str, str]) -> 
     settings = json.loads(Image.open(folder / "other/00000-0000.png").text["settings"])
     assert Image.open(folder / "other/00000-0000.png").size == (64, 32)
     assert settings["call"]["guidance_scale"] == 2 and settings["sampler"]["steps"] == 2
-    done = flowrl(
-        folder, "eval", "diffusers", "--suite", "geneval", "--limit", "2", "--samples", "1", "--out", "judged"
-    )
+    judge = ("eval", "diffusers", "--suite", "geneval", "--limit", "2", "--samples", "1", "--out")
+    done = flowrl(folder, *judge, "large")
+    assert done.returncode == 2 and "judges 32x32 images, found 64x64" in done.stderr  # the export's own resolution
+    done = flowrl(folder, *judge, "judged", "--call", "height=32", "--call", "width=32")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "results: judged/results.json" and "making 2 images (tuned)" in done.stderr
-    assert json.loads((folder / "judged/results.json").read_text())["suites"]["geneval"]["resolution"] == "64x64"
+    assert json.loads((folder / "judged/results.json").read_text())["suites"]["geneval"]["resolution"] == "32x32"
 
 
 @pytest.mark.slow
