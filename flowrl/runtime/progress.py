@@ -252,7 +252,7 @@ def _telling(key: str, metrics: Mapping[str, float]) -> bool:
 
 
 def _left(seconds: float) -> str:
-    return f"{_duration(seconds)} left" if round(seconds) else ""
+    return f"{_duration(max(seconds, 1))} left"
 
 
 def _duration(seconds: float) -> str:

@@ -85,7 +85,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(left @ right / (left.norm() * right.norm()))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in IMAGES[1:] else name for name in PRESETS]
+)
 def test_the_gradient_of_a_small_loss(name: str, folder: Callable[[str], Path]) -> None:
     """Without scaling float16 loses it; with scaling it is float32's, for one micro-batch or several."""
     exact, half = open_policy(name, folder, "float32"), open_policy(name, folder, "float16")
@@ -149,6 +151,7 @@ def test_a_gradient_that_no_scale_mends_ends_the_run(folder: Callable[[str], Pat
 
 
 @pytest.mark.parametrize("algorithm", ["flow_grpo", "fpo"])
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(algorithm: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
     """The scale and its count of good steps are part of a checkpoint: four iterations are two and two."""
     reward = tmp_path / "mine.py"

@@ -205,6 +205,7 @@ def test_a_nan_reward_may_be_left_out(tmp_path: Path) -> None:
         ("rewards=[/no/reward.py:f]", "/no/reward.py"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(tmp_path: Path, override: str, message: str) -> None:
     done = flowrl(*command(tmp_path / "run", override))
     assert done.returncode == 2, done.stderr

@@ -15,6 +15,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from torch import nn
+from transformers import PretrainedConfig
 
 from flowrl import errors
 from flowrl.config import Config
@@ -118,7 +119,7 @@ def test_a_cache_is_given_and_taken_by_the_models_own_name(name):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.head = nn.Linear(2, 3)
+            self.head, self.config = nn.Linear(2, 3), PretrainedConfig()
 
         def get_output_embeddings(self):
             return self.head

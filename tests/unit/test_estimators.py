@@ -63,6 +63,7 @@ def condition(count: int) -> TinyCondition:
     return TinyCondition(torch.zeros(count, dtype=torch.long))
 
 
+@pytest.mark.slow
 def test_reinforce_on_the_chain_equals_the_analytic_gradient_step_by_step() -> None:
     """E[x0 * d log p_k / d theta] of every step k must be that step's own share of d E[x0] / d theta.
 
@@ -84,6 +85,7 @@ def test_reinforce_on_the_chain_equals_the_analytic_gradient_step_by_step() -> N
         assert float(slope) == pytest.approx(shares[k], abs=4.5 * error + 1e-6), k
 
 
+@pytest.mark.slow
 def test_reinforce_of_a_quadratic_reward_on_the_chain() -> None:
     """E[x0^2] changes by 2 mu mu' with the shift (the closed form of the sheet, -.7193, for m = .5)."""
     policy, count = ShiftPolicy(), 60_000

@@ -21,6 +21,7 @@ from rewards.d1_tasks import d1_countdown, d1_sudoku
 from rewards.ocr import wanted_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_splits_share_nothing_and_are_always_the_same(name: str) -> None:
     train, test = rows(name, "train"), rows(name, "test")

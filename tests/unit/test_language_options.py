@@ -46,6 +46,7 @@ def test_quadrature_with_floored_counts() -> None:
     assert float(views.targets[:, 1].double().mean(dim=0)[:7].std()) < 0.2  # any position may be hidden
 
 
+@pytest.mark.slow
 def test_spg_views_are_the_released_ones() -> None:
     """Of 8 blocks of 4 and 3 (or 5) with content: block shares (3, 3, 2) / 8 and (2, 2, 2, 1, 1) / 8, k uniform, all
     after it hidden and asked for, earlier tokens hidden with .15 and asked for too."""

@@ -246,6 +246,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: 
 # ---- directories with anything in them
 
 
+@pytest.mark.slow
 def test_damaged_run_directories_give_a_sentence(tmp_path: Path) -> None:
     """A seeded fuzzer over the files that are read back: sentences only, whatever the bytes."""
     config, run = started(tmp_path)

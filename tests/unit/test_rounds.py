@@ -248,6 +248,7 @@ def run_values(where: Path, iterations: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     whole = train(Config.of(run_values(tmp_path / "whole", 3)))
     train(Config.of(run_values(tmp_path / "split", 1)))

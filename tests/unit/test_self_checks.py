@@ -120,6 +120,7 @@ SD35_MEDIUM = dict(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sd35_medium_gets_the_adapters_of_the_releases() -> None:
     """Their list is the eight projections of `attn`; the last block has no to_add_out: 24 x 8 - 1."""
     from diffusers import SD3Transformer2DModel
