@@ -129,7 +129,11 @@ def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path:
     finish(Config.load(recipe, overrides))
 
 
-@pytest.mark.parametrize("recipe", EVERY_RECIPE, ids=title)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, marks=pytest.mark.slow) if r.parent.name == "llada" else r for r in EVERY_RECIPE],
+    ids=title,
+)
 def test_a_recipe_is_complete(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What --dry-run checks is right: all but the model. Prompts suffice, and the header says what was measured."""
     monkeypatch.chdir(CONFIGS.parent)
