@@ -198,9 +198,11 @@ def test_mistakes_show_before_training() -> None:
             remote(f"{url}/brightness", token_env="FLOWRL_OTHER")
         with pytest.raises(UserError, match="no option 'retrys'; did you mean 'retries'"):
             remote(f"{url}/brightness", retrys=3)
-        for option, value in (("batch", 0), ("retries", -1), ("timeout", 0), ("timeout", "long")):
-            with pytest.raises(UserError, match=rf"{option}.*{value!r}|{option} should be .* found {value!r}"):
+        for option, value in (("batch", 0), ("retries", -1), ("timeout", 0)):
+            with pytest.raises(UserError, match=f"{option} should be .* found {value!r}"):
                 remote(f"{url}/brightness", **{option: value})
+        with pytest.raises(UserError, match=r"options\.timeout: 'long' will not do: input should be a valid number"):
+            remote(f"{url}/brightness", timeout="long")
 
 
 def test_a_wrong_token_is_refused_and_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
