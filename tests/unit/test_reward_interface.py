@@ -863,8 +863,8 @@ def test_rewards_work_while_samples_are_made() -> None:
             scoring.add(take(whole, [row]))
         scoring.finish()
     seconds, busy = time.perf_counter() - begin, scoring.metrics(("a", "b"))["reward/seconds"]
-    assert busy >= 2.4  # two rewards, 12 calls of 0.1 s or, on a busy machine, more
-    assert seconds < 0.6 * (sampling + busy), f"{seconds:.2f} s; {sampling + busy:.2f} s one after the other"
+    assert 2.4 <= busy <= 2 * seconds  # two rewards, 12 calls of 0.1 s or, on a busy machine, more
+    assert seconds < 0.53 * (sampling + busy), f"{seconds:.2f} s; {sampling + busy:.2f} s one after the other"
     assert threads == {"reward a", "reward b"}
     rewards.close()
 
