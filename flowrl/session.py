@@ -18,7 +18,7 @@ from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
-from flowrl.runtime.checkpoint import Exporter
+from flowrl.records.checkpoint import Exporter
 from flowrl.runtime.grid import remarks
 from flowrl.runtime.inputs import describe
 from flowrl.runtime.preflight import Plan

@@ -13,11 +13,11 @@ from flowrl.heldout import keep_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 from flowrl.report import write_anyway
 from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
-from flowrl.runtime import checkpoint
-from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.inputs import KEY, describe
 from flowrl.runtime.memory import explained
 from flowrl.runtime.preflight import check

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flowrl import __version__
 from flowrl.cli import judging, listing, running
 from flowrl.errors import UserError, clipped, exhausted, plain, reason
 from flowrl.remote.command import reward_server
 from flowrl.runtime.streams import steady
+from flowrl.version import __version__
 
 app = typer.Typer(
     name="flowrl",

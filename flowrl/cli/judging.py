@@ -23,8 +23,8 @@ from flowrl.cli.options import (
     SuiteOptions,
     Weights,
 )
+from flowrl.commands.printing import say
 from flowrl.errors import UserError
-from flowrl.printing import say
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate(
 
 def _results_folder(target: str, out: Path | None) -> Path:
     """Where an evaluation writes. Raises `UserError` where the user must say it."""
-    from flowrl.runtime.directory import RunDirectory
+    from flowrl.records.directory import RunDirectory
 
     run = RunDirectory(Path(target))
     if out is None and not run.exists():
@@ -120,10 +120,10 @@ def sample(
 
     with Display() as shown:
         shown.stage("starting", log=False)
+        from flowrl.commands.sampling import Wish, prompts_of
+        from flowrl.commands.sampling import sample as run
         from flowrl.config.reading import apply_overrides
         from flowrl.evaluation.decoding import Decoding
-        from flowrl.runtime.sampling import Wish, prompts_of
-        from flowrl.runtime.sampling import sample as run
 
         decoding, given = Decoding(steps, guidance, length, temperature), apply_overrides({}, call) if call else None
         wish = Wish(count, seed, decoding, checkpoint, weights, family, device, model, given)
@@ -149,7 +149,7 @@ def export(
     with Display() as shown:
         shown.stage("starting", log=False)
         from flowrl.config import Config
-        from flowrl.runtime.directory import RunDirectory
+        from flowrl.records.directory import RunDirectory
         from flowrl.runtime.restore import adopt, evaluated, policy_of_run
 
         config = Config.load(RunDirectory.open(run).config_path)

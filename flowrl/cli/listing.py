@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from flowrl.cli.options import Json
+from flowrl.commands.printing import part_pairs, print_findings, print_pairs, print_table
 from flowrl.errors import UserError
-from flowrl.printing import part_pairs, print_findings, print_pairs, print_table
 
 
 def algorithms(
@@ -19,7 +19,7 @@ def algorithms(
     as_json: Json = False,
 ) -> None:
     """List algorithms, or show the parts of one. Example: `flowrl algorithms flow_grpo --diff dance_grpo`"""
-    from flowrl.runtime.listing import algorithm_rows, differences
+    from flowrl.commands.listing import algorithm_rows, differences
 
     if diff is not None:
         if name is None:
@@ -38,7 +38,7 @@ def algorithms(
 
 def checkpoints(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
     """List a run's checkpoints with their scores. Example: `flowrl checkpoints runs/quickstart`"""
-    from flowrl.runtime.listing import checkpoint_rows
+    from flowrl.commands.listing import checkpoint_rows
 
     rows = checkpoint_rows(run)
     if as_json:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flowrl.cli.options import ConfigFile, Overrides
-from flowrl.printing import part_pairs, print_findings, print_pairs, print_table, say
+from flowrl.commands.printing import part_pairs, print_findings, print_pairs, print_table, say
 
 
 def train(
@@ -37,14 +37,14 @@ def train(
         if not dry_run:
             import faulthandler
 
-            from flowrl import train as run
+            from flowrl.train import train as run
 
             with suppress(OSError):  # an error stream without a file, as in a test or a notebook
                 faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
             run(plan.config, resume=resume, allow_changed=allow_changed, display=shown)
         else:
+            from flowrl.commands.listing import parts_of
             from flowrl.models.planned import planned_adapter
-            from flowrl.runtime.listing import parts_of
 
             options = plan.config.model.arguments(plan.algorithm.family).get("lora")
             adapter = planned_adapter(plan.config.model.path, plan.algorithm.family, options)
@@ -71,8 +71,8 @@ def show_config(
     if as_yaml:
         say(loaded.to_yaml().rstrip("\n"))
         return
+    from flowrl.commands.explaining import algorithm_lines
     from flowrl.config.explain import explain, explained
-    from flowrl.runtime.explaining import algorithm_lines
 
     options = algorithm_lines(loaded.algorithm)
     if sys.stdout.isatty():
@@ -89,16 +89,16 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Check the machine, and a config on it. Example: `flowrl doctor configs/quickstart.yaml`"""
+    from flowrl.commands.doctor import check_config, check_machine
     from flowrl.config import Config
-    from flowrl.runtime.doctor import machine, patient
 
     loaded = Config.load(config, overrides or []) if config else None
-    symptoms = machine(loaded.directory if loaded else Path("runs"))
-    print_findings([(s.name, s.state, s.detail) for s in symptoms])
-    bad = any(symptom.state == "bad" for symptom in symptoms)
-    for symptom in patient(loaded) if loaded else ():
-        print_findings([(symptom.name, symptom.state, symptom.detail)])
-        bad |= symptom.state == "bad"
+    findings = check_machine(loaded.directory if loaded else Path("runs"))
+    print_findings([(s.name, s.state, s.detail) for s in findings])
+    bad = any(finding.state == "bad" for finding in findings)
+    for finding in check_config(loaded) if loaded else ():
+        print_findings([(finding.name, finding.state, finding.detail)])
+        bad |= finding.state == "bad"
     if bad:
         raise typer.Exit(2)
 
@@ -111,13 +111,13 @@ def compare(
     ),
 ) -> None:
     """Train configs with several seeds each. Example: `flowrl compare a.yaml b.yaml --seeds 3 train.iterations=20`"""
-    import flowrl
-    from flowrl.runtime.comparing import compare as run
-    from flowrl.runtime.comparing import mean_and_error
+    from flowrl.commands.comparing import compare as run
+    from flowrl.commands.comparing import mean_and_error
+    from flowrl.train import train
 
     files = [path for path in configs if "=" not in path.name]
     changes = [str(path) for path in configs if path not in files]
-    outcomes = run(files, changes, seeds, out, lambda config: flowrl.train(config, resume="auto"))
+    outcomes = run(files, changes, seeds, out, lambda config: train(config, resume="auto"))
     rows = []
     for outcome in outcomes:
         end, gain = mean_and_error(outcome.end), mean_and_error(outcome.gain)

@@ -194,12 +194,6 @@ class Config(Section):
         """sha256 of the resolved config."""
         return hashlib.sha256(self.to_yaml().encode()).hexdigest()
 
-    def explain(self) -> str:
-        """Every key, its value, where it is from and what it means, as aligned plain text."""
-        from flowrl.config.explain import explain
-
-        return explain(self)
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = [message for message, wrong in self._conflicts() if wrong]

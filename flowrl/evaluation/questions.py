@@ -10,8 +10,8 @@ from typing import Any
 from flowrl.config import RewardConfig
 from flowrl.data import hub_rows
 from flowrl.errors import UserError, missing
-from flowrl.evaluation.layout import read_json_lines
 from flowrl.evaluation.scored import ScoredSuite, scored
+from flowrl.records.sample_files import read_json_lines
 from flowrl.types import Prompt
 
 

@@ -16,10 +16,10 @@ from flowrl.config import Config
 from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.evaluation.decoding import Decoding, of_model, of_run
-from flowrl.evaluation.layout import is_image_folder, read_folder
 from flowrl.evaluation.origin import Origin, read_origin
 from flowrl.evaluation.target import Arm, Medium, Target
-from flowrl.runtime.files import sha256
+from flowrl.files import sha256
+from flowrl.records.sample_files import is_image_folder, read_folder
 from flowrl.types import Sampler
 from flowrl.worlds import shapes
 

@@ -15,13 +15,13 @@ from flowrl.errors import UserError
 from flowrl.evaluation.decoding import check_varied, deterministic, facts, grid
 from flowrl.evaluation.generate import Maker, fingerprint, generate
 from flowrl.evaluation.judge import judge
-from flowrl.evaluation.layout import Entry, image_size, write_text
 from flowrl.evaluation.resolve import Samplers, Wish, resolve
 from flowrl.evaluation.results import SCHEMA, Judged, summarise
 from flowrl.evaluation.statistics import RESAMPLES
 from flowrl.evaluation.suites import Suite, find, tag_of
 from flowrl.evaluation.target import Target
-from flowrl.runtime.environment import versions
+from flowrl.records.machine import versions
+from flowrl.records.sample_files import Entry, image_size, write_text
 from flowrl.runtime.progress import Display
 from flowrl.types import Prompt, Sampler
 

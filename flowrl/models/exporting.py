@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.files import as_created
 from flowrl.models.adapters.structure import MAGNITUDE, UP, Adapter
 from flowrl.models.loading import Source
 from flowrl.models.lora import ADAPTER, Adaptation
-from flowrl.runtime.files import as_created
 
 ORIGIN_FILE = "flowrl.json"
 """What an export says of the run it came from; other tools pass over it."""

@@ -42,7 +42,7 @@ def check_files(folder: Path, key: str = "model.path") -> None:
         if pickled and not any(place.glob("*.safetensors")):
             raise UserError(
                 f"{key}: {place} holds its weights as a pickle ({pickled[0]}), which can run code and is not read; "
-                "convert it once: python -m flowrl.score.convert SRC DST"
+                "convert it once: python -m flowrl.scorers.convert SRC DST"
             )
 
 

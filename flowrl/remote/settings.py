@@ -16,8 +16,8 @@ from flowrl.config.errors import explain_errors
 from flowrl.config.reading import read_yaml
 from flowrl.config.reward import Reward
 from flowrl.errors import UserError
-from flowrl.remote import HTTP, RAY, TOKEN_VARIABLE
-from flowrl.remote.protocol import Limits
+from flowrl.hosting import HTTP, RAY, TOKEN_VARIABLE
+from flowrl.hosting.protocol import Limits
 
 SHORTEST_TOKEN = 16
 OWN_KEYS = {"use", "name", "options", "device", "dtype", "batch_size"}

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from flowrl.errors import UserError
-from flowrl.remote import TOKEN_VARIABLE
-from flowrl.remote.protocol import Call, Limits, RefusedError, decode_images
+from flowrl.hosting import TOKEN_VARIABLE
+from flowrl.hosting.protocol import Call, Limits, RefusedError, decode_images
 
 START_SECONDS = 600.0
 """For a worker's imports and its weights, on a busy machine."""
@@ -195,7 +195,7 @@ def samples_of(call: Call, limits: Limits) -> tuple[Any, Any]:
 
 def load(spec: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A reward ready to score, and what the server says of it. Raises `UserError`."""
-    from flowrl.runtime.environment import versions
+    from flowrl.records.machine import versions
     from flowrl.score import list_rewards, load_rewards
 
     rewards = load_rewards([spec])

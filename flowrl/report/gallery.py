@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowrl.evaluation.layout import FILE_KEYS, SUFFIXES
+from flowrl.records.sample_files import FILE_KEYS, SUFFIXES
 from flowrl.report.charts import number
 from flowrl.report.pictures import Picture, embed, readable, widest
 from flowrl.report.record import Record, Snapshot, read_lines

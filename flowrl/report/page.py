@@ -11,8 +11,8 @@ from typing import Any
 
 from flowrl.algorithms import build, describe, paper, summary
 from flowrl.errors import UserError, told
-from flowrl.evaluation.layout import write_text
 from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
+from flowrl.records.sample_files import write_text
 from flowrl.report import alarms, curves, gallery
 from flowrl.report.charts import number
 from flowrl.report.record import Metrics, Record, read

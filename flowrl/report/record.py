@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from flowrl.config.reading import read_yaml
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import read_json_lines
 from flowrl.evaluation.results import SCHEMA
+from flowrl.records.sample_files import read_json_lines
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from flowrl.config import Config
 from flowrl.data import PromptSet, worlds
-from flowrl.runtime.environment import versions
+from flowrl.records.machine import versions
 
 WHOLE = 1 << 20
 """Files up to so many bytes are hashed whole."""

@@ -13,10 +13,10 @@ from flowrl.config import Config
 from flowrl.config.model import LoRAConfig, VLLMConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean, missing
+from flowrl.files import check_place
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
 from flowrl.paths import expanded, local
-from flowrl.runtime.files import check_place
 from flowrl.runtime.geometry import Geometry, geometry
 from flowrl.runtime.tracking import check_trackers
 from flowrl.samplers.causal import CausalSampler

@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import flowrl
 from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import load_policy
-from flowrl.runtime import checkpoint as checkpoints
-from flowrl.runtime.directory import CONFIG, RunDirectory
+from flowrl.records import checkpoint as checkpoints
+from flowrl.records.directory import CONFIG, RunDirectory
 from flowrl.runtime.preflight import with_adapter
 from flowrl.runtime.resume import locate
+from flowrl.version import __version__
 
 WEIGHTS = "weights/"
 """Prefix of the weight sets among a checkpoint's tensors."""
@@ -58,7 +58,7 @@ def origin(config: Config) -> dict[str, Any]:
     family = build(config.algorithm).family
     keys = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
     return {
-        "flowrl": flowrl.__version__,
+        "flowrl": __version__,
         "base": config.model.path,
         "run": config.name,
         "family": family,

@@ -10,9 +10,9 @@ from typing import Any
 from flowrl.config import Config
 from flowrl.config.reading import read_yaml
 from flowrl.errors import UserError
-from flowrl.runtime import checkpoint
-from flowrl.runtime.checkpoint import Checkpoint
-from flowrl.runtime.directory import CONFIG, RunDirectory
+from flowrl.records import checkpoint
+from flowrl.records.checkpoint import Checkpoint
+from flowrl.records.directory import CONFIG, RunDirectory
 from flowrl.runtime.inputs import altered
 
 FREE = (

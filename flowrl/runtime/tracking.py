@@ -18,8 +18,8 @@ from PIL import Image
 
 from flowrl.config import Config
 from flowrl.errors import UserError, missing
-from flowrl.evaluation.layout import read_json_lines
-from flowrl.runtime.directory import RunDirectory
+from flowrl.records.directory import RunDirectory
+from flowrl.records.sample_files import read_json_lines
 
 SILENT = ("offline", "dryrun", "disabled")
 """Modes of Weights & Biases that need no login."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError, exhausted, told
+from flowrl.hosting.answers import as_scores, kind_of
 from flowrl.score.adapting import Answer, take
-from flowrl.score.answers import as_scores, kind_of
 from flowrl.score.combining import Gate
 from flowrl.score.leaving import contained
 from flowrl.types import Samples

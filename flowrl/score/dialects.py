@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.score.clip import picture
+from flowrl.media import picture
 from flowrl.score.conversations import spread
 from flowrl.score.waiting import all_settled, settled
 from flowrl.types import Samples

@@ -19,8 +19,8 @@ from typing import Any
 
 import rewards as shipped
 from flowrl.errors import UserError, did_you_mean, missing, reason, told
+from flowrl.hosting import check_remote, find_remote, is_remote
 from flowrl.paths import expanded
-from flowrl.remote import check_remote, find_remote, is_remote
 from flowrl.score.leaving import contained
 
 SUBJECTS = {"images": "image", "completions": "text"}
@@ -85,7 +85,8 @@ def anchored(use: str) -> str:
 def check_reward(use: str) -> None:
     """Raise `UserError` if a reward cannot exist; cheap, because a file is parsed and not run."""
     if is_remote(use):
-        return check_remote(use)
+        inner = check_remote(use)
+        return check_reward(inner) if inner else None
     place, colon, attribute = use.rpartition(":")
     if colon and place.endswith(".py"):
         path = expanded(place)

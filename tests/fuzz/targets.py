@@ -23,9 +23,9 @@ from flowrl.config import Config
 from flowrl.config.reading import read_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 from flowrl.report import write
-from flowrl.runtime import checkpoint
-from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.preflight import check
 from flowrl.runtime.resume import begin
 from flowrl.score import load_rewards

@@ -36,7 +36,7 @@ pytest.importorskip("fastapi", reason="the reward server is the extra server")
 httpx = pytest.importorskip("httpx")
 
 from flowrl.errors import UserError  # noqa: E402
-from flowrl.runtime import checkpoint  # noqa: E402
+from flowrl.records import checkpoint  # noqa: E402
 from flowrl.score import RewardError, load_rewards  # noqa: E402
 from flowrl.types import Prompt, Samples  # noqa: E402
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from flowrl.commands.sampling import Wish, prompts_of, sample
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.origin import read_origin
@@ -24,7 +25,6 @@ from flowrl.models.exporting import ORIGIN_FILE
 from flowrl.report import write_anyway
 from flowrl.runtime.progress import Display
 from flowrl.runtime.restore import policy_of_run
-from flowrl.runtime.sampling import Wish, prompts_of, sample
 from flowrl.train import train
 from tests import pipelines
 

@@ -16,7 +16,6 @@ from flowrl.config import Config, RewardConfig
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
 from flowrl.evaluation.generate import Maker, generate
-from flowrl.evaluation.layout import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
 from flowrl.evaluation.results import Judged, summarise
 from flowrl.evaluation.runner import choose
 from flowrl.evaluation.scored import scored
@@ -24,7 +23,8 @@ from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap,
 from flowrl.evaluation.table import format_estimate
 from flowrl.models.adapters.reading import DIFFUSERS_FILE as FILE
 from flowrl.models.tiny import TinyFlow
-from flowrl.runtime import checkpoint
+from flowrl.records import checkpoint
+from flowrl.records.sample_files import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
 from flowrl.runtime.restore import open_policy, policy_of_run
 from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Prompt, Samples

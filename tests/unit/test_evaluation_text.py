@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 
 from flowrl import cli
+from flowrl.commands.doctor import check_config
+from flowrl.commands.sampling import Wish, sample
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
 from flowrl.evaluation.decoding import Decoding, deterministic, grid, of_model, of_run
 from flowrl.evaluation.generate import Maker, generate
-from flowrl.evaluation.layout import read_completion, write_completion, write_text
 from flowrl.evaluation.resolve import Wish as Asked
 from flowrl.evaluation.resolve import resolve
 from flowrl.evaluation.results import Judged, summarise
@@ -26,10 +27,9 @@ from flowrl.evaluation.statistics import pass_at
 from flowrl.evaluation.suites import find
 from flowrl.evaluation.target import Target
 from flowrl.models.tiny_text import TinyText
-from flowrl.runtime import checkpoint
-from flowrl.runtime.doctor import patient
+from flowrl.records import checkpoint
+from flowrl.records.sample_files import read_completion, write_completion, write_text
 from flowrl.runtime.restore import open_policy
-from flowrl.runtime.sampling import Wish, sample
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Prompt, Samples
@@ -409,11 +409,11 @@ def test_sampled_completions_are_printed_and_written(run, tmp_path, capsys):
 
 
 def test_the_doctor_tries_a_text_run():
-    symptoms = {symptom.name: symptom for symptom in patient(run_config())}
-    assert "stopped" not in symptoms, symptoms["stopped"].detail
-    assert symptoms["parity"].state == "ok" and "single rows" in symptoms["parity"].detail
-    assert "tokens" in symptoms["completion"].detail
-    assert {"reward sudoku", "reward strict"} <= symptoms.keys()
+    findings = {finding.name: finding for finding in check_config(run_config())}
+    assert "stopped" not in findings, findings["stopped"].detail
+    assert findings["parity"].state == "ok" and "single rows" in findings["parity"].detail
+    assert "tokens" in findings["completion"].detail
+    assert {"reward sudoku", "reward strict"} <= findings.keys()
 
 
 def test_text_rewards_are_tested_on_a_text_world(capsys):

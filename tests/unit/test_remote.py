@@ -23,10 +23,10 @@ httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 
 from flowrl.errors import UserError  # noqa: E402
-from flowrl.remote import client as client_module  # noqa: E402
-from flowrl.remote import cluster  # noqa: E402
-from flowrl.remote.client import Address  # noqa: E402
-from flowrl.remote.protocol import Limits, decode_images, encode_images  # noqa: E402
+from flowrl.hosting import client as client_module  # noqa: E402
+from flowrl.hosting import cluster  # noqa: E402
+from flowrl.hosting.client import Address  # noqa: E402
+from flowrl.hosting.protocol import Limits, decode_images, encode_images  # noqa: E402
 from flowrl.remote.server import PatientProtocol, build_app  # noqa: E402
 from flowrl.remote.settings import ServerConfig, choose_token, is_loopback  # noqa: E402
 from flowrl.remote.worker import Answer, answer, load  # noqa: E402
@@ -503,7 +503,7 @@ class FakeRay(SimpleNamespace):
 def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay()
     monkeypatch.setattr(cluster, "_import_ray", lambda: fake)
-    monkeypatch.setattr("flowrl.remote.find_spec", lambda package: object())
+    monkeypatch.setattr("flowrl.hosting.find_spec", lambda package: object())
     spec = {"use": "ray:mine.py:targeted", "options": {"shift": 2.0, "ray": {"num_gpus": 0.5, "address": "local"}}}
     scorer = load_rewards([spec])
     samples = pictures()
@@ -522,7 +522,7 @@ def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.remote.find_spec", lambda package: None)
+    monkeypatch.setattr("flowrl.hosting.find_spec", lambda package: None)
     for use, extra in (("http://127.0.0.1:1/r", "server"), ("ray:jpeg_compressibility", "ray")):
         with pytest.raises(UserError, match=rf"pip install -e '.*\[{extra}\]'"):
             check_reward(use)

@@ -13,8 +13,8 @@ import torch
 
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.records.directory import RunDirectory
 from flowrl.runtime import tracking
-from flowrl.runtime.directory import RunDirectory
 from flowrl.runtime.tracking import Trackers, check_trackers
 from flowrl.types import Prompt, Samples, Scores
 

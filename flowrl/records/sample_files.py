@@ -22,8 +22,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.runtime.files import write_whole
-from flowrl.score.clip import picture
+from flowrl.files import write_whole
+from flowrl.media import picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE, COMPLETION = ".png", ".json"

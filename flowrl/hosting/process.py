@@ -24,8 +24,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flowrl.errors import UserError, told
+from flowrl.hosting.answers import as_scores, plain
 from flowrl.score.adapting import Answer, adapt, version_of
-from flowrl.score.answers import as_scores, plain
 from flowrl.score.asking import RewardError
 from flowrl.score.finding import find_reward
 from flowrl.types import Chat, Prompt, Samples
@@ -110,7 +110,7 @@ class ProcessCall:
     def _start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-c", "from flowrl.score.process import main; main()"],
+            [sys.executable, "-u", "-c", "from flowrl.hosting.process import main; main()"],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.runtime.directory import RunDirectory
+from flowrl.records.directory import RunDirectory
 
 METRIC = "eval/reward/mean"
 

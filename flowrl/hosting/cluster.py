@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.remote.grouped import Elsewhere, Grouped, asking
-from flowrl.score.answers import NO_MATTER
+from flowrl.hosting.answers import NO_MATTER
+from flowrl.hosting.grouped import Elsewhere, Grouped, asking
 from flowrl.score.rewards import RewardError
 from flowrl.types import Prompt, Samples
 

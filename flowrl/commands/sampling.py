@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import flowrl
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.evaluation.decoding import Decoding, check_varied, facts, make
-from flowrl.evaluation.layout import write_image, write_text
 from flowrl.evaluation.resolve import Wish as Asked
 from flowrl.evaluation.resolve import resolve
 from flowrl.math.random import derive
+from flowrl.records.sample_files import write_image, write_text
 from flowrl.runtime.progress import Display
 from flowrl.types import Draw, Prompt
+from flowrl.version import __version__
 
 ROWS = 8
 """Samples made at once."""
@@ -98,7 +98,7 @@ def sample(source: str, prompts: Sequence[str], out: Path, wish: Wish, shown: Di
                 files.append(out / f"{prompt.id:05d}-{index:04d}.png")
                 here = {"prompt_number": prompt.id, "image_number": index, "stream": seed}
                 said = {"prompt": prompt.text, "seed": str(wish.seed), "settings": {**settings, **here}}
-                write_image(files[-1], image, {**said, "Software": f"flowrl {flowrl.__version__}"})
+                write_image(files[-1], image, {**said, "Software": f"flowrl {__version__}"})
     if lines:
         files.append(out / COMPLETIONS)
         write_text(files[-1], "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -2,7 +2,7 @@
 
 A program sees a read-only system (``/usr`` and the interpreter), an empty ``/tmp`` of limited size, and nothing else:
 no network, no home, no environment, no other process. System calls that reach memory outside the limits, other kinds
-of sockets or rarely used parts of the kernel are refused (`flowrl.score.system_calls`: x86_64 and aarch64; elsewhere
+of sockets or rarely used parts of the kernel are refused (`flowrl.sandbox.system_calls`: x86_64 and aarch64; elsewhere
 nothing is filtered). What is not defended: holes in the calls that remain, reading what lies in ``/usr`` and the
 interpreter's folder, heating the CPU for its allotted seconds, and memory up to ``processes * memory``, since limits
 are per process.
@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Literal
 
 from flowrl.errors import UserError
-from flowrl.score.probes import FILTERED, PROBES, SECRET
-from flowrl.score.system_calls import compile_filter, filter_file
+from flowrl.sandbox.probes import FILTERED, PROBES, SECRET
+from flowrl.sandbox.system_calls import compile_filter, filter_file
 
 NOBODY = 65534
 START_SECONDS = 60.0
@@ -93,7 +93,7 @@ class Sandbox:
             _end(process)
 
     def converse(self, part: Literal["program", "tests"]) -> Conversation:
-        """Start one side of `flowrl.score.inside`; close what is returned."""
+        """Start one side of `flowrl.sandbox.inside`; close what is returned."""
         process = self._start([], ["-s", "-B", "-c", HARNESS.read_text(), part], ())
         talk = Conversation(process)
         try:

@@ -17,9 +17,9 @@ from typing import IO, Any, Self
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import read_json_lines, write_image
-from flowrl.runtime import environment
-from flowrl.runtime.files import check_place, raise_if_full, write_whole
+from flowrl.files import check_place, raise_if_full, write_whole
+from flowrl.records import machine
+from flowrl.records.sample_files import read_json_lines, write_image
 from flowrl.types import Samples, Scores
 
 CONFIG = "config.yaml"
@@ -101,7 +101,7 @@ class RunDirectory:
         """Write the resolved config and the environment."""
         self.path.mkdir(parents=True, exist_ok=True)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        facts = {"started": started, **environment.describe()}
+        facts = {"started": started, **machine.describe()}
         write_whole(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
         write_whole(self.config_path, config_yaml)
 

@@ -48,6 +48,6 @@ def print_findings(rows: list[tuple[str, str, str]]) -> None:
 
 def part_pairs(parts: dict[str, Any]) -> list[tuple[str, str]]:
     """An algorithm's parts for `print_pairs`: slot and text."""
-    from flowrl.runtime.listing import part_text
+    from flowrl.commands.listing import part_text
 
     return [(slot, part_text(value)) for slot, value in parts.items()]

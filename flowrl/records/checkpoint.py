@@ -31,8 +31,8 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.errors import told as raised
-from flowrl.runtime.environment import commit, versions
-from flowrl.runtime.files import as_created, raise_if_full, sha256, sync, sync_tree, write_whole
+from flowrl.files import as_created, raise_if_full, sha256, sync, sync_tree, write_whole
+from flowrl.records.machine import commit, versions
 
 LATEST, BEST = "latest", "best"
 TEMPORARY = ".tmp-"

@@ -1,4 +1,4 @@
-"""From a pickled checkpoint to safetensors, once: `python -m flowrl.score.convert weights.pt weights.safetensors`.
+"""From a pickled checkpoint to safetensors, once: `python -m flowrl.scorers.convert weights.pt weights.safetensors`.
 
 The only place of flowrl that opens a pickle. PyTorch's restricted unpickler does it (`weights_only=True`): it builds
 tensors and plain containers and refuses every other object, so a hostile file ends in an error and runs nothing.
@@ -47,7 +47,7 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Tensor]:
 def main(arguments: list[str]) -> int:
     """The command: 0 when written, 2 (and one sentence on stderr) when the user can mend something."""
     if len(arguments) != 2:
-        print("usage: python -m flowrl.score.convert SRC DST", file=sys.stderr)
+        print("usage: python -m flowrl.scorers.convert SRC DST", file=sys.stderr)
         return 2
     try:
         weights = convert(*arguments)

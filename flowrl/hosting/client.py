@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.remote import TOKEN_VARIABLE
-from flowrl.remote.grouped import Elsewhere, Grouped, asking
-from flowrl.remote.protocol import MEDIA_TYPE, VERSION, encode_images
-from flowrl.score.answers import NO_MATTER
-from flowrl.score.clip import quantise
+from flowrl.hosting import TOKEN_VARIABLE
+from flowrl.hosting.answers import NO_MATTER
+from flowrl.hosting.grouped import Elsewhere, Grouped, asking
+from flowrl.hosting.protocol import MEDIA_TYPE, VERSION, encode_images
+from flowrl.media import quantise
 from flowrl.score.rewards import RewardError
 
 CONNECT_SECONDS = 10.0

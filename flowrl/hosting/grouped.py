@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.score.answers import NO_MATTER, plain
+from flowrl.hosting.answers import NO_MATTER, plain
 
 
 class Elsewhere(ABC):

@@ -8,8 +8,8 @@ from typing import Any
 
 from flowrl.algorithms import build, describe, names, paper, summary
 from flowrl.parts.algorithm import Algorithm
-from flowrl.runtime import checkpoint
-from flowrl.runtime.directory import RunDirectory
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 
 SCORE = re.compile(r"eval/([^/]+)/mean")
 """Metrics that are scores: the total (``reward``) and every reward by itself."""

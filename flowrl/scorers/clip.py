@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.media import quantise
 from flowrl.paths import expanded
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -25,7 +26,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 REMEMBERED = 4096
 """Prompts whose embedding is kept between calls (16 MB at 1024 numbers each)."""
-CONVERT = "python -m flowrl.score.convert"
+CONVERT = "python -m flowrl.scorers.convert"
 
 
 def score_images(
@@ -49,17 +50,6 @@ def score_images(
             values = score(quantise(images[rows]), rows).double().cpu()
             parts.append(values.masked_fill(~finite, torch.nan))
     return torch.cat(parts).clone()
-
-
-def quantise(images: Tensor) -> Tensor:
-    """uint8 of the same shape, `round(255 x)` of images in [0, 1]: what a saved picture holds, which is what scorers
-    saw."""
-    return images.float().nan_to_num().clamp_(0, 1).mul_(255).round_().byte()  # in the copy that nan_to_num makes
-
-
-def picture(image: Tensor) -> Image.Image:
-    """[3, H, W] in [0, 1] as an 8-bit RGB picture."""
-    return Image.fromarray(quantise(image).permute(1, 2, 0).cpu().numpy())
 
 
 @dataclass(frozen=True)

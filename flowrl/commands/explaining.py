@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 from flowrl.algorithms import build, describe, find, summary
+from flowrl.commands.listing import flat, part_text
 from flowrl.config.explain import Line
 from flowrl.parts.algorithm import Algorithm
-from flowrl.runtime.listing import flat, part_text
 
 HIDDEN = ("families", "min_group")
 """Fields of an algorithm that nobody sets."""

@@ -12,15 +12,15 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-import flowrl
 from flowrl.errors import DISTRIBUTION
+from flowrl.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str | None]:
     """Python's and the packages' versions; None = not installed."""
-    ours = {"python": platform.python_version(), "flowrl": flowrl.__version__}
+    ours = {"python": platform.python_version(), "flowrl": __version__}
     return {**ours, **{name: installed(name) for name in PACKAGES}}
 
 
@@ -34,7 +34,7 @@ def installed(package: str) -> str | None:
 
 def tested() -> dict[str, str]:
     """The releases that flowrl was tested with, by package: ``constraints.txt``, which ships with it."""
-    lines = (Path(flowrl.__file__).parent / "constraints.txt").read_text("utf-8").split("\n")
+    lines = (Path(__file__).parents[1] / "constraints.txt").read_text("utf-8").split("\n")
     pins = (line.partition("#")[0].strip().partition("==") for line in lines)
     return {name: release for name, _, release in pins if release}
 
