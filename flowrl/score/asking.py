@@ -14,9 +14,9 @@ from torch import Tensor
 from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError, exhausted, told
 from flowrl.hosting.answers import as_scores, kind_of
+from flowrl.leaving import contained
 from flowrl.score.adapting import Answer, take
 from flowrl.score.combining import Gate
-from flowrl.score.leaving import contained
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
