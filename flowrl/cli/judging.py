@@ -51,7 +51,7 @@ def evaluate(
 
     Language models: `flowrl eval runs/quickstart_masked_lm --suite sudoku --steps 4,8,16 --temperature 0,1`
     """
-    from flowrl.runtime.progress import Display
+    from flowrl.runtime.display import Display
 
     with Display() as shown:
         shown.stage("starting", log=False)
@@ -116,7 +116,7 @@ def sample(
     call: Call = None,
 ) -> None:
     """Make images or texts. Example: `flowrl sample runs/quickstart --prompt "a red circle" --out images`"""
-    from flowrl.runtime.progress import Display
+    from flowrl.runtime.display import Display
 
     with Display() as shown:
         shown.stage("starting", log=False)
@@ -142,7 +142,7 @@ def export(
     weights: Weights = None,
 ) -> None:
     """Write trained weights, and verify them. Example: `flowrl export runs/quickstart --to diffusers --out lora`"""
-    from flowrl.runtime.progress import Display
+    from flowrl.runtime.display import Display
 
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} already exists and is not empty; name a new folder")
@@ -150,7 +150,7 @@ def export(
         shown.stage("starting", log=False)
         from flowrl.config import Config
         from flowrl.records.directory import RunDirectory
-        from flowrl.runtime.restore import adopt, evaluated, policy_of_run
+        from flowrl.startup.policies import adopt, evaluated, policy_of_run
 
         config = Config.of_run(RunDirectory.open(run).config_path)
         chosen = weights or evaluated(config)

@@ -25,12 +25,12 @@ def train(
     ] = False,
 ) -> None:
     """Train. Example: `flowrl train configs/quickstart.yaml train.iterations=50`"""
-    from flowrl.runtime.progress import Display  # rich alone: it shows something while the rest is imported
+    from flowrl.runtime.display import Display  # rich alone: it shows something while the rest is imported
 
     with Display() as shown:
         shown.stage("starting", log=False)  # a mistake is one sentence in a log
         from flowrl.config import Config
-        from flowrl.runtime.preflight import check
+        from flowrl.startup.preflight import check
 
         plan = check(Config.load(config, overrides or []))
         directory, lines = plan.config.directory, []
@@ -64,7 +64,7 @@ def show_config(
 ) -> None:
     """Show every key with its value and meaning. Example: `flowrl config configs/quickstart.yaml --yaml`"""
     from flowrl.config import Config
-    from flowrl.runtime.preflight import check
+    from flowrl.startup.preflight import check
 
     loaded = Config.load(config, overrides or [])
     loaded = check(loaded).config
