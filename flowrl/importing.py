@@ -38,7 +38,7 @@ class Place:
         if colon:
             return cls(where, name, kind)
         if use.endswith(".py"):
-            raise UserError(f"{kind} {use!r}: name what it defines as well, as in {use}:NAME")
+            raise UserError(f"{kind} {use!r}: name the function or class in it as well, as in {use}:NAME")
         return None
 
     def __str__(self) -> str:
