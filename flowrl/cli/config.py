@@ -18,7 +18,7 @@ def show_config(
 ) -> None:
     """Show every key with its value and meaning. Example: `flowrl config configs/quickstart.yaml --yaml`"""
     from flowrl.config import Config
-    from flowrl.runtime.preflight import check
+    from flowrl.startup.preflight import check
 
     loaded = Config.load(config, overrides or [])
     loaded = check(loaded).config

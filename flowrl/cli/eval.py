@@ -49,7 +49,7 @@ def evaluate(
 
     Language models: `flowrl eval runs/quickstart_masked_lm --suite sudoku --steps 4,8,16 --temperature 0,1`
     """
-    from flowrl.runtime.progress import Display
+    from flowrl.runtime.display import Display
 
     with Display() as display:
         display.stage("starting", log=False)

@@ -19,7 +19,7 @@ def export(
     weights: Weights = None,
 ) -> None:
     """Write trained weights, and verify them. Example: `flowrl export runs/quickstart --to diffusers --out lora`"""
-    from flowrl.runtime.progress import Display
+    from flowrl.runtime.display import Display
 
     with Display() as display:
         display.stage("starting", log=False)

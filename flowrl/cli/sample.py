@@ -29,7 +29,7 @@ def sample(
     call: Call = None,
 ) -> None:
     """Make images or texts. Example: `flowrl sample runs/quickstart --prompt "a red circle" --out images`"""
-    from flowrl.runtime.progress import Display
+    from flowrl.runtime.display import Display
 
     with Display() as display:
         display.stage("starting", log=False)

@@ -23,12 +23,12 @@ def train(
     ] = False,
 ) -> None:
     """Train. Example: `flowrl train configs/quickstart.yaml train.iterations=50`"""
-    from flowrl.runtime.progress import Display  # rich alone: it shows something while the rest is imported
+    from flowrl.runtime.display import Display  # rich alone: it shows something while the rest is imported
 
     with Display() as display:
         display.stage("starting", log=False)  # a mistake is one sentence in a log
         from flowrl.config import Config
-        from flowrl.runtime.preflight import check
+        from flowrl.startup.preflight import check
 
         plan = check(Config.load(config, overrides or []))
         lines = []

@@ -8,8 +8,8 @@ from pathlib import Path
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
-from flowrl.runtime.progress import Display
-from flowrl.runtime.restore import adopt, evaluated, policy_of_run
+from flowrl.runtime.display import Display
+from flowrl.startup.policies import adopt, evaluated, policy_of_run
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def export(
     folder that is not empty, a run without checkpoints, and weights that the format cannot hold."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} already exists and is not empty; name a new folder")
-    config = Config.load(RunDirectory.open(run).config_path)
+    config = Config.of_run(RunDirectory.open(run).config_path)
     chosen = weights or evaluated(config)
     display.stage(f"loading the model {config.model.path}")
     policy = policy_of_run(run, checkpoint)

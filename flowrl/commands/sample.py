@@ -17,7 +17,7 @@ from flowrl.evaluation.decoding import Decoding, Made, check_varied, facts, make
 from flowrl.evaluation.resolve import Wish, resolve
 from flowrl.math.random import derive
 from flowrl.records.sample_files import write_image, write_text
-from flowrl.runtime.progress import Display
+from flowrl.runtime.display import Display
 from flowrl.types import Draw, Prompt
 from flowrl.version import __version__
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowrl.commands.algorithms import part_text, parts_of
 from flowrl.models.planned import planned_adapter
-from flowrl.runtime.preflight import Plan
+from flowrl.startup.preflight import Plan
 
 
 def planned(plan: Plan, file: Path) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ from flowrl.records.sample_files import (
     write_image,
     write_text,
 )
-from flowrl.runtime.progress import Display
+from flowrl.runtime.display import Display
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Draw, Prompt, Sampler

@@ -22,7 +22,7 @@ from flowrl.evaluation.suites import Suite, find, tag_of
 from flowrl.evaluation.target import Target
 from flowrl.records.machine import versions
 from flowrl.records.sample_files import Entry, image_size, write_text
-from flowrl.runtime.progress import Display
+from flowrl.runtime.display import Display
 from flowrl.types import Prompt, Sampler
 
 SAMPLES = 4

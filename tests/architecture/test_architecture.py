@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "flowrl").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 LAYERS = (
-    "flowrl.version flowrl.errors flowrl.values flowrl.types",
+    "flowrl.version flowrl.errors flowrl.renamed flowrl.values flowrl.types",
     "flowrl.files flowrl.paths flowrl.math flowrl.media",
     "flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
     "flowrl.detection flowrl.models flowrl.algorithms",
@@ -21,8 +21,9 @@ LAYERS = (
     "flowrl.score",
     "flowrl.records",
     "flowrl.runtime",
+    "flowrl.startup",
     "flowrl.step flowrl.session",
-    "flowrl.rounding flowrl.rounds flowrl.monitor",
+    "flowrl.rounds flowrl.ratio_check flowrl.monitor",
     "flowrl.evaluation flowrl.heldout",
     "flowrl.report",
     "flowrl.train flowrl.remote",

@@ -23,8 +23,8 @@ from flowrl.errors import UserError
 from flowrl.evaluation.origin import read_origin
 from flowrl.models.exporting import ORIGIN_FILE
 from flowrl.report import write_anyway
-from flowrl.runtime.progress import Display
-from flowrl.runtime.restore import policy_of_run
+from flowrl.runtime.display import Display
+from flowrl.startup.policies import policy_of_run
 from flowrl.train import train
 from tests import pipelines
 

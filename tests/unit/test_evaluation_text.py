@@ -29,9 +29,9 @@ from flowrl.evaluation.target import Target
 from flowrl.models.tiny_text import TinyText
 from flowrl.records import checkpoint
 from flowrl.records.sample_files import read_completion, write_completion, write_text
-from flowrl.runtime.restore import open_policy
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
+from flowrl.startup.policies import open_policy
 from flowrl.types import Prompt, Samples
 from flowrl.worlds import sudoku
 from flowrl.worlds.sudoku.verifier import judge as verdict

@@ -19,8 +19,8 @@ from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report.record import read
-from flowrl.runtime import inputs
-from flowrl.runtime.resume import NEVER, begin
+from flowrl.startup import inputs
+from flowrl.startup.resume import NEVER, begin
 
 REWARD = "from beside import factor\n\ndef good(images, prompts):\n    return images.mean((1, 2, 3)) * factor\n"
 
