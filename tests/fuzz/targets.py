@@ -27,9 +27,9 @@ from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write
-from flowrl.runtime.preflight import check
-from flowrl.runtime.resume import begin
 from flowrl.score import load_rewards
+from flowrl.startup.preflight import check
+from flowrl.startup.resume import begin
 from flowrl.types import Prompt, Samples, Scores
 from tests.fuzz.damage import damage_folder, damaged, garbled, odd
 

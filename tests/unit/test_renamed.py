@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.origin import read_origin
 from flowrl.models.exporting import ORIGIN_FILE
 from flowrl.report.record import read
-from flowrl.runtime.resume import changes
+from flowrl.startup.resume import changes
 
 VALUES = {
     "name": "old",

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flowrl.commands.listing import checkpoint_rows
+from flowrl.commands.checkpoints import checkpoint_rows
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report.record import read
-from flowrl.runtime import inputs
-from flowrl.runtime.resume import NEVER, begin
+from flowrl.startup import inputs
+from flowrl.startup.resume import NEVER, begin
 
 REWARD = "from beside import factor\n\ndef good(images, prompts):\n    return images.mean((1, 2, 3)) * factor\n"
 
