@@ -155,6 +155,7 @@ def _signal(number: int) -> str:
 
 
 def write_frame(pipe: Any, content: bytes) -> None:
+    """Send one frame."""
     for part in (LENGTH.pack(len(content)), content):
         view = memoryview(part)
         while len(view):
@@ -162,6 +163,7 @@ def write_frame(pipe: Any, content: bytes) -> None:
 
 
 def read_frame(pipe: Any, deadline: float | None = None) -> bytes:
+    """The next frame's content. Raises `EOFError` at the end of the pipe, `TimeoutError` after the deadline."""
     return _exactly(pipe, LENGTH.unpack(_exactly(pipe, LENGTH.size, deadline))[0], deadline)
 
 
