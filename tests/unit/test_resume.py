@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flowrl.commands.listing import checkpoint_rows
+from flowrl.commands.checkpoints import checkpoint_rows
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError

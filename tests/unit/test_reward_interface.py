@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowrl.config import Config, RewardConfig
+from flowrl.config.explain import explain
 from flowrl.config.reading import parse_yaml
 from flowrl.config.reward import OnErrorConfig
 from flowrl.data import load_prompts
