@@ -7,12 +7,12 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
 from flowrl.errors import UserError, did_you_mean, shown
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.views import BlockAndAfter, Trace
+from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm, Family
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.values import typed
@@ -27,19 +27,37 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "flowrl.estimators.masked",
         "flowrl.estimators.tokens",
     ),
-    "plan": ("flowrl.estimators.views",),
+    "views": ("flowrl.estimators.views",),
     "times": ("flowrl.estimators.times",),
     "advantage": ("flowrl.parts.advantages",),
-    "credit": ("flowrl.parts.credits",),
+    "token_advantage": ("flowrl.parts.token_advantages",),
     "selection": ("flowrl.parts.selections",),
-    "emphasis": ("flowrl.parts.emphases",),
+    "loss_weight": ("flowrl.parts.loss_weights",),
     "objective": ("flowrl.parts.objectives", "flowrl.parts.bounds"),
     "regularizers": ("flowrl.parts.regularizers",),
     "aggregation": ("flowrl.parts.aggregations",),
-    "followers": ("flowrl.parts.schedules",),
-    "decay": ("flowrl.parts.schedules",),
+    "ema_weights": ("flowrl.parts.ema",),
+    "decay": ("flowrl.parts.ema",),
 }
 """Where the parts that fit a field live."""
+RENAMED = {
+    "advantage": "token_advantage",
+    "loss_weight": "loss_weight",
+    "ema_weights": "ema_weights",
+    "mask_truncated_completions": "mask_truncated_completions",
+    "views": "views",
+}
+"""Keys of earlier releases, and what they are called now."""
+RENAMED_PARTS = {
+    "follower": "ema",
+    "nonzero_advantage": "nonzero_advantage",
+    "everything": "all_samples",
+    "plain": "raw_reward",
+    "against_greedy": "greedy_baseline",
+    "best_against_worst": "best_versus_worst",
+    "trace": "trajectory",
+}
+"""Names of parts of earlier releases, and what they are called now."""
 FAMILY_OF: dict[str, Family] = {
     "flow": "diffusion",
     "transitions": "diffusion",
@@ -93,7 +111,8 @@ def build(spec: str | Mapping[str, Any]) -> Algorithm:
     fields = {field.name for field in dataclasses.fields(Algorithm)}
     for key in given:
         if key not in arguments and key not in fields:
-            raise UserError(f"algorithm.{key}: no such option of {name}{did_you_mean(key, {*arguments, *fields})}")
+            hint = _now_called(key, RENAMED, {*arguments, *fields})
+            raise UserError(f"algorithm.{key}: no such option of {name}{hint}")
     called = {k: _typed(hints[k], v, f"algorithm.{k}") for k, v in given.items() if k in arguments}
     try:
         algorithm = preset(**called)
@@ -126,18 +145,18 @@ def _check(algorithm: Algorithm, name: str) -> None:
             )
     if not (isinstance(sampler, MaskedSampler) and isinstance(estimator, MaskedViews)):
         return
-    plan = estimator.plan
-    if isinstance(plan, BlockAndAfter) and -(-sampler.length // plan.block) < plan.draws:
+    views = estimator.views
+    if isinstance(views, BlockAndAfter) and -(-sampler.length // views.block) < views.draws:
         raise UserError(
-            f"algorithm.estimator.plan.draws={plan.draws}: each view takes another block of {plan.block} positions, of "
-            f"which a completion of {sampler.length} has too few; lower algorithm.estimator.plan.block or draws"
+            f"algorithm.estimator.views.draws={views.draws}: each view takes another block of {views.block} positions,"
+            f" of which a completion of {sampler.length} has too few; lower algorithm.estimator.views.block or draws"
         )
-    if isinstance(plan, Trace):
+    if isinstance(views, Trajectory):
         steps = sampler.steps if sampler.threshold is None else sampler.length
-        if steps > plan.limit * plan.merge:
+        if steps > views.limit * views.merge:
             raise UserError(
-                f"algorithm.estimator.plan.limit={plan.limit}: the sampler may take {steps} steps, {plan.merge} a view;"
-                f" raise it to {-(-steps // plan.merge)}"
+                f"algorithm.estimator.views.limit={views.limit}: the sampler may take {steps} steps, {views.merge} a"
+                f" view; raise it to {-(-steps // views.merge)}"
             )
 
 
@@ -148,7 +167,7 @@ def _adjust(part: Any, changes: Mapping[str, Any], path: str) -> Any:
     for key, value in changes.items():
         here = f"{path}.{key}"
         if key not in known:
-            raise UserError(f"{here}: {type(part).__name__} has no such field{did_you_mean(key, known)}")
+            raise UserError(f"{here}: {type(part).__name__} has no such field{_now_called(key, RENAMED, known)}")
         new[key] = _value(key, value, getattr(part, key), hints[key], here)
     try:
         return dataclasses.replace(part, **new)
@@ -178,7 +197,9 @@ def _new_part(slot: str, spec: Any, path: str) -> Any:
     wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
     if match is None:
-        raise UserError(f"{path}.use: there is no {wanted!r}{did_you_mean(str(wanted), known)}")
+        old_names = {_plain(old): new for old, new in RENAMED_PARTS.items()}
+        known_as = {name: old_names[_plain(name)] for name in [str(wanted)] if _plain(name) in old_names}
+        raise UserError(f"{path}.use: there is no {wanted!r}{_now_called(str(wanted), known_as, known)}")
     kind = known[match]
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in given]
@@ -193,6 +214,26 @@ def _new_part(slot: str, spec: Any, path: str) -> Any:
     return _adjust(part, given, path)
 
 
+def translated(spec: Any) -> Any:
+    """An ``algorithm`` section that an earlier release wrote, in the words of this one."""
+    if isinstance(spec, list):
+        return [translated(item) for item in spec]
+    if isinstance(spec, str):
+        return RENAMED_PARTS.get(spec, spec)
+    if not isinstance(spec, Mapping):
+        return spec
+    return {RENAMED.get(key, key): translated(value) for key, value in spec.items()}
+
+
+def _now_called(word: str, renamed: Mapping[str, str], known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: its new name if it has one, else the nearest known word."""
+    known = set(known)
+    new = renamed.get(word)
+    if new is not None and _plain(new) in {_plain(name) for name in known}:
+        return f"; it is called {new!r} now"
+    return did_you_mean(word, known)
+
+
 def _parts_of(slot: str) -> dict[str, type]:
     modules = [importlib.import_module(name) for name in SLOTS[slot]]
     return {
@@ -204,7 +245,7 @@ def _parts_of(slot: str) -> dict[str, type]:
 
 
 def _entry(kind: type) -> Any:
-    """What makes a dataclass a part: it can be called, or (kernels) has coefficients, or (followers) a name and a
+    """What makes a dataclass a part: it can be called, or (kernels) has coefficients, or (averages) a name and a
     decay."""
     if "__call__" in kind.__dict__:
         return kind.__dict__["__call__"]

@@ -152,7 +152,7 @@ def export(
         from flowrl.records.directory import RunDirectory
         from flowrl.runtime.restore import adopt, evaluated, policy_of_run
 
-        config = Config.load(RunDirectory.open(run).config_path)
+        config = Config.of_run(RunDirectory.open(run).config_path)
         chosen = weights or evaluated(config)
         shown.stage(f"loading the model {config.model.path}")
         policy = policy_of_run(run, checkpoint)

@@ -180,6 +180,17 @@ class Config(Section):
         except ValidationError as error:
             raise explain_errors(error, cls, source) from None
 
+    @classmethod
+    def of_run(cls, path: str | Path) -> Self:
+        """The config that a run wrote, also of an earlier release: what was renamed since has its new name. Raises
+        `UserError`."""
+        from flowrl.algorithms import translated  # torch: a config alone is read without it
+
+        values = read_yaml(Path(path))
+        if "algorithm" in values:
+            values["algorithm"] = translated(values["algorithm"])
+        return cls.of(values, str(path))
+
     @property
     def directory(self) -> Path:
         """The run directory."""

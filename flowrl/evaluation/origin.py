@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flowrl.algorithms import translated
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError, clipped
 from flowrl.evaluation.decoding import Decoding, of_settings
@@ -62,7 +63,7 @@ def read_origin(path: Path) -> Origin | None:
         load = {key: value for key, value in model.items() if key in allowed}
         call = dict(load.pop("call", {}))
         decoding = Decoding(evaluation["steps"], evaluation["guidance"], temperature=evaluation["temperature"])
-        origin = Origin(facts["algorithm"], family, decoding, load, call)
+        origin = Origin(translated(facts["algorithm"]), family, decoding, load, call)
         origin.sampler(Decoding())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         words = clipped(" ".join(str(error).split()), 200)

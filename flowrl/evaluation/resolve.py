@@ -127,7 +127,7 @@ def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
     from flowrl.runtime.restore import evaluated, open_policy, policy_of_run
     from flowrl.runtime.resume import locate
 
-    config = Config.load(run / "config.yaml")
+    config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
     if wish.call is not None:
         raise UserError("a run is evaluated with the call of its own config; export it to evaluate it with another")

@@ -39,7 +39,7 @@ PHASES = {
     "sample": "sampling",
     "decode": "decoding",
     "reward": "waiting for rewards",
-    "advantage": "credit",
+    "advantage": "advantages",
     "update": "update",
     "monitor": "monitor",
     "eval": "evaluation",

@@ -40,7 +40,7 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     no intact checkpoint.
     """
     path = Path(run)
-    config = Config.load(RunDirectory.open(path).path / CONFIG)
+    config = Config.of_run(RunDirectory.open(path).path / CONFIG)
     where = locate(path, str(checkpoint)) if checkpoint in ("best", "latest") else locate(Path(checkpoint))
     state = checkpoints.load(where).tensors
     family = build(config.algorithm).family

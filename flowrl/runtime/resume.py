@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.config import Config
-from flowrl.config.reading import read_yaml
 from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.checkpoint import Checkpoint
@@ -123,7 +122,7 @@ def locate(path: Path, which: str = "latest") -> Path:
 def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[str, str], allow_changed: bool) -> None:
     """Compare with the config, the files and the libraries that the checkpoint's run was trained with."""
     path = run / CONFIG
-    before = Config.of(read_yaml(path), str(path))
+    before = Config.of_run(path)
     different = changes(before, config)
     if different:
         raise UserError(

@@ -48,7 +48,8 @@ class VLLMEngine:
     a new LoRA request, so the engine never holds stale weights.
 
     Its log-probabilities are computed by other kernels than the trainer's; the difference is logged as
-    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
+    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``token_advantage: [truncated_importance]`` corrects
+    for it.
     """
 
     def __init__(self, policy: CausalPolicy, choices: EngineOptions) -> None:
