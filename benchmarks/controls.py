@@ -17,9 +17,9 @@ from diffusers import StableDiffusion3Pipeline
 from flowrl.config import Config
 from flowrl.heldout import evaluate_heldout
 from flowrl.models import load_policy
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import open_session
+from flowrl.startup.preflight import check
 from flowrl.worlds.shapes import BASE
 from flowrl.worlds.shapes.pretrain import Recipe, continue_pretraining
 

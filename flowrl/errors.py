@@ -111,6 +111,11 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} too long to print"
 
 
+def counted(count: int, things: str) -> str:
+    """``1 image``, ``2 images``: a number and what it counts, given in the plural."""
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
+
+
 def clipped(text: str, most: int) -> str:
     """The text, or its beginning and end around ``...``, ``most`` characters in all."""
     if len(text) <= most:

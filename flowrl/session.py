@@ -19,13 +19,13 @@ from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.records.checkpoint import Exporter
-from flowrl.runtime.grid import remarks
-from flowrl.runtime.inputs import describe
-from flowrl.runtime.preflight import Plan
-from flowrl.runtime.restore import evaluated, open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, Scoring, joined, load_rewards
+from flowrl.startup.inputs import describe
+from flowrl.startup.policies import evaluated, open_policy
+from flowrl.startup.preflight import Plan
+from flowrl.startup.time_grid import remarks
 from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"

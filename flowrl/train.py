@@ -13,21 +13,21 @@ from flowrl.heldout import keep_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.ratio_check import FirstRatio
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write_anyway
-from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
-from flowrl.runtime.inputs import KEY, describe
-from flowrl.runtime.memory import explained
-from flowrl.runtime.preflight import check
-from flowrl.runtime.progress import Display
-from flowrl.runtime.resume import begin
+from flowrl.runtime.display import Display
+from flowrl.runtime.out_of_memory import explained
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import steady
 from flowrl.runtime.timing import PhaseTimer, RunClock
-from flowrl.runtime.tracking import Trackers
+from flowrl.runtime.trackers import Trackers
 from flowrl.session import EMA, Session, open_session
+from flowrl.startup.inputs import KEY, describe
+from flowrl.startup.preflight import check
+from flowrl.startup.resume import begin
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import IncompatibleError
 

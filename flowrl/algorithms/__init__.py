@@ -8,8 +8,9 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
+from flowrl import renamed
 from flowrl.errors import UserError, did_you_mean, shown
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import BlockAndAfter, Trajectory
@@ -40,24 +41,6 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "decay": ("flowrl.parts.ema",),
 }
 """Where the parts that fit a field live."""
-RENAMED = {
-    "advantage": "token_advantage",
-    "loss_weight": "loss_weight",
-    "ema_weights": "ema_weights",
-    "mask_truncated_completions": "mask_truncated_completions",
-    "views": "views",
-}
-"""Keys of earlier releases, and what they are called now."""
-RENAMED_PARTS = {
-    "follower": "ema",
-    "nonzero_advantage": "nonzero_advantage",
-    "everything": "all_samples",
-    "plain": "raw_reward",
-    "against_greedy": "greedy_baseline",
-    "best_against_worst": "best_versus_worst",
-    "trace": "trajectory",
-}
-"""Names of parts of earlier releases, and what they are called now."""
 FAMILY_OF: dict[str, Family] = {
     "flow": "diffusion",
     "transitions": "diffusion",
@@ -77,7 +60,7 @@ def names() -> list[str]:
 def find(name: str) -> Callable[..., Algorithm]:
     """The preset function of a name; `UserError` with a suggestion if there is none."""
     if name not in names():
-        raise UserError(f"algorithm: there is no {name!r}{did_you_mean(name, names())}")
+        raise UserError(f"algorithm: there is no {name!r}{_instead(name, names())}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
@@ -111,8 +94,7 @@ def build(spec: str | Mapping[str, Any]) -> Algorithm:
     fields = {field.name for field in dataclasses.fields(Algorithm)}
     for key in given:
         if key not in arguments and key not in fields:
-            hint = _now_called(key, RENAMED, {*arguments, *fields})
-            raise UserError(f"algorithm.{key}: no such option of {name}{hint}")
+            _unknown(f"algorithm.{key}", f"no such option of {name}", {*arguments, *fields})
     called = {k: _typed(hints[k], v, f"algorithm.{k}") for k, v in given.items() if k in arguments}
     try:
         algorithm = preset(**called)
@@ -167,7 +149,7 @@ def _adjust(part: Any, changes: Mapping[str, Any], path: str) -> Any:
     for key, value in changes.items():
         here = f"{path}.{key}"
         if key not in known:
-            raise UserError(f"{here}: {type(part).__name__} has no such field{_now_called(key, RENAMED, known)}")
+            _unknown(here, f"{type(part).__name__} has no such field", known)
         new[key] = _value(key, value, getattr(part, key), hints[key], here)
     try:
         return dataclasses.replace(part, **new)
@@ -190,16 +172,14 @@ def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
 
 
 def _new_part(slot: str, spec: Any, path: str) -> Any:
-    known = _parts_of(slot)
+    known = parts_of(slot)
     if not isinstance(spec, str) and not (isinstance(spec, Mapping) and "use" in spec):
         raise UserError(f"{path}: {shown(spec)} names no part; known: {', '.join(sorted(known))}")
     given = {"use": spec} if isinstance(spec, str) else dict(spec)
     wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
     if match is None:
-        old_names = {_plain(old): new for old, new in RENAMED_PARTS.items()}
-        known_as = {name: old_names[_plain(name)] for name in [str(wanted)] if _plain(name) in old_names}
-        raise UserError(f"{path}.use: there is no {wanted!r}{_now_called(str(wanted), known_as, known)}")
+        raise UserError(f"{path}.use: there is no {wanted!r}{_instead(str(wanted), known)}")
     kind = known[match]
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in given]
@@ -214,27 +194,8 @@ def _new_part(slot: str, spec: Any, path: str) -> Any:
     return _adjust(part, given, path)
 
 
-def translated(spec: Any) -> Any:
-    """An ``algorithm`` section that an earlier release wrote, in the words of this one."""
-    if isinstance(spec, list):
-        return [translated(item) for item in spec]
-    if isinstance(spec, str):
-        return RENAMED_PARTS.get(spec, spec)
-    if not isinstance(spec, Mapping):
-        return spec
-    return {RENAMED.get(key, key): translated(value) for key, value in spec.items()}
-
-
-def _now_called(word: str, renamed: Mapping[str, str], known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: its new name if it has one, else the nearest known word."""
-    known = set(known)
-    new = renamed.get(word)
-    if new is not None and _plain(new) in {_plain(name) for name in known}:
-        return f"; it is called {new!r} now"
-    return did_you_mean(word, known)
-
-
-def _parts_of(slot: str) -> dict[str, type]:
+def parts_of(slot: str) -> dict[str, type]:
+    """The parts that fit a slot, by class name."""
     modules = [importlib.import_module(name) for name in SLOTS[slot]]
     return {
         name: kind
@@ -254,6 +215,17 @@ def _entry(kind: type) -> Any:
 
 def _plain(name: str) -> str:
     return name.replace("_", "").lower()
+
+
+def _unknown(key: str, what: str, known: Iterable[str]) -> NoReturn:
+    word = key.rpartition(".")[2]
+    raise UserError(renamed.sentence(key) or f"{key}: {what}{did_you_mean(word, known)}")
+
+
+def _instead(name: str, known: Iterable[str]) -> str:
+    """What to write for a name that is unknown."""
+    new = renamed.new_name(name)
+    return did_you_mean(name, known) if new is None else f": it is called {new} now; write {new}"
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:

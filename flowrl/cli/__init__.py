@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from flowrl.cli import judging, listing, running
+from flowrl.cli.algorithms import algorithms
+from flowrl.cli.checkpoints import checkpoints
+from flowrl.cli.compare import compare
+from flowrl.cli.config import show_config
+from flowrl.cli.doctor import doctor
+from flowrl.cli.eval import evaluate
+from flowrl.cli.export import export
+from flowrl.cli.report import report
+from flowrl.cli.rewards import rewards, test_reward
+from flowrl.cli.sample import sample
+from flowrl.cli.train import train
 from flowrl.errors import UserError, clipped, exhausted, plain, reason
 from flowrl.remote.command import reward_server
 from flowrl.runtime.streams import steady
@@ -24,18 +34,18 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS = {
-    "train": running.train,
-    "config": running.show_config,
-    "eval": judging.evaluate,
-    "sample": judging.sample,
-    "export": judging.export,
-    "report": judging.report,
-    "doctor": running.doctor,
-    "algorithms": listing.algorithms,
-    "checkpoints": listing.checkpoints,
-    "rewards": listing.rewards,
-    "test-reward": listing.test_reward,
-    "compare": running.compare,
+    "train": train,
+    "config": show_config,
+    "eval": evaluate,
+    "sample": sample,
+    "export": export,
+    "report": report,
+    "doctor": doctor,
+    "algorithms": algorithms,
+    "checkpoints": checkpoints,
+    "rewards": rewards,
+    "test-reward": test_reward,
+    "compare": compare,
     "reward-server": reward_server,
 }
 for _name, _command in COMMANDS.items():

@@ -18,10 +18,10 @@ from flowrl.errors import UserError, install
 from flowrl.evaluation.decoding import make
 from flowrl.math.random import seeds
 from flowrl.records import machine
-from flowrl.runtime.grid import remarks
-from flowrl.runtime.preflight import Plan, check
-from flowrl.runtime.restore import open_policy
 from flowrl.score import load_rewards
+from flowrl.startup.policies import open_policy
+from flowrl.startup.preflight import Plan, check
+from flowrl.startup.time_grid import remarks
 from flowrl.types import Draw
 
 EXTRAS = {

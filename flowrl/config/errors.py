@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from flowrl import renamed
 from flowrl.errors import UserError, clipped, did_you_mean, shown
 
 
@@ -52,6 +53,9 @@ def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
 
 def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[BaseModel]) -> str:
     word, known = str(location[-1]), _section(root, location[:-1]).model_fields
+    became = renamed.sentence(key)
+    if became is not None:
+        return became
     head, dot, rest = word.partition(".")
     if dot and head in known:  # a dotted key is for the command line
         return f"unknown key {shown(word)}; write it as a section, {head}: {{{clipped(rest, 60)}: {shown(value)}}}"
@@ -69,13 +73,14 @@ def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseM
     current = root
     for part in location:
         if isinstance(part, str):
-            current = next(_models(current.model_fields[part].annotation), current)
+            current = next(models_in(current.model_fields[part].annotation), current)
     return current
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value of this annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif typing.get_origin(annotation) is not None or isinstance(annotation, UnionType):
         for argument in typing.get_args(annotation):
-            yield from _models(argument)
+            yield from models_in(argument)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from flowrl import renamed
 from flowrl.errors import UserError, clipped, reason, shown
 
 NAMED = ("algorithm", "rewards")
@@ -51,6 +52,17 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+
+RUN_FILES = ("environment.json", "metrics.jsonl", "checkpoints")
+"""What a run writes beside its ``config.yaml``."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """As `read_yaml`; of a file that a run wrote, which may be one of an older release, with today's keys."""
+    values = read_yaml(path)
+    by_a_run = path.name == "config.yaml" and any((path.parent / name).exists() for name in RUN_FILES)
+    return renamed.translated(values) if by_a_run else values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

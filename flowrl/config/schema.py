@@ -19,9 +19,10 @@ from pydantic import (
     model_validator,
 )
 
+from flowrl import renamed
 from flowrl.config.errors import explain_errors
 from flowrl.config.model import LoRAConfig, ModelConfig
-from flowrl.config.reading import apply_overrides, read_yaml, write_yaml
+from flowrl.config.reading import apply_overrides, read_config, read_yaml, write_yaml
 from flowrl.config.reward import Reward
 from flowrl.config.section import Fraction, Section
 
@@ -170,7 +171,12 @@ class Config(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a YAML file, apply ``key.path=value`` overrides, check everything. Raises `UserError`."""
-        return cls.of(apply_overrides(read_yaml(Path(path)), overrides), str(path))
+        return cls.of(apply_overrides(read_config(Path(path)), overrides), str(path))
+
+    @classmethod
+    def of_run(cls, path: Path) -> Self:
+        """The config that a run wrote, be it one of an older release (`flowrl.renamed`). Raises `UserError`."""
+        return cls.of(renamed.translated(read_yaml(path)), str(path))
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str = "config") -> Self:
@@ -179,17 +185,6 @@ class Config(Section):
             return cls.model_validate(values)
         except ValidationError as error:
             raise explain_errors(error, cls, source) from None
-
-    @classmethod
-    def of_run(cls, path: str | Path) -> Self:
-        """The config that a run wrote, also of an earlier release: what was renamed since has its new name. Raises
-        `UserError`."""
-        from flowrl.algorithms import translated  # torch: a config alone is read without it
-
-        values = read_yaml(Path(path))
-        if "algorithm" in values:
-            values["algorithm"] = translated(values["algorithm"])
-        return cls.of(values, str(path))
 
     @property
     def directory(self) -> Path:

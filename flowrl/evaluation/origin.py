@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flowrl.algorithms import translated
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError, clipped
 from flowrl.evaluation.decoding import Decoding, of_settings
 from flowrl.models.exporting import ORIGIN_FILE
+from flowrl.renamed import translated
 from flowrl.types import Sampler
 
 
@@ -57,13 +57,13 @@ def read_origin(path: Path) -> Origin | None:
     if not path.exists() or not file.is_file():
         return None
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = translated(json.loads(file.read_text(encoding="utf-8")))
         family, model, evaluation = facts["family"], dict(facts["model"]), facts["eval"]
         allowed = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
         load = {key: value for key, value in model.items() if key in allowed}
         call = dict(load.pop("call", {}))
         decoding = Decoding(evaluation["steps"], evaluation["guidance"], temperature=evaluation["temperature"])
-        origin = Origin(translated(facts["algorithm"]), family, decoding, load, call)
+        origin = Origin(facts["algorithm"], family, decoding, load, call)
         origin.sampler(Decoding())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         words = clipped(" ".join(str(error).split()), 200)

@@ -14,8 +14,6 @@ from flowrl.errors import UserError, missing
 
 HTTP = ("http://", "https://")
 RAY = "ray:"
-TOKEN_VARIABLE = "FLOWRL_TOKEN"
-"""Environment variable of the bearer token, for the server and for its clients."""
 
 
 def is_remote(use: str) -> bool:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flowrl.algorithms import build, describe, paper, summary, translated
+from flowrl.algorithms import build, describe, paper, summary
 from flowrl.errors import UserError, told
 from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
 from flowrl.records.sample_files import write_text
@@ -98,7 +98,6 @@ def environment(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 def method(spec: Any) -> dict[str, Any] | None:
     """The parts of the run's algorithm; None where this version of flowrl no longer knows it."""
     try:
-        spec = translated(spec)
         algorithm = build(spec)
         name = spec if isinstance(spec, str) else spec["use"]
         source, line = paper(name), summary(name)

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean, shown, told
 from flowrl.hosting.answers import NO_MATTER, as_scores
+from flowrl.leaving import contained
 from flowrl.score.conversations import as_messages, columns_of, dialogues
 from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory
-from flowrl.score.leaving import contained
 from flowrl.score.waiting import settled
 from flowrl.types import Samples
 from flowrl.values import misfit

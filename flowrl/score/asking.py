@@ -13,21 +13,16 @@ from torch import Tensor
 
 from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError, exhausted, told
-from flowrl.hosting.answers import as_scores, kind_of
+from flowrl.hosting.answers import RewardError, as_scores, kind_of
+from flowrl.leaving import contained
 from flowrl.score.adapting import Answer, take
 from flowrl.score.combining import Gate
-from flowrl.score.leaving import contained
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
 WAIT = 0.5
 """Seconds before the first retry; doubled each time, up to `MAX_WAIT`."""
 MAX_WAIT = 8.0
-
-
-class RewardError(UserError):
-    """A reward raised, or its answer was none; the message names it, its exception and the line, and the exception is
-    chained."""
 
 
 @dataclass(frozen=True)

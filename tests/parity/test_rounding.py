@@ -20,8 +20,8 @@ from flowrl.config import Config
 from flowrl.estimators.transitions import Transitions
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.parts.objectives import Clipped, ClippedMean, ScoreFunction
-from flowrl.rounding import FirstRatio
-from flowrl.runtime.progress import Display
+from flowrl.ratio_check import FirstRatio
+from flowrl.runtime.display import Display
 from flowrl.train import train
 from flowrl.types import Batch, Likelihood, Rows
 from tests import pipelines

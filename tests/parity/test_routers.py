@@ -16,7 +16,7 @@ from flowrl.estimators.tokens import BALANCE
 from flowrl.estimators.views import RandomCount
 from flowrl.models.text.load import load_causal
 from flowrl.parts.regularizers import RouterBalance
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Rollout, Scores, TokenScores, TokenTrace
 from tests import components_text

@@ -11,8 +11,8 @@ from flowrl.config.explain import explain
 from flowrl.config.reading import apply_overrides, parse_yaml
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
-from flowrl.runtime.geometry import geometry
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check
+from flowrl.startup.workload import geometry
 
 MINIMAL = """
 name: quick

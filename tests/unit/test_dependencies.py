@@ -25,7 +25,7 @@ from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
 from flowrl.records import machine
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check
 
 
 def small_llama() -> nn.Module:

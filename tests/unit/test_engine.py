@@ -19,7 +19,7 @@ from flowrl.math.random import seeds
 from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.parts.diagnostics import MISMATCH, MISMATCH_MAX
-from flowrl.rounding import FirstRatio
+from flowrl.ratio_check import FirstRatio
 from flowrl.samplers.causal import CausalSampler
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Scores, TokenTrace

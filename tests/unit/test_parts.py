@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -368,34 +367,6 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
 def test_a_wrong_algorithm_spec_names_the_key(spec, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         algorithms.build(spec)
-
-
-@pytest.mark.parametrize(
-    ("spec", "key", "name"),
-    [
-        ({"use": "ppo", "token_advantage": []}, "algorithm.token_advantage", "token_advantage"),
-        ({"use": "spg", "loss_weight": "uniform"}, "algorithm.loss_weight", "loss_weight"),
-        ({"use": "awm", "ema_weights": []}, "algorithm.ema_weights", "ema_weights"),
-        ({"use": "dapo", "mask_truncated_completions": True}, "algorithm.mask_truncated_completions", "mask_truncated_completions"),
-        ({"use": "spg", "estimator": {"views": "full_mask"}}, "algorithm.estimator.views", "views"),
-        ({"use": "grpo", "selection": "nonzero_advantage"}, "algorithm.selection.use", "nonzero_advantage"),
-        ({"use": "grpo", "selection": "NonzeroAdvantage"}, "algorithm.selection.use", "nonzero_advantage"),
-        ({"use": "grpo", "advantage": {"use": "plain"}}, "algorithm.advantage.use", "raw_reward"),
-    ],
-)
-def test_a_name_of_before_fails_with_the_new_one_and_is_read_from_an_old_run(spec: dict, key: str, name: str) -> None:
-    with pytest.raises(UserError, match=f"{re.escape(key)}.*it is called {name!r} now"):
-        algorithms.build(spec)
-    if "NonzeroAdvantage" not in spec.values():
-        algorithms.build(algorithms.translated(spec))
-
-
-def test_every_name_of_before_leads_to_one_that_exists() -> None:
-    fields = {field.name for field in dataclasses.fields(algorithms.Algorithm)} | {"views"}
-    assert set(algorithms.RENAMED.values()) <= fields and not set(algorithms.RENAMED) & fields
-    known = {algorithms._plain(part) for slot in algorithms.SLOTS for part in algorithms._parts_of(slot)}
-    assert {algorithms._plain(name) for name in algorithms.RENAMED_PARTS.values()} <= known
-    assert not {algorithms._plain(name) for name in algorithms.RENAMED_PARTS} & known
 
 
 def test_a_list_of_parts_may_be_one_part_and_a_window_none() -> None:

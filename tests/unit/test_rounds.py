@@ -22,10 +22,10 @@ from flowrl.math.groups import flat_groups
 from flowrl.models.tiny import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.rounds import Gathered, gather, shortage
-from flowrl.runtime.geometry import geometry
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import load_rewards
 from flowrl.session import Session
+from flowrl.startup.workload import geometry
 from flowrl.step import UpdateSettings, improve
 from flowrl.train import iterate, train
 from flowrl.types import Draw, Prompt

@@ -12,7 +12,7 @@ from flowrl.math.flow import CPS, DDIM, FlowSDE, negligible
 from flowrl.models.diffusion.exceptions import TARGETS
 from flowrl.models.lora import ATTENTION, LoRAOptions, adapt, adapted_layers, described
 from flowrl.models.planned import planned_adapter
-from flowrl.runtime.grid import remarks
+from flowrl.startup.time_grid import remarks
 from tests.fidelity.bench import sd3_times
 from tests.unit.test_estimators import ShiftPolicy
 

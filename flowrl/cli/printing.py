@@ -44,10 +44,3 @@ def print_findings(rows: list[tuple[str, str, str]]) -> None:
     for name, state, detail in rows:
         mark = Text(f"{state:<5}", style={"ok": "green", "bad": "red", "note": "yellow"}[state])
         console.print(mark + Text(plain(f" {name}: {detail}")), soft_wrap=True)
-
-
-def part_pairs(parts: dict[str, Any]) -> list[tuple[str, str]]:
-    """An algorithm's parts for `print_pairs`: slot and text."""
-    from flowrl.commands.listing import part_text
-
-    return [(slot, part_text(value)) for slot, value in parts.items()]

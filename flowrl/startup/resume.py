@@ -12,7 +12,7 @@ from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.checkpoint import Checkpoint
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.runtime.inputs import altered
+from flowrl.startup.inputs import altered
 
 FREE = (
     "name",
@@ -46,7 +46,7 @@ def begin(
 
     resume: None starts a new run; ``auto`` goes on from the newest intact checkpoint, or starts if there is none;
     a path goes on from that checkpoint (or that run's newest) and forgets what came after it.
-    inputs: fingerprints of what the run reads besides its config (`flowrl.runtime.inputs.describe`), compared with
+    inputs: fingerprints of what the run reads besides its config (`flowrl.startup.inputs.describe`), compared with
     those of the checkpoint. allow_changed: go on, with a warning, where they or the libraries differ, or where
     ``train.iterations`` did under a decaying learning rate.
     Raises `UserError` if a run exists and ``resume`` is None, if checkpoints are there and none can be read, or if

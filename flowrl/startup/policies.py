@@ -13,8 +13,8 @@ from flowrl.errors import UserError
 from flowrl.models import load_policy
 from flowrl.records import checkpoint as checkpoints
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.runtime.preflight import with_adapter
-from flowrl.runtime.resume import locate
+from flowrl.startup.preflight import with_adapter
+from flowrl.startup.resume import locate
 from flowrl.version import __version__
 
 WEIGHTS = "weights/"

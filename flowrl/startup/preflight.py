@@ -17,10 +17,10 @@ from flowrl.files import check_place
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
 from flowrl.paths import expanded, local
-from flowrl.runtime.geometry import Geometry, geometry
-from flowrl.runtime.tracking import check_trackers
+from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
 from flowrl.score.finding import check_reward
+from flowrl.startup.workload import Geometry, geometry
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from flowrl.algorithms import build, describe, find, summary
-from flowrl.commands.listing import flat, part_text
+from flowrl.commands.algorithms import flat, part_text
 from flowrl.config.explain import Line
 from flowrl.parts.algorithm import Algorithm
 
