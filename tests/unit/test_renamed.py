@@ -124,7 +124,7 @@ def test_no_old_name_is_one_of_today() -> None:
         ({"use": "spg", "estimator": {"plan": "full_mask"}}, "write algorithm.estimator.views"),
         ({"use": "grpo", "selection": "with_credit"}, "it is called NonzeroAdvantage now"),
         ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called RawReward now"),
-        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 4}}}, "it is called Trajectory now"),
+        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called Trajectory now"),
     ],
 )
 def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:
