@@ -16,8 +16,8 @@ from flowrl.config.errors import explain_errors
 from flowrl.config.reading import read_config
 from flowrl.config.reward import Reward
 from flowrl.errors import UserError
-from flowrl.hosting import HTTP, RAY, TOKEN_VARIABLE
-from flowrl.hosting.protocol import Limits
+from flowrl.hosting import HTTP, RAY
+from flowrl.hosting.protocol import TOKEN_VARIABLE, Limits
 
 SHORTEST_TOKEN = 16
 OWN_KEYS = {"use", "name", "options", "device", "dtype", "batch_size"}

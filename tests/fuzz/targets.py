@@ -20,6 +20,7 @@ import yaml
 from flowrl import cli
 from flowrl.algorithms import build, describe, names
 from flowrl.config import Config
+from flowrl.config.explain import explain
 from flowrl.config.reading import read_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
@@ -80,7 +81,7 @@ def config_values(rng: random.Random, folder: Path) -> None:
     path.write_bytes(_dump(values))
     config = Config.load(path, _overrides(rng, values))
     check(config)
-    config.explain()
+    explain(config)
     assert Config.of(yaml.safe_load(config.to_yaml())) == config
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowrl.config import Config, RewardConfig
+from flowrl.config.explain import explain
 from flowrl.config.reading import parse_yaml
 from flowrl.config.reward import OnErrorConfig
 from flowrl.data import load_prompts
@@ -671,7 +672,7 @@ def test_held_out_rewards_are_watched_and_config_reaches_the_rewards() -> None:
     first, gold, gate = rewards._rewards
     assert (first.on_error, gold.on_error) == (on_error("drop_group", 2), on_error("raise"))
     assert (gold.overlap, gate.gate, gate.applies) == (False, 0.5, {"tag": "x"})
-    assert Config.of(config.model_dump(mode="json")) == config and "rewards.0.on_error.retry" in config.explain()
+    assert Config.of(config.model_dump(mode="json")) == config and "rewards.0.on_error.retry" in explain(config)
     scores = load_rewards(config.rewards[:2])(samples(32), GROUP)
     torch.testing.assert_close(scores.total, 2 * scores.rewards[:, 0])
     torch.testing.assert_close(scores.rewards[:, 1], -scores.rewards[:, 0])
