@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from flowrl import renamed
-from flowrl.errors import UserError, clipped, did_you_mean, shown
+from flowrl.errors import UserError, did_you_mean, short_repr, shorten
 
 COMMAND_LINE = "command line"
 """The source of what an override set."""
@@ -54,7 +54,7 @@ def _location(finding: Any) -> list[str | int]:
 
 def _sentence(finding: Any, root: type[BaseModel]) -> str:
     location = _location(finding)
-    key = clipped(".".join(str(part) for part in location), 120)
+    key = shorten(".".join(str(part) for part in location), 120)
     if finding["type"] == "extra_forbidden":
         return _unknown(key, finding["input"], location, root)
     if finding["type"] == "missing":
@@ -64,7 +64,7 @@ def _sentence(finding: Any, root: type[BaseModel]) -> str:
         return message
     if finding["type"] == "string_type" and isinstance(finding["input"], dict | list):
         return _unquoted(key, finding["input"])
-    return f"{key}={shown(finding['input'])}: {message[0].lower()}{message[1:]}"
+    return f"{key}={short_repr(finding['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
@@ -73,7 +73,7 @@ def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
     meant = f"{{{lone}}}" if isinstance(lone, str) else "..."
     kind = "mapping" if isinstance(value, dict) else "list"
     return (
-        f'{key}={shown(value)}: should be a text, but YAML reads a {kind}; put it in quotes, {key}: "{meant}" in a'
+        f'{key}={short_repr(value)}: should be a text, but YAML reads a {kind}; put it in quotes, {key}: "{meant}" in a'
         f" file and '{key}=\"{meant}\"' on the command line"
     )
 
@@ -85,15 +85,16 @@ def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[Bas
         return became
     head, dot, rest = word.partition(".")
     if dot and head in known:  # a dotted key is for the command line
-        return f"unknown key {shown(word)}; write it as a section, {head}: {{{clipped(rest, 60)}: {shown(value)}}}"
+        section = f"{head}: {{{shorten(rest, 60)}: {short_repr(value)}}}"
+        return f"unknown key {short_repr(word)}; write it as a section, {section}"
     while isinstance(value, dict) and len(value) == 1:  # a misspelt section: name the key that was meant to be set
         inner, value = next(iter(value.items()))
         key = f"{key}.{inner}"
     elsewhere = [f"{name}.{word}" for name in root.model_fields if word in _section(root, [name]).model_fields]
     if elsewhere and word not in root.model_fields:
-        return f"unknown key {clipped(key, 120)}={shown(value)}; did you mean {' or '.join(map(repr, elsewhere))}?"
+        return f"unknown key {shorten(key, 120)}={short_repr(value)}; did you mean {' or '.join(map(repr, elsewhere))}?"
     section = ".".join(str(part) for part in location[:-1])
-    return f"unknown key {clipped(key, 120)}={shown(value)}{did_you_mean(word, known, section)}"
+    return f"unknown key {shorten(key, 120)}={short_repr(value)}{did_you_mean(word, known, section)}"
 
 
 def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
