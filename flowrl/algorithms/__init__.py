@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from flowrl import renamed
-from flowrl.errors import UserError, did_you_mean, shown
+from flowrl.errors import UserError, did_you_mean, short_repr
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm, Family
@@ -174,7 +174,7 @@ def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
 def _new_part(slot: str, spec: Any, path: str) -> Any:
     known = parts_of(slot)
     if not isinstance(spec, str) and not (isinstance(spec, Mapping) and "use" in spec):
-        raise UserError(f"{path}: {shown(spec)} names no part; known: {', '.join(sorted(known))}")
+        raise UserError(f"{path}: {short_repr(spec)} names no part; known: {', '.join(sorted(known))}")
     given = {"use": spec} if isinstance(spec, str) else dict(spec)
     wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
@@ -232,4 +232,4 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
         return typed(hint, value)
     except ValueError as error:
-        raise UserError(f"{path}: {shown(value)} will not do: {error}") from error
+        raise UserError(f"{path}: {short_repr(value)} will not do: {error}") from error

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from flowrl.errors import UserError, told
+from flowrl.errors import UserError, describe_exception
 from flowrl.hosting.answers import RewardError, as_scores, plain
 from flowrl.hosting.process import read_frame, write_frame
 from flowrl.score.adapting import Answer, adapt, version_of
@@ -56,7 +56,7 @@ def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) ->
     except UserError as error:
         return {"mistake": str(error)}
     except (Exception, SystemExit) as error:  # a failure is an answer; the parent follows the declared policy
-        return {"error": f"reward {name!r} raised {told(error)}", "trace": traceback.format_exc()}
+        return {"error": f"reward {name!r} raised {describe_exception(error)}", "trace": traceback.format_exc()}
     try:
         return {"scores": plain(as_scores(found, len(samples), name))}
     except UserError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 from flowrl.models import exporting
 from flowrl.models.text.condition import TextCondition
 from flowrl.types import ALL_TOKENS, Truncation
@@ -57,7 +57,7 @@ class VLLMEngine:
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise missing("sampler.engine=vllm", "vllm", "vllm") from None
+            raise missing_package("sampler.engine=vllm", "vllm", "vllm") from None
         options = policy.network.adaptation.lora
         if options is None:
             raise UserError("sampler.engine=vllm takes over LoRA weights only; set model.full=false, or engine=null")
