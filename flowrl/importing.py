@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flowrl.errors import UserError, did_you_mean, reason, told
+from flowrl.errors import UserError, describe_exception, did_you_mean, first_line
 from flowrl.exit_guard import catch_exit
 from flowrl.paths import expanded
 
@@ -106,11 +106,11 @@ class Place:
         except ImportError as error:
             del sys.modules[name]
             raise UserError(
-                f"{self.kind} file {path} cannot be imported: {told(error)}; install what it needs"
+                f"{self.kind} file {path} cannot be imported: {describe_exception(error)}; install what it needs"
             ) from error
         except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
             del sys.modules[name]
-            raise UserError(f"{self.kind} file {path} cannot be imported: {told(error)}") from error
+            raise UserError(f"{self.kind} file {path} cannot be imported: {describe_exception(error)}") from error
         return module
 
     def _module(self) -> ModuleType:
@@ -118,7 +118,7 @@ class Place:
             with catch_exit():
                 return importlib.import_module(self.where)
         except (Exception, SystemExit) as error:  # as of a file
-            words = str(error) if isinstance(error, ImportError) else told(error)
+            words = str(error) if isinstance(error, ImportError) else describe_exception(error)
             raise UserError(f"{self.kind} {str(self)!r}: module {self.where!r} cannot be imported: {words}") from error
 
 
@@ -131,7 +131,7 @@ def parse(path: Path, kind: str) -> ast.Module:
     except SyntaxError as error:
         raise UserError(f"{kind} file {path} line {error.lineno}: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError, OSError) as error:  # NUL bytes, thousands of brackets
-        raise UserError(f"{kind} file {path} is no Python: {reason(error)}") from None
+        raise UserError(f"{kind} file {path} is no Python: {first_line(error)}") from None
 
 
 def bound_names(tree: ast.Module) -> list[str] | None:

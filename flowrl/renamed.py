@@ -8,14 +8,28 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = {
+    "algorithm.credit": "algorithm.token_advantage",
+    "algorithm.emphasis": "algorithm.loss_weight",
+    "algorithm.followers": "algorithm.ema_weights",
+    "algorithm.drop_cut": "algorithm.mask_truncated_completions",
+    "algorithm.estimator.plan": "algorithm.estimator.views",
+}
 """Old key -> new key, both in full and without the numbers of lists: ``"algorithm.credit":
 "algorithm.token_advantage"``, ``"rewards.timeout": "rewards.time_limit"``. What stands before the last dot of an old
 key is written as it is called today. An old key may be no key of today's at the same place (``tests`` look)."""
 REMOVED: dict[str, str] = {}
 """Key that is gone -> what to do instead, as the end of a sentence: ``"set train.ema instead"``."""
-PARTS: dict[str, str] = {}
-"""Old class name of a part, or old name of a preset -> new name."""
+PARTS: dict[str, str] = {
+    "Follower": "Ema",
+    "WithCredit": "NonzeroAdvantage",
+    "Everything": "AllSamples",
+    "Plain": "RawReward",
+    "AgainstGreedy": "GreedyBaseline",
+    "BestAgainstWorst": "BestVersusWorst",
+    "Trace": "Trajectory",
+}
+"""Old class name of a part, or old name of a preset -> new name. Configs write part names in either style."""
 
 
 def sentence(path: str) -> str | None:
@@ -30,7 +44,7 @@ def sentence(path: str) -> str | None:
 
 def new_name(name: str) -> str | None:
     """What a part or preset of that name is called today; None if the name is no old one."""
-    return PARTS.get(name)
+    return next((new for old, new in PARTS.items() if _plain(old) == _plain(name)), None)
 
 
 def translated(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +59,7 @@ def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
     if isinstance(here, list):
         for index, item in enumerate(here):
             if path.startswith("algorithm.") and isinstance(item, str):
-                here[index] = PARTS.get(item, item)
+                here[index] = new_name(item) or item
             _translate(item, path, root)
     if not isinstance(here, dict):
         return
@@ -54,7 +68,7 @@ def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
     for key, value in list(here.items()):
         inside = f"{path}.{key}".lstrip(".")
         if isinstance(value, str) and (inside == "algorithm" or inside.startswith("algorithm.")):
-            here[key] = PARTS.get(value, value)
+            here[key] = new_name(value) or value
         _translate(value, inside, root)
 
 
@@ -79,6 +93,10 @@ def _section(root: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
         here[part] = inner if isinstance(inner, dict) else {} if inner is None else {"use": inner}
         here = here[part]
     return here
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
 def _like(path: str, new: str) -> str:

@@ -196,9 +196,9 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
             "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
         )
     for name in algorithm.weight_sets:
-        policy.follow(name, 0.0)
+        policy.update_ema(name, 0.0)
     if config.train.ema is not None:
-        policy.follow(EMA, 0.0)
+        policy.update_ema(EMA, 0.0)
     options = config.optimizer
     critic = policy.critic_parameters() if algorithm.family == "causal" else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from flowrl import renamed
-from flowrl.errors import UserError, did_you_mean, shown
+from flowrl.errors import UserError, did_you_mean, short_repr
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.views import BlockAndAfter, Trace
+from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm, Family
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.values import typed
@@ -28,17 +28,17 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "flowrl.estimators.masked",
         "flowrl.estimators.tokens",
     ),
-    "plan": ("flowrl.estimators.views",),
+    "views": ("flowrl.estimators.views",),
     "times": ("flowrl.estimators.times",),
     "advantage": ("flowrl.parts.advantages",),
-    "credit": ("flowrl.parts.credits",),
+    "token_advantage": ("flowrl.parts.token_advantages",),
     "selection": ("flowrl.parts.selections",),
-    "emphasis": ("flowrl.parts.emphases",),
+    "loss_weight": ("flowrl.parts.loss_weights",),
     "objective": ("flowrl.parts.objectives", "flowrl.parts.bounds"),
     "regularizers": ("flowrl.parts.regularizers",),
     "aggregation": ("flowrl.parts.aggregations",),
-    "followers": ("flowrl.parts.schedules",),
-    "decay": ("flowrl.parts.schedules",),
+    "ema_weights": ("flowrl.parts.ema",),
+    "decay": ("flowrl.parts.ema",),
 }
 """Where the parts that fit a field live."""
 FAMILY_OF: dict[str, Family] = {
@@ -127,18 +127,18 @@ def _check(algorithm: Algorithm, name: str) -> None:
             )
     if not (isinstance(sampler, MaskedSampler) and isinstance(estimator, MaskedViews)):
         return
-    plan = estimator.plan
-    if isinstance(plan, BlockAndAfter) and -(-sampler.length // plan.block) < plan.draws:
+    views = estimator.views
+    if isinstance(views, BlockAndAfter) and -(-sampler.length // views.block) < views.draws:
         raise UserError(
-            f"algorithm.estimator.plan.draws={plan.draws}: each view takes another block of {plan.block} positions, of "
-            f"which a completion of {sampler.length} has too few; lower algorithm.estimator.plan.block or draws"
+            f"algorithm.estimator.views.draws={views.draws}: each view takes another block of {views.block} positions,"
+            f" of which a completion of {sampler.length} has too few; lower algorithm.estimator.views.block or draws"
         )
-    if isinstance(plan, Trace):
+    if isinstance(views, Trajectory):
         steps = sampler.steps if sampler.threshold is None else sampler.length
-        if steps > plan.limit * plan.merge:
+        if steps > views.limit * views.merge:
             raise UserError(
-                f"algorithm.estimator.plan.limit={plan.limit}: the sampler may take {steps} steps, {plan.merge} a view;"
-                f" raise it to {-(-steps // plan.merge)}"
+                f"algorithm.estimator.views.limit={views.limit}: the sampler may take {steps} steps, {views.merge} a"
+                f" view; raise it to {-(-steps // views.merge)}"
             )
 
 
@@ -174,7 +174,7 @@ def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
 def _new_part(slot: str, spec: Any, path: str) -> Any:
     known = parts_of(slot)
     if not isinstance(spec, str) and not (isinstance(spec, Mapping) and "use" in spec):
-        raise UserError(f"{path}: {shown(spec)} names no part; known: {', '.join(sorted(known))}")
+        raise UserError(f"{path}: {short_repr(spec)} names no part; known: {', '.join(sorted(known))}")
     given = {"use": spec} if isinstance(spec, str) else dict(spec)
     wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
@@ -206,7 +206,7 @@ def parts_of(slot: str) -> dict[str, type]:
 
 
 def _entry(kind: type) -> Any:
-    """What makes a dataclass a part: it can be called, or (kernels) has coefficients, or (followers) a name and a
+    """What makes a dataclass a part: it can be called, or (kernels) has coefficients, or (averages) a name and a
     decay."""
     if "__call__" in kind.__dict__:
         return kind.__dict__["__call__"]
@@ -232,4 +232,4 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
         return typed(hint, value)
     except ValueError as error:
-        raise UserError(f"{path}: {shown(value)} will not do: {error}") from error
+        raise UserError(f"{path}: {short_repr(value)} will not do: {error}") from error

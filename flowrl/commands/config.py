@@ -21,7 +21,7 @@ HIDDEN = ("families", "min_group")
 
 GENERAL = {
     "regularizers": "terms added to the loss",
-    "followers": "weight sets that follow the live one",
+    "ema_weights": "weight sets that follow the live one",
     "weight": "factor of this term in the loss",
     "to": "weight set that it compares with",
     "draws": "random draws per sample",

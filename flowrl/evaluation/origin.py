@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
-from flowrl.errors import UserError, clipped
+from flowrl.errors import UserError, shorten
 from flowrl.evaluation.decoding import Decoding, of_settings
 from flowrl.models.exporting import ORIGIN_FILE
 from flowrl.renamed import translated
@@ -66,7 +66,7 @@ def read_origin(path: Path) -> Origin | None:
         origin = Origin(facts["algorithm"], family, decoding, load, call)
         origin.sampler(Decoding())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        words = clipped(" ".join(str(error).split()), 200)
+        words = shorten(" ".join(str(error).split()), 200)
         raise UserError(
             f"{file} is not one that this flowrl wrote ({words}); delete it to sample as the model does by itself"
         ) from error

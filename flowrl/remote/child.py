@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowrl.clients.process import read_frame, write_frame
 from flowrl.clients.results import RewardError, as_scores, plain
-from flowrl.errors import UserError, told
+from flowrl.errors import UserError, describe_exception
 from flowrl.score.registry import find_reward
 from flowrl.score.signatures import Answer, adapt, version_of
 from flowrl.types import Chat, Prompt, Samples
@@ -56,7 +56,7 @@ def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) ->
     except UserError as error:
         return {"mistake": str(error)}
     except (Exception, SystemExit) as error:  # a failure is an answer; the parent follows the declared policy
-        return {"error": f"reward {name!r} raised {told(error)}", "trace": traceback.format_exc()}
+        return {"error": f"reward {name!r} raised {describe_exception(error)}", "trace": traceback.format_exc()}
     try:
         return {"scores": plain(as_scores(found, len(samples), name))}
     except UserError as error:

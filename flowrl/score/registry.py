@@ -15,7 +15,7 @@ from typing import Any
 
 import rewards as shipped
 from flowrl.clients import check_remote, find_remote, is_remote
-from flowrl.errors import UserError, did_you_mean, missing
+from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.importing import Place, parse
 
 KIND = "reward"
@@ -77,7 +77,7 @@ def check_reward(use: str) -> None:
     packages = next(entry.packages for entry in list_rewards() if entry.name == use)
     for package, extra in packages.items():
         if importlib.util.find_spec(package) is None:
-            raise missing(use, package, extra)
+            raise missing_package(use, package, extra)
 
 
 def _shipped(use: str) -> Place:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowrl.clients.results import RewardError, as_scores, kind_of
 from flowrl.config.reward import OnErrorConfig
-from flowrl.errors import UserError, exhausted, told
+from flowrl.errors import UserError, describe_exception, is_out_of_memory
 from flowrl.exit_guard import catch_exit
 from flowrl.score.combination import Gate
 from flowrl.score.signatures import Answer, take
@@ -121,7 +121,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, stats: CallStats) -> 
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise RewardError(f"reward {reward.name!r} raised {told(error)}{_advice(error)}") from error
+        raise RewardError(f"reward {reward.name!r} raised {describe_exception(error)}{_advice(error)}") from error
     finally:
         stats.seconds += time.perf_counter() - start
     if _version(samples) != version:
@@ -135,7 +135,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, stats: CallStats) -> 
 
 def _advice(error: BaseException) -> str:
     """For memory that ran out."""
-    return "; give it a batch_size, or a device of its own" if exhausted(error) else ""
+    return "; give it a batch_size, or a device of its own" if is_out_of_memory(error) else ""
 
 
 def _version(samples: Samples) -> int:

@@ -124,7 +124,7 @@ def presets(rng: random.Random, folder: Path) -> None:
         if isinstance(inner, dict) and rng.random() < 0.8:
             here[key] = {}
             if rng.random() < 0.2:
-                here[key] = {"use": rng.choice([inner["use"], "kl", "cps", "everything", odd(rng)])}
+                here[key] = {"use": rng.choice([inner["use"], "kl", "cps", "all_samples", odd(rng)])}
             here, parts = here[key], inner
             continue
         here[key] = [damaged(inner, rng)] if isinstance(inner, list) else odd(rng)

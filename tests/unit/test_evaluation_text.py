@@ -34,7 +34,7 @@ from flowrl.samplers.masked import MaskedSampler
 from flowrl.startup.policies import open_policy
 from flowrl.types import Prompt, Samples
 from flowrl.worlds import sudoku
-from flowrl.worlds.sudoku.verifier import judge as verdict
+from flowrl.worlds.sudoku.verifier import verify
 from tests import components_text
 
 PROMPTS = [Prompt(text, index, {"tag": "a"}) for index, text in enumerate(("one", "two", "three"))]
@@ -316,7 +316,7 @@ def test_a_world_model_at_several_decodings(tmp_path):
     lines = lines_of(tmp_path / "model" / names[3] / "results.jsonl")
     by_id = {prompt.text: prompt.columns for prompt in load_prompts("sudoku:test").prompts}
     right = [
-        verdict(line["completion"], by_id[line["prompt"]]["puzzle"], by_id[line["prompt"]]["solution"]).strict
+        verify(line["completion"], by_id[line["prompt"]]["puzzle"], by_id[line["prompt"]]["solution"]).strict
         for line in lines
     ]
     measures = suite["arms"]["model"]["measures"]
@@ -435,7 +435,7 @@ def test_a_runs_prompts_that_are_too_long_are_treated_as_its_data_says(overlong,
     config = Config.of(values)
     write_text(tmp_path / "run/config.yaml", config.to_yaml())
     policy = open_policy(config)
-    policy.follow("ema", 0.0)
+    policy.update_ema("ema", 0.0)
     tensors = {f"weights/{name}": value for name, value in policy.weights.state().items()}
     checkpoint.save(tmp_path / "run/checkpoints", 1, tensors, {}, {}, {})
     arguments = (str(tmp_path / "run"), ["rewards"], tmp_path / "out")

@@ -23,6 +23,7 @@ httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 
 from flowrl.clients import http as http_client  # noqa: E402
+from flowrl.clients import ray as ray_client  # noqa: E402
 from flowrl.clients.http import Address  # noqa: E402
 from flowrl.clients.protocol import Limits, decode_images, encode_images  # noqa: E402
 from flowrl.errors import UserError  # noqa: E402
@@ -447,7 +448,7 @@ def test_a_server_config_is_a_list_of_rewards_or_a_training_config(tmp_path: Pat
     assert ServerConfig.load(path).limits.seconds == 3
     for text, match in (
         ("rewards: [a]\nlimit: {}", "unknown key limit"),
-        ("rewards: [a]\nlimits: {sample: 1}", "did you mean 'samples'"),
+        ("rewards: [a]\nlimits: {sample: 1}", "did you mean 'limits.samples'"),
         ("rewards: [a]\nlimits: {samples: 0}", "greater than 0"),
         ("rewards: []", "rewards"),
         (run.read_text() + "\ntrian: 3", "unknown key trian"),

@@ -114,6 +114,26 @@ def test_no_old_name_is_one_of_today() -> None:
     assert not renamed.PARTS.keys() & known
 
 
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"use": "ppo", "credit": "gae"}, "algorithm.credit was renamed: write algorithm.token_advantage"),
+        ({"use": "spg", "emphasis": "uniform"}, "algorithm.emphasis was renamed: write algorithm.loss_weight"),
+        ({"use": "awm", "followers": []}, "algorithm.followers was renamed: write algorithm.ema_weights"),
+        ({"use": "dapo", "drop_cut": True}, "write algorithm.mask_truncated_completions"),
+        ({"use": "spg", "estimator": {"plan": "full_mask"}}, "write algorithm.estimator.views"),
+        ({"use": "grpo", "selection": "with_credit"}, "it is called NonzeroAdvantage now"),
+        ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called RawReward now"),
+        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called Trajectory now"),
+    ],
+)
+def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(spec)
+    assert sentence in str(caught.value)
+    build(renamed.translated({"algorithm": spec})["algorithm"])
+
+
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     from flowrl.config.errors import models_in
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 from flowrl.models import exporting
 from flowrl.models.text.condition import TextCondition
 from flowrl.types import ALL_TOKENS, Truncation
@@ -48,7 +48,8 @@ class VLLMEngine:
     a new LoRA request, so the engine never holds stale weights.
 
     Its log-probabilities are computed by other kernels than the trainer's; the difference is logged as
-    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
+    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``token_advantage: [truncated_importance]`` corrects
+    for it.
     """
 
     def __init__(self, policy: CausalPolicy, choices: EngineOptions) -> None:
@@ -56,7 +57,7 @@ class VLLMEngine:
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise missing("sampler.engine=vllm", "vllm", "vllm") from None
+            raise missing_package("sampler.engine=vllm", "vllm", "vllm") from None
         options = policy.network.adaptation.lora
         if options is None:
             raise UserError("sampler.engine=vllm takes over LoRA weights only; set model.full=false, or engine=null")
