@@ -149,6 +149,7 @@ def export(
     with Display() as shown:
         shown.stage("starting", log=False)
         from flowrl.config import Config
+        from flowrl.models import export_policy
         from flowrl.records.directory import RunDirectory
         from flowrl.runtime.restore import adopt, evaluated, policy_of_run
 
@@ -158,7 +159,7 @@ def export(
         policy = policy_of_run(run, checkpoint)
         adopt(policy, chosen)
         shown.stage("writing, loading again and comparing")
-        difference = policy.export(out, to=to.value)
+        difference = export_policy(policy, out, to.value)
     say(f"{out}: {to.value} with the {chosen} weights; reloaded, predictions differ by at most {difference:.1e}")
 
 

@@ -14,7 +14,7 @@ from flowrl.errors import UserError
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import BALANCE
 from flowrl.estimators.views import RandomCount
-from flowrl.models.text.load import load_causal
+from flowrl.models.causal.load import load_causal
 from flowrl.parts.regularizers import RouterBalance
 from flowrl.runtime.preflight import check
 from flowrl.step import Pass, improve
