@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from flowrl.hosting import TOKEN_VARIABLE
-from flowrl.hosting.protocol import Limits, decode_images, encode_images
+from flowrl.hosting.protocol import TOKEN_VARIABLE, Limits, decode_images, encode_images
 from flowrl.media import quantise
 from flowrl.score import load_rewards
 from flowrl.types import Prompt, Samples

@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from flowrl.errors import UserError, clipped
+from flowrl.errors import UserError, shorten
 
 LONGEST_INSIDE = 200
 """Bytes that the longest path below a run's folder takes, its name included."""
@@ -24,10 +24,10 @@ def check_place(path: Path, key: str) -> None:
     except NotADirectoryError:
         below = next(parent for parent in (path, *path.absolute().parents) if _is_file(parent))
         what = "is a file, and a folder is written there" if below == path else f"lies below the file {below}"
-        raise UserError(f"{key}: {clipped(str(path), 200)} {what}; {advice}") from None
+        raise UserError(f"{key}: {shorten(str(path), 200)} {what}; {advice}") from None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{key}: {clipped(str(path), 200)!r} cannot be made: {why}; {advice}") from None
+        raise UserError(f"{key}: {shorten(str(path), 200)!r} cannot be made: {why}; {advice}") from None
     where = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not os.access(where, os.W_OK | os.X_OK):
         raise UserError(f"{key}: {where} cannot be written to; {advice}, or change its permissions")

@@ -92,8 +92,8 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
         if most == 1:
             return Gathered(made.rollout, made.samples, made.seeds, drawn, drawn, account.metrics())
         # A copy, because the state of the advantage should learn from what stays alone.
-        credit = algorithm.advantage(drawn, deepcopy(session.memory))
-        part = algorithm.selection(drawn, credit)[-len(made.seeds) :]
+        advantage = algorithm.advantage(drawn, deepcopy(session.memory))
+        part = algorithm.selection(drawn, advantage)[-len(made.seeds) :]
         fresh = made.rollout.group[part].unique()[:missing]  # sorted; what goes beyond is surplus
         missing -= len(fresh)
         if len(fresh) == wanted and len(account.groups) == 1:

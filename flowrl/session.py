@@ -21,13 +21,13 @@ from flowrl.models import export_formats, export_policy
 from flowrl.models.text.parity import check_routers
 from flowrl.parts.algorithm import Algorithm
 from flowrl.records.checkpoint import Exporter
-from flowrl.runtime.grid import remarks
-from flowrl.runtime.inputs import describe
-from flowrl.runtime.preflight import Plan
-from flowrl.runtime.restore import evaluated, open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, Scoring, joined, load_rewards
+from flowrl.startup.inputs import describe
+from flowrl.startup.policies import evaluated, open_policy
+from flowrl.startup.preflight import Plan
+from flowrl.startup.time_grid import remarks
 from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
@@ -198,9 +198,9 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
             "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
         )
     for name in algorithm.weight_sets:
-        policy.follow(name, 0.0)
+        policy.update_ema(name, 0.0)
     if config.train.ema is not None:
-        policy.follow(EMA, 0.0)
+        policy.update_ema(EMA, 0.0)
     options = config.optimizer
     critic = policy.critic_parameters() if algorithm.family == "causal" else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]

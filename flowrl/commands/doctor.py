@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from flowrl.config import Config
-from flowrl.errors import UserError, install
+from flowrl.errors import UserError, install_command
 from flowrl.evaluation.decoding import make
 from flowrl.math.random import seeds
 from flowrl.models import check_parity
 from flowrl.records import machine
-from flowrl.runtime.grid import remarks
-from flowrl.runtime.preflight import Plan, check
-from flowrl.runtime.restore import open_policy
 from flowrl.score import load_rewards
+from flowrl.startup.policies import open_policy
+from flowrl.startup.preflight import Plan, check
+from flowrl.startup.time_grid import remarks
 from flowrl.types import Draw
 
 EXTRAS = {
@@ -78,14 +78,14 @@ def _combination() -> Finding:
     bad = machine.refused()
     if bad:
         listed = ", ".join(f"{name} {mine} (needed: {bounds})" for name, (mine, bounds) in bad.items())
-        return Finding("releases", "bad", f"flowrl does not work with {listed}: {install(constrained=True)}")
+        return Finding("releases", "bad", f"flowrl does not work with {listed}: {install_command(constrained=True)}")
     odd = machine.untested()
     if not odd:
         return Finding("releases", "ok", "those that flowrl was tested with")
     pairs = [f"{name} {mine} (tested: {theirs})" for name, (mine, theirs) in odd.items()]
     listed = ", ".join(pairs[:NAMED]) + (f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else "")
     return Finding(
-        "releases", "note", f"not tested together: {listed}; for the tested ones: {install(constrained=True)}"
+        "releases", "note", f"not tested together: {listed}; for the tested ones: {install_command(constrained=True)}"
     )
 
 
@@ -93,7 +93,7 @@ def _extras() -> Finding:
     lacking = {name: [m for m in modules if not importlib.util.find_spec(m)] for name, modules in EXTRAS.items()}
     whole = [name for name, modules in lacking.items() if not modules]
     parts = [f"{name} ({', '.join(modules)})" for name, modules in lacking.items() if modules]
-    missing = f"; not: {', '.join(parts)}, each added with {install('NAME')}" if parts else ""
+    missing = f"; not: {', '.join(parts)}, each added with {install_command('NAME')}" if parts else ""
     return Finding("extras", "ok", f"installed: {', '.join(whole) or 'none'}{missing}")
 
 

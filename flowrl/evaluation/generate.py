@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, counted
 from flowrl.evaluation.decoding import Made, make
 from flowrl.evaluation.target import Medium, Overlong
 from flowrl.math.random import derive
@@ -27,7 +27,7 @@ from flowrl.records.sample_files import (
     write_image,
     write_text,
 )
-from flowrl.runtime.progress import Display
+from flowrl.runtime.display import Display
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Draw, Prompt, Sampler
@@ -106,7 +106,7 @@ def generate(
         entries = [entry for entry in entries if entry.index in asked]
         jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.files) if not path.exists()]
         size = batch_size(policy, maker.sampler)
-        with shown.counting(f"making {len(jobs)} {maker.medium} ({folder.parent.name})", len(jobs)) as advance:
+        with shown.counting(f"making {counted(len(jobs), maker.medium)} ({folder.parent.name})", len(jobs)) as advance:
             for start in range(0, len(jobs), size):
                 part = jobs[start : start + size]
                 for entry, _ in part:

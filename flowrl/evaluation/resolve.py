@@ -124,10 +124,10 @@ def _is_checkpoint(path: Path) -> bool:
 def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
     """A run before and after; its sampler and weight set are those of its config's held-out evaluation."""
     # Here, not above: the run directory writes images through this package, and diffusers is slow to import.
-    from flowrl.runtime.restore import evaluated, open_policy, policy_of_run
-    from flowrl.runtime.resume import locate
+    from flowrl.startup.policies import evaluated, open_policy, policy_of_run
+    from flowrl.startup.resume import locate
 
-    config = Config.load(run / "config.yaml")
+    config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
     if wish.call is not None:
         raise UserError("a run is evaluated with the call of its own config; export it to evaluate it with another")

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 
 HTTP = ("http://", "https://")
 RAY = "ray:"
-TOKEN_VARIABLE = "FLOWRL_TOKEN"
-"""Environment variable of the bearer token, for the server and for its clients."""
 
 
 def is_remote(use: str) -> bool:
@@ -52,7 +50,7 @@ def find_remote(use: str) -> Callable[..., Any]:
 def require(package: str, extra: str, what: str) -> None:
     """Raise `UserError` naming the extra to install if ``what`` cannot do without ``package``."""
     if find_spec(package) is None:
-        raise missing(what, package, extra)
+        raise missing_package(what, package, extra)
 
 
 def _behind_ray(use: str) -> str:

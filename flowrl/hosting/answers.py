@@ -16,6 +16,11 @@ NO_MATTER = math.inf
 """Stands for None among scores: the reward does not apply to this sample, as in TRL. No reward may answer with it."""
 
 
+class RewardError(UserError):
+    """A reward raised, or its answer was none; the message names it, its exception and the line, and the exception is
+    chained."""
+
+
 def as_scores(answer: Any, count: int, name: str) -> Tensor:
     """[count] float64 on the host from a tensor, array or list, or ``(scores, info)``; None becomes `NO_MATTER`.
 

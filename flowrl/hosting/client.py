@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.hosting import TOKEN_VARIABLE
-from flowrl.hosting.answers import NO_MATTER
+from flowrl.hosting.answers import NO_MATTER, RewardError
 from flowrl.hosting.grouped import Elsewhere, Grouped, asking
-from flowrl.hosting.protocol import MEDIA_TYPE, VERSION, encode_images
+from flowrl.hosting.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
 from flowrl.media import quantise
-from flowrl.score.rewards import RewardError
 
 CONNECT_SECONDS = 10.0
 BACKOFF, MAX_WAIT = 0.5, 30.0

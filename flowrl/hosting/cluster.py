@@ -13,41 +13,13 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.hosting.answers import NO_MATTER
+from flowrl.hosting.answers import NO_MATTER, RewardError
 from flowrl.hosting.grouped import Elsewhere, Grouped, asking
-from flowrl.score.rewards import RewardError
-from flowrl.types import Prompt, Samples
 
 PLACEMENT = ("num_cpus", "num_gpus", "resources", "accelerator_type", "memory", "runtime_env", "address", "timeout")
 START_SECONDS = 600.0
-
-
-class ActorScorer:
-    """What runs in the actor: one reward, loaded there."""
-
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        from flowrl.score import load_rewards
-
-        self._rewards = load_rewards([dict(spec)])
-
-    def facts(self) -> tuple[bool, str | None]:
-        """Whether the reward sees whole groups, and its version; answers once it is loaded."""
-        return self._rewards.grouped, self._rewards.versions.get(self._rewards.names[0])
-
-    def score(
-        self,
-        prompts: Sequence[str],
-        columns: Mapping[str, Any],
-        images: Any,
-        completions: Sequence[str] | None,
-        group: Sequence[int],
-    ) -> list[float | None]:
-        """N scores, None where the reward does not apply; ``images`` is a float32 array [N, 3, H, W] or None."""
-        rows = range(len(prompts))
-        asked = [Prompt(prompts[i], i, {name: values[i] for name, values in columns.items()}) for i in rows]
-        pixels = None if images is None else torch.from_numpy(images.copy())  # Ray's arrays are read-only
-        numbers = torch.tensor(group, dtype=torch.int64)
-        return self._rewards.answers(Samples(asked, pixels, completions), numbers)[0]
+ACTOR = "flowrl.remote.actor"
+"""The module of what runs in the actor. It imports rewards, so nothing here may import it."""
 
 
 def place(
@@ -81,7 +53,8 @@ class RayReward(Elsewhere):
         self._ray: Any = _import_ray()
         self._join(str(given.pop("address", "auto")))
         spec = {"use": use, **settings}
-        self._actor = self._ray.remote(ActorScorer).options(**given).remote(spec)
+        kind = importlib.import_module(ACTOR).RewardActor
+        self._actor = self._ray.remote(kind).options(**given).remote(spec)
         try:
             self.grouped, self.version = self._ray.get(self._actor.facts.remote(), timeout=START_SECONDS)
         except self._ray.exceptions.RayError as error:  # also what its constructor raised

@@ -13,25 +13,22 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from flowrl.errors import UserError, told
-from flowrl.hosting.answers import as_scores, plain
-from flowrl.score.adapting import Answer, adapt, version_of
-from flowrl.score.asking import RewardError
-from flowrl.score.finding import find_reward
-from flowrl.types import Chat, Prompt, Samples
+from flowrl.errors import UserError
+from flowrl.hosting.answers import RewardError
+from flowrl.types import Samples
 
 START_SECONDS = 600.0
 """For the imports and weights of a new worker, on a busy machine."""
+PROGRAM = "flowrl.remote.child"
+"""The other side. It imports rewards, so nothing here may import it."""
 LENGTH = struct.Struct(">Q")
 
 
@@ -110,7 +107,7 @@ class ProcessCall:
     def _start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-c", "from flowrl.hosting.process import main; main()"],
+            [sys.executable, "-u", "-P", "-m", PROGRAM],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -133,8 +130,8 @@ class ProcessCall:
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
             for frame in frames:
-                _write(self._process.stdin, frame)
-            return json.loads(_read(self._process.stdout, deadline))
+                write_frame(self._process.stdin, frame)
+            return json.loads(read_frame(self._process.stdout, deadline))
         except TimeoutError:
             self.close()
             raise RewardError(f"reward {self.name!r} took longer than {seconds:g} s and was stopped") from None
@@ -157,14 +154,16 @@ def _signal(number: int) -> str:
     return f"{name}, as from a system without memory" if name == "SIGKILL" else name
 
 
-def _write(pipe: Any, content: bytes) -> None:
+def write_frame(pipe: Any, content: bytes) -> None:
+    """Send one frame."""
     for part in (LENGTH.pack(len(content)), content):
         view = memoryview(part)
         while len(view):
             view = view[pipe.write(view) :]
 
 
-def _read(pipe: Any, deadline: float | None = None) -> bytes:
+def read_frame(pipe: Any, deadline: float | None = None) -> bytes:
+    """The next frame's content. Raises `EOFError` at the end of the pipe, `TimeoutError` after the deadline."""
     return _exactly(pipe, LENGTH.unpack(_exactly(pipe, LENGTH.size, deadline))[0], deadline)
 
 
@@ -180,64 +179,3 @@ def _exactly(pipe: Any, count: int, deadline: float | None) -> bytes:
             raise EOFError
         content += block
     return bytes(content)
-
-
-def _serve(requests: Any, replies: Any) -> None:
-    """The worker's side: load the reward, then answer until the requests end."""
-    try:
-        use, name, options, device, dtype, batch_size, messages, threads = json.loads(_read(requests))
-        torch.set_num_threads(threads)
-        answer = adapt(find_reward(use), name, options, device, dtype, batch_size, messages)
-    except (Exception, SystemExit) as error:  # reported by the parent, as the user's mistake
-        kind = "" if isinstance(error, UserError) else f"reward with process=true: {type(error).__name__}: "
-        _say(replies, {"mistake": f"{kind}{error}"})
-        return
-    _say(replies, {"grouped": answer.grouped, "style": answer.style, "version": version_of(answer)})
-    while True:
-        try:
-            header, blob = json.loads(_read(requests)), _read(requests)
-        except EOFError:
-            return
-        prompts, texts, numbers = header
-        samples = Samples([_prompt(*prompt) for prompt in prompts], load(blob).get("images"), texts)
-        _say(replies, _reply(answer, name, samples, None if numbers is None else torch.tensor(numbers)))
-
-
-def _prompt(text: str, number: int, columns: dict[str, Any], chat: str | None) -> Prompt:
-    return Prompt(text, number, columns, None if chat is None else Chat(chat))
-
-
-def _reply(answer: Answer, name: str, samples: Samples, group: Tensor | None) -> dict[str, Any]:
-    """Scores, or what went wrong: ``mistake`` is the user's, which no policy forgives."""
-    try:
-        with torch.no_grad():
-            found = answer(samples, group)
-    except RewardError as error:
-        return {"error": str(error), "trace": traceback.format_exc()}
-    except UserError as error:
-        return {"mistake": str(error)}
-    except (Exception, SystemExit) as error:  # a failure is an answer; the parent follows the declared policy
-        return {"error": f"reward {name!r} raised {told(error)}", "trace": traceback.format_exc()}
-    try:
-        return {"scores": plain(as_scores(found, len(samples), name))}
-    except UserError as error:
-        return {"error": str(error), "trace": ""}
-
-
-def _say(replies: Any, value: Any) -> None:
-    _write(replies, json.dumps(value).encode())
-
-
-def _leave_with(parent: int) -> None:
-    """End this process when its trainer is gone; one that was killed could not end it."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def main() -> None:
-    """A worker process: the loop between its standard input and output."""
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-    output = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a reward prints must not look like an answer
-    _serve(os.fdopen(os.dup(0), "rb", buffering=0), output)

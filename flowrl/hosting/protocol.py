@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 VERSION = 1
 MEDIA_TYPE = "application/json"
+TOKEN_VARIABLE = "FLOWRL_TOKEN"
+"""Environment variable of the bearer token, for the server and for its clients."""
 THREADS = min(8, os.cpu_count() or 1)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_RGB, PNG_DEPTH = 2, 8

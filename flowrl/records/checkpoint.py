@@ -29,8 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowrl.errors import UserError
-from flowrl.errors import told as raised
+from flowrl.errors import UserError, describe_exception
 from flowrl.files import as_created, raise_if_full, sha256, sync, sync_tree, write_whole
 from flowrl.records.machine import commit, versions
 
@@ -267,7 +266,7 @@ def _export(partial: Path, exporters: Mapping[str, Exporter], step: int) -> dict
             export(partial / name)
         except Exception as error:  # whatever it is, hours of training are worth more than this folder
             shutil.rmtree(partial / name, ignore_errors=True)
-            failed[name] = str(error) if isinstance(error, UserError) else raised(error)
+            failed[name] = str(error) if isinstance(error, UserError) else describe_exception(error)
             warnings.warn(
                 f"checkpoint {step} is saved without its export {name}/: {failed[name]}; training goes on, and "
                 "`flowrl export` can write it from the checkpoint later",

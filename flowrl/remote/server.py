@@ -23,8 +23,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flowrl.errors import UserError
-from flowrl.hosting import TOKEN_VARIABLE
-from flowrl.hosting.protocol import MEDIA_TYPE, VERSION, Call, Limits, RefusedError
+from flowrl.hosting.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, Call, Limits, RefusedError
 from flowrl.remote.settings import ServerConfig, choose_token
 from flowrl.remote.worker import Answer, RewardProcess
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from flowrl.errors import UserError
-from flowrl.hosting import TOKEN_VARIABLE
-from flowrl.hosting.protocol import Call, Limits, RefusedError, decode_images
+from flowrl.hosting.protocol import TOKEN_VARIABLE, Call, Limits, RefusedError, decode_images
 
 START_SECONDS = 600.0
 """For a worker's imports and its weights, on a busy machine."""
@@ -149,7 +148,7 @@ def main() -> None:
 
 def answer(rewards: Any, name: str, body: bytes, limits: Limits) -> Answer:
     """The scores of one request. What a reward raised is in the log of the server, not in the answer."""
-    from flowrl.score.rewards import RewardError
+    from flowrl.score import RewardError
 
     start = time.perf_counter()
     try:

@@ -27,11 +27,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean, shown, told
+from flowrl.errors import UserError, describe_exception, did_you_mean, short_repr
 from flowrl.hosting.answers import NO_MATTER, as_scores
+from flowrl.leaving import contained
 from flowrl.score.conversations import as_messages, columns_of, dialogues
 from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory
-from flowrl.score.leaving import contained
 from flowrl.score.waiting import settled
 from flowrl.types import Samples
 from flowrl.values import misfit
@@ -125,7 +125,7 @@ def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) ->
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise UserError(f"reward {name!r} cannot be loaded: {told(error)}") from error
+        raise UserError(f"reward {name!r} cannot be loaded: {describe_exception(error)}") from error
 
 
 def _no_reward(found: Callable[..., Any], name: str) -> str:
@@ -304,7 +304,7 @@ def _settings(
         if key not in known and not anything:
             raise UserError(f"reward {name!r} has no option {key!r}{did_you_mean(key, known)}")
         if wrong := misfit(function, key, options[key]):
-            raise UserError(f"reward {name!r}: options.{key}: {shown(options[key])} will not do: {wrong}")
+            raise UserError(f"reward {name!r}: options.{key}: {short_repr(options[key])} will not do: {wrong}")
     given = dict(options)
     for key, value in (("device", device), ("dtype", dtype)):
         if key in parameters and key not in options:

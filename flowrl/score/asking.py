@@ -12,22 +12,17 @@ import torch
 from torch import Tensor
 
 from flowrl.config.reward import OnErrorConfig
-from flowrl.errors import UserError, exhausted, told
-from flowrl.hosting.answers import as_scores, kind_of
+from flowrl.errors import UserError, describe_exception, is_out_of_memory
+from flowrl.hosting.answers import RewardError, as_scores, kind_of
+from flowrl.leaving import contained
 from flowrl.score.adapting import Answer, take
 from flowrl.score.combining import Gate
-from flowrl.score.leaving import contained
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
 WAIT = 0.5
 """Seconds before the first retry; doubled each time, up to `MAX_WAIT`."""
 MAX_WAIT = 8.0
-
-
-class RewardError(UserError):
-    """A reward raised, or its answer was none; the message names it, its exception and the line, and the exception is
-    chained."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise RewardError(f"reward {reward.name!r} raised {told(error)}{_advice(error)}") from error
+        raise RewardError(f"reward {reward.name!r} raised {describe_exception(error)}{_advice(error)}") from error
     finally:
         tally.seconds += time.perf_counter() - start
     if _version(samples) != version:
@@ -140,7 +135,7 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
 
 def _advice(error: BaseException) -> str:
     """For memory that ran out."""
-    return "; give it a batch_size, or a device of its own" if exhausted(error) else ""
+    return "; give it a batch_size, or a device of its own" if is_out_of_memory(error) else ""
 
 
 def _version(samples: Samples) -> int:

@@ -1,4 +1,4 @@
-"""Several rewards, one credit: which applies to a prompt, which gates the others, and whose samples are left out."""
+"""Several rewards, one total: which applies to a prompt, which gates the others, and whose samples are left out."""
 
 from __future__ import annotations
 

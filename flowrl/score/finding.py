@@ -1,4 +1,4 @@
-"""Where rewards live: modules of the ``rewards`` package, any importable module, any Python file.
+"""Where rewards live: modules of the ``rewards`` package, and users' own files and modules (`flowrl.importing`).
 
 Listing reads source text and imports nothing, so that a reward's heavy libraries load only when it is used.
 """
@@ -6,23 +6,20 @@ Listing reads source text and imports nothing, so that a reward's heavy librarie
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib
 import importlib.util
 import pkgutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import rewards as shipped
-from flowrl.errors import UserError, did_you_mean, missing, reason, told
+from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.hosting import check_remote, find_remote, is_remote
-from flowrl.paths import expanded
-from flowrl.score.leaving import contained
+from flowrl.importing import Place, parse
 
+KIND = "reward"
+"""What messages call it."""
 SUBJECTS = {"images": "image", "completions": "text"}
 """What a reward looks at, by the name of its parameter."""
 
@@ -58,28 +55,14 @@ def find_reward(use: str) -> Callable[..., Any]:
     ``ray:`` and one of these. Raises `UserError`."""
     if is_remote(use):
         return find_remote(use)
-    place, colon, attribute = use.rpartition(":")
-    if colon and place.endswith(".py"):
-        return _attribute(_import_file(expanded(place)), attribute, use)
-    if colon:
-        return _attribute(_import_module(place, use), attribute, use)
-    if use.endswith(".py"):
-        raise UserError(f"reward {use!r}: name the function as well, as in {use}:brightness")
-    entries = list_rewards()
-    entry = next((entry for entry in entries if entry.name == use), None)
-    if entry is None:
-        known = [entry.name for entry in entries]
-        raise UserError(f"there is no reward {use!r}{did_you_mean(use, known)} (or give path.py:function)")
-    return getattr(_import_module(entry.module, use), use)
+    return (Place.of(use, KIND) or _shipped(use)).find()
 
 
 def anchored(use: str) -> str:
     """``path.py:function`` with an absolute path, so that it holds after a reward has changed the working directory;
     other names as they are."""
-    place, colon, attribute = use.rpartition(":")
-    if is_remote(use) or not colon or not place.endswith(".py"):
-        return use
-    return f"{expanded(place, 'reward').absolute()}:{attribute}"
+    place = None if is_remote(use) else Place.of(use, KIND)
+    return use if place is None else place.anchored()
 
 
 def check_reward(use: str) -> None:
@@ -87,21 +70,24 @@ def check_reward(use: str) -> None:
     if is_remote(use):
         inner = check_remote(use)
         return check_reward(inner) if inner else None
-    place, colon, attribute = use.rpartition(":")
-    if colon and place.endswith(".py"):
-        path = expanded(place)
-        bound = names_of(_parse(path))
-        if bound is not None and attribute not in bound:
-            defined = [name for name in bound if not name.startswith("_")]
-            raise UserError(f"reward {use!r}: {path} does not define {attribute!r}{did_you_mean(attribute, defined)}")
-    elif not colon:
-        entry = next((entry for entry in list_rewards() if entry.name == use), None)
-        if entry is None:
-            find_reward(use)  # raises with a suggestion
-            return
-        for package, extra in entry.packages.items():
-            if importlib.util.find_spec(package) is None:
-                raise missing(use, package, extra)
+    place = Place.of(use, KIND)
+    if place is not None:
+        return place.check()
+    _shipped(use)
+    packages = next(entry.packages for entry in list_rewards() if entry.name == use)
+    for package, extra in packages.items():
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(use, package, extra)
+
+
+def _shipped(use: str) -> Place:
+    """The place of a reward that comes with flowrl. Raises `UserError` with a suggestion if there is none."""
+    entries = list_rewards()
+    module = next((entry.module for entry in entries if entry.name == use), None)
+    if module is None:
+        known = [entry.name for entry in entries]
+        raise UserError(f"there is no reward {use!r}{did_you_mean(use, known)} (or give path.py:function)")
+    return Place(module, use, KIND)
 
 
 def _module_names() -> list[str]:
@@ -111,7 +97,7 @@ def _module_names() -> list[str]:
 def _entries(module: str) -> Iterator[RewardEntry]:
     spec = importlib.util.find_spec(f"{shipped.__name__}.{module}")
     assert spec is not None and spec.origin is not None
-    tree = _parse(Path(spec.origin))
+    tree = parse(Path(spec.origin), KIND)
     ranges, needs = _constant(tree, "RANGE", "unknown"), _constant(tree, "NEEDS", ())
     packages = _constant(tree, "PACKAGES", {})
     for name, node in _definitions(tree):
@@ -125,26 +111,6 @@ def _entries(module: str) -> Iterator[RewardEntry]:
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def names_of(tree: ast.Module) -> list[str] | None:
-    """Names that a module binds when it is run: definitions, assignments and imports, also inside ``if``, ``try``,
-    ``with`` and loops. None where reading cannot tell (``from x import *``, ``__getattr__``, ``globals()``)."""
-    names: dict[str, None] = {}
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, Function | ast.ClassDef):
-            names[node.name] = None
-            continue  # what is inside is not the module's, decorators and defaults apart, which bind nothing
-        if isinstance(node, ast.Lambda):
-            continue
-        if isinstance(node, ast.alias):
-            names[node.asname or node.name.partition(".")[0]] = None
-        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id == "globals"):
-            names[node.id] = None
-        waiting += ast.iter_child_nodes(node)
-    return None if names.keys() & {"*", "__getattr__", "globals"} else list(names)
 
 
 def _definitions(tree: ast.Module) -> list[tuple[str, Function | ast.ClassDef]]:
@@ -167,54 +133,3 @@ def _constant(tree: ast.Module, name: str, default: Any) -> Any:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return ast.literal_eval(node.value)
     return default
-
-
-def _parse(path: Path) -> ast.Module:
-    if not path.is_file():
-        raise UserError(f"reward file {path} does not exist (looked in {Path.cwd()})")
-    try:
-        return ast.parse(path.read_bytes(), str(path))  # which knows Python's rules of encodings
-    except SyntaxError as error:
-        raise UserError(f"reward file {path} line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError, OSError) as error:  # NUL bytes, thousands of brackets
-        raise UserError(f"reward file {path} is no Python: {reason(error)}") from None
-
-
-def _import_file(path: Path) -> ModuleType:
-    """A file as a module of its own name, so that two files called ``reward.py`` do not clash."""
-    _parse(path)
-    path = path.resolve()
-    name = f"flowrl_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles inside look their module up
-    try:
-        with contained():
-            spec.loader.exec_module(module)
-    except ImportError as error:
-        del sys.modules[name]
-        raise UserError(f"reward file {path} cannot be imported: {error}; install what it needs") from error
-    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        del sys.modules[name]
-        raise UserError(f"reward file {path} cannot be imported: {told(error)}") from error
-    return module
-
-
-def _import_module(place: str, use: str) -> ModuleType:
-    try:
-        with contained():
-            return importlib.import_module(place)
-    except ImportError as error:
-        raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {error}") from error
-    except (Exception, SystemExit) as error:  # as of a file
-        raise UserError(f"reward {use!r}: module {place!r} cannot be imported: {told(error)}") from error
-
-
-def _attribute(module: ModuleType, name: str, use: str) -> Callable[..., Any]:
-    found = getattr(module, name, None)  # which asks a module's own __getattr__ as well
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        where = use.rpartition(":")[0]  # a file's module has a name of our making
-        raise UserError(f"reward {use!r}: {where} has no function {name!r}{did_you_mean(name, known)}")
-    return found

@@ -13,10 +13,10 @@ from torch import Tensor
 from flowrl.config import RewardConfig
 from flowrl.config.errors import explain_errors
 from flowrl.errors import UserError
-from flowrl.hosting.answers import NO_MATTER, plain
+from flowrl.hosting.answers import NO_MATTER, RewardError, plain
 from flowrl.hosting.process import ProcessCall
 from flowrl.score.adapting import adapt, close, version_of
-from flowrl.score.asking import Reward, RewardError, Tally, ask
+from flowrl.score.asking import Reward, Tally, ask
 from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
 from flowrl.score.finding import anchored, find_reward
 from flowrl.score.pipeline import Lane, Scoring

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from flowrl.score.leaving import LeftError, contained
+from flowrl.leaving import LeftError, contained
 
 
 def settled(answer: Any) -> Any:

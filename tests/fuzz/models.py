@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from flowrl.config import Config
 from flowrl.models import LoRAOptions, adapters, export_policy, load_adapter, load_policy
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check
 from tests import components_text, pipelines
 from tests.fuzz.damage import damage_folder, odd
 from tests.fuzz.targets import TINY

@@ -34,7 +34,7 @@ def test_weight_sets(policy):
     move(policy)
     moved = look(policy)
     assert float((moved - start).abs().max()) > 1e-3
-    policy.follow("old", 0.5)  # created as a copy of live
+    policy.update_ema("old", 0.5)  # created as a copy of live
     move(policy)
     live = look(policy)
     with policy.using("reference"):
@@ -65,10 +65,10 @@ def test_restores_after_an_error(policy):
 
 
 def test_follow_is_the_moving_average(policy):
-    policy.follow("ema", 0.9)
+    policy.update_ema("ema", 0.9)
     first = [p.detach().clone() for p in policy.parameters()]
     move(policy)
-    policy.follow("ema", 0.9)
+    policy.update_ema("ema", 0.9)
     with policy.using("ema"):
         kept = [p.detach().clone() for p in policy.parameters()]
     for old, new, average in zip(first, policy.parameters(), kept, strict=True):
@@ -77,7 +77,7 @@ def test_follow_is_the_moving_average(policy):
 
 def test_state_round_trip(policy, folder):
     move(policy)
-    policy.follow("old", 0.0)
+    policy.update_ema("old", 0.0)
     move(policy)
     state = {key: value.clone() for key, value in policy.weights.state().items()}
     assert {key.split("/")[0] for key in state} == {"live", "old"}

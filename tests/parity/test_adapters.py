@@ -24,8 +24,8 @@ from flowrl.models import LoRAOptions, check_parity, export_policy, load_adapter
 from flowrl.models.adapters import kohya, names_adapter, read
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.capture import Recorder
-from flowrl.runtime.preflight import with_adapter
-from flowrl.runtime.restore import open_policy
+from flowrl.startup.policies import open_policy
+from flowrl.startup.preflight import with_adapter
 from tests import components_text, pipelines
 from tests.parity.conftest import move
 

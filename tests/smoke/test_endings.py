@@ -17,7 +17,7 @@ import torch
 
 import flowrl
 from flowrl.config import Config
-from flowrl.errors import UserError, exhausted
+from flowrl.errors import UserError, is_out_of_memory
 from flowrl.runtime.streams import Steady, steady
 
 ROOT = Path(__file__).parents[2]
@@ -197,8 +197,12 @@ def test_memory_that_runs_out_names_the_phase(tmp_path: Path, monkeypatch: pytes
 def test_what_counts_as_memory_that_ran_out() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
-    assert exhausted(caught.value) and exhausted(MemoryError()) and exhausted(torch.OutOfMemoryError("CUDA"))
-    assert not exhausted(RuntimeError("shapes differ")) and not exhausted(OSError(2, "no such file"))
+    assert (
+        is_out_of_memory(caught.value)
+        and is_out_of_memory(MemoryError())
+        and is_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    )
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(OSError(2, "no such file"))
 
 
 def test_streams_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models import export_formats, export_policy, load_policy
-from flowrl.runtime.restore import adopt, policy_of_run
+from flowrl.startup.policies import adopt, policy_of_run
 from flowrl.train import train
 from flowrl.types import Draw
 from tests.components_text import folder

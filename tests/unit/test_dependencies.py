@@ -26,7 +26,7 @@ from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
 from flowrl.records import machine
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check
 
 
 def small_llama() -> nn.Module:
@@ -85,12 +85,12 @@ def test_what_is_blamed_is_the_cause(monkeypatch, failure, said):
 def test_the_hint_installs_the_extra_of_what_runs(monkeypatch, tmp_path):
     root = Path(errors.__file__).parents[1]
     monkeypatch.chdir(root)
-    assert errors.install("data") == "pip install -e '.[data]'"
+    assert errors.install_command("data") == "pip install -e '.[data]'"
     monkeypatch.chdir(tmp_path)
-    assert errors.install("data") == f"pip install -e '{root}[data]'"
+    assert errors.install_command("data") == f"pip install -e '{root}[data]'"
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages/flowrl/errors.py"))
-    assert errors.install("data") == "pip install 'flowrl-finetune[data]'"
-    assert str(errors.missing("prompts", "datasets", "data", "leave them out")) == (
+    assert errors.install_command("data") == "pip install 'flowrl-finetune[data]'"
+    assert str(errors.missing_package("prompts", "datasets", "data", "leave them out")) == (
         "prompts needs the package datasets: pip install 'flowrl-finetune[data]', or leave them out"
     )
 

@@ -26,8 +26,8 @@ from flowrl.models.adapters.read import DIFFUSERS_FILE as FILE
 from flowrl.models.tiny import TinyFlow
 from flowrl.records import checkpoint
 from flowrl.records.sample_files import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
-from flowrl.runtime.restore import open_policy, policy_of_run
 from flowrl.samplers.flow import FlowSampler
+from flowrl.startup.policies import open_policy, policy_of_run
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes import prompts as world_prompts
 from flowrl.worlds.shapes.scenes import Scene, Thing, random_scene, render

@@ -23,10 +23,10 @@ from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime import ranks
-from flowrl.runtime.progress import Display
-from flowrl.runtime.resume import begin, changes
+from flowrl.runtime.display import Display
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.startup.resume import begin, changes
 from flowrl.types import Prompt, Samples, Scores
 
 CONFIG: dict[str, Any] = {

@@ -221,7 +221,7 @@ def test_finding_by_name_path_and_module(tmp_path: Path) -> None:
         ("nowhere.py:f", "nowhere.py does not exist"),
         ("rewards.jpeg:jpg", "has no function 'jpg'"),
         ("no.such.module:f", "cannot be imported"),
-        ("rewards/jpeg.py", "name the function"),
+        ("rewards/jpeg.py", "name the function or class"),
         ({"use": "jpeg_compressibility", "options": {"qualty": 3}}, "has no option 'qualty'"),
         ({"use": "length_penalty", "options": {"limit": True, "buffer": 2}}, r"options\.limit: True will not do"),
         ({"use": "jpeg_compressibility", "device": "cuda:1"}, "no device"),

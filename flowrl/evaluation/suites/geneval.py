@@ -82,7 +82,7 @@ class ShapesGenEval:
             )
         detections = verifier.detect(images)
         verdicts = [
-            verifier.judge(found, dict(prompt.columns))
+            verifier.verify(found, dict(prompt.columns))
             for found, prompt in zip(detections, samples.prompts, strict=True)
         ]
         return Verdicts(

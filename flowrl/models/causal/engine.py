@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 from flowrl.models.adapters import peft
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.policy import TextPolicy
@@ -46,7 +46,8 @@ class VLLMEngine:
     a new LoRA request, so the engine never holds stale weights.
 
     Its log-probabilities are computed by other kernels than the trainer's; the difference is logged as
-    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
+    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``token_advantage: [truncated_importance]`` corrects
+    for it.
     """
 
     def __init__(self, policy: TextPolicy, choices: EngineOptions) -> None:
@@ -54,7 +55,7 @@ class VLLMEngine:
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise missing("sampler.engine=vllm", "vllm", "vllm") from None
+            raise missing_package("sampler.engine=vllm", "vllm", "vllm") from None
         options = policy.network.adaptation.lora
         if options is None:
             raise UserError("sampler.engine=vllm takes over LoRA weights only; set model.full=false, or engine=null")

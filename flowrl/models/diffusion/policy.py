@@ -202,9 +202,9 @@ class DiffusionPolicy:
         """Compute with a weight set; gradients are disabled unless it is ``live``."""
         return self.weights.using(name)
 
-    def follow(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.follow(name, decay)
+        self.weights.update_ema(name, decay)
 
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:

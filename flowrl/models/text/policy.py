@@ -193,9 +193,9 @@ class TextPolicy:
         """Compute with a weight set; gradients are disabled unless it is ``live``."""
         return self.weights.using(name)
 
-    def follow(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.follow(name, decay)
+        self.weights.update_ema(name, decay)
 
     @property
     def adaptation(self) -> Adaptation:

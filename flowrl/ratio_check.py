@@ -55,7 +55,7 @@ class FirstRatio:
             return [f"{found}: usual for different kernels"]
         return [
             f"{found}; above {MISMATCH_LIMIT} on average it is more than rounding: compare dtype, model.path and the"
-            " engine's version, or add credit: [truncated_importance]"
+            " engine's version, or add token_advantage: [truncated_importance]"
         ]
 
     def _clip_news(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
@@ -63,7 +63,7 @@ class FirstRatio:
         if self._said or not share > OUTSIDE_LIMIT:
             return []
         self._said = True
-        dtype, clip = session.config.model.dtype, max(session.algorithm.objective.bounds or (0.0,))
+        dtype, clip = session.config.model.dtype, max(session.algorithm.objective.clip_range or (0.0,))
         finer = f"use {FINER[dtype]}, or " if dtype in FINER else ""
         return [
             f"{share:.1%} of decisions lie outside the clip of {clip:.2g} before any update, by rounding in {dtype} "

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.config import Config
-from flowrl.config.reading import read_yaml
 from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.checkpoint import Checkpoint
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.runtime.inputs import altered
+from flowrl.startup.inputs import altered
 
 FREE = (
     "name",
@@ -47,7 +46,7 @@ def begin(
 
     resume: None starts a new run; ``auto`` goes on from the newest intact checkpoint, or starts if there is none;
     a path goes on from that checkpoint (or that run's newest) and forgets what came after it.
-    inputs: fingerprints of what the run reads besides its config (`flowrl.runtime.inputs.describe`), compared with
+    inputs: fingerprints of what the run reads besides its config (`flowrl.startup.inputs.describe`), compared with
     those of the checkpoint. allow_changed: go on, with a warning, where they or the libraries differ, or where
     ``train.iterations`` did under a decaying learning rate.
     Raises `UserError` if a run exists and ``resume`` is None, if checkpoints are there and none can be read, or if
@@ -123,7 +122,7 @@ def locate(path: Path, which: str = "latest") -> Path:
 def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[str, str], allow_changed: bool) -> None:
     """Compare with the config, the files and the libraries that the checkpoint's run was trained with."""
     path = run / CONFIG
-    before = Config.of(read_yaml(path), str(path))
+    before = Config.of_run(path)
     different = changes(before, config)
     if different:
         raise UserError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from flowrl.errors import plain
+from flowrl.errors import printable
 
 
 def say(text: object = "") -> None:
     """Print what may hold users' words: escape codes among them become visible, and do nothing."""
-    print(plain(str(text)))
+    print(printable(str(text)))
 
 
 def print_pairs(rows: list[tuple[str, Any]]) -> None:
@@ -31,7 +31,7 @@ def print_table(heads: list[str], rows: list[list[str]]) -> None:
     for head in heads:
         table.add_column(head, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -43,11 +43,4 @@ def print_findings(rows: list[tuple[str, str, str]]) -> None:
     console = Console()
     for name, state, detail in rows:
         mark = Text(f"{state:<5}", style={"ok": "green", "bad": "red", "note": "yellow"}[state])
-        console.print(mark + Text(plain(f" {name}: {detail}")), soft_wrap=True)
-
-
-def part_pairs(parts: dict[str, Any]) -> list[tuple[str, str]]:
-    """An algorithm's parts for `print_pairs`: slot and text."""
-    from flowrl.commands.listing import part_text
-
-    return [(slot, part_text(value)) for slot, value in parts.items()]
+        console.print(mark + Text(printable(f" {name}: {detail}")), soft_wrap=True)

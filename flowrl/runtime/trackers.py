@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from flowrl.config import Config
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 from flowrl.records.directory import RunDirectory
 from flowrl.records.sample_files import read_json_lines
 
@@ -116,7 +116,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise `UserError` for a tracker that is not installed, or that needs a login that is not there."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise missing(f"log.trackers: {name}", name, "tracking", "remove it")
+            raise missing_package(f"log.trackers: {name}", name, "tracking", "remove it")
     if "wandb" in names:
         import wandb
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flowrl.config import Config
-from flowrl.errors import UserError, exhausted, reason
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.runtime.timing import PhaseTimer
 
 
@@ -18,7 +18,7 @@ def explained(config: Config, phase: str | PhaseTimer, rescue: Callable[[], None
         yield
     except (MemoryError, RuntimeError, OSError, UserError) as error:
         mistake = isinstance(error, UserError)
-        if not mistake and not exhausted(error):
+        if not mistake and not is_out_of_memory(error):
             raise
         if rescue is not None:
             rescue()
@@ -26,7 +26,7 @@ def explained(config: Config, phase: str | PhaseTimer, rescue: Callable[[], None
             raise
         name = phase if isinstance(phase, str) else phase.failed or "update"
         doing, remedy = _advice(config, name)
-        raise UserError(f"out of memory while {doing}: {remedy} ({reason(error)})") from error
+        raise UserError(f"out of memory while {doing}: {remedy} ({first_line(error)})") from error
 
 
 def _advice(config: Config, phase: str) -> tuple[str, str]:

@@ -12,15 +12,15 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig, VLLMConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
-from flowrl.errors import UserError, did_you_mean, missing
+from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.files import check_place
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
 from flowrl.paths import expanded, local
-from flowrl.runtime.geometry import Geometry, geometry
-from flowrl.runtime.tracking import check_trackers
+from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
 from flowrl.score.finding import check_reward
+from flowrl.startup.workload import Geometry, geometry
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _check_engine(config: Config, algorithm: Algorithm) -> None:
     if engine is None and config.model.vllm != VLLMConfig():
         raise UserError("model.vllm holds options of an engine that is not used; set algorithm.sampler.engine=vllm")
     if engine is not None and importlib.util.find_spec(engine) is None:
-        raise missing(f"algorithm.sampler.engine={engine}", engine, "vllm", "leave engine out")
+        raise missing_package(f"algorithm.sampler.engine={engine}", engine, "vllm", "leave engine out")
 
 
 def check_family(path: str, family: str) -> None:

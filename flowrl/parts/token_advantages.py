@@ -1,4 +1,4 @@
-"""Spreading the credit of a sample over its decisions: [N, D], computed once before the first update."""
+"""Spreading the advantage of a sample over its decisions: [N, D], computed once before the first update."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.types import Likelihood, MisfitError, Rows
+from flowrl.types import IncompatibleError, Likelihood, Rows
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class GAE:
     whiten: bool = True
 
     @property
-    def held(self) -> str:
+    def reference(self) -> str:
         return ""
 
     def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
@@ -33,33 +33,33 @@ class GAE:
         reward = torch.where(last_of(mask), advantage.double(), 0.0)
         later = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
         delta = torch.where(mask, reward + self.gamma * later - value, 0.0)
-        credit, running = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
+        advantage, running = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
         for t in reversed(range(delta.shape[1])):
             running = delta[:, t] + self.gamma * self.lam * running
-            credit[:, t] = running
-        known = replace(old, extra={**old.extra, "returns": torch.where(mask, credit + value, 0.0)})
-        return (whitened(credit, mask) if self.whiten else credit), known
+            advantage[:, t] = running
+        known = replace(old, extra={**old.extra, "returns": torch.where(mask, advantage + value, 0.0)})
+        return (whitened(advantage, mask) if self.whiten else advantage), known
 
 
 @dataclass(frozen=True)
 class KLInReward:
-    """``A_t = A - weight sum_{i >= t} log p(i) / p_set(i)``: the divergence as a reward of every token, with the credit
-    of what follows. REINFORCE++ (arXiv:2501.03262) eq. 5-6, which then whitens over all tokens of the batch."""
+    """``A_t = A - weight sum_{i >= t} log p(i) / p_set(i)``: the divergence as a reward of every token, summed over
+    what follows. REINFORCE++ (arXiv:2501.03262) eq. 5-6, which then whitens over all tokens of the batch."""
 
     weight: float = 0.01
     to: str = "reference"
     whiten: bool = True
 
     @property
-    def held(self) -> str:
+    def reference(self) -> str:
         return self.to if self.weight > 0 else ""
 
     def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
-        credit = advantage.double()
+        advantage = advantage.double()
         if self.weight > 0:
             ratio = torch.where(mask, old.need(f"log_ratio/{self.to}").double(), 0.0)
-            credit = credit - self.weight * ratio.flip(1).cumsum(dim=1).flip(1)
-        return (whitened(credit, mask) if self.whiten else credit), old
+            advantage = advantage - self.weight * ratio.flip(1).cumsum(dim=1).flip(1)
+        return (whitened(advantage, mask) if self.whiten else advantage), old
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,15 @@ class TruncatedImportance:
             raise ValueError(f"cap={self.cap} is the largest importance weight: give one above 0")
 
     @property
-    def held(self) -> str:
+    def reference(self) -> str:
         return ""
 
     def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
         behaviour = getattr(rows, "behaviour", None)
         if behaviour is None:
-            raise MisfitError("credit TruncatedImportance needs a sampler that records its log-probabilities")
+            raise IncompatibleError(
+                "token_advantage TruncatedImportance needs a sampler that records its log-probabilities"
+            )
         gap = torch.where(mask, old.logp - behaviour.double(), 0.0)
         if self.level == "sequence":
             gap = gap.sum(dim=1, keepdim=True).expand_as(gap)

@@ -43,7 +43,7 @@ class Every:
 
 
 @dataclass(frozen=True)
-class Follower:
+class Ema:
     """After every iteration, ``name <- d name + (1 - d) live`` with ``d = decay(optimiser steps so far, and before
     this iteration)``."""
 

@@ -16,24 +16,28 @@ METRIC = "eval/reward/mean"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Result:
     """The last evaluation of one config over its seeds."""
 
     name: str
     start: tuple[float, ...]
     """First evaluation of each seed."""
     end: tuple[float, ...]
+    """Last evaluation of each seed."""
     seconds: tuple[float, ...]
+    """Training time of each seed."""
     samples: float
+    """Samples made by a run."""
 
     @property
     def gain(self) -> tuple[float, ...]:
+        """Last evaluation less first, of each seed."""
         return tuple(last - first for first, last in zip(self.start, self.end, strict=True))
 
 
 def compare(
     configs: Sequence[Path], overrides: Sequence[str], seeds: int, out: Path, train: Callable[[Config], Path]
-) -> list[Outcome]:
+) -> list[Result]:
     """Train every config with seeds 0 to ``seeds - 1`` below ``out`` and read their evaluations.
 
     Finished runs are not trained again. ``train`` runs a config, going on where a run exists.
@@ -43,14 +47,14 @@ def compare(
     names = [config.name for config in loaded]
     if len(set(names)) < len(names):
         raise UserError(f"compare: the configs need different names, found {', '.join(names)}; change 'name' in one")
-    outcomes = []
+    results = []
     for path, name in zip(configs, names, strict=True):
         runs = []
         for seed in range(seeds):
             own = [f"train.seed={seed}", f"out={out / name / f'seed{seed}'}"]
             runs.append(train(Config.load(path, [*overrides, *own])))
-        outcomes.append(_outcome(name, runs))
-    return outcomes
+        results.append(_result(name, runs))
+    return results
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -59,7 +63,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def _outcome(name: str, runs: Sequence[Path]) -> Outcome:
+def _result(name: str, runs: Sequence[Path]) -> Result:
     starts, ends, seconds, samples = [], [], [], 0.0
     for run in runs:
         lines = RunDirectory.open(run).metrics()
@@ -70,4 +74,4 @@ def _outcome(name: str, runs: Sequence[Path]) -> Outcome:
         ends.append(values[-1])
         seconds.append(float(lines[-1].get("time", math.nan)))
         samples = float(lines[-1].get("samples", math.nan))
-    return Outcome(name, tuple(starts), tuple(ends), tuple(seconds), samples)
+    return Result(name, tuple(starts), tuple(ends), tuple(seconds), samples)

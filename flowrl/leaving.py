@@ -1,4 +1,4 @@
-"""A reward in the trainer's process that ends the process: it ends its own call instead."""
+"""A user's code in the trainer's process that ends the process: it ends its own call instead."""
 
 from __future__ import annotations
 

@@ -89,7 +89,11 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
     if config.model.critic_for(algorithm.valued) == "network":
         network_rows *= 2  # each row passes through both networks
     trained = samples * network_rows * train.epochs
-    measured = train.updates * train.epochs > 1 and algorithm.objective.compares and not algorithm.estimator.told
+    measured = (
+        train.updates * train.epochs > 1
+        and algorithm.objective.needs_old_logp
+        and not algorithm.estimator.has_recorded_logp
+    )
     return Geometry(
         prompts=data.prompts,
         group=data.group,
@@ -98,8 +102,8 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
         optimizer_steps=train.updates * train.epochs,
         sampling_forwards=samples * algorithm.sampler.forwards,
         training_forwards=trained,
-        frozen_forwards=trained * len({*algorithm.held, *algorithm.estimator.frozen})
-        + samples * network_rows * bool(measured or algorithm.credit),
+        frozen_forwards=trained * len({*algorithm.references, *algorithm.estimator.references})
+        + samples * network_rows * bool(measured or algorithm.token_advantage),
         iterations=train.iterations,
         rounds=algorithm.selection.rounds,
         enough=math.ceil(algorithm.selection.share * data.prompts),

@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from flowrl.errors import plain
+from flowrl.errors import printable
 
 ROWS = (
     ("reward", "reward/mean"),
@@ -39,7 +39,7 @@ PHASES = {
     "sample": "sampling",
     "decode": "decoding",
     "reward": "waiting for rewards",
-    "advantage": "credit",
+    "advantage": "advantages",
     "update": "update",
     "monitor": "monitor",
     "eval": "evaluation",
@@ -162,7 +162,7 @@ class Display:
 
     def _print(self, text: str) -> None:
         """Names and prompts of users are text: neither markup nor escape codes."""
-        self._console.print(plain(text), highlight=False, markup=False, emoji=False, soft_wrap=self._live is None)
+        self._console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=self._live is None)
 
     def _line(self, iteration: int, metrics: Mapping[str, float]) -> str:
         parts = [f"{label} {self._value(key)}" for label, key in ROWS if _telling(key, metrics)]
@@ -193,8 +193,8 @@ class Display:
         if self._total:
             told = f"{self._now}   {self._done} of {self._total}   {self._pace()}".rstrip()
             bar = ProgressBar(self._total, self._done, width=min(BAR, self._console.width - 6))
-            return Group(Text(plain(told)), bar)
-        self._spinner.update(text=Text(plain(f"{self._now}  {_duration(spent)}" if spent >= 1 else self._now)))
+            return Group(Text(printable(told)), bar)
+        self._spinner.update(text=Text(printable(f"{self._now}  {_duration(spent)}" if spent >= 1 else self._now)))
         return self._spinner
 
     def _pace(self) -> str:
@@ -212,7 +212,7 @@ class Display:
                 table.add_row(label, self._value(key))
                 if key == "reward/mean":
                     for name, mean in self._single():
-                        table.add_row(Text(f"  {plain(name)}"), mean)
+                        table.add_row(Text(f"  {printable(name)}"), mean)
         if "time/iteration" in self._latest and self._iteration > self._start:  # not of the first evaluation
             table.add_row("time", self._times())
         return table

@@ -54,8 +54,8 @@ class Verdict:
     """Why it is not correct, clause by clause in the official wording."""
 
 
-def judge(detections: Iterable[Detection], metadata: Metadata, rules: Rules = OFFICIAL) -> Verdict:
-    """Judge one image by all clauses of its metadata (see `metadata.check`).
+def verify(detections: Iterable[Detection], metadata: Metadata, rules: Rules = OFFICIAL) -> Verdict:
+    """Verify one image by all clauses of its metadata (see `metadata.check`).
 
     The detections that `to_color` names need a colour; ValueError where one has none.
     """
@@ -162,7 +162,7 @@ def released_terms(kept: Kept, metadata: Metadata, rules: Rules = OFFICIAL) -> l
 
 
 def _official(kept: Kept, metadata: Metadata, rules: Rules) -> list[str]:
-    """The official verdict's reasons, none if correct: clauses are judged on their most confident objects only."""
+    """The official verdict's reasons, none if correct: clauses are verified on their most confident objects only."""
     reasons: list[str] = []
     groups: list[list[Detection] | None] = []
     for clause in metadata.get("include") or ():

@@ -13,8 +13,8 @@ from flowrl.errors import UserError
 from flowrl.models import load_adapter, load_policy
 from flowrl.records import checkpoint as checkpoints
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.runtime.preflight import with_adapter
-from flowrl.runtime.resume import locate
+from flowrl.startup.preflight import with_adapter
+from flowrl.startup.resume import locate
 from flowrl.version import __version__
 
 WEIGHTS = "weights/"
@@ -40,7 +40,7 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     no intact checkpoint.
     """
     path = Path(run)
-    config = Config.load(RunDirectory.open(path).path / CONFIG)
+    config = Config.of_run(RunDirectory.open(path).path / CONFIG)
     where = locate(path, str(checkpoint)) if checkpoint in ("best", "latest") else locate(Path(checkpoint))
     state = checkpoints.load(where).tensors
     family = build(config.algorithm).family

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from flowrl.algorithms import build, describe, find, summary
-from flowrl.commands.listing import flat, part_text
+from flowrl.commands.algorithms import flat, part_text
 from flowrl.config.explain import Line
 from flowrl.parts.algorithm import Algorithm
 
@@ -21,7 +21,7 @@ HIDDEN = ("families", "min_group")
 
 GENERAL = {
     "regularizers": "terms added to the loss",
-    "followers": "weight sets that follow the live one",
+    "ema_weights": "weight sets that follow the live one",
     "weight": "factor of this term in the loss",
     "to": "weight set that it compares with",
     "draws": "random draws per sample",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.types import MisfitError, Rows, StepRows, ViewRows
+from flowrl.types import IncompatibleError, Rows, StepRows, ViewRows
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class InverseStep:
 
     def __call__(self, rows: Rows, shape: tuple[int, int]) -> Tensor:
         if not isinstance(rows, StepRows):
-            raise MisfitError("emphasis InverseStep needs recorded steps: use it with the transitions estimator")
+            raise IncompatibleError(
+                "loss_weight InverseStep needs recorded steps: use it with the transitions estimator"
+            )
         factor = 1 / (rows.t - rows.t_next).double()
         return factor / factor.mean(dim=1, keepdim=True) if self.normalise else factor
 
@@ -43,7 +45,7 @@ class EqualViews:
 
     def __call__(self, rows: Rows, shape: tuple[int, int]) -> Tensor:
         if not isinstance(rows, ViewRows) or rows.per != "cell":
-            raise MisfitError("emphasis EqualViews needs cells: set estimator.per=cell on MaskedViews")
+            raise IncompatibleError("loss_weight EqualViews needs cells: set estimator.per=cell on MaskedViews")
         asked = rows.targets.sum(dim=2, keepdim=True).double()
         share = 1 / asked.clamp(min=1)
         scale = asked.sum(dim=1, keepdim=True) / (asked > 0).sum(dim=1, keepdim=True).clamp(min=1)
@@ -59,6 +61,6 @@ class ByLength:
 
     def __call__(self, rows: Rows, shape: tuple[int, int]) -> Tensor:
         if not isinstance(rows, ViewRows):
-            raise MisfitError("emphasis ByLength needs completions of a masked language model")
+            raise IncompatibleError("loss_weight ByLength needs completions of a masked language model")
         length = rows.content.sum(dim=1).double()
         return ((length / length.mean()) ** self.power)[:, None].expand(shape)
