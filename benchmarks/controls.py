@@ -17,9 +17,9 @@ from diffusers import StableDiffusion3Pipeline
 from flowrl.config import Config
 from flowrl.heldout import evaluate_heldout
 from flowrl.models import load_policy
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import open_session
+from flowrl.startup.preflight import check
 from flowrl.worlds.shapes import BASE
 from flowrl.worlds.shapes.pretrain import Recipe, continue_pretraining
 
@@ -34,7 +34,7 @@ def score(guidance: float, pipeline: StableDiffusion3Pipeline | None = None) -> 
     if pipeline is not None:
         arguments = config.model.arguments("diffusion") | {"path_or_pipeline": pipeline}
         session.policy = load_policy(**(arguments | {"call": {**config.model.call, "max_sequence_length": 1}}))
-        session.policy.follow("ema", 0.0)
+        session.policy.update_ema("ema", 0.0)
     return evaluate_heldout(session, PhaseTimer())[0]["eval/strict/mean"]
 
 

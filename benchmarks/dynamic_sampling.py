@@ -15,9 +15,9 @@ from typing import Any
 from flowrl.config import Config
 from flowrl.heldout import evaluate_heldout
 from flowrl.rounds import GROUPS
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import open_session
+from flowrl.startup.preflight import check
 from flowrl.train import iterate
 
 ARMS: dict[str, Any] = {

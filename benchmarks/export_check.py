@@ -20,8 +20,8 @@ PROMPTS = ("a red circle and a blue square", "three crosses", "a circle left of 
 def ours(run: str, file: Path) -> None:
     """Sample with flowrl and keep the noise."""
     from flowrl.math.random import seeds
-    from flowrl.runtime.restore import policy_of_run
     from flowrl.samplers.flow import FlowSampler
+    from flowrl.startup.policies import policy_of_run
     from flowrl.types import Draw
 
     policy = policy_of_run(run)

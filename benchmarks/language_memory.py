@@ -58,7 +58,7 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
     from flowrl import algorithms
     from flowrl.math.random import seeds
     from flowrl.models import load_policy
-    from flowrl.step import Pass, improve
+    from flowrl.step import UpdateSettings, improve
     from flowrl.types import Rollout, Scores, TokenScores, TokenTrace
 
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
     name = "nodes" if side["preset"] == "gdpo_dllm" else "draws"
     algorithm = algorithms.build({"use": side["preset"], name: side["draws"], **sizes})
     for weights in algorithm.weight_sets:
-        policy.follow(weights, 0.0)
+        policy.update_ema(weights, 0.0)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(4, VOCABULARY, (SAMPLES, LENGTH), generator=generator)
     prompts = [" ".join(f"w{(7 * i + j) % 900 + 10}" for j in range(PROMPT_TOKENS)) for i in range(SAMPLES)]
@@ -88,9 +88,9 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
     valid = torch.ones(SAMPLES, dtype=torch.bool)
     scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, valid)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-6)  # no state: the memory is the update's own
-    credit, drawn = algorithm.advantage(scores, {}), seeds(0, "s", count=SAMPLES)
+    advantage, drawn = algorithm.advantage(scores, {}), seeds(0, "s", count=SAMPLES)
     before, start = peak(), time.perf_counter()
-    improve(policy, optimizer, algorithm, rollout, scores, credit, drawn, Pass(micro_batch=side["micro"]))
+    improve(policy, optimizer, algorithm, rollout, scores, advantage, drawn, UpdateSettings(micro_batch=side["micro"]))
     return {"seconds": time.perf_counter() - start, "megabytes": peak() - before}
 
 

@@ -19,9 +19,9 @@ from collections.abc import Callable
 import torch
 
 from flowrl.config import Config
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
+from flowrl.startup.preflight import check
 from flowrl.train import iterate
 from flowrl.types import Samples, iterate_blocks
 

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 
-from flowrl.remote import TOKEN_VARIABLE
-from flowrl.remote.protocol import Limits, decode_images, encode_images
+from flowrl.clients.protocol import TOKEN_VARIABLE, Limits, decode_images, encode_images
+from flowrl.media import quantise
 from flowrl.score import load_rewards
-from flowrl.score.clip import quantise
 from flowrl.types import Prompt, Samples
 
 REWARD = "def brightness(images, prompts):\n    return images.mean(dim=(1, 2, 3))\n"

@@ -135,8 +135,8 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
 
     import flowrl
     from flowrl.config import Config
-    from flowrl.runtime.preflight import check
     from flowrl.session import open_session
+    from flowrl.startup.preflight import check
 
     path, rows, _ = place(folder, options)
     data = folder / "prompts.jsonl"

@@ -7,13 +7,14 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from flowrl.version import __version__
+
 if TYPE_CHECKING:
     from flowrl.evaluation import evaluate as evaluate
     from flowrl.models import load_policy as load_policy
     from flowrl.train import train as train
 
-__version__ = "0.1.0"
-__all__ = ["evaluate", "load_policy", "train"]
+__all__ = ["__version__", "evaluate", "load_policy", "train"]
 
 _HOMES = {"evaluate": "flowrl.evaluation", "load_policy": "flowrl.models", "train": "flowrl.train"}
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from flowrl.math.random import seeds
 from flowrl.monitor import watch_heldout
 from flowrl.parts.diagnostics import describe_scores
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.restore import evaluated
+from flowrl.records.directory import RunDirectory
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session
+from flowrl.startup.policies import evaluated
 from flowrl.types import Draw, Prompt, Samples, Scores
 
 EVAL_SEED = 20_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flowrl.errors import UserError, clipped
+from flowrl.errors import UserError, shorten
 
 
 def expanded(path: str | Path, key: str = "path") -> Path:
@@ -17,7 +17,7 @@ def expanded(path: str | Path, key: str = "path") -> Path:
         pass  # whether it is there is another question
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{key}: {clipped(str(path), 120)!r} is no path: {why}") from None
+        raise UserError(f"{key}: {shorten(str(path), 120)!r} is no path: {why}") from None
     return Path(found)
 
 

@@ -65,7 +65,7 @@ class _Account:
 
     def conclude(self, rewards: Rewards, scoring: Scoring) -> Scores:
         """Scores of all samples so far: a round without any is an error only if all rounds before it had none."""
-        return rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.tallies)
+        return rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.stats)
 
     def metrics(self) -> dict[str, float]:
         """Means over the rounds, which are of one size; times and failures add up."""
@@ -92,8 +92,8 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
         if most == 1:
             return Gathered(made.rollout, made.samples, made.seeds, drawn, drawn, account.metrics())
         # A copy, because the state of the advantage should learn from what stays alone.
-        credit = algorithm.advantage(drawn, deepcopy(session.memory))
-        part = algorithm.selection(drawn, credit)[-len(made.seeds) :]
+        advantage = algorithm.advantage(drawn, deepcopy(session.memory))
+        part = algorithm.selection(drawn, advantage)[-len(made.seeds) :]
         fresh = made.rollout.group[part].unique()[:missing]  # sorted; what goes beyond is surplus
         missing -= len(fresh)
         if len(fresh) == wanted and len(account.groups) == 1:
@@ -104,7 +104,7 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
             break
         del made, scoring  # before the next round takes as much memory again
     chosen = kept or made
-    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.tallies)
+    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.stats)
     counts = {
         "sampling/rounds": float(len(account.groups)),
         "sampling/samples": float(len(account.prompts)),

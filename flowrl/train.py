@@ -1,4 +1,4 @@
-"""The training loop: sample, score, credit, update. It names no method, model or reward."""
+"""The training loop: sample, score, compute advantages, update. It names no method, model or reward."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from flowrl.heldout import keep_heldout
 from flowrl.math.random import derive
 from flowrl.monitor import halt, news, watch_training
 from flowrl.parts.diagnostics import describe_scores
+from flowrl.ratio_check import FirstRatio
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 from flowrl.report import write_anyway
-from flowrl.rounding import FirstRatio
 from flowrl.rounds import Gathered, gather, shortage
-from flowrl.runtime import checkpoint
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.inputs import KEY, describe
-from flowrl.runtime.memory import explained
-from flowrl.runtime.preflight import check
-from flowrl.runtime.progress import Display
-from flowrl.runtime.resume import begin
+from flowrl.runtime.display import Display
+from flowrl.runtime.out_of_memory import explained
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import steady
 from flowrl.runtime.timing import PhaseTimer, RunClock
-from flowrl.runtime.tracking import Trackers
+from flowrl.runtime.trackers import Trackers
 from flowrl.session import EMA, Session, open_session
-from flowrl.step import Pass, improve
-from flowrl.types import MisfitError
+from flowrl.startup.inputs import KEY, describe
+from flowrl.startup.preflight import check
+from flowrl.startup.resume import begin
+from flowrl.step import UpdateSettings, improve
+from flowrl.types import IncompatibleError
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
-    """One iteration: metrics, and what was learned from with its credit. Raises `UserError` where parts of the
+    """One iteration: metrics, and what was learned from with its advantage. Raises `UserError` where parts of the
     algorithm do not fit each other or the model."""
     try:
         return _iterate(session, timer)
-    except MisfitError as error:
+    except IncompatibleError as error:
         raise UserError(f"algorithm: {error}") from error
 
 
@@ -50,7 +50,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gat
     with timer("update"):
         for group, rate in zip(session.optimizer.param_groups, session.learning_rates(), strict=True):
             group["lr"] = rate
-        settings = Pass(
+        settings = UpdateSettings(
             updates=config.train.updates,
             epochs=config.train.epochs,
             micro_batch=config.train.micro_batch,
@@ -82,13 +82,13 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
     progress.optimizer_steps += steps
     progress.samples += samples
     progress.forwards += forwards
-    for follower in session.algorithm.followers:
-        decay = follower.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
-        session.policy.follow(follower.name, decay)
+    for average in session.algorithm.ema_weights:
+        decay = average.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+        session.policy.update_ema(average.name, decay)
     ema = session.config.train.ema
     if ema is not None:
         warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
-        session.policy.follow(EMA, min(ema, warm))
+        session.policy.update_ema(EMA, min(ema, warm))
 
 
 def train(

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.score.clip import CONVERT, place
-from flowrl.score.endpoint import Endpoint, EndpointOptions
+from flowrl.scorers.clip import CONVERT, place
+from flowrl.scorers.endpoint import Endpoint, EndpointOptions
 
 TOP = 20
 """Alternatives of the first token that an endpoint is asked for, the most that the protocol allows."""

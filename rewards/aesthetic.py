@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.score.clip import HuggingFaceClip, find_safetensors, linear_stack, read_safetensors, score_images
+from flowrl.scorers.clip import HuggingFaceClip, find_safetensors, linear_stack, read_safetensors, score_images
 
 RANGE = "about 2 to 8"
 NEEDS = ("weights sac+logos+ava1-l14-linearMSE, converted to safetensors", "weights openai/clip-vit-large-patch14")
@@ -18,9 +18,10 @@ class aesthetic:  # noqa: N801 - the name a config uses
     """Rating (about 1 to 10) that five linear layers give to the normalised CLIP embedding of an image; no prompt.
 
     Weights: the head `sac+logos+ava1-l14-linearMSE.pth` from github.com/christophschuhmann/improved-aesthetic-predictor
-    (3.7 MB, Apache-2.0), a pickle: convert it once with `python -m flowrl.score.convert HEAD.pth aesthetic.safetensors`
-    and give that file as `path`. The backbone `clip` is `openai/clip-vit-large-patch14` as a folder or hub name
-    (transformers' layout, QuickGELU, 1.7 GB in float32; MIT code). Only safetensors are read.
+    (3.7 MB, Apache-2.0), a pickle: convert it once with
+    `python -m flowrl.scorers.convert HEAD.pth aesthetic.safetensors` and give that file as `path`. The backbone `clip`
+    is `openai/clip-vit-large-patch14` as a folder or hub name (transformers'
+    layout, QuickGELU, 1.7 GB in float32; MIT code). Only safetensors are read.
 
     The layers 768-1024-128-64-16-1 have no activations between them and dropout only in training. Preprocessing:
     quantised to uint8 (it was fitted to ratings of saved pictures), shortest edge to 224 with Pillow's bicubic filter,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.score.sandbox import Conversation, Limits, Sandbox, open_sandbox
+from flowrl.sandbox.bubblewrap import Conversation, Limits, Sandbox, open_sandbox
 
 RANGE = "[0, 1]"
 NEEDS = ("tests or inputs and outputs", "bubblewrap")
@@ -34,13 +34,13 @@ class code_tests:  # noqa: N801 - the name a config uses
     prompt has no tests, or where its tests cannot be run (below). A test that passes without asking the program
     anything is not counted.
 
-    A program runs only in `flowrl.score.sandbox`. One that hangs costs one zero and one timeout (``counts``). It
+    A program runs only in `flowrl.sandbox.bubblewrap`. One that hangs costs one zero and one timeout (``counts``). It
     cannot announce its own success: outputs are compared here, and tests run in a second sandbox that never sees the
     program. Its functions are called from there with arguments as data and answer with data, so leaving early,
     printing, patching and ``__eq__`` gain nothing, and expected values are out of its reach. The tests see Python's own
-    builtins and modules, whatever the program calls ``set`` or ``math`` (`flowrl.score.inside.asked_for` has the rule,
-    and what it does where the function asked for is called ``sum``). Objects of the program's own classes stay with it
-    and are reached by attribute and call; two of them are compared by their own ``__eq__``.
+    builtins and modules, whatever the program calls ``set`` or ``math`` (`flowrl.sandbox.harness.asked_for` has the
+    rule, and what it does where the function asked for is called ``sum``). Objects of the program's own classes stay
+    with it and are reached by attribute and call; two of them are compared by their own ``__eq__``.
     What is not defended: weak tests (a constant that happens to be right; an expected value that is among the
     arguments; a test that asks only whether something is true, or evaluates text of the program's). What is not
     supported: tests that hand functions of their own to the program (scored NaN, counted as ``crossing``), or that need

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.score.clip import CLIP_MEAN, CLIP_STD, OpenClip, score_images
+from flowrl.scorers.clip import CLIP_MEAN, CLIP_STD, OpenClip, score_images
 
 RANGE = "about 0.2 to 0.35 (papers print 100 times that)"
 NEEDS = ("weights xswu/HPSv2, converted to safetensors",)
@@ -18,7 +18,7 @@ class hpsv2:  # noqa: N801 - the name a config uses
 
     Weights: `xswu/HPSv2` on the hub, files `HPS_v2_compressed.pt` and `HPS_v2.1_compressed.pt` (ViT-H/14 in open_clip's
     layout, 986 M parameters, 3.9 GB in float32; Apache-2.0). They are pickles; convert the one you want once with
-    `python -m flowrl.score.convert HPS_v2.1_compressed.pt hpsv2.1.safetensors` and give that file (or its folder) as
+    `python -m flowrl.scorers.convert HPS_v2.1_compressed.pt hpsv2.1.safetensors` and give that file (or its folder) as
     `path`. Scores of v2 and v2.1 do not compare.
 
     Preprocessing, as the published code does it: quantised to uint8 (it reads files), then a float tensor; the longest

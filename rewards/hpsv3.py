@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.score.clip import check_fit, find_safetensors, place, read_safetensors, score_images
+from flowrl.scorers.clip import check_fit, find_safetensors, place, read_safetensors, score_images
 
 RANGE = "unbounded, about -5 to 15"
 NEEDS = ("weights MizzenAI/HPSv3 (HPSv3.safetensors)", "processor Qwen/Qwen2-VL-7B-Instruct")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.score.clip import (
+from flowrl.scorers.clip import (
     Preprocessing,
     find_safetensors,
     linear_stack,
@@ -51,7 +51,7 @@ class imagereward:  # noqa: N801 - the name a config uses
     prompt has no embedding of its own: it is tokenized once, and the text tower runs once per image.
 
     Weights: `ImageReward.pt` from `THUDM/ImageReward` (BLIP ViT-L/16 and a BERT-base with cross-attention, 446 M
-    parameters, 1.8 GB in float32; Apache-2.0), a pickle: convert it once with `python -m flowrl.score.convert
+    parameters, 1.8 GB in float32; Apache-2.0), a pickle: convert it once with `python -m flowrl.scorers.convert
     ImageReward.pt imagereward.safetensors` and give that file (or its folder) as `path`. The modules are transformers'
     own; sizes are read from the weights. `tokenizer` is `google-bert/bert-base-uncased`, as a folder or hub name; the
     text starts with [CLS] as in the published code (not BLIP's [ENC]) and is padded and cut to 35 tokens.

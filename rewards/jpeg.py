@@ -15,7 +15,7 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from flowrl.score.clip import quantise
+from flowrl.media import quantise
 
 QUALITY, SUBSAMPLING = 95, "4:2:0"
 VERSION = f"quality-{QUALITY}:{SUBSAMPLING}:libjpeg-{features.version('libjpeg_turbo') or features.version('jpg')}-1"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.score.endpoint import Endpoint, EndpointOptions
+from flowrl.scorers.endpoint import Endpoint, EndpointOptions
 
 RANGE = "[0, 1]"
 NEEDS = ("an OpenAI-compatible endpoint",)

@@ -12,11 +12,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.score.clip import (
+from flowrl.media import picture
+from flowrl.scorers.clip import (
     find_safetensors,
     load_pretrained,
     load_strictly,
-    picture,
     place,
     read_preprocessing,
     read_safetensors,
@@ -92,7 +92,7 @@ class lpips_similarity:  # noqa: N801 - the name a config uses
     scaled (Pillow, bicubic) and cut from its centre to the image's size where that differs.
 
     Weights: `path` is torchvision's `alexnet-owt-7be5be79.pth` (BSD-3-Clause), `heads` is `weights/v0.1/alex.pth` of
-    the package lpips (BSD-2-Clause), both pickles: convert each once with `python -m flowrl.score.convert SRC
+    the package lpips (BSD-2-Clause), both pickles: convert each once with `python -m flowrl.scorers.convert SRC
     DST.safetensors`. Preprocessing: quantised to uint8 (as the reference), scaled to [-1, 1], LPIPS's own mean and
     scale; no resizing, so images need at least 63 x 63 pixels.
     """

@@ -7,12 +7,13 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, get_args, get_type_hints
 
-from flowrl.errors import UserError, did_you_mean, shown
+from flowrl import renamed
+from flowrl.errors import UserError, did_you_mean, short_repr
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.views import BlockAndAfter, Trace
+from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm, Family
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.values import typed
@@ -27,17 +28,17 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "flowrl.estimators.masked",
         "flowrl.estimators.tokens",
     ),
-    "plan": ("flowrl.estimators.views",),
+    "views": ("flowrl.estimators.views",),
     "times": ("flowrl.estimators.times",),
     "advantage": ("flowrl.parts.advantages",),
-    "credit": ("flowrl.parts.credits",),
+    "token_advantage": ("flowrl.parts.token_advantages",),
     "selection": ("flowrl.parts.selections",),
-    "emphasis": ("flowrl.parts.emphases",),
+    "loss_weight": ("flowrl.parts.loss_weights",),
     "objective": ("flowrl.parts.objectives", "flowrl.parts.bounds"),
     "regularizers": ("flowrl.parts.regularizers",),
     "aggregation": ("flowrl.parts.aggregations",),
-    "followers": ("flowrl.parts.schedules",),
-    "decay": ("flowrl.parts.schedules",),
+    "ema_weights": ("flowrl.parts.ema",),
+    "decay": ("flowrl.parts.ema",),
 }
 """Where the parts that fit a field live."""
 FAMILY_OF: dict[str, Family] = {
@@ -59,7 +60,7 @@ def names() -> list[str]:
 def find(name: str) -> Callable[..., Algorithm]:
     """The preset function of a name; `UserError` with a suggestion if there is none."""
     if name not in names():
-        raise UserError(f"algorithm: there is no {name!r}{did_you_mean(name, names())}")
+        raise UserError(f"algorithm: there is no {name!r}{_instead(name, names())}")
     return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
 
@@ -93,7 +94,7 @@ def build(spec: str | Mapping[str, Any]) -> Algorithm:
     fields = {field.name for field in dataclasses.fields(Algorithm)}
     for key in given:
         if key not in arguments and key not in fields:
-            raise UserError(f"algorithm.{key}: no such option of {name}{did_you_mean(key, {*arguments, *fields})}")
+            _unknown(f"algorithm.{key}", f"no such option of {name}", {*arguments, *fields})
     called = {k: _typed(hints[k], v, f"algorithm.{k}") for k, v in given.items() if k in arguments}
     try:
         algorithm = preset(**called)
@@ -126,18 +127,18 @@ def _check(algorithm: Algorithm, name: str) -> None:
             )
     if not (isinstance(sampler, MaskedSampler) and isinstance(estimator, MaskedViews)):
         return
-    plan = estimator.plan
-    if isinstance(plan, BlockAndAfter) and -(-sampler.length // plan.block) < plan.draws:
+    views = estimator.views
+    if isinstance(views, BlockAndAfter) and -(-sampler.length // views.block) < views.draws:
         raise UserError(
-            f"algorithm.estimator.plan.draws={plan.draws}: each view takes another block of {plan.block} positions, of "
-            f"which a completion of {sampler.length} has too few; lower algorithm.estimator.plan.block or draws"
+            f"algorithm.estimator.views.draws={views.draws}: each view takes another block of {views.block} positions,"
+            f" of which a completion of {sampler.length} has too few; lower algorithm.estimator.views.block or draws"
         )
-    if isinstance(plan, Trace):
+    if isinstance(views, Trajectory):
         steps = sampler.steps if sampler.threshold is None else sampler.length
-        if steps > plan.limit * plan.merge:
+        if steps > views.limit * views.merge:
             raise UserError(
-                f"algorithm.estimator.plan.limit={plan.limit}: the sampler may take {steps} steps, {plan.merge} a view;"
-                f" raise it to {-(-steps // plan.merge)}"
+                f"algorithm.estimator.views.limit={views.limit}: the sampler may take {steps} steps, {views.merge} a"
+                f" view; raise it to {-(-steps // views.merge)}"
             )
 
 
@@ -148,7 +149,7 @@ def _adjust(part: Any, changes: Mapping[str, Any], path: str) -> Any:
     for key, value in changes.items():
         here = f"{path}.{key}"
         if key not in known:
-            raise UserError(f"{here}: {type(part).__name__} has no such field{did_you_mean(key, known)}")
+            _unknown(here, f"{type(part).__name__} has no such field", known)
         new[key] = _value(key, value, getattr(part, key), hints[key], here)
     try:
         return dataclasses.replace(part, **new)
@@ -171,14 +172,14 @@ def _value(slot: str, value: Any, current: Any, hint: Any, path: str) -> Any:
 
 
 def _new_part(slot: str, spec: Any, path: str) -> Any:
-    known = _parts_of(slot)
+    known = parts_of(slot)
     if not isinstance(spec, str) and not (isinstance(spec, Mapping) and "use" in spec):
-        raise UserError(f"{path}: {shown(spec)} names no part; known: {', '.join(sorted(known))}")
+        raise UserError(f"{path}: {short_repr(spec)} names no part; known: {', '.join(sorted(known))}")
     given = {"use": spec} if isinstance(spec, str) else dict(spec)
     wanted = given.pop("use")
     match = {_plain(name): name for name in known}.get(_plain(str(wanted)))
     if match is None:
-        raise UserError(f"{path}.use: there is no {wanted!r}{did_you_mean(str(wanted), known)}")
+        raise UserError(f"{path}.use: there is no {wanted!r}{_instead(str(wanted), known)}")
     kind = known[match]
     required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in given]
@@ -193,7 +194,8 @@ def _new_part(slot: str, spec: Any, path: str) -> Any:
     return _adjust(part, given, path)
 
 
-def _parts_of(slot: str) -> dict[str, type]:
+def parts_of(slot: str) -> dict[str, type]:
+    """The parts that fit a slot, by class name."""
     modules = [importlib.import_module(name) for name in SLOTS[slot]]
     return {
         name: kind
@@ -204,7 +206,7 @@ def _parts_of(slot: str) -> dict[str, type]:
 
 
 def _entry(kind: type) -> Any:
-    """What makes a dataclass a part: it can be called, or (kernels) has coefficients, or (followers) a name and a
+    """What makes a dataclass a part: it can be called, or (kernels) has coefficients, or (averages) a name and a
     decay."""
     if "__call__" in kind.__dict__:
         return kind.__dict__["__call__"]
@@ -215,8 +217,19 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
+def _unknown(key: str, what: str, known: Iterable[str]) -> NoReturn:
+    word = key.rpartition(".")[2]
+    raise UserError(renamed.sentence(key) or f"{key}: {what}{did_you_mean(word, known)}")
+
+
+def _instead(name: str, known: Iterable[str]) -> str:
+    """What to write for a name that is unknown."""
+    new = renamed.new_name(name)
+    return did_you_mean(name, known) if new is None else f": it is called {new} now; write {new}"
+
+
 def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
         return typed(hint, value)
     except ValueError as error:
-        raise UserError(f"{path}: {shown(value)} will not do: {error}") from error
+        raise UserError(f"{path}: {short_repr(value)} will not do: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from types import UnionType
@@ -9,25 +10,52 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from flowrl.errors import UserError, clipped, did_you_mean, shown
+from flowrl import renamed
+from flowrl.errors import UserError, did_you_mean, short_repr, shorten
+
+COMMAND_LINE = "command line"
+"""The source of what an override set."""
 
 
-def explain_errors(error: ValidationError, root: type[BaseModel], source: str) -> UserError:
-    """One `UserError` that names every bad key, the value found and the remedy."""
-    sentences = list(dict.fromkeys(_sentence(finding, root) for finding in error.errors()))
-    lead = f"{source}: "
-    return UserError(lead + (sentences[0] if len(sentences) == 1 else "".join(f"\n  - {s}" for s in sentences)))
+def explain_errors(
+    error: ValidationError, root: type[BaseModel], source: str, overridden: Sequence[str] = ()
+) -> UserError:
+    """One `UserError` that names every bad key, the value found and the remedy, and where it was written: in
+    ``source``, or on the command line, whose keys are ``overridden``."""
+    found: dict[str, dict[str, None]] = {}
+    for finding in error.errors():
+        sentence = _sentence(finding, root)
+        found.setdefault(_source(finding, sentence, source, overridden), {})[sentence] = None
+    return UserError("\n".join(f"{where}: {_listed(list(sentences))}" for where, sentences in found.items()))
 
 
-def _sentence(finding: Any, root: type[BaseModel]) -> str:
-    # A union's members appear in the location as "str" and "dict[str,any]"; only real keys are shown.
-    # An unknown key is the last part, whatever it looks like.
+def _listed(sentences: list[str]) -> str:
+    return sentences[0] if len(sentences) == 1 else "".join(f"\n  - {sentence}" for sentence in sentences)
+
+
+def _source(finding: Any, sentence: str, source: str, overridden: Sequence[str]) -> str:
+    """Where the key of a finding was written; of keys that do not fit together, where one of them was."""
+    location = ".".join(str(part) for part in _location(finding))
+    for key in overridden:
+        within = f"{location}.".startswith(f"{key}.") or f"{key}.".startswith(f"{location}.")
+        if within if location else re.search(rf"(?<![\w.]){re.escape(key)}\b", sentence):
+            return COMMAND_LINE
+    return source
+
+
+def _location(finding: Any) -> list[str | int]:
+    """The key of a finding in parts. A union's members appear in pydantic's location as "str" and "dict[str,any]";
+    only real keys stay. An unknown key is the last part, whatever it looks like."""
     unknown = finding["type"] == "extra_forbidden"
     path = list(finding["loc"][:-1] if unknown else finding["loc"])
     location = [part for part in path if isinstance(part, int) or part.isidentifier() or "-" in part]
-    location += finding["loc"][-1:] if unknown else ()
-    key = clipped(".".join(str(part) for part in location), 120)
-    if unknown:
+    return [*location, *finding["loc"][-1:]] if unknown else location
+
+
+def _sentence(finding: Any, root: type[BaseModel]) -> str:
+    location = _location(finding)
+    key = shorten(".".join(str(part) for part in location), 120)
+    if finding["type"] == "extra_forbidden":
         return _unknown(key, finding["input"], location, root)
     if finding["type"] == "missing":
         return f"{key} is missing; every config needs it"
@@ -36,7 +64,7 @@ def _sentence(finding: Any, root: type[BaseModel]) -> str:
         return message
     if finding["type"] == "string_type" and isinstance(finding["input"], dict | list):
         return _unquoted(key, finding["input"])
-    return f"{key}={shown(finding['input'])}: {message[0].lower()}{message[1:]}"
+    return f"{key}={short_repr(finding['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
@@ -45,23 +73,28 @@ def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
     meant = f"{{{lone}}}" if isinstance(lone, str) else "..."
     kind = "mapping" if isinstance(value, dict) else "list"
     return (
-        f'{key}={shown(value)}: should be a text, but YAML reads a {kind}; put it in quotes, {key}: "{meant}" in a'
+        f'{key}={short_repr(value)}: should be a text, but YAML reads a {kind}; put it in quotes, {key}: "{meant}" in a'
         f" file and '{key}=\"{meant}\"' on the command line"
     )
 
 
 def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[BaseModel]) -> str:
     word, known = str(location[-1]), _section(root, location[:-1]).model_fields
+    became = renamed.sentence(key)
+    if became is not None:
+        return became
     head, dot, rest = word.partition(".")
     if dot and head in known:  # a dotted key is for the command line
-        return f"unknown key {shown(word)}; write it as a section, {head}: {{{clipped(rest, 60)}: {shown(value)}}}"
+        section = f"{head}: {{{shorten(rest, 60)}: {short_repr(value)}}}"
+        return f"unknown key {short_repr(word)}; write it as a section, {section}"
     while isinstance(value, dict) and len(value) == 1:  # a misspelt section: name the key that was meant to be set
         inner, value = next(iter(value.items()))
         key = f"{key}.{inner}"
     elsewhere = [f"{name}.{word}" for name in root.model_fields if word in _section(root, [name]).model_fields]
     if elsewhere and word not in root.model_fields:
-        return f"unknown key {clipped(key, 120)}={shown(value)}; did you mean {' or '.join(map(repr, elsewhere))}?"
-    return f"unknown key {clipped(key, 120)}={shown(value)}{did_you_mean(word, known)}"
+        return f"unknown key {shorten(key, 120)}={short_repr(value)}; did you mean {' or '.join(map(repr, elsewhere))}?"
+    section = ".".join(str(part) for part in location[:-1])
+    return f"unknown key {shorten(key, 120)}={short_repr(value)}{did_you_mean(word, known, section)}"
 
 
 def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
@@ -69,13 +102,14 @@ def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseM
     current = root
     for part in location:
         if isinstance(part, str):
-            current = next(_models(current.model_fields[part].annotation), current)
+            current = next(models_in(current.model_fields[part].annotation), current)
     return current
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value of this annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif typing.get_origin(annotation) is not None or isinstance(annotation, UnionType):
         for argument in typing.get_args(annotation):
-            yield from _models(argument)
+            yield from models_in(argument)

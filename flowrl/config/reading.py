@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from flowrl.errors import UserError, clipped, reason, shown
+from flowrl import renamed
+from flowrl.errors import UserError, first_line, short_repr, shorten
 
 NAMED = ("algorithm", "rewards")
 """Keys whose values may be a bare name; an override below one turns the name into ``{use: name}``."""
@@ -31,13 +32,13 @@ class _Loader(yaml.SafeLoader):
         twice = [key for key, count in counts.items() if count > 1]
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {shown(twice[0])} occurs twice", node.start_mark
+                None, None, f"the key {short_repr(twice[0])} occurs twice", node.start_mark
             )
         made = super().construct_mapping(node, deep)
         odd = [key for key in made if not isinstance(key, str)]
         if odd:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {shown(odd[0])} should be a text; put it in quotes", node.start_mark
+                None, None, f"the key {short_repr(odd[0])} should be a text; put it in quotes", node.start_mark
             )
         return made
 
@@ -51,6 +52,17 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+
+RUN_FILES = ("environment.json", "metrics.jsonl", "checkpoints")
+"""What a run writes beside its ``config.yaml``."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """As `read_yaml`; of a file that a run wrote, which may be one of an older release, with today's keys."""
+    values = read_yaml(path)
+    by_a_run = path.name == "config.yaml" and any((path.parent / name).exists() for name in RUN_FILES)
+    return renamed.translated(values) if by_a_run else values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -92,13 +104,13 @@ def parse_yaml(text: str) -> Any:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"not valid YAML: {reason(error)}") from None  # such as a number of 5,000 digits
+        raise UserError(f"not valid YAML: {first_line(error)}") from None  # such as a number of 5,000 digits
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"not valid YAML{where}: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {reason(error)}") from None
+        raise UserError(f"not valid YAML: {first_line(error)}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -116,7 +128,9 @@ def _measure(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in children for part in pair]
     if node.tag.rpartition(":")[2] not in PLAIN:
-        raise UserError(f"not a config: line {node.start_mark.line + 1} has the tag {shown(node.tag)}; leave it out")
+        raise UserError(
+            f"not a config: line {node.start_mark.line + 1} has the tag {short_repr(node.tag)}; leave it out"
+        )
     measured = [_measure(child, known) for child in children]
     size, depth = 1 + sum(size for size, _ in measured), 1 + max((depth for _, depth in measured), default=0)
     if size > NODES or depth > DEPTH:
@@ -142,17 +156,17 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         path = key.strip().split(".")
         if not equals or not all(path) or len(path) > DEPTH:
             raise UserError(
-                f"override {clipped(text, 80)!r} should look like key=value, for example train.iterations=50"
+                f"override {shorten(text, 80)!r} should look like key=value, for example train.iterations=50"
             )
         try:
             new = parse_yaml(value)
         except UserError as error:
-            quoted = f"; if it is a text, put it in quotes: '{clipped(key, 60)}=\"...\"'"
-            raise UserError(f"override {clipped(text, 80)!r}: {error}{quoted}") from None
+            quoted = f"; if it is a text, put it in quotes: '{shorten(key, 60)}=\"...\"'"
+            raise UserError(f"override {shorten(text, 80)!r}: {error}{quoted}") from None
         try:
             _set(changed, path, new, key)
         except UserError as error:
-            raise UserError(f"override {clipped(text, 80)!r}: {error}") from None
+            raise UserError(f"override {shorten(text, 80)!r}: {error}") from None
     return changed
 
 
@@ -166,7 +180,7 @@ def _set(values: dict[str, Any], path: Sequence[str], new: Any, key: str) -> Non
         if child is None:
             child = {}
         if not isinstance(child, dict | list):
-            raise UserError(f"{'.'.join(path[: depth + 1])} is {shown(child)}, so it has no {path[depth + 1]!r}")
+            raise UserError(f"{'.'.join(path[: depth + 1])} is {short_repr(child)}, so it has no {path[depth + 1]!r}")
         here[slot] = child
         here = child
     here[_slot(here, path[-1])] = new

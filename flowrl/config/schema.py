@@ -19,9 +19,10 @@ from pydantic import (
     model_validator,
 )
 
+from flowrl import renamed
 from flowrl.config.errors import explain_errors
 from flowrl.config.model import LoRAConfig, ModelConfig
-from flowrl.config.reading import apply_overrides, read_yaml, write_yaml
+from flowrl.config.reading import apply_overrides, read_config, read_yaml, write_yaml
 from flowrl.config.reward import Reward
 from flowrl.config.section import Fraction, Section
 
@@ -170,15 +171,22 @@ class Config(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a YAML file, apply ``key.path=value`` overrides, check everything. Raises `UserError`."""
-        return cls.of(apply_overrides(read_yaml(Path(path)), overrides), str(path))
+        keys = [text.partition("=")[0].strip() for text in overrides]
+        return cls.of(apply_overrides(read_config(Path(path)), overrides), str(path), keys)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], source: str = "config") -> Self:
-        """A config from plain data. Raises `UserError` naming every bad key."""
+    def of_run(cls, path: Path) -> Self:
+        """The config that a run wrote, be it one of an older release (`flowrl.renamed`). Raises `UserError`."""
+        return cls.of(renamed.translated(read_yaml(path)), str(path))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> Self:
+        """A config from plain data. Raises `UserError` naming every bad key, and as its place ``source``, or the
+        command line where it is one of the keys ``overridden`` there."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain_errors(error, cls, source) from None
+            raise explain_errors(error, cls, source, overridden) from None
 
     @property
     def directory(self) -> Path:
@@ -193,12 +201,6 @@ class Config(Section):
     def fingerprint(self) -> str:
         """sha256 of the resolved config."""
         return hashlib.sha256(self.to_yaml().encode()).hexdigest()
-
-    def explain(self) -> str:
-        """Every key, its value, where it is from and what it means, as aligned plain text."""
-        from flowrl.config.explain import explain
-
-        return explain(self)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

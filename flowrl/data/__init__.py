@@ -13,7 +13,7 @@ from flowrl import generated
 from flowrl.data.columns import TEXT_KEYS, Form
 from flowrl.data.drawing import PromptSet
 from flowrl.data.files import SUFFIXES, file_rows
-from flowrl.errors import UserError, did_you_mean, missing
+from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.paths import expanded
 
 __all__ = ["TEXT_KEYS", "Form", "PromptSet", "hub_rows", "load_prompts", "worlds"]
@@ -91,7 +91,7 @@ def _hub(name: str, spec: str) -> Sequence[Mapping[str, Any]]:
     try:
         return hub_rows(path, *configuration, split=split)
     except ImportError:
-        raise missing(f"data: {spec!r}", "datasets", "data") from None
+        raise missing_package(f"data: {spec!r}", "datasets", "data") from None
     except (ValueError, OSError, AssertionError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"prompts {spec!r} could not be loaded: {reason[0]}") from error

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", *TABLES)
@@ -153,7 +153,7 @@ def _parquet(path: Path) -> Sequence[Mapping[str, Any]]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise missing(f"data: {str(path)!r}", "pyarrow", "data") from None
+        raise missing_package(f"data: {str(path)!r}", "pyarrow", "data") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as found:  # read_table adds columns of folders named like key=value
             _check_names(found.schema_arrow.names, f"prompts {path}", "name it")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.detection.objects import COLORS, Detection
 from flowrl.errors import UserError
-from flowrl.score.clip import HuggingFaceClip, unit
+from flowrl.scorers.clip import HuggingFaceClip, unit
 
 WEIGHTS = "openai/clip-vit-large-patch14"
 BACKGROUND = "#999"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowrl.detection.objects import ALIASES, OBJECTS, Detection
 from flowrl.errors import UserError
-from flowrl.score.clip import Preprocessing, load_pretrained, place
+from flowrl.scorers.clip import Preprocessing, load_pretrained, place
 
 WEIGHTS = "facebook/mask2former-swin-small-coco-instance"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

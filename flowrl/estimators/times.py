@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.random import normal, uniform
-from flowrl.types import MisfitError
+from flowrl.types import IncompatibleError
 
 Times = TypeVar("Times", Tensor, float)
 
@@ -56,7 +56,9 @@ class GridTimes:
         chosen = grid[self.skip : max(self.skip + 1, int(steps * self.fraction))]
         chosen = chosen[chosen >= self.least]
         if not len(chosen):
-            raise MisfitError(f"no time of the sampler's grid is left: lower times.least={self.least} or times.skip")
+            raise IncompatibleError(
+                f"no time of the sampler's grid is left: lower times.least={self.least} or times.skip"
+            )
         return chosen
 
     def share_below(self, limit: float, grid: Tensor) -> float:

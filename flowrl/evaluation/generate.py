@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import flowrl
-from flowrl.errors import UserError
+from flowrl.errors import UserError, counted
 from flowrl.evaluation.decoding import Made, make
-from flowrl.evaluation.layout import (
+from flowrl.evaluation.target import Medium, Overlong
+from flowrl.math.random import derive
+from flowrl.records.sample_files import (
     COMPLETION,
     IMAGE,
     Entry,
@@ -26,12 +27,11 @@ from flowrl.evaluation.layout import (
     write_image,
     write_text,
 )
-from flowrl.evaluation.target import Medium, Overlong
-from flowrl.math.random import derive
-from flowrl.runtime.progress import Display
+from flowrl.runtime.display import Display
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Draw, Prompt, Sampler
+from flowrl.version import __version__
 
 BATCH_NUMBERS = 2**20  # latent numbers per batch: four images of 1024 px with 16 latent channels, on any GPU
 BATCH_IMAGES = 64
@@ -62,7 +62,7 @@ class Maker:
             "seed": self.seed,
             "sampler": repr(self.sampler),
             "prompts_sha256": fingerprint(prompts),
-            "flowrl": flowrl.__version__,
+            "flowrl": __version__,
             **{
                 name: value for name in ("overlong", "prefill") if (value := getattr(self, name)) not in (None, "error")
             },
@@ -106,7 +106,7 @@ def generate(
         entries = [entry for entry in entries if entry.index in asked]
         jobs = [(entry, n) for entry in entries for n, path in enumerate(entry.files) if not path.exists()]
         size = batch_size(policy, maker.sampler)
-        with shown.counting(f"making {len(jobs)} {maker.medium} ({folder.parent.name})", len(jobs)) as advance:
+        with shown.counting(f"making {counted(len(jobs), maker.medium)} ({folder.parent.name})", len(jobs)) as advance:
             for start in range(0, len(jobs), size):
                 part = jobs[start : start + size]
                 for entry, _ in part:
@@ -158,7 +158,7 @@ def _make(maker: Maker, policy: Any, prompts: Mapping[int, Prompt], jobs: Sequen
 def _facts(maker: Maker, entry: Entry, sample: int) -> dict[str, Any]:
     """What a picture says of itself."""
     settings = {**maker.identity, "weights": maker.weights, "sampler": repr(maker.sampler), "sample": sample}
-    software = f"flowrl {flowrl.__version__}"
+    software = f"flowrl {__version__}"
     return {"prompt": entry.metadata["prompt"], "seed": str(maker.seed), "settings": settings, "Software": software}
 
 

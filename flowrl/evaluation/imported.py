@@ -11,9 +11,9 @@ import torch
 
 from flowrl.detection.results import Result, read_results
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import Entry
 from flowrl.evaluation.suites import Verdicts
 from flowrl.evaluation.target import Target
+from flowrl.records.sample_files import Entry
 from flowrl.types import Prompt, Samples
 
 Place = tuple[str, str]

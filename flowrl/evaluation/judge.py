@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.evaluation.layout import COMPLETION, Entry, image_size, read_completion, read_images, write_text
 from flowrl.evaluation.results import Judged
 from flowrl.evaluation.suites import Suite, tag_of
+from flowrl.records.sample_files import COMPLETION, Entry, image_size, read_completion, read_images, write_text
 from flowrl.types import Prompt, Samples
 
 BATCH_PIXELS = 2**22  # sixteen images of 512 px, thousands of small ones

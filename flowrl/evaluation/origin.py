@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
-from flowrl.errors import UserError, clipped
+from flowrl.errors import UserError, shorten
 from flowrl.evaluation.decoding import Decoding, of_settings
-from flowrl.models.exporting import ORIGIN_FILE
+from flowrl.models.export_folder import ORIGIN_FILE
+from flowrl.renamed import translated
 from flowrl.types import Sampler
 
 
@@ -56,7 +57,7 @@ def read_origin(path: Path) -> Origin | None:
     if not path.exists() or not file.is_file():
         return None
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = translated(json.loads(file.read_text(encoding="utf-8")))
         family, model, evaluation = facts["family"], dict(facts["model"]), facts["eval"]
         allowed = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
         load = {key: value for key, value in model.items() if key in allowed}
@@ -65,7 +66,7 @@ def read_origin(path: Path) -> Origin | None:
         origin = Origin(facts["algorithm"], family, decoding, load, call)
         origin.sampler(Decoding())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        words = clipped(" ".join(str(error).split()), 200)
+        words = shorten(" ".join(str(error).split()), 200)
         raise UserError(
             f"{file} is not one that this flowrl wrote ({words}); delete it to sample as the model does by itself"
         ) from error

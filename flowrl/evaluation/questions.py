@@ -9,9 +9,9 @@ from typing import Any
 
 from flowrl.config import RewardConfig
 from flowrl.data import hub_rows
-from flowrl.errors import UserError, missing
-from flowrl.evaluation.layout import read_json_lines
+from flowrl.errors import UserError, missing_package
 from flowrl.evaluation.scored import ScoredSuite, scored
+from flowrl.records.sample_files import read_json_lines
 from flowrl.types import Prompt
 
 
@@ -66,6 +66,6 @@ def _download(name: str, source: Source) -> Sequence[Mapping[str, Any]]:
     try:
         return hub_rows(source.dataset, *configuration, split="test")
     except ImportError:
-        raise missing(f"suite {name}", "datasets", "data", local) from None
+        raise missing_package(f"suite {name}", "datasets", "data", local) from None
     except (ValueError, OSError) as error:
         raise UserError(f"suite {name} could not load {source.dataset} ({error}); or {local}") from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl.evaluation.suites import Verdicts
-from flowrl.score.clip import quantise
+from flowrl.media import quantise
 from flowrl.types import Prompt, Samples
 
 VARIABLE = "FLOWRL_CACHE"

@@ -16,10 +16,10 @@ from flowrl.config import Config
 from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.evaluation.decoding import Decoding, of_model, of_run
-from flowrl.evaluation.layout import is_image_folder, read_folder
 from flowrl.evaluation.origin import Origin, read_origin
 from flowrl.evaluation.target import Arm, Medium, Target
-from flowrl.runtime.files import sha256
+from flowrl.files import sha256
+from flowrl.records.sample_files import is_image_folder, read_folder
 from flowrl.types import Sampler
 from flowrl.worlds import shapes
 
@@ -124,10 +124,10 @@ def _is_checkpoint(path: Path) -> bool:
 def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
     """A run before and after; its sampler and weight set are those of its config's held-out evaluation."""
     # Here, not above: the run directory writes images through this package, and diffusers is slow to import.
-    from flowrl.runtime.restore import evaluated, open_policy, policy_of_run
-    from flowrl.runtime.resume import locate
+    from flowrl.startup.policies import evaluated, open_policy, policy_of_run
+    from flowrl.startup.resume import locate
 
-    config = Config.load(run / "config.yaml")
+    config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
     if wish.call is not None:
         raise UserError("a run is evaluated with the call of its own config; export it to evaluate it with another")
@@ -159,8 +159,8 @@ def _model(text: str, wish: Wish) -> tuple[Target, Samplers]:
 
 def _lora(path: str, wish: Wish) -> tuple[Target, Samplers]:
     """A LoRA outside a run, on the model that the user or its own files name."""
-    from flowrl.models.adapters import read
-    from flowrl.models.adapters.reading import locate
+    from flowrl.models.adapters import load_adapter, read
+    from flowrl.models.adapters.read import locate
 
     adapter = read(path, wish.model)
     base = wish.model or adapter.base
@@ -170,7 +170,7 @@ def _lora(path: str, wish: Wish) -> tuple[Target, Samplers]:
 
     def tuned() -> Any:
         policy = _load(base, wish.device, {**options, "lora": adapter.options()})
-        policy.load_adapter(path)
+        load_adapter(policy, path)
         return policy
 
     identity = _identity(base, family, options)

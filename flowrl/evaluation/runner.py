@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, counted
 from flowrl.evaluation.decoding import check_varied, deterministic, facts, grid
 from flowrl.evaluation.generate import Maker, fingerprint, generate
 from flowrl.evaluation.judge import judge
-from flowrl.evaluation.layout import Entry, image_size, write_text
 from flowrl.evaluation.resolve import Samplers, Wish, resolve
 from flowrl.evaluation.results import SCHEMA, Judged, summarise
 from flowrl.evaluation.statistics import RESAMPLES
 from flowrl.evaluation.suites import Suite, find, tag_of
 from flowrl.evaluation.target import Target
-from flowrl.runtime.environment import versions
-from flowrl.runtime.progress import Display
+from flowrl.records.machine import versions
+from flowrl.records.sample_files import Entry, image_size, write_text
+from flowrl.runtime.display import Display
 from flowrl.types import Prompt, Sampler
 
 SAMPLES = 4
@@ -185,7 +185,7 @@ def _numbers(
     arms: dict[str, Judged] = {}
     for arm, entries in made.items():
         file, count = out / arm / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
-        with shown.counting(f"judging {count} {target.medium} ({arm}) by {case.name}", count) as advance:
+        with shown.counting(f"judging {counted(count, target.medium)} ({arm}) by {case.name}", count) as advance:
             arms[arm] = judge(suite, entries, target.folder or out / arm, file, advance)
     return {
         "suite": suite.name,

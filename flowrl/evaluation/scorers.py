@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean, shown
+from flowrl.errors import UserError, did_you_mean, short_repr
 from flowrl.evaluation.prompt_files import prompts_of
 from flowrl.evaluation.remembered import Memory, fingerprint
 from flowrl.evaluation.suites import Verdicts, tag_of
 from flowrl.evaluation.target import Target
-from flowrl.score.finding import find_reward
+from flowrl.score.registry import find_reward
 from flowrl.types import Prompt, Samples
 from flowrl.values import misfit
 
@@ -111,4 +111,4 @@ def check_options(suite: str, function: Callable[..., Any], options: Options, *f
         if key not in known:
             raise UserError(f"suite {suite} has no option {key!r}{did_you_mean(key, known)}")
         if wrong := misfit(function, key, value):
-            raise UserError(f"--option {suite}.{key}: {shown(value)} will not do: {wrong}")
+            raise UserError(f"--option {suite}.{key}: {short_repr(value)} will not do: {wrong}")

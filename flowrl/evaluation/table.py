@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowrl.errors import plain
+from flowrl.errors import counted, printable
 
 SIZES = ("tokens", "characters")
 """Measures that every suite has of completions."""
@@ -29,18 +29,14 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         groups.setdefault(suite["suite"], []).append(suite)
     for name, suites in groups.items():
         first = suites[0]
-        count = f"{_counted(first['samples_per_prompt'], first['medium'])} each"
-        title = f"{first['title']}: {_counted(first['prompts'], 'prompts')}, {count}"
+        count = f"{counted(first['samples_per_prompt'], first['medium'])} each"
+        title = f"{first['title']}: {counted(first['prompts'], 'prompts')}, {count}"
         if len(suites) > 1:
-            title = f"{name}: {first['primary']} of {_counted(first['prompts'], 'prompts')} by decoding"
-        console.print(Text(plain(title), style="bold"))
+            title = f"{name}: {first['primary']} of {counted(first['prompts'], 'prompts')} by decoding"
+        console.print(Text(printable(title), style="bold"))
         console.print(suite_table(first) if len(suites) == 1 else grid_table(suites))
         for note in dict.fromkeys(note for suite in suites for note in notes(suite)):
-            console.print(Text(plain(note), style="dim"))
-
-
-def _counted(count: int, things: str) -> str:
-    return f"{count} {things.removesuffix('s') if count == 1 else things}"
+            console.print(Text(printable(note), style="dim"))
 
 
 def grid_table(suites: Sequence[Mapping[str, Any]]) -> Table:
@@ -56,7 +52,7 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
     """Rows are tags, overall and further measures; columns are arms and the difference."""
     table, arms = _table(suite)
     for label, _, path, last in rows(suite):
-        table.add_row(Text(plain(label)), *_cells(suite, arms, path), end_section=last)
+        table.add_row(Text(printable(label)), *_cells(suite, arms, path), end_section=last)
     return table
 
 

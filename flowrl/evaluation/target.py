@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowrl.config import Config
-from flowrl.evaluation.layout import Entry
+from flowrl.records.sample_files import Entry
 from flowrl.types import Prompt
 
 Kind = Literal["model", "run", "lora", "images"]

@@ -16,7 +16,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.remembered import Memory, fingerprint
 from flowrl.evaluation.scorers import check_options
 from flowrl.evaluation.suites import Verdicts, tag_of
-from flowrl.score.clip import quantise
+from flowrl.media import quantise
 from flowrl.types import Prompt, Samples
 from rewards._vlm import Backend, Connection, open_backend
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flowrl.errors import UserError, reason
+from flowrl.errors import UserError, first_line
 
 LARGEST_JSON = 8 << 20
 """Bytes; larger ones are vocabularies, which their reader checks."""
@@ -20,7 +20,7 @@ def read_object(path: Path, key: str = "model") -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{key}: {path} is damaged: not JSON ({reason(error)}); download the model again") from None
+        raise UserError(f"{key}: {path} is damaged: not JSON ({first_line(error)}); download the model again") from None
     if not isinstance(value, dict):
         raise UserError(f"{key}: {path} is damaged: it should hold an object, found {type(value).__name__}")
     return value
@@ -42,7 +42,7 @@ def check_files(folder: Path, key: str = "model.path") -> None:
         if pickled and not any(place.glob("*.safetensors")):
             raise UserError(
                 f"{key}: {place} holds its weights as a pickle ({pickled[0]}), which can run code and is not read; "
-                "convert it once: python -m flowrl.score.convert SRC DST"
+                "convert it once: python -m flowrl.scorers.convert SRC DST"
             )
 
 
@@ -82,4 +82,4 @@ def _check_header(path: Path, key: str) -> None:
             start = file.read(40)
         if start.startswith(b"version https://git-lfs"):
             raise UserError(f"{key}: {path} is a pointer of Git LFS and no weights; run git lfs pull") from None
-        raise UserError(f"{key}: {path} is damaged or cut short ({reason(error)}); download it again") from None
+        raise UserError(f"{key}: {path} is damaged or cut short ({first_line(error)}); download it again") from None

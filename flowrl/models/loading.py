@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from flowrl.errors import UserError, exhausted, reason, told
+from flowrl.errors import UserError, describe_exception, first_line, is_out_of_memory
 from flowrl.models.lora import LoRAOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -75,12 +75,12 @@ def check_name(source: str) -> None:
 def unreadable(source: str, error: Exception) -> UserError:
     """What a library's failure to load ``source`` is called here: its first line. Raises the error again where memory
     ran out."""
-    if exhausted(error):
+    if is_out_of_memory(error):
         raise error
     what = (
         "cannot be loaded from its folder" if Path(source).is_dir() else "is not a folder here and cannot be downloaded"
     )
-    return UserError(f"model {source!r} {what}: {reason(error)}")
+    return UserError(f"model {source!r} {what}: {first_line(error)}")
 
 
 @contextmanager
@@ -93,9 +93,9 @@ def blamed(source: object) -> Iterator[None]:
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if exhausted(error) or Path(last).is_relative_to(Path(__file__).parents[1]):
+        if is_out_of_memory(error) or Path(last).is_relative_to(Path(__file__).parents[1]):
             raise
-        raise UserError(f"model {str(source)!r} fails when it is tried: {told(error)}") from error
+        raise UserError(f"model {str(source)!r} fails when it is tried: {describe_exception(error)}") from error
 
 
 def check_finite(module: nn.Module, source: str, part: str = "") -> None:

@@ -63,8 +63,8 @@ class TinyFlow:
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.weights.using(name)
 
-    def follow(self, name: str, decay: float) -> None:
-        self.weights.follow(name, decay)
+    def update_ema(self, name: str, decay: float) -> None:
+        self.weights.update_ema(name, decay)
 
     def condition(self, prompts: Sequence[str]) -> TinyCondition:
         return TinyCondition(torch.tensor([self.prompts.index(p) for p in prompts]))

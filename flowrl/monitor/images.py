@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate
 
-from flowrl.score.clip import quantise
+from flowrl.media import quantise
 
 CROP = 128
 """Side in pixels of what is measured at most: texture in the centre at full resolution, colour on the whole image

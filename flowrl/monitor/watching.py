@@ -9,8 +9,8 @@ from typing import Any
 from flowrl.errors import UserError
 from flowrl.monitor.alarms import Check, Memory, check_rewards, check_statistics, sentence
 from flowrl.monitor.statistics import measure, some
-from flowrl.runtime import checkpoint
-from flowrl.runtime.directory import RunDirectory
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 from flowrl.types import Rollout, Samples, Scores, TokenTrace
 
 MEMORY = "monitor"

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flowrl.clients import HTTP, RAY
+from flowrl.clients.protocol import TOKEN_VARIABLE, Limits
 from flowrl.config import Config
 from flowrl.config.errors import explain_errors
-from flowrl.config.reading import read_yaml
+from flowrl.config.reading import read_config
 from flowrl.config.reward import Reward
 from flowrl.errors import UserError
-from flowrl.remote import HTTP, RAY, TOKEN_VARIABLE
-from flowrl.remote.protocol import Limits
 
 SHORTEST_TOKEN = 16
 OWN_KEYS = {"use", "name", "options", "device", "dtype", "batch_size"}
@@ -40,7 +40,7 @@ class ServerConfig(BaseModel):
 
         A whole training config is checked as one, so that a misspelt key does not go unnoticed.
         """
-        values = read_yaml(path)
+        values = read_config(path)
         own = {key: value for key, value in values.items() if key in cls.model_fields}
         if values.keys() & Config.model_fields.keys() - own.keys():
             Config.of({key: value for key, value in values.items() if key != "limits"}, str(path))

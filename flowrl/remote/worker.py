@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from flowrl.clients.protocol import TOKEN_VARIABLE, Call, Limits, RefusedError, decode_images
 from flowrl.errors import UserError
-from flowrl.remote import TOKEN_VARIABLE
-from flowrl.remote.protocol import Call, Limits, RefusedError, decode_images
 
 START_SECONDS = 600.0
 """For a worker's imports and its weights, on a busy machine."""
@@ -149,7 +148,7 @@ def main() -> None:
 
 def answer(rewards: Any, name: str, body: bytes, limits: Limits) -> Answer:
     """The scores of one request. What a reward raised is in the log of the server, not in the answer."""
-    from flowrl.score.rewards import RewardError
+    from flowrl.score import RewardError
 
     start = time.perf_counter()
     try:
@@ -195,7 +194,7 @@ def samples_of(call: Call, limits: Limits) -> tuple[Any, Any]:
 
 def load(spec: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A reward ready to score, and what the server says of it. Raises `UserError`."""
-    from flowrl.runtime.environment import versions
+    from flowrl.records.machine import versions
     from flowrl.score import list_rewards, load_rewards
 
     rewards = load_rewards([spec])

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.algorithms import build, describe, paper, summary
-from flowrl.errors import UserError, told
-from flowrl.evaluation.layout import write_text
+from flowrl.errors import UserError, describe_exception
 from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
+from flowrl.records.sample_files import write_text
 from flowrl.report import alarms, curves, gallery
 from flowrl.report.charts import number
 from flowrl.report.record import Metrics, Record, read
@@ -47,7 +47,9 @@ def write_anyway(run: Path, say: Callable[[str], None]) -> list[str]:
     try:
         write(run)
     except Exception as error:  # whatever it is, the run and its checkpoints are whole
-        return [f"the report was not written ({told(error)}); the run is whole, try `flowrl report {run}`"]
+        return [
+            f"the report was not written ({describe_exception(error)}); the run is whole, try `flowrl report {run}`"
+        ]
     return []
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from flowrl.config.reading import read_yaml
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import read_json_lines
 from flowrl.evaluation.results import SCHEMA
+from flowrl.records.sample_files import read_json_lines
+from flowrl.renamed import translated
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +90,7 @@ def read(run: Path) -> Record:
     if not config_path.is_file():
         what = "has no config.yaml" if run.is_dir() else "does not exist"
         raise UserError(f"{run} is not a run directory: it {what}; name a directory that `flowrl train` wrote")
-    config = read_yaml(config_path)
+    config = translated(read_yaml(config_path))
     return Record(
         run,
         config,

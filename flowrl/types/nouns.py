@@ -23,7 +23,7 @@ from flowrl.types.chats import Chat
 CfgGrad = Literal["cond", "both"]
 
 
-class MisfitError(ValueError):
+class IncompatibleError(ValueError):
     """Parts of an algorithm that do not fit each other; the message says which, and what to change."""
 
 
@@ -223,14 +223,16 @@ class Likelihood:
 
     logp: Tensor  # [N, D]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further [N, D] quantities: ``entropy``, ``kl/<weight set>``, ``prediction/<weight set>``, ``logp_against``,
+    """Further [N, D] quantities: ``entropy``, ``kl/<weight set>``, ``prediction/<weight set>``, ``logp_negative``,
     ..."""
 
     def need(self, name: str) -> Tensor:
         """``extra[name]``, or an explanation of what is missing."""
         if name not in self.extra:
             have = ", ".join(sorted(self.extra)) or "nothing"
-            raise MisfitError(f"{name!r} is not measured by this estimator (it measures {have}); choose one that does")
+            raise IncompatibleError(
+                f"{name!r} is not measured by this estimator (it measures {have}); choose one that does"
+            )
         return self.extra[name]
 
 
@@ -327,7 +329,7 @@ class Batch:
 
     advantage: Tensor  # [N, D]
     old: Likelihood
-    """The policy that sampled, or what the live one was before the first update; with what `Credit` added."""
+    """The policy that sampled, or what the live one was before the first update; with what `TokenAdvantage` added."""
     weight: Tensor
     """[N, D]: share of every decision in the loss; sums to 1 over the optimiser batch, all micro-batches and ranks."""
     group: Tensor  # [N]

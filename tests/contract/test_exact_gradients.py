@@ -19,7 +19,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.parts.bounds import lower_bound, upper_bound
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.step import Pass, improve
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Rollout, Scores, TokenTrace, ViewRows
 from tests.contract.toys import Iteration, Recorder, gradients, roll, small, start
 
@@ -62,8 +62,17 @@ def measured_gradient(policy: TinyText, name: str, tokens: Tensor, **spec: Any) 
     rollout = Rollout(policy.condition([""] * count), tokens, group, trace)
     scores = Scores(prize(tokens)[:, None], torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
-    credit = algorithm.advantage(scores, {})
-    improve(policy, recorder, algorithm, rollout, scores, credit, seeds(0, "s", count=count), Pass(max_grad_norm=1e9))
+    advantage = algorithm.advantage(scores, {})
+    improve(
+        policy,
+        recorder,
+        algorithm,
+        rollout,
+        scores,
+        advantage,
+        seeds(0, "s", count=count),
+        UpdateSettings(max_grad_norm=1e9),
+    )
     return -recorder.gradients[0][: policy.table.numel()]
 
 
@@ -133,7 +142,7 @@ def trajectory_gradient(policy: TinyText, order: str, count: int) -> Tensor:
     prizes = prize(rollout.final)[:, None]
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
-    settings = Pass(max_grad_norm=1e9, micro_batch=10**6)
+    settings = UpdateSettings(max_grad_norm=1e9, micro_batch=10**6)
     improve(policy, recorder, algorithm, rollout, scores, algorithm.advantage(scores, {}), draw.seeds, settings)
     return -recorder.gradients[0][: policy.table.numel()]
 
@@ -270,13 +279,13 @@ def test_bgpo_is_a_lower_bound_off_policy_and_equal_on_policy() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         d = torch.randn(4, 3, generator=generator).double()
-        credit = torch.randn(4, 1, generator=generator).double()
+        advantage = torch.randn(4, 1, generator=generator).double()
         old = Likelihood(torch.zeros(4, 3).double())
-        batch = Batch(credit.expand(4, 3), old, torch.ones(4, 3), torch.zeros(4), Rows())
+        batch = Batch(advantage.expand(4, 3), old, torch.ones(4, 3), torch.zeros(4), Rows())
         bound = -LinearBound(most=1e9)(Likelihood(d), batch).mean(dim=1)
-        assert bool((bound <= credit[:, 0] * d.mean(dim=1).exp() + 1e-12).all())
+        assert bool((bound <= advantage[:, 0] * d.mean(dim=1).exp() + 1e-12).all())
         even = -LinearBound()(Likelihood(torch.zeros(4, 3).double()), batch).mean(dim=1)
-        assert torch.allclose(even, credit[:, 0])
+        assert torch.allclose(even, advantage[:, 0])
 
 
 def test_families_share_their_parts() -> None:

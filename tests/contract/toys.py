@@ -14,7 +14,7 @@ from flowrl.models.tiny import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.chunks import sample
-from flowrl.step import Pass, improve
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Rollout, Scores
 
 MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
@@ -64,7 +64,7 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     if disturbed:
         disturb(policy)
     for name in algorithm.weight_sets:
-        policy.follow(name, 0.0)
+        policy.update_ema(name, 0.0)
     return policy
 
 
@@ -102,7 +102,7 @@ class Recorder(torch.optim.SGD):
 
 def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
     recorder = Recorder(it.policy.parameters())
-    options = Pass(max_grad_norm=1e9, **settings)
+    options = UpdateSettings(max_grad_norm=1e9, **settings)
     improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, options)
     return recorder.gradients
 

@@ -12,7 +12,7 @@ from flowrl import algorithms
 from flowrl.math.random import derive, seeds
 from flowrl.models.tiny import TinyFlow
 from flowrl.parts.algorithm import Algorithm
-from flowrl.step import Pass, improve
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Rollout, Scores
 from tests.contract.toys import Recorder, disturb
 
@@ -68,7 +68,7 @@ class Trial:
         """flowrl's gradient of one optimiser batch, flat."""
         recorder = Recorder(self.policy.parameters())
         arguments = (self.algorithm, self.rollout, self.scores, self.advantage, self.draw.seeds)
-        self.metrics = improve(self.policy, recorder, *arguments, Pass(max_grad_norm=1e9))
+        self.metrics = improve(self.policy, recorder, *arguments, UpdateSettings(max_grad_norm=1e9))
         return recorder.gradients[0]
 
     def probe(self) -> Any:
@@ -114,7 +114,7 @@ def trial(
     policy = flow()
     disturb(policy, 0.1)
     for held in algorithm.weight_sets:  # a reference and an old policy that are not the live one
-        policy.follow(held, 0.0)
+        policy.update_ema(held, 0.0)
     disturb(policy, 0.05)
     count = GROUP * len(PROMPTS)
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
@@ -126,13 +126,13 @@ def trial(
         reward = torch.where(group == 2, torch.full_like(reward, 0.3), reward)
     scores = Scores(reward[:, None], torch.ones(1).double(), ("sum",), group, group, torch.ones(count).bool())
     made = Trial(algorithm, policy, rollout, scores, algorithm.advantage(scores, {}), draw)
-    policy.follow("sampled", 0.0)
+    policy.update_ema("sampled", 0.0)
     if off:
         disturb(policy, off)
     return made
 
 
-def released_credit(reward: Tensor, group: Tensor, *, whole: bool) -> Tensor:
+def released_advantage(reward: Tensor, group: Tensor, *, whole: bool) -> Tensor:
     """yifan123/flow_grpo's PerPromptStatTracker: std of all rewards or of the group, ddof 0, plus 1e-4."""
     out = torch.empty_like(reward)
     for g in group.unique():

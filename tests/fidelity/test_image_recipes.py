@@ -9,8 +9,8 @@ from accelerate import init_empty_weights
 
 from flowrl.algorithms import build
 from flowrl.config import Config
-from flowrl.detection.judging import judge
 from flowrl.detection.objects import Detection
+from flowrl.detection.rules import verify
 from flowrl.models.diffusion.exceptions import TARGETS
 from flowrl.models.lora import LoRAOptions, adapted_layers
 from tests.fidelity import cell
@@ -101,10 +101,10 @@ def test_the_released_geneval_reward() -> None:
         "tag": "position",
         "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ("left of", 0)}],
     }
-    assert judge([found("cat", 0.0), found("dog", 100.0)], beside).released == pytest.approx(3 / 4)
+    assert verify([found("cat", 0.0), found("dog", 100.0)], beside).released == pytest.approx(3 / 4)
     many = {"tag": "counting", "include": [{"class": "cat", "count": 1}]}
     crowd = [Detection("cat", 0.95, (20.0 * k, 0.0, 20.0 * k + 10, 10.0)) for k in range(4)]
-    assert judge(crowd, many).released == pytest.approx(1 - 3)
+    assert verify(crowd, many).released == pytest.approx(1 - 3)
     for name in RELEASED:
         if name.endswith("geneval"):
             assert recipe(name).rewards[0].options["mode"] == "flow_grpo"

@@ -70,7 +70,7 @@ def test_spg_by_task() -> None:
     for task, power, heat in (("gsm8k", 1.5, 0.9), ("math", 1.5, 0.9), ("countdown", 1.5, 0.9), ("sudoku", 1.0, 0.3)):
         config, made = recipe(f"llada/spg_{task}")
         assert made.objective == Sandwich(omega=0.5, power=power) and made.sampler.temperature == heat
-        assert isinstance(made.estimator.plan, BlockAndAfter)
+        assert isinstance(made.estimator.views, BlockAndAfter)
         _trained_as_d1(config, 4)
         assert config.model.lora.dropout == 0.05
 
@@ -93,7 +93,7 @@ def test_d1_by_task() -> None:
     for task, epochs in (("gsm8k", 12), ("math", 12), ("countdown", 8), ("sudoku", 8)):
         config, made = recipe(f"llada/d1_{task}")
         _trained_as_d1(config, epochs)
-        assert config.model.lora.dropout == 0 and made.objective.bounds == (0.5, 0.5)
+        assert config.model.lora.dropout == 0 and made.objective.clip_range == (0.5, 0.5)
         assert [(term.to, term.weight) for term in made.regularizers] == [("reference", 0.04)]
 
 

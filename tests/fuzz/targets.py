@@ -20,15 +20,16 @@ import yaml
 from flowrl import cli
 from flowrl.algorithms import build, describe, names
 from flowrl.config import Config
+from flowrl.config.explain import explain
 from flowrl.config.reading import read_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 from flowrl.report import write
-from flowrl.runtime import checkpoint
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.preflight import check
-from flowrl.runtime.resume import begin
 from flowrl.score import load_rewards
+from flowrl.startup.preflight import check
+from flowrl.startup.resume import begin
 from flowrl.types import Prompt, Samples, Scores
 from tests.fuzz.damage import damage_folder, damaged, garbled, odd
 
@@ -80,7 +81,7 @@ def config_values(rng: random.Random, folder: Path) -> None:
     path.write_bytes(_dump(values))
     config = Config.load(path, _overrides(rng, values))
     check(config)
-    config.explain()
+    explain(config)
     assert Config.of(yaml.safe_load(config.to_yaml())) == config
 
 
@@ -123,7 +124,7 @@ def presets(rng: random.Random, folder: Path) -> None:
         if isinstance(inner, dict) and rng.random() < 0.8:
             here[key] = {}
             if rng.random() < 0.2:
-                here[key] = {"use": rng.choice([inner["use"], "kl", "cps", "everything", odd(rng)])}
+                here[key] = {"use": rng.choice([inner["use"], "kl", "cps", "all_samples", odd(rng)])}
             here, parts = here[key], inner
             continue
         here[key] = [damaged(inner, rng)] if isinstance(inner, list) else odd(rng)

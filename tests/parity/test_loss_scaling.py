@@ -17,10 +17,11 @@ from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
+from flowrl.models.causal.load import load_causal
 from flowrl.models.diffusion import load_policy
-from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.masked.load import load_masked
 from flowrl.samplers.chunks import sample
-from flowrl.step import UNSCALED, Pass, improve
+from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train
 from flowrl.types import Draw, Scores
 from tests import components_text, pipelines
@@ -65,7 +66,7 @@ def gradient(
     scores = Scores(rewards, torch.ones(1).double(), ("r",), rollout.group, rollout.group, torch.ones(count).bool())
     advantage = algorithm.advantage(scores, {})
     recorder = Recorder(policy.parameters())
-    options = Pass(micro_batch=micro_batch, max_grad_norm=1e9)
+    options = UpdateSettings(micro_batch=micro_batch, max_grad_norm=1e9)
     drawn = seeds(0, "s", count=count)
     metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, drawn, options, scaler)
     return recorder.gradients[0] if recorder.gradients else torch.zeros(()), metrics
@@ -74,7 +75,7 @@ def gradient(
 def rolled(name: str, policy: Any) -> Any:
     algorithm = algorithms.build({"use": name, **PRESETS[name]})
     for held in algorithm.weight_sets:
-        policy.follow(held, 0.0)
+        policy.update_ema(held, 0.0)
     group = torch.arange(3).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=6), group, 0, 1)
     return sample(algorithm.sampler, policy, policy.condition([PROMPTS[g] for g in group]), draw, rows=6)
@@ -93,7 +94,7 @@ def test_the_gradient_of_a_small_loss(name: str, folder: Callable[[str], Path]) 
     exact, half = open_policy(name, folder, "float32"), open_policy(name, folder, "float16")
     rollout = rolled(name, exact)
     for held in algorithms.build(name).weight_sets:
-        half.follow(held, 0.0)
+        half.update_ema(held, 0.0)
     wanted, _ = gradient(name, exact, rollout)
     plain, _ = gradient(name, half, rollout)
     assert wanted.norm() > 0 and not plain.any()
@@ -122,7 +123,17 @@ def test_a_step_that_overflows_is_skipped(folder: Callable[[str], Path]) -> None
     seen: list[dict[str, float]] = []
     for _ in range(40):
         seen.append(
-            improve(policy, optimizer, algorithm, rollout, scores, advantage, seeds(0, "s", count=6), Pass(), scaler)
+            improve(
+                policy,
+                optimizer,
+                algorithm,
+                rollout,
+                scores,
+                advantage,
+                seeds(0, "s", count=6),
+                UpdateSettings(),
+                scaler,
+            )
         )
         if seen[-1]["scaler/skipped_steps"]:
             assert policy.weights.fingerprint("live") == before and seen[-1]["optimizer_steps"] == 0
@@ -207,7 +218,7 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
         family, {"length": 4, "steps": 2, "block": 4}
     )
     if name == "spg":
-        sizes["estimator"] = {"plan": {"block": 2}}  # its views take blocks of their own
+        sizes["estimator"] = {"views": {"block": 2}}  # its views take blocks of their own
     algorithm = algorithms.build({"use": name, **sizes})
     if family == "diffusion":
         sampler: Any = algorithm.sampler
@@ -218,12 +229,12 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
         )
     policy = HALF[family, dtype]
     for held in algorithm.weight_sets:
-        policy.follow(held, 0.0)
+        policy.update_ema(held, 0.0)
     group = torch.arange(1).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=2), group, 0, 1)
     rollout = sample(algorithm.sampler, policy, policy.condition([PROMPTS[g] for g in group]), draw, rows=2)
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "s", count=2))
-    likelihood = algorithm.estimator(policy, rows, rollout.condition, algorithm.held)
+    likelihood = algorithm.estimator(policy, rows, rollout.condition, algorithm.references)
     kept = [rollout.final, *vars(rollout.trace or rollout).values(), *vars(rows).values()]
     kept += [likelihood.logp, *likelihood.extra.values()]
     numbers = [value for value in kept if isinstance(value, torch.Tensor) and value.is_floating_point()]

@@ -14,7 +14,7 @@ from flowrl import algorithms
 from flowrl.math.random import seeds
 from flowrl.models.diffusion import load_policy
 from flowrl.samplers.chunks import sample
-from flowrl.step import Pass, improve
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Scores
 from tests import pipelines
 from tests.contract.toys import Recorder
@@ -29,7 +29,7 @@ def test_first_ratio(folder: Callable[[str], Path], dtype: str, bound: float, gu
     move(policy)
     algorithm = algorithms.build({"use": "flow_grpo", "kl": 0.01, "steps": 4})
     algorithm = replace(algorithm, sampler=replace(algorithm.sampler, guidance=guidance))
-    policy.follow("reference", 0.0)
+    policy.update_ema("reference", 0.0)
     group = torch.arange(3).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=6), group, 0, 1)
     condition = policy.condition([PROMPTS[g] for g in group])
@@ -38,7 +38,9 @@ def test_first_ratio(folder: Callable[[str], Path], dtype: str, bound: float, gu
     scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, torch.ones(6).bool())
     advantage = algorithm.advantage(scores, {})
     recorder = Recorder(policy.parameters())
-    metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, draw.seeds, Pass(micro_batch=5))
+    metrics = improve(
+        policy, recorder, algorithm, rollout, scores, advantage, draw.seeds, UpdateSettings(micro_batch=5)
+    )
     assert metrics["ratio/first_max_deviation"] < bound
     assert metrics["kl/reference"] == pytest.approx(0, abs=1e-9)
     assert float(recorder.gradients[0].norm()) > 0

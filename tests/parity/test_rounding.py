@@ -18,10 +18,10 @@ from rich.console import Console
 from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.estimators.transitions import Transitions
-from flowrl.parts.diagnostics import Tally
+from flowrl.parts.diagnostics import StepMetrics
 from flowrl.parts.objectives import Clipped, ClippedMean, ScoreFunction
-from flowrl.rounding import FirstRatio
-from flowrl.runtime.progress import Display
+from flowrl.ratio_check import FirstRatio
+from flowrl.runtime.display import Display
 from flowrl.train import train
 from flowrl.types import Batch, Likelihood, Rows
 from tests import pipelines
@@ -29,17 +29,19 @@ from tests.parity.conftest import PROMPTS
 
 
 def tallied(objective: Any, log_ratio: torch.Tensor, counted: torch.Tensor, blocks: int = 1) -> dict[str, float]:
-    tally = Tally()
+    step_metrics = StepMetrics()
     algorithm = replace(algorithms.build("flow_grpo"), objective=objective, regularizers=())
     for live, mask in zip(log_ratio.chunk(blocks), counted.chunk(blocks), strict=True):
         old = Likelihood(torch.zeros_like(live))
         batch = Batch(torch.zeros_like(live), old, mask.double(), torch.arange(len(live)), Rows())
-        tally.block(algorithm, Likelihood(live), batch, torch.zeros(()))
-    tally.close_batch()
+        step_metrics.add_block(algorithm, Likelihood(live), batch, torch.zeros(()))
+    step_metrics.close_batch()
     after = Batch(torch.ones(1, 1), Likelihood(torch.zeros(1, 1)), torch.ones(1, 1), torch.arange(1), Rows())
-    tally.block(algorithm, Likelihood(torch.ones(1, 1)), after, torch.zeros(()))  # a later batch: not of this measure
-    tally.close_batch()
-    return tally.metrics()
+    step_metrics.add_block(
+        algorithm, Likelihood(torch.ones(1, 1)), after, torch.zeros(())
+    )  # a later batch: not of this measure
+    step_metrics.close_batch()
+    return step_metrics.metrics()
 
 
 @pytest.mark.parametrize("blocks", [1, 2])

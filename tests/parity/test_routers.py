@@ -14,10 +14,11 @@ from flowrl.errors import UserError
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import BALANCE
 from flowrl.estimators.views import RandomCount
-from flowrl.models.text.load import load_causal
+from flowrl.models.causal.load import load_causal
+from flowrl.models.text.parity import check_routers
 from flowrl.parts.regularizers import RouterBalance
-from flowrl.runtime.preflight import check
-from flowrl.step import Pass, improve
+from flowrl.startup.preflight import check
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import Rollout, Scores, TokenScores, TokenTrace
 from tests import components_text
 from tests.components_text import SIZES, character_tokenizer
@@ -112,7 +113,7 @@ def gradient(policy, algorithm, micro_batch: int, advantage: torch.Tensor) -> di
         torch.ones(n, dtype=torch.bool),
     )  # fmt: skip
     seeds = torch.arange(n)
-    settings = Pass(micro_batch=micro_batch, max_grad_norm=1e9)
+    settings = UpdateSettings(micro_batch=micro_batch, max_grad_norm=1e9)
     kept["metrics"] = improve(
         policy, Look(policy.parameters(), lr=1.0), algorithm, rollout, scores, advantage, seeds, settings
     )
@@ -142,11 +143,11 @@ def test_router_gradients_only_where_asked_whatever_the_micro_batch(place, name)
 
 def test_watching_routers_changes_nothing(place, monkeypatch):
     """Off is bit for bit what it was before routers were watched."""
-    credit = torch.tensor([1.0, -1.0, 0.5])
-    watched = gradient(load_causal(place, full=True), build("grpo"), 2, credit)
+    advantage = torch.tensor([1.0, -1.0, 0.5])
+    watched = gradient(load_causal(place, full=True), build("grpo"), 2, advantage)
     blind = load_causal(place, full=True)
     monkeypatch.setattr(blind.network, "routers", None)
-    plain = gradient(blind, build("grpo"), 2, credit)
+    plain = gradient(blind, build("grpo"), 2, advantage)
     assert watched.pop("metrics") == plain.pop("metrics") and watched.keys() == plain.keys()
     assert all(watched[key].equal(plain[key]) for key in plain)
 
@@ -192,7 +193,7 @@ def test_decisions_of_masked_models_have_the_balance_of_their_views(per):
     tokens = torch.full((2, 4), 5)
     condition = load_causal(components_text.folder("llama")).condition(["3=", "4="])
     trace = TokenTrace(tokens, torch.ones(2, 4, dtype=torch.bool), 1.0)
-    estimator = MaskedViews(plan=RandomCount(draws=3), per=per, entropy=False)
+    estimator = MaskedViews(views=RandomCount(draws=3), per=per, entropy=False)
     rows = estimator.probe(Rollout(condition, tokens, torch.zeros(2), trace), Told(), torch.arange(2))
     views = torch.arange(1.0, 7).view(2, 3)
     assert bool(rows.targets.any(dim=2).all())
@@ -222,9 +223,9 @@ def test_the_config_adds_the_loss_and_refuses_models_without(place):
     assert check(Config.of(values)).algorithm.regularizers[-1] == RouterBalance(0.02)
     values["model"] = {"path": str(place)}
     assert RouterBalance not in map(type, check(Config.of(values)).algorithm.regularizers)
-    load_causal(place).check_routers()
+    check_routers(load_causal(place))
     with pytest.raises(UserError, match=r"model\.router_loss needs a mixture of experts"):
-        load_causal(components_text.folder("llama")).check_routers()
+        check_routers(load_causal(components_text.folder("llama")))
     values |= {"algorithm": "flow_grpo", "data": {}, "rewards": ["shapes"]}
     values["model"] = {"path": "shapes", "router_loss": 0.02}
     with pytest.raises(UserError, match=r"model\.router_loss means nothing for diffusion models"):

@@ -17,8 +17,6 @@ algorithm: flow_grpo
 rewards: [shapes]
 train: {iterations: 3}
 """
-COMMANDS = ("train", "config", "eval", "sample", "export", "report", "doctor")
-COMMANDS += ("algorithms", "rewards", "test-reward", "compare")
 
 
 class Result:
@@ -42,7 +40,7 @@ def flowrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return run
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_explains_itself_with_an_example(flowrl, command: str) -> None:
     result = flowrl(command, "--help")
     assert result.code == 0

@@ -17,7 +17,7 @@ import torch
 
 import flowrl
 from flowrl.config import Config
-from flowrl.errors import UserError, exhausted
+from flowrl.errors import UserError, is_out_of_memory
 from flowrl.runtime.streams import Steady, steady
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path: Path) -> None:
 def test_code_that_leaves_is_reported_and_finished_work_saved(tmp_path: Path) -> None:
     third = "reward.calls = getattr(reward, 'calls', 0) + 1\n    if reward.calls > 2: "
     left = run(tmp_path, third + "os._exit(7)")
-    assert_said(left, "reward 'reward' raised LeftError", "os._exit(7)", "mine.py")
+    assert_said(left, "reward 'reward' raised ExitCalledError", "os._exit(7)", "mine.py")
     assert checkpoints(tmp_path) == ["step_000002"]
     other = tmp_path / "exit"
     other.mkdir()
@@ -197,8 +197,12 @@ def test_memory_that_runs_out_names_the_phase(tmp_path: Path, monkeypatch: pytes
 def test_what_counts_as_memory_that_ran_out() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
-    assert exhausted(caught.value) and exhausted(MemoryError()) and exhausted(torch.OutOfMemoryError("CUDA"))
-    assert not exhausted(RuntimeError("shapes differ")) and not exhausted(OSError(2, "no such file"))
+    assert (
+        is_out_of_memory(caught.value)
+        and is_out_of_memory(MemoryError())
+        and is_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    )
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(OSError(2, "no such file"))
 
 
 def test_streams_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from flowrl import algorithms
 from flowrl.config import Config
-from flowrl.runtime.preflight import check
 from flowrl.score import list_rewards
+from flowrl.startup.preflight import check
 from flowrl.train import train
 from tests import pipelines
 

@@ -7,11 +7,12 @@ import pytest
 
 from flowrl.algorithms import build
 from flowrl.config import Config
+from flowrl.config.explain import explain
 from flowrl.config.reading import apply_overrides, parse_yaml
 from flowrl.errors import UserError
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.geometry import geometry
-from flowrl.runtime.preflight import check
+from flowrl.records.directory import RunDirectory
+from flowrl.startup.preflight import check
+from flowrl.startup.workload import geometry
 
 MINIMAL = """
 name: quick
@@ -50,9 +51,9 @@ def test_resolved_yaml_loads_to_an_equal_config(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trian.iterations=1", ["trian.iterations", "'train'"]),
-        ("model.lora.rnk=3", ["model.lora.rnk=3", "'rank'"]),
-        ("rewards.0.wieght=1", ["rewards.0.wieght", "'weight'"]),
+        ("trian.iterations=1", ["command line: unknown key trian.iterations", "'train'"]),
+        ("model.lora.rnk=3", ["command line: unknown key model.lora.rnk=3", "'model.lora.rank'"]),
+        ("rewards.0.wieght=1", ["command line: unknown key rewards.0.wieght", "'rewards.0.weight'"]),
         ("train.lr=1e-4", ["train.lr=0.0001", "'optimizer.lr'"]),
         ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than or equal to 0"]),
         ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
@@ -83,8 +84,25 @@ def test_mistakes_are_named_with_the_remedy(file: Path, override: str, words: li
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_mistake_is_blamed_on_where_it_was_written(file: Path) -> None:
+    file.write_text(MINIMAL.replace("{iterations: 3}", "{iterations: 3, sed: 1}"))
+    with pytest.raises(UserError) as caught:
+        Config.load(file, ["optimizer.lr=-1", "train.updates=2", "data.test=null"])
+    inside, _, outside = str(caught.value).partition("\n")
+    assert sorted((inside, outside)) == sorted((
+        "command line: optimizer.lr=-1: input should be greater than or equal to 0",
+        f"{file}: unknown key train.sed=1; did you mean 'train.seed'?",
+    ))  # fmt: skip
+    file.write_text(MINIMAL)
+    with pytest.raises(UserError, match=r"^command line: train\.updates=217 is more than the 216 samples"):
+        Config.load(file, ["train.updates=217"])
+    file.write_text(MINIMAL.replace("{iterations: 3}", "{iterations: 3, updates: 217}"))
+    with pytest.raises(UserError, match=rf"^{file}: train\.updates=217 is more"):
+        Config.load(file, ["train.epochs=2"])
+
+
 def test_every_mistake_is_reported_at_once(file: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)optimizer.lr=-1.*train.sed=1.*did you mean 'seed'"):
+    with pytest.raises(UserError, match=r"(?s)optimizer.lr=-1.*train.sed=1.*did you mean 'train.seed'"):
         Config.load(file, ["optimizer.lr=-1", "train.sed=1"])
 
 
@@ -134,14 +152,14 @@ def test_overrides_leave_their_input_alone() -> None:
 
 
 def test_explain_shows_origin_and_meaning(file: Path) -> None:
-    rows = {line.split()[0]: line for line in Config.load(file, ["optimizer.lr=1e-5"]).explain().splitlines()}
+    rows = {line.split()[0]: line for line in explain(Config.load(file, ["optimizer.lr=1e-5"])).splitlines()}
     assert "set" in rows["optimizer.lr"] and "learning rate" in rows["optimizer.lr"]
     assert "default" in rows["optimizer.eps"]
     assert "set" in rows["rewards.0.use"] and "default" in rows["rewards.0.weight"]
 
 
 def test_every_key_has_a_meaning(file: Path) -> None:
-    assert all(line.rsplit("  ", 1)[1].strip() for line in Config.load(file).explain().splitlines())
+    assert all(line.rsplit("  ", 1)[1].strip() for line in explain(Config.load(file)).splitlines())
 
 
 def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowrl.errors import UserError
-from flowrl.score.convert import convert, main
+from flowrl.scorers.convert import convert, main
 
 
 @pytest.fixture(autouse=True)
@@ -62,4 +62,4 @@ def test_the_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([source, target]) == 0 and "1 tensors, 6 numbers" in capsys.readouterr().out
     assert main([source, target]) == 2 and "already exists" in capsys.readouterr().err
     assert main([source, str(tmp_path / "x.bin")]) == 2 and "*.safetensors" in capsys.readouterr().err
-    assert main([source]) == 2 and re.search("usage: python -m flowrl.score.convert", capsys.readouterr().err)
+    assert main([source]) == 2 and re.search("usage: python -m flowrl.scorers.convert", capsys.readouterr().err)

@@ -18,13 +18,15 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from flowrl import errors
+from flowrl.commands import doctor
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.models import check_parity
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
-from flowrl.runtime import doctor, environment
-from flowrl.runtime.preflight import check
+from flowrl.records import machine
+from flowrl.startup.preflight import check
 
 
 def small_llama() -> nn.Module:
@@ -83,12 +85,12 @@ def test_what_is_blamed_is_the_cause(monkeypatch, failure, said):
 def test_the_hint_installs_the_extra_of_what_runs(monkeypatch, tmp_path):
     root = Path(errors.__file__).parents[1]
     monkeypatch.chdir(root)
-    assert errors.install("data") == "pip install -e '.[data]'"
+    assert errors.install_command("data") == "pip install -e '.[data]'"
     monkeypatch.chdir(tmp_path)
-    assert errors.install("data") == f"pip install -e '{root}[data]'"
+    assert errors.install_command("data") == f"pip install -e '{root}[data]'"
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages/flowrl/errors.py"))
-    assert errors.install("data") == "pip install 'flowrl-finetune[data]'"
-    assert str(errors.missing("prompts", "datasets", "data", "leave them out")) == (
+    assert errors.install_command("data") == "pip install 'flowrl-finetune[data]'"
+    assert str(errors.missing_package("prompts", "datasets", "data", "leave them out")) == (
         "prompts needs the package datasets: pip install 'flowrl-finetune[data]', or leave them out"
     )
 
@@ -147,7 +149,7 @@ def test_decoding_asks_for_nothing_that_is_about_to_go():
         warnings.simplefilter("error", FutureWarning)
         warnings.simplefilter("error", DeprecationWarning)
         policy = load("llama")
-        policy.check_parity()
+        check_parity(policy)
 
 
 # ---- the tested set
@@ -165,7 +167,7 @@ def wanted() -> list[Requirement]:
 
 
 def test_every_direct_dependency_is_pinned_to_a_release_that_is_supported():
-    pins = environment.tested()
+    pins = machine.tested()
     assert {w.name for w in wanted()} - UNPINNED <= set(pins)
     assert not [w for w in wanted() if w.name in pins and not w.specifier.contains(pins[w.name])]
     assert not [name for name in pins if name.startswith(("nvidia", "cuda", "triton"))], "not there on macOS"
@@ -189,15 +191,15 @@ def test_the_first_commands_of_the_readme_install_the_tested_set():
 
 
 def test_the_doctor_names_what_was_not_tested(monkeypatch):
-    monkeypatch.setattr(environment, "tested", lambda: {"torch": "1.0", "numpy": np.__version__, "absent": "2"})
-    symptom = next(s for s in doctor.machine(Path("runs")) if s.name == "releases")
-    mine = environment.installed("torch").partition("+")[0]
-    assert symptom.state == "note" and f"torch {mine}" in symptom.detail and "(tested: 1.0)" in symptom.detail
-    assert "numpy" not in symptom.detail and "absent" not in symptom.detail
-    assert "pip install -c '" in symptom.detail and "constraints.txt' -e '" in symptom.detail
-    monkeypatch.setattr(environment, "requires", lambda name: ["torch>=999", "numpy>=1", 'absent>=2; extra == "data"'])
-    symptom = next(s for s in doctor.machine(Path("runs")) if s.name == "releases")
-    assert symptom.state == "bad" and "(needed: >=999)" in symptom.detail and "numpy" not in symptom.detail
+    monkeypatch.setattr(machine, "tested", lambda: {"torch": "1.0", "numpy": np.__version__, "absent": "2"})
+    finding = next(s for s in doctor.check_machine(Path("runs")) if s.name == "releases")
+    mine = machine.installed("torch").partition("+")[0]
+    assert finding.state == "note" and f"torch {mine}" in finding.detail and "(tested: 1.0)" in finding.detail
+    assert "numpy" not in finding.detail and "absent" not in finding.detail
+    assert "pip install -c '" in finding.detail and "constraints.txt' -e '" in finding.detail
+    monkeypatch.setattr(machine, "requires", lambda name: ["torch>=999", "numpy>=1", 'absent>=2; extra == "data"'])
+    finding = next(s for s in doctor.check_machine(Path("runs")) if s.name == "releases")
+    assert finding.state == "bad" and "(needed: >=999)" in finding.detail and "numpy" not in finding.detail
 
 
 def test_the_doctor_knows_every_extra(monkeypatch):
@@ -206,8 +208,8 @@ def test_the_doctor_knows_every_extra(monkeypatch):
     assert packages == {name: list(modules) for name, modules in doctor.EXTRAS.items()}
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "pyarrow" else real(name))
-    symptom = next(s for s in doctor.machine(Path("runs")) if s.name == "extras")
-    assert "data (pyarrow)" in symptom.detail and "[NAME]" in symptom.detail
+    finding = next(s for s in doctor.check_machine(Path("runs")) if s.name == "extras")
+    assert "data (pyarrow)" in finding.detail and "[NAME]" in finding.detail
 
 
 # ---- extras that are not installed
@@ -239,11 +241,11 @@ def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, 
     """Uninstalled: neither found nor imported."""
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "flowrl.remote.client", raising=False)
+    monkeypatch.delitem(sys.modules, "flowrl.clients.http", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else real(name))
-    monkeypatch.setattr("flowrl.remote.find_spec", importlib.util.find_spec)
+    monkeypatch.setattr("flowrl.clients.find_spec", importlib.util.find_spec)
     monkeypatch.chdir(tmp_path)
     Path("PROMPTS.parquet").touch()
     values = {"name": "x", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "rewards": ["jpeg_compressibility"]}

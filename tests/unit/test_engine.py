@@ -19,9 +19,9 @@ from flowrl.math.random import seeds
 from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.parts.diagnostics import MISMATCH, MISMATCH_MAX
-from flowrl.rounding import FirstRatio
+from flowrl.ratio_check import FirstRatio
 from flowrl.samplers.causal import CausalSampler
-from flowrl.step import Pass, improve
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Scores, TokenTrace
 from tests.components_text import folder
 
@@ -152,15 +152,17 @@ def test_the_engine_stops_at_our_end_token_alone(policy: Any, monkeypatch: pytes
 
 def test_a_mismatch_is_corrected_by_truncated_importance(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LLM, "off", -0.5)
-    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 4, "credit": [{"use": "truncated_importance"}]})
+    algorithm = algorithms.build(
+        {"use": "grpo", "kl": 0.0, "length": 4, "token_advantage": [{"use": "truncated_importance"}]}
+    )
     rollout, trace = roll(policy, CausalSampler(length=4, engine="vllm"))
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "p", count=3))
     with torch.no_grad():
         old = algorithm.estimator(policy, rows, rollout.condition)
     old = replace(old, logp=old.logp.double())
-    credit, _ = algorithm.credit[0](torch.ones(rows.shape).double(), rows, old, trace.mask)
-    assert torch.allclose(credit[trace.mask], torch.tensor(0.5).exp().double(), atol=1e-4)
-    capped, _ = replace(algorithm.credit[0], cap=1.2)(torch.ones(rows.shape).double(), rows, old, trace.mask)
+    advantage, _ = algorithm.token_advantage[0](torch.ones(rows.shape).double(), rows, old, trace.mask)
+    assert torch.allclose(advantage[trace.mask], torch.tensor(0.5).exp().double(), atol=1e-4)
+    capped, _ = replace(algorithm.token_advantage[0], cap=1.2)(torch.ones(rows.shape).double(), rows, old, trace.mask)
     assert float(capped[trace.mask].max()) == pytest.approx(1.2)
 
 
@@ -227,6 +229,6 @@ def test_the_mismatch_is_measured_in_the_first_batch(policy: Any, monkeypatch: p
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(4).bool())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
     advantage = algorithm.advantage(scores, {})
-    settings = Pass(max_grad_norm=1.0, micro_batch=2)
+    settings = UpdateSettings(max_grad_norm=1.0, micro_batch=2)
     metrics = improve(policy, optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings)
     assert metrics[MISMATCH] == pytest.approx(0.25, abs=1e-4) and metrics[MISMATCH_MAX] == pytest.approx(0.25, abs=1e-4)

@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 
 from flowrl import cli
+from flowrl.commands.doctor import check_config
+from flowrl.commands.sample import SampleOptions, sample
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
 from flowrl.evaluation.decoding import Decoding, deterministic, grid, of_model, of_run
 from flowrl.evaluation.generate import Maker, generate
-from flowrl.evaluation.layout import read_completion, write_completion, write_text
 from flowrl.evaluation.resolve import Wish as Asked
 from flowrl.evaluation.resolve import resolve
 from flowrl.evaluation.results import Judged, summarise
@@ -26,15 +27,14 @@ from flowrl.evaluation.statistics import pass_at
 from flowrl.evaluation.suites import find
 from flowrl.evaluation.target import Target
 from flowrl.models.tiny_text import TinyText
-from flowrl.runtime import checkpoint
-from flowrl.runtime.doctor import patient
-from flowrl.runtime.restore import open_policy
-from flowrl.runtime.sampling import Wish, sample
+from flowrl.records import checkpoint
+from flowrl.records.sample_files import read_completion, write_completion, write_text
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
+from flowrl.startup.policies import open_policy
 from flowrl.types import Prompt, Samples
 from flowrl.worlds import sudoku
-from flowrl.worlds.sudoku.verifier import judge as verdict
+from flowrl.worlds.sudoku.verifier import verify
 from tests import components_text
 
 PROMPTS = [Prompt(text, index, {"tag": "a"}) for index, text in enumerate(("one", "two", "three"))]
@@ -316,7 +316,7 @@ def test_a_world_model_at_several_decodings(tmp_path):
     lines = lines_of(tmp_path / "model" / names[3] / "results.jsonl")
     by_id = {prompt.text: prompt.columns for prompt in load_prompts("sudoku:test").prompts}
     right = [
-        verdict(line["completion"], by_id[line["prompt"]]["puzzle"], by_id[line["prompt"]]["solution"]).strict
+        verify(line["completion"], by_id[line["prompt"]]["puzzle"], by_id[line["prompt"]]["solution"]).strict
         for line in lines
     ]
     measures = suite["arms"]["model"]["measures"]
@@ -352,7 +352,7 @@ def test_greedy_samples_are_not_made_twice(tmp_path):
     with pytest.raises(UserError, match="8 greedy completions of a prompt are all equal"):
         evaluate("sudoku", ["sudoku"], tmp_path, samples=8, family="masked")
     with pytest.raises(UserError, match="--count: 2 greedy"):
-        sample("sudoku", ["1=", "2="], tmp_path, Wish(count=2, family="masked"))
+        sample("sudoku", ["1=", "2="], tmp_path, SampleOptions(count=2, family="masked"))
 
 
 @pytest.fixture(scope="module")
@@ -404,16 +404,16 @@ def test_sampled_completions_are_printed_and_written(run, tmp_path, capsys):
     assert {"prompt", "completion", "seed", "tokens"} == lines[0].keys() and len({r["seed"] for r in lines}) == 6
     out = capsys.readouterr().out
     assert all(line["completion"] in out for line in lines) and "completions.jsonl" in out
-    one = sample(str(run), [prompt], tmp_path / "one", Wish(decoding=Decoding(temperature=1)))
+    one = sample(str(run), [prompt], tmp_path / "one", SampleOptions(decoding=Decoding(temperature=1)))
     assert one.completions == lines[:1] and one.files == [tmp_path / "one/completions.jsonl"]
 
 
 def test_the_doctor_tries_a_text_run():
-    symptoms = {symptom.name: symptom for symptom in patient(run_config())}
-    assert "stopped" not in symptoms, symptoms["stopped"].detail
-    assert symptoms["parity"].state == "ok" and "single rows" in symptoms["parity"].detail
-    assert "tokens" in symptoms["completion"].detail
-    assert {"reward sudoku", "reward strict"} <= symptoms.keys()
+    findings = {finding.name: finding for finding in check_config(run_config())}
+    assert "stopped" not in findings, findings["stopped"].detail
+    assert findings["parity"].state == "ok" and "single rows" in findings["parity"].detail
+    assert "tokens" in findings["completion"].detail
+    assert {"reward sudoku", "reward strict"} <= findings.keys()
 
 
 def test_text_rewards_are_tested_on_a_text_world(capsys):
@@ -435,7 +435,7 @@ def test_a_runs_prompts_that_are_too_long_are_treated_as_its_data_says(overlong,
     config = Config.of(values)
     write_text(tmp_path / "run/config.yaml", config.to_yaml())
     policy = open_policy(config)
-    policy.follow("ema", 0.0)
+    policy.update_ema("ema", 0.0)
     tensors = {f"weights/{name}": value for name, value in policy.weights.state().items()}
     checkpoint.save(tmp_path / "run/checkpoints", 1, tensors, {}, {}, {})
     arguments = (str(tmp_path / "run"), ["rewards"], tmp_path / "out")

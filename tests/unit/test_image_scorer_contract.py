@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.score import list_rewards, load_rewards
-from flowrl.score.clip import TextMemory
+from flowrl.scorers.clip import EmbeddingCache
 from flowrl.types import Prompt, Samples
 from rewards.aesthetic import aesthetic
 from rewards.clipscore import clipscore
@@ -171,14 +171,14 @@ def test_imagereward_tokenizes_a_prompt_once(imagereward_folder: Path) -> None:
 
 
 def test_the_memory_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.score.clip.REMEMBERED", 3)
+    monkeypatch.setattr("flowrl.scorers.clip.REMEMBERED", 3)
     calls: list[str] = []
 
     def encode(texts: list[str]) -> Tensor:
         calls.extend(texts)
         return torch.tensor([[float(len(text))] for text in texts])
 
-    memory = TextMemory(encode, 2)
+    memory = EmbeddingCache(encode, 2)
     assert memory(["a", "bb", "a", "ccc"]).flatten().tolist() == [1, 2, 1, 3] and calls == ["a", "bb", "ccc"]
     assert memory(["bb", "dddd"]).flatten().tolist() == [2, 4]
     assert calls == ["a", "bb", "ccc", "bb", "dddd"]
@@ -222,7 +222,7 @@ def test_missing_and_wrong_weights_are_one_sentence(
         pickled.mkdir()
         (pickled / "config.json").write_text((Path(options["path"]) / "config.json").read_text())
         torch.save({}, pickled / "pytorch_model.bin")
-        complains(pickled, r"flowrl.score.convert .*pytorch_model.bin .*model.safetensors")
+        complains(pickled, r"flowrl.scorers.convert .*pytorch_model.bin .*model.safetensors")
         lacking = tmp_path / "lacking"
         lacking.mkdir()
         for file in Path(options["path"]).iterdir():
@@ -233,7 +233,7 @@ def test_missing_and_wrong_weights_are_one_sentence(
         complains(lacking, "lacks 1 weights of its architecture")
     else:
         torch.save({}, tmp_path / "weights.pt")
-        complains(tmp_path / "weights.pt", r"flowrl.score.convert .*weights.pt .*weights.safetensors")
+        complains(tmp_path / "weights.pt", r"flowrl.scorers.convert .*weights.pt .*weights.safetensors")
         (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
         complains(tmp_path / "broken.safetensors", "readable safetensors")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowrl.score.clip import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
+from flowrl.scorers.clip import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
 from rewards.aesthetic import aesthetic
 from rewards.clipscore import clipscore
 from rewards.hpsv2 import hpsv2, letterbox
@@ -194,7 +194,7 @@ def test_hpsv2_bars_are_black_and_squares_have_none() -> None:
 
 
 def test_hpsv2_of_a_bare_file_is_vit_h_14(open_clip_folder: Path, tmp_path: Path) -> None:
-    from flowrl.score.clip import _open_clip_settings
+    from flowrl.scorers.clip import _open_clip_settings
 
     settings, _ = _open_clip_settings(tmp_path / "hpsv2.1.safetensors", "hpsv2", "ViT-H-14")
     sizes = settings["embed_dim"], settings["vision_cfg"]["width"], settings["vision_cfg"]["layers"]

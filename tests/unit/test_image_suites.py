@@ -11,7 +11,6 @@ import torch
 from flowrl.detection.evaluator import line, load
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate
-from flowrl.evaluation.layout import read_images, sample_path, write_image, write_text
 from flowrl.evaluation.prompt_files import read
 from flowrl.evaluation.remembered import Memory, fingerprint
 from flowrl.evaluation.suites import Verdicts, find
@@ -21,6 +20,7 @@ from flowrl.evaluation.suites.ocr import signs
 from flowrl.evaluation.suites.t2i_compbench import with_questions
 from flowrl.evaluation.target import Target
 from flowrl.evaluation.visual_questions import Question, graph_scores, questions_of
+from flowrl.records.sample_files import read_images, sample_path, write_image, write_text
 from flowrl.types import Prompt, Samples
 from rewards.pickscore import pickscore
 from rewards.vqascore import vqascore

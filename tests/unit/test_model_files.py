@@ -20,7 +20,7 @@ from flowrl.models.diffusion.arguments import batch_call, check_call, check_save
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.files import check_files, variant_of
 from flowrl.models.loading import Source
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check
 from tests import pipelines
 
 CALL = {"height": 16, "width": 16}

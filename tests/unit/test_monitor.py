@@ -15,7 +15,7 @@ from flowrl.monitor import images, news, watch_heldout, watch_training
 from flowrl.monitor.alarms import check_rewards, check_statistics, paired, sentence, shift, summary
 from flowrl.monitor.statistics import STATISTICS, measure, some
 from flowrl.monitor.texts import distinct, measure_texts
-from flowrl.runtime.directory import RunDirectory
+from flowrl.records.directory import RunDirectory
 from flowrl.types import Prompt, Rollout, Samples, Scores
 from flowrl.worlds.shapes.prompts import prompts
 from flowrl.worlds.shapes.scenes import random_scene, render

@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from flowrl.config import Config
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 from flowrl.report.alarms import section
 from flowrl.report.record import read
-from flowrl.runtime import checkpoint
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.progress import Display
+from flowrl.runtime.display import Display
 from flowrl.train import train
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import sample_path, write_image, write_text
 from flowrl.evaluation.results import Judged, summarise
+from flowrl.records.sample_files import sample_path, write_image, write_text
 from flowrl.report import write
 from flowrl.report.charts import BINS, Line, line_chart, number, stacked_chart, ticks
 from flowrl.report.curves import diagnostic_figures, time_figure

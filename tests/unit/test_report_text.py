@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.evaluation.layout import write_completion, write_text
 from flowrl.evaluation.results import Judged, summarise
+from flowrl.records.sample_files import write_completion, write_text
 from flowrl.report import write
 from flowrl.report.pictures import LONGEST, Picture, readable, widest
 

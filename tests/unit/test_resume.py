@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flowrl.commands.checkpoints import checkpoint_rows
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
 from flowrl.report.record import read
-from flowrl.runtime import checkpoint, inputs
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.listing import checkpoint_rows
-from flowrl.runtime.resume import NEVER, begin
+from flowrl.startup import inputs
+from flowrl.startup.resume import NEVER, begin
 
 REWARD = "from beside import factor\n\ndef good(images, prompts):\n    return images.mean((1, 2, 3)) * factor\n"
 
@@ -316,3 +317,18 @@ def test_checkpoints_are_listed_with_their_scores(tmp_path: Path) -> None:
 
 def rows_bytes(run: RunDirectory) -> int:
     return checkpoint.told(run.checkpoints / "step_000001")["files"][checkpoint.STATE]["bytes"]
+
+
+# ---- runs of an earlier release
+
+
+def test_a_run_that_called_its_keys_otherwise_is_continued(tmp_path: Path) -> None:
+    spec = {"use": "flow_grpo", "selection": "nonzero_advantage", "token_advantage": []}
+    config, run = started(tmp_path, algorithm=spec)
+    text = run.config_path.read_text()
+    old = text.replace("token_advantage:", "credit:").replace("nonzero_advantage", "with_credit")
+    assert old != text
+    run.config_path.write_text(old)
+    assert Config.of_run(run.config_path) == config
+    resumed = begin(config, run, "auto")
+    assert resumed is not None and resumed.step == 2

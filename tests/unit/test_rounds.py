@@ -22,11 +22,11 @@ from flowrl.math.groups import flat_groups
 from flowrl.models.tiny import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.rounds import Gathered, gather, shortage
-from flowrl.runtime.geometry import geometry
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import load_rewards
 from flowrl.session import Session
-from flowrl.step import Pass, improve
+from flowrl.startup.workload import geometry
+from flowrl.step import UpdateSettings, improve
 from flowrl.train import iterate, train
 from flowrl.types import Draw, Prompt
 from tests import pipelines
@@ -125,7 +125,7 @@ def test_the_update_is_that_of_the_same_groups_sampled_directly(family: str, tmp
     for rollout, found in ((made.rollout, made.scores), (direct, scores)):
         recorder = Recorder(session.policy.parameters())
         advantage = algorithm.advantage(found, {})
-        settings = Pass(updates=2, max_grad_norm=1e9)
+        settings = UpdateSettings(updates=2, max_grad_norm=1e9)
         improve(session.policy, recorder, algorithm, rollout, found, advantage, made.seeds, settings)
         gradients.append(recorder.gradients)
     assert len(gradients[0]) == 2 and all(bool((g != 0).any()) for g in gradients[0])

@@ -20,12 +20,13 @@ from torch import Tensor
 import flowrl
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.runtime import checkpoint, ranks
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.progress import Display
-from flowrl.runtime.resume import begin, changes
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
+from flowrl.runtime import ranks
+from flowrl.runtime.display import Display
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.startup.resume import begin, changes
 from flowrl.types import Prompt, Samples, Scores
 
 CONFIG: dict[str, Any] = {
@@ -128,7 +129,7 @@ def test_no_intact_checkpoint_left(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from flowrl.runtime import checkpoint
+from flowrl.records import checkpoint
 def dies(folder): os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save(Path(sys.argv[1]), 2, {"a": torch.ones(3)}, {}, {"lora": dies}, {})
 """
@@ -248,7 +249,7 @@ def test_samples_are_spread_over_the_batch_and_rewound(tmp_path: Path) -> None:
 LOCKING = """
 import sys, time
 from pathlib import Path
-from flowrl.runtime.directory import RunDirectory
+from flowrl.records.directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

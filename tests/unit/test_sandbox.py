@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.score import sandbox as sandboxes
-from flowrl.score import system_calls
-from flowrl.score.sandbox import Limits, Sandbox, open_sandbox
-from flowrl.score.system_calls import compile_filter
-from flowrl.score.workers import WorkerError, WorkerPool
+from flowrl.sandbox import bubblewrap as sandboxes
+from flowrl.sandbox import system_calls
+from flowrl.sandbox.bubblewrap import Limits, Sandbox, open_sandbox
+from flowrl.sandbox.system_calls import compile_filter
+from flowrl.sandbox.worker_pool import WorkerError, WorkerPool
 from rewards.code_tests import code_tests, program
 
 ROOT = str(Path(__file__).parents[2])
@@ -312,7 +312,7 @@ def test_what_cannot_be_started_is_one_sentence(
 def test_root_that_may_not_become_nobody_is_told_so(box: Sandbox) -> None:
     if os.geteuid() or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv")
-    code = "from flowrl.score.sandbox import open_sandbox; open_sandbox()"
+    code = "from flowrl.sandbox.bubblewrap import open_sandbox; open_sandbox()"
     limited = [
         "setpriv",
         "--bounding-set",

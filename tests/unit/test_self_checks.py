@@ -12,7 +12,7 @@ from flowrl.math.flow import CPS, DDIM, FlowSDE, negligible
 from flowrl.models.diffusion.exceptions import TARGETS
 from flowrl.models.lora import ATTENTION, LoRAOptions, adapt, adapted_layers, described
 from flowrl.models.planned import planned_adapter
-from flowrl.runtime.grid import remarks
+from flowrl.startup.time_grid import remarks
 from tests.fidelity.bench import sd3_times
 from tests.unit.test_estimators import ShiftPolicy
 
@@ -62,17 +62,17 @@ def test_no_preset_trains_noise_on_any_grid(name: str, grid: str) -> None:
         trained = 0.0283 if grid == "ddpm" else 0.0  # the cleanest time of a network for DDPM
         policy = Grid(GRIDS[grid](steps), trained)
         assert remarks(made, policy) == [], (name, grid, steps)
-        reach = made.sampler.reach(made.sampler.grid(policy))
-        if reach and not made.estimator.fades:
+        reach = made.sampler.recordable(made.sampler.grid(policy))
+        if reach and not made.estimator.weight_vanishes:
             std = made.sampler.dynamics.coefficients(policy.times(steps)[:-1], made.sampler.grid(policy)[1:])[2]
             assert float(std[reach.start : reach.stop].min()) >= 0.01
 
 
 def test_ddpo_trains_all_steps_of_stable_diffusion_and_chooses_on_other_grids() -> None:
     sampler = algorithms.build("ddpo").sampler
-    assert sampler.reach(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
+    assert sampler.recordable(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
     for grid in (sd3_times(50), linear(50, 0.001)):
-        assert sampler.reach(sampler.grid(Grid(grid))) == range(48)
+        assert sampler.recordable(sampler.grid(Grid(grid))) == range(48)
     pixart = linear(50, 0.0099)  # a grid that visits the first training time itself: the last step goes on to 0
     assert torch.equal(sampler.grid(Grid(pixart, 0.0099)), pixart)
 

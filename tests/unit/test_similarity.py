@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.score import load_rewards
-from flowrl.score.convert import convert
+from flowrl.scorers.convert import convert
 from flowrl.types import Prompt, Samples
 from rewards.similarity import dino_similarity, lpips_similarity, read_reference
 from tests.tiny_scorers import (

@@ -23,7 +23,7 @@ from transformers import (
 
 from flowrl.errors import UserError
 from flowrl.score import list_rewards, load_rewards
-from flowrl.score.endpoint import Endpoint, EndpointOptions
+from flowrl.scorers.endpoint import Endpoint, EndpointOptions
 from flowrl.types import Prompt, Samples
 from rewards._extraction import after_hashes, boxed, last_number, latex, number, plain, tagged
 from rewards.exact_match import exact_match

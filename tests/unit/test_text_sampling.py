@@ -20,7 +20,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, MisfitError, Rollout, TokenTrace, Truncation
+from flowrl.types import Draw, IncompatibleError, Rollout, TokenTrace, Truncation
 from tests.contract.toys import roll, small, start
 
 CHANCES = torch.tensor([0.4, 0.3, 0.2, 0.1])
@@ -120,7 +120,7 @@ def test_causal_samples_are_scored_by_the_distribution_they_were_drawn_from(opti
     assert (
         float((trace.logp - full.logp)[trace.mask].detach().mean()) > 0.05
     )  # the full distribution leaves mass elsewhere
-    with pytest.raises(MisfitError, match="trust_rollout"):
+    with pytest.raises(IncompatibleError, match="trust_rollout"):
         replace(whole, trust_rollout=True).probe(rollout, policy, torch.zeros(400))
 
 

@@ -13,9 +13,9 @@ import torch
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.runtime import tracking
-from flowrl.runtime.directory import RunDirectory
-from flowrl.runtime.tracking import Trackers, check_trackers
+from flowrl.records.directory import RunDirectory
+from flowrl.runtime import trackers as tracking
+from flowrl.runtime.trackers import Trackers, check_trackers
 from flowrl.types import Prompt, Samples, Scores
 
 PROMPTS = ["a red circle", "a blue cross | and `code`"]

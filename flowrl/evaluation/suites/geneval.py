@@ -30,7 +30,7 @@ from flowrl.evaluation.remembered import Memory, fingerprint
 from flowrl.evaluation.scorers import check_options
 from flowrl.evaluation.suites import Verdicts
 from flowrl.evaluation.target import Target
-from flowrl.score.clip import quantise
+from flowrl.media import quantise
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
@@ -82,7 +82,7 @@ class ShapesGenEval:
             )
         detections = verifier.detect(images)
         verdicts = [
-            verifier.judge(found, dict(prompt.columns))
+            verifier.verify(found, dict(prompt.columns))
             for found, prompt in zip(detections, samples.prompts, strict=True)
         ]
         return Verdicts(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean, shown
+from flowrl.errors import UserError, did_you_mean, short_repr
 
 _SCHEDULE = "times follow from the pipeline's scheduler and the number of steps; set algorithm.sampler.steps"
 _NOISE = "every sample has noise of its own, which follows from train.seed"
@@ -51,7 +51,7 @@ def check_call(call: Mapping[str, Any], known: Iterable[str] | None = None, pipe
             "one (it may be ' ')"
         )
     for key, value in call.items():
-        where = f"model.call.{key}={shown(value)}"
+        where = f"model.call.{key}={short_repr(value)}"
         if key in OURS:
             raise UserError(f"{where}: remove it; {OURS[key]}")
         if names is not None and key not in names:
@@ -89,16 +89,18 @@ def _typed(key: str, value: Any, annotation: str) -> Any:
     if isinstance(value, list) and "tuple" in words:
         return tuple(value)
     if key in SIZES and isinstance(value, int | float) and value < 1:
-        raise UserError(f"model.call.{key}={shown(value)}: should be 1 or more")
+        raise UserError(f"model.call.{key}={short_repr(value)}: should be 1 or more")
     if not words & {"int", "float"} or words - NUMERIC:
         if isinstance(value, bool) and "bool" not in words and words & {"int", "float", "str", "tensor"}:
-            raise UserError(f"model.call.{key}={shown(value)}: a switch is not what {key} takes")
+            raise UserError(f"model.call.{key}={short_repr(value)}: a switch is not what {key} takes")
         return value
     if "int" in words and isinstance(value, float) and value.is_integer() and "float" not in words:
         return int(value)
     kinds = (int, float) if "float" in words else (int,)
     if isinstance(value, bool) or not (isinstance(value, kinds) or (value is None and words & {"none", "optional"})):
-        raise UserError(f"model.call.{key}={shown(value)}: should be {'a' if 'float' in words else 'a whole'} number")
+        raise UserError(
+            f"model.call.{key}={short_repr(value)}: should be {'a' if 'float' in words else 'a whole'} number"
+        )
     return value
 
 

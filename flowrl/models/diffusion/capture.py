@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError, exhausted, reason
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.diffusion.arguments import batch_call, check_call, formed, guidance_advice
 
 NETWORKS = ("transformer", "unet")
@@ -218,11 +218,11 @@ class Recorder:
         except UserError:
             raise
         except Exception as error:  # a pipeline's code raises what it likes for arguments that it cannot take
-            if exhausted(error):
+            if is_out_of_memory(error):
                 raise
             raise UserError(
                 f"{type(self.pipeline).__name__} itself fails on {len(prompts)} prompts with model.call"
-                f" {', '.join(sorted(self.call)) or '(none)'}: {reason(error)}"
+                f" {', '.join(sorted(self.call)) or '(none)'}: {first_line(error)}"
             ) from error
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl.errors import UserError, reason
+from flowrl.errors import UserError, first_line
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.loading import Source, bars_hidden, check_name, unreadable
 from flowrl.models.text import legacy
@@ -187,7 +187,7 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
             legacy.mend(model)
     except Exception as error:  # whatever the library or the model's own code raises
         if attention is not None and "ttention" in str(error):
-            raise UserError(f"attention {attention!r} is not available for {place}: {reason(error)}") from error
+            raise UserError(f"attention {attention!r} is not available for {place}: {first_line(error)}") from error
         raise unreadable(place, error) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -214,7 +214,7 @@ def open_tokenizer(source: Source) -> Any:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=source.trust_remote_code)
     except Exception as error:  # as of the network
         raise UserError(
-            f"no tokenizer can be loaded from {place}: {reason(error)}; save one beside the model"
+            f"no tokenizer can be loaded from {place}: {first_line(error)}; save one beside the model"
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowrl.worlds.countdown import BASES
 from flowrl.worlds.countdown.prompts import LENGTH, prompts
-from flowrl.worlds.countdown.verifier import judge
+from flowrl.worlds.countdown.verifier import verify
 from flowrl.worlds.sudoku.commands import measure
 
 
@@ -18,7 +18,7 @@ def report(completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[s
     values: dict[str, list[float]] = defaultdict(list)
     solved: dict[tuple[str, str], bool] = defaultdict(bool)
     for completion, row in zip(completions, rows, strict=True):
-        verdict = judge(completion, row["numbers"], row["target"])
+        verdict = verify(completion, row["numbers"], row["target"])
         values["strict"].append(verdict.strict)
         values["formed"].append(verdict.formed)
         values[f"strict/{row['tag']}"].append(verdict.strict)

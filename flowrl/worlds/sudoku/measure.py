@@ -9,7 +9,7 @@ from typing import Any
 from flowrl.worlds.sudoku import BASES
 from flowrl.worlds.sudoku.commands import measure
 from flowrl.worlds.sudoku.prompts import LENGTH, prompts
-from flowrl.worlds.sudoku.verifier import judge
+from flowrl.worlds.sudoku.verifier import verify
 
 
 def report(completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -18,7 +18,7 @@ def report(completions: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[s
     values: dict[str, list[float]] = defaultdict(list)
     solved: dict[str, bool] = defaultdict(bool)
     for completion, row in zip(completions, rows, strict=True):
-        verdict = judge(completion, row["puzzle"], row["solution"])
+        verdict = verify(completion, row["puzzle"], row["solution"])
         values["strict"].append(verdict.strict)
         values["continuous"].append(verdict.continuous)
         values[f"strict/{row['tag']}"].append(verdict.strict)

@@ -1,0 +1,42 @@
+"""A run's checkpoints as plain data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
+
+SCORE = re.compile(r"eval/([^/]+)/mean")
+"""Metrics that are scores: the total (``reward``) and every reward by itself."""
+
+
+def checkpoint_rows(run: Path) -> list[dict[str, Any]]:
+    """``{name, step, time, scores, notes}`` of a run's checkpoints, oldest first.
+
+    ``scores`` are the means of the evaluation that each was saved with, of weight 0 or not; ``notes`` say which is
+    latest and best, and what is wrong (sizes are compared, contents are not read). Raises `UserError` where there is no
+    run.
+    """
+    root = RunDirectory.open(run).checkpoints
+    pointers = {name: checkpoint.pointed(root, name) for name in (checkpoint.LATEST, checkpoint.BEST)}
+    return [_row(path, pointers) for path in checkpoint.every(root)]
+
+
+def _row(path: Path, pointers: Mapping[str, str | None]) -> dict[str, Any]:
+    manifest = checkpoint.told(path)
+    metrics = manifest.get("metrics")
+    items = metrics.items() if isinstance(metrics, dict) else ()
+    notes = [pointer for pointer, name in pointers.items() if name == path.name]
+    if problem := checkpoint.damage(path, contents=False):
+        notes.append(f"cannot be read: {problem}")
+    return {
+        "name": path.name,
+        "step": checkpoint.step_of(path),
+        "time": str(manifest.get("time", "")),
+        "scores": {match[1]: value for key, value in items if (match := SCORE.fullmatch(key))},
+        "notes": [*notes, *(f"without {name}/" for name in manifest.get("not_exported") or {})],
+    }

@@ -1,0 +1,164 @@
+"""Is this machine fit for training, and this config fit for this machine?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowrl.config import Config
+from flowrl.errors import UserError, install_command
+from flowrl.evaluation.decoding import make
+from flowrl.math.random import seeds
+from flowrl.models import check_parity
+from flowrl.records import machine
+from flowrl.score import load_rewards
+from flowrl.startup.policies import open_policy
+from flowrl.startup.preflight import Plan, check
+from flowrl.startup.time_grid import remarks
+from flowrl.types import Draw
+
+EXTRAS = {
+    "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
+    "text": ("math_verify", "jsonschema"),
+    "data": ("datasets", "pyarrow"),
+    "server": ("fastapi", "uvicorn", "httpx"),
+    "tracking": ("tensorboard", "wandb"),
+    "ray": ("ray",),
+    "vllm": ("vllm",),
+    "xformers": ("xformers",),
+}
+"""Modules of each extra; a test compares them with pyproject.toml."""
+GIB = 2**30
+SCARCE_GIB = 5.0
+"""Less free disk than this is reported."""
+TRIED = 4
+"""Samples made and scored as a trial."""
+NAMED = 8
+"""Releases to name."""
+SHOWN = 80
+"""Characters of a completion to show."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report."""
+
+    name: str
+    state: str
+    """``ok``, ``note`` or ``bad``."""
+    detail: str
+
+
+def check_machine(folder: Path) -> list[Finding]:
+    """Versions, threads, devices, optional packages and disk space, independent of any config."""
+    versions = machine.versions()
+    missing = [name for name, version in versions.items() if version is None]
+    found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    free = shutil.disk_usage(_existing(folder)).free / GIB
+    return [
+        Finding("packages", "bad" if missing else "ok", f"missing: {', '.join(missing)}" if missing else found),
+        _combination(),
+        _extras(),
+        Finding("cpu", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
+        *_devices(),
+        Finding("disk", "note" if free < SCARCE_GIB else "ok", f"{free:.1f} GiB free for {folder}"),
+    ]
+
+
+def _combination() -> Finding:
+    """Whether the releases are those that were tested together."""
+    bad = machine.refused()
+    if bad:
+        listed = ", ".join(f"{name} {mine} (needed: {bounds})" for name, (mine, bounds) in bad.items())
+        return Finding("releases", "bad", f"flowrl does not work with {listed}: {install_command(constrained=True)}")
+    odd = machine.untested()
+    if not odd:
+        return Finding("releases", "ok", "those that flowrl was tested with")
+    pairs = [f"{name} {mine} (tested: {theirs})" for name, (mine, theirs) in odd.items()]
+    listed = ", ".join(pairs[:NAMED]) + (f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else "")
+    return Finding(
+        "releases", "note", f"not tested together: {listed}; for the tested ones: {install_command(constrained=True)}"
+    )
+
+
+def _extras() -> Finding:
+    lacking = {name: [m for m in modules if not importlib.util.find_spec(m)] for name, modules in EXTRAS.items()}
+    whole = [name for name, modules in lacking.items() if not modules]
+    parts = [f"{name} ({', '.join(modules)})" for name, modules in lacking.items() if modules]
+    missing = f"; not: {', '.join(parts)}, each added with {install_command('NAME')}" if parts else ""
+    return Finding("extras", "ok", f"installed: {', '.join(whole) or 'none'}{missing}")
+
+
+def check_config(config: Config) -> Iterator[Finding]:
+    """A trial of everything a run does before its first update. Stops at the first thing that fails."""
+    try:
+        plan = check(config)
+        yield Finding("config", "ok", f"{config.name}: {plan.geometry.samples} samples per iteration")
+        start = time.perf_counter()
+        policy = open_policy(config)
+        trained = sum(parameter.numel() for parameter in policy.parameters())
+        loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
+        yield Finding("model", "ok", loaded)
+        yield Finding("trained", "ok", policy.adaptation.describe())
+        yield from (Finding("time grid", "note", sentence) for sentence in remarks(plan.algorithm, policy))
+        deviation = check_parity(policy)
+        equal = (
+            "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
+        )
+        yield Finding("parity", "ok", f"{equal} within {deviation:.1e}")
+        # Weights, gradient and Adam's two moments in float32, and one copy per weight set.
+        copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None)
+        size = f"{4 * copies * trained / GIB:.3f} GiB for the trained weights, their copies and optimiser"
+        yield Finding("memory", "ok", f"{size}; activations come on top")
+        yield from _trial(plan, policy)
+    except UserError as error:
+        yield Finding("stopped", "bad", str(error))
+
+
+def _trial(plan: Plan, policy: Any) -> Iterator[Finding]:
+    """Sample and score a few prompts."""
+    prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
+    sampler = plan.algorithm.sampler.heldout(None, None, None)
+    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
+    start = time.perf_counter()
+    made = make(policy, sampler, "live", prompts, draw)
+    pace = (time.perf_counter() - start) / len(prompts)
+    yield Finding("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
+    if made.samples.completions is not None:
+        yield _said(made.samples.completions, made.tokens)
+    rewards = load_rewards(plan.config.rewards, plan.config.on_nan)
+    scores = rewards(made.samples, draw.group)
+    for name, column in zip(scores.names, scores.rewards.T, strict=True):
+        values = ", ".join(f"{value:.3g}" for value in column.tolist())
+        yield Finding(f"reward {name}", "note" if bool(column.isnan().any()) else "ok", f"scores {values}")
+    rewards.close()
+
+
+def _said(texts: Sequence[str], tokens: Sequence[int]) -> Finding:
+    """What a language model says, since a wrong template or a missing end token shows at once."""
+    empty = sum(not text.strip() for text in texts)
+    shown = repr(texts[0] if len(texts[0]) <= SHOWN else texts[0][:SHOWN] + "...")
+    count = f"{min(tokens)} to {max(tokens)} tokens, {empty} of {len(texts)} empty"
+    return Finding("completion", "note" if empty else "ok", f"{count}; the first: {shown}")
+
+
+def _devices() -> list[Finding]:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return [Finding("gpu", "ok", ", ".join(f"{p.name} ({p.total_memory / GIB:.0f} GiB)" for p in names))]
+    if torch.backends.mps.is_available():
+        return [Finding("gpu", "ok", "Apple MPS")]
+    return [Finding("gpu", "note", "none: fine for the embedded worlds, too slow for large models")]
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,0 +1,213 @@
+"""The directory of a run: config, metrics, samples and checkpoints, written by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.files import check_place, raise_if_full, write_whole
+from flowrl.records import machine
+from flowrl.records.sample_files import read_json_lines, write_image
+from flowrl.types import Samples, Scores
+
+CONFIG = "config.yaml"
+
+
+class RunDirectory:
+    """Paths of a run and the lock on it. Use as a context manager while writing; reading needs no lock.
+
+    ``config.yaml  environment.json  metrics.jsonl  samples/step_000123/  checkpoints/  eval/  report.html``
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_path = path / CONFIG
+        self.metrics_path = path / "metrics.jsonl"
+        self.samples_path = path / "samples"
+        self.heldout_path = path / "heldout"
+        """Held-out samples of the evaluations during training, laid out like ``samples``."""
+        self.checkpoints = path / "checkpoints"
+        self.eval_path = path / "eval"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing run. Raises `UserError` if there is none."""
+        run = cls(path)
+        if not run.exists():
+            what = f"has no {CONFIG}" if os.path.isdir(path) else "does not exist"
+            raise UserError(f"{path} is not a run: it {what}; name a directory that `flowrl train` wrote")
+        return run
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return os.path.isfile(self.config_path)  # False also for a name that no file can have
+
+    def begun(self) -> bool:
+        """Whether there is anything to lose: a run whose rewards or model did not load has only a config."""
+        return self.exists() and (self.metrics_path.is_file() or any(self.checkpoints.glob("step_*")))
+
+    def __enter__(self) -> Self:
+        """Claim the run for this process. Raises `UserError` if another process has it, or nothing can be written."""
+        check_place(self.path, "out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from None
+        try:
+            # The system drops the lock when its process ends, however it ends: there are no stale locks.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            lock.close()
+            raise UserError(f"{self.path} is being written by {owner}; wait for it, or set another out=...") from None
+        lock.seek(0)
+        left = lock.read().strip()
+        if left:
+            warnings.warn(
+                f"{self.path}: the last run here ({left}) ended without a word: it was killed, or code of a reward or "
+                "model ended or crashed its process (a reward with process: true cannot)",
+                stacklevel=2,
+            )
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+        lock.flush()
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+    def start(self, config_yaml: str) -> None:
+        """Write the resolved config and the environment."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        facts = {"started": started, **machine.describe()}
+        write_whole(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
+        write_whole(self.config_path, config_yaml)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Append one line, at once visible to readers. Values that are not finite become null."""
+        line = json.dumps({name: _plain(value) for name, value in metrics.items()}, allow_nan=False)
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise_if_full(error, self.path)
+            raise
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line logged so far; a last line cut short by a kill is left out. Raises `UserError` for a damaged
+        file."""
+        return read_json_lines(self.metrics_path, growing=True) if self.metrics_path.is_file() else []
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics and samples after ``step``, so that a resumed run does not tell its story twice."""
+        if self.metrics_path.is_file():
+            kept = [line for line in self.metrics() if _step_of(line) <= step]
+            write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+        for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
+            digits = folder.name.removeprefix("step_")
+            if digits.isdigit() and int(digits) > step:
+                shutil.rmtree(folder)
+
+    def saved(self, step: int) -> dict[str, Path]:
+        """Folders with samples of this step, by kind: ``samples`` that were trained on, ``heldout`` of evaluations."""
+        folders = (place / _step(step) for place in (self.samples_path, self.heldout_path))
+        return {folder.parent.name: folder for folder in folders if folder.is_dir()}
+
+    def save_samples(
+        self,
+        step: int,
+        samples: Samples,
+        scores: Scores,
+        advantage: Tensor,
+        *,
+        seeds: Tensor,
+        count: int,
+        folder: Path | None = None,
+    ) -> Path | None:
+        """Save ``count`` evenly spaced samples (so: of different groups): images as ``samples/step_000123/0000.png``,
+        completions and all else in ``samples.jsonl`` beside them: prompt, every reward, total, advantage, seed.
+        Returns the folder.
+
+        ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to ``samples``, row by row.
+        """
+        chosen = range(0, len(samples), max(1, len(samples) // count)) if count else range(0)
+        chosen = chosen[:count]
+        if not chosen:
+            return None
+        folder = (folder or self.samples_path) / _step(step)
+        partial = folder.with_name(f".tmp-{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            rows = [
+                _save_sample(partial, place, row, samples) | _numbers(row, scores, advantage, seeds)
+                for place, row in enumerate(chosen)
+            ]
+            (partial / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise_if_full(error, self.path)
+            raise
+        return folder
+
+
+def _step(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def _step_of(line: Mapping[str, Any]) -> float:
+    step = line.get("step", 0)
+    return step if isinstance(step, int | float) else math.inf  # not a line of ours
+
+
+def _save_sample(folder: Path, place: int, row: int, samples: Samples) -> dict[str, Any]:
+    prompt = samples.prompts[row]
+    facts: dict[str, Any] = {"prompt": prompt.text, "prompt_id": prompt.id}
+    if samples.images is not None:
+        image = samples.images[row]
+        name = f"{place:04d}.png"
+        write_image(folder / name, image if image.ndim == 3 else image[len(image) // 2])  # a video's middle frame
+        facts = {"file": name, **facts}
+    if samples.completions is not None:
+        facts["completion"] = samples.completions[row]
+    return facts
+
+
+def _numbers(row: int, scores: Scores, advantage: Tensor, seeds: Tensor) -> dict[str, Any]:
+    named = zip(scores.names, scores.rewards[row].tolist(), strict=True)
+    return {
+        "rewards": {name: _plain(value) for name, value in named},
+        "total": _plain(float(scores.total[row])),
+        "advantage": _plain(float(advantage[row])),
+        "seed": int(seeds[row]),
+    }
+
+
+def _plain(value: float) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""What reward files import: image encoders, conversion of checkpoints, chat endpoints."""
