@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from flowrl.parts.credits import GAE, KLInReward, TruncatedImportance, last_of, whitened
 from torch import Tensor
 
-from flowrl.parts.credits import GAE, KLInReward, TruncatedImportance, last_of, whitened
 from flowrl.types import Likelihood, MisfitError, Rows
 
 THREE = torch.tensor([[True, True, True, False]])
