@@ -177,11 +177,8 @@ def _loop(
             count = config.log.images
             run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
-        for sentence in [
-            *first.notes(session, metrics),
-            *missing_groups(session, metrics),
-            *new_alarms(session, metrics),
-        ]:
+        notes = first.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics)
+        for sentence in notes:
             shown.note(sentence)
         halted = should_stop(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
