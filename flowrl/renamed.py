@@ -3,6 +3,7 @@ sentence that says the new one; the config of a run that an older release wrote 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -43,8 +44,10 @@ def sentence(path: str) -> str | None:
 
 
 def new_name(name: str) -> str | None:
-    """What a part or preset of that name is called today; None if the name is no old one."""
-    return next((new for old, new in PARTS.items() if _plain(old) == _plain(name)), None)
+    """What a part or preset of that name is called today, in the style in which ``name`` is written; None if the name
+    is no old one."""
+    new = next((new for old, new in PARTS.items() if _plain(old) == _plain(name)), None)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", new).lower() if new and name.islower() else new
 
 
 def translated(values: Mapping[str, Any]) -> dict[str, Any]:
