@@ -65,7 +65,7 @@ class _Account:
 
     def conclude(self, rewards: Rewards, scoring: Scoring) -> Scores:
         """Scores of all samples so far: a round without any is an error only if all rounds before it had none."""
-        return rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.tallies)
+        return rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.stats)
 
     def metrics(self) -> dict[str, float]:
         """Means over the rounds, which are of one size; times and failures add up."""
@@ -104,7 +104,7 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
             break
         del made, scoring  # before the next round takes as much memory again
     chosen = kept or made
-    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.tallies)
+    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.stats)
     counts = {
         "sampling/rounds": float(len(account.groups)),
         "sampling/samples": float(len(account.prompts)),

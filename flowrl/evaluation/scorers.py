@@ -15,7 +15,7 @@ from flowrl.evaluation.prompt_files import prompts_of
 from flowrl.evaluation.remembered import Memory, fingerprint
 from flowrl.evaluation.suites import Verdicts, tag_of
 from flowrl.evaluation.target import Target
-from flowrl.score.finding import find_reward
+from flowrl.score.registry import find_reward
 from flowrl.types import Prompt, Samples
 from flowrl.values import misfit
 

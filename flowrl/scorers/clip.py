@@ -113,7 +113,7 @@ def read_preprocessing(path: str, name: str) -> Preprocessing:
     )
 
 
-class TextMemory:
+class EmbeddingCache:
     """Embeddings of prompts, made once per unique prompt and kept for later calls."""
 
     def __init__(self, encode: Callable[[list[str]], Tensor], batch_size: int) -> None:
@@ -162,7 +162,7 @@ class HuggingFaceClip:
         self._length = int(self.model.config.text_config.max_position_embeddings)
         self._name = name
         self.logit_scale = float(self.model.logit_scale.detach().double().exp())
-        self.texts = TextMemory(self._encode, batch_size)
+        self.texts = EmbeddingCache(self._encode, batch_size)
 
     def images(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings [n, E] of uint8 images [n, 3, H, W]."""
@@ -208,7 +208,7 @@ class OpenClip:
             self.size, self.size, stated.get("mean", CLIP_MEAN), stated.get("std", CLIP_STD), floor=False
         )
         self.logit_scale = float(self.model.logit_scale.detach().double().exp())
-        self.texts = TextMemory(self._encode, batch_size)
+        self.texts = EmbeddingCache(self._encode, batch_size)
 
     def images(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings [n, E] of uint8 images [n, 3, H, W]."""

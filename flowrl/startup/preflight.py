@@ -19,7 +19,7 @@ from flowrl.parts.regularizers import RouterBalance
 from flowrl.paths import expanded, local
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
-from flowrl.score.finding import check_reward
+from flowrl.score.registry import check_reward
 from flowrl.startup.workload import Geometry, geometry
 
 

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "flowrl").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 LAYERS = (
     "flowrl.version flowrl.errors flowrl.renamed flowrl.values flowrl.types",
-    "flowrl.files flowrl.paths flowrl.math flowrl.media flowrl.leaving",
+    "flowrl.files flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
     "flowrl.importing flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
     "flowrl.detection flowrl.models flowrl.algorithms",
     "flowrl.config flowrl.generated rewards",
-    "flowrl.data flowrl.hosting",
+    "flowrl.data flowrl.clients",
     "flowrl.score",
     "flowrl.records",
     "flowrl.runtime",

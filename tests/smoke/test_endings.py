@@ -104,7 +104,7 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path: Path) -> None:
 def test_code_that_leaves_is_reported_and_finished_work_saved(tmp_path: Path) -> None:
     third = "reward.calls = getattr(reward, 'calls', 0) + 1\n    if reward.calls > 2: "
     left = run(tmp_path, third + "os._exit(7)")
-    assert_said(left, "reward 'reward' raised LeftError", "os._exit(7)", "mine.py")
+    assert_said(left, "reward 'reward' raised ExitCalledError", "os._exit(7)", "mine.py")
     assert checkpoints(tmp_path) == ["step_000002"]
     other = tmp_path / "exit"
     other.mkdir()

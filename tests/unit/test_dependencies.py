@@ -240,11 +240,11 @@ def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, 
     """Uninstalled: neither found nor imported."""
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "flowrl.hosting.client", raising=False)
+    monkeypatch.delitem(sys.modules, "flowrl.clients.http", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else real(name))
-    monkeypatch.setattr("flowrl.hosting.find_spec", importlib.util.find_spec)
+    monkeypatch.setattr("flowrl.clients.find_spec", importlib.util.find_spec)
     monkeypatch.chdir(tmp_path)
     Path("PROMPTS.parquet").touch()
     values = {"name": "x", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "rewards": ["jpeg_compressibility"]}

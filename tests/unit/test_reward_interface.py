@@ -32,11 +32,11 @@ from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.score import RewardError, Rewards, Scoring, joined, load_rewards
-from flowrl.score import asking as asking_module
-from flowrl.score.adapting import adapt, take
-from flowrl.score.asking import Reward
-from flowrl.score.conformance import examine
-from flowrl.score.finding import check_reward
+from flowrl.score import reward as asking_module
+from flowrl.score.conformance import run_checks
+from flowrl.score.registry import check_reward
+from flowrl.score.reward import Reward
+from flowrl.score.signatures import adapt, take
 from flowrl.train import train
 from flowrl.types import Prompt, Samples, Scores
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -922,7 +922,7 @@ def test_changing_the_images_in_the_background_names_the_culprit() -> None:
 
 
 def test_a_reward_that_hangs_does_not_keep_an_interrupted_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.score.pipeline.PATIENCE", 0.2)
+    monkeypatch.setattr("flowrl.score.background.PATIENCE", 0.2)
     release = threading.Event()
 
     def hangs(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -1139,12 +1139,12 @@ def test_conformance_examines_groups_and_number_types(tmp_path: Path) -> None:
     )
 
     def failures(name: str, **options: Any) -> set[str]:
-        return {f.check for f in examine(f"{tmp_path}/r.py:{name}", prompts, **options) if not f.passed}
+        return {f.check for f in run_checks(f"{tmp_path}/r.py:{name}", prompts, **options) if not f.passed}
 
     assert failures("centred") == failures("pairs") == failures("words", text=True) == set()
     assert failures("leaky") == {"same answer one by one"}  # sees beyond its group
     assert failures("half") == {"keeps its precision"}
-    loads = examine(f"{tmp_path}/r.py:pairs", prompts)[0]
+    loads = run_checks(f"{tmp_path}/r.py:pairs", prompts)[0]
     assert "flowrl signature, compares the samples of a group" in loads.detail
 
 

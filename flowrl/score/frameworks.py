@@ -16,20 +16,20 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.media import picture
-from flowrl.score.conversations import spread
-from flowrl.score.waiting import all_settled, settled
+from flowrl.score.async_calls import wait_for, wait_for_all
+from flowrl.score.columns import spread
 from flowrl.types import Samples
 
 VERL = ("solution_str", "solution_image")
 """Parameters by which verl's and verl-omni's functions are known."""
 
 
-class VerlCall:
+class VerlReward:
     """``compute_score(data_source, solution_str, ground_truth, extra_info, **) -> float | {"score": float, ...}``, one
     sample a call, plain or async; verl-omni's takes ``solution_image`` [3, H, W] in [0, 1].
 
     ``ground_truth`` is the prompt's column of that name, or that key of its column ``reward_model`` (verl's parquet;
-    `flowrl.score.conversations.spread`).
+    `flowrl.score.columns.spread`).
     """
 
     grouped = False
@@ -41,7 +41,7 @@ class VerlCall:
 
     def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float | None]:
         answers = [self.function(**self._arguments(samples, row)) for row in range(len(samples))]
-        return [self._score(answer) for answer in all_settled(answers)]
+        return [self._score(answer) for answer in wait_for_all(answers)]
 
     def _arguments(self, samples: Samples, row: int) -> dict[str, Any]:
         known = {"extra_info": {}, **spread(samples.prompts[row].columns)}
@@ -73,7 +73,7 @@ class VerlCall:
         return None if answer is None else float(answer)
 
 
-class FlowFactoryCall:
+class FlowFactoryReward:
     """An instance of ``PointwiseRewardModel`` or ``GroupwiseRewardModel``: ``model(prompt=[...], image=[...], ...)``
     with PIL pictures (or tensors where it says ``use_tensor_inputs``), which answers with an object that has
     ``rewards``. A groupwise model sees one group a call."""
@@ -108,7 +108,7 @@ class FlowFactoryCall:
         for key in getattr(self.function, "required_fields", ()):
             if key not in values:
                 raise UserError(f"reward {self.name!r} (Flow-Factory signature) needs {key!r}; there is no such column")
-        answer = settled(self.function(**{key: values[key] for key in values if key in wanted}))
+        answer = wait_for(self.function(**{key: values[key] for key in values if key in wanted}))
         return answer.rewards if "rewards" in dir(answer) else answer
 
     def _medium(self, medium: Tensor) -> Any:
@@ -128,7 +128,7 @@ def is_flow_factory(found: Any) -> bool:
 
 def build_flow_factory(
     found: Any, name: str, options: Mapping[str, Any], device: str, dtype: torch.dtype, batch_size: int | None
-) -> FlowFactoryCall:
+) -> FlowFactoryReward:
     """Construct ``found(config, accelerator)``. Both are plain records of what one process knows: ``config`` has
     device, dtype, batch_size, the options as attributes and as ``extra_kwargs``."""
     config = SimpleNamespace(
@@ -148,4 +148,4 @@ def build_flow_factory(
         is_local_main_process=True,
         wait_for_everyone=lambda: None,
     )
-    return FlowFactoryCall(found(config, accelerator), name)
+    return FlowFactoryReward(found(config, accelerator), name)

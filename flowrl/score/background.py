@@ -17,8 +17,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flowrl.score.adapting import take
-from flowrl.score.asking import Tally
+from flowrl.score.reward import CallStats
+from flowrl.score.signatures import take
 from flowrl.types import Prompt, Samples, Scores
 
 LOG = logging.getLogger("flowrl.score")
@@ -27,11 +27,11 @@ DEPTH = 2
 PATIENCE = 5.0
 """Seconds that `close` waits for a call in progress."""
 
-Ask = Callable[[int, Samples, Tensor, Tally], Tensor]
-Conclude = Callable[[Tensor, Sequence[Prompt], Tensor, Sequence[Tally]], Scores]
+Ask = Callable[[int, Samples, Tensor, CallStats], Tensor]
+Conclude = Callable[[Tensor, Sequence[Prompt], Tensor, Sequence[CallStats]], Scores]
 
 
-class Lane:
+class RewardThread:
     """A thread that works through its jobs in order; it starts with the first."""
 
     def __init__(self, name: str) -> None:
@@ -80,16 +80,16 @@ class Scoring:
 
     def __init__(
         self,
-        lanes: Sequence[Lane | None],
+        threads: Sequence[RewardThread | None],
         grouped: Sequence[bool],
         group: Tensor,
         ask: Ask,
         conclude: Conclude,
     ) -> None:
-        self._lanes, self._grouped, self._group = lanes, grouped, group
+        self._threads, self._grouped, self._group = threads, grouped, group
         self._ask, self._conclude = ask, conclude
-        self.tallies = [Tally() for _ in lanes]
-        self._values = torch.full((len(group), len(lanes)), torch.nan, dtype=torch.float64)
+        self.stats = [CallStats() for _ in threads]
+        self._values = torch.full((len(group), len(threads)), torch.nan, dtype=torch.float64)
         self._prompts: list[Prompt] = []
         self._held: list[Samples] = []  # chunks whose last group is not complete, for rewards that see whole groups
         self._later: list[Callable[[], None]] = []
@@ -119,7 +119,7 @@ class Scoring:
 
     def finish(self) -> Scores:
         """Wait for all scores. Raises what a reward raised, and as `Rewards.conclude` does."""
-        return self._conclude(self.wait(), self._prompts, self._group, self.tallies)
+        return self._conclude(self.wait(), self._prompts, self._group, self.stats)
 
     def wait(self) -> Tensor:
         """[N, R] float64: all rewards' answers, before any policy. Raises what a reward raised."""
@@ -134,8 +134,8 @@ class Scoring:
         """``reward/seconds``: seconds spent in all rewards' calls, most of them while the next samples are made (what
         was waited for is ``time/reward``); ``reward/<name>/failures``:
         calls that failed, of rewards that had any."""
-        failed = {f"reward/{n}/failures": float(t.failures) for n, t in zip(names, self.tallies, strict=True)}
-        busy = {"reward/seconds": sum(tally.seconds for tally in self.tallies)}
+        failed = {f"reward/{n}/failures": float(t.failures) for n, t in zip(names, self.stats, strict=True)}
+        busy = {"reward/seconds": sum(stats.seconds for stats in self.stats)}
         return busy | {key: value for key, value in failed.items() if value}
 
     def _completed(self, samples: Samples, stop: int) -> tuple[int, Samples] | None:
@@ -157,14 +157,14 @@ class Scoring:
             if self._stopped or self._error is not None:
                 return self._note(None)
             try:
-                self._values[rows, index] = self._ask(index, samples, self._group[rows], self.tallies[index])
+                self._values[rows, index] = self._ask(index, samples, self._group[rows], self.stats[index])
             except BaseException as error:  # raised where the samples are made: by `add` or `finish`
                 return self._note(error)
             self._note(None)
 
         with self._changed:
             self._open += 1
-        lane = self._lanes[index]
+        lane = self._threads[index]
         if lane is None:
             self._later.append(job)
         else:

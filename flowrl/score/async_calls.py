@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from flowrl.leaving import LeftError, contained
+from flowrl.exit_guard import ExitCalledError, catch_exit
 
 
-def settled(answer: Any) -> Any:
+def wait_for(answer: Any) -> Any:
     """The answer itself, awaited where it has to be; works where a loop already runs (as in notebooks)."""
-    return all_settled([answer])[0]
+    return wait_for_all([answer])[0]
 
 
-def all_settled(answers: Sequence[Any]) -> list[Any]:
+def wait_for_all(answers: Sequence[Any]) -> list[Any]:
     """The answers, those that have to be awaited waiting together. Raises what the first of them raises."""
     if not any(inspect.isawaitable(answer) for answer in answers):
         return list(answers)
@@ -40,7 +40,7 @@ async def _settled(answer: Any) -> Any:
     if not inspect.isawaitable(answer):
         return answer
     try:
-        with contained():  # which is about threads, and this one is the loop's
+        with catch_exit():  # which is about threads, and this one is the loop's
             return await answer
     except SystemExit as error:  # it would end the loop's thread, and everybody would wait for ever
-        raise LeftError(f"it called exit({error.code}), which would have ended the run") from error
+        raise ExitCalledError(f"it called exit({error.code}), which would have ended the run") from error

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.hosting.answers import NO_MATTER, plain
+from flowrl.clients.results import NOT_APPLICABLE, plain
 
 
-class Elsewhere(ABC):
+class RemoteReward(ABC):
     """A reward that is scored in another place."""
 
     version: str | None
@@ -38,17 +38,17 @@ class Elsewhere(ABC):
         columns: Mapping[str, Sequence[Any]],
         group: Sequence[int] | None = None,
     ) -> Tensor:
-        """[N] float64; ``group`` [N] are the samples' group numbers; `NO_MATTER` where it does not apply."""
+        """[N] float64; ``group`` [N] are the samples' group numbers; `NOT_APPLICABLE` where it does not apply."""
 
     @abstractmethod
     def close(self) -> None:
         """Free what it holds."""
 
 
-class Grouped:
+class GroupedRemoteReward:
     """Its parameter ``group`` makes every call hold whole groups; where samples are compared, they travel together."""
 
-    def __init__(self, reward: Elsewhere) -> None:
+    def __init__(self, reward: RemoteReward) -> None:
         self.reward, self.version = reward, reward.version
 
     def __call__(
@@ -69,9 +69,9 @@ class Grouped:
 
 def told(scores: Tensor) -> Tensor | list[float | None]:
     """Scores as a reward answers: a list where some are None."""
-    return plain(scores) if bool((scores == NO_MATTER).any()) else scores
+    return plain(scores) if bool((scores == NOT_APPLICABLE).any()) else scores
 
 
-def asking(reward: Elsewhere) -> Elsewhere | Grouped:
+def asking(reward: RemoteReward) -> RemoteReward | GroupedRemoteReward:
     """The reward as rewards are called here; it asks for ``group`` if it sees groups there."""
-    return Grouped(reward) if reward.grouped else reward
+    return GroupedRemoteReward(reward) if reward.grouped else reward

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.clients.results import RewardError, as_scores, kind_of
 from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError, describe_exception, is_out_of_memory
-from flowrl.hosting.answers import RewardError, as_scores, kind_of
-from flowrl.leaving import contained
-from flowrl.score.adapting import Answer, take
-from flowrl.score.combining import Gate
+from flowrl.exit_guard import catch_exit
+from flowrl.score.combination import Gate
+from flowrl.score.signatures import Answer, take
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
@@ -42,7 +42,7 @@ class Reward:
 
 
 @dataclass
-class Tally:
+class CallStats:
     """What happened while a reward was asked."""
 
     seconds: float = 0.0
@@ -55,8 +55,8 @@ class Tally:
     """What the last answer consisted of: float32, float64, int64, list."""
 
 
-def ask(reward: Reward, samples: Samples, group: Tensor, rows: Sequence[int], tally: Tally) -> Tensor:
-    """[len(rows)] float64 scores of these rows; NaN where the reward could not score, `NO_MATTER` where it said None.
+def ask(reward: Reward, samples: Samples, group: Tensor, rows: Sequence[int], stats: CallStats) -> Tensor:
+    """[len(rows)] float64 scores of these rows; NaN where it could not score, `NOT_APPLICABLE` where it said None.
 
     Calls hold ``batch_size`` samples, whole groups of a reward that compares them. A call that fails is repeated as
     ``on_error`` says. With ``drop_group``, its groups are then asked one by one, so that one bad sample costs its own
@@ -64,13 +64,13 @@ def ask(reward: Reward, samples: Samples, group: Tensor, rows: Sequence[int], ta
     """
     values = torch.full((len(samples),), torch.nan, dtype=torch.float64)
     for batch in _batches(reward, group, rows):
-        _fill(values, reward, samples, group, batch, tally)
+        _fill(values, reward, samples, group, batch, stats)
     return values[list(rows)]
 
 
-def _fill(values: Tensor, reward: Reward, samples: Samples, group: Tensor, batch: list[int], tally: Tally) -> None:
+def _fill(values: Tensor, reward: Reward, samples: Samples, group: Tensor, batch: list[int], stats: CallStats) -> None:
     policy = reward.on_error or OnErrorConfig()
-    error, pending = _try(values, reward, samples, group, batch, policy.retry, tally)
+    error, pending = _try(values, reward, samples, group, batch, policy.retry, stats)
     if error is None:
         return
     if policy.then == "raise":
@@ -78,13 +78,13 @@ def _fill(values: Tensor, reward: Reward, samples: Samples, group: Tensor, batch
     apart = _groups(group, pending)
     for rows in apart:
         if len(apart) > 1:
-            error, _ = _try(values, reward, samples, group, rows, 0, tally)
+            error, _ = _try(values, reward, samples, group, rows, 0, stats)
         if error is not None:
             LOG.warning("%d samples of a group could not be scored: %s", len(rows), error)
 
 
 def _try(
-    values: Tensor, reward: Reward, samples: Samples, group: Tensor, rows: list[int], retries: int, tally: Tally
+    values: Tensor, reward: Reward, samples: Samples, group: Tensor, rows: list[int], retries: int, stats: CallStats
 ) -> tuple[RewardError | None, list[int]]:
     """Write the scores of ``rows`` into ``values``; asks again for those that are missing. Returns the failure of the
     last try, if it failed, and the rows it was about."""
@@ -94,9 +94,9 @@ def _try(
         if attempt:
             time.sleep(min(WAIT * 2 ** (attempt - 1), MAX_WAIT))
         try:
-            values[pending] = _once(reward, take(samples, pending), group[pending], tally)
+            values[pending] = _once(reward, take(samples, pending), group[pending], stats)
         except RewardError as failure:
-            tally.failures, tally.last, error = tally.failures + 1, str(failure), failure
+            stats.failures, stats.last, error = stats.failures + 1, str(failure), failure
             continue
         error = None
         missing = {row for row in pending if bool(values[row].isnan())}
@@ -108,7 +108,7 @@ def _try(
     return error, pending
 
 
-def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tensor:
+def _once(reward: Reward, samples: Samples, group: Tensor, stats: CallStats) -> Tensor:
     """[n] the answer to one call. Raises `RewardError` for a failure, and other `UserError` as the reward raised it:
     mistakes of the config, which no policy forgives."""
     if samples.images is not None and not samples.images.is_inference():
@@ -116,17 +116,17 @@ def _once(reward: Reward, samples: Samples, group: Tensor, tally: Tally) -> Tens
         samples = replace(samples, images=samples.images.data)
     version, start = _version(samples), time.perf_counter()
     try:
-        with contained():
+        with catch_exit():
             answer = reward.answer(samples, group if reward.answer.grouped else None)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
         raise RewardError(f"reward {reward.name!r} raised {describe_exception(error)}{_advice(error)}") from error
     finally:
-        tally.seconds += time.perf_counter() - start
+        stats.seconds += time.perf_counter() - start
     if _version(samples) != version:
         raise UserError(f"reward {reward.name!r} changes the images in place; work on images.clone()")
-    tally.kind = kind_of(answer)
+    stats.kind = kind_of(answer)
     try:
         return as_scores(answer, len(samples), reward.name)
     except UserError as error:

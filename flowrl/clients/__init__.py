@@ -26,7 +26,7 @@ def check_remote(use: str) -> str | None:
     the address cannot be meant or a package is missing."""
     if use.startswith(HTTP):
         require("httpx", "server", use)
-        from flowrl.hosting.client import Address
+        from flowrl.clients.http import Address
 
         Address.of(use)
         return None
@@ -38,10 +38,10 @@ def find_remote(use: str) -> Callable[..., Any]:
     """A factory, called with a reward's options, of what scores remotely. Raises `UserError`."""
     if use.startswith(HTTP):
         require("httpx", "server", use)
-        from flowrl.hosting.client import Address, connect
+        from flowrl.clients.http import Address, connect
 
         return functools.partial(connect, Address.of(use))
-    from flowrl.hosting.cluster import place
+    from flowrl.clients.ray import place
 
     require("ray", "ray", use)
     return functools.partial(place, _behind_ray(use))

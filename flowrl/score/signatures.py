@@ -27,12 +27,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from flowrl.clients.results import NOT_APPLICABLE, as_scores
 from flowrl.errors import UserError, describe_exception, did_you_mean, short_repr
-from flowrl.hosting.answers import NO_MATTER, as_scores
-from flowrl.leaving import contained
-from flowrl.score.conversations import as_messages, columns_of, dialogues
-from flowrl.score.dialects import VERL, VerlCall, build_flow_factory, is_flow_factory
-from flowrl.score.waiting import settled
+from flowrl.exit_guard import catch_exit
+from flowrl.score.async_calls import wait_for
+from flowrl.score.columns import as_messages, columns_of, dialogues
+from flowrl.score.frameworks import VERL, VerlReward, build_flow_factory, is_flow_factory
 from flowrl.types import Samples
 from flowrl.values import misfit
 
@@ -120,7 +120,7 @@ def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) ->
         what = _no_reward(found, name) if not inspect.isclass(found) else f"reward {name!r} needs an option"
         raise UserError(f"{what}: {error}") from None
     try:
-        with contained():
+        with catch_exit():
             return found(**settings)
     except UserError:
         raise
@@ -137,7 +137,7 @@ def _no_reward(found: Callable[..., Any], name: str) -> str:
 
 def _call_of(function: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> Answer:
     parameters = inspect.signature(function).parameters
-    kind = VerlCall if any(key in VERL for key in parameters) else _Call
+    kind = VerlReward if any(key in VERL for key in parameters) else _Call
     return kind(function, name, settings)
 
 
@@ -207,7 +207,7 @@ class _Call:
 
     def _call(self, values: Mapping[str, Any]) -> Any:
         positional, named = self._arguments(values)
-        return settled(self.function(*positional, **named))
+        return wait_for(self.function(*positional, **named))
 
     def _compare(self, samples: Samples, group: Tensor) -> Tensor:
         """[N] mean of the comparisons with each other sample of the group; NaN for a sample without others."""
@@ -220,7 +220,7 @@ class _Call:
             more = {"others": second.completions if second.images is None else second.images}
             answer = self._ask(first, more | {"group": [key] * len(others)})
             values = as_scores(answer, len(others), self.name)
-            scores[row] = values[values != NO_MATTER].nanmean()
+            scores[row] = values[values != NOT_APPLICABLE].nanmean()
         return scores
 
     def _arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

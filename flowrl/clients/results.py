@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 
-NO_MATTER = math.inf
+NOT_APPLICABLE = math.inf
 """Stands for None among scores: the reward does not apply to this sample, as in TRL. No reward may answer with it."""
 
 
@@ -22,7 +22,7 @@ class RewardError(UserError):
 
 
 def as_scores(answer: Any, count: int, name: str) -> Tensor:
-    """[count] float64 on the host from a tensor, array or list, or ``(scores, info)``; None becomes `NO_MATTER`.
+    """[count] float64 on the host from a tensor, array or list, or ``(scores, info)``; None becomes `NOT_APPLICABLE`.
 
     Raises `UserError` for another number of scores, another type, or an infinite score.
     """
@@ -38,7 +38,7 @@ def as_scores(answer: Any, count: int, name: str) -> Tensor:
             f"reward {name!r} returned {float(values[where])} for sample {where}; scores are finite, "
             "NaN for 'could not score', or None for 'does not apply'"
         )
-    return torch.where(absent, NO_MATTER, values)
+    return torch.where(absent, NOT_APPLICABLE, values)
 
 
 def _absent(answer: Any, count: int) -> Tensor:
@@ -49,8 +49,8 @@ def _absent(answer: Any, count: int) -> Tensor:
 
 
 def plain(values: Tensor) -> list[float | None]:
-    """Scores as a reward would give them: None for `NO_MATTER`."""
-    return [None if value == NO_MATTER else value for value in values.tolist()]
+    """Scores as a reward would give them: None for `NOT_APPLICABLE`."""
+    return [None if value == NOT_APPLICABLE else value for value in values.tolist()]
 
 
 def kind_of(answer: Any) -> str:

@@ -10,18 +10,18 @@ from typing import NoReturn
 
 _LOCK = threading.Lock()
 _INSIDE: dict[int, int] = {}
-"""Threads that are inside `contained`, and how often."""
+"""Threads that are inside `catch_exit`, and how often."""
 _EXIT = os._exit
 _PROCESS = os.getpid()
 
 
-class LeftError(RuntimeError):
+class ExitCalledError(RuntimeError):
     """Code called ``os._exit`` in the trainer's process."""
 
 
 @contextmanager
-def contained() -> Iterator[None]:
-    """Inside, ``os._exit`` raises `LeftError` in this thread. It would end the run at once, unsaved and without a
+def catch_exit() -> Iterator[None]:
+    """Inside, ``os._exit`` raises `ExitCalledError` in this thread. It would end the run at once, unsaved and without a
     word, and nothing else in Python can notice it. Child processes leave as they like."""
     thread = threading.get_ident()
     with _LOCK:
@@ -40,5 +40,5 @@ def contained() -> Iterator[None]:
 
 def _leave(status: int) -> NoReturn:
     if os.getpid() == _PROCESS and threading.get_ident() in _INSIDE:
-        raise LeftError(f"it called os._exit({status}), which would have ended the run")
+        raise ExitCalledError(f"it called os._exit({status}), which would have ended the run")
     _EXIT(status)

@@ -17,7 +17,7 @@ Policy = Literal["raise", "drop_sample", "drop_group"]
 
 
 @dataclass(frozen=True)
-class Combined(Scores):
+class CombinedScores(Scores):
     """Scores of rewards of which some may not apply to every prompt, and some may be gates.
 
     The total is the weighted sum of the rewards that apply to a sample, times its gates where it is positive: a gate
@@ -29,7 +29,7 @@ class Combined(Scores):
     gates: tuple[Gate | None, ...]
 
     @property
-    def openness(self) -> Tensor:
+    def gate_factor(self) -> Tensor:
         """[N] product of the gates that apply; NaN where one could not score."""
         factor = torch.ones(len(self.group), dtype=torch.float64)
         for k, gate in enumerate(self.gates):
@@ -45,14 +45,14 @@ class Combined(Scores):
         """[N, R] every reward as it counts, gated, before its weight; NaN where it does not apply or could not score.
         For normalising each reward on its own before they are added."""
         sign = self.weights.sign()
-        return sign * _gated(sign * self.rewards, self.openness[:, None])
+        return sign * _gated(sign * self.rewards, self.gate_factor[:, None])
 
     @property
     def total(self) -> Tensor:
         """[N]"""
         counted = self.weights != 0
         rewards = torch.where(self.applies, self.rewards, 0.0)
-        return _gated((rewards[:, counted] * self.weights[counted]).sum(dim=1), self.openness)
+        return _gated((rewards[:, counted] * self.weights[counted]).sum(dim=1), self.gate_factor)
 
 
 def combine(scores: Scores, applies: Tensor, gates: tuple[Gate | None, ...]) -> Scores:
@@ -70,10 +70,10 @@ def combine(scores: Scores, applies: Tensor, gates: tuple[Gate | None, ...]) -> 
             )
     if bool(applies.all()) and not any(gate is not None for gate in gates):
         return scores
-    return Combined(**vars(scores), applies=applies, gates=gates)
+    return CombinedScores(**vars(scores), applies=applies, gates=gates)
 
 
-def left_out(rewards: Tensor, applies: Tensor, policies: Sequence[Policy | None], group: Tensor) -> Tensor:
+def dropped_samples(rewards: Tensor, applies: Tensor, policies: Sequence[Policy | None], group: Tensor) -> Tensor:
     """[N] bool: samples that the rewards' policies drop, because one that counts could not score them (NaN) or, with
     ``drop_group``, a sample of their group. ``None`` is the policy of a reward that is only watched."""
     dropped = torch.zeros(len(group), dtype=torch.bool)

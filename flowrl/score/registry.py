@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import rewards as shipped
+from flowrl.clients import check_remote, find_remote, is_remote
 from flowrl.errors import UserError, did_you_mean, missing_package
-from flowrl.hosting import check_remote, find_remote, is_remote
 from flowrl.importing import Place, parse
 
 KIND = "reward"
@@ -58,11 +58,11 @@ def find_reward(use: str) -> Callable[..., Any]:
     return (Place.of(use, KIND) or _shipped(use)).find()
 
 
-def anchored(use: str) -> str:
+def with_absolute_path(use: str) -> str:
     """``path.py:function`` with an absolute path, so that it holds after a reward has changed the working directory;
     other names as they are."""
     place = None if is_remote(use) else Place.of(use, KIND)
-    return use if place is None else place.anchored()
+    return use if place is None else place.with_absolute_path()
 
 
 def check_reward(use: str) -> None:

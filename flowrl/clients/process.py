@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from flowrl.clients.results import RewardError
 from flowrl.errors import UserError
-from flowrl.hosting.answers import RewardError
 from flowrl.types import Samples
 
 START_SECONDS = 600.0
@@ -36,7 +36,7 @@ class WorkerError(RuntimeError):
     """What happened in the worker, as text."""
 
 
-class ProcessCall:
+class ProcessReward:
     """A reward as `adapt` makes it, in a process that starts now, and anew after it died or was stopped.
 
     Raises `UserError` where loading the reward does, `RewardError` when it raises, dies or takes longer than

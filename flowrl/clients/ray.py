@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
-from flowrl.hosting.answers import NO_MATTER, RewardError
-from flowrl.hosting.grouped import Elsewhere, Grouped, asking
 
 PLACEMENT = ("num_cpus", "num_gpus", "resources", "accelerator_type", "memory", "runtime_env", "address", "timeout")
 START_SECONDS = 600.0
@@ -29,12 +29,12 @@ def place(
     dtype: str | None = None,
     ray: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Elsewhere | Grouped:
+) -> RemoteReward | GroupedRemoteReward:
     """What scores a reward in an actor; it asks for ``group`` if the reward there does. As `RayReward`."""
     return asking(RayReward(use, {"options": options, "device": device, "dtype": dtype}, ray or {}))
 
 
-class RayReward(Elsewhere):
+class RayReward(RemoteReward):
     """Scores samples in an actor, exactly as here: images travel unrounded.
 
     ``ray`` holds the actor's placement (``num_cpus``, ``num_gpus``, ``resources``, ``accelerator_type``, ``memory``,
@@ -77,7 +77,7 @@ class RayReward(Elsewhere):
             scores = self._ray.get(call, timeout=self._timeout)
         except self._ray.exceptions.RayError as error:
             raise RewardError(f"reward 'ray:{self._use}' failed in its actor: {_cause(error)}") from error
-        return torch.tensor([NO_MATTER if score is None else score for score in scores], dtype=torch.float64)
+        return torch.tensor([NOT_APPLICABLE if score is None else score for score in scores], dtype=torch.float64)
 
     def close(self) -> None:
         """End the actor."""

@@ -21,10 +21,10 @@ import httpx
 import torch
 from torch import Tensor
 
+from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
-from flowrl.hosting.answers import NO_MATTER, RewardError
-from flowrl.hosting.grouped import Elsewhere, Grouped, asking
-from flowrl.hosting.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
 from flowrl.media import quantise
 
 CONNECT_SECONDS = 10.0
@@ -69,9 +69,9 @@ def connect(
     timeout: float = 300.0,
     retries: int = 5,
     batch: int = 32,
-) -> Elsewhere | Grouped:
-    """What scores a reward on a server; it asks for ``group`` if the reward there does. As `RemoteReward`."""
-    return asking(RemoteReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
+) -> RemoteReward | GroupedRemoteReward:
+    """What scores a reward on a server; it asks for ``group`` if the reward there does. As `ServerReward`."""
+    return asking(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
 
 
 class _AgainError(Exception):
@@ -82,7 +82,7 @@ class _AgainError(Exception):
         self.wait = wait
 
 
-class RemoteReward(Elsewhere):
+class ServerReward(RemoteReward):
     """Scores samples on a reward server, ``batch`` at a time and fewer where the server allows fewer.
 
     ``timeout`` is in seconds per request, from start to last byte; ``retries`` are further tries after a broken
@@ -204,7 +204,7 @@ class RemoteReward(Elsewhere):
         scores = torch.tensor([torch.nan if value is None else value for value in values], dtype=torch.float64)
         if bool(scores.isinf().any()):
             raise RewardError(f"{self}: the server's answer holds inf; scores are finite")
-        scores[absent] = NO_MATTER
+        scores[absent] = NOT_APPLICABLE
         yield scores
 
     def _body_of(self, call: Mapping[str, Any]) -> bytes:
