@@ -114,11 +114,10 @@ def test_the_update_is_that_of_the_same_groups_sampled_directly(family: str, tmp
     session = session_of(alternating(3), tmp_path, family)
     made = gather(session, PhaseTimer())
     assert made.metrics["sampling/rounds"] > 1
-    draw = Draw.of(made.seeds, made.rollout.group, 0, 0)
+    draw = Draw.of(made.seeds, made.rollout.group, 0, 0, made.samples.prompts)
     with session.rewards.scoring(draw.group) as scoring:
-        prompts = list(made.samples.prompts)
         algorithm = session.algorithm
-        direct, _ = session.make(prompts, draw, algorithm.sampler, "live", 7, PhaseTimer(), scoring)
+        direct, _ = session.make(draw, algorithm.sampler, "live", 7, PhaseTimer(), scoring)
         scores = scoring.finish()
     assert torch.equal(scores.total, made.scores.total)
     gradients = []
