@@ -17,6 +17,8 @@ from torch.amp.grad_scaler import GradScaler
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
+from flowrl.models import export_formats, export_policy
+from flowrl.models.text.parity import check_routers
 from flowrl.parts.algorithm import Algorithm
 from flowrl.records.checkpoint import Exporter
 from flowrl.runtime.timing import PhaseTimer
@@ -129,11 +131,11 @@ class Session:
         and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
         has none; its checkpoints hold the state alone."""
         folders = {"diffusers": "lora", "peft": "peft"}
-        return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
+        return {folders[to]: partial(self._export, to) for to in export_formats(self.policy) if to in folders}
 
     def _export(self, to: str, path: Path) -> None:
         with self.policy.using(evaluated(self.config)):
-            self.policy.export(path, to)
+            export_policy(self.policy, path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -185,7 +187,7 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
                 fitting.append(f"{key} {scale:g} takes the place of the scale {given:g} in model.call")
     else:
         if config.model.router_loss:
-            policy.check_routers()
+            check_routers(policy)
         train, test, fitting = _fitted(plan, policy)
     found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:

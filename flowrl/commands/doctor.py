@@ -17,6 +17,7 @@ from flowrl.config import Config
 from flowrl.errors import UserError, install_command
 from flowrl.evaluation.decoding import make
 from flowrl.math.random import seeds
+from flowrl.models import check_parity
 from flowrl.records import machine
 from flowrl.score import load_rewards
 from flowrl.startup.policies import open_policy
@@ -108,7 +109,7 @@ def check_config(config: Config) -> Iterator[Finding]:
         yield Finding("model", "ok", loaded)
         yield Finding("trained", "ok", policy.adaptation.describe())
         yield from (Finding("time grid", "note", sentence) for sentence in remarks(plan.algorithm, policy))
-        deviation = policy.check_parity()
+        deviation = check_parity(policy)
         equal = (
             "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.models import export_policy
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime.display import Display
 from flowrl.startup.policies import adopt, evaluated, policy_of_run
@@ -36,4 +37,4 @@ def export(
     policy = policy_of_run(run, checkpoint)
     adopt(policy, chosen)
     display.stage("writing, loading again and comparing")
-    return Exported(chosen, policy.export(out, to=to))
+    return Exported(chosen, export_policy(policy, out, to))

@@ -159,8 +159,8 @@ def _model(text: str, wish: Wish) -> tuple[Target, Samplers]:
 
 def _lora(path: str, wish: Wish) -> tuple[Target, Samplers]:
     """A LoRA outside a run, on the model that the user or its own files name."""
-    from flowrl.models.adapters import read
-    from flowrl.models.adapters.reading import locate
+    from flowrl.models.adapters import load_adapter, read
+    from flowrl.models.adapters.read import locate
 
     adapter = read(path, wish.model)
     base = wish.model or adapter.base
@@ -170,7 +170,7 @@ def _lora(path: str, wish: Wish) -> tuple[Target, Samplers]:
 
     def tuned() -> Any:
         policy = _load(base, wish.device, {**options, "lora": adapter.options()})
-        policy.load_adapter(path)
+        load_adapter(policy, path)
         return policy
 
     identity = _identity(base, family, options)

@@ -10,7 +10,7 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
-from flowrl.models import load_policy
+from flowrl.models import load_adapter, load_policy
 from flowrl.records import checkpoint as checkpoints
 from flowrl.records.directory import CONFIG, RunDirectory
 from flowrl.startup.preflight import with_adapter
@@ -27,7 +27,7 @@ def open_policy(config: Config) -> Any:
     fitted = with_adapter(config, algorithm.family)
     policy = load_policy(**fitted.model.arguments(algorithm.family, algorithm.valued))
     if config.model.adapter is not None:
-        policy.load_adapter(os.path.expanduser(config.model.adapter))
+        load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.origin = origin(config)
     return policy
 
@@ -46,7 +46,7 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     family = build(config.algorithm).family
     policy = load_policy(**config.model.arguments(family))
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
-        policy.load_adapter(os.path.expanduser(config.model.adapter))
+        load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)})
     policy.origin = origin(config) | {"checkpoint": where.name}
     return policy

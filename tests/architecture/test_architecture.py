@@ -85,7 +85,6 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.xfail(reason="models are being parted", strict=False)
 def test_no_modules_import_each_other() -> None:
     graph = {module: imports(path) - {module} for module, path in MODULES.items()}
     while free := {module for module, needs in graph.items() if not needs & graph.keys()}:

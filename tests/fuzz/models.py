@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowrl.config import Config
-from flowrl.models import LoRAOptions, adapters, load_policy
+from flowrl.models import LoRAOptions, adapters, export_policy, load_adapter, load_policy
 from flowrl.startup.preflight import check
 from tests import components_text, pipelines
 from tests.fuzz.damage import damage_folder, odd
@@ -103,7 +103,7 @@ def _policy() -> Any:
 @functools.cache
 def _adapter(to: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="flowrl-fuzz-adapter-")) / "adapter"
-    _policy().export(folder, to)
+    export_policy(_policy(), folder, to)
     return folder
 
 
@@ -115,7 +115,7 @@ def adapter_folders(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.3:
         adapters.read(place, None)
     else:
-        _policy().load_adapter(place)
+        load_adapter(_policy(), place)
 
 
 MODELS = {"pipelines": pipeline_folders, "language models": language_folders, "adapters": adapter_folders}

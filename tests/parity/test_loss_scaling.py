@@ -17,8 +17,9 @@ from flowrl import algorithms
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
+from flowrl.models.causal.load import load_causal
 from flowrl.models.diffusion import load_policy
-from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.masked.load import load_masked
 from flowrl.samplers.chunks import sample
 from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from flowrl.errors import UserError
+from flowrl.models import check_parity
+from flowrl.models.deviation import deviation
 from flowrl.models.diffusion import load_policy
-from flowrl.models.diffusion.parity import deviation
 from flowrl.types import FlowPolicy, prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, points
@@ -19,7 +20,7 @@ QUICK = ("sd3", "sd15")
 
 @pytest.mark.parametrize("name", QUICK)
 def test_parity_with_a_trained_adapter(name, policies):
-    assert policies(name).check_parity() < 2e-5
+    assert check_parity(policies(name)) < 2e-5
 
 
 @pytest.mark.slow
@@ -146,7 +147,7 @@ def test_the_global_random_state_is_left_alone(policies):
     state = torch.get_rng_state()
     policy.condition(prompts_of(["a blue dog"]))
     policy.times(7)
-    policy.check_parity()
+    check_parity(policy)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -156,4 +157,4 @@ def test_a_wrong_replay_is_refused(folder):
     slot = policy.recipe.calls[0].times[0]
     object.__setattr__(slot, "scale", slot.scale * 1.01)
     with pytest.raises(UserError, match="deviates"):
-        policy.check_parity()
+        check_parity(policy)

@@ -14,7 +14,8 @@ from flowrl.errors import UserError
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import BALANCE
 from flowrl.estimators.views import RandomCount
-from flowrl.models.text.load import load_causal
+from flowrl.models.causal.load import load_causal
+from flowrl.models.text.parity import check_routers
 from flowrl.parts.regularizers import RouterBalance
 from flowrl.startup.preflight import check
 from flowrl.step import UpdateSettings, improve
@@ -224,9 +225,9 @@ def test_the_config_adds_the_loss_and_refuses_models_without(place):
     assert check(Config.of(values)).algorithm.regularizers[-1] == RouterBalance(0.02)
     values["model"] = {"path": str(place)}
     assert RouterBalance not in map(type, check(Config.of(values)).algorithm.regularizers)
-    load_causal(place).check_routers()
+    check_routers(load_causal(place))
     with pytest.raises(UserError, match=r"model\.router_loss needs a mixture of experts"):
-        load_causal(components_text.folder("llama")).check_routers()
+        check_routers(load_causal(components_text.folder("llama")))
     values |= {"algorithm": "flow_grpo", "data": {}, "rewards": ["shapes"]}
     values["model"] = {"path": "shapes", "router_loss": 0.02}
     with pytest.raises(UserError, match=r"model\.router_loss means nothing for diffusion models"):

@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from flowrl.errors import UserError
-from flowrl.models import LoRAOptions, family_of, load_policy
+from flowrl.models import LoRAOptions, check_parity, export_formats, export_policy, family_of, load_adapter, load_policy
+from flowrl.models.causal.load import load_causal
+from flowrl.models.masked.load import load_masked
 from flowrl.models.text import legacy
-from flowrl.models.text.load import load_causal, load_masked
 from flowrl.types import prompts_of
 from tests import components_text
 from tests.components_text import CHAT, character_tokenizer, folder
@@ -184,20 +185,20 @@ def test_exports_reload_with_equal_logits(name, to, tmp_path):
     start = look(policy.network.model, name)
     move(policy, 0.1)
     trained = look(policy.network.model, name)
-    assert policy.formats == ("peft", "merged")
+    assert export_formats(policy) == ("peft", "merged")
     assert float((trained - start).abs().max()) > 1e-2
-    assert policy.export(tmp_path / "out", to) < 1e-4
+    assert export_policy(policy, tmp_path / "out", to) < 1e-4
     if to == "peft":
         from peft import PeftModel
 
         again = PeftModel.from_pretrained(opened(folder(name), name), str(tmp_path / "out"))
         other = load(name, lora=LoRAOptions(rank=4, alpha=8))
-        other.load_adapter(tmp_path / "out")  # another alpha is folded into the weights
+        load_adapter(other, tmp_path / "out")  # another alpha is folded into the weights
         torch.testing.assert_close(look(other.network.model, name), trained, atol=1e-5, rtol=1e-5)
     else:
         again = opened(tmp_path / "out", name)
         loader = load_causal if name in CAUSAL else load_masked
-        assert loader(tmp_path / "out", trust_remote_code=name in REMOTE).check_parity() < 1e-4
+        assert check_parity(loader(tmp_path / "out", trust_remote_code=name in REMOTE)) < 1e-4
     torch.testing.assert_close(look(again, name), trained, atol=1e-4, rtol=1e-4)
     assert not [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pth")]
 
@@ -206,24 +207,24 @@ def test_exports_reload_with_equal_logits(name, to, tmp_path):
 def test_full_fine_tuning_exports_merged_only(name, tmp_path):
     policy = load(name, full=True)
     move(policy, 0.02)
-    assert policy.formats == ("merged",)
+    assert export_formats(policy) == ("merged",)
     with pytest.raises(UserError, match="use merged"):
-        policy.export(tmp_path / "out", "peft")
-    assert policy.export(tmp_path / "out", "merged") < 1e-4
+        export_policy(policy, tmp_path / "out", "peft")
+    assert export_policy(policy, tmp_path / "out", "merged") < 1e-4
     trained = look(policy.network.model, name)
     torch.testing.assert_close(look(opened(tmp_path / "out", name), name), trained, atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="not empty"):
-        policy.export(tmp_path / "out", "merged")
+        export_policy(policy, tmp_path / "out", "merged")
     with pytest.raises(UserError, match="cannot export to 'diffusers'; choose one of peft, merged"):
-        policy.export(tmp_path / "new", "diffusers")
+        export_policy(policy, tmp_path / "new", "diffusers")
 
 
 def test_the_critic_is_not_exported(tmp_path):
     policy = load("llama", critic="network")
     move(policy, 0.1)
-    policy.export(tmp_path / "out", "peft")
+    export_policy(policy, tmp_path / "out", "peft")
     assert not [k for k in _keys(tmp_path / "out" / "adapter_model.safetensors") if "critic" in k]
-    load("llama", critic="head").load_adapter(tmp_path / "out")
+    load_adapter(load("llama", critic="head"), tmp_path / "out")
 
 
 def _keys(file):
@@ -358,7 +359,7 @@ def test_the_wrong_family_is_refused(tmp_path):
     # files that do not tell, or lie: then the network itself is asked
     with pytest.raises(UserError, match="is a bidirectional model: a later token changes its earlier predictions by"):
         load_causal(folder("nameless"), trust_remote_code=True)
-    assert load_masked(folder("nameless"), trust_remote_code=True).check_parity() < 1e-4
+    assert check_parity(load_masked(folder("nameless"), trust_remote_code=True)) < 1e-4
     path = shutil.copytree(folder("nameless"), tmp_path / "causal")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "block_causal": 1}))  # blocks of one token
@@ -442,7 +443,7 @@ def test_prompts_that_do_not_fit_are_explained():
     with pytest.raises(UserError, match="together reach the model's context of 64"):
         decoder.push(tokens[:, 4])
     with pytest.raises(UserError, match="does not fit model"):
-        policy.load_adapter(_adapter_of_another_rank(components_text.folder("llama")))
+        load_adapter(policy, _adapter_of_another_rank(components_text.folder("llama")))
 
 
 def _adapter_of_another_rank(source):
@@ -450,7 +451,7 @@ def _adapter_of_another_rank(source):
     from pathlib import Path
 
     place = Path(tempfile.mkdtemp()) / "adapter"
-    load_causal(source, lora=LoRAOptions(rank=2)).export(place, "peft")
+    export_policy(load_causal(source, lora=LoRAOptions(rank=2)), place, "peft")
     return place
 
 

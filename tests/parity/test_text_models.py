@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from flowrl.math.random import seeds
+from flowrl.models import check_parity
+from flowrl.models.causal.load import load_causal
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.lora import LoRAOptions
 from flowrl.models.masked.layout import Blocks
+from flowrl.models.masked.load import load_masked
 from flowrl.models.masked.policy import MaskedPolicy
+from flowrl.models.masked.reader import keeps_prefixes
 from flowrl.models.text import layout
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.load import load_causal, load_masked
 from flowrl.models.text.network import Head
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Draw, prompts_of
@@ -376,7 +379,7 @@ def test_weight_sets():
     assert float((moved.detach() - start).abs().max()) > 1e-2 and moved.requires_grad
     with policy.using("reference"):
         torch.testing.assert_close(policy.score(*case).logp, start, atol=0, rtol=0)
-    assert policy.check_parity() < 1e-4
+    assert check_parity(policy) < 1e-4
 
 
 # --------------------------------------------------------------------------------------- masked models, block by block
@@ -426,5 +429,4 @@ def test_a_prefix_that_later_tokens_change_is_not_kept():
                 )
 
     policy.layout = Open(**vars(policy.layout))
-    policy.settle_reading()
-    assert not policy.keeps_prefixes
+    assert not keeps_prefixes(policy)

@@ -16,7 +16,8 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models.causal import CausalPolicy
-from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.causal.load import load_causal
+from flowrl.models.masked.load import load_masked
 from flowrl.models.text.tokens import Tokens
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
@@ -243,9 +244,9 @@ def test_a_model_without_a_usable_cache_says_what_that_costs() -> None:
 
 def test_a_cache_that_forgets_its_states_is_noticed_at_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     """`batch_select_indices` of Falcon-H1's cache chooses keys and values, not states; the first sampling failed."""
-    from flowrl.models.causal import policy as module
+    from flowrl.models.causal import settle
 
-    monkeypatch.setattr(module, "CHOICES", ("batch_select_indices", "batch_select_indices"))
+    monkeypatch.setattr(settle, "CHOICES", ("batch_select_indices", "batch_select_indices"))
     assert load_causal(folder("falcon_h1")).decoding == "recomputed"
 
 

@@ -14,7 +14,7 @@ from flowrl.algorithms import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
-from flowrl.models import load_policy
+from flowrl.models import export_formats, export_policy, load_policy
 from flowrl.startup.policies import adopt, policy_of_run
 from flowrl.train import train
 from flowrl.types import Draw, prompts_of
@@ -83,8 +83,8 @@ def test_two_iterations_then_export_and_reload(name: str, algorithm: str, model:
     assert all(line["completion/length"] > 0 for line in found)
     policy = policy_of_run(run, "latest")
     adopt(policy, "live")
-    for to in policy.formats:  # verified by reloading with transformers and PEFT
-        assert policy.export(tmp_path / to, to=to) < 1e-4
+    for to in export_formats(policy):  # verified by reloading with transformers and PEFT
+        assert export_policy(policy, tmp_path / to, to=to) < 1e-4
     checkpoint = run / "checkpoints" / "step_000002"
     adapter = load_file(checkpoint / "peft" / "adapter_model.safetensors")
     assert any(float(tensor.abs().max()) > 0 for key, tensor in adapter.items() if "lora_B" in key)

@@ -21,6 +21,7 @@ from flowrl import errors
 from flowrl.commands import doctor
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.models import check_parity
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
@@ -148,7 +149,7 @@ def test_decoding_asks_for_nothing_that_is_about_to_go():
         warnings.simplefilter("error", FutureWarning)
         warnings.simplefilter("error", DeprecationWarning)
         policy = load("llama")
-        policy.check_parity()
+        check_parity(policy)
 
 
 # ---- the tested set

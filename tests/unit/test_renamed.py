@@ -13,7 +13,7 @@ from flowrl.algorithms import SLOTS, build, names, parts_of
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.origin import read_origin
-from flowrl.models.exporting import ORIGIN_FILE
+from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.report.record import read
 from flowrl.startup.resume import changes
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion import export as exporting
-from flowrl.models.diffusion import parity
 from flowrl.models.diffusion.capture import Recorder
 from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
 from flowrl.models.diffusion.coordinates import grid
@@ -28,6 +25,8 @@ from flowrl.types import CfgGrad, Prompt
 
 class DiffusionPolicy:
     """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
+
+    family: ClassVar[str] = "diffusion"
 
     def __init__(
         self,
@@ -206,31 +205,6 @@ class DiffusionPolicy:
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
         self.weights.update_ema(name, decay)
-
-    # ------------------------------------------------------------------------------------------------------- trust
-    def check_parity(self) -> float:
-        """Replay against the pipeline itself; returns the largest relative deviation.
-
-        Raises:
-            UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free
-                rollout through canonical coordinates does not end where the pipeline does.
-        """
-        return parity.check(self)
-
-    def export(self, directory: str | Path, to: exporting.Format = "diffusers") -> float:
-        """Write the live weights, reload them into a fresh base pipeline, compare; returns the relative difference."""
-        return exporting.export(self, Path(directory), to)
-
-    @property
-    def formats(self) -> tuple[exporting.Format, ...]:
-        """What :meth:`export` can write for this model."""
-        return exporting.formats(self)
-
-    def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA (of PEFT, diffusers, kohya, ...: a folder, a file, a hub id) into the live weights, and what it
-        holds for text encoders into those, for every weight set alike."""
-        exporting.load_adapter(self, directory)
-        self.encoder = Encoder(self.recorder, self.recipe)
 
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:

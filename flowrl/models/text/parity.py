@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.models.exporting import deviation
+from flowrl.models.deviation import deviation
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.network import Head, Network
-
-if TYPE_CHECKING:
-    from flowrl.models.text.policy import TextPolicy
+from flowrl.models.text.policy import TextPolicy
 
 LENGTHS, COMPLETION = (5, 9), 6
 """Prompt lengths and completion length of the probe."""
@@ -93,6 +91,17 @@ def check(policy: TextPolicy) -> float:
             " unsupported"
         )
     return worst
+
+
+@torch.no_grad()
+def check_routers(policy: TextPolicy) -> None:
+    """Raise `UserError` where there is no load-balancing loss to train."""
+    condition, tokens, targets = probe_of(policy)
+    if policy.score(condition, tokens, targets, tokens).balance is None:
+        raise UserError(
+            f"model.router_loss needs a mixture of experts whose forward shows the scores of softmax routers"
+            f" (output_router_logits of transformers), and {policy.network.name} is none; remove it"
+        )
 
 
 def without_gradients(policy: TextPolicy) -> list[str]:

@@ -13,15 +13,11 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import diffusion
-from flowrl.models.adapters.fields import check_fields, stated, strengths
-from flowrl.models.adapters.structure import DOWN, Adapter, checked
+from flowrl.models.adapters.adapter import DOWN, Adapter, checked
+from flowrl.models.adapters.peft import PEFT_FILE, PEFT_PREFIX
+from flowrl.models.adapters.peft_config import check_fields, stated, strengths
 
-CONFIG, PEFT_FILE, DIFFUSERS_FILE = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-)
-PREFIX = "base_model.model."
+CONFIG, DIFFUSERS_FILE = "adapter_config.json", "pytorch_lora_weights.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FOREIGN = {
@@ -213,7 +209,7 @@ def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
     config = read_config(file)
     check_fields(config, where)
     _refuse_foreign(tensors, where)
-    bare = {key.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector"): value
+    bare = {key.removeprefix(PEFT_PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector"): value
             for key, value in tensors.items()}  # fmt: skip
     ranks = {key.removesuffix(DOWN): len(value) for key, value in bare.items() if key.endswith(DOWN)}
     base = config.get("base_model_name_or_path")

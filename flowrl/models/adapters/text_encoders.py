@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.models.adapters.adapter import Adapter
 from flowrl.models.adapters.diffusion import ENCODERS, quiet
-from flowrl.models.adapters.structure import Adapter
 
 OLD = re.compile(r"(.*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 NEW = re.compile(r"(.*?)(?:\.lora_linear_layer|\.lora)\.(down|up)\.weight")
