@@ -57,7 +57,7 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
     """Seconds and peak megabytes of one update of 16 completions."""
     import torch
 
-    from flowrl import algorithms
+    from flowrl import composition
     from flowrl.math.random import seeds
     from flowrl.models import load_policy
     from flowrl.step import UpdateSettings, improve
@@ -77,7 +77,7 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
         policy.score = score
     sizes = {"length": LENGTH, "steps": LENGTH, "block": LENGTH}
     name = "nodes" if side["preset"] == "gdpo_dllm" else "draws"
-    algorithm = algorithms.build({"use": side["preset"], name: side["draws"], **sizes})
+    algorithm = composition.build({"use": side["preset"], name: side["draws"], **sizes})
     for weights in algorithm.weight_sets:
         policy.update_ema(weights, 0.0)
     generator = torch.Generator().manual_seed(0)

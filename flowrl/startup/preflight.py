@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig, VLLMConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.math.random import derive, seeds
 from flowrl.models.tiny import TinyFlow
 from flowrl.models.tiny_text import TinyText
@@ -38,7 +38,7 @@ class Iteration:
 
 
 def family(name: str) -> str:
-    return algorithms.build(name).family
+    return composition.build(name).family
 
 
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
@@ -48,7 +48,7 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     if name == "spg":
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
-    algorithm = algorithms.build({"use": name, **sizes, **spec})
+    algorithm = composition.build({"use": name, **sizes, **spec})
     if kind == "diffusion":
         return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
     return algorithm

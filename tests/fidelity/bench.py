@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.math.random import derive, seeds
 from flowrl.models.tiny import TinyFlow
 from flowrl.parts.algorithm import Algorithm
@@ -110,7 +110,7 @@ def trial(
     """A preset rolled out with disturbed weights; the last group scores the same throughout if ``flat``. ``off`` moves
     the live weights after sampling, so that ratios differ from 1; the set ``sampled`` keeps those that sampled, others
     the weights they had before."""
-    algorithm = algorithms.build({"use": name, **spec})
+    algorithm = composition.build({"use": name, **spec})
     policy = flow()
     disturb(policy, 0.1)
     for held in algorithm.weight_sets:  # a reference and an old policy that are not the live one

@@ -18,7 +18,7 @@ import typer
 import yaml
 
 from flowrl import cli
-from flowrl.algorithms import build, describe, names
+from flowrl.composition import build, describe, preset_names
 from flowrl.config import Config
 from flowrl.config.explain import explain
 from flowrl.config.reading import read_yaml
@@ -114,7 +114,7 @@ def config_schema(rng: random.Random, folder: Path) -> None:
 
 def presets(rng: random.Random, folder: Path) -> None:
     """A preset with odd values in the fields of its parts."""
-    name = rng.choice(names())
+    name = rng.choice(preset_names())
     spec: dict[str, Any] = {"use": name}
     here, parts = spec, describe(build(name))
     while True:

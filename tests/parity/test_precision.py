@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.math.random import seeds
 from flowrl.models.diffusion import load_policy
 from flowrl.samplers.chunks import sample
@@ -27,7 +27,7 @@ def test_first_ratio(folder: Callable[[str], Path], dtype: str, bound: float, gu
     """Sampled one row at a time, replayed in blocks of five: other batch sizes, so other matrix products."""
     policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], dtype=dtype, parity="skip")
     move(policy)
-    algorithm = algorithms.build({"use": "flow_grpo", "kl": 0.01, "steps": 4})
+    algorithm = composition.build({"use": "flow_grpo", "kl": 0.01, "steps": 4})
     algorithm = replace(algorithm, sampler=replace(algorithm.sampler, guidance=guidance))
     policy.update_ema("reference", 0.0)
     group = torch.arange(3).repeat_interleave(2)

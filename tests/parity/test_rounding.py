@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
 from flowrl.estimators.transitions import Transitions
 from flowrl.parts.diagnostics import StepMetrics
@@ -30,7 +30,7 @@ from tests.parity.conftest import PROMPTS
 
 def tallied(objective: Any, log_ratio: torch.Tensor, counted: torch.Tensor, blocks: int = 1) -> dict[str, float]:
     step_metrics = StepMetrics()
-    algorithm = replace(algorithms.build("flow_grpo"), objective=objective, regularizers=())
+    algorithm = replace(composition.build("flow_grpo"), objective=objective, regularizers=())
     for live, mask in zip(log_ratio.chunk(blocks), counted.chunk(blocks), strict=True):
         old = Likelihood(torch.zeros_like(live))
         batch = Batch(torch.zeros_like(live), old, mask.double(), torch.arange(len(live)), Rows())
@@ -69,7 +69,7 @@ def test_no_clip_no_share() -> None:
 
 def session(dtype: str) -> Any:
     config = SimpleNamespace(model=SimpleNamespace(dtype=dtype))
-    return SimpleNamespace(config=config, algorithm=algorithms.build("flow_grpo"))
+    return SimpleNamespace(config=config, algorithm=composition.build("flow_grpo"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.estimators.masked import MaskedViews

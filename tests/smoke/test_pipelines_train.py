@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
 from flowrl.score import list_rewards
 from flowrl.startup.preflight import check
@@ -150,6 +150,6 @@ def test_a_recipe_is_complete(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_recipe_states_only_what_differs_from_its_preset(recipe: Path) -> None:
     spec = Config.load(recipe).algorithm
     if isinstance(spec, dict):
-        defaults = inspect.signature(algorithms.find(spec["use"])).parameters
+        defaults = inspect.signature(composition.find_preset(spec["use"])).parameters
         same = [key for key, value in spec.items() if key in defaults and defaults[key].default == value]
         assert not same, f"{same} of {recipe.name} are the preset's own"

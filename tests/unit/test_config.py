@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.explain import explain
 from flowrl.config.reading import apply_overrides, parse_yaml

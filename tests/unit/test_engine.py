@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models import LoRAOptions, load_policy
@@ -137,7 +137,7 @@ def test_the_engine_samples_with_the_weights_in_use_and_reports_their_probabilit
 def test_the_engine_cuts_the_distribution_as_we_score_it(policy: Any) -> None:
     sampler = CausalSampler(length=5, temperature=0.7, top_p=0.6, top_k=4, engine="vllm")
     rollout, trace = roll(policy, sampler)
-    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 5})
+    algorithm = composition.build({"use": "grpo", "kl": 0.0, "length": 5})
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "p", count=3))
     with torch.no_grad():
         ours = algorithm.estimator(policy, rows, rollout.condition).logp
@@ -152,7 +152,7 @@ def test_the_engine_stops_at_our_end_token_alone(policy: Any, monkeypatch: pytes
 
 def test_a_mismatch_is_corrected_by_truncated_importance(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LLM, "off", -0.5)
-    algorithm = algorithms.build(
+    algorithm = composition.build(
         {"use": "grpo", "kl": 0.0, "length": 4, "token_advantage": [{"use": "truncated_importance"}]}
     )
     rollout, trace = roll(policy, CausalSampler(length=4, engine="vllm"))
@@ -221,7 +221,7 @@ def test_the_first_step_says_how_far_engine_and_trainer_are_apart() -> None:
 def test_the_mismatch_is_measured_in_the_first_batch(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in reports log-probabilities that are .25 too low: mean and largest difference are that."""
     monkeypatch.setattr(LLM, "off", -0.25)
-    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 4})
+    algorithm = composition.build({"use": "grpo", "kl": 0.0, "length": 4})
     group = torch.tensor([0, 0, 1, 1])
     draw = Draw.of(seeds(0, "s", count=4), group, 0, 0)
     rollout = CausalSampler(length=4, engine="vllm")(

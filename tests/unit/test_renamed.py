@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from flowrl import renamed
-from flowrl.algorithms import SLOTS, build, names, parts_of
+from flowrl.composition import SLOTS, build, preset_names, shipped_parts
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.origin import read_origin
@@ -36,7 +36,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
         "seed": "train.seed",
     })  # fmt: skip
     monkeypatch.setattr(renamed, "REMOVED", {"train.turbo": "set train.sample_batch higher"})
-    monkeypatch.setattr(renamed, "PARTS", {"PPOClip": "Clipped", "old_grpo": "flow_grpo"})
+    monkeypatch.setattr(renamed, "PARTS", {"objective.PPOClip": "Clipped", "algorithm.old_grpo": "flow_grpo"})
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,11 @@ def test_no_old_name_is_one_of_today() -> None:
         assert old not in today, f"{old} is a key"
         assert new in today or new.startswith("algorithm."), f"{old} -> {new}, which is no key"
     assert not renamed.REMOVED.keys() & today
-    known = {kind for slot in SLOTS for kind in parts_of(slot)} | {*names()}
+    known = {f"{slot}.{name}" for slot in SLOTS for name in shipped_parts(slot)}
+    known |= {f"algorithm.{name}" for name in preset_names()}
     assert not renamed.PARTS.keys() & known
+    for old, new in renamed.PARTS.items():
+        assert f"{old.partition('.')[0]}.{new}" in known, f"{old} -> {new}, which is no part"
 
 
 @pytest.mark.parametrize(

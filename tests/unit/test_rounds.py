@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowrl.algorithms import build
 from flowrl.cli import main
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.estimators.tokens import Tokens
 from flowrl.math.masking import draw_tokens, time_counts, truncate
@@ -64,7 +64,7 @@ def test_impossible_truncations_are_named() -> None:
         with pytest.raises(ValueError, match="top_k=0"):
             make(top_k=0)
     with pytest.raises(UserError, match="top_p=1"):
-        algorithms.build({"use": "grpo", "sampler": {"top_p": 1.5}})
+        composition.build({"use": "grpo", "sampler": {"top_p": 1.5}})
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight"])
@@ -141,7 +141,7 @@ def test_a_masked_trajectory_is_scored_by_the_distribution_it_was_drawn_from(ord
     policy = TinyText(3, 2, scale=1.5, dtype=torch.float64)
     sampler = MaskedSampler(length=2, steps=2, block=2, order=order, temperature=0.8, top_k=2)
     rollout = drawn(policy, sampler, 4000)
-    algorithm = algorithms.build({"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2})
+    algorithm = composition.build({"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2})
     rows = algorithm.estimator.probe(rollout, policy, torch.zeros(4000))
     logp = algorithm.estimator(policy, rows, rollout.condition).logp.sum(dim=1).exp()
     code = rollout.final[:, 0] * 3 + rollout.final[:, 1]
