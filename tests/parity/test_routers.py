@@ -17,7 +17,7 @@ from flowrl.estimators.views import RandomCount
 from flowrl.models.causal.load import load_causal
 from flowrl.models.text.parity import check_routers
 from flowrl.parts.regularizers import RouterBalance
-from flowrl.startup.preflight import check
+from flowrl.startup.preflight import check_run
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Rollout, Scores, TokenScores, TokenTrace, prompts_of
 from tests import components_text
@@ -222,13 +222,13 @@ def test_the_config_adds_the_loss_and_refuses_models_without(place):
         "train": {"iterations": 1},
         "eval": {"every": 0},
     }
-    assert check(Config.of(values)).algorithm.regularizers[-1] == RouterBalance(0.02)
+    assert check_run(Config.of(values)).algorithm.regularizers[-1] == RouterBalance(0.02)
     values["model"] = {"path": str(place)}
-    assert RouterBalance not in map(type, check(Config.of(values)).algorithm.regularizers)
+    assert RouterBalance not in map(type, check_run(Config.of(values)).algorithm.regularizers)
     check_routers(load_causal(place))
     with pytest.raises(UserError, match=r"model\.router_loss needs a mixture of experts"):
         check_routers(load_causal(components_text.folder("llama")))
     values |= {"algorithm": "flow_grpo", "data": {}, "rewards": ["shapes"]}
     values["model"] = {"path": "shapes", "router_loss": 0.02}
     with pytest.raises(UserError, match=r"model\.router_loss means nothing for diffusion models"):
-        check(Config.of(values))
+        check_run(Config.of(values))

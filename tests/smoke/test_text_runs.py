@@ -15,7 +15,7 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models import export_formats, export_policy, load_policy
-from flowrl.startup.policies import adopt, policy_of_run
+from flowrl.startup.policies import make_live, policy_of_run
 from flowrl.train import train
 from flowrl.types import Draw, prompts_of
 from tests.components_text import folder
@@ -82,7 +82,7 @@ def test_two_iterations_then_export_and_reload(name: str, algorithm: str, model:
     assert all(line["ratio/first_max_deviation"] < 1e-3 for line in found)
     assert all(line["completion/length"] > 0 for line in found)
     policy = policy_of_run(run, "latest")
-    adopt(policy, "live")
+    make_live(policy, "live")
     for to in export_formats(policy):  # verified by reloading with transformers and PEFT
         assert export_policy(policy, tmp_path / to, to=to) < 1e-4
     checkpoint = run / "checkpoints" / "step_000002"

@@ -19,7 +19,7 @@ from flowrl.math.random import seeds
 from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.parts.diagnostics import MISMATCH, MISMATCH_MAX
-from flowrl.ratio_check import FirstRatio
+from flowrl.ratio_check import RatioCheck
 from flowrl.samplers.causal import CausalSampler
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Scores, TokenTrace, prompts_of
@@ -209,12 +209,12 @@ def test_the_first_step_says_how_far_engine_and_trainer_are_apart() -> None:
         algorithm=SimpleNamespace(sampler=CausalSampler(engine="vllm"), objective=SimpleNamespace(bounds=None)),
         config=SimpleNamespace(model=SimpleNamespace(dtype="bfloat16")),
     )
-    first = FirstRatio()
-    (said,) = first.news(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
+    first = RatioCheck()
+    (said,) = first.notes(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
     assert said.startswith("log-probabilities of vllm and of the trainer differ by 0.004 on average, 0.3 at most")
     assert said.endswith("usual for different kernels")
-    assert first.news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
-    (warned,) = FirstRatio().news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
+    assert first.notes(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
+    (warned,) = RatioCheck().notes(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
     assert "above 0.02 on average it is more than rounding" in warned
 
 

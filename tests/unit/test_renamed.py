@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.origin import read_origin
 from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.report.record import read
-from flowrl.startup.resume import changes
+from flowrl.startup.resume import changed_keys
 
 VALUES = {
     "name": "old",
@@ -84,7 +84,9 @@ def test_the_config_of_an_older_run_is_translated_wherever_it_is_read(tmp_path: 
     (tmp_path / "metrics.jsonl").touch()
     with pytest.warns(UserWarning, match="turbo"):
         assert Config.load(path) == run and read(tmp_path).config["train"] == {"iterations": 3, "seed": 4}
-    assert not changes(run, Config.of({**VALUES, "train": {"iterations": 3, "seed": 4}, "algorithm": run.algorithm}))
+    assert not changed_keys(
+        run, Config.of({**VALUES, "train": {"iterations": 3, "seed": 4}, "algorithm": run.algorithm})
+    )
 
 
 @pytest.mark.usefixtures("table")
