@@ -16,7 +16,7 @@ LAYERS = (
     "flowrl.files flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
     "flowrl.importing flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
     "flowrl.detection flowrl.models flowrl.algorithms",
-    "flowrl.config flowrl.generated rewards",
+    "flowrl.composition flowrl.config flowrl.generated rewards",
     "flowrl.data flowrl.clients",
     "flowrl.score",
     "flowrl.records",
