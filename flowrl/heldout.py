@@ -39,10 +39,8 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     rows = options.batch or session.config.train.sample_batch
     begun = nullcontext() if options.prefill is None else session.policy.beginning(options.prefill)
     with timer("eval"), begun:
-        draw = Draw.of(keys, group, 0, EVAL_SEED)
-        _, samples = session.sample_and_decode(
-            prompts, draw, sampler, evaluation_weights(session.config), rows, PhaseTimer()
-        )
+        draw = Draw.of(keys, group, 0, EVAL_SEED, prompts)
+        _, samples = session.sample_and_decode(draw, sampler, evaluation_weights(session.config), rows, PhaseTimer())
         scores = session.rewards(samples, group)
     described = describe_scores(scores, torch.zeros(len(prompts)))
     metrics = {"eval/reward/mean": described["reward/mean"]}

@@ -138,12 +138,11 @@ def _round(session: Session, number: int, timer: PhaseTimer) -> tuple[_Made, Sco
         group=torch.arange(number * count, (number + 1) * count).repeat_interleave(each),
         iteration=iteration,
         shared_seed=derive(seed, "shared", iteration),
+        prompts=prompts,
     )
     rows = config.train.sample_batch
     with session.rewards.scoring(draw.group) as scoring:
-        rollout, samples = session.sample_and_decode(
-            prompts, draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring
-        )
+        rollout, samples = session.sample_and_decode(draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
         with timer("reward"):
             rewards = scoring.wait()
     return _Made(rollout, samples, draw.seeds, rewards), scoring
@@ -155,7 +154,7 @@ def _joined(session: Session, before: _Made | None, fresh: _Made, timer: PhaseTi
     samples = joined([part.samples for part in parts])
     group = torch.arange(len(samples)) // session.config.data.group
     with timer("sample"):  # encoded anew, so that no more than the prompts that stay are held
-        condition = session.policy.condition([prompt.asked for prompt in samples.prompts])
+        condition = session.policy.condition(samples.prompts)
     return _Made(
         joined_rollouts([part.rollout for part in parts], condition, group),
         samples,

@@ -99,7 +99,6 @@ class Session:
 
     def sample_and_decode(
         self,
-        prompts: list[Prompt],
         draw: Draw,
         sampler: Sampler,
         weights: str,
@@ -115,15 +114,14 @@ class Session:
             with timer("sample"):
                 made = sampler(policy, condition, part)
             with timer("decode"):
-                start = sum(map(len, chunks))
-                chunks.append(as_samples(prompts[start : start + len(part)], policy.decode(made.final)))
+                chunks.append(as_samples(part.prompts, policy.decode(made.final)))
             if scoring is not None:
                 with timer("reward"):  # what it waits for rewards that are behind
                     scoring.add(chunks[-1])
             return made
 
         with timer("sample"):
-            condition = self.policy.condition([prompt.asked for prompt in prompts])
+            condition = self.policy.condition(draw.prompts)
         with self.policy.using(weights):
             rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
         return rollout, joined(chunks)

@@ -127,9 +127,9 @@ def _trial(plan: CheckedRun, policy: Any) -> Iterator[Finding]:
     """Sample and score a few prompts."""
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
     sampler = plan.algorithm.sampler.heldout(None, None, None)
-    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
+    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0, prompts)
     start = time.perf_counter()
-    made = make(policy, sampler, "live", prompts, draw)
+    made = make(policy, sampler, "live", draw)
     pace = (time.perf_counter() - start) / len(prompts)
     yield Finding("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
     if made.samples.completions is not None:

@@ -17,7 +17,7 @@ from flowrl.math.random import seeds
 from flowrl.models import export_formats, export_policy, load_policy
 from flowrl.startup.policies import make_live, policy_of_run
 from flowrl.train import train
-from flowrl.types import Draw
+from flowrl.types import Draw, prompts_of
 from tests.components_text import folder
 
 SIZES = {"length": 8, "steps": 4, "block": 4}
@@ -233,7 +233,7 @@ def test_a_completion_follows_from_its_seed_whatever_the_batch() -> None:
         sampler = CausalSampler(length=6) if family == "causal" else MaskedSampler(length=6, steps=6, block=3)
         prompts = ["2+3=", "a longer prompt: 4*4=", "1"]
         draw = Draw.of(seeds(0, "s", count=3), torch.arange(3), 0, 0)
-        together = sampler(policy, policy.condition(prompts), draw).final
+        together = sampler(policy, policy.condition(prompts_of(prompts)), draw).final
         for row, prompt in enumerate(prompts):
-            alone = sampler(policy, policy.condition([prompt]), draw.take(torch.tensor([row]))).final
+            alone = sampler(policy, policy.condition(prompts_of([prompt])), draw.take(torch.tensor([row]))).final
             assert torch.equal(alone[0], together[row])

@@ -22,7 +22,7 @@ from flowrl.parts.diagnostics import MISMATCH, MISMATCH_MAX
 from flowrl.ratio_check import RatioCheck
 from flowrl.samplers.causal import CausalSampler
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Scores, TokenTrace
+from flowrl.types import Draw, Scores, TokenTrace, prompts_of
 from tests.components_text import folder
 
 
@@ -114,7 +114,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Any:
 def roll(policy: Any, sampler: CausalSampler) -> tuple[Any, TokenTrace]:
     prompts = ["a b", "a b c d", "a b"]
     draw = Draw.of(seeds(0, "s", count=3), torch.tensor([0, 1, 2]), 0, 0)
-    rollout = sampler(policy, policy.condition(prompts), draw)
+    rollout = sampler(policy, policy.condition(prompts_of(prompts)), draw)
     assert isinstance(rollout.trace, TokenTrace)
     return rollout, rollout.trace
 
@@ -224,7 +224,9 @@ def test_the_mismatch_is_measured_in_the_first_batch(policy: Any, monkeypatch: p
     algorithm = composition.build({"use": "grpo", "kl": 0.0, "length": 4})
     group = torch.tensor([0, 0, 1, 1])
     draw = Draw.of(seeds(0, "s", count=4), group, 0, 0)
-    rollout = CausalSampler(length=4, engine="vllm")(policy, policy.condition(["a b", "a b", "c", "c"]), draw)
+    rollout = CausalSampler(length=4, engine="vllm")(
+        policy, policy.condition(prompts_of(["a b", "a b", "c", "c"])), draw
+    )
     prizes = torch.tensor([[0.0], [1.0], [1.0], [0.0]]).double()
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(4).bool())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)

@@ -127,9 +127,10 @@ def test_no_old_name_is_one_of_today() -> None:
         ({"use": "awm", "followers": []}, "algorithm.followers was renamed: write algorithm.ema_weights"),
         ({"use": "dapo", "drop_cut": True}, "write algorithm.mask_truncated_completions"),
         ({"use": "spg", "estimator": {"plan": "full_mask"}}, "write algorithm.estimator.views"),
-        ({"use": "grpo", "selection": "with_credit"}, "it is called NonzeroAdvantage now"),
-        ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called RawReward now"),
-        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called Trajectory now"),
+        ({"use": "grpo", "selection": "with_credit"}, "it is called nonzero_advantage now"),
+        ({"use": "grpo", "selection": {"use": "WithCredit"}}, "it is called NonzeroAdvantage now"),
+        ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called raw_reward now"),
+        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called trajectory now"),
     ],
 )
 def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:

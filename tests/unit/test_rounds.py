@@ -19,7 +19,7 @@ from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.groups import flat_groups
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
 from flowrl.runtime.timing import PhaseTimer
@@ -114,11 +114,10 @@ def test_the_update_is_that_of_the_same_groups_sampled_directly(family: str, tmp
     session = session_of(alternating(3), tmp_path, family)
     made = sample_and_score(session, PhaseTimer())
     assert made.metrics["sampling/rounds"] > 1
-    draw = Draw.of(made.seeds, made.rollout.group, 0, 0)
+    draw = Draw.of(made.seeds, made.rollout.group, 0, 0, made.samples.prompts)
     with session.rewards.scoring(draw.group) as scoring:
-        prompts = list(made.samples.prompts)
         algorithm = session.algorithm
-        direct, _ = session.sample_and_decode(prompts, draw, algorithm.sampler, "live", 7, PhaseTimer(), scoring)
+        direct, _ = session.sample_and_decode(draw, algorithm.sampler, "live", 7, PhaseTimer(), scoring)
         scores = scoring.finish()
     assert torch.equal(scores.total, made.scores.total)
     gradients = []

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
+from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
-from flowrl.models.text.fitting import Overlong, fit
-from flowrl.models.text.layout import Forward, Layout
+from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
-from flowrl.models.text.tokens import Tokens
+from flowrl.models.text.overlong_prompts import Overlong, fit
 from flowrl.models.weights import LIVE, WeightSets
-from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -32,9 +32,15 @@ class TextPolicy:
     family: ClassVar[str]
 
     def __init__(
-        self, network: Network, text: Tokens, layout: Layout, source: Source, *, excluded: tuple[int, ...] = (),
+        self,
+        network: Network,
+        text: TextCodec,
+        layout: TokenLayout,
+        source: ModelSource,
+        *,
+        excluded: tuple[int, ...] = (),
         critic: Critic | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network = network
         self.text = text
         self.layout = layout
@@ -65,15 +71,15 @@ class TextPolicy:
         return self.network.calls + (0 if self.critic is None else self.critic.calls)
 
     # ------------------------------------------------------------------------------------------------------- texts
-    def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
-        return self.text.condition(prompts)
+        return self.text.condition([prompt.model_input for prompt in prompts])
 
     @contextmanager
     def beginning(self, prefill: str) -> Iterator[None]:
         """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
         before = self.text
-        self.text = replace(before, speech=replace(before.speech, prefill=prefill))
+        self.text = replace(before, prompt_format=replace(before.prompt_format, prefill=prefill))
         try:
             yield
         finally:
