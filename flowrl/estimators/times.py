@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,18 @@ NOISE_TIME = 0.02
 velocity is -x whatever the data are, the rest of the error is noise that the network cannot see, and a change of
 velocity moves the picture by t times it only. Unweighted, its gradient is the largest of all times nevertheless (shapes
 world, weight (1-t)^2: 0.33 at t = 0.001, 0.21 at 0.14, 0.04 and less above 0.4)."""
+
+
+class TimeDraw(Protocol):
+    """A law of times."""
+
+    def __call__(self, count: int, grid: Tensor, seeds: Tensor) -> Tensor:
+        """[N, count] times, where ``grid`` [T + 1] are those of the sampler and ``seeds`` [N] one stream per sample."""
+        ...
+
+    def share_below(self, limit: float, grid: Tensor) -> float:
+        """The share of draws below ``limit``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,3 @@ class LogitNormalTimes:
 def shifted(t: Times, shift: float) -> Times:
     """``shift t / (1 + (shift - 1) t)``: the time shift of SD3, whose inverse has shift ``1 / shift``."""
     return shift * t / (1 + (shift - 1) * t)
-
-
-TimeDraw = GridTimes | UniformTimes | LogitNormalTimes

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
@@ -111,9 +111,9 @@ def _is_lora(path: Path, text: str, wish: Wish) -> bool:
     hub = not path.exists() and text not in worlds() and text.count("/") >= 1
     if not files and not hub:
         return False
-    from flowrl.models.adapters import names_adapter  # torch and diffusers: only where the name does not tell
+    from flowrl.models.adapters import is_adapter_name  # torch and diffusers: only where the name does not tell
 
-    return names_adapter(text) or (hub and wish.model is not None)
+    return is_adapter_name(text) or (hub and wish.model is not None)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -124,8 +124,8 @@ def _is_checkpoint(path: Path) -> bool:
 def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
     """A run before and after; its sampler and weight set are those of its config's held-out evaluation."""
     # Here, not above: the run directory writes images through this package, and diffusers is slow to import.
-    from flowrl.startup.policies import evaluated, open_policy, policy_of_run
-    from flowrl.startup.resume import locate
+    from flowrl.startup.policies import evaluation_weights, open_policy, policy_of_run
+    from flowrl.startup.resume import find_checkpoint
 
     config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
@@ -134,7 +134,7 @@ def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
     if wish.family not in (None, family):
         raise UserError(f"--family: {run} is a run of a {family} model, found {wish.family!r}; leave --family out")
     named = wish.checkpoint in ("best", "latest")
-    checkpoint = locate(run, wish.checkpoint) if named else locate(Path(wish.checkpoint))
+    checkpoint = find_checkpoint(run, wish.checkpoint) if named else find_checkpoint(Path(wish.checkpoint))
     options = config.model.model_dump(mode="json", exclude={"device"})
     base_identity = {**options, "weights": _fingerprint(_folder(config.model.path, family))}
     tuned_identity = {
@@ -142,9 +142,9 @@ def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
         "run": str(run),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint / "manifest.json"),
-        "weight_set": evaluated(config),
+        "weight_set": evaluation_weights(config),
     }
-    tuned = Arm("tuned", lambda: policy_of_run(run, checkpoint), tuned_identity, evaluated(config))
+    tuned = Arm("tuned", lambda: policy_of_run(run, checkpoint), tuned_identity, evaluation_weights(config))
     arms = (Arm("base", lambda: open_policy(config), base_identity), tuned) if wish.base else (tuned,)
     samplers = {label: of_run(config, decoding) for label, decoding in wish.decodings.items()}
     world = _world(config.model.path, family)
@@ -159,8 +159,8 @@ def _model(text: str, wish: Wish) -> tuple[Target, Samplers]:
 
 def _lora(path: str, wish: Wish) -> tuple[Target, Samplers]:
     """A LoRA outside a run, on the model that the user or its own files name."""
-    from flowrl.models.adapters import read
-    from flowrl.models.adapters.reading import locate
+    from flowrl.models.adapters import load_adapter, read
+    from flowrl.models.adapters.read import locate
 
     adapter = read(path, wish.model)
     base = wish.model or adapter.base
@@ -170,7 +170,7 @@ def _lora(path: str, wish: Wish) -> tuple[Target, Samplers]:
 
     def tuned() -> Any:
         policy = _load(base, wish.device, {**options, "lora": adapter.options()})
-        policy.load_adapter(path)
+        load_adapter(policy, path)
         return policy
 
     identity = _identity(base, family, options)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.parts.aggregations import SampleMean
-from flowrl.parts.ema import Ema
+from flowrl.parts.ema import EmaWeights
 from flowrl.parts.loss_weights import Uniform
 from flowrl.parts.regularizers import ValueLoss
 from flowrl.parts.selections import AllSamples
@@ -41,7 +41,7 @@ class Algorithm:
     aggregation: Aggregation = SampleMean()
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
-    ema_weights: tuple[Ema, ...] = ()
+    ema_weights: tuple[EmaWeights, ...] = ()
     redraw: bool = False
     """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
     mask_truncated_completions: bool = False

@@ -3,6 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Decay(Protocol):
+    """How much of a weight set stays, from 0 (it becomes the live one) to 1 (it does not move)."""
+
+    def __call__(self, steps: int, before: int = 0) -> float:
+        """At the end of an iteration: ``steps`` optimiser steps so far, ``before`` of them before this iteration."""
+        ...
+
+
+class EmaWeights(Protocol):
+    """A weight set that follows the live one."""
+
+    @property
+    def name(self) -> str:
+        """Of the weight set."""
+        ...
+
+    @property
+    def decay(self) -> Decay: ...
 
 
 @dataclass(frozen=True)
@@ -48,4 +69,4 @@ class Ema:
     this iteration)``."""
 
     name: str
-    decay: Ramp | Every = Ramp()
+    decay: Decay = Ramp()

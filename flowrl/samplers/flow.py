@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.flow import ODE, Kernel, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
+from flowrl.math.flow import ODE, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
 from flowrl.math.random import derive, normal
 from flowrl.samplers.windows import StepRanges, Window
 from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, IncompatibleError, Rollout, Steps
@@ -26,7 +26,7 @@ class FlowSampler:
     """
 
     steps: int = 10
-    dynamics: Kernel = ODE()
+    dynamics: Dynamics = ODE()
     window: Window | None = None
     solver: Literal["euler", "dpmpp_2m"] = "euler"
     """Solver of the deterministic steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from flowrl.math.random import derive
 from flowrl.types import Draw
@@ -15,6 +15,19 @@ class StepRanges:
 
     stochastic: range
     recorded: range
+
+
+class Window(Protocol):
+    """Which steps are stochastic and recorded."""
+
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> StepRanges:
+        """Of ``steps`` in all, of which the last after ``noisy`` have next to no noise (None: not known yet). Raises
+        `ValueError` where none is left to train."""
+        ...
+
+    def recordable(self, steps: int, noisy: int | None = None) -> range:
+        """The steps that may be recorded, in whatever iteration."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,3 @@ def _window(start: int, size: int, steps: int) -> StepRanges:
     if not 1 <= size < steps:
         raise ValueError(f"a window of size={size} needs between 1 and sampler.steps - 1 = {steps - 1} steps")
     return StepRanges(range(start, start + size), range(start, start + size))
-
-
-Window = EveryStep | RandomWindow | SlidingWindow

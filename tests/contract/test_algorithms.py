@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.step import UpdateSettings, improve
 from tests.contract.toys import Recorder, disturb, family, gradients, roll, small, start
 
-ALL = algorithms.names()
+ALL = composition.preset_names()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -70,9 +70,9 @@ def test_finite_at_extreme_advantage(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_prints_and_cites_its_source(name: str) -> None:
-    assert algorithms.paper(name)
-    assert len(algorithms.summary(name)) > 20
-    described = algorithms.describe(small(name))
+    assert composition.paper(name)
+    assert len(composition.summary(name)) > 20
+    described = composition.describe(small(name))
     assert described["use"] == "Algorithm" and described["estimator"]["use"]
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.math.random import derive, seeds
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.parts.algorithm import Algorithm
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Rollout, Scores
+from flowrl.types import Draw, Rollout, Scores, prompts_of
 from tests.contract.toys import Recorder, disturb
 
 SIZE, PROMPTS, GROUP, GUIDANCE = 16, ("a", "b", "c"), 6, 4.5
@@ -110,7 +110,7 @@ def trial(
     """A preset rolled out with disturbed weights; the last group scores the same throughout if ``flat``. ``off`` moves
     the live weights after sampling, so that ratios differ from 1; the set ``sampled`` keeps those that sampled, others
     the weights they had before."""
-    algorithm = algorithms.build({"use": name, **spec})
+    algorithm = composition.build({"use": name, **spec})
     policy = flow()
     disturb(policy, 0.1)
     for held in algorithm.weight_sets:  # a reference and an old policy that are not the live one
@@ -120,7 +120,7 @@ def trial(
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
     draw = Draw.of(seeds(0, "fidelity", count=count), group, iteration, derive(0, "shared", iteration))
     with policy.using(algorithm.behaviour):
-        rollout = algorithm.sampler(policy, policy.condition([PROMPTS[g] for g in group]), draw)
+        rollout = algorithm.sampler(policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw)
     reward = rollout.final.double().sum(dim=1).tanh()
     if flat:
         reward = torch.where(group == 2, torch.full_like(reward, 0.3), reward)

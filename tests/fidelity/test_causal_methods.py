@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config.model import ModelConfig
 from flowrl.parts.selections import ReplaceFlatGroups
 from tests.contract.toys import GROUP, PROMPTS
@@ -47,7 +47,7 @@ def test_grpo_gradient() -> None:
 
 @cell("grpo", "defaults", "equal", "clip .2, KL .04, T 1, sample standard deviation of the group (the paper's)")
 def test_grpo_settings() -> None:
-    made = algorithms.build("grpo")
+    made = composition.build("grpo")
     assert (made.objective.clip_range, made.regularizers[0].weight, made.sampler.temperature) == ((0.2, 0.2), 0.04, 1.0)
     assert (made.advantage.scale, made.advantage.ddof, made.advantage.clip) == ("group", 1, None)
 
@@ -61,7 +61,7 @@ def test_grpo_settings() -> None:
 )
 def test_the_smallest_spread() -> None:
     for name in ("grpo", "dapo", "gspo", "cispo"):
-        assert algorithms.build(name).advantage.eps == 1e-8
+        assert composition.build(name).advantage.eps == 1e-8
 
 
 @cell(
@@ -98,7 +98,7 @@ def test_dapo_gradient() -> None:
 
 @cell("dapo", "defaults", "equal", "clip .2 and .28, no KL, up to ten rounds of sampling")
 def test_dapo_settings() -> None:
-    made = algorithms.build("dapo")
+    made = composition.build("dapo")
     assert (made.objective.clip_range, made.regularizers) == ((0.2, 0.28), ())
     assert made.selection == ReplaceFlatGroups(rounds=10)
 
@@ -138,7 +138,7 @@ def test_gspo_gradient() -> None:
     assert alike(t.gradient, t.gradient_of(clipped(d, a, 0.03, 0.04).mean()))
     beyond = torch.where(a > 0, d.exp() > 1.04, d.exp() < 0.97)[a != 0]  # of completions, not of tokens
     assert 0 < 2 * t.metrics["clip_fraction"] == pytest.approx(float(beyond.double().mean()))
-    assert algorithms.build("gspo").objective.clip_range == (3e-4, 4e-4)
+    assert composition.build("gspo").objective.clip_range == (3e-4, 4e-4)
 
 
 @cell("cispo", "loss, gradient", "equal", "-sg(min(ratio, 1 + high)) A log p, mean over all tokens")
@@ -249,7 +249,7 @@ def test_ppo_gradient() -> None:
 )
 def test_ppo_critic() -> None:
     model = ModelConfig(path="countdown")
-    assert algorithms.build("ppo").valued and model.critic_for(valued=True) == "network"
+    assert composition.build("ppo").valued and model.critic_for(valued=True) == "network"
     assert model.critic_for(valued=False) is None
     assert ModelConfig(path="countdown", critic="head").critic_for(valued=True) == "head"
 
@@ -265,7 +265,7 @@ def test_ppo_critic() -> None:
     ),
 )
 def test_ppo_settings() -> None:
-    made = algorithms.build(
+    made = composition.build(
         {"use": "ppo", "lam": 1.0, "regularizers": [{"use": "value_loss", "clip": 0.5, "weight": 0.1}]}
     )
     assert (made.token_advantage[0].lam, made.regularizers[0].clip, made.regularizers[0].weight) == (1.0, 0.5, 0.1)
@@ -285,7 +285,7 @@ def test_gpg_gradient() -> None:
     "up to 20 rounds of sampling until half of the groups differ, T .7, no standard deviation, no KL",
 )
 def test_gpg_settings() -> None:
-    made = algorithms.build("gpg")
+    made = composition.build("gpg")
     assert made.selection == ReplaceFlatGroups(rounds=20, share=0.5)
     assert (made.advantage.scale, made.regularizers, made.sampler.temperature) == ("none", (), 0.7)
 
@@ -332,10 +332,10 @@ def test_cut_sampling_has_ratio_one() -> None:
 @cell("rloo, remax, reinforce", "defaults", "equal", "no clip, no KL, no standard deviation, T 1")
 @cell("reinforce_pp", "defaults", "equal", "clip .2, KL .01 in the reward, no discount, T 1")
 def test_other_settings() -> None:
-    made = {name: algorithms.build(name) for name in ("dr_grpo", "gspo", "cispo", "rloo", "remax", "reinforce")}
+    made = {name: composition.build(name) for name in ("dr_grpo", "gspo", "cispo", "rloo", "remax", "reinforce")}
     for name, algorithm in made.items():
         assert algorithm.regularizers == () and algorithm.sampler.temperature == 1.0, name
     assert made["dr_grpo"].objective.clip_range == (0.2, 0.2) and made["gspo"].objective.clip_range == (3e-4, 4e-4)
     assert made["cispo"].objective.high == 4.0 and made["rloo"].objective.clip_range is None
-    last = algorithms.build("reinforce_pp")
+    last = composition.build("reinforce_pp")
     assert (last.objective.clip_range, last.token_advantage[0].weight, last.regularizers) == ((0.2, 0.2), 0.01, ())

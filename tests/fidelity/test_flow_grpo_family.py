@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.samplers.windows import RandomWindow
 from flowrl.types import Draw
 from tests.fidelity import cell, release
@@ -105,7 +105,7 @@ def test_the_conditional_branch_alone() -> None:
         detached = cheap.gradient_of(released_loss(cheap, kernel, level, 1e-4, detach=True))
         assert alike(cheap.gradient(), detached)
         assert cosine(detached, trial(name, kl=0.0).gradient()) < 0.99  # another gradient, not a cheaper form of it
-    assert algorithms.build({"use": "grpo_guard", "cfg_grad": "cond"}).estimator.cfg_grad == "cond"
+    assert composition.build({"use": "grpo_guard", "cfg_grad": "cond"}).estimator.cfg_grad == "cond"
 
 
 @cell(
@@ -145,7 +145,7 @@ def test_advantage() -> None:
     "10 steps at noise 0.7, 9 trained, clip 1e-4, KL 0.04 (`kl: 0.01` for PickScore), the pipeline's guidance",
 )
 def test_flow_grpo_settings() -> None:
-    made = algorithms.build("flow_grpo")
+    made = composition.build("flow_grpo")
     assert (made.sampler.steps, made.sampler.dynamics.noise_level, made.sampler.recorded) == (10, 0.7, 9)
     assert (made.objective.clip_range, made.regularizers[0].weight, made.sampler.guidance) == ((1e-4, 1e-4), 0.04, None)
 
@@ -163,7 +163,7 @@ def starts(window: RandomWindow, steps: int) -> set[int]:
     "no guidance, CPS noise 0.8, three steps that end in the first half (start 0 to 2 of 10, 0 of 6), clip 1e-5, no KL",
 )
 def test_fast_settings() -> None:
-    made = algorithms.build("flow_grpo_fast")
+    made = composition.build("flow_grpo_fast")
     for steps in (10, 6, 16):
         drawn = {random.Random(seed).randint(0, steps // 2 - 3) for seed in range(200)}  # the released expression
         assert starts(made.sampler.window, steps) == drawn
@@ -210,7 +210,7 @@ def test_cps_gradient() -> None:
 
 @cell("flow_cps", "defaults", "equal", "10 steps at noise 0.7, 9 trained, clip 1e-4, KL 0.04")
 def test_cps_settings() -> None:
-    made = algorithms.build("flow_cps")
+    made = composition.build("flow_cps")
     assert (made.sampler.steps, made.sampler.dynamics.noise, made.sampler.recorded) == (10, 0.7, 9)
     assert (made.objective.clip_range, made.regularizers[0].weight) == ((1e-4, 1e-4), 0.04)
 
@@ -265,6 +265,6 @@ def test_guard_bias_of_the_batch() -> None:
     "learning rate 1e-4 belongs to the recipe",
 )
 def test_guard_settings() -> None:
-    made = algorithms.build("grpo_guard")
+    made = composition.build("grpo_guard")
     assert (made.objective.clip_range, made.regularizers, made.sampler.recorded) == ((2e-6, 2e-6), (), 9)
     assert (made.sampler.dynamics.noise_level, made.advantage.scale) == (0.7, "group")

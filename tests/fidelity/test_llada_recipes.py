@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
 from flowrl.estimators.views import BlockAndAfter
 from flowrl.parts.bounds import Sandwich
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def recipe(name: str) -> tuple[Config, Any]:
     config = Config.load(CONFIGS / f"{name}.yaml")
-    return config, algorithms.build(config.algorithm)
+    return config, composition.build(config.algorithm)
 
 
 @cell(

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.estimators.views import BlockAndAfter, BlockRandom, Quadrature
 from flowrl.parts.ema import Every
 from tests.fidelity import cell, release
@@ -24,7 +24,7 @@ release("tracerl", "Gen-Verse/dLLM-RL 10b4fd1, 28 Jan 2026")
 
 
 def sampler(name: str) -> tuple:
-    made = algorithms.build(name).sampler
+    made = composition.build(name).sampler
     return made.order, made.temperature, made.length, made.steps, made.block
 
 
@@ -50,7 +50,7 @@ def test_diffu_grpo_gradient() -> None:
     "clip .5, KL .04, prompt masked at .15, T .9, low-confidence blocks of 32, 128 of 256 steps, new masks each epoch",
 )
 def test_diffu_grpo_settings() -> None:
-    made = algorithms.build("diffu_grpo")
+    made = composition.build("diffu_grpo")
     assert sampler("diffu_grpo") == ("low_confidence", 0.9, 256, 128, 32) and made.redraw
     assert (made.objective.clip_range, made.regularizers[0].weight, made.estimator.corrupt) == ((0.5, 0.5), 0.04, 0.15)
 
@@ -105,7 +105,7 @@ def test_coupled_gradient() -> None:
     "Dream's sampler by entropy at T 1.0 and top-p .95, 256 steps, reference mixed by .6 every 64 updates",
 )
 def test_coupled_settings() -> None:
-    made = algorithms.build("coupled_grpo")
+    made = composition.build("coupled_grpo")
     assert sampler("coupled_grpo") == ("neg_entropy", 1.0, 256, 256, None)
     assert (made.sampler.top_p, made.sampler.schedule, made.sampler.tempered_order) == (0.95, "time", True)
     assert made.ema_weights[0].decay == Every(64, 0.4) and made.ema_weights[0].name == "reference"
@@ -162,7 +162,7 @@ def test_gdpo_of_the_paper() -> None:
     "clip .5, no KL, three nodes with one mask each; rate 3e-7 and gradient norm .2 belong to the recipe",
 )
 def test_gdpo_settings() -> None:
-    made = algorithms.build("gdpo_dllm")
+    made = composition.build("gdpo_dllm")
     assert made.objective.clip_range == (0.5, 0.5) and made.regularizers == ()
     assert made.estimator.views == Quadrature(nodes=3, repeats=1, counts="floor")
 
@@ -206,7 +206,7 @@ def test_spg_gradient() -> None:
     "two views of block_random, .15 masked, T .9, blocks of 32; power 1.5, omega .5 (GSM8K, MATH, Countdown)",
 )
 def test_spg_settings() -> None:
-    made = algorithms.build("spg")
+    made = composition.build("spg")
     assert sampler("spg") == ("low_confidence", 0.9, 256, 128, 32)
     assert made.estimator.views == BlockAndAfter(block=32, draws=2, corrupt=0.15) and made.estimator.corrupt == 0.15
     assert (made.objective.omega, made.objective.power, made.regularizers) == (0.5, 1.5, ())
@@ -216,9 +216,9 @@ def test_spg_settings() -> None:
     "spg", "defaults", "option", "Sudoku `power: 1.0, temperature: 0.3`; spg_eubo `omega: 1` (Countdown `power: 2.0`)"
 )
 def test_spg_by_task() -> None:
-    sudoku = algorithms.build({"use": "spg", "power": 1.0, "temperature": 0.3})
+    sudoku = composition.build({"use": "spg", "power": 1.0, "temperature": 0.3})
     assert (sudoku.objective.power, sudoku.sampler.temperature) == (1.0, 0.3)
-    assert algorithms.build({"use": "spg", "omega": 1.0, "power": 2.0}).objective.omega == 1.0
+    assert composition.build({"use": "spg", "omega": 1.0, "power": 2.0}).objective.omega == 1.0
 
 
 @cell(
@@ -250,7 +250,7 @@ def test_wd1_gradient() -> None:
 
 @cell("wd1", "defaults", "equal", "temperature 1 of the weights, prompt masked at .15, diffu-GRPO's rollouts")
 def test_wd1_settings() -> None:
-    made = algorithms.build("wd1")
+    made = composition.build("wd1")
     assert sampler("wd1") == sampler("diffu_grpo") and made.advantage.temperature == 1.0
     assert made.estimator.corrupt == 0.15 and made.regularizers == ()
 
@@ -280,7 +280,7 @@ def test_tracerl_gradient() -> None:
     "T .8, 512 steps of one token, blocks of 32, 8 steps a view, clip .2, .01 KL, scores at T 1 before the end token",
 )
 def test_tracerl_settings() -> None:
-    made = algorithms.build("tracerl")
+    made = composition.build("tracerl")
     assert sampler("tracerl") == ("low_confidence", 0.8, 512, 512, 32)
     assert (made.estimator.views.merge, made.estimator.views.through, made.estimator.tempered) == (
         8,
@@ -298,5 +298,5 @@ def test_tracerl_settings() -> None:
     "path, as `trajectory_pg`",
 )
 def test_tracerl_exact() -> None:
-    made = algorithms.build({"use": "tracerl", "merge": 1, "sampler": {"order": "max_prob"}})
-    assert made.sampler.exact and not algorithms.build("tracerl").sampler.exact
+    made = composition.build({"use": "tracerl", "merge": 1, "sampler": {"order": "max_prob"}})
+    assert made.sampler.exact and not composition.build("tracerl").sampler.exact

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.estimators.matching import MatchingRows
 from flowrl.estimators.times import GridTimes
 from flowrl.math.random import seeds
@@ -64,7 +64,7 @@ def test_awm_gradient() -> None:
     "power 0.25, penalties 0.001 and 1, decay min(0.3, 0.001 n), no guidance, clip 1",
 )
 def test_awm_settings() -> None:
-    made = algorithms.build("awm")
+    made = composition.build("awm")
     assert (made.sampler.steps, made.estimator.draws, made.estimator.power, made.sampler.guidance) == (14, 6, 0.25, 1.0)
     assert {term.to: term.weight for term in made.regularizers} == {"reference": 1e-3, "ema_policy": 1.0}
     assert [made.ema_weights[0].decay(n) for n in (0, 100, 300, 900)] == [0.0, 0.1, 0.3, 0.3]
@@ -76,7 +76,7 @@ def test_awm_settings() -> None:
     "awm", "defaults", "option", "`skip: 0, reference: 0.0001` for PickScore, whose `discrete` times include pure noise"
 )
 def test_awm_pickscore() -> None:
-    made = algorithms.build({"use": "awm", "skip": 0, "reference": 1e-4})
+    made = composition.build({"use": "awm", "skip": 0, "reference": 1e-4})
     assert _drawn(made.estimator.times, 14, 6) == _released_strata(14, 6, first=0)
 
 
@@ -139,7 +139,7 @@ def test_nft_gradient(strength: float) -> None:
     "old policy's decay min(0.001 n, 0.5)",
 )
 def test_nft_settings() -> None:
-    made = algorithms.build("diffusion_nft")
+    made = composition.build("diffusion_nft")
     assert (made.sampler.steps, made.sampler.solver, made.sampler.guidance, made.behaviour) == (
         10,
         "dpmpp_2m",
@@ -161,7 +161,7 @@ def test_nft_settings() -> None:
 )
 def test_nft_ocr() -> None:
     ramp = {"use": "ramp", "slope": 0.0075, "most": 0.999, "start": 75}
-    made = algorithms.build(
+    made = composition.build(
         {"use": "diffusion_nft", "strength": 0.1, "ema_weights": {"use": "ema", "name": "old", "decay": ramp}}
     )
     found = [made.ema_weights[0].decay(n) for n in (0, 75, 100, 209, 500)]
@@ -206,7 +206,7 @@ def test_fpo_gradient() -> None:
 
 @cell("fpo", "defaults", "equal", "clip 0.05, eight draws, ten Euler steps, losses averaged before the exponential")
 def test_fpo_settings() -> None:
-    made = algorithms.build("fpo")
+    made = composition.build("fpo")
     assert (made.objective.clip_range, made.estimator.draws, made.sampler.steps) == ((0.05, 0.05), 8, 10)
     assert made.estimator.weight == "noise"
 
@@ -219,7 +219,7 @@ def test_fpo_settings() -> None:
     reason="the release's grid ends at 0.1; SD3's last time is 0.0089, where the error tells nothing of the policy",
 )
 def test_fpo_leaves_out_the_degenerate_time() -> None:
-    times = algorithms.build("fpo").estimator.times
+    times = composition.build("fpo").estimator.times
     assert times.usable(sd3_times(10)).tolist() == sd3_times(10)[:9].tolist()
     released = torch.linspace(1, 0, 11, dtype=torch.float64)
     assert times.usable(released).tolist() == released[:10].tolist()  # all of the release's own grid
@@ -233,7 +233,7 @@ def test_fpo_leaves_out_the_degenerate_time() -> None:
     reason="an image is one action with one reward, for which the release has no case; it draws times independently",
 )
 def test_fpo_advantage() -> None:
-    assert type(algorithms.build("fpo").advantage).__name__ == "GroupCentred"
+    assert type(composition.build("fpo").advantage).__name__ == "GroupCentred"
 
 
 @cell(
@@ -273,10 +273,10 @@ def test_fpo_pp_loss() -> None:
     "over the square root of the size; ours were chosen on images",
 )
 def test_fpo_pp_settings() -> None:
-    made = algorithms.build("fpo_pp")
+    made = composition.build("fpo_pp")
     assert made.objective == AsymmetricClip(0.01) and made.estimator.weight == "t" and made.estimator.draws == 8
     assert not made.objective.coupled
-    assert algorithms.build({"use": "fpo_pp", "weight": "uniform"}).estimator.weight == "uniform"
+    assert composition.build({"use": "fpo_pp", "weight": "uniform"}).estimator.weight == "uniform"
 
 
 @cell("rwr", "loss, gradient", "equal", "exp(r / .2) with mean 1 in the group, times the matching error of own samples")
@@ -323,7 +323,7 @@ def _errors(it: Trial) -> Tensor:
 )
 def test_rwr_and_raft_settings() -> None:
     for name in ("rwr", "raft"):
-        made = algorithms.build(name)
+        made = composition.build(name)
         assert (made.sampler.steps, made.estimator.draws, made.estimator.weight) == (10, 4, "uniform")
         assert type(made.estimator.times).__name__ == "LogitNormalTimes" and made.regularizers == ()
-    assert algorithms.build("rwr").advantage.temperature == 0.2
+    assert composition.build("rwr").advantage.temperature == 0.2

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
 from flowrl.parts.ema import Ramp
 from tests.fidelity import cell
@@ -18,7 +18,7 @@ TASKS = ("geneval", "ocr", "pickscore")
 
 def recipe(name: str) -> tuple[Config, Any]:
     config = Config.load(CONFIGS / f"{name}.yaml")
-    return config, algorithms.build(config.algorithm)
+    return config, composition.build(config.algorithm)
 
 
 def shared(config: Config, groups: int, guidance: float) -> None:

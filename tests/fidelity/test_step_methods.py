@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.parts.selections import AllSamples
 from flowrl.types import Draw
 from tests.fidelity import cell, release
@@ -95,7 +95,7 @@ def test_ddpo_sf_gradient() -> None:
     "50 steps, eta 1, clip 1e-4, all 50 trained: the last ends at the first training time and is decoded as it is",
 )
 def test_ddpo_trains_all_steps() -> None:
-    made = algorithms.build("ddpo")
+    made = composition.build("ddpo")
     grid = made.sampler.grid(DDPMFlow())
     assert made.sampler.recordable(grid) == range(50) and made.objective.clip_range == (1e-4, 1e-4)
     a = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(dim=0)[0]
@@ -128,7 +128,7 @@ def test_ddpo_on_a_flow_grid() -> None:
     "advantage over a deque of 16 rewards a prompt, the batch's statistics before 16 are there",
 )
 def test_ddpo_advantage() -> None:
-    algorithm, memory, seen = algorithms.build("ddpo"), {}, {}
+    algorithm, memory, seen = composition.build("ddpo"), {}, {}
     for iteration in range(8):
         it = trial("ddpo", iteration=iteration, flow=DDPMFlow, steps=5)
         reward, prompts = it.scores.rewards[:, 0] + iteration, it.scores.prompt_ids
@@ -189,7 +189,7 @@ def test_dance_gradient() -> None:
     "group, the predicted clean latent decoded",
 )
 def test_dance_settings() -> None:
-    made = algorithms.build("dance_grpo")
+    made = composition.build("dance_grpo")
     assert (made.sampler.steps, made.sampler.dynamics.noise, made.objective.clip_range) == (16, 0.3, (1e-4, 1e-4))
     assert made.sampler.share_noise and made.sampler.decode_clean and not made.regularizers
     it = trial("dance_grpo", flat=False)
@@ -233,7 +233,7 @@ def _mixed(*arguments) -> Tensor:
     "with ddof 1, rewards normalised one by one",
 )
 def test_mix_settings() -> None:
-    made = algorithms.build("mix_grpo")
+    made = composition.build("mix_grpo")
     none = torch.zeros(1, dtype=torch.int64)
     start, kept = 0, 0
     for iteration in range(500):  # GRPOTrainingStates, progressive, overlapping by 1

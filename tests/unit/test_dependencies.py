@@ -21,11 +21,12 @@ from flowrl import errors
 from flowrl.commands import doctor
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.models import check_parity
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
 from flowrl.records import machine
-from flowrl.startup.preflight import check
+from flowrl.startup.preflight import check_run
 
 
 def small_llama() -> nn.Module:
@@ -148,7 +149,7 @@ def test_decoding_asks_for_nothing_that_is_about_to_go():
         warnings.simplefilter("error", FutureWarning)
         warnings.simplefilter("error", DeprecationWarning)
         policy = load("llama")
-        policy.check_parity()
+        check_parity(policy)
 
 
 # ---- the tested set
@@ -250,7 +251,7 @@ def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, 
     values = {"name": "x", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "rewards": ["jpeg_compressibility"]}
     config = Config.model_validate({**values, "train": {"iterations": 1}, **change})
     with pytest.raises(UserError, match=rf"needs the package {package}: pip install .*\[{extra}\]"):
-        check(config)
+        check_run(config)
 
 
 class Without:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.estimators.tokens import TokenRows
 from flowrl.estimators.views import BlockAndAfter, Quadrature, Trajectory
@@ -78,7 +78,7 @@ def test_spg_views_are_the_released_ones() -> None:
 
 def test_more_views_than_blocks_are_refused_before_a_model_is_loaded() -> None:
     with pytest.raises(UserError, match=r"views.draws=2: each view takes another block of 16"):
-        algorithms.build({"use": "spg", "length": 16, "steps": 8, "block": 16})
+        composition.build({"use": "spg", "length": 16, "steps": 8, "block": 16})
     with pytest.raises(IncompatibleError, match="draws=3"):
         BlockAndAfter(block=8, draws=3)(trace_of(16, [16]), seeds(0, "b", count=1))
 
@@ -115,7 +115,7 @@ def test_the_dual_clip_bounds_what_a_bad_decision_costs() -> None:
     loss = Clipped(dual=3.0)(Likelihood(live), batch(torch.tensor([[-1.0]]), torch.zeros(1, 1)))
     assert float(torch.autograd.grad(loss.sum(), live)[0]) == 0.0
     with pytest.raises(UserError, match="dual=0"):
-        algorithms.build({"use": "grpo", "objective": {"dual": 0.5}})
+        composition.build({"use": "grpo", "objective": {"dual": 0.5}})
 
 
 def test_importance_corrections_by_hand() -> None:
@@ -143,7 +143,7 @@ def test_the_clip_fraction_counts_what_is_clipped() -> None:
     for objective, expected in ((ClippedMean(0.2, 0.2), 1 / 3), (Clipped(0.2, 0.2), 4 / 7)):
         step_metrics = StepMetrics()
         step_metrics.add_block(
-            replace(algorithms.build({"use": "grpo", "kl": 0.0}), objective=objective),
+            replace(composition.build({"use": "grpo", "kl": 0.0}), objective=objective),
             Likelihood(live),
             known,
             torch.zeros(()),
@@ -203,7 +203,7 @@ def test_a_reference_is_renewed_every_so_many_steps() -> None:
     every = Every(64, keep=0.4)
     assert [every(steps, steps - 2) for steps in (2, 62, 64, 66, 128)] == [1.0, 1.0, 0.4, 1.0, 0.4]
     assert every(65, 63) == 0.4 and every(300, 10) == 0.4  # the step lay within the iteration
-    algorithm = algorithms.build("coupled_grpo")
+    algorithm = composition.build("coupled_grpo")
     assert [f.name for f in algorithm.ema_weights] == ["reference"] and algorithm.weight_sets == ("reference",)
     policy = TinyText(3, 2)
     before = policy.table.detach().clone()
@@ -219,6 +219,6 @@ def test_a_reference_is_renewed_every_so_many_steps() -> None:
 
 
 def test_enough_groups_may_be_fewer_than_asked_for() -> None:
-    assert algorithms.build("gpg").selection == ReplaceFlatGroups(rounds=20, share=0.5)
+    assert composition.build("gpg").selection == ReplaceFlatGroups(rounds=20, share=0.5)
     with pytest.raises(UserError, match="share=0"):
-        algorithms.build({"use": "gpg", "selection": {"share": 0.0}})
+        composition.build({"use": "gpg", "selection": {"share": 0.0}})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.estimators.matching import MatchingRows
 from flowrl.parts.advantages import BestOfGroup, ExponentialWeight, GroupCentred, LeaveOneOut, PromptTracker
@@ -325,7 +325,7 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
     ("spec", "message"),
     [
         ("flow_gropo", "did you mean 'flow_grpo'"),
-        ({"use": "flow_grpo", "clp": 1}, "algorithm.clp: no such option of flow_grpo; did you mean 'clip'"),
+        ({"use": "flow_grpo", "clp": 1}, "algorithm.clp: no such option of flow_grpo; did you mean 'algorithm.clip'"),
         ({"use": "flow_grpo", "objective": {"lo": 1}}, "algorithm.objective.lo: Clipped has no such field"),
         ({"use": "flow_grpo", "sampler": {"steps": "ten"}}, "algorithm.sampler.steps: 'ten' will not do"),
         ({"use": "flow_grpo", "objective": "clipd"}, "algorithm.objective.use: there is no 'clipd'"),
@@ -366,18 +366,18 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
 )
 def test_a_wrong_algorithm_spec_names_the_key(spec, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        algorithms.build(spec)
+        composition.build(spec)
 
 
 def test_a_list_of_parts_may_be_one_part_and_a_window_none() -> None:
-    assert algorithms.build({"use": "grpo", "regularizers": "kl_to_old"}).regularizers == (KLToOld(),)
-    one = algorithms.build({"use": "grpo", "token_advantage": {"use": "truncated_importance", "cap": 3}})
+    assert composition.build({"use": "grpo", "regularizers": "kl_to_old"}).regularizers == (KLToOld(),)
+    one = composition.build({"use": "grpo", "token_advantage": {"use": "truncated_importance", "cap": 3}})
     assert one.token_advantage[0].cap == 3
-    assert algorithms.build({"use": "flow_grpo_fast", "sampler": {"window": None}}).sampler.window is None
+    assert composition.build({"use": "flow_grpo_fast", "sampler": {"window": None}}).sampler.window is None
 
 
 def test_parts_are_adjusted_and_replaced_from_plain_data() -> None:
-    built = algorithms.build(
+    built = composition.build(
         {
             "use": "flow_grpo",
             "kl": 0.0,
@@ -391,5 +391,5 @@ def test_parts_are_adjusted_and_replaced_from_plain_data() -> None:
         }
     )
     assert built.objective == Clipped(1e-5, 1e-4) and built.advantage == LeaveOneOut() and not built.regularizers
-    assert algorithms.describe(built.sampler)["dynamics"] == {"use": "CPS", "noise": 0.5}
+    assert composition.describe(built.sampler)["dynamics"] == {"use": "CPS", "noise": 0.5}
     assert built.sampler.steps == 8 and built.sampler.window == RandomWindow(size=2)

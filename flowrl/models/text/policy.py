@@ -5,39 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.math.tokens import exclude
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
-from flowrl.models.text import export, probing
+from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
-from flowrl.models.text.fitting import Overlong, fit
-from flowrl.models.text.layout import Forward, Layout
+from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
-from flowrl.models.text.tokens import Tokens
+from flowrl.models.text.overlong_prompts import Overlong, fit
 from flowrl.models.weights import LIVE, WeightSets
-from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 
 
 class TextPolicy:
-    """Implements :class:`flowrl.types.TokenPolicy`; made by :mod:`flowrl.models.text.load`."""
+    """Implements :class:`flowrl.types.TokenPolicy`; what both families of language models share."""
 
     family: ClassVar[str]
 
     def __init__(
-        self, network: Network, text: Tokens, layout: Layout, source: Source, *, excluded: tuple[int, ...] = (),
+        self,
+        network: Network,
+        text: TextCodec,
+        layout: TokenLayout,
+        source: ModelSource,
+        *,
+        excluded: tuple[int, ...] = (),
         critic: Critic | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network = network
         self.text = text
         self.layout = layout
@@ -68,15 +71,15 @@ class TextPolicy:
         return self.network.calls + (0 if self.critic is None else self.critic.calls)
 
     # ------------------------------------------------------------------------------------------------------- texts
-    def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
-        return self.text.condition(prompts)
+        return self.text.condition([prompt.model_input for prompt in prompts])
 
     @contextmanager
     def beginning(self, prefill: str) -> Iterator[None]:
         """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
         before = self.text
-        self.text = replace(before, speech=replace(before.speech, prefill=prefill))
+        self.text = replace(before, prompt_format=replace(before.prompt_format, prefill=prefill))
         try:
             yield
         finally:
@@ -179,17 +182,6 @@ class TextPolicy:
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
-    def check_routers(self) -> None:
-        """Raise `UserError` where there is no load-balancing loss to train."""
-        condition, tokens, targets = probing.probe_of(self)
-        with torch.no_grad():
-            found = self.score(condition, tokens, targets, tokens).balance
-        if found is None:
-            raise UserError(
-                f"model.router_loss needs a mixture of experts whose forward shows the scores of softmax routers"
-                f" (output_router_logits of transformers), and {self.network.name} is none; remove it"
-            )
-
     def metrics(self) -> Mapping[str, float]:
         """What the network's routers did since the last call; nothing for models without."""
         return {} if self.network.routers is None else self.network.routers.metrics()
@@ -215,25 +207,3 @@ class TextPolicy:
     def adaptation(self) -> Adaptation:
         """What is trained in the network."""
         return self.network.adaptation
-
-    # ------------------------------------------------------------------------------------------------------- trust
-    def check_parity(self) -> float:
-        """Batched, selective predictions against the model's own on single rows; the largest relative deviation.
-
-        Raises:
-            UserError: when they differ by more than rounding.
-        """
-        return probing.check(self)
-
-    def export(self, directory: str | Path, to: export.Format = "peft") -> float:
-        """Write the live weights, reload them as users would, compare; returns the relative difference."""
-        return export.export(self, Path(directory), to)
-
-    @property
-    def formats(self) -> tuple[export.Format, ...]:
-        """What :meth:`export` can write for this model."""
-        return ("merged",) if self.network.adaptation.lora is None else ("peft", "merged")
-
-    def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA (PEFT's folder, or a hub id of one) into the live weights."""
-        export.load_adapter(self, directory)
