@@ -103,14 +103,12 @@ class Place:
         try:
             with catch_exit():
                 spec.loader.exec_module(module)
-        except ImportError as error:
-            del sys.modules[name]
-            raise UserError(
-                f"{self.kind} file {path} cannot be imported: {describe_exception(error)}; install what it needs"
-            ) from error
         except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
             del sys.modules[name]
-            raise UserError(f"{self.kind} file {path} cannot be imported: {describe_exception(error)}") from error
+            remedy = "; install what it needs" if isinstance(error, ModuleNotFoundError) else ""
+            raise UserError(
+                f"{self.kind} file {path} cannot be imported: {describe_exception(error)}{remedy}"
+            ) from error
         return module
 
     def _module(self) -> ModuleType:
