@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flowrl.types import prompts_of
+
 VOCABULARY, LENGTH, PROMPT_TOKENS, SAMPLES = 32_000, 128, 32, 16
 # Freed blocks of over 1 MB go back to the system at once, so that the peak is of live memory, not of fragments.
 QUIET = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
@@ -83,7 +85,7 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
     prompts = [" ".join(f"w{(7 * i + j) % 900 + 10}" for j in range(PROMPT_TOKENS)) for i in range(SAMPLES)]
     group = torch.zeros(SAMPLES, dtype=torch.long)
     trace = TokenTrace(tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
-    rollout = Rollout(policy.condition(prompts), tokens, group, trace)
+    rollout = Rollout(policy.condition(prompts_of(prompts)), tokens, group, trace)
     rewards = torch.rand(SAMPLES, 1, generator=generator).double()
     valid = torch.ones(SAMPLES, dtype=torch.bool)
     scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, valid)

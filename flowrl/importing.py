@@ -18,7 +18,7 @@ from typing import Any
 
 from flowrl.errors import UserError, describe_exception, did_you_mean, first_line
 from flowrl.exit_guard import catch_exit
-from flowrl.paths import expanded
+from flowrl.paths import expand_user
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Place:
     def path(self) -> Path | None:
         """The file with the code, found without running it; None for a module that has none."""
         if self.is_file:
-            return expanded(self.where, self.kind)
+            return expand_user(self.where, self.kind)
         try:
             spec = importlib.util.find_spec(self.where)
         except (ImportError, ValueError):
@@ -62,13 +62,13 @@ class Place:
 
     def with_absolute_path(self) -> str:
         """As `str`, with an absolute path, which holds after code has changed the working directory."""
-        return f"{expanded(self.where, self.kind).absolute()}:{self.name}" if self.is_file else str(self)
+        return f"{expand_user(self.where, self.kind).absolute()}:{self.name}" if self.is_file else str(self)
 
     def check(self) -> None:
         """Raise `UserError` if a file is not there, is no Python or does not define the name; it is not run."""
         if not self.is_file:
             return
-        path = expanded(self.where, self.kind)
+        path = expand_user(self.where, self.kind)
         bound = bound_names(parse(path, self.kind))
         if bound is not None and self.name not in bound:
             defined = [name for name in bound if not name.startswith("_")]
@@ -88,7 +88,7 @@ class Place:
         return found
 
     def _file(self, keep: bool) -> ModuleType:
-        path = expanded(self.where, self.kind)
+        path = expand_user(self.where, self.kind)
         parse(path, self.kind)
         path = path.resolve()
         text = hashlib.sha256(path.read_bytes()).hexdigest()[:8] if keep else ""

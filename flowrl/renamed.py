@@ -3,6 +3,7 @@ sentence that says the new one; the config of a run that an older release wrote 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -44,8 +45,10 @@ def sentence(path: str) -> str | None:
 
 
 def new_name(slot: str, name: str) -> str | None:
-    """What a part of that name (of the slot ``algorithm``: a preset) is called today; None if it is no old name."""
-    return next((new for old, new in PARTS.items() if plain(old) == plain(f"{slot}.{name}")), None)
+    """What a part of that name (of the slot ``algorithm``: a preset) is called today, in the style in which ``name`` is
+    written; None if it is no old name."""
+    new = next((new for old, new in PARTS.items() if plain(old) == plain(f"{slot}.{name}")), None)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", new).lower() if new and name.islower() else new
 
 
 def plain(name: str) -> str:

@@ -88,8 +88,8 @@ def sample(
         for start in range(0, len(jobs), BATCH):
             part = jobs[start : start + BATCH]
             numbers = torch.tensor([job.prompt.id for job in part])
-            draw = Draw.of(torch.tensor([job.seed for job in part]), numbers, 0, options.seed)
-            made = make(policy, sampler, weights, [job.prompt for job in part], draw)
+            keys, asked = torch.tensor([job.seed for job in part]), [job.prompt for job in part]
+            made = make(policy, sampler, weights, Draw.of(keys, numbers, 0, options.seed, asked))
             written.completions.extend(_lines(part, made))
             settings = {**arm.identity, "weights": weights, "sampler": facts(sampler)}
             written.files.extend(_write_images(part, made, out, options.seed, settings))

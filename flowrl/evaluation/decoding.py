@@ -17,7 +17,7 @@ from flowrl.errors import UserError
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, Prompt, Sampler, Samples, TokenTrace
+from flowrl.types import Draw, Sampler, Samples, TokenTrace
 
 STEPS = 28
 """Of a diffusion model without a run; SD3's own default."""
@@ -129,17 +129,15 @@ def facts(sampler: Sampler) -> dict[str, Any]:
     return {name: getattr(sampler, name) for name in FACTS if hasattr(sampler, name)}
 
 
-def make(policy: Any, sampler: Sampler, weights: str, prompts: Sequence[Prompt], draw: Draw) -> Made:
-    """One sample per prompt (n of them, repeats allowed) with the weight set ``weights``."""
-    places: dict[Any, int] = {}
-    rows = torch.tensor([places.setdefault(prompt.asked, len(places)) for prompt in prompts])
+def make(policy: Any, sampler: Sampler, weights: str, draw: Draw) -> Made:
+    """The samples of a draw, with the weight set ``weights``."""
     with torch.no_grad(), policy.using(weights):
-        rollout = sampler(policy, policy.condition(list(places)).take(rows), draw)
+        rollout = sampler(policy, policy.condition(draw.prompts), draw)
         decoded = policy.decode(rollout.final)
     if isinstance(decoded, Tensor):
-        return Made(Samples(prompts, images=decoded))
+        return Made(Samples(draw.prompts, images=decoded))
     assert isinstance(rollout.trace, TokenTrace)
-    return Made(Samples(prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
+    return Made(Samples(draw.prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
 
 
 def _changed(sampler: Sampler, wish: Decoding) -> Sampler:

@@ -151,8 +151,10 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
 
 def _make(maker: Maker, policy: Any, prompts: Mapping[int, Prompt], jobs: Sequence[tuple[Entry, int]]) -> Made:
     seeds = [derive(maker.seed, "evaluation", entry.index, sample) for entry, sample in jobs]
-    draw = Draw.of(torch.tensor(seeds), torch.tensor([entry.index for entry, _ in jobs]), 0, maker.seed)
-    return make(policy, maker.sampler, maker.weights, [prompts[entry.index] for entry, _ in jobs], draw)
+    numbers = [entry.index for entry, _ in jobs]
+    asked = [prompts[number] for number in numbers]
+    draw = Draw.of(torch.tensor(seeds), torch.tensor(numbers), 0, maker.seed, asked)
+    return make(policy, maker.sampler, maker.weights, draw)
 
 
 def _facts(maker: Maker, entry: Entry, sample: int) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def _is_checkpoint(path: Path) -> bool:
 def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
     """A run before and after; its sampler and weight set are those of its config's held-out evaluation."""
     # Here, not above: the run directory writes images through this package, and diffusers is slow to import.
-    from flowrl.startup.policies import evaluated, open_policy, policy_of_run
-    from flowrl.startup.resume import locate
+    from flowrl.startup.policies import evaluation_weights, open_policy, policy_of_run
+    from flowrl.startup.resume import find_checkpoint
 
     config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
@@ -134,7 +134,7 @@ def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
     if wish.family not in (None, family):
         raise UserError(f"--family: {run} is a run of a {family} model, found {wish.family!r}; leave --family out")
     named = wish.checkpoint in ("best", "latest")
-    checkpoint = locate(run, wish.checkpoint) if named else locate(Path(wish.checkpoint))
+    checkpoint = find_checkpoint(run, wish.checkpoint) if named else find_checkpoint(Path(wish.checkpoint))
     options = config.model.model_dump(mode="json", exclude={"device"})
     base_identity = {**options, "weights": _fingerprint(_folder(config.model.path, family))}
     tuned_identity = {
@@ -142,9 +142,9 @@ def _run(run: Path, wish: Wish) -> tuple[Target, Samplers]:
         "run": str(run),
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint / "manifest.json"),
-        "weight_set": evaluated(config),
+        "weight_set": evaluation_weights(config),
     }
-    tuned = Arm("tuned", lambda: policy_of_run(run, checkpoint), tuned_identity, evaluated(config))
+    tuned = Arm("tuned", lambda: policy_of_run(run, checkpoint), tuned_identity, evaluation_weights(config))
     arms = (Arm("base", lambda: open_policy(config), base_identity), tuned) if wish.base else (tuned,)
     samplers = {label: of_run(config, decoding) for label, decoding in wish.decodings.items()}
     world = _world(config.model.path, family)

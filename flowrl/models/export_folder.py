@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from flowrl.errors import UserError
-from flowrl.files import as_created
+from flowrl.files import use_default_permissions
 from flowrl.models.lora import Adaptation
 
 ORIGIN_FILE = "flowrl.json"
@@ -56,7 +56,7 @@ def into_folder(
             (work / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for file in work.rglob("*"):
             if file.is_file():
-                as_created(file)
+                use_default_permissions(file)
         if directory.exists():
             directory.rmdir()
         work.rename(directory)

@@ -16,11 +16,11 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
 
-TOLERATED = 0.01
+TOLERATED_SHARE = 0.01
 """Share of the draws that may be noise."""
 
 
-def remarks(algorithm: Algorithm, policy: Any) -> list[str]:
+def check_time_grid(algorithm: Algorithm, policy: Any) -> list[str]:
     """A sentence for every trained step whose noise is negligible, and for times whose gradient is noise, with what to
     change; empty where all is well.
 
@@ -70,7 +70,7 @@ def _remedy(sampler: FlowSampler, faint: Tensor) -> str:
 
 def _times(estimator: Matching | ContrastedMatching, times: Tensor) -> list[str]:
     share = estimator.times.share_below(NOISE_TIME, times)
-    if estimator.weight_vanishes or share <= TOLERATED:
+    if estimator.weight_vanishes or share <= TOLERATED_SHARE:
         return []
     key, lowest = "low", ""
     if isinstance(estimator.times, GridTimes):

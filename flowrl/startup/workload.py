@@ -14,7 +14,7 @@ MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Workload:
     """Counts of a run; forwards are network evaluations of one sample (guidance by two branches doubles them; with a
     cache, a token is one)."""
 
@@ -62,7 +62,7 @@ class Geometry:
         ]
 
 
-def geometry(config: Config, algorithm: Algorithm) -> Geometry:
+def workload(config: Config, algorithm: Algorithm) -> Workload:
     """The work of a run. Raises `UserError` where prompts, group and updates do not fit the algorithm."""
     data, train = config.data, config.train
     samples = data.prompts * data.group
@@ -94,7 +94,7 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
         and algorithm.objective.needs_old_logp
         and not algorithm.estimator.has_recorded_logp
     )
-    return Geometry(
+    return Workload(
         prompts=data.prompts,
         group=data.group,
         samples=samples,

@@ -23,6 +23,8 @@ from flowrl.types.nouns import (
     ViewRows,
     first_of_group,
     iterate_blocks,
+    place_in_group,
+    prompts_of,
 )
 from flowrl.types.verbs import (
     Advantage,
@@ -86,4 +88,6 @@ __all__ = [
     "ViewRows",
     "first_of_group",
     "iterate_blocks",
+    "place_in_group",
+    "prompts_of",
 ]

@@ -16,6 +16,7 @@ from flowrl.types.nouns import (
     Condition,
     Draw,
     Likelihood,
+    Prompt,
     Rollout,
     Rows,
     Scores,
@@ -27,8 +28,8 @@ from flowrl.types.nouns import (
 class Policy(Protocol):
     """A generative model with named sets of its trainable weights."""
 
-    def condition(self, prompts: Sequence[Any]) -> Condition:
-        """Texts; of a language model conversations too (:class:`flowrl.types.Chat`)."""
+    def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        """What the network is conditioned on for each prompt [N]; what prompts share is computed once."""
         ...
 
     def decode(self, final: Tensor) -> Tensor: ...

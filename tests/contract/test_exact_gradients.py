@@ -20,7 +20,7 @@ from flowrl.parts.bounds import lower_bound, upper_bound
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Rollout, Scores, TokenTrace, ViewRows
+from flowrl.types import Draw, Likelihood, Rollout, Scores, TokenTrace, ViewRows, prompts_of
 from tests.contract.toys import Iteration, Recorder, gradients, roll, small, start
 
 END = 0
@@ -42,7 +42,7 @@ def prize(tokens: Tensor) -> Tensor:
 
 def log_likelihood(policy: TinyText, tokens: Tensor) -> Tensor:
     mask = through_end(tokens, END)
-    scores = policy.score(policy.condition([""] * len(tokens)), tokens, mask, tokens)
+    scores = policy.score(policy.condition(prompts_of([""] * len(tokens))), tokens, mask, tokens)
     return scores.logp.sum(dim=1)
 
 
@@ -59,7 +59,7 @@ def measured_gradient(policy: TinyText, name: str, tokens: Tensor, **spec: Any) 
     count = len(tokens)
     group = torch.zeros(count, dtype=torch.long)
     trace = TokenTrace(tokens, through_end(tokens, END), 1.0)
-    rollout = Rollout(policy.condition([""] * count), tokens, group, trace)
+    rollout = Rollout(policy.condition(prompts_of([""] * count)), tokens, group, trace)
     scores = Scores(prize(tokens)[:, None], torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
     advantage = algorithm.advantage(scores, {})
@@ -138,7 +138,7 @@ def trajectory_gradient(policy: TinyText, order: str, count: int) -> Tensor:
     )
     group = torch.zeros(count, dtype=torch.long)
     draw = Draw.of(seeds(3, "path", count=count), group, 0, 0)
-    rollout = sample(algorithm.sampler, policy, policy.condition([""] * count), draw, count)
+    rollout = sample(algorithm.sampler, policy, policy.condition(prompts_of([""] * count)), draw, count)
     prizes = prize(rollout.final)[:, None]
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
@@ -168,7 +168,7 @@ def test_choosing_positions_by_the_drawn_token_biases_the_trajectory_gradient() 
         assert sampler.exact == (order == "max_prob")
         group = torch.zeros(count, dtype=torch.long)
         draw = Draw.of(seeds(3, "path", count=count), group, 0, 0)
-        rollout = sampler(policy, policy.condition([""] * count), draw)
+        rollout = sampler(policy, policy.condition(prompts_of([""] * count)), draw)
         algorithm = composition.build({"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2})
         probe = algorithm.estimator.probe(rollout, policy, draw.seeds)
         logp = algorithm.estimator(policy, probe, rollout.condition).logp.sum() / count

@@ -15,7 +15,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Rollout, Scores
+from flowrl.types import Draw, Rollout, Scores, prompts_of
 
 MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 PROMPTS = ("a", "b")
@@ -79,8 +79,10 @@ def reward(policy: Any, final: Tensor) -> Tensor:
 def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
     count = GROUP * len(PROMPTS)
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
-    draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, derive(seed, "shared", iteration))
-    condition = policy.condition([PROMPTS[g] for g in group])
+    prompts = [prompts_of(PROMPTS)[g] for g in group]
+    shared = derive(seed, "shared", iteration)
+    draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, shared, prompts)
+    condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
     rewards = reward(policy, rollout.final)[:, None]

@@ -13,7 +13,7 @@ from flowrl.math.random import derive, seeds
 from flowrl.models.tiny import TinyFlow
 from flowrl.parts.algorithm import Algorithm
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Rollout, Scores
+from flowrl.types import Draw, Rollout, Scores, prompts_of
 from tests.contract.toys import Recorder, disturb
 
 SIZE, PROMPTS, GROUP, GUIDANCE = 16, ("a", "b", "c"), 6, 4.5
@@ -120,7 +120,7 @@ def trial(
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
     draw = Draw.of(seeds(0, "fidelity", count=count), group, iteration, derive(0, "shared", iteration))
     with policy.using(algorithm.behaviour):
-        rollout = algorithm.sampler(policy, policy.condition([PROMPTS[g] for g in group]), draw)
+        rollout = algorithm.sampler(policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw)
     reward = rollout.final.double().sum(dim=1).tanh()
     if flat:
         reward = torch.where(group == 2, torch.full_like(reward, 0.3), reward)

@@ -28,8 +28,8 @@ from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write
 from flowrl.score import load_rewards
-from flowrl.startup.preflight import check
-from flowrl.startup.resume import begin
+from flowrl.startup.preflight import check_run
+from flowrl.startup.resume import start_or_resume
 from flowrl.types import Prompt, Samples, Scores
 from tests.fuzz.damage import damage_folder, damaged, garbled, odd
 
@@ -80,7 +80,7 @@ def config_values(rng: random.Random, folder: Path) -> None:
     path = folder / "config.yaml"
     path.write_bytes(_dump(values))
     config = Config.load(path, _overrides(rng, values))
-    check(config)
+    check_run(config)
     explain(config)
     assert Config.of(yaml.safe_load(config.to_yaml())) == config
 
@@ -92,7 +92,7 @@ def config_text(rng: random.Random, folder: Path) -> None:
     for _ in range(rng.choice([0, 1, 1, 1, 3])):
         text = garbled(text, rng)
     path.write_bytes(text)
-    check(Config.load(path))
+    check_run(Config.load(path))
 
 
 def config_schema(rng: random.Random, folder: Path) -> None:
@@ -109,7 +109,7 @@ def config_schema(rng: random.Random, folder: Path) -> None:
         from flowrl.config import RewardConfig
 
         values["rewards"][0][rng.choice(list(RewardConfig.model_fields))] = odd(rng)
-    check(Config.of(values))
+    check_run(Config.of(values))
 
 
 def presets(rng: random.Random, folder: Path) -> None:
@@ -214,14 +214,16 @@ def runs(rng: random.Random, folder: Path) -> None:
         write(path)
         return
     if kind == 1:
-        for found in checkpoint.all_steps(path / "checkpoints"):
+        for found in checkpoint.finished(path / "checkpoints"):
             checkpoint.load(found)
         return
     if kind == 2:
         Config.load(RunDirectory.open(path).config_path)
         checkpoint.best(path / "checkpoints")
     with RunDirectory(path) as run:
-        begin(Config.of(TINY), run, rng.choice([None, "auto", str(path), str(path / "checkpoints" / "step_000002")]))
+        start_or_resume(
+            Config.of(TINY), run, rng.choice([None, "auto", str(path), str(path / "checkpoints" / "step_000002")])
+        )
         run.metrics()
 
 

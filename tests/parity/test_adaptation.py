@@ -12,6 +12,7 @@ from flowrl.models import export_formats, export_policy, load_adapter
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion import LoRAOptions, load_policy
 from flowrl.models.diffusion.capture import Recorder
+from flowrl.types import prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, move, points
 
@@ -24,7 +25,7 @@ def policy(request, folder):
 def look(policy):
     x, t = points(policy)
     with torch.no_grad():
-        return policy.velocity(x, t, policy.condition(PROMPTS))
+        return policy.velocity(x, t, policy.condition(prompts_of(PROMPTS)))
 
 
 def test_weight_sets(policy):
@@ -101,7 +102,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(folder):
         policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], parity="skip", gradient_checkpointing=on)
         move(policy)
         x, t = points(policy)
-        policy.velocity(x, t, policy.condition(PROMPTS)).square().sum().backward()
+        policy.velocity(x, t, policy.condition(prompts_of(PROMPTS))).square().sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1])
 

@@ -25,7 +25,7 @@ from flowrl.models.adapters import kohya, names_adapter, read
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.capture import Recorder
 from flowrl.startup.policies import open_policy
-from flowrl.startup.preflight import with_adapter
+from flowrl.startup.preflight import with_adapter_shape
 from tests import components_text, pipelines
 from tests.parity.conftest import move
 
@@ -114,15 +114,15 @@ def test_peft_adapters_act_as_in_peft(kind: str, tmp_path: Path) -> None:
 
 def test_the_users_own_shape_is_kept_where_it_fits(tmp_path: Path) -> None:
     place = made_by_peft(tmp_path / "adapter", target_modules=[Q, V], use_rslora=True)
-    config = with_adapter(config_with(place), "causal")
+    config = with_adapter_shape(config_with(place), "causal")
     assert config.model.lora.rslora and (config.model.lora.rank, config.model.lora.alpha) == (4, 6)
-    assert with_adapter(Config.of(config.model_dump(mode="json")), "causal") == config, "as a run's own config"
+    assert with_adapter_shape(Config.of(config.model_dump(mode="json")), "causal") == config, "as a run's own config"
     mine = open_policy(config_with(place, rank=4, alpha=64, targets=[Q, V, GATE]))  # other strength, one layer more
     torch.testing.assert_close(logits(mine), peft_logits(place), atol=2e-6, rtol=1e-5)
     with pytest.raises(
         UserError, match=r"model.lora.rank is 8, and the adapter .* has the rank 4; leave model.lora out"
     ):
-        with_adapter(config_with(place, rank=8), "causal")
+        with_adapter_shape(config_with(place, rank=8), "causal")
     with pytest.raises(UserError, match=r"does not fit model.lora .*first difference: .*v_proj"):
         open_policy(config_with(place, rank=4, targets=[Q]))
 
@@ -148,7 +148,7 @@ def same_answer(place: Path, message: str) -> None:
     """``model.adapter``, and sample and eval, refuse in the same words."""
     base = str(components_text.folder("llama"))
     with pytest.raises(UserError, match=message) as first:
-        with_adapter(config_with(place), "causal")
+        with_adapter_shape(config_with(place), "causal")
     with pytest.raises(UserError, match=message) as second:
         resolve(str(place), Wish(model=base))
     assert str(first.value) == f"model.adapter: {second.value}"
@@ -214,7 +214,7 @@ def test_damaged_adapters_give_a_sentence(harm: str, tmp_path: Path) -> None:
     place = made_by_peft(tmp_path / "adapter", target_modules=[Q])
     DAMAGE[harm][0](place)
     with pytest.raises(UserError, match=DAMAGE[harm][1]) as caught:
-        with_adapter(config_with(place), "causal")
+        with_adapter_shape(config_with(place), "causal")
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
 
 
@@ -233,9 +233,9 @@ def test_adapters_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     target, _ = resolve("owner/lora", Wish(model=str(components_text.folder("llama"))))
     torch.testing.assert_close(logits(target.arms[1].open()), expected, atol=2e-6, rtol=1e-5)
     with pytest.raises(UserError, match="'owner/other' is neither here nor can be downloaded"):
-        with_adapter(config_with("owner/other"), "causal")
+        with_adapter_shape(config_with("owner/other"), "causal")
     with pytest.raises(UserError, match="no adapter nowhere"):
-        with_adapter(config_with("nowhere"), "causal")
+        with_adapter_shape(config_with("nowhere"), "causal")
 
 
 # ---------------------------------------------------------------------------------------------- image models

@@ -23,7 +23,7 @@ from flowrl.models.masked.load import load_masked
 from flowrl.samplers.chunks import sample
 from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train
-from flowrl.types import Draw, Scores
+from flowrl.types import Draw, Scores, prompts_of
 from tests import components_text, pipelines
 from tests.contract.toys import Recorder
 from tests.parity.conftest import PROMPTS, move
@@ -78,7 +78,7 @@ def rolled(name: str, policy: Any) -> Any:
         policy.update_ema(held, 0.0)
     group = torch.arange(3).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=6), group, 0, 1)
-    return sample(algorithm.sampler, policy, policy.condition([PROMPTS[g] for g in group]), draw, rows=6)
+    return sample(algorithm.sampler, policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw, rows=6)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -232,7 +232,7 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
         policy.update_ema(held, 0.0)
     group = torch.arange(1).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=2), group, 0, 1)
-    rollout = sample(algorithm.sampler, policy, policy.condition([PROMPTS[g] for g in group]), draw, rows=2)
+    rollout = sample(algorithm.sampler, policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw, rows=2)
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "s", count=2))
     likelihood = algorithm.estimator(policy, rows, rollout.condition, algorithm.references)
     kept = [rollout.final, *vars(rollout.trace or rollout).values(), *vars(rows).values()]

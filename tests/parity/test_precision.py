@@ -15,7 +15,7 @@ from flowrl.math.random import seeds
 from flowrl.models.diffusion import load_policy
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Scores
+from flowrl.types import Draw, Scores, prompts_of
 from tests import pipelines
 from tests.contract.toys import Recorder
 from tests.parity.conftest import PROMPTS, move
@@ -32,7 +32,7 @@ def test_first_ratio(folder: Callable[[str], Path], dtype: str, bound: float, gu
     policy.update_ema("reference", 0.0)
     group = torch.arange(3).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=6), group, 0, 1)
-    condition = policy.condition([PROMPTS[g] for g in group])
+    condition = policy.condition(prompts_of([PROMPTS[g] for g in group]))
     rollout = sample(algorithm.sampler, policy, condition, draw, rows=1)
     rewards = torch.arange(6).double()[:, None]
     scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, torch.ones(6).bool())

@@ -20,7 +20,7 @@ from flowrl.config import Config
 from flowrl.estimators.transitions import Transitions
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.parts.objectives import Clipped, ClippedMean, ScoreFunction
-from flowrl.ratio_check import FirstRatio
+from flowrl.ratio_check import RatioCheck
 from flowrl.runtime.display import Display
 from flowrl.train import train
 from flowrl.types import Batch, Likelihood, Rows
@@ -77,14 +77,14 @@ def session(dtype: str) -> Any:
     [("bfloat16", "model.dtype=float16.*or float32, or widen"), ("float16", "use model.dtype=float32, or widen")],
 )
 def test_the_sentence(dtype: str, advice: str) -> None:
-    watch = FirstRatio()
+    watch = RatioCheck()
     metrics = {"ratio/first_outside_clip": 0.09, "ratio/first_deviation_p99": 7e-4}
-    assert watch.news(session(dtype), {"ratio/first_outside_clip": 0.0099}) == []
-    (sentence,) = watch.news(session(dtype), metrics)
+    assert watch.notes(session(dtype), {"ratio/first_outside_clip": 0.0099}) == []
+    (sentence,) = watch.notes(session(dtype), metrics)
     assert sentence.startswith("9.0% of decisions lie outside the clip of 0.0001 before any update")
     assert "within 0.0007" in sentence
     assert re.search(advice, sentence)
-    assert watch.news(session(dtype), metrics) == []  # once
+    assert watch.notes(session(dtype), metrics) == []  # once
 
 
 @pytest.mark.parametrize(("dtype", "says"), [("bfloat16", True), ("float32", False)])

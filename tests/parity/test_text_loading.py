@@ -18,6 +18,7 @@ from flowrl.models import LoRAOptions, check_parity, export_formats, export_poli
 from flowrl.models.causal.load import load_causal
 from flowrl.models.masked.load import load_masked
 from flowrl.models.text import legacy
+from flowrl.types import prompts_of
 from tests import components_text
 from tests.components_text import CHAT, character_tokenizer, folder
 from tests.parity.conftest import move
@@ -36,7 +37,7 @@ def test_llada2_scores_are_what_its_pipeline_computes():
     pipeline(prompt="12*(5-1)=", gen_length=7, block_length=4, num_inference_steps=3, temperature=1.0,
              threshold=0.95, eos_early_stop=False, generator=torch.Generator().manual_seed(0))  # fmt: skip
     hook.remove()
-    condition = policy.condition(["12*(5-1)="])
+    condition = policy.condition(prompts_of(["12*(5-1)="]))
     start = int(condition.row_lengths)
     assert len(calls) > 6
     for ids, logits in calls:
@@ -73,7 +74,7 @@ def test_diffusion_gemma_scores_are_what_its_pipeline_computes(monkeypatch):
     made = output.sequences
     hook.remove()
     assert len(calls) == 2 and made.shape == (1, 8)
-    condition = policy.condition(["<user>3+4=:"])
+    condition = policy.condition(prompts_of(["<user>3+4=:"]))
     for number, (canvas, logits) in enumerate(calls):
         tokens = made.clone()
         tokens[:, number * 4 : number * 4 + 4] = canvas
@@ -253,7 +254,7 @@ def test_the_default_adapter_finds_attention_and_feed_forward():
 # --------------------------------------------------------------------------------------------------------- prompts
 def test_prompts_are_tokenised_once_and_completions_cut():
     policy = load("llama")
-    condition = policy.condition(PROMPTS)
+    condition = policy.condition(prompts_of(PROMPTS))
     assert len(condition) == 5 and condition.prompts.shape == (3, len(PROMPTS[1]))
     assert condition.index.tolist() == [0, 1, 0, 2, 0]
     assert condition.take(torch.tensor([3, 3, 1])).row_lengths.tolist() == [2, 2, 9]
@@ -268,7 +269,7 @@ def test_prompts_are_tokenised_once_and_completions_cut():
 
 def test_corruption_is_a_function_of_the_seed():
     policy = load("bert")
-    condition = policy.condition([PROMPTS[1]] * 400)
+    condition = policy.condition(prompts_of([PROMPTS[1]] * 400))
     seeds = torch.arange(400)
     spoilt = condition.corrupted(seeds, 0.3, policy.mask_token)
     changed = spoilt.prompts[spoilt.index] == policy.mask_token
@@ -291,7 +292,7 @@ def chatty(tmp_path):
 
 def test_chat_templates(chatty):
     def text(policy, prompt):
-        condition = policy.condition([prompt])
+        condition = policy.condition(prompts_of([prompt]))
         return policy.text.tokenizer.decode(condition.prompts[0])
 
     assert text(load_causal(chatty), "1+1") == "(user)1+1:"
@@ -307,7 +308,7 @@ def test_chat_templates(chatty):
     )
     strict.save_pretrained(chatty)
     with pytest.raises(UserError, match=r"chat template refuses the prompt '1': no system; try without model\.system"):
-        load_causal(chatty, system="add").condition(["1"])
+        load_causal(chatty, system="add").condition(prompts_of(["1"]))
 
 
 def test_a_chat_model_ends_where_its_template_closes_an_answer(chatty):
@@ -425,13 +426,13 @@ def test_the_hub_may_be_out_of_reach(monkeypatch):
 def test_prompts_that_do_not_fit_are_explained():
     policy = load("llama")
     with pytest.raises(UserError, match=r"prompt '1111.*\.\.\.' has 70 tokens and the model's context is 64"):
-        policy.condition(["1" * 70])
+        policy.condition(prompts_of(["1" * 70]))
     with pytest.raises(UserError, match="prompt '' has no tokens"):
-        policy.condition([""])
+        policy.condition(prompts_of([""]))
     with pytest.raises(UserError, match=r"has 5 tokens, more than model\.max_prompt=4"):
-        load("llama", max_prompt=4).condition(["1+1+1"])
+        load("llama", max_prompt=4).condition(prompts_of(["1+1+1"]))
     condition, tokens, targets, labels = rows(policy)
-    long = policy.condition(["1" * 60] * len(tokens))
+    long = policy.condition(prompts_of(["1" * 60] * len(tokens)))
     with pytest.raises(UserError, match=r"has 60 tokens, which with a completion of 6 is more .* context of 64"):
         policy.score(long, tokens, targets, labels)
     with pytest.raises(UserError, match="a completion needs at least one token"):

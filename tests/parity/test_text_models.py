@@ -22,7 +22,7 @@ from flowrl.models.text import layout
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.network import Head
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw
+from flowrl.types import Draw, prompts_of
 from tests import components_text
 from tests.parity.conftest import move
 
@@ -51,7 +51,7 @@ def rows(policy, seed: int = 0) -> tuple[TextCondition, torch.Tensor, torch.Tens
         tokens = torch.where(torch.rand(tokens.shape, generator=generator) < 0.5, policy.mask_token, tokens)
     else:
         tokens = labels
-    return policy.condition(PROMPTS), tokens, targets, labels
+    return policy.condition(prompts_of(PROMPTS)), tokens, targets, labels
 
 
 def own_logits(policy, name: str, prompt: list[int], tokens: list[int], place: int) -> torch.Tensor:
@@ -279,7 +279,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(name):
         gradient = torch.autograd.grad(policy.score(*rows(policy)).logp.sum(), policy.parameters(), allow_unused=True)
         found.append((depth, torch.cat([g.flatten() for g in gradient if g is not None])))
         if isinstance(policy, CausalPolicy):
-            policy.decoder(policy.condition(PROMPTS))  # keeps its cache
+            policy.decoder(policy.condition(prompts_of(PROMPTS)))  # keeps its cache
     torch.testing.assert_close(found[0][1], found[1][1])
     assert found[1][0] < 0.7 * found[0][0]
 
@@ -397,7 +397,7 @@ def test_sampling_with_kept_prefixes_is_sampling_by_full_passes(name, options):
     """Prompts of unequal length, rows that end early, and blocks of half and of twice the model's."""
     policy = load(name)
     move(policy, 0.1)
-    condition = policy.condition(PROMPTS)
+    condition = policy.condition(prompts_of(PROMPTS))
     sampler = MaskedSampler(**{"length": 16, "steps": 16, "block": 4, **options})
     draw = Draw.of(seeds(0, "cache", count=len(PROMPTS)), torch.arange(len(PROMPTS)), 0, 1)
     policy.end_tokens = (int(sampler(policy, condition, draw).final[1, 1]),)  # the second row ends in its first block

@@ -18,7 +18,7 @@ import torch
 import flowrl
 from flowrl.config import Config
 from flowrl.errors import UserError, is_out_of_memory
-from flowrl.runtime.streams import Steady, steady
+from flowrl.runtime.streams import SurvivingStream, survive_closed_streams
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -211,13 +211,13 @@ def test_streams_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(read)
     monkeypatch.setattr(sys, "stdout", pipe)
     monkeypatch.setattr(sys, "stderr", None)
-    with steady():
+    with survive_closed_streams():
         print("x" * 100_000, flush=True)
         print("gone", file=sys.stderr)
-        assert isinstance(sys.stdout, Steady)
+        assert isinstance(sys.stdout, SurvivingStream)
     pipe.close()  # what was buffered leads nowhere now
     with open("/dev/full", "w") as full, pytest.raises(UserError, match="No space left"):
         monkeypatch.setattr(sys, "stdout", full)
-        with steady():
+        with survive_closed_streams():
             print("x" * 100_000, flush=True)
     assert flowrl.__version__

@@ -12,7 +12,7 @@ import pytest
 from flowrl import composition
 from flowrl.config import Config
 from flowrl.score import list_rewards
-from flowrl.startup.preflight import check
+from flowrl.startup.preflight import check_run
 from flowrl.train import train
 from tests import pipelines
 
@@ -138,8 +138,8 @@ def test_a_recipe_is_complete(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """What --dry-run checks is right: all but the model. Prompts suffice, and the header says what was measured."""
     monkeypatch.chdir(CONFIGS.parent)
     monkeypatch.setattr("flowrl.data.hub_rows", lambda *_, **__: HUB_ROWS)
-    plan = check(Config.load(recipe))
-    config, work = plan.config, plan.geometry
+    plan = check_run(Config.load(recipe))
+    config, work = plan.config, plan.workload
     assert work.samples == config.data.prompts * config.data.group and work.decisions > 0
     assert len(plan.train) >= config.data.prompts
     header = recipe.read_text().split("name:")[0]

@@ -11,8 +11,8 @@ from flowrl.config.explain import explain
 from flowrl.config.reading import apply_overrides, parse_yaml
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
-from flowrl.startup.preflight import check
-from flowrl.startup.workload import geometry
+from flowrl.startup.preflight import check_run
+from flowrl.startup.workload import workload
 
 MINIMAL = """
 name: quick
@@ -164,7 +164,7 @@ def test_every_key_has_a_meaning(file: Path) -> None:
 
 def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
     config = Config.load(file, ["data.prompts=4", "data.group=3", "train.updates=2", "train.epochs=2"])
-    counts = geometry(config, build("flow_grpo"))  # 10 steps, the last not trained, KL to the reference
+    counts = workload(config, build("flow_grpo"))  # 10 steps, the last not trained, KL to the reference
     assert (counts.samples, counts.decisions, counts.optimizer_steps) == (12, 9, 4)
     assert counts.sampling_forwards == 12 * 10
     assert counts.training_forwards == 12 * 9 * 2
@@ -175,13 +175,13 @@ def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
 def test_geometry_counts_a_measured_old_policy(file: Path) -> None:
     once, twice = Config.load(file), Config.load(file, ["train.updates=2"])
     algorithm = build("fpo")
-    extra = geometry(twice, algorithm).frozen_forwards - geometry(once, algorithm).frozen_forwards
+    extra = workload(twice, algorithm).frozen_forwards - workload(once, algorithm).frozen_forwards
     assert extra == 216 * algorithm.estimator.draws  # type: ignore[attr-defined]
 
 
 def test_impossible_groups(file: Path) -> None:
     with pytest.raises(UserError, match=r"data.group=1.*at least 2"):
-        check(Config.load(file, ["data.group=1"]))
+        check_run(Config.load(file, ["data.group=1"]))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_impossible_groups(file: Path) -> None:
 )
 def test_what_does_not_exist_is_found_before_loading(file: Path, override: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        check(Config.load(file, [override]))
+        check_run(Config.load(file, [override]))
 
 
 BOMB = "x0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -264,7 +264,7 @@ def test_strange_yaml_is_one_short_sentence(file: Path, text: str, words: list[s
 )
 def test_values_of_another_type_are_not_converted(file: Path, override: str) -> None:
     with pytest.raises(UserError) as caught:
-        check(Config.load(file, [override]))
+        check_run(Config.load(file, [override]))
     assert override.partition("=")[0].rpartition(".")[2] in str(caught.value)
 
 
@@ -292,4 +292,4 @@ def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, 
 
 
 def check_of(file: Path, out: Path | str) -> Path:
-    return check(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory
+    return check_run(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory

@@ -26,7 +26,7 @@ from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
 from flowrl.models.text.network import Network
 from flowrl.records import machine
-from flowrl.startup.preflight import check
+from flowrl.startup.preflight import check_run
 
 
 def small_llama() -> nn.Module:
@@ -251,7 +251,7 @@ def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, 
     values = {"name": "x", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "rewards": ["jpeg_compressibility"]}
     config = Config.model_validate({**values, "train": {"iterations": 1}, **change})
     with pytest.raises(UserError, match=rf"needs the package {package}: pip install .*\[{extra}\]"):
-        check(config)
+        check_run(config)
 
 
 class Without:

@@ -19,10 +19,10 @@ from flowrl.math.random import seeds
 from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.parts.diagnostics import MISMATCH, MISMATCH_MAX
-from flowrl.ratio_check import FirstRatio
+from flowrl.ratio_check import RatioCheck
 from flowrl.samplers.causal import CausalSampler
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Scores, TokenTrace
+from flowrl.types import Draw, Scores, TokenTrace, prompts_of
 from tests.components_text import folder
 
 
@@ -114,7 +114,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Any:
 def roll(policy: Any, sampler: CausalSampler) -> tuple[Any, TokenTrace]:
     prompts = ["a b", "a b c d", "a b"]
     draw = Draw.of(seeds(0, "s", count=3), torch.tensor([0, 1, 2]), 0, 0)
-    rollout = sampler(policy, policy.condition(prompts), draw)
+    rollout = sampler(policy, policy.condition(prompts_of(prompts)), draw)
     assert isinstance(rollout.trace, TokenTrace)
     return rollout, rollout.trace
 
@@ -209,12 +209,12 @@ def test_the_first_step_says_how_far_engine_and_trainer_are_apart() -> None:
         algorithm=SimpleNamespace(sampler=CausalSampler(engine="vllm"), objective=SimpleNamespace(bounds=None)),
         config=SimpleNamespace(model=SimpleNamespace(dtype="bfloat16")),
     )
-    first = FirstRatio()
-    (said,) = first.news(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
+    first = RatioCheck()
+    (said,) = first.notes(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
     assert said.startswith("log-probabilities of vllm and of the trainer differ by 0.004 on average, 0.3 at most")
     assert said.endswith("usual for different kernels")
-    assert first.news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
-    (warned,) = FirstRatio().news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
+    assert first.notes(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
+    (warned,) = RatioCheck().notes(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
     assert "above 0.02 on average it is more than rounding" in warned
 
 
@@ -224,7 +224,9 @@ def test_the_mismatch_is_measured_in_the_first_batch(policy: Any, monkeypatch: p
     algorithm = composition.build({"use": "grpo", "kl": 0.0, "length": 4})
     group = torch.tensor([0, 0, 1, 1])
     draw = Draw.of(seeds(0, "s", count=4), group, 0, 0)
-    rollout = CausalSampler(length=4, engine="vllm")(policy, policy.condition(["a b", "a b", "c", "c"]), draw)
+    rollout = CausalSampler(length=4, engine="vllm")(
+        policy, policy.condition(prompts_of(["a b", "a b", "c", "c"])), draw
+    )
     prizes = torch.tensor([[0.0], [1.0], [1.0], [0.0]]).double()
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(4).bool())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)

@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.origin import read_origin
 from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.report.record import read
-from flowrl.startup.resume import changes
+from flowrl.startup.resume import changed_keys
 
 VALUES = {
     "name": "old",
@@ -84,7 +84,9 @@ def test_the_config_of_an_older_run_is_translated_wherever_it_is_read(tmp_path: 
     (tmp_path / "metrics.jsonl").touch()
     with pytest.warns(UserWarning, match="turbo"):
         assert Config.load(path) == run and read(tmp_path).config["train"] == {"iterations": 3, "seed": 4}
-    assert not changes(run, Config.of({**VALUES, "train": {"iterations": 3, "seed": 4}, "algorithm": run.algorithm}))
+    assert not changed_keys(
+        run, Config.of({**VALUES, "train": {"iterations": 3, "seed": 4}, "algorithm": run.algorithm})
+    )
 
 
 @pytest.mark.usefixtures("table")
@@ -125,9 +127,10 @@ def test_no_old_name_is_one_of_today() -> None:
         ({"use": "awm", "followers": []}, "algorithm.followers was renamed: write algorithm.ema_weights"),
         ({"use": "dapo", "drop_cut": True}, "write algorithm.mask_truncated_completions"),
         ({"use": "spg", "estimator": {"plan": "full_mask"}}, "write algorithm.estimator.views"),
-        ({"use": "grpo", "selection": "with_credit"}, "it is called NonzeroAdvantage now"),
-        ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called RawReward now"),
-        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called Trajectory now"),
+        ({"use": "grpo", "selection": "with_credit"}, "it is called nonzero_advantage now"),
+        ({"use": "grpo", "selection": {"use": "WithCredit"}}, "it is called NonzeroAdvantage now"),
+        ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called raw_reward now"),
+        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called trajectory now"),
     ],
 )
 def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:

@@ -20,7 +20,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, IncompatibleError, Rollout, TokenTrace, Truncation
+from flowrl.types import Draw, IncompatibleError, Rollout, TokenTrace, Truncation, prompts_of
 from tests.contract.toys import roll, small, start
 
 CHANCES = torch.tensor([0.4, 0.3, 0.2, 0.1])
@@ -99,7 +99,7 @@ def test_the_readout_of_truncated_scores() -> None:
 
 def drawn(policy: TinyText, sampler: Any, count: int = 400) -> Rollout:
     draw = Draw.of(seeds(3, "cut", count=count), torch.zeros(count, dtype=torch.long), 0, 0)
-    return sample(sampler, policy, policy.condition([""] * count), draw, 64)
+    return sample(sampler, policy, policy.condition(prompts_of([""] * count)), draw, 64)
 
 
 def steps_of(rollout: Rollout) -> Tensor:
@@ -181,7 +181,7 @@ def dream(
 ) -> tuple[Tensor, int]:
     """One greedy row by Dream's algorithm: probabilities tempered and cut, positions by them, its counts."""
     canvas, forwards = torch.full((1, length), policy.mask_token), 0
-    condition = policy.condition([""])
+    condition = policy.condition(prompts_of([""]))
     for count in dream_counts(length, steps):
         masked = canvas[0] == policy.mask_token
         logits = policy.logits(condition, canvas, masked[None])[:, : policy.vocabulary]

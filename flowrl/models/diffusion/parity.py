@@ -14,6 +14,7 @@ from flowrl.models.diffusion.coordinates import Coordinates
 from flowrl.models.diffusion.layout import split
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import PROBES, CallRecipe
+from flowrl.types import prompts_of
 
 STEPS = 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -41,7 +42,7 @@ def check(policy: DiffusionPolicy) -> float:
     trace = policy.recorder.record(PROBES, STEPS, step=rule, output_type="pt")
     assert trace.timesteps is not None
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
-    condition = policy.condition(PROBES)
+    condition = policy.condition(prompts_of(PROBES))
     points = [_canonical(trace, k, policy.recipe.calls[0], coordinates, levels) for k in range(len(trace.steps))]
     _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
 

@@ -20,7 +20,7 @@ from flowrl.models.diffusion.recipe import Recipe
 from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
 from flowrl.models.weights import WeightSets
-from flowrl.types import CfgGrad
+from flowrl.types import CfgGrad, Prompt
 
 
 class DiffusionPolicy:
@@ -63,9 +63,9 @@ class DiffusionPolicy:
         return next(self.network.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ conditioning
-    def condition(self, prompts: Sequence[str]) -> DiffusionCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
         """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
-        return self.encoder(prompts)
+        return self.encoder([prompt.text for prompt in prompts])
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:

@@ -20,7 +20,7 @@ from flowrl.models.text.layout import Forward, Layout
 from flowrl.models.text.network import Network
 from flowrl.models.text.tokens import Tokens
 from flowrl.models.weights import LIVE, WeightSets
-from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -65,9 +65,9 @@ class TextPolicy:
         return self.network.calls + (0 if self.critic is None else self.critic.calls)
 
     # ------------------------------------------------------------------------------------------------------- texts
-    def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
-        return self.text.condition(prompts)
+        return self.text.condition([prompt.model_input for prompt in prompts])
 
     @contextmanager
     def beginning(self, prefill: str) -> Iterator[None]:
