@@ -83,7 +83,7 @@ class Place:
         found = getattr(module, self.name, None)  # which asks a module's own __getattr__ as well
         if not callable(found):
             known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            what = f"no function {self.name!r}{did_you_mean(self.name, known)}"
+            what = f"no function or class {self.name!r}{did_you_mean(self.name, known)}"
             raise UserError(f"{self.kind} {str(self)!r}: {self.where} has {what}")
         return found
 

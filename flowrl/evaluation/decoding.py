@@ -87,9 +87,10 @@ def of_run(config: Config, wish: Decoding) -> Sampler:
     return of_settings(config.algorithm, own, wish)
 
 
-def of_settings(algorithm: Any, own: Decoding, wish: Decoding) -> Sampler:
-    """The held-out form of an algorithm's sampler, with a run's own decoding, changed as wished."""
-    return _changed(_changed(build(algorithm).sampler, own), wish)
+def of_settings(algorithm: Any, own: Decoding, wish: Decoding, *, trusted: bool = True) -> Sampler:
+    """The held-out form of an algorithm's sampler, with a run's own decoding, changed as wished. Not ``trusted`` runs
+    no code that the algorithm names."""
+    return _changed(_changed(build(algorithm, trusted=trusted).sampler, own), wish)
 
 
 def of_model(family: str, length: int | None, wish: Decoding) -> Sampler:

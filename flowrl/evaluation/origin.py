@@ -37,9 +37,9 @@ class Origin:
     def sampler(self, wish: Decoding) -> Sampler:
         """The sampler of the run's evaluation, changed as wished. Raises UserError for an unfit wish."""
         if wish.guidance is None:
-            return of_settings(self.algorithm, self.decoding, wish)
+            return of_settings(self.algorithm, self.decoding, wish, trusted=False)
         plain = replace(self.decoding, guidance=None), replace(wish, guidance=None)
-        sampler: Any = of_settings(self.algorithm, *plain)
+        sampler: Any = of_settings(self.algorithm, *plain, trusted=False)
         return replace(sampler, guidance=None) if self.family == "diffusion" else sampler
 
     def called(self, wish: Decoding, call: Mapping[str, Any] | None) -> dict[str, Any]:
