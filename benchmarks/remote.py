@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from flowrl.hosting.protocol import TOKEN_VARIABLE, Limits, decode_images, encode_images
+from flowrl.clients.protocol import TOKEN_VARIABLE, Limits, decode_images, encode_images
 from flowrl.media import quantise
 from flowrl.score import load_rewards
 from flowrl.types import Prompt, Samples

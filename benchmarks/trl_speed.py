@@ -136,7 +136,7 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
     import flowrl
     from flowrl.config import Config
     from flowrl.session import open_session
-    from flowrl.startup.preflight import check
+    from flowrl.startup.preflight import check_run
 
     path, rows, _ = place(folder, options)
     data = folder / "prompts.jsonl"
@@ -158,7 +158,7 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
         }
     )
     torch.set_num_threads(1)
-    session = open_session(check(config))  # what TRL has loaded before its clock starts
+    session = open_session(check_run(config))  # what TRL has loaded before its clock starts
     before = peak()
     del session
     flowrl.train(config)

@@ -33,11 +33,14 @@ class UserError(ValueError):
         super().__init__(_bounded(printable(str(message))))
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` or the list of what is known, for the end of an error message."""
+def did_you_mean(word: str, known: Iterable[str], section: str = "") -> str:
+    """``"; did you mean 'x'?"`` or the list of what is known, for the end of an error message. ``section`` stands
+    before what is meant, so that a key is named in full."""
     known = sorted(known)
     close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    if not close:
+        return f"; known: {', '.join(known)}"
+    return f"; did you mean {f'{section}.{close[0]}'.lstrip('.')!r}?"
 
 
 def install_command(extra: str | None = None, *, constrained: bool = False) -> str:

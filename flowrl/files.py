@@ -13,7 +13,7 @@ LONGEST_INSIDE = 200
 """Bytes that the longest path below a run's folder takes, its name included."""
 
 
-def check_place(path: Path, key: str) -> None:
+def check_writable(path: Path, key: str) -> None:
     """Raise `UserError` where no folder ``path`` can be made or written to; ``key`` is what the user set. Makes
     nothing."""
     advice = "name another place"
@@ -40,7 +40,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text atomically and durably. Raises `UserError` when the disk is full."""
     partial = path.with_name(f".tmp-{path.name}")
     try:
@@ -73,7 +73,7 @@ def sync_tree(root: Path) -> None:
         sync(Path(folder))
 
 
-def as_created(path: Path) -> None:
+def use_default_permissions(path: Path) -> None:
     """Give a file the permissions that a file of this process has by itself: safetensors and ``tempfile`` make files
     for their owner alone."""
     probe = path.with_name(f".tmp-mode-{path.name}")

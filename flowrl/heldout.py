@@ -13,7 +13,7 @@ from flowrl.parts.diagnostics import describe_scores
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session
-from flowrl.startup.policies import evaluated
+from flowrl.startup.policies import evaluation_weights
 from flowrl.types import Draw, Prompt, Samples, Scores
 
 EVAL_SEED = 20_000
@@ -39,15 +39,15 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     rows = options.batch or session.config.train.sample_batch
     begun = nullcontext() if options.prefill is None else session.policy.beginning(options.prefill)
     with timer("eval"), begun:
-        draw = Draw.of(keys, group, 0, EVAL_SEED)
-        _, samples = session.make(prompts, draw, sampler, evaluated(session.config), rows, PhaseTimer())
+        draw = Draw.of(keys, group, 0, EVAL_SEED, prompts)
+        _, samples = session.sample_and_decode(draw, sampler, evaluation_weights(session.config), rows, PhaseTimer())
         scores = session.rewards(samples, group)
     described = describe_scores(scores, torch.zeros(len(prompts)))
     metrics = {"eval/reward/mean": described["reward/mean"]}
     return metrics | {f"eval/{n}/mean": described[f"reward/{n}/mean"] for n in scores.names}, samples, scores, keys
 
 
-def keep_heldout(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
+def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
     """Evaluate, keep some of the samples in the run directory and let the monitor look: metrics."""
     metrics, samples, scores, keys = evaluate_heldout(session, timer)
     run.save_samples(

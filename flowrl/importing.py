@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any
 
 from flowrl.errors import UserError, describe_exception, did_you_mean, first_line
-from flowrl.leaving import contained
-from flowrl.paths import expanded
+from flowrl.exit_guard import catch_exit
+from flowrl.paths import expand_user
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,23 @@ class Place:
     def path(self) -> Path | None:
         """The file with the code, found without running it; None for a module that has none."""
         if self.is_file:
-            return expanded(self.where, self.kind)
+            return expand_user(self.where, self.kind)
         try:
             spec = importlib.util.find_spec(self.where)
         except (ImportError, ValueError):
             return None
         return Path(spec.origin) if spec is not None and spec.origin not in (None, "built-in", "frozen") else None
 
-    def anchored(self) -> str:
+    def with_absolute_path(self) -> str:
         """As `str`, with an absolute path, which holds after code has changed the working directory."""
-        return f"{expanded(self.where, self.kind).absolute()}:{self.name}" if self.is_file else str(self)
+        return f"{expand_user(self.where, self.kind).absolute()}:{self.name}" if self.is_file else str(self)
 
     def check(self) -> None:
         """Raise `UserError` if a file is not there, is no Python or does not define the name; it is not run."""
         if not self.is_file:
             return
-        path = expanded(self.where, self.kind)
-        bound = names_of(parse(path, self.kind))
+        path = expand_user(self.where, self.kind)
+        bound = bound_names(parse(path, self.kind))
         if bound is not None and self.name not in bound:
             defined = [name for name in bound if not name.startswith("_")]
             raise UserError(
@@ -88,7 +88,7 @@ class Place:
         return found
 
     def _file(self, keep: bool) -> ModuleType:
-        path = expanded(self.where, self.kind)
+        path = expand_user(self.where, self.kind)
         parse(path, self.kind)
         path = path.resolve()
         text = hashlib.sha256(path.read_bytes()).hexdigest()[:8] if keep else ""
@@ -101,7 +101,7 @@ class Place:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and pickles inside look their module up
         try:
-            with contained():
+            with catch_exit():
                 spec.loader.exec_module(module)
         except ImportError as error:
             del sys.modules[name]
@@ -115,7 +115,7 @@ class Place:
 
     def _module(self) -> ModuleType:
         try:
-            with contained():
+            with catch_exit():
                 return importlib.import_module(self.where)
         except (Exception, SystemExit) as error:  # as of a file
             words = str(error) if isinstance(error, ImportError) else describe_exception(error)
@@ -134,7 +134,7 @@ def parse(path: Path, kind: str) -> ast.Module:
         raise UserError(f"{kind} file {path} is no Python: {first_line(error)}") from None
 
 
-def names_of(tree: ast.Module) -> list[str] | None:
+def bound_names(tree: ast.Module) -> list[str] | None:
     """Names that a module binds when it is run: definitions, assignments and imports, also inside ``if``, ``try``,
     ``with`` and loops. None where reading cannot tell (``from x import *``, ``__getattr__``, ``globals()``)."""
     names: dict[str, None] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from flowrl.errors import UserError, shorten
 
 
-def expanded(path: str | Path, key: str = "path") -> Path:
+def expand_user(path: str | Path, key: str = "path") -> Path:
     """The path with ``~`` replaced. Raises `UserError`, naming the ``key``, for what no file system takes as a path."""
     found = os.path.expanduser(path)
     try:
@@ -21,7 +21,7 @@ def expanded(path: str | Path, key: str = "path") -> Path:
     return Path(found)
 
 
-def local(path: str) -> str:
+def absolute_folder(path: str) -> str:
     """A folder that is there as an absolute path, which holds when somebody changes the working directory; any other
     name (of a world, of the hub) as it is."""
     folder = os.path.expanduser(path)

@@ -22,7 +22,7 @@ FINER = {
 """What to try instead of a dtype."""
 
 
-class FirstRatio:
+class RatioCheck:
     """Watches the ratio of every iteration's first optimiser batch, where new and old policy are the same."""
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class FirstRatio:
                 "latent (then set algorithm.estimator.reduction=mean)?"
             )
 
-    def news(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
+    def notes(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
         """An engine's distance, and one sentence where rounding alone puts more than 1 % of decisions outside the clip:
         those that are clipped have no gradient, and which are is decided by rounding. Each is said once a run."""
-        return [*self._engine_news(session, metrics), *self._clip_news(session, metrics)]
+        return [*self._engine_notes(session, metrics), *self._clip_notes(session, metrics)]
 
-    def _engine_news(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
+    def _engine_notes(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
         """How far an inference engine is from the trainer at the first step, and whether that is usual."""
         engine = getattr(session.algorithm.sampler, "engine", None)
         if self._compared or engine is None or MISMATCH not in metrics:
@@ -55,15 +55,15 @@ class FirstRatio:
             return [f"{found}: usual for different kernels"]
         return [
             f"{found}; above {MISMATCH_LIMIT} on average it is more than rounding: compare dtype, model.path and the"
-            " engine's version, or add credit: [truncated_importance]"
+            " engine's version, or add token_advantage: [truncated_importance]"
         ]
 
-    def _clip_news(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
+    def _clip_notes(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
         share = metrics.get(OUTSIDE, 0.0)
         if self._said or not share > OUTSIDE_LIMIT:
             return []
         self._said = True
-        dtype, clip = session.config.model.dtype, max(session.algorithm.objective.bounds or (0.0,))
+        dtype, clip = session.config.model.dtype, max(session.algorithm.objective.clip_range or (0.0,))
         finer = f"use {FINER[dtype]}, or " if dtype in FINER else ""
         return [
             f"{share:.1%} of decisions lie outside the clip of {clip:.2g} before any update, by rounding in {dtype} "

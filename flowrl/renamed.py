@@ -3,19 +3,35 @@ sentence that says the new one; the config of a run that an older release wrote 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = {
+    "algorithm.credit": "algorithm.token_advantage",
+    "algorithm.emphasis": "algorithm.loss_weight",
+    "algorithm.followers": "algorithm.ema_weights",
+    "algorithm.drop_cut": "algorithm.mask_truncated_completions",
+    "algorithm.estimator.plan": "algorithm.estimator.views",
+}
 """Old key -> new key, both in full and without the numbers of lists: ``"algorithm.credit":
 "algorithm.token_advantage"``, ``"rewards.timeout": "rewards.time_limit"``. What stands before the last dot of an old
 key is written as it is called today. An old key may be no key of today's at the same place (``tests`` look)."""
 REMOVED: dict[str, str] = {}
 """Key that is gone -> what to do instead, as the end of a sentence: ``"set train.ema instead"``."""
-PARTS: dict[str, str] = {}
-"""Old class name of a part, or old name of a preset -> new name."""
+PARTS: dict[str, str] = {
+    "ema_weights.Follower": "Ema",
+    "selection.WithCredit": "NonzeroAdvantage",
+    "selection.Everything": "AllSamples",
+    "advantage.Plain": "RawReward",
+    "advantage.AgainstGreedy": "GreedyBaseline",
+    "advantage.BestAgainstWorst": "BestVersusWorst",
+    "views.Trace": "Trajectory",
+}
+"""Slot (as it is called today) and old class name of a part -> new name; ``algorithm.`` and the old name of a preset.
+Configs write the names of parts in either style, ``WithCredit`` or ``with_credit``."""
 
 
 def sentence(path: str) -> str | None:
@@ -28,9 +44,16 @@ def sentence(path: str) -> str | None:
     return None
 
 
-def new_name(name: str) -> str | None:
-    """What a part or preset of that name is called today; None if the name is no old one."""
-    return PARTS.get(name)
+def new_name(slot: str, name: str) -> str | None:
+    """What a part of that name (of the slot ``algorithm``: a preset) is called today, in the style in which ``name`` is
+    written; None if it is no old name."""
+    new = next((new for old, new in PARTS.items() if plain(old) == plain(f"{slot}.{name}")), None)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", new).lower() if new and name.islower() else new
+
+
+def plain(name: str) -> str:
+    """A class name without its style: that of ``GroupCentred`` and of ``group_centred``."""
+    return name.replace("_", "").lower()
 
 
 def translated(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,10 +65,10 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
+    slot = path.rpartition(".")[2]
     if isinstance(here, list):
         for index, item in enumerate(here):
-            if path.startswith("algorithm.") and isinstance(item, str):
-                here[index] = PARTS.get(item, item)
+            here[index] = _translated_name(slot, item)
             _translate(item, path, root)
     if not isinstance(here, dict):
         return
@@ -53,9 +76,12 @@ def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
         _move(here, key, path, root)
     for key, value in list(here.items()):
         inside = f"{path}.{key}".lstrip(".")
-        if isinstance(value, str) and (inside == "algorithm" or inside.startswith("algorithm.")):
-            here[key] = PARTS.get(value, value)
+        here[key] = _translated_name(slot if key == "use" else key, value)
         _translate(value, inside, root)
+
+
+def _translated_name(slot: str, value: Any) -> Any:
+    return (isinstance(value, str) and new_name(slot, value)) or value
 
 
 def _move(here: dict[str, Any], key: str, path: str, root: dict[str, Any]) -> None:

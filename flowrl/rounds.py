@@ -23,7 +23,7 @@ GROUPS = "sampling/groups"
 
 
 @dataclass(frozen=True)
-class Gathered:
+class ScoredRollout:
     """What an iteration learns from, and what was drawn for it."""
 
     rollout: Rollout
@@ -65,7 +65,7 @@ class _Account:
 
     def conclude(self, rewards: Rewards, scoring: Scoring) -> Scores:
         """Scores of all samples so far: a round without any is an error only if all rounds before it had none."""
-        return rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.tallies)
+        return rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.stats)
 
     def metrics(self) -> dict[str, float]:
         """Means over the rounds, which are of one size; times and failures add up."""
@@ -74,7 +74,7 @@ class _Account:
         return {k: v / len(self.reports) if k.startswith("completion/") else v for k, v in sums.items()}
 
 
-def gather(session: Session, timer: PhaseTimer) -> Gathered:
+def sample_and_score(session: Session, timer: PhaseTimer) -> ScoredRollout:
     """Sample and score an iteration, in as many rounds as the algorithm's selection allows and needs.
 
     At most ``data.prompts`` groups that take part are kept, in the order in which they were drawn, beside the samples
@@ -90,10 +90,10 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
         account.add(made, scoring.metrics(session.rewards.names) | describe_completions(made.rollout))
         drawn = account.conclude(session.rewards, scoring)
         if most == 1:
-            return Gathered(made.rollout, made.samples, made.seeds, drawn, drawn, account.metrics())
+            return ScoredRollout(made.rollout, made.samples, made.seeds, drawn, drawn, account.metrics())
         # A copy, because the state of the advantage should learn from what stays alone.
-        credit = algorithm.advantage(drawn, deepcopy(session.memory))
-        part = algorithm.selection(drawn, credit)[-len(made.seeds) :]
+        advantage = algorithm.advantage(drawn, deepcopy(session.memory))
+        part = algorithm.selection(drawn, advantage)[-len(made.seeds) :]
         fresh = made.rollout.group[part].unique()[:missing]  # sorted; what goes beyond is surplus
         missing -= len(fresh)
         if len(fresh) == wanted and len(account.groups) == 1:
@@ -104,16 +104,16 @@ def gather(session: Session, timer: PhaseTimer) -> Gathered:
             break
         del made, scoring  # before the next round takes as much memory again
     chosen = kept or made
-    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.tallies)
+    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.stats)
     counts = {
         "sampling/rounds": float(len(account.groups)),
         "sampling/samples": float(len(account.prompts)),
         GROUPS: float(wanted - missing),
     }
-    return Gathered(chosen.rollout, chosen.samples, chosen.seeds, scores, drawn, account.metrics() | counts)
+    return ScoredRollout(chosen.rollout, chosen.samples, chosen.seeds, scores, drawn, account.metrics() | counts)
 
 
-def shortage(session: Session, metrics: Mapping[str, float]) -> list[str]:
+def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:
     """What to say of an iteration that learned from fewer groups than it should."""
     share = session.algorithm.selection.share
     wanted = math.ceil(share * session.config.data.prompts)
@@ -138,10 +138,11 @@ def _round(session: Session, number: int, timer: PhaseTimer) -> tuple[_Made, Sco
         group=torch.arange(number * count, (number + 1) * count).repeat_interleave(each),
         iteration=iteration,
         shared_seed=derive(seed, "shared", iteration),
+        prompts=prompts,
     )
     rows = config.train.sample_batch
     with session.rewards.scoring(draw.group) as scoring:
-        rollout, samples = session.make(prompts, draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
+        rollout, samples = session.sample_and_decode(draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
         with timer("reward"):
             rewards = scoring.wait()
     return _Made(rollout, samples, draw.seeds, rewards), scoring
@@ -153,7 +154,7 @@ def _joined(session: Session, before: _Made | None, fresh: _Made, timer: PhaseTi
     samples = joined([part.samples for part in parts])
     group = torch.arange(len(samples)) // session.config.data.group
     with timer("sample"):  # encoded anew, so that no more than the prompts that stay are held
-        condition = session.policy.condition([prompt.asked for prompt in samples.prompts])
+        condition = session.policy.condition(samples.prompts)
     return _Made(
         joined_rollouts([part.rollout for part in parts], condition, group),
         samples,

@@ -17,15 +17,17 @@ from torch.amp.grad_scaler import GradScaler
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
+from flowrl.models import export_formats, export_policy
+from flowrl.models.text.parity import check_routers
 from flowrl.parts.algorithm import Algorithm
 from flowrl.records.checkpoint import Exporter
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, Scoring, joined, load_rewards
-from flowrl.startup.inputs import describe
-from flowrl.startup.policies import evaluated, open_policy
-from flowrl.startup.preflight import Plan
-from flowrl.startup.time_grid import remarks
+from flowrl.startup.inputs import fingerprint_inputs
+from flowrl.startup.policies import evaluation_weights, open_policy
+from flowrl.startup.preflight import CheckedRun
+from flowrl.startup.time_grid import check_time_grid
 from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
@@ -61,7 +63,7 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
-    remarks: Sequence[str] = ()
+    notes: Sequence[str] = ()
     """What to say at the start: what is trained, and what the self-checks found."""
 
     def learning_rate(self) -> float:
@@ -95,9 +97,8 @@ class Session:
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         return tensors, values
 
-    def make(
+    def sample_and_decode(
         self,
-        prompts: list[Prompt],
         draw: Draw,
         sampler: Sampler,
         weights: str,
@@ -113,15 +114,14 @@ class Session:
             with timer("sample"):
                 made = sampler(policy, condition, part)
             with timer("decode"):
-                start = sum(map(len, chunks))
-                chunks.append(shown(prompts[start : start + len(part)], policy.decode(made.final)))
+                chunks.append(as_samples(part.prompts, policy.decode(made.final)))
             if scoring is not None:
                 with timer("reward"):  # what it waits for rewards that are behind
                     scoring.add(chunks[-1])
             return made
 
         with timer("sample"):
-            condition = self.policy.condition([prompt.asked for prompt in prompts])
+            condition = self.policy.condition(draw.prompts)
         with self.policy.using(weights):
             rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
         return rollout, joined(chunks)
@@ -131,11 +131,11 @@ class Session:
         and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
         has none; its checkpoints hold the state alone."""
         folders = {"diffusers": "lora", "peft": "peft"}
-        return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
+        return {folders[to]: partial(self._export, to) for to in export_formats(self.policy) if to in folders}
 
     def _export(self, to: str, path: Path) -> None:
-        with self.policy.using(evaluated(self.config)):
-            self.policy.export(path, to)
+        with self.policy.using(evaluation_weights(self.config)):
+            export_policy(self.policy, path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -161,14 +161,14 @@ class Session:
             ) from error
 
 
-def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
+def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
     """What rewards may see of decoded images [N, 3, H, W] or texts."""
     if isinstance(decoded, Tensor):
         return Samples(prompts, images=decoded)
     return Samples(prompts, completions=decoded)
 
 
-def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Session:
+def open_session(plan: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
     """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next."""
     config, algorithm = plan.config, plan.algorithm
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
@@ -187,18 +187,18 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
                 fitting.append(f"{key} {scale:g} takes the place of the scale {given:g} in model.call")
     else:
         if config.model.router_loss:
-            policy.check_routers()
+            check_routers(policy)
         train, test, fitting = _fitted(plan, policy)
-    found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
+    found = [policy.adaptation.describe(), *check_time_grid(algorithm, policy), *fitting]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
             "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
         )
     for name in algorithm.weight_sets:
-        policy.follow(name, 0.0)
+        policy.update_ema(name, 0.0)
     if config.train.ema is not None:
-        policy.follow(EMA, 0.0)
+        policy.update_ema(EMA, 0.0)
     options = config.optimizer
     critic = policy.critic_parameters() if algorithm.family == "causal" else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
@@ -221,12 +221,12 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
         rewards,
         optimizer,
         scaler,
-        inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
-        remarks=found,
+        inputs=fingerprint_inputs(config, plan.train, plan.test),  # now that the hub's files are here
+        notes=found,
     )
 
 
-def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
+def _fitted(plan: CheckedRun, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
     """The prompts for training and testing that leave room for a completion, as ``data.overlong`` says, and what was
     done to the others."""
     sampler: Any = plan.algorithm.sampler

@@ -20,8 +20,8 @@ from torch.amp.grad_scaler import GradScaler
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.diagnostics import Tally
-from flowrl.types import Batch, Likelihood, MisfitError, Rollout, Rows, Scores, TokenTrace, iterate_blocks
+from flowrl.parts.diagnostics import StepMetrics
+from flowrl.types import Batch, IncompatibleError, Likelihood, Rollout, Rows, Scores, TokenTrace, iterate_blocks
 
 CHECK_ROWS = 8
 """Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
@@ -31,7 +31,7 @@ UNSCALED = GradScaler("cpu", enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
+class UpdateSettings:
     """How the samples of an iteration are turned into updates."""
 
     updates: int = 1
@@ -52,16 +52,16 @@ class _Matrix:
     rollout: Rollout
     advantage: Tensor  # [N, D]
     mask: Tensor  # [N, D] bool
-    emphasis: Tensor
+    loss_weight: Tensor
     old: Likelihood | None  # None: the live likelihood itself, because nothing has changed yet
 
     def batch(self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood) -> Batch:
         """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
         device = live.logp.device
         old = replace(live, logp=live.logp.detach()) if self.old is None else _cut(self.old, index, decisions, device)
-        credit = self.advantage[index][:, decisions].to(device)
+        advantage = self.advantage[index][:, decisions].to(device)
         rows = self.rows.block(index, decisions)
-        return Batch(credit, old, weight.to(device), self.rollout.group[index], rows)
+        return Batch(advantage, old, weight.to(device), self.rollout.group[index], rows)
 
 
 def improve(
@@ -72,27 +72,27 @@ def improve(
     scores: Scores,
     advantage: Tensor,
     seeds: Tensor,
-    settings: Pass,
+    settings: UpdateSettings,
     scaler: GradScaler = UNSCALED,
 ) -> dict[str, float]:
     """Update the live weights from a scored rollout. Returns the iteration's diagnostics.
 
-    ``advantage`` [N] is the credit of each sample, ``seeds`` [N] its stream of random numbers (for the probe).
+    ``advantage`` [N] is the advantage of each sample, ``seeds`` [N] its stream of random numbers (for the probe).
     ``scaler`` multiplies the loss, whose gradient would fall below what float16 can hold, and skips a step whose scaled
     gradient is beyond it (arXiv:1710.03740, section 3.2).
     Raises `UserError` if a loss term has no gradient, or if loss or gradient is not finite (the weights are left as
     they were).
     """
     probed = _probe(policy, algorithm, rollout, scores, advantage, seeds, settings)
-    tally = Tally()
+    step_metrics = StepMetrics()
     if probed[0].old is None:
-        tally.note_deviation(_deviation(policy, algorithm, probed[0], settings))
+        step_metrics.add_deviation(_deviation(policy, algorithm, probed[0], settings))
     steps = skipped = 0
     for epoch in range(settings.epochs):
         matrix = probed[epoch % len(probed)]
         for index in _split(matrix, algorithm, settings, epoch):
-            _gradient(policy, algorithm, matrix, index, settings, tally, scaler)
-            loss = tally.close_batch()
+            _gradient(policy, algorithm, matrix, index, settings, step_metrics, scaler)
+            loss = step_metrics.close_batch()
             if not math.isfinite(loss):
                 optimizer.zero_grad(set_to_none=True)
                 where = ", or use model.dtype bfloat16, whose range is float32's" if scaler.is_enabled() else ""
@@ -103,10 +103,10 @@ def improve(
             if norm is None:
                 skipped += 1
             else:
-                tally.gradient_norm(norm)
+                step_metrics.add_gradient_norm(norm)
                 steps += 1
     scaling = {"scaler/scale": scaler.get_scale(), "scaler/skipped_steps": float(skipped)}
-    return tally.metrics() | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})
+    return step_metrics.metrics() | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})
 
 
 def _probe(
@@ -116,12 +116,12 @@ def _probe(
     scores: Scores,
     advantage: Tensor,
     seeds: Tensor,
-    settings: Pass,
+    settings: UpdateSettings,
 ) -> list[_Matrix]:
     """What is known before the first update: one matrix for all epochs, or one for each where the algorithm draws its
     probes anew."""
     keep = algorithm.selection(scores, advantage)
-    if algorithm.drop_cut:
+    if algorithm.mask_truncated_completions:
         keep = keep & _ended(rollout)
     epochs = settings.epochs if algorithm.redraw else 1
     found = []
@@ -135,7 +135,9 @@ def _ended(rollout: Rollout) -> Tensor:
     """[N] bool: completions that said their end token."""
     trace = rollout.trace
     if not isinstance(trace, TokenTrace) or trace.ended is None:
-        raise MisfitError("drop_cut needs completions of a language model's sampler, which tells the ones that ended")
+        raise IncompatibleError(
+            "mask_truncated_completions needs completions of a language model's sampler, which tells which ones ended"
+        )
     return trace.ended
 
 
@@ -146,36 +148,40 @@ def _measure(
     advantage: Tensor,
     keep: Tensor,
     seeds: Tensor,
-    settings: Pass,
+    settings: UpdateSettings,
 ) -> _Matrix:
     """Draw the probe, and measure the old likelihood unless the rollout tells or nothing changes before it is used."""
     rows = algorithm.estimator.probe(rollout, policy, seeds)
-    old = algorithm.estimator.old(rollout, rows)
+    old = algorithm.estimator.recorded_logp(rollout, rows)
     mask = keep[:, None].expand(rows.shape)
     if rows.counted is not None:
         mask = mask & rows.counted
     wide = advantage[:, None].expand(rows.shape)
-    matrix = _Matrix(rows, rollout, wide, mask, algorithm.emphasis(rows, rows.shape), old)
-    changes = algorithm.objective.compares and settings.updates * settings.epochs > 1
-    if algorithm.credit or (old is None and changes):
+    matrix = _Matrix(rows, rollout, wide, mask, algorithm.loss_weight(rows, rows.shape), old)
+    changes = algorithm.objective.needs_old_logp and settings.updates * settings.epochs > 1
+    if algorithm.token_advantage or (old is None and changes):
         everything = torch.arange(len(mask))
         matrix = replace(matrix, old=_measure_old(policy, algorithm, matrix, everything, settings))
-    for credit in algorithm.credit:
+    for advantage in algorithm.token_advantage:
         assert matrix.old is not None
-        spread, known = credit(matrix.advantage, rows, matrix.old, mask)
+        spread, known = advantage(matrix.advantage, rows, matrix.old, mask)
         matrix = replace(matrix, advantage=torch.where(mask, spread, torch.zeros_like(spread)), old=known)
     return matrix
 
 
-def _measure_old(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor, settings: Pass) -> Likelihood:
+def _measure_old(
+    policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor, settings: UpdateSettings
+) -> Likelihood:
     """The live policy's likelihood of ``index`` rows before any update, without gradient."""
-    against = tuple(dict.fromkeys(credit.held for credit in algorithm.credit if credit.held))
+    references = tuple(
+        dict.fromkeys(advantage.reference for advantage in algorithm.token_advantage if advantage.reference)
+    )
     with torch.no_grad():
-        parts = list(_forwards(policy, algorithm, matrix, index, settings, against))
+        parts = list(_forwards(policy, algorithm, matrix, index, settings, references))
     return _assemble(parts, matrix.mask.shape)
 
 
-def _split(matrix: _Matrix, algorithm: Algorithm, settings: Pass, epoch: int) -> Iterator[Tensor]:
+def _split(matrix: _Matrix, algorithm: Algorithm, settings: UpdateSettings, epoch: int) -> Iterator[Tensor]:
     """Row indices of each optimiser batch. Row-coupled objectives keep groups whole."""
     group = matrix.rollout.group
     if settings.updates == 1:
@@ -195,28 +201,28 @@ def _gradient(
     algorithm: Algorithm,
     matrix: _Matrix,
     index: Tensor,
-    settings: Pass,
-    tally: Tally,
+    settings: UpdateSettings,
+    step_metrics: StepMetrics,
     scaler: GradScaler,
 ) -> None:
     """Accumulate the (scaled) gradient of one optimiser batch."""
-    weight = algorithm.aggregation(matrix.mask[index], matrix.rows.unit) * matrix.emphasis[index]
+    weight = algorithm.aggregation(matrix.mask[index], matrix.rows.unit) * matrix.loss_weight[index]
     full = torch.zeros(matrix.mask.shape, dtype=torch.float64)
     full[index] = weight
     active = index[_active(algorithm, matrix, full)[index]]
     if algorithm.objective.coupled and len(active):
-        _coupled_gradient(policy, algorithm, matrix, active, full, settings, tally, scaler)
+        _coupled_gradient(policy, algorithm, matrix, active, full, settings, step_metrics, scaler)
     elif len(active):
         for block, decisions, live in _forwards(policy, algorithm, matrix, active, settings):
             batch = matrix.batch(block, decisions, full[block][:, decisions], live)
-            scaler.scale(_loss(algorithm, live, batch, tally)).backward()
+            scaler.scale(_loss(algorithm, live, batch, step_metrics)).backward()
 
 
 def _active(algorithm: Algorithm, matrix: _Matrix, weight: Tensor) -> Tensor:
     """[N] bool: rows whose loss can have a gradient. Skipping the others is exact: the weights are fixed already."""
     active = (weight != 0).any(dim=1)
     penalised = any(term.weight > 0 for term in algorithm.regularizers)
-    if algorithm.objective.idle_at_zero and not penalised:
+    if algorithm.objective.skips_zero_advantage and not penalised:
         active &= (matrix.advantage != 0).any(dim=1)
     return active
 
@@ -226,18 +232,18 @@ def _forwards(
     algorithm: Algorithm,
     matrix: _Matrix,
     index: Tensor,
-    settings: Pass,
-    against: tuple[str, ...] | None = None,
+    settings: UpdateSettings,
+    references: tuple[str, ...] | None = None,
 ) -> Iterator[tuple[Tensor, slice, Likelihood]]:
     """Likelihoods of ``index`` rows, block by block: ``(rows, decisions, likelihood)``."""
-    held = algorithm.held if against is None else against
+    held = algorithm.references if references is None else references
     for rows, decisions in iterate_blocks(len(index), matrix.mask.shape[1], matrix.rows.unit, settings.micro_batch):
         block = index[rows]
         condition = matrix.rollout.condition.take(block)
         yield block, decisions, algorithm.estimator(policy, matrix.rows.block(block, decisions), condition, held)
 
 
-def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, tally: Tally) -> Tensor:
+def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, step_metrics: StepMetrics) -> Tensor:
     """``sum weight * (objective + regularizers)`` of a block; also notes the diagnostics."""
     objective = algorithm.objective(live, batch)
     total = (batch.weight * objective).sum()
@@ -247,7 +253,7 @@ def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, tally: Tally) ->
             penalty = term(live, batch)
             _check_gradient(term.name, penalty)
             total = total + term.weight * (batch.weight * penalty).sum()
-    tally.block(algorithm, live, batch, total)
+    step_metrics.add_block(algorithm, live, batch, total)
     return total
 
 
@@ -262,8 +268,8 @@ def _coupled_gradient(
     matrix: _Matrix,
     index: Tensor,
     weight: Tensor,
-    settings: Pass,
-    tally: Tally,
+    settings: UpdateSettings,
+    step_metrics: StepMetrics,
     scaler: GradScaler,
 ) -> None:
     """Exact gradient of a loss that couples rows or decisions, in the memory of one micro-batch.
@@ -278,7 +284,7 @@ def _coupled_gradient(
     leaves = [whole.logp[index], *(value[index] for value in whole.extra.values())]
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     live = Likelihood(leaves[0], dict(zip(whole.extra, leaves[1:], strict=True)))
-    loss = _loss(algorithm, live, matrix.batch(index, slice(None), weight[index], live), tally)
+    loss = _loss(algorithm, live, matrix.batch(index, slice(None), weight[index], live), step_metrics)
     slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
     where = torch.zeros(len(matrix.mask), dtype=torch.long)
     where[index] = torch.arange(len(index))
@@ -292,7 +298,7 @@ def _coupled_gradient(
         torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
 
 
-def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pass) -> float:
+def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: UpdateSettings) -> float:
     """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer
     depends on the
     micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
@@ -305,7 +311,7 @@ def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pas
     return float(torch.where(matrix.mask[some], first - second, 0.0).expm1().abs().max())
 
 
-def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass, scaler: GradScaler) -> float | None:
+def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: UpdateSettings, scaler: GradScaler) -> float | None:
     """One optimiser step on the summed gradient; returns the policy's norm before clipping, or None if it was skipped
     because the scaled gradient overflowed. A critic, the optimiser's second group, is clipped by itself."""
     parameters = [p for p in policy.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""The training loop: sample, score, credit, update. It names no method, model or reward."""
+"""The training loop: sample, score, compute advantages, update. It names no method, model or reward."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from torch import Tensor
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.heldout import keep_heldout
+from flowrl.heldout import evaluate_and_save
 from flowrl.math.random import derive
-from flowrl.monitor import halt, news, watch_training
+from flowrl.monitor import new_alarms, should_stop, watch_training
 from flowrl.parts.diagnostics import describe_scores
-from flowrl.ratio_check import FirstRatio
+from flowrl.ratio_check import RatioCheck
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write_anyway
-from flowrl.rounds import Gathered, gather, shortage
+from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
 from flowrl.runtime.display import Display
-from flowrl.runtime.out_of_memory import explained
+from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.signals import Interrupts
-from flowrl.runtime.streams import steady
+from flowrl.runtime.streams import survive_closed_streams
 from flowrl.runtime.timing import PhaseTimer, RunClock
 from flowrl.runtime.trackers import Trackers
 from flowrl.session import EMA, Session, open_session
-from flowrl.startup.inputs import KEY, describe
-from flowrl.startup.preflight import check
-from flowrl.startup.resume import begin
-from flowrl.step import Pass, improve
-from flowrl.types import MisfitError
+from flowrl.startup.inputs import MANIFEST_KEY, fingerprint_inputs
+from flowrl.startup.preflight import check_run
+from flowrl.startup.resume import start_or_resume
+from flowrl.step import UpdateSettings, improve
+from flowrl.types import IncompatibleError
 
 
-def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
-    """One iteration: metrics, and what was learned from with its credit. Raises `UserError` where parts of the
+def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
+    """One iteration: metrics, and what was learned from with its advantage. Raises `UserError` where parts of the
     algorithm do not fit each other or the model."""
     try:
         return _iterate(session, timer)
-    except MisfitError as error:
+    except IncompatibleError as error:
         raise UserError(f"algorithm: {error}") from error
 
 
-def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Gathered, Tensor]:
+def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
     config, algorithm = session.config, session.algorithm
     before = session.policy.network_calls
-    made = gather(session, timer)
+    made = sample_and_score(session, timer)
     with timer("advantage"):
         advantage = algorithm.advantage(made.scores, session.memory)
     with timer("update"):
         for group, rate in zip(session.optimizer.param_groups, session.learning_rates(), strict=True):
             group["lr"] = rate
-        settings = Pass(
+        settings = UpdateSettings(
             updates=config.train.updates,
             epochs=config.train.epochs,
             micro_batch=config.train.micro_batch,
@@ -82,13 +82,13 @@ def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
     progress.optimizer_steps += steps
     progress.samples += samples
     progress.forwards += forwards
-    for follower in session.algorithm.followers:
-        decay = follower.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
-        session.policy.follow(follower.name, decay)
+    for average in session.algorithm.ema_weights:
+        decay = average.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+        session.policy.update_ema(average.name, decay)
     ema = session.config.train.ema
     if ema is not None:
         warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
-        session.policy.follow(EMA, min(ema, warm))
+        session.policy.update_ema(EMA, min(ema, warm))
 
 
 def train(
@@ -112,14 +112,14 @@ def _train(config: Config, resume: str | None, allow_changed: bool, shown: Displ
     """The signal that ended the run, if one did."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    plan = check(config)
+    plan = check_run(config)
     config = plan.config
     with RunDirectory(config.directory.absolute()) as run:  # a reward may change the working directory
-        inputs = describe(config, plan.train, plan.test)
-        start = begin(config, run, resume, inputs=inputs, allow_changed=allow_changed)
+        inputs = fingerprint_inputs(config, plan.train, plan.test)
+        start = start_or_resume(config, run, resume, inputs=inputs, allow_changed=allow_changed)
         # Trackers before the model: a login can fail.
-        with steady(), Trackers(config, run, start.step if start else None) as trackers:
-            with explained(config, "load"):
+        with survive_closed_streams(), Trackers(config, run, start.step if start else None) as trackers:
+            with explain_out_of_memory(config, "load"):
                 session = open_session(plan, shown.stage)
             if start is not None:
                 session.restore(start.tensors, start.values)
@@ -127,10 +127,10 @@ def _train(config: Config, resume: str | None, allow_changed: bool, shown: Displ
 
 
 def _run(session: Session, run: RunDirectory, trackers: Trackers, shown: Display, fresh: bool) -> str | None:
-    shown.begin(session.config.name, session.config.train.iterations, session.progress.iteration)
+    shown.start_iterations(session.config.name, session.config.train.iterations, session.progress.iteration)
     try:
         with Interrupts(shown.stopping) as interrupts:
-            for sentence in session.remarks:
+            for sentence in session.notes:
                 shown.note(sentence)
             for name, style in session.rewards.styles.items():
                 if style not in ("flowrl", "TRL"):  # whose text rewards look like ours
@@ -153,11 +153,11 @@ def _loop(
     session: Session, run: RunDirectory, trackers: Trackers, shown: Display, interrupts: Interrupts, fresh: bool
 ) -> None:
     config, progress = session.config, session.progress
-    timer, clock, first = PhaseTimer(shown.phase), RunClock(progress.seconds), FirstRatio()
+    timer, clock, first = PhaseTimer(shown.phase), RunClock(progress.seconds), RatioCheck()
     latest: dict[str, float] = {}
     if fresh and config.eval.every:
-        with explained(config, timer):
-            latest = keep_heldout(session, run, timer)
+        with explain_out_of_memory(config, timer):
+            latest = evaluate_and_save(session, run, timer)
         _publish(session, run, trackers, shown, latest | timer.collect(), clock)
 
     def rescue() -> None:  # nothing is lost: what was finished is saved before the cause is shown
@@ -165,21 +165,22 @@ def _loop(
             _save(session, run, latest, clock)
 
     while progress.iteration < config.train.iterations:
-        with explained(config, timer, rescue):
+        with explain_out_of_memory(config, timer, rescue):
             metrics, made, advantage = iterate(session, timer)
         first.check(session, metrics)
         last = progress.iteration == config.train.iterations
         if config.eval.every and (last or progress.iteration % config.eval.every == 0):
-            with explained(config, timer, rescue):
-                latest = keep_heldout(session, run, timer)
+            with explain_out_of_memory(config, timer, rescue):
+                latest = evaluate_and_save(session, run, timer)
             metrics |= latest
         if config.log.images and (last or progress.iteration % config.log.every_images == 0):
             count = config.log.images
             run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
-        for sentence in [*first.news(session, metrics), *shortage(session, metrics), *news(session, metrics)]:
+        notes = first.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics)
+        for sentence in notes:
             shown.note(sentence)
-        halted = halt(session, run)
+        halted = should_stop(session, run)
         due = config.checkpoint.every and progress.iteration % config.checkpoint.every == 0
         if halted.save if halted else due or last or interrupts.requested:
             _save(session, run, latest, clock)
@@ -230,7 +231,7 @@ def _save(session: Session, run: RunDirectory, metrics: dict[str, float], clock:
             "reference": session.policy.weights.fingerprint("reference"),
             "base": session.config.model.path,
             "rewards": session.rewards.versions,
-            KEY: dict(session.inputs),
+            MANIFEST_KEY: dict(session.inputs),
         },
         keep=options.keep,
         best=options.best,

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 LARGEST = 1 << 63
 """No whole number of a config reaches it: tensors and random streams take 64 bits."""
@@ -42,6 +42,8 @@ def typed(hint: Any, value: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]["msg"]
         raise ValueError(f"{first[0].lower()}{first[1:]}") from None
+    except PydanticUserError:
+        raise ValueError(f"no value can be checked against its type {hint}") from None
 
 
 def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
@@ -57,7 +59,7 @@ def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
     if hint is parameter.empty:
         hint = {bool: bool, int: float, float: float}.get(type(parameter.default), hint)
         hint = hint if value is not None else parameter.empty  # a default may stand in for None
-    if hint is parameter.empty or not _plain(hint):
+    if hint is parameter.empty or not is_plain_type(hint):
         return None
     try:
         typed(hint, value)
@@ -66,14 +68,15 @@ def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
     return None
 
 
-def _plain(hint: Any) -> bool:
+def is_plain_type(hint: Any) -> bool:
+    """Whether a type has only values that YAML writes."""
     if hasattr(hint, "__metadata__"):
-        return _plain(get_args(hint)[0])
+        return is_plain_type(get_args(hint)[0])
     origin = get_origin(hint)
     if origin is Literal:
         return True
     if origin in HOLDERS:
-        return all(_plain(inner) for inner in get_args(hint) if inner is not Ellipsis)
+        return all(is_plain_type(inner) for inner in get_args(hint) if inner is not Ellipsis)
     return hint in PLAIN
 
 

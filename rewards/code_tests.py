@@ -38,7 +38,7 @@ class code_tests:  # noqa: N801 - the name a config uses
     cannot announce its own success: outputs are compared here, and tests run in a second sandbox that never sees the
     program. Its functions are called from there with arguments as data and answer with data, so leaving early,
     printing, patching and ``__eq__`` gain nothing, and expected values are out of its reach. The tests see Python's own
-    builtins and modules, whatever the program calls ``set`` or ``math`` (`flowrl.sandbox.inside.asked_for` has the
+    builtins and modules, whatever the program calls ``set`` or ``math`` (`flowrl.sandbox.harness.asked_for` has the
     rule, and what it does where the function asked for is called ``sum``). Objects of the program's own classes stay
     with it and are reached by attribute and call; two of them are compared by their own ``__eq__``.
     What is not defended: weak tests (a constant that happens to be right; an expected value that is among the

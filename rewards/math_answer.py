@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, install_command, missing_package
-from flowrl.sandbox.workers import WorkerError, WorkerPool
+from flowrl.sandbox.worker_pool import WorkerError, WorkerPool
 from rewards._extraction import after_hashes, boxed, last_number, latex, number, tagged
 
 RANGE = "[0, 1]"

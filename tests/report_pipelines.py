@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from flowrl.errors import UserError
+from flowrl.models import check_parity, export_formats, export_policy
 from flowrl.models.diffusion import DiffusionPolicy, load_policy
 from flowrl.models.diffusion.export import Format
 from flowrl.models.diffusion.parity import steps_like_euler
@@ -40,7 +41,7 @@ def row(name: str, root: Path) -> str:
     try:
         policy = load_policy(folder, call=CALLS[name], parity="skip")
         move(policy, 0.02)
-        deviation = f"{policy.check_parity():.1e}"
+        deviation = f"{check_parity(policy):.1e}"
     except UserError as error:
         return f"| {kind} | {given} | | | | | refused: {error} | | | |\n"
     cells = [
@@ -85,7 +86,7 @@ def _time(policy: DiffusionPolicy) -> str:
 
 
 def _export(policy: DiffusionPolicy, folder: Path, to: Format) -> str:
-    return f"{policy.export(folder, to):.0e}" if to in policy.formats else "no loader"
+    return f"{export_policy(policy, folder, to):.0e}" if to in export_formats(policy) else "no loader"
 
 
 def main(names: Sequence[str]) -> None:

@@ -4,9 +4,9 @@ from flowrl.estimators.matching import Matching
 from flowrl.estimators.times import GridTimes
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.ema import Ema, Ramp
 from flowrl.parts.objectives import Clipped
 from flowrl.parts.regularizers import Prediction
-from flowrl.parts.schedules import Follower, Ramp
 from flowrl.samplers.flow import FlowSampler
 
 PAPER = "arXiv:2509.25050"
@@ -47,5 +47,5 @@ def awm(
         advantage=GroupCentred(scale="global", ddof=0, eps=1e-4, clip=5.0, scaled_to=1.0),
         objective=Clipped(clip, clip),
         regularizers=tuple(term for term in held if term.weight > 0),
-        followers=(Follower("ema_policy", Ramp(slope=0.001, most=0.3)),) if ema > 0 else (),
+        ema_weights=(Ema("ema_policy", Ramp(slope=0.001, most=0.3)),) if ema > 0 else (),
     )

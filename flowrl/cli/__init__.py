@@ -23,7 +23,7 @@ from flowrl.cli.sample import sample
 from flowrl.cli.train import train
 from flowrl.errors import UserError, first_line, is_out_of_memory, printable, shorten
 from flowrl.remote.command import reward_server
-from flowrl.runtime.streams import steady
+from flowrl.runtime.streams import survive_closed_streams
 from flowrl.version import __version__
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ def main() -> None:
     traceback."""
     warnings.formatwarning = _warned
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
-    with steady():
+    with survive_closed_streams():
         try:
             code = app(standalone_mode=False)
         except UserError as error:

@@ -18,10 +18,10 @@ def show_config(
 ) -> None:
     """Show every key with its value and meaning. Example: `flowrl config configs/quickstart.yaml --yaml`"""
     from flowrl.config import Config
-    from flowrl.startup.preflight import check
+    from flowrl.startup.preflight import check_run
 
     loaded = Config.load(config, overrides or [])
-    loaded = check(loaded).config
+    loaded = check_run(loaded).config
     if as_yaml:
         say(loaded.to_yaml().rstrip("\n"))
         return

@@ -39,12 +39,12 @@ def test_reward(
     """Check that a reward keeps its promises. Example: `flowrl test-reward my_rewards.py:brightness`"""
     from flowrl.config.reading import apply_overrides
     from flowrl.data import load_prompts
-    from flowrl.score.conformance import examine
+    from flowrl.score.conformance import run_checks
 
     every = load_prompts(prompts or ("sudoku:test" if text else "shapes:test")).prompts
     count = min(count, len(every))
     chosen = [every[i * len(every) // count] for i in range(count)]
-    findings = examine(reward, chosen, size=size, text=text, options=apply_overrides({}, option or []))
+    findings = run_checks(reward, chosen, size=size, text=text, options=apply_overrides({}, option or []))
     print_findings([(f.check, "ok" if f.passed else "bad", f.detail) for f in findings])
     failed = [finding.check for finding in findings if not finding.passed]
     if failed:

@@ -28,9 +28,9 @@ def train(
     with Display() as display:
         display.stage("starting", log=False)  # a mistake is one sentence in a log
         from flowrl.config import Config
-        from flowrl.startup.preflight import check
+        from flowrl.startup.preflight import check_run
 
-        plan = check(Config.load(config, overrides or []))
+        plan = check_run(Config.load(config, overrides or []))
         lines = []
         if dry_run:
             from flowrl.commands.train import planned

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowrl.algorithms import build, describe, names, paper, summary
+from flowrl.composition import build, describe, paper, preset_names, summary
 from flowrl.parts.algorithm import Algorithm
 
 
 def algorithm_rows(name: str | None = None) -> list[dict[str, Any]]:
     """``{name, paper, families, parts, summary}`` of one algorithm, or of all. Raises `UserError` for an unknown
     name."""
-    return [_row(each) for each in ([name] if name is not None else names())]
+    return [_row(each) for each in ([name] if name is not None else preset_names())]
 
 
 def _row(name: str) -> dict[str, Any]:

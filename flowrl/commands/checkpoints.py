@@ -22,16 +22,16 @@ def checkpoint_rows(run: Path) -> list[dict[str, Any]]:
     run.
     """
     root = RunDirectory.open(run).checkpoints
-    pointers = {name: checkpoint.pointed(root, name) for name in (checkpoint.LATEST, checkpoint.BEST)}
-    return [_row(path, pointers) for path in checkpoint.every(root)]
+    pointers = {name: checkpoint.read_pointer(root, name) for name in (checkpoint.LATEST, checkpoint.BEST)}
+    return [_row(path, pointers) for path in checkpoint.step_directories(root)]
 
 
 def _row(path: Path, pointers: Mapping[str, str | None]) -> dict[str, Any]:
-    manifest = checkpoint.told(path)
+    manifest = checkpoint.read_manifest(path)
     metrics = manifest.get("metrics")
     items = metrics.items() if isinstance(metrics, dict) else ()
     notes = [pointer for pointer, name in pointers.items() if name == path.name]
-    if problem := checkpoint.damage(path, contents=False):
+    if problem := checkpoint.find_damage(path, contents=False):
         notes.append(f"cannot be read: {problem}")
     return {
         "name": path.name,

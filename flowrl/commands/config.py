@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from flowrl.algorithms import build, describe, find, summary
 from flowrl.commands.algorithms import flat, part_text
+from flowrl.composition import build, describe, find_preset, summary
 from flowrl.config.explain import Line
 from flowrl.parts.algorithm import Algorithm
 
@@ -21,7 +21,7 @@ HIDDEN = ("families", "min_group")
 
 GENERAL = {
     "regularizers": "terms added to the loss",
-    "followers": "weight sets that follow the live one",
+    "ema_weights": "weight sets that follow the live one",
     "weight": "factor of this term in the loss",
     "to": "weight set that it compares with",
     "draws": "random draws per sample",
@@ -40,7 +40,7 @@ def algorithm_lines(spec: str | Mapping[str, Any]) -> list[Line]:
     """``algorithm``, the preset's own arguments, and ``algorithm.<part>.<field>`` for every part of what ``spec``
     builds. A value is ``set`` where ``spec`` names it. Raises `UserError` as `build` does."""
     given: Mapping[str, Any] = {"use": spec} if isinstance(spec, str) else spec
-    preset, algorithm = find(given["use"]), build(spec)
+    preset, algorithm = find_preset(given["use"]), build(spec)
     lines = [Line("algorithm", given["use"], "set", _first(summary(given["use"])))]
     for name, argument in inspect.signature(preset).parameters.items():
         value = given.get(name, argument.default)

@@ -17,11 +17,12 @@ from flowrl.config import Config
 from flowrl.errors import UserError, install_command
 from flowrl.evaluation.generation import generate
 from flowrl.math.random import seeds
+from flowrl.models import check_parity
 from flowrl.records import machine
 from flowrl.score import load_rewards
 from flowrl.startup.policies import open_policy
-from flowrl.startup.preflight import Plan, check
-from flowrl.startup.time_grid import remarks
+from flowrl.startup.preflight import CheckedRun, check_run
+from flowrl.startup.time_grid import check_time_grid
 from flowrl.types import Draw
 
 EXTRAS = {
@@ -99,16 +100,16 @@ def _extras() -> Finding:
 def check_config(config: Config) -> Iterator[Finding]:
     """A trial of everything a run does before its first update. Stops at the first thing that fails."""
     try:
-        plan = check(config)
-        yield Finding("config", "ok", f"{config.name}: {plan.geometry.samples} samples per iteration")
+        plan = check_run(config)
+        yield Finding("config", "ok", f"{config.name}: {plan.workload.samples} samples per iteration")
         start = time.perf_counter()
         policy = open_policy(config)
         trained = sum(parameter.numel() for parameter in policy.parameters())
         loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
         yield Finding("model", "ok", loaded)
         yield Finding("trained", "ok", policy.adaptation.describe())
-        yield from (Finding("time grid", "note", sentence) for sentence in remarks(plan.algorithm, policy))
-        deviation = policy.check_parity()
+        yield from (Finding("time grid", "note", sentence) for sentence in check_time_grid(plan.algorithm, policy))
+        deviation = check_parity(policy)
         equal = (
             "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
         )
@@ -122,13 +123,13 @@ def check_config(config: Config) -> Iterator[Finding]:
         yield Finding("stopped", "bad", str(error))
 
 
-def _trial(plan: Plan, policy: Any) -> Iterator[Finding]:
+def _trial(plan: CheckedRun, policy: Any) -> Iterator[Finding]:
     """Sample and score a few prompts."""
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
     sampler = plan.algorithm.sampler.heldout(None, None, None)
-    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
+    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0, prompts)
     start = time.perf_counter()
-    made = generate(policy, sampler, "live", prompts, draw)
+    made = generate(policy, sampler, "live", draw)
     pace = (time.perf_counter() - start) / len(prompts)
     yield Finding("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
     if made.samples.completions is not None:

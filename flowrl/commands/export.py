@@ -7,9 +7,10 @@ from pathlib import Path
 
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.models import export_policy
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime.display import Display
-from flowrl.startup.policies import adopt, evaluated, policy_of_run
+from flowrl.startup.policies import evaluation_weights, make_live, policy_of_run
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ def export(
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} already exists and is not empty; name a new folder")
     config = Config.of_run(RunDirectory.open(run).config_path)
-    chosen = weights or evaluated(config)
+    chosen = weights or evaluation_weights(config)
     display.stage(f"loading the model {config.model.path}")
     policy = policy_of_run(run, checkpoint)
-    adopt(policy, chosen)
+    make_live(policy, chosen)
     display.stage("writing, loading again and comparing")
-    return Exported(chosen, policy.export(out, to=to))
+    return Exported(chosen, export_policy(policy, out, to))

@@ -89,8 +89,8 @@ def sample(
         for start in range(0, len(jobs), BATCH):
             part = jobs[start : start + BATCH]
             numbers = torch.tensor([job.prompt.id for job in part])
-            draw = Draw.of(torch.tensor([job.seed for job in part]), numbers, 0, options.seed)
-            made = generate(policy, sampler, weights, [job.prompt for job in part], draw)
+            keys, asked = torch.tensor([job.seed for job in part]), [job.prompt for job in part]
+            made = generate(policy, sampler, weights, Draw.of(keys, numbers, 0, options.seed, asked))
             written.completions.extend(_lines(part, made))
             settings = {**variant.identity, "weights": weights, "sampler": sampler_facts(sampler)}
             written.files.extend(_write_images(part, made, out, options.seed, settings))

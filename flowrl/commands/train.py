@@ -6,10 +6,10 @@ from pathlib import Path
 
 from flowrl.commands.algorithms import part_text, parts_of
 from flowrl.models.planned import planned_adapter
-from flowrl.startup.preflight import Plan
+from flowrl.startup.preflight import CheckedRun
 
 
-def planned(plan: Plan, file: Path) -> list[tuple[str, str]]:
+def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:
     """``(label, text)`` of a checked run: where it writes, how many samples it makes, what is trained, its parts."""
     config, algorithm = plan.config, plan.algorithm
     options = config.model.arguments(algorithm.family).get("lora")
@@ -18,7 +18,7 @@ def planned(plan: Plan, file: Path) -> list[tuple[str, str]]:
         ("run", config.name),
         ("directory", str(config.directory)),
         ("config", str(file)),
-        *plan.geometry.lines(),
+        *plan.workload.lines(),
         *([("trained", adapter)] if adapter else []),
         *((slot, part_text(part)) for slot, part in parts_of(algorithm).items()),
     ]

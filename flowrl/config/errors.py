@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from types import UnionType
@@ -12,23 +13,49 @@ from pydantic import BaseModel, ValidationError
 from flowrl import renamed
 from flowrl.errors import UserError, did_you_mean, short_repr, shorten
 
-
-def explain_errors(error: ValidationError, root: type[BaseModel], source: str) -> UserError:
-    """One `UserError` that names every bad key, the value found and the remedy."""
-    sentences = list(dict.fromkeys(_sentence(finding, root) for finding in error.errors()))
-    lead = f"{source}: "
-    return UserError(lead + (sentences[0] if len(sentences) == 1 else "".join(f"\n  - {s}" for s in sentences)))
+COMMAND_LINE = "command line"
+"""The source of what an override set."""
 
 
-def _sentence(finding: Any, root: type[BaseModel]) -> str:
-    # A union's members appear in the location as "str" and "dict[str,any]"; only real keys are shown.
-    # An unknown key is the last part, whatever it looks like.
+def explain_errors(
+    error: ValidationError, root: type[BaseModel], source: str, overridden: Sequence[str] = ()
+) -> UserError:
+    """One `UserError` that names every bad key, the value found and the remedy, and where it was written: in
+    ``source``, or on the command line, whose keys are ``overridden``."""
+    found: dict[str, dict[str, None]] = {}
+    for finding in error.errors():
+        sentence = _sentence(finding, root)
+        found.setdefault(_source(finding, sentence, source, overridden), {})[sentence] = None
+    return UserError("\n".join(f"{where}: {_listed(list(sentences))}" for where, sentences in found.items()))
+
+
+def _listed(sentences: list[str]) -> str:
+    return sentences[0] if len(sentences) == 1 else "".join(f"\n  - {sentence}" for sentence in sentences)
+
+
+def _source(finding: Any, sentence: str, source: str, overridden: Sequence[str]) -> str:
+    """Where the key of a finding was written; of keys that do not fit together, where one of them was."""
+    location = ".".join(str(part) for part in _location(finding))
+    for key in overridden:
+        within = f"{location}.".startswith(f"{key}.") or f"{key}.".startswith(f"{location}.")
+        if within if location else re.search(rf"(?<![\w.]){re.escape(key)}\b", sentence):
+            return COMMAND_LINE
+    return source
+
+
+def _location(finding: Any) -> list[str | int]:
+    """The key of a finding in parts. A union's members appear in pydantic's location as "str" and "dict[str,any]";
+    only real keys stay. An unknown key is the last part, whatever it looks like."""
     unknown = finding["type"] == "extra_forbidden"
     path = list(finding["loc"][:-1] if unknown else finding["loc"])
     location = [part for part in path if isinstance(part, int) or part.isidentifier() or "-" in part]
-    location += finding["loc"][-1:] if unknown else ()
+    return [*location, *finding["loc"][-1:]] if unknown else location
+
+
+def _sentence(finding: Any, root: type[BaseModel]) -> str:
+    location = _location(finding)
     key = shorten(".".join(str(part) for part in location), 120)
-    if unknown:
+    if finding["type"] == "extra_forbidden":
         return _unknown(key, finding["input"], location, root)
     if finding["type"] == "missing":
         return f"{key} is missing; every config needs it"
@@ -66,7 +93,8 @@ def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[Bas
     elsewhere = [f"{name}.{word}" for name in root.model_fields if word in _section(root, [name]).model_fields]
     if elsewhere and word not in root.model_fields:
         return f"unknown key {shorten(key, 120)}={short_repr(value)}; did you mean {' or '.join(map(repr, elsewhere))}?"
-    return f"unknown key {shorten(key, 120)}={short_repr(value)}{did_you_mean(word, known)}"
+    section = ".".join(str(part) for part in location[:-1])
+    return f"unknown key {shorten(key, 120)}={short_repr(value)}{did_you_mean(word, known, section)}"
 
 
 def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:

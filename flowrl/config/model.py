@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from flowrl.config.section import Fraction, Section
-from flowrl.paths import local
+from flowrl.paths import absolute_folder
 
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
@@ -131,7 +131,7 @@ class ModelConfig(Section):
         adapted = None if self.full else LoRAOptions(**given)
         if "critic" in plain:
             plain["critic"] = self.critic_for(valued)
-        return {"path_or_pipeline": local(self.path), "family": family, "lora": adapted, **plain}
+        return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
     def strangers(self, family: Family) -> list[str]:
         """Keys that were set, but mean nothing for a family of models."""

@@ -171,7 +171,8 @@ class Config(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a YAML file, apply ``key.path=value`` overrides, check everything. Raises `UserError`."""
-        return cls.of(apply_overrides(read_config(Path(path)), overrides), str(path))
+        keys = [text.partition("=")[0].strip() for text in overrides]
+        return cls.of(apply_overrides(read_config(Path(path)), overrides), str(path), keys)
 
     @classmethod
     def of_run(cls, path: Path) -> Self:
@@ -179,12 +180,13 @@ class Config(Section):
         return cls.of(renamed.translated(read_yaml(path)), str(path))
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], source: str = "config") -> Self:
-        """A config from plain data. Raises `UserError` naming every bad key."""
+    def of(cls, values: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> Self:
+        """A config from plain data. Raises `UserError` naming every bad key, and as its place ``source``, or the
+        command line where it is one of the keys ``overridden`` there."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain_errors(error, cls, source) from None
+            raise explain_errors(error, cls, source, overridden) from None
 
     @property
     def directory(self) -> Path:

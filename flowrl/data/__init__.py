@@ -14,7 +14,7 @@ from flowrl.data.columns import TEXT_KEYS, Form
 from flowrl.data.drawing import PromptSet
 from flowrl.data.files import SUFFIXES, file_rows
 from flowrl.errors import UserError, did_you_mean, missing_package
-from flowrl.paths import expanded
+from flowrl.paths import expand_user
 
 __all__ = ["TEXT_KEYS", "Form", "PromptSet", "hub_rows", "load_prompts", "worlds"]
 
@@ -38,7 +38,7 @@ def load_prompts(spec: str, form: Form | None = None) -> PromptSet:
         rows = _sliced(split, lambda name: _generated(world, name, spec), spec)
     elif colon and world == "hf":
         rows = _hub(split, spec)
-    elif expanded(spec).is_file():
+    elif expand_user(spec).is_file():
         rows = _file(spec)
     else:
         rows = _sliced(spec, _file, spec)
@@ -107,7 +107,7 @@ def hub_rows(path: str, *configuration: str, split: str) -> list[Mapping[str, An
 
 
 def _file(name: str) -> Sequence[Any]:
-    path = expanded(name)
+    path = expand_user(name)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"prompts {str(path)!r}: expected world:split, hf:name:split or a file ending in {', '.join(SUFFIXES)}"

@@ -12,8 +12,8 @@ from flowrl.math.masking import log_ratio_kl
 from flowrl.types import (
     ALL_TOKENS,
     CausalPolicy,
+    IncompatibleError,
     Likelihood,
-    MisfitError,
     Rollout,
     Rows,
     TextCondition,
@@ -66,11 +66,11 @@ class Tokens:
     trust_rollout: bool = False
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         return ()
 
     @property
-    def told(self) -> bool:
+    def has_recorded_logp(self) -> bool:
         return self.trust_rollout
 
     def decisions(self, recorded: int) -> tuple[int, int]:
@@ -79,24 +79,24 @@ class Tokens:
     def probe(self, rollout: Rollout, policy: CausalPolicy, seeds: Tensor) -> TokenRows:
         trace = rollout.trace
         if not isinstance(trace, TokenTrace):
-            raise MisfitError("tokens are scored on completions: use a language model's sampler")
+            raise IncompatibleError("tokens are scored on completions: use a language model's sampler")
         if self.trust_rollout and not (self.truncated or trace.truncation.off):
-            raise MisfitError(
+            raise IncompatibleError(
                 "estimator.trust_rollout takes the sampler's probabilities, which top_p or top_k cut, and "
                 "estimator.truncated=false scores others; change one of them"
             )
         truncation = trace.truncation if self.truncated else ALL_TOKENS
         return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation)
 
-    def old(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
+    def recorded_logp(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
         if not self.trust_rollout:
             return None
         if rows.behaviour is None:
-            raise MisfitError("trust_rollout needs a sampler that records log-probabilities")
+            raise IncompatibleError("trust_rollout needs a sampler that records log-probabilities")
         return Likelihood(rows.behaviour.double())
 
     def __call__(
-        self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, against: Sequence[str] = ()
+        self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, references: Sequence[str] = ()
     ) -> Likelihood:
         def score(entropy: bool = False) -> TokenScores:
             return policy.score(
@@ -110,7 +110,7 @@ class Tokens:
             )
 
         frozen = {}
-        for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
+        for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
             with policy.using(name):
                 frozen[name] = score().logp
         live = score(self.entropy)
@@ -125,9 +125,9 @@ class Tokens:
 
 
 def need_choices(recorded: int) -> int:
-    """The decisions of a completion; `MisfitError` where there are none."""
+    """The decisions of a completion; `IncompatibleError` where there are none."""
     if not recorded:
-        raise MisfitError("greedy completions of a prompt are all the same; train with temperature above 0")
+        raise IncompatibleError("greedy completions of a prompt are all the same; train with temperature above 0")
     return recorded
 
 

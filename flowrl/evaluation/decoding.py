@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.samplers.causal import CausalSampler

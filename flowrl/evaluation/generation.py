@@ -1,8 +1,7 @@
-"""One batch of samples for prompts: what evaluation, `flowrl sample` and `flowrl doctor` have in common."""
+"""One batch of samples: what evaluation, `flowrl sample` and `flowrl doctor` have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, Policy, Prompt, Sampler, Samples, TokenTrace
+from flowrl.types import Draw, Policy, Sampler, Samples, TokenTrace
 
 BATCH_NUMBERS = 2**20  # latent numbers per batch: four images of 1024 px with 16 latent channels, on any GPU
 BATCH_IMAGES = 64
@@ -28,17 +27,15 @@ class Generated:
     """Of each completion, its end token included."""
 
 
-def generate(policy: Policy, sampler: Sampler, weights: str, prompts: Sequence[Prompt], draw: Draw) -> Generated:
-    """One sample per prompt (n of them, repeats allowed) with the weight set ``weights``."""
-    places: dict[Hashable, int] = {}
-    rows = torch.tensor([places.setdefault(prompt.asked, len(places)) for prompt in prompts])
+def generate(policy: Policy, sampler: Sampler, weights: str, draw: Draw) -> Generated:
+    """The samples of a draw, with the weight set ``weights``."""
     with torch.no_grad(), policy.using(weights):
-        rollout = sampler(policy, policy.condition(list(places)).take(rows), draw)
+        rollout = sampler(policy, policy.condition(draw.prompts), draw)
         decoded = policy.decode(rollout.final)
     if isinstance(decoded, Tensor):
-        return Generated(Samples(prompts, images=decoded))
+        return Generated(Samples(draw.prompts, images=decoded))
     assert isinstance(rollout.trace, TokenTrace)
-    return Generated(Samples(prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
+    return Generated(Samples(draw.prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
 
 
 def batch_size(policy: Any, sampler: Sampler) -> int:

@@ -157,8 +157,10 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 def _generate(source: SampleSource, policy: Policy, prompts: Mapping[int, Prompt], jobs: Sequence[Job]) -> Generated:
     seeds = [derive(source.seed, "evaluation", entry.index, sample) for entry, sample in jobs]
-    draw = Draw.of(torch.tensor(seeds), torch.tensor([entry.index for entry, _ in jobs]), 0, source.seed)
-    return generate(policy, source.sampler, source.weights, [prompts[entry.index] for entry, _ in jobs], draw)
+    numbers = [entry.index for entry, _ in jobs]
+    asked = [prompts[number] for number in numbers]
+    draw = Draw.of(torch.tensor(seeds), torch.tensor(numbers), 0, source.seed, asked)
+    return generate(policy, source.sampler, source.weights, draw)
 
 
 def _chunks(source: SampleSource, entry: Entry, sample: int) -> dict[str, Any]:

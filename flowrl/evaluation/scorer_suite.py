@@ -15,7 +15,7 @@ from flowrl.evaluation.prompt_files import benchmark_prompts
 from flowrl.evaluation.score_cache import ScoreCache, files_digest
 from flowrl.evaluation.suite import Options, SuiteScores, prompt_tags
 from flowrl.evaluation.target import Target
-from flowrl.score.finding import find_reward
+from flowrl.score.registry import find_reward
 from flowrl.types import Prompt, Samples
 from flowrl.values import misfit
 

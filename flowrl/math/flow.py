@@ -177,9 +177,6 @@ class SDEDPM:
         return kept + clean, -clean * t, t_next * (1 - decay**2).clamp(min=0).sqrt()
 
 
-Kernel = ODE | FlowSDE | DanceSDE | CPS | DDIM | SDEDPM
-
-
 def dpm_solver_2m(
     x: Tensor, clean: Tensor, previous: Tensor | None, t: Tensor, t_next: Tensor, t_previous: Tensor
 ) -> Tensor:

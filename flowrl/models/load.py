@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
+from flowrl.models.causal.load import load_causal
 from flowrl.models.loading import blamed
-from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.masked.load import load_masked
 from flowrl.models.text.opening import family_of
 
 LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
@@ -22,7 +23,7 @@ def load_policy(
     Args:
         family: ``None``: told by the model's files (`family_of`).
         options: those of the family's loader: :func:`flowrl.models.diffusion.load_policy`,
-            :func:`flowrl.models.text.load.load_causal`, :func:`flowrl.models.text.load.load_masked`.
+            :func:`flowrl.models.causal.load.load_causal`, :func:`flowrl.models.masked.load.load_masked`.
 
     Raises:
         UserError: for a model that is missing or unsuitable, and options that its family does not have.

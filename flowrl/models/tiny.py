@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.models.weights import WeightSets
-from flowrl.types import CfgGrad
+from flowrl.types import CfgGrad, Prompt
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class TinyFlow:
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.weights.using(name)
 
-    def follow(self, name: str, decay: float) -> None:
-        self.weights.follow(name, decay)
+    def update_ema(self, name: str, decay: float) -> None:
+        self.weights.update_ema(name, decay)
 
-    def condition(self, prompts: Sequence[str]) -> TinyCondition:
-        return TinyCondition(torch.tensor([self.prompts.index(p) for p in prompts]))
+    def condition(self, prompts: Sequence[Prompt]) -> TinyCondition:
+        return TinyCondition(torch.tensor([self.prompts.index(p.text) for p in prompts]))
 
     def times(self, steps: int) -> Tensor:
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
 from flowrl.models.weights import WeightSets
-from flowrl.types import ALL_TOKENS, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 PROMPT_STREAM = 77
 
@@ -71,11 +71,11 @@ class TinyText:
     def using(self, name: str) -> AbstractContextManager[None]:
         return self.weights.using(name)
 
-    def follow(self, name: str, decay: float) -> None:
-        self.weights.follow(name, decay)
+    def update_ema(self, name: str, decay: float) -> None:
+        self.weights.update_ema(name, decay)
 
-    def condition(self, prompts: Sequence[str]) -> TinyTextCondition:
-        return TinyTextCondition(torch.tensor([self.prompts.index(p) for p in prompts]), len(self.prompts))
+    def condition(self, prompts: Sequence[Prompt]) -> TinyTextCondition:
+        return TinyTextCondition(torch.tensor([self.prompts.index(p.text) for p in prompts]), len(self.prompts))
 
     def decode(self, final: Tensor) -> list[str]:
         """Digits up to the end token."""

@@ -53,7 +53,7 @@ class WeightSets:
         finally:
             self._point_at(before)
 
-    def follow(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
         if name == LIVE:
             raise ValueError("the live weights are moved by the optimiser; choose another name to follow them")

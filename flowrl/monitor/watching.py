@@ -54,7 +54,7 @@ def watch_heldout(session: Any, samples: Samples, scores: Scores) -> dict[str, f
     return _metrics(checks)
 
 
-def news(session: Any, metrics: Mapping[str, float]) -> list[str]:
+def new_alarms(session: Any, metrics: Mapping[str, float]) -> list[str]:
     """Sentences of the alarms that are raised in an iteration's metrics and were not before."""
     memory, options = _memory(session), session.config.monitor
     active: list[str] = memory.setdefault("active", [])
@@ -69,7 +69,7 @@ def news(session: Any, metrics: Mapping[str, float]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Halt:
+class Stop:
     """A run that ends because of an alarm."""
 
     reason: str
@@ -77,18 +77,18 @@ class Halt:
     """Whether the state that raised the alarm becomes a checkpoint."""
 
 
-def halt(session: Any, run: RunDirectory) -> Halt | None:
-    """After `news`: whether ``monitor.action`` ends the run here."""
+def should_stop(session: Any, run: RunDirectory) -> Stop | None:
+    """After `new_alarms`: whether ``monitor.action`` ends the run here."""
     since, action, done = _memory(session).get("since"), session.config.monitor.action, session.progress.iteration
     if since is None or action == "none":
         return None
     if action == "stop":
-        return Halt(f"monitor.action=stop: saved and stopped after iteration {done}", save=True)
-    good = [path for path in checkpoint.all_steps(run.checkpoints) if path < checkpoint.directory(path.parent, since)]
+        return Stop(f"monitor.action=stop: saved and stopped after iteration {done}", save=True)
+    good = [path for path in checkpoint.finished(run.checkpoints) if path < checkpoint.directory(path.parent, since)]
     best, metric = checkpoint.best(run.checkpoints), session.config.checkpoint.best
     last = f"the last one before the alarm is {good[-1]}" if good else "none is older than the alarm"
     last += f", the best by {metric} is {best}" if best in good else ""
-    return Halt(f"monitor.action=rollback: stopped after iteration {done} without a checkpoint; {last}", save=False)
+    return Stop(f"monitor.action=rollback: stopped after iteration {done} without a checkpoint; {last}", save=False)
 
 
 def _check(name: str, metrics: Mapping[str, float], memory: Memory) -> Check:

@@ -1,6 +1,6 @@
-"""Scores to credit: one number per sample.
+"""Scores to advantage: one number per sample.
 
-Rows whose ``valid`` is False take no part in any statistic and get credit 0. ``memory`` is the part's state over
+Rows whose ``valid`` is False take no part in any statistic and get advantage 0. ``memory`` is the part's state over
 iterations.
 """
 
@@ -41,13 +41,13 @@ class GroupCentred:
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         if self.merge == "rewards":
-            credit = self._normalise(scores.total, scores)
+            advantage = self._normalise(scores.total, scores)
         else:
             known = [replace(scores, valid=scores.valid & ~column.isnan()) for column in scores.contributions.T]
             columns = [self._normalise(*pair) for pair in zip(scores.contributions.T, known, strict=True)]
-            credit = torch.stack(columns, dim=1).nan_to_num(0.0) @ scores.weights
-        credit = _finish(credit, scores.valid, self.clip)
-        return credit if self.scaled_to is None or not self.clip else credit * (self.scaled_to / self.clip)
+            advantage = torch.stack(columns, dim=1).nan_to_num(0.0) @ scores.weights
+        advantage = _finish(advantage, scores.valid, self.clip)
+        return advantage if self.scaled_to is None or not self.clip else advantage * (self.scaled_to / self.clip)
 
     def _normalise(self, reward: Tensor, scores: Scores) -> Tensor:
         group, valid = scores.group, scores.valid
@@ -73,8 +73,8 @@ class LeaveOneOut:
         reward = scores.total
         count = group_count(scores.group, scores.valid).to(reward.dtype)
         others = (group_sum(reward, scores.group, scores.valid) - reward) / (count - 1).clamp(min=1)
-        credit = torch.where(count > 1, reward - others, torch.zeros_like(reward))
-        return _finish(credit, scores.valid, self.clip)
+        advantage = torch.where(count > 1, reward - others, torch.zeros_like(reward))
+        return _finish(advantage, scores.valid, self.clip)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class ExponentialWeight:
 
 
 @dataclass(frozen=True)
-class Plain:
+class RawReward:
     """The reward itself, less ``baseline``: ``none``, or the ``batch`` mean of the other samples (unbiased). REINFORCE
     (Williams 1992); PPO and REINFORCE++ spread it over tokens afterwards."""
 
@@ -161,9 +161,9 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class AgainstGreedy:
+class GreedyBaseline:
     """``r - r of the greedy completion``, the first sample of every group (``sampler.greedy_first``), which gets no
-    credit itself. ReMax (arXiv:2310.10505)."""
+    advantage itself. ReMax (arXiv:2310.10505)."""
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         first = first_of_group(scores.group)
@@ -196,20 +196,20 @@ class SoftmaxContrast:
 
 
 @dataclass(frozen=True)
-class BestAgainstWorst:
+class BestVersusWorst:
     """1 for one best sample of the group, -1 for one worst (the first of equals), 0 for the rest; 0 for a group without
     spread. The preference pairs of VRPO, made from rewards."""
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, group, valid = scores.total, scores.group, scores.valid
-        credit = torch.zeros_like(reward)
+        advantage = torch.zeros_like(reward)
         flat = flat_groups(reward, group, valid)
         for key in group.unique():
             rows = ((group == key) & valid & ~flat).nonzero()[:, 0]
             if len(rows):
-                credit[rows[reward[rows].argmax()]] = 1.0
-                credit[rows[reward[rows].argmin()]] = -1.0
-        return credit
+                advantage[rows[reward[rows].argmax()]] = 1.0
+                advantage[rows[reward[rows].argmin()]] = -1.0
+        return advantage
 
 
 def _need_warmth(temperature: float) -> None:
@@ -217,6 +217,6 @@ def _need_warmth(temperature: float) -> None:
         raise ValueError(f"the temperature of the weights should be above 0, found {temperature}")
 
 
-def _finish(credit: Tensor, valid: Tensor, clip: float | None) -> Tensor:
-    credit = torch.where(valid, credit, torch.zeros_like(credit))
-    return credit if clip is None else credit.clamp(-clip, clip)
+def _finish(advantage: Tensor, valid: Tensor, clip: float | None) -> Tensor:
+    advantage = torch.where(valid, advantage, torch.zeros_like(advantage))
+    return advantage if clip is None else advantage.clamp(-clip, clip)

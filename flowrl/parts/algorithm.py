@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.parts.aggregations import SampleMean
-from flowrl.parts.emphases import Uniform
+from flowrl.parts.ema import EmaWeights
+from flowrl.parts.loss_weights import Uniform
 from flowrl.parts.regularizers import ValueLoss
-from flowrl.parts.schedules import Follower
-from flowrl.parts.selections import Everything
-from flowrl.types import Advantage, Aggregation, Credit, Emphasis, Estimator, Objective, Regularizer, Sampler, Selection
+from flowrl.parts.selections import AllSamples
+from flowrl.types import (
+    Advantage,
+    Aggregation,
+    Estimator,
+    LossWeight,
+    Objective,
+    Regularizer,
+    Sampler,
+    Selection,
+    TokenAdvantage,
+)
 
 Family = Literal["diffusion", "masked", "causal"]
 
@@ -23,29 +33,29 @@ class Algorithm:
     estimator: Estimator
     advantage: Advantage
     objective: Objective
-    credit: tuple[Credit, ...] = ()
-    """How the credit of a sample is spread over its decisions; by default each gets all of it."""
-    selection: Selection = Everything()
-    emphasis: Emphasis = Uniform()
+    token_advantage: tuple[TokenAdvantage, ...] = ()
+    """How the advantage of a sample is spread over its decisions; by default each gets all of it."""
+    selection: Selection = AllSamples()
+    loss_weight: LossWeight = Uniform()
     regularizers: tuple[Regularizer, ...] = ()
     aggregation: Aggregation = SampleMean()
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
-    followers: tuple[Follower, ...] = ()
+    ema_weights: tuple[EmaWeights, ...] = ()
     redraw: bool = False
     """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
-    drop_cut: bool = False
-    """Completions that were cut at the sampler's length leave the loss and its mean; rewards, credit and statistics
+    mask_truncated_completions: bool = False
+    """Completions that were cut at the sampler's length leave the loss and its mean; rewards, advantage and statistics
     keep them (DAPO's overlong filtering, arXiv:2503.14476 section 3.4; TRL's ``mask_truncated_completions``)."""
     min_group: int = 2
-    """The smallest group the credit is defined for."""
+    """The smallest group the advantage is defined for."""
     families: tuple[Family, ...] = ("diffusion",)
 
     @property
-    def held(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         """Weight sets that regularizers and objective compare the live one with."""
         named = [r.to for r in self.regularizers if r.weight > 0]
-        return tuple(dict.fromkeys(name for name in (*named, self.objective.held) if name))
+        return tuple(dict.fromkeys(name for name in (*named, self.objective.reference) if name))
 
     @property
     def family(self) -> Family:
@@ -61,5 +71,5 @@ class Algorithm:
     def weight_sets(self) -> tuple[str, ...]:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
-        compared = (credit.held for credit in self.credit if credit.held)
-        return tuple(dict.fromkeys((*behaviour, *self.held, *compared, *(f.name for f in self.followers))))
+        compared = (advantage.reference for advantage in self.token_advantage if advantage.reference)
+        return tuple(dict.fromkeys((*behaviour, *self.references, *compared, *(f.name for f in self.ema_weights))))

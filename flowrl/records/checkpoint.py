@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.errors import UserError, describe_exception
-from flowrl.files import as_created, raise_if_full, sha256, sync, sync_tree, write_whole
+from flowrl.files import raise_if_full, sha256, sync, sync_tree, use_default_permissions, write_atomically
 from flowrl.records.machine import commit, versions
 
 LATEST, BEST = "latest", "best"
@@ -97,7 +97,7 @@ def save(
         if isinstance(error, SafetensorError) and "No space left" in str(error):
             raise UserError(f"no space left on the disk of {root}; free some, then use --resume auto") from error
         raise
-    write_whole(root / LATEST, final.name + "\n")
+    write_atomically(root / LATEST, final.name + "\n")
     if best is not None:
         _note_best(root, final.name, manifest["metrics"], best)
     prune(root, keep)
@@ -109,7 +109,7 @@ def load(path: Path) -> Checkpoint:
 
     Raises `UserError` that names the damaged file and the newest older checkpoint that is intact.
     """
-    problem = damage(path)
+    problem = find_damage(path)
     if problem:
         raise UserError(f"checkpoint {path} cannot be used: {problem}{_remedy(path)}")
     try:
@@ -123,7 +123,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, Recursio
 """What reading JSON of unknown content may raise."""
 
 
-def damage(path: Path, contents: bool = True) -> str | None:
+def find_damage(path: Path, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint directory, or None. Without ``contents`` files are not read, only measured."""
     if not path.is_dir():
         return "it does not exist"
@@ -168,17 +168,17 @@ def directory(root: Path, step: int) -> Path:
     return root / f"step_{step:06d}"
 
 
-def all_steps(root: Path) -> list[Path]:
+def finished(root: Path) -> list[Path]:
     """Finished checkpoint directories, oldest first. Not verified."""
-    return [path for path in every(root) if (path / MANIFEST).is_file()]
+    return [path for path in step_directories(root) if (path / MANIFEST).is_file()]
 
 
-def survey(root: Path) -> tuple[Path | None, dict[Path, str]]:
+def newest_intact(root: Path) -> tuple[Path | None, dict[Path, str]]:
     """``(newest intact checkpoint or None, what is wrong with each directory newer than it)``, newest first. Nothing
     is changed. A directory that lost its manifest counts: saving moves whole directories into place, so it had one."""
     broken: dict[Path, str] = {}
-    for path in reversed(every(root)):
-        problem = damage(path)
+    for path in reversed(step_directories(root)):
+        problem = find_damage(path)
         if problem is None:
             return path, broken
         broken[path] = problem
@@ -187,7 +187,7 @@ def survey(root: Path) -> tuple[Path | None, dict[Path, str]]:
 
 def latest(root: Path) -> Path | None:
     """The newest intact checkpoint, or None. Warns about damaged ones on the way."""
-    found, broken = survey(root)
+    found, broken = newest_intact(root)
     for path, problem in broken.items():
         if (path / MANIFEST).is_file():
             warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
@@ -196,20 +196,20 @@ def latest(root: Path) -> Path | None:
 
 def best(root: Path) -> Path | None:
     """The checkpoint of the best metric so far, or None."""
-    name = pointed(root, BEST)
+    name = read_pointer(root, BEST)
     return root / name if name and (root / name / MANIFEST).is_file() else None
 
 
 def prune(root: Path, keep: int) -> None:
     """Remove all but the latest ``keep`` checkpoints and the best, and what killed saves left behind."""
-    protected = pointed(root, BEST)
-    for path in all_steps(root)[:-keep]:
+    protected = read_pointer(root, BEST)
+    for path in finished(root)[:-keep]:
         if path.name != protected:
             _remove(path)
-    clean(root)
+    remove_leftovers(root)
 
 
-def clean(root: Path) -> None:
+def remove_leftovers(root: Path) -> None:
     """Remove what killed saves left behind. A checkpoint that was being replaced when the process died comes back."""
     for path in root.glob(f"{REPLACED}step_*"):
         former = path.with_name(path.name.removeprefix(REPLACED))
@@ -225,15 +225,15 @@ def clean(root: Path) -> None:
 def discard_after(root: Path, step: int) -> None:
     """Remove checkpoints later than ``step``: the run goes on from there and will write its own. What cannot be read is
     not removed, but renamed to ``unreadable-step_...``."""
-    for path in every(root):
-        if step_of(path) > step and damage(path) is None:
+    for path in step_directories(root):
+        if step_of(path) > step and find_damage(path) is None:
             _remove(path)
         elif step_of(path) > step:
             _set_aside(path)
     if best(root) is None:
         (root / BEST).unlink(missing_ok=True)
     if directory(root, step).is_dir():
-        write_whole(root / LATEST, directory(root, step).name + "\n")
+        write_atomically(root / LATEST, directory(root, step).name + "\n")
 
 
 def _set_aside(path: Path) -> None:
@@ -245,7 +245,7 @@ def _set_aside(path: Path) -> None:
     os.replace(path, free)
 
 
-def every(root: Path) -> list[Path]:
+def step_directories(root: Path) -> list[Path]:
     """``step_...`` directories, finished or not, oldest first."""
     found = [path for path in root.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
@@ -254,7 +254,7 @@ def every(root: Path) -> list[Path]:
 def _fill(partial: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     (partial / "state").mkdir(parents=True)
     save_file(_separate(tensors), partial / STATE)
-    as_created(partial / STATE)
+    use_default_permissions(partial / STATE)
     (partial / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
@@ -329,11 +329,11 @@ def _note_best(root: Path, name: str, metrics: Mapping[str, float | None], key: 
         return
     champion = best(root)
     if champion is not None and champion.name != name:
-        known = told(champion).get("metrics")
+        known = read_manifest(champion).get("metrics")
         old = known.get(key) if isinstance(known, dict) else None
         if isinstance(old, int | float) and old >= new:
             return
-    write_whole(root / BEST, name + "\n")
+    write_atomically(root / BEST, name + "\n")
 
 
 def _remove(path: Path) -> None:
@@ -344,7 +344,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def told(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """What a checkpoint's manifest says, unverified; nothing where it cannot be read."""
     try:
         return dict(_json(path / MANIFEST))
@@ -352,7 +352,7 @@ def told(path: Path) -> dict[str, Any]:
         return {}
 
 
-def pointed(root: Path, pointer: str) -> str | None:
+def read_pointer(root: Path, pointer: str) -> str | None:
     """The checkpoint that ``latest`` or ``best`` names; None where it names none."""
     try:
         name = (root / pointer).read_text(encoding="utf-8").strip()
@@ -367,8 +367,8 @@ def step_of(path: Path) -> int:
 
 
 def _remedy(path: Path) -> str:
-    others = [other for other in reversed(all_steps(path.parent)) if other.name != path.name]
-    usable = next((other for other in others if damage(other) is None), None)
+    others = [other for other in reversed(finished(path.parent)) if other.name != path.name]
+    usable = next((other for other in others if find_damage(other) is None), None)
     if usable is None:
         return "; no other intact checkpoint is beside it, start again without --resume"
     return f"; use --resume {usable} (or --resume auto)"

@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.files import check_place, raise_if_full, write_whole
+from flowrl.files import check_writable, raise_if_full, write_atomically
 from flowrl.records import machine
 from flowrl.records.sample_files import read_json_lines, write_image
 from flowrl.types import Samples, Scores
@@ -61,7 +61,7 @@ class RunDirectory:
 
     def __enter__(self) -> Self:
         """Claim the run for this process. Raises `UserError` if another process has it, or nothing can be written."""
-        check_place(self.path, "out")
+        check_writable(self.path, "out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a+", encoding="utf-8")
@@ -101,9 +101,9 @@ class RunDirectory:
         """Write the resolved config and the environment."""
         self.path.mkdir(parents=True, exist_ok=True)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        facts = {"started": started, **machine.describe()}
-        write_whole(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
-        write_whole(self.config_path, config_yaml)
+        facts = {"started": started, **machine.describe_machine()}
+        write_atomically(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
+        write_atomically(self.config_path, config_yaml)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Append one line, at once visible to readers. Values that are not finite become null."""
@@ -124,7 +124,7 @@ class RunDirectory:
         """Forget metrics and samples after ``step``, so that a resumed run does not tell its story twice."""
         if self.metrics_path.is_file():
             kept = [line for line in self.metrics() if _step_of(line) <= step]
-            write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
             if digits.isdigit() and int(digits) > step:

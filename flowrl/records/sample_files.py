@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.files import write_whole
+from flowrl.files import write_atomically
 from flowrl.media import picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,7 +55,7 @@ def sample_path(folder: Path, index: int, sample: int, suffix: str = IMAGE) -> P
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
+    write_atomically(path, text)
 
 
 def write_image(path: Path, image: Tensor, facts: Mapping[str, Any] | None = None) -> None:

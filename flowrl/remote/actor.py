@@ -1,4 +1,4 @@
-"""What runs in an actor of a Ray cluster, started by `flowrl.hosting.cluster`: one reward."""
+"""What runs in an actor of a Ray cluster, started by `flowrl.clients.ray`: one reward."""
 
 from __future__ import annotations
 

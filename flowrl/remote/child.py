@@ -1,4 +1,4 @@
-"""A reward's own process, started by `flowrl.hosting.process`: load it, then answer calls."""
+"""A reward's own process, started by `flowrl.clients.process`: load it, then answer calls."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from flowrl.clients.process import read_frame, write_frame
+from flowrl.clients.results import RewardError, as_scores, plain
 from flowrl.errors import UserError, describe_exception
-from flowrl.hosting.answers import RewardError, as_scores, plain
-from flowrl.hosting.process import read_frame, write_frame
-from flowrl.score.adapting import Answer, adapt, version_of
-from flowrl.score.finding import find_reward
+from flowrl.score.registry import find_reward
+from flowrl.score.signatures import Answer, adapt, version_of
 from flowrl.types import Chat, Prompt, Samples
 
 

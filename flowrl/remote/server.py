@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, Call, Limits, RefusedError
 from flowrl.errors import UserError
-from flowrl.hosting.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, Call, Limits, RefusedError
 from flowrl.remote.settings import ServerConfig, choose_token
 from flowrl.remote.worker import Answer, RewardProcess
 
@@ -116,7 +116,7 @@ async def _serve(settings: ServerConfig, token: str, invented: bool, listener: s
         app = build_app(scorers, token, settings.limits)
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=HeadTimeoutProtocol,
             ws="none",
             lifespan="off",
             log_level="warning",
@@ -210,7 +210,7 @@ async def _fail(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": "the server failed; its log says why"}, 500, CLOSE)
 
 
-class PatientProtocol(H11Protocol):
+class HeadTimeoutProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with an end to its patience: it waits for ever for the head of a request."""
 
     _alarm: asyncio.TimerHandle | None = None

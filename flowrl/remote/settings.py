@@ -11,13 +11,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flowrl.clients import HTTP, RAY
+from flowrl.clients.protocol import TOKEN_VARIABLE, Limits
 from flowrl.config import Config
 from flowrl.config.errors import explain_errors
 from flowrl.config.reading import read_config
 from flowrl.config.reward import Reward
 from flowrl.errors import UserError
-from flowrl.hosting import HTTP, RAY
-from flowrl.hosting.protocol import TOKEN_VARIABLE, Limits
 
 SHORTEST_TOKEN = 16
 OWN_KEYS = {"use", "name", "options", "device", "dtype", "batch_size"}

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from flowrl.clients.protocol import TOKEN_VARIABLE, Call, Limits, RefusedError, decode_images
 from flowrl.errors import UserError
-from flowrl.hosting.protocol import TOKEN_VARIABLE, Call, Limits, RefusedError, decode_images
 
 START_SECONDS = 600.0
 """For a worker's imports and its weights, on a busy machine."""

@@ -28,7 +28,7 @@ DIAGNOSTICS = (
     ("Loss", ("loss",), None, "not comparable between algorithms"),
     ("Flat groups", ("zero_std_fraction",), None, "share whose samples score the same"),
     ("Rounds of sampling", ("sampling/rounds",), None, "until enough groups are not flat"),
-    ("Advantage", ("advantage/",), None, "credit given to samples"),
+    ("Advantage", ("advantage/",), None, "of samples"),
 )
 
 

@@ -92,7 +92,7 @@ def strips(record: Record) -> list[Strip]:
     out = []
     for row in (first[index] for index in spaced(len(first), PER_MOMENT)):
         same = [(s, r) for s in shown for r in s.rows if _identity(r) == _identity(row)]
-        found = [(snapshot.step, picture) for snapshot, r in same if (picture := _sample(snapshot, r, credit=False))]
+        found = [(snapshot.step, picture) for snapshot, r in same if (picture := _sample(snapshot, r, advantage=False))]
         if found:
             out.append(Strip(str(row.get("prompt", "")), found))
     return out
@@ -114,8 +114,8 @@ def extremes(record: Record) -> Extremes | None:
         return None
 
     def pair(row: Mapping[str, Any]) -> Pair | None:
-        then = _sample(first, before[_identity(row)], credit=False)
-        now = _sample(last, row, credit=False)
+        then = _sample(first, before[_identity(row)], advantage=False)
+        now = _sample(last, row, advantage=False)
         if then is None or now is None:
             return None
         return Pair(str(row.get("prompt", "")), "", replace(then, caption=""), replace(now, caption=""))
@@ -148,9 +148,9 @@ def _identity(row: Mapping[str, Any]) -> tuple[Any, Any]:
     return row.get("prompt_id"), row.get("seed")
 
 
-def _sample(snapshot: Snapshot, row: Mapping[str, Any], credit: bool = True) -> Picture | None:
+def _sample(snapshot: Snapshot, row: Mapping[str, Any], advantage: bool = True) -> Picture | None:
     name = next((str(row[key]) for key in FILE_KEYS if key in row), None)
-    scores = [pair for pair in _scores(row) if credit or pair[0] != "advantage"]
+    scores = [pair for pair in _scores(row) if advantage or pair[0] != "advantage"]
     marks = tuple((label, number(value)) for label, value in scores)
     return _picture(snapshot.folder, name, row, str(row.get("prompt", "")), marks)
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flowrl.algorithms import build, describe, paper, summary
+from flowrl.composition import build, describe, paper, summary
 from flowrl.errors import UserError, describe_exception
 from flowrl.evaluation.table import VARIANTS, decimals, format_estimate, nested, notes, rows
 from flowrl.records.sample_files import write_text

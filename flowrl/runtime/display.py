@@ -39,7 +39,7 @@ PHASES = {
     "sample": "sampling",
     "decode": "decoding",
     "reward": "waiting for rewards",
-    "advantage": "credit",
+    "advantage": "advantages",
     "update": "update",
     "monitor": "monitor",
     "eval": "evaluation",
@@ -56,7 +56,8 @@ SINGLE = 4
 class Display:
     """Shows how far a command is. ``console`` decides where; a console that is no terminal gets plain lines.
 
-    Before the first iteration it says what is being loaded (`stage`), then how training goes (`begin`, `update`).
+    Before the first iteration it says what is being loaded (`stage`), then how training goes
+    (`start_iterations`, `update`).
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Display:
         """The part of an iteration that begins now; shown in a terminal only."""
         self._now, self._since = PHASES.get(name, name), time.perf_counter()
 
-    def begin(self, name: str, iterations: int, done: int = 0) -> None:
+    def start_iterations(self, name: str, iterations: int, done: int = 0) -> None:
         """From now on iterations of a run are shown, of which so many are done."""
         self._name, self._iterations, self._start, self._iteration = name, iterations, done, done
         self._began = time.perf_counter()

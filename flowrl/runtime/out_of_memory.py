@@ -11,7 +11,9 @@ from flowrl.runtime.timing import PhaseTimer
 
 
 @contextmanager
-def explained(config: Config, phase: str | PhaseTimer, rescue: Callable[[], None] | None = None) -> Iterator[None]:
+def explain_out_of_memory(
+    config: Config, phase: str | PhaseTimer, rescue: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Running out of memory inside becomes a `UserError` that names the phase (of a timer: the one it was in) and the
     keys to lower. Before that or any other `UserError` goes on, ``rescue`` saves what is worth it."""
     try:

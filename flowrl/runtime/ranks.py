@@ -12,7 +12,7 @@ def rank() -> int:
     return dist.get_rank() if _distributed() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if _distributed() else 1
 
@@ -24,7 +24,7 @@ def is_main() -> bool:
 
 def share(count: int) -> slice:
     """This process' part of ``count`` rows: contiguous, sizes differ by at most one, in the order of ranks."""
-    each, extra = divmod(count, world())
+    each, extra = divmod(count, world_size())
     start = rank() * each + min(rank(), extra)
     return slice(start, start + each + (rank() < extra))
 
@@ -34,10 +34,10 @@ def gather(rows: Tensor) -> Tensor:
 
     Bytes travel as they are: 64-bit ids and NaN arrive exactly.
     """
-    if world() == 1:
+    if world_size() == 1:
         return rows
     device = _device()
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=device))
     sizes = [int(count) for count in counts]
     padded = torch.zeros((max(sizes), *rows.shape[1:]), dtype=rows.dtype, device=device)
@@ -49,7 +49,7 @@ def gather(rows: Tensor) -> Tensor:
 
 def total(value: Tensor) -> Tensor:
     """Sum over processes, on the device it came from; the input is left as it was."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     summed = value.detach().clone().to(_device())
     dist.all_reduce(summed)
@@ -58,7 +58,7 @@ def total(value: Tensor) -> Tensor:
 
 def wait() -> None:
     """Return when every process has come here."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 

@@ -70,7 +70,7 @@ class CausalSampler:
     def __call__(self, policy: CausalPolicy, condition: TextCondition, draw: Draw) -> Rollout:
         heat = torch.full((len(draw),), self.temperature, dtype=torch.float64)
         if self.greedy_first:
-            heat[draw.first] = 0.0
+            heat[draw.place == 0] = 0.0
         if self.engine is None:
             tokens, logp, rows = self._decode(policy, condition, draw, heat.to(policy.device))
         else:

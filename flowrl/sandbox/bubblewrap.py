@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowrl.errors import UserError
-from flowrl.sandbox.probes import FILTERED, PROBES, SECRET
+from flowrl.sandbox.self_test import FILTERED, PROBES, SECRET
 from flowrl.sandbox.system_calls import compile_filter, filter_file
 
 NOBODY = 65534
@@ -93,7 +93,7 @@ class Sandbox:
             _end(process)
 
     def converse(self, part: Literal["program", "tests"]) -> Conversation:
-        """Start one side of `flowrl.sandbox.inside`; close what is returned."""
+        """Start one side of `flowrl.sandbox.harness`; close what is returned."""
         process = self._start([], ["-s", "-B", "-c", HARNESS.read_text(), part], ())
         talk = Conversation(process)
         try:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.math.random import derive, uniform
-from flowrl.score.adapting import take
-from flowrl.score.asking import Tally
+from flowrl.score.reward import CallStats
 from flowrl.score.rewards import Rewards, load_rewards
+from flowrl.score.signatures import take
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes.scenes import SIZE, random_scene, render
 
@@ -26,7 +26,7 @@ GROUP = 4
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """The outcome of one check."""
 
     check: str
@@ -38,21 +38,21 @@ class _BrokenPromiseError(Exception):
     """A check did not hold."""
 
 
-def examine(
+def run_checks(
     use: str, prompts: Sequence[Prompt], *, size: int = 32, text: bool = False, options: Mapping[str, Any] | None = None
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Run every check on one reward. ``text`` gives it completions (the prompts' own texts) instead of images. One that
     sees whole groups gets groups of 4, and "one by one" means group by group.
 
     Stops after a check without which the others mean nothing.
     """
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
 
     def check(name: str, body: Callable[[], str]) -> bool:
         try:
-            findings.append(Finding(name, True, body()))
+            findings.append(CheckResult(name, True, body()))
         except (UserError, _BrokenPromiseError) as problem:
-            findings.append(Finding(name, False, str(problem)))
+            findings.append(CheckResult(name, False, str(problem)))
         return findings[-1].passed
 
     scorers: list[Rewards] = []
@@ -104,11 +104,11 @@ def _shape(values: Tensor) -> str:
 
 def _precision(scorer: Rewards, samples: Samples) -> str:
     """What the reward answers with: half precision makes ties of different samples, and groups without a winner."""
-    tally = Tally()
-    scorer.ask(0, samples, torch.tensor([prompt.id for prompt in samples.prompts]), tally)
-    if tally.kind in ("float16", "bfloat16"):
-        raise _BrokenPromiseError(f"answers in {tally.kind}, whose rounding makes ties; return scores.float()")
-    return f"answers in {tally.kind}"
+    stats = CallStats()
+    scorer.ask(0, samples, torch.tensor([prompt.id for prompt in samples.prompts]), stats)
+    if stats.kind in ("float16", "bfloat16"):
+        raise _BrokenPromiseError(f"answers in {stats.kind}, whose rounding makes ties; return scores.float()")
+    return f"answers in {stats.kind}"
 
 
 def _same(values: Tensor, expected: Tensor, exact: bool = False) -> str:

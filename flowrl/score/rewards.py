@@ -10,16 +10,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from flowrl.clients.process import ProcessReward
+from flowrl.clients.results import NOT_APPLICABLE, RewardError, plain
 from flowrl.config import RewardConfig
 from flowrl.config.errors import explain_errors
 from flowrl.errors import UserError
-from flowrl.hosting.answers import NO_MATTER, RewardError, plain
-from flowrl.hosting.process import ProcessCall
-from flowrl.score.adapting import adapt, close, version_of
-from flowrl.score.asking import Reward, Tally, ask
-from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
-from flowrl.score.finding import anchored, find_reward
-from flowrl.score.pipeline import Lane, Scoring
+from flowrl.score.background import RewardThread, Scoring
+from flowrl.score.combination import Policy, applicable, check_applicability, combine, dropped_samples, nothing_applies
+from flowrl.score.registry import find_reward, with_absolute_path
+from flowrl.score.reward import CallStats, Reward, ask
+from flowrl.score.signatures import adapt, close, version_of
 from flowrl.types import Prompt, Samples, Scores
 
 __all__ = ["RewardError", "Rewards", "load_rewards"]
@@ -33,7 +33,7 @@ class Rewards:
     def __init__(self, rewards: Sequence[Reward], on_nan: Policy) -> None:
         self._rewards = tuple(rewards)
         self._on_nan: Policy = on_nan
-        self._lanes = [Lane(reward.name) for reward in self._rewards]
+        self._threads = [RewardThread(reward.name) for reward in self._rewards]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,9 +68,9 @@ class Rewards:
         raises or answers with anything but N finite-or-NaN numbers and its policy is ``raise``, `UserError` when it
         changes the images, or when a sample could not be scored and the policy is ``raise``.
         """
-        tallies = [Tally() for _ in self._rewards]
+        stats = [CallStats() for _ in self._rewards]
         group = group.detach().cpu()
-        return self.conclude(self._raw(samples, group, tallies), samples.prompts, group, tallies)
+        return self.conclude(self._raw(samples, group, stats), samples.prompts, group, stats)
 
     def raw(self, samples: Samples, group: Tensor | None = None) -> Tensor:
         """[N, R] float64 scores, NaN = could not score or does not apply, whatever the policy for NaN. Without
@@ -84,14 +84,14 @@ class Rewards:
     def _marked(self, samples: Samples, group: Tensor | None) -> Tensor:
         if group is None:
             group = torch.tensor([prompt.id for prompt in samples.prompts], dtype=torch.int64)
-        return self._raw(samples, group.detach().cpu(), [Tally() for _ in self._rewards])
+        return self._raw(samples, group.detach().cpu(), [CallStats() for _ in self._rewards])
 
     def scoring(self, group: Tensor) -> Scoring:
         """Scoring of samples that are about to be made, ``group`` [N] being their group numbers: chunks are added as
         they are ready, and scored in the background."""
-        lanes = [lane if reward.overlap else None for lane, reward in zip(self._lanes, self._rewards, strict=True)]
+        threads = [lane if reward.overlap else None for lane, reward in zip(self._threads, self._rewards, strict=True)]
         grouped = [reward.answer.grouped for reward in self._rewards]
-        return Scoring(lanes, grouped, group.detach().cpu(), self.ask, self.conclude)
+        return Scoring(threads, grouped, group.detach().cpu(), self.ask, self.conclude)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise `UserError` if a reward applies to none of the prompts, or none to a prompt."""
@@ -99,27 +99,28 @@ class Rewards:
         check_applicability(self.names, [reward.applies for reward in self._rewards], counted, prompts)
 
     @torch.no_grad()
-    def ask(self, index: int, samples: Samples, group: Tensor, tally: Tally) -> Tensor:
-        """[n] float64 scores of one reward; NaN where it could not score or its ``applies`` does not hold, `NO_MATTER`
-        where it said None."""
+    def ask(self, index: int, samples: Samples, group: Tensor, stats: CallStats) -> Tensor:
+        """[n] float64 scores of one reward; NaN where it could not score or its ``applies`` does not hold,
+        `NOT_APPLICABLE` where it said None."""
         reward = self._rewards[index]
         samples, broken = _without_broken_images(samples)
         values = torch.full((len(samples),), torch.nan, dtype=torch.float64)
         rows = applicable(reward.applies, samples.prompts).nonzero()[:, 0].tolist()
-        values[rows] = ask(reward, samples, group, rows, tally)
+        values[rows] = ask(reward, samples, group, rows, stats)
         values[broken] = torch.nan
         return values
 
-    def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]) -> Scores:
+    def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, stats: Sequence[CallStats]) -> Scores:
         """Scores from the answers of all rewards [N, R], by the declared policies.
 
-        None (`NO_MATTER`) is no failure: the reward does not apply to that sample, is in no statistic of it and adds
-        nothing to its total. A sample to which no reward with a weight applies is left out (TRL gives it the total 0).
+        None (`NOT_APPLICABLE`) is no failure: the reward does not apply to that sample, is in no statistic of it and
+        adds nothing to its total. A sample to which no reward with a weight applies is left out (TRL gives it the
+        total 0).
         """
-        applies = self._applies(prompts) & (rewards != NO_MATTER)
+        applies = self._applies(prompts) & (rewards != NOT_APPLICABLE)
         bare = self._bare(applies)
         rewards = _known(rewards)
-        valid = self._valid(rewards, applies, prompts, group, tallies) & ~bare
+        valid = self._valid(rewards, applies, prompts, group, stats) & ~bare
         if len(valid) and not bool(valid.any()):
             raise UserError(
                 f"no sample is left: the rewards said None (does not apply) to {int(bare.sum())} of {len(prompts)} "
@@ -131,12 +132,12 @@ class Rewards:
         """Scores of an evaluation: what could not be scored is NaN, and no sample is left out, whatever the policies
         say of training, but those to which no reward with a weight applies."""
         rewards, group = self._marked(samples, group), group.detach().cpu()
-        applies = self._applies(samples.prompts) & (rewards != NO_MATTER)
+        applies = self._applies(samples.prompts) & (rewards != NOT_APPLICABLE)
         return self._combined(_known(rewards), applies, samples.prompts, group, ~self._bare(applies))
 
     def close(self) -> None:
         """Free what the rewards hold."""
-        for lane in self._lanes:
+        for lane in self._threads:
             lane.close()
         for reward in self._rewards:
             close(reward.answer)
@@ -164,8 +165,8 @@ class Rewards:
         scores = Scores(rewards, self.weights, self.names, group, ids, valid)
         return combine(scores, applies, tuple(reward.gate for reward in self._rewards))
 
-    def _raw(self, samples: Samples, group: Tensor, tallies: Sequence[Tally]) -> Tensor:
-        columns = [self.ask(index, samples, group, tally) for index, tally in enumerate(tallies)]
+    def _raw(self, samples: Samples, group: Tensor, stats: Sequence[CallStats]) -> Tensor:
+        columns = [self.ask(index, samples, group, stats) for index, stats in enumerate(stats)]
         return torch.stack(columns, dim=1)
 
     def _policy(self, reward: Reward) -> Policy | None:
@@ -175,7 +176,7 @@ class Rewards:
         return self._on_nan if reward.on_error is None else reward.on_error.then
 
     def _valid(
-        self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]
+        self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, stats: Sequence[CallStats]
     ) -> Tensor:
         policies: list[Policy | None] = [self._policy(reward) for reward in self._rewards]
         unscored = rewards.isnan() & applies & torch.tensor([policy is not None for policy in policies])
@@ -183,21 +184,21 @@ class Rewards:
             if policy == "raise" and bool(unscored[:, k].any()):
                 own = self._rewards[k].on_error is not None  # which goes before on_nan
                 remedy = "its on_error to {then: drop_group}" if own else "on_nan=drop_sample or on_nan=drop_group"
-                raise UserError(f"{self._complaint(unscored, prompts, tallies)}; mend it, or set {remedy}")
-        dropped = left_out(rewards, applies, policies, group)
+                raise UserError(f"{self._complaint(unscored, prompts, stats)}; mend it, or set {remedy}")
+        dropped = dropped_samples(rewards, applies, policies, group)
         if bool(dropped.all()) and len(dropped):
             used = dict.fromkeys(policy for k, policy in enumerate(policies) if policy and unscored[:, k].any())
             raise UserError(
-                f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, tallies)}; mend it"
+                f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, stats)}; mend it"
             )
         return ~dropped
 
-    def _complaint(self, unscored: Tensor, prompts: Sequence[Prompt], tallies: Sequence[Tally]) -> str:
+    def _complaint(self, unscored: Tensor, prompts: Sequence[Prompt], stats: Sequence[CallStats]) -> str:
         guilty = [k for k in range(len(self.names)) if bool(unscored[:, k].any())]
         rows = unscored.any(dim=1)
         texts = [prompts[int(i)].text for i in rows.nonzero()[:, 0]]
         some = ", ".join(repr(text) for text in list(dict.fromkeys(texts))[:SHOWN])
-        why = next((f": {tallies[k].last}" for k in guilty if tallies[k].last), "")
+        why = next((f": {stats[k].last}" for k in guilty if stats[k].last), "")
         return (
             f"reward {', '.join(repr(self.names[k]) for k in guilty)} could not score {int(rows.sum())} of "
             f"{len(prompts)} samples (prompts: {some}){why}"
@@ -215,7 +216,7 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
     if twice:
         raise UserError(f"rewards: {', '.join(twice)} occurs more than once; give each a name of its own")
     loaded: list[Reward] = []
-    places = [anchored(spec.use) for spec in read]  # before any of them runs
+    places = [with_absolute_path(spec.use) for spec in read]  # before any of them runs
     try:
         for spec, use in zip(read, places, strict=True):
             loaded.append(_load(spec, use))
@@ -241,7 +242,7 @@ def _load(spec: RewardConfig, use: str) -> Reward:
     name = _name(spec)
     if spec.process:
         settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout, spec.messages)
-        answer = ProcessCall(use, name, *settings)
+        answer = ProcessReward(use, name, *settings)
     else:
         settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.messages)
         answer = adapt(find_reward(use), name, *settings)
@@ -249,8 +250,8 @@ def _load(spec: RewardConfig, use: str) -> Reward:
 
 
 def _known(rewards: Tensor) -> Tensor:
-    """Scores with NaN for `NO_MATTER`."""
-    return torch.where(rewards == NO_MATTER, torch.nan, rewards)
+    """Scores with NaN for `NOT_APPLICABLE`."""
+    return torch.where(rewards == NOT_APPLICABLE, torch.nan, rewards)
 
 
 def _without_broken_images(samples: Samples) -> tuple[Samples, Tensor]:

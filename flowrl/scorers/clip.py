@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.media import quantise
-from flowrl.paths import expanded
+from flowrl.paths import expand_user
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -113,7 +113,7 @@ def read_preprocessing(path: str, name: str) -> Preprocessing:
     )
 
 
-class TextMemory:
+class EmbeddingCache:
     """Embeddings of prompts, made once per unique prompt and kept for later calls."""
 
     def __init__(self, encode: Callable[[list[str]], Tensor], batch_size: int) -> None:
@@ -162,7 +162,7 @@ class HuggingFaceClip:
         self._length = int(self.model.config.text_config.max_position_embeddings)
         self._name = name
         self.logit_scale = float(self.model.logit_scale.detach().double().exp())
-        self.texts = TextMemory(self._encode, batch_size)
+        self.texts = EmbeddingCache(self._encode, batch_size)
 
     def images(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings [n, E] of uint8 images [n, 3, H, W]."""
@@ -208,7 +208,7 @@ class OpenClip:
             self.size, self.size, stated.get("mean", CLIP_MEAN), stated.get("std", CLIP_STD), floor=False
         )
         self.logit_scale = float(self.model.logit_scale.detach().double().exp())
-        self.texts = TextMemory(self._encode, batch_size)
+        self.texts = EmbeddingCache(self._encode, batch_size)
 
     def images(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings [n, E] of uint8 images [n, 3, H, W]."""
@@ -252,7 +252,7 @@ def load_pretrained(kind: Any, path: str, name: str, types: tuple[str, ...], unu
     """
     from transformers import AutoConfig
 
-    folder = expanded(path)
+    folder = expand_user(path)
     if not folder.is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"{name}: {path!r} is neither a folder nor a name on the Hugging Face hub ('owner/model')")
     source = str(folder) if folder.is_dir() else path
@@ -277,7 +277,7 @@ def load_pretrained(kind: Any, path: str, name: str, types: tuple[str, ...], unu
 
 def find_safetensors(path: str, name: str, preferred: str | None = None) -> Path:
     """The weights file at `path`: itself, or the one in this folder. Raises `UserError`, naming the converter."""
-    given = expanded(path)
+    given = expand_user(path)
     if given.is_dir():
         found = sorted(given.glob("*.safetensors"))
         found = [file for file in found if file.name == preferred] or found

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, serialization
 
 from flowrl.errors import UserError
-from flowrl.paths import expanded
+from flowrl.paths import expand_user
 
 WRAPPERS = ("state_dict", "model", "module")
 """Keys under which checkpoints keep their weights."""
@@ -31,7 +31,7 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import save_file
 
-    source, target = expanded(source), expanded(target)
+    source, target = expand_user(source), expand_user(target)
     if target.suffix != ".safetensors":
         raise UserError(f"the converted file is called *.safetensors, found {str(target)!r}")
     if target.exists():

@@ -20,11 +20,11 @@ WHOLE = 1 << 20
 """Files up to so many bytes are hashed whole."""
 SAMPLES, SAMPLE = 64, 1 << 14
 """Of larger ones: size, header (safetensors), and so many evenly spaced pieces of so many bytes."""
-KEY = "inputs"
+MANIFEST_KEY = "inputs"
 """Of the manifest."""
 
 
-def describe(config: Config, train: PromptSet, test: PromptSet | None) -> dict[str, str]:
+def fingerprint_inputs(config: Config, train: PromptSet, test: PromptSet | None) -> dict[str, str]:
     """Fingerprint by the key of the config that names the input; what is not on this machine is left out.
 
     Prompts: all texts and columns in order. Rewards: the syntax trees (so: not comments or layout) of the file and of
@@ -40,14 +40,14 @@ def describe(config: Config, train: PromptSet, test: PromptSet | None) -> dict[s
         found[label] = _reward(reward.use)
         for key, value in reward.options.items():
             if isinstance(value, str) and _exists(value):
-                found[f"{label}.{key}"] = tree(Path(value).expanduser())
+                found[f"{label}.{key}"] = fingerprint_files(Path(value).expanduser())
     return {key: value for key, value in found.items() if value is not None}
 
 
-def altered(manifest: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+def changed_inputs(manifest: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
     """One line for each input or library that is not the one a checkpoint's manifest records. What either side does
     not know is not compared."""
-    recorded = manifest.get(KEY)
+    recorded = manifest.get(MANIFEST_KEY)
     before: Mapping[str, Any] = recorded if isinstance(recorded, dict) else {}
     lines = [f"{key}: {_word(key)}" for key, value in inputs.items() if before.get(key, value) != value]
     old = manifest.get("versions")
@@ -61,7 +61,7 @@ def altered(manifest: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]
     return lines
 
 
-def tree(path: Path) -> str:
+def fingerprint_files(path: Path) -> str:
     """Fingerprint of a file, or of all files below a folder by their names."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
@@ -105,10 +105,10 @@ def _exists(text: str) -> bool:
 def _model(name: str) -> str | None:
     """Of a world, a folder, a file, or a model of the hub that was downloaded."""
     if name in worlds():
-        return tree(Path(_origin(f"flowrl.worlds.{name}") or "").parent)
+        return fingerprint_files(Path(_origin(f"flowrl.worlds.{name}") or "").parent)
     path = Path(name).expanduser()
     if path.exists():
-        return tree(path)
+        return fingerprint_files(path)
     return _revision(name)
 
 

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
-from flowrl.models import load_policy
+from flowrl.models import load_adapter, load_policy
 from flowrl.records import checkpoint as checkpoints
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.startup.preflight import with_adapter
-from flowrl.startup.resume import locate
+from flowrl.startup.preflight import with_adapter_shape
+from flowrl.startup.resume import find_checkpoint
 from flowrl.version import __version__
 
 WEIGHTS = "weights/"
@@ -24,10 +24,10 @@ WEIGHTS = "weights/"
 def open_policy(config: Config) -> Any:
     """The policy a run starts from, with ``model.adapter`` loaded if there is one."""
     algorithm = build(config.algorithm)
-    fitted = with_adapter(config, algorithm.family)
+    fitted = with_adapter_shape(config, algorithm.family)
     policy = load_policy(**fitted.model.arguments(algorithm.family, algorithm.valued))
     if config.model.adapter is not None:
-        policy.load_adapter(os.path.expanduser(config.model.adapter))
+        load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.origin = origin(config)
     return policy
 
@@ -41,12 +41,16 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     """
     path = Path(run)
     config = Config.of_run(RunDirectory.open(path).path / CONFIG)
-    where = locate(path, str(checkpoint)) if checkpoint in ("best", "latest") else locate(Path(checkpoint))
+    where = (
+        find_checkpoint(path, str(checkpoint))
+        if checkpoint in ("best", "latest")
+        else find_checkpoint(Path(checkpoint))
+    )
     state = checkpoints.load(where).tensors
     family = build(config.algorithm).family
     policy = load_policy(**config.model.arguments(family))
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
-        policy.load_adapter(os.path.expanduser(config.model.adapter))
+        load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)})
     policy.origin = origin(config) | {"checkpoint": where.name}
     return policy
@@ -68,7 +72,7 @@ def origin(config: Config) -> dict[str, Any]:
     }
 
 
-def adopt(policy: Any, weights: str) -> None:
+def make_live(policy: Any, weights: str) -> None:
     """Make the weight set ``weights`` the live one, which is what is exported. Raises `UserError` if there is none."""
     if weights not in policy.weights.names():
         raise UserError(f"--weights: the run keeps no {weights!r} weights; choose one of {policy.weights.names()}")
@@ -79,6 +83,6 @@ def adopt(policy: Any, weights: str) -> None:
         policy.origin = {**policy.origin, "weights": weights}
 
 
-def evaluated(config: Config) -> str:
+def evaluation_weights(config: Config) -> str:
     """The weight set that a run's evaluation uses."""
     return "ema" if config.eval.weights == "ema" and config.train.ema is not None else "live"

@@ -8,38 +8,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig, VLLMConfig
 from flowrl.data import Form, PromptSet, load_prompts, worlds
 from flowrl.errors import UserError, did_you_mean, missing_package
-from flowrl.files import check_place
+from flowrl.files import check_writable
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
-from flowrl.paths import expanded, local
+from flowrl.paths import absolute_folder, expand_user
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
-from flowrl.score.finding import check_reward
-from flowrl.startup.workload import Geometry, geometry
+from flowrl.score.registry import check_reward
+from flowrl.startup.workload import Workload, workload
 
 
 @dataclass(frozen=True)
-class Plan:
+class CheckedRun:
     """A checked run."""
 
     config: Config
     algorithm: Algorithm
-    geometry: Geometry
+    workload: Workload
     train: PromptSet
     test: PromptSet | None
 
 
-def check(config: Config) -> Plan:
+def check_run(config: Config) -> CheckedRun:
     """Raises `UserError` for an unknown algorithm or part, an impossible batch, or a missing model, reward or prompt
     file."""
-    check_place(config.directory, "out")
+    check_writable(config.directory, "out")
     algorithm = build(config.algorithm)
-    counts = geometry(config, algorithm)
+    counts = workload(config, algorithm)
     strangers = config.model.strangers(algorithm.family)
     if strangers:
         raise UserError(
@@ -62,8 +62,8 @@ def check(config: Config) -> Plan:
     if config.model.call:
         from flowrl.models.diffusion.arguments import check_saved_call
 
-        check_saved_call(local(config.model.path), config.model.call)
-    config = with_adapter(config, algorithm.family)
+        check_saved_call(absolute_folder(config.model.path), config.model.call)
+    config = with_adapter_shape(config, algorithm.family)
     for reward in config.rewards:
         check_reward(reward.use)
     train, test = read_prompts(config, config.data.train), None
@@ -71,7 +71,7 @@ def check(config: Config) -> Plan:
         test = read_prompts(config, config.data.test)
     if algorithm.family == "diffusion":
         _check_texts((train, test))
-    return Plan(config, algorithm, counts, train, test)
+    return CheckedRun(config, algorithm, counts, train, test)
 
 
 def _check_critic(config: Config, algorithm: Algorithm) -> None:
@@ -89,7 +89,7 @@ def _check_critic(config: Config, algorithm: Algorithm) -> None:
         )
 
 
-def with_adapter(config: Config, family: str) -> Config:
+def with_adapter_shape(config: Config, family: str) -> Config:
     """The config with ``model.lora`` of the shape and strength of ``model.adapter``, where the user left them open.
 
     Raises `UserError` for an adapter that is not there, cannot be read, or has another rank than ``model.lora`` says.
@@ -99,9 +99,9 @@ def with_adapter(config: Config, family: str) -> Config:
         return config
     from flowrl.models.adapters import read  # torch and diffusers: only where there is an adapter
 
-    place = expanded(name, "model.adapter")
+    place = expand_user(name, "model.adapter")
     try:
-        adapter = read(str(place) if place.exists() else name, local(model.path), family=family)
+        adapter = read(str(place) if place.exists() else name, absolute_folder(model.path), family=family)
     except UserError as error:
         raise UserError(f"model.adapter: {error}") from error
     if model.lora.model_fields_set - {"dropout"}:
@@ -160,7 +160,7 @@ def check_family(path: str, family: str) -> None:
             have = ", ".join(sorted(bases))
             raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
         return
-    folder = expanded(path, "model.path")
+    folder = expand_user(path, "model.path")
     if not folder.is_dir():
         return  # a hub name: its loader tells
     if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
@@ -184,13 +184,13 @@ def check_model(path: str) -> None:
     """Raise `UserError` if a model's name can be none of a world, a folder and a hub id."""
     if path in worlds():
         return
-    folder = expanded(path, "model.path")
+    folder = expand_user(path, "model.path")
     if folder.is_dir():
         return
     if folder.exists():
         raise UserError(f"model.path: {path} is a file; give the folder that the pipeline was saved to")
-    local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if local:
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_path:
         raise UserError(f"model.path: there is no folder {path} (looked in {Path.cwd()})")
     if "/" not in path:
         raise UserError(

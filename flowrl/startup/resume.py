@@ -12,9 +12,9 @@ from flowrl.errors import UserError
 from flowrl.records import checkpoint
 from flowrl.records.checkpoint import Checkpoint
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.startup.inputs import altered
+from flowrl.startup.inputs import changed_inputs
 
-FREE = (
+FREE_KEYS = (
     "name",
     "out",
     "train.iterations",
@@ -30,11 +30,11 @@ FREE = (
     "model.gradient_checkpointing",
 )
 """Keys (or sections) that may change on resume: they do not change what is computed, or only for how long."""
-NEVER = -1
+BEFORE_TRAINING = -1
 """The step before the evaluation of the untrained model."""
 
 
-def begin(
+def start_or_resume(
     config: Config,
     run: RunDirectory,
     resume: str | None,
@@ -46,7 +46,7 @@ def begin(
 
     resume: None starts a new run; ``auto`` goes on from the newest intact checkpoint, or starts if there is none;
     a path goes on from that checkpoint (or that run's newest) and forgets what came after it.
-    inputs: fingerprints of what the run reads besides its config (`flowrl.startup.inputs.describe`), compared with
+    inputs: fingerprints of what the run reads besides its config (`startup.inputs.fingerprint_inputs`), compared with
     those of the checkpoint. allow_changed: go on, with a warning, where they or the libraries differ, or where
     ``train.iterations`` did under a decaying learning rate.
     Raises `UserError` if a run exists and ``resume`` is None, if checkpoints are there and none can be read, or if
@@ -57,7 +57,7 @@ def begin(
             f"{run.path} already holds a run; continue it with --resume auto, or write elsewhere with out=..."
         )
     if run.checkpoints.is_dir():
-        checkpoint.clean(run.checkpoints)
+        checkpoint.remove_leftovers(run.checkpoints)
     start = _starting_point(run, resume)
     if start is not None:
         source = start.path.absolute().parents[1]
@@ -66,18 +66,18 @@ def begin(
         _check_same(config, source, start, inputs or {}, allow_changed)
     run.start(config.to_yaml())
     run.checkpoints.mkdir(exist_ok=True)
-    run.rewind(start.step if start else NEVER)
-    checkpoint.discard_after(run.checkpoints, start.step if start else NEVER)
+    run.rewind(start.step if start else BEFORE_TRAINING)
+    checkpoint.discard_after(run.checkpoints, start.step if start else BEFORE_TRAINING)
     return start
 
 
-def changes(old: Config, new: Config) -> list[str]:
+def changed_keys(old: Config, new: Config) -> list[str]:
     """``key: old -> new`` for every key whose change would alter what a resumed run computes."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE)
+        if before.get(key) != after.get(key) and not any(key == f or key.startswith(f"{f}.") for f in FREE_KEYS)
     ]
 
 
@@ -85,8 +85,8 @@ def _starting_point(run: RunDirectory, resume: str | None) -> Checkpoint | None:
     if resume is None:
         return None
     if resume != "auto":
-        return checkpoint.load(locate(Path(resume)))
-    found, broken = checkpoint.survey(run.checkpoints)
+        return checkpoint.load(find_checkpoint(Path(resume)))
+    found, broken = checkpoint.newest_intact(run.checkpoints)
     foreign = next((path for path, problem in broken.items() if problem.startswith("its format")), None)
     if broken and (found is None or foreign is not None):
         worst = foreign or next(iter(broken))
@@ -103,7 +103,7 @@ def _starting_point(run: RunDirectory, resume: str | None) -> Checkpoint | None:
     return checkpoint.load(found) if found else None
 
 
-def locate(path: Path, which: str = "latest") -> Path:
+def find_checkpoint(path: Path, which: str = "latest") -> Path:
     """The checkpoint directory that a path means: itself, or the ``latest`` or ``best`` of a run.
 
     Raises `UserError` if there is none.
@@ -123,7 +123,7 @@ def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[st
     """Compare with the config, the files and the libraries that the checkpoint's run was trained with."""
     path = run / CONFIG
     before = Config.of_run(path)
-    different = changes(before, config)
+    different = changed_keys(before, config)
     if different:
         raise UserError(
             "this config is not the one of the checkpoint; continuing would mix two experiments:"
@@ -132,7 +132,7 @@ def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[st
         )
     if start.step >= config.train.iterations:
         return  # nothing will be computed
-    found = [*_stretched(before, config), *altered(start.manifest, inputs)]
+    found = [*_stretched(before, config), *changed_inputs(start.manifest, inputs)]
     if not found:
         return
     listed = "".join(f"\n  - {line}" for line in found)

@@ -16,11 +16,11 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
 
-TOLERATED = 0.01
+TOLERATED_SHARE = 0.01
 """Share of the draws that may be noise."""
 
 
-def remarks(algorithm: Algorithm, policy: Any) -> list[str]:
+def check_time_grid(algorithm: Algorithm, policy: Any) -> list[str]:
     """A sentence for every trained step whose noise is negligible, and for times whose gradient is noise, with what to
     change; empty where all is well.
 
@@ -33,7 +33,7 @@ def remarks(algorithm: Algorithm, policy: Any) -> list[str]:
     try:
         times = sampler.grid(policy).cpu()
         if isinstance(estimator, Transitions):
-            return _steps(sampler, times, estimator.fades)
+            return _steps(sampler, times, estimator.weight_vanishes)
         if isinstance(estimator, Matching | ContrastedMatching):
             return _times(estimator, times)
     except ValueError as error:  # a window that leaves no step, times that leave none
@@ -41,8 +41,8 @@ def remarks(algorithm: Algorithm, policy: Any) -> list[str]:
     return []
 
 
-def _steps(sampler: FlowSampler, times: Tensor, fades: bool) -> list[str]:
-    trained = sampler.reach(times)
+def _steps(sampler: FlowSampler, times: Tensor, vanishes: bool) -> list[str]:
+    trained = sampler.recordable(times)
     faint = negligible(sampler.dynamics, times)
     std = sampler.dynamics.coefficients(times[:-1], times[1:])[2]
     found = []
@@ -50,7 +50,7 @@ def _steps(sampler: FlowSampler, times: Tensor, fades: bool) -> list[str]:
         step = f"step {k + 1} of {sampler.steps} (t {times[k]:.4f} -> {times[k + 1]:.4f})"
         if std[k] == 0:
             raise UserError(f"{step} is deterministic, so it has no likelihood to train on; {_remedy(sampler, faint)}")
-        if fades:
+        if vanishes:
             continue
         found.append(
             f"{step} is trained although its noise is negligible, standard deviation {std[k]:.4f}: it explores nothing "
@@ -70,7 +70,7 @@ def _remedy(sampler: FlowSampler, faint: Tensor) -> str:
 
 def _times(estimator: Matching | ContrastedMatching, times: Tensor) -> list[str]:
     share = estimator.times.share_below(NOISE_TIME, times)
-    if estimator.fades or share <= TOLERATED:
+    if estimator.weight_vanishes or share <= TOLERATED_SHARE:
         return []
     key, lowest = "low", ""
     if isinstance(estimator.times, GridTimes):

@@ -14,7 +14,7 @@ MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Workload:
     """Counts of a run; forwards are network evaluations of one sample (guidance by two branches doubles them; with a
     cache, a token is one)."""
 
@@ -62,7 +62,7 @@ class Geometry:
         ]
 
 
-def geometry(config: Config, algorithm: Algorithm) -> Geometry:
+def workload(config: Config, algorithm: Algorithm) -> Workload:
     """The work of a run. Raises `UserError` where prompts, group and updates do not fit the algorithm."""
     data, train = config.data, config.train
     samples = data.prompts * data.group
@@ -89,8 +89,12 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
     if config.model.critic_for(algorithm.valued) == "network":
         network_rows *= 2  # each row passes through both networks
     trained = samples * network_rows * train.epochs
-    measured = train.updates * train.epochs > 1 and algorithm.objective.compares and not algorithm.estimator.told
-    return Geometry(
+    measured = (
+        train.updates * train.epochs > 1
+        and algorithm.objective.needs_old_logp
+        and not algorithm.estimator.has_recorded_logp
+    )
+    return Workload(
         prompts=data.prompts,
         group=data.group,
         samples=samples,
@@ -98,8 +102,8 @@ def geometry(config: Config, algorithm: Algorithm) -> Geometry:
         optimizer_steps=train.updates * train.epochs,
         sampling_forwards=samples * algorithm.sampler.forwards,
         training_forwards=trained,
-        frozen_forwards=trained * len({*algorithm.held, *algorithm.estimator.frozen})
-        + samples * network_rows * bool(measured or algorithm.credit),
+        frozen_forwards=trained * len({*algorithm.references, *algorithm.estimator.references})
+        + samples * network_rows * bool(measured or algorithm.token_advantage),
         iterations=train.iterations,
         rounds=algorithm.selection.rounds,
         enough=math.ceil(algorithm.selection.share * data.prompts),

@@ -11,7 +11,7 @@ velocity ``v = noise - clean``; every other parameterisation is converted inside
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -23,7 +23,7 @@ from flowrl.types.chats import Chat
 CfgGrad = Literal["cond", "both"]
 
 
-class MisfitError(ValueError):
+class IncompatibleError(ValueError):
     """Parts of an algorithm that do not fit each other; the message says which, and what to change."""
 
 
@@ -40,9 +40,17 @@ class Prompt:
     """The conversation, where the prompt is more than one text of the user; ``text`` is then what a person reads."""
 
     @property
-    def asked(self) -> str | Chat:
+    def model_input(self) -> str | Chat:
         """What a language model is given."""
         return self.text if self.chat is None else self.chat
+
+
+def prompts_of(texts: Iterable[str | Chat]) -> list[Prompt]:
+    """Prompts of plain texts and conversations, numbered from 0."""
+    return [
+        Prompt(text.content, index, chat=text) if isinstance(text, Chat) else Prompt(text, index)
+        for index, text in enumerate(texts)
+    ]
 
 
 @dataclass(frozen=True)
@@ -56,17 +64,24 @@ class Draw:
     iteration: int
     shared_seed: int
     """Seed of draws common to all samples of the iteration (such as a random window of steps)."""
-    first: Tensor
-    """[N] bool: the first sample of its group."""
+    place: Tensor
+    """[N] int64: which sample of its group it is, from 0."""
+    prompts: tuple[Prompt, ...] = ()
+    """Of every sample; their columns hold what data sets and environments say. Empty where no model is asked."""
+
+    def __post_init__(self) -> None:
+        assert len(self.prompts) in (0, len(self.seeds)), (len(self.prompts), len(self.seeds))
 
     @classmethod
-    def of(cls, seeds: Tensor, group: Tensor, iteration: int, shared_seed: int) -> Self:
+    def of(cls, seeds: Tensor, group: Tensor, iteration: int, shared_seed: int, prompts: Sequence[Prompt] = ()) -> Self:
         """A draw of whole groups."""
-        return cls(seeds, group, iteration, shared_seed, first_of_group(group))
+        return cls(seeds, group, iteration, shared_seed, place_in_group(group), tuple(prompts))
 
     def take(self, rows: Tensor) -> Self:
         """The draw of some samples."""
-        return replace(self, seeds=self.seeds[rows], group=self.group[rows], first=self.first[rows])
+        prompts = tuple(self.prompts[row] for row in rows.tolist()) if self.prompts else ()
+        parts = {name: getattr(self, name)[rows] for name in ("seeds", "group", "place")}
+        return replace(self, prompts=prompts, **parts)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -75,6 +90,12 @@ class Draw:
 def first_of_group(group: Tensor) -> Tensor:
     """[N] bool: where a group begins, for group-major ``group`` [N]."""
     return torch.cat([torch.ones(min(1, len(group)), dtype=torch.bool), group[1:] != group[:-1]])
+
+
+def place_in_group(group: Tensor) -> Tensor:
+    """[N] int64: how many rows before it are of the same group, for group-major ``group`` [N]."""
+    rows = torch.arange(len(group))
+    return rows - torch.where(first_of_group(group), rows, 0).cummax(dim=0).values if len(group) else rows
 
 
 class Condition(Protocol):
@@ -223,14 +244,16 @@ class Likelihood:
 
     logp: Tensor  # [N, D]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further [N, D] quantities: ``entropy``, ``kl/<weight set>``, ``prediction/<weight set>``, ``logp_against``,
+    """Further [N, D] quantities: ``entropy``, ``kl/<weight set>``, ``prediction/<weight set>``, ``logp_negative``,
     ..."""
 
     def need(self, name: str) -> Tensor:
         """``extra[name]``, or an explanation of what is missing."""
         if name not in self.extra:
             have = ", ".join(sorted(self.extra)) or "nothing"
-            raise MisfitError(f"{name!r} is not measured by this estimator (it measures {have}); choose one that does")
+            raise IncompatibleError(
+                f"{name!r} is not measured by this estimator (it measures {have}); choose one that does"
+            )
         return self.extra[name]
 
 
@@ -327,7 +350,7 @@ class Batch:
 
     advantage: Tensor  # [N, D]
     old: Likelihood
-    """The policy that sampled, or what the live one was before the first update; with what `Credit` added."""
+    """The policy that sampled, or what the live one was before the first update; with what `TokenAdvantage` added."""
     weight: Tensor
     """[N, D]: share of every decision in the loss; sums to 1 over the optimiser batch, all micro-batches and ranks."""
     group: Tensor  # [N]

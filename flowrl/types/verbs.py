@@ -16,6 +16,7 @@ from flowrl.types.nouns import (
     Condition,
     Draw,
     Likelihood,
+    Prompt,
     Rollout,
     Rows,
     Scores,
@@ -27,8 +28,8 @@ from flowrl.types.nouns import (
 class Policy(Protocol):
     """A generative model with named sets of its trainable weights."""
 
-    def condition(self, prompts: Sequence[Any]) -> Condition:
-        """Texts; of a language model conversations too (:class:`flowrl.types.Chat`)."""
+    def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        """What the network is conditioned on for each prompt [N]; what prompts share is computed once."""
         ...
 
     def decode(self, final: Tensor) -> Tensor: ...
@@ -36,7 +37,7 @@ class Policy(Protocol):
         """Compute with the weight set ``name``; gradients are disabled unless it is ``live``."""
         ...
 
-    def follow(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``; creates the set as a copy of live when absent."""
         ...
 
@@ -203,17 +204,17 @@ class Estimator(Protocol):
         """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""
         ...
 
-    def old(self, rollout: Rollout, rows: Any) -> Likelihood | None:
+    def recorded_logp(self, rollout: Rollout, rows: Any) -> Likelihood | None:
         """The sampling policy's likelihood if the rollout already tells it, else ``None`` (then it is measured)."""
         ...
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         """Weight sets it evaluates besides the live one, whatever the regularizers hold on to."""
         ...
 
     @property
-    def told(self) -> bool:
+    def has_recorded_logp(self) -> bool:
         """Whether `old` knows the sampling policy's likelihood from the rollout, at no cost."""
         ...
 
@@ -222,27 +223,27 @@ class Estimator(Protocol):
         ``ValueError`` if it cannot learn from so few."""
         ...
 
-    def __call__(self, policy: Any, rows: Any, condition: Any, against: Sequence[str] = ()) -> Likelihood:
-        """Likelihood at the probe; ``against`` names weight sets to measure distances to (frozen sets run first)."""
+    def __call__(self, policy: Any, rows: Any, condition: Any, references: Sequence[str] = ()) -> Likelihood:
+        """Likelihood at the probe; ``references`` names weight sets to measure distances to (frozen sets run first)."""
         ...
 
 
 class Advantage(Protocol):
     def __call__(self, scores: Scores, memory: dict[str, Any]) -> Tensor:
-        """[N] credit per sample; ``memory`` is the part's state across iterations, checkpointed by the trainer."""
+        """[N] advantage per sample; ``memory`` is the part's state across iterations, checkpointed by the trainer."""
         ...
 
 
-class Credit(Protocol):
-    """Spreads the credit of a sample over its decisions, once, before the first update."""
+class TokenAdvantage(Protocol):
+    """Spreads the advantage of a sample over its decisions, once, before the first update."""
 
     @property
-    def held(self) -> str:
+    def reference(self) -> str:
         """Weight set it needs the old policy compared with; empty for none."""
         ...
 
     def __call__(self, advantage: Tensor, rows: Any, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
-        """``([N, D] credit, old with what objectives may need besides)``. ``advantage`` is [N, D], ``mask`` [N, D]
+        """``([N, D] advantage, old with what objectives may need besides)``. ``advantage`` is [N, D], ``mask`` [N, D]
         bool."""
         ...
 
@@ -263,24 +264,24 @@ class Selection(Protocol):
         ...
 
 
-class Emphasis(Protocol):
+class LossWeight(Protocol):
     def __call__(self, rows: Rows, shape: tuple[int, int]) -> Tensor:
         """[N, D] float64 factors on the loss."""
         ...
 
 
 class Objective(Protocol):
-    held: ClassVar[str]
+    reference: ClassVar[str]
     """Weight set whose likelihood it compares with; empty for none."""
     coupled: ClassVar[bool]
     """Whether the loss of a decision depends on other decisions, so that it needs the whole [N, D] matrix."""
-    idle_at_zero: ClassVar[bool]
+    skips_zero_advantage: ClassVar[bool]
     """Whether a decision of advantage exactly 0 has no gradient (it may then be skipped)."""
-    compares: ClassVar[bool]
+    needs_old_logp: ClassVar[bool]
     """Whether it reads ``batch.old``; if not, the old likelihood need not be measured."""
 
     @property
-    def bounds(self) -> tuple[float, float] | None:
+    def clip_range(self) -> tuple[float, float] | None:
         """How far below and above 1 the ratio may move before the gradient stops, for the log; ``None`` without a
         clip."""
         ...

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from accelerate import init_empty_weights
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.detection.objects import Detection
 from flowrl.detection.rules import verify

@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from flowrl.math.random import seeds
+from flowrl.models import check_parity
+from flowrl.models.causal.load import load_causal
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.lora import LoRAOptions
 from flowrl.models.masked.layout import Blocks
+from flowrl.models.masked.load import load_masked
 from flowrl.models.masked.policy import MaskedPolicy
+from flowrl.models.masked.reader import keeps_prefixes
 from flowrl.models.text import layout
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.load import load_causal, load_masked
 from flowrl.models.text.network import Head
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw
+from flowrl.types import Draw, prompts_of
 from tests import components_text
 from tests.parity.conftest import move
 
@@ -48,7 +51,7 @@ def rows(policy, seed: int = 0) -> tuple[TextCondition, torch.Tensor, torch.Tens
         tokens = torch.where(torch.rand(tokens.shape, generator=generator) < 0.5, policy.mask_token, tokens)
     else:
         tokens = labels
-    return policy.condition(PROMPTS), tokens, targets, labels
+    return policy.condition(prompts_of(PROMPTS)), tokens, targets, labels
 
 
 def own_logits(policy, name: str, prompt: list[int], tokens: list[int], place: int) -> torch.Tensor:
@@ -276,7 +279,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(name):
         gradient = torch.autograd.grad(policy.score(*rows(policy)).logp.sum(), policy.parameters(), allow_unused=True)
         found.append((depth, torch.cat([g.flatten() for g in gradient if g is not None])))
         if isinstance(policy, CausalPolicy):
-            policy.decoder(policy.condition(PROMPTS))  # keeps its cache
+            policy.decoder(policy.condition(prompts_of(PROMPTS)))  # keeps its cache
     torch.testing.assert_close(found[0][1], found[1][1])
     assert found[1][0] < 0.7 * found[0][0]
 
@@ -376,7 +379,7 @@ def test_weight_sets():
     assert float((moved.detach() - start).abs().max()) > 1e-2 and moved.requires_grad
     with policy.using("reference"):
         torch.testing.assert_close(policy.score(*case).logp, start, atol=0, rtol=0)
-    assert policy.check_parity() < 1e-4
+    assert check_parity(policy) < 1e-4
 
 
 # --------------------------------------------------------------------------------------- masked models, block by block
@@ -394,7 +397,7 @@ def test_sampling_with_kept_prefixes_is_sampling_by_full_passes(name, options):
     """Prompts of unequal length, rows that end early, and blocks of half and of twice the model's."""
     policy = load(name)
     move(policy, 0.1)
-    condition = policy.condition(PROMPTS)
+    condition = policy.condition(prompts_of(PROMPTS))
     sampler = MaskedSampler(**{"length": 16, "steps": 16, "block": 4, **options})
     draw = Draw.of(seeds(0, "cache", count=len(PROMPTS)), torch.arange(len(PROMPTS)), 0, 1)
     policy.end_tokens = (int(sampler(policy, condition, draw).final[1, 1]),)  # the second row ends in its first block
@@ -426,5 +429,4 @@ def test_a_prefix_that_later_tokens_change_is_not_kept():
                 )
 
     policy.layout = Open(**vars(policy.layout))
-    policy.settle_reading()
-    assert not policy.keeps_prefixes
+    assert not keeps_prefixes(policy)

@@ -16,12 +16,13 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models.causal import CausalPolicy
-from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.causal.load import load_causal
+from flowrl.models.masked.load import load_masked
 from flowrl.models.text.tokens import Tokens
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.train import train
-from flowrl.types import Chat, Draw, Prompt, TokenTrace
+from flowrl.types import Chat, Draw, Prompt, TokenTrace, prompts_of
 from tests.components_text import character_tokenizer, folder
 
 TEMPLATE = (
@@ -43,7 +44,7 @@ def chatty(tmp_path: Path, name: str, **generation: Any) -> Path:
 
 
 def written(policy: Any, prompt: str | Chat) -> str:
-    condition = policy.condition([prompt])
+    condition = policy.condition(prompts_of([prompt]))
     return policy.text.tokenizer.decode(condition.prompts[0])
 
 
@@ -57,7 +58,7 @@ def test_prefill_and_template_arguments(tmp_path: Path, name: str, load: Any) ->
     assert written(load(path, chat_template_kwargs={"thinking": False}), "1+1") == "(user)1+1<unk>(assistant)::"
     plain = load(path, chat=False, prefill="so ")
     expected = plain.text.tokenizer("1+1so ")["input_ids"]
-    assert plain.condition(["1+1"]).prompts[0].tolist() == expected
+    assert plain.condition(prompts_of(["1+1"])).prompts[0].tolist() == expected
     one = load(path)
     options = Chat.of([USER], options={"thinking": False})
     assert written(one, options) == "(user)1+1<unk>(assistant)::"
@@ -65,7 +66,7 @@ def test_prefill_and_template_arguments(tmp_path: Path, name: str, load: Any) ->
     begun = [SYSTEM, USER, {"role": "assistant", "content": "it is"}]
     assert written(one, Chat.of(begun)) == "(system)add<unk>(user)1+1<unk>(assistant)it is"
     own = one.text.tokenizer.apply_chat_template(begun, continue_final_message=True, return_dict=True)["input_ids"]
-    assert one.condition([Chat.of(begun)]).prompts[0].tolist() == own
+    assert one.condition(prompts_of([Chat.of(begun)])).prompts[0].tolist() == own
     with pytest.raises(UserError, match=r"reads no 'thinkin' \(it reads thinking\)"):
         load(path, chat_template_kwargs={"thinkin": False})
     with pytest.raises(UserError, match=r"'tools' is set by flowrl"):
@@ -82,7 +83,7 @@ def test_conversations_in_the_models_template(tmp_path: Path) -> None:
     assert written(policy, Chat.of(said, [tool])) == (
         "<unk>add<unk>(user)1+1<unk>(assistant)add1<unk>(tool)2<unk>(assistant)"
     )
-    mixed = policy.condition(["1+1", Chat.of([USER]), Chat.of([SYSTEM, USER]), "1+1"])
+    mixed = policy.condition(prompts_of(["1+1", Chat.of([USER]), Chat.of([SYSTEM, USER]), "1+1"]))
     assert mixed.index.tolist() == [0, 1, 2, 0] and mixed.prompts[0].equal(mixed.prompts[1])
     for other, prompt, match in (
         (load_causal(path, chat=False), Chat.of([SYSTEM, USER]), "is a conversation, which needs a chat template"),
@@ -94,7 +95,7 @@ def test_conversations_in_the_models_template(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(UserError, match=match):
-            other.condition([prompt])
+            other.condition(prompts_of([prompt]))
 
 
 # --------------------------------------------------------------------------------------------------------- end tokens
@@ -126,7 +127,7 @@ def test_samples_stop_at_the_first_of_several_ends(tmp_path: Path, name: str) ->
     sampler: Any = CausalSampler(length=24) if name == "llama" else MaskedSampler(length=24, steps=12, block=4)
     count = 16
     draw = Draw.of(seeds(0, "s", count=count), torch.arange(count), 0, 0)
-    condition = policy.condition([f"{i}+1" for i in range(count)])
+    condition = policy.condition(prompts_of([f"{i}+1" for i in range(count)]))
     policy.end_tokens = ()
     endless = sampler(policy, condition, draw).final
     ends = [int(endless[0, 9]), int(endless[1, 5]), int(endless[2, 14])]
@@ -197,7 +198,7 @@ def test_a_conversation_is_cut_inside_its_longest_message(tmp_path: Path) -> Non
     (cut,) = policy.fit([Prompt("user: " + "abcdefghij" * 3 + "\n", 3, {"a": 1}, Chat.of(said))], 6, "truncate")
     assert cut.chat is not None and cut.id == 3 and cut.columns == {"a": 1}
     kept = cut.chat.messages[0]["content"]
-    assert len(policy.text.encode([cut.asked])[0]) == 50 and ("abcdefghij" * 3).endswith(kept) and kept
+    assert len(policy.text.encode([cut.model_input])[0]) == 50 and ("abcdefghij" * 3).endswith(kept) and kept
     assert cut.chat.messages[1:] == said[1:]
     assert cut.text == f"user: {kept}\n"
     with pytest.raises(UserError, match="cannot be cut to 8 tokens"):
@@ -219,7 +220,7 @@ def test_hybrids_decode_with_their_caches(name: str) -> None:
     costs one row of the network, not the whole sequence again."""
     policy = load_causal(folder(name))
     assert policy.decoding == "padded" and policy.remarks(256) == []
-    rows, asked = torch.arange(9), policy.condition(["1+1", "2+345", "7"] * 3)
+    rows, asked = torch.arange(9), policy.condition(prompts_of(["1+1", "2+345", "7"] * 3))
     draw = Draw.of(seeds(0, "s", count=9), rows, 0, 0)
     made = CausalSampler(length=10)(policy, asked, draw)
     assert isinstance(made.trace, TokenTrace) and made.trace.logp is not None
@@ -243,9 +244,9 @@ def test_a_model_without_a_usable_cache_says_what_that_costs() -> None:
 
 def test_a_cache_that_forgets_its_states_is_noticed_at_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     """`batch_select_indices` of Falcon-H1's cache chooses keys and values, not states; the first sampling failed."""
-    from flowrl.models.causal import policy as module
+    from flowrl.models.causal import settle
 
-    monkeypatch.setattr(module, "CHOICES", ("batch_select_indices", "batch_select_indices"))
+    monkeypatch.setattr(settle, "CHOICES", ("batch_select_indices", "batch_select_indices"))
     assert load_causal(folder("falcon_h1")).decoding == "recomputed"
 
 
@@ -260,9 +261,9 @@ def test_a_tokenizer_that_knows_more_than_the_model(tmp_path: Path) -> None:
     policy = load_causal(path)
     rows = len(policy.network.model.get_input_embeddings().weight)
     assert policy.end_tokens == (1,) and policy.pad_token < rows < len(tokenizer)
-    policy.condition(["1+1"])
+    policy.condition(prompts_of(["1+1"]))
     with pytest.raises(UserError, match=rf"holds the token '<tool>' \({rows}\), of which the model has no embedding"):
-        policy.condition(["1<tool>"])
+        policy.condition(prompts_of(["1<tool>"]))
 
 
 def test_answers_may_begin_otherwise_in_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

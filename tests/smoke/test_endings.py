@@ -18,7 +18,7 @@ import torch
 import flowrl
 from flowrl.config import Config
 from flowrl.errors import UserError, is_out_of_memory
-from flowrl.runtime.streams import Steady, steady
+from flowrl.runtime.streams import SurvivingStream, survive_closed_streams
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -104,7 +104,7 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path: Path) -> None:
 def test_code_that_leaves_is_reported_and_finished_work_saved(tmp_path: Path) -> None:
     third = "reward.calls = getattr(reward, 'calls', 0) + 1\n    if reward.calls > 2: "
     left = run(tmp_path, third + "os._exit(7)")
-    assert_said(left, "reward 'reward' raised LeftError", "os._exit(7)", "mine.py")
+    assert_said(left, "reward 'reward' raised ExitCalledError", "os._exit(7)", "mine.py")
     assert checkpoints(tmp_path) == ["step_000002"]
     other = tmp_path / "exit"
     other.mkdir()
@@ -211,13 +211,13 @@ def test_streams_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(read)
     monkeypatch.setattr(sys, "stdout", pipe)
     monkeypatch.setattr(sys, "stderr", None)
-    with steady():
+    with survive_closed_streams():
         print("x" * 100_000, flush=True)
         print("gone", file=sys.stderr)
-        assert isinstance(sys.stdout, Steady)
+        assert isinstance(sys.stdout, SurvivingStream)
     pipe.close()  # what was buffered leads nowhere now
     with open("/dev/full", "w") as full, pytest.raises(UserError, match="No space left"):
         monkeypatch.setattr(sys, "stdout", full)
-        with steady():
+        with survive_closed_streams():
             print("x" * 100_000, flush=True)
     assert flowrl.__version__

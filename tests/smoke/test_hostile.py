@@ -500,7 +500,7 @@ def test_slow_connections_are_closed_and_others_served(server: Server) -> None:
     [
         ("hang", 504, "took more than 3 s, and was stopped"),
         ("spin", 504, "took more than 3 s, and was stopped"),
-        ("die", 500, "raised LeftError; the server's log says where"),
+        ("die", 500, "raised ExitCalledError; the server's log says where"),
         ("segfault", 500, "the process of reward 'bad' died"),
         ("raise", 500, "raised RuntimeError; the server's log says where"),
         ("short", 500, "should return 2 scores for 2 samples, found 1"),

@@ -21,7 +21,8 @@ from flowrl.commands.sample import SampleOptions, prompts_of, sample
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.targets.export_settings import read_export_settings
-from flowrl.models.exporting import ORIGIN_FILE
+from flowrl.models import export_policy
+from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.report import write_anyway
 from flowrl.runtime.display import Display
 from flowrl.startup.policies import policy_of_run
@@ -131,7 +132,7 @@ def test_every_export_of_a_run_remembers_its_settings(tmp_path: Path) -> None:
         "monitor": {"samples": 0},
     }
     run = train(Config.of(facts))
-    policy_of_run(run, "latest").export(tmp_path / "mine")
+    export_policy(policy_of_run(run, "latest"), tmp_path / "mine")
     (checkpoint,) = (run / "checkpoints").glob("step_*")
     copied = shutil.copytree(checkpoint / "lora", tmp_path / "copied")
     for place in (tmp_path / "mine", checkpoint / "lora", checkpoint / "peft", copied):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flowrl.algorithms import names, paper, summary
 from flowrl.commands.algorithms import algorithm_rows, differences, without_paper
+from flowrl.composition import paper, preset_names, summary
 from flowrl.errors import UserError, counted
 
 
@@ -26,7 +26,7 @@ def test_a_table_names_a_paper_once(line: str, expected: str):
     assert without_paper(line, "arXiv:1.2") == expected
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", preset_names())
 def test_no_summary_repeats_its_paper(name: str):
     line = without_paper(summary(name), paper(name))
     assert paper(name) not in line and "()" not in line and "( " not in line

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.explain import explain
 from flowrl.config.reading import apply_overrides, parse_yaml
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
-from flowrl.startup.preflight import check
-from flowrl.startup.workload import geometry
+from flowrl.startup.preflight import check_run
+from flowrl.startup.workload import workload
 
 MINIMAL = """
 name: quick
@@ -51,9 +51,9 @@ def test_resolved_yaml_loads_to_an_equal_config(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trian.iterations=1", ["trian.iterations", "'train'"]),
-        ("model.lora.rnk=3", ["model.lora.rnk=3", "'rank'"]),
-        ("rewards.0.wieght=1", ["rewards.0.wieght", "'weight'"]),
+        ("trian.iterations=1", ["command line: unknown key trian.iterations", "'train'"]),
+        ("model.lora.rnk=3", ["command line: unknown key model.lora.rnk=3", "'model.lora.rank'"]),
+        ("rewards.0.wieght=1", ["command line: unknown key rewards.0.wieght", "'rewards.0.weight'"]),
         ("train.lr=1e-4", ["train.lr=0.0001", "'optimizer.lr'"]),
         ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than or equal to 0"]),
         ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
@@ -84,8 +84,25 @@ def test_mistakes_are_named_with_the_remedy(file: Path, override: str, words: li
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_mistake_is_blamed_on_where_it_was_written(file: Path) -> None:
+    file.write_text(MINIMAL.replace("{iterations: 3}", "{iterations: 3, sed: 1}"))
+    with pytest.raises(UserError) as caught:
+        Config.load(file, ["optimizer.lr=-1", "train.updates=2", "data.test=null"])
+    inside, _, outside = str(caught.value).partition("\n")
+    assert sorted((inside, outside)) == sorted((
+        "command line: optimizer.lr=-1: input should be greater than or equal to 0",
+        f"{file}: unknown key train.sed=1; did you mean 'train.seed'?",
+    ))  # fmt: skip
+    file.write_text(MINIMAL)
+    with pytest.raises(UserError, match=r"^command line: train\.updates=217 is more than the 216 samples"):
+        Config.load(file, ["train.updates=217"])
+    file.write_text(MINIMAL.replace("{iterations: 3}", "{iterations: 3, updates: 217}"))
+    with pytest.raises(UserError, match=rf"^{file}: train\.updates=217 is more"):
+        Config.load(file, ["train.epochs=2"])
+
+
 def test_every_mistake_is_reported_at_once(file: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)optimizer.lr=-1.*train.sed=1.*did you mean 'seed'"):
+    with pytest.raises(UserError, match=r"(?s)optimizer.lr=-1.*train.sed=1.*did you mean 'train.seed'"):
         Config.load(file, ["optimizer.lr=-1", "train.sed=1"])
 
 
@@ -147,7 +164,7 @@ def test_every_key_has_a_meaning(file: Path) -> None:
 
 def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
     config = Config.load(file, ["data.prompts=4", "data.group=3", "train.updates=2", "train.epochs=2"])
-    counts = geometry(config, build("flow_grpo"))  # 10 steps, the last not trained, KL to the reference
+    counts = workload(config, build("flow_grpo"))  # 10 steps, the last not trained, KL to the reference
     assert (counts.samples, counts.decisions, counts.optimizer_steps) == (12, 9, 4)
     assert counts.sampling_forwards == 12 * 10
     assert counts.training_forwards == 12 * 9 * 2
@@ -158,13 +175,13 @@ def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
 def test_geometry_counts_a_measured_old_policy(file: Path) -> None:
     once, twice = Config.load(file), Config.load(file, ["train.updates=2"])
     algorithm = build("fpo")
-    extra = geometry(twice, algorithm).frozen_forwards - geometry(once, algorithm).frozen_forwards
+    extra = workload(twice, algorithm).frozen_forwards - workload(once, algorithm).frozen_forwards
     assert extra == 216 * algorithm.estimator.draws  # type: ignore[attr-defined]
 
 
 def test_impossible_groups(file: Path) -> None:
     with pytest.raises(UserError, match=r"data.group=1.*at least 2"):
-        check(Config.load(file, ["data.group=1"]))
+        check_run(Config.load(file, ["data.group=1"]))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +199,7 @@ def test_impossible_groups(file: Path) -> None:
 )
 def test_what_does_not_exist_is_found_before_loading(file: Path, override: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        check(Config.load(file, [override]))
+        check_run(Config.load(file, [override]))
 
 
 BOMB = "x0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -247,7 +264,7 @@ def test_strange_yaml_is_one_short_sentence(file: Path, text: str, words: list[s
 )
 def test_values_of_another_type_are_not_converted(file: Path, override: str) -> None:
     with pytest.raises(UserError) as caught:
-        check(Config.load(file, [override]))
+        check_run(Config.load(file, [override]))
     assert override.partition("=")[0].rpartition(".")[2] in str(caught.value)
 
 
@@ -275,4 +292,4 @@ def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, 
 
 
 def check_of(file: Path, out: Path | str) -> Path:
-    return check(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory
+    return check_run(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory

@@ -283,7 +283,7 @@ def test_conversations(tmp_path: Path) -> None:
     made = calls.chat.messages[1]["tool_calls"][0]["function"]
     assert made == {"name": "add", "arguments": {"a": 1}} and "content" not in calls.chat.messages[1]
     assert calls.chat.tools == [TOOL] and not calls.chat.continued
-    assert options.chat == Chat.of([USER], [TOOL], {"enable_thinking": False}) and options.asked == options.chat
+    assert options.chat == Chat.of([USER], [TOOL], {"enable_thinking": False}) and options.model_input == options.chat
     assert shared.chat is not None and shared.chat.continued
     assert hash(calls.chat) == hash(as_text.chat)
 

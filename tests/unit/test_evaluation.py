@@ -21,7 +21,8 @@ from flowrl.evaluation.runner import choose_prompts
 from flowrl.evaluation.samples import SampleSource, complete_samples
 from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
 from flowrl.evaluation.table import format_estimate
-from flowrl.models.adapters.reading import DIFFUSERS_FILE as FILE
+from flowrl.models import export_policy
+from flowrl.models.adapters.read import DIFFUSERS_FILE as FILE
 from flowrl.models.tiny import TinyFlow
 from flowrl.records import checkpoint
 from flowrl.records.sample_files import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
@@ -434,7 +435,7 @@ def test_a_run_is_judged_before_and_after(run, tmp_path):
 @pytest.mark.slow
 def test_a_lora_of_diffusers_is_judged_on_the_model_it_names_or_is_given(run, tmp_path):
     lora, bare = tmp_path / "lora", tmp_path / "bare"
-    policy_of_run(run, "latest").export(lora, "diffusers")
+    export_policy(policy_of_run(run, "latest"), lora, "diffusers")
     bare.mkdir()
     save_file(load_file(lora / FILE), bare / FILE)  # as most files on the hub: no header, so alpha is the rank
     options = {"samples": 1, "limit": 1, "steps": 3, "guidance": 1.0}

@@ -439,7 +439,7 @@ def test_a_runs_prompts_that_are_too_long_are_treated_as_its_data_says(overlong,
     config = Config.of(values)
     write_text(tmp_path / "run/config.yaml", config.to_yaml())
     policy = open_policy(config)
-    policy.follow("ema", 0.0)
+    policy.update_ema("ema", 0.0)
     tensors = {f"weights/{name}": value for name, value in policy.weights.state().items()}
     checkpoint.save(tmp_path / "run/checkpoints", 1, tensors, {}, {}, {})
     arguments = (str(tmp_path / "run"), ["rewards"], tmp_path / "out")

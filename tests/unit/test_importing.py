@@ -59,8 +59,8 @@ def test_what_a_file_does_wrong_is_a_sentence(tmp_path: Path, text: str, words: 
 
 def test_relative_files_hold_after_the_folder_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert place("mine.py:Mine").anchored() == f"{tmp_path}/mine.py:Mine"
-    assert place("torch.nn:Linear").anchored() == "torch.nn:Linear"
+    assert place("mine.py:Mine").with_absolute_path() == f"{tmp_path}/mine.py:Mine"
+    assert place("torch.nn:Linear").with_absolute_path() == "torch.nn:Linear"
     with pytest.raises(UserError, match=rf"objective file mine\.py does not exist \(looked in {tmp_path}\)"):
         place("mine.py:Mine").check()
 

@@ -20,7 +20,7 @@ from flowrl.models.diffusion.arguments import batch_call, check_call, check_save
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.files import check_files, variant_of
 from flowrl.models.loading import Source
-from flowrl.startup.preflight import check
+from flowrl.startup.preflight import check_run
 from tests import pipelines
 
 CALL = {"height": 16, "width": 16}
@@ -42,7 +42,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 def plan(folder: Path, **call: Any) -> None:
     rewards, train = ["jpeg_compressibility"], {"iterations": 1}
     model = {"path": str(folder), "call": {**CALL, **call}}
-    check(Config.of({"name": "x", "model": model, "algorithm": "ddpo", "rewards": rewards, "train": train}))
+    check_run(Config.of({"name": "x", "model": model, "algorithm": "ddpo", "rewards": rewards, "train": train}))
 
 
 def load(folder: Path, **call: Any) -> Any:

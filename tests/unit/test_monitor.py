@@ -11,7 +11,7 @@ import torch
 
 from flowrl.config.schema import MonitorConfig
 from flowrl.errors import UserError
-from flowrl.monitor import images, news, watch_heldout, watch_training
+from flowrl.monitor import images, new_alarms, watch_heldout, watch_training
 from flowrl.monitor.alarms import check_rewards, check_statistics, paired, sentence, shift, summary
 from flowrl.monitor.statistics import STATISTICS, measure, some
 from flowrl.monitor.texts import distinct, measure_texts
@@ -303,10 +303,10 @@ def rollout(count):
 def test_kl_beyond_its_limit():
     watched = session(kl=0.5, samples=0)
     metrics = watch_training(watched, rollout(8), samples_of(scenes(8, 0)), {"kl/reference": 0.4})
-    assert metrics["alarm/kl"] == 0.0 and news(watched, metrics) == []
+    assert metrics["alarm/kl"] == 0.0 and new_alarms(watched, metrics) == []
     metrics = watch_training(watched, rollout(8), samples_of(scenes(8, 0)), {"kl/reference": math.nan})
     assert metrics["alarm/kl"] == 1.0
-    assert news(watched, metrics) == ["alarm: the KL to the reference is nan, beyond monitor.kl=0.5"]
+    assert new_alarms(watched, metrics) == ["alarm: the KL to the reference is nan, beyond monitor.kl=0.5"]
     with pytest.raises(UserError, match="needs a KL to the reference"):
         watch_training(watched, rollout(8), samples_of(scenes(8, 0)), {})
 
@@ -320,17 +320,17 @@ def heldout(watched, pictures):
 
 def test_an_alarm_is_told_once_and_again_after_it_was_over():
     watched = session()
-    assert news(watched, heldout(watched, scenes(100, 0))) == []
+    assert new_alarms(watched, heldout(watched, scenes(100, 0))) == []
     watched.progress.iteration = 5
     blank = heldout(watched, torch.full((100, 3, SIDE, SIDE), 0.5))
-    told = news(watched, blank)
+    told = new_alarms(watched, blank)
     assert len(told) == sum(value for key, value in blank.items() if key.startswith("alarm/")) >= 4
     assert any(line.startswith("alarm: contrast of held-out samples is 0, below the base model's 0.0") for line in told)
     watched.progress.iteration = 6
-    assert news(watched, blank) == [] and watched.memory["monitor"]["since"] == 5
-    assert news(watched, {"alarm/kl": 0.0}) == [] and watched.memory["monitor"]["since"] == 5  # not an evaluation
-    assert news(watched, heldout(watched, scenes(100, 1))) == [] and watched.memory["monitor"]["since"] is None
-    assert len(news(watched, blank)) == len(told)
+    assert new_alarms(watched, blank) == [] and watched.memory["monitor"]["since"] == 5
+    assert new_alarms(watched, {"alarm/kl": 0.0}) == [] and watched.memory["monitor"]["since"] == 5  # not an evaluation
+    assert new_alarms(watched, heldout(watched, scenes(100, 1))) == [] and watched.memory["monitor"]["since"] is None
+    assert len(new_alarms(watched, blank)) == len(told)
 
 
 def test_the_state_survives_a_checkpoint_bit_for_bit():

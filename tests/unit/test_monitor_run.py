@@ -57,7 +57,7 @@ def run_with(path, resume=None, **monitor):
     config = Config.of(CONFIG | {"out": str(path), "monitor": monitor})
     said = io.StringIO()
     train(config, resume=resume, display=Display("tiny", 3, console=Console(file=said, width=10_000)))
-    return said.getvalue(), RunDirectory(path).metrics()[1:], checkpoint.all_steps(path / "checkpoints")
+    return said.getvalue(), RunDirectory(path).metrics()[1:], checkpoint.finished(path / "checkpoints")
 
 
 @pytest.mark.slow

@@ -22,18 +22,18 @@ pytest.importorskip("fastapi", reason="remote scoring is the extra server")
 httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 
+from flowrl.clients import http as http_client  # noqa: E402
+from flowrl.clients import ray as ray_client  # noqa: E402
+from flowrl.clients.http import Address  # noqa: E402
+from flowrl.clients.protocol import Limits, decode_images, encode_images  # noqa: E402
 from flowrl.errors import UserError  # noqa: E402
-from flowrl.hosting import client as client_module  # noqa: E402
-from flowrl.hosting import cluster  # noqa: E402
-from flowrl.hosting.client import Address  # noqa: E402
-from flowrl.hosting.protocol import Limits, decode_images, encode_images  # noqa: E402
-from flowrl.remote.server import PatientProtocol, build_app  # noqa: E402
+from flowrl.remote.server import HeadTimeoutProtocol, build_app  # noqa: E402
 from flowrl.remote.settings import ServerConfig, choose_token, is_loopback  # noqa: E402
 from flowrl.remote.worker import Answer, answer, load  # noqa: E402
 from flowrl.score import RewardError, Rewards, load_rewards  # noqa: E402
-from flowrl.score.adapting import adapt  # noqa: E402
-from flowrl.score.asking import Reward  # noqa: E402
-from flowrl.score.finding import check_reward  # noqa: E402
+from flowrl.score.registry import check_reward  # noqa: E402
+from flowrl.score.reward import Reward  # noqa: E402
+from flowrl.score.signatures import adapt  # noqa: E402
 from flowrl.types import Prompt, Samples  # noqa: E402
 
 TOKEN = "a-token-of-some-length"
@@ -88,7 +88,7 @@ def serving(*uses: str, limits: Limits | None = None, delay: float = 0.0) -> Ite
     scorers = {here.name: here for here in (Here(use, limits, delay) for use in uses)}
     app = build_app(scorers, TOKEN, limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=PatientProtocol, ws="none", lifespan="off", log_level="error")
+        config = uvicorn.Config(app, http=HeadTimeoutProtocol, ws="none", lifespan="off", log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -226,7 +226,7 @@ def test_what_a_reward_raises_stays_on_the_server() -> None:
 def test_a_busy_server_asks_to_come_back_and_everyone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(
-        client_module.time, "sleep", lambda seconds: waits.append(seconds) or threading.Event().wait(0.05)
+        http_client.time, "sleep", lambda seconds: waits.append(seconds) or threading.Event().wait(0.05)
     )
     with serving("mine.py:brightness", limits=Limits(concurrency=1), delay=0.1) as (url, _):
         scorers = [remote(f"{url}/brightness", retries=100) for _ in range(3)]
@@ -292,7 +292,7 @@ GOOD = (200, {}, b'{"protocol": 1, "scores": [0.5, null]}')
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(client_module.time, "sleep", found.append)
+    monkeypatch.setattr(http_client.time, "sleep", found.append)
     return found
 
 
@@ -448,7 +448,7 @@ def test_a_server_config_is_a_list_of_rewards_or_a_training_config(tmp_path: Pat
     assert ServerConfig.load(path).limits.seconds == 3
     for text, match in (
         ("rewards: [a]\nlimit: {}", "unknown key limit"),
-        ("rewards: [a]\nlimits: {sample: 1}", "did you mean 'samples'"),
+        ("rewards: [a]\nlimits: {sample: 1}", "did you mean 'limits.samples'"),
         ("rewards: [a]\nlimits: {samples: 0}", "greater than 0"),
         ("rewards: []", "rewards"),
         (run.read_text() + "\ntrian: 3", "unknown key trian"),
@@ -502,8 +502,8 @@ class FakeRay(SimpleNamespace):
 
 def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay()
-    monkeypatch.setattr(cluster, "_import_ray", lambda: fake)
-    monkeypatch.setattr("flowrl.hosting.find_spec", lambda package: object())
+    monkeypatch.setattr(ray_client, "_import_ray", lambda: fake)
+    monkeypatch.setattr("flowrl.clients.find_spec", lambda package: object())
     spec = {"use": "ray:mine.py:targeted", "options": {"shift": 2.0, "ray": {"num_gpus": 0.5, "address": "local"}}}
     scorer = load_rewards([spec])
     samples = pictures()
@@ -522,7 +522,7 @@ def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.hosting.find_spec", lambda package: None)
+    monkeypatch.setattr("flowrl.clients.find_spec", lambda package: None)
     for use, extra in (("http://127.0.0.1:1/r", "server"), ("ray:jpeg_compressibility", "ray")):
         with pytest.raises(UserError, match=rf"pip install -e '.*\[{extra}\]'"):
             check_reward(use)

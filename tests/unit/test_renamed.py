@@ -9,13 +9,13 @@ import yaml
 from pydantic import BaseModel
 
 from flowrl import renamed
-from flowrl.algorithms import SLOTS, build, names, parts_of
+from flowrl.composition import SLOTS, build, preset_names, shipped_parts
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.targets.export_settings import read_export_settings
-from flowrl.models.exporting import ORIGIN_FILE
+from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.report.record import read
-from flowrl.startup.resume import changes
+from flowrl.startup.resume import changed_keys
 
 VALUES = {
     "name": "old",
@@ -36,7 +36,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
         "seed": "train.seed",
     })  # fmt: skip
     monkeypatch.setattr(renamed, "REMOVED", {"train.turbo": "set train.sample_batch higher"})
-    monkeypatch.setattr(renamed, "PARTS", {"PPOClip": "Clipped", "old_grpo": "flow_grpo"})
+    monkeypatch.setattr(renamed, "PARTS", {"objective.PPOClip": "Clipped", "algorithm.old_grpo": "flow_grpo"})
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,9 @@ def test_the_config_of_an_older_run_is_translated_wherever_it_is_read(tmp_path: 
     (tmp_path / "metrics.jsonl").touch()
     with pytest.warns(UserWarning, match="turbo"):
         assert Config.load(path) == run and read(tmp_path).config["train"] == {"iterations": 3, "seed": 4}
-    assert not changes(run, Config.of({**VALUES, "train": {"iterations": 3, "seed": 4}, "algorithm": run.algorithm}))
+    assert not changed_keys(
+        run, Config.of({**VALUES, "train": {"iterations": 3, "seed": 4}, "algorithm": run.algorithm})
+    )
 
 
 @pytest.mark.usefixtures("table")
@@ -110,8 +112,32 @@ def test_no_old_name_is_one_of_today() -> None:
         assert old not in today, f"{old} is a key"
         assert new in today or new.startswith("algorithm."), f"{old} -> {new}, which is no key"
     assert not renamed.REMOVED.keys() & today
-    known = {kind for slot in SLOTS for kind in parts_of(slot)} | {*names()}
+    known = {f"{slot}.{name}" for slot in SLOTS for name in shipped_parts(slot)}
+    known |= {f"algorithm.{name}" for name in preset_names()}
     assert not renamed.PARTS.keys() & known
+    for old, new in renamed.PARTS.items():
+        assert f"{old.partition('.')[0]}.{new}" in known, f"{old} -> {new}, which is no part"
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"use": "ppo", "credit": "gae"}, "algorithm.credit was renamed: write algorithm.token_advantage"),
+        ({"use": "spg", "emphasis": "uniform"}, "algorithm.emphasis was renamed: write algorithm.loss_weight"),
+        ({"use": "awm", "followers": []}, "algorithm.followers was renamed: write algorithm.ema_weights"),
+        ({"use": "dapo", "drop_cut": True}, "write algorithm.mask_truncated_completions"),
+        ({"use": "spg", "estimator": {"plan": "full_mask"}}, "write algorithm.estimator.views"),
+        ({"use": "grpo", "selection": "with_credit"}, "it is called nonzero_advantage now"),
+        ({"use": "grpo", "selection": {"use": "WithCredit"}}, "it is called NonzeroAdvantage now"),
+        ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called raw_reward now"),
+        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called trajectory now"),
+    ],
+)
+def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(spec)
+    assert sentence in str(caught.value)
+    build(renamed.translated({"algorithm": spec})["algorithm"])
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -20,7 +20,7 @@ from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report.record import read
 from flowrl.startup import inputs
-from flowrl.startup.resume import NEVER, begin
+from flowrl.startup.resume import BEFORE_TRAINING, start_or_resume
 
 REWARD = "from beside import factor\n\ndef good(images, prompts):\n    return images.mean((1, 2, 3)) * factor\n"
 
@@ -48,23 +48,23 @@ def written(tmp_path: Path, **changes: Any) -> Config:
 
 
 def described(config: Config) -> dict[str, str]:
-    return inputs.describe(config, load_prompts(config.data.train), None)
+    return inputs.fingerprint_inputs(config, load_prompts(config.data.train), None)
 
 
 def started(tmp_path: Path, steps: int = 2, **changes: Any) -> tuple[Config, RunDirectory]:
     config = written(tmp_path, **changes)
     run = RunDirectory(config.directory)
-    assert begin(config, run, None) is None
+    assert start_or_resume(config, run, None) is None
     for step in range(steps + 1):
         run.log({"step": step})
     for step in range(1, steps + 1):
-        facts = {inputs.KEY: described(config)}
+        facts = {inputs.MANIFEST_KEY: described(config)}
         checkpoint.save(run.checkpoints, step, {"a": torch.ones(2)}, {}, {}, {}, facts=facts)
     return config, run
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file but what `begin` writes anew."""
+    """Every file but what `start_or_resume` writes anew."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
@@ -97,7 +97,7 @@ def test_auto_never_removes_what_it_cannot_read(tmp_path: Path, harm: str) -> No
         HARMS[harm](path)
     before = tree(run.path)
     with pytest.raises(UserError, match=r"2 checkpoints that cannot be read .*nothing was removed.*out="):
-        begin(config, run, "auto")
+        start_or_resume(config, run, "auto")
     assert tree(run.path) == before
 
 
@@ -105,22 +105,24 @@ def test_auto_goes_back_over_damage_and_keeps_it_but_not_over_another_format(tmp
     config, run = started(tmp_path, steps=3)
     HARMS["truncated"](run.checkpoints / "step_000003")
     with pytest.warns(UserWarning, match="kept as unreadable-step_000003"):
-        found = begin(config, run, "auto")
+        found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 2
     assert (run.checkpoints / "unreadable-step_000003" / checkpoint.STATE).stat().st_size == 10
     HARMS["another format"](run.checkpoints / "step_000002")
     shutil.copytree(run.checkpoints / "step_000002", run.checkpoints / "step_000001")
     edit_manifest(run.checkpoints / "step_000001", format=1, step=1)
     with pytest.raises(UserError, match=r"format is 2.*--resume .*step_000001"):
-        begin(config, run, "auto")
-    found = begin(config, run, str(run.checkpoints / "step_000001"))  # asked for: the foreign one is still kept
+        start_or_resume(config, run, "auto")
+    found = start_or_resume(
+        config, run, str(run.checkpoints / "step_000001")
+    )  # asked for: the foreign one is still kept
     assert found is not None and (run.checkpoints / "unreadable-step_000002").is_dir()
 
 
 def test_a_checkpoint_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     os.replace(run.checkpoints / "step_000002", run.checkpoints / ".tmp-old-step_000002")
-    found = begin(config, run, "auto")
+    found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 2
 
 
@@ -141,10 +143,10 @@ def test_a_run_killed_before_its_first_checkpoint_tells_step_0_once(tmp_path: Pa
     config = written(tmp_path)
     run = RunDirectory(config.directory)
     for _ in range(3):
-        assert begin(config, run, "auto") is None
+        assert start_or_resume(config, run, "auto") is None
         run.log({"step": 0})
     assert run.metrics() == [{"step": 0}]
-    run.rewind(NEVER)
+    run.rewind(BEFORE_TRAINING)
     assert run.metrics() == []
 
 
@@ -181,16 +183,16 @@ CHANGES = {
 @pytest.mark.parametrize("key", CHANGES)
 def test_resume_notices_a_changed_input(tmp_path: Path, key: str) -> None:
     config, run = started(tmp_path)
-    same = begin(config, run, "auto", inputs=described(config))
+    same = start_or_resume(config, run, "auto", inputs=described(config))
     assert same is not None
     CHANGES[key](tmp_path)
     before = tree(run.path)
     with pytest.raises(UserError, match=rf"(?s)- {key.rstrip('.')}.*--allow-changed") as caught:
-        begin(config, run, "auto", inputs=described(config))
+        start_or_resume(config, run, "auto", inputs=described(config))
     assert str(caught.value).count("\n  - ") == 1, "only what changed is named"
     assert tree(run.path) == before
     with pytest.warns(UserWarning, match="going on although"):
-        assert begin(config, run, "auto", inputs=described(config), allow_changed=True) is not None
+        assert start_or_resume(config, run, "auto", inputs=described(config), allow_changed=True) is not None
 
 
 def test_what_changes_nothing_is_not_noticed(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_what_changes_nothing_is_not_noticed(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(text.replace(": ", ":   "))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert begin(config, run, "auto", inputs=described(config)) is not None
+        assert start_or_resume(config, run, "auto", inputs=described(config)) is not None
 
 
 def test_resume_notices_other_libraries(tmp_path: Path) -> None:
@@ -212,10 +214,10 @@ def test_resume_notices_other_libraries(tmp_path: Path) -> None:
     recorded = json.loads((path / checkpoint.MANIFEST).read_text())["versions"]
     edit_manifest(path, versions={**recorded, "torch": "1.13.1", "python": recorded["python"] + "9"})
     with pytest.raises(UserError, match=r"torch: version 1.13.1 -> ") as caught:
-        begin(config, run, "auto")
+        start_or_resume(config, run, "auto")
     assert "python" not in str(caught.value)
     edit_manifest(path, versions={**recorded, "torch": recorded["torch"].partition("+")[0] + "+cu999"})
-    assert begin(config, run, "auto") is not None
+    assert start_or_resume(config, run, "auto") is not None
 
 
 def test_a_longer_run_under_a_decaying_rate_is_asked_about(tmp_path: Path) -> None:
@@ -224,15 +226,15 @@ def test_a_longer_run_under_a_decaying_rate_is_asked_about(tmp_path: Path) -> No
     longer = written(tmp_path, train={"iterations": 12}, **decaying)
     run = RunDirectory(longer.directory)
     with pytest.raises(UserError, match=r"train.iterations: 9 -> 12.*schedule=cosine"):
-        begin(longer, run, "auto")
+        start_or_resume(longer, run, "auto")
     with pytest.warns(UserWarning, match="iterations"):
-        assert begin(longer, run, "auto", allow_changed=True) is not None
+        assert start_or_resume(longer, run, "auto", allow_changed=True) is not None
 
 
 def test_a_finished_run_asks_nothing(tmp_path: Path) -> None:
     config, run = started(tmp_path, steps=9)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "other"}\n')
-    assert begin(config, run, "auto", inputs=described(config)) is not None
+    assert start_or_resume(config, run, "auto", inputs=described(config)) is not None
 
 
 def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +267,7 @@ def test_damaged_run_directories_give_a_sentence(tmp_path: Path) -> None:
         shutil.copytree(pristine, run.path)
         file = random.choice(files)
         (run.path / file.relative_to(pristine)).write_bytes(_mangled(file.read_bytes()))
-        for look in (lambda: read(run.path), run.metrics, lambda: begin(config, run, "auto")):
+        for look in (lambda: read(run.path), run.metrics, lambda: start_or_resume(config, run, "auto")):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -316,4 +318,19 @@ def test_checkpoints_are_listed_with_their_scores(tmp_path: Path) -> None:
 
 
 def rows_bytes(run: RunDirectory) -> int:
-    return checkpoint.told(run.checkpoints / "step_000001")["files"][checkpoint.STATE]["bytes"]
+    return checkpoint.read_manifest(run.checkpoints / "step_000001")["files"][checkpoint.STATE]["bytes"]
+
+
+# ---- runs of an earlier release
+
+
+def test_a_run_that_called_its_keys_otherwise_is_continued(tmp_path: Path) -> None:
+    spec = {"use": "flow_grpo", "selection": "nonzero_advantage", "token_advantage": []}
+    config, run = started(tmp_path, algorithm=spec)
+    text = run.config_path.read_text()
+    old = text.replace("token_advantage:", "credit:").replace("nonzero_advantage", "with_credit")
+    assert old != text
+    run.config_path.write_text(old)
+    assert Config.of_run(run.config_path) == config
+    resumed = start_or_resume(config, run, "auto")
+    assert resumed is not None and resumed.step == 2

@@ -30,13 +30,13 @@ from flowrl.errors import UserError
 from flowrl.parts.advantages import GroupCentred, LeaveOneOut
 from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.diagnostics import describe_scores
-from flowrl.parts.selections import DropFlatGroups, Everything
+from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.score import RewardError, Rewards, Scoring, joined, load_rewards
-from flowrl.score import asking as asking_module
-from flowrl.score.adapting import adapt, take
-from flowrl.score.asking import Reward
-from flowrl.score.conformance import examine
-from flowrl.score.finding import check_reward
+from flowrl.score import reward as asking_module
+from flowrl.score.conformance import run_checks
+from flowrl.score.registry import check_reward
+from flowrl.score.reward import Reward
+from flowrl.score.signatures import adapt, take
 from flowrl.train import train
 from flowrl.types import Prompt, Samples, Scores
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -434,8 +434,8 @@ def test_a_sample_to_which_nothing_applies_is_left_out() -> None:
     scores = score(reward(none_for({0, 5})), reward(brightness, "watched", weight=0))
     assert (~scores.valid).nonzero()[:, 0].tolist() == [0, 5]
     assert scores.total[scores.valid].tolist() == [1] * 10
-    credit = GroupCentred()(scores, {})
-    assert credit.flatten()[[0, 5]].tolist() == [0, 0]
+    advantage = GroupCentred()(scores, {})
+    assert advantage.flatten()[[0, 5]].tolist() == [0, 0]
     held = Rewards([reward(none_for({0, 5}))], "raise").evaluate(samples(), GROUP)
     assert float(held.total[held.valid].mean()) == 1
     with pytest.raises(UserError, match=r"no sample is left: the rewards said None .* to 12 of 12 samples"):
@@ -556,18 +556,18 @@ def test_decoupled_normalisation_skips_what_does_not_apply() -> None:
         reward(given(ONES), "one", applies={"tag": "x"}),
         reward(given(TENS), "ten", applies={"tag": ["x", "y", "z"]}),
     )
-    credit = GroupCentred(merge="advantages", clip=None, eps=0.0)(both, {})
+    advantage = GroupCentred(merge="advantages", clip=None, eps=0.0)(both, {})
     step = torch.tensor([-1.0, 0.0, 1.0]).double()  # each group's scores are equally spaced: z-scores -1, 0, 1
-    torch.testing.assert_close(credit, torch.cat([2 * step, 2 * step, step, step]))
+    torch.testing.assert_close(advantage, torch.cat([2 * step, 2 * step, step, step]))
 
 
 def test_decoupled_normalisation_over_the_iteration_uses_the_samples_a_reward_applies_to() -> None:
     scores = mixed()
-    credit = GroupCentred(merge="advantages", scale="global", ddof=0, clip=None, eps=0.0)(scores, {})
+    advantage = GroupCentred(merge="advantages", scale="global", ddof=0, clip=None, eps=0.0)(scores, {})
     for rows, column, weight in ((slice(0, 6), 0, 1.0), (slice(6, 12), 1, 2.0)):
         mine = scores.rewards[rows, column]
         centre = mine.reshape(2, 3).mean(dim=1).repeat_interleave(3)
-        torch.testing.assert_close(credit[rows], weight * (mine - centre) / mine.std(correction=0))
+        torch.testing.assert_close(advantage[rows], weight * (mine - centre) / mine.std(correction=0))
 
 
 def test_decoupled_normalisation_sees_gated_rewards() -> None:
@@ -764,23 +764,23 @@ def test_mistakes_of_the_config_are_forgiven_by_no_policy() -> None:
 
 
 def test_the_arithmetic_of_a_dropped_group() -> None:
-    """Statistics, credit, selection and loss weights are those of the iteration without the group."""
+    """Statistics, advantage, selection and loss weights are those of the iteration without the group."""
     scores = score(reward(poison(1), on_error=on_error("drop_group")))
     kept = scores.valid
     rest = Scores(scores.rewards[kept], scores.weights, scores.names, GROUP[kept], scores.prompt_ids[kept], kept[kept])
     for part in (GroupCentred(), GroupCentred(scale="global"), GroupCentred(merge="advantages"), LeaveOneOut()):
-        credit = part(scores, {})
-        torch.testing.assert_close(credit[kept], part(rest, {}), msg=str(part))
-        assert (credit[~kept] == 0).all()
-    credit = GroupCentred()(scores, {})
-    for selection in (Everything(), DropFlatGroups()):
-        mask = selection(scores, credit)[:, None].expand(12, 5)
+        advantage = part(scores, {})
+        torch.testing.assert_close(advantage[kept], part(rest, {}), msg=str(part))
+        assert (advantage[~kept] == 0).all()
+    advantage = GroupCentred()(scores, {})
+    for selection in (AllSamples(), DropFlatGroups()):
+        mask = selection(scores, advantage)[:, None].expand(12, 5)
         assert torch.equal(mask[:, 0], kept)
         for aggregation in (SampleMean(), DecisionMean()):
             weight = aggregation(mask)
             assert float(weight.sum()) == pytest.approx(1) and (weight[~kept] == 0).all()
             torch.testing.assert_close(weight[kept], aggregation(mask[kept]))
-    metrics, without = describe_scores(scores, credit), describe_scores(rest, credit[kept])
+    metrics, without = describe_scores(scores, advantage), describe_scores(rest, advantage[kept])
     assert metrics["reward/invalid_fraction"] == pytest.approx(0.25)
     assert metrics["reward/mean"] == pytest.approx(without["reward/mean"])
 
@@ -922,7 +922,7 @@ def test_changing_the_images_in_the_background_names_the_culprit() -> None:
 
 
 def test_a_reward_that_hangs_does_not_keep_an_interrupted_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.score.pipeline.PATIENCE", 0.2)
+    monkeypatch.setattr("flowrl.score.background.PATIENCE", 0.2)
     release = threading.Event()
 
     def hangs(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -1139,12 +1139,12 @@ def test_conformance_examines_groups_and_number_types(tmp_path: Path) -> None:
     )
 
     def failures(name: str, **options: Any) -> set[str]:
-        return {f.check for f in examine(f"{tmp_path}/r.py:{name}", prompts, **options) if not f.passed}
+        return {f.check for f in run_checks(f"{tmp_path}/r.py:{name}", prompts, **options) if not f.passed}
 
     assert failures("centred") == failures("pairs") == failures("words", text=True) == set()
     assert failures("leaky") == {"same answer one by one"}  # sees beyond its group
     assert failures("half") == {"keeps its precision"}
-    loads = examine(f"{tmp_path}/r.py:pairs", prompts)[0]
+    loads = run_checks(f"{tmp_path}/r.py:pairs", prompts)[0]
     assert "flowrl signature, compares the samples of a group" in loads.detail
 
 

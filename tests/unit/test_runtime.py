@@ -26,7 +26,7 @@ from flowrl.runtime import ranks
 from flowrl.runtime.display import Display
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
-from flowrl.startup.resume import begin, changes
+from flowrl.startup.resume import changed_keys, start_or_resume
 from flowrl.types import Prompt, Samples, Scores
 
 CONFIG: dict[str, Any] = {
@@ -142,7 +142,7 @@ def test_kill_while_saving_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert any(name.startswith(".tmp-") for name in names(tmp_path))
     assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"
     checkpoint.load(tmp_path / "step_000001")
-    checkpoint.clean(tmp_path)
+    checkpoint.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["latest", "step_000001"]
 
 
@@ -278,7 +278,7 @@ def started(tmp_path: Path) -> tuple[Config, RunDirectory]:
     """A run of three iterations with checkpoints of 1 and 2."""
     config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
     run = RunDirectory(config.directory)
-    assert begin(config, run, None) is None
+    assert start_or_resume(config, run, None) is None
     for step in (1, 2, 3):
         run.log({"step": step})
         if step < 3:
@@ -289,22 +289,22 @@ def started(tmp_path: Path) -> tuple[Config, RunDirectory]:
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     with pytest.raises(UserError, match=r"already holds a run.*--resume auto.*out="):
-        begin(config, run, None)
+        start_or_resume(config, run, None)
     assert len(run.metrics()) == 3
 
 
 def test_a_run_that_did_nothing_may_be_started_again(tmp_path: Path) -> None:
     config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
     run = RunDirectory(config.directory)
-    begin(config, run, None)  # then a reward's server could not be reached
+    start_or_resume(config, run, None)  # then a reward's server could not be reached
     mended = Config.of({**CONFIG, "out": str(tmp_path / "run"), "train": {**CONFIG["train"], "seed": 5}})
-    assert begin(mended, run, None) is None
+    assert start_or_resume(mended, run, None) is None
     assert Config.load(run.config_path).train.seed == 5
 
 
 def test_resume_auto_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
     config, run = started(tmp_path)
-    found = begin(config, run, "auto")
+    found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 2
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
@@ -313,9 +313,9 @@ def test_resume_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
     config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
     run = RunDirectory(config.directory)
     run.log({"step": 1}) if run.path.exists() else None
-    assert begin(config, run, "auto") is None
+    assert start_or_resume(config, run, "auto") is None
     run.log({"step": 1})  # killed before the first checkpoint
-    assert begin(config, run, "auto") is None
+    assert start_or_resume(config, run, "auto") is None
     assert run.metrics() == []
 
 
@@ -323,7 +323,7 @@ def test_resume_auto_falls_back_over_a_damaged_checkpoint(tmp_path: Path) -> Non
     config, run = started(tmp_path)
     _truncate(run.checkpoints / "step_000002" / "state/state.safetensors")
     with pytest.warns(UserWarning, match="skipping"):
-        found = begin(config, run, "auto")
+        found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 1
     assert [line["step"] for line in run.metrics()] == [1]
     assert names(run.checkpoints) == ["latest", "step_000001", "unreadable-step_000002"]
@@ -331,31 +331,31 @@ def test_resume_auto_falls_back_over_a_damaged_checkpoint(tmp_path: Path) -> Non
 
 def test_resume_from_a_path_forgets_what_came_after(tmp_path: Path) -> None:
     config, run = started(tmp_path)
-    found = begin(config, run, str(run.checkpoints / "step_000001"))
+    found = start_or_resume(config, run, str(run.checkpoints / "step_000001"))
     assert found is not None and found.step == 1
     assert checkpoint.latest(run.checkpoints) == run.checkpoints / "step_000001"
     with pytest.raises(UserError, match="does not exist"):
-        begin(config, run, "nowhere")
+        start_or_resume(config, run, "nowhere")
 
 
 def test_a_checkpoint_of_another_run_starts_a_new_run_but_replaces_none(tmp_path: Path) -> None:
     _, run = started(tmp_path)
     fork = Config.of({**CONFIG, "out": str(tmp_path / "fork")})
-    found = begin(fork, RunDirectory(fork.directory), str(run.path))
+    found = start_or_resume(fork, RunDirectory(fork.directory), str(run.path))
     assert found is not None and found.step == 2
     with pytest.raises(UserError, match=r"already holds another run"):
-        begin(fork, RunDirectory(fork.directory), str(run.path))
+        start_or_resume(fork, RunDirectory(fork.directory), str(run.path))
     assert names(run.checkpoints) == ["latest", "step_000001", "step_000002"]
 
 
 def test_resume_refuses_a_config_that_changes_the_mathematics(tmp_path: Path) -> None:
     _, run = started(tmp_path)
     longer = Config.of({**CONFIG, "out": str(run.path), "train": {"iterations": 9, "micro_batch": 2}})
-    found = begin(longer, run, "auto")
+    found = start_or_resume(longer, run, "auto")
     assert found is not None
     other = Config.of({**CONFIG, "out": str(run.path), "optimizer": {"lr": 1.0}, "train": {"iterations": 9, "seed": 1}})
     with pytest.raises(UserError, match=r"(?s)optimizer.lr: 0.0003 -> 1.0.*train.seed: 0 -> 1"):
-        begin(other, run, "auto")
+        start_or_resume(other, run, "auto")
     assert run.config_path.read_text() == longer.to_yaml()
 
 
@@ -364,8 +364,8 @@ def test_changes_sees_inside_lists_and_algorithms() -> None:
     new = Config.of(
         {**CONFIG, "algorithm": {"use": "flow_grpo", "kl": 0.2}, "rewards": [{"use": "shapes", "weight": 2}]}
     )
-    assert changes(old, new) == ["algorithm.kl: 0.1 -> 0.2", "rewards.0.weight: 1.0 -> 2.0"]
-    assert changes(old, old) == []
+    assert changed_keys(old, new) == ["algorithm.kl: 0.1 -> 0.2", "rewards.0.weight: 1.0 -> 2.0"]
+    assert changed_keys(old, old) == []
 
 
 # ---- signals, time, display, ranks
@@ -413,7 +413,7 @@ def test_display_fits_the_terminal(width: int) -> None:
     console = Console(force_terminal=True, width=width, record=True, file=io.StringIO())
     rewards = {f"reward/{name}/mean": 0.5 for name in ("shapes", "a [bold]name[/]")}
     with Display("run", 10, done=4, console=console) as display, display:
-        display.begin("run", 10, 4)
+        display.start_iterations("run", 10, 4)
         display.update(4, {"eval/reward/mean": 0.1, "time/iteration": 3.0, "time/eval": 2.9})
         before = _rendered(display, width)
         times = {
@@ -454,7 +454,7 @@ def _rendered(display: Display, width: int) -> list[str]:
 
 def test_one_process_is_its_own_world() -> None:
     rows = torch.arange(3)
-    assert (ranks.rank(), ranks.world(), ranks.is_main(), ranks.share(5)) == (0, 1, True, slice(0, 5))
+    assert (ranks.rank(), ranks.world_size(), ranks.is_main(), ranks.share(5)) == (0, 1, True, slice(0, 5))
     assert ranks.gather(rows) is rows and ranks.total(rows) is rows
 
 

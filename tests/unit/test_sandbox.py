@@ -19,7 +19,7 @@ from flowrl.sandbox import bubblewrap as sandboxes
 from flowrl.sandbox import system_calls
 from flowrl.sandbox.bubblewrap import Limits, Sandbox, open_sandbox
 from flowrl.sandbox.system_calls import compile_filter
-from flowrl.sandbox.workers import WorkerError, WorkerPool
+from flowrl.sandbox.worker_pool import WorkerError, WorkerPool
 from rewards.code_tests import code_tests, program
 
 ROOT = str(Path(__file__).parents[2])

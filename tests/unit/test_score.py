@@ -16,9 +16,9 @@ from flowrl.config import RewardConfig
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.score import RewardError, Rewards, list_rewards, load_rewards
-from flowrl.score.adapting import adapt
-from flowrl.score.asking import Reward as _Reward
-from flowrl.score.conformance import examine
+from flowrl.score.conformance import run_checks
+from flowrl.score.reward import Reward as _Reward
+from flowrl.score.signatures import adapt
 from flowrl.types import Prompt, Samples, Scores
 
 PROMPTS = [Prompt("a", 5, {"tag": "x", "target": 0.25}), Prompt("b", 9, {"tag": "y", "target": 0.5})]
@@ -295,8 +295,8 @@ def test_listing_finds_shipped_rewards_without_importing_them() -> None:
 
 def test_conformance_passes_shipped_rewards_and_catches_bad_ones(tmp_path: Path) -> None:
     prompts = load_prompts("shapes:test").prompts[::12][:6]
-    assert all(finding.passed for finding in examine("jpeg_compressibility", prompts))
-    assert all(finding.passed for finding in examine("shapes", prompts))
+    assert all(finding.passed for finding in run_checks("jpeg_compressibility", prompts))
+    assert all(finding.passed for finding in run_checks("shapes", prompts))
     (tmp_path / "bad.py").write_text(
         "import torch\n"
         "def unsteady(images, prompts): return torch.rand(len(prompts))\n"
@@ -307,7 +307,7 @@ def test_conformance_passes_shipped_rewards_and_catches_bad_ones(tmp_path: Path)
         "def short(images, prompts): return [1.0]\n"
     )
     failed = {
-        name: {f.check for f in examine(f"{tmp_path}/bad.py:{name}", prompts) if not f.passed}
+        name: {f.check for f in run_checks(f"{tmp_path}/bad.py:{name}", prompts) if not f.passed}
         for name in ("unsteady", "ranked", "fragile", "short")
     }
     assert "same answer twice" in failed["unsteady"]

@@ -6,17 +6,17 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.math.flow import CPS, DDIM, FlowSDE, negligible
 from flowrl.models.diffusion.exceptions import TARGETS
 from flowrl.models.lora import ATTENTION, LoRAOptions, adapt, adapted_layers, described
 from flowrl.models.planned import planned_adapter
-from flowrl.startup.time_grid import remarks
+from flowrl.startup.time_grid import check_time_grid
 from tests.fidelity.bench import sd3_times
 from tests.unit.test_estimators import ShiftPolicy
 
-IMAGE = [name for name in algorithms.names() if algorithms.build(name).family == "diffusion"]
+IMAGE = [name for name in composition.preset_names() if composition.build(name).family == "diffusion"]
 
 
 class Grid(ShiftPolicy):
@@ -58,21 +58,21 @@ GRIDS = {
 @pytest.mark.parametrize("name", IMAGE)
 def test_no_preset_trains_noise_on_any_grid(name: str, grid: str) -> None:
     for steps in (8, 10, 25, 50):
-        made = algorithms.build({"use": name, "steps": steps})
+        made = composition.build({"use": name, "steps": steps})
         trained = 0.0283 if grid == "ddpm" else 0.0  # the cleanest time of a network for DDPM
         policy = Grid(GRIDS[grid](steps), trained)
-        assert remarks(made, policy) == [], (name, grid, steps)
-        reach = made.sampler.reach(made.sampler.grid(policy))
-        if reach and not made.estimator.fades:
+        assert check_time_grid(made, policy) == [], (name, grid, steps)
+        reach = made.sampler.recordable(made.sampler.grid(policy))
+        if reach and not made.estimator.weight_vanishes:
             std = made.sampler.dynamics.coefficients(policy.times(steps)[:-1], made.sampler.grid(policy)[1:])[2]
             assert float(std[reach.start : reach.stop].min()) >= 0.01
 
 
 def test_ddpo_trains_all_steps_of_stable_diffusion_and_chooses_on_other_grids() -> None:
-    sampler = algorithms.build("ddpo").sampler
-    assert sampler.reach(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
+    sampler = composition.build("ddpo").sampler
+    assert sampler.recordable(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
     for grid in (sd3_times(50), linear(50, 0.001)):
-        assert sampler.reach(sampler.grid(Grid(grid))) == range(48)
+        assert sampler.recordable(sampler.grid(Grid(grid))) == range(48)
     pixart = linear(50, 0.0099)  # a grid that visits the first training time itself: the last step goes on to 0
     assert torch.equal(sampler.grid(Grid(pixart, 0.0099)), pixart)
 
@@ -94,15 +94,17 @@ def test_ddpo_trains_all_steps_of_stable_diffusion_and_chooses_on_other_grids() 
 def test_noise_that_a_config_asks_for_is_named_with_its_fix(spec: dict, grid: torch.Tensor, words: str) -> None:
     import re
 
-    said = remarks(algorithms.build(spec), Grid(grid))
+    said = check_time_grid(composition.build(spec), Grid(grid))
     assert any(re.search(words, sentence) for sentence in said), said
 
 
 def test_a_step_without_noise_is_refused_at_the_start() -> None:
     with pytest.raises(UserError, match=r"step 10 of 10 .* is deterministic.*window\.drop to 2"):
-        remarks(algorithms.build({"use": "ddpo", "steps": 10, "sampler": {"window": {"drop": 0}}}), Grid(sd3_times(10)))
+        check_time_grid(
+            composition.build({"use": "ddpo", "steps": 10, "sampler": {"window": {"drop": 0}}}), Grid(sd3_times(10))
+        )
     with pytest.raises(UserError, match="leaves no step to train, because none has noise enough"):
-        remarks(algorithms.build({"use": "ddpo", "steps": 8, "eta": 0.0}), Grid(sd3_times(8)))
+        check_time_grid(composition.build({"use": "ddpo", "steps": 8, "eta": 0.0}), Grid(sd3_times(8)))
 
 
 def test_negligible_is_by_std_and_by_what_a_velocity_moves() -> None:

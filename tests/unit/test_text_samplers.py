@@ -14,7 +14,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, Rollout, TokenTrace
+from flowrl.types import Draw, Rollout, TokenTrace, prompts_of
 
 
 def draw(count: int, group: int = 1, seed: int = 0) -> Draw:
@@ -22,7 +22,7 @@ def draw(count: int, group: int = 1, seed: int = 0) -> Draw:
 
 
 def make(sampler, policy: TinyText, count: int, rows: int | None = None, seed: int = 0) -> Rollout:
-    return sample(sampler, policy, policy.condition([""] * count), draw(count, seed=seed), rows or count)
+    return sample(sampler, policy, policy.condition(prompts_of([""] * count)), draw(count, seed=seed), rows or count)
 
 
 def trace(rollout: Rollout) -> TokenTrace:
@@ -124,7 +124,7 @@ def test_rows_that_end_leave_the_batch_and_change_nothing() -> None:
 def test_the_first_of_each_group_is_greedy_for_remax() -> None:
     policy = TinyText(3, 3, causal=True)
     sampler = CausalSampler(length=3, greedy_first=True)
-    rollout = sample(sampler, policy, policy.condition([""] * 12), draw(12, group=4), 5)
+    rollout = sample(sampler, policy, policy.condition(prompts_of([""] * 12)), draw(12, group=4), 5)
     greedy = make(CausalSampler(length=3, temperature=0.0), policy, 1).final[0]
     assert bool((rollout.final[[0, 4, 8]] == greedy).all())
     assert len(rollout.final[1:4].unique(dim=0)) > 1
@@ -198,7 +198,7 @@ def test_no_guidance_is_the_identity_and_guidance_sharpens() -> None:
     with torch.no_grad():
         policy.table[1].zero_()  # the masked prompt knows nothing
     sampler = MaskedSampler(length=2, steps=1, block=2)
-    condition = policy.condition(["a"] * 5000)
+    condition = policy.condition(prompts_of(["a"] * 5000))
     plain, strong = (replace(sampler, guidance=s)(policy, condition, draw(5000)) for s in (0.0, 3.0))
     assert strong.forwards == 2 * plain.forwards
     best = policy.table[0, -1].argmax(dim=1)

@@ -15,7 +15,7 @@ from typing import Any
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError, shorten
 from flowrl.evaluation.decoding import Decoding, sampler_of_algorithm
-from flowrl.models.exporting import ORIGIN_FILE
+from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.renamed import translated
 from flowrl.types import Sampler
 

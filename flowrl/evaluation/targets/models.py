@@ -26,8 +26,8 @@ def model_target(text: str, request: Request) -> tuple[Target, Samplers]:
 
 def lora_target(path: str, request: Request) -> tuple[Target, Samplers]:
     """A LoRA outside a run, on the model that the user or its own files name. Raises UserError where neither does."""
-    from flowrl.models.adapters import read
-    from flowrl.models.adapters.reading import locate
+    from flowrl.models.adapters import load_adapter, read
+    from flowrl.models.adapters.read import locate
 
     adapter = read(path, request.model)
     base = request.model or adapter.base
@@ -37,7 +37,7 @@ def lora_target(path: str, request: Request) -> tuple[Target, Samplers]:
 
     def tuned() -> Any:
         policy = _load(base, request.device, {**options, "lora": adapter.options()})
-        policy.load_adapter(path)
+        load_adapter(policy, path)
         return policy
 
     identity = _identity(base, family, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.decoding import sampler_of_run
@@ -24,8 +24,8 @@ def is_checkpoint(path: Path) -> bool:
 
 def run_target(run: Path, request: Request) -> tuple[Target, Samplers]:
     """A run before and after; its sampler and weight set are those of its config's held-out evaluation."""
-    from flowrl.startup.policies import evaluated, open_policy, policy_of_run  # diffusers is slow to import
-    from flowrl.startup.resume import locate
+    from flowrl.startup.policies import evaluation_weights, open_policy, policy_of_run  # diffusers is slow to import
+    from flowrl.startup.resume import find_checkpoint
 
     config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
@@ -34,11 +34,11 @@ def run_target(run: Path, request: Request) -> tuple[Target, Samplers]:
     if request.family not in (None, family):
         raise UserError(f"--family: {run} is a run of a {family} model, found {request.family!r}; leave --family out")
     named = request.checkpoint in ("best", "latest")
-    checkpoint = locate(run, request.checkpoint) if named else locate(Path(request.checkpoint))
+    checkpoint = find_checkpoint(run, request.checkpoint) if named else find_checkpoint(Path(request.checkpoint))
     base = _base_identity(config, family)
-    tuned = {**base, **_checkpoint_identity(run, checkpoint), "weight_set": evaluated(config)}
+    tuned = {**base, **_checkpoint_identity(run, checkpoint), "weight_set": evaluation_weights(config)}
     variants = [Variant("base", lambda: open_policy(config), base)] if request.base else []
-    variants.append(Variant("tuned", lambda: policy_of_run(run, checkpoint), tuned, evaluated(config)))
+    variants.append(Variant("tuned", lambda: policy_of_run(run, checkpoint), tuned, evaluation_weights(config)))
     samplers = {label: sampler_of_run(config, decoding) for label, decoding in request.decodings.items()}
     world = world_of(config.model.path, family)
     return Target(str(run), "run", tuple(variants), medium_of(family), world=world, config=config), samplers

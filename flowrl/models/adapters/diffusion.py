@@ -19,8 +19,8 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import kohya
-from flowrl.models.adapters.fields import check_fields, strengths
-from flowrl.models.adapters.structure import DOWN, Adapter, checked
+from flowrl.models.adapters.adapter import DOWN, Adapter, checked
+from flowrl.models.adapters.peft_config import check_fields, strengths
 
 METADATA = "lora_adapter_metadata"
 """Key of the safetensors header under which diffusers keeps PEFT's configurations."""

@@ -10,7 +10,7 @@ Choice = Literal["reorder_cache", "batch_select_indices"]
 CHOICES: tuple[Choice, ...] = ("reorder_cache", "batch_select_indices")
 """Methods of transformers' caches. Recurrent and convolutional states (Mamba, LFM2, Qwen3-Next) know the first alone;
 that of Falcon-H1 has the second, which forgets the states; MiniMax's has a complete second one. What a cache really
-does is found out at loading (`CausalPolicy.settle_decoding`)."""
+does is found out at loading (`settle_decoding`)."""
 
 
 def chosen(cache: Any, rows: Tensor, choice: Choice) -> Any:

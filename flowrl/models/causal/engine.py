@@ -6,18 +6,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, missing_package
-from flowrl.models import exporting
+from flowrl.models.adapters import peft
 from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.policy import TextPolicy
 from flowrl.types import ALL_TOKENS, Truncation
-
-if TYPE_CHECKING:
-    from flowrl.models.causal.policy import CausalPolicy
 
 SEED_LIMIT = 2**31
 """vLLM's seeds are 32 bits wide."""
@@ -48,10 +46,11 @@ class VLLMEngine:
     a new LoRA request, so the engine never holds stale weights.
 
     Its log-probabilities are computed by other kernels than the trainer's; the difference is logged as
-    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
+    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``token_advantage: [truncated_importance]`` corrects
+    for it.
     """
 
-    def __init__(self, policy: CausalPolicy, choices: EngineOptions) -> None:
+    def __init__(self, policy: TextPolicy, choices: EngineOptions) -> None:
         """Raises `UserError` without vLLM, without an adapter, or for too large a one."""
         try:
             import vllm  # pyright: ignore[reportMissingImports]
@@ -135,5 +134,5 @@ class VLLMEngine:
 
         self._version += 1
         network = self._policy.network
-        exporting.save_peft(network.model, network.adaptation, self._policy.source, Path(folder))
+        peft.save_peft(network.model, network.adaptation, self._policy.source, Path(folder))
         return LoRARequest(f"rollout-{self._version}", self._version, folder)

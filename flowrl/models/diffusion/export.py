@@ -5,45 +5,45 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
 
 from flowrl.errors import UserError
-from flowrl.models import exporting
-from flowrl.models.adapters import kohya
+from flowrl.models.adapters import kohya, peft, read
+from flowrl.models.adapters.adapter import DOWN, UP
 from flowrl.models.adapters.diffusion import ENCODERS, quiet
-from flowrl.models.adapters.encoders import folded, place_encoders
-from flowrl.models.adapters.structure import DOWN, UP
+from flowrl.models.adapters.read import DIFFUSERS_FILE
+from flowrl.models.adapters.text_encoders import folded
+from flowrl.models.adapters.verify import check_adapter, check_updates, exchanged
+from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.capture import predicted
+from flowrl.models.diffusion.load import open_pipeline
+from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import PROBES
-from flowrl.models.exporting import adapter_tensors, deviation
+from flowrl.models.export_folder import into_folder
 from flowrl.models.loading import Source
 from flowrl.models.lora import ADAPTER
 
-if TYPE_CHECKING:
-    from flowrl.models.diffusion.policy import DiffusionPolicy
-
 Format = Literal["diffusers", "peft", "kohya", "merged"]
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
 
 def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    :func:`flowrl.models.exporting.into_folder`. Adapters are loaded into a copy of the network that shares the base's
+    `into_folder`. Adapters are loaded into a copy of the network that shares the base's
     tensors; merged weights are read back on the CPU and take the network's place on its device."""
 
     def write(work: Path) -> float:
         reloaded = _network(policy, _WRITERS[to](policy, work, directory.name))
         if to == "kohya":
-            exporting.check_updates(policy.network, reloaded, to)
+            check_updates(policy.network, reloaded, to)
         elif to != "merged":
-            exporting.check_adapter(policy.network, reloaded, to)
+            check_adapter(policy.network, reloaded, to)
         return _difference(policy, reloaded)
 
     known = get_args(Format)
-    return exporting.into_folder(directory, to, known, policy.adaptation, policy.dtype, write, policy.origin)
+    return into_folder(directory, to, known, policy.adaptation, policy.dtype, write, policy.origin)
 
 
 def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
@@ -61,21 +61,6 @@ def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
     return ("diffusers", "peft", "kohya", "merged") if named else ("diffusers", "peft", "merged")
 
 
-def load_adapter(policy: DiffusionPolicy, directory: Path | str) -> None:
-    """Copy an adapter's weights into the live ones: see :func:`flowrl.models.exporting.load_adapter`; what it holds for
-    text encoders goes into the pipeline's, which stay frozen."""
-    from flowrl.models.adapters import read
-
-    model = policy.source.path if policy.source is not None else None
-    adapter = read(str(directory), model, policy.recorder.network_name)
-    if adapter.encoders:
-        for name in ENCODERS:
-            if getattr(policy.pipeline.components.get(name), "peft_config", None):
-                exporting.without_adapter(policy.pipeline.components[name])
-        place_encoders(policy.pipeline, adapter, ADAPTER)
-    exporting.load_adapter(policy.network, policy.adaptation, adapter)
-
-
 def _network(policy: DiffusionPolicy, pipeline: Any) -> Any:
     return getattr(pipeline, policy.recorder.network_name)
 
@@ -88,35 +73,33 @@ def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Any:
         )
     # without the metadata diffusers assumes alpha == rank, and the adapter acts at the wrong strength
     given = {
-        f"{network}_lora_layers": adapter_tensors(policy.adaptation),
+        f"{network}_lora_layers": peft.adapter_tensors(policy.adaptation),
         f"{network}_lora_adapter_metadata": _config(policy),
     }
     base = _twin(policy)
     base.save_lora_weights(work, **given, **_encoders(policy))
-    exporting.sort_header(work / DIFFUSERS_FILE)
+    peft.sort_header(work / DIFFUSERS_FILE)
     with quiet():
         base.load_lora_weights(work)
     return base
 
 
 def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> Any:
-    exporting.save_peft(policy.network, policy.adaptation, policy.source, work)
+    peft.save_peft(policy.network, policy.adaptation, policy.source, work)
     base = _twin(policy)
-    exporting.load_peft(_network(policy, base), work)
+    peft.load_peft(_network(policy, base), work)
     return base
 
 
 def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     """One file, loaded again as users of diffusers would; what diffusers has no converter for (SD3), by our own."""
-    from flowrl.models.adapters import read
-
     kind = type(policy.pipeline).__name__
     if "kohya" not in formats(policy):
         raise UserError(f"kohya's names have none for {kind}, or no DoRA; export to diffusers or peft")
     if any(getattr(policy.pipeline.components.get(encoder), "peft_config", None) for encoder in ENCODERS):
         raise UserError("kohya's form of an adapter with text encoders is not written; export to diffusers")
     file = work / f"{name}.safetensors"
-    tensors = adapter_tensors(policy.adaptation)
+    tensors = peft.adapter_tensors(policy.adaptation)
     layers = {key.removesuffix(DOWN): (value, tensors[key.replace(DOWN, UP)]) for key, value in tensors.items()
               if key.endswith(DOWN)}  # fmt: skip
     modules: dict[str, Any] = {layer: policy.network.get_submodule(layer) for layer in layers}
@@ -128,7 +111,7 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     facts = {"ss_network_module": str(kohya.module_of(kind)), "ss_network_dim": str(lora.rank),
              "ss_network_alpha": f"{lora.alpha:g}"}  # fmt: skip
     save_file(named, file, {"format": "pt", **facts})
-    exporting.sort_header(file)
+    peft.sort_header(file)
     base = _twin(policy)
     if kohya.is_sd3(named):
         adapter = read(str(file), str(policy.source.path) if policy.source else None, policy.recorder.network_name)
@@ -147,10 +130,8 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
 
 
 def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> Any:
-    from flowrl.models.diffusion.load import open_pipeline
-
     base = _fresh(policy)
-    exporting.merge(_network(policy, base), policy.network, policy.adaptation)
+    peft.merge(_network(policy, base), policy.network, policy.adaptation)
     _network(policy, base).requires_grad_(False)
     for encoder in ENCODERS:
         if getattr(base.components.get(encoder), "peft_config", None):
@@ -167,7 +148,7 @@ def _width(network: Any, layer: str) -> int:
 
 
 def _config(policy: DiffusionPolicy) -> dict[str, Any]:
-    config = exporting.configuration(policy.network, policy.source).to_dict()
+    config = peft.configuration(policy.network, policy.source).to_dict()
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 
@@ -197,17 +178,17 @@ def _merged_encoder(encoder: Any) -> Any:
     for module in other.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
-    return exporting.without_adapter(other)
+    return peft.without_adapter(other)
 
 
 def _twin(policy: DiffusionPolicy) -> Any:
     """The pipeline with a denoiser (and adapted text encoders) of modules of its own on the policy's tensors, without
     adapters."""
     base = copy.copy(policy.pipeline)
-    setattr(base, policy.recorder.network_name, exporting.twin(policy.network))
+    setattr(base, policy.recorder.network_name, peft.twin(policy.network))
     for name in ENCODERS:
         if getattr(policy.pipeline.components.get(name), "peft_config", None):
-            setattr(base, name, exporting.twin(policy.pipeline.components[name]))
+            setattr(base, name, peft.twin(policy.pipeline.components[name]))
     return base
 
 
@@ -219,12 +200,10 @@ def _frozen(policy: DiffusionPolicy) -> dict[str, Any]:
 
 def _fresh(policy: DiffusionPolicy) -> Any:
     """A base pipeline with an untrained denoiser in the host's memory and the original scheduler."""
-    from flowrl.models.diffusion.load import open_pipeline
-
     if policy.source is not None:
         return open_pipeline(policy.source, policy.dtype, _frozen(policy))
     base = copy.copy(policy.pipeline)
-    setattr(base, policy.recorder.network_name, exporting.without_adapter(copy.deepcopy(policy.network).to("cpu")))
+    setattr(base, policy.recorder.network_name, peft.without_adapter(copy.deepcopy(policy.network).to("cpu")))
     return base
 
 
@@ -234,7 +213,7 @@ def _difference(policy: DiffusionPolicy, network: Any) -> float:
     steps of the pipeline."""
     calls = [call for step in policy.recorder.record(PROBES, 2).steps for call in step.calls]
     gaps = []
-    with exporting.exchanged(policy.network, network), policy.recorder.precision():
+    with exchanged(policy.network, network), policy.recorder.precision():
         for call in calls:
             assert call.prediction is not None
             gaps.append(deviation(call.prediction, predicted(network.eval()(**call.inputs))))

@@ -12,6 +12,7 @@ from flowrl.errors import UserError
 from flowrl.models.diffusion.capture import Recorder, denoiser_name
 from flowrl.models.diffusion.components import networks
 from flowrl.models.diffusion.exceptions import REFUSED, TARGETS
+from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import calibrate
 from flowrl.models.files import check_files, read_object, variant_of
@@ -84,7 +85,7 @@ def load_policy(
         recorder, recipe, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
     if parity == "check":
-        policy.check_parity()
+        check(policy)
     return policy
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.capture import Recorder, Trace
 from flowrl.models.diffusion.coordinates import Coordinates
 from flowrl.models.diffusion.layout import split
+from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recipe import PROBES, CallRecipe
-from flowrl.models.exporting import deviation
-
-if TYPE_CHECKING:
-    from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.types import prompts_of
 
 STEPS = 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -31,14 +30,19 @@ DDIM = ("DDIMScheduler", "CogVideoXDDIMScheduler")
 @torch.no_grad()
 def check(policy: DiffusionPolicy) -> float:
     """Compare on two prompts and three steps: predictions, the end of a noise-free rollout, and its images. Where the
-    pipeline's scheduler is of higher order, its step is replaced by Euler's on the same schedule."""
+    pipeline's scheduler is of higher order, its step is replaced by Euler's on the same schedule.
+
+    Raises:
+        UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free rollout
+            through canonical coordinates does not end where the pipeline does.
+    """
     name = type(policy.pipeline).__name__
     coordinates = policy.recipe.coordinates
     rule = None if steps_like_euler(policy.pipeline.scheduler) else _euler(policy.recorder, coordinates)
     trace = policy.recorder.record(PROBES, STEPS, step=rule, output_type="pt")
     assert trace.timesteps is not None
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
-    condition = policy.condition(PROBES)
+    condition = policy.condition(prompts_of(PROBES))
     points = [_canonical(trace, k, policy.recipe.calls[0], coordinates, levels) for k in range(len(trace.steps))]
     _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
 

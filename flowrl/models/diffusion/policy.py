@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion import export as exporting
-from flowrl.models.diffusion import parity
 from flowrl.models.diffusion.capture import Recorder
 from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
 from flowrl.models.diffusion.coordinates import grid
@@ -23,11 +20,13 @@ from flowrl.models.diffusion.recipe import Recipe
 from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
 from flowrl.models.weights import WeightSets
-from flowrl.types import CfgGrad
+from flowrl.types import CfgGrad, Prompt
 
 
 class DiffusionPolicy:
     """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
+
+    family: ClassVar[str] = "diffusion"
 
     def __init__(
         self,
@@ -64,9 +63,9 @@ class DiffusionPolicy:
         return next(self.network.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ conditioning
-    def condition(self, prompts: Sequence[str]) -> DiffusionCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
         """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
-        return self.encoder(prompts)
+        return self.encoder([prompt.text for prompt in prompts])
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:
@@ -203,34 +202,9 @@ class DiffusionPolicy:
         """Compute with a weight set; gradients are disabled unless it is ``live``."""
         return self.weights.using(name)
 
-    def follow(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.follow(name, decay)
-
-    # ------------------------------------------------------------------------------------------------------- trust
-    def check_parity(self) -> float:
-        """Replay against the pipeline itself; returns the largest relative deviation.
-
-        Raises:
-            UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free
-                rollout through canonical coordinates does not end where the pipeline does.
-        """
-        return parity.check(self)
-
-    def export(self, directory: str | Path, to: exporting.Format = "diffusers") -> float:
-        """Write the live weights, reload them into a fresh base pipeline, compare; returns the relative difference."""
-        return exporting.export(self, Path(directory), to)
-
-    @property
-    def formats(self) -> tuple[exporting.Format, ...]:
-        """What :meth:`export` can write for this model."""
-        return exporting.formats(self)
-
-    def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA (of PEFT, diffusers, kohya, ...: a folder, a file, a hub id) into the live weights, and what it
-        holds for text encoders into those, for every weight set alike."""
-        exporting.load_adapter(self, directory)
-        self.encoder = Encoder(self.recorder, self.recipe)
+        self.weights.update_ema(name, decay)
 
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:

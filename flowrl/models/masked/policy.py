@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from flowrl.models.loading import Source
-from flowrl.models.masked.reader import PlainReader, PrefixReader, keeps_prefixes
+from flowrl.models.masked.reader import PlainReader, PrefixReader
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import Layout
 from flowrl.models.text.network import Network
@@ -14,7 +14,7 @@ from flowrl.models.text.tokens import Tokens
 
 
 class MaskedPolicy(TextPolicy):
-    """Implements :class:`flowrl.types.MaskedPolicy`; made by :func:`flowrl.models.text.load.load_masked`.
+    """Implements :class:`flowrl.types.MaskedPolicy`; made by :func:`flowrl.models.masked.load.load_masked`.
 
     The mask token has probability 0: it is never a prediction.
     """
@@ -26,10 +26,6 @@ class MaskedPolicy(TextPolicy):
         self.mask_token = mask_token
         self.keeps_prefixes = False
         """Whether sampling reads prompt and finished blocks only once."""
-
-    def settle_reading(self) -> None:
-        """Find out whether a cache gives what full passes give."""
-        self.keeps_prefixes = keeps_prefixes(self)
 
     def reader(self, condition: TextCondition) -> PlainReader | PrefixReader:
         """Readings of completions that are filled from left to right, block by block."""

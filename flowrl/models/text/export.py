@@ -5,42 +5,47 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from flowrl.errors import UserError
-from flowrl.models import exporting
-from flowrl.models.exporting import deviation
+from flowrl.models.adapters import peft
+from flowrl.models.adapters.verify import check_adapter, exchanged
+from flowrl.models.deviation import deviation
+from flowrl.models.export_folder import into_folder
 from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
-from flowrl.models.text import probing
 from flowrl.models.text.network import Network
 from flowrl.models.text.opening import folders_of, open_model
-
-if TYPE_CHECKING:
-    from flowrl.models.text.policy import TextPolicy
+from flowrl.models.text.parity import own_logits, probe_of
+from flowrl.models.text.policy import TextPolicy
 
 Format = Literal["peft", "merged"]
 
 
 def export(policy: TextPolicy, directory: Path, to: Format) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    :func:`flowrl.models.exporting.into_folder`. The critic is not part of it."""
+    :func:`flowrl.models.export_folder.into_folder`. The critic is not part of it."""
     network = policy.network
 
     def write(work: Path) -> float:
         if to == "peft":
-            base = exporting.twin(network.model)
-            exporting.save_peft(network.model, network.adaptation, policy.source, work, task_of(policy))
-            exporting.load_peft(base, work)
-            exporting.check_adapter(network.model, base, to)
+            base = peft.twin(network.model)
+            peft.save_peft(network.model, network.adaptation, policy.source, work, task_of(policy))
+            peft.load_peft(base, work)
+            check_adapter(network.model, base, to)
             return _difference(policy, base)
         return _difference(policy, _merged(policy, work))
 
     known = get_args(Format)
-    return exporting.into_folder(directory, to, known, network.adaptation, policy.dtype, write, policy.origin)
+    return into_folder(directory, to, known, network.adaptation, policy.dtype, write, policy.origin)
+
+
+def formats(policy: TextPolicy) -> tuple[Format, ...]:
+    """What this model can be exported to: a fully trained one has no adapter."""
+    return ("merged",) if policy.adaptation.lora is None else ("peft", "merged")
 
 
 def task_of(policy: TextPolicy) -> dict[str, Any]:
@@ -55,21 +60,12 @@ def task_of(policy: TextPolicy) -> dict[str, Any]:
     return {"auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
 
 
-def load_adapter(policy: TextPolicy, directory: Path | str) -> None:
-    """Copy an adapter's weights into the live ones: see :func:`flowrl.models.exporting.load_adapter`."""
-    from flowrl.models.adapters import read
-
-    network = policy.network
-    adapter = read(str(directory), policy.source.path, family=policy.family)
-    exporting.load_adapter(network.model, network.adaptation, adapter)
-
-
 def _merged(policy: TextPolicy, work: Path) -> Any:
     """The model with merged weights and its tokenizer in ``work``, and everything else that a pipeline had."""
     source, network = policy.source, policy.network
     base = open_model(source, policy.family, policy.dtype)
     untie(base, network.adaptation)
-    merged = exporting.merge(base, network.model, network.adaptation)
+    merged = peft.merge(base, network.model, network.adaptation)
     merged.requires_grad_(False)
     place, _ = folders_of(Path(source.path))
     if place != Path(source.path):  # a pipeline: the model is one of its folders
@@ -119,11 +115,11 @@ def untie(network: Any, adaptation: Adaptation) -> None:
 @torch.no_grad()
 def _difference(policy: TextPolicy, reloaded: Any) -> float:
     """Largest relative deviation of the reloaded model's own logits from the policy's."""
-    probe = probing.probe_of(policy)
+    probe = probe_of(policy)
     ours = policy.logits(*probe).cpu()
     other = copy.copy(policy)
-    with exporting.exchanged(policy.network.model, reloaded):
+    with exchanged(policy.network.model, reloaded):
         other.network = Network(reloaded.eval(), Adaptation({}, None), policy.network.placement)
-        theirs = probing.own_logits(other, probe).cpu()
+        theirs = own_logits(other, probe).cpu()
     possible = ~theirs.isinf()
     return deviation(ours[possible], theirs[possible])

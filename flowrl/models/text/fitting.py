@@ -24,24 +24,24 @@ def fit(text: Tokens, prompts: Sequence[Prompt], completion: int, overlong: Over
     Raises:
         UserError: for prompts that do not fit or cannot be tokenised, or where none fits.
     """
-    unique = list(dict.fromkeys(prompt.asked for prompt in prompts))
+    unique = list(dict.fromkeys(prompt.model_input for prompt in prompts))
     lengths = dict(zip(unique, map(len, text.encode(unique)), strict=True))
     limit = text.limit(completion)
-    long = [prompt for prompt in prompts if limit is not None and lengths[prompt.asked] > limit]
+    long = [prompt for prompt in prompts if limit is not None and lengths[prompt.model_input] > limit]
     if not long or limit is None:
         return list(prompts)
     if overlong == "truncate":
         cut = {id(prompt): _shortened(text, prompt, limit) for prompt in long}
         return [cut.get(id(prompt), prompt) for prompt in prompts]
-    worst = max(long, key=lambda prompt: lengths[prompt.asked])
+    worst = max(long, key=lambda prompt: lengths[prompt.model_input])
     beyond = f"more than model.max_prompt={limit}"
     if limit != text.max_prompt:
         beyond = f"which with a completion of {completion} is more than the model's context of {text.context}"
-    some = f"entry {worst.id + 1}, {shown(worst.asked)}, has {lengths[worst.asked]} tokens, {beyond}"
+    some = f"entry {worst.id + 1}, {shown(worst.model_input)}, has {lengths[worst.model_input]} tokens, {beyond}"
     if overlong == "error":
         others = f" ({len(long)} of {len(prompts)} prompts do not fit)" if len(prompts) > 1 else ""
         raise UserError(f"prompt {some}{others}; shorten one of them, or set data.overlong: drop or truncate")
-    left = [prompt for prompt in prompts if lengths[prompt.asked] <= limit]
+    left = [prompt for prompt in prompts if lengths[prompt.model_input] <= limit]
     if not left:
         raise UserError(f"data.overlong: drop leaves no prompt of {len(prompts)}; {some}")
     return left
@@ -51,7 +51,7 @@ def _shortened(text: Tokens, prompt: Prompt, limit: int) -> Prompt:
     """The prompt with the beginning of its longest message cut off."""
     whole = longest = _longest(prompt)
     for _ in range(TRIES):
-        excess = len(text.encode([prompt.asked])[0]) - limit
+        excess = len(text.encode([prompt.model_input])[0]) - limit
         if excess <= 0:
             return prompt
         shorter = _without(text, longest, excess)

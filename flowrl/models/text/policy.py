@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.math.tokens import exclude
 from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
-from flowrl.models.text import export, probing
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
 from flowrl.models.text.fitting import Overlong, fit
@@ -23,14 +20,14 @@ from flowrl.models.text.layout import Forward, Layout
 from flowrl.models.text.network import Network
 from flowrl.models.text.tokens import Tokens
 from flowrl.models.weights import LIVE, WeightSets
-from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 
 
 class TextPolicy:
-    """Implements :class:`flowrl.types.TokenPolicy`; made by :mod:`flowrl.models.text.load`."""
+    """Implements :class:`flowrl.types.TokenPolicy`; what both families of language models share."""
 
     family: ClassVar[str]
 
@@ -68,9 +65,9 @@ class TextPolicy:
         return self.network.calls + (0 if self.critic is None else self.critic.calls)
 
     # ------------------------------------------------------------------------------------------------------- texts
-    def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
-        return self.text.condition(prompts)
+        return self.text.condition([prompt.model_input for prompt in prompts])
 
     @contextmanager
     def beginning(self, prefill: str) -> Iterator[None]:
@@ -179,17 +176,6 @@ class TextPolicy:
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
-    def check_routers(self) -> None:
-        """Raise `UserError` where there is no load-balancing loss to train."""
-        condition, tokens, targets = probing.probe_of(self)
-        with torch.no_grad():
-            found = self.score(condition, tokens, targets, tokens).balance
-        if found is None:
-            raise UserError(
-                f"model.router_loss needs a mixture of experts whose forward shows the scores of softmax routers"
-                f" (output_router_logits of transformers), and {self.network.name} is none; remove it"
-            )
-
     def metrics(self) -> Mapping[str, float]:
         """What the network's routers did since the last call; nothing for models without."""
         return {} if self.network.routers is None else self.network.routers.metrics()
@@ -207,33 +193,11 @@ class TextPolicy:
         """Compute with a weight set; gradients are disabled unless it is ``live``."""
         return self.weights.using(name)
 
-    def follow(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.follow(name, decay)
+        self.weights.update_ema(name, decay)
 
     @property
     def adaptation(self) -> Adaptation:
         """What is trained in the network."""
         return self.network.adaptation
-
-    # ------------------------------------------------------------------------------------------------------- trust
-    def check_parity(self) -> float:
-        """Batched, selective predictions against the model's own on single rows; the largest relative deviation.
-
-        Raises:
-            UserError: when they differ by more than rounding.
-        """
-        return probing.check(self)
-
-    def export(self, directory: str | Path, to: export.Format = "peft") -> float:
-        """Write the live weights, reload them as users would, compare; returns the relative difference."""
-        return export.export(self, Path(directory), to)
-
-    @property
-    def formats(self) -> tuple[export.Format, ...]:
-        """What :meth:`export` can write for this model."""
-        return ("merged",) if self.network.adaptation.lora is None else ("peft", "merged")
-
-    def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA (PEFT's folder, or a hub id of one) into the live weights."""
-        export.load_adapter(self, directory)

@@ -1,0 +1,305 @@
+"""A reward that a server scores: ``use: http://host:port/NAME``.
+
+Images travel as 8-bit PNG, ``round(255 x)``: scores are those of the reward called here on images of 256 levels, which
+is what a saved picture holds. Beyond a network you trust use https (a reverse proxy before the server): over http the
+token and the samples can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+import torch
+from torch import Tensor
+
+from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.results import NOT_APPLICABLE, RewardError
+from flowrl.errors import UserError, did_you_mean
+from flowrl.media import quantise
+
+CONNECT_SECONDS = 10.0
+BACKOFF, MAX_WAIT = 0.5, 30.0
+"""Seconds before the first retry, doubled each time (half of it to all, at random), and the longest wait."""
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer; a server that says more is not understood."""
+REJECTED = (401, 403)
+BUSY = (429, 503)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a reward is scored."""
+
+    base: str
+    name: str
+
+    @classmethod
+    def of(cls, use: str) -> Self:
+        """From ``http://host:port/NAME``. Raises `UserError` for another form, which may hold a password."""
+        try:
+            parts = urlsplit(use)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+            parts = urlsplit("")
+        name = parts.path.removeprefix("/")
+        if not host or not re.fullmatch(r"[\w.\-]+", name) or parts.query or parts.fragment or "@" in parts.netloc:
+            raise UserError(
+                "a remote reward is http://host:port/NAME, NAME as the server's /health lists it, without user, "
+                f"password or query; found host {host!r}, path {parts.path[:100]!r}"
+            )
+        host = f"[{host}]" if ":" in host else host
+        return cls(f"{parts.scheme}://{host}{f':{port}' if port else ''}", name)
+
+
+def connect(
+    address: Address,
+    *,
+    token_env: str = TOKEN_VARIABLE,
+    timeout: float = 300.0,
+    retries: int = 5,
+    batch: int = 32,
+) -> RemoteReward | GroupedRemoteReward:
+    """What scores a reward on a server; it asks for ``group`` if the reward there does. As `ServerReward`."""
+    return asking(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
+
+
+class _AgainError(Exception):
+    """One try failed, and another may help; ``wait`` is what the server asks for, in seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class ServerReward(RemoteReward):
+    """Scores samples on a reward server, ``batch`` at a time and fewer where the server allows fewer.
+
+    ``timeout`` is in seconds per request, from start to last byte; ``retries`` are further tries after a broken
+    connection, 429 or 503. ``token_env`` names the environment variable of the token. Asks the server for its rewards
+    at once, so that a mistake shows before training. Raises `UserError` for what the user can mend (address, token,
+    name, request) and `RewardError` when the server failed or cannot be reached.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        token_env: str = TOKEN_VARIABLE,
+        timeout: float = 300.0,
+        retries: int = 5,
+        batch: int = 32,
+    ) -> None:
+        self._address, self._timeout, self._retries, self._variable = address, timeout, retries, token_env
+        for key, value, least in (("retries", retries, 0), ("batch", batch, 1)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{self}: {key} should be a whole number of at least {least}, found {value!r}")
+        if not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+            raise UserError(f"{self}: timeout should be seconds above 0, found {timeout!r}")
+        token = os.environ.get(token_env, "").strip()
+        if not token:
+            raise UserError(f"{self}: the environment variable {token_env} is not set; export the server's token in it")
+        if not token.isascii() or not token.isprintable():
+            raise UserError(f"{self}: the token in ${token_env} has characters that no token has")
+        self._jitter = random.SystemRandom()  # leaves the generators of the run alone
+        self._http = httpx.Client(
+            base_url=address.base,
+            headers={"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+            trust_env=False,  # a proxy or .netrc of the environment should not see the token
+        )
+        self.facts = self._find()
+        """What the server says about the reward: range, its version, versions of packages."""
+        self.version = self.facts.get("version")
+        self.grouped = bool(self.facts.get("grouped", False))
+        limits = self.facts["limits"]
+        self._body, self._pixels = int(limits["body"]), int(limits["pixels"])
+        self._batch = max(1, min(batch, int(limits["samples"])))
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        images: Tensor | None,
+        completions: Sequence[str] | None,
+        columns: Mapping[str, Sequence[Any]],
+        group: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As a call; with ``group`` [N], all samples go in one request."""
+        count = len(prompts)
+        size = self._batch if group is None else max(1, count)
+        if images is not None:
+            if images.ndim != 4 or images.shape[1] != 3:
+                shape = "x".join(map(str, images.shape))
+                raise UserError(f"{self}: remote rewards take images [N, 3, H, W], found {shape}")
+            if group is None:
+                size = max(1, min(size, self._pixels // max(1, images.shape[2] * images.shape[3])))
+        parts = [torch.zeros(0, dtype=torch.float64)]
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            call: dict[str, Any] = {"prompts": list(prompts[rows])}
+            if columns:
+                call["columns"] = {name: list(values[rows]) for name, values in columns.items()}
+            if images is not None:
+                call["images"] = encode_images(quantise(images[rows]).permute(0, 2, 3, 1).cpu().numpy())
+            if completions is not None:
+                call["completions"] = list(completions[rows])
+            if group is not None:
+                call["group"] = list(group)
+            parts.extend(self._scores(call))
+        return torch.cat(parts)
+
+    def __str__(self) -> str:
+        return f"reward {self._address.name!r} at {self._address.base}"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _find(self) -> dict[str, Any]:
+        try:
+            health = self._ask("GET", "/health")
+            served = {entry["name"]: entry for entry in health["rewards"]}
+            limits = {key: int(health["limits"][key]) for key in ("body", "samples", "pixels")}
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self}: what answers there is no reward server of flowrl") from None
+        if health.get("protocol") != VERSION:
+            raise UserError(
+                f"{self}: the server speaks version {health.get('protocol')!r} of the protocol, this flowrl {VERSION}; "
+                "install the same flowrl on both sides"
+            )
+        if self._address.name not in served:
+            raise UserError(f"{self}: the server has no such reward{did_you_mean(self._address.name, served)}")
+        return dict(served[self._address.name]) | {"limits": limits}
+
+    def _scores(self, call: Mapping[str, Any]) -> Iterator[Tensor]:
+        """Scores of the call's samples, in halves when it is too large for one request."""
+        count = len(call["prompts"])
+        body = self._body_of(call)
+        if len(body) > self._body:
+            if count == 1 or "group" in call:
+                what = "one sample" if count == 1 else "a batch of whole groups"
+                raise UserError(f"{self}: {what} has {len(body)} bytes, the server's limit is {self._body}")
+            for half in (slice(0, count // 2), slice(count // 2, count)):
+                yield from self._scores(_rows(call, half))
+            return
+        answer = self._ask("POST", "/score", body)
+        values = answer.get("scores") if isinstance(answer, dict) else None
+        if not isinstance(values, list) or len(values) != count or not all(map(_is_score, values)):
+            raise RewardError(f"{self}: the server's answer is not {count} scores")
+        absent = answer.get("absent", [])
+        if not isinstance(absent, list) or not all(type(row) is int and 0 <= row < count for row in absent):
+            raise RewardError(f"{self}: the server's answer names rows that were not asked")
+        scores = torch.tensor([torch.nan if value is None else value for value in values], dtype=torch.float64)
+        if bool(scores.isinf().any()):
+            raise RewardError(f"{self}: the server's answer holds inf; scores are finite")
+        scores[absent] = NOT_APPLICABLE
+        yield scores
+
+    def _body_of(self, call: Mapping[str, Any]) -> bytes:
+        message = {"protocol": VERSION, "reward": self._address.name, **call}
+        try:
+            return json.dumps(message, allow_nan=False, default=_plain).encode()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self}: a column of the prompts cannot be sent as JSON ({error}); remove it") from None
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """The JSON of a 200, after as many tries as allowed."""
+        for attempt in range(self._retries + 1):
+            try:
+                return self._try(method, path, body)
+            except _AgainError as problem:
+                if attempt == self._retries:
+                    tries = f"{attempt + 1} tries" if attempt else "one try"
+                    raise RewardError(f"{self}: {problem} ({tries}); is the server still running?") from None
+                full = min(MAX_WAIT, BACKOFF * 2**attempt)
+                time.sleep(min(MAX_WAIT, max(full * (0.5 + 0.5 * self._jitter.random()), problem.wait)))
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _try(self, method: str, path: str, body: bytes | None) -> Any:
+        """One request. Raises `_AgainError`, `UserError` (4xx) or `RewardError` (5xx, too slow, unreadable)."""
+        deadline = time.monotonic() + self._timeout
+        headers = {} if body is None else {"Content-Type": MEDIA_TYPE}
+        try:
+            with self._http.stream(method, path, content=body, headers=headers) as response:
+                data = self._read(response, deadline)
+        except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout) as error:
+            raise _AgainError(f"no connection ({type(error).__name__})") from None
+        except httpx.TimeoutException:
+            raise RewardError(f"{self}: no answer within timeout={self._timeout:g} s") from None
+        except httpx.HTTPError as error:
+            raise RewardError(f"{self}: the request failed ({type(error).__name__})") from None
+        if response.status_code in BUSY:
+            raise _AgainError(f"the server is busy (HTTP {response.status_code})", _retry_after(response))
+        if response.status_code != 200:
+            self._complain(response.status_code, data)
+        try:
+            return json.loads(data, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            raise RewardError(f"{self}: the server's answer is not JSON") from None
+
+    def _read(self, response: httpx.Response, deadline: float) -> bytes:
+        """The body as sent, within the deadline even from a server that sends a byte now and then."""
+        data = bytearray()
+        for block in response.iter_raw():
+            data += block
+            if time.monotonic() > deadline:
+                raise RewardError(f"{self}: no answer within timeout={self._timeout:g} s")
+            if len(data) > MAX_ANSWER:
+                raise RewardError(f"{self}: the server's answer is longer than {MAX_ANSWER} bytes")
+        return bytes(data)
+
+    def _complain(self, status: int, data: bytes) -> None:
+        if status in REJECTED:
+            raise UserError(f"{self}: the server does not accept the token in ${self._variable} (HTTP {status})")
+        said = _sentence(data)
+        if status >= 500:
+            raise RewardError(f"{self}: HTTP {status}{said}")
+        raise UserError(f"{self}: HTTP {status}{said or '; is this the address of a reward server?'}")
+
+
+def _rows(call: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    part: dict[str, Any] = {name: values[rows] for name, values in call.items() if name != "columns"}
+    if "columns" in call:
+        part["columns"] = {name: values[rows] for name, values in call["columns"].items()}
+    return part
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and torch as plain lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _sentence(data: bytes) -> str:
+    """The server's own words, as far as they can be shown."""
+    try:
+        said = json.loads(data)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return ": " + "".join(c for c in said if c.isprintable())[:500] if isinstance(said, str) else ""
+
+
+def _retry_after(response: httpx.Response) -> float:
+    value = response.headers.get("Retry-After", "").strip()
+    return min(MAX_WAIT, float(value)) if value.isascii() and value.isdigit() else 0.0

@@ -1,0 +1,46 @@
+"""Which way of decoding an autoregressive model bears, found out at loading."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.models.causal.caches import CHOICES, Choice
+from flowrl.models.causal.policy import CausalPolicy, Way
+from flowrl.models.deviation import deviation
+from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.parity import FAILURES, TOLERANCE, own_logits, probe_of
+
+
+@torch.no_grad()
+def settle_decoding(policy: CausalPolicy) -> None:
+    """Find the quickest way of decoding whose logits are those of whole sequences, with rows that share a prompt,
+    leave and change places. Raises `UserError` where there is none."""
+    condition, tokens, targets = probe_of(policy)
+    reference = own_logits(policy, (condition, tokens, targets)).view(*tokens.shape, -1)
+    cached: tuple[Way, ...] = ("padded", "by length")
+    ways = [(way, choice) for way in cached for choice in CHOICES]
+    last: tuple[Way, Choice] = ("recomputed", CHOICES[0])
+    for policy.decoding, policy.choice in [*ways, last]:
+        try:
+            worst = _decoding_deviation(policy, condition, tokens, reference)
+        except FAILURES:
+            continue
+        if worst <= TOLERANCE[policy.dtype]:
+            return
+    raise UserError(f"{policy.network.name} cannot be decoded token by token; unsupported")
+
+
+def _decoding_deviation(policy: CausalPolicy, condition: TextCondition, tokens: Tensor, reference: Tensor) -> float:
+    """Largest deviation from ``reference`` [2, T, V] while five rows of two prompts become two, then one."""
+    rows = torch.tensor([0, 1, 1, 0, 1])
+    decoder, worst = policy.decoder(condition.take(rows)), 0.0
+    for place, left in enumerate(([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [4, 0, 3], [1, 0], [1])):
+        if len(left) < len(rows):
+            decoder.keep(torch.tensor(left))
+            rows = rows[left]
+        if place:
+            decoder.push(tokens[rows, place - 1])
+        worst = max(worst, deviation(decoder.logits, reference[rows, place]))
+    return worst

@@ -1,0 +1,65 @@
+"""The folder of an export: it appears whole and verified, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowrl.errors import UserError
+from flowrl.files import use_default_permissions
+from flowrl.models.lora import Adaptation
+
+ORIGIN_FILE = "flowrl.json"
+"""What an export says of the run it came from; other tools pass over it."""
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest difference of a reloaded model's predictions, relative to their largest value (merging rounds). Predictions
+are those of the network itself: guidance would multiply their rounding by its scale."""
+
+
+def into_folder(
+    directory: Path, to: str, known: tuple[str, ...], adaptation: Adaptation, dtype: torch.dtype,
+    write: Callable[[Path], float], origin: Mapping[str, Any] | None = None,
+) -> float:  # fmt: skip
+    """Let ``write`` fill a new folder and compare, and move it to ``directory`` (new or empty) if it is good.
+    ``origin``, what is known of the run, becomes `ORIGIN_FILE`.
+
+    Returns:
+        What ``write`` returned: the largest difference between the policy's predictions and the reloaded model's,
+        relative to the largest value.
+
+    Raises:
+        UserError: for a format that cannot hold the weights, an occupied folder, or a reloaded model that differs.
+    """
+    if to not in known:
+        raise UserError(f"cannot export to {to!r}; choose one of {', '.join(known)}")
+    if adaptation.lora is None and to != "merged":
+        raise UserError(f"a fully fine-tuned model has no adapter to export to {to!r}; use merged")
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} already exists and is not empty; remove it or export elsewhere")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = directory.parent / f".{directory.name}.{os.getpid()}"  # tempfile's folders are for their owner alone
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        difference = write(work)
+        if not difference <= TOLERANCE[dtype]:
+            raise UserError(
+                f"the {to} export differs from the trained model by {difference:.2g} once reloaded; nothing was written"
+            )
+        if origin is not None:
+            (work / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for file in work.rglob("*"):
+            if file.is_file():
+                use_default_permissions(file)
+        if directory.exists():
+            directory.rmdir()
+        work.rename(directory)
+        return difference
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""Start-up checks on random tokens: how the model can be read, whether it looks ahead, whether batches agree."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import UserError
+from flowrl.models.deviation import deviation
+from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.network import Head, Network
+from flowrl.models.text.policy import TextPolicy
+
+LENGTHS, COMPLETION = (5, 9), 6
+"""Prompt lengths and completion length of the probe."""
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest deviation of logits, relative to their largest value."""
+NOTHING = 1e-6
+"""Largest deviation that still counts as no influence."""
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
+"""What foreign model code raises for inputs that it does not take."""
+
+Probe = tuple[TextCondition, Tensor, Tensor]
+"""``(condition, tokens [N, T], targets [N, T])``."""
+
+
+def probe_of(policy: TextPolicy) -> Probe:
+    """Two prompts of unequal length and completions of random ordinary tokens; every position is asked for."""
+    prompts = [_random(policy, length, 1 + i) for i, length in enumerate(LENGTHS)]
+    tokens = random_completions(policy, len(LENGTHS), COMPLETION)
+    return TextCondition.of(prompts), tokens, torch.ones_like(tokens, dtype=torch.bool)
+
+
+def random_completions(policy: TextPolicy, count: int, length: int) -> Tensor:
+    """[count, length] ordinary tokens; every row the same at each call."""
+    return torch.tensor([_random(policy, length, 11 + i) for i in range(count)])
+
+
+def _random(policy: TextPolicy, count: int, seed: int) -> list[int]:
+    special = set(policy.text.tokenizer.all_special_ids) | set(policy.excluded)
+    words = min(len(policy.text.tokenizer), policy.text.embedded or 1000, 1000)
+    usable = [i for i in range(words) if i not in special]
+    draw = torch.randint(len(usable), (count,), generator=torch.Generator().manual_seed(seed))
+    return [usable[i] for i in draw.tolist()]
+
+
+@torch.no_grad()
+def settle(policy: TextPolicy) -> None:
+    """Find the cheapest way to read the model, and how many rows and blocks may share a call."""
+    network, probe = policy.network, probe_of(policy)
+    reference = own_logits(policy, probe)
+    policy.vocabulary = reference.shape[-1]
+    layouts = [policy.layout, *policy.layout.simpler()]
+    policy.layout = layouts[-1]
+    for head in network.routes():
+        network.head = head
+        if _agrees(policy, probe, reference):
+            break
+    else:
+        raise UserError(f"{network.name} does not give the same logits twice; it cannot be trained")
+    for layout in layouts:
+        policy.layout = layout
+        if _agrees(policy, probe, reference):
+            return
+
+
+@torch.no_grad()
+def check(policy: TextPolicy) -> float:
+    """Largest deviation of batched predictions from the model's own on single rows.
+
+    Raises:
+        UserError: where that is more than rounding, or where a part of the model is computed without gradients.
+    """
+    blind = without_gradients(policy)
+    if blind:
+        raise UserError(
+            f"{policy.network.name} computes {len(blind)} of its layers without gradients ({blind[0]}, ...), so its"
+            " training would be wrong; unsupported"
+        )
+    probe = probe_of(policy)
+    found = policy.logits(*probe)
+    reference = own_logits(policy, probe)
+    possible = ~found.isinf()
+    worst = deviation(found[possible], reference[possible])
+    if not worst <= TOLERANCE[policy.dtype]:
+        raise UserError(
+            f"predictions of {policy.network.name} in a batch deviate by {worst:.2g} from those on single rows;"
+            " unsupported"
+        )
+    return worst
+
+
+@torch.no_grad()
+def check_routers(policy: TextPolicy) -> None:
+    """Raise `UserError` where there is no load-balancing loss to train."""
+    condition, tokens, targets = probe_of(policy)
+    if policy.score(condition, tokens, targets, tokens).balance is None:
+        raise UserError(
+            f"model.router_loss needs a mixture of experts whose forward shows the scores of softmax routers"
+            f" (output_router_logits of transformers), and {policy.network.name} is none; remove it"
+        )
+
+
+def without_gradients(policy: TextPolicy) -> list[str]:
+    """Names of modules with weights that the model runs with gradients switched off, whatever is asked of it."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        return lambda *_: None if torch.is_grad_enabled() else found.append(name)
+
+    holders = [
+        (n, m) for n, m in policy.network.model.named_modules() if next(m.parameters(recurse=False), None) is not None
+    ]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in holders]
+    try:
+        with torch.enable_grad(), policy.network.eager():
+            policy.logits(*probe_of(policy))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(found))
+
+
+def own_logits(policy: TextPolicy, probe: Probe) -> Tensor:
+    """[K, V] logits of the probe as the model itself gives them, every row by itself and nothing left out."""
+    plain = copy.copy(policy)
+    plain.network, plain.layout = copy.copy(policy.network), [policy.layout, *policy.layout.simpler()][-1]
+    plain.network.head = Head("whole")
+    condition, tokens, targets = probe
+    rows = torch.arange(len(tokens)).split(1)
+    return torch.cat([plain.logits(condition.take(row), tokens[row], targets[row]) for row in rows])
+
+
+def _agrees(policy: TextPolicy, probe: Probe, reference: Tensor) -> bool:
+    try:
+        return agree(policy, policy.logits(*probe), reference)
+    except FAILURES:
+        return False
+
+
+def agree(policy: TextPolicy, found: Tensor, reference: Tensor) -> bool:
+    """Whether logits are the same up to rounding, impossible tokens aside."""
+    possible = ~reference.isinf()
+    return found.shape == reference.shape and deviation(found[possible], reference[possible]) <= TOLERANCE[policy.dtype]
+
+
+def bears(policy: TextPolicy) -> bool:
+    """Whether the model can be called in the policy's layout at all."""
+    try:
+        own_logits(policy, probe_of(policy))
+    except FAILURES:
+        return False
+    return True
+
+
+@torch.no_grad()
+def lookahead(policy: TextPolicy) -> float:
+    """By how much, relative to the largest logit, the last of 12 tokens changes the logits of those before it."""
+    ids = torch.tensor([_random(policy, 12, 21)])
+    other = ids.clone()
+    other[0, -1] = _different(policy, int(ids[0, -1]))
+    first, second = (_logits_of(policy.network, tokens)[0, :-1] for tokens in (ids, other))
+    return deviation(first, second)
+
+
+def _different(policy: TextPolicy, token: int) -> int:
+    return next(t for t in _random(policy, 50, 22) if t != token)
+
+
+def _logits_of(network: Network, ids: Tensor) -> Tensor:
+    try:
+        return network.run({"input_ids": ids}).logits.float()
+    except FAILURES as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{network.name} gives no logits for input_ids alone ({reason[0]}); unsupported") from error
