@@ -75,9 +75,10 @@ def sampler_of_run(config: Config, changes: Decoding) -> Sampler:
     return sampler_of_algorithm(config.algorithm, own, changes)
 
 
-def sampler_of_algorithm(algorithm: Any, own: Decoding, changes: Decoding) -> Sampler:
-    """The held-out form of an algorithm's sampler, with a run's own decoding, changed as asked."""
-    return _changed(_changed(build(algorithm).sampler, own), changes)
+def sampler_of_algorithm(algorithm: Any, own: Decoding, changes: Decoding, *, trusted: bool = True) -> Sampler:
+    """The held-out form of an algorithm's sampler, with a run's own decoding, changed as asked. Not ``trusted`` runs
+    no code that the algorithm names."""
+    return _changed(_changed(build(algorithm, trusted=trusted).sampler, own), changes)
 
 
 def sampler_of_model(family: str, length: int | None, changes: Decoding) -> Sampler:

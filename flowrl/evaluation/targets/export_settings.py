@@ -37,9 +37,9 @@ class ExportSettings:
     def sampler(self, changes: Decoding) -> Sampler:
         """The sampler of the run's evaluation, changed as asked. Raises UserError for a change that it cannot make."""
         if changes.guidance is None:
-            return sampler_of_algorithm(self.algorithm, self.decoding, changes)
+            return sampler_of_algorithm(self.algorithm, self.decoding, changes, trusted=False)
         plain = replace(self.decoding, guidance=None), replace(changes, guidance=None)
-        sampler: Any = sampler_of_algorithm(self.algorithm, *plain)
+        sampler: Any = sampler_of_algorithm(self.algorithm, *plain, trusted=False)
         return replace(sampler, guidance=None) if self.family == "diffusion" else sampler
 
     def pipeline_call(self, changes: Decoding, call: Mapping[str, Any] | None) -> dict[str, Any]:
