@@ -12,7 +12,7 @@ from torch import Tensor
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.heldout import evaluate_and_save
-from flowrl.monitor import new_alarms, should_stop, watch_training
+from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.ratio_check import RatioCheck
 from flowrl.records import checkpoint
@@ -65,7 +65,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         )
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), policy.network_calls - calls)
     with timer("monitor"):
-        watched = watch_training(session, batch.rollout, batch.samples, updated)
+        watched = check_training(session, batch.rollout, batch.samples, updated)
     routed = getattr(policy, "metrics", dict)()  # of mixtures of experts
     metrics = updated | describe_scores(batch.drawn, advantage) | batch.metrics | routed | watched
     return metrics, batch, advantage
