@@ -20,7 +20,7 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
     Raises:
         UserError: for targets that match no layer.
     """
-    from flowrl.models.text.opening import embedded_models
+    from flowrl.models.family import embedded_models
 
     if options is None or (
         path not in WORLDS and embedded_models(path) is None and not Path(path).expanduser().is_dir()
@@ -68,8 +68,8 @@ def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
 def _language_model(path: str, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from flowrl.models.family import embedded_models
     from flowrl.models.text.load import untargeted_layers
-    from flowrl.models.text.opening import embedded_models
 
     bases = embedded_models(path)
     folder = Path(bases[family] if bases else path).expanduser()

@@ -84,7 +84,7 @@ def _pipeline(model: str) -> tuple[Any, str, Any]:
     """``(class that knows the names, or None; where its denoiser is; the U-Net's configuration or None)``."""
     import diffusers
 
-    from flowrl.models.text.opening import read_json
+    from flowrl.models.hub import read_json
     from flowrl.worlds.shapes import BASE
 
     place = str(BASE) if model == "shapes" and not Path(model).exists() else model

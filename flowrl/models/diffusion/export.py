@@ -23,8 +23,8 @@ from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import prediction_of
 from flowrl.models.export_folder import into_folder
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import ADAPTER
+from flowrl.models.source import ModelSource
 
 FORMATS = ("diffusers", "peft", "kohya", "merged")
 
