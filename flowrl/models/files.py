@@ -19,40 +19,47 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 WEIGHTS = re.compile(r"^(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors$")
 
 
-def read_object(path: Path, key: str = "model") -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` for anything else, which begins with ``key``."""
+def read_object(path: Path, key: str = "model.path") -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` for anything else, which begins with ``key`` where there is one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(path, error, key) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{key}: {path} is damaged: not JSON ({first_line(error)}); download or save it again"
+            f"{_named(key, path)} is damaged: not JSON ({first_line(error)}); download or save it again"
         ) from error
     if not isinstance(value, dict):
         raise UserError(
-            f"{key}: {path} is damaged: it should hold an object, found {type(value).__name__}; download or save it"
-            " again"
+            f"{_named(key, path)} is damaged: it should hold an object, found {type(value).__name__}; download or"
+            " save it again"
         )
     return value
 
 
 @contextmanager
-def open_safetensors(path: Path, key: str = "model") -> Iterator[safe_open]:
-    """A file of weights. Raises `UserError`, which begins with ``key``, for one that is damaged or cannot be read."""
+def open_safetensors(path: Path, key: str = "model.path") -> Iterator[safe_open]:
+    """A file of weights. Raises `UserError`, which begins with ``key``, for one that is damaged or cannot be
+    read."""
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
         if path.is_dir():
-            raise UserError(f"{key}: {path} is a folder, where a file of weights should be") from error
+            raise UserError(f"{_named(key, path)} is a folder, where a file of weights should be") from error
         if isinstance(error, OSError):
             raise unreadable(path, error, key) from error
         with path.open("rb") as file:
             start = file.read(40)
         if start.startswith(b"version https://git-lfs"):
-            raise UserError(f"{key}: {path} is a pointer of Git LFS and no weights; run git lfs pull") from error
-        raise UserError(f"{key}: {path} is damaged or cut short ({first_line(error)}); download it again") from error
+            raise UserError(f"{_named(key, path)} is a pointer of Git LFS and no weights; run git lfs pull") from error
+        raise UserError(
+            f"{_named(key, path)} is damaged or cut short ({first_line(error)}); download it again"
+        ) from error
+
+
+def _named(key: str, path: Path) -> str:
+    return f"{key}: {path}" if key else str(path)
 
 
 def unreadable(path: Path, error: OSError, key: str) -> UserError:
@@ -60,7 +67,7 @@ def unreadable(path: Path, error: OSError, key: str) -> UserError:
     if is_out_of_memory(error):
         raise error
     advice = "change its permissions" if isinstance(error, PermissionError) else "check the path and the disk"
-    return UserError(f"{key}: {path} cannot be read: {error.strerror or first_line(error)}; {advice}")
+    return UserError(f"{_named(key, path)} cannot be read: {error.strerror or first_line(error)}; {advice}")
 
 
 def check_files(folder: Path, key: str = "model.path") -> None:

@@ -19,6 +19,16 @@ STATUS = {
     429: f"was asked for too often, says the hub (429); wait some minutes, or {LOG_IN}",
 }
 """By HTTP status; those from 500 on are the hub's own."""
+DNS = (
+    "Name or service not known",
+    "Temporary failure in name resolution",
+    "nodename nor servname",
+    "getaddrinfo failed",
+)
+"""What systems say of a name that is not resolved."""
+TIMEOUTS = ("ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout", "Timeout")
+CONNECTIONS = ("ConnectError", "ReadError", "WriteError", "ProxyError", "RemoteProtocolError")
+"""Names of httpx's and requests' exceptions; which of the two there is depends on the version of huggingface_hub."""
 ABSENT = "is not on this machine, and"
 HERE = "give a folder that is here"
 
@@ -42,12 +52,9 @@ def explain(error: BaseException, name: str) -> str | None:
     """What happened to ``name`` as the end of a sentence that begins with it; ``None`` where nothing in the error's
     chain of causes is known."""
     chain = list(_causes(error))
-    for told in (_refused, _unreachable, _machine):
-        for each in chain:
-            sentence = told(each, name)
-            if sentence is not None:
-                return sentence
-    return None
+    rules = (_refused, _offline, _untrusted, _unresolved, _unanswered, _unconnected, _local)
+    sentences = (rule(each, name) for rule in rules for each in chain)
+    return next((sentence for sentence in sentences if sentence is not None), None)
 
 
 @contextmanager
@@ -99,31 +106,46 @@ def _refused(error: BaseException, name: str) -> str | None:
     return None
 
 
-def _unreachable(error: BaseException, name: str) -> str | None:
-    """Why the hub gave no answer."""
-    from huggingface_hub import constants, errors
+def _offline(error: BaseException, name: str) -> str | None:
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    host = constants.ENDPOINT.split("//")[-1]
-    words = str(error)
-    if isinstance(error, errors.OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled):
         return f"{ABSENT} HF_HUB_OFFLINE is set; unset it to download it, or {HERE}"
-    if isinstance(error, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in words:
-        return f"{ABSENT} the TLS certificate of {host} is not accepted ({first_line(error)}); name the certificates to trust in SSL_CERT_FILE, or {HERE}"  # noqa: E501
-    if isinstance(error, socket.gaierror) or "ame resolution" in words or "Name or service not known" in words:
-        return f"{ABSENT} the name {host} cannot be resolved (DNS); check the network, or {HERE}"
-    if isinstance(error, TimeoutError) or type(error).__name__ in TIMEOUTS:
-        return f"{ABSENT} {host} did not answer in time; check the network or try again, or {HERE}"
-    if isinstance(error, ConnectionError) or type(error).__name__ in CONNECTIONS:
-        return f"{ABSENT} {host} cannot be connected to ({first_line(error)}); check the network, or {HERE}"
     return None
 
 
-TIMEOUTS = ("ConnectTimeout", "ReadTimeout", "WriteTimeout", "PoolTimeout", "Timeout")
-CONNECTIONS = ("ConnectError", "ReadError", "WriteError", "ProxyError", "RemoteProtocolError")
-"""Names of httpx's and requests' exceptions; which of the two there is depends on the version of huggingface_hub."""
+def _untrusted(error: BaseException, name: str) -> str | None:
+    if isinstance(error, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        trust = f"name the certificates to trust in SSL_CERT_FILE, or {HERE}"
+        return f"{ABSENT} the TLS certificate of {_host()} is not accepted ({first_line(error)}); {trust}"
+    return None
 
 
-def _machine(error: BaseException, name: str) -> str | None:
+def _unresolved(error: BaseException, name: str) -> str | None:
+    if isinstance(error, socket.gaierror) or any(sign in str(error) for sign in DNS):
+        return f"{ABSENT} the name {_host()} cannot be resolved (DNS); check the network, or {HERE}"
+    return None
+
+
+def _unanswered(error: BaseException, name: str) -> str | None:
+    if isinstance(error, TimeoutError) or type(error).__name__ in TIMEOUTS:
+        return f"{ABSENT} {_host()} did not answer in time; check the network or try again, or {HERE}"
+    return None
+
+
+def _unconnected(error: BaseException, name: str) -> str | None:
+    if isinstance(error, ConnectionError) or type(error).__name__ in CONNECTIONS:
+        return f"{ABSENT} {_host()} cannot be connected to ({first_line(error)}); check the network, or {HERE}"
+    return None
+
+
+def _host() -> str:
+    from huggingface_hub.constants import ENDPOINT
+
+    return ENDPOINT.split("//")[-1]
+
+
+def _local(error: BaseException, name: str) -> str | None:
     """What is wrong on this machine."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -132,12 +154,9 @@ def _machine(error: BaseException, name: str) -> str | None:
     if isinstance(error, PermissionError):
         return f"may not be read or written here ({first_line(error)}); change the permissions"
     if isinstance(error, ImportError):
-        wanted = (
-            f" (pip install {error.name.split('.')[0]})"
-            if isinstance(error, ModuleNotFoundError) and error.name
-            else ""
-        )
-        return f"needs a package that is missing here: {first_line(error)}; install it{wanted}"
+        package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        fix = f"pip install {package}" if package else "install it"
+        return f"needs a package that is missing here ({first_line(error)}); {fix}"
     if isinstance(error, LocalEntryNotFoundError):
         return f"{ABSENT} the hub cannot be reached: {first_line(error)}; check the network, or {HERE}"
     return None

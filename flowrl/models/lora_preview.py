@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flowrl.errors import is_out_of_memory
 from flowrl.models.diffusion.load import WORLDS
 from flowrl.models.lora import ATTENTION_TARGETS, LANGUAGE_TARGETS, LoRAOptions, describe_layers, target_layers
 
@@ -31,7 +32,9 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
     try:
         with init_empty_weights(include_buffers=False):
             found = _denoiser(_folder(path)) if family == "diffusion" else _language_model(path, family)
-    except UNTOLD:
+    except UNTOLD as error:
+        if is_out_of_memory(error):
+            raise
         return None
     if found is None:
         return None

@@ -56,7 +56,7 @@ def read(name: str | Path, model: str | None, network: str | None = None, family
     """
     where = str(name)
     config, file = locate(where)
-    with open_safetensors(file, "adapter") as opened:
+    with open_safetensors(file, "") as opened:
         tensors, header = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     if config is not None:
         return _of_peft(where, config, tensors)
@@ -167,7 +167,7 @@ def _in_cache(name: str) -> Path | None:
 
 
 def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
-    config = read_object(file, "adapter")
+    config = read_object(file, "")
     check_fields(config, where)
     _refuse_foreign(tensors, where)
     bare = {key.removeprefix(PEFT_PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector"): value

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS, REFUSED
@@ -186,7 +186,11 @@ def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None
     if attention is not None:
         try:
             network.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
-            raise UserError(f"attention backend {attention!r} is not available for {kind}: {error}") from error
+        except (ValueError, RuntimeError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"attention backend {attention!r} is not available for {kind}: {first_line(error)}"
+            ) from error
     if compile:
         compile_blocks(network)
