@@ -11,7 +11,7 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.heldout import evaluate_and_save
 from flowrl.math.random import derive
-from flowrl.monitor import new_alarms, should_stop, watch_training
+from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.ratio_check import RatioCheck
 from flowrl.records import checkpoint
@@ -70,7 +70,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         )
     _advance(session, int(metrics.pop("optimizer_steps")), len(made.drawn.group), session.policy.network_calls - before)
     with timer("monitor"):
-        watched = watch_training(session, made.rollout, made.samples, metrics)
+        watched = check_training(session, made.rollout, made.samples, metrics)
     told = getattr(session.policy, "metrics", dict)()  # of mixtures of experts
     return metrics | describe_scores(made.drawn, advantage) | made.metrics | told | watched, made, advantage
 

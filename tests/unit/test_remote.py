@@ -549,7 +549,7 @@ def test_a_real_ray_actor_gives_the_same_numbers() -> None:
         good.close()
         with pytest.raises(RewardError, match="failed in its actor"):
             good.raw(samples)
-        with pytest.raises(UserError, match=r"does not load in its actor: .*has no function 'absent'"):
+        with pytest.raises(UserError, match=r"does not load in its actor: .*has no function or class 'absent'"):
             load_rewards([{"use": f"ray:{path}:absent"}])
     finally:
         ray.shutdown()

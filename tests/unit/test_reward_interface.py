@@ -394,11 +394,11 @@ def test_names_that_a_reward_file_does_not_bind_are_refused(tmp_path: Path) -> N
     for name in ("lock", "wait", "images"):
         with pytest.raises(UserError, match=f"does not define '{name}'"):
             check_reward(f"{path}:{name}")
-    with pytest.raises(UserError, match="has no function 'module'"):
+    with pytest.raises(UserError, match="has no function or class 'module'"):
         load_rewards([f"{path}:module"])
     path.write_text("from math import *\n")
     check_reward(f"{path}:bright")  # only running it tells
-    with pytest.raises(UserError, match="has no function 'bright'"):
+    with pytest.raises(UserError, match="has no function or class 'bright'"):
         load_rewards([f"{path}:bright"])
     with pytest.raises(UserError, match=r"takes; wrap it in a function|should be a function of"):
         load_rewards([f"{path}:hypot"])
