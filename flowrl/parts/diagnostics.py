@@ -42,9 +42,9 @@ class StepMetrics:
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
                 self._note_first(algorithm, live, batch, counted)
-                behaviour = getattr(batch.probe, "behaviour", None)
-                if behaviour is not None:
-                    self._mismatches.append((live.logp - behaviour.to(live.logp)).abs()[counted])
+                sampled = batch.probe.sampler_logp
+                if sampled is not None:
+                    self._mismatches.append((live.logp - sampled.to(live.logp)).abs()[counted])
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
