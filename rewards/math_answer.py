@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, install_command, missing_package
-from flowrl.sandbox.worker_pool import WorkerError, WorkerPool
+from flowrl.processes import ChildError
+from flowrl.sandbox.worker_pool import WorkerPool
 from rewards._extraction import after_hashes, boxed, last_number, latex, number, tagged
 
 RANGE = "[0, 1]"
@@ -83,7 +84,7 @@ class math_answer:  # noqa: N801 - the name a config uses
     def _verify(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[float]:
         try:
             replies = self._pool.map(pairs)
-        except WorkerError as error:
+        except ChildError as error:
             raise UserError(f"math_answer: {error}; is math-verify whole ({install_command('text')})?") from error
         unreadable = float("nan")  # a gold answer that math-verify cannot parse
         return [

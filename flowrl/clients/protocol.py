@@ -40,7 +40,7 @@ class RefusedError(Exception):
         self.status, self.sentence = status, sentence
 
 
-class Limits(BaseModel):
+class RequestLimits(BaseModel):
     """What one caller may ask for; ``limits:`` of a server's config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,7 +53,7 @@ class Limits(BaseModel):
     receive_seconds: PositiveFloat = Field(default=30.0, description="a request may take to arrive")
 
 
-class Call(BaseModel):
+class ScoreRequest(BaseModel):
     """A request, checked in shape and type; its images are still text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -68,7 +68,7 @@ class Call(BaseModel):
     """Samples of one group share a number; for rewards that compare samples."""
 
     @classmethod
-    def parse(cls, body: bytes, limits: Limits) -> Self:
+    def parse(cls, body: bytes, limits: RequestLimits) -> Self:
         """From the bytes of a request. Raises `RefusedError` (400, 413, 422)."""
         try:
             call = cls.model_validate_json(body)
@@ -97,7 +97,7 @@ def encode_images(pixels: np.ndarray) -> list[str]:
         return list(pool.map(_encode, pixels))
 
 
-def decode_images(texts: Sequence[str], limits: Limits) -> np.ndarray:
+def decode_images(texts: Sequence[str], limits: RequestLimits) -> np.ndarray:
     """uint8 [N, H, W, 3] from base64 PNGs of one size.
 
     Sizes are read from the headers and counted before anything is unpacked. Raises `RefusedError` (413 for more

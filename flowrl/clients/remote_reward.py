@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.clients.results import NOT_APPLICABLE, plain
+from flowrl.clients.results import NOT_APPLICABLE, as_list
 
 
 class RemoteReward(ABC):
@@ -69,7 +69,7 @@ class GroupedRemoteReward:
 
 def told(scores: Tensor) -> Tensor | list[float | None]:
     """Scores as a reward answers: a list where some are None."""
-    return plain(scores) if bool((scores == NOT_APPLICABLE).any()) else scores
+    return as_list(scores) if bool((scores == NOT_APPLICABLE).any()) else scores
 
 
 def asking(reward: RemoteReward) -> RemoteReward | GroupedRemoteReward:

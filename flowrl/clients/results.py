@@ -48,7 +48,7 @@ def _absent(answer: Any, count: int) -> Tensor:
     return torch.tensor([value is None for value in answer], dtype=torch.bool)
 
 
-def plain(values: Tensor) -> list[float | None]:
+def as_list(values: Tensor) -> list[float | None]:
     """Scores as a reward would give them: None for `NOT_APPLICABLE`."""
     return [None if value == NOT_APPLICABLE else value for value in values.tolist()]
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl.records import checkpoint
+from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
+from flowrl.records.manifest import find_damage, read_manifest
 
 SCORE = re.compile(r"eval/([^/]+)/mean")
 """Metrics that are scores: the total (``reward``) and every reward by itself."""
@@ -22,20 +23,22 @@ def checkpoint_rows(run: Path) -> list[dict[str, Any]]:
     run.
     """
     root = RunDirectory.open(run).checkpoints
-    pointers = {name: checkpoint.read_pointer(root, name) for name in (checkpoint.LATEST, checkpoint.BEST)}
-    return [_row(path, pointers) for path in checkpoint.step_directories(root)]
+    pointers = {
+        name: checkpoint_folder.read_pointer(root, name) for name in (checkpoint_folder.LATEST, checkpoint_folder.BEST)
+    }
+    return [_row(path, pointers) for path in checkpoint_folder.step_directories(root)]
 
 
 def _row(path: Path, pointers: Mapping[str, str | None]) -> dict[str, Any]:
-    manifest = checkpoint.read_manifest(path)
+    manifest = read_manifest(path)
     metrics = manifest.get("metrics")
     items = metrics.items() if isinstance(metrics, dict) else ()
     notes = [pointer for pointer, name in pointers.items() if name == path.name]
-    if problem := checkpoint.find_damage(path, contents=False):
+    if problem := find_damage(path, contents=False):
         notes.append(f"cannot be read: {problem}")
     return {
         "name": path.name,
-        "step": checkpoint.step_of(path),
+        "step": checkpoint_folder.step_of(path),
         "time": str(manifest.get("time", "")),
         "scores": {match[1]: value for key, value in items if (match := SCORE.fullmatch(key))},
         "notes": [*notes, *(f"without {name}/" for name in manifest.get("not_exported") or {})],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowrl.commands.algorithms import part_text, parts_of
-from flowrl.models.planned import planned_adapter
+from flowrl.models.lora_preview import preview_adapter
 from flowrl.startup.preflight import CheckedRun
 
 
@@ -13,7 +13,7 @@ def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:
     """``(label, text)`` of a checked run: where it writes, how many samples it makes, what is trained, its parts."""
     config, algorithm = plan.config, plan.algorithm
     options = config.model.arguments(algorithm.family).get("lora")
-    adapter = planned_adapter(config.model.path, algorithm.family, options)
+    adapter = preview_adapter(config.model.path, algorithm.family, options)
     return [
         ("run", config.name),
         ("directory", str(config.directory)),

@@ -111,9 +111,9 @@ def _is_lora(path: Path, text: str, wish: Wish) -> bool:
     hub = not path.exists() and text not in worlds() and text.count("/") >= 1
     if not files and not hub:
         return False
-    from flowrl.models.adapters import names_adapter  # torch and diffusers: only where the name does not tell
+    from flowrl.models.adapters import is_adapter_name  # torch and diffusers: only where the name does not tell
 
-    return names_adapter(text) or (hub and wish.model is not None)
+    return is_adapter_name(text) or (hub and wish.model is not None)
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
 from flowrl.models.causal.load import load_causal
-from flowrl.models.loading import blamed
+from flowrl.models.loading import model_errors
 from flowrl.models.masked.load import load_masked
 from flowrl.models.text.opening import family_of
 
@@ -34,5 +34,5 @@ def load_policy(
         raise UserError(f"there is no model family {chosen!r}{did_you_mean(chosen, LOADERS)}")
     if chosen != "diffusion" and options.pop("call", None):
         raise UserError(f"model.call is for diffusion pipelines and means nothing for family {chosen}; remove it")
-    with blamed(path_or_pipeline if named else type(path_or_pipeline).__name__):
+    with model_errors(path_or_pipeline if named else type(path_or_pipeline).__name__):
         return LOADERS[chosen](path_or_pipeline, **options)

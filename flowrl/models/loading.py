@@ -22,7 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where a model was loaded from."""
 
     path: str
@@ -57,14 +57,14 @@ def place(dtype: str, device: str) -> Placement:
     return Placement(where, DTYPES[dtype])
 
 
-def exclusive(full: bool, lora: LoRAOptions | None) -> LoRAOptions | None:
+def lora_or_full(full: bool, lora: LoRAOptions | None) -> LoRAOptions | None:
     """The adapter to train, ``None`` for all parameters. Raises `UserError` where both were asked for."""
     if full and lora is not None:
         raise UserError("model.full and model.lora exclude each other; remove one")
     return None if full else lora or LoRAOptions()
 
 
-def check_name(source: str) -> None:
+def check_model_name(source: str) -> None:
     """Raise `UserError` where ``source`` is neither a folder nor could be a name on the hub."""
     if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise UserError(
@@ -72,7 +72,7 @@ def check_name(source: str) -> None:
         )
 
 
-def unreadable(source: str, error: Exception) -> UserError:
+def load_error(source: str, error: Exception) -> UserError:
     """What a library's failure to load ``source`` is called here: its first line. Raises the error again where memory
     ran out."""
     if is_out_of_memory(error):
@@ -84,7 +84,7 @@ def unreadable(source: str, error: Exception) -> UserError:
 
 
 @contextmanager
-def blamed(source: object) -> Iterator[None]:
+def model_errors(source: object) -> Iterator[None]:
     """What a model's own code or its library raises inside becomes a `UserError` that names the model; an exception of
     our own lines, which would be a bug, stays one, and so does running out of memory."""
     try:
@@ -112,7 +112,7 @@ def check_finite(module: nn.Module, source: str, part: str = "") -> None:
 
 
 @contextmanager
-def bars_hidden() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Two libraries show a bar per component; a checkpoint that verifies its exports would repeat them each time."""
     import diffusers
     import transformers

@@ -9,7 +9,7 @@ from typing import Any
 from flowrl.errors import UserError
 from flowrl.monitor.alarms import Check, Memory, check_rewards, check_statistics, sentence
 from flowrl.monitor.statistics import measure, some
-from flowrl.records import checkpoint
+from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.types import Rollout, Samples, Scores, TokenTrace
 
@@ -84,8 +84,12 @@ def should_stop(session: Any, run: RunDirectory) -> Stop | None:
         return None
     if action == "stop":
         return Stop(f"monitor.action=stop: saved and stopped after iteration {done}", save=True)
-    good = [path for path in checkpoint.finished(run.checkpoints) if path < checkpoint.directory(path.parent, since)]
-    best, metric = checkpoint.best(run.checkpoints), session.config.checkpoint.best
+    good = [
+        path
+        for path in checkpoint_folder.finished(run.checkpoints)
+        if path < checkpoint_folder.directory(path.parent, since)
+    ]
+    best, metric = checkpoint_folder.best(run.checkpoints), session.config.checkpoint.best
     last = f"the last one before the alarm is {good[-1]}" if good else "none is older than the alarm"
     last += f", the best by {metric} is {best}" if best in good else ""
     return Stop(f"monitor.action=rollback: stopped after iteration {done} without a checkpoint; {last}", save=False)

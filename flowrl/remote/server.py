@@ -22,10 +22,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, Call, Limits, RefusedError
+from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, RefusedError, RequestLimits, ScoreRequest
 from flowrl.errors import UserError
+from flowrl.remote.reward_process import Response, RewardProcess
 from flowrl.remote.settings import ServerConfig, choose_token
-from flowrl.remote.worker import Answer, RewardProcess
 
 HEAD_SECONDS = 10.0
 """A connection without a complete request head is closed after this time (slow loris)."""
@@ -37,12 +37,12 @@ CLOSE = {"Connection": "close"}
 """On refusals: the rest of the request is not read."""
 
 
-class Scorer(Protocol):
+class Backend(Protocol):
     """What answers the requests for one reward."""
 
     facts: Mapping[str, Any]
 
-    async def ask(self, body: bytes) -> Answer:
+    async def ask(self, body: bytes) -> Response:
         """The answer to the body of a request that is well formed."""
         ...
 
@@ -64,7 +64,7 @@ class _Slots:
             self.taken -= 1
 
 
-def build_app(scorers: Mapping[str, Scorer], token: str, limits: Limits) -> FastAPI:
+def build_app(scorers: Mapping[str, Backend], token: str, limits: RequestLimits) -> FastAPI:
     """The application for rewards by name."""
     slots = _Slots(limits.concurrency)
     one_parser = asyncio.Lock()  # a body of empty lists takes 34 times its size while it is parsed (measured)
@@ -90,7 +90,7 @@ def build_app(scorers: Mapping[str, Scorer], token: str, limits: Limits) -> Fast
         with slots.one():
             body = await _receive(request, limits)
             async with one_parser:
-                name = await asyncio.to_thread(lambda: Call.parse(body, limits).reward)
+                name = await asyncio.to_thread(lambda: ScoreRequest.parse(body, limits).reward)
             if name not in scorers:
                 raise RefusedError(404, f"there is no such reward here; there are {', '.join(sorted(scorers))}")
             reply = await scorers[name].ask(body)
@@ -164,7 +164,7 @@ def _bind(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from None
 
 
-def _check_head(request: Request, limits: Limits) -> None:
+def _check_head(request: Request, limits: RequestLimits) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != MEDIA_TYPE:
         raise RefusedError(415, f"a request is {MEDIA_TYPE}; nothing else is read")
@@ -175,7 +175,7 @@ def _check_head(request: Request, limits: Limits) -> None:
         raise RefusedError(413, f"a request may have {limits.body} bytes; send fewer samples at a time")
 
 
-async def _receive(request: Request, limits: Limits) -> bytes:
+async def _receive(request: Request, limits: RequestLimits) -> bytes:
     """The body, counted while it arrives and within the time it may take."""
     body = bytearray()
     try:

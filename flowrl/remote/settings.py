@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowrl.clients import HTTP, RAY
-from flowrl.clients.protocol import TOKEN_VARIABLE, Limits
+from flowrl.clients.protocol import TOKEN_VARIABLE, RequestLimits
 from flowrl.config import Config
 from flowrl.config.errors import explain_errors
 from flowrl.config.reading import read_config
@@ -32,7 +32,7 @@ class ServerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rewards: list[Reward] = Field(min_length=1, description="what is served")
-    limits: Limits = Field(default=Limits(), description="what a caller may ask for")
+    limits: RequestLimits = Field(default=RequestLimits(), description="what a caller may ask for")
 
     @classmethod
     def load(cls, path: Path) -> Self:

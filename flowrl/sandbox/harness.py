@@ -1,12 +1,12 @@
 """What runs inside the sandboxes of `code_tests`: a program in one, its tests in another, values between them.
 
-This file is handed to the sandbox's interpreter as text and imports nothing but the standard library. The tests' side
+The sandbox's interpreter gets this file and `flowrl.processes`; both import the standard library alone. The tests' side
 never runs the program's code: functions of the program are stand-ins whose calls travel, by the trainer, to the
 program's side and come back as data. So a program can pass a test only by answering with the right value. The tests
-run with Python's own builtins and modules, whatever names the program defines (`asked_for`).
+run with Python's own builtins and modules, whatever names the program defines (`requested_names`).
 
-Lines of the channel: to the program ``{"source"}`` and then ``{"object", "how", "name", "args", "named"}``, answered by
-``{"names"}``, ``{"value", "args"}`` or ``{"raised", "message"}``; from the tests ``c`` and a call, or ``t`` and a
+Frames of the channel: to the program ``{"source"}`` and then ``{"object", "how", "name", "args", "named"}``, answered
+by ``{"names"}``, ``{"value", "args"}`` or ``{"raised", "message"}``; from the tests ``c`` and a call, or ``t`` and a
 verdict.
 """
 
@@ -21,7 +21,9 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any, BinaryIO
+
+from flowrl.processes import open_channel, read_frame, write_frame
 
 PLAIN_INTEGER = 1 << 53
 LIMIT = 4 << 20
@@ -138,11 +140,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Stand:
+class Proxy:
     """The tests' stand-in for an object of the program. It is never equal to plain data, whatever its ``__eq__``."""
 
     def __init__(self, number: int, ask: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_stand", (number, ask))
+        object.__setattr__(self, "_proxy", (number, ask))
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         return _ask(self, "call", *args, **named)
@@ -178,7 +180,7 @@ class Stand:
 
     def __eq__(self, other: object) -> bool:
         # One that is equal to a stranger, too, is equal to everything.
-        if not isinstance(other, Stand) or _ask(self, "equal", other) is not True:
+        if not isinstance(other, Proxy) or _ask(self, "equal", other) is not True:
             return False
         try:
             return _ask(self, "equal", os.urandom(8).hex()) is not True
@@ -188,12 +190,12 @@ class Stand:
     __hash__ = object.__hash__
 
 
-def _ask(stand: Stand, how: str, *args: Any, **named: Any) -> Any:
-    number, ask = object.__getattribute__(stand, "_stand")
+def _ask(proxy: Proxy, how: str, *args: Any, **named: Any) -> Any:
+    number, ask = object.__getattribute__(proxy, "_proxy")
     return ask(number, how, args, named)
 
 
-def asked_for(setup: str, tests: list[str], entry_point: str) -> set[str]:
+def requested_names(setup: str, tests: list[str], entry_point: str) -> set[str]:
     """Names that the tests take from the program: free names of theirs that Python does not define itself.
 
     Never one that begins with ``__``. A builtin's name only where it is ``entry_point``, or where the tests name
@@ -231,21 +233,21 @@ def _parsed(source: str) -> ast.AST:
 class Tests:
     """The tests' side: runs them and reports one verdict each."""
 
-    def __init__(self, incoming: TextIO, outgoing: TextIO) -> None:
-        self.incoming, self.outgoing = incoming, outgoing
+    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
+        self.requests, self.replies = requests, replies
         self.asked = 0
         """Requests so far; a test without one proves nothing."""
 
     def run(self, setup: str, tests: list[str], names: dict[str, Any], entry_point: str) -> None:
-        """Run every test in a namespace of its own; a line ``t`` follows each."""
-        wanted = asked_for(setup, tests, entry_point)
+        """Run every test in a namespace of its own; a frame ``t`` follows each."""
+        wanted = requested_names(setup, tests, entry_point)
         for source in tests:
             self.asked = 0
             try:
                 space: dict[str, Any] = {
-                    name: decode(value, self.stand) for name, value in names.items() if name in wanted
+                    name: decode(value, self.proxy) for name, value in names.items() if name in wanted
                 }
-                constants = {name for name, value in space.items() if not isinstance(value, Stand)}
+                constants = {name for name, value in space.items() if not isinstance(value, Proxy)}
                 space["__name__"] = "tests"
                 space["__builtins__"] = builtins
                 types.FunctionType(compile(setup, "setup", "exec"), space)()
@@ -263,10 +265,10 @@ class Tests:
                 verdict = f"failed: {type(problem).__name__}"
             except SystemExit:  # a test that leaves early has not passed
                 verdict = "failed: SystemExit"
-            _say(self.outgoing, {"verdict": verdict}, "t")
+            _say(self.replies, {"verdict": verdict}, "t")
 
-    def stand(self, number: int) -> Stand:
-        return Stand(number, self.ask)
+    def proxy(self, number: int) -> Proxy:
+        return Proxy(number, self.ask)
 
     def ask(self, number: int, how: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         self.asked += 1
@@ -276,13 +278,13 @@ class Tests:
             "args": [encode(item, _number) for item in args],
             "named": {name: encode(item, _number) for name, item in named.items()},
         }
-        _say(self.outgoing, request, "c")
-        answer = json.loads(self.incoming.readline(LIMIT))
+        _say(self.replies, request, "c")
+        answer = json.loads(read_frame(self.requests) or b"")
         if "raised" in answer:
             raise _raised(str(answer["raised"]))(str(answer["message"]))
         for before, after in zip(args, answer["args"], strict=True):
-            _take_over(before, decode(after, self.stand))
-        return decode(answer["value"], self.stand)
+            _take_over(before, decode(after, self.proxy))
+        return decode(answer["value"], self.proxy)
 
 
 def _run_definitions(space: dict[str, Any], source: str, entry_point: str) -> None:
@@ -290,9 +292,9 @@ def _run_definitions(space: dict[str, Any], source: str, entry_point: str) -> No
     used = {node.id for node in ast.walk(_parsed(source)) if isinstance(node, ast.Name)}
     for node in ast.iter_child_nodes(_parsed(source)):
         if isinstance(node, ast.ClassDef) and any(kind.__name__ == "TestCase" for kind in space[node.name].__mro__):
-            outcome = sys.modules["unittest"].TestResult()
-            sys.modules["unittest"].defaultTestLoader.loadTestsFromTestCase(space[node.name]).run(outcome)
-            assert outcome.wasSuccessful()
+            result = sys.modules["unittest"].TestResult()
+            sys.modules["unittest"].defaultTestLoader.loadTestsFromTestCase(space[node.name]).run(result)
+            assert result.wasSuccessful()
         elif isinstance(node, ast.FunctionDef) and node.name not in used:
             if node.name == "check" and entry_point in space:
                 space["check"](space[entry_point])
@@ -318,8 +320,8 @@ def _take_over(before: Any, after: Any) -> None:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, Stand):
-        return {"object": object.__getattribute__(value, "_stand")[0]}
+    if isinstance(value, Proxy):
+        return {"object": object.__getattribute__(value, "_proxy")[0]}
     raise CrossingError(f"a test hands the program a {type(value).__name__}, which cannot leave the sandbox")
 
 
@@ -327,43 +329,34 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, types.ModuleType)
 
 
-def _say(channel: TextIO, message: dict[str, Any], mark: str = "") -> None:
+def _say(channel: BinaryIO, message: dict[str, Any], mark: str = "") -> None:
     text = json.dumps(message)
     if len(text) > LIMIT:
         raise RemoteError("a value too large for the channel")
-    channel.write(f"{mark}{text}\n")
-    channel.flush()
+    write_frame(channel, f"{mark}{text}".encode())
 
 
-def _private_channel() -> tuple[TextIO, TextIO]:
-    """The channel under numbers of its own; standard input and output become empty, so printing disturbs nothing."""
-    incoming, outgoing = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
-    empty = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(empty, standard)
-    return incoming, outgoing
-
-
-def _serve_program(incoming: TextIO, outgoing: TextIO) -> None:
+def _serve_program(requests: BinaryIO, replies: BinaryIO) -> None:
     program = Program()
-    for line in incoming:
-        request = json.loads(line)
+    while (frame := read_frame(requests)) is not None:
+        request = json.loads(frame)
         try:
             answer = program.load(request["source"]) if "source" in request else program.answer(request)
-            _say(outgoing, answer)
+            _say(replies, answer)
         except BaseException as problem:  # sys.exit and interrupts of the program are answers, too
-            _say(outgoing, {"raised": type(problem).__name__, "message": str(problem)[:1000]})
+            _say(replies, {"raised": type(problem).__name__, "message": str(problem)[:1000]})
 
 
 def main() -> None:
     """Play the part named on the command line, ``program`` or ``tests``."""
-    incoming, outgoing = _private_channel()
-    _say(outgoing, {"ready": True})
+    sys.path[0] = ""  # as for any program: the working folder, and not where the harness lies
+    requests, replies = open_channel(silent=True)
+    _say(replies, {"ready": True})
     if sys.argv[1] == "program":
-        _serve_program(incoming, outgoing)
+        _serve_program(requests, replies)
     else:
-        task = json.loads(incoming.readline())
-        Tests(incoming, outgoing).run(task["setup"], task["tests"], task["names"], task["entry_point"])
+        task = json.loads(read_frame(requests) or b"")
+        Tests(requests, replies).run(task["setup"], task["tests"], task["names"], task["entry_point"])
 
 
 if __name__ == "__main__":

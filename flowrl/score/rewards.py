@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from flowrl.clients.process import ProcessReward
-from flowrl.clients.results import NOT_APPLICABLE, RewardError, plain
+from flowrl.clients.results import NOT_APPLICABLE, RewardError, as_list
 from flowrl.config import RewardConfig
 from flowrl.config.errors import explain_errors
 from flowrl.errors import UserError
@@ -79,7 +79,7 @@ class Rewards:
 
     def answers(self, samples: Samples, group: Tensor | None = None) -> list[list[float | None]]:
         """As `raw`, N lists for each of the R rewards, with None where a reward itself said that it does not apply."""
-        return [plain(column) for column in self._marked(samples, group).T]
+        return [as_list(column) for column in self._marked(samples, group).T]
 
     def _marked(self, samples: Samples, group: Tensor | None) -> Tensor:
         if group is None:
@@ -240,12 +240,10 @@ def _name(spec: RewardConfig) -> str:
 
 def _load(spec: RewardConfig, use: str) -> Reward:
     name = _name(spec)
-    if spec.process:
-        settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout, spec.messages)
-        answer = ProcessReward(use, name, *settings)
-    else:
-        settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.messages)
-        answer = adapt(find_reward(use), name, *settings)
+    settings = spec.model_dump(include={"options", "device", "dtype", "batch_size", "messages"})
+    answer = (
+        ProcessReward(use, name, spec.timeout, settings) if spec.process else adapt(find_reward(use), name, **settings)
+    )
     return Reward(name, spec.factor, answer, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
 
 

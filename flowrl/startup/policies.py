@@ -11,10 +11,9 @@ from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import load_adapter, load_policy
-from flowrl.records import checkpoint as checkpoints
 from flowrl.records.directory import CONFIG, RunDirectory
 from flowrl.startup.preflight import with_adapter_shape
-from flowrl.startup.resume import find_checkpoint
+from flowrl.startup.resume import load_checkpoint
 from flowrl.version import __version__
 
 WEIGHTS = "weights/"
@@ -41,18 +40,14 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     """
     path = Path(run)
     config = Config.of_run(RunDirectory.open(path).path / CONFIG)
-    where = (
-        find_checkpoint(path, str(checkpoint))
-        if checkpoint in ("best", "latest")
-        else find_checkpoint(Path(checkpoint))
-    )
-    state = checkpoints.load(where).tensors
+    named = checkpoint in ("best", "latest")
+    loaded = load_checkpoint(path, str(checkpoint)) if named else load_checkpoint(Path(checkpoint))
     family = build(config.algorithm).family
     policy = load_policy(**config.model.arguments(family))
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(policy, os.path.expanduser(config.model.adapter))
-    policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in state.items() if k.startswith(WEIGHTS)})
-    policy.origin = origin(config) | {"checkpoint": where.name}
+    policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in loaded.tensors.items() if k.startswith(WEIGHTS)})
+    policy.origin = origin(config) | {"checkpoint": loaded.path.name}
     return policy
 
 

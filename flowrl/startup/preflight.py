@@ -60,7 +60,7 @@ def check_run(config: Config) -> CheckedRun:
     check_model(config.model.path)
     check_family(config.model.path, algorithm.family)
     if config.model.call:
-        from flowrl.models.diffusion.arguments import check_saved_call
+        from flowrl.models.diffusion.call_arguments import check_saved_call
 
         check_saved_call(absolute_folder(config.model.path), config.model.call)
     config = with_adapter_shape(config, algorithm.family)
@@ -173,9 +173,9 @@ def check_family(path: str, family: str) -> None:
     from flowrl.models.files import check_files
 
     check_files(folder)
-    from flowrl.models.text.opening import declared  # diffusers and transformers: only where there is a model
+    from flowrl.models.text.opening import declared_family  # diffusers and transformers: only where there is a model
 
-    found, certain = declared(path)
+    found, certain = declared_family(path)
     if certain and found != family:
         raise UserError(f"model.path: {path} holds a {found} model, and this algorithm trains {family} ones")
 

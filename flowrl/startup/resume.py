@@ -9,9 +9,10 @@ from typing import Any
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.records import checkpoint
+from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.checkpoint import Checkpoint
 from flowrl.records.directory import CONFIG, RunDirectory
+from flowrl.records.manifest import MANIFEST
 from flowrl.startup.inputs import changed_inputs
 
 FREE_KEYS = (
@@ -57,7 +58,7 @@ def start_or_resume(
             f"{run.path} already holds a run; continue it with --resume auto, or write elsewhere with out=..."
         )
     if run.checkpoints.is_dir():
-        checkpoint.remove_leftovers(run.checkpoints)
+        checkpoint_folder.remove_leftovers(run.checkpoints)
     start = _starting_point(run, resume)
     if start is not None:
         source = start.path.absolute().parents[1]
@@ -67,7 +68,7 @@ def start_or_resume(
     run.start(config.to_yaml())
     run.checkpoints.mkdir(exist_ok=True)
     run.rewind(start.step if start else BEFORE_TRAINING)
-    checkpoint.discard_after(run.checkpoints, start.step if start else BEFORE_TRAINING)
+    checkpoint_folder.discard_after(run.checkpoints, start.step if start else BEFORE_TRAINING)
     return start
 
 
@@ -85,8 +86,8 @@ def _starting_point(run: RunDirectory, resume: str | None) -> Checkpoint | None:
     if resume is None:
         return None
     if resume != "auto":
-        return checkpoint.load(find_checkpoint(Path(resume)))
-    found, broken = checkpoint.newest_intact(run.checkpoints)
+        return load_checkpoint(Path(resume))
+    found, broken = checkpoint_folder.newest_intact(run.checkpoints)
     foreign = next((path for path, problem in broken.items() if problem.startswith("its format")), None)
     if broken and (found is None or foreign is not None):
         worst = foreign or next(iter(broken))
@@ -98,9 +99,10 @@ def _starting_point(run: RunDirectory, resume: str | None) -> Checkpoint | None:
         )
     for path, problem in broken.items():
         warnings.warn(
-            f"skipping checkpoint {path}: {problem}; it is kept as {checkpoint.ASIDE}{path.name}", stacklevel=3
+            f"skipping checkpoint {path}: {problem}; it is kept as {checkpoint_folder.UNREADABLE_PREFIX}{path.name}",
+            stacklevel=3,
         )
-    return checkpoint.load(found) if found else None
+    return checkpoint.load(found, verified=True) if found else None
 
 
 def find_checkpoint(path: Path, which: str = "latest") -> Path:
@@ -108,15 +110,29 @@ def find_checkpoint(path: Path, which: str = "latest") -> Path:
 
     Raises `UserError` if there is none.
     """
-    if (path / checkpoint.MANIFEST).is_file():
-        return path
+    return _find_checkpoint(path, which)[0]
+
+
+def load_checkpoint(path: Path, which: str = "latest") -> Checkpoint:
+    """The checkpoint that `find_checkpoint` finds, read and verified. Raises `UserError`."""
+    found, verified = _find_checkpoint(path, which)
+    return checkpoint.load(found, verified=verified)
+
+
+def _find_checkpoint(path: Path, which: str) -> tuple[Path, bool]:
+    """The directory, and whether it was verified to find it."""
+    if (path / MANIFEST).is_file():
+        return path, False
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; name a run or one of its checkpoints/step_...")
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = (checkpoint.best(root) if which == "best" else None) or checkpoint.latest(root)
+    best = checkpoint_folder.best(root) if which == "best" else None
+    if best is not None:
+        return best, False
+    found = checkpoint_folder.latest(root)
     if found is None:
         raise UserError(f"{path} has no finished checkpoint; train it first, or set checkpoint.every lower")
-    return found
+    return found, True
 
 
 def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[str, str], allow_changed: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.math.random import derive, seeds
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.chunks import sample

@@ -24,7 +24,7 @@ from flowrl.config.explain import explain
 from flowrl.config.reading import read_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
-from flowrl.records import checkpoint
+from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write
 from flowrl.score import load_rewards
@@ -214,12 +214,12 @@ def runs(rng: random.Random, folder: Path) -> None:
         write(path)
         return
     if kind == 1:
-        for found in checkpoint.finished(path / "checkpoints"):
+        for found in checkpoint_folder.finished(path / "checkpoints"):
             checkpoint.load(found)
         return
     if kind == 2:
         Config.load(RunDirectory.open(path).config_path)
-        checkpoint.best(path / "checkpoints")
+        checkpoint_folder.best(path / "checkpoints")
     with RunDirectory(path) as run:
         start_or_resume(
             Config.of(TINY), run, rng.choice([None, "auto", str(path), str(path / "checkpoints" / "step_000002")])

@@ -11,7 +11,7 @@ from flowrl.errors import UserError
 from flowrl.models import export_formats, export_policy, load_adapter
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion import LoRAOptions, load_policy
-from flowrl.models.diffusion.capture import Recorder
+from flowrl.models.diffusion.recorder import Recorder
 from flowrl.types import prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, move, points

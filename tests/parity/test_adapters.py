@@ -21,9 +21,9 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.resolve import Wish, resolve
 from flowrl.models import LoRAOptions, check_parity, export_policy, load_adapter, load_policy
-from flowrl.models.adapters import kohya, names_adapter, read
+from flowrl.models.adapters import is_adapter_name, kohya, read
 from flowrl.models.deviation import deviation
-from flowrl.models.diffusion.capture import Recorder
+from flowrl.models.diffusion.recorder import Recorder
 from flowrl.startup.policies import open_policy
 from flowrl.startup.preflight import with_adapter_shape
 from tests import components_text, pipelines
@@ -227,7 +227,7 @@ def test_adapters_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     shutil.copy(place / "adapter_model.safetensors", place / "second.safetensors")
-    assert names_adapter("owner/lora") and not names_adapter("owner/other")
+    assert is_adapter_name("owner/lora") and not is_adapter_name("owner/other")
     expected = peft_logits(place)
     torch.testing.assert_close(logits(open_policy(config_with("owner/lora"))), expected, atol=2e-6, rtol=1e-5)
     target, _ = resolve("owner/lora", Wish(model=str(components_text.folder("llama"))))
@@ -315,7 +315,7 @@ def test_single_files_act_as_in_diffusers(form: str, folder: Any, tmp_path: Path
     expected = of_diffusers(base, "sd15", file)
     plain = predictions(load_policy(base, call=pipelines.CALLS["sd15"], parity="skip").pipeline, "sd15")
     assert deviation(plain, expected) > 1e-2
-    assert names_adapter(str(file)) and names_adapter(str(tmp_path))
+    assert is_adapter_name(str(file)) and is_adapter_name(str(tmp_path))
     for place in (file, tmp_path):
         assert deviation(ours(base, "sd15", place), expected) < 1e-6
     target, _ = resolve(str(file), Wish(model=str(base), call=pipelines.CALLS["sd15"]))

@@ -7,7 +7,7 @@ import torch
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion import load_policy
-from flowrl.models.diffusion.guidance import CORRECTIONS, Guidance, probe_outputs, recover
+from flowrl.models.diffusion.guidance import GUIDANCE_CORRECTIONS, Guidance, probe_outputs, recover
 from flowrl.types import prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, points
@@ -27,7 +27,7 @@ def test_cond_is_the_detached_gradient_and_both_is_not(policies):
     assert policy.network_calls - before == 6
 
     branches = [policy.velocity(x, t, condition, guidance=1.0)]
-    pair = policy._evaluate([0, 1], x, policy.recipe.coordinates.network_time(t), condition)
+    pair = policy._evaluate([0, 1], x, policy.spec.coordinates.network_time(t), condition)
     detached = pair[0].detach() + 4.5 * (branches[0] - pair[0].detach())
     torch.testing.assert_close(cond, gradient(policy, (detached * weight).sum()), atol=1e-6, rtol=1e-5)
 
@@ -79,7 +79,7 @@ def test_without_an_unconditional_branch_other_scales_are_refused(folder):
         policy.velocity(x, t, condition, guidance=4.5)
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("correction", GUIDANCE_CORRECTIONS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(("sign", "conditional"), [(1.0, 0), (1.0, 1), (-1.0, 0), (-1.0, 1)])
 def test_recovered_guidance_is_the_true_one(correction, sign, conditional):
     truth = Guidance(sign, 3.5, conditional, 1 - conditional, correction)

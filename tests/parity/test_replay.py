@@ -154,7 +154,7 @@ def test_the_global_random_state_is_left_alone(policies):
 def test_a_wrong_replay_is_refused(folder):
     """The check must catch a replay that is off, or it would prove nothing."""
     policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"])
-    slot = policy.recipe.calls[0].times[0]
+    slot = policy.spec.calls[0].times[0]
     object.__setattr__(slot, "scale", slot.scale * 1.01)
     with pytest.raises(UserError, match="deviates"):
         check_parity(policy)

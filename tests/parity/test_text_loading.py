@@ -17,7 +17,7 @@ from flowrl.errors import UserError
 from flowrl.models import LoRAOptions, check_parity, export_formats, export_policy, family_of, load_adapter, load_policy
 from flowrl.models.causal.load import load_causal
 from flowrl.models.masked.load import load_masked
-from flowrl.models.text import legacy
+from flowrl.models.text import remote_code
 from flowrl.types import prompts_of
 from tests import components_text
 from tests.components_text import CHAT, character_tokenizer, folder
@@ -114,13 +114,13 @@ def test_remote_code_computes_what_its_class_computes(name):
 
 def test_constants_in_no_file_are_garbage_unless_restored(monkeypatch):
     right = look(load("dream", full=True).network.model, "dream")
-    monkeypatch.setattr(legacy, "_restore_constants", lambda model: None)
+    monkeypatch.setattr(remote_code, "_restore_constants", lambda model: None)
     wrong = look(load("dream", full=True).network.model, "dream")
     assert not torch.allclose(right, wrong, atol=1e-2)
 
 
 def test_layers_computed_without_gradients_are_refused(monkeypatch):
-    monkeypatch.setattr(legacy, "_restore_gradients", lambda model: None)
+    monkeypatch.setattr(remote_code, "_restore_gradients", lambda model: None)
     with pytest.raises(UserError, match=r"computes 6 of its layers without gradients \(blocks.0.ff_proj"):
         load("llada2", full=True)
 
@@ -135,7 +135,9 @@ def test_transformers_is_left_as_it_was():
         ties |= {type(model).tie_weights} if name == "llada" else set()
     assert len(ties) == 1  # mended once
     assert dynamic_module_utils.get_class_in_module is before
-    assert "default" not in modeling_rope_utils.ROPE_INIT_FUNCTIONS and not hasattr(import_utils, legacy.GONE[0])
+    assert "default" not in modeling_rope_utils.ROPE_INIT_FUNCTIONS and not hasattr(
+        import_utils, remote_code.REMOVED_CHECKS[0]
+    )
 
 
 def test_tokens_beyond_the_tokenizer_have_no_text():
@@ -149,9 +151,9 @@ def opened(path, name):
     """A model as its users open it; remote code as those do who have the transformers it was written for."""
     if name not in REMOTE:
         return _opened(path, name)
-    with legacy.understood():
+    with remote_code.patched_transformers():
         model = _opened(path, name)
-        legacy.mend(model)
+        remote_code.patch_model(model)
     return model
 
 

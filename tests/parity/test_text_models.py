@@ -54,7 +54,7 @@ def rows(policy, seed: int = 0) -> tuple[TextCondition, torch.Tensor, torch.Tens
     return policy.condition(prompts_of(PROMPTS)), tokens, targets, labels
 
 
-def own_logits(policy, name: str, prompt: list[int], tokens: list[int], place: int) -> torch.Tensor:
+def model_logits(policy, name: str, prompt: list[int], tokens: list[int], place: int) -> torch.Tensor:
     """[V] logits for one position, by one call of the bare model on one row."""
     model, whole = policy.network.model, len(prompt) + len(tokens)
     if name == "diffusion_gemma":
@@ -82,7 +82,7 @@ def expected(policy, name: str, case, temperature: float = 1.0) -> tuple[torch.T
     for row, place in targets.nonzero().tolist():
         u = condition.index[row]
         prompt = condition.prompts[u, : condition.lengths[u]].tolist()
-        logits = own_logits(policy, name, prompt, tokens[row].tolist(), place).double() / temperature
+        logits = model_logits(policy, name, prompt, tokens[row].tolist(), place).double() / temperature
         if isinstance(policy, MaskedPolicy):
             logits = logits.index_fill(0, torch.tensor(policy.mask_token), -math.inf)
         law = logits.log_softmax(-1)
@@ -265,7 +265,7 @@ def test_rows_of_similar_length_share_a_call(monkeypatch):
     split = policy.score(*case, entropy=True)
     torch.testing.assert_close(split.logp, whole.logp)
     torch.testing.assert_close(split.entropy, whole.entropy)
-    groups = layout.bundles(torch.tensor([9, 1, 1, 8, 1, 9]))
+    groups = layout.length_groups(torch.tensor([9, 1, 1, 8, 1, 9]))
     assert [sorted(g.tolist()) for g in groups] == [[1, 2, 4], [0, 3, 5]]
 
 

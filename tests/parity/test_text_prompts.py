@@ -18,7 +18,7 @@ from flowrl.math.random import seeds
 from flowrl.models.causal import CausalPolicy
 from flowrl.models.causal.load import load_causal
 from flowrl.models.masked.load import load_masked
-from flowrl.models.text.tokens import Tokens
+from flowrl.models.text.codec import TextCodec
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.train import train
@@ -269,13 +269,13 @@ def test_a_tokenizer_that_knows_more_than_the_model(tmp_path: Path) -> None:
 def test_answers_may_begin_otherwise_in_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`eval.prefill` in held-out samples and nowhere else; `model.prefill` in the others."""
     written: list[tuple[str, str]] = []
-    known = Tokens.condition
+    known = TextCodec.condition
 
-    def watched(self: Tokens, prompts: Any) -> Any:
-        written.extend((self.speech.prefill, self.written(prompt)) for prompt in prompts)
+    def watched(self: TextCodec, prompts: Any) -> Any:
+        written.extend((self.prompt_format.prefill, self.prompt_text(prompt)) for prompt in prompts)
         return known(self, prompts)
 
-    monkeypatch.setattr(Tokens, "condition", watched)
+    monkeypatch.setattr(TextCodec, "condition", watched)
     (tmp_path / "mine.py").write_text("def short(completions, prompts):\n    return [len(t) for t in completions]\n")
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text(f"{name} 2+3=\n")

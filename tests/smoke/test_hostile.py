@@ -37,6 +37,7 @@ httpx = pytest.importorskip("httpx")
 
 from flowrl.errors import UserError  # noqa: E402
 from flowrl.records import checkpoint  # noqa: E402
+from flowrl.records.manifest import MANIFEST, SEAL, STATE, VALUES, seal  # noqa: E402
 from flowrl.score import RewardError, load_rewards  # noqa: E402
 from flowrl.types import Prompt, Samples  # noqa: E402
 
@@ -590,11 +591,11 @@ def test_a_checkpoint_with_code_in_it(tmp_path: Path) -> None:
         (saved / name).write_bytes(pickle.dumps(Bomb(trace)))
     found = checkpoint.load(saved)
     assert torch.equal(found.tensors["weight"], tensors["weight"]) and found.values == {"x": 1}
-    for name in (checkpoint.STATE, checkpoint.VALUES, checkpoint.MANIFEST):
+    for name in (STATE, VALUES, MANIFEST):
         for forge in (False, True):
             target = checkpoint.save(tmp_path / f"b{forge}", 1, tensors, {"x": 1}, {}, {})
             (target / name).write_bytes(pickle.dumps(Bomb(trace)))
-            if forge and name != checkpoint.MANIFEST:
+            if forge and name != MANIFEST:
                 vouch_for(target, name)
             with pytest.raises(Exception, match=r"damaged|bytes|[Hh]eader|decode|UTF-8"):
                 checkpoint.load(target)
@@ -604,12 +605,12 @@ def test_a_checkpoint_with_code_in_it(tmp_path: Path) -> None:
 
 def vouch_for(saved: Path, name: str) -> None:
     """A manifest that says a planted file is the right one."""
-    path = saved / checkpoint.MANIFEST
+    path = saved / MANIFEST
     manifest = json.loads(path.read_text())
     data = (saved / name).read_bytes()
     manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest.pop(checkpoint.SEAL)
-    path.write_text(json.dumps({**manifest, checkpoint.SEAL: checkpoint._seal(manifest)}))
+    manifest.pop(SEAL)
+    path.write_text(json.dumps({**manifest, SEAL: seal(manifest)}))
 
 
 RUN = [

@@ -13,7 +13,7 @@ from flowrl.estimators.times import GridTimes, LogitNormalTimes, UniformTimes
 from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import FlowSDE
 from flowrl.math.random import seeds
-from flowrl.models.tiny import TinyCondition, TinyFlow
+from flowrl.models.tiny_flow import TinyCondition, TinyFlow
 from flowrl.models.weights import WeightSets
 from flowrl.parts.ema import Ramp
 from flowrl.parts.objectives import Clipped, ImplicitPair, ScoreFunction

@@ -23,7 +23,7 @@ from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap,
 from flowrl.evaluation.table import format_estimate
 from flowrl.models import export_policy
 from flowrl.models.adapters.read import DIFFUSERS_FILE as FILE
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.records import checkpoint
 from flowrl.records.sample_files import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
 from flowrl.samplers.flow import FlowSampler

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from flowrl.config import Config
-from flowrl.records import checkpoint
+from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.report.alarms import section
 from flowrl.report.record import read
@@ -57,7 +57,7 @@ def run_with(path, resume=None, **monitor):
     config = Config.of(CONFIG | {"out": str(path), "monitor": monitor})
     said = io.StringIO()
     train(config, resume=resume, display=Display("tiny", 3, console=Console(file=said, width=10_000)))
-    return said.getvalue(), RunDirectory(path).metrics()[1:], checkpoint.finished(path / "checkpoints")
+    return said.getvalue(), RunDirectory(path).metrics()[1:], checkpoint_folder.finished(path / "checkpoints")
 
 
 @pytest.mark.slow

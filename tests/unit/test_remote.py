@@ -25,11 +25,12 @@ uvicorn = pytest.importorskip("uvicorn")
 from flowrl.clients import http as http_client  # noqa: E402
 from flowrl.clients import ray as ray_client  # noqa: E402
 from flowrl.clients.http import Address  # noqa: E402
-from flowrl.clients.protocol import Limits, decode_images, encode_images  # noqa: E402
+from flowrl.clients.protocol import RequestLimits, decode_images, encode_images  # noqa: E402
 from flowrl.errors import UserError  # noqa: E402
+from flowrl.remote.reward_process import Response  # noqa: E402
 from flowrl.remote.server import HeadTimeoutProtocol, build_app  # noqa: E402
 from flowrl.remote.settings import ServerConfig, choose_token, is_loopback  # noqa: E402
-from flowrl.remote.worker import Answer, answer, load  # noqa: E402
+from flowrl.remote.worker import answer, load  # noqa: E402
 from flowrl.score import RewardError, Rewards, load_rewards  # noqa: E402
 from flowrl.score.registry import check_reward  # noqa: E402
 from flowrl.score.reward import Reward  # noqa: E402
@@ -71,20 +72,22 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Here:
     """A reward in this process, so that most tests need not wait for another."""
 
-    def __init__(self, use: str, limits: Limits, delay: float = 0.0) -> None:
+    def __init__(self, use: str, limits: RequestLimits, delay: float = 0.0) -> None:
         self.rewards, self.facts = load({"use": use})
         self.name, self.limits, self.delay = self.rewards.names[0], limits, delay
         self.sizes: list[int] = []
 
-    async def ask(self, body: bytes) -> Answer:
+    async def ask(self, body: bytes) -> Response:
         self.sizes.append(len(json.loads(body)["prompts"]))
         await asyncio.sleep(self.delay)
         return await asyncio.to_thread(answer, self.rewards, self.name, body, self.limits)
 
 
 @contextlib.contextmanager
-def serving(*uses: str, limits: Limits | None = None, delay: float = 0.0) -> Iterator[tuple[str, dict[str, Here]]]:
-    limits = limits or Limits()
+def serving(
+    *uses: str, limits: RequestLimits | None = None, delay: float = 0.0
+) -> Iterator[tuple[str, dict[str, Here]]]:
+    limits = limits or RequestLimits()
     scorers = {here.name: here for here in (Here(use, limits, delay) for use in uses)}
     app = build_app(scorers, TOKEN, limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -168,15 +171,15 @@ def test_requests_are_cut_to_what_the_server_allows() -> None:
     expected = load_rewards(["mine.py:brightness"]).raw(samples)
     one = len(encode_images((samples.images[:1] * 255).byte().permute(0, 2, 3, 1).numpy())[0])  # type: ignore[index]
     for limits, largest in (
-        (Limits(samples=4), 4),
-        (Limits(pixels=3 * 32 * 32 + 5), 3),
-        (Limits(body=int(2.6 * one)), 2),
+        (RequestLimits(samples=4), 4),
+        (RequestLimits(pixels=3 * 32 * 32 + 5), 3),
+        (RequestLimits(body=int(2.6 * one)), 2),
     ):
         with serving("mine.py:brightness", limits=limits) as (url, scorers):
             assert torch.equal(remote(f"{url}/brightness").raw(samples), expected)
         assert max(scorers["brightness"].sizes) == largest and sum(scorers["brightness"].sizes) == 9
     with (
-        serving("mine.py:brightness", limits=Limits(body=one // 2)) as (url, _),
+        serving("mine.py:brightness", limits=RequestLimits(body=one // 2)) as (url, _),
         pytest.raises(UserError, match=r"one sample has \d+ bytes, the server's limit is"),
     ):
         remote(f"{url}/brightness").raw(samples)
@@ -228,7 +231,7 @@ def test_a_busy_server_asks_to_come_back_and_everyone_is_served(monkeypatch: pyt
     monkeypatch.setattr(
         http_client.time, "sleep", lambda seconds: waits.append(seconds) or threading.Event().wait(0.05)
     )
-    with serving("mine.py:brightness", limits=Limits(concurrency=1), delay=0.1) as (url, _):
+    with serving("mine.py:brightness", limits=RequestLimits(concurrency=1), delay=0.1) as (url, _):
         scorers = [remote(f"{url}/brightness", retries=100) for _ in range(3)]
         answers: list[Tensor] = []
         threads = [threading.Thread(target=lambda s=s: answers.append(s.raw(pictures()))) for s in scorers]
@@ -364,7 +367,7 @@ def test_none_is_told_apart_from_nan() -> None:
     pictures = encode_images(np.zeros((3, 4, 4, 3), np.uint8))
     body = {"protocol": 1, "reward": "r", "prompts": ["a"] * 3, "images": pictures}
     served = Rewards([Reward("r", 1.0, adapt(sometimes, "r", {}, None), None)], "drop_sample")
-    reply = answer(served, "r", json.dumps(body).encode(), Limits())
+    reply = answer(served, "r", json.dumps(body).encode(), RequestLimits())
     assert reply.content["scores"] == [None, None, 0.5] and reply.content["absent"] == [0]
 
 
@@ -413,8 +416,8 @@ def test_addresses() -> None:
 
 def test_png_is_lossless_and_only_its_own_kind_is_read() -> None:
     pixels = torch.randint(0, 256, (3, 5, 7, 3), dtype=torch.uint8).numpy()
-    assert (decode_images(encode_images(pixels), Limits()) == pixels).all()
-    assert decode_images([], Limits()).shape[0] == 0
+    assert (decode_images(encode_images(pixels), RequestLimits()) == pixels).all()
+    assert decode_images([], RequestLimits()).shape[0] == 0
 
 
 def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

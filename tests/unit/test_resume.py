@@ -16,8 +16,10 @@ from flowrl.commands.checkpoints import checkpoint_rows
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
-from flowrl.records import checkpoint
+from flowrl.files import sha256
+from flowrl.records import checkpoint, checkpoint_folder, manifest
 from flowrl.records.directory import RunDirectory
+from flowrl.records.manifest import MANIFEST, SEAL, STATE, read_manifest, seal
 from flowrl.report.record import read
 from flowrl.startup import inputs
 from flowrl.startup.resume import BEFORE_TRAINING, start_or_resume
@@ -72,19 +74,19 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def edit_manifest(path: Path, **changes: Any) -> None:
-    file = path / checkpoint.MANIFEST
-    manifest = {**json.loads(file.read_text()), **changes}
-    manifest.pop(checkpoint.SEAL)
-    file.write_text(json.dumps({**manifest, checkpoint.SEAL: checkpoint._seal(manifest)}))
+    file = path / MANIFEST
+    facts = {**json.loads(file.read_text()), **changes}
+    facts.pop(SEAL)
+    file.write_text(json.dumps({**facts, SEAL: seal(facts)}))
 
 
 HARMS = {
-    "truncated": lambda path: os.truncate(path / checkpoint.STATE, 10),
+    "truncated": lambda path: os.truncate(path / STATE, 10),
     "another format": lambda path: edit_manifest(path, format=2),
-    "manifest lost": lambda path: (path / checkpoint.MANIFEST).unlink(),
-    "manifest is no JSON": lambda path: (path / checkpoint.MANIFEST).write_bytes(b"\xff\x00{"),
-    "manifest is a list": lambda path: (path / checkpoint.MANIFEST).write_text("[1, 2]"),
-    "manifest is deep": lambda path: (path / checkpoint.MANIFEST).write_text("[" * 100_000),
+    "manifest lost": lambda path: (path / MANIFEST).unlink(),
+    "manifest is no JSON": lambda path: (path / MANIFEST).write_bytes(b"\xff\x00{"),
+    "manifest is a list": lambda path: (path / MANIFEST).write_text("[1, 2]"),
+    "manifest is deep": lambda path: (path / MANIFEST).write_text("[" * 100_000),
     "no files listed": lambda path: edit_manifest(path, files={}),
     "files are numbers": lambda path: edit_manifest(path, files={"x": 3}),
 }
@@ -107,7 +109,7 @@ def test_auto_goes_back_over_damage_and_keeps_it_but_not_over_another_format(tmp
     with pytest.warns(UserWarning, match="kept as unreadable-step_000003"):
         found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 2
-    assert (run.checkpoints / "unreadable-step_000003" / checkpoint.STATE).stat().st_size == 10
+    assert (run.checkpoints / "unreadable-step_000003" / STATE).stat().st_size == 10
     HARMS["another format"](run.checkpoints / "step_000002")
     shutil.copytree(run.checkpoints / "step_000002", run.checkpoints / "step_000001")
     edit_manifest(run.checkpoints / "step_000001", format=1, step=1)
@@ -117,6 +119,19 @@ def test_auto_goes_back_over_damage_and_keeps_it_but_not_over_another_format(tmp
         config, run, str(run.checkpoints / "step_000001")
     )  # asked for: the foreign one is still kept
     assert found is not None and (run.checkpoints / "unreadable-step_000002").is_dir()
+
+
+@pytest.mark.parametrize("resume", ["auto", "run", "step"])
+def test_a_checkpoint_is_hashed_once_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    config, run = started(tmp_path)
+    hashed: list[Path] = []
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path) or sha256(path))
+    where = {"auto": "auto", "run": str(run.path), "step": str(run.checkpoints / "step_000002")}[resume]
+    found = start_or_resume(config, run, where)
+    assert found is not None and found.step == 2
+    assert sorted(path.name for path in hashed) == ["state.safetensors", "values.json"]
 
 
 def test_a_checkpoint_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
@@ -134,9 +149,9 @@ def test_a_sealed_manifest_of_another_program_is_a_sentence(tmp_path: Path) -> N
         checkpoint.load(path)
     (run.checkpoints / "latest").write_bytes(b"\xff\xfe")
     (run.checkpoints / "best").write_text("../../elsewhere\n")
-    assert checkpoint.best(run.checkpoints) is None
+    assert checkpoint_folder.best(run.checkpoints) is None
     checkpoint.save(run.checkpoints, 3, {"a": torch.ones(2)}, {}, {}, {"m": 1.0}, best="m")
-    assert checkpoint.best(run.checkpoints) == run.checkpoints / "step_000003"
+    assert checkpoint_folder.best(run.checkpoints) == run.checkpoints / "step_000003"
 
 
 def test_a_run_killed_before_its_first_checkpoint_tells_step_0_once(tmp_path: Path) -> None:
@@ -156,7 +171,7 @@ def test_state_files_have_the_rights_of_other_files(tmp_path: Path) -> None:
         path = checkpoint.save(tmp_path, 1, {"a": torch.ones(2)}, {}, {}, {})
     finally:
         os.umask(before)
-    assert (path / checkpoint.STATE).stat().st_mode & 0o777 == 0o640
+    assert (path / STATE).stat().st_mode & 0o777 == 0o640
     assert sorted(p.name for p in (path / "state").iterdir()) == ["state.safetensors", "values.json"]
 
 
@@ -211,7 +226,7 @@ def test_what_changes_nothing_is_not_noticed(tmp_path: Path) -> None:
 def test_resume_notices_other_libraries(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     path = run.checkpoints / "step_000002"
-    recorded = json.loads((path / checkpoint.MANIFEST).read_text())["versions"]
+    recorded = json.loads((path / MANIFEST).read_text())["versions"]
     edit_manifest(path, versions={**recorded, "torch": "1.13.1", "python": recorded["python"] + "9"})
     with pytest.raises(UserError, match=r"torch: version 1.13.1 -> ") as caught:
         start_or_resume(config, run, "auto")
@@ -308,7 +323,7 @@ def test_checkpoints_are_listed_with_their_scores(tmp_path: Path) -> None:
     HARMS["truncated"](run.checkpoints / "step_000001")
     rows = checkpoint_rows(config.directory)
     assert [(row["name"], row["notes"]) for row in rows] == [
-        ("step_000001", [f"cannot be read: {checkpoint.STATE} has 10 of {rows_bytes(run)} bytes"]),
+        ("step_000001", [f"cannot be read: {STATE} has 10 of {rows_bytes(run)} bytes"]),
         ("step_000002", ["best"]),
         ("step_000003", ["latest", "without lora/"]),
     ]
@@ -318,7 +333,7 @@ def test_checkpoints_are_listed_with_their_scores(tmp_path: Path) -> None:
 
 
 def rows_bytes(run: RunDirectory) -> int:
-    return checkpoint.read_manifest(run.checkpoints / "step_000001")["files"][checkpoint.STATE]["bytes"]
+    return read_manifest(run.checkpoints / "step_000001")["files"][STATE]["bytes"]
 
 
 # ---- runs of an earlier release

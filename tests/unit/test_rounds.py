@@ -19,7 +19,7 @@ from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.groups import flat_groups
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
 from flowrl.runtime.timing import PhaseTimer

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor
 
 import flowrl
 from flowrl.config import Config
-from flowrl.errors import UserError
-from flowrl.records import checkpoint
+from flowrl.errors import UserError, is_out_of_memory
+from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime import ranks
 from flowrl.runtime.display import Display
@@ -82,7 +83,7 @@ def test_latest_and_best_are_kept_and_others_removed(tmp_path: Path) -> None:
     for step, metric in enumerate([0.1, 0.9, math.nan, 0.3, 0.4, None], start=1):
         save(tmp_path, step, metric)
     assert names(tmp_path) == ["best", "latest", "step_000002", "step_000005", "step_000006"]
-    best = checkpoint.best(tmp_path)
+    best = checkpoint_folder.best(tmp_path)
     assert best is not None and best.name == "step_000002"
 
 
@@ -110,12 +111,12 @@ def test_damage_is_found_named_and_survived(tmp_path: Path, harm: Any, file: str
     newest = save(tmp_path, 2)
     harm(newest / file)
     if file == "manifest.json" and harm is Path.unlink:
-        assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"  # it does not count as finished
+        assert checkpoint_folder.latest(tmp_path) == tmp_path / "step_000001"  # it does not count as finished
         return
     with pytest.raises(UserError, match=rf"{Path(file).name}.*use --resume {tmp_path}/step_000001"):
         checkpoint.load(newest)
     with pytest.warns(UserWarning, match="skipping checkpoint"):
-        assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"
+        assert checkpoint_folder.latest(tmp_path) == tmp_path / "step_000001"
 
 
 def test_no_intact_checkpoint_left(tmp_path: Path) -> None:
@@ -124,6 +125,53 @@ def test_no_intact_checkpoint_left(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "step_000001")
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.load(tmp_path / "step_000009")
+
+
+def test_a_manifest_that_the_system_refuses_is_not_called_damaged(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / "manifest.json").unlink()
+    (newest / "manifest.json").mkdir()  # as unreadable to root as to anybody
+    with pytest.raises(UserError, match=r"manifest.json cannot be read \(Is a directory\).*step_000001"):
+        checkpoint.load(newest)
+
+
+def test_what_the_system_says_to_safetensors_keeps_its_number_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save(tmp_path, 1)
+
+    def raises(text: str) -> Any:
+        def function(*_: Any) -> Any:
+            raise SafetensorError(text)
+
+        return function
+
+    monkeypatch.setattr(checkpoint, "save_file", raises("I/O error: Permission denied (os error 13)"))
+    with pytest.raises(PermissionError, match=r"state\.safetensors") as denied:
+        save(tmp_path, 2)
+    assert isinstance(denied.value.__cause__, SafetensorError)
+    monkeypatch.setattr(checkpoint, "save_file", raises("I/O error: Disk quota exceeded (os error 122)"))
+    with pytest.raises(UserError, match="no space left on the disk"):
+        save(tmp_path, 2)
+    monkeypatch.setattr(checkpoint, "load_file", raises("I/O error: Cannot allocate memory (os error 12)"))
+    with pytest.raises(OSError) as full:
+        checkpoint.load(saved)
+    assert is_out_of_memory(full.value) and names(tmp_path) == ["best", "latest", "step_000001"][1:]
+    monkeypatch.setattr(checkpoint, "load_file", raises("I/O error: Input/output error (os error 5)"))
+    with pytest.raises(UserError, match=r"cannot be read: .*Input/output error"):
+        checkpoint.load(saved)
+
+
+def test_no_checkpoint_is_removed_while_the_best_is_unknown(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, metric=float(step == 1), keep=9)
+    (tmp_path / "best").write_bytes(b"\xff\xfe")
+    checkpoint_folder.prune(tmp_path, keep=1)
+    assert [path.name for path in checkpoint_folder.finished(tmp_path)] == [f"step_{n:06d}" for n in (1, 2, 3)]
+    (tmp_path / "best").write_text("step_000001\n")
+    checkpoint_folder.prune(tmp_path, keep=1)
+    assert [path.name for path in checkpoint_folder.finished(tmp_path)] == ["step_000001", "step_000003"]
 
 
 KILLED = """
@@ -140,9 +188,9 @@ def test_kill_while_saving_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     assert any(name.startswith(".tmp-") for name in names(tmp_path))
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"
+    assert checkpoint_folder.latest(tmp_path) == tmp_path / "step_000001"
     checkpoint.load(tmp_path / "step_000001")
-    checkpoint.remove_leftovers(tmp_path)
+    checkpoint_folder.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["latest", "step_000001"]
 
 
@@ -333,7 +381,7 @@ def test_resume_from_a_path_forgets_what_came_after(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     found = start_or_resume(config, run, str(run.checkpoints / "step_000001"))
     assert found is not None and found.step == 1
-    assert checkpoint.latest(run.checkpoints) == run.checkpoints / "step_000001"
+    assert checkpoint_folder.latest(run.checkpoints) == run.checkpoints / "step_000001"
     with pytest.raises(UserError, match="does not exist"):
         start_or_resume(config, run, "nowhere")
 

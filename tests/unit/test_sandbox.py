@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from flowrl.errors import UserError
+from flowrl.processes import ChildError
 from flowrl.sandbox import bubblewrap as sandboxes
 from flowrl.sandbox import system_calls
-from flowrl.sandbox.bubblewrap import Limits, Sandbox, open_sandbox
+from flowrl.sandbox.bubblewrap import Sandbox, SandboxLimits, open_sandbox
 from flowrl.sandbox.system_calls import compile_filter
-from flowrl.sandbox.worker_pool import WorkerError, WorkerPool
+from flowrl.sandbox.worker_pool import WorkerPool
 from rewards.code_tests import code_tests, program
 
 ROOT = str(Path(__file__).parents[2])
-LIMITS = Limits(seconds=2.0, memory=256 << 20, processes=12)
+LIMITS = SandboxLimits(seconds=2.0, memory=256 << 20, processes=12)
 QUICK = {"seconds": 2.0, "memory": 256 << 20, "processes": 12}
 
 
@@ -347,7 +348,7 @@ def test_it_refuses_without_bubblewrap_or_with_a_hole(monkeypatch: pytest.Monkey
             if name == "fork bombs":
                 patch.setattr(sandboxes, "_prlimit", lambda limits: [])
             if "not counted" in name:
-                patch.setattr(sandboxes, "filter_file", lambda: None)
+                patch.setattr(sandboxes, "compile_filter", lambda: None)
             with pytest.raises(UserError, match=f"does not contain {name}"):
                 sandboxes._prove(Sandbox(LIMITS, box.python))
     with monkeypatch.context() as patch:
@@ -660,7 +661,7 @@ def test_workers_end_and_explain(pool: WorkerPool, tmp_path: Path) -> None:
     pool.close()
     assert not Path(f"/proc/{number}").exists()
     assert pool.map([2])[0].value[0] == 2  # and starts again
-    with pytest.raises(WorkerError, match="OSError: no disk"):
+    with pytest.raises(ChildError, match="OSError: no disk"):
         WorkerPool("odd_jobs:broken").map([1])
-    with pytest.raises(WorkerError, match="No module named 'no_such_module'"):
+    with pytest.raises(ChildError, match="No module named 'no_such_module'"):
         WorkerPool("no_such_module:x").map([1])

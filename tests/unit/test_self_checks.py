@@ -9,9 +9,9 @@ from accelerate import init_empty_weights
 from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.math.flow import CPS, DDIM, FlowSDE, negligible
-from flowrl.models.diffusion.exceptions import TARGETS
-from flowrl.models.lora import ATTENTION, LoRAOptions, adapt, adapted_layers, described
-from flowrl.models.planned import planned_adapter
+from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, describe_layers, target_layers
+from flowrl.models.lora_preview import preview_adapter
 from flowrl.startup.time_grid import check_time_grid
 from tests.fidelity.bench import sd3_times
 from tests.unit.test_estimators import ShiftPolicy
@@ -129,10 +129,12 @@ def test_sd35_medium_gets_the_adapters_of_the_releases() -> None:
 
     with init_empty_weights():
         network = SD3Transformer2DModel(**SD35_MEDIUM)
-    layers = adapted_layers(network, LoRAOptions(), TARGETS["SD3Transformer2DModel"])
+    layers = target_layers(network, LoRAOptions(), LORA_TARGETS["SD3Transformer2DModel"])
     assert len(layers) == 191 and not any("attn2" in name for name in layers)
-    assert len(adapted_layers(network, LoRAOptions(targets=ATTENTION))) == 243  # a bare to_q also hits attn2.to_q
-    said = described(adapted_layers(network, LoRAOptions(targets=("to_q",))), LoRAOptions())
+    assert (
+        len(target_layers(network, LoRAOptions(targets=ATTENTION_TARGETS))) == 243
+    )  # a bare to_q also hits attn2.to_q
+    said = describe_layers(target_layers(network, LoRAOptions(targets=("to_q",))), LoRAOptions())
     assert said == "LoRA of rank 32 on 37 layers: attn.to_q x 24, attn2.to_q x 13"
 
 
@@ -142,15 +144,15 @@ def test_the_count_is_of_what_peft_adapted_and_none_is_refused() -> None:
     assert made.describe() == "LoRA of rank 2 on 1 layer: 1 x 1"
     assert len([n for n, _ in network.named_modules() if n.endswith("lora_A.default")]) == 1
     with pytest.raises(UserError, match=r"name the layers to adapt in model\.lora\.targets"):
-        adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), spared=("0",))
+        adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), excluded=("0",))
     with pytest.raises(UserError, match="to_z matches no layer"):
         adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(targets=("to_z",)))
 
 
 def test_a_dry_run_counts_layers_without_weights() -> None:
-    said = planned_adapter("shapes", "diffusion", LoRAOptions(rank=4))
+    said = preview_adapter("shapes", "diffusion", LoRAOptions(rank=4))
     assert said == "LoRA of rank 4 on 23 layers: attn x 23"  # 3 x 8 - 1
-    assert "self_attn x 16, mlp x 12" in str(planned_adapter("sudoku", "causal", LoRAOptions()))
-    assert planned_adapter("nobody/such-a-model", "diffusion", LoRAOptions()) is None
+    assert "self_attn x 16, mlp x 12" in str(preview_adapter("sudoku", "causal", LoRAOptions()))
+    assert preview_adapter("nobody/such-a-model", "diffusion", LoRAOptions()) is None
     with pytest.raises(UserError, match="to_z matches no layer of SD3Transformer2DModel"):
-        planned_adapter("shapes", "diffusion", LoRAOptions(targets=("to_z",)))
+        preview_adapter("shapes", "diffusion", LoRAOptions(targets=("to_z",)))

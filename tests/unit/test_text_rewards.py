@@ -170,7 +170,7 @@ def test_math_by_value(maths: math_answer) -> None:
     assert one(maths([r"\boxed{" + "1+" * 400 + "1}"], [""], ["401"])) == 0  # too long to be asked
     words = math_answer(mode="string")
     assert words([r"\boxed{\dfrac12}", r"\boxed{(x+1)^2}"], [""] * 2, [r"\frac{1}{2}", "x^2+2x+1"]).tolist() == [1, 0]
-    assert words._pool._workers[0].process is None  # needs no computer algebra
+    assert words._pool._workers[0].child is None  # needs no computer algebra
     strict = math_answer(mode="string", strict_format=True)
     assert strict(["it is 5", "#### 5"], [""] * 2, ["5", "5"]).tolist() == [0, 1]
 

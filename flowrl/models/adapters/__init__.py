@@ -2,6 +2,6 @@
 
 from flowrl.models.adapters.adapter import Adapter
 from flowrl.models.adapters.load import load_adapter
-from flowrl.models.adapters.read import names_adapter, read
+from flowrl.models.adapters.read import is_adapter_name, read
 
-__all__ = ["Adapter", "load_adapter", "names_adapter", "read"]
+__all__ = ["Adapter", "is_adapter_name", "load_adapter", "read"]

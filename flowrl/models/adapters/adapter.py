@@ -69,7 +69,7 @@ class Adapter:
         )
 
 
-def checked(adapter: Adapter) -> Adapter:
+def validated(adapter: Adapter) -> Adapter:
     """The adapter, if its tensors belong together and are finite. Raises `UserError` naming the first that is not."""
     where, tensors = adapter.origin, adapter.tensors
     layers = {name.removesuffix(end) for name in tensors for end in (DOWN, UP, MAGNITUDE) if name.endswith(end)}

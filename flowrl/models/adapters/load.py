@@ -14,7 +14,7 @@ from flowrl.models.adapters.adapter import MAGNITUDE, UP, Adapter
 from flowrl.models.adapters.diffusion import ENCODERS
 from flowrl.models.adapters.peft import without_adapter
 from flowrl.models.adapters.read import read
-from flowrl.models.adapters.text_encoders import place_encoders
+from flowrl.models.adapters.text_encoders import load_text_encoders
 from flowrl.models.diffusion.condition import Encoder
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.lora import ADAPTER, Adaptation
@@ -37,9 +37,9 @@ def load_adapter(policy: DiffusionPolicy | TextPolicy, name: str | Path) -> None
         for encoder in ENCODERS:
             if getattr(policy.pipeline.components.get(encoder), "peft_config", None):
                 without_adapter(policy.pipeline.components[encoder])
-        place_encoders(policy.pipeline, adapter, ADAPTER)
+        load_text_encoders(policy.pipeline, adapter, ADAPTER)
     copy_weights(policy.network, policy.adaptation, adapter)
-    policy.encoder = Encoder(policy.recorder, policy.recipe)
+    policy.encoder = Encoder(policy.recorder, policy.spec)
 
 
 def copy_weights(network: nn.Module, adaptation: Adaptation, adapter: Adapter) -> None:

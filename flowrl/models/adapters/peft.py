@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowrl.models.adapters.adapter import MAGNITUDE
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.lora import ADAPTER, Adaptation
 
 PEFT_FILE = "adapter_model.safetensors"
@@ -29,24 +29,28 @@ def adapter_tensors(adaptation: Adaptation) -> dict[str, Tensor]:
     return {key.replace(f"{MAGNITUDE}.weight", MAGNITUDE): value for key, value in named.items()}
 
 
-def configuration(network: Any, source: Source | None) -> Any:
+def configuration(network: Any, source: ModelSource | None) -> Any:
     """PEFT's configuration of the live adapter, as it is written: names sorted, so that equal adapters are equal
     files, and the base model by its full path."""
     config = copy.deepcopy(network.peft_config[ADAPTER])
     config.inference_mode = True
-    config.base_model_name_or_path = None if source is None else lasting(source.path)
+    config.base_model_name_or_path = None if source is None else absolute_path(source.path)
     if isinstance(config.target_modules, set | list | tuple):
         config.target_modules = sorted(config.target_modules)
     return config
 
 
-def lasting(path: str) -> str:
+def absolute_path(path: str) -> str:
     """A folder's absolute path, a hub id as it is."""
     return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def save_peft(
-    network: Any, adaptation: Adaptation, source: Source | None, folder: Path, task: Mapping[str, Any] | None = None
+    network: Any,
+    adaptation: Adaptation,
+    source: ModelSource | None,
+    folder: Path,
+    task: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the live adapter as PEFT does. ``task``: ``task_type`` or ``auto_mapping``, which tell
     ``AutoPeftModel...`` the class of the base model."""
@@ -69,7 +73,7 @@ def sort_header(file: Path) -> None:
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
-def twin(network: nn.Module) -> Any:
+def shared_base(network: nn.Module) -> Any:
     """A network of modules of its own on the very tensors of ``network``, without its adapter: the base model at no
     cost, to load an export into. Its weights must not be changed in place."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}

@@ -60,10 +60,10 @@ LARGEST = 1e9
 MERGE = "Merge it into its model (merge_and_unload in PEFT, fuse_lora in diffusers), and give that as model.path"
 
 
-def strengths(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
+def layer_alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
     """Alpha by layer, by PEFT's rule: a pattern of ``alpha_pattern`` that matches the end of the layer's name, else
     ``lora_alpha``. Raises `UserError` for numbers that are none, and ranks that the tensors do not have."""
-    rank, alpha = number(config, "r", 8, where), number(config, "lora_alpha", 8, where)
+    rank, alpha = positive_number(config, "r", 8, where), positive_number(config, "lora_alpha", 8, where)
     rank_pattern, alpha_pattern = (_pattern(config, key, where) for key in ("rank_pattern", "alpha_pattern"))
     found = {}
     for layer, own in ranks.items():
@@ -83,8 +83,8 @@ def stated(config: Mapping[str, Any], layers: Iterable[str], where: str) -> tupl
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise UserError(f"{where}: {key} should be a list of names here, found {repr(value)[:60]}")
     options = LoRAOptions(
-        rank=int(number(config, "r", 8, where)),
-        alpha=float(number(config, "lora_alpha", 8, where)),
+        rank=int(positive_number(config, "r", 8, where)),
+        alpha=float(positive_number(config, "lora_alpha", 8, where)),
         init="default",
         rslora=bool(config.get("use_rslora")),
         dora=bool(config.get("use_dora")),
@@ -95,7 +95,7 @@ def stated(config: Mapping[str, Any], layers: Iterable[str], where: str) -> tupl
     return options, [name for name in layers if any(name == m or name.endswith(f".{m}") for m in modules)]
 
 
-def number(config: Mapping[str, Any], key: str, default: float, where: str) -> float:
+def positive_number(config: Mapping[str, Any], key: str, default: float, where: str) -> float:
     """A positive number of a configuration. Raises `UserError` for anything else."""
     value = config.get(key, default)
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
@@ -108,7 +108,7 @@ def _pattern(config: Mapping[str, Any], key: str, where: str) -> dict[str, float
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise UserError(f"{where}: {key} should map layers to numbers, found {str(value)[:60]!r}")
-    return {str(name): number(value, name, 1, f"{where}, {key}") for name in value}
+    return {str(name): positive_number(value, name, 1, f"{where}, {key}") for name in value}
 
 
 def _matching(pattern: Mapping[str, float], layer: str, default: float) -> float:

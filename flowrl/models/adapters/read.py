@@ -13,9 +13,9 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import diffusion
-from flowrl.models.adapters.adapter import DOWN, Adapter, checked
+from flowrl.models.adapters.adapter import DOWN, Adapter, validated
 from flowrl.models.adapters.peft import PEFT_FILE, PEFT_PREFIX
-from flowrl.models.adapters.peft_config import check_fields, stated, strengths
+from flowrl.models.adapters.peft_config import check_fields, layer_alphas, stated
 
 CONFIG, DIFFUSERS_FILE = "adapter_config.json", "pytorch_lora_weights.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,7 +71,7 @@ def read(name: str | Path, model: str | None, network: str | None = None, family
     return diffusion.read(where, tensors, header, model, network)
 
 
-def names_adapter(text: str) -> bool:
+def is_adapter_name(text: str) -> bool:
     """Whether a word on the command line names an adapter: a folder or file that is here, or a repository of the hub
     that has been downloaded."""
     path = Path(text).expanduser()
@@ -82,19 +82,19 @@ def names_adapter(text: str) -> bool:
     if _hub_parts(text) is None:
         return False
     kept = _downloaded(text)
-    return kept is not None and names_adapter(str(kept))
+    return kept is not None and is_adapter_name(str(kept))
 
 
 def _lone(folder: Path) -> bool:
     """Whether a folder is that of one adapter file and nothing that a model would have."""
-    from flowrl.models.adapters.diffusion import looks_low_rank
+    from flowrl.models.adapters.diffusion import is_low_rank
 
     files = list(folder.glob("*.safetensors"))
     if len(files) != 1 or any((folder / name).exists() for name in ("config.json", "model_index.json", "state")):
         return False
     try:
         with safe_open(files[0], framework="pt") as file:
-            return looks_low_rank(file.keys())
+            return is_low_rank(file.keys())
     except (SafetensorError, OSError):
         return False
 
@@ -214,12 +214,12 @@ def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
     ranks = {key.removesuffix(DOWN): len(value) for key, value in bare.items() if key.endswith(DOWN)}
     base = config.get("base_model_name_or_path")
     own, layers = stated(config, ranks, where) if config.get("target_parameters") else (None, list(ranks))
-    return checked(
+    return validated(
         Adapter(
             where,
             base if isinstance(base, str) else None,
             bare,
-            strengths(config, {layer: ranks[layer] for layer in layers}, where),
+            layer_alphas(config, {layer: ranks[layer] for layer in layers}, where),
             rslora=bool(config.get("use_rslora")),
             dora=bool(config.get("use_dora")),
             stated=own,

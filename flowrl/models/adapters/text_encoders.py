@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.adapters.adapter import Adapter
-from flowrl.models.adapters.diffusion import ENCODERS, quiet
+from flowrl.models.adapters.diffusion import ENCODERS, without_log
 
 OLD = re.compile(r"(.*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 NEW = re.compile(r"(.*?)(?:\.lora_linear_layer|\.lora)\.(down|up)\.weight")
@@ -18,7 +18,7 @@ PEFT = re.compile(r"(.*)\.lora_(A|B)\.weight")
 SIDES = {"A": "down", "B": "up"}
 
 
-def place_encoders(pipeline: Any, adapter: Adapter, name: str) -> None:
+def load_text_encoders(pipeline: Any, adapter: Adapter, name: str) -> None:
     """Put what an adapter holds for text encoders into the pipeline's, by diffusers' own loader; they stay frozen.
 
     Raises:
@@ -35,9 +35,9 @@ def place_encoders(pipeline: Any, adapter: Adapter, name: str) -> None:
         if encoder is None:
             raise UserError(f"{adapter.origin} adapts {prefix}, which {type(pipeline).__name__} does not have")
         stated = {k: v for k, v in given["metadata"].items() if k.startswith(f"{prefix}.")}
-        tensors = mine if stated else folded(mine, given["alphas"], adapter.origin)
+        tensors = mine if stated else fold_alphas(mine, given["alphas"], adapter.origin)
         try:
-            with quiet():
+            with without_log():
                 pipeline.load_lora_into_text_encoder(
                     tensors,
                     network_alphas=None,
@@ -53,7 +53,7 @@ def place_encoders(pipeline: Any, adapter: Adapter, name: str) -> None:
         encoder.requires_grad_(False).eval()
 
 
-def folded(tensors: Mapping[str, Tensor], alphas: Mapping[str, float], where: str) -> dict[str, Tensor]:
+def fold_alphas(tensors: Mapping[str, Tensor], alphas: Mapping[str, float], where: str) -> dict[str, Tensor]:
     """Tensors in the one form that diffusers recognises without doubt, every layer's alpha / rank folded into its up
     matrix: its loader takes one alpha for all, and of an older form only files that adapt output projections."""
     found, ranks = {}, {}

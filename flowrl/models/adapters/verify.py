@@ -62,7 +62,7 @@ def _layers(network: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 
 @contextmanager
-def exchanged(ours: nn.Module, theirs: nn.Module) -> Iterator[None]:
+def swapped_in(ours: nn.Module, theirs: nn.Module) -> Iterator[None]:
     """``theirs`` on the device of ``ours``, which waits in the host's memory: the device never holds both."""
     device = next(ours.parameters()).device
     if next(theirs.parameters()).device == device:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.models.causal.caches import Choice, chosen
+from flowrl.models.causal.caches import SelectMethod, select_rows
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import join_left
 from flowrl.models.text.policy import TextPolicy
@@ -16,11 +16,13 @@ from flowrl.models.text.policy import TextPolicy
 class CachedDecoder:
     """Implements :class:`flowrl.types.Decoder`: one batch, or one per prompt length where a model cannot be padded."""
 
-    def __init__(self, policy: TextPolicy, condition: TextCondition, *, padded: bool, choice: Choice) -> None:
+    def __init__(
+        self, policy: TextPolicy, condition: TextCondition, *, padded: bool, select_method: SelectMethod
+    ) -> None:
         lengths = condition.row_lengths
         groups = [lengths >= 0] if padded else [lengths == n for n in lengths.unique()]
         self._rows = [group.nonzero()[:, 0] for group in groups]
-        self._batches = [_Batch(policy, condition.take(rows), choice) for rows in self._rows]
+        self._batches = [_Batch(policy, condition.take(rows), select_method) for rows in self._rows]
         self._gather()
 
     def push(self, tokens: Tensor) -> None:
@@ -54,8 +56,9 @@ class CachedDecoder:
 class _Batch:
     """Rows that are decoded together: padded on the left, with an attention mask only where that is needed."""
 
-    def __init__(self, policy: TextPolicy, condition: TextCondition, choice: Choice) -> None:
-        self._policy, self._network, self._choice = policy, policy.network, choice
+    def __init__(self, policy: TextPolicy, condition: TextCondition, select_method: SelectMethod) -> None:
+        self._policy, self._network = policy, policy.network
+        self._select_method: SelectMethod = select_method
         used, expand = condition.index.unique(return_inverse=True)
         ids, inside = join_left(condition.prompts[used], condition.lengths[used], policy.pad_token)
         self._inside = None if bool(inside.all()) else inside
@@ -77,7 +80,7 @@ class _Batch:
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
-        self._cache = chosen(self._cache, rows.to(self.logits.device), self._choice)
+        self._cache = select_rows(self._cache, rows.to(self.logits.device), self._select_method)
         self.logits = self.logits[rows.to(self.logits.device)]
         self._lengths = self._lengths[rows]
         self._inside = None if self._inside is None else self._inside[rows]

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from flowrl.errors import UserError
+from flowrl.models.causal.choose_decoding import choose_decoding
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.models.causal.policy import CausalPolicy
-from flowrl.models.causal.settle import settle_decoding
 from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Sequences
 from flowrl.models.text.load import Options, open_network, open_text
-from flowrl.models.text.parity import TOLERANCE, check, lookahead, settle
+from flowrl.models.text.parity import TOLERANCE, check, choose_reading, lookahead
 
 
 def load_causal(
@@ -45,14 +45,14 @@ def load_causal(
             f"{path} ({network.name}) is a bidirectional model: a later token changes its earlier predictions by"
             f" {ahead:.2g}, but family causal needs an autoregressive one; use family masked"
         )
-    settle(policy)
+    choose_reading(policy)
     if policy.critic is not None:
         if network.head.route == "whole":
             raise UserError(
                 f"{network.name} does not show its last hidden states, which a critic needs; use a method without one"
             )
-        policy.critic.settle(network.head)
-    settle_decoding(policy)
+        policy.critic.read_like(network.head)
+    choose_decoding(policy)
     check(policy)
     network.calls = 0
     return policy

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from flowrl.errors import UserError
-from flowrl.models.causal.caches import CHOICES, Choice
+from flowrl.models.causal.caches import SELECT_METHODS, SelectMethod
 from flowrl.models.causal.decoder import CachedDecoder, RecomputingDecoder, decoding_remarks
 from flowrl.models.causal.engine import EngineOptions, VLLMEngine
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.policy import TextPolicy
 from flowrl.types import Decoder, Engine
 
-Way = Literal["padded", "by length", "recomputed"]
+Decoding = Literal["padded", "by length", "recomputed"]
 """Of decoding: rows of any length in one batch, a batch for every prompt length, or whole sequences anew each time."""
 
 
@@ -22,9 +22,9 @@ class CausalPolicy(TextPolicy):
     family: ClassVar[str] = "causal"
     _engine: VLLMEngine | None = None
     engine_options: EngineOptions = EngineOptions()
-    decoding: Way = "padded"
+    decoding: Decoding = "padded"
     """Whether prompts of unequal length are decoded in one batch, in one per length, or without a cache."""
-    choice: Choice = CHOICES[0]
+    select_method: SelectMethod = SELECT_METHODS[0]
     """How rows of the cache are chosen."""
 
     def decoder(self, condition: TextCondition) -> Decoder:
@@ -32,7 +32,7 @@ class CausalPolicy(TextPolicy):
         self.text.check_room(condition, 1)
         if self.decoding == "recomputed":
             return RecomputingDecoder(self, condition)
-        return CachedDecoder(self, condition, padded=self.decoding == "padded", choice=self.choice)
+        return CachedDecoder(self, condition, padded=self.decoding == "padded", select_method=self.select_method)
 
     def engine(self, name: str) -> Engine:
         """An inference engine with this policy's current weights, started at the first call. Raises `UserError`."""

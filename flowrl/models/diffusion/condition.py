@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.models.diffusion.capture import Recorder
-from flowrl.models.diffusion.layout import Path, pick, same, split
-from flowrl.models.diffusion.recipe import PROBES, CallRecipe, Recipe
+from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
+from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
+from flowrl.models.diffusion.recorder import Recorder
 
 CHUNK = 16
 """Prompts given to the text encoders at once."""
 
-REST: Path = ("",)
+REST: LeafPath = ("",)
 """Key of the constant channels that share an input with the latents."""
 
 
@@ -25,13 +25,13 @@ REST: Path = ("",)
 class Branch:
     """Inputs of one branch for P prompts; a branch that is the same for all of them keeps one row."""
 
-    rows: dict[Path, Any]
+    rows: dict[LeafPath, Any]
     """Batch-first leaves [P, ...] or [1, ...], or lists."""
     template: dict[str, Any]
     """The call's inputs with everything that does not depend on the prompt."""
     constant: bool
 
-    def take(self, index: Tensor) -> dict[Path, Any]:
+    def take(self, index: Tensor) -> dict[LeafPath, Any]:
         """Leaves of the rows ``index`` [N]."""
         index = torch.zeros_like(index) if self.constant else index
         return {path: pick(value, index) for path, value in self.rows.items()}
@@ -56,7 +56,7 @@ class DiffusionCondition:
 class _Encoded:
     """One prompt's branches, each leaf with a batch of 1."""
 
-    rows: tuple[dict[Path, Any], ...]
+    rows: tuple[dict[LeafPath, Any], ...]
     templates: tuple[dict[str, Any], ...]
     size: int
 
@@ -76,14 +76,14 @@ class Encoder:
     those the prompts of one condition are encoded together and that set of prompts is what is remembered.
     """
 
-    def __init__(self, recorder: Recorder, recipe: Recipe, limit_bytes: int = 1 << 30) -> None:
+    def __init__(self, recorder: Recorder, spec: DenoiserSpec, limit_bytes: int = 1 << 30) -> None:
         self._recorder = recorder
-        self._recipe = recipe
+        self._spec = spec
         self._limit = limit_bytes
         self._memory: OrderedDict[tuple[str, ...], list[_Encoded]] = OrderedDict()
         self.texts_encoded = 0
         """Prompts the text encoders have seen."""
-        self._interned: dict[int, dict[Path, Any]] = {}
+        self._interned: dict[int, dict[LeafPath, Any]] = {}
         short, long = self._capture([PROBES[1]])[0], self._capture([PROBES[0]])[0]
         self.ragged = not short.fits(long)
 
@@ -92,7 +92,7 @@ class Encoder:
         entries = self._together(texts) if self.ragged else self._one_by_one(texts)
         position = {text: i for i, text in enumerate(texts)}
         index = torch.tensor([position[text] for text in prompts], device=self._recorder.pipeline._execution_device)
-        branches = tuple(self._branch(entries, i) for i in range(len(self._recipe.branches)))
+        branches = tuple(self._branch(entries, i) for i in range(len(self._spec.branches)))
         return DiffusionCondition(branches, index)
 
     def _together(self, texts: list[str]) -> list[_Encoded]:
@@ -123,20 +123,20 @@ class Encoder:
             total -= sum(entry.size for entry in dropped)
 
     def _capture(self, texts: list[str]) -> list[_Encoded]:
-        calls = self._recorder.calls(texts, len(self._recipe.calls))
+        calls = self._recorder.calls(texts, len(self._spec.calls))
         self.texts_encoded += len(texts)
-        rows: list[dict[Path, Any]] = []
+        rows: list[dict[LeafPath, Any]] = []
         templates: list[dict[str, Any]] = []
-        for recipe, call in zip(self._recipe.calls, calls, strict=True):
-            rows += _branch_rows(recipe, call.inputs)
-            templates += [_template(recipe, call.inputs)] * recipe.branches
+        for spec, call in zip(self._spec.calls, calls, strict=True):
+            rows += _branch_rows(spec, call.inputs)
+            templates += [_template(spec, call.inputs)] * spec.branches
         return [self._encoded(rows, templates, i) for i in range(len(texts))]
 
-    def _encoded(self, rows: list[dict[Path, Any]], templates: list[dict[str, Any]], i: int) -> _Encoded:
+    def _encoded(self, rows: list[dict[LeafPath, Any]], templates: list[dict[str, Any]], i: int) -> _Encoded:
         """Prompt ``i`` of a capture. The unconditional branch of every prompt is one object."""
         own = [{path: _row(value, i) for path, value in branch.items()} for branch in rows]
         size = sum(_bytes(value) for branch in own for value in branch.values())
-        other = self._recipe.guidance.unconditional
+        other = self._spec.guidance.unconditional
         if other is not None:
             known = self._interned.setdefault(other, own[other])
             if same(known, own[other]):
@@ -151,27 +151,27 @@ class Encoder:
         return Branch(rows, entries[0].templates[branch], constant)
 
 
-def _branch_rows(recipe: CallRecipe, inputs: dict[str, Any]) -> list[dict[Path, Any]]:
+def _branch_rows(spec: CallSpec, inputs: dict[str, Any]) -> list[dict[LeafPath, Any]]:
     """Batch-first prompt-dependent leaves of every branch of a call."""
-    rows: list[dict[Path, Any]] = [{} for _ in range(recipe.branches)]
-    for path, value in recipe.layout.leaves(inputs):
-        kind = recipe.layout.batched.get(path)
+    rows: list[dict[LeafPath, Any]] = [{} for _ in range(spec.branches)]
+    for path, value in spec.layout.leaves(inputs):
+        kind = spec.layout.batched.get(path)
         if kind is None or value is None:  # a mask is left out where no prompt of the batch is padded
             continue
-        if path in recipe.varying and not (path == recipe.latent.path and recipe.latent.axis is not None):
+        if path in spec.varying and not (path == spec.latent.path and spec.latent.axis is not None):
             continue
-        for branch, part in zip(rows, split(value, kind, recipe.branches), strict=True):
-            if path == recipe.latent.path:
-                branch[REST] = recipe.latent.constant(part)
+        for branch, part in zip(rows, split(value, kind, spec.branches), strict=True):
+            if path == spec.latent.path:
+                branch[REST] = spec.latent.constant(part)
             else:
                 branch[path] = part
     return rows
 
 
-def _template(recipe: CallRecipe, inputs: dict[str, Any]) -> dict[str, Any]:
+def _template(spec: CallSpec, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs without what is filled in per row, so that no captured batch is kept alive."""
-    blank = {path: None for path in {*recipe.layout.batched, *recipe.varying}}
-    return recipe.layout.build(inputs, blank)
+    blank = {path: None for path in {*spec.layout.batched, *spec.varying}}
+    return spec.layout.build(inputs, blank)
 
 
 def _row(value: Any, i: int) -> Any:

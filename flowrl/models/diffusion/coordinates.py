@@ -75,7 +75,7 @@ class FlowCoordinates:
 
 
 @dataclass(frozen=True)
-class DiffusionCoordinates:
+class DDPMCoordinates:
     """DDPM models. The network reads ``x_vp = sqrt(a) clean + sqrt(1 - a) noise``; with ``m = sqrt(a) + sqrt(1 - a)``
     the canonical point is ``x = x_vp / m`` at ``t = sqrt(1 - a) / m``; so ``t / (1 - t)`` is the noise-to-signal ratio.
     """
@@ -83,7 +83,7 @@ class DiffusionCoordinates:
     times: Tensor
     """[1000] float64 ascending: canonical time of every discrete timestep."""
     prediction: Prediction = "epsilon"
-    exploding: bool = False
+    variance_exploding: bool = False
     """Whether the pipeline's latents are ``clean + ratio * noise`` (Euler schedulers), else ``x_vp``."""
 
     def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
@@ -121,16 +121,17 @@ class DiffusionCoordinates:
 
     def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
         """The pipeline starts at ``init_noise_sigma * noise`` in its own scale."""
-        return noise * (init_noise_sigma * float((1 - t) if self.exploding else _norm(t)))
+        return noise * (init_noise_sigma * float((1 - t) if self.variance_exploding else _norm(t)))
 
 
-def grid(levels: Tensor) -> Tensor:
+def time_grid(levels: Tensor) -> Tensor:
     """[T + 1] descending times ending with 0: solvers of higher order list some of the T ``levels`` twice."""
     return torch.cat([torch.unique_consecutive(levels), torch.zeros(1, dtype=torch.float64)])
 
 
-def coordinates_of(scheduler: Any, exploding: bool) -> Coordinates:
-    """The coordinates a scheduler works in, told from its configuration; ``exploding`` is measured by the caller."""
+def scheduler_coordinates(scheduler: Any, variance_exploding: bool) -> Coordinates:
+    """The coordinates a scheduler works in, told from its configuration;
+    ``variance_exploding`` is measured by the caller."""
     config = scheduler.config
     name = type(scheduler).__name__
     kind = config.get("prediction_type", None)
@@ -147,7 +148,7 @@ def coordinates_of(scheduler: Any, exploding: bool) -> Coordinates:
         )
     signal = torch.as_tensor(alphas).double().sqrt()
     noise = (1 - torch.as_tensor(alphas).double()).sqrt()
-    return DiffusionCoordinates((noise / (signal + noise)).cpu(), kind, exploding)
+    return DDPMCoordinates((noise / (signal + noise)).cpu(), kind, variance_exploding)
 
 
 def measured_shift(coordinates: FlowCoordinates, timesteps: Tensor, sigmas: Tensor | None) -> FlowCoordinates:

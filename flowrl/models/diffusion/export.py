@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,23 +13,23 @@ from safetensors.torch import save_file
 from flowrl.errors import UserError
 from flowrl.models.adapters import kohya, peft, read
 from flowrl.models.adapters.adapter import DOWN, UP
-from flowrl.models.adapters.diffusion import ENCODERS, quiet
+from flowrl.models.adapters.diffusion import ENCODERS, without_log
 from flowrl.models.adapters.read import DIFFUSERS_FILE
-from flowrl.models.adapters.text_encoders import folded
-from flowrl.models.adapters.verify import check_adapter, check_updates, exchanged
+from flowrl.models.adapters.text_encoders import fold_alphas
+from flowrl.models.adapters.verify import check_adapter, check_updates, swapped_in
 from flowrl.models.deviation import deviation
-from flowrl.models.diffusion.capture import predicted
+from flowrl.models.diffusion.denoiser_spec import PROBES
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.diffusion.policy import DiffusionPolicy
-from flowrl.models.diffusion.recipe import PROBES
+from flowrl.models.diffusion.recorder import prediction_of
 from flowrl.models.export_folder import into_folder
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.lora import ADAPTER
 
-Format = Literal["diffusers", "peft", "kohya", "merged"]
+FORMATS = ("diffusers", "peft", "kohya", "merged")
 
 
-def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
+def export(policy: DiffusionPolicy, directory: Path, to: str) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
     `into_folder`. Adapters are loaded into a copy of the network that shares the base's
     tensors; merged weights are read back on the CPU and take the network's place on its device."""
@@ -42,11 +42,10 @@ def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
             check_adapter(policy.network, reloaded, to)
         return _difference(policy, reloaded)
 
-    known = get_args(Format)
-    return into_folder(directory, to, known, policy.adaptation, policy.dtype, write, policy.origin)
+    return into_folder(directory, to, FORMATS, policy.adaptation, policy.dtype, write, policy.origin)
 
 
-def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
+def formats(policy: DiffusionPolicy) -> tuple[str, ...]:
     """The formats this model can be exported to: some pipelines load no LoRA files, kohya's names are those of few
     models and have no magnitudes of DoRA that diffusers reads, a fully trained model has no adapter."""
     lora = policy.adaptation.lora
@@ -58,7 +57,7 @@ def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
     if not loads:
         return ("peft", "merged")
     named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora
-    return ("diffusers", "peft", "kohya", "merged") if named else ("diffusers", "peft", "merged")
+    return FORMATS if named else ("diffusers", "peft", "merged")
 
 
 def _network(policy: DiffusionPolicy, pipeline: Any) -> Any:
@@ -76,17 +75,17 @@ def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Any:
         f"{network}_lora_layers": peft.adapter_tensors(policy.adaptation),
         f"{network}_lora_adapter_metadata": _config(policy),
     }
-    base = _twin(policy)
+    base = _shared_base(policy)
     base.save_lora_weights(work, **given, **_encoders(policy))
     peft.sort_header(work / DIFFUSERS_FILE)
-    with quiet():
+    with without_log():
         base.load_lora_weights(work)
     return base
 
 
 def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     peft.save_peft(policy.network, policy.adaptation, policy.source, work)
-    base = _twin(policy)
+    base = _shared_base(policy)
     peft.load_peft(_network(policy, base), work)
     return base
 
@@ -112,15 +111,15 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
              "ss_network_alpha": f"{lora.alpha:g}"}  # fmt: skip
     save_file(named, file, {"format": "pt", **facts})
     peft.sort_header(file)
-    base = _twin(policy)
+    base = _shared_base(policy)
     if kohya.is_sd3(named):
         adapter = read(str(file), str(policy.source.path) if policy.source else None, policy.recorder.network_name)
         state = {f"{policy.recorder.network_name}.{key}": value for key, value in adapter.tensors.items()}
-        with quiet():
+        with without_log():
             base.load_lora_weights(state)
         return base
     try:
-        with quiet():
+        with without_log():
             base.load_lora_weights(work)
     except (ValueError, NotImplementedError, AssertionError, KeyError, RuntimeError) as error:
         raise UserError(
@@ -137,7 +136,7 @@ def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> Any:
         if getattr(base.components.get(encoder), "peft_config", None):
             setattr(base, encoder, _merged_encoder(base.components[encoder]))
     base.save_pretrained(work, safe_serialization=True)
-    return open_pipeline(Source(str(work)), policy.dtype, _frozen(policy))
+    return open_pipeline(ModelSource(str(work)), policy.dtype, _frozen(policy))
 
 
 _WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "kohya": _write_kohya, "merged": _write_merged}
@@ -164,7 +163,7 @@ def _encoders(policy: DiffusionPolicy) -> dict[str, Any]:
             config.target_modules = sorted(config.target_modules)
             tensors = {f"{name}.{k}": v for k, v in get_peft_model_state_dict(encoder, adapter_name=ADAPTER).items()}
             found[f"{name}_lora_layers"] = {
-                key.removeprefix(f"{name}."): value for key, value in folded(tensors, {}, name).items()
+                key.removeprefix(f"{name}."): value for key, value in fold_alphas(tensors, {}, name).items()
             }
             found[f"{name}_lora_adapter_metadata"] = {k: sorted(v) if isinstance(v, set) else v
                                                       for k, v in config.to_dict().items()}  # fmt: skip
@@ -181,14 +180,14 @@ def _merged_encoder(encoder: Any) -> Any:
     return peft.without_adapter(other)
 
 
-def _twin(policy: DiffusionPolicy) -> Any:
+def _shared_base(policy: DiffusionPolicy) -> Any:
     """The pipeline with a denoiser (and adapted text encoders) of modules of its own on the policy's tensors, without
     adapters."""
     base = copy.copy(policy.pipeline)
-    setattr(base, policy.recorder.network_name, peft.twin(policy.network))
+    setattr(base, policy.recorder.network_name, peft.shared_base(policy.network))
     for name in ENCODERS:
         if getattr(policy.pipeline.components.get(name), "peft_config", None):
-            setattr(base, name, peft.twin(policy.pipeline.components[name]))
+            setattr(base, name, peft.shared_base(policy.pipeline.components[name]))
     return base
 
 
@@ -213,8 +212,8 @@ def _difference(policy: DiffusionPolicy, network: Any) -> float:
     steps of the pipeline."""
     calls = [call for step in policy.recorder.record(PROBES, 2).steps for call in step.calls]
     gaps = []
-    with exchanged(policy.network, network), policy.recorder.precision():
+    with swapped_in(policy.network, network), policy.recorder.precision():
         for call in calls:
             assert call.prediction is not None
-            gaps.append(deviation(call.prediction, predicted(network.eval()(**call.inputs))))
+            gaps.append(deviation(call.prediction, prediction_of(network.eval()(**call.inputs))))
     return max(gaps)

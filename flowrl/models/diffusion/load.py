@@ -9,25 +9,25 @@ from typing import Any, Literal
 import torch
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion.capture import Recorder, denoiser_name
-from flowrl.models.diffusion.components import networks
-from flowrl.models.diffusion.exceptions import REFUSED, TARGETS
+from flowrl.models.diffusion.components import load_networks
+from flowrl.models.diffusion.denoiser_spec import calibrate
+from flowrl.models.diffusion.lora_targets import LORA_TARGETS, REFUSED
 from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
-from flowrl.models.diffusion.recipe import calibrate
+from flowrl.models.diffusion.recorder import Recorder, denoiser_name
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.loading import (
+    ModelSource,
     Placement,
-    Source,
-    bars_hidden,
     check_finite,
-    check_name,
+    check_model_name,
     compile_blocks,
-    exclusive,
+    load_error,
+    lora_or_full,
     place,
-    unreadable,
+    without_progress_bars,
 )
-from flowrl.models.lora import ATTENTION, LoRAOptions, adapt
+from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt
 
 WORLDS = ("shapes",)
 """Embedded worlds with a base model of their own, by name."""
@@ -66,30 +66,30 @@ def load_policy(
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
-    options = exclusive(full, lora)
-    source, pipeline, defaults = _find(path_or_pipeline, placement, trust_remote_code)
+    options = lora_or_full(full, lora)
+    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
     refuse(pipeline)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    adaptation = adapt(network, options, TARGETS.get(type(network).__name__, ATTENTION))
+    adaptation = adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
             check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
-    recipe = calibrate(recorder).to(placement.device)
+    spec = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
-        recorder, recipe, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
+        recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
     if parity == "check":
         check(policy)
     return policy
 
 
-def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, Any] | None = None) -> Any:
+def open_pipeline(where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None) -> Any:
     """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
 
     Raises:
@@ -103,11 +103,11 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
         raise UserError(
             f"{source} has no model_index.json, so it is not a diffusers pipeline; pass the pipeline's root folder"
         )
-    check_name(source)
+    check_model_name(source)
     common: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": where.trust_remote_code}
     given = dict(components or {})
     try:
-        with bars_hidden():
+        with without_progress_bars():
             if not folder.is_dir():
                 folder = Path(DiffusionPipeline.download(source, **common, **given))
             check_files(folder)
@@ -116,12 +116,12 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
             common |= {} if variant is None else {"variant": variant}
             # parts a folder was saved without (text encoders, for ready-made embeddings) are named to be left out
             absent = {key: None for key, value in index.items() if value == [None, None]}
-            parts = {**absent, **networks(folder, index, dtype, given), **given}
+            parts = {**absent, **load_networks(folder, index, dtype, given), **given}
             pipeline = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **common, **parts)
     except UserError:
         raise
     except Exception as error:  # whatever the library raises for files that are not as it wrote them
-        raise unreadable(source, error) from error
+        raise load_error(source, error) from error
     if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
@@ -166,7 +166,7 @@ def single_step(scheduler: Any) -> Any:
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
 
 
-def _find(given: Any, placement: Placement, trust: bool) -> tuple[Source | None, Any, Mapping[str, Any]]:
+def _open(given: Any, placement: Placement, trust: bool) -> tuple[ModelSource | None, Any, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
         if not hasattr(given, "components") or not callable(given):
@@ -176,14 +176,14 @@ def _find(given: Any, placement: Placement, trust: bool) -> tuple[Source | None,
         pipeline: Any = given
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
-        return (Source(origin, trust) if known else None), pipeline.to(placement.dtype), {}
+        return (ModelSource(origin, trust) if known else None), pipeline.to(placement.dtype), {}
     defaults: Mapping[str, Any] = {}
     source = str(given)
     if source in WORLDS and not Path(source).exists():
         from flowrl.worlds import shapes
 
         source, defaults = str(shapes.BASE), shapes.CALL
-    where = Source(source, trust)
+    where = ModelSource(source, trust)
     return where, open_pipeline(where, placement.dtype), defaults
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.deviation import deviation
-from flowrl.models.diffusion.capture import Recorder, Trace
 from flowrl.models.diffusion.coordinates import Coordinates
-from flowrl.models.diffusion.layout import split
+from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec
+from flowrl.models.diffusion.inputs import split
 from flowrl.models.diffusion.policy import DiffusionPolicy
-from flowrl.models.diffusion.recipe import PROBES, CallRecipe
+from flowrl.models.diffusion.recorder import RecordedRun, Recorder
 from flowrl.types import prompts_of
 
 STEPS = 3
@@ -37,13 +37,13 @@ def check(policy: DiffusionPolicy) -> float:
             through canonical coordinates does not end where the pipeline does.
     """
     name = type(policy.pipeline).__name__
-    coordinates = policy.recipe.coordinates
-    rule = None if steps_like_euler(policy.pipeline.scheduler) else _euler(policy.recorder, coordinates)
+    coordinates = policy.spec.coordinates
+    rule = None if has_euler_step(policy.pipeline.scheduler) else _euler(policy.recorder, coordinates)
     trace = policy.recorder.record(PROBES, STEPS, step=rule, output_type="pt")
     assert trace.timesteps is not None
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
     condition = policy.condition(prompts_of(PROBES))
-    points = [_canonical(trace, k, policy.recipe.calls[0], coordinates, levels) for k in range(len(trace.steps))]
+    points = [_canonical(trace, k, policy.spec.calls[0], coordinates, levels) for k in range(len(trace.steps))]
     _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
 
     worst = 0.0
@@ -76,7 +76,7 @@ def check(policy: DiffusionPolicy) -> float:
     return max(worst, drift, decoded)
 
 
-def _canonical(trace: Trace, k: int, call: CallRecipe, coordinates: Coordinates, levels: Tensor) -> Tensor:
+def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:
     """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
     value = dict(call.layout.leaves(trace.steps[k].calls[0].inputs))[call.latent.path]
     rows = split(torch.stack(list(value)) if call.latent.kind.axis is None else value, call.latent.kind, call.branches)[
@@ -89,14 +89,14 @@ def _canonical(trace: Trace, k: int, call: CallRecipe, coordinates: Coordinates,
 
 
 def _check_start(x: Tensor, policy: DiffusionPolicy, levels: Tensor, init_noise_sigma: float, name: str) -> None:
-    expected = float(policy.recipe.coordinates.initial(torch.ones(1, dtype=torch.float64), levels[0], init_noise_sigma))
+    expected = float(policy.spec.coordinates.initial(torch.ones(1, dtype=torch.float64), levels[0], init_noise_sigma))
     if not 0.7 < float(x.std()) / expected < 1.4:
         raise UserError(
             f"{name} starts from noise of standard deviation {float(x.std()):.3g}, expected {expected:.3g}; unsupported"
         )
 
 
-def steps_like_euler(scheduler: Any) -> bool:
+def has_euler_step(scheduler: Any) -> bool:
     """Whether the pipeline's own scheduler can be compared with as it is."""
     name = type(scheduler).__name__
     if name in DDIM:

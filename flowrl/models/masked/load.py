@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from flowrl.errors import UserError
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.masked.reader import keeps_prefixes
-from flowrl.models.text.layout import Layout, Sequences
+from flowrl.models.text.layout import Sequences, TokenLayout
 from flowrl.models.text.load import Options, open_network, open_text
 from flowrl.models.text.network import Network
 from flowrl.models.text.opening import read_json
-from flowrl.models.text.parity import NOTHING, bears, check, lookahead, settle
+from flowrl.models.text.parity import NOTHING, accepts_layout, check, choose_reading, lookahead
 
 LLADA2_BLOCK = 32
 """Default of diffusers' BlockRefinementScheduler."""
@@ -44,14 +44,14 @@ def load_masked(
     text = open_text(network, tokenizer, source, options, mask)
     layout = _layout(network, source, shift_logits, text.pad, mask)
     policy = MaskedPolicy(network, text, layout, source, mask_token=mask)
-    if isinstance(layout, Blocks) and not bears(policy):
+    if isinstance(layout, Blocks) and not accepts_layout(policy):
         policy.layout = replace(layout, square=False)
     if isinstance(layout, Sequences) and lookahead(policy) <= NOTHING:
         raise UserError(
             f"{path} ({network.name}) is an autoregressive model: later tokens do not change its earlier predictions,"
             " but family masked needs a bidirectional one; use family causal"
         )
-    settle(policy)
+    choose_reading(policy)
     policy.keeps_prefixes = keeps_prefixes(policy)
     check(policy)
     network.calls = 0
@@ -70,7 +70,7 @@ def _mask_token(given: int | None, tokenizer: Any, network: Network, path: str) 
     )
 
 
-def _layout(network: Network, source: Source, shift: bool | None, pad: int, mask: int) -> Layout:
+def _layout(network: Network, source: ModelSource, shift: bool | None, pad: int, mask: int) -> TokenLayout:
     kind = str(network.model.config.model_type)
     if kind == "diffusion_gemma":
         return Canvases(network.model.config.canvas_length)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.masked.reader import PlainReader, PrefixReader
+from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.layout import Layout
+from flowrl.models.text.layout import TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.policy import TextPolicy
-from flowrl.models.text.tokens import Tokens
 
 
 class MaskedPolicy(TextPolicy):
@@ -21,7 +21,9 @@ class MaskedPolicy(TextPolicy):
 
     family: ClassVar[str] = "masked"
 
-    def __init__(self, network: Network, text: Tokens, layout: Layout, source: Source, *, mask_token: int) -> None:
+    def __init__(
+        self, network: Network, text: TextCodec, layout: TokenLayout, source: ModelSource, *, mask_token: int
+    ) -> None:
         super().__init__(network, text, layout, source, excluded=(mask_token,))
         self.mask_token = mask_token
         self.keeps_prefixes = False

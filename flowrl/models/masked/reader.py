@@ -87,7 +87,7 @@ def keeps_prefixes(policy: TextPolicy) -> bool:
     layout = policy.layout
     if not isinstance(layout, (Blocks, Canvases)):
         return False
-    condition, _, _ = parity.probe_of(policy)
+    condition, _, _ = parity.make_probe(policy)
     longest, settled = int(condition.row_lengths.max()), layout.size
     length = 2 * settled if policy.text.context is None else min(2 * settled, policy.text.context - longest)
     if length <= settled:
@@ -100,7 +100,7 @@ def keeps_prefixes(policy: TextPolicy) -> bool:
         for tried in (first, second):  # the second reading uses what the first one left
             targets = open_places.expand(tried.shape)
             found, full = reader(rows, tried, targets, settled), policy.logits(condition, tried, targets)
-            if not parity.agree(policy, found, full):
+            if not parity.agrees(policy, found, full):
                 return False
     except parity.FAILURES:
         return False

@@ -45,7 +45,7 @@ class Critic:
         own = {} if self.network is None else self.network.adaptation.parameters
         return {**{f"network.{name}": p for name, p in own.items()}, **dict(self.head.named_parameters())}
 
-    def settle(self, head: Head) -> None:
+    def read_like(self, head: Head) -> None:
         """Read states as the policy does."""
         if self.network is not None:
             self.network.head = head

@@ -5,47 +5,46 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import peft
-from flowrl.models.adapters.verify import check_adapter, exchanged
+from flowrl.models.adapters.verify import check_adapter, swapped_in
 from flowrl.models.deviation import deviation
 from flowrl.models.export_folder import into_folder
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
 from flowrl.models.text.network import Network
 from flowrl.models.text.opening import folders_of, open_model
-from flowrl.models.text.parity import own_logits, probe_of
+from flowrl.models.text.parity import make_probe, single_row_logits
 from flowrl.models.text.policy import TextPolicy
 
-Format = Literal["peft", "merged"]
+FORMATS = ("peft", "merged")
 
 
-def export(policy: TextPolicy, directory: Path, to: Format) -> float:
+def export(policy: TextPolicy, directory: Path, to: str) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
     :func:`flowrl.models.export_folder.into_folder`. The critic is not part of it."""
     network = policy.network
 
     def write(work: Path) -> float:
         if to == "peft":
-            base = peft.twin(network.model)
+            base = peft.shared_base(network.model)
             peft.save_peft(network.model, network.adaptation, policy.source, work, task_of(policy))
             peft.load_peft(base, work)
             check_adapter(network.model, base, to)
             return _difference(policy, base)
         return _difference(policy, _merged(policy, work))
 
-    known = get_args(Format)
-    return into_folder(directory, to, known, network.adaptation, policy.dtype, write, policy.origin)
+    return into_folder(directory, to, FORMATS, network.adaptation, policy.dtype, write, policy.origin)
 
 
-def formats(policy: TextPolicy) -> tuple[Format, ...]:
+def formats(policy: TextPolicy) -> tuple[str, ...]:
     """What this model can be exported to: a fully trained one has no adapter."""
-    return ("merged",) if policy.adaptation.lora is None else ("peft", "merged")
+    return ("merged",) if policy.adaptation.lora is None else FORMATS
 
 
 def task_of(policy: TextPolicy) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def _merged(policy: TextPolicy, work: Path) -> Any:
     else:
         merged.save_pretrained(work)
         policy.text.tokenizer.save_pretrained(work)
-    return open_model(Source(str(work), source.trust_remote_code), policy.family, policy.dtype)
+    return open_model(ModelSource(str(work), source.trust_remote_code), policy.family, policy.dtype)
 
 
 def _all_but_parts(root: Path, model: Path) -> Any:
@@ -115,11 +114,11 @@ def untie(network: Any, adaptation: Adaptation) -> None:
 @torch.no_grad()
 def _difference(policy: TextPolicy, reloaded: Any) -> float:
     """Largest relative deviation of the reloaded model's own logits from the policy's."""
-    probe = probe_of(policy)
+    probe = make_probe(policy)
     ours = policy.logits(*probe).cpu()
     other = copy.copy(policy)
-    with exchanged(policy.network.model, reloaded):
+    with swapped_in(policy.network.model, reloaded):
         other.network = Network(reloaded.eval(), Adaptation({}, None), policy.network.placement)
-        theirs = own_logits(other, probe).cpu()
+        theirs = single_row_logits(other, probe).cpu()
     possible = ~theirs.isinf()
     return deviation(ours[possible], theirs[possible])

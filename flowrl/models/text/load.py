@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.loading import Source, check_finite, checkpoint_blocks, compile_blocks, exclusive, place
-from flowrl.models.lora import LANGUAGE, LoRAOptions, adapt
+from flowrl.models.loading import ModelSource, check_finite, checkpoint_blocks, compile_blocks, lora_or_full, place
+from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt
+from flowrl.models.text.codec import TextCodec, make_codec
 from flowrl.models.text.network import Network
 from flowrl.models.text.opening import generation_config, locate, open_model, open_tokenizer
-from flowrl.models.text.tokens import Tokens, open_tokens
 
 STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Model types whose output projections are used by their kernels directly."""
@@ -46,11 +46,11 @@ class Options(TypedDict, total=False):
     """Whether the texts of completions show special tokens."""
 
 
-SPOKEN = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
+CODEC_OPTIONS = ("chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 """Options of the tokens, not of the network."""
 
 
-def open_network(path: str | Path, family: Any, options: Options) -> tuple[Network, Any, Source]:
+def open_network(path: str | Path, family: Any, options: Options) -> tuple[Network, Any, ModelSource]:
     """``(network, tokenizer, source)`` with everything that is not a matter of the family."""
     unknown = sorted(set(options) - set(Options.__annotations__))
     if unknown:
@@ -58,11 +58,11 @@ def open_network(path: str | Path, family: Any, options: Options) -> tuple[Netwo
             f"a language model has no option {unknown[0]!r}{did_you_mean(unknown[0], Options.__annotations__)}"
         )
     placement = place(options.get("dtype", "float32"), options.get("device", "auto"))
-    adapter = exclusive(options.get("full", False), options.get("lora"))
-    source = Source(locate(path, family), options.get("trust_remote_code", False))
+    adapter = lora_or_full(options.get("full", False), options.get("lora"))
+    source = ModelSource(locate(path, family), options.get("trust_remote_code", False))
     model = open_model(source, family, placement.dtype, options.get("attention"))
     tokenizer = open_tokenizer(source)
-    adaptation = adapt(model, adapter, LANGUAGE, spared(model))
+    adaptation = adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
     model.to(placement.device)
     check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
@@ -72,14 +72,16 @@ def open_network(path: str | Path, family: Any, options: Options) -> tuple[Netwo
     return Network(model, adaptation, placement), tokenizer, source
 
 
-def open_text(network: Network, tokenizer: Any, source: Source, options: Options, mask: int | None = None) -> Tokens:
+def open_text(
+    network: Network, tokenizer: Any, source: ModelSource, options: Options, mask: int | None = None
+) -> TextCodec:
     """The model's tokenizer with the options that are about texts; ``mask`` is the mask token, which no text shows."""
-    spoken: dict[str, Any] = {key: value for key, value in options.items() if key in SPOKEN}
+    spoken: dict[str, Any] = {key: value for key, value in options.items() if key in CODEC_OPTIONS}
     spoken |= {"generation": generation_config(source), "embedded": len(network.model.get_input_embeddings().weight)}
-    return open_tokens(tokenizer, network.model.config, mask=mask, **spoken)
+    return make_codec(tokenizer, network.model.config, mask=mask, **spoken)
 
 
-def spared(model: Any) -> list[str]:
+def untargeted_layers(model: Any) -> list[str]:
     """Layers that no adapter is put on unasked: the vocabulary layer, towers that read other than text, and what
     PEFT refuses to adapt."""
     head, recurrent = model.get_output_embeddings(), model.config.model_type in STATE_SPACE

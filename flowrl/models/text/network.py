@@ -15,7 +15,7 @@ from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation
-from flowrl.models.text.routing import Routers, experts_per_token
+from flowrl.models.text.routers import Routers, experts_per_token
 from flowrl.types import Truncation
 
 Route = Literal["states", "rows", "whole"]

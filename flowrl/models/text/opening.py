@@ -13,8 +13,8 @@ import torch
 
 from flowrl.errors import UserError, first_line
 from flowrl.models.files import check_files, read_object, variant_of
-from flowrl.models.loading import Source, bars_hidden, check_name, unreadable
-from flowrl.models.text import legacy
+from flowrl.models.loading import ModelSource, check_model_name, load_error, without_progress_bars
+from flowrl.models.text import remote_code
 
 Family = Literal["diffusion", "masked", "causal"]
 PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
@@ -24,7 +24,7 @@ MASKED_NAMES = ("llada", "dream", "diffusion_gemma")
 KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
 
 
-def world_bases(name: str) -> dict[str, Path] | None:
+def embedded_models(name: str) -> dict[str, Path] | None:
     """Base models of the embedded text world ``name`` by family; ``None`` where there is no such world."""
     if not name.isidentifier() or Path(name).exists():
         return None
@@ -41,15 +41,15 @@ def family_of(path: str | Path) -> Family:
     Raises:
         UserError: where the files do not tell, or a world has base models of several families.
     """
-    bases = world_bases(str(path))
+    bases = embedded_models(str(path))
     if bases is not None:
         if len(bases) > 1:
             raise UserError(f"the world {path} has base models of the families {', '.join(sorted(bases))}; name one")
         return next(iter(bases))  # pyright: ignore[reportReturnType]
-    return declared(str(path))[0]
+    return declared_family(str(path))[0]
 
 
-def declared(path: str) -> tuple[Family, bool]:
+def declared_family(path: str) -> tuple[Family, bool]:
     """``(family, certain)`` by a model's files; remote code may claim to be causal and not be."""
     from transformers.models.auto import modeling_auto
 
@@ -113,14 +113,14 @@ def locate(path: str | Path, family: Literal["masked", "causal"]) -> str:
     Raises:
         UserError: for a model that is not there, or not of this family.
     """
-    bases = world_bases(str(path))
+    bases = embedded_models(str(path))
     if bases is not None:
         if family not in bases:
             have = ", ".join(sorted(bases)) or "none"
             raise UserError(f"the world {path} has no base model of the family {family}; it has {have}")
         return str(bases[family])
     source = str(path)
-    check_name(source)
+    check_model_name(source)
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         raise UserError(f"{source} has no config.json, so it is not a language model; pass the model's own folder")
@@ -130,7 +130,7 @@ def locate(path: str | Path, family: Literal["masked", "causal"]) -> str:
         and read_json(source, "model_index.json") is None
     ):
         raise UserError(f"model {source!r} is not a folder here and cannot be downloaded")
-    found, certain = declared(source)
+    found, certain = declared_family(source)
     if certain and found != family:
         kind = KINDS.get(found, "a diffusion pipeline")
         raise UserError(
@@ -158,14 +158,14 @@ def folders_of(path: Path) -> tuple[Path, Path]:
     return path / "model", path / ("processor" if (path / "processor").is_dir() else "tokenizer")
 
 
-def _places(source: Source) -> tuple[str, str]:
+def _places(source: ModelSource) -> tuple[str, str]:
     if not Path(source.path).is_dir():
         return source.path, source.path
     model, tokenizer = folders_of(Path(source.path))
     return str(model), str(tokenizer)
 
 
-def open_model(source: Source, family: str, dtype: torch.dtype, attention: str | None = None) -> Any:
+def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: str | None = None) -> Any:
     """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
     place, _ = _places(source)
     loader = _loader(place, family, source.trust_remote_code)
@@ -175,7 +175,7 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
         variant = variant_of(Path(place))
         chosen |= {} if variant is None else {"variant": variant}
     try:
-        with bars_hidden(), legacy.understood() if source.trust_remote_code else nullcontext():
+        with without_progress_bars(), remote_code.patched_transformers() if source.trust_remote_code else nullcontext():
             model, report = loader.from_pretrained(
                 place,
                 dtype=dtype,
@@ -184,11 +184,11 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
                 output_loading_info=True,
                 **chosen,
             )
-            legacy.mend(model)
+            remote_code.patch_model(model)
     except Exception as error:  # whatever the library or the model's own code raises
         if attention is not None and "ttention" in str(error):
             raise UserError(f"attention {attention!r} is not available for {place}: {first_line(error)}") from error
-        raise unreadable(place, error) from error
+        raise load_error(place, error) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
@@ -198,12 +198,12 @@ def open_model(source: Source, family: str, dtype: torch.dtype, attention: str |
     return model.requires_grad_(False).eval()
 
 
-def generation_config(source: Source) -> dict[str, Any] | None:
+def generation_config(source: ModelSource) -> dict[str, Any] | None:
     """What the model's folder says of its generation; ``None`` without such a file."""
     return read_json(_places(source)[0], "generation_config.json")
 
 
-def open_tokenizer(source: Source) -> Any:
+def open_tokenizer(source: ModelSource) -> Any:
     """The model's tokenizer. Raises `UserError` if there is none."""
     from transformers import AutoTokenizer
 

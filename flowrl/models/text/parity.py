@@ -27,7 +27,7 @@ Probe = tuple[TextCondition, Tensor, Tensor]
 """``(condition, tokens [N, T], targets [N, T])``."""
 
 
-def probe_of(policy: TextPolicy) -> Probe:
+def make_probe(policy: TextPolicy) -> Probe:
     """Two prompts of unequal length and completions of random ordinary tokens; every position is asked for."""
     prompts = [_random(policy, length, 1 + i) for i, length in enumerate(LENGTHS)]
     tokens = random_completions(policy, len(LENGTHS), COMPLETION)
@@ -48,12 +48,12 @@ def _random(policy: TextPolicy, count: int, seed: int) -> list[int]:
 
 
 @torch.no_grad()
-def settle(policy: TextPolicy) -> None:
+def choose_reading(policy: TextPolicy) -> None:
     """Find the cheapest way to read the model, and how many rows and blocks may share a call."""
-    network, probe = policy.network, probe_of(policy)
-    reference = own_logits(policy, probe)
+    network, probe = policy.network, make_probe(policy)
+    reference = single_row_logits(policy, probe)
     policy.vocabulary = reference.shape[-1]
-    layouts = [policy.layout, *policy.layout.simpler()]
+    layouts = [policy.layout, *policy.layout.fallbacks()]
     policy.layout = layouts[-1]
     for head in network.routes():
         network.head = head
@@ -74,15 +74,15 @@ def check(policy: TextPolicy) -> float:
     Raises:
         UserError: where that is more than rounding, or where a part of the model is computed without gradients.
     """
-    blind = without_gradients(policy)
+    blind = layers_without_gradient(policy)
     if blind:
         raise UserError(
             f"{policy.network.name} computes {len(blind)} of its layers without gradients ({blind[0]}, ...), so its"
             " training would be wrong; unsupported"
         )
-    probe = probe_of(policy)
+    probe = make_probe(policy)
     found = policy.logits(*probe)
-    reference = own_logits(policy, probe)
+    reference = single_row_logits(policy, probe)
     possible = ~found.isinf()
     worst = deviation(found[possible], reference[possible])
     if not worst <= TOLERANCE[policy.dtype]:
@@ -96,7 +96,7 @@ def check(policy: TextPolicy) -> float:
 @torch.no_grad()
 def check_routers(policy: TextPolicy) -> None:
     """Raise `UserError` where there is no load-balancing loss to train."""
-    condition, tokens, targets = probe_of(policy)
+    condition, tokens, targets = make_probe(policy)
     if policy.score(condition, tokens, targets, tokens).balance is None:
         raise UserError(
             f"model.router_loss needs a mixture of experts whose forward shows the scores of softmax routers"
@@ -104,7 +104,7 @@ def check_routers(policy: TextPolicy) -> None:
         )
 
 
-def without_gradients(policy: TextPolicy) -> list[str]:
+def layers_without_gradient(policy: TextPolicy) -> list[str]:
     """Names of modules with weights that the model runs with gradients switched off, whatever is asked of it."""
     found: list[str] = []
 
@@ -117,17 +117,17 @@ def without_gradients(policy: TextPolicy) -> list[str]:
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in holders]
     try:
         with torch.enable_grad(), policy.network.eager():
-            policy.logits(*probe_of(policy))
+            policy.logits(*make_probe(policy))
     finally:
         for hook in hooks:
             hook.remove()
     return list(dict.fromkeys(found))
 
 
-def own_logits(policy: TextPolicy, probe: Probe) -> Tensor:
+def single_row_logits(policy: TextPolicy, probe: Probe) -> Tensor:
     """[K, V] logits of the probe as the model itself gives them, every row by itself and nothing left out."""
     plain = copy.copy(policy)
-    plain.network, plain.layout = copy.copy(policy.network), [policy.layout, *policy.layout.simpler()][-1]
+    plain.network, plain.layout = copy.copy(policy.network), [policy.layout, *policy.layout.fallbacks()][-1]
     plain.network.head = Head("whole")
     condition, tokens, targets = probe
     rows = torch.arange(len(tokens)).split(1)
@@ -136,21 +136,21 @@ def own_logits(policy: TextPolicy, probe: Probe) -> Tensor:
 
 def _agrees(policy: TextPolicy, probe: Probe, reference: Tensor) -> bool:
     try:
-        return agree(policy, policy.logits(*probe), reference)
+        return agrees(policy, policy.logits(*probe), reference)
     except FAILURES:
         return False
 
 
-def agree(policy: TextPolicy, found: Tensor, reference: Tensor) -> bool:
+def agrees(policy: TextPolicy, found: Tensor, reference: Tensor) -> bool:
     """Whether logits are the same up to rounding, impossible tokens aside."""
     possible = ~reference.isinf()
     return found.shape == reference.shape and deviation(found[possible], reference[possible]) <= TOLERANCE[policy.dtype]
 
 
-def bears(policy: TextPolicy) -> bool:
+def accepts_layout(policy: TextPolicy) -> bool:
     """Whether the model can be called in the policy's layout at all."""
     try:
-        own_logits(policy, probe_of(policy))
+        single_row_logits(policy, make_probe(policy))
     except FAILURES:
         return False
     return True

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
-from flowrl.models.loading import Source
+from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
+from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
-from flowrl.models.text.fitting import Overlong, fit
-from flowrl.models.text.layout import Forward, Layout
+from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
-from flowrl.models.text.tokens import Tokens
+from flowrl.models.text.overlong_prompts import Overlong, fit
 from flowrl.models.weights import LIVE, WeightSets
 from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
@@ -32,9 +32,15 @@ class TextPolicy:
     family: ClassVar[str]
 
     def __init__(
-        self, network: Network, text: Tokens, layout: Layout, source: Source, *, excluded: tuple[int, ...] = (),
+        self,
+        network: Network,
+        text: TextCodec,
+        layout: TokenLayout,
+        source: ModelSource,
+        *,
+        excluded: tuple[int, ...] = (),
         critic: Critic | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network = network
         self.text = text
         self.layout = layout
@@ -73,7 +79,7 @@ class TextPolicy:
     def beginning(self, prefill: str) -> Iterator[None]:
         """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
         before = self.text
-        self.text = replace(before, speech=replace(before.speech, prefill=prefill))
+        self.text = replace(before, prompt_format=replace(before.prompt_format, prefill=prefill))
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ from flowrl.errors import UserError, did_you_mean, short_repr
 _SCHEDULE = "times follow from the pipeline's scheduler and the number of steps; set algorithm.sampler.steps"
 _NOISE = "every sample has noise of its own, which follows from train.seed"
 _OUTPUT = "flowrl reads the pipeline's output itself"
-OURS: Mapping[str, str] = {
+RESERVED: Mapping[str, str] = {
     "prompt": "prompts come from data.train and data.test",
     "num_inference_steps": "set algorithm.sampler.steps, or eval.steps",
     "timesteps": _SCHEDULE,
@@ -44,7 +44,7 @@ NUMERIC = {"int", "float", "none", "optional", "nonetype", "union", "typing", "c
 def check_call(call: Mapping[str, Any], known: Iterable[str] | None = None, pipeline: str = "the pipeline") -> None:
     """Raise `UserError` for an argument that flowrl sets itself, that the pipeline does not have (``known``: those it
     has), or whose value cannot be meant for every prompt."""
-    names = None if known is None else [name for name in known if name != "self" and name not in OURS]
+    names = None if known is None else [name for name in known if name != "self" and name not in RESERVED]
     if _above_one(call.get("true_cfg_scale")) and not any(key.startswith("negative_prompt") for key in call):
         raise UserError(
             f"model.call.true_cfg_scale={call['true_cfg_scale']} does nothing without model.call.negative_prompt; add "
@@ -52,14 +52,14 @@ def check_call(call: Mapping[str, Any], known: Iterable[str] | None = None, pipe
         )
     for key, value in call.items():
         where = f"model.call.{key}={short_repr(value)}"
-        if key in OURS:
-            raise UserError(f"{where}: remove it; {OURS[key]}")
+        if key in RESERVED:
+            raise UserError(f"{where}: remove it; {RESERVED[key]}")
         if names is not None and key not in names:
             raise UserError(f"{pipeline} takes no argument {key!r} (model.call)" + did_you_mean(key, names))
         if not _finite(value):
             raise UserError(f"{where}: numbers should be finite")
         if "prompt" in key:
-            _check_one(key, value, where)
+            _check_one_row(key, value, where)
 
 
 def check_saved_call(folder: str, call: Mapping[str, Any]) -> None:
@@ -75,10 +75,10 @@ def check_saved_call(folder: str, call: Mapping[str, Any]) -> None:
         return check_call(call)
     parameters = inspect.signature(kind.__call__).parameters
     check_call(call, parameters, name)
-    formed(call, parameters)
+    typed_arguments(call, parameters)
 
 
-def formed(call: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def typed_arguments(call: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """The arguments in the types that the pipeline's signature names: lists as tuples where it wants tuples, such as
     SDXL's sizes, which it adds up. Raises `UserError` for what is no number where it wants one."""
     return {key: _typed(key, value, str(parameters[key].annotation)) for key, value in call.items()}
@@ -135,7 +135,7 @@ def guidance_advice(parameters: Iterable[str], embedded: bool) -> str:
     return "it has no guidance: leave it at 1"
 
 
-def _check_one(key: str, value: Any, where: str) -> None:
+def _check_one_row(key: str, value: Any, where: str) -> None:
     """Texts and embeddings are for every prompt alike: one row."""
     if isinstance(value, bool | int | float):
         return  # such as a switch or a length

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
-from flowrl.models.diffusion.arguments import batch_call, check_call, formed, guidance_advice
+from flowrl.models.diffusion.call_arguments import batch_call, check_call, guidance_advice, typed_arguments
 
 NETWORKS = ("transformer", "unet")
 """Where diffusers pipelines keep their denoiser."""
 
-NEUTRAL = "a picture"
+NEUTRAL_PROMPT = "a picture"
 """Prompt of runs whose outcome does not depend on the text."""
 
 
 @dataclass
-class Call:
+class DenoiserCall:
     """One call of the denoiser."""
 
     inputs: dict[str, Any]
@@ -33,10 +33,10 @@ class Call:
 
 
 @dataclass
-class Step:
+class RecordedStep:
     """What happened between two scheduler steps."""
 
-    calls: list[Call]
+    calls: list[DenoiserCall]
     model_output: Tensor
     timestep: float
     sample: Tensor
@@ -44,11 +44,11 @@ class Step:
 
 
 @dataclass
-class Trace:
+class RecordedRun:
     """A watched run of a pipeline on ``n`` prompts."""
 
-    steps: list[Step] = field(default_factory=list)
-    open_calls: list[Call] = field(default_factory=list)
+    steps: list[RecordedStep] = field(default_factory=list)
+    open_calls: list[DenoiserCall] = field(default_factory=list)
     """Calls of the step in which the run was stopped."""
     timesteps: Tensor | None = None
     sigmas: Tensor | None = None
@@ -92,7 +92,7 @@ class Recorder:
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self._signature = inspect.signature(type(pipeline).__call__)
         check_call(call, self._signature.parameters, type(pipeline).__name__)
-        self.call = formed(call, self._signature.parameters)
+        self.call = typed_arguments(call, self._signature.parameters)
         self._network_signature = inspect.signature(self.network.forward)
         self.network_takes_return_dict = "return_dict" in self._network_signature.parameters
         self._texts: dict[int, Any] = {}
@@ -113,16 +113,16 @@ class Recorder:
         step: Callable[..., Tensor] | None = None,
         output_type: str = "latent",
         seed: int = 0,
-    ) -> Trace:
+    ) -> RecordedRun:
         """A whole run of ``steps`` steps. ``outputs`` may put other numbers in place of the denoiser's prediction,
         ``step(model_output, index, sample)`` another rule in place of the scheduler's."""
-        trace = Trace()
+        trace = RecordedRun()
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            call = Call(_snapshot(self._bind(args, kwargs)))
+            call = DenoiserCall(_snapshot(self._bind(args, kwargs)))
             with self.precision():
                 result = real(*args, **kwargs)
-            prediction = predicted(result)
+            prediction = prediction_of(result)
             self._form = _form(result)
             if outputs is not None:
                 prediction = outputs(prediction)
@@ -143,21 +143,23 @@ class Recorder:
                 result = _StepResult(moved) if kwargs.get("return_dict", True) else (moved, moved)
             self._read_schedule(trace)
             moved = result[0]
-            trace.steps.append(Step(trace.open_calls, model_output.clone(), float(timestep), before, moved.clone()))
+            trace.steps.append(
+                RecordedStep(trace.open_calls, model_output.clone(), float(timestep), before, moved.clone())
+            )
             trace.open_calls = []
             return result
 
-        with self._watched(forward, advance):
+        with self._intercepted(forward, advance):
             output = self._run(prompts, steps, output_type, seed)
         trace.media = _media(output)
         return trace
 
-    def calls(self, prompts: Sequence[str], count: int) -> list[Call]:
+    def calls(self, prompts: Sequence[str], count: int) -> list[DenoiserCall]:
         """The inputs of the ``count`` denoiser calls of the first step; the last call is not computed."""
-        seen: list[Call] = []
+        seen: list[DenoiserCall] = []
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            seen.append(Call(self._bind(args, kwargs)))
+            seen.append(DenoiserCall(self._bind(args, kwargs)))
             if len(seen) == count:
                 raise _StopRun
             with self.precision():
@@ -166,20 +168,20 @@ class Recorder:
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise _StopRun
 
-        with self._watched(forward, advance):
+        with self._intercepted(forward, advance):
             self._run(prompts, 2, "latent", 0)
         return seen
 
-    def schedule(self, steps: int) -> Trace:
+    def schedule(self, steps: int) -> RecordedRun:
         """Timesteps and sigmas as the pipeline itself sets them for ``steps`` steps."""
-        trace = Trace()
+        trace = RecordedRun()
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             self._read_schedule(trace)
             raise _StopRun
 
-        with self._watched(forward, forward), self._remembered_text(1):
-            self._run([NEUTRAL], steps, "latent", 0)
+        with self._intercepted(forward, forward), self._cached_text(1):
+            self._run([NEUTRAL_PROMPT], steps, "latent", 0)
         return trace
 
     def finish(self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor]) -> Tensor:
@@ -192,8 +194,8 @@ class Recorder:
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return _StepResult(final) if kwargs.get("return_dict", True) else (final, final)
 
-        with self._watched(forward, advance), self._remembered_text(len(final)):
-            output = self._run([NEUTRAL] * len(final), 2, "pt", 0)
+        with self._intercepted(forward, advance), self._cached_text(len(final)):
+            output = self._run([NEUTRAL_PROMPT] * len(final), 2, "pt", 0)
         media = _media(output)
         if media is None:
             raise UserError(
@@ -234,7 +236,7 @@ class Recorder:
         flat.pop("return_dict", None)
         return flat
 
-    def _read_schedule(self, trace: Trace) -> None:
+    def _read_schedule(self, trace: RecordedRun) -> None:
         scheduler = self.pipeline.scheduler
         trace.timesteps = scheduler.timesteps.detach().cpu().double()
         sigmas = getattr(scheduler, "sigmas", None)
@@ -242,17 +244,17 @@ class Recorder:
         trace.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
 
     @contextmanager
-    def _watched(self, forward: Callable[..., Any], step: Callable[..., Any]) -> Iterator[None]:
+    def _intercepted(self, forward: Callable[..., Any], step: Callable[..., Any]) -> Iterator[None]:
         bar = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
         try:
-            with replaced(self.network, "forward", forward), replaced(self.pipeline.scheduler, "step", step):
+            with patched(self.network, "forward", forward), patched(self.pipeline.scheduler, "step", step):
                 yield
         finally:
             self.pipeline.set_progress_bar_config(**bar)
 
     @contextmanager
-    def _remembered_text(self, count: int) -> Iterator[None]:
+    def _cached_text(self, count: int) -> Iterator[None]:
         """Text encoders answer from memory for ``count`` empty prompts: decoding does not depend on the text."""
         if not hasattr(self.pipeline, "encode_prompt"):
             yield
@@ -265,12 +267,12 @@ class Recorder:
                 self._texts[count] = real(*args, **kwargs)
             return self._texts[count]
 
-        with replaced(self.pipeline, "encode_prompt", encode):
+        with patched(self.pipeline, "encode_prompt", encode):
             yield
 
 
 @contextmanager
-def replaced(owner: Any, name: str, substitute: Callable[..., Any]) -> Iterator[None]:
+def patched(owner: Any, name: str, substitute: Callable[..., Any]) -> Iterator[None]:
     """``owner.name(...)`` becomes ``substitute(original, ...)``, with the original's signature."""
     original = getattr(owner, name)
     own = owner.__dict__.get(name)
@@ -296,7 +298,7 @@ def _snapshot(value: Any) -> Any:
     return value
 
 
-def predicted(result: Any) -> Tensor:
+def prediction_of(result: Any) -> Tensor:
     """The prediction in a denoiser's output: its first field; a list of samples is stacked."""
     first = result if isinstance(result, Tensor) else result[0]
     return first if isinstance(first, Tensor) else torch.stack(list(first))

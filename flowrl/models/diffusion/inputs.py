@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 
-Path = tuple[str | int, ...]
+LeafPath = tuple[str | int, ...]
 """Keys that lead to a value nested in dicts, lists and tuples."""
 
 
@@ -24,27 +24,27 @@ class BatchAxis:
     branches: int
 
 
-class Layout:
+class InputLayout:
     """Which leaves of a call's inputs are batched; found from the inputs for ``few`` and for ``many`` prompts."""
 
     def __init__(self, few: dict[str, Any], many: dict[str, Any], n_few: int, n_many: int) -> None:
-        self.batched: dict[Path, BatchAxis] = {}
+        self.batched: dict[LeafPath, BatchAxis] = {}
         self._counts = (n_few, n_many)
         if few.keys() != many.keys():
             raise UserError("the pipeline calls its denoiser with different arguments for different batch sizes")
         for key in few:
             self._compare(few[key], many[key], (key,))
 
-    def leaves(self, inputs: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
+    def leaves(self, inputs: dict[str, Any]) -> Iterator[tuple[LeafPath, Any]]:
         """Every leaf of the inputs; a batched list is one leaf."""
         for key, value in inputs.items():
             yield from self._walk(value, (key,))
 
-    def build(self, template: dict[str, Any], values: dict[Path, Any]) -> dict[str, Any]:
+    def build(self, template: dict[str, Any], values: dict[LeafPath, Any]) -> dict[str, Any]:
         """``template`` with the leaves of ``values`` in their places."""
         return {key: self._fill(value, (key,), values) for key, value in template.items()}
 
-    def _compare(self, few: Any, many: Any, path: Path) -> None:
+    def _compare(self, few: Any, many: Any, path: LeafPath) -> None:
         if isinstance(few, Tensor):
             grown = [a for a in range(few.ndim) if few.shape[a] != many.shape[a]]
             if not grown:
@@ -68,13 +68,13 @@ class Layout:
         elif few != many and not callable(few):
             raise UserError(f"denoiser input {_name(path)} depends on the batch size ({few!r}, {many!r}); unsupported")
 
-    def _branches(self, few: int, many: int, path: Path) -> int:
+    def _branches(self, few: int, many: int, path: LeafPath) -> int:
         n_few, n_many = self._counts
         if few * n_many != many * n_few:
             raise UserError(f"denoiser input {_name(path)} does not grow with the number of prompts; unsupported")
         return few // n_few
 
-    def _walk(self, value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    def _walk(self, value: Any, path: LeafPath) -> Iterator[tuple[LeafPath, Any]]:
         if path in self.batched or not isinstance(value, (dict, list, tuple)):
             yield path, value
         elif isinstance(value, dict):
@@ -84,7 +84,7 @@ class Layout:
             for index, inner in enumerate(value):
                 yield from self._walk(inner, (*path, index))
 
-    def _fill(self, value: Any, path: Path, values: dict[Path, Any]) -> Any:
+    def _fill(self, value: Any, path: LeafPath, values: dict[LeafPath, Any]) -> Any:
         if path in values:
             return values[path]
         if path in self.batched or not isinstance(value, (dict, list, tuple)):
@@ -130,5 +130,5 @@ def same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
-def _name(path: Path) -> str:
+def _name(path: LeafPath) -> str:
     return ".".join(str(p) for p in path)

@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.models.diffusion.load import WORLDS
-from flowrl.models.lora import ATTENTION, LANGUAGE, LoRAOptions, adapted_layers, described
+from flowrl.models.lora import ATTENTION_TARGETS, LANGUAGE_TARGETS, LoRAOptions, describe_layers, target_layers
 
 UNTOLD = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 """What a configuration raises that cannot be built without its weights; loading will tell then."""
 
 
-def planned_adapter(path: str, family: str, options: LoRAOptions | None) -> str | None:
-    """`described` for the model in a local folder or embedded world; ``None`` for full fine-tuning, for a hub name, for
-    code of the model's own and where the configuration does not tell.
+def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str | None:
+    """`describe_layers` for the model in a local folder or embedded world; ``None`` for full fine-tuning, for a hub
+    name, for code of the model's own and where the configuration does not tell.
 
     Raises:
         UserError: for targets that match no layer.
     """
-    from flowrl.models.text.opening import world_bases
+    from flowrl.models.text.opening import embedded_models
 
-    if options is None or (path not in WORLDS and world_bases(path) is None and not Path(path).expanduser().is_dir()):
+    if options is None or (
+        path not in WORLDS and embedded_models(path) is None and not Path(path).expanduser().is_dir()
+    ):
         return None
     from accelerate import init_empty_weights
 
@@ -33,8 +35,8 @@ def planned_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
         return None
     if found is None:
         return None
-    network, defaults, spared = found
-    return described(adapted_layers(network, options, defaults, spared), options)
+    network, defaults, excluded = found
+    return describe_layers(target_layers(network, options, defaults, excluded), options)
 
 
 def _folder(path: str) -> Path:
@@ -49,8 +51,8 @@ def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
     """``(network, default targets, spared layers)`` of a pipeline."""
     import diffusers
 
-    from flowrl.models.diffusion.capture import NETWORKS
-    from flowrl.models.diffusion.exceptions import TARGETS
+    from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+    from flowrl.models.diffusion.recorder import NETWORKS
 
     if not (folder / "model_index.json").is_file():
         return None
@@ -60,20 +62,20 @@ def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
         return None
     kind = getattr(diffusers, index[name][1])
     network = kind.from_config(kind.load_config(folder / name))
-    return network, TARGETS.get(kind.__name__, ATTENTION), []
+    return network, LORA_TARGETS.get(kind.__name__, ATTENTION_TARGETS), []
 
 
 def _language_model(path: str, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from flowrl.models.text.load import spared
-    from flowrl.models.text.opening import world_bases
+    from flowrl.models.text.load import untargeted_layers
+    from flowrl.models.text.opening import embedded_models
 
-    bases = world_bases(path)
+    bases = embedded_models(path)
     folder = Path(bases[family] if bases else path).expanduser()
     if not (folder / "config.json").is_file():
         return None
     config = AutoConfig.from_pretrained(folder)  # code of the model's own is not run: it raises then
     kind = AutoModelForCausalLM if family == "causal" else AutoModelForMaskedLM
     network = kind.from_config(config)
-    return network, LANGUAGE, spared(network)
+    return network, LANGUAGE_TARGETS, untargeted_layers(network)

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion.capture import Call, Recorder, Step, Trace
 from flowrl.models.diffusion.coordinates import (
     Coordinates,
-    DiffusionCoordinates,
+    DDPMCoordinates,
     FlowCoordinates,
-    coordinates_of,
     measured_shift,
+    scheduler_coordinates,
 )
 from flowrl.models.diffusion.guidance import Guidance, probe_outputs, recover
-from flowrl.models.diffusion.layout import BatchAxis, Layout, Path, same, split
+from flowrl.models.diffusion.inputs import BatchAxis, InputLayout, LeafPath, same, split
+from flowrl.models.diffusion.recorder import DenoiserCall, RecordedRun, RecordedStep, Recorder
 
 PROBES = ("a red circle above a blue square", "two dogs")
 """Two prompts of different length; a third run with one repeated tells what grows with the batch."""
@@ -29,7 +29,7 @@ PROBES = ("a red circle above a blue square", "two dogs")
 class LatentSlot:
     """Where the latents go. ``shape`` is one row of the input; a wider ``axis`` holds other, constant channels too."""
 
-    path: Path
+    path: LeafPath
     kind: BatchAxis
     shape: tuple[int, ...]
     axis: int | None = None
@@ -58,7 +58,7 @@ class LatentSlot:
 class TimeSlot:
     """Where a time goes: ``scale * timestep + offset``, one value per row."""
 
-    path: Path
+    path: LeafPath
     scale: float
     offset: float
     dtype: torch.dtype
@@ -71,10 +71,10 @@ class TimeSlot:
 
 
 @dataclass(frozen=True)
-class CallRecipe:
+class CallSpec:
     """One denoiser call of a step."""
 
-    layout: Layout
+    layout: InputLayout
     latent: LatentSlot
     times: tuple[TimeSlot, ...]
 
@@ -83,16 +83,16 @@ class CallRecipe:
         return self.latent.kind.branches
 
     @property
-    def varying(self) -> set[Path]:
+    def varying(self) -> set[LeafPath]:
         """Leaves that are filled at every step."""
         return {self.latent.path, *(slot.path for slot in self.times)}
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DenoiserSpec:
     """All that replay needs to know about a pipeline."""
 
-    calls: tuple[CallRecipe, ...]
+    calls: tuple[CallSpec, ...]
     guidance: Guidance
     coordinates: Coordinates
     latent_shape: tuple[int, ...]
@@ -101,13 +101,13 @@ class Recipe:
     latent_dtype: torch.dtype
 
     @property
-    def branches(self) -> list[CallRecipe]:
+    def branches(self) -> list[CallSpec]:
         """The call each branch belongs to, in order."""
         return [call for call in self.calls for _ in range(call.branches)]
 
-    def to(self, device: torch.device) -> Recipe:
+    def to(self, device: torch.device) -> DenoiserSpec:
         """The recipe with its tables on ``device``."""
-        if not isinstance(self.coordinates, DiffusionCoordinates):
+        if not isinstance(self.coordinates, DDPMCoordinates):
             return self
         return replace(self, coordinates=replace(self.coordinates, times=self.coordinates.times.to(device)))
 
@@ -117,7 +117,7 @@ class Recipe:
         return _cut(output, self.latent_shape)
 
 
-def calibrate(recorder: Recorder) -> Recipe:
+def calibrate(recorder: Recorder) -> DenoiserSpec:
     """Watch three steps on two prompts with numbers of our own in place of the denoiser's output, and the first call on
     three prompts. Those numbers make the mixing formula unambiguous, whatever the network's weights.
 
@@ -133,21 +133,21 @@ def calibrate(recorder: Recorder) -> Recipe:
     calls = tuple(_call_recipe(trace, i, more.inputs, name) for i, more in enumerate(many))
     shape = tuple(first.sample.shape[1:])
     guidance = _guidance(recorder, trace, calls, shape, name)
-    coordinates = coordinates_of(recorder.pipeline.scheduler, _exploding(first, calls[0]))
+    coordinates = scheduler_coordinates(recorder.pipeline.scheduler, _reads_shrunk_sample(first, calls[0]))
     output = first.calls[0].prediction
     assert output is not None and trace.timesteps is not None
     if isinstance(coordinates, FlowCoordinates):
         coordinates = measured_shift(coordinates, trace.timesteps, trace.sigmas)
-    return Recipe(calls, guidance, coordinates, shape, tuple(output.shape[1:]), first.sample.dtype)
+    return DenoiserSpec(calls, guidance, coordinates, shape, tuple(output.shape[1:]), first.sample.dtype)
 
 
-def _call_recipe(trace: Trace, index: int, many: dict[str, Any], name: str) -> CallRecipe:
+def _call_recipe(trace: RecordedRun, index: int, many: dict[str, Any], name: str) -> CallSpec:
     inputs = [step.calls[index].inputs for step in trace.steps if len(step.calls) > index]
     if len(inputs) != len(trace.steps):
         raise UserError(
             f"{name} does not call its denoiser equally often in every step; switch that off with model.call"
         )
-    layout = Layout(inputs[0], many, len(PROBES), len(PROBES) + 1)
+    layout = InputLayout(inputs[0], many, len(PROBES), len(PROBES) + 1)
     latent = _latent_slot(layout, inputs[0], trace.steps[0].sample, name)
     times = []
     series = zip(*[layout.leaves(step) for step in inputs], strict=True)
@@ -158,10 +158,10 @@ def _call_recipe(trace: Trace, index: int, many: dict[str, Any], name: str) -> C
         times.append(_time_slot(path, layout.batched.get(path), values, [s.timestep for s in trace.steps], name))
     if not times:
         raise UserError(f"none of the denoiser inputs of {name} follows the scheduler's timestep")
-    return CallRecipe(layout, latent, tuple(times))
+    return CallSpec(layout, latent, tuple(times))
 
 
-def _latent_slot(layout: Layout, inputs: dict[str, Any], sample: Tensor, name: str) -> LatentSlot:
+def _latent_slot(layout: InputLayout, inputs: dict[str, Any], sample: Tensor, name: str) -> LatentSlot:
     """The batched input that holds the scheduler's sample up to a positive factor, alone or among other channels."""
     for path, value in layout.leaves(inputs):
         kind = layout.batched.get(path)
@@ -188,7 +188,7 @@ def _latent_slot(layout: Layout, inputs: dict[str, Any], sample: Tensor, name: s
 
 
 def _time_slot(
-    path: Path, kind: BatchAxis | None, values: Sequence[Any], timesteps: Sequence[float], name: str
+    path: LeafPath, kind: BatchAxis | None, values: Sequence[Any], timesteps: Sequence[float], name: str
 ) -> TimeSlot:
     label = ".".join(map(str, path))
     tensors = [torch.as_tensor(value) for value in values]
@@ -219,21 +219,19 @@ def _affine(timesteps: Sequence[float], seen: Sequence[float]) -> tuple[float, f
 
 
 def _guidance(
-    recorder: Recorder, trace: Trace, calls: Sequence[CallRecipe], shape: tuple[int, ...], name: str
+    recorder: Recorder, trace: RecordedRun, calls: Sequence[CallSpec], shape: tuple[int, ...], name: str
 ) -> Guidance:
     rescale = float(recorder.call.get("guidance_rescale", 0.0) or 0.0)
     seen = []
     for step in trace.steps:
-        branches = [
-            part for call, recipe in zip(step.calls, calls, strict=True) for part in _parts(call, recipe, shape)
-        ]
+        branches = [part for call, spec in zip(step.calls, calls, strict=True) for part in _parts(call, spec, shape)]
         seen.append((branches, step.model_output.reshape(branches[0].shape)))
     return recover(seen, rescale, name)
 
 
-def _parts(call: Call, recipe: CallRecipe, shape: tuple[int, ...]) -> list[Tensor]:
+def _parts(call: DenoiserCall, spec: CallSpec, shape: tuple[int, ...]) -> list[Tensor]:
     assert call.prediction is not None
-    return [_cut(part, shape) for part in call.prediction.chunk(recipe.branches)]
+    return [_cut(part, shape) for part in call.prediction.chunk(spec.branches)]
 
 
 def _cut(output: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -258,13 +256,13 @@ def _parallel(rows: Tensor, sample: Tensor) -> bool:
     return bool(scale > 0 and (left - scale * right).abs().max() <= tolerance * left.abs().max())
 
 
-def _exploding(step: Step, recipe: CallRecipe) -> bool:
+def _reads_shrunk_sample(step: RecordedStep, spec: CallSpec) -> bool:
     """Whether the denoiser reads the sample shrunk: the latents are ``clean + ratio * noise``."""
-    value = dict(recipe.layout.leaves(step.calls[0].inputs))[recipe.latent.path]
-    rows = split(
-        torch.stack(list(value)) if recipe.latent.kind.axis is None else value, recipe.latent.kind, recipe.branches
-    )[0]
-    if recipe.latent.axis is not None:
-        rows = rows.narrow(recipe.latent.axis + 1, recipe.latent.start, recipe.latent.latent[recipe.latent.axis])
+    value = dict(spec.layout.leaves(step.calls[0].inputs))[spec.latent.path]
+    rows = split(torch.stack(list(value)) if spec.latent.kind.axis is None else value, spec.latent.kind, spec.branches)[
+        0
+    ]
+    if spec.latent.axis is not None:
+        rows = rows.narrow(spec.latent.axis + 1, spec.latent.start, spec.latent.latent[spec.latent.axis])
     scale = (rows.double().flatten() @ step.sample.double().flatten()) / step.sample.double().square().sum()
     return bool(abs(scale - 1) > 1e-2)

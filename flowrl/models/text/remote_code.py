@@ -21,13 +21,13 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.utils import _contextlib
 
-GONE = ("is_torch_fx_available",)
+REMOVED_CHECKS = ("is_torch_fx_available",)
 """Questions of ``transformers.utils.import_utils`` that 5 no longer answers; the answer was yes."""
 
 
 @contextmanager
-def understood() -> Iterator[None]:
-    """Open it around ``from_pretrained`` of remote code and `mend`.
+def patched_transformers() -> Iterator[None]:
+    """Open it around ``from_pretrained`` of remote code and `patch_model`.
 
     The classes are mended between their import and their use: were they imported earlier, transformers would take them
     for the user's own and not copy their files when the model is saved.
@@ -37,13 +37,13 @@ def understood() -> Iterator[None]:
     from transformers.utils import import_utils
 
     original, kernels = dynamic_module_utils.get_class_in_module, torch.backends.cuda.mem_efficient_sdp_enabled()
-    missing = [name for name in GONE if not hasattr(import_utils, name)]
+    missing = [name for name in REMOVED_CHECKS if not hasattr(import_utils, name)]
 
     @functools.wraps(original)
     def get_class(*args: Any, **kwargs: Any) -> type:
         found = original(*args, **kwargs)
         if is_remote(found):
-            _mend_package(found)
+            _patch_package(found)
         return found
 
     for name in missing:
@@ -59,7 +59,7 @@ def understood() -> Iterator[None]:
             delattr(import_utils, name)
 
 
-def mend(model: nn.Module) -> None:
+def patch_model(model: nn.Module) -> None:
     """What can only be put right in a loaded model: its constants and its gradients."""
     if is_remote(type(model)):
         _restore_constants(model)
@@ -72,15 +72,15 @@ def is_remote(kind: type) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------- classes
-def _mend_package(kind: type) -> None:
+def _patch_package(kind: type) -> None:
     """Everything that was imported with a class of remote code."""
     package = kind.__module__.rsplit(".", 1)[0] + "."
     for name, module in list(sys.modules.items()):
         if name.startswith(package):
-            mend_module(module)
+            patch_module(module)
 
 
-def mend_module(module: types.ModuleType) -> None:
+def patch_module(module: types.ModuleType) -> None:
     """What a module of remote code defines and imported, in place."""
     from transformers import PreTrainedModel
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -90,7 +90,7 @@ def mend_module(module: types.ModuleType) -> None:
         module.ROPE_INIT_FUNCTIONS = {"default": plain_frequencies, **ROPE_INIT_FUNCTIONS}  # pyright: ignore
     for kind in list(vars(module).values()):
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.__module__ == module.__name__:
-            _mend_class(kind)
+            _patch_class(kind)
 
 
 def plain_frequencies(config: Any, device: Any = None, seq_len: int | None = None, **_: Any) -> tuple[Tensor, float]:
@@ -102,7 +102,7 @@ def plain_frequencies(config: Any, device: Any = None, seq_len: int | None = Non
     return base ** -(torch.arange(0, width, 2, device=device).float() / width), 1.0
 
 
-def _mend_class(kind: Any) -> None:
+def _patch_class(kind: Any) -> None:
     if "from_pretrained" in vars(kind):
         del kind.from_pretrained  # Dream's: only adds settings of its own generation, with an interface of before
     if not hasattr(kind, "all_tied_weights_keys"):

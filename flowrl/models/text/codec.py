@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.ends import end_tokens
+from flowrl.models.text.end_tokens import end_tokens
 from flowrl.types import Chat
 
 AT_ONCE = 1000
@@ -21,7 +21,7 @@ RESERVED = ("add_generation_prompt", "continue_final_message", "tokenize", "retu
 
 
 @dataclass(frozen=True)
-class Speech:
+class PromptFormat:
     """How prompts are put to a model: keys of ``model`` in a config."""
 
     chat: bool
@@ -38,11 +38,11 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TextCodec:
     """From texts to prompts of a language model and back, by its own tokenizer."""
 
     tokenizer: Any
-    speech: Speech
+    prompt_format: PromptFormat
     context: int | None
     """Positions of the model; ``None`` where its config names no limit."""
     max_prompt: int | None
@@ -93,7 +93,7 @@ class Tokens:
             rows += self._encoded(prompts[start : start + AT_ONCE])
         empty = next((prompt for prompt, row in zip(prompts, rows, strict=True) if not row), None)
         if empty is not None:
-            raise UserError(f"prompt {shown(empty)} has no tokens; a language model needs something to continue")
+            raise UserError(f"prompt {quoted(empty)} has no tokens; a language model needs something to continue")
         if self.embedded is not None and len(self.tokenizer) > self.embedded:
             for prompt, row in zip(prompts, rows, strict=True):
                 self._check_embedded(prompt, row)
@@ -103,51 +103,51 @@ class Tokens:
         token = max(row)
         if self.embedded is not None and token >= self.embedded:
             raise UserError(
-                f"prompt {shown(prompt)} holds the token {self.tokenizer.convert_ids_to_tokens(token)!r} ({token}), of"
+                f"prompt {quoted(prompt)} holds the token {self.tokenizer.convert_ids_to_tokens(token)!r} ({token}), of"
                 f" which the model has no embedding (it has {self.embedded}); take the tokenizer that it was trained"
                 " with, or leave the token out"
             )
 
     def _encoded(self, prompts: Sequence[str | Chat]) -> list[list[int]]:
-        texts = [self.written(prompt) for prompt in prompts]
+        texts = [self.prompt_text(prompt) for prompt in prompts]
         try:
-            found = self.tokenizer(texts, add_special_tokens=not self.speech.chat)["input_ids"]
+            found = self.tokenizer(texts, add_special_tokens=not self.prompt_format.chat)["input_ids"]
         except Exception as error:  # tokenizers has no narrower one for a text outside its vocabulary
             if len(prompts) > 1:
                 return [ids for prompt in prompts for ids in self._encoded([prompt])]
             raise UserError(
-                f"prompt {shown(prompts[0])} cannot be read by the model's tokenizer ({error}); it is of another task"
+                f"prompt {quoted(prompts[0])} cannot be read by the model's tokenizer ({error}); it is of another task"
                 " or language"
             ) from error
         return [list(ids) for ids in found]
 
-    def written(self, prompt: str | Chat) -> str:
+    def prompt_text(self, prompt: str | Chat) -> str:
         """The text that the tokenizer reads: the prompt in its chat template, and how the answer begins."""
-        speech = self.speech
-        if isinstance(prompt, Chat) and not speech.chat:
+        prompt_format = self.prompt_format
+        if isinstance(prompt, Chat) and not prompt_format.chat:
             raise UserError(
-                f"prompt {shown(prompt)} is a conversation, which needs a chat template; the tokenizer has none, or"
+                f"prompt {quoted(prompt)} is a conversation, which needs a chat template; the tokenizer has none, or"
                 " model.chat is false"
             )
-        if not speech.chat:
+        if not prompt_format.chat:
             assert isinstance(prompt, str)
-            return prompt + speech.prefill
+            return prompt + prompt_format.prefill
         messages = prompt.messages if isinstance(prompt, Chat) else [{"role": "user", "content": prompt}]
         continued = messages[-1]["role"] == "assistant"
-        if speech.system is not None:
+        if prompt_format.system is not None:
             if messages[0]["role"] in ("system", "developer"):
                 raise UserError(
-                    f"prompt {shown(prompt)} has a system message of its own, and model.system is set; remove"
+                    f"prompt {quoted(prompt)} has a system message of its own, and model.system is set; remove"
                     " one of them"
                 )
-            messages.insert(0, {"role": "system", "content": speech.system})
-        if continued and speech.prefill:
+            messages.insert(0, {"role": "system", "content": prompt_format.system})
+        if continued and prompt_format.prefill:
             raise UserError(
-                f"prompt {shown(prompt)} ends in words of the assistant, and model.prefill is set; remove one of them"
+                f"prompt {quoted(prompt)} ends in words of the assistant, and model.prefill is set; remove one of them"
             )
-        return self._templated(prompt, messages, continued) + speech.prefill
+        return self._apply_template(prompt, messages, continued) + prompt_format.prefill
 
-    def _templated(self, prompt: str | Chat, messages: list[dict[str, Any]], continued: bool) -> str:
+    def _apply_template(self, prompt: str | Chat, messages: list[dict[str, Any]], continued: bool) -> str:
         from jinja2 import TemplateError
 
         own = (prompt.tools or None, prompt.options) if isinstance(prompt, Chat) else (None, {})
@@ -158,11 +158,11 @@ class Tokens:
                 add_generation_prompt=not continued,
                 continue_final_message=continued,
                 tokenize=False,
-                **{**self.speech.options, **own[1]},
+                **{**self.prompt_format.options, **own[1]},
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"the tokenizer's chat template refuses the prompt {shown(prompt)}: {str(error).splitlines()[0]}; try"
+                f"the tokenizer's chat template refuses the prompt {quoted(prompt)}: {str(error).splitlines()[0]}; try"
                 " without model.system, or model.chat: false"
             ) from error
 
@@ -188,7 +188,7 @@ class Tokens:
         if self.context is not None and longest + completion > self.context:
             worst = condition.prompts[condition.index[int(condition.row_lengths.argmax())]][:longest]
             raise UserError(
-                f"prompt {shown(self.tokenizer.decode(worst.tolist()))} has {longest} tokens, which with a completion"
+                f"prompt {quoted(self.tokenizer.decode(worst.tolist()))} has {longest} tokens, which with a completion"
                 f" of {completion} is more than the model's context of {self.context}; shorten one of them"
             )
 
@@ -203,23 +203,23 @@ class Tokens:
     def _check_length(self, prompt: str | Chat, count: int) -> None:
         if self.max_prompt is not None and count > self.max_prompt:
             raise UserError(
-                f"prompt {shown(prompt)} has {count} tokens, more than model.max_prompt={self.max_prompt}; shorten it"
+                f"prompt {quoted(prompt)} has {count} tokens, more than model.max_prompt={self.max_prompt}; shorten it"
                 " or raise the limit"
             )
         if self.context is not None and count >= self.context:
             raise UserError(
-                f"prompt {shown(prompt)} has {count} tokens and the model's context is {self.context}, which leaves no"
+                f"prompt {quoted(prompt)} has {count} tokens and the model's context is {self.context}, which leaves no"
                 " room for a completion; shorten it"
             )
 
 
-def shown(prompt: str | Chat) -> str:
+def quoted(prompt: str | Chat) -> str:
     """The beginning of a prompt, in quotes."""
     text = prompt if isinstance(prompt, str) else str(prompt.messages[-1].get("content") or prompt.messages[-1])
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def open_tokens(
+def make_codec(
     tokenizer: Any,
     config: Any,
     *,
@@ -232,7 +232,7 @@ def open_tokens(
     keep_special_tokens: bool = False,
     mask: int | None = None,
     embedded: int | None = None,
-) -> Tokens:
+) -> TextCodec:
     """A tokenizer with the options of a config, checked. ``generation`` is the model's generation config, ``embedded``
     the number of its embeddings.
 
@@ -262,9 +262,9 @@ def open_tokens(
     if max_prompt is not None and context is not None and max_prompt >= context:
         raise UserError(f"model.max_prompt={max_prompt} leaves no room in the model's context of {context}; lower it")
     hidden = () if mask is None else (mask,)
-    speech = Speech(use, system, options, prefill or "")
+    prompt_format = PromptFormat(use, system, options, prefill or "")
     pad = pads[0] if pads else ends[-1]
-    return Tokens(tokenizer, speech, context, max_prompt, ends, pad, hidden, keep_special_tokens, embedded)
+    return TextCodec(tokenizer, prompt_format, context, max_prompt, ends, pad, hidden, keep_special_tokens, embedded)
 
 
 def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:

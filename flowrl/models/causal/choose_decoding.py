@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.models.causal.caches import CHOICES, Choice
-from flowrl.models.causal.policy import CausalPolicy, Way
+from flowrl.models.causal.caches import SELECT_METHODS, SelectMethod
+from flowrl.models.causal.policy import CausalPolicy, Decoding
 from flowrl.models.deviation import deviation
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.parity import FAILURES, TOLERANCE, own_logits, probe_of
+from flowrl.models.text.parity import FAILURES, TOLERANCE, make_probe, single_row_logits
 
 
 @torch.no_grad()
-def settle_decoding(policy: CausalPolicy) -> None:
+def choose_decoding(policy: CausalPolicy) -> None:
     """Find the quickest way of decoding whose logits are those of whole sequences, with rows that share a prompt,
     leave and change places. Raises `UserError` where there is none."""
-    condition, tokens, targets = probe_of(policy)
-    reference = own_logits(policy, (condition, tokens, targets)).view(*tokens.shape, -1)
-    cached: tuple[Way, ...] = ("padded", "by length")
-    ways = [(way, choice) for way in cached for choice in CHOICES]
-    last: tuple[Way, Choice] = ("recomputed", CHOICES[0])
-    for policy.decoding, policy.choice in [*ways, last]:
+    condition, tokens, targets = make_probe(policy)
+    reference = single_row_logits(policy, (condition, tokens, targets)).view(*tokens.shape, -1)
+    cached: tuple[Decoding, ...] = ("padded", "by length")
+    ways = [(way, select_method) for way in cached for select_method in SELECT_METHODS]
+    last: tuple[Decoding, SelectMethod] = ("recomputed", SELECT_METHODS[0])
+    for policy.decoding, policy.select_method in [*ways, last]:
         try:
             worst = _decoding_deviation(policy, condition, tokens, reference)
         except FAILURES:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from flowrl.errors import UserError
-from flowrl.models.text.tokens import Tokens, shown
+from flowrl.models.text.codec import TextCodec, quoted
 from flowrl.types import Chat, Prompt
 
 Overlong = Literal["error", "drop", "truncate"]
@@ -15,7 +15,7 @@ TRIES = 8
 """Times that a text is cut again: its tokens may be others once its beginning is gone."""
 
 
-def fit(text: Tokens, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
+def fit(text: TextCodec, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
     """The prompts that fit before a completion of that many tokens; all are tokenised, each unique one once.
 
     ``error``: the first that does not fit is named; ``drop``: those are left out; ``truncate``: the beginning of their
@@ -37,7 +37,7 @@ def fit(text: Tokens, prompts: Sequence[Prompt], completion: int, overlong: Over
     beyond = f"more than model.max_prompt={limit}"
     if limit != text.max_prompt:
         beyond = f"which with a completion of {completion} is more than the model's context of {text.context}"
-    some = f"entry {worst.id + 1}, {shown(worst.model_input)}, has {lengths[worst.model_input]} tokens, {beyond}"
+    some = f"entry {worst.id + 1}, {quoted(worst.model_input)}, has {lengths[worst.model_input]} tokens, {beyond}"
     if overlong == "error":
         others = f" ({len(long)} of {len(prompts)} prompts do not fit)" if len(prompts) > 1 else ""
         raise UserError(f"prompt {some}{others}; shorten one of them, or set data.overlong: drop or truncate")
@@ -47,7 +47,7 @@ def fit(text: Tokens, prompts: Sequence[Prompt], completion: int, overlong: Over
     return left
 
 
-def _shortened(text: Tokens, prompt: Prompt, limit: int) -> Prompt:
+def _shortened(text: TextCodec, prompt: Prompt, limit: int) -> Prompt:
     """The prompt with the beginning of its longest message cut off."""
     whole = longest = _longest(prompt)
     for _ in range(TRIES):
@@ -59,7 +59,7 @@ def _shortened(text: Tokens, prompt: Prompt, limit: int) -> Prompt:
             break
         prompt, longest = _replaced(prompt, longest, shorter), shorter
     raise UserError(
-        f"prompt {shown(whole)} cannot be cut to {limit} tokens: what stands around it alone is longer; raise"
+        f"prompt {quoted(whole)} cannot be cut to {limit} tokens: what stands around it alone is longer; raise"
         " model.max_prompt, or lower the sampler's length"
     )
 
@@ -71,7 +71,7 @@ def _longest(prompt: Prompt) -> str:
     return max((m.get("content") or "" for m in messages), key=len)
 
 
-def _without(text: Tokens, words: str, count: int) -> str:
+def _without(text: TextCodec, words: str, count: int) -> str:
     """``words`` without their first ``count`` tokens."""
     if text.tokenizer.is_fast:
         spans = text.tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
