@@ -39,7 +39,8 @@ class Measure:
         for rows, decisions in iterate_blocks(len(index), table.mask.shape[1], table.rows.unit, self.micro_batch):
             block = index[rows]
             condition = self.condition.take(block)
-            yield block, decisions, self.estimator(self.policy, table.rows.block(block, decisions), condition, references)
+            cut = table.rows.block(block, decisions)
+            yield block, decisions, self.estimator(self.policy, cut, condition, references)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of ``index`` rows as [N, D] matrices, without gradient; other rows are 0."""

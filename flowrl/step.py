@@ -1,7 +1,7 @@
 """One optimisation pass: scored samples in, updated weights and diagnostics out. Knows parts and protocols, no
 method by name.
 
-The loss of an optimiser batch is ``sum weight * (gates * objective + regularizers)`` with weights fixed before the
+The loss of an optimiser batch is ``sum weight * (loss masks * objective + regularizers)`` with weights fixed before the
 first forward, so its gradient is the same for every micro-batch size and number of ranks.
 """
 
@@ -241,12 +241,12 @@ def _active(algorithm: Algorithm, table: Table, weight: Tensor, terms: Terms) ->
 
 
 def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, metrics: StepMetrics, terms: Terms) -> Tensor:
-    """``sum weight * (gates * objective + regularizers)`` of a block; also notes the diagnostics."""
+    """``sum weight * (loss masks * objective + regularizers)`` of a block; also notes the diagnostics."""
     total = torch.zeros((), dtype=torch.float64, device=live.logp.device)
     if terms != "regularizers":
         objective = algorithm.objective(live, batch)
         _check_gradient("objective", objective)
-        total = (batch.weight * _gated(algorithm, live, batch, objective)).sum()
+        total = (batch.weight * _masked(algorithm, live, batch, objective)).sum()
     for term in algorithm.regularizers:
         if term.weight > 0 and terms != "objective":
             penalty = term(live, batch)
@@ -256,10 +256,10 @@ def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, metrics: StepMet
     return total
 
 
-def _gated(algorithm: Algorithm, live: Likelihood, batch: Batch, objective: Tensor) -> Tensor:
-    for gate in algorithm.gates:
+def _masked(algorithm: Algorithm, live: Likelihood, batch: Batch, objective: Tensor) -> Tensor:
+    for part in algorithm.loss_masks:
         with torch.no_grad():
-            factor = gate(live, batch)
+            factor = part(live, batch)
         objective = objective * factor
     return objective
 

@@ -12,7 +12,8 @@ from flowrl.errors import UserError
 from flowrl.heldout import evaluate_and_save
 from flowrl.math.random import derive
 from flowrl.monitor import new_alarms, should_stop, watch_training
-from flowrl.parts.diagnostics import describe_scores
+from flowrl.parts.coefficients import update_coefficients
+from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
@@ -42,7 +43,7 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Scor
 
 
 def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
-    config, algorithm = session.config, session.algorithm
+    config, algorithm = session.config, session.present_algorithm
     before = session.policy.network_calls
     made = sample_and_score(session, timer)
     with timer("advantage"):
@@ -64,7 +65,6 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             made.rollout,
             made.scores,
             advantage,
-            made.seeds,
             settings,
             session.scaler,
         )
@@ -72,7 +72,9 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     with timer("monitor"):
         watched = watch_training(session, made.rollout, made.samples, metrics)
     told = getattr(session.policy, "metrics", dict)()  # of mixtures of experts
-    return metrics | describe_scores(made.drawn, advantage) | made.metrics | told | watched, made, advantage
+    metrics |= describe_scores(made.drawn, advantage) | made.metrics | told | watched
+    metrics |= update_coefficients(session.algorithm, session.memory, metrics, session.progress.iteration)
+    return metrics, made, per_sample(advantage)
 
 
 def _advance(session: Session, steps: int, samples: int, forwards: int) -> None:
@@ -175,7 +177,9 @@ def _loop(
             metrics |= latest
         if config.log.images and (last or progress.iteration % config.log.every_images == 0):
             count = config.log.images
-            run.save_samples(progress.iteration, made.samples, made.scores, advantage, seeds=made.seeds, count=count)
+            run.save_samples(
+                progress.iteration, made.samples, made.scores, advantage, seeds=made.rollout.seeds, count=count
+            )
         _publish(session, run, trackers, shown, metrics | timer.collect(), clock)
         notes = first.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics)
         for sentence in notes:

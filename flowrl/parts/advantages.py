@@ -16,6 +16,7 @@ from torch import Tensor
 from flowrl.math.groups import flat_groups, group_count, group_mean, group_std, group_sum
 from flowrl.types import Memory, Scores, first_of_group
 
+
 @dataclass(frozen=True)
 class GroupCentred:
     """``(r - mean of the group) / (std + eps)``, clamped. GRPO (arXiv:2402.03300); Flow-GRPO (arXiv:2505.05470).

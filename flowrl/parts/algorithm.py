@@ -16,7 +16,7 @@ from flowrl.types import (
     Coefficient,
     Combination,
     Estimator,
-    Gate,
+    LossMask,
     LossWeight,
     Objective,
     Regularizer,
@@ -40,7 +40,7 @@ class Algorithm:
     """How advantages are spread over decisions; by default each decision gets all of its sample's or event's."""
     selection: Selection = AllSamples()
     loss_weight: LossWeight = Uniform()
-    gates: tuple[Gate, ...] = ()
+    loss_masks: tuple[LossMask, ...] = ()
     """Which decisions count by what the live policy says; all of them by default."""
     regularizers: tuple[Regularizer, ...] = ()
     aggregation: Aggregation = SampleMean()
@@ -67,7 +67,7 @@ class Algorithm:
     @property
     def coupled(self) -> bool:
         """Whether the loss of a decision depends on other decisions."""
-        return self.objective.coupled or any(gate.coupled for gate in self.gates)
+        return self.objective.coupled or any(part.coupled for part in self.loss_masks)
 
     @property
     def penalised(self) -> bool:

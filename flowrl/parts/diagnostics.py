@@ -140,6 +140,11 @@ def describe_completions(rollout: Rollout) -> dict[str, float]:
     }
 
 
+def per_sample(advantage: Tensor) -> Tensor:
+    """[N] one number for a person to read: the mean over the events and channels of a sample, where it has any."""
+    return advantage if advantage.dim() == 1 else advantage.flatten(1).mean(dim=1)
+
+
 def describe_scores(scores: Scores, advantage: Tensor) -> dict[str, float]:
     """Reward and advantage statistics of an iteration. NaN rewards are left out of their own statistics."""
     out: dict[str, float] = {}

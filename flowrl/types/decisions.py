@@ -157,10 +157,8 @@ class Table:
     def batch(self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood) -> Batch:
         """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
         device = live.logp.device
-        if self.old is None:
-            old = replace(live, logp=live.logp.detach())
-        else:
-            old = self.old.block(index, decisions, device)
+        same = replace(live, logp=live.logp.detach())
+        old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = self.advantage[index][:, decisions].to(device)
         return Batch(advantage, old, weight.to(device), self.group[index], self.rows.block(index, decisions))
 

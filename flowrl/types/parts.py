@@ -144,7 +144,7 @@ class Objective(Protocol):
         ...
 
 
-class Gate(Protocol):
+class LossMask(Protocol):
     """Which decisions count by what the live policy says, such as those of high entropy; evaluated without gradient."""
 
     coupled: ClassVar[bool]

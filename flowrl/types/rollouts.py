@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self
 
 import torch
@@ -187,8 +187,8 @@ class Scores:
     group: Tensor  # [N]
     prompt_ids: Tensor  # [N]
     valid: Tensor  # [N] bool: False for rows the declared NaN policy dropped
-    source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
-    feedback: Tensor | None = None  # [N] or [N, E], see `Rollout.feedback`
+    source: Tensor | None = field(default=None, kw_only=True)  # [N], see `Rollout.source`; None: the policy made all
+    feedback: Tensor | None = field(default=None, kw_only=True)  # [N] or [N, E], see `Rollout.feedback`
 
     @property
     def own(self) -> Tensor:
