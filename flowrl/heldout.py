@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.random import seeds
-from flowrl.monitor import watch_heldout
+from flowrl.monitor import check_heldout
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime.timing import PhaseTimer
@@ -59,4 +59,4 @@ def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) ->
         count=session.config.log.images,
         folder=run.heldout_path,
     )
-    return metrics | watch_heldout(session, samples, scores)
+    return metrics | check_heldout(session, samples, scores)

@@ -83,7 +83,7 @@ class Place:
         found = getattr(module, self.name, None)  # which asks a module's own __getattr__ as well
         if not callable(found):
             known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            what = f"no function {self.name!r}{did_you_mean(self.name, known)}"
+            what = f"no function or class {self.name!r}{did_you_mean(self.name, known)}"
             raise UserError(f"{self.kind} {str(self)!r}: {self.where} has {what}")
         return found
 
@@ -103,14 +103,12 @@ class Place:
         try:
             with catch_exit():
                 spec.loader.exec_module(module)
-        except ImportError as error:
-            del sys.modules[name]
-            raise UserError(
-                f"{self.kind} file {path} cannot be imported: {describe_exception(error)}; install what it needs"
-            ) from error
         except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
             del sys.modules[name]
-            raise UserError(f"{self.kind} file {path} cannot be imported: {describe_exception(error)}") from error
+            remedy = "; install what it needs" if isinstance(error, ModuleNotFoundError) else ""
+            raise UserError(
+                f"{self.kind} file {path} cannot be imported: {describe_exception(error)}{remedy}"
+            ) from error
         return module
 
     def _module(self) -> ModuleType:

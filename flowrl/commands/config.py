@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from flowrl.commands.algorithms import flat, part_text
-from flowrl.composition import build, describe, find_preset, summary
+from flowrl.composition import build, describe, find_preset, part_name, summary
 from flowrl.config.explain import Line
 from flowrl.parts.algorithm import Algorithm
 
@@ -66,7 +66,9 @@ def _lines(key: str, value: Any, given: Any, meaning: str) -> Iterator[Line]:
         yield Line(key, part_text(list(value) if isinstance(value, tuple) else value), origin, meaning)
         return
     kind = type(value)
-    yield Line(key, kind.__name__, origin, _first(inspect.getdoc(kind) or ""))
+    text = inspect.getdoc(kind) or ""
+    meaning = "" if text.startswith(f"{kind.__name__}(") else _first(text)  # what dataclass writes where nobody did
+    yield Line(key, part_name(kind), origin, meaning)
     fields, named = notes(kind), given if isinstance(given, Mapping) else {}
     for field in dataclasses.fields(value):
         meaning = fields.get(field.name) or GENERAL.get(field.name, "")

@@ -15,7 +15,7 @@ import torch
 
 from flowrl.config import Config
 from flowrl.errors import UserError, install_command
-from flowrl.evaluation.decoding import make
+from flowrl.evaluation.generation import generate
 from flowrl.math.random import seeds
 from flowrl.models import check_parity
 from flowrl.records import machine
@@ -129,11 +129,11 @@ def _trial(plan: CheckedRun, policy: Any) -> Iterator[Finding]:
     sampler = plan.algorithm.sampler.heldout(None, None, None)
     draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0, prompts)
     start = time.perf_counter()
-    made = make(policy, sampler, "live", draw)
+    made = generate(policy, sampler, "live", draw)
     pace = (time.perf_counter() - start) / len(prompts)
     yield Finding("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
     if made.samples.completions is not None:
-        yield _said(made.samples.completions, made.tokens)
+        yield _completions(made.samples.completions, made.tokens)
     rewards = load_rewards(plan.config.rewards, plan.config.on_nan)
     scores = rewards(made.samples, draw.group)
     for name, column in zip(scores.names, scores.rewards.T, strict=True):
@@ -142,7 +142,7 @@ def _trial(plan: CheckedRun, policy: Any) -> Iterator[Finding]:
     rewards.close()
 
 
-def _said(texts: Sequence[str], tokens: Sequence[int]) -> Finding:
+def _completions(texts: Sequence[str], tokens: Sequence[int]) -> Finding:
     """What a language model says, since a wrong template or a missing end token shows at once."""
     empty = sum(not text.strip() for text in texts)
     shown = repr(texts[0] if len(texts[0]) <= SHOWN else texts[0][:SHOWN] + "...")

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from flowrl.data import load_prompts
 from flowrl.errors import UserError, counted
-from flowrl.evaluation.decoding import Decoding, Made, check_varied, facts, make
-from flowrl.evaluation.resolve import Wish, resolve
+from flowrl.evaluation.decoding import Decoding, check_varied, sampler_facts
+from flowrl.evaluation.generation import Generated, generate
+from flowrl.evaluation.targets import Request, find_target
 from flowrl.math.random import derive
 from flowrl.records.sample_files import write_image, write_text
 from flowrl.runtime.display import Display
@@ -74,13 +75,13 @@ def sample(
     A sample follows from its seed, prompt number and sample number alone. Raises `UserError` for an unknown source.
     """
     display = display or Display(console=Console(quiet=True))
-    target, samplers = resolve(source, _wish(options))
-    if not target.arms:
+    target, samplers = find_target(source, _request(options))
+    if not target.variants:
         raise UserError(f"{source} holds images; name a model or a run to make more")
     check_varied(samplers.values(), options.count, "--count")
-    arm, sampler = target.arms[-1], samplers[""]
+    variant, sampler = target.variants[-1], samplers[""]
     display.stage(f"loading {source}")
-    policy, weights = arm.open(), options.weights or arm.weights
+    policy, weights = variant.open(), options.weights or variant.weights
     out.mkdir(parents=True, exist_ok=True)
     jobs = _jobs(prompts, options)
     written = Written([], [])
@@ -89,9 +90,9 @@ def sample(
             part = jobs[start : start + BATCH]
             numbers = torch.tensor([job.prompt.id for job in part])
             keys, asked = torch.tensor([job.seed for job in part]), [job.prompt for job in part]
-            made = make(policy, sampler, weights, Draw.of(keys, numbers, 0, options.seed, asked))
+            made = generate(policy, sampler, weights, Draw.of(keys, numbers, 0, options.seed, asked))
             written.completions.extend(_lines(part, made))
-            settings = {**arm.identity, "weights": weights, "sampler": facts(sampler)}
+            settings = {**variant.identity, "weights": weights, "sampler": sampler_facts(sampler)}
             written.files.extend(_write_images(part, made, out, options.seed, settings))
             advance(len(part))
     if written.completions:
@@ -110,8 +111,8 @@ def prompts_of(words: Sequence[str]) -> list[str]:
     return texts
 
 
-def _wish(options: SampleOptions) -> Wish:
-    return Wish(
+def _request(options: SampleOptions) -> Request:
+    return Request(
         options.checkpoint,
         {"": options.decoding},
         base=False,
@@ -130,7 +131,7 @@ def _jobs(prompts: Sequence[str], options: SampleOptions) -> list[_Job]:
     ]
 
 
-def _lines(jobs: Sequence[_Job], made: Made) -> Iterator[dict[str, Any]]:
+def _lines(jobs: Sequence[_Job], made: Generated) -> Iterator[dict[str, Any]]:
     """The lines of completions; none for images."""
     texts = made.samples.completions
     for job, text, tokens in zip(jobs, texts, made.tokens, strict=True) if texts is not None else ():
@@ -138,7 +139,7 @@ def _lines(jobs: Sequence[_Job], made: Made) -> Iterator[dict[str, Any]]:
 
 
 def _write_images(
-    jobs: Sequence[_Job], made: Made, out: Path, seed: int, settings: Mapping[str, Any]
+    jobs: Sequence[_Job], made: Generated, out: Path, seed: int, settings: Mapping[str, Any]
 ) -> Iterator[Path]:
     """The files of images, written; none for completions."""
     images = made.samples.images

@@ -23,6 +23,20 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.estimators.tokens": "causal",
 }
 """The models that samplers and estimators are for, by the module they come from."""
+WORDS = (
+    "policy",
+    "condition",
+    "draw",
+    "rollout",
+    "trace",
+    "scores",
+    "memory",
+    "advantage",
+    "likelihood",
+    "batch",
+    "mask",
+)
+"""Names of arguments that mean the same in every slot."""
 
 
 @cache
@@ -31,8 +45,8 @@ def members(protocol: type) -> dict[str, object]:
     found: dict[str, object] = {}
     for kind in reversed(protocol.__mro__):
         if kind not in (object, Protocol) and getattr(kind, "_is_protocol", False):
+            found |= inspect.get_annotations(kind, eval_str=True)
             found |= {name: value for name, value in vars(kind).items() if name == "__call__" or name[0] != "_"}
-            found |= {name: hint for name, hint in inspect.get_annotations(kind, eval_str=True).items()}
     return found
 
 
@@ -103,7 +117,7 @@ def _check_member(kind: type, member: str, asked: object, protocol: type, who: s
     if not callable(found) or inspect.iscoroutinefunction(found):
         kinds = "is async" if callable(found) else "is no method"
         raise UserError(f"{who}.{member} {kinds}; {_remedy(member, asked)}")
-    if not _accepts(found, asked):
+    if not _accepts(found, asked) or _mistaken(found, asked):
         raise UserError(
             f"{who}.{member} takes {inspect.signature(found)}, and is called as {member}{_call_of(asked)}{means}"
         )
@@ -121,6 +135,12 @@ def _accepts(found: Callable[..., object], asked: Callable[..., object]) -> bool
     except TypeError:
         return False
     return True
+
+
+def _mistaken(found: Callable[..., object], asked: Callable[..., object]) -> bool:
+    """Whether an argument has the name that another one has in some slot, as in a part that stands in a wrong slot."""
+    names = zip(inspect.signature(found).parameters, inspect.signature(asked).parameters, strict=False)
+    return any(mine != asked_name and mine in WORDS for mine, asked_name in names)
 
 
 def _call_of(asked: object) -> str:

@@ -46,7 +46,8 @@ def paper(name: str) -> str:
 
 
 def summary(name: str) -> str:
-    """First paragraph of the docstring of a preset's module, or else of its own, on one line."""
+    """First paragraph of the docstring of a preset's module, on one line; of a user's own preset, of its function."""
     preset = find_preset(name)
-    text = sys.modules[preset.__module__].__doc__ or preset.__doc__ or ""
+    module = sys.modules[preset.__module__].__doc__
+    text = (preset.__doc__ if Place.of(name, KIND) else module) or ""
     return " ".join(text.strip().split("\n\n")[0].split())

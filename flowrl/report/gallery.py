@@ -125,7 +125,7 @@ def extremes(record: Record) -> Extremes | None:
 
 
 def pairs(record: Record) -> list[Pair]:
-    """First sample of evenly spaced prompts of every tag of the first suite that has both arms."""
+    """First sample of evenly spaced prompts of every tag of the first suite that has base and tuned."""
     folder = record.path / "eval"
     for suite in (record.evaluation or {}).get("suites", {}):
         base = _verdicts(folder / "base", suite)
@@ -185,7 +185,7 @@ def _scores(row: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _verdicts(folder: Path, suite: str) -> dict[str, Mapping[str, Any]]:
-    """File name (equal in both arms) to its line of results.jsonl."""
+    """File name (equal for base and tuned) to its line of results.jsonl."""
     return {str(row.get("filename")): row for row in read_lines(folder / suite / "results.jsonl")}
 
 
@@ -203,9 +203,9 @@ def _spread_over_tags(names: Sequence[str], rows: Mapping[str, Mapping[str, Any]
 def _pair(folder: Path, name: str, base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Pair | None:
     before, after = (
         _picture(
-            folder / arm, name, row, str(row.get("reason") or "").replace("\n", "; "), _details(row), _correct(row)
+            folder / variant, name, row, str(row.get("reason") or "").replace("\n", "; "), _details(row), _correct(row)
         )
-        for arm, row in (("base", base), ("tuned", tuned))
+        for variant, row in (("base", base), ("tuned", tuned))
     )
     if before is None or after is None:
         return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowrl.composition import build, describe, paper, summary
 from flowrl.errors import UserError, describe_exception
-from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
+from flowrl.evaluation.table import VARIANTS, decimals, format_estimate, nested, notes, rows
 from flowrl.records.sample_files import write_text
 from flowrl.report import alarms, curves, gallery
 from flowrl.report.charts import number
@@ -145,32 +145,32 @@ def evaluation_tiles(evaluation: Mapping[str, Any]) -> list[Tile]:
     out = []
     for suite in evaluation.get("suites", {}).values():
         path = (suite["primary"], "overall")
-        arms = [(arm, suite["arms"][arm]) for arm in ARMS if arm in suite["arms"]]
-        values = [(arm, dig(found["measures"], path)) for arm, found in arms]
+        arms = suite["arms"]
+        values = [(name, nested(arms[name]["measures"], path)) for name in VARIANTS if name in arms]
         text = " → ".join(f"{value['value']:.3f}" for _, value in values if value and value["value"] is not None)
-        gain = format_estimate(dig(suite["difference"], path), signed=True)
+        gain = format_estimate(nested(suite["difference"], path), signed=True)
         partial = " (partial)" if suite["partial"] else ""
-        note = " → ".join(arm for arm, _ in values) + (f", difference {gain}" if gain != "-" else "")
+        note = " → ".join(name for name, _ in values) + (f", difference {gain}" if gain != "-" else "")
         out.append(Tile(suite["title"] + partial, text or "–", note, wide=True))
     return out
 
 
 def table(suite: Mapping[str, Any]) -> dict[str, Any]:
     """A suite's table: header, lines of cells, notes and failure reasons."""
-    arms = [arm for arm in ARMS if arm in suite["arms"]]
+    arms = {name: suite["arms"][name] for name in VARIANTS if name in suite["arms"]}
     compared = bool(suite["difference"])
     lines = []
     for label, prompts, path, last in rows(suite):
         places = decimals(path)
-        cells = [format_estimate(dig(suite["arms"][arm]["measures"], path), places=places) for arm in arms]
-        change = _change(dig(suite["difference"], path) if compared else None, places)
+        cells = [format_estimate(nested(each["measures"], path), places=places) for each in arms.values()]
+        change = _change(nested(suite["difference"], path) if compared else None, places)
         lines.append({"label": label, "prompts": prompts, "cells": cells, "last": last, "change": change})
-    reasons = dict.fromkeys(reason for arm in arms for reason in suite["arms"][arm]["reasons"])
-    counted = [(reason, [suite["arms"][arm]["reasons"].get(reason, 0) for arm in arms]) for reason in reasons]
+    reasons = dict.fromkeys(reason for each in arms.values() for reason in each["reasons"])
+    counted = [(reason, [each["reasons"].get(reason, 0) for each in arms.values()]) for reason in reasons]
     counted.sort(key=lambda item: -max(item[1]))
     return {
         "title": suite["title"] + (" (partial)" if suite["partial"] else ""),
-        "arms": arms,
+        "variants": list(arms),
         "compared": compared,
         "lines": lines,
         "notes": notes(suite),

@@ -55,7 +55,12 @@ def find_reward(use: str) -> Callable[..., Any]:
     ``ray:`` and one of these. Raises `UserError`."""
     if is_remote(use):
         return find_remote(use)
-    return (Place.of(use, KIND) or _shipped(use)).find()
+    return place_of(use).find()
+
+
+def place_of(use: str) -> Place:
+    """Where a reward of this machine is defined. Raises `UserError` where there is none of that name."""
+    return Place.of(use, KIND) or _shipped(use)
 
 
 def with_absolute_path(use: str) -> str:

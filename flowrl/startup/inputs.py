@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib.util
 import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flowrl.worlds
+from flowrl.composition import own_code
 from flowrl.config import Config
 from flowrl.data import PromptSet, worlds
 from flowrl.records.machine import versions
+from flowrl.score.registry import place_of
 
 WHOLE = 1 << 20
 """Files up to so many bytes are hashed whole."""
@@ -27,8 +29,9 @@ MANIFEST_KEY = "inputs"
 def fingerprint_inputs(config: Config, train: PromptSet, test: PromptSet | None) -> dict[str, str]:
     """Fingerprint by the key of the config that names the input; what is not on this machine is left out.
 
-    Prompts: all texts and columns in order. Rewards: the syntax trees (so: not comments or layout) of the file and of
-    the files beside it that it imports, and files or folders named by options. Base model and adapter: every file's
+    Prompts: all texts and columns in order. Rewards and the user's own parts of the algorithm: the syntax trees (so:
+    not comments or layout) of the file and of the files beside it that it imports; files and folders that options of
+    rewards name. Base model and adapter: every file's
     name and size, small files whole, of large ones the header and a sample of 1 MiB; for models of the hub, the commit.
     """
     found = {"data.train": _prompts(train), "data.test": _prompts(test) if test else None}
@@ -41,6 +44,8 @@ def fingerprint_inputs(config: Config, train: PromptSet, test: PromptSet | None)
         for key, value in reward.options.items():
             if isinstance(value, str) and _exists(value):
                 found[f"{label}.{key}"] = fingerprint_files(Path(value).expanduser())
+    for key, place in own_code(config.algorithm).items():
+        found[key] = _code(place.path) if place.path else None
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -66,8 +71,8 @@ def fingerprint_files(path: Path) -> str:
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
-        if any(part.startswith(".") for part in file.relative_to(path).parts):
-            continue  # caches and version control
+        if any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(path).parts):
+            continue  # caches and version control; Python compiles modules when it pleases
         digest.update(f"{file.relative_to(path)}\0{_file(file)}\0".encode())
     return digest.hexdigest()
 
@@ -75,7 +80,7 @@ def fingerprint_files(path: Path) -> str:
 def _word(key: str) -> str:
     if key.startswith("data."):
         return "the prompts or their columns are others"
-    if key.startswith("rewards."):
+    if key.startswith(("rewards.", "algorithm")):
         return "the code, or a file it is given, was changed"
     return "the files are others"
 
@@ -105,7 +110,7 @@ def _exists(text: str) -> bool:
 def _model(name: str) -> str | None:
     """Of a world, a folder, a file, or a model of the hub that was downloaded."""
     if name in worlds():
-        return fingerprint_files(Path(_origin(f"flowrl.worlds.{name}") or "").parent)
+        return fingerprint_files(Path(flowrl.worlds.__path__[0], name))
     path = Path(name).expanduser()
     if path.exists():
         return fingerprint_files(path)
@@ -125,22 +130,8 @@ def _reward(use: str) -> str | None:
     """Of a reward's own code; None for one that is scored elsewhere."""
     if use.startswith(("http://", "https://", "ray:")):
         return None
-    place, colon, _ = use.rpartition(":")
-    if colon and place.endswith(".py"):
-        return _code(Path(place).expanduser())
-    from flowrl.score import list_rewards
-
-    module = place if colon else next((entry.module for entry in list_rewards() if entry.name == use), None)
-    origin = _origin(module) if module else None
-    return _code(Path(origin)) if origin else None
-
-
-def _origin(module: str) -> str | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return spec.origin if spec is not None and spec.origin not in ("built-in", "frozen") else None
+    path = place_of(use).path
+    return _code(path) if path else None
 
 
 def _code(path: Path) -> str | None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flowrl.composition import build
+from flowrl.composition import build, describe, own_code
 from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
@@ -47,14 +47,28 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in loaded.tensors.items() if k.startswith(WEIGHTS)})
-    policy.origin = origin(config) | {"checkpoint": loaded.path.name}
+    known = origin(config)
+    policy.origin = known and known | {"checkpoint": loaded.path.name}
     return policy
 
 
-def origin(config: Config) -> dict[str, Any]:
+STAND_IN = {"diffusion": "flow_grpo", "masked": "diffu_grpo", "causal": "grpo"}
+"""Presets whose sampler is replaced where a run's own algorithm cannot be remembered, by the family they are for."""
+
+
+def origin(config: Config) -> dict[str, Any] | None:
     """What an export remembers of its run, so that `flowrl sample` and `flowrl eval` of it make samples as the run's
-    evaluation did: how the model was opened and called, the algorithm with its sampler, the evaluation's settings."""
-    family = build(config.algorithm).family
+    evaluation did: how the model was opened and called, the algorithm with its sampler, the evaluation's settings.
+
+    An export runs nobody's code: of an algorithm with parts of the user's own it remembers the sampler alone. None
+    where that is one of them; the export is then sampled as its model does by itself.
+    """
+    algorithm = build(config.algorithm)
+    family, spec = algorithm.family, config.algorithm
+    if own_code(spec):
+        spec = {"use": STAND_IN[family], "sampler": describe(algorithm.sampler.heldout(None, None, None))}
+    if own_code(spec):
+        return None
     keys = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
     return {
         "flowrl": __version__,
@@ -62,7 +76,7 @@ def origin(config: Config) -> dict[str, Any]:
         "run": config.name,
         "family": family,
         "model": config.model.model_dump(mode="json", include=keys),
-        "algorithm": config.algorithm,
+        "algorithm": spec,
         "eval": {key: getattr(config.eval, key) for key in ("steps", "guidance", "temperature")},
     }
 

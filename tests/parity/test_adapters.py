@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.evaluation.resolve import Wish, resolve
+from flowrl.evaluation.targets import Request, find_target
 from flowrl.models import LoRAOptions, check_parity, export_policy, load_adapter, load_policy
 from flowrl.models.adapters import is_adapter_name, kohya, read
 from flowrl.models.deviation import deviation
@@ -106,8 +106,8 @@ def test_peft_adapters_act_as_in_peft(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(trained), expected, atol=2e-6, rtol=1e-5)
     with trained.using("reference"):  # training starts from the adapter, and its reference is the base model
         torch.testing.assert_close(logits(trained), base, atol=2e-6, rtol=1e-5)
-    target, _ = resolve(str(place), Wish(model=str(components_text.folder("llama"))))  # sample and eval
-    torch.testing.assert_close(logits(target.arms[1].open()), expected, atol=2e-6, rtol=1e-5)
+    target, _ = find_target(str(place), Request(model=str(components_text.folder("llama"))))  # sample and eval
+    torch.testing.assert_close(logits(target.variants[1].open()), expected, atol=2e-6, rtol=1e-5)
     assert export_policy(trained, tmp_path / "again", "peft") < 1e-5
     torch.testing.assert_close(peft_logits(tmp_path / "again"), expected, atol=2e-6, rtol=1e-5)
 
@@ -150,7 +150,7 @@ def same_answer(place: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as first:
         with_adapter_shape(config_with(place), "causal")
     with pytest.raises(UserError, match=message) as second:
-        resolve(str(place), Wish(model=base))
+        find_target(str(place), Request(model=base))
     assert str(first.value) == f"model.adapter: {second.value}"
 
 
@@ -197,10 +197,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no B": (lambda p: without(p, "lora_B"), r"lacks .*lora_B.weight"),
     "no tensors": (lambda p: without(p, "lora_"), "holds no LoRA"),
     "not finite": (to_nan, "values that are not finite"),
-    "truncated": (lambda p: os.truncate(p / "adapter_model.safetensors", 100), "not a readable safetensors file"),
+    "truncated": (lambda p: os.truncate(p / "adapter_model.safetensors", 100), "is damaged or cut short"),
     "config is a list": (lambda p: (p / "adapter_config.json").write_text("[1]"), "should hold an object, found list"),
-    "config is cut": (lambda p: (p / "adapter_config.json").write_text('{"r": '), "not readable JSON"),
-    "config is deep": (lambda p: (p / "adapter_config.json").write_text("[" * 90000), "not readable JSON"),
+    "config is cut": (lambda p: (p / "adapter_config.json").write_text('{"r": '), "is damaged: not JSON"),
+    "config is deep": (lambda p: (p / "adapter_config.json").write_text("[" * 90000), "is damaged: not JSON"),
     "a pickle": (
         lambda p: (p / "adapter_model.safetensors").rename(p / "adapter_model.bin"),
         r"adapter_model.bin is a pickle, which can run code.*save it as safetensors",
@@ -230,9 +230,9 @@ def test_adapters_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert is_adapter_name("owner/lora") and not is_adapter_name("owner/other")
     expected = peft_logits(place)
     torch.testing.assert_close(logits(open_policy(config_with("owner/lora"))), expected, atol=2e-6, rtol=1e-5)
-    target, _ = resolve("owner/lora", Wish(model=str(components_text.folder("llama"))))
-    torch.testing.assert_close(logits(target.arms[1].open()), expected, atol=2e-6, rtol=1e-5)
-    with pytest.raises(UserError, match="'owner/other' is neither here nor can be downloaded"):
+    target, _ = find_target("owner/lora", Request(model=str(components_text.folder("llama"))))
+    torch.testing.assert_close(logits(target.variants[1].open()), expected, atol=2e-6, rtol=1e-5)
+    with pytest.raises(UserError, match=r"adapter 'owner/other' is not on this machine, and HF_HUB_OFFLINE is set"):
         with_adapter_shape(config_with("owner/other"), "causal")
     with pytest.raises(UserError, match="no adapter nowhere"):
         with_adapter_shape(config_with("nowhere"), "causal")
@@ -318,8 +318,8 @@ def test_single_files_act_as_in_diffusers(form: str, folder: Any, tmp_path: Path
     assert is_adapter_name(str(file)) and is_adapter_name(str(tmp_path))
     for place in (file, tmp_path):
         assert deviation(ours(base, "sd15", place), expected) < 1e-6
-    target, _ = resolve(str(file), Wish(model=str(base), call=pipelines.CALLS["sd15"]))
-    assert deviation(predictions(target.arms[1].open().pipeline, "sd15"), expected) < 1e-6
+    target, _ = find_target(str(file), Request(model=str(base), call=pipelines.CALLS["sd15"]))
+    assert deviation(predictions(target.variants[1].open().pipeline, "sd15"), expected) < 1e-6
 
 
 @pytest.mark.parametrize("form", ["oldest", "bare"])
@@ -394,7 +394,7 @@ def test_folders_that_do_not_say_which_file(folder: Any, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"several files \(a.safetensors, b.safetensors\); name one"):
         read(tmp_path, base)
     (tmp_path / "c.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n")
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="is a pointer of Git LFS"):
         read(tmp_path / "c.safetensors", base)
 
 

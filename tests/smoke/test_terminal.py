@@ -20,7 +20,7 @@ from rich.console import Console
 from flowrl.commands.sample import SampleOptions, prompts_of, sample
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.evaluation.origin import read_origin
+from flowrl.evaluation.targets.export_settings import read_export_settings
 from flowrl.models import export_policy
 from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.report import write_anyway
@@ -140,7 +140,7 @@ def test_every_export_of_a_run_remembers_its_settings(tmp_path: Path) -> None:
             str(place), prompts_of(["a red circle"]), tmp_path / f"of_{place.name}", SampleOptions(device="cpu")
         )
         assert Image.open(written.files[0]).size == (16, 16)
-        origin = read_origin(place)
+        origin = read_export_settings(place)
         assert origin is not None and origin.call["guidance_scale"] == 3.5 and "critic" not in origin.load
 
 
@@ -186,7 +186,7 @@ def test_counting_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_an_export_says_is_read_with_care(tmp_path: Path) -> None:
-    assert read_origin(tmp_path) is None and read_origin(tmp_path / "nowhere") is None
+    assert read_export_settings(tmp_path) is None and read_export_settings(tmp_path / "nowhere") is None
     facts = {
         "family": "diffusion",
         "model": {"dtype": "bfloat16", "trust_remote_code": True, "call": {"height": 16}},
@@ -194,9 +194,9 @@ def test_what_an_export_says_is_read_with_care(tmp_path: Path) -> None:
         "eval": {"steps": 6, "guidance": None, "temperature": None},
     }
     (tmp_path / ORIGIN_FILE).write_text(json.dumps(facts))
-    origin = read_origin(tmp_path)
+    origin = read_export_settings(tmp_path)
     assert origin is not None and origin.load == {"dtype": "bfloat16"} and origin.call == {"height": 16}
     for broken in ("{", "[]", "{}", json.dumps(facts | {"algorithm": "no_such"}), json.dumps(facts | {"family": "x"})):
         (tmp_path / ORIGIN_FILE).write_text(broken)
         with pytest.raises(UserError, match=r"flowrl.json is not one that this flowrl wrote .*; delete it"):
-            read_origin(tmp_path)
+            read_export_settings(tmp_path)

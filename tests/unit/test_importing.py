@@ -47,7 +47,7 @@ def test_checking_runs_nothing(tmp_path: Path) -> None:
         ("import not_there\n", r"No module named 'not_there' \(.*mine.py:1 in <module>\); install what it needs"),
         ("x = 1\n\n1 / 0\n", r"ZeroDivisionError: division by zero \(.*mine.py:3 in <module>\)"),
         ("import os\nos._exit(3)\n", r"it called os._exit\(3\)"),
-        ("Mine = 5\n", "has no function 'Mine'"),
+        ("Mine = 5\n", "has no function or class 'Mine'"),
     ],
 )
 def test_what_a_file_does_wrong_is_a_sentence(tmp_path: Path, text: str, words: str) -> None:

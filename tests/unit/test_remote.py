@@ -357,8 +357,8 @@ def test_other_failures_are_told_at_once(reply: Any, kind: type[Exception], matc
 
 def test_none_is_told_apart_from_nan() -> None:
     with Script((200, {}, b'{"scores": [null, 1], "absent": [0]}'), (200, {}, b'{"scores": [null, 1]}')) as url:
-        assert remote(url).answers(TWO) == [[None, 1.0]]
-        (first, second), *_ = remote(url).answers(TWO)
+        assert remote(url).raw_lists(TWO) == [[None, 1.0]]
+        (first, second), *_ = remote(url).raw_lists(TWO)
     assert first is not None and math.isnan(first) and second == 1
 
     def sometimes(images: Any, prompts: Any) -> list[float | None]:
@@ -549,7 +549,7 @@ def test_a_real_ray_actor_gives_the_same_numbers() -> None:
         good.close()
         with pytest.raises(RewardError, match="failed in its actor"):
             good.raw(samples)
-        with pytest.raises(UserError, match=r"does not load in its actor: .*has no function 'absent'"):
+        with pytest.raises(UserError, match=r"does not load in its actor: .*has no function or class 'absent'"):
             load_rewards([{"use": f"ray:{path}:absent"}])
     finally:
         ray.shutdown()

@@ -12,7 +12,7 @@ from flowrl import renamed
 from flowrl.composition import SLOTS, build, preset_names, shipped_parts
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.evaluation.origin import read_origin
+from flowrl.evaluation.targets.export_settings import read_export_settings
 from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.report.record import read
 from flowrl.startup.resume import changed_keys
@@ -94,7 +94,7 @@ def test_what_an_export_remembers_is_translated(tmp_path: Path) -> None:
     facts = {"family": "diffusion", "model": {"dtype": "float32"}, "algorithm": OLD["algorithm"],
              "eval": {"steps": None, "guidance": None, "temperature": None}}  # fmt: skip
     (tmp_path / ORIGIN_FILE).write_text(json.dumps(facts))
-    origin = read_origin(tmp_path)
+    origin = read_export_settings(tmp_path)
     assert origin is not None and origin.algorithm["objective"] == {"use": "Clipped", "low": 1e-5}
 
 

@@ -281,7 +281,7 @@ def test_the_plan_says_what_rounds_may_cost(tmp_path: Path) -> None:
     [
         ("algorithm.selection={rounds: 0}", ("algorithm.selection", "rounds=0", "use at least 1")),
         ("algorithm.selection={rounds: many}", ("algorithm.selection.rounds", "'many'", "integer")),
-        ("algorithm.selection={round: 3}", ("algorithm.selection.round", "did you mean 'rounds'")),
+        ("algorithm.selection={round: 3}", ("algorithm.selection.round", "did you mean", "selection.rounds'")),
         ("algorithm.selection=replace_flat", ("algorithm.selection", "'replace_flat'", "did you mean")),
         ("data.group=1", ("data.group=1", "at least 2")),
     ],

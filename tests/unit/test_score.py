@@ -219,7 +219,7 @@ def test_finding_by_name_path_and_module(tmp_path: Path) -> None:
     [
         ("jpeg_compresibility", "did you mean 'jpeg_compressibility'"),
         ("nowhere.py:f", "nowhere.py does not exist"),
-        ("rewards.jpeg:jpg", "has no function 'jpg'"),
+        ("rewards.jpeg:jpg", "has no function or class 'jpg'"),
         ("no.such.module:f", "cannot be imported"),
         ("rewards/jpeg.py", "name the function or class"),
         ({"use": "jpeg_compressibility", "options": {"qualty": 3}}, "has no option 'qualty'"),
@@ -267,7 +267,7 @@ def test_functions_that_score_nothing_are_refused(tmp_path: Path) -> None:
     for spec in (f"{tmp_path}/r.py:none", {"use": f"{tmp_path}/r.py:make", "options": {"scale": 1}}):
         with pytest.raises(UserError, match="should be a function of"):
             load_rewards([spec])
-    with pytest.raises(UserError, match=r"r\.py has no function 'two'; known: make"):
+    with pytest.raises(UserError, match=r"r\.py has no function or class 'two'; known: make"):
         load_rewards([f"{tmp_path}/r.py:two"])
 
 

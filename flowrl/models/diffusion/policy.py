@@ -16,8 +16,8 @@ from flowrl.models.diffusion.coordinates import time_grid
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
+from flowrl.models.source import ModelSource
 from flowrl.models.weights import WeightSets
 from flowrl.types import CfgGrad, Prompt
 

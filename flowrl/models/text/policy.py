@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
+from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic

@@ -11,7 +11,7 @@ import torch
 
 from flowrl.detection.results import Result, read_results
 from flowrl.errors import UserError
-from flowrl.evaluation.suites import Verdicts
+from flowrl.evaluation.suite import SuiteScores
 from flowrl.evaluation.target import Target
 from flowrl.records.sample_files import Entry
 from flowrl.types import Prompt, Samples
@@ -36,12 +36,12 @@ class ImportedGenEval:
     primary: str = "correct"
     _done: dict[int, int] = field(default_factory=lambda: defaultdict(int), init=False, repr=False)
 
-    def judge(self, samples: Samples) -> Verdicts:
+    def score(self, samples: Samples) -> SuiteScores:
         """``correct`` (0 or 1), NaN for an image without a result. A prompt's images have to come in their order."""
         found = [self._next(prompt.id) for prompt in samples.prompts]
         values = [torch.nan if result is None else float(result.correct) for result in found]
         reasons = [result.reason.split("\n") if result and result.reason else [] for result in found]
-        return Verdicts({"correct": torch.tensor(values)}, reasons, [_boxes(result) for result in found])
+        return SuiteScores({"correct": torch.tensor(values)}, reasons, [_boxes(result) for result in found])
 
     def close(self) -> None:
         """Nothing is held."""
@@ -51,7 +51,7 @@ class ImportedGenEval:
         return self.results[prompt][self._done[prompt] - 1]
 
 
-def imported(target: Target, path: Path, tags: Sequence[str]) -> ImportedGenEval:
+def imported_geneval(target: Target, path: Path, tags: Sequence[str]) -> ImportedGenEval:
     """The verdicts of an official ``results.jsonl`` on the images of a folder in GenEval's layout.
 
     Raises UserError for a target without images, a file that is not understood, or one about other images.

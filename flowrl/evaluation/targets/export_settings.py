@@ -14,14 +14,14 @@ from typing import Any
 
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError, shorten
-from flowrl.evaluation.decoding import Decoding, of_settings
+from flowrl.evaluation.decoding import Decoding, sampler_of_algorithm
 from flowrl.models.export_folder import ORIGIN_FILE
 from flowrl.renamed import translated
 from flowrl.types import Sampler
 
 
 @dataclass(frozen=True)
-class Origin:
+class ExportSettings:
     """The settings of a run that an export remembers."""
 
     algorithm: Any
@@ -34,24 +34,24 @@ class Origin:
     call: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the pipeline's call, such as height, width and guidance_scale."""
 
-    def sampler(self, wish: Decoding) -> Sampler:
-        """The sampler of the run's evaluation, changed as wished. Raises UserError for an unfit wish."""
-        if wish.guidance is None:
-            return of_settings(self.algorithm, self.decoding, wish)
-        plain = replace(self.decoding, guidance=None), replace(wish, guidance=None)
-        sampler: Any = of_settings(self.algorithm, *plain)
+    def sampler(self, changes: Decoding) -> Sampler:
+        """The sampler of the run's evaluation, changed as asked. Raises UserError for a change that it cannot make."""
+        if changes.guidance is None:
+            return sampler_of_algorithm(self.algorithm, self.decoding, changes, trusted=False)
+        plain = replace(self.decoding, guidance=None), replace(changes, guidance=None)
+        sampler: Any = sampler_of_algorithm(self.algorithm, *plain, trusted=False)
         return replace(sampler, guidance=None) if self.family == "diffusion" else sampler
 
-    def called(self, wish: Decoding, call: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The arguments of the pipeline's call, changed as wished: a scale of guidance is one of them, because a model
+    def pipeline_call(self, changes: Decoding, call: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The arguments of the pipeline's call, changed as asked: a scale of guidance is one of them, because a model
         whose guidance is an input has no other place for it, and a pipeline called without guidance loads no
         unconditional branch."""
         key = "true_cfg_scale" if "true_cfg_scale" in self.call else "guidance_scale"
-        guided = {} if wish.guidance is None else {key: wish.guidance}
+        guided = {} if changes.guidance is None else {key: changes.guidance}
         return {**self.call, **guided, **(call or {})}
 
 
-def read_origin(path: Path) -> Origin | None:
+def read_export_settings(path: Path) -> ExportSettings | None:
     """Of an export's folder, or a file in it; None where nothing is said. Raises UserError for a damaged file."""
     file = (path if path.is_dir() else path.parent) / ORIGIN_FILE
     if not path.exists() or not file.is_file():
@@ -63,11 +63,11 @@ def read_origin(path: Path) -> Origin | None:
         load = {key: value for key, value in model.items() if key in allowed}
         call = dict(load.pop("call", {}))
         decoding = Decoding(evaluation["steps"], evaluation["guidance"], temperature=evaluation["temperature"])
-        origin = Origin(facts["algorithm"], family, decoding, load, call)
-        origin.sampler(Decoding())
+        settings = ExportSettings(facts["algorithm"], family, decoding, load, call)
+        settings.sampler(Decoding())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         words = shorten(" ".join(str(error).split()), 200)
         raise UserError(
             f"{file} is not one that this flowrl wrote ({words}); delete it to sample as the model does by itself"
         ) from error
-    return origin
+    return settings

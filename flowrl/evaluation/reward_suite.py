@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from flowrl.config import RewardConfig
-from flowrl.data import load_prompts
-from flowrl.evaluation.suites import Verdicts, tag_of
+from flowrl.evaluation.suite import SuiteScores, prompt_tags
 from flowrl.score import Rewards, load_rewards
 from flowrl.types import Prompt, Samples
 
@@ -17,34 +16,33 @@ TOTAL = "total"
 
 
 @dataclass(frozen=True)
-class ScoredSuite:
+class RewardSuite:
     """Every reward in raw units, and their weighted total where ``primary`` asks for it."""
 
     name: str
     prompts: Sequence[Prompt]
     source: str
-    scorer: Rewards
+    rewards: Rewards
     tags: Sequence[str]
     size: int
     primary: str
     title: str
     version: str
 
-    def judge(self, samples: Samples) -> Verdicts:
+    def score(self, samples: Samples) -> SuiteScores:
         """NaN where a reward could not score a sample."""
         group = torch.tensor([prompt.id for prompt in samples.prompts])
-        scores = self.scorer.evaluate(samples, group)
+        scores = self.rewards.evaluate(samples, group)
         measures = {name: scores.rewards[:, index] for index, name in enumerate(scores.names)}
         headline = scores.total if self.primary == TOTAL else measures.pop(self.primary)
-        measures = {self.primary: headline, **measures}
-        nothing = [() for _ in samples.prompts]
-        return Verdicts(measures, nothing, [{} for _ in nothing])
+        return SuiteScores.of({self.primary: headline, **measures}, len(samples))
 
     def close(self) -> None:
-        self.scorer.close()
+        """Close the rewards."""
+        self.rewards.close()
 
 
-def scored(
+def reward_suite(
     name: str,
     prompts: Sequence[Prompt],
     source: str,
@@ -52,19 +50,11 @@ def scored(
     *,
     size: int | None = None,
     primary: str | None = None,
-) -> ScoredSuite:
+) -> RewardSuite:
     """A suite of these rewards; ``primary`` is by default the only weighted one, or the total of several."""
-    tags = list(dict.fromkeys(map(tag_of, prompts)))
-    scorer = load_rewards(rewards)
-    weighted = [name for name, weight in zip(scorer.names, scorer.weights, strict=True) if weight != 0]
+    loaded = load_rewards(rewards)
+    weighted = [name for name, weight in zip(loaded.names, loaded.weights, strict=True) if weight != 0]
     headline = primary or (weighted[0] if len(weighted) == 1 else TOTAL)
-    version = ":".join(["1", *(f"{name}={told}" for name, told in scorer.versions.items())])
-    return ScoredSuite(name, prompts, source, scorer, tags, size or len(prompts), headline, name, version)
-
-
-def of_world(world: str, continuous: str) -> ScoredSuite:
-    """A text world's test prompts, judged by its reward: ``correct`` by its strict mode, ``score`` by another."""
-    source = f"{world}:test"
-    modes = {"correct": "strict", "score": continuous}
-    rewards = [RewardConfig(use=world, name=name, options={"mode": mode}) for name, mode in modes.items()]
-    return scored(world, load_prompts(source).prompts, source, rewards, primary="correct")
+    version = ":".join(["1", *(f"{name}={each}" for name, each in loaded.versions.items())])
+    tags = prompt_tags(prompts)
+    return RewardSuite(name, prompts, source, loaded, tags, size or len(prompts), headline, name, version)

@@ -5,17 +5,18 @@ They have the benchmarks' prompts and arithmetic, but another model answers than
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.evaluation.remembered import Memory, fingerprint
-from flowrl.evaluation.scorers import check_options
-from flowrl.evaluation.suites import Verdicts, tag_of
+from flowrl.evaluation.score_cache import ScoreCache, files_digest
+from flowrl.evaluation.scorer_suite import check_options
+from flowrl.evaluation.suite import Options, SuiteScores, prompt_tags
 from flowrl.media import quantise
 from flowrl.types import Prompt, Samples
 from rewards._vlm import Backend, Connection, open_backend
@@ -37,7 +38,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class QuestionSuite:
+class VqaSuite:
     """Asks every question of a prompt and puts the answers together; answers are kept by content."""
 
     name: str
@@ -49,31 +50,22 @@ class QuestionSuite:
     tags: Sequence[str]
     size: int
     backend: Backend
-    memory: Memory
+    cache: ScoreCache
     batch_size: int
     product: bool
-    """The product of the probabilities of yes (T2I-CompBench), else the mean of the verdicts (DPG)."""
+    """The product of the probabilities of yes (T2I-CompBench), else the mean of the answers (DPG)."""
 
-    def judge(self, samples: Samples) -> Verdicts:
+    def score(self, samples: Samples) -> SuiteScores:
         """The suite's measure, and of DPG one for every category; NaN where an answer is missing."""
-        return self.memory.judge(samples, self._judge)
+        return self.cache.score(samples, self._score)
 
     def close(self) -> None:
         """Nothing is held but memory."""
 
-    @torch.inference_mode()
-    def _judge(self, samples: Samples) -> Verdicts:
+    def _score(self, samples: Samples) -> SuiteScores:
         assert samples.images is not None
         lists = [questions_of(prompt) for prompt in samples.prompts]
-        jobs = [(row, question.text) for row, questions in enumerate(lists) for question in questions]
-        pixels = quantise(samples.images)
-        answers: list[float] = []
-        for start in range(0, len(jobs), self.batch_size):
-            part = jobs[start : start + self.batch_size]
-            chances = self.backend.chances(pixels[[row for row, _ in part]], [text for _, text in part], WORDS)
-            answers += (chances[:, 0] / chances.sum(dim=1)).tolist()
-        rest = iter(answers)
-        rows = [[next(rest) for _ in questions] for questions in lists]
+        rows = self._answers(samples.images, lists)
         if self.product:
             scores = [{self.primary: float(torch.tensor(row, dtype=torch.float64).prod())} for row in rows]
         else:
@@ -82,11 +74,25 @@ class QuestionSuite:
         categories = dict.fromkeys(q.category for prompt in self.prompts for q in questions_of(prompt) if q.category)
         names |= {} if self.product else categories
         measures = {name: torch.tensor([score.get(name, torch.nan) for score in scores]) for name in names}
-        return Verdicts(measures, [_refused(*one) for one in zip(lists, rows, strict=True)], [{"yes": r} for r in rows])
+        reasons = [_denied(*one) for one in zip(lists, rows, strict=True)]
+        return SuiteScores(measures, reasons, [{"yes": row} for row in rows])
+
+    @torch.inference_mode()
+    def _answers(self, images: Tensor, lists: Sequence[Sequence[Question]]) -> list[list[float]]:
+        """Probability of yes, against no, of every question about images [n, 3, H, W]."""
+        jobs = [(row, question.text) for row, questions in enumerate(lists) for question in questions]
+        pixels = quantise(images)
+        answers: list[float] = []
+        for start in range(0, len(jobs), self.batch_size):
+            part = jobs[start : start + self.batch_size]
+            chances = self.backend.chances(pixels[[row for row, _ in part]], [text for _, text in part], WORDS)
+            answers += (chances[:, 0] / chances.sum(dim=1)).tolist()
+        rest = iter(answers)
+        return [[next(rest) for _ in questions] for questions in lists]
 
 
 @dataclass(frozen=True)
-class Asked:
+class VqaOptions:
     """The options of a suite of questions: who answers them."""
 
     path: str | None = None
@@ -101,36 +107,36 @@ class Asked:
     concurrency: Annotated[int, Field(ge=1)] = 8
 
 
-def question_suite(
-    name: str, prompts: Sequence[Prompt], source: str, options: Mapping[str, Any], *, version: str, product: bool
-) -> QuestionSuite:
+def vqa_suite(
+    name: str, prompts: Sequence[Prompt], source: str, options: Options, *, version: str, product: bool
+) -> VqaSuite:
     """A suite of prompts that carry questions. ``options``: `path`, or `url` and `model`; `device`, `dtype`,
     `batch_size`, `key_variable`, `concurrency`. Raises UserError where no model is given."""
-    check_options(name, Asked, options)
-    asked = Asked(**options)
-    if asked.path is None and asked.url is None:
+    check_options(name, VqaOptions, options)
+    chosen = VqaOptions(**options)
+    if chosen.path is None and chosen.url is None:
         raise UserError(
             f"suite {name} asks a vision-language model: give --option {name}.path=FOLDER (a local one), or "
             f"{name}.url and {name}.model (an OpenAI-compatible endpoint)"
         )
-    connection = Connection(asked.key_variable, concurrency=asked.concurrency)
-    backend = open_backend(name, asked.path, asked.url, asked.model, asked.device, asked.dtype, connection)
+    connection = Connection(chosen.key_variable, concurrency=chosen.concurrency)
+    backend = open_backend(name, chosen.path, chosen.url, chosen.model, chosen.device, chosen.dtype, connection)
     backend.check(WORDS)
     for prompt in prompts:
         questions_of(prompt)
-    full = f"{version}:{backend.name}{fingerprint(options)}"
-    return QuestionSuite(
+    full = f"{version}:{backend.name}{files_digest(options)}"
+    return VqaSuite(
         name=name,
-        title=f"{name}-like[vqa={asked.model or asked.path}]",
+        title=f"{name}-like[vqa={chosen.model or chosen.path}]",
         version=full,
         prompts=prompts,
         source=source,
         primary=name,
-        tags=list(dict.fromkeys(map(tag_of, prompts))),
+        tags=prompt_tags(prompts),
         size=len(prompts),
         backend=backend,
-        memory=Memory(f"{name}:{full}"),
-        batch_size=asked.batch_size,
+        cache=ScoreCache(f"{name}:{full}"),
+        batch_size=chosen.batch_size,
         product=product,
     )
 
@@ -168,10 +174,10 @@ def questions_of(prompt: Prompt) -> list[Question]:
             Question(str(row["text"]), int(row["id"]), tuple(row.get("parents", ())), str(row.get("category", "")))
             for row in rows
         ]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{where}: its {QUESTIONS!r} should be a list of {{'text', 'id', 'parents', 'category'}}"
-        ) from None
+        ) from error
     _check_graph(found, where)
     return found
 
@@ -187,5 +193,5 @@ def _check_graph(questions: Sequence[Question], where: str) -> None:
         waiting = [question for question in waiting if question not in ready]
 
 
-def _refused(questions: Sequence[Question], chances: Sequence[float]) -> list[str]:
+def _denied(questions: Sequence[Question], chances: Sequence[float]) -> list[str]:
     return [f"no: {question.text}" for question, chance in zip(questions, chances, strict=True) if chance <= 0.5]

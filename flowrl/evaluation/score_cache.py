@@ -1,4 +1,4 @@
-"""Verdicts kept by content: an image that was judged once by the same judge is not judged again."""
+"""Scores kept by content: an image that was scored once by the same scorer is not scored again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.evaluation.suites import Verdicts
+from flowrl.evaluation.suite import SuiteScores
 from flowrl.media import quantise
 from flowrl.types import Prompt, Samples
 
@@ -23,13 +23,13 @@ VARIABLE = "FLOWRL_CACHE"
 
 
 def cache_folder() -> Path:
-    """Where verdicts are kept; removing it is safe."""
+    """Where scores are kept; removing it is safe."""
     return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "flowrl") / "verdicts"
 
 
 @dataclass(frozen=True)
-class Memory:
-    """The verdicts of one judge, a file of JSON lines that grows; ``version`` names all that its verdicts depend on."""
+class ScoreCache:
+    """The scores of one scorer, a file of JSON lines that grows; ``version`` names all that its scores depend on."""
 
     version: str
     folder: Path = field(default_factory=cache_folder)
@@ -42,37 +42,35 @@ class Memory:
                     row = json.loads(line)
                     self._known[row["key"]] = row
                 except (json.JSONDecodeError, KeyError, TypeError):
-                    continue  # empty, or cut off by a crash: that image is judged again
+                    continue  # empty, or cut off by a crash: that image is scored again
 
     @property
     def path(self) -> Path:
-        """The file of this judge."""
+        """The file of this scorer."""
         return self.folder / f"{hashlib.sha256(self.version.encode()).hexdigest()[:24]}.jsonl"
 
-    def judge(self, samples: Samples, judge: Callable[[Samples], Verdicts]) -> Verdicts:
-        """``judge(samples)``, called only with the samples that are not known. The order is kept."""
+    def score(self, samples: Samples, scorer: Callable[[Samples], SuiteScores]) -> SuiteScores:
+        """``scorer(samples)``, called only with the samples that are not known. The order is kept."""
         assert samples.images is not None
         keys = [_key(*one) for one in zip(samples.prompts, samples.images, strict=True)]
         new = [row for row, key in enumerate(keys) if key not in self._known]
         if new:
-            prompts = [samples.prompts[row] for row in new]
-            self._learn(
-                [keys[row] for row in new], judge(replace(samples, prompts=prompts, images=samples.images[new]))
-            )
+            part = replace(samples, prompts=[samples.prompts[row] for row in new], images=samples.images[new])
+            self._add([keys[row] for row in new], scorer(part))
         rows = [self._known[key] for key in keys]
         names = rows[0]["measures"] if rows else {}
         measures = {name: torch.tensor([_number(row["measures"][name]) for row in rows]) for name in names}
-        return Verdicts(measures, [row["reasons"] for row in rows], [row["details"] for row in rows])
+        return SuiteScores(measures, [row["reasons"] for row in rows], [row["details"] for row in rows])
 
-    def _learn(self, keys: Sequence[str], verdicts: Verdicts) -> None:
+    def _add(self, keys: Sequence[str], scores: SuiteScores) -> None:
         lines = []
         for row, key in enumerate(keys):
-            values = {name: float(column[row]) for name, column in verdicts.measures.items()}
+            values = {name: float(column[row]) for name, column in scores.measures.items()}
             known = {
                 "key": key,
                 "measures": {name: None if math.isnan(value) else value for name, value in values.items()},
-                "reasons": list(verdicts.reasons[row]),
-                "details": dict(verdicts.details[row]),
+                "reasons": list(scores.reasons[row]),
+                "details": dict(scores.details[row]),
             }
             self._known[key] = known
             # What could not be scored, such as by a server that was down, is tried again by the next evaluation.
@@ -82,10 +80,10 @@ class Memory:
             file.write("".join(lines))
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
+def files_digest(settings: Mapping[str, Any]) -> str:
     """``:weights-0123456789ab`` of the files that settings name (their names, sizes and times); empty where none do.
 
-    Weights that were replaced in the same place are another judge.
+    Weights that were replaced in the same place are another scorer.
     """
     facts = []
     for name, value in sorted(settings.items()):

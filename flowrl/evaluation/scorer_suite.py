@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean, short_repr
-from flowrl.evaluation.prompt_files import prompts_of
-from flowrl.evaluation.remembered import Memory, fingerprint
-from flowrl.evaluation.suites import Verdicts, tag_of
+from flowrl.evaluation.prompt_files import benchmark_prompts
+from flowrl.evaluation.score_cache import ScoreCache, files_digest
+from flowrl.evaluation.suite import Options, SuiteScores, prompt_tags
 from flowrl.evaluation.target import Target
 from flowrl.score.registry import find_reward
 from flowrl.types import Prompt, Samples
@@ -21,7 +21,6 @@ from flowrl.values import misfit
 
 PROMPTS = "prompts"
 """Option of every such suite beside those of its scorer."""
-Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,24 +30,24 @@ class ScorerSuite:
     name: str
     prompts: Sequence[Prompt]
     source: str
-    score: Callable[[Samples], Tensor]
-    memory: Memory
+    scorer: Callable[[Samples], Tensor]
+    """[n] one number per image."""
+    cache: ScoreCache
     primary: str
     title: str
     version: str
     tags: Sequence[str]
     size: int
 
-    def judge(self, samples: Samples) -> Verdicts:
+    def score(self, samples: Samples) -> SuiteScores:
         """NaN where the scorer could not score; images and prompts that were scored before are not scored again."""
-        return self.memory.judge(samples, self._judge)
+        return self.cache.score(samples, self._score)
 
     def close(self) -> None:
         """Nothing is held but memory."""
 
-    def _judge(self, samples: Samples) -> Verdicts:
-        nothing = [() for _ in samples.prompts]
-        return Verdicts({self.primary: self.score(samples)}, nothing, [{} for _ in nothing])
+    def _score(self, samples: Samples) -> SuiteScores:
+        return SuiteScores.of({self.primary: self.scorer(samples)}, len(samples))
 
 
 def scorer_suite(
@@ -56,7 +55,7 @@ def scorer_suite(
     reward: str,
     target: Target,
     data: Path | None,
-    options: Options | None,
+    options: Options,
     *,
     version: str = "1",
     prompts: tuple[Sequence[Prompt], str] | None = None,
@@ -66,11 +65,11 @@ def scorer_suite(
     ``prompts`` (and where they are from) replace what the user would have to give. Raises UserError for an option
     that does not exist, weights that cannot be loaded, or prompts that cannot be read.
     """
-    settings = dict(options or {})
+    settings = dict(options)
     spec = settings.pop(PROMPTS, None)
-    asked, source = prompts or prompts_of(name, target, data, spec)
+    found, source = prompts or benchmark_prompts(name, target, data, spec)
     scorer = load_scorer(name, reward, settings)
-    full = f"{version}:{scorer.version}{fingerprint(settings)}"
+    full = f"{version}:{scorer.version}{files_digest(settings)}"
 
     def score(samples: Samples) -> Tensor:
         texts = [prompt.text for prompt in samples.prompts]
@@ -80,15 +79,15 @@ def scorer_suite(
 
     return ScorerSuite(
         name=name,
-        prompts=asked,
+        prompts=found,
         source=source,
-        score=score,
-        memory=Memory(full),
+        scorer=score,
+        cache=ScoreCache(full),
         primary=reward,
         title=name,
         version=full,
-        tags=list(dict.fromkeys(map(tag_of, asked))),
-        size=len(asked),
+        tags=prompt_tags(found),
+        size=len(found),
     )
 
 
@@ -99,7 +98,7 @@ def load_scorer(suite: str, reward: str, settings: Options) -> Any:
     try:
         inspect.signature(kind).bind(**settings)
     except TypeError as error:
-        raise UserError(f"suite {suite}: {error}; give it as an option, such as --option {suite}.path=FILE") from None
+        raise UserError(f"suite {suite}: {error}; give it as an option, such as --option {suite}.path=FILE") from error
     return kind(**settings)
 
 
