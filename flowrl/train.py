@@ -130,12 +130,12 @@ class _Trainer:
 
     def iterate(self) -> tuple[dict[str, float], ScoredRollout, Tensor]:
         """`iterate`. Where it fails, what was finished before is saved first."""
-        with explain_out_of_memory(self.session.config, self.timer, self.save):
+        with explain_out_of_memory(self.session.config, "update", self.timer, self.save):
             return iterate(self.session, self.timer)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on held-out prompts. Where it fails, what was finished before is saved first."""
-        with explain_out_of_memory(self.session.config, self.timer, self.save):
+        with explain_out_of_memory(self.session.config, "eval", self.timer, self.save):
             self.heldout = evaluate_and_save(self.session, self.directory, self.timer)
         return self.heldout
 
