@@ -411,9 +411,7 @@ def test_a_request_is_checked_once_and_by_the_reward(monkeypatch: pytest.MonkeyP
         odd = b'{"prompts": ["p"], "completions": ["abc"], "reward": "length", "protocol": 1}'
         reply = httpx.post(f"{url}/score", content=odd, headers=head)
         assert reply.json()["scores"] == [3.0], "its members may come in any order"
-        double = (
-            b'{"reward": "length", "prompts": ["p"], "completions": ["a"], "reward": "brightness", "protocol": 1}'
-        )
+        double = b'{"reward": "length", "prompts": ["p"], "completions": ["a"], "reward": "brightness", "protocol": 1}'
         reply = httpx.post(f"{url}/score", content=double, headers=head)
         assert reply.status_code == 422 and "'length' and 'brightness'" in reply.json()["error"]
 
