@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flowrl.worlds
@@ -52,7 +53,7 @@ def load_prompts(spec: str, form: Form | None = None) -> PromptSet:
 
 def worlds() -> list[str]:
     """Names of the embedded worlds."""
-    return [info.name for info in pkgutil.iter_modules(flowrl.worlds.__path__)]
+    return sorted(file.parent.name for file in Path(flowrl.worlds.__path__[0]).glob("*/prompts.py"))
 
 
 def _sliced(name: str, read: Any, spec: str) -> Sequence[Any]:
