@@ -2,8 +2,7 @@
 method by name.
 
 The loss of an optimiser batch is ``sum weight * (objective + regularizers)`` with weights fixed before the first
-forward, so its
-gradient is the same for every micro-batch size and number of ranks.
+forward, so its gradient is the same for every micro-batch size and number of ranks.
 """
 
 from __future__ import annotations
@@ -274,9 +273,8 @@ def _coupled_gradient(
 ) -> None:
     """Exact gradient of a loss that couples rows or decisions, in the memory of one micro-batch.
 
-    First the whole [N, D] likelihood without gradient; then the loss on that matrix, whose derivative with respect
-    to every entry
-    is kept; then each micro-batch again with gradient, seeded with its part of the derivative.
+    First the whole [N, D] likelihood without gradient; then the loss on that matrix, whose derivative with respect to
+    every entry is kept; then each micro-batch again with gradient, seeded with its part of the derivative.
     """
     with torch.no_grad():
         parts = list(_forwards(policy, algorithm, matrix, index, settings))

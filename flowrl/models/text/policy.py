@@ -111,10 +111,9 @@ class TextPolicy:
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
-        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
-        that of the distribution so made; values are the critic's, where there is one and the live weights are in use.
-        Only the positions asked
-        for pass through the vocabulary layer, chunk by chunk.
+        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy``
+        is that of the distribution so made; values are the critic's, where there is one and the live weights are in
+        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
         balances: list[tuple[Tensor, Tensor]] = []
