@@ -58,7 +58,7 @@ def answer(rewards: Rewards, name: str, body: bytes, limits: RequestLimits) -> R
     start = time.perf_counter()
     try:
         samples, group = samples_of(ScoreRequest.parse(body, limits), limits)
-        values = rewards.answers(samples, group)[0]
+        values = rewards.raw_lists(samples, group)[0]
     except RefusedError as refusal:
         return Response.error(refusal.status, refusal.sentence)
     except RewardError as error:

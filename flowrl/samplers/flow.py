@@ -86,11 +86,11 @@ class FlowSampler:
                 previous = clean
             if self.decode_clean and k == self.steps - 1:
                 x = clean_of(before, v, t)
-        return Rollout(
-            condition=condition,
-            final=_as_latents(x, times[-1]),
-            group=draw.group,
-            trace=track.steps(times, self.dynamics, self.guidance),
+        return Rollout.of(
+            draw,
+            condition,
+            _as_latents(x, times[-1]),
+            track.steps(times, self.dynamics, self.guidance),
             times=times,
             forwards=self.steps * len(draw),
         )

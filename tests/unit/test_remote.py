@@ -357,8 +357,8 @@ def test_other_failures_are_told_at_once(reply: Any, kind: type[Exception], matc
 
 def test_none_is_told_apart_from_nan() -> None:
     with Script((200, {}, b'{"scores": [null, 1], "absent": [0]}'), (200, {}, b'{"scores": [null, 1]}')) as url:
-        assert remote(url).answers(TWO) == [[None, 1.0]]
-        (first, second), *_ = remote(url).answers(TWO)
+        assert remote(url).raw_lists(TWO) == [[None, 1.0]]
+        (first, second), *_ = remote(url).raw_lists(TWO)
     assert first is not None and math.isnan(first) and second == 1
 
     def sometimes(images: Any, prompts: Any) -> list[float | None]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from flowrl.errors import UserError
-from flowrl.models.loading import ModelSource
+from flowrl.models.hub import read_json
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.masked.reader import keeps_prefixes
+from flowrl.models.source import ModelSource
 from flowrl.models.text.layout import Sequences, TokenLayout
 from flowrl.models.text.load import Options, open_network, open_text
 from flowrl.models.text.network import Network
-from flowrl.models.text.opening import read_json
 from flowrl.models.text.parity import NOTHING, accepts_layout, check, choose_reading, lookahead
 
 LLADA2_BLOCK = 32

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from flowrl.models.loading import ModelSource
 from flowrl.models.masked.reader import PlainReader, PrefixReader
+from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import TokenLayout

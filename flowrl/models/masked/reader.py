@@ -102,6 +102,7 @@ def keeps_prefixes(policy: TextPolicy) -> bool:
             found, full = reader(rows, tried, targets, settled), policy.logits(condition, tried, targets)
             if not parity.agrees(policy, found, full):
                 return False
-    except parity.FAILURES:
+    except parity.FAILURES as error:
+        parity.raise_fault(error)
         return False
     return True

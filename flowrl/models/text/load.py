@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.loading import ModelSource, check_finite, checkpoint_blocks, compile_blocks, lora_or_full, place
-from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt
+from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full
+from flowrl.models.placement import checkpoint_blocks, compile_blocks, place
+from flowrl.models.source import ModelSource, check_finite
 from flowrl.models.text.codec import TextCodec, make_codec
 from flowrl.models.text.network import Network
-from flowrl.models.text.opening import generation_config, locate, open_model, open_tokenizer
+from flowrl.models.text.pretrained import generation_config, locate, open_model, open_tokenizer
 
 STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Model types whose output projections are used by their kernels directly."""

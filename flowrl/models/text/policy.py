@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
+from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
@@ -194,9 +194,11 @@ class TextPolicy:
         """Those of them that are the critic's."""
         return [] if self.critic is None else list(self.critic.parameters().values())
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with a weight set; gradients are disabled unless it is ``live``."""
-        return self.weights.using(name)
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
 
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
