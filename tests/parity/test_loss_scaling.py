@@ -67,8 +67,7 @@ def gradient(
     advantage = algorithm.advantage(scores, {})
     recorder = Recorder(policy.parameters())
     options = UpdateSettings(micro_batch=micro_batch, max_grad_norm=1e9)
-    drawn = seeds(0, "s", count=count)
-    metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, drawn, options, scaler)
+    metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, options, scaler)
     return recorder.gradients[0] if recorder.gradients else torch.zeros(()), metrics
 
 
@@ -130,7 +129,6 @@ def test_a_step_that_overflows_is_skipped(folder: Callable[[str], Path]) -> None
                 rollout,
                 scores,
                 advantage,
-                seeds(0, "s", count=6),
                 UpdateSettings(),
                 scaler,
             )

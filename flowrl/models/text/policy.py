@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -112,10 +112,9 @@ class TextPolicy:
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
-        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
-        that of the distribution so made; values are the critic's, where there is one and the live weights are in use.
-        Only the positions asked
-        for pass through the vocabulary layer, chunk by chunk.
+        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy``
+        is that of the distribution so made; values are the critic's, where there is one and the live weights are in
+        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
         balances: list[tuple[Tensor, Tensor]] = []
@@ -196,9 +195,11 @@ class TextPolicy:
         """Those of them that are the critic's."""
         return [] if self.critic is None else list(self.critic.parameters().values())
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with a weight set; gradients are disabled unless it is ``live``."""
-        return self.weights.using(name)
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
 
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""
