@@ -30,7 +30,8 @@ def joined(parts: Sequence[Samples]) -> Samples:
     images = [part.images for part in parts if part.images is not None]
     texts = [text for part in parts for text in part.completions or ()]
     completions = texts if parts[0].completions is not None else None
-    return Samples(prompts, torch.cat(images) if images else None, completions)
+    said = [part.feedback for part in parts if part.feedback is not None]
+    return Samples(prompts, torch.cat(images) if images else None, completions, torch.cat(said) if said else None)
 
 
 def split_by_group(group: Tensor, rows: Sequence[int]) -> list[list[int]]:
