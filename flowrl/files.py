@@ -21,13 +21,13 @@ def check_writable(path: Path, key: str) -> None:
         os.lstat(path.absolute() / ("x" * LONGEST_INSIDE))  # raises for what no file system takes as a name
     except FileNotFoundError:
         pass
-    except NotADirectoryError:
+    except NotADirectoryError as error:
         below = next(parent for parent in (path, *path.absolute().parents) if _is_file(parent))
         what = "is a file, and a folder is written there" if below == path else f"lies below the file {below}"
-        raise UserError(f"{key}: {shorten(str(path), 200)} {what}; {advice}") from None
+        raise UserError(f"{key}: {shorten(str(path), 200)} {what}; {advice}") from error
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{key}: {shorten(str(path), 200)!r} cannot be made: {why}; {advice}") from None
+        raise UserError(f"{key}: {shorten(str(path), 200)!r} cannot be made: {why}; {advice}") from error
     where = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not os.access(where, os.W_OK | os.X_OK):
         raise UserError(f"{key}: {where} cannot be written to; {advice}, or change its permissions")

@@ -17,7 +17,7 @@ def expand_user(path: str | Path, key: str = "path") -> Path:
         pass  # whether it is there is another question
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{key}: {shorten(str(path), 120)!r} is no path: {why}") from None
+        raise UserError(f"{key}: {shorten(str(path), 120)!r} is no path: {why}") from error
     return Path(found)
 
 

@@ -17,9 +17,11 @@ from torch.amp.grad_scaler import GradScaler
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
+from flowrl.math.random import derive
 from flowrl.models import export_formats, export_policy
 from flowrl.models.text.parity import check_routers
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
@@ -28,7 +30,8 @@ from flowrl.startup.inputs import fingerprint_inputs
 from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.time_grid import check_time_grid
-from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
+from flowrl.step import UpdateSettings
+from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
 
@@ -58,13 +61,23 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
-    memory: dict[str, Any] = field(default_factory=dict)
-    """State of the advantage over iterations."""
+    memory: Memory = field(default_factory=dict)
+    """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
     """What to say at the start: what is trained, and what the self-checks found."""
+
+    @property
+    def present_algorithm(self) -> Algorithm:
+        """The algorithm with what its coefficients are in this iteration."""
+        return with_coefficients(self.algorithm, self.memory)
+
+    def set_learning_rates(self) -> None:
+        """Give the optimiser the coming iteration's `learning_rates`."""
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
+            group["lr"] = rate
 
     def learning_rate(self) -> float:
         """The policy's rate in the coming iteration: linear warm-up over optimiser steps, then constant, linear or
@@ -88,6 +101,32 @@ class Session:
         factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
         return max(factor[options.schedule], 0.0)
 
+    def update_settings(self) -> UpdateSettings:
+        """How the samples of the coming iteration are turned into updates."""
+        train = self.config.train
+        return UpdateSettings(
+            updates=train.updates,
+            epochs=train.epochs,
+            micro_batch=train.micro_batch,
+            max_grad_norm=self.config.optimizer.max_grad_norm,
+            seed=derive(train.seed, "split", self.progress.iteration),
+        )
+
+    def advance(self, steps: int, samples: int, forwards: int) -> None:
+        """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
+        sets follow the live one."""
+        progress = self.progress
+        progress.iteration += 1
+        progress.optimizer_steps += steps
+        progress.samples += samples
+        progress.forwards += forwards
+        for average in self.algorithm.ema_weights:
+            decay = average.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+            self.policy.update_ema(average.name, decay)
+        if self.config.train.ema is not None:
+            warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
+            self.policy.update_ema(EMA, min(self.config.train.ema, warm))
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
         scale of the loss."""
@@ -110,11 +149,14 @@ class Session:
         goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled."""
         chunks: list[Samples] = []
 
-        def watched(policy: Any, condition: Condition, part: Draw) -> Rollout:
+        texts = dict(zip(draw.group.tolist(), draw.prompts, strict=True))
+
+        def watched(policy: Policy, condition: Condition, part: Draw) -> Rollout:
             with timer("sample"):
                 made = sampler(policy, condition, part)
             with timer("decode"):
-                chunks.append(as_samples(part.prompts, policy.decode(made.final)))
+                prompts = [texts[group] for group in made.group.tolist()]  # of what was made, also where it is more
+                chunks.append(as_samples(prompts, policy.decode(made.final), made.feedback))
             if scoring is not None:
                 with timer("reward"):  # what it waits for rewards that are behind
                     scoring.add(chunks[-1])
@@ -122,8 +164,8 @@ class Session:
 
         with timer("sample"):
             condition = self.policy.condition(draw.prompts)
-        with self.policy.using(weights):
-            rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
+        with self.policy.using(weights) as policy:
+            rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
         return rollout, joined(chunks)
 
     def exporters(self) -> dict[str, Exporter]:
@@ -161,57 +203,42 @@ class Session:
             ) from error
 
 
-def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
+def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback: Tensor | None = None) -> Samples:
     """What rewards may see of decoded images [N, 3, H, W] or texts."""
     if isinstance(decoded, Tensor):
-        return Samples(prompts, images=decoded)
-    return Samples(prompts, completions=decoded)
+        return Samples(prompts, images=decoded, feedback=feedback)
+    return Samples(prompts, completions=decoded, feedback=feedback)
 
 
-def open_session(plan: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
-    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next."""
-    config, algorithm = plan.config, plan.algorithm
+def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
+    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next.
+
+    Raises:
+        UserError: a reward or the model cannot be loaded, or the model does not fit the config.
+    """
+    config, algorithm = run.config, run.algorithm
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
-    rewards.check(plan.train.prompts)
+    rewards.check(run.train.prompts)
     say(f"loading the model {config.model.path}")
     policy = open_policy(config)
-    train, test, fitting = plan.train, plan.test, []
+    train, test, notes = run.train, run.test, []
     if algorithm.family == "diffusion":
-        heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
-        policy.check_guidance(vars(algorithm.estimator).get("guidance"))
-        for key, sampler in (("algorithm.sampler.guidance", algorithm.sampler), ("the evaluation's guidance", heldout)):
-            scale = vars(sampler).get("guidance")
-            given = policy.check_guidance(scale)
-            if given is not None:
-                fitting.append(f"{key} {scale:g} takes the place of the scale {given:g} in model.call")
+        notes = _check_guidance(run, policy)
     else:
         if config.model.router_loss:
             check_routers(policy)
-        train, test, fitting = _fitted(plan, policy)
-    found = [policy.adaptation.describe(), *check_time_grid(algorithm, policy), *fitting]
+        train, test, notes = _fit_prompts(run, policy)
+    notes = [policy.adaptation.describe(), *check_time_grid(algorithm, policy), *notes]
     if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
         raise UserError(
             "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
             "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
         )
-    for name in algorithm.weight_sets:
+    for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
         policy.update_ema(name, 0.0)
-    if config.train.ema is not None:
-        policy.update_ema(EMA, 0.0)
-    options = config.optimizer
-    critic = policy.critic_parameters() if algorithm.family == "causal" else []
-    policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
-    optimizer = torch.optim.AdamW(
-        [{"params": group} for group in (policy_alone, critic) if group],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-    half = config.model.dtype == "float16"
-    scaler = GradScaler(policy.device.type, init_scale=options.loss_scale, enabled=half)
+    # Text rewards of flowrl and of TRL look alike; what was adapted from elsewhere is said.
+    adapted = [(name, style) for name, style in rewards.styles.items() if style not in ("flowrl", "TRL")]
     return Session(
         config,
         policy,
@@ -219,32 +246,66 @@ def open_session(plan: CheckedRun, say: Callable[[str], None] = lambda text: Non
         train,
         test,
         rewards,
-        optimizer,
-        scaler,
-        inputs=fingerprint_inputs(config, plan.train, plan.test),  # now that the hub's files are here
-        notes=found,
+        _build_optimizer(config, policy, algorithm.family),
+        GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
+        inputs=fingerprint_inputs(config, run.train, run.test),  # now that the hub's files are here
+        notes=[*notes, *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted)],
     )
 
 
-def _fitted(plan: CheckedRun, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
+def _build_optimizer(config: Config, policy: Any, family: str) -> torch.optim.Optimizer:
+    """AdamW on the policy's parameters and, as its second group, the critic's."""
+    options = config.optimizer
+    critic = policy.critic_parameters() if family == "causal" else []
+    policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
+    return torch.optim.AdamW(
+        [{"params": group} for group in (policy_alone, critic) if group],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def _check_guidance(run: CheckedRun, policy: Any) -> list[str]:
+    """Raise `UserError` for a guidance that the pipeline cannot follow; a sentence where it takes another's place."""
+    algorithm, evaluation = run.algorithm, run.config.eval
+    heldout = algorithm.sampler.heldout(evaluation.steps, evaluation.guidance, None)
+    policy.check_guidance(vars(algorithm.estimator).get("guidance"))
+    notes = []
+    for key, sampler in (("algorithm.sampler.guidance", algorithm.sampler), ("the evaluation's guidance", heldout)):
+        scale = vars(sampler).get("guidance")
+        given = policy.check_guidance(scale)
+        if given is not None:
+            notes.append(f"{key} {scale:g} takes the place of the scale {given:g} in model.call")
+    return notes
+
+
+def _fit_prompts(run: CheckedRun, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
     """The prompts for training and testing that leave room for a completion, as ``data.overlong`` says, and what was
     done to the others."""
-    sampler: Any = plan.algorithm.sampler
-    sets, done = [], []
-    for name, prompts in (("train", plan.train), ("test", plan.test)):
-        if prompts is None:
-            sets.append(None)
-            continue
-        begun = None if name == "train" else plan.config.eval.prefill
-        with nullcontext() if begun is None else policy.beginning(begun):
-            fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
-        dropped = len(prompts) - len(fitting)
-        cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
-        if dropped or cut:
-            what = "left out" if dropped else "shortened"
-            done.append(f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}")
-        sets.append(fitting)
-    return sets[0], sets[1], [*done, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
+    sampler: Any = run.algorithm.sampler
+    train, notes = _fit(run, policy, "train", run.train)
+    test = None
+    if run.test is not None:
+        begun = run.config.eval.prefill
+        with nullcontext() if begun is None else policy.prefilled(begun):
+            test, further = _fit(run, policy, "test", run.test)
+        notes += further
+    return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
+
+
+def _fit(run: CheckedRun, policy: Any, name: str, prompts: PromptSet) -> tuple[PromptSet, list[str]]:
+    """Prompts with room for a completion, and what was done to the others."""
+    sampler: Any = run.algorithm.sampler
+    fitting = PromptSet(tuple(policy.fit_prompts(prompts.prompts, sampler.length, run.config.data.overlong)))
+    dropped = len(prompts) - len(fitting)
+    cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
+    if not dropped and not cut:
+        return fitting, []
+    what = "left out" if dropped else "shortened"
+    return fitting, [f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}"]
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,10 +3,10 @@
 from flowrl.models.adapters import load_adapter
 from flowrl.models.diffusion import DiffusionPolicy
 from flowrl.models.export import export_formats, export_policy
+from flowrl.models.family import family_of
 from flowrl.models.load import load_policy
 from flowrl.models.lora import LoRAOptions
 from flowrl.models.parity import check_parity
-from flowrl.models.text.opening import family_of
 
 __all__ = [
     "DiffusionPolicy",

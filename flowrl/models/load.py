@@ -8,9 +8,9 @@ from typing import Any, Literal
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
 from flowrl.models.causal.load import load_causal
-from flowrl.models.loading import model_errors
+from flowrl.models.family import family_of
+from flowrl.models.load_errors import errors_named
 from flowrl.models.masked.load import load_masked
-from flowrl.models.text.opening import family_of
 
 LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
 
@@ -34,5 +34,5 @@ def load_policy(
         raise UserError(f"there is no model family {chosen!r}{did_you_mean(chosen, LOADERS)}")
     if chosen != "diffusion" and options.pop("call", None):
         raise UserError(f"model.call is for diffusion pipelines and means nothing for family {chosen}; remove it")
-    with model_errors(path_or_pipeline if named else type(path_or_pipeline).__name__):
+    with errors_named(path_or_pipeline if named else type(path_or_pipeline).__name__):
         return LOADERS[chosen](path_or_pipeline, **options)

@@ -62,6 +62,13 @@ class LoRAOptions:
             raise UserError(f"model.lora.rank must be at least 1, got {self.rank}")
 
 
+def lora_or_full(full: bool, lora: LoRAOptions | None) -> LoRAOptions | None:
+    """The adapter to train, ``None`` for all parameters. Raises `UserError` where both were asked for."""
+    if full and lora is not None:
+        raise UserError("model.full and model.lora exclude each other; remove one")
+    return None if full else lora or LoRAOptions()
+
+
 @dataclass(frozen=True)
 class Adaptation:
     """What is trained in a network."""

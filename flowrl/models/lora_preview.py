@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flowrl.errors import is_out_of_memory
 from flowrl.models.diffusion.load import WORLDS
 from flowrl.models.lora import ATTENTION_TARGETS, LANGUAGE_TARGETS, LoRAOptions, describe_layers, target_layers
 
@@ -20,7 +21,7 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
     Raises:
         UserError: for targets that match no layer.
     """
-    from flowrl.models.text.opening import embedded_models
+    from flowrl.models.family import embedded_models
 
     if options is None or (
         path not in WORLDS and embedded_models(path) is None and not Path(path).expanduser().is_dir()
@@ -31,7 +32,9 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
     try:
         with init_empty_weights(include_buffers=False):
             found = _denoiser(_folder(path)) if family == "diffusion" else _language_model(path, family)
-    except UNTOLD:
+    except UNTOLD as error:
+        if is_out_of_memory(error):
+            raise
         return None
     if found is None:
         return None
@@ -68,8 +71,8 @@ def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
 def _language_model(path: str, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from flowrl.models.family import embedded_models
     from flowrl.models.text.load import untargeted_layers
-    from flowrl.models.text.opening import embedded_models
 
     bases = embedded_models(path)
     folder = Path(bases[family] if bases else path).expanduser()

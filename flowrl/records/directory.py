@@ -65,29 +65,35 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a+", encoding="utf-8")
+            self._lock = lock if self._claim(lock) else None
         except OSError as error:
-            raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from None
+            raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from error
+        if self._lock is None:
+            with lock:
+                owner = lock.read().strip() or "another process"
+            raise UserError(f"{self.path} is being written by {owner}; wait for it, or set another out=...")
+        return self
+
+    def _claim(self, lock: IO[str]) -> bool:
+        """Write this process into the lock file, unless another one holds it. A former owner that never let go of it is
+        reported."""
+        lock.seek(0)
         try:
             # The system drops the lock when its process ends, however it ends: there are no stale locks.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
-            raise UserError(f"{self.path} is being written by {owner}; wait for it, or set another out=...") from None
-        lock.seek(0)
+            return False
         left = lock.read().strip()
         if left:
             warnings.warn(
                 f"{self.path}: the last run here ({left}) ended without a word: it was killed, or code of a reward or "
                 "model ended or crashed its process (a reward with process: true cannot)",
-                stacklevel=2,
+                stacklevel=3,
             )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         lock.flush()
-        self._lock = lock
-        return self
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -34,4 +34,4 @@ class RewardActor:
         asked = [Prompt(prompts[i], i, {name: values[i] for name, values in columns.items()}) for i in rows]
         pixels = None if images is None else torch.from_numpy(images.copy())  # Ray's arrays are read-only
         numbers = torch.tensor(group, dtype=torch.int64)
-        return self._rewards.answers(Samples(asked, pixels, completions), numbers)[0]
+        return self._rewards.raw_lists(Samples(asked, pixels, completions), numbers)[0]

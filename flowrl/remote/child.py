@@ -11,10 +11,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from flowrl.clients.results import RewardError, as_list, as_scores
-from flowrl.errors import UserError, describe_exception
+from flowrl.errors import UserError
 from flowrl.processes import end_with_parent, open_channel, read_frame, write_frame
 from flowrl.score.registry import find_reward
-from flowrl.score.signatures import Answer, adapt, version_of
+from flowrl.score.reward_function import RewardFunction
+from flowrl.score.signatures import adapt
 from flowrl.types import Chat, Prompt, Samples
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     except (Exception, SystemExit) as error:  # reported by the parent, as the user's mistake
         kind = "" if isinstance(error, UserError) else f"reward with process=true: {type(error).__name__}: "
         return write_frame(replies, json.dumps({"mistake": f"{kind}{error}"}).encode())
-    facts = {"grouped": reward.grouped, "style": reward.style, "version": version_of(reward)}
+    facts = {"grouped": reward.grouped, "style": reward.style, "version": reward.version}
     write_frame(replies, json.dumps(facts).encode())
     while (described := read_frame(requests)) is not None:
         samples, group = _samples(described, read_frame(requests) or b"")
@@ -44,21 +45,17 @@ def _samples(described: bytes, images: bytes) -> tuple[Samples, Tensor | None]:
     return Samples(prompts, load(images).get("images"), texts), None if group is None else torch.tensor(group)
 
 
-def _scores(reward: Answer, name: str, samples: Samples, group: Tensor | None) -> dict[str, Any]:
+def _scores(reward: RewardFunction, name: str, samples: Samples, group: Tensor | None) -> dict[str, Any]:
     """Scores, or what went wrong: ``mistake`` is the user's, which no policy forgives."""
     try:
         with torch.no_grad():
-            found = reward(samples, group)
+            return {"scores": as_list(as_scores(reward(samples, group), len(samples), name))}
     except RewardError as error:
         return {"error": str(error), "trace": traceback.format_exc()}
     except UserError as error:
         return {"mistake": str(error)}
     except (Exception, SystemExit) as error:  # a failure is an answer; the parent follows the declared policy
-        return {"error": f"reward {name!r} raised {describe_exception(error)}", "trace": traceback.format_exc()}
-    try:
-        return {"scores": as_list(as_scores(found, len(samples), name))}
-    except UserError as error:
-        return {"error": str(error), "trace": ""}
+        return {"error": str(RewardError.of(name, error)), "trace": traceback.format_exc()}
 
 
 if __name__ == "__main__":

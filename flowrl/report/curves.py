@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from flowrl.report.charts import SMALL, Line, line_chart, stacked_chart
 from flowrl.report.record import Metrics
-from flowrl.runtime.display import PHASES
+from flowrl.runtime.metric_rows import PHASES
 
 COLORS = 8  # classes c0..c7 of the style sheet
 TRAIN, HELD_OUT = 0, 1

@@ -12,23 +12,31 @@ from flowrl.runtime.timing import PhaseTimer
 
 @contextmanager
 def explain_out_of_memory(
-    config: Config, phase: str | PhaseTimer, rescue: Callable[[], None] | None = None
+    config: Config, phase: str, timer: PhaseTimer | None = None, save: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Running out of memory inside becomes a `UserError` that names the phase (of a timer: the one it was in) and the
-    keys to lower. Before that or any other `UserError` goes on, ``rescue`` saves what is worth it."""
+    """Running out of memory inside becomes a `UserError` that names the phase and the keys to lower. ``phase`` is what
+    is done inside, where no phase of the ``timer`` failed. Before that or any other `UserError` goes on, ``save`` keeps
+    what was finished; where it fails as well, the message says both."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError, UserError) as error:
         mistake = isinstance(error, UserError)
         if not mistake and not is_out_of_memory(error):
             raise
-        if rescue is not None:
-            rescue()
+        message = str(error) if mistake else _explained(config, (timer and timer.failed) or phase, error)
+        try:
+            if save is not None:
+                save()
+        except Exception as further:  # whatever it is, it must not hide what came first
+            raise UserError(f"{message}; what was finished could not be saved: {first_line(further)}") from error
         if mistake:
             raise
-        name = phase if isinstance(phase, str) else phase.failed or "update"
-        doing, remedy = _advice(config, name)
-        raise UserError(f"out of memory while {doing}: {remedy} ({first_line(error)})") from error
+        raise UserError(message) from error
+
+
+def _explained(config: Config, phase: str, error: BaseException) -> str:
+    doing, remedy = _advice(config, phase)
+    return f"out of memory while {doing}: {remedy} ({first_line(error)})"
 
 
 def _advice(config: Config, phase: str) -> tuple[str, str]:
@@ -45,6 +53,7 @@ def _advice(config: Config, phase: str) -> tuple[str, str]:
         "decode": ("decoding samples", f"lower train.sample_batch={train.sample_batch}"),
         "reward": ("scoring samples", "give the rewards a batch_size, or a device of their own"),
         "eval": ("evaluating", f"lower {key}={batch}, or eval.samples={evaluation.samples}"),
+        "monitor": ("checking samples for alarms", f"lower monitor.samples={config.monitor.samples}"),
         "save": ("saving a checkpoint", "its exports open the model again; use another model.device for training"),
     }.get(
         phase,

@@ -44,7 +44,7 @@ class SurvivingStream:
             self._gone = True
             _silence(self._stream)
             if self._must_arrive and error.errno not in READER_GONE:
-                raise UserError(f"standard output cannot be written: {error.strerror}") from None
+                raise UserError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _silence(stream: TextIO) -> None:

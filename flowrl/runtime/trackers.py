@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import netrc
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from flowrl.config import Config
-from flowrl.errors import UserError, missing_package
+from flowrl.errors import UserError, describe_exception, first_line, missing_package
 from flowrl.records.directory import RunDirectory
 from flowrl.records.sample_files import read_json_lines
 
@@ -66,7 +67,7 @@ class Trackers:
             UserError: for a tracker that cannot begin: no login, no network.
         """
         self._run = run
-        self._news: list[str] = []
+        self._notes: list[str] = []
         self._open: list[_Tracker] = []
         try:
             for name in dict.fromkeys(config.log.trackers):
@@ -74,7 +75,7 @@ class Trackers:
         except BaseException:
             self.close(failed=True)
             raise
-        self._news += [f"{tracker.name}: {tracker.place}" for tracker in self._open]
+        self._notes += [f"{tracker.name}: {tracker.place}" for tracker in self._open]
 
     def __enter__(self) -> Self:
         return self
@@ -99,8 +100,8 @@ class Trackers:
 
     def tell(self, note: Callable[[str], None]) -> None:
         """Pass on what a person should read, each sentence once: where to look, and which tracker failed."""
-        told, self._news = self._news, []
-        for sentence in told:
+        notes, self._notes = self._notes, []
+        for sentence in notes:
             note(sentence)
 
     def _each(self, work: Callable[[_Tracker], None]) -> None:
@@ -109,14 +110,21 @@ class Trackers:
                 work(tracker)
             except Exception as error:  # whatever a tracker's package raises, the run goes on
                 self._open.remove(tracker)
-                self._news.append(f"{tracker.name} failed and gets nothing more of this run: {_first_line(error)}")
+                self._notes.append(f"{tracker.name} failed and gets nothing more of this run: {first_line(error)}")
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise `UserError` for a tracker that is not installed, or that needs a login that is not there."""
+    """Raise `UserError` for a tracker that is not installed or broken, or that needs a login that is not there."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise missing_package(f"log.trackers: {name}", name, "tracking", "remove it")
+        try:
+            importlib.import_module(_MODULES[name])
+        except Exception as error:  # it is there, and something in it or below it does not work
+            raise UserError(
+                f"log.trackers: {name} cannot be imported ({describe_exception(error)}); mend its installation, or"
+                " remove it"
+            ) from error
     if "wandb" in names:
         import wandb
 
@@ -163,7 +171,7 @@ class _TensorBoard:
             pictures = [np.asarray(Image.open(path).convert("RGB")) for path, _ in found.pictures]
             if pictures:
                 self._writer.add_images(f"{found.kind}/pictures", np.stack(pictures), step, dataformats="NHWC")
-            self._writer.add_text(f"{found.kind}/texts", "\n\n---\n\n".join(map(_told, found.rows)), step)
+            self._writer.add_text(f"{found.kind}/texts", "\n\n---\n\n".join(map(_as_markdown, found.rows)), step)
         self._writer.flush()
 
     def close(self, failed: bool) -> None:
@@ -198,7 +206,7 @@ class _WandB:
             )
         except wandb.Error as error:
             raise UserError(
-                f"log.trackers: wandb could not begin ({_first_line(error)}); log in again, or keep the run on this"
+                f"log.trackers: wandb could not begin ({first_line(error)}); log in again, or keep the run on this"
                 " machine with WANDB_MODE=offline"
             ) from error
         # an axis of our own: wandb's counter cannot go back to the checkpoint that a run goes on from
@@ -233,6 +241,7 @@ def _address(run: Any) -> str:
     return f"offline; send it with `wandb sync {run.settings.sync_dir}`" if run.offline else run.url
 
 
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 _OPENERS: dict[str, Callable[..., _Tracker]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
 
 
@@ -246,7 +255,7 @@ def _caption(row: Mapping[str, Any]) -> str:
     return f"{row['prompt']} | total {_number(row['total'])} ({scores})"
 
 
-def _told(row: Mapping[str, Any]) -> str:
+def _as_markdown(row: Mapping[str, Any]) -> str:
     """A sample in Markdown: its prompt and scores, and its completion if it is a text."""
     completion = f"\n\n{_block(row['completion'])}" if "completion" in row else ""
     return _block(_caption(row)) + completion
@@ -259,7 +268,3 @@ def _number(value: float | None) -> str:
 def _block(text: str) -> str:
     """Markdown that shows a text as it is."""
     return "\n".join(f"    {line}" for line in text.split("\n"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

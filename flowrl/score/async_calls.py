@@ -13,16 +13,16 @@ from typing import Any
 from flowrl.exit_guard import ExitCalledError, catch_exit
 
 
-def wait_for(answer: Any) -> Any:
-    """The answer itself, awaited where it has to be; works where a loop already runs (as in notebooks)."""
-    return wait_for_all([answer])[0]
+def wait_for(result: Any) -> Any:
+    """The result itself, awaited where it has to be; works where a loop already runs (as in notebooks)."""
+    return wait_for_all([result])[0]
 
 
-def wait_for_all(answers: Sequence[Any]) -> list[Any]:
-    """The answers, those that have to be awaited waiting together. Raises what the first of them raises."""
-    if not any(inspect.isawaitable(answer) for answer in answers):
-        return list(answers)
-    return asyncio.run_coroutine_threadsafe(_gathered(answers), _loop()).result()
+def wait_for_all(results: Sequence[Any]) -> list[Any]:
+    """The results, those that have to be awaited waiting together. Raises what the first of them raises."""
+    if not any(inspect.isawaitable(result) for result in results):
+        return list(results)
+    return asyncio.run_coroutine_threadsafe(_gathered(results), _loop()).result()
 
 
 @lru_cache(maxsize=1)
@@ -32,15 +32,15 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _gathered(answers: Sequence[Any]) -> list[Any]:
-    return list(await asyncio.gather(*map(_settled, answers)))
+async def _gathered(results: Sequence[Any]) -> list[Any]:
+    return list(await asyncio.gather(*map(_awaited, results)))
 
 
-async def _settled(answer: Any) -> Any:
-    if not inspect.isawaitable(answer):
-        return answer
+async def _awaited(result: Any) -> Any:
+    if not inspect.isawaitable(result):
+        return result
     try:
         with catch_exit():  # which is about threads, and this one is the loop's
-            return await answer
+            return await result
     except SystemExit as error:  # it would end the loop's thread, and everybody would wait for ever
         raise ExitCalledError(f"it called exit({error.code}), which would have ended the run") from error

@@ -1,6 +1,6 @@
 """Scoring while sampling: chunks of samples are scored in the background as they are made, one thread per reward.
 
-Every reward has a lane: a thread of its own, which lives as long as the run (rewards may keep state per thread), and
+Every reward has a thread of its own, which lives as long as the run (rewards may keep state per thread), and
 a short queue before it. A call never depends on what other threads do, so the scores are bit for bit those of asking
 for the same chunks one after the other.
 """
@@ -17,17 +17,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flowrl.score.reward import CallStats
-from flowrl.score.signatures import take
+from flowrl.score.reward import CallStats, Reward
+from flowrl.score.samples import joined, take
 from flowrl.types import Prompt, Samples, Scores
 
 LOG = logging.getLogger("flowrl.score")
-DEPTH = 2
+QUEUED = 2
 """Chunks that may wait before a reward; then the sampler waits too."""
-PATIENCE = 5.0
+CLOSE_SECONDS = 5.0
 """Seconds that `close` waits for a call in progress."""
 
-Ask = Callable[[int, Samples, Tensor, CallStats], Tensor]
 Conclude = Callable[[Tensor, Sequence[Prompt], Tensor, Sequence[CallStats]], Scores]
 
 
@@ -36,7 +35,7 @@ class RewardThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(DEPTH)
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUED)
         self._thread: threading.Thread | None = None
 
     def put(self, job: Callable[[], None], check: Callable[[], None]) -> None:
@@ -53,18 +52,18 @@ class RewardThread:
                 continue
 
     def close(self) -> None:
-        """End the thread after what it is doing, if that takes no longer than `PATIENCE`."""
+        """End the thread after what it is doing, if that takes no longer than `CLOSE_SECONDS`."""
         if self._thread is None:
             return
         try:
-            self._jobs.put(None, timeout=PATIENCE)
-            self._thread.join(PATIENCE)
+            self._jobs.put(None, timeout=CLOSE_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
         except queue.Full:  # it hangs; said below
             pass
         if self._thread.is_alive():
             LOG.warning("reward %r is still at work and was left behind", self._name)
         self._thread = None
-        self._jobs = queue.Queue(DEPTH)
+        self._jobs = queue.Queue(QUEUED)
 
     def _work(self) -> None:
         jobs = self._jobs
@@ -79,21 +78,15 @@ class Scoring:
     """
 
     def __init__(
-        self,
-        threads: Sequence[RewardThread | None],
-        grouped: Sequence[bool],
-        group: Tensor,
-        ask: Ask,
-        conclude: Conclude,
+        self, rewards: Sequence[Reward], threads: Sequence[RewardThread | None], group: Tensor, conclude: Conclude
     ) -> None:
-        self._threads, self._grouped, self._group = threads, grouped, group
-        self._ask, self._conclude = ask, conclude
-        self.stats = [CallStats() for _ in threads]
-        self._values = torch.full((len(group), len(threads)), torch.nan, dtype=torch.float64)
+        self._rewards, self._threads, self._group, self._conclude = rewards, threads, group, conclude
+        self.stats = [CallStats() for _ in rewards]
+        self._scores = torch.full((len(group), len(rewards)), torch.nan, dtype=torch.float64)
         self._prompts: list[Prompt] = []
         self._held: list[Samples] = []  # chunks whose last group is not complete, for rewards that see whole groups
-        self._later: list[Callable[[], None]] = []
-        self._open = 0
+        self._later: list[Callable[[], None]] = []  # jobs of rewards without a thread
+        self._open = 0  # jobs that have not ended
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()
@@ -107,12 +100,12 @@ class Scoring:
         self._stopped = True
 
     def add(self, samples: Samples) -> None:
-        """Hand over the next samples. Waits while a reward is `DEPTH` chunks behind."""
+        """Hand over the next samples. Waits while a reward is `QUEUED` chunks behind."""
         start, stop = len(self._prompts), len(self._prompts) + len(samples)
         self._prompts += samples.prompts
         whole = self._completed(samples, stop)
-        for index, grouped in enumerate(self._grouped):
-            if not grouped:
+        for index, reward in enumerate(self._rewards):
+            if not reward.function.grouped:
                 self._submit(index, start, samples)
             elif whole is not None:
                 self._submit(index, whole[0], whole[1])
@@ -122,13 +115,13 @@ class Scoring:
         return self._conclude(self.wait(), self._prompts, self._group, self.stats)
 
     def wait(self) -> Tensor:
-        """[N, R] float64: all rewards' answers, before any policy. Raises what a reward raised."""
+        """[N, R] float64: what all rewards returned, before any policy. Raises what a reward raised."""
         for job in self._later:
             job()
         with self._changed:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         self._check()
-        return self._values
+        return self._scores
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
         """``reward/seconds``: seconds spent in all rewards' calls, most of them while the next samples are made (what
@@ -140,7 +133,7 @@ class Scoring:
 
     def _completed(self, samples: Samples, stop: int) -> tuple[int, Samples] | None:
         """``(first row, samples)`` of groups that are now whole and were not before; keeps the rest."""
-        if not any(self._grouped):
+        if not any(reward.function.grouped for reward in self._rewards):
             return None
         self._held.append(samples)
         held = joined(self._held)
@@ -157,18 +150,18 @@ class Scoring:
             if self._stopped or self._error is not None:
                 return self._note(None)
             try:
-                self._values[rows, index] = self._ask(index, samples, self._group[rows], self.stats[index])
+                self._scores[rows, index] = self._rewards[index].score(samples, self._group[rows], self.stats[index])
             except BaseException as error:  # raised where the samples are made: by `add` or `finish`
                 return self._note(error)
             self._note(None)
 
         with self._changed:
             self._open += 1
-        lane = self._threads[index]
-        if lane is None:
+        thread = self._threads[index]
+        if thread is None:
             self._later.append(job)
         else:
-            lane.put(job, self._check)
+            thread.put(job, self._check)
 
     def _note(self, error: BaseException | None) -> None:
         """A job has ended."""
@@ -180,14 +173,3 @@ class Scoring:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
-
-
-def joined(parts: Sequence[Samples]) -> Samples:
-    """Samples one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    prompts = [prompt for part in parts for prompt in part.prompts]
-    images = [part.images for part in parts if part.images is not None]
-    texts = [text for part in parts for text in part.completions or ()]
-    completions = texts if parts[0].completions is not None else None
-    return Samples(prompts, torch.cat(images) if images else None, completions)

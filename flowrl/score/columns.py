@@ -17,7 +17,7 @@ PARSED = 100_000
 Message = dict[str, Any]
 
 
-def spread(columns: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     """A row's columns, and what lies inside those of `NESTED` where no column has that name. ``answer`` may also be
     called ``ground_truth``, as in verl. JSON texts count as what they hold."""
     found: dict[str, Any] = {}
@@ -40,13 +40,13 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def columns_of(samples: Samples) -> dict[str, list[Any]]:
-    """The prompts' other fields as lists of N (`spread`); None where a prompt does not have one."""
-    rows = [spread(prompt.columns) for prompt in samples.prompts]
+    """The prompts' other fields as lists of N (`flatten_columns`); None where a prompt does not have one."""
+    rows = [flatten_columns(prompt.columns) for prompt in samples.prompts]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def asked(prompt: Prompt) -> list[Message]:
+def prompt_messages(prompt: Prompt) -> list[Message]:
     """The messages that the model answered."""
     return [{"role": "user", "content": prompt.text}] if prompt.chat is None else prompt.chat.messages
 
@@ -56,7 +56,7 @@ def as_messages(samples: Samples) -> dict[str, list[list[Message]]]:
     with (a prefilled answer) belongs to the completion, as in TRL."""
     prompts, completions = [], []
     for prompt, completion in zip(samples.prompts, samples.completions or (), strict=True):
-        messages, begun = asked(prompt), ""
+        messages, begun = prompt_messages(prompt), ""
         if messages[-1]["role"] == "assistant":
             begun = str(messages.pop().get("content") or "")
         prompts.append(messages)
@@ -64,7 +64,7 @@ def as_messages(samples: Samples) -> dict[str, list[list[Message]]]:
     return {"prompts": prompts, "completions": completions}
 
 
-def dialogues(samples: Samples) -> list[list[Message]]:
+def whole_conversations(samples: Samples) -> list[list[Message]]:
     """[N] whole conversations, the answer last: what a reward with a parameter ``messages`` gets."""
     parts = as_messages(samples)
     return [[*prompt, *answer] for prompt, answer in zip(parts["prompts"], parts["completions"], strict=True)]

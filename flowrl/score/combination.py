@@ -13,7 +13,7 @@ from flowrl.errors import UserError
 from flowrl.types import Prompt, Scores
 
 Gate = Literal["multiply"] | float
-Policy = Literal["raise", "drop_sample", "drop_group"]
+NanPolicy = Literal["raise", "drop_sample", "drop_group"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def combine(scores: Scores, applies: Tensor, gates: tuple[Gate | None, ...]) -> 
     return CombinedScores(**vars(scores), applies=applies, gates=gates)
 
 
-def dropped_samples(rewards: Tensor, applies: Tensor, policies: Sequence[Policy | None], group: Tensor) -> Tensor:
+def dropped_samples(rewards: Tensor, applies: Tensor, policies: Sequence[NanPolicy | None], group: Tensor) -> Tensor:
     """[N] bool: samples that the rewards' policies drop, because one that counts could not score them (NaN) or, with
     ``drop_group``, a sample of their group. ``None`` is the policy of a reward that is only watched."""
     dropped = torch.zeros(len(group), dtype=torch.bool)

@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.math.random import derive, uniform
 from flowrl.score.reward import CallStats
 from flowrl.score.rewards import Rewards, load_rewards
-from flowrl.score.signatures import take
+from flowrl.score.samples import take
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes.scenes import SIZE, random_scene, render
 
@@ -105,10 +105,10 @@ def _shape(values: Tensor) -> str:
 def _precision(scorer: Rewards, samples: Samples) -> str:
     """What the reward answers with: half precision makes ties of different samples, and groups without a winner."""
     stats = CallStats()
-    scorer.ask(0, samples, torch.tensor([prompt.id for prompt in samples.prompts]), stats)
-    if stats.kind in ("float16", "bfloat16"):
-        raise _BrokenPromiseError(f"answers in {stats.kind}, whose rounding makes ties; return scores.float()")
-    return f"answers in {stats.kind}"
+    scorer.rewards[0].score(samples, torch.tensor([prompt.id for prompt in samples.prompts]), stats)
+    if stats.number_type in ("float16", "bfloat16"):
+        raise _BrokenPromiseError(f"answers in {stats.number_type}, whose rounding makes ties; return scores.float()")
+    return f"answers in {stats.number_type}"
 
 
 def _same(values: Tensor, expected: Tensor, exact: bool = False) -> str:

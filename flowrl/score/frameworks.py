@@ -17,34 +17,36 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.media import picture
 from flowrl.score.async_calls import wait_for, wait_for_all
-from flowrl.score.columns import spread
+from flowrl.score.columns import flatten_columns
+from flowrl.score.reward_function import AdaptedReward, takes_anything
+from flowrl.score.samples import split_by_group
 from flowrl.types import Samples
 
 VERL = ("solution_str", "solution_image")
 """Parameters by which verl's and verl-omni's functions are known."""
 
 
-class VerlReward:
+class VerlReward(AdaptedReward):
     """``compute_score(data_source, solution_str, ground_truth, extra_info, **) -> float | {"score": float, ...}``, one
     sample a call, plain or async; verl-omni's takes ``solution_image`` [3, H, W] in [0, 1].
 
     ``ground_truth`` is the prompt's column of that name, or that key of its column ``reward_model`` (verl's parquet;
-    `flowrl.score.columns.spread`).
+    `flowrl.score.columns.flatten_columns`).
     """
 
     grouped = False
     style = "verl"
 
     def __init__(self, function: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> None:
-        self.function, self.name, self.settings = function, name, dict(settings)
-        self.parameters = inspect.signature(function).parameters
+        super().__init__(function, name)
+        self.settings = dict(settings)
 
     def __call__(self, samples: Samples, group: Tensor | None = None) -> list[float | None]:
-        answers = [self.function(**self._arguments(samples, row)) for row in range(len(samples))]
-        return [self._score(answer) for answer in wait_for_all(answers)]
+        results = [self.function(**self._arguments(samples, row)) for row in range(len(samples))]
+        return [self._score(result) for result in wait_for_all(results)]
 
     def _arguments(self, samples: Samples, row: int) -> dict[str, Any]:
-        known = {"extra_info": {}, **spread(samples.prompts[row].columns)}
+        known = {"extra_info": {}, **flatten_columns(samples.prompts[row].columns)}
         if samples.completions is not None:
             known["solution_str"] = samples.completions[row]
         if samples.images is not None:
@@ -73,7 +75,7 @@ class VerlReward:
         return None if answer is None else float(answer)
 
 
-class FlowFactoryReward:
+class FlowFactoryReward(AdaptedReward):
     """An instance of ``PointwiseRewardModel`` or ``GroupwiseRewardModel``: ``model(prompt=[...], image=[...], ...)``
     with PIL pictures (or tensors where it says ``use_tensor_inputs``), which answers with an object that has
     ``rewards``. A groupwise model sees one group a call."""
@@ -81,8 +83,7 @@ class FlowFactoryReward:
     style = "Flow-Factory"
 
     def __init__(self, model: Any, name: str) -> None:
-        self.function, self.name = model, name
-        self.parameters = inspect.signature(model).parameters
+        super().__init__(model, name)
         self.grouped = any(kind.__name__ == "GroupwiseRewardModel" for kind in type(model).__mro__)
 
     def __call__(self, samples: Samples, group: Tensor | None = None) -> Any:
@@ -90,8 +91,7 @@ class FlowFactoryReward:
             return self._ask(samples, list(range(len(samples))))
         assert group is not None
         scores = torch.zeros(len(samples), dtype=torch.float64)
-        for key in group.unique():
-            rows = (group == key).nonzero()[:, 0].tolist()
+        for rows in split_by_group(group, range(len(samples))):
             scores[rows] = torch.as_tensor(self._ask(samples, rows), dtype=torch.float64).cpu()
         return scores
 
@@ -103,8 +103,7 @@ class FlowFactoryReward:
         if samples.images is not None:
             media = "image" if samples.images.ndim == 4 else "video"
             values[media] = [self._medium(samples.images[row]) for row in rows]
-        anything = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
-        wanted = set(values) if anything else set(values) & set(self.parameters)
+        wanted = set(values) if takes_anything(self.parameters) else set(values) & set(self.parameters)
         for key in getattr(self.function, "required_fields", ()):
             if key not in values:
                 raise UserError(f"reward {self.name!r} (Flow-Factory signature) needs {key!r}; there is no such column")

@@ -1,4 +1,4 @@
-"""One reward asked for the scores of some samples: in batches, again after a failure, and never with a silent zero."""
+"""One reward of a run: called in batches, again after a failure, and never with a silent zero."""
 
 from __future__ import annotations
 
@@ -11,18 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.clients.results import RewardError, as_scores, kind_of
+from flowrl.clients.results import RewardError, as_scores, number_type
 from flowrl.config.reward import OnErrorConfig
-from flowrl.errors import UserError, describe_exception, is_out_of_memory
+from flowrl.errors import UserError
 from flowrl.exit_guard import catch_exit
-from flowrl.score.combination import Gate
-from flowrl.score.signatures import Answer, take
+from flowrl.score.combination import Gate, applicable
+from flowrl.score.reward_function import RewardFunction
+from flowrl.score.samples import split_by_group, take, without_broken_images
 from flowrl.types import Samples
 
 LOG = logging.getLogger("flowrl.score")
 WAIT = 0.5
 """Seconds before the first retry; doubled each time, up to `MAX_WAIT`."""
 MAX_WAIT = 8.0
+
+
+@dataclass
+class CallStats:
+    """Statistics of a reward's calls."""
+
+    seconds: float = 0.0
+    """Spent in its calls."""
+    failures: int = 0
+    """Calls that raised or whose result was none."""
+    last_failure: str = ""
+    number_type: str = ""
+    """What the last result consisted of: float32, float64, int64, list."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Reward:
     name: str
     weight: float
     """Factor in the total; 0 for one that is only watched, and for a gate."""
-    answer: Answer
+    function: RewardFunction
     batch_size: int | None
     applies: Mapping[str, Any] = field(default_factory=dict)
     gate: Gate | None = None
@@ -40,125 +54,95 @@ class Reward:
     """None: exceptions stop the run, and samples it could not score follow the run's ``on_nan``."""
     overlap: bool = True
 
+    @torch.no_grad()
+    def score(self, samples: Samples, group: Tensor, stats: CallStats) -> Tensor:
+        """[N] float64 scores; NaN where it could not score or its ``applies`` does not hold, `NOT_APPLICABLE` where it
+        said None. A sample whose image is not finite could not be scored. group: [N] int64 on the host.
 
-@dataclass
-class CallStats:
-    """What happened while a reward was asked."""
+        Calls hold ``batch_size`` samples, whole groups of a reward that compares them. Raises `RewardError` for a call
+        that fails, where ``on_error`` wants it, and `UserError` for mistakes of the config, which no policy forgives.
+        """
+        samples, broken = without_broken_images(samples)
+        scores = torch.full((len(samples),), torch.nan, dtype=torch.float64)
+        rows = applicable(self.applies, samples.prompts).nonzero()[:, 0].tolist()
+        for batch in self._batches(group, rows):
+            self._score_batch(scores, samples, group, batch, stats)
+        return scores.masked_fill(broken, torch.nan)
 
-    seconds: float = 0.0
-    """Spent in its calls."""
-    failures: int = 0
-    """Calls that raised or whose answer was none."""
-    last: str = ""
-    """The last failure."""
-    kind: str = ""
-    """What the last answer consisted of: float32, float64, int64, list."""
+    def _batches(self, group: Tensor, rows: list[int]) -> list[list[int]]:
+        if not self.function.grouped:
+            size = self.batch_size or max(1, len(rows))
+            return [rows[start : start + size] for start in range(0, len(rows), size)]
+        batches: list[list[int]] = []
+        for members in split_by_group(group, rows):
+            if batches and (self.batch_size is None or len(batches[-1]) + len(members) <= self.batch_size):
+                batches[-1] += members
+            else:
+                batches.append(members)
+        return batches
 
+    def _score_batch(self, scores: Tensor, samples: Samples, group: Tensor, rows: list[int], stats: CallStats) -> None:
+        """Write the scores of ``rows`` [n] into ``scores`` [N]. A call that fails is repeated as ``on_error`` says, for
+        what is missing. With ``drop_group``, its groups are then asked one by one, so that one bad sample costs its own
+        group only, whatever samples it happened to be asked with."""
+        policy = self.on_error or OnErrorConfig()
+        failure: RewardError | None = None
+        for attempt in range(policy.retry + 1):
+            if attempt:
+                time.sleep(min(WAIT * 2 ** (attempt - 1), MAX_WAIT))
+            failure = self._call(scores, samples, group, rows, stats)
+            if failure is None:
+                rows = self._unscored(scores, group, rows)
+                if not rows:
+                    return
+        if failure is None:  # what is missing stays NaN
+            return
+        if policy.then == "raise":
+            raise failure
+        groups = split_by_group(group, rows)
+        for members in groups:
+            if len(groups) > 1:
+                failure = self._call(scores, samples, group, members, stats)
+            if failure is not None:
+                LOG.warning("%d samples of a group could not be scored: %s", len(members), failure)
 
-def ask(reward: Reward, samples: Samples, group: Tensor, rows: Sequence[int], stats: CallStats) -> Tensor:
-    """[len(rows)] float64 scores of these rows; NaN where it could not score, `NOT_APPLICABLE` where it said None.
+    def _unscored(self, scores: Tensor, group: Tensor, rows: Sequence[int]) -> list[int]:
+        """Rows without a score, and the others of their groups where the reward compares samples."""
+        chosen = torch.tensor(rows)
+        missing = scores[chosen].isnan()
+        if self.function.grouped:
+            missing = torch.isin(group[chosen], group[chosen][missing])
+        return chosen[missing].tolist()
 
-    Calls hold ``batch_size`` samples, whole groups of a reward that compares them. A call that fails is repeated as
-    ``on_error`` says. With ``drop_group``, its groups are then asked one by one, so that one bad sample costs its own
-    group only, whatever samples it happened to be asked with. Raises `RewardError`.
-    """
-    values = torch.full((len(samples),), torch.nan, dtype=torch.float64)
-    for batch in _batches(reward, group, rows):
-        _fill(values, reward, samples, group, batch, stats)
-    return values[list(rows)]
-
-
-def _fill(values: Tensor, reward: Reward, samples: Samples, group: Tensor, batch: list[int], stats: CallStats) -> None:
-    policy = reward.on_error or OnErrorConfig()
-    error, pending = _try(values, reward, samples, group, batch, policy.retry, stats)
-    if error is None:
-        return
-    if policy.then == "raise":
-        raise error
-    apart = _groups(group, pending)
-    for rows in apart:
-        if len(apart) > 1:
-            error, _ = _try(values, reward, samples, group, rows, 0, stats)
-        if error is not None:
-            LOG.warning("%d samples of a group could not be scored: %s", len(rows), error)
-
-
-def _try(
-    values: Tensor, reward: Reward, samples: Samples, group: Tensor, rows: list[int], retries: int, stats: CallStats
-) -> tuple[RewardError | None, list[int]]:
-    """Write the scores of ``rows`` into ``values``; asks again for those that are missing. Returns the failure of the
-    last try, if it failed, and the rows it was about."""
-    pending: list[int] = rows
-    error: RewardError | None = None
-    for attempt in range(retries + 1):
-        if attempt:
-            time.sleep(min(WAIT * 2 ** (attempt - 1), MAX_WAIT))
+    def _call(
+        self, scores: Tensor, samples: Samples, group: Tensor, rows: list[int], stats: CallStats
+    ) -> RewardError | None:
+        """Call the function once, and write its result into ``scores[rows]``; or say how it failed."""
+        samples = take(samples, rows)
+        if samples.images is not None and not samples.images.is_inference():
+            # `.data` has a count of in-place changes of its own, so that the reward that made them is the one named.
+            samples = replace(samples, images=samples.images.data)
+        version, start = _version(samples), time.perf_counter()
         try:
-            values[pending] = _once(reward, take(samples, pending), group[pending], stats)
-        except RewardError as failure:
-            stats.failures, stats.last, error = stats.failures + 1, str(failure), failure
-            continue
-        error = None
-        missing = {row for row in pending if bool(values[row].isnan())}
-        if reward.answer.grouped:
-            missing = {row for row in pending if any(group[row] == group[other] for other in missing)}
-        if not missing:
-            break
-        pending = [row for row in pending if row in missing]
-    return error, pending
-
-
-def _once(reward: Reward, samples: Samples, group: Tensor, stats: CallStats) -> Tensor:
-    """[n] the answer to one call. Raises `RewardError` for a failure, and other `UserError` as the reward raised it:
-    mistakes of the config, which no policy forgives."""
-    if samples.images is not None and not samples.images.is_inference():
-        # `.data` has a count of in-place changes of its own, so that the reward that made them is the one named.
-        samples = replace(samples, images=samples.images.data)
-    version, start = _version(samples), time.perf_counter()
-    try:
-        with catch_exit():
-            answer = reward.answer(samples, group if reward.answer.grouped else None)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
-        raise RewardError(f"reward {reward.name!r} raised {describe_exception(error)}{_advice(error)}") from error
-    finally:
-        stats.seconds += time.perf_counter() - start
-    if _version(samples) != version:
-        raise UserError(f"reward {reward.name!r} changes the images in place; work on images.clone()")
-    stats.kind = kind_of(answer)
-    try:
-        return as_scores(answer, len(samples), reward.name)
-    except UserError as error:
-        raise RewardError(str(error)) from None
-
-
-def _advice(error: BaseException) -> str:
-    """For memory that ran out."""
-    return "; give it a batch_size, or a device of its own" if is_out_of_memory(error) else ""
+            with catch_exit():
+                result = self.function(samples, group[rows] if self.function.grouped else None)
+            if _version(samples) != version:
+                raise UserError(f"reward {self.name!r} changes the images in place; work on images.clone()")
+            stats.number_type = number_type(result)
+            scores[rows] = as_scores(result, len(samples), self.name)
+            return None
+        except RewardError as error:
+            failure = error
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
+            failure = RewardError.of(self.name, error)
+        finally:
+            stats.seconds += time.perf_counter() - start
+        stats.failures, stats.last_failure = stats.failures + 1, str(failure)
+        return failure
 
 
 def _version(samples: Samples) -> int:
     """Counts in-place changes of the images (tensors made in inference mode do not count)."""
     return 0 if samples.images is None or samples.images.is_inference() else samples.images._version
-
-
-def _batches(reward: Reward, group: Tensor, rows: Sequence[int]) -> list[list[int]]:
-    if not reward.answer.grouped:
-        size = reward.batch_size or max(1, len(rows))
-        return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
-    batches: list[list[int]] = []
-    for members in _groups(group, rows):
-        if batches and (reward.batch_size is None or len(batches[-1]) + len(members) <= reward.batch_size):
-            batches[-1] += members
-        else:
-            batches.append(list(members))
-    return batches
-
-
-def _groups(group: Tensor, rows: Sequence[int]) -> list[list[int]]:
-    """The rows of each group, in the order of their first."""
-    found: dict[int, list[int]] = {}
-    for row in rows:
-        found.setdefault(int(group[row]), []).append(row)
-    return list(found.values())

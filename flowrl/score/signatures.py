@@ -2,9 +2,9 @@
 
 Accepted, told apart by parameter names: ``fn(images, prompts, **columns)`` (ours), ``fn(images, prompts, metadata)
 -> (scores, info)`` and factories of it (flow_grpo, whose GenEval says ``metadatas``; DDPO), ``fn(prompts, completions,
-**columns) -> list[float | None]`` (TRL), verl's and Flow-Factory's (`dialects`), async functions, and classes whose
+**columns) -> list[float | None]`` (TRL), verl's and Flow-Factory's (`frameworks`), async functions, and classes whose
 instances are one of these. None says that a reward does not apply to a sample, NaN that it could not score it. Columns
-inside verl's ``reward_model`` and ``extra_info`` are found like others (`conversations.spread`).
+inside verl's ``reward_model`` and ``extra_info`` are found like others (`columns.flatten_columns`).
 
 Completions and prompts are texts. TRL's rewards of conversational data sets read ``completion[0]["content"]``: one
 that fails on texts is asked again with messages, and from then on only so (``messages`` in its entry decides it
@@ -20,19 +20,20 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.clients.results import NOT_APPLICABLE, as_scores
-from flowrl.errors import UserError, describe_exception, did_you_mean, short_repr
+from flowrl.errors import UserError, describe_exception, did_you_mean, is_out_of_memory, short_repr
 from flowrl.exit_guard import catch_exit
 from flowrl.score.async_calls import wait_for
-from flowrl.score.columns import as_messages, columns_of, dialogues
+from flowrl.score.columns import as_messages, columns_of, whole_conversations
 from flowrl.score.frameworks import VERL, VerlReward, build_flow_factory, is_flow_factory
+from flowrl.score.reward_function import AdaptedReward, takes_anything
+from flowrl.score.samples import split_by_group, take
 from flowrl.types import Samples
 from flowrl.values import misfit
 
@@ -48,25 +49,6 @@ MISREAD = re.compile("string indices must be integers|'str' object has no attrib
 """What a reward that reads messages says of texts."""
 
 
-class Answer(Protocol):
-    """A reward as a function of samples alone, and of their group numbers [N] where it is ``grouped``."""
-
-    function: Any
-    """The user's own function or object."""
-
-    @property
-    def grouped(self) -> bool:
-        """Whether every call needs whole groups."""
-        ...
-
-    @property
-    def style(self) -> str:
-        """Whose signature it has: flowrl, flow_grpo, TRL, verl or Flow-Factory."""
-        ...
-
-    def __call__(self, samples: Samples, group: Tensor | None = None) -> Any: ...
-
-
 def adapt(
     found: Callable[..., Any],
     name: str,
@@ -75,45 +57,41 @@ def adapt(
     dtype: str | None = None,
     batch_size: int | None = None,
     messages: bool | None = None,
-) -> Answer:
+) -> AdaptedReward:
     """A function of samples alone. Classes and factories are built here, once, with the options, device and dtype.
     ``messages`` says whether it reads TRL's conversational form; None finds out.
 
     Raises `UserError` for an option the reward does not have, and later for a column that the prompts do not have.
     """
-    answer = _adapt(found, name, options, device, dtype, batch_size)
-    if isinstance(answer, _Call):
-        answer.messages = messages
-    LOG.info("reward %r: %s signature%s", name, answer.style, ", sees whole groups" if answer.grouped else "")
-    return answer
-
-
-def _adapt(
-    found: Callable[..., Any],
-    name: str,
-    options: Mapping[str, Any],
-    device: str | None,
-    dtype: str | None,
-    batch_size: int | None,
-) -> Answer:
     try:
-        inspect.signature(found)
+        parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):
         raise UserError(f"reward {name!r}: {found!r} does not say what it takes; wrap it in a function") from None
     if is_flow_factory(found):
         precision = getattr(torch, dtype or "float32")
-        return build_flow_factory(found, name, options, device or _default_device(), precision, batch_size)
-    if inspect.isclass(found) or not _scores(found):
-        built = _built(found, name, _settings(found, name, options, device, dtype, open_ended=True))
-        if not callable(built) or not _scores(built):
-            raise UserError(_no_reward(found, name))
-        return _call_of(built, name, {})
-    verl = any(key in VERL for key in inspect.signature(found).parameters)  # its ``**kwargs`` are meant for options
-    return _call_of(found, name, _settings(found, name, options, device, dtype, open_ended=verl))
+        reward = build_flow_factory(found, name, options, device or _default_device(), precision, batch_size)
+    elif inspect.isclass(found) or not _takes_samples(found):
+        built = _build(found, name, _settings(found, name, options, device, dtype, open_ended=True))
+        reward = _by_signature(built, name, {}, messages)
+    else:
+        verl = any(key in VERL for key in parameters)  # its ``**kwargs`` are meant for options
+        reward = _by_signature(found, name, _settings(found, name, options, device, dtype, open_ended=verl), messages)
+    LOG.info("reward %r: %s signature%s", name, reward.style, ", sees whole groups" if reward.grouped else "")
+    return reward
 
 
-def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> Any:
-    """What a class or factory makes. Raises `UserError` when its own code raises."""
+def _by_signature(
+    function: Callable[..., Any], name: str, settings: Mapping[str, Any], messages: bool | None
+) -> AdaptedReward:
+    parameters = inspect.signature(function).parameters
+    if any(key in VERL for key in parameters):
+        return VerlReward(function, name, settings)
+    kind = PairwiseReward if "others" in parameters else SignatureReward
+    return kind(function, name, settings, messages)
+
+
+def _build(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """What a class or factory makes. Raises `UserError` when its own code raises, or it makes no reward."""
     try:
         inspect.signature(found).bind(**settings)
     except TypeError as error:
@@ -121,11 +99,14 @@ def _built(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) ->
         raise UserError(f"{what}: {error}") from None
     try:
         with catch_exit():
-            return found(**settings)
+            built = found(**settings)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
         raise UserError(f"reward {name!r} cannot be loaded: {describe_exception(error)}") from error
+    if not callable(built) or not _takes_samples(built):
+        raise UserError(_no_reward(found, name))
+    return built
 
 
 def _no_reward(found: Callable[..., Any], name: str) -> str:
@@ -135,119 +116,87 @@ def _no_reward(found: Callable[..., Any], name: str) -> str:
     )
 
 
-def _call_of(function: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> Answer:
-    parameters = inspect.signature(function).parameters
-    kind = VerlReward if any(key in VERL for key in parameters) else _Call
-    return kind(function, name, settings)
+class SignatureReward(AdaptedReward):
+    """Picks the arguments that a reward's signature names. ``settings`` are its options.
 
+    ``messages`` says whether it reads messages; None until it has been called once.
+    """
 
-def version_of(answer: Answer) -> str | None:
-    """What a reward says of its weights and preprocessing by an attribute ``version``; None if it says nothing."""
-    version = getattr(answer.function, "version", None)
-    return None if version is None else str(version)
-
-
-def close(answer: Answer) -> None:
-    """Let a reward free what it holds, if it has a ``close`` method."""
-    if "close" in dir(answer.function):
-        answer.function.close()
-
-
-class _Call:
-    """Picks the arguments that a reward's signature names."""
-
-    def __init__(self, function: Callable[..., Any], name: str, settings: Mapping[str, Any]) -> None:
-        self.function, self.name, self.settings = function, name, dict(settings)
-        self.parameters = inspect.signature(function).parameters
-        self.open_ended = _takes_anything(self.parameters)
+    def __init__(
+        self, function: Callable[..., Any], name: str, settings: Mapping[str, Any], messages: bool | None = None
+    ) -> None:
+        super().__init__(function, name)
+        self.settings, self.messages = dict(settings), messages
         self.grouped = any(key in self.parameters for key in COMPARED)
-        self.messages: bool | None = None
-        """Whether it reads messages; None until it has been asked once."""
-
-    @property
-    def style(self) -> str:
-        if any(key in self.parameters for key in METADATA):
-            return "flow_grpo"
         trl = {"prompts", "completions"} <= set(self.parameters) and "images" not in self.parameters
-        return "TRL" if trl else "flowrl"
+        self.style = "flow_grpo" if any(key in self.parameters for key in METADATA) else "TRL" if trl else "flowrl"
 
-    def __call__(self, samples: Samples, group: Tensor | None = None) -> Any:
-        if "others" in self.parameters:
-            assert group is not None
-            return self._compare(samples, group)
-        return self._ask(samples, {} if group is None else {"group": group.tolist()})
-
-    def _ask(self, samples: Samples, more: Mapping[str, Any]) -> Any:
-        columns = columns_of(samples)
-        values = {**columns, **_subjects(samples)}
-        if "messages" in self.parameters and "messages" not in columns and samples.completions is not None:
-            values["messages"] = dialogues(samples)
-        values |= {key: value for key, value in more.items() if key in self.parameters}
-        for key in METADATA:
-            if key in self.parameters and key not in columns:
-                values[key] = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
+    def __call__(self, samples: Samples, group: Tensor | None = None, **more: object) -> object:
+        """``more`` are further arguments by name."""
+        values = self._values(samples, {**more, **({} if group is None else {"group": group.tolist()})})
         if samples.completions is None or self.messages is False or not len(samples):
             return self._call(values)
         spoken = values | as_messages(samples)
         if self.messages:
             return self._call(spoken)
         try:
-            answer = self._call(values)
+            result = self._call(values)
             self.messages = False
         except (TypeError, AttributeError, IndexError) as misread:
             if not MISREAD.search(str(misread)):
                 raise
-            try:
-                answer = self._call(spoken)
-            except Exception:  # so it was not that
-                raise misread from None
+            result = self._call_again(spoken, misread)
             self.messages = True
             LOG.info("reward %r reads messages, as TRL's conversational data sets have them", self.name)
-        return answer
+        return result
 
-    def _call(self, values: Mapping[str, Any]) -> Any:
+    def _call(self, values: Mapping[str, object]) -> object:
         positional, named = self._arguments(values)
         return wait_for(self.function(*positional, **named))
 
-    def _compare(self, samples: Samples, group: Tensor) -> Tensor:
-        """[N] mean of the comparisons with each other sample of the group; NaN for a sample without others."""
-        scores = torch.full((len(samples),), torch.nan, dtype=torch.float64)
-        for row, key in enumerate(group.tolist()):
-            others = [other for other in (group == key).nonzero()[:, 0].tolist() if other != row]
-            if not others:
-                continue
-            first, second = take(samples, [row] * len(others)), take(samples, others)
-            more = {"others": second.completions if second.images is None else second.images}
-            answer = self._ask(first, more | {"group": [key] * len(others)})
-            values = as_scores(answer, len(others), self.name)
-            scores[row] = values[values != NOT_APPLICABLE].nanmean()
-        return scores
+    def _call_again(self, values: Mapping[str, object], before: Exception) -> object:
+        """With messages, after texts failed with ``before``, which is raised if that was not why."""
+        try:
+            return self._call(values)
+        except Exception as error:
+            raise error if is_out_of_memory(error) else before from None
 
-    def _arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        positional, named, used = [], {}, set()
-        for key, parameter in self.parameters.items():
-            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+    def _values(self, samples: Samples, more: Mapping[str, object]) -> dict[str, object]:
+        """All that an argument may be, by name."""
+        columns = columns_of(samples)
+        values: dict[str, object] = {**columns, "prompts": [prompt.text for prompt in samples.prompts]}
+        if samples.images is not None:
+            values["images"] = samples.images
+        if samples.completions is not None:
+            values["completions"] = list(samples.completions)
+            if "messages" in self.parameters and "messages" not in columns:
+                values["messages"] = whole_conversations(samples)
+        values |= {key: value for key, value in more.items() if key in self.parameters}
+        for key in METADATA:
+            if key in self.parameters and key not in columns:
+                values[key] = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
+        return values
+
+    def _arguments(self, values: Mapping[str, object]) -> tuple[list[object], dict[str, object]]:
+        """Positional and named arguments. An option goes before a column, and a column before a default."""
+        positional: list[object] = []
+        named: dict[str, object] = {}
+        known = {**PASSED, **values, **self.settings}
+        own = {k: p for k, p in self.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        for key, parameter in own.items():
+            if parameter.default is not parameter.empty and key not in self.settings and key not in values:
                 continue
-            if key in self.settings:
-                value = self.settings[key]
-            elif key in values:
-                value = values[key]
-            elif parameter.default is not parameter.empty:
-                continue
-            elif key in PASSED:
-                value = PASSED[key]
-            else:
+            if key not in known:
                 raise UserError(self._missing(parameter, values))
-            used.add(key)
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                positional.append(value)
+                positional.append(known[key])
             else:
-                named[key] = value
-        if self.open_ended:
-            named |= {key: value for key, value in values.items() if key not in used and key not in SUBJECTS}
+                named[key] = known[key]
+        if takes_anything(self.parameters):
+            named |= {key: value for key, value in values.items() if key not in own and key not in SUBJECTS}
         return positional, named
 
-    def _missing(self, parameter: inspect.Parameter, values: Mapping[str, Any]) -> str:
+    def _missing(self, parameter: inspect.Parameter, values: Mapping[str, object]) -> str:
         key = parameter.name
         if key in SUBJECTS:
             return f"reward {self.name!r} scores {key}, but the model makes no {key}; choose another reward"
@@ -261,27 +210,25 @@ class _Call:
         return f"reward {self.name!r} needs the column {key!r}, which the prompts do not have (columns: {have})"
 
 
-def take(samples: Samples, rows: Sequence[int]) -> Samples:
-    """Some of the samples; a view where they follow one another, so that a change in place is noticed."""
-    prompts = [samples.prompts[row] for row in rows]
-    completions = None if samples.completions is None else [samples.completions[row] for row in rows]
-    if samples.images is None:
-        return Samples(prompts, None, completions)
-    together = list(rows) == list(range(rows[0], rows[0] + len(rows))) if rows else False
-    images = samples.images[rows[0] : rows[-1] + 1] if together else samples.images[list(rows)]
-    return replace(samples, prompts=prompts, images=images, completions=completions)
+class PairwiseReward(SignatureReward):
+    """A comparison of pairs: its parameter ``others`` gets, for each sample, another one of the same group."""
+
+    def __call__(self, samples: Samples, group: Tensor | None = None, **more: object) -> Tensor:
+        """[N] mean of the comparisons with each other sample of the group; NaN for a sample without others."""
+        assert group is not None
+        scores = torch.full((len(samples),), torch.nan, dtype=torch.float64)
+        for members in split_by_group(group, range(len(samples))):
+            for row in members if len(members) > 1 else ():
+                others = [other for other in members if other != row]
+                first, second = take(samples, [row] * len(others)), take(samples, others)
+                compared = second.completions if second.images is None else second.images
+                result = super().__call__(first, group[others], others=compared)
+                values = as_scores(result, len(others), self.name)
+                scores[row] = values[values != NOT_APPLICABLE].nanmean()
+        return scores
 
 
-def _subjects(samples: Samples) -> dict[str, Any]:
-    found: dict[str, Any] = {"prompts": [prompt.text for prompt in samples.prompts]}
-    if samples.images is not None:
-        found["images"] = samples.images
-    if samples.completions is not None:
-        found["completions"] = list(samples.completions)
-    return found
-
-
-def _scores(function: Callable[..., Any]) -> bool:
+def _takes_samples(function: Callable[..., Any]) -> bool:
     """Whether a callable takes samples, rather than building something that does."""
     return any(name in (*SUBJECTS, *VERL) for name in inspect.signature(function).parameters)
 
@@ -298,7 +245,7 @@ def _settings(
     """Options, device and dtype that a signature accepts. ``**columns`` of a reward is no place for options: a misspelt
     one would vanish there; ``**kwargs`` of a constructor is (``open_ended``)."""
     parameters = inspect.signature(function).parameters
-    anything = open_ended and _takes_anything(parameters)
+    anything = open_ended and takes_anything(parameters)
     known = [key for key, p in parameters.items() if key not in SUBJECTS and p.kind is not p.VAR_KEYWORD]
     for key in options:
         if key not in known and not anything:
@@ -316,10 +263,6 @@ def _settings(
         elif value is not None and not anything:
             raise UserError(f"reward {name!r} holds no model, so it has no {key}; remove its '{key}: {value}'")
     return given
-
-
-def _takes_anything(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _default_device() -> str:

@@ -71,8 +71,8 @@ def fingerprint_files(path: Path) -> str:
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
-        if any(part.startswith(".") for part in file.relative_to(path).parts):
-            continue  # caches and version control
+        if any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(path).parts):
+            continue  # caches and version control; Python compiles modules when it pleases
         digest.update(f"{file.relative_to(path)}\0{_file(file)}\0".encode())
     return digest.hexdigest()
 

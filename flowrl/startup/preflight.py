@@ -173,7 +173,7 @@ def check_family(path: str, family: str) -> None:
     from flowrl.models.files import check_files
 
     check_files(folder)
-    from flowrl.models.text.opening import declared_family  # diffusers and transformers: only where there is a model
+    from flowrl.models.family import declared_family  # diffusers and transformers: only where there is a model
 
     found, certain = declared_family(path)
     if certain and found != family:

@@ -197,10 +197,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no B": (lambda p: without(p, "lora_B"), r"lacks .*lora_B.weight"),
     "no tensors": (lambda p: without(p, "lora_"), "holds no LoRA"),
     "not finite": (to_nan, "values that are not finite"),
-    "truncated": (lambda p: os.truncate(p / "adapter_model.safetensors", 100), "not a readable safetensors file"),
+    "truncated": (lambda p: os.truncate(p / "adapter_model.safetensors", 100), "is damaged or cut short"),
     "config is a list": (lambda p: (p / "adapter_config.json").write_text("[1]"), "should hold an object, found list"),
-    "config is cut": (lambda p: (p / "adapter_config.json").write_text('{"r": '), "not readable JSON"),
-    "config is deep": (lambda p: (p / "adapter_config.json").write_text("[" * 90000), "not readable JSON"),
+    "config is cut": (lambda p: (p / "adapter_config.json").write_text('{"r": '), "is damaged: not JSON"),
+    "config is deep": (lambda p: (p / "adapter_config.json").write_text("[" * 90000), "is damaged: not JSON"),
     "a pickle": (
         lambda p: (p / "adapter_model.safetensors").rename(p / "adapter_model.bin"),
         r"adapter_model.bin is a pickle, which can run code.*save it as safetensors",
@@ -232,7 +232,7 @@ def test_adapters_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(logits(open_policy(config_with("owner/lora"))), expected, atol=2e-6, rtol=1e-5)
     target, _ = find_target("owner/lora", Request(model=str(components_text.folder("llama"))))
     torch.testing.assert_close(logits(target.variants[1].open()), expected, atol=2e-6, rtol=1e-5)
-    with pytest.raises(UserError, match="'owner/other' is neither here nor can be downloaded"):
+    with pytest.raises(UserError, match=r"adapter 'owner/other' is not on this machine, and HF_HUB_OFFLINE is set"):
         with_adapter_shape(config_with("owner/other"), "causal")
     with pytest.raises(UserError, match="no adapter nowhere"):
         with_adapter_shape(config_with("nowhere"), "causal")
@@ -394,7 +394,7 @@ def test_folders_that_do_not_say_which_file(folder: Any, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"several files \(a.safetensors, b.safetensors\); name one"):
         read(tmp_path, base)
     (tmp_path / "c.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n")
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match="is a pointer of Git LFS"):
         read(tmp_path / "c.safetensors", base)
 
 

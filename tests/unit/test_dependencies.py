@@ -22,8 +22,8 @@ from flowrl.commands import doctor
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models import check_parity
-from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
+from flowrl.models.placement import Placement
 from flowrl.models.text.network import Network
 from flowrl.records import machine
 from flowrl.startup.preflight import check_run

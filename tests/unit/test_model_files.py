@@ -19,7 +19,7 @@ from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.diffusion.call_arguments import batch_call, check_call, check_saved_call, guidance_advice
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.files import check_files, variant_of
-from flowrl.models.loading import ModelSource
+from flowrl.models.source import ModelSource
 from flowrl.startup.preflight import check_run
 from tests import pipelines
 
@@ -136,7 +136,7 @@ def test_damaged_folders_are_told_by_the_dry_run(copy: Path) -> None:
     hurt(weights, b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull")
     plan(copy)
     (copy / weights).rename(copy / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pickle.*flowrl\.score\.convert"):
+    with pytest.raises(UserError, match=r"pickle.*flowrl\.scorers\.convert"):
         check_files(copy)
 
 

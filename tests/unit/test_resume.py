@@ -215,6 +215,8 @@ def test_what_changes_nothing_is_not_noticed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("# a comment\n" + REWARD.replace(" * factor", "*factor"))
     (tmp_path / "model" / ".cache").mkdir()
     (tmp_path / "model" / ".cache" / "x").write_text("x")
+    (tmp_path / "model" / "__pycache__").mkdir()
+    (tmp_path / "model" / "__pycache__" / "verifier.pyc").write_text("compiled by a later import")
     os.utime(tmp_path / "model" / "model.safetensors", (1, 1))
     text = (tmp_path / "prompts.jsonl").read_text()
     (tmp_path / "prompts.jsonl").write_text(text.replace(": ", ":   "))

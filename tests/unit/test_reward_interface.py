@@ -32,11 +32,12 @@ from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.score import RewardError, Rewards, Scoring, joined, load_rewards
-from flowrl.score import reward as asking_module
+from flowrl.score import reward as reward_module
 from flowrl.score.conformance import run_checks
 from flowrl.score.registry import check_reward
 from flowrl.score.reward import Reward
-from flowrl.score.signatures import adapt, take
+from flowrl.score.samples import take
+from flowrl.score.signatures import adapt
 from flowrl.train import train
 from flowrl.types import Prompt, Samples, Scores
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -453,10 +454,10 @@ def test_none_travels_out_of_a_process_and_from_functions_of_verl(tmp_path: Path
     made = texts(["n", "abc", "x"], data_source=["d"] * 3, ground_truth=[1] * 3)
     for fields in ({}, {"process": True}):
         rewards = load_rewards([{"use": f"{tmp_path / 'absent.py'}:r", **fields}], on_nan="drop_sample")
-        first, second, third = rewards.answers(made)[0]
+        first, second, third = rewards.raw_lists(made)[0]
         assert first is None and second == 3 and third is not None and math.isnan(third)
         rewards.close()
-    assert load_rewards([f"{tmp_path / 'absent.py'}:v"]).answers(made) == [[None, 1.0, 1.0]]
+    assert load_rewards([f"{tmp_path / 'absent.py'}:v"]).raw_lists(made) == [[None, 1.0, 1.0]]
 
 
 def test_async_functions_of_trl_are_awaited() -> None:
@@ -651,7 +652,7 @@ CONFIG = {"name": "a", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "t
         ({"on_error": "drop"}, r"on_error.then='drop'.*'raise' or 'drop_group'"),
         ({"on_error": {"retry": -1}}, "retry=-1"),
         ({"gate": "shut"}, "gate='shut': give multiply, or the least score"),
-        ({"on_error": {"retry": 2, "than": "raise"}}, r"than.*did you mean 'then'"),
+        ({"on_error": {"retry": 2, "than": "raise"}}, r"than.*did you mean 'rewards.0.on_error.then'"),
         ({"dtype": "fp8"}, "dtype='fp8'"),
     ],
 )
@@ -669,7 +670,7 @@ def test_held_out_rewards_are_watched_and_config_reaches_the_rewards() -> None:
     config = Config.of({**CONFIG, "rewards": entries})
     rewards = load_rewards(config.rewards)
     assert rewards.weights.tolist() == [2.0, 0.0, 0.0]
-    first, gold, gate = rewards._rewards
+    first, gold, gate = rewards.rewards
     assert (first.on_error, gold.on_error) == (on_error("drop_group", 2), on_error("raise"))
     assert (gold.overlap, gate.gate, gate.applies) == (False, 0.5, {"tag": "x"})
     assert Config.of(config.model_dump(mode="json")) == config and "rewards.0.on_error.retry" in explain(config)
@@ -711,7 +712,7 @@ def test_on_error_raise_and_the_default_stop_with_the_cause() -> None:
 
 def test_retries_ask_again_and_only_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(asking_module.time, "sleep", pauses.append)
+    monkeypatch.setattr(reward_module.time, "sleep", pauses.append)
     asked: list[int] = []
 
     def moody(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -735,6 +736,21 @@ def test_retries_ask_again_and_only_for_what_is_missing(monkeypatch: pytest.Monk
     with pytest.raises(RewardError, match="never"):
         score(reward(hopeless, on_error=on_error("raise", 2)))
     assert calls == [12, 12, 12]
+
+
+def test_retries_of_many_groups_take_no_time_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_module.time, "sleep", lambda seconds: None)
+    rows, asked = 8192, []
+
+    def moody(completions: Sequence[str], prompts: Sequence[str], group: Sequence[int]) -> list[float]:
+        asked.append(len(completions))
+        return [math.nan if len(asked) == 1 and number % 2 == 0 else 1.0 for number in group]
+
+    made = Samples([Prompt("q", i // 8) for i in range(rows)], completions=["a"] * rows)
+    rewards = Rewards([Reward("r", 1.0, adapt(moody, "r", {}, None), None, on_error=on_error("raise", 1))], "raise")
+    begin = time.perf_counter()
+    assert rewards(made, torch.arange(rows) // 8).total.tolist() == [1.0] * rows
+    assert asked == [rows, rows // 2] and time.perf_counter() - begin < 5  # minutes, compared pair by pair
 
 
 def test_nan_follows_on_error_where_it_is_given() -> None:
@@ -922,7 +938,7 @@ def test_changing_the_images_in_the_background_names_the_culprit() -> None:
 
 
 def test_a_reward_that_hangs_does_not_keep_an_interrupted_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.score.background.PATIENCE", 0.2)
+    monkeypatch.setattr("flowrl.score.background.CLOSE_SECONDS", 0.2)
     release = threading.Event()
 
     def hangs(images: Tensor, prompts: Sequence[str]) -> Tensor:

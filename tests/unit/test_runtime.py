@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime import ranks
 from flowrl.runtime.display import Display
+from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.startup.resume import changed_keys, start_or_resume
@@ -172,6 +174,52 @@ def test_no_checkpoint_is_removed_while_the_best_is_unknown(tmp_path: Path) -> N
     (tmp_path / "best").write_text("step_000001\n")
     checkpoint_folder.prune(tmp_path, keep=1)
     assert [path.name for path in checkpoint_folder.finished(tmp_path)] == ["step_000001", "step_000003"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        ("sample", r"while sampling: lower train\.sample_batch="),
+        ("monitor", r"while checking samples for alarms: lower monitor\.samples="),
+        (None, r"while evaluating: lower train\.sample_batch="),
+    ],
+)
+def test_running_out_of_memory_names_the_phase_that_failed(phase: str | None, words: str) -> None:
+    timer, saved = PhaseTimer(), []
+    explained = explain_out_of_memory(Config.of(CONFIG), "eval", timer, lambda: saved.append(1))
+    with pytest.raises(UserError, match=words) as caught, explained:
+        with timer("decode"):
+            pass
+        with timer(phase) if phase else nullcontext():
+            raise MemoryError
+    assert isinstance(caught.value.__cause__, MemoryError) and saved == [1]
+
+
+@pytest.mark.parametrize("first", [MemoryError("4 TiB"), UserError("reward ocr raised KeyError")])
+def test_a_failing_save_does_not_hide_what_came_first(first: Exception) -> None:
+    def save() -> None:
+        raise UserError("no space left on the disk of /run")
+
+    words = "4 TiB" if isinstance(first, MemoryError) else "reward ocr raised KeyError"
+    both = rf"{words}.*could not be saved: no space left on the disk of /run"
+    with pytest.raises(UserError, match=both) as caught, explain_out_of_memory(Config.of(CONFIG), "update", save=save):
+        raise first
+    assert caught.value.__cause__ is first
+
+
+def test_other_errors_pass_unsaved_and_unchanged() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), explain_out_of_memory(Config.of(CONFIG), "update"):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_file_system_without_locks_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UserError, match=r"out: .*/run cannot be written to: No locks available") as caught:
+        RunDirectory(tmp_path / "run").__enter__()
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 KILLED = """

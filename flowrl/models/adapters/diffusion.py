@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya
 from flowrl.models.adapters.adapter import DOWN, Adapter, validated
 from flowrl.models.adapters.peft_config import check_fields, layer_alphas
@@ -84,7 +84,7 @@ def _pipeline(model: str) -> tuple[Any, str, Any]:
     """``(class that knows the names, or None; where its denoiser is; the U-Net's configuration or None)``."""
     import diffusers
 
-    from flowrl.models.text.opening import read_json
+    from flowrl.models.hub import read_json
     from flowrl.worlds.shapes import BASE
 
     place = str(BASE) if model == "shapes" and not Path(model).exists() else model
@@ -115,19 +115,12 @@ def _renamed(
         with without_log():
             options = {"unet_config": unet} if unet is not None else {}
             answer = kind.lora_state_dict(state, return_lora_metadata=True, **options, **_alphas_too(kind))
-    except (
-        ValueError,
-        NotImplementedError,
-        AssertionError,
-        KeyError,
-        IndexError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
+    except (ValueError, AssertionError, LookupError, RuntimeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         some = ", ".join(list(tensors)[:2])
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         raise UserError(
-            f"{where} cannot be renamed for {kind.__name__} by diffusers (tensors such as {some}): {reason}"
+            f"{where} cannot be renamed for {kind.__name__} by diffusers (tensors such as {some}): {first_line(error)}"
         ) from error
     renamed, found = answer[0], answer[1] if len(answer) == 3 else {}
     return renamed, {name: float(value) for name, value in (found or {}).items()}

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flowrl.models.adapters.adapter import MAGNITUDE
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import ADAPTER, Adaptation
+from flowrl.models.source import ModelSource
 
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."

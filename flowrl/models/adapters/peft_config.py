@@ -75,7 +75,9 @@ def layer_alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str
     return found
 
 
-def stated(config: Mapping[str, Any], layers: Iterable[str], where: str) -> tuple[LoRAOptions, list[str]]:
+def target_parameter_options(
+    config: Mapping[str, Any], layers: Iterable[str], where: str
+) -> tuple[LoRAOptions, list[str]]:
     """``(options, layers)`` of an adapter with ``target_parameters``: its own words, and which of ``layers`` are named
     by ``target_modules``; the others belong to parameters. Raises `UserError` for names that are none."""
     modules, parameters = config.get("target_modules") or [], config["target_parameters"]
@@ -108,17 +110,18 @@ def _pattern(config: Mapping[str, Any], key: str, where: str) -> dict[str, float
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise UserError(f"{where}: {key} should map layers to numbers, found {str(value)[:60]!r}")
+    for name in value:
+        try:
+            re.compile(str(name))
+        except re.error as error:
+            raise UserError(
+                f"{where}: {key} has {str(name)[:60]!r}, which is no regular expression ({error})"
+            ) from error
     return {str(name): positive_number(value, name, 1, f"{where}, {key}") for name in value}
 
 
 def _matching(pattern: Mapping[str, float], layer: str, default: float) -> float:
-    for key, value in pattern.items():
-        try:
-            if re.match(rf"^(.*\.)?({key})$", layer):
-                return value
-        except re.error:
-            continue
-    return default
+    return next((value for key, value in pattern.items() if re.match(rf"^(.*\.)?({key})$", layer)), default)
 
 
 def _default(of: dataclasses.Field[Any]) -> Any:

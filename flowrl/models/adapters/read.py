@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import diffusion
 from flowrl.models.adapters.adapter import DOWN, Adapter, validated
 from flowrl.models.adapters.peft import PEFT_FILE, PEFT_PREFIX
-from flowrl.models.adapters.peft_config import check_fields, layer_alphas, stated
+from flowrl.models.adapters.peft_config import check_fields, layer_alphas, target_parameter_options
+from flowrl.models.files import PICKLED, open_safetensors, read_object
+from flowrl.models.hub import download, downloaded, is_hub_id
 
 CONFIG, DIFFUSERS_FILE = "adapter_config.json", "pytorch_lora_weights.safetensors"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FOREIGN = {
     "model.diffusion_model.": "a whole checkpoint of a diffusion model",
     "hada_w1_a": "a LoHa of LyCORIS",
@@ -59,8 +55,9 @@ def read(name: str | Path, model: str | None, network: str | None = None, family
             change more than flowrl can keep (named).
     """
     where = str(name)
-    config, file = locate(where)
-    tensors, header = load(file)
+    config, file = find_adapter(where)
+    with open_safetensors(file, "") as opened:
+        tensors, header = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     if config is not None:
         return _of_peft(where, config, tensors)
     _refuse_foreign(tensors, where)
@@ -79,27 +76,23 @@ def is_adapter_name(text: str) -> bool:
         return path.suffix == ".safetensors"
     if path.is_dir():
         return any((path / file).is_file() for file in (CONFIG, DIFFUSERS_FILE)) or _lone(path)
-    if _hub_parts(text) is None:
-        return False
-    kept = _downloaded(text)
+    kept = _in_cache(text)
     return kept is not None and is_adapter_name(str(kept))
 
 
 def _lone(folder: Path) -> bool:
     """Whether a folder is that of one adapter file and nothing that a model would have."""
-    from flowrl.models.adapters.diffusion import is_low_rank
-
     files = list(folder.glob("*.safetensors"))
     if len(files) != 1 or any((folder / name).exists() for name in ("config.json", "model_index.json", "state")):
         return False
     try:
-        with safe_open(files[0], framework="pt") as file:
-            return is_low_rank(file.keys())
-    except (SafetensorError, OSError):
+        with open_safetensors(files[0]) as file:
+            return diffusion.is_low_rank(file.keys())
+    except UserError:  # damaged, which its reader will say
         return False
 
 
-def locate(name: str) -> tuple[Path | None, Path]:
+def find_adapter(name: str) -> tuple[Path | None, Path]:
     """``(adapter_config.json or None, tensors)``. Raises `UserError` where there is no such file."""
     path = Path(name).expanduser()
     if not path.exists():
@@ -137,29 +130,11 @@ def _refuse_pickle(file: Path) -> None:
 
 def _hub_parts(name: str) -> tuple[str, str | None] | None:
     """``(owner/name, file or None)`` of what could be on the hub."""
-    if name.startswith((".", "/", "~")):
-        return None
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
-    if not HUB_ID.fullmatch(f"{owner}/{repository}"):
+    if not is_hub_id(f"{owner}/{repository}"):
         return None
     return f"{owner}/{repository}", file or None
-
-
-def _downloaded(name: str) -> Path | None:
-    """The folder or file of a hub repository in the local cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    parts = _hub_parts(name)
-    if parts is None:
-        return None
-    try:
-        folder = Path(snapshot_download(parts[0], local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
-        return None
-    place = folder / parts[1] if parts[1] else folder
-    return place if place.exists() else None
 
 
 def _fetched(name: str) -> Path:
@@ -167,53 +142,41 @@ def _fetched(name: str) -> Path:
     parts = _hub_parts(name)
     if parts is None:
         raise UserError(f"there is no adapter {name} (looked in {Path.cwd()}); give a folder, a file or a hub id")
-    from huggingface_hub import snapshot_download
-
     repository, file = parts
-    wanted = [file] if file else [CONFIG, "*.safetensors", "README.md"]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=wanted))
-    except Exception as error:  # each version of huggingface_hub has the errors of another HTTP library
-        kept = _downloaded(name)
-        if kept is not None:
-            return kept
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"adapter {name!r} is neither here nor can be downloaded: {reason}") from error
+        folder = download(repository, [file] if file else [CONFIG, "*.safetensors", "README.md"], "adapter")
+    except UserError:
+        kept = _in_cache(name)
+        if kept is None:
+            raise
+        return kept
     place = folder / file if file else folder
     if not place.exists():
         raise UserError(f"adapter {name!r}: the repository {repository} has no file {file}")
     return place
 
 
-def load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """``(tensors, header)`` of a safetensors file. Raises `UserError` for a damaged one."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file: {error}") from error
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """PEFT's configuration. Raises `UserError` for what is no JSON object."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable JSON ({str(error)[:80]}); save the adapter again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} should hold an object, found {type(value).__name__}; save the adapter again")
-    return value
+def _in_cache(name: str) -> Path | None:
+    """The folder or file of a hub repository that was downloaded earlier."""
+    parts = _hub_parts(name)
+    folder = None if parts is None else downloaded(parts[0])
+    if parts is None or folder is None:
+        return None
+    place = folder / parts[1] if parts[1] else folder
+    return place if place.exists() else None
 
 
 def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
-    config = read_config(file)
+    config = read_object(file, "")
     check_fields(config, where)
     _refuse_foreign(tensors, where)
     bare = {key.removeprefix(PEFT_PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector"): value
             for key, value in tensors.items()}  # fmt: skip
     ranks = {key.removesuffix(DOWN): len(value) for key, value in bare.items() if key.endswith(DOWN)}
     base = config.get("base_model_name_or_path")
-    own, layers = stated(config, ranks, where) if config.get("target_parameters") else (None, list(ranks))
+    own, layers = (
+        target_parameter_options(config, ranks, where) if config.get("target_parameters") else (None, list(ranks))
+    )
     return validated(
         Adapter(
             where,
@@ -222,7 +185,7 @@ def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
             layer_alphas(config, {layer: ranks[layer] for layer in layers}, where),
             rslora=bool(config.get("use_rslora")),
             dora=bool(config.get("use_dora")),
-            stated=own,
+            lora_options=own,
         )
     )
 

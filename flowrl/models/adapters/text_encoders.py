@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters.adapter import Adapter
 from flowrl.models.adapters.diffusion import ENCODERS, without_log
 
@@ -46,8 +46,10 @@ def load_text_encoders(pipeline: Any, adapter: Adapter, name: str) -> None:
                     adapter_name=name,
                     metadata=stated or None,
                 )
-        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, IndexError) as error:
-            raise UserError(f"{adapter.origin}: its part for {prefix} cannot be loaded: {error}") from error
+        except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(f"{adapter.origin}: its part for {prefix} cannot be loaded: {first_line(error)}") from error
         if len(get_peft_model_state_dict(encoder, adapter_name=name)) < len(tensors):
             raise UserError(f"{adapter.origin}: {type(encoder).__name__} takes only a part of what it has for {prefix}")
         encoder.requires_grad_(False).eval()

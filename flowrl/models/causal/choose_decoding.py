@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 from flowrl.models.causal.caches import SELECT_METHODS, SelectMethod
 from flowrl.models.causal.policy import CausalPolicy, Decoding
 from flowrl.models.deviation import deviation
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.parity import FAILURES, TOLERANCE, make_probe, single_row_logits
+from flowrl.models.text.parity import FAILURES, TOLERANCE, make_probe, raise_fault, single_row_logits
 
 
 @torch.no_grad()
@@ -22,14 +22,18 @@ def choose_decoding(policy: CausalPolicy) -> None:
     cached: tuple[Decoding, ...] = ("padded", "by length")
     ways = [(way, select_method) for way in cached for select_method in SELECT_METHODS]
     last: tuple[Decoding, SelectMethod] = ("recomputed", SELECT_METHODS[0])
+    failure: Exception | None = None
     for policy.decoding, policy.select_method in [*ways, last]:
         try:
             worst = _decoding_deviation(policy, condition, tokens, reference)
-        except FAILURES:
+        except FAILURES as error:
+            raise_fault(error)
+            failure = error
             continue
         if worst <= TOLERANCE[policy.dtype]:
             return
-    raise UserError(f"{policy.network.name} cannot be decoded token by token; unsupported")
+    why = "its logits are not those of whole sequences" if failure is None else first_line(failure)
+    raise UserError(f"{policy.network.name} cannot be decoded token by token ({why}); unsupported") from failure
 
 
 def _decoding_deviation(policy: CausalPolicy, condition: TextCondition, tokens: Tensor, reference: Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya, peft, read
 from flowrl.models.adapters.adapter import DOWN, UP
 from flowrl.models.adapters.diffusion import ENCODERS, without_log
@@ -23,8 +23,8 @@ from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import prediction_of
 from flowrl.models.export_folder import into_folder
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import ADAPTER
+from flowrl.models.source import ModelSource
 
 FORMATS = ("diffusers", "peft", "kohya", "merged")
 
@@ -121,9 +121,12 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     try:
         with without_log():
             base.load_lora_weights(work)
-    except (ValueError, NotImplementedError, AssertionError, KeyError, RuntimeError) as error:
+    except (ValueError, AssertionError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
-            f"diffusers cannot read kohya's names of this adapter ({error}); export to diffusers, or adapt attention"
+            f"diffusers cannot read kohya's names of this adapter ({first_line(error)}); export to diffusers, or adapt"
+            " attention"
         ) from error
     return base
 

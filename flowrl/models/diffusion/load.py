@@ -8,26 +8,18 @@ from typing import Any, Literal
 
 import torch
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.denoiser_spec import calibrate
-from flowrl.models.diffusion.lora_targets import LORA_TARGETS, REFUSED
+from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
 from flowrl.models.files import check_files, read_object, variant_of
-from flowrl.models.loading import (
-    ModelSource,
-    Placement,
-    check_finite,
-    check_model_name,
-    compile_blocks,
-    load_error,
-    lora_or_full,
-    place,
-    without_progress_bars,
-)
-from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt
+from flowrl.models.load_errors import load_error
+from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full
+from flowrl.models.placement import Placement, compile_blocks, place
+from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 
 WORLDS = ("shapes",)
 """Embedded worlds with a base model of their own, by name."""
@@ -68,7 +60,6 @@ def load_policy(
     placement = place(dtype, device)
     options = lora_or_full(full, lora)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
-    refuse(pipeline)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -118,22 +109,12 @@ def open_pipeline(where: ModelSource, dtype: torch.dtype, components: Mapping[st
             absent = {key: None for key, value in index.items() if value == [None, None]}
             parts = {**absent, **load_networks(folder, index, dtype, given), **given}
             pipeline = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **common, **parts)
-    except UserError:
-        raise
     except Exception as error:  # whatever the library raises for files that are not as it wrote them
         raise load_error(source, error) from error
     if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
-
-
-def refuse(pipeline: Any) -> None:
-    """Raise for a pipeline that is known not to be replayable."""
-    name = type(pipeline).__name__
-    if name in REFUSED:
-        raise UserError(f"{name} is not supported: {REFUSED[name]}")
-    denoiser_name(pipeline)
 
 
 def prepare(pipeline: Any, placement: Placement) -> None:
@@ -196,7 +177,11 @@ def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None
     if attention is not None:
         try:
             network.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
-            raise UserError(f"attention backend {attention!r} is not available for {kind}: {error}") from error
+        except (ValueError, RuntimeError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"attention backend {attention!r} is not available for {kind}: {first_line(error)}"
+            ) from error
     if compile:
         compile_blocks(network)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from flowrl.models.diffusion.coordinates import time_grid
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
+from flowrl.models.source import ModelSource
 from flowrl.models.weights import WeightSets
 from flowrl.types import CfgGrad, Prompt
 
@@ -197,9 +197,11 @@ class DiffusionPolicy:
         """The trainable parameters, in the network's order."""
         return list(self.adaptation.parameters.values())
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with a weight set; gradients are disabled unless it is ``live``."""
-        return self.weights.using(name)
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
 
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from flowrl.models.loading import ModelSource
 from flowrl.models.masked.reader import PlainReader, PrefixReader
+from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import TokenLayout
@@ -22,9 +22,9 @@ class MaskedPolicy(TextPolicy):
     family: ClassVar[str] = "masked"
 
     def __init__(
-        self, network: Network, text: TextCodec, layout: TokenLayout, source: ModelSource, *, mask_token: int
+        self, network: Network, codec: TextCodec, layout: TokenLayout, source: ModelSource, *, mask_token: int
     ) -> None:
-        super().__init__(network, text, layout, source, excluded=(mask_token,))
+        super().__init__(network, codec, layout, source, excluded=(mask_token,))
         self.mask_token = mask_token
         self.keeps_prefixes = False
         """Whether sampling reads prompt and finished blocks only once."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.end_tokens import end_tokens
 from flowrl.types import Chat
@@ -113,11 +113,13 @@ class TextCodec:
         try:
             found = self.tokenizer(texts, add_special_tokens=not self.prompt_format.chat)["input_ids"]
         except Exception as error:  # tokenizers has no narrower one for a text outside its vocabulary
+            if is_out_of_memory(error):
+                raise
             if len(prompts) > 1:
                 return [ids for prompt in prompts for ids in self._encoded([prompt])]
             raise UserError(
-                f"prompt {quoted(prompts[0])} cannot be read by the model's tokenizer ({error}); it is of another task"
-                " or language"
+                f"prompt {quoted(prompts[0])} cannot be read by the model's tokenizer ({first_line(error)}); it is of"
+                " another task or language"
             ) from error
         return [list(ids) for ids in found]
 
@@ -162,7 +164,7 @@ class TextCodec:
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"the tokenizer's chat template refuses the prompt {quoted(prompt)}: {str(error).splitlines()[0]}; try"
+                f"the tokenizer's chat template refuses the prompt {quoted(prompt)}: {first_line(error)}; try"
                 " without model.system, or model.chat: false"
             ) from error
 

@@ -15,12 +15,12 @@ from flowrl.models.adapters import peft
 from flowrl.models.adapters.verify import check_adapter, swapped_in
 from flowrl.models.deviation import deviation
 from flowrl.models.export_folder import into_folder
-from flowrl.models.loading import ModelSource
 from flowrl.models.lora import Adaptation
+from flowrl.models.source import ModelSource
 from flowrl.models.text.network import Network
-from flowrl.models.text.opening import folders_of, open_model
 from flowrl.models.text.parity import make_probe, single_row_logits
 from flowrl.models.text.policy import TextPolicy
+from flowrl.models.text.pretrained import folders_of, open_model
 
 FORMATS = ("peft", "merged")
 
@@ -72,7 +72,7 @@ def _merged(policy: TextPolicy, work: Path) -> Any:
         merged.save_pretrained(work / place.name)
     else:
         merged.save_pretrained(work)
-        policy.text.tokenizer.save_pretrained(work)
+        policy.codec.tokenizer.save_pretrained(work)
     return open_model(ModelSource(str(work), source.trust_remote_code), policy.family, policy.dtype)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
-from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation
+from flowrl.models.placement import Placement
 from flowrl.models.text.routers import Routers, experts_per_token
 from flowrl.types import Truncation
 

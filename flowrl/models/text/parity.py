@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.deviation import deviation
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.network import Head, Network
@@ -22,6 +22,8 @@ NOTHING = 1e-6
 """Largest deviation that still counts as no influence."""
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
 """What foreign model code raises for inputs that it does not take."""
+DEVICE_FAULTS = ("CUDA error", "HIP error", "cuDNN error", "CUDNN_STATUS_", "CUBLAS_STATUS_", "NCCL error")
+"""In RuntimeErrors that are no matter of the inputs' form."""
 
 Probe = tuple[TextCondition, Tensor, Tensor]
 """``(condition, tokens [N, T], targets [N, T])``."""
@@ -40,8 +42,8 @@ def random_completions(policy: TextPolicy, count: int, length: int) -> Tensor:
 
 
 def _random(policy: TextPolicy, count: int, seed: int) -> list[int]:
-    special = set(policy.text.tokenizer.all_special_ids) | set(policy.excluded)
-    words = min(len(policy.text.tokenizer), policy.text.embedded or 1000, 1000)
+    special = set(policy.codec.tokenizer.all_special_ids) | set(policy.excluded)
+    words = min(len(policy.codec.tokenizer), policy.codec.embedded or 1000, 1000)
     usable = [i for i in range(words) if i not in special]
     draw = torch.randint(len(usable), (count,), generator=torch.Generator().manual_seed(seed))
     return [usable[i] for i in draw.tolist()]
@@ -55,15 +57,16 @@ def choose_reading(policy: TextPolicy) -> None:
     policy.vocabulary = reference.shape[-1]
     layouts = [policy.layout, *policy.layout.fallbacks()]
     policy.layout = layouts[-1]
+    failure: Exception | None = None
     for head in network.routes():
         network.head = head
-        if _agrees(policy, probe, reference):
+        failure = _misfit(policy, probe, reference)
+        if failure is None:
             break
     else:
-        raise UserError(f"{network.name} does not give the same logits twice; it cannot be trained")
-    for layout in layouts:
-        policy.layout = layout
-        if _agrees(policy, probe, reference):
+        raise UserError(f"{network.name} cannot be trained: {failure}") from failure
+    for policy.layout in layouts:
+        if _misfit(policy, probe, reference) is None:
             return
 
 
@@ -134,11 +137,22 @@ def single_row_logits(policy: TextPolicy, probe: Probe) -> Tensor:
     return torch.cat([plain.logits(condition.take(row), tokens[row], targets[row]) for row in rows])
 
 
-def _agrees(policy: TextPolicy, probe: Probe, reference: Tensor) -> bool:
+def _misfit(policy: TextPolicy, probe: Probe, reference: Tensor) -> Exception | None:
+    """Why the probe's logits are not had in the policy's way of reading; ``None`` where they are."""
     try:
-        return agrees(policy, policy.logits(*probe), reference)
-    except FAILURES:
-        return False
+        found = policy.logits(*probe)
+    except FAILURES as error:
+        raise_fault(error)
+        return error
+    return None if agrees(policy, found, reference) else ValueError("it does not give the same logits twice")
+
+
+def raise_fault(error: Exception) -> None:
+    """Raise an error again that is no misfit of the model's code and the way it is called: memory that ran out, a
+    fault of the device, a sentence of our own. Otherwise a way that would work is passed over for a slower one."""
+    fault = isinstance(error, UserError) or type(error).__name__ == "AcceleratorError"
+    if fault or is_out_of_memory(error) or any(sign in str(error) for sign in DEVICE_FAULTS):
+        raise error
 
 
 def agrees(policy: TextPolicy, found: Tensor, reference: Tensor) -> bool:
@@ -151,7 +165,8 @@ def accepts_layout(policy: TextPolicy) -> bool:
     """Whether the model can be called in the policy's layout at all."""
     try:
         single_row_logits(policy, make_probe(policy))
-    except FAILURES:
+    except FAILURES as error:
+        raise_fault(error)
         return False
     return True
 
@@ -174,5 +189,7 @@ def _logits_of(network: Network, ids: Tensor) -> Tensor:
     try:
         return network.run({"input_ids": ids}).logits.float()
     except FAILURES as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{network.name} gives no logits for input_ids alone ({reason[0]}); unsupported") from error
+        raise_fault(error)
+        raise UserError(
+            f"{network.name} gives no logits for input_ids alone ({first_line(error)}); unsupported"
+        ) from error

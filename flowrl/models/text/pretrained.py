@@ -2,112 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from flowrl.errors import UserError, first_line
-from flowrl.models.files import check_files, read_object, variant_of
-from flowrl.models.loading import ModelSource, check_model_name, load_error, without_progress_bars
+from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.models.family import declared_family, embedded_models
+from flowrl.models.files import check_files, variant_of
+from flowrl.models.hub import download, read_json
+from flowrl.models.load_errors import explain, load_error
+from flowrl.models.source import ModelSource, check_model_name, without_progress_bars
 from flowrl.models.text import remote_code
 
-Family = Literal["diffusion", "masked", "causal"]
-PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
-"""Diffusers pipelines of masked-diffusion language models."""
-MASKED_NAMES = ("llada", "dream", "diffusion_gemma")
-"""Beginnings of the model types whose classes do not say that they are masked-diffusion models."""
 KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
 
 
-def embedded_models(name: str) -> dict[str, Path] | None:
-    """Base models of the embedded text world ``name`` by family; ``None`` where there is no such world."""
-    if not name.isidentifier() or Path(name).exists():
-        return None
-    try:
-        world = importlib.import_module(f"flowrl.worlds.{name}")
-    except ModuleNotFoundError:
-        return None
-    return getattr(world, "BASES", None)
-
-
-def family_of(path: str | Path) -> Family:
-    """The family of a model, from its files alone: folder, hub name or embedded world.
-
-    Raises:
-        UserError: where the files do not tell, or a world has base models of several families.
-    """
-    bases = embedded_models(str(path))
-    if bases is not None:
-        if len(bases) > 1:
-            raise UserError(f"the world {path} has base models of the families {', '.join(sorted(bases))}; name one")
-        return next(iter(bases))  # pyright: ignore[reportReturnType]
-    return declared_family(str(path))[0]
-
-
-def declared_family(path: str) -> tuple[Family, bool]:
-    """``(family, certain)`` by a model's files; remote code may claim to be causal and not be."""
-    from transformers.models.auto import modeling_auto
-
-    index = read_json(path, "model_index.json")
-    if index is not None:
-        return ("masked" if index.get("_class_name") in PIPELINES else "diffusion"), True
-    config = read_json(path, "config.json")
-    if config is None or "_class_name" in config:
-        return "diffusion", True  # whose loader says what is missing
-    kind, architectures = str(config.get("model_type", "")).lower(), [str(a) for a in config.get("architectures") or ()]
-    native = config.get("auto_map") is None
-    if kind.startswith(MASKED_NAMES) or any(a.endswith("ForMaskedLM") for a in architectures):
-        return "masked", True
-    if any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
-        return "causal", native
-    offered = set(config.get("auto_map") or ())
-    masked = "AutoModelForMaskedLM" in offered or kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal = "AutoModelForCausalLM" in offered or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if masked != causal:
-        return ("masked" if masked else "causal"), native
-    if "AutoModel" in offered or masked:
-        return "masked", False
-    raise UserError(
-        f"config.json of {path} (model_type {kind!r}) is not that of a language model that flowrl can train"
-    )
-
-
-def read_json(path: str, name: str) -> dict[str, Any] | None:
-    """A JSON file of a model folder or hub repository; ``None`` if it has none, or the repository is out of reach."""
-    folder = Path(path)
-    if folder.is_dir():
-        file = folder / name
-        return read_object(file) if file.is_file() else None
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        return None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        # asked for without need, a missing file or network costs many retries
-        local = not _on_hub(path)
-        return json.loads(Path(hf_hub_download(path, name, local_files_only=local)).read_text())
-    except (OSError, ValueError):  # not there: the loader will say so
-        return None
-
-
-@functools.cache
-def _on_hub(path: str) -> bool:
-    """Whether the hub can be reached and has the repository."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(path, timeout=10)
-    except Exception:  # each version of huggingface_hub has the errors of another HTTP library
-        return False
-    return True
-
-
-def locate(path: str | Path, family: Literal["masked", "causal"]) -> str:
+def find_model(path: str | Path, family: Literal["masked", "causal"]) -> str:
     """Folder or hub name of the model that ``path`` means for a family.
 
     Raises:
@@ -124,12 +36,6 @@ def locate(path: str | Path, family: Literal["masked", "causal"]) -> str:
     folder = Path(source)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         raise UserError(f"{source} has no config.json, so it is not a language model; pass the model's own folder")
-    if (
-        not folder.is_dir()
-        and read_json(source, "config.json") is None
-        and read_json(source, "model_index.json") is None
-    ):
-        raise UserError(f"model {source!r} is not a folder here and cannot be downloaded")
     found, certain = declared_family(source)
     if certain and found != family:
         kind = KINDS.get(found, "a diffusion pipeline")
@@ -137,9 +43,7 @@ def locate(path: str | Path, family: Literal["masked", "causal"]) -> str:
             f"{source} is {kind} ({_class_of(source)}), but family {family} needs {KINDS[family]}; use family {found}"
         )
     if not folder.is_dir() and read_json(source, "model_index.json") is not None:
-        from huggingface_hub import snapshot_download
-
-        source = snapshot_download(source)
+        source = str(download(source))
     return source
 
 
@@ -186,7 +90,7 @@ def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: 
             )
             remote_code.patch_model(model)
     except Exception as error:  # whatever the library or the model's own code raises
-        if attention is not None and "ttention" in str(error):
+        if attention is not None and "ttention" in str(error) and not is_out_of_memory(error):
             raise UserError(f"attention {attention!r} is not available for {place}: {first_line(error)}") from error
         raise load_error(place, error) from error
     missing = sorted(report["missing_keys"])
@@ -213,6 +117,8 @@ def open_tokenizer(source: ModelSource) -> Any:
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=source.trust_remote_code)
     except Exception as error:  # as of the network
+        if is_out_of_memory(error) or explain(error, place) is not None:
+            raise load_error(place, error, "tokenizer") from error
         raise UserError(
             f"no tokenizer can be loaded from {place}: {first_line(error)}; save one beside the model"
         ) from error
