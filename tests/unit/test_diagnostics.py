@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.estimators.tokens import Tokens
+from flowrl.models.tiny_flow import TinyCondition
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.diagnostics import StepMetrics, describe_completions, describe_scores
@@ -159,10 +160,9 @@ def test_a_deviation_measured_apart_and_norms() -> None:
 def test_lengths_of_completions() -> None:
     mask = torch.arange(4) < torch.tensor([1, 4, 3, 4])[:, None]
     trace = TokenTrace(torch.ones(4, 4).long(), mask, 1.0)
-    nobody = torch.zeros(4).long()
-    found = describe_completions(rollout_of(None, trace.tokens, trace, group=nobody))  # type: ignore[arg-type]
+    found = describe_completions(rollout_of(TinyCondition(torch.zeros(4).long()), trace.tokens, trace))
     assert found == {"completion/length": 3, "completion/full_length_fraction": 0.5}
-    assert describe_completions(rollout_of(None, trace.tokens, group=nobody)) == {}  # type: ignore[arg-type]
+    assert describe_completions(rollout_of(TinyCondition(torch.zeros(4).long()), trace.tokens)) == {}
 
 
 def test_rewards_and_advantages_of_an_iteration() -> None:

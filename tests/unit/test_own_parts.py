@@ -225,7 +225,7 @@ def test_a_preset_of_a_file() -> None:
         ({"objective": "mine.py:MyAdvantage"}, r"mine\.py:MyAdvantage has no reference \(Weight set whose"),
         (
             {"advantage": "mine.py:MyMean"},
-            r"MyMean\.__call__ takes \(self, mask, unit=1\), and is called as __call__\(sc",
+            r"MyMean\.__call__ takes \(self, mask, unit=1, source=None\), and is called as __call__\(sc",
         ),
         (
             {"advantage": "mine.py:MyObjective"},

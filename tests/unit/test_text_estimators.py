@@ -17,7 +17,7 @@ from flowrl.estimators.views import Views
 from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.types import IncompatibleError, Rollout, TokenScores, TokenTrace, Truncation, ViewRows, prompts_of
-from tests.contract.toys import rollout_of
+from tests.contract.toys import rollout_of as rollout_of_toy
 
 TOKENS = torch.tensor([[0, 2, 1], [1, 1, 2]])
 ALL = torch.ones(2, 3, dtype=torch.bool)
@@ -27,9 +27,9 @@ def policy_of(causal: bool = False, **options: Any) -> TinyText:
     return TinyText(3, 3, ("a", "b"), causal=causal, dtype=torch.float64, **options)
 
 
-def completions(policy: TinyText, mask: Tensor = ALL, temperature: float = 1.0, **trace: Any) -> Rollout:
+def rollout_of(policy: TinyText, mask: Tensor = ALL, temperature: float = 1.0, **trace: Any) -> Rollout:
     condition = policy.condition(prompts_of(["a", "b"]))
-    return rollout_of(condition, TOKENS, TokenTrace(TOKENS, mask, temperature, **trace), group=torch.tensor([0, 1]))
+    return rollout_of_toy(condition, TOKENS, TokenTrace(TOKENS, mask, temperature, **trace), group=torch.tensor([0, 1]))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def cells(policy: TinyText, **options: Any) -> list[list[float]]:
 
 
 def measure(policy: TinyText, estimator: MaskedViews, references: Sequence[str] = (), **trace: Any):
-    rollout = completions(policy, **trace)
+    rollout = rollout_of(policy, **trace)
     rows = estimator.probe(rollout, policy, seeds(0, "s", count=2))
     return estimator(policy, rows, rollout.condition, references)
 
@@ -183,7 +183,7 @@ def test_prompts_are_hidden_by_chance() -> None:
 
 def test_every_view_hides_its_own_prompt_tokens() -> None:
     estimator, policy = MaskedViews(views=Two(), corrupt=0.5), policy_of()
-    rows = estimator.probe(completions(policy), policy, seeds(0, "s", count=2))
+    rows = estimator.probe(rollout_of(policy), policy, seeds(0, "s", count=2))
     assert rows.prompt_seeds.shape == (2, 2) and len(rows.prompt_seeds.unique()) == 4
 
 
@@ -198,13 +198,13 @@ def test_the_distribution_that_tokens_were_drawn_from() -> None:
     assert plain.logp.tolist() == [pytest.approx(row) for row in exact]
     greedy = measure(policy, MaskedViews(views=Everything(), per="cell", tempered=True), temperature=0.0)
     assert greedy.logp.tolist() == plain.logp.tolist()
-    rows = MaskedViews(tempered=True).probe(completions(policy, **options), policy, seeds(0, "s", count=2))
+    rows = MaskedViews(tempered=True).probe(rollout_of(policy, **options), policy, seeds(0, "s", count=2))
     assert rows.truncation == Truncation(top_k=1) and rows.temperature == 0.5
 
 
 def test_hidden_positions_are_masked_and_labels_are_not() -> None:
     policy = policy_of()
-    rows = MaskedViews(views=Two()).probe(completions(policy), policy, seeds(0, "s", count=2))
+    rows = MaskedViews(views=Two()).probe(rollout_of(policy), policy, seeds(0, "s", count=2))
     assert rows.inputs.tolist() == [[[3, 3, 3], [0, 3, 1]], [[3, 3, 3], [1, 3, 2]]]
     assert rows.labels.tolist() == [[[0, 2, 1]] * 2, [[1, 1, 2]] * 2]
     assert isinstance(rows, ViewRows) and torch.equal(rows.content, ALL)
@@ -223,7 +223,7 @@ def test_text_estimators_need_completions() -> None:
     policy = policy_of()
     for estimator in (MaskedViews(), Tokens()):
         with pytest.raises(IncompatibleError, match="sampler"):
-            estimator.probe(replace(completions(policy), trace=None), policy, seeds(0, "s", count=2))  # type: ignore[arg-type]
+            estimator.probe(replace(rollout_of(policy), trace=None), policy, seeds(0, "s", count=2))  # type: ignore[arg-type]
 
 
 # one token after another
@@ -235,7 +235,7 @@ def chain(policy: TinyText, row: int, heat: float = 1.0) -> list[float]:
 
 
 def token_rows(policy: TinyText, estimator: Tokens, **trace: Any):
-    rollout = completions(policy, **trace)
+    rollout = rollout_of(policy, **trace)
     return rollout, estimator.probe(rollout, policy, seeds(0, "s", count=2))
 
 
