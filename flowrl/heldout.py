@@ -37,7 +37,7 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     group = torch.arange(len(prompts)) // options.samples
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
     rows = options.batch or session.config.train.sample_batch
-    begun = nullcontext() if options.prefill is None else session.policy.beginning(options.prefill)
+    begun = nullcontext() if options.prefill is None else session.policy.prefilled(options.prefill)
     with timer("eval"), begun:
         draw = Draw.of(keys, group, 0, EVAL_SEED, prompts)
         _, samples = session.sample_and_decode(draw, sampler, evaluation_weights(session.config), rows, PhaseTimer())

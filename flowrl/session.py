@@ -290,7 +290,7 @@ def _fit_prompts(run: CheckedRun, policy: Any) -> tuple[PromptSet, PromptSet | N
     test = None
     if run.test is not None:
         begun = run.config.eval.prefill
-        with nullcontext() if begun is None else policy.beginning(begun):
+        with nullcontext() if begun is None else policy.prefilled(begun):
             test, further = _fit(run, policy, "test", run.test)
         notes += further
     return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
@@ -299,7 +299,7 @@ def _fit_prompts(run: CheckedRun, policy: Any) -> tuple[PromptSet, PromptSet | N
 def _fit(run: CheckedRun, policy: Any, name: str, prompts: PromptSet) -> tuple[PromptSet, list[str]]:
     """Prompts with room for a completion, and what was done to the others."""
     sampler: Any = run.algorithm.sampler
-    fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, run.config.data.overlong)))
+    fitting = PromptSet(tuple(policy.fit_prompts(prompts.prompts, sampler.length, run.config.data.overlong)))
     dropped = len(prompts) - len(fitting)
     cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
     if not dropped and not cut:

@@ -166,7 +166,7 @@ class _Trainer:
         with explain_out_of_memory(session.config, "save"):
             tensors, values = session.state()
             facts = {
-                "reference": session.policy.weights.fingerprint("reference"),
+                "reference": session.policy.weights.sha256("reference"),
                 "base": session.config.model.path,
                 "rewards": session.rewards.versions,
                 MANIFEST_KEY: dict(session.inputs),

@@ -31,12 +31,9 @@ class TinyFlow:
     """The exact flow of a Gaussian mixture plus a trainable residual network that starts at zero.
 
     The velocity of data ``sum_k w_k N(m_k, c^2 I)`` is ``E[noise - clean | x_t]``, a softmax over components, so the
-    base is at
-    its optimum by construction and whatever rises afterwards is reinforcement, not more pre-training. Implements
-    `FlowPolicy`
-    with latents of shape ``(dim,)``; "decoding" returns the latent as a ``[N, 3, 1, dim]`` picture. Every prompt has
-    its own
-    residual input; guidance compares with the empty prompt.
+    base is at its optimum by construction and whatever rises afterwards is reinforcement, not more pre-training.
+    Implements `FlowPolicy` with latents of shape ``(dim,)``; "decoding" returns the latent as a ``[N, 3, 1, dim]``
+    picture. Every prompt has its own residual input; guidance compares with the empty prompt.
     """
 
     def __init__(

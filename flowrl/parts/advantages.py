@@ -82,8 +82,7 @@ class PromptTracker:
     (arXiv:2305.13301).
 
     Until a prompt has ``min_count`` rewards, the batch's statistics stand in. Rewards of the iteration enter the
-    buffer first,
-    as in the released code; std is the population's.
+    buffer first, as in the released code; std is the population's.
     """
 
     buffer: int = 16

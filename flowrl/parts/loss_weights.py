@@ -22,9 +22,8 @@ class Uniform:
 class InverseStep:
     """``1 / |t' - t|``: balances the gradient over denoising steps. GRPO-Guard (arXiv:2510.22319).
 
-    ``normalise`` divides by the sample's mean factor, so that the learning rate keeps its meaning on other grids
-    (the paper's
-    code does not).
+    ``normalise`` divides by the sample's mean factor, so that the learning rate keeps its meaning on other grids (the
+    paper's code does not).
     """
 
     normalise: bool = False

@@ -21,8 +21,7 @@ class FlowSampler:
     """Integrate from noise to a clean latent, recording the stochastic steps that will be trained.
 
     Deterministic unless ``window`` names steps where ``dynamics`` injects noise. Every draw is a function of the
-    sample's
-    seed and the step, so a sample does not depend on the batch it is made in.
+    sample's seed and the step, so a sample does not depend on the batch it is made in.
     """
 
     steps: int = 10

@@ -57,7 +57,7 @@ def place(request, tmp_path_factory):
 
 def completed(policy) -> Rollout:
     """Completions of unequal length."""
-    tokens = torch.randint(4, len(policy.text.tokenizer), (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(4, len(policy.codec.tokenizer), (3, LENGTH), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(LENGTH) < torch.tensor([[6], [2], [4]])
     return rollout_of(policy.condition(prompts_of(PROMPTS)), tokens, TokenTrace(tokens, mask, 1.0))
 
