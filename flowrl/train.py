@@ -66,8 +66,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), policy.network_calls - calls)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated)
-    routed = getattr(policy, "metrics", dict)()  # of mixtures of experts
-    metrics = updated | describe_scores(batch.drawn, advantage) | batch.metrics | routed | watched
+    described = describe_scores(batch.drawn, advantage)
+    metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
     return metrics, batch, advantage
 
 
