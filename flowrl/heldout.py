@@ -39,7 +39,7 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
     rows = options.batch or session.config.train.sample_batch
     policy, prefill = session.policy, options.prefill
-    begun = policy.beginning(prefill) if prefill is not None and isinstance(policy, TextPolicy) else nullcontext()
+    begun = policy.prefilled(prefill) if prefill is not None and isinstance(policy, TextPolicy) else nullcontext()
     with timer("eval"), begun:
         draw = Draw.of(keys, group, 0, EVAL_SEED, prompts)
         _, samples = session.sample_and_decode(draw, sampler, evaluation_weights(session.config), rows, PhaseTimer())

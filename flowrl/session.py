@@ -24,6 +24,7 @@ from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
 from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
@@ -33,7 +34,7 @@ from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.time_grid import check_time_grid
 from flowrl.step import UpdateSettings
-from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
+from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
 
@@ -63,13 +64,18 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
-    memory: dict[str, Any] = field(default_factory=dict)
-    """State of the advantage over iterations."""
+    memory: Memory = field(default_factory=dict)
+    """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
     """What to say at the start: what is trained, and what the self-checks found."""
+
+    @property
+    def present_algorithm(self) -> Algorithm:
+        """The algorithm with what its coefficients are in this iteration."""
+        return with_coefficients(self.algorithm, self.memory)
 
     def set_learning_rates(self) -> None:
         """Give the optimiser the coming iteration's `learning_rates`."""
@@ -150,11 +156,14 @@ class Session:
         goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled."""
         chunks: list[Samples] = []
 
-        def watched(policy: Any, condition: Condition, part: Draw) -> Rollout:
+        texts = dict(zip(draw.group.tolist(), draw.prompts, strict=True))
+
+        def watched(policy: Policy, condition: Condition, part: Draw) -> Rollout:
             with timer("sample"):
                 made = sampler(policy, condition, part)
             with timer("decode"):
-                chunks.append(as_samples(part.prompts, policy.decode(made.final)))
+                prompts = [texts[group] for group in made.group.tolist()]  # of what was made, also where it is more
+                chunks.append(as_samples(prompts, policy.decode(made.final), made.feedback))
             if scoring is not None:
                 with timer("reward"):  # what it waits for rewards that are behind
                     scoring.add(chunks[-1])
@@ -162,8 +171,8 @@ class Session:
 
         with timer("sample"):
             condition = self.policy.condition(draw.prompts)
-        with self.policy.using(weights):
-            rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
+        with self.policy.using(weights) as policy:
+            rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
         return rollout, joined(chunks)
 
     def exporters(self) -> dict[str, Exporter]:
@@ -201,11 +210,11 @@ class Session:
             ) from error
 
 
-def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
+def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback: Tensor | None = None) -> Samples:
     """What rewards may see of decoded images [N, 3, H, W] or texts."""
     if isinstance(decoded, Tensor):
-        return Samples(prompts, images=decoded)
-    return Samples(prompts, completions=decoded)
+        return Samples(prompts, images=decoded, feedback=feedback)
+    return Samples(prompts, completions=decoded, feedback=feedback)
 
 
 def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
@@ -297,7 +306,7 @@ def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, Prompt
     train, notes = _fit("train", run.train, policy, sampler.length, overlong)
     test = None
     if run.test is not None:
-        with nullcontext() if prefill is None else policy.beginning(prefill):
+        with nullcontext() if prefill is None else policy.prefilled(prefill):
             test, further = _fit("test", run.test, policy, sampler.length, overlong)
         notes += further
     return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
@@ -307,7 +316,7 @@ def _fit(
     name: str, prompts: PromptSet, policy: TextPolicy, length: int, overlong: Overlong
 ) -> tuple[PromptSet, list[str]]:
     """Prompts with room for a completion, and what was done to the others."""
-    fitting = PromptSet(tuple(policy.fit(prompts.prompts, length, overlong)))
+    fitting = PromptSet(tuple(policy.fit_prompts(prompts.prompts, length, overlong)))
     dropped = len(prompts) - len(fitting)
     cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
     if not dropped and not cut:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flowrl.worlds
@@ -52,10 +52,10 @@ def load_prompts(spec: str, form: Form | None = None) -> PromptSet:
 
 def worlds() -> list[str]:
     """Names of the embedded worlds."""
-    return [info.name for info in pkgutil.iter_modules(flowrl.worlds.__path__)]
+    return sorted(file.parent.name for file in Path(flowrl.worlds.__path__[0]).glob("*/prompts.py"))
 
 
-def _sliced(name: str, read: Any, spec: str) -> Sequence[Any]:
+def _sliced(name: str, read: Callable[[str], Sequence[Any]], spec: str) -> Sequence[Any]:
     """``read(name)``, or a part of it where the name ends in a slice; per cent are rounded to whole rows."""
     found = SLICE.match(name)
     if found is None:

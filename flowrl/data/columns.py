@@ -59,7 +59,7 @@ class Form:
                 )
         return [(text, name, form or "") for text, name, form, _ in pieces]
 
-    def prompt(self, row: Any, index: int, where: str) -> Prompt:
+    def prompt(self, row: object, index: int, where: str) -> Prompt:
         """The prompt of a row. Raises `UserError` that names ``where`` and the column."""
         if isinstance(row, str):
             row = {"prompt": row}
@@ -130,7 +130,7 @@ class Form:
         return "".join(parts)
 
 
-def place(row: Any, path: str) -> Any:
+def place(row: object, path: str) -> Any:
     """The value at ``path`` in nested mappings and lists, the whole of it being a name first; `MISSING` if none."""
     if isinstance(row, Mapping):
         if path in row:

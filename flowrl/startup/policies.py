@@ -31,7 +31,7 @@ def open_policy(config: Config) -> LoadedPolicy:
     return policy
 
 
-def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
+def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPolicy:
     """A run's model with the weight sets of a checkpoint: ``best``, ``latest`` or a path.
 
     ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one; a critic that the algorithm

@@ -22,6 +22,7 @@ LAYERS = (
     "flowrl.records",
     "flowrl.runtime",
     "flowrl.startup",
+    "flowrl.coupling",
     "flowrl.step",
     "flowrl.session",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",

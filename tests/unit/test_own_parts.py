@@ -66,13 +66,35 @@ class MyNoise:
 
 @dataclass(frozen=True)
 class MyWeight:
-    def __call__(self, rows, shape):
-        return torch.ones(shape, dtype=torch.float64)
+    def __call__(self, table):
+        return torch.ones(table.mask.shape, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class MyMask:
+    coupled: ClassVar[bool] = False
+
+    def __call__(self, live, batch):
+        return torch.ones_like(live.logp)
+
+
+@dataclass(frozen=True)
+class MySum:
+    def __call__(self, gram):
+        return torch.ones(len(gram), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class MyCoefficient:
+    sets: str = "objective.high"
+
+    def __call__(self, value, metrics, iteration):
+        return value
 
 
 @dataclass(frozen=True)
 class MyMean:
-    def __call__(self, mask, unit=1):
+    def __call__(self, mask, unit=1, source=None):
         return mask / mask.sum()
 
 
@@ -125,6 +147,9 @@ SPECS = {
     "token_advantage": {"use": "ppo", "token_advantage": ["mine.py:MyGAE"]},
     "selection": {"use": "flow_grpo", "selection": "mine.py:MySelection"},
     "loss_weight": {"use": "flow_grpo", "loss_weight": "mine.py:MyWeight"},
+    "loss_masks": {"use": "flow_grpo", "loss_masks": ["mine.py:MyMask"]},
+    "combination": {"use": "flow_grpo", "combination": "mine.py:MySum"},
+    "coefficients": {"use": "flow_grpo", "coefficients": ["mine.py:MyCoefficient"]},
     "objective": {"use": "flow_grpo", "objective": {"use": "mine.py:MyObjective", "strength": 3}},
     "regularizers": {"use": "flow_grpo", "regularizers": "mine.py:MyKL"},
     "aggregation": {"use": "flow_grpo", "aggregation": "mine.py:MyMean"},
@@ -200,7 +225,7 @@ def test_a_preset_of_a_file() -> None:
         ({"objective": "mine.py:MyAdvantage"}, r"mine\.py:MyAdvantage has no reference \(Weight set whose"),
         (
             {"advantage": "mine.py:MyMean"},
-            r"MyMean\.__call__ takes \(self, mask, unit=1\), and is called as __call__\(sc",
+            r"MyMean\.__call__ takes \(self, mask, unit=1, source=None\), and is called as __call__\(sc",
         ),
         (
             {"advantage": "mine.py:MyObjective"},
