@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pkgutil
+from pathlib import Path
 
 
 def world_names() -> list[str]:
     """Names of the embedded worlds."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(file.parent.name for file in Path(__path__[0]).glob("*/prompts.py"))
