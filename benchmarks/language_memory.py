@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flowrl.types import prompts_of
+from flowrl.types import Draw, prompts_of
 
 VOCABULARY, LENGTH, PROMPT_TOKENS, SAMPLES = 32_000, 128, 32, 16
 # Freed blocks of over 1 MB go back to the system at once, so that the peak is of live memory, not of fragments.
@@ -85,14 +85,15 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
     prompts = [" ".join(f"w{(7 * i + j) % 900 + 10}" for j in range(PROMPT_TOKENS)) for i in range(SAMPLES)]
     group = torch.zeros(SAMPLES, dtype=torch.long)
     trace = TokenTrace(tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
-    rollout = Rollout(policy.condition(prompts_of(prompts)), tokens, group, trace)
+    draw = Draw.of(seeds(0, "s", count=SAMPLES), group, 0, 0, prompts_of(prompts))
+    rollout = Rollout.of(draw, policy.condition(draw.prompts), tokens, trace)
     rewards = torch.rand(SAMPLES, 1, generator=generator).double()
     valid = torch.ones(SAMPLES, dtype=torch.bool)
     scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, valid)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-6)  # no state: the memory is the update's own
-    advantage, drawn = algorithm.advantage(scores, {}), seeds(0, "s", count=SAMPLES)
+    advantage = algorithm.advantage(scores, {})
     before, start = peak(), time.perf_counter()
-    improve(policy, optimizer, algorithm, rollout, scores, advantage, drawn, UpdateSettings(micro_batch=side["micro"]))
+    improve(policy, optimizer, algorithm, rollout, scores, advantage, UpdateSettings(micro_batch=side["micro"]))
     return {"seconds": time.perf_counter() - start, "megabytes": peak() - before}
 
 

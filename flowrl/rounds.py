@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ class ScoredRollout:
 
     rollout: Rollout
     samples: Samples
-    seeds: Tensor  # [N]
     scores: Scores
     drawn: Scores
     """Of all samples of all rounds; ``scores`` where there is one round."""
@@ -41,11 +40,10 @@ class _Made:
 
     rollout: Rollout
     samples: Samples
-    seeds: Tensor  # [N]
     rewards: Tensor  # [N, R]
 
     def take(self, rows: Tensor) -> _Made:
-        return _Made(take(self.rollout, rows), self.samples.take(rows), self.seeds[rows], self.rewards[rows])
+        return _Made(take(self.rollout, rows), self.samples.take(rows), self.rewards[rows])
 
 
 @dataclass
@@ -55,17 +53,24 @@ class _Account:
     prompts: list[Prompt] = field(default_factory=list)
     rewards: list[Tensor] = field(default_factory=list)
     groups: list[Tensor] = field(default_factory=list)
+    sources: list[Tensor] = field(default_factory=list)
+    feedback: list[Tensor] = field(default_factory=list)
     reports: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, made: _Made, report: dict[str, float]) -> None:
         self.prompts += made.samples.prompts
         self.rewards.append(made.rewards)
         self.groups.append(made.rollout.group)
+        self.sources.append(made.rollout.source)
+        if made.rollout.feedback is not None:
+            self.feedback.append(made.rollout.feedback)
         self.reports.append(report)
 
     def conclude(self, rewards: Rewards, scoring: Scoring) -> Scores:
         """Scores of all samples so far: a round without any is an error only if all rounds before it had none."""
-        return rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.stats)
+        scores = rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.stats)
+        feedback = torch.cat(self.feedback) if self.feedback else None
+        return replace(scores, source=torch.cat(self.sources), feedback=feedback)
 
     def metrics(self) -> dict[str, float]:
         """Means over the rounds, which are of one size; times and failures add up."""
@@ -81,7 +86,7 @@ def sample_and_score(session: Session, timer: PhaseTimer) -> ScoredRollout:
     of the round in work. Scoring overlaps with sampling within a round; between rounds it is waited for. If no group
     takes part at all, the samples of the last round are returned, of which the selection leaves nothing.
     """
-    config, algorithm = session.config, session.algorithm
+    config, algorithm = session.config, session.present_algorithm
     most, wanted = algorithm.selection.rounds, config.data.prompts
     enough = math.ceil(algorithm.selection.share * wanted)
     account, kept, missing = _Account(), None, wanted
@@ -90,10 +95,10 @@ def sample_and_score(session: Session, timer: PhaseTimer) -> ScoredRollout:
         account.add(made, scoring.metrics(session.rewards.names) | describe_completions(made.rollout))
         drawn = account.conclude(session.rewards, scoring)
         if most == 1:
-            return ScoredRollout(made.rollout, made.samples, made.seeds, drawn, drawn, account.metrics())
+            return ScoredRollout(made.rollout, made.samples, drawn, drawn, account.metrics())
         # A copy, because the state of the advantage should learn from what stays alone.
         advantage = algorithm.advantage(drawn, deepcopy(session.memory))
-        part = algorithm.selection(drawn, advantage)[-len(made.seeds) :]
+        part = algorithm.selection(drawn, advantage)[-len(made.rewards) :]
         fresh = made.rollout.group[part].unique()[:missing]  # sorted; what goes beyond is surplus
         missing -= len(fresh)
         if len(fresh) == wanted and len(account.groups) == 1:
@@ -104,13 +109,15 @@ def sample_and_score(session: Session, timer: PhaseTimer) -> ScoredRollout:
             break
         del made, scoring  # before the next round takes as much memory again
     chosen = kept or made
-    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, chosen.rollout.group, scoring.stats)
+    rollout = chosen.rollout
+    scores = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, rollout.group, scoring.stats)
+    scores = replace(scores, source=rollout.source, feedback=rollout.feedback)
     counts = {
         "sampling/rounds": float(len(account.groups)),
         "sampling/samples": float(len(account.prompts)),
         GROUPS: float(wanted - missing),
     }
-    return ScoredRollout(chosen.rollout, chosen.samples, chosen.seeds, scores, drawn, account.metrics() | counts)
+    return ScoredRollout(rollout, chosen.samples, scores, drawn, account.metrics() | counts)
 
 
 def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:
@@ -129,7 +136,7 @@ def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:
 
 def _round(session: Session, number: int, timer: PhaseTimer) -> tuple[_Made, Scoring]:
     """Sample and score ``data.prompts`` groups. Prompts and seeds follow from the config, iteration and round."""
-    config, algorithm, iteration = session.config, session.algorithm, session.progress.iteration
+    config, algorithm, iteration = session.config, session.present_algorithm, session.progress.iteration
     seed, each, count = config.train.seed, config.data.group, config.data.prompts
     prompts = [p for p in session.prompts.draw(iteration, count, seed, number) for _ in range(each)]
     further = ("round", number) if number else ()
@@ -145,7 +152,7 @@ def _round(session: Session, number: int, timer: PhaseTimer) -> tuple[_Made, Sco
         rollout, samples = session.sample_and_decode(draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
         with timer("reward"):
             rewards = scoring.wait()
-    return _Made(rollout, samples, draw.seeds, rewards), scoring
+    return _Made(rollout, samples, rewards), scoring
 
 
 def _joined(session: Session, before: _Made | None, fresh: _Made, timer: PhaseTimer) -> _Made:
@@ -158,6 +165,5 @@ def _joined(session: Session, before: _Made | None, fresh: _Made, timer: PhaseTi
     return _Made(
         joined_rollouts([part.rollout for part in parts], condition, group),
         samples,
-        torch.cat([part.seeds for part in parts]),
         torch.cat([part.rewards for part in parts]),
     )

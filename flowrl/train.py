@@ -13,7 +13,8 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.heldout import evaluate_and_save
 from flowrl.monitor import check_training, new_alarms, should_stop
-from flowrl.parts.diagnostics import describe_scores
+from flowrl.parts.coefficients import update_coefficients
+from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
@@ -45,7 +46,7 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Scor
 
 
 def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
-    policy, algorithm = session.policy, session.algorithm
+    policy, algorithm = session.policy, session.present_algorithm
     calls = policy.network_calls
     batch = sample_and_score(session, timer)
     with timer("advantage"):
@@ -59,16 +60,16 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             batch.rollout,
             batch.scores,
             advantage,
-            batch.seeds,
             session.update_settings(),
             session.scaler,
         )
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), policy.network_calls - calls)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated)
-    routed = getattr(policy, "metrics", dict)()  # of mixtures of experts
-    metrics = updated | describe_scores(batch.drawn, advantage) | batch.metrics | routed | watched
-    return metrics, batch, advantage
+    described = describe_scores(batch.drawn, advantage)
+    metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
+    metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
+    return metrics, batch, per_sample(advantage)
 
 
 def train(
@@ -165,7 +166,7 @@ class _Trainer:
         with explain_out_of_memory(session.config, "save"):
             tensors, values = session.state()
             facts = {
-                "reference": session.policy.weights.fingerprint("reference"),
+                "reference": session.policy.weights.sha256("reference"),
                 "base": session.config.model.path,
                 "rewards": session.rewards.versions,
                 MANIFEST_KEY: dict(session.inputs),
@@ -216,7 +217,7 @@ def _loop(trainer: _Trainer, interrupts: Interrupts, fresh: bool) -> None:
             metrics |= trainer.evaluate()
         if config.log.images and (last or done % config.log.every_images == 0):
             trainer.directory.save_samples(
-                done, batch.samples, batch.scores, advantage, seeds=batch.seeds, count=config.log.images
+                done, batch.samples, batch.scores, advantage, seeds=batch.rollout.seeds, count=config.log.images
             )
         trainer.publish(metrics)
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):

@@ -2,6 +2,7 @@
 
 Request: ``{"protocol": 1, "reward": NAME, "prompts": [text], "columns": {name: [value]}, "images": [base64] or
 "completions": [text], "group": [int]}``, one entry per sample; ``columns`` and ``group`` may be absent.
+A server that finds ``reward`` at the beginning hands the body on unread.
 Answer: ``{"protocol": 1, "scores": [number or null]}`` where null says "could not score", or ``{"error": SENTENCE}``
 with a 4xx or 5xx status.
 """
@@ -12,6 +13,7 @@ import base64
 import binascii
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from flowrl.errors import is_out_of_memory
 
 VERSION = 1
 MEDIA_TYPE = "application/json"
@@ -91,6 +95,16 @@ class ScoreRequest(BaseModel):
         return call
 
 
+_BEGINNING = re.compile(rb'\s*\{\s*(?:"protocol"\s*:\s*\d+\s*,\s*)?"reward"\s*:\s*"([\w.\-]{1,200})"')
+
+
+def reward_named_by(body: bytes) -> str | None:
+    """The reward that a request is for, from its first bytes; None where they do not say. The rest is not looked at:
+    whoever scores it checks it."""
+    found = _BEGINNING.match(body)
+    return None if found is None else found[1].decode()
+
+
 def encode_images(pixels: np.ndarray) -> list[str]:
     """Base64 PNGs of uint8 ``pixels`` [N, H, W, 3]."""
     with ThreadPoolExecutor(THREADS) as pool:  # zlib works without the interpreter lock
@@ -160,5 +174,7 @@ def _decode(file: bytes, index: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))
-    except Exception:  # a hostile file makes the decoder raise many things; none is the server's fault
-        raise RefusedError(422, f"images.{index} is a broken or truncated PNG") from None
+    except Exception as error:  # a hostile file makes the decoder raise many things; none is the server's fault
+        if is_out_of_memory(error):
+            raise
+        raise RefusedError(422, f"images.{index} is a broken or truncated PNG") from error

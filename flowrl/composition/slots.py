@@ -20,8 +20,11 @@ from flowrl.samplers.windows import Window
 from flowrl.types import (
     Advantage,
     Aggregation,
+    Coefficient,
+    Combination,
     Dynamics,
     Estimator,
+    LossMask,
     LossWeight,
     Objective,
     Regularizer,
@@ -63,9 +66,12 @@ SLOTS: dict[str, Slot] = {
     "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages",)),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
+    "loss_masks": Slot(LossMask, ()),
     "objective": Slot(Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds")),
     "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
+    "combination": Slot(Combination, ()),
+    "coefficients": Slot(Coefficient, ()),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }
@@ -90,9 +96,12 @@ def shipped_part(slot: str, name: str, path: str) -> type:
     for found, kind in known.items():
         if renamed.plain(found) == renamed.plain(name):
             return kind
-    new = renamed.new_name(slot, name)
-    remedy = did_you_mean(name, known) if new is None else f": it is called {new} now; write {new}"
-    raise UserError(f"{path}.use: there is no {name!r}{remedy} (or give path.py:Class)")
+    remedy = (
+        f"{did_you_mean(name, known)} (or give path.py:Class)"
+        if known
+        else ", and none comes with flowrl; give path.py:Class"
+    )
+    raise UserError(f"{path}.use: there is no {name!r}{remedy}")
 
 
 def part_name(kind: type) -> str:

@@ -79,7 +79,7 @@ def _result(text: str, where: str) -> Result:
     return Result(**named, correct=row["correct"], metadata=metadata, detections=detections)
 
 
-def _detections(details: Any, where: str) -> tuple[Detection, ...]:
+def _detections(details: object, where: str) -> tuple[Detection, ...]:
     if not isinstance(details, dict):
         raise UserError(f"{where}: 'details' should map labels to boxes, found {details!r}")
     found = []

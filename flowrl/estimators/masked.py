@@ -97,8 +97,8 @@ class MaskedViews:
         asked = rows.targets.flatten(0, 1).any(dim=1).nonzero()[:, 0]  # of [n * m]
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name):
-                frozen[name] = self._reduced(rows, self._cells(policy, rows, condition, asked)[0])
+            with policy.using(name) as other:
+                frozen[name] = self._reduced(rows, self._cells(other, rows, condition, asked)[0])
         cells, entropy, balance = self._cells(policy, rows, condition, asked, self.entropy)
         logp = self._reduced(rows, cells)
         extra = compare(logp, frozen, self.kl)

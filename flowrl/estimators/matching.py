@@ -59,8 +59,8 @@ def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Poi
 def _frozen(policy: FlowPolicy, point: _Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
     velocities = {}
     for name in names:
-        with policy.using(name):
-            velocities[name] = policy.velocity(point.x, point.t, point.condition, guidance=guidance)
+        with policy.using(name) as asked:
+            velocities[name] = asked.velocity(point.x, point.t, point.condition, guidance=guidance)
     return velocities
 
 
@@ -138,8 +138,8 @@ class ContrastedMatching:
     """Errors of an implicit positive and negative policy around the old one. DiffusionNFT (arXiv:2509.16117).
 
     ``v+- = (1 -+ b) v_old +- b v`` predict ``x0+-``; ``logp = -mean (x0+ - x0)^2 / w+`` and ``logp_negative`` the
-    same with minus,
-    where ``w+- = max(mean |x0+- - x0|, 1e-5)`` without gradient makes the errors comparable over times.
+    same with minus, where ``w+- = max(mean |x0+- - x0|, 1e-5)`` without gradient makes the errors comparable over
+    times.
     """
 
     draws: int = 9

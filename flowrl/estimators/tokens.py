@@ -32,9 +32,10 @@ class TokenRows(Rows):
 
     tokens: Tensor  # [N, T]
     mask: Tensor  # [N, T] bool
-    behaviour: Tensor | None  # [N, T] log-probabilities as the sampler computed them
+    recorded_logp: Tensor | None  # [N, T] as the sampler computed it
     temperature: float
     truncation: Truncation = ALL_TOKENS
+    event: Tensor | None = None  # [N, T] int64, see `TokenTrace.event`
 
     @property
     def unit(self) -> int:
@@ -43,6 +44,14 @@ class TokenRows(Rows):
     @property
     def counted(self) -> Tensor:
         return self.mask
+
+    @property
+    def sampler_logp(self) -> Tensor | None:
+        return self.recorded_logp
+
+    @property
+    def events(self) -> Tensor:
+        return super().events if self.event is None else self.event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +95,20 @@ class Tokens:
                 "estimator.truncated=false scores others; change one of them"
             )
         truncation = trace.truncation if self.truncated else ALL_TOKENS
-        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation)
+        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation, trace.event)
 
     def recorded_logp(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
         if not self.trust_rollout:
             return None
-        if rows.behaviour is None:
+        if rows.recorded_logp is None:
             raise IncompatibleError("trust_rollout needs a sampler that records log-probabilities")
-        return Likelihood(rows.behaviour.double())
+        return Likelihood(rows.recorded_logp.double())
 
     def __call__(
         self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, references: Sequence[str] = ()
     ) -> Likelihood:
-        def score(entropy: bool = False) -> TokenScores:
-            return policy.score(
+        def score(asked: CausalPolicy, entropy: bool = False) -> TokenScores:
+            return asked.score(
                 condition,
                 rows.tokens,
                 rows.mask,
@@ -111,9 +120,9 @@ class Tokens:
 
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name):
-                frozen[name] = score().logp
-        live = score(self.entropy)
+            with policy.using(name) as asked:
+                frozen[name] = score(asked).logp
+        live = score(policy, self.entropy)
         extra = compare(live.logp, frozen, self.kl)
         if live.entropy is not None:
             extra[ENTROPY] = live.entropy

@@ -29,7 +29,8 @@ SUBSET_STREAM = 1001  # far from the sampler's streams of the same seeds
 
 @dataclass(frozen=True)
 class TransitionRows(StepRows):
-    """Recorded steps to be trained; ``mean`` is the sampling policy's, where it was kept."""
+    """Recorded steps to be trained; ``mean`` is the sampling policy's, where it was kept. An event is a step of the
+    sampler's record."""
 
     x: Tensor  # [N, D, ...]
     x_next: Tensor
@@ -37,6 +38,11 @@ class TransitionRows(StepRows):
     mean: Tensor | None
     dynamics: Dynamics
     guidance: float | None
+    event: Tensor  # [N, D] int64: which of the recorded steps it is
+
+    @property
+    def events(self) -> Tensor:
+        return self.event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +94,9 @@ class Transitions:
             raise IncompatibleError("transitions need recorded steps: give the sampler a window and noisy dynamics")
         if self.measure == "noise" and steps.mean is None:
             raise IncompatibleError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
-        rows = TransitionRows(
-            steps.t, steps.t_next, steps.x, steps.x_next, steps.squared, steps.mean, steps.dynamics, steps.guidance
-        )
+        event = torch.arange(steps.t.shape[1]).expand(steps.t.shape)
+        states = (steps.t, steps.t_next, steps.x, steps.x_next, steps.squared, steps.mean)
+        rows = TransitionRows(*states, steps.dynamics, steps.guidance, event)
         return rows if self.fraction >= 1 else self._subset(rows, seeds)
 
     def _subset(self, rows: TransitionRows, seeds: Tensor) -> TransitionRows:
@@ -117,14 +123,14 @@ class Transitions:
         t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
         wide = condition.take(torch.arange(n).repeat_interleave(d))
 
-        def velocity() -> Tensor:
-            return policy.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
+        def velocity(asked: FlowPolicy) -> Tensor:
+            return asked.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
 
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name):
-                frozen[name] = velocity()
-        v = velocity()
+            with policy.using(name) as asked:
+                frozen[name] = velocity(asked)
+        v = velocity(policy)
         squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
         extra = {}
         for name, other in frozen.items():

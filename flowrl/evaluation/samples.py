@@ -98,7 +98,7 @@ def complete_samples(
         display.stage(f"loading the {folder.parent.name} model")
         policy = source.open()
         if source.prefill is not None:
-            stack.enter_context(policy.beginning(source.prefill))
+            stack.enter_context(policy.prefilled(source.prefill))
         fitting = _fitting(source, policy, {entry.index: prompts[entry.index] for entry in entries})
         changed = sum(fitting.get(entry.index) != prompts[entry.index] for entry in entries)
         if changed:
@@ -145,7 +145,7 @@ def _fitting(source: SampleSource, policy: Any, prompts: Mapping[int, Prompt]) -
     if source.overlong is None or not isinstance(source.sampler, MaskedSampler | CausalSampler):
         return dict(prompts)
     numbered = [replace(prompt, id=index) for index, prompt in prompts.items()]
-    found = policy.fit(numbered, source.sampler.length, source.overlong)
+    found = policy.fit_prompts(numbered, source.sampler.length, source.overlong)
     return {prompt.id: replace(prompt, id=prompts[prompt.id].id) for prompt in found}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,9 @@ class TinyFlow:
     """The exact flow of a Gaussian mixture plus a trainable residual network that starts at zero.
 
     The velocity of data ``sum_k w_k N(m_k, c^2 I)`` is ``E[noise - clean | x_t]``, a softmax over components, so the
-    base is at
-    its optimum by construction and whatever rises afterwards is reinforcement, not more pre-training. Implements
-    `FlowPolicy`
-    with latents of shape ``(dim,)``; "decoding" returns the latent as a ``[N, 3, 1, dim]`` picture. Every prompt has
-    its own
-    residual input; guidance compares with the empty prompt.
+    base is at its optimum by construction and whatever rises afterwards is reinforcement, not more pre-training.
+    Implements `FlowPolicy` with latents of shape ``(dim,)``; "decoding" returns the latent as a ``[N, 3, 1, dim]``
+    picture. Every prompt has its own residual input; guidance compares with the empty prompt.
     """
 
     def __init__(
@@ -60,8 +58,11 @@ class TinyFlow:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        return self.weights.using(name)
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
 
     def update_ema(self, name: str, decay: float) -> None:
         self.weights.update_ema(name, decay)

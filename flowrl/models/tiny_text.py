@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,11 @@ class TinyText:
     def parameters(self) -> list[nn.Parameter]:
         return [self.table, self.critic]
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        return self.weights.using(name)
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
 
     def update_ema(self, name: str, decay: float) -> None:
         self.weights.update_ema(name, decay)

@@ -67,7 +67,7 @@ class WeightSets:
 
     def state(self) -> dict[str, Tensor]:
         """All sets as one flat ``{"set/parameter": tensor}``. The reference is left out while it is where training
-        started: loading the model again makes it, and its fingerprint tells whether it is the same."""
+        started: loading the model again makes it, and its hash tells whether it is the same."""
         names = [n for n in self.names() if n != REFERENCE or self._reference_moved]
         return {f"{n}/{key}": tensor for n in names for key, tensor in self._tensors(n).items()}
 
@@ -85,7 +85,7 @@ class WeightSets:
             for key, kept in self._tensors(name).items():
                 kept.copy_(tensors[key])
 
-    def fingerprint(self, name: str) -> str:
+    def sha256(self, name: str) -> str:
         """sha256 of a set's names, shapes, types and bytes."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self._tensors(name).items()):

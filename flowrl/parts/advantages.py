@@ -1,21 +1,20 @@
 """Scores to advantage: one number per sample.
 
-Rows whose ``valid`` is False take no part in any statistic and get advantage 0. ``memory`` is the part's state over
-iterations.
+Rows whose ``valid`` is False take no part in any statistic and get advantage 0. Baselines and scales are those of the
+samples that the policy made itself (`flowrl.types.Scores.own`); samples of a data set are measured by them. ``memory``
+is the part's state over iterations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flowrl.math.groups import flat_groups, group_count, group_mean, group_std, group_sum
-from flowrl.types import Scores, first_of_group
-
-Memory = dict[str, Any]
+from flowrl.types import Memory, Scores, first_of_group
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,14 @@ class GroupCentred:
         return advantage if self.scaled_to is None or not self.clip else advantage * (self.scaled_to / self.clip)
 
     def _normalise(self, reward: Tensor, scores: Scores) -> Tensor:
-        group, valid = scores.group, scores.valid
-        centred = reward - group_mean(reward, group, valid)
+        group, own = scores.group, scores.own
+        centred = reward - group_mean(reward, group, own)
         if self.scale == "none":
             scaled = centred
         else:
             whole = group if self.scale == "group" else torch.zeros_like(group)
-            scaled = centred / (group_std(reward, whole, valid, self.ddof) + self.eps)
-        return torch.where(flat_groups(reward, group, valid), torch.zeros_like(scaled), scaled)
+            scaled = centred / (group_std(reward, whole, own, self.ddof) + self.eps)
+        return torch.where(flat_groups(reward, group, own), torch.zeros_like(scaled), scaled)
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,10 @@ class LeaveOneOut:
     clip: float | None = None
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        reward = scores.total
-        count = group_count(scores.group, scores.valid).to(reward.dtype)
-        others = (group_sum(reward, scores.group, scores.valid) - reward) / (count - 1).clamp(min=1)
-        advantage = torch.where(count > 1, reward - others, torch.zeros_like(reward))
+        reward, own = scores.total, scores.own
+        count = group_count(scores.group, own).to(reward.dtype) - own.to(reward.dtype)
+        others = (group_sum(reward, scores.group, own) - torch.where(own, reward, 0.0)) / count.clamp(min=1)
+        advantage = torch.where(count > 0, reward - others, torch.zeros_like(reward))
         return _finish(advantage, scores.valid, self.clip)
 
 
@@ -83,8 +82,7 @@ class PromptTracker:
     (arXiv:2305.13301).
 
     Until a prompt has ``min_count`` rewards, the batch's statistics stand in. Rewards of the iteration enter the
-    buffer first,
-    as in the released code; std is the population's.
+    buffer first, as in the released code; std is the population's.
     """
 
     buffer: int = 16
@@ -95,10 +93,10 @@ class PromptTracker:
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward = scores.total
         seen: dict[str, list[float]] = memory.setdefault("rewards", {})
-        for key, value, valid in zip(scores.prompt_ids.tolist(), reward.tolist(), scores.valid.tolist(), strict=True):
-            if valid:
+        for key, value, own in zip(scores.prompt_ids.tolist(), reward.tolist(), scores.own.tolist(), strict=True):
+            if own:
                 seen[str(key)] = [*seen.get(str(key), []), value][-self.buffer :]
-        batch = reward[scores.valid]
+        batch = reward[scores.own]
         centre, spread = reward.clone(), torch.ones_like(reward)
         for row, key in enumerate(scores.prompt_ids.tolist()):
             history = torch.tensor(seen.get(str(key), []), dtype=reward.dtype)
@@ -139,10 +137,10 @@ class ExponentialWeight:
         _need_warmth(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        reward, group, valid = scores.total, scores.group, scores.valid
-        centred = (reward - group_mean(reward, group, valid)) / self.temperature  # keeps the exponential finite
-        weight = torch.where(valid, centred, torch.full_like(centred, -torch.inf)).exp()
-        return _finish(weight / group_mean(weight, group, valid).clamp(min=1e-12), valid, None)
+        reward, group, own = scores.total, scores.group, scores.own
+        centred = (reward - group_mean(reward, group, own)) / self.temperature  # keeps the exponential finite
+        weight = torch.where(scores.valid, centred, torch.full_like(centred, -torch.inf)).exp()
+        return _finish(weight / group_mean(weight, group, own).clamp(min=1e-12), scores.valid, None)
 
 
 @dataclass(frozen=True)

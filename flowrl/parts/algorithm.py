@@ -13,7 +13,10 @@ from flowrl.parts.selections import AllSamples
 from flowrl.types import (
     Advantage,
     Aggregation,
+    Coefficient,
+    Combination,
     Estimator,
+    LossMask,
     LossWeight,
     Objective,
     Regularizer,
@@ -34,11 +37,17 @@ class Algorithm:
     advantage: Advantage
     objective: Objective
     token_advantage: tuple[TokenAdvantage, ...] = ()
-    """How the advantage of a sample is spread over its decisions; by default each gets all of it."""
+    """How advantages are spread over decisions; by default each decision gets all of its sample's or event's."""
     selection: Selection = AllSamples()
     loss_weight: LossWeight = Uniform()
+    loss_masks: tuple[LossMask, ...] = ()
+    """Which decisions count by what the live policy says; all of them by default."""
     regularizers: tuple[Regularizer, ...] = ()
     aggregation: Aggregation = SampleMean()
+    combination: Combination | None = None
+    """How the gradients of several channels become one; by default the advantage has a single channel."""
+    coefficients: tuple[Coefficient, ...] = ()
+    """Numbers that change over iterations; by default all stay as they are (`flowrl.parts.coefficients`)."""
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
     ema_weights: tuple[EmaWeights, ...] = ()
@@ -51,10 +60,25 @@ class Algorithm:
     """The smallest group the advantage is defined for."""
     families: tuple[Family, ...] = ("diffusion",)
 
+    def __post_init__(self) -> None:
+        if self.combination is not None and self.token_advantage:
+            raise ValueError("combination takes an advantage per channel, and token_advantage one; remove one of them")
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the loss of a decision depends on other decisions."""
+        return self.objective.coupled or any(part.coupled for part in self.loss_masks)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether there is a regularizer that counts."""
+        return any(term.weight > 0 for term in self.regularizers)
+
     @property
     def references(self) -> tuple[str, ...]:
         """Weight sets that regularizers and objective compare the live one with."""
-        named = [r.to for r in self.regularizers if r.weight > 0]
+        moved = {coefficient.sets for coefficient in self.coefficients}
+        named = [r.to for i, r in enumerate(self.regularizers) if r.weight > 0 or f"regularizers.{i}.weight" in moved]
         return tuple(dict.fromkeys(name for name in (*named, self.objective.reference) if name))
 
     @property

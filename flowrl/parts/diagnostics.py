@@ -42,9 +42,9 @@ class StepMetrics:
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
                 self._note_first(algorithm, live, batch, counted)
-                behaviour = getattr(batch.probe, "behaviour", None)
-                if behaviour is not None:
-                    self._mismatches.append((live.logp - behaviour.to(live.logp)).abs()[counted])
+                sampled = batch.probe.sampler_logp
+                if sampled is not None:
+                    self._mismatches.append((live.logp - sampled.to(live.logp)).abs()[counted])
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
@@ -138,6 +138,11 @@ def describe_completions(rollout: Rollout) -> dict[str, float]:
         "completion/length": float(length.mean()),
         "completion/full_length_fraction": float((length == trace.mask.shape[1]).double().mean()),
     }
+
+
+def per_sample(advantage: Tensor) -> Tensor:
+    """[N] one number for a person to read: the mean over the events and channels of a sample, where it has any."""
+    return advantage if advantage.dim() == 1 else advantage.flatten(1).mean(dim=1)
 
 
 def describe_scores(scores: Scores, advantage: Tensor) -> dict[str, float]:

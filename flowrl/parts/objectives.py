@@ -177,8 +177,8 @@ class ImplicitPair(ObjectiveDefaults):
     (arXiv:2509.16117).
 
     ``L+-`` come from `ContrastedMatching` with the same ``strength`` b. Affine in r; at the old policy its gradient
-    is that of
-    advantage-weighted matching for every b, and the rest is a trust region of strength b around the old policy.
+    is that of advantage-weighted matching for every b, and the rest is a trust region of strength b around the old
+    policy.
     """
 
     strength: float = 1.0

@@ -71,10 +71,10 @@ class ReplaceFlatGroups:
 
 @dataclass(frozen=True)
 class NonzeroAdvantage(OneRound):
-    """Samples whose advantage is not 0, such as those of a preference pair."""
+    """Samples whose advantage, or that of one of their events, is not 0, such as those of a preference pair."""
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
-        return scores.valid & (advantage != 0)
+        return scores.valid & (advantage != 0).reshape(len(advantage), -1).any(dim=1)
 
 
 @dataclass(frozen=True)

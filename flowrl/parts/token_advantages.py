@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.types import IncompatibleError, Likelihood, Rows
+from flowrl.types import IncompatibleError, Likelihood, Table
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class GAE:
     def reference(self) -> str:
         return ""
 
-    def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
+    def __call__(self, table: Table) -> Table:
+        mask, old = table.mask, _old(table)
         value = torch.where(mask, old.need("value").double(), 0.0)
-        reward = torch.where(last_of(mask), advantage.double(), 0.0)
+        reward = torch.where(last_of(mask), table.advantage.double(), 0.0)
         later = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
         delta = torch.where(mask, reward + self.gamma * later - value, 0.0)
         advantage, running = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
@@ -38,7 +39,7 @@ class GAE:
             running = delta[:, t] + self.gamma * self.lam * running
             advantage[:, t] = running
         known = replace(old, extra={**old.extra, "returns": torch.where(mask, advantage + value, 0.0)})
-        return (whitened(advantage, mask) if self.whiten else advantage), known
+        return replace(table, advantage=whitened(advantage, mask) if self.whiten else advantage, old=known)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class KLInReward:
     def reference(self) -> str:
         return self.to if self.weight > 0 else ""
 
-    def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
-        advantage = advantage.double()
+    def __call__(self, table: Table) -> Table:
+        advantage, mask = table.advantage.double(), table.mask
         if self.weight > 0:
-            ratio = torch.where(mask, old.need(f"log_ratio/{self.to}").double(), 0.0)
+            ratio = torch.where(mask, _old(table).need(f"log_ratio/{self.to}").double(), 0.0)
             advantage = advantage - self.weight * ratio.flip(1).cumsum(dim=1).flip(1)
-        return (whitened(advantage, mask) if self.whiten else advantage), old
+        return replace(table, advantage=whitened(advantage, mask) if self.whiten else advantage)
 
 
 @dataclass(frozen=True)
@@ -87,19 +88,23 @@ class TruncatedImportance:
     def reference(self) -> str:
         return ""
 
-    def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
-        behaviour = getattr(rows, "behaviour", None)
-        if behaviour is None:
+    def __call__(self, table: Table) -> Table:
+        sampled = table.rows.sampler_logp
+        if sampled is None:
             raise IncompatibleError(
                 "token_advantage TruncatedImportance needs a sampler that records its log-probabilities"
             )
-        gap = torch.where(mask, old.logp - behaviour.double(), 0.0)
+        gap = torch.where(table.mask, _old(table).logp - sampled.double(), 0.0)
         if self.level == "sequence":
             gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
         weight = gap.exp()
-        if self.beyond == "mask":
-            return advantage * torch.where(weight > self.cap, 0.0, weight), old
-        return advantage * weight.clamp(max=self.cap), old
+        kept = torch.where(weight > self.cap, 0.0, weight) if self.beyond == "mask" else weight.clamp(max=self.cap)
+        return replace(table, advantage=table.advantage * kept)
+
+
+def _old(table: Table) -> Likelihood:
+    assert table.old is not None, "an algorithm with a token advantage measures the old policy"
+    return table.old
 
 
 def last_of(mask: Tensor) -> Tensor:

@@ -57,7 +57,10 @@ def answer(rewards: Rewards, name: str, body: bytes, limits: RequestLimits) -> R
     """The scores of one request. What a reward raised is in the log of the server, not in the answer."""
     start = time.perf_counter()
     try:
-        samples, group = samples_of(ScoreRequest.parse(body, limits), limits)
+        request = ScoreRequest.parse(body, limits)
+        if request.reward != name:  # it names two
+            raise RefusedError(422, f"reward: found {name!r} and {request.reward!r}; a request is for one")
+        samples, group = samples_of(request, limits)
         values = rewards.raw_lists(samples, group)[0]
     except RefusedError as refusal:
         return Response.error(refusal.status, refusal.sentence)

@@ -80,7 +80,7 @@ class CausalSampler:
         mask = through_end(tokens, policy.end_tokens)
         said = ended(tokens, mask, policy.end_tokens)
         trace = TokenTrace(tokens, mask, self.temperature, logp=logp, ended=said, truncation=self.truncation)
-        return Rollout(condition, tokens, draw.group, trace, forwards=rows)
+        return Rollout.of(draw, condition, tokens, trace, forwards=rows)
 
     def _decode(
         self, policy: CausalPolicy, condition: TextCondition, draw: Draw, heat: Tensor

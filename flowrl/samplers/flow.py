@@ -21,8 +21,7 @@ class FlowSampler:
     """Integrate from noise to a clean latent, recording the stochastic steps that will be trained.
 
     Deterministic unless ``window`` names steps where ``dynamics`` injects noise. Every draw is a function of the
-    sample's
-    seed and the step, so a sample does not depend on the batch it is made in.
+    sample's seed and the step, so a sample does not depend on the batch it is made in.
     """
 
     steps: int = 10
@@ -87,11 +86,11 @@ class FlowSampler:
                 previous = clean
             if self.decode_clean and k == self.steps - 1:
                 x = clean_of(before, v, t)
-        return Rollout(
-            condition=condition,
-            final=_as_latents(x, times[-1]),
-            group=draw.group,
-            trace=track.steps(times, self.dynamics, self.guidance),
+        return Rollout.of(
+            draw,
+            condition,
+            _as_latents(x, times[-1]),
+            track.steps(times, self.dynamics, self.guidance),
             times=times,
             forwards=self.steps * len(draw),
         )

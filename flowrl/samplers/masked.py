@@ -143,7 +143,7 @@ class MaskedSampler:
         final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
         said = ended(tokens, mask, policy.end_tokens)
         trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=said, truncation=self.truncation)
-        return Rollout(condition, final, draw.group, trace, forwards=canvas.forwards)
+        return Rollout.of(draw, condition, final, trace, forwards=canvas.forwards)
 
 
 class _Canvas:

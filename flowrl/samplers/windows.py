@@ -83,8 +83,7 @@ class SlidingWindow:
     (arXiv:2507.21802).
 
     The last step is never stochastic and the window is never empty. (The released code bounds the window one step
-    earlier
-    and can reach an empty one.) ``order="random"`` draws the position anew in each iteration.
+    earlier and can reach an empty one.) ``order="random"`` draws the position anew in each iteration.
     """
 
     size: int = 4

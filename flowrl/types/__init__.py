@@ -1,60 +1,84 @@
-"""The nouns of flowrl and the verbs between them."""
+"""The nouns of flowrl as data classes, and the protocols of what makes and uses them.
+
+Axis letters mean one thing everywhere:
+    N  samples of an iteration, group-major        P  prompts (groups) of an iteration
+    G  samples per prompt, N = P * G               D  decisions of a sample (tokens; steps; (time, noise) or mask draws)
+    E  events of a sample (turns; steps)           R  rewards
+    C  channels, gradients to be combined          ...  the shape of one latent (C, H, W), packed or not
+
+Times run from 1 (noise) to 0 (clean). The canonical continuous process is ``x_t = (1 - t) * clean + t * noise`` with
+velocity ``v = noise - clean``; every other parameterisation is converted inside the policy.
+"""
 
 from flowrl.types.chats import Chat
-from flowrl.types.nouns import (
-    ALL_TOKENS,
+from flowrl.types.decisions import (
     Batch,
-    CfgGrad,
-    Condition,
-    Draw,
-    Dynamics,
     IncompatibleError,
     Likelihood,
-    Prompt,
-    Rollout,
     Rows,
-    Samples,
-    Scores,
     StepRows,
-    Steps,
+    Table,
     TokenScores,
-    TokenTrace,
-    Truncation,
     ViewRows,
-    first_of_group,
     iterate_blocks,
-    place_in_group,
-    prompts_of,
 )
-from flowrl.types.verbs import (
+from flowrl.types.parts import (
     Advantage,
     Aggregation,
-    CausalPolicy,
-    Decoder,
-    Engine,
+    Coefficient,
+    Combination,
     Estimator,
-    FlowPolicy,
+    LossMask,
     LossWeight,
-    MaskedPolicy,
+    Memory,
     Objective,
-    Policy,
-    Reader,
     Regularizer,
     Sampler,
     Selection,
-    TextCondition,
     TokenAdvantage,
+)
+from flowrl.types.policies import (
+    CausalPolicy,
+    Decoder,
+    Engine,
+    FlowPolicy,
+    MaskedPolicy,
+    Policy,
+    Reader,
+    TextCondition,
     TokenPolicy,
+)
+from flowrl.types.prompts import Draw, Prompt, first_of_group, place_in_group, prompts_of
+from flowrl.types.rollouts import (
+    ALL_TOKENS,
+    DATA,
+    POLICY,
+    REPLAY,
+    CfgGrad,
+    Condition,
+    Dynamics,
+    Judge,
+    Rollout,
+    Samples,
+    Scores,
+    Steps,
+    TokenTrace,
+    Truncation,
 )
 
 __all__ = [
     "ALL_TOKENS",
+    "DATA",
+    "POLICY",
+    "REPLAY",
     "Advantage",
     "Aggregation",
     "Batch",
     "CausalPolicy",
     "CfgGrad",
     "Chat",
+    "Coefficient",
+    "Combination",
     "Condition",
     "Decoder",
     "Draw",
@@ -63,9 +87,12 @@ __all__ = [
     "Estimator",
     "FlowPolicy",
     "IncompatibleError",
+    "Judge",
     "Likelihood",
+    "LossMask",
     "LossWeight",
     "MaskedPolicy",
+    "Memory",
     "Objective",
     "Policy",
     "Prompt",
@@ -79,6 +106,7 @@ __all__ = [
     "Selection",
     "StepRows",
     "Steps",
+    "Table",
     "TextCondition",
     "TokenAdvantage",
     "TokenPolicy",

@@ -54,17 +54,16 @@ def test_the_glossary_is_short_and_names_what_exists() -> None:
 
 
 def exists(name: str) -> bool:
-    """A folder, a module, a class, or a field of one or of a config section, as the glossary writes it."""
+    """A folder, a module, a class or function in one, a field of a class, or a key of the config."""
     path = ROOT / "flowrl" / name.rstrip("/").replace(".", "/")
     if path.is_dir() or path.with_suffix(".py").exists() or (ROOT / name).is_dir():
         return True
     owner, _, last = name.rpartition(".")
     where = ROOT / "flowrl" / owner.replace(".", "/")
-    files = [where.with_suffix(".py"), *where.glob("*.py")] if "." in name else []
-    if owner[:1].isupper():  # a field of a class of types or of an algorithm's protocols
-        files, pattern = list((ROOT / "flowrl").rglob("*.py")), rf"^class {owner}\b(?:.|\n)*?^    (?:def )?{last}\b"
-    elif not where.exists() and not where.with_suffix(".py").exists():  # a key of the config
-        files, pattern = [ROOT / "flowrl/config/schema.py"], rf"^    {last}:"
-    else:
-        pattern = rf"^(class|def) {last}\b"
-    return any(file.exists() and re.search(pattern, file.read_text(), re.MULTILINE) for file in files)
+    defined, field = rf"^(class|def) {last}\b", rf"^class {owner}\b(?:.|\n)*?^    (?:def )?{last}\b"
+    places = {
+        defined: [where.with_suffix(".py"), *where.glob("*.py")],
+        field: (ROOT / "flowrl").rglob("*.py") if owner[:1].isupper() else [],
+        rf"^    {last}: ": [ROOT / "flowrl/config/schema.py"],
+    }
+    return any(f.exists() and re.search(p, f.read_text(), re.MULTILINE) for p, files in places.items() for f in files)

@@ -27,7 +27,6 @@ def test_ratio_is_one_before_the_first_update(name: str) -> None:
         it.rollout,
         it.scores,
         it.advantage,
-        it.draw.seeds,
         UpdateSettings(updates=2, micro_batch=7),
     )
     assert metrics["ratio/first_max_deviation"] < 2e-6
@@ -109,9 +108,7 @@ def test_learns_its_toy(name: str) -> None:
         it = roll(algorithm, policy, iteration)
         it.advantage = algorithm.advantage(it.scores, memory)
         end += float(it.scores.total.mean()) / 5 if iteration >= 35 else 0
-        improve(
-            policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, UpdateSettings(updates=2)
-        )
+        improve(policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, UpdateSettings(updates=2))
         steps += 2
         for average in algorithm.ema_weights:
             policy.update_ema(average.name, average.decay(steps, steps - 2))

@@ -20,8 +20,8 @@ from flowrl.parts.bounds import lower_bound, upper_bound
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Rollout, Scores, TokenTrace, ViewRows, prompts_of
-from tests.contract.toys import Iteration, Recorder, gradients, roll, small, start
+from flowrl.types import Draw, Likelihood, Scores, TokenTrace, ViewRows, prompts_of
+from tests.contract.toys import Iteration, Recorder, gradients, roll, rollout_of, small, start
 
 END = 0
 
@@ -59,7 +59,7 @@ def measured_gradient(policy: TinyText, name: str, tokens: Tensor, **spec: Any) 
     count = len(tokens)
     group = torch.zeros(count, dtype=torch.long)
     trace = TokenTrace(tokens, through_end(tokens, END), 1.0)
-    rollout = Rollout(policy.condition(prompts_of([""] * count)), tokens, group, trace)
+    rollout = rollout_of(policy.condition(prompts_of([""] * count)), tokens, trace, seeds=seeds(0, "s", count=count))
     scores = Scores(prize(tokens)[:, None], torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
     advantage = algorithm.advantage(scores, {})
@@ -70,7 +70,6 @@ def measured_gradient(policy: TinyText, name: str, tokens: Tensor, **spec: Any) 
         rollout,
         scores,
         advantage,
-        seeds(0, "s", count=count),
         UpdateSettings(max_grad_norm=1e9),
     )
     return -recorder.gradients[0][: policy.table.numel()]
@@ -143,7 +142,7 @@ def trajectory_gradient(policy: TinyText, order: str, count: int) -> Tensor:
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
     settings = UpdateSettings(max_grad_norm=1e9, micro_batch=10**6)
-    improve(policy, recorder, algorithm, rollout, scores, algorithm.advantage(scores, {}), draw.seeds, settings)
+    improve(policy, recorder, algorithm, rollout, scores, algorithm.advantage(scores, {}), settings)
     return -recorder.gradients[0][: policy.table.numel()]
 
 

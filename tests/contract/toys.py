@@ -15,7 +15,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Rollout, Scores, prompts_of
+from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
 
 MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 PROMPTS = ("a", "b")
@@ -76,6 +76,23 @@ def reward(policy: Any, final: Tensor) -> Tensor:
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
 
 
+def rollout_of(
+    condition: Any, final: Tensor, trace: Any = None, *, group: Any = None, seeds: Any = None, times: Any = None
+) -> Rollout:
+    """A rollout that no sampler made: rows of one group, with the streams 0, 1, ..."""
+    rows = torch.arange(len(final))
+    group = torch.zeros_like(rows) if group is None else group
+    draw = Draw.of(rows if seeds is None else seeds, group, 0, 0)
+    return Rollout.of(draw, condition, final, trace, times=times)
+
+
+def table_of(advantage: Tensor, mask: Tensor, old: Likelihood | None = None, rows: Rows | None = None) -> Table:
+    """A table of one group that no update made."""
+    group = torch.zeros(len(mask), dtype=torch.long)
+    even = torch.ones(mask.shape, dtype=torch.float64)
+    return Table(rows or Rows(), group, group, None, advantage, mask, even, old)
+
+
 def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
     count = GROUP * len(PROMPTS)
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
@@ -105,7 +122,7 @@ class Recorder(torch.optim.SGD):
 def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
     recorder = Recorder(it.policy.parameters())
     options = UpdateSettings(max_grad_norm=1e9, **settings)
-    improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, options)
+    improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, options)
     return recorder.gradients
 
 

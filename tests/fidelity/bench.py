@@ -67,7 +67,7 @@ class Trial:
     def gradient(self) -> Tensor:
         """flowrl's gradient of one optimiser batch, flat."""
         recorder = Recorder(self.policy.parameters())
-        arguments = (self.algorithm, self.rollout, self.scores, self.advantage, self.draw.seeds)
+        arguments = (self.algorithm, self.rollout, self.scores, self.advantage)
         self.metrics = improve(self.policy, recorder, *arguments, UpdateSettings(max_grad_norm=1e9))
         return recorder.gradients[0]
 

@@ -75,7 +75,7 @@ def text_trial(name: str, *, off: float = 0.3, **spec: Any) -> TextTrial:
     it = roll(algorithm, policy)
     policy.update_ema("sampled", 0.0)
     mover = Mover(policy, off)
-    arguments = (algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds)
+    arguments = (algorithm, it.rollout, it.scores, it.advantage)
     metrics = improve(policy, mover, *arguments, UpdateSettings(epochs=2, max_grad_norm=1e9))
     seeds = it.draw.seeds
     if algorithm.redraw:

@@ -31,7 +31,7 @@ def look(policy):
 def test_weight_sets(policy):
     start = look(policy)
     identities = [p.data_ptr() for p in policy.parameters()]
-    fingerprint = policy.weights.fingerprint("reference")
+    fingerprint = policy.weights.sha256("reference")
     move(policy)
     moved = look(policy)
     assert float((moved - start).abs().max()) > 1e-3
@@ -49,7 +49,7 @@ def test_weight_sets(policy):
     with policy.using("live"):
         assert torch.is_grad_enabled()
     assert [p.data_ptr() for p in policy.parameters()] == identities
-    assert policy.weights.fingerprint("reference") == fingerprint != policy.weights.fingerprint("live")
+    assert policy.weights.sha256("reference") == fingerprint != policy.weights.sha256("live")
 
 
 def test_restores_after_an_error(policy):
@@ -83,10 +83,10 @@ def test_state_round_trip(policy, folder):
     state = {key: value.clone() for key, value in policy.weights.state().items()}
     assert {key.split("/")[0] for key in state} == {"live", "old"}
     other = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], full=policy.adaptation.lora is None, parity="skip")
-    assert other.weights.fingerprint("reference") == policy.weights.fingerprint("reference")
+    assert other.weights.sha256("reference") == policy.weights.sha256("reference")
     other.weights.load(state)
     for name in ("live", "old", "reference"):
-        assert other.weights.fingerprint(name) == policy.weights.fingerprint(name)
+        assert other.weights.sha256(name) == policy.weights.sha256(name)
 
 
 def test_weights_of_another_model_are_refused(folder):

@@ -38,9 +38,7 @@ def test_first_ratio(folder: Callable[[str], Path], dtype: str, bound: float, gu
     scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, torch.ones(6).bool())
     advantage = algorithm.advantage(scores, {})
     recorder = Recorder(policy.parameters())
-    metrics = improve(
-        policy, recorder, algorithm, rollout, scores, advantage, draw.seeds, UpdateSettings(micro_batch=5)
-    )
+    metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, UpdateSettings(micro_batch=5))
     assert metrics["ratio/first_max_deviation"] < bound
     assert metrics["kl/reference"] == pytest.approx(0, abs=1e-9)
     assert float(recorder.gradients[0].norm()) > 0

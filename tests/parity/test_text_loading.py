@@ -32,7 +32,7 @@ def test_llada2_scores_are_what_its_pipeline_computes():
 
     policy = load("llada2")
     model, calls = policy.network.model, []
-    pipeline = LLaDA2Pipeline(model, BlockRefinementScheduler(), policy.text.tokenizer)
+    pipeline = LLaDA2Pipeline(model, BlockRefinementScheduler(), policy.codec.tokenizer)
     hook = model.register_forward_hook(lambda _, a, k, out: calls.append((a[0].clone(), out.logits)), with_kwargs=True)
     pipeline(prompt="12*(5-1)=", gen_length=7, block_length=4, num_inference_steps=3, temperature=1.0,
              threshold=0.95, eos_early_stop=False, generator=torch.Generator().manual_seed(0))  # fmt: skip
@@ -142,7 +142,7 @@ def test_transformers_is_left_as_it_was():
 
 def test_tokens_beyond_the_tokenizer_have_no_text():
     policy = load("dream")
-    words = len(policy.text.tokenizer)
+    words = len(policy.codec.tokenizer)
     assert policy.decode(torch.tensor([[4, words, 5, words + 7]])) == policy.decode(torch.tensor([[4, 5]]))
 
 
@@ -260,7 +260,7 @@ def test_prompts_are_tokenised_once_and_completions_cut():
     assert len(condition) == 5 and condition.prompts.shape == (3, len(PROMPTS[1]))
     assert condition.index.tolist() == [0, 1, 0, 2, 0]
     assert condition.take(torch.tensor([3, 3, 1])).row_lengths.tolist() == [2, 2, 9]
-    ids = policy.text.tokenizer("12+3")["input_ids"]
+    ids = policy.codec.tokenizer("12+3")["input_ids"]
     ends = [*ids, policy.end_tokens[0], *ids], [*ids, 0, 0, 0, 0, 0]
     assert policy.decode(torch.tensor(ends)) == ["12+3", "12+3"]
     masked = load("bert")
@@ -295,7 +295,7 @@ def chatty(tmp_path):
 def test_chat_templates(chatty):
     def text(policy, prompt):
         condition = policy.condition(prompts_of([prompt]))
-        return policy.text.tokenizer.decode(condition.prompts[0])
+        return policy.codec.tokenizer.decode(condition.prompts[0])
 
     assert text(load_causal(chatty), "1+1") == "(user)1+1:"
     assert text(load_causal(chatty, system="add"), "1+1") == "(system)add(user)1+1:"

@@ -42,7 +42,7 @@ def load(name: str, **options: Any) -> Any:
 def rows(policy, seed: int = 0) -> tuple[TextCondition, torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(condition, inputs, targets, labels)`` of five rows, one of which has no target."""
     generator = torch.Generator().manual_seed(seed)
-    words = len(policy.text.tokenizer)
+    words = len(policy.codec.tokenizer)
     tokens, labels = (torch.randint(4, words, (len(PROMPTS), LENGTH), generator=generator) for _ in range(2))
     targets = torch.rand(tokens.shape, generator=generator) < 0.6
     targets[3] = False

@@ -45,7 +45,7 @@ def chatty(tmp_path: Path, name: str, **generation: Any) -> Path:
 
 def written(policy: Any, prompt: str | Chat) -> str:
     condition = policy.condition(prompts_of([prompt]))
-    return policy.text.tokenizer.decode(condition.prompts[0])
+    return policy.codec.tokenizer.decode(condition.prompts[0])
 
 
 USER, SYSTEM = {"role": "user", "content": "1+1"}, {"role": "system", "content": "add"}
@@ -132,7 +132,7 @@ def test_samples_stop_at_the_first_of_several_ends(tmp_path: Path, name: str) ->
     endless = sampler(policy, condition, draw).final
     ends = [int(endless[0, 9]), int(endless[1, 5]), int(endless[2, 14])]
     policy.end_tokens = tuple(ends)
-    policy.text = replace(policy.text, ends=tuple(ends))
+    policy.codec = replace(policy.codec, ends=tuple(ends))
     made = sampler(policy, condition, draw)
     assert isinstance(made.trace, TokenTrace)
     stopped = set()
@@ -143,7 +143,7 @@ def test_samples_stop_at_the_first_of_several_ends(tmp_path: Path, name: str) ->
         assert made.final[row, : stop + 1].tolist() == tokens[: stop + 1]
         stopped.add(tokens[stop])
         cut = [t for t in tokens[: stop + (tokens[stop] not in ends)] if t != getattr(policy, "mask_token", -1)]
-        assert policy.decode(made.final)[row] == policy.text.tokenizer.decode(cut, skip_special_tokens=True)
+        assert policy.decode(made.final)[row] == policy.codec.tokenizer.decode(cut, skip_special_tokens=True)
     assert stopped >= set(ends)
     with torch.no_grad():
         scored = policy.score(condition, made.final, made.trace.mask, made.final).logp
@@ -174,42 +174,42 @@ def test_all_prompts_are_measured_at_the_start() -> None:
     policy = load_causal(folder("llama"))
     tokenizer = character_tokenizer()
     tokenizer.add_tokens(["word"])
-    policy.text = replace(policy.text, tokenizer=tokenizer, embedded=None)
+    policy.codec = replace(policy.codec, tokenizer=tokenizer, embedded=None)
     long = ["word" * 40 + str(i) for i in range(200)]  # 160 characters, 41 to 43 tokens
     dense = "1" * 59
-    assert policy.fit(prompts(*long), 6) == prompts(*long)
+    assert policy.fit_prompts(prompts(*long), 6) == prompts(*long)
     with pytest.raises(
         UserError, match=r"entry 201, '1+', has 59 tokens, which with a completion of 6 is more .* 64 \(1 of 201"
     ):
-        policy.fit(prompts(*long, dense), 6)
-    assert policy.fit(prompts(*long, dense), 6, "drop") == prompts(*long)
-    cut = policy.fit(prompts(*long, dense), 6, "truncate")
+        policy.fit_prompts(prompts(*long, dense), 6)
+    assert policy.fit_prompts(prompts(*long, dense), 6, "drop") == prompts(*long)
+    cut = policy.fit_prompts(prompts(*long, dense), 6, "truncate")
     assert cut[:200] == prompts(*long) and cut[200] == Prompt("1" * 58, 200)
     with pytest.raises(UserError, match="drop leaves no prompt of 1"):
-        policy.fit(prompts(dense), 6, "drop")
+        policy.fit_prompts(prompts(dense), 6, "drop")
     with pytest.raises(UserError, match="fills the model's context of 64"):
-        policy.fit(prompts("1"), 64)
+        policy.fit_prompts(prompts("1"), 64)
 
 
 def test_a_conversation_is_cut_inside_its_longest_message(tmp_path: Path) -> None:
     path = chatty(tmp_path, "llama")
     policy = load_causal(path, max_prompt=50)
     said = [{"role": "user", "content": "abcdefghij" * 3}, {"role": "assistant", "content": "1"}, USER]
-    (cut,) = policy.fit([Prompt("user: " + "abcdefghij" * 3 + "\n", 3, {"a": 1}, Chat.of(said))], 6, "truncate")
+    (cut,) = policy.fit_prompts([Prompt("user: " + "abcdefghij" * 3 + "\n", 3, {"a": 1}, Chat.of(said))], 6, "truncate")
     assert cut.chat is not None and cut.id == 3 and cut.columns == {"a": 1}
     kept = cut.chat.messages[0]["content"]
-    assert len(policy.text.encode([cut.model_input])[0]) == 50 and ("abcdefghij" * 3).endswith(kept) and kept
+    assert len(policy.codec.encode([cut.model_input])[0]) == 50 and ("abcdefghij" * 3).endswith(kept) and kept
     assert cut.chat.messages[1:] == said[1:]
     assert cut.text == f"user: {kept}\n"
     with pytest.raises(UserError, match="cannot be cut to 8 tokens"):
-        load_causal(path, max_prompt=8).fit(prompts("1+1"), 6, "truncate")
+        load_causal(path, max_prompt=8).fit_prompts(prompts("1+1"), 6, "truncate")
 
 
 def test_many_prompts_are_measured_quickly() -> None:
     policy: CausalPolicy = load_causal(folder("llama"))
     many = prompts(*(f"{i}+{i}" for i in range(20_000)))
     start = time.perf_counter()
-    assert len(policy.fit(many, 6)) == len(many)
+    assert len(policy.fit_prompts(many, 6)) == len(many)
     assert time.perf_counter() - start < 20
 
 

@@ -24,6 +24,7 @@ from flowrl.samplers.causal import CausalSampler
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Scores, TokenTrace, prompts_of
 from tests.components_text import folder
+from tests.contract.toys import table_of
 
 
 @dataclass
@@ -160,9 +161,10 @@ def test_a_mismatch_is_corrected_by_truncated_importance(policy: Any, monkeypatc
     with torch.no_grad():
         old = algorithm.estimator(policy, rows, rollout.condition)
     old = replace(old, logp=old.logp.double())
-    advantage, _ = algorithm.token_advantage[0](torch.ones(rows.shape).double(), rows, old, trace.mask)
+    table = table_of(torch.ones(rows.shape).double(), trace.mask, old, rows)
+    advantage = algorithm.token_advantage[0](table).advantage
     assert torch.allclose(advantage[trace.mask], torch.tensor(0.5).exp().double(), atol=1e-4)
-    capped, _ = replace(algorithm.token_advantage[0], cap=1.2)(torch.ones(rows.shape).double(), rows, old, trace.mask)
+    capped = replace(algorithm.token_advantage[0], cap=1.2)(table).advantage
     assert float(capped[trace.mask].max()) == pytest.approx(1.2)
 
 
@@ -232,5 +234,5 @@ def test_the_mismatch_is_measured_in_the_first_batch(policy: Any, monkeypatch: p
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
     advantage = algorithm.advantage(scores, {})
     settings = UpdateSettings(max_grad_norm=1.0, micro_batch=2)
-    metrics = improve(policy, optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings)
+    metrics = improve(policy, optimizer, algorithm, rollout, scores, advantage, settings)
     assert metrics[MISMATCH] == pytest.approx(0.25, abs=1e-4) and metrics[MISMATCH_MAX] == pytest.approx(0.25, abs=1e-4)

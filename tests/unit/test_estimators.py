@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from flowrl.parts.objectives import Clipped, ImplicitPair, ScoreFunction
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
 from flowrl.types import Batch, Draw, IncompatibleError, Likelihood, Rollout
+from tests.contract.toys import rollout_of
 from tests.unit.test_math_flow import GaussianFlow, sd3_grid
 
 MODES = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
@@ -36,8 +38,10 @@ class ShiftPolicy:
         self.theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.weights = WeightSets({"theta": self.theta})
 
+    @contextmanager
     def using(self, name: str):
-        return self.weights.using(name)
+        with self.weights.using(name):
+            yield self
 
     def times(self, steps: int) -> Tensor:
         return sd3_grid(steps)
@@ -151,7 +155,7 @@ def test_a_subset_of_steps_keeps_latents_and_times_together() -> None:
 
 
 def matching_rollout(policy, clean: Tensor) -> Rollout:
-    return Rollout(condition(len(clean)), clean, torch.zeros(len(clean), dtype=torch.long), None, policy.times(10))
+    return rollout_of(condition(len(clean)), clean, times=policy.times(10))
 
 
 @pytest.mark.parametrize(("t", "expected"), [(0.2, 0.4994), (0.5, 0.7996), (0.9, 0.5540)])

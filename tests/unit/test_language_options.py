@@ -24,7 +24,7 @@ from flowrl.parts.regularizers import KLToOld
 from flowrl.parts.selections import ReplaceFlatGroups
 from flowrl.parts.token_advantages import TruncatedImportance
 from flowrl.types import Batch, IncompatibleError, Likelihood, Rows, TokenTrace, ViewRows
-from tests.contract.toys import gradients, roll, small, start
+from tests.contract.toys import gradients, roll, small, start, table_of
 
 
 # ------------------------------------------------------------------------------------------------------------- views
@@ -126,7 +126,7 @@ def test_importance_corrections_by_hand() -> None:
     e = math.exp
 
     def weights(**options: Any) -> list[list[float]]:
-        advantage, _ = TruncatedImportance(**options)(one, rows, Likelihood(old), mask)
+        advantage = TruncatedImportance(**options)(table_of(one, mask, Likelihood(old), rows)).advantage
         return [row[inside].tolist() for row, inside in zip(advantage, mask, strict=True)]
 
     assert weights(cap=2.0) == [pytest.approx([e(0.5), e(0.2), 1.0]), pytest.approx([2.0, e(-0.5)])]

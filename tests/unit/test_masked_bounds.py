@@ -27,7 +27,8 @@ from flowrl.math.masking import gauss_legendre
 from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.bounds import lower_bound, upper_bound
-from flowrl.types import Rollout, TokenTrace, ViewRows, prompts_of
+from flowrl.types import TokenTrace, ViewRows, prompts_of
+from tests.contract.toys import rollout_of
 
 V = 3
 
@@ -100,7 +101,7 @@ def estimates(
     policy = table(len(tokens))
     rows = torch.tensor(tokens).expand(count, -1)
     trace = TokenTrace(rows, torch.ones_like(rows, dtype=torch.bool), 1.0, order=order)
-    rollout = Rollout(policy.condition(prompts_of([""] * count)), rows, torch.zeros(count, dtype=torch.long), trace)
+    rollout = rollout_of(policy.condition(prompts_of([""] * count)), rows, trace)
     estimator = MaskedViews(views=plan)
     probe = estimator.probe(rollout, policy, seeds(seed, "views", count=count))
     with torch.no_grad():
@@ -348,7 +349,7 @@ def test_shared_views_make_ratios_and_independent_ones_noise() -> None:
         near.table.add_(0.1 * torch.randn(near.table.shape, generator=torch.Generator().manual_seed(5)))
     rows = torch.tensor(Z).expand(count, -1)
     trace = TokenTrace(rows, rows >= 0, 1.0)
-    rollout = Rollout(policy.condition(prompts_of([""] * count)), rows, torch.zeros(count, dtype=torch.long), trace)
+    rollout = rollout_of(policy.condition(prompts_of([""] * count)), rows, trace)
     estimator = MaskedViews(views=RandomCount(draws=2))
     first, second = (estimator.probe(rollout, policy, seeds(s, "v", count=count)) for s in (1, 2))
     with torch.no_grad():

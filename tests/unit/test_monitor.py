@@ -16,9 +16,10 @@ from flowrl.monitor.alarms import check_rewards, check_statistics, paired, sente
 from flowrl.monitor.statistics import STATISTICS, measure, subsample
 from flowrl.monitor.texts import distinct, measure_texts
 from flowrl.records.directory import RunDirectory
-from flowrl.types import Prompt, Rollout, Samples, Scores
+from flowrl.types import Prompt, Samples, Scores
 from flowrl.worlds.shapes.prompts import prompts
 from flowrl.worlds.shapes.scenes import random_scene, render
+from tests.contract.toys import rollout_of
 
 OPTIONS = MonitorConfig()
 SIDE = 32
@@ -297,7 +298,7 @@ def session(**options):
 
 
 def rollout(count):
-    return Rollout(None, torch.randn(count, 4, 2, 2), torch.arange(count), None)
+    return rollout_of(None, torch.randn(count, 4, 2, 2), group=torch.arange(count))
 
 
 def test_kl_beyond_its_limit():

@@ -22,7 +22,7 @@ from flowrl.parts.regularizers import KLToOld
 from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
 from flowrl.types import Batch, Draw, Likelihood, Rows, Scores, StepRows
-from tests.contract.toys import gradients, roll, small, start
+from tests.contract.toys import gradients, roll, small, start, table_of
 
 
 def scores(rewards: list, group: list[int], valid: list[bool] | None = None, weights: list | None = None) -> Scores:
@@ -154,10 +154,11 @@ def test_aggregations() -> None:
 
 def test_inverse_step_needs_steps_and_divides_by_their_length() -> None:
     rows = StepRows(torch.tensor([[1.0, 0.5]]).double(), torch.tensor([[0.5, 0.4]]).double())
-    assert InverseStep()(rows, (1, 2)).tolist() == [pytest.approx([2, 10])]
-    assert InverseStep(normalise=True)(rows, (1, 2)).tolist() == [pytest.approx([1 / 3, 5 / 3])]
+    table = table_of(torch.ones(1, 2), torch.ones(1, 2).bool(), rows=rows)
+    assert InverseStep()(table).tolist() == [pytest.approx([2, 10])]
+    assert InverseStep(normalise=True)(table).tolist() == [pytest.approx([1 / 3, 5 / 3])]
     with pytest.raises(ValueError, match="transitions"):
-        InverseStep()(Rows(), (1, 2))
+        InverseStep()(table_of(torch.ones(1, 2), torch.ones(1, 2).bool()))
 
 
 def draw(iteration: int) -> Draw:

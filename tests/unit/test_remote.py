@@ -25,7 +25,13 @@ uvicorn = pytest.importorskip("uvicorn")
 from flowrl.clients import http as http_client  # noqa: E402
 from flowrl.clients import ray as ray_client  # noqa: E402
 from flowrl.clients.http import Address  # noqa: E402
-from flowrl.clients.protocol import RequestLimits, decode_images, encode_images  # noqa: E402
+from flowrl.clients.protocol import (  # noqa: E402
+    RequestLimits,
+    ScoreRequest,
+    decode_images,
+    encode_images,
+    reward_named_by,
+)
 from flowrl.errors import UserError  # noqa: E402
 from flowrl.remote.reward_process import Response  # noqa: E402
 from flowrl.remote.server import HeadTimeoutProtocol, build_app  # noqa: E402
@@ -321,7 +327,9 @@ def test_retries_are_bounded(naps: list[float]) -> None:
     assert script.requests == 4 and naps == [30.0] * 3
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(RewardError, match=r"no connection \(ConnectError\) \(2 tries\); is the server still running"):
+    with pytest.raises(
+        RewardError, match=r"no connection \(connection refused\) \(2 tries\); is the server still running"
+    ):
         remote(f"http://127.0.0.1:{port}/r", retries=1)
 
 
@@ -369,6 +377,52 @@ def test_none_is_told_apart_from_nan() -> None:
     served = Rewards([Reward("r", 1.0, adapt(sometimes, "r", {}, None), None)], "drop_sample")
     reply = answer(served, "r", json.dumps(body).encode(), RequestLimits())
     assert reply.content["scores"] == [None, None, 0.5] and reply.content["absent"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"protocol": 1, "reward": "a.b-c", "prompts": []}', "a.b-c"),
+        (b' \n{ "reward" : "r","protocol":1}', "r"),
+        (b'{"protocol": 1, "columns": {"reward": ["x"]}, "reward": "r"}', None),
+        (b'{"protocol": 1, "reward": ["r"]}', None),
+        (b'{"protocol": 1, "reward": "r\\u0041"}', None),
+        (b'[{"reward": "r"}]', None),
+        (b"", None),
+        (b"\xff" * 100, None),
+    ],
+)
+def test_the_reward_of_a_request_is_read_from_its_beginning(body: bytes, name: str | None) -> None:
+    assert reward_named_by(body) == name
+
+
+def test_a_request_is_checked_once_and_by_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[bytes] = []
+
+    class Counted(ScoreRequest):
+        @classmethod
+        def parse(cls, body: bytes, limits: RequestLimits) -> Any:
+            checked.append(body)
+            return ScoreRequest.parse(body, limits)
+
+    monkeypatch.setattr("flowrl.remote.server.ScoreRequest", Counted)
+    monkeypatch.setattr("flowrl.remote.worker.ScoreRequest", Counted)
+    head = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    with serving("mine.py:length", "mine.py:brightness") as (url, _):
+        assert remote(f"{url}/length").raw(TWO).tolist() == [[1.0], [1.0]] and len(checked) == 1
+        odd = b'{"prompts": ["p"], "completions": ["abc"], "reward": "length", "protocol": 1}'
+        reply = httpx.post(f"{url}/score", content=odd, headers=head)
+        assert reply.json()["scores"] == [3.0], "its members may come in any order"
+        double = b'{"reward": "length", "prompts": ["p"], "completions": ["a"], "reward": "brightness", "protocol": 1}'
+        reply = httpx.post(f"{url}/score", content=double, headers=head)
+        assert reply.status_code == 422 and "'length' and 'brightness'" in reply.json()["error"]
+
+
+def test_memory_that_runs_out_is_no_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = encode_images(np.zeros((1, 4, 4, 3), np.uint8))
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        decode_images(texts, RequestLimits())
 
 
 def drip(handler: Any) -> None:

@@ -105,7 +105,7 @@ def test_rounds_follow_until_enough_groups_are_not_flat(family: str, iteration: 
     assert [prompt.id for prompt in made.samples.prompts] == made.scores.prompt_ids.tolist()
     assert made.rollout.group.tolist() == [g for g in range(WANTED) for _ in range(GROUP)]
     assert torch.equal(made.scores.group, made.rollout.group)
-    assert len(set(made.seeds.tolist())) == WANTED * GROUP
+    assert len(set(made.rollout.seeds.tolist())) == WANTED * GROUP
     assert not flat_groups(made.scores.total, made.scores.group, made.scores.valid).any()
 
 
@@ -114,7 +114,7 @@ def test_the_update_is_that_of_the_same_groups_sampled_directly(family: str, tmp
     session = session_of(alternating(3), tmp_path, family)
     made = sample_and_score(session, PhaseTimer())
     assert made.metrics["sampling/rounds"] > 1
-    draw = Draw.of(made.seeds, made.rollout.group, 0, 0, made.samples.prompts)
+    draw = Draw.of(made.rollout.seeds, made.rollout.group, 0, 0, made.samples.prompts)
     with session.rewards.scoring(draw.group) as scoring:
         algorithm = session.algorithm
         direct, _ = session.sample_and_decode(draw, algorithm.sampler, "live", 7, PhaseTimer(), scoring)
@@ -125,7 +125,7 @@ def test_the_update_is_that_of_the_same_groups_sampled_directly(family: str, tmp
         recorder = Recorder(session.policy.parameters())
         advantage = algorithm.advantage(found, {})
         settings = UpdateSettings(updates=2, max_grad_norm=1e9)
-        improve(session.policy, recorder, algorithm, rollout, found, advantage, made.seeds, settings)
+        improve(session.policy, recorder, algorithm, rollout, found, advantage, settings)
         gradients.append(recorder.gradients)
     assert len(gradients[0]) == 2 and all(bool((g != 0).any()) for g in gradients[0])
     for ours, theirs in zip(*gradients, strict=True):
@@ -143,7 +143,9 @@ def test_one_round_that_suffices_is_the_iteration_without_replacement(family: st
         metrics, gathered, _ = iterate(session, PhaseTimer())
         made.append((metrics, gathered, torch.cat([p.detach().flatten() for p in session.policy.parameters()])))
     (metrics, ours, weights), (plain, theirs, others) = made
-    assert torch.equal(ours.seeds, theirs.seeds) and torch.equal(ours.rollout.final, theirs.rollout.final)
+    assert torch.equal(ours.rollout.seeds, theirs.rollout.seeds) and torch.equal(
+        ours.rollout.final, theirs.rollout.final
+    )
     assert torch.equal(weights, others)
     assert metrics["sampling/rounds"] == 1 and "sampling/rounds" not in plain
     same = [key for key in plain if not key.startswith(("time/", "reward/seconds"))]
@@ -160,7 +162,7 @@ def test_rounds_are_bounded_and_the_update_learns_from_what_there_is(tmp_path: P
         found = int(metrics["sampling/groups"])
         assert metrics["sampling/rounds"] == 3 and found == (0 in expected)
         assert (metrics["grad_norm"] > 0) == bool(found)
-        assert len(made.seeds) == GROUP * (found or WANTED)
+        assert len(made.rollout.seeds) == GROUP * (found or WANTED)
         assert metrics["zero_std_fraction"] == pytest.approx(1 - found / 12)
         [sentence] = missing_groups(session, metrics)
         assert f"learned from {found} groups instead of 4" in sentence and "3 rounds (72 samples)" in sentence

@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowrl.coupling import assemble
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.objectives import Clipped, ClippedMean, ImplicitPair, ScoreFunction
 from flowrl.parts.regularizers import KLToOld
 from flowrl.samplers.flow import FlowSampler
 from flowrl.step import UNSCALED, UpdateSettings, improve
-from flowrl.types import Likelihood, Rollout, Rows, Scores
+from flowrl.types import Likelihood, Rollout, Rows, Scores, Table
+from tests.contract.toys import rollout_of
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,11 @@ def run(
     policy = policy or Slope(theta)
     ids = torch.arange(count) if group is None else torch.tensor(group)
     ok = torch.ones(count).bool() if valid is None else torch.tensor(valid)
-    rollout = Rollout(Numbers(torch.arange(count)), torch.zeros(count, 1), ids, None)
+    rollout = rollout_of(Numbers(torch.arange(count)), torch.zeros(count, 1), group=ids)
     scores = Scores(table(advantage).T, torch.ones(1).double(), ("r",), ids, ids, ok)
     optimizer = Noting(policy.parameters(), lr)
     options = UpdateSettings(**{"max_grad_norm": 1e9, **settings})
-    metrics = improve(policy, optimizer, algorithm, rollout, scores, table(advantage)[0], torch.arange(count), options,
-                      scaler)  # fmt: skip
+    metrics = improve(policy, optimizer, algorithm, rollout, scores, table(advantage)[0], options, scaler)  # fmt: skip
     return optimizer.seen, metrics, policy.theta.item()
 
 
@@ -175,7 +176,7 @@ def test_decisions_that_do_not_count_leave_the_mean() -> None:
 
 def test_the_loss_weight_is_a_factor_of_every_decision() -> None:
     weight = table([1, 2], [0, 1], [3, 1])
-    gradients, _, _ = run(line(X, loss_weight=lambda rows, shape: weight), A)
+    gradients, _, _ = run(line(X, loss_weight=lambda table: weight), A)
     assert gradients == pytest.approx([-(1 * 5 - 2 * -1 + 0.5 * 5.5) / 6])
 
 
@@ -184,9 +185,11 @@ def test_the_advantage_may_be_spread_over_decisions_before_the_update() -> None:
     class Halved:
         reference: str = ""
 
-        def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
-            assert old.logp.tolist() == (0.5 * X).tolist()  # as the policy finds them before any update
-            return advantage * table([1, 0.5]), replace(old, logp=old.logp - 1)
+        def __call__(self, made: Table) -> Table:
+            assert made.old is not None
+            assert made.old.logp.tolist() == (0.5 * X).tolist()  # as the policy finds them before any update
+            old = replace(made.old, logp=made.old.logp - 1)
+            return replace(made, advantage=made.advantage * table([1, 0.5]), old=old)
 
     mask = torch.tensor([[True, True], [True, False], [True, True]])
     gradients, metrics, _ = run(line(X, token_advantage=(Halved(), Quartered()), mask=mask), A, 0.5)
@@ -202,9 +205,9 @@ class Quartered:
 
     reference: str = ""
 
-    def __call__(self, advantage: Tensor, rows: Rows, old: Likelihood, mask: Tensor) -> tuple[Tensor, Likelihood]:
-        assert advantage[1].tolist() == [-2, 0]  # nothing stands at a decision that does not count
-        return advantage / 4, old
+    def __call__(self, made: Table) -> Table:
+        assert made.advantage[1].tolist() == [-2, 0]  # nothing stands at a decision that does not count
+        return replace(made, advantage=made.advantage / 4)
 
 
 # several updates and epochs
@@ -370,6 +373,25 @@ def test_a_long_gradient_is_cut_to_its_norm() -> None:
     assert gradients == pytest.approx([-2], rel=1e-5) and metrics["grad_norm"] == pytest.approx(30)
 
 
+def test_a_gradient_has_norm_one_at_most_by_default() -> None:
+    assert UpdateSettings().max_grad_norm == 1  # as the released codes of DDPO, Flow-GRPO and TRL have it
+    gradients, _, _ = run(line(table([30.0])), [1.0], max_grad_norm=UpdateSettings().max_grad_norm)
+    assert gradients == pytest.approx([-1], rel=1e-5)
+
+
+def test_blocks_are_put_back_where_they_come_from() -> None:
+    """Rows 2 and 0 of three, the first of them in two parts; what nothing covers is 0."""
+
+    def part(rows: list[int], decisions: slice, *values: list[float]) -> tuple[Tensor, slice, Likelihood]:
+        return torch.tensor(rows), decisions, Likelihood(table(*values), {"twice": 2 * table(*values)})
+
+    blocks = [part([2], slice(0, 1), [5]), part([2], slice(1, 2), [6]), part([0], slice(None), [1, 2])]
+    whole = assemble(blocks, torch.Size((3, 2)))
+    assert whole.logp.tolist() == [[1, 2], [0, 0], [5, 6]]
+    assert whole.extra["twice"].tolist() == [[2, 4], [0, 0], [10, 12]]
+    assert assemble([], torch.Size((1, 2))).logp.tolist() == [[0, 0]]
+
+
 def test_gradients_are_summed_over_ranks() -> None:
     gradients, _, _ = run(line(X), A, sum_over_ranks=lambda gradient: 3 * gradient)
     assert gradients == pytest.approx([3 * WHOLE])
@@ -393,10 +415,10 @@ def test_a_critic_is_clipped_by_itself() -> None:
     policy = Pair()
     optimizer = torch.optim.SGD([{"params": [policy.theta]}, {"params": [policy.other]}], lr=1.0)
     one = torch.zeros(1, dtype=torch.long)
-    rollout = Rollout(Numbers(one), torch.zeros(1, 1), one, None)
+    rollout = rollout_of(Numbers(one), torch.zeros(1, 1))
     scores = Scores(torch.ones(1, 1).double(), torch.ones(1).double(), ("r",), one, one, torch.ones(1).bool())
     settings = UpdateSettings(max_grad_norm=2.0)
-    metrics = improve(policy, optimizer, algorithm, rollout, scores, torch.ones(1).double(), one, settings)
+    metrics = improve(policy, optimizer, algorithm, rollout, scores, torch.ones(1).double(), settings)
     assert [policy.theta.item(), policy.other.item()] == pytest.approx([2, 2], rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(30)  # the policy's alone
 
@@ -445,9 +467,9 @@ def test_one_group_whose_gradient_is_not_finite_is_enough() -> None:
     one = torch.zeros(1, dtype=torch.long)
     scores = Scores(torch.ones(1, 1).double(), torch.ones(1).double(), ("r",), one, one, torch.ones(1).bool())
     algorithm = replace(line(table([2.0])), estimator=Both(table([2.0]), known=torch.zeros(1, 1).double()))
-    rollout = Rollout(Numbers(one), torch.zeros(1, 1), one, None)
+    rollout = rollout_of(Numbers(one), torch.zeros(1, 1))
     with pytest.raises(UserError, match="the gradient is not finite"):
-        improve(policy, optimizer, algorithm, rollout, scores, torch.ones(1).double(), one, UpdateSettings())
+        improve(policy, optimizer, algorithm, rollout, scores, torch.ones(1).double(), UpdateSettings())
     assert policy.theta.item() == 0
 
 

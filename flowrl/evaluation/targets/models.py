@@ -27,7 +27,7 @@ def model_target(text: str, request: Request) -> tuple[Target, Samplers]:
 def lora_target(path: str, request: Request) -> tuple[Target, Samplers]:
     """A LoRA outside a run, on the model that the user or its own files name. Raises UserError where neither does."""
     from flowrl.models.adapters import load_adapter, read
-    from flowrl.models.adapters.read import locate
+    from flowrl.models.adapters.read import find_adapter
 
     adapter = read(path, request.model)
     base = request.model or adapter.base
@@ -42,7 +42,7 @@ def lora_target(path: str, request: Request) -> tuple[Target, Samplers]:
 
     identity = _identity(base, family, options)
     variants = [Variant("base", lambda: _load(base, request.device, options), identity)] if request.base else []
-    variants.append(Variant("tuned", tuned, {**identity, "lora": folder_digest(locate(path)[1].parent)}))
+    variants.append(Variant("tuned", tuned, {**identity, "lora": folder_digest(find_adapter(path)[1].parent)}))
     target = Target(path, "lora", tuple(variants), medium_of(family), world=world_of(base, family))
     return target, _samplers(base, family, request)
 

@@ -33,7 +33,7 @@ class Adapter:
     """By layer; none for parameters that are no layers."""
     rslora: bool = False
     dora: bool = False
-    stated: LoRAOptions | None = None
+    lora_options: LoRAOptions | None = None
     """The options in the file's own words, where it adapts parameters that are no layers (the experts of a mixture):
     their tensors do not tell rank and alpha."""
     encoders: Mapping[str, Any] = field(default_factory=dict)
@@ -51,8 +51,8 @@ class Adapter:
 
     def options(self, dropout: float = 0.0) -> LoRAOptions:
         """The options under which ``model.lora`` has exactly this adapter's shape and strength."""
-        if self.stated is not None:
-            return replace(self.stated, targets=tuple(sorted(self.alphas)), dropout=dropout)
+        if self.lora_options is not None:
+            return replace(self.lora_options, targets=tuple(sorted(self.alphas)), dropout=dropout)
         ranks, alphas = self.ranks, dict(self.alphas)
         rank = Counter(ranks.values()).most_common(1)[0][0]
         alpha = Counter(alphas.values()).most_common(1)[0][0]
@@ -86,7 +86,7 @@ def validated(adapter: Adapter) -> Adapter:
         if down.ndim < 2 or up.ndim < 2 or len(down) != up.shape[1] or len(down) < 1:
             shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
             raise UserError(f"{where}: lora_A and lora_B of {layer} have the shapes {shapes}, which share no rank")
-        alpha = adapter.alphas.get(layer, 1.0 if adapter.stated else math.nan)
+        alpha = adapter.alphas.get(layer, 1.0 if adapter.lora_options else math.nan)
         if not (math.isfinite(alpha) and alpha > 0):
             raise UserError(f"{where}: the alpha of {layer} is {alpha}; it should be a number above 0")
     bad = next((name for name, value in tensors.items() if not bool(value.float().isfinite().all())), None)

@@ -52,7 +52,7 @@ def copy_weights(network: nn.Module, adaptation: Adaptation, adapter: Adapter) -
     options, live = adaptation.lora, adaptation.parameters
     if options is None:
         raise UserError("a fully fine-tuned policy has no adapter to load into; load it with model.lora")
-    if adapter.stated is not None and adapter.options(options.dropout) != replace(options, init="default"):
+    if adapter.lora_options is not None and adapter.options(options.dropout) != replace(options, init="default"):
         raise UserError(
             f"the adapter in {adapter.origin} adapts parameters that are no layers, whose strength cannot be changed;"
             " leave model.lora out to take the adapter's own shape"

@@ -75,7 +75,9 @@ def layer_alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str
     return found
 
 
-def stated(config: Mapping[str, Any], layers: Iterable[str], where: str) -> tuple[LoRAOptions, list[str]]:
+def target_parameter_options(
+    config: Mapping[str, Any], layers: Iterable[str], where: str
+) -> tuple[LoRAOptions, list[str]]:
     """``(options, layers)`` of an adapter with ``target_parameters``: its own words, and which of ``layers`` are named
     by ``target_modules``; the others belong to parameters. Raises `UserError` for names that are none."""
     modules, parameters = config.get("target_modules") or [], config["target_parameters"]

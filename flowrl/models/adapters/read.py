@@ -11,7 +11,7 @@ from flowrl.errors import UserError
 from flowrl.models.adapters import diffusion
 from flowrl.models.adapters.adapter import DOWN, Adapter, validated
 from flowrl.models.adapters.peft import PEFT_FILE, PEFT_PREFIX
-from flowrl.models.adapters.peft_config import check_fields, layer_alphas, stated
+from flowrl.models.adapters.peft_config import check_fields, layer_alphas, target_parameter_options
 from flowrl.models.files import PICKLED, open_safetensors, read_object
 from flowrl.models.hub import download, downloaded, is_hub_id
 
@@ -55,7 +55,7 @@ def read(name: str | Path, model: str | None, network: str | None = None, family
             change more than flowrl can keep (named).
     """
     where = str(name)
-    config, file = locate(where)
+    config, file = find_adapter(where)
     with open_safetensors(file, "") as opened:
         tensors, header = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     if config is not None:
@@ -92,7 +92,7 @@ def _lone(folder: Path) -> bool:
         return False
 
 
-def locate(name: str) -> tuple[Path | None, Path]:
+def find_adapter(name: str) -> tuple[Path | None, Path]:
     """``(adapter_config.json or None, tensors)``. Raises `UserError` where there is no such file."""
     path = Path(name).expanduser()
     if not path.exists():
@@ -174,7 +174,9 @@ def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
             for key, value in tensors.items()}  # fmt: skip
     ranks = {key.removesuffix(DOWN): len(value) for key, value in bare.items() if key.endswith(DOWN)}
     base = config.get("base_model_name_or_path")
-    own, layers = stated(config, ranks, where) if config.get("target_parameters") else (None, list(ranks))
+    own, layers = (
+        target_parameter_options(config, ranks, where) if config.get("target_parameters") else (None, list(ranks))
+    )
     return validated(
         Adapter(
             where,
@@ -183,7 +185,7 @@ def _of_peft(where: str, file: Path, tensors: Mapping[str, Tensor]) -> Adapter:
             layer_alphas(config, {layer: ranks[layer] for layer in layers}, where),
             rslora=bool(config.get("use_rslora")),
             dora=bool(config.get("use_dora")),
-            stated=own,
+            lora_options=own,
         )
     )
 

@@ -72,7 +72,7 @@ class _Batch:
     @torch.no_grad()
     def push(self, tokens: Tensor) -> None:
         position = self._lengths
-        self._policy.text.check_position(int(position.max()))
+        self._policy.codec.check_position(int(position.max()))
         self._lengths, self._width = self._lengths + 1, self._width + 1
         if self._inside is not None:
             self._inside = torch.cat([self._inside, torch.ones(len(tokens), 1, dtype=torch.bool)], dim=1)

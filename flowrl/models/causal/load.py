@@ -12,7 +12,7 @@ from flowrl.models.causal.engine import EngineOptions
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Sequences
-from flowrl.models.text.load import Options, open_network, open_text
+from flowrl.models.text.load import Options, open_codec, open_network
 from flowrl.models.text.parity import TOLERANCE, check, choose_reading, lookahead
 
 
@@ -35,9 +35,9 @@ def load_causal(
         UserError: for a model that is missing or unsuitable, or options that exclude each other.
     """
     network, tokenizer, source = open_network(path, "causal", options)
-    text = open_text(network, tokenizer, source, options)
-    layout = Sequences(shift=True, causal=True, padded=True, pad=text.pad)
-    policy = CausalPolicy(network, text, layout, source, critic=Critic(network, critic) if critic else None)
+    codec = open_codec(network, tokenizer, source, options)
+    layout = Sequences(shift=True, causal=True, padded=True, pad=codec.pad)
+    policy = CausalPolicy(network, codec, layout, source, critic=Critic(network, critic) if critic else None)
     policy.engine_options = EngineOptions(**(vllm or {}))
     ahead = lookahead(policy)
     if ahead > TOLERANCE[policy.dtype]:

@@ -29,7 +29,7 @@ class CausalPolicy(TextPolicy):
 
     def decoder(self, condition: TextCondition) -> Decoder:
         """Decoding from the prompts' ends; the cache of a prompt is computed once for all rows that share it."""
-        self.text.check_room(condition, 1)
+        self.codec.check_room(condition, 1)
         if self.decoding == "recomputed":
             return RecomputingDecoder(self, condition)
         return CachedDecoder(self, condition, padded=self.decoding == "padded", select_method=self.select_method)

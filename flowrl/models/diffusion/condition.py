@@ -69,6 +69,28 @@ class _Encoded:
         )
 
 
+class RecentPrompts:
+    """What was encoded by its prompts: the most recently used, up to ``limit_bytes`` together, and at least one."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._bytes = limit_bytes, 0
+        self._kept: OrderedDict[tuple[str, ...], list[_Encoded]] = OrderedDict()
+
+    def __contains__(self, prompts: tuple[str, ...]) -> bool:
+        return prompts in self._kept
+
+    def __getitem__(self, prompts: tuple[str, ...]) -> list[_Encoded]:
+        self._kept.move_to_end(prompts)
+        return self._kept[prompts]
+
+    def __setitem__(self, prompts: tuple[str, ...], entries: list[_Encoded]) -> None:
+        self._bytes += sum(entry.size for entry in entries) - sum(e.size for e in self._kept.pop(prompts, ()))
+        self._kept[prompts] = entries
+        while self._bytes > self._limit and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= sum(entry.size for entry in dropped)
+
+
 class Encoder:
     """Texts to conditions, remembering the most recent ones up to ``limit_bytes``.
 
@@ -79,8 +101,7 @@ class Encoder:
     def __init__(self, recorder: Recorder, spec: DenoiserSpec, limit_bytes: int = 1 << 30) -> None:
         self._recorder = recorder
         self._spec = spec
-        self._limit = limit_bytes
-        self._memory: OrderedDict[tuple[str, ...], list[_Encoded]] = OrderedDict()
+        self._recent = RecentPrompts(limit_bytes)
         self.texts_encoded = 0
         """Prompts the text encoders have seen."""
         self._interned: dict[int, dict[LeafPath, Any]] = {}
@@ -97,30 +118,19 @@ class Encoder:
 
     def _together(self, texts: list[str]) -> list[_Encoded]:
         key = tuple(texts)
-        if key not in self._memory:
-            self._remember(key, self._capture(texts))
-        self._memory.move_to_end(key)
-        return self._memory[key]
+        if key not in self._recent:
+            self._recent[key] = self._capture(texts)
+        return self._recent[key]
 
     def _one_by_one(self, texts: list[str]) -> list[_Encoded]:
-        entries = {text: self._memory[(text,)][0] for text in texts if (text,) in self._memory}
+        entries = {text: self._recent[(text,)][0] for text in texts if (text,) in self._recent}
         missing = [text for text in texts if text not in entries]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             for text, entry in zip(chunk, self._capture(chunk), strict=True):
                 entries[text] = entry
-                self._remember((text,), [entry])
-        for text in texts:
-            if (text,) in self._memory:
-                self._memory.move_to_end((text,))
+                self._recent[(text,)] = [entry]
         return [entries[text] for text in texts]
-
-    def _remember(self, key: tuple[str, ...], entries: list[_Encoded]) -> None:
-        self._memory[key] = entries
-        total = sum(entry.size for kept in self._memory.values() for entry in kept)
-        while total > self._limit and len(self._memory) > 1:
-            _, dropped = self._memory.popitem(last=False)
-            total -= sum(entry.size for entry in dropped)
 
     def _capture(self, texts: list[str]) -> list[_Encoded]:
         calls = self._recorder.calls(texts, len(self._spec.calls))

@@ -11,7 +11,7 @@ import torch
 from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.denoiser_spec import calibrate
-from flowrl.models.diffusion.lora_targets import LORA_TARGETS, REFUSED
+from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
@@ -60,7 +60,6 @@ def load_policy(
     placement = place(dtype, device)
     options = lora_or_full(full, lora)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
-    refuse(pipeline)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -116,14 +115,6 @@ def open_pipeline(where: ModelSource, dtype: torch.dtype, components: Mapping[st
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
-
-
-def refuse(pipeline: Any) -> None:
-    """Raise for a pipeline that is known not to be replayable."""
-    name = type(pipeline).__name__
-    if name in REFUSED:
-        raise UserError(f"{name} is not supported: {REFUSED[name]}")
-    denoiser_name(pipeline)
 
 
 def prepare(pipeline: Any, placement: Placement) -> None:

@@ -1,4 +1,4 @@
-"""What cannot be read off a watched run: the one place where pipelines and networks are named."""
+"""LoRA targets of networks that do not use diffusers' names for attention: the one place where networks are named."""
 
 from __future__ import annotations
 
@@ -20,6 +20,3 @@ LORA_TARGETS: Mapping[str, tuple[str, ...]] = {
     "SD3Transformer2DModel": tuple(f"attn.{name}" for name in ATTENTION_TARGETS),
 }
 """Attention projections of networks that do not use diffusers' names for them, or of which not all are meant."""
-
-REFUSED: Mapping[str, str] = {}
-"""Pipeline classes that look replayable and are not, and why."""

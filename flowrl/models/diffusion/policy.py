@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -197,9 +197,11 @@ class DiffusionPolicy:
         """The trainable parameters, in the network's order."""
         return list(self.adaptation.parameters.values())
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with a weight set; gradients are disabled unless it is ``live``."""
-        return self.weights.using(name)
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
 
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""

@@ -13,7 +13,7 @@ from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.masked.reader import keeps_prefixes
 from flowrl.models.source import ModelSource
 from flowrl.models.text.layout import Sequences, TokenLayout
-from flowrl.models.text.load import Options, open_network, open_text
+from flowrl.models.text.load import Options, open_codec, open_network
 from flowrl.models.text.network import Network
 from flowrl.models.text.parity import NOTHING, accepts_layout, check, choose_reading, lookahead
 
@@ -41,9 +41,9 @@ def load_masked(
     """
     network, tokenizer, source = open_network(path, "masked", options)
     mask = _mask_token(mask_token_id, tokenizer, network, str(path))
-    text = open_text(network, tokenizer, source, options, mask)
-    layout = _layout(network, source, shift_logits, text.pad, mask)
-    policy = MaskedPolicy(network, text, layout, source, mask_token=mask)
+    codec = open_codec(network, tokenizer, source, options, mask)
+    layout = _layout(network, source, shift_logits, codec.pad, mask)
+    policy = MaskedPolicy(network, codec, layout, source, mask_token=mask)
     if isinstance(layout, Blocks) and not accepts_layout(policy):
         policy.layout = replace(layout, square=False)
     if isinstance(layout, Sequences) and lookahead(policy) <= NOTHING:

@@ -22,9 +22,9 @@ class MaskedPolicy(TextPolicy):
     family: ClassVar[str] = "masked"
 
     def __init__(
-        self, network: Network, text: TextCodec, layout: TokenLayout, source: ModelSource, *, mask_token: int
+        self, network: Network, codec: TextCodec, layout: TokenLayout, source: ModelSource, *, mask_token: int
     ) -> None:
-        super().__init__(network, text, layout, source, excluded=(mask_token,))
+        super().__init__(network, codec, layout, source, excluded=(mask_token,))
         self.mask_token = mask_token
         self.keeps_prefixes = False
         """Whether sampling reads prompt and finished blocks only once."""

@@ -89,7 +89,7 @@ def keeps_prefixes(policy: TextPolicy) -> bool:
         return False
     condition, _, _ = parity.make_probe(policy)
     longest, settled = int(condition.row_lengths.max()), layout.size
-    length = 2 * settled if policy.text.context is None else min(2 * settled, policy.text.context - longest)
+    length = 2 * settled if policy.codec.context is None else min(2 * settled, policy.codec.context - longest)
     if length <= settled:
         return False
     first, second = parity.random_completions(policy, 2 * len(condition), length).chunk(2)

@@ -72,7 +72,7 @@ def _merged(policy: TextPolicy, work: Path) -> Any:
         merged.save_pretrained(work / place.name)
     else:
         merged.save_pretrained(work)
-        policy.text.tokenizer.save_pretrained(work)
+        policy.codec.tokenizer.save_pretrained(work)
     return open_model(ModelSource(str(work), source.trust_remote_code), policy.family, policy.dtype)
 
 

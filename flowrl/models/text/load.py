@@ -12,7 +12,7 @@ from flowrl.models.placement import checkpoint_blocks, compile_blocks, place
 from flowrl.models.source import ModelSource, check_finite
 from flowrl.models.text.codec import TextCodec, make_codec
 from flowrl.models.text.network import Network
-from flowrl.models.text.pretrained import generation_config, locate, open_model, open_tokenizer
+from flowrl.models.text.pretrained import find_model, generation_config, open_model, open_tokenizer
 
 STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Model types whose output projections are used by their kernels directly."""
@@ -60,7 +60,7 @@ def open_network(path: str | Path, family: Any, options: Options) -> tuple[Netwo
         )
     placement = place(options.get("dtype", "float32"), options.get("device", "auto"))
     adapter = lora_or_full(options.get("full", False), options.get("lora"))
-    source = ModelSource(locate(path, family), options.get("trust_remote_code", False))
+    source = ModelSource(find_model(path, family), options.get("trust_remote_code", False))
     model = open_model(source, family, placement.dtype, options.get("attention"))
     tokenizer = open_tokenizer(source)
     adaptation = adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
@@ -73,7 +73,7 @@ def open_network(path: str | Path, family: Any, options: Options) -> tuple[Netwo
     return Network(model, adaptation, placement), tokenizer, source
 
 
-def open_text(
+def open_codec(
     network: Network, tokenizer: Any, source: ModelSource, options: Options, mask: int | None = None
 ) -> TextCodec:
     """The model's tokenizer with the options that are about texts; ``mask`` is the mask token, which no text shows."""

@@ -15,7 +15,9 @@ TRIES = 8
 """Times that a text is cut again: its tokens may be others once its beginning is gone."""
 
 
-def fit(text: TextCodec, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
+def fit_prompts(
+    codec: TextCodec, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error"
+) -> list[Prompt]:
     """The prompts that fit before a completion of that many tokens; all are tokenised, each unique one once.
 
     ``error``: the first that does not fit is named; ``drop``: those are left out; ``truncate``: the beginning of their
@@ -25,18 +27,18 @@ def fit(text: TextCodec, prompts: Sequence[Prompt], completion: int, overlong: O
         UserError: for prompts that do not fit or cannot be tokenised, or where none fits.
     """
     unique = list(dict.fromkeys(prompt.model_input for prompt in prompts))
-    lengths = dict(zip(unique, map(len, text.encode(unique)), strict=True))
-    limit = text.limit(completion)
+    lengths = dict(zip(unique, map(len, codec.encode(unique)), strict=True))
+    limit = codec.limit(completion)
     long = [prompt for prompt in prompts if limit is not None and lengths[prompt.model_input] > limit]
     if not long or limit is None:
         return list(prompts)
     if overlong == "truncate":
-        cut = {id(prompt): _shortened(text, prompt, limit) for prompt in long}
+        cut = {id(prompt): _shortened(codec, prompt, limit) for prompt in long}
         return [cut.get(id(prompt), prompt) for prompt in prompts]
     worst = max(long, key=lambda prompt: lengths[prompt.model_input])
     beyond = f"more than model.max_prompt={limit}"
-    if limit != text.max_prompt:
-        beyond = f"which with a completion of {completion} is more than the model's context of {text.context}"
+    if limit != codec.max_prompt:
+        beyond = f"which with a completion of {completion} is more than the model's context of {codec.context}"
     some = f"entry {worst.id + 1}, {quoted(worst.model_input)}, has {lengths[worst.model_input]} tokens, {beyond}"
     if overlong == "error":
         others = f" ({len(long)} of {len(prompts)} prompts do not fit)" if len(prompts) > 1 else ""
@@ -47,14 +49,14 @@ def fit(text: TextCodec, prompts: Sequence[Prompt], completion: int, overlong: O
     return left
 
 
-def _shortened(text: TextCodec, prompt: Prompt, limit: int) -> Prompt:
+def _shortened(codec: TextCodec, prompt: Prompt, limit: int) -> Prompt:
     """The prompt with the beginning of its longest message cut off."""
     whole = longest = _longest(prompt)
     for _ in range(TRIES):
-        excess = len(text.encode([prompt.model_input])[0]) - limit
+        excess = len(codec.encode([prompt.model_input])[0]) - limit
         if excess <= 0:
             return prompt
-        shorter = _without(text, longest, excess)
+        shorter = _without(codec, longest, excess)
         if not shorter.strip():
             break
         prompt, longest = _replaced(prompt, longest, shorter), shorter
@@ -71,13 +73,13 @@ def _longest(prompt: Prompt) -> str:
     return max((m.get("content") or "" for m in messages), key=len)
 
 
-def _without(text: TextCodec, words: str, count: int) -> str:
+def _without(codec: TextCodec, words: str, count: int) -> str:
     """``words`` without their first ``count`` tokens."""
-    if text.tokenizer.is_fast:
-        spans = text.tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    if codec.tokenizer.is_fast:
+        spans = codec.tokenizer(words, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return words[spans[count][0] :] if count < len(spans) else ""
-    ids = text.tokenizer(words, add_special_tokens=False)["input_ids"]
-    return text.tokenizer.decode(ids[count:])
+    ids = codec.tokenizer(words, add_special_tokens=False)["input_ids"]
+    return codec.tokenizer.decode(ids[count:])
 
 
 def _replaced(prompt: Prompt, old: str, new: str) -> Prompt:

@@ -42,8 +42,8 @@ def random_completions(policy: TextPolicy, count: int, length: int) -> Tensor:
 
 
 def _random(policy: TextPolicy, count: int, seed: int) -> list[int]:
-    special = set(policy.text.tokenizer.all_special_ids) | set(policy.excluded)
-    words = min(len(policy.text.tokenizer), policy.text.embedded or 1000, 1000)
+    special = set(policy.codec.tokenizer.all_special_ids) | set(policy.excluded)
+    words = min(len(policy.codec.tokenizer), policy.codec.embedded or 1000, 1000)
     usable = [i for i in range(words) if i not in special]
     draw = torch.randint(len(usable), (count,), generator=torch.Generator().manual_seed(seed))
     return [usable[i] for i in draw.tolist()]

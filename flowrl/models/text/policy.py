@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
-from flowrl.models.text.overlong_prompts import Overlong, fit
+from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
 from flowrl.models.weights import LIVE, WeightSets
 from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
@@ -34,7 +34,7 @@ class TextPolicy:
     def __init__(
         self,
         network: Network,
-        text: TextCodec,
+        codec: TextCodec,
         layout: TokenLayout,
         source: ModelSource,
         *,
@@ -42,7 +42,7 @@ class TextPolicy:
         critic: Critic | None = None,
     ) -> None:
         self.network = network
-        self.text = text
+        self.codec = codec
         self.layout = layout
         self.source = source
         self.origin: dict[str, object] | None = None
@@ -50,7 +50,7 @@ class TextPolicy:
         self.excluded = excluded
         """Tokens of probability 0."""
         self.critic = critic
-        self.end_tokens, self.pad_token = text.ends, text.pad
+        self.end_tokens, self.pad_token = codec.ends, codec.pad
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
@@ -73,21 +73,22 @@ class TextPolicy:
     # ------------------------------------------------------------------------------------------------------- texts
     def condition(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
-        return self.text.condition([prompt.model_input for prompt in prompts])
+        return self.codec.condition([prompt.model_input for prompt in prompts])
 
     @contextmanager
-    def beginning(self, prefill: str) -> Iterator[None]:
+    def prefilled(self, prefill: str) -> Iterator[None]:
         """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
-        before = self.text
-        self.text = replace(before, prompt_format=replace(before.prompt_format, prefill=prefill))
+        before = self.codec
+        self.codec = replace(before, prompt_format=replace(before.prompt_format, prefill=prefill))
         try:
             yield
         finally:
-            self.text = before
+            self.codec = before
 
-    def fit(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
-        """The prompts that fit into the context before a completion of that many tokens (`fitting.fit`)."""
-        return fit(self.text, prompts, completion, overlong)
+    def fit_prompts(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
+        """The prompts that fit into the context before a completion of that many tokens (see
+        `flowrl.models.text.overlong_prompts`)."""
+        return fit_prompts(self.codec, prompts, completion, overlong)
 
     def remarks(self, length: int) -> list[str]:
         """What a user should know of how completions of ``length`` tokens are made."""
@@ -95,7 +96,7 @@ class TextPolicy:
 
     def decode(self, final: Tensor) -> list[str]:
         """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
-        return self.text.texts(final)
+        return self.codec.texts(final)
 
     # ------------------------------------------------------------------------------------------------- predictions
     def score(
@@ -111,10 +112,9 @@ class TextPolicy:
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
-        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
-        that of the distribution so made; values are the critic's, where there is one and the live weights are in use.
-        Only the positions asked
-        for pass through the vocabulary layer, chunk by chunk.
+        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy``
+        is that of the distribution so made; values are the critic's, where there is one and the live weights are in
+        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
         balances: list[tuple[Tensor, Tensor]] = []
@@ -165,7 +165,7 @@ class TextPolicy:
         return exclude(logits, self.excluded)
 
     def _calls(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
-        self.text.check_room(condition, tokens.shape[1])
+        self.codec.check_room(condition, tokens.shape[1])
         return self.layout(condition, tokens.cpu(), targets.cpu())
 
     def _spread(self, parts: list[Tensor], places: list[Tensor], shape: torch.Size) -> Tensor:
@@ -195,9 +195,11 @@ class TextPolicy:
         """Those of them that are the critic's."""
         return [] if self.critic is None else list(self.critic.parameters().values())
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with a weight set; gradients are disabled unless it is ``live``."""
-        return self.weights.using(name)
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
 
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``."""

@@ -19,7 +19,7 @@ from flowrl.models.text import remote_code
 KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
 
 
-def locate(path: str | Path, family: Literal["masked", "causal"]) -> str:
+def find_model(path: str | Path, family: Literal["masked", "causal"]) -> str:
     """Folder or hub name of the model that ``path`` means for a family.
 
     Raises:

@@ -17,7 +17,7 @@ TOOLS, OPTIONS = "tools", "chat_template_kwargs"
 SHOWN = ("role", "content")
 
 
-def plain(value: Any, where: str, name: str) -> Any:
+def parsed_column(value: object, where: str, name: str) -> Any:
     """A nested column, which a table or Arrow file may hold as JSON text. Arrow gives every object all keys of the
     column, the missing ones as None: those are left out."""
     if isinstance(value, str) and value.strip().startswith(("[", "{")):
@@ -25,7 +25,7 @@ def plain(value: Any, where: str, name: str) -> Any:
     return _without_nothing(value)
 
 
-def _without_nothing(value: Any) -> Any:
+def _without_nothing(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nothing(inner) for key, inner in value.items() if inner is not None}
     return [_without_nothing(inner) for inner in value] if isinstance(value, list) else value
@@ -55,7 +55,7 @@ def conversation(messages: Sequence[Any], row: Mapping[str, Any], where: str) ->
         raise UserError(f"{where}: the conversation holds what JSON cannot ({error}); remove it") from None
 
 
-def _message(message: Any, number: int, where: str) -> dict[str, Any]:
+def _message(message: object, number: int, where: str) -> dict[str, Any]:
     here = f"{where}, message {number}"
     if not isinstance(message, Mapping):
         raise UserError(f"{here}: should be an object with 'role' and 'content', found {message!r}")
@@ -73,7 +73,7 @@ def _message(message: Any, number: int, where: str) -> dict[str, Any]:
     return {**found, "tool_calls": calls} if calls else found
 
 
-def _content(content: Any, here: str) -> str:
+def _content(content: object, here: str) -> str:
     """A text, from one or from parts of ``{"type": "text", "text": ...}``."""
     if isinstance(content, str):
         return content
@@ -89,7 +89,7 @@ def _content(content: Any, here: str) -> str:
     return "".join(texts)
 
 
-def _call(call: Any, here: str) -> Any:
+def _call(call: object, here: str) -> dict[str, Any]:
     """A call of a tool. Its arguments are JSON text in OpenAI's form; chat templates want the object."""
     if not isinstance(call, Mapping):
         raise UserError(f"{here}: an entry of 'tool_calls' should be an object, found {call!r}")
@@ -102,19 +102,19 @@ def _call(call: Any, here: str) -> Any:
     return dict(call)
 
 
-def _tools(value: Any, where: str) -> list[Any]:
-    tools = [] if value in (None, "") else plain(value, where, TOOLS)
+def _tools(value: object, where: str) -> list[Any]:
+    tools = [] if value in (None, "") else parsed_column(value, where, TOOLS)
     if not isinstance(tools, list) or not all(isinstance(tool, str | Mapping) for tool in tools):
         raise UserError(f"{where}: 'tools' should be a list of JSON schemas, found {tools!r}")
-    tools = [plain(tool, where, TOOLS) for tool in tools]
+    tools = [parsed_column(tool, where, TOOLS) for tool in tools]
     wrong = next((tool for tool in tools if not isinstance(tool, Mapping)), None)
     if wrong is not None:
         raise UserError(f"{where}: a tool should be a JSON schema, found {wrong!r}")
     return tools
 
 
-def _options(value: Any, where: str) -> dict[str, Any]:
-    options = {} if value in (None, "") else plain(value, where, OPTIONS)
+def _options(value: object, where: str) -> dict[str, Any]:
+    options = {} if value in (None, "") else parsed_column(value, where, OPTIONS)
     if not isinstance(options, Mapping):
         raise UserError(
             f"{where}: {OPTIONS!r} should be an object such as {{'enable_thinking': false}}, found {options!r}"
