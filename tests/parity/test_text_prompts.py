@@ -246,7 +246,7 @@ def test_a_cache_that_forgets_its_states_is_noticed_at_loading(monkeypatch: pyte
     """`batch_select_indices` of Falcon-H1's cache chooses keys and values, not states; the first sampling failed."""
     from flowrl.models.causal import choose_decoding
 
-    monkeypatch.setattr(choose_decoding, "CHOICES", ("batch_select_indices", "batch_select_indices"))
+    monkeypatch.setattr(choose_decoding, "SELECT_METHODS", ("batch_select_indices", "batch_select_indices"))
     assert load_causal(folder("falcon_h1")).decoding == "recomputed"
 
 
