@@ -10,19 +10,19 @@ import torch
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.diffusion.components import load_networks
+from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
+from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full
 from flowrl.models.placement import Placement, compile_blocks, place
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
-
-WORLDS = ("shapes",)
-"""Embedded worlds with a base model of their own, by name."""
+from flowrl.worlds.shapes import CALL
 
 
 def load_policy(
@@ -132,12 +132,7 @@ def single_step(scheduler: Any) -> Any:
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     name, config = type(scheduler).__name__, scheduler.config
-    flow = (
-        name.startswith("FlowMatch")
-        or config.get("use_flow_sigmas")
-        or config.get("prediction_type") == "flow_prediction"
-    )
-    if flow or not hasattr(scheduler, "alphas_cumprod"):
+    if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
@@ -158,14 +153,9 @@ def _open(given: Any, placement: Placement, trust: bool) -> tuple[ModelSource | 
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
         return (ModelSource(origin, trust) if known else None), pipeline.to(placement.dtype), {}
-    defaults: Mapping[str, Any] = {}
-    source = str(given)
-    if source in WORLDS and not Path(source).exists():
-        from flowrl.worlds import shapes
-
-        source, defaults = str(shapes.BASE), shapes.CALL
-    where = ModelSource(source, trust)
-    return where, open_pipeline(where, placement.dtype), defaults
+    embedded = embedded_model(str(given), "diffusion")
+    where = ModelSource(str(embedded or given), trust)
+    return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
 
 
 def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:

@@ -324,10 +324,12 @@ class _StepResult(tuple):
 
     @property
     def prev_sample(self) -> Tensor:
+        """The sample after the step."""
         return self[0]
 
     @property
     def pred_original_sample(self) -> Tensor:
+        """The clean sample, where a pipeline asks for it."""
         return self[0]
 
 

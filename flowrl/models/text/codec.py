@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.config import text_config
 from flowrl.models.text.end_tokens import end_tokens
 from flowrl.types import Chat
 
@@ -288,8 +289,7 @@ def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
 
 def _context(config: Any) -> int | None:
     """Positions a model takes, by the names that configs have for it."""
-    get_text = getattr(config, "get_text_config", None)
-    inner = get_text() if callable(get_text) else config
+    inner = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
         value = getattr(inner, name, None)
         if isinstance(value, int) and value > 0:

@@ -15,6 +15,7 @@ from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.lora import Adaptation
 from flowrl.models.placement import Placement
+from flowrl.models.text.config import text_config
 from flowrl.models.text.routers import Routers, experts_per_token
 from flowrl.types import Truncation
 
@@ -76,6 +77,7 @@ class Network:
 
     @property
     def device(self) -> torch.device:
+        """Where the model's first parameter is."""
         return next(self.model.parameters()).device
 
     @property
@@ -86,12 +88,11 @@ class Network:
     @property
     def width(self) -> int:
         """Size of the last hidden states."""
-        return int(getattr(self._layer, "in_features", None) or self.model.config.get_text_config().hidden_size)
+        return int(getattr(self._layer, "in_features", None) or text_config(self.model.config).hidden_size)
 
     def routes(self) -> list[Head]:
         """Ways to try, the cheapest first."""
-        config = self.model.config
-        inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+        inner = text_config(self.model.config)
         cap, up, down = (getattr(inner, n, None) for n in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
         shaped = Readout(softcap=cap or None, scale=(up or 1.0) / (down or 1.0))
         plain = type(self._layer) is nn.Linear

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
-from flowrl.models.deviation import deviation
+from flowrl.models.deviation import TOLERANCE, deviation
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.network import Head, Network
 from flowrl.models.text.policy import TextPolicy
 
 LENGTHS, COMPLETION = (5, 9), 6
 """Prompt lengths and completion length of the probe."""
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest deviation of logits, relative to their largest value."""
 NOTHING = 1e-6
 """Largest deviation that still counts as no influence."""
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
-from flowrl.models.family import declared_family, embedded_models
+from flowrl.models.family import declared_family, embedded_model
 from flowrl.models.files import check_files, variant_of
 from flowrl.models.hub import download, read_json
 from flowrl.models.load_errors import explain, load_error
@@ -25,12 +25,9 @@ def find_model(path: str | Path, family: Literal["masked", "causal"]) -> str:
     Raises:
         UserError: for a model that is not there, or not of this family.
     """
-    bases = embedded_models(str(path))
-    if bases is not None:
-        if family not in bases:
-            have = ", ".join(sorted(bases)) or "none"
-            raise UserError(f"the world {path} has no base model of the family {family}; it has {have}")
-        return str(bases[family])
+    embedded = embedded_model(str(path), family)
+    if embedded is not None:
+        return str(embedded)
     source = str(path)
     check_model_name(source)
     folder = Path(source)

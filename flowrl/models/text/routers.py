@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.models.text.config import text_config
+
 BIASED = ("correction_bias", "expert_bias")
 """Ends of the names of a bias that spreads the tokens by itself, as in DeepSeek-V3, whose routers are no softmax."""
 
@@ -16,8 +18,7 @@ BIASED = ("correction_bias", "expert_bias")
 def experts_per_token(model: Any, takes: frozenset[str]) -> int | None:
     """k of a mixture whose forward shows the scores of its top-k softmax routers (``output_router_logits`` of
     transformers), else ``None``."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    chosen = getattr(config, "num_experts_per_tok", None)
+    chosen = getattr(text_config(model.config), "num_experts_per_tok", None)
     if "output_router_logits" not in takes or not isinstance(chosen, int):
         return None
     named = [*(name for name, _ in model.named_parameters()), *(name for name, _ in model.named_buffers())]
