@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -185,7 +186,7 @@ def measured_shift(coordinates: FlowCoordinates, timesteps: Tensor, sigmas: Tens
     return replace(coordinates, shift=float(shifts.mean()))
 
 
-def has_flow_sigmas(config: Any) -> bool:
+def has_flow_sigmas(config: Mapping[str, Any]) -> bool:
     """Whether a scheduler of another kind is configured for rectified flow."""
     return config.get("prediction_type", None) == "flow_prediction" or bool(config.get("use_flow_sigmas", False))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,9 +24,12 @@ from flowrl.models.placement import Placement, compile_blocks, place
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 from flowrl.worlds.shapes import CALL
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 def load_policy(
-    path_or_pipeline: Any,
+    path_or_pipeline: str | Path | DiffusionPipeline,
     *,
     call: Mapping[str, Any] | None = None,
     lora: LoRAOptions | None = None,
@@ -80,7 +83,9 @@ def load_policy(
     return policy
 
 
-def open_pipeline(where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None) -> Any:
+def open_pipeline(
+    where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None
+) -> DiffusionPipeline:
     """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
 
     Raises:
@@ -117,7 +122,7 @@ def open_pipeline(where: ModelSource, dtype: torch.dtype, components: Mapping[st
     return pipeline
 
 
-def prepare(pipeline: Any, placement: Placement) -> None:
+def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:
     """Move a pipeline to its device and give it a scheduler with a noise-free single step."""
     pipeline.to(placement.device)
     pipeline.scheduler = single_step(pipeline.scheduler)
@@ -142,7 +147,9 @@ def single_step(scheduler: Any) -> Any:
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
 
 
-def _open(given: Any, placement: Placement, trust: bool) -> tuple[ModelSource | None, Any, Mapping[str, Any]]:
+def _open(
+    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool
+) -> tuple[ModelSource | None, DiffusionPipeline, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
         if not hasattr(given, "components") or not callable(given):

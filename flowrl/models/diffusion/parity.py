@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def has_euler_step(scheduler: Any) -> bool:
     return name in EULER and not scheduler.config.get("stochastic_sampling", False)
 
 
-def _euler(recorder: Recorder, coordinates: Coordinates) -> Any:
+def _euler(recorder: Recorder, coordinates: Coordinates) -> Callable[[Tensor, int, Tensor], Tensor]:
     """Euler's step between the scheduler's own times, for schedulers of higher order and DDIM's uneven spacings."""
 
     def step(model_output: Tensor, index: int, sample: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+def text_config(config: PreTrainedConfig) -> Any:
     """The part about text; the whole of it where there are no parts, and of configurations of models' own code."""
     part = getattr(config, "get_text_config", None)
     return part() if callable(part) else config

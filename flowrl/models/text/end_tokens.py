@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowrl.models.text.config import text_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ANSWER = "42"
 """Stands for an answer where the chat template is asked what comes behind one."""
@@ -14,7 +17,10 @@ DERIVED = "_from_model_config"
 
 
 def end_tokens(
-    tokenizer: Any, config: Any, generation: Mapping[str, Any] | None, template: Mapping[str, Any] | None
+    tokenizer: Any,
+    config: PreTrainedConfig,
+    generation: Mapping[str, Any] | None,
+    template: Mapping[str, Any] | None,
 ) -> tuple[int, ...]:
     """All end tokens, none twice; empty where nothing names one.
 

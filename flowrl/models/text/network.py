@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from flowrl.models.placement import Placement
 from flowrl.models.text.config import text_config
 from flowrl.models.text.routers import Routers, experts_per_token
 from flowrl.types import Truncation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Route = Literal["states", "rows", "whole"]
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
@@ -60,7 +63,7 @@ def _cache_of(output: Any) -> Any:
 class Network:
     """A transformers language model, counted and read at chosen positions."""
 
-    def __init__(self, model: Any, adaptation: Adaptation, placement: Placement) -> None:
+    def __init__(self, model: PreTrainedModel, adaptation: Adaptation, placement: Placement) -> None:
         self.model = model
         self.adaptation = adaptation
         self.placement = placement
@@ -89,6 +92,12 @@ class Network:
     def width(self) -> int:
         """Size of the last hidden states."""
         return int(getattr(self._layer, "in_features", None) or text_config(self.model.config).hidden_size)
+
+    @property
+    def embedded(self) -> int:
+        """Tokens that the model has embeddings of."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return len(embeddings.weight)
 
     def routes(self) -> list[Head]:
         """Ways to try, the cheapest first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def layers_without_gradient(policy: TextPolicy) -> list[str]:
     """Names of modules with weights that the model runs with gradients switched off, whatever is asked of it."""
     found: list[str] = []
 
-    def watch(name: str) -> Any:
+    def watch(name: str) -> Callable[..., None]:
         return lambda *_: None if torch.is_grad_enabled() else found.append(name)
 
     holders = [

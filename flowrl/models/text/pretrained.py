@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -15,6 +15,9 @@ from flowrl.models.hub import download, read_json
 from flowrl.models.load_errors import explain, load_error
 from flowrl.models.source import ModelSource, check_model_name, without_progress_bars
 from flowrl.models.text import remote_code
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
 
@@ -66,7 +69,7 @@ def _places(source: ModelSource) -> tuple[str, str]:
     return str(model), str(tokenizer)
 
 
-def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: str | None = None) -> Any:
+def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
     """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
     place, _ = _places(source)
     loader = _loader(place, family, source.trust_remote_code)
@@ -104,7 +107,7 @@ def generation_config(source: ModelSource) -> dict[str, Any] | None:
     return read_json(_places(source)[0], "generation_config.json")
 
 
-def open_tokenizer(source: ModelSource) -> Any:
+def open_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises `UserError` if there is none."""
     from transformers import AutoTokenizer
 
