@@ -13,7 +13,7 @@ from flowrl.estimators.tokens import Tokens
 from flowrl.models.tiny_flow import TinyCondition
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.diagnostics import StepMetrics, describe_completions, describe_scores
+from flowrl.parts.diagnostics import StepMetrics, describe_completions, describe_scores, per_sample
 from flowrl.parts.objectives import Clipped, ClippedMean, ScoreFunction
 from flowrl.parts.regularizers import KL
 from flowrl.samplers.causal import CausalSampler
@@ -180,6 +180,12 @@ def test_rewards_and_advantages_of_an_iteration() -> None:
     assert found["reward/invalid_fraction"] == pytest.approx(1 / 6)
     assert found["zero_std_fraction"] == pytest.approx(2 / 3)  # the groups of 5, 5 and of 7 alone
     assert found["advantage/mean"] == pytest.approx(-1 / 6) and found["advantage/abs_max"] == 2.5
+
+
+def test_one_number_of_a_sample_for_a_person_to_read() -> None:
+    events = table([1, 2, 6], [0, 0, 3])
+    assert per_sample(events).tolist() == [3, 1] and per_sample(events[:, 0]).tolist() == [1, 0]
+    assert per_sample(torch.stack([events, 3 * events], dim=2)).tolist() == [6, 2]
 
 
 def test_nothing_could_be_scored() -> None:

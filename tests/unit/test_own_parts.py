@@ -1,6 +1,8 @@
 """Parts and presets of a user's own: named in a config, checked before anything is loaded, described, remembered."""
 
+import ast
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -167,8 +169,16 @@ def test_every_slot_takes_a_class_of_a_file(slot: str) -> None:
     assert build(SPECS[slot]) == algorithm, "one text is one class"
     keys = own_code(SPECS[slot])
     assert [str(place) for place in keys.values()] == [f"mine.py:{_named(slot)}"]
+    with pytest.raises(
+        UserError, match=r"there is no 'nothing'(; known: |; did you|, and none comes).*give path\.py:Class"
+    ):
+        build(_with_other_name(SPECS[slot]))
     with pytest.raises(UserError, match=r"mine\.py:\w+ is somebody's code, which is not run from here"):
         build(SPECS[slot], trusted=False)
+
+
+def _with_other_name(value: object) -> dict[str, object]:
+    return ast.literal_eval(re.sub(r"mine\.py:\w+", "nothing", repr(value)))
 
 
 def _named(slot: str) -> str:

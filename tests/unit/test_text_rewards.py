@@ -252,7 +252,7 @@ def test_length_penalty_is_equation_13_of_dapo(tmp_path: Path) -> None:
     assert tokens.tolist() == [0, -0.5]
     for options, words in [({"limit": 4, "buffer": 5}, "buffer"), ({"limit": 4, "buffer": 0}, "buffer"),
                            ({"limit": 4, "buffer": 1, "unit": "tokens"}, "tokenizer"),
-                           ({"limit": 4, "buffer": 1, "unit": "tokens", "tokenizer": "/no"}, "tokenizer .*cannot be loaded"),
+                           ({"limit": 4, "buffer": 1, "unit": "tokens", "tokenizer": "/no"}, "cannot be loaded"),
                            ({"limit": 4, "buffer": 1, "unit": "lines"}, "unit is")]:  # fmt: skip
         with pytest.raises(UserError, match=words):
             length_penalty(["x"], [""], **options)

@@ -40,6 +40,12 @@ def test_an_empty_batch_weighs_nothing(part) -> None:
     assert part(torch.zeros(2, 4).bool(), 2).tolist() == [[0] * 4] * 2
 
 
+@pytest.mark.parametrize("part", [SampleMean(), DecisionMean(), RowMean(), SampleSum(), FixedLength()])
+def test_a_single_decision_has_all_the_weight(part) -> None:
+    share = 1 / 3 if part == FixedLength() else 1
+    assert part(torch.tensor([[False, False, False], [False, True, False]])).tolist() == [[0] * 3, [0, share, 0]]
+
+
 def test_a_row_by_default_answers_one_decision() -> None:
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
     quarter = [[0.25] * 3 + [0], [0.25, 0, 0, 0]]
