@@ -19,7 +19,7 @@ HOLDERS = (list, dict, tuple, collections.abc.Sequence, collections.abc.Mapping,
 """Types that hold or unite others."""
 
 
-def fitted(hint: Any, value: Any) -> Any:
+def coerced(hint: Any, value: Any) -> Any:
     """``value`` in the form that strict validation against ``hint`` takes: YAML has lists where Python has tuples, and
     reads 1e3 as a float. Nothing else is converted, so that ``true`` or ``"5"`` stays wrong where a number is meant.
 
@@ -35,10 +35,10 @@ def fitted(hint: Any, value: Any) -> Any:
     return value
 
 
-def typed(hint: Any, value: Any) -> Any:
+def validated(hint: Any, value: Any) -> Any:
     """``value`` as strict validation against ``hint`` leaves it. Raises `ValueError` that says what it should be."""
     try:
-        return TypeAdapter(hint, config=STRICT).validate_python(fitted(hint, value))
+        return TypeAdapter(hint, config=STRICT).validate_python(coerced(hint, value))
     except ValidationError as error:
         first = error.errors()[0]["msg"]
         raise ValueError(f"{first[0].lower()}{first[1:]}") from None
@@ -46,7 +46,7 @@ def typed(hint: Any, value: Any) -> Any:
         raise ValueError(f"no value can be checked against its type {hint}") from None
 
 
-def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
+def argument_problem(function: Callable[..., Any], key: str, value: Any) -> str | None:
     """What is wrong with ``value`` for the parameter ``key`` of a function or class, None where it fits or nothing is
     known. Known are annotations of plain types; without one, a default that is a number or a switch."""
     try:
@@ -62,7 +62,7 @@ def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
     if hint is parameter.empty or not is_plain_type(hint):
         return None
     try:
-        typed(hint, value)
+        validated(hint, value)
     except ValueError as error:
         return str(error)
     return None
@@ -87,7 +87,7 @@ def _tuple(kinds: list[Any], value: list[Any]) -> Any:
             each = inner[:1] * len(value) if inner[1:] == (Ellipsis,) else inner
             if len(each) != len(value):
                 return tuple(value)
-            return tuple(fitted(h, v) for h, v in zip(each, value, strict=True))
+            return tuple(coerced(h, v) for h, v in zip(each, value, strict=True))
     return value
 
 

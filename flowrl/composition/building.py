@@ -16,7 +16,7 @@ from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.values import typed
+from flowrl.values import validated
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -207,6 +207,6 @@ def _refuse(key: str, what: str, known: Iterable[str]) -> NoReturn:
 
 def _typed(hint: object, value: object, path: str) -> object:
     try:
-        return typed(hint, value)
+        return validated(hint, value)
     except ValueError as error:
         raise UserError(f"{path}: {short_repr(value)} will not do: {error}") from error

@@ -20,11 +20,12 @@ from pydantic import (
 )
 
 from flowrl import renamed
-from flowrl.config.errors import explain_errors
+from flowrl.config.findings import explain_errors
 from flowrl.config.model import LoRAConfig, ModelConfig
-from flowrl.config.reading import apply_overrides, read_config, read_yaml, write_yaml
+from flowrl.config.overrides import apply_overrides
 from flowrl.config.reward import Reward
 from flowrl.config.section import Fraction, Section
+from flowrl.config.yaml_text import read_config, read_yaml, write_yaml
 
 
 class DataConfig(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from flowrl.values import fitted
+from flowrl.values import coerced
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -20,4 +20,4 @@ class Section(BaseModel):
     @classmethod
     def _fit(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
-        return fitted(field.annotation, value)
+        return coerced(field.annotation, value)

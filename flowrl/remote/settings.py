@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flowrl.clients import HTTP, RAY
 from flowrl.clients.protocol import TOKEN_VARIABLE, RequestLimits
 from flowrl.config import Config
-from flowrl.config.errors import explain_errors
-from flowrl.config.reading import read_config
+from flowrl.config.findings import explain_errors
 from flowrl.config.reward import Reward
+from flowrl.config.yaml_text import read_config
 from flowrl.errors import UserError
 
 SHORTEST_TOKEN = 16

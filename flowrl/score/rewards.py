@@ -12,7 +12,7 @@ from torch import Tensor
 from flowrl.clients.process import ProcessReward
 from flowrl.clients.results import NOT_APPLICABLE, RewardError, as_list
 from flowrl.config import RewardConfig
-from flowrl.config.errors import explain_errors
+from flowrl.config.findings import explain_errors
 from flowrl.errors import UserError
 from flowrl.score.background import RewardThread, Scoring
 from flowrl.score.combination import (

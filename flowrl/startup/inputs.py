@@ -14,9 +14,10 @@ from typing import Any
 import flowrl.worlds
 from flowrl.composition import own_code
 from flowrl.config import Config
-from flowrl.data import PromptSet, worlds
+from flowrl.data import PromptSet
 from flowrl.records.machine import versions
 from flowrl.score.registry import place_of
+from flowrl.worlds import world_names
 
 WHOLE = 1 << 20
 """Files up to so many bytes are hashed whole."""
@@ -109,7 +110,7 @@ def _exists(text: str) -> bool:
 
 def _model(name: str) -> str | None:
     """Of a world, a folder, a file, or a model of the hub that was downloaded."""
-    if name in worlds():
+    if name in world_names():
         return fingerprint_files(Path(flowrl.worlds.__path__[0], name))
     path = Path(name).expanduser()
     if path.exists():

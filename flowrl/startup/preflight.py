@@ -11,7 +11,7 @@ from pathlib import Path
 from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig, VLLMConfig
-from flowrl.data import Form, PromptSet, load_prompts, worlds
+from flowrl.data import PromptFormat, PromptSet, load_prompts
 from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.files import check_writable
 from flowrl.parts.algorithm import Algorithm
@@ -21,6 +21,7 @@ from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
 from flowrl.score.registry import check_reward
 from flowrl.startup.workload import Workload, workload
+from flowrl.worlds import world_names
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ def check_run(config: Config) -> CheckedRun:
     check_writable(config.directory, "out")
     algorithm = build(config.algorithm)
     counts = workload(config, algorithm)
-    strangers = config.model.strangers(algorithm.family)
-    if strangers:
+    unused = config.model.unused_keys(algorithm.family)
+    if unused:
         raise UserError(
-            f"model.{strangers[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
+            f"model.{unused[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
     _check_critic(config, algorithm)
     if config.model.router_loss:
@@ -129,7 +130,7 @@ def with_adapter_shape(config: Config, family: str) -> Config:
 
 def read_prompts(config: Config, spec: str) -> PromptSet:
     """Prompts in the form that the config gives them. Raises `UserError`."""
-    return load_prompts(spec, Form(config.data.columns, config.data.template))
+    return load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
 
 
 def _check_texts(sets: Sequence[PromptSet | None]) -> None:
@@ -154,7 +155,7 @@ def _check_engine(config: Config, algorithm: Algorithm) -> None:
 
 def check_family(path: str, family: str) -> None:
     """Raise `UserError` if a model's files show that it is of another family than the algorithm trains."""
-    if path in worlds():
+    if path in world_names():
         bases = getattr(importlib.import_module(f"flowrl.worlds.{path}"), "BASES", {"diffusion": None})
         if family not in bases:
             have = ", ".join(sorted(bases))
@@ -182,7 +183,7 @@ def check_family(path: str, family: str) -> None:
 
 def check_model(path: str) -> None:
     """Raise `UserError` if a model's name can be none of a world, a folder and a hub id."""
-    if path in worlds():
+    if path in world_names():
         return
     folder = expand_user(path, "model.path")
     if folder.is_dir():
@@ -195,5 +196,5 @@ def check_model(path: str) -> None:
     if "/" not in path:
         raise UserError(
             f"model.path: {path!r} is neither a folder, nor a hub id (owner/name), nor an embedded world"
-            f"{did_you_mean(path, worlds())}"
+            f"{did_you_mean(path, world_names())}"
         )

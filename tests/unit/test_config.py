@@ -7,8 +7,9 @@ import pytest
 
 from flowrl.composition import build
 from flowrl.config import Config
-from flowrl.config.explain import explain
-from flowrl.config.reading import apply_overrides, parse_yaml
+from flowrl.config.listing import config_table
+from flowrl.config.overrides import apply_overrides
+from flowrl.config.yaml_text import parse_yaml
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
 from flowrl.startup.preflight import check_run
@@ -152,14 +153,14 @@ def test_overrides_leave_their_input_alone() -> None:
 
 
 def test_explain_shows_origin_and_meaning(file: Path) -> None:
-    rows = {line.split()[0]: line for line in explain(Config.load(file, ["optimizer.lr=1e-5"])).splitlines()}
+    rows = {line.split()[0]: line for line in config_table(Config.load(file, ["optimizer.lr=1e-5"])).splitlines()}
     assert "set" in rows["optimizer.lr"] and "learning rate" in rows["optimizer.lr"]
     assert "default" in rows["optimizer.eps"]
     assert "set" in rows["rewards.0.use"] and "default" in rows["rewards.0.weight"]
 
 
 def test_every_key_has_a_meaning(file: Path) -> None:
-    assert all(line.rsplit("  ", 1)[1].strip() for line in explain(Config.load(file)).splitlines())
+    assert all(line.rsplit("  ", 1)[1].strip() for line in config_table(Config.load(file)).splitlines())
 
 
 def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:

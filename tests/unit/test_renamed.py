@@ -152,7 +152,7 @@ def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    from flowrl.config.errors import models_in
+    from flowrl.config.findings import models_in
 
     for name, field in model.model_fields.items():
         yield prefix + name
