@@ -66,9 +66,9 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), policy.network_calls - calls)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated)
-    routed = getattr(policy, "metrics", dict)()  # of mixtures of experts
-    metrics = updated | describe_scores(batch.drawn, advantage) | batch.metrics | routed | watched
-    metrics |= update_coefficients(session.algorithm, session.memory, metrics, session.progress.iteration)
+    described = describe_scores(batch.drawn, advantage)
+    metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
+    metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
     return metrics, batch, per_sample(advantage)
 
 
