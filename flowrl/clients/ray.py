@@ -91,7 +91,7 @@ class RayReward(RemoteReward):
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"reward 'ray:{self._use}': no Ray cluster at {address!r} ({error}); start one with `ray start --head`"
-            ) from None
+            ) from error
 
 
 def _import_ray() -> Any:

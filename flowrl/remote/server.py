@@ -170,7 +170,7 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from None
+        raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
 
 
 def _check_head(request: Request, limits: RequestLimits) -> None:
