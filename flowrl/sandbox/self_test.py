@@ -1,4 +1,4 @@
-"""A sandbox that has proven itself: programs that try to leave it come first; each prints ``contained`` if it cannot."""
+"""A sandbox that has proven itself: programs that try to leave it come first, each saying ``contained`` if it cannot."""
 
 from __future__ import annotations
 
