@@ -1,4 +1,4 @@
-"""A sandbox that has proven itself: programs that try to leave it come first, each saying ``contained`` if it cannot."""
+"""A sandbox that has proven itself: programs that try to leave it run first, each saying ``contained`` if it fails."""
 
 from __future__ import annotations
 
