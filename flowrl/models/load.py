@@ -8,16 +8,20 @@ from typing import Any, Literal
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
 from flowrl.models.causal.load import load_causal
+from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.family import family_of
 from flowrl.models.load_errors import errors_named
 from flowrl.models.masked.load import load_masked
+from flowrl.models.masked.policy import MaskedPolicy
 
+LoadedPolicy = diffusion.DiffusionPolicy | CausalPolicy | MaskedPolicy
+"""The policies that models are loaded as, one for each family."""
 LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
 
 
 def load_policy(
     path_or_pipeline: Any, *, family: Literal["diffusion", "masked", "causal"] | None = None, **options: Any
-) -> Any:
+) -> LoadedPolicy:
     """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object.
 
     Args:

@@ -215,6 +215,12 @@ def test_the_pair_of_policies_around_the_old_one() -> None:
     assert half.extra["logp_negative"].tolist() == [[pytest.approx(-(0.0625 + 2.25) / 2)]]
     right = ContrastedMatching()(Constant(-1.0, 2.0 + 4e-6), rows_at(0.5), condition(1))  # type: ignore[arg-type]
     assert right.logp.item() == pytest.approx(-(2e-6**2) / 2 / 1e-5, rel=1e-3)  # the divisor is at least 1e-5
+    policy = Constant(1.0, 2.0)
+    ContrastedMatching(guidance=2.0)(policy, rows_at(0.5), condition(1))  # type: ignore[arg-type]
+    assert [asked[0] for asked in policy.asked] == ["old", "live"] and [asked[3] for asked in policy.asked] == [
+        2.0,
+        2.0,
+    ]
     assert ContrastedMatching().references == ("old",) and ContrastedMatching().decisions(0) == (9, 9)
     both = ContrastedMatching()(Constant(1.0, 2.0), rows_at(0.5), condition(1), ("reference", "old"))  # type: ignore[arg-type]
     assert set(both.extra) == {"logp_negative", "prediction/old", "prediction/reference"}

@@ -257,6 +257,19 @@ def test_a_rollout_in_pieces_is_the_whole() -> None:
     assert plain.trace is None and len(plain.final) == 5
 
 
+def test_a_sampler_of_other_rows_takes_all_at_once() -> None:
+    """One that returns every sample twice."""
+
+    def twice(policy, condition, how: Draw) -> Rollout:
+        rows = torch.arange(len(how)).repeat(2)
+        return FlowSampler(steps=1)(policy, condition.take(rows), how.take(rows))
+
+    how, condition = draw(4), TinyCondition(torch.arange(4))
+    assert len(sample(twice, Field(), condition, how, 4).final) == 8  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sample all 4 at once"):
+        sample(twice, Field(), condition, how, 3)  # type: ignore[arg-type]
+
+
 def test_some_samples_of_a_rollout() -> None:
     how, condition = draw(4), TinyCondition(torch.arange(4))
     rollout = FlowSampler(steps=3, dynamics=CPS(0.5), window=EveryStep())(Field(), condition, how)  # type: ignore[arg-type]

@@ -71,7 +71,7 @@ def test_without_bias_and_from_logits(case):
     theirs = log_softmax_at(logits, labels, temperature=0.5, excluded=(0,), entropy=True)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other)
-    assert selective_log_softmax(hidden, weight, None, labels)[1] is None
+    assert selective_log_softmax(hidden, weight, None, labels)[1] is None and log_softmax_at(logits, labels)[1] is None
     assert selective_log_softmax(hidden[:0], weight, None, labels[:0])[0].shape == (0,)
 
 
