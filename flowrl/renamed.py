@@ -64,7 +64,7 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     return root
 
 
-def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
+def _translate(here: object, path: str, root: dict[str, Any]) -> None:
     slot = path.rpartition(".")[2]
     if isinstance(here, list):
         for index, item in enumerate(here):
@@ -80,7 +80,7 @@ def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
         _translate(value, inside, root)
 
 
-def _translated_name(slot: str, value: Any) -> Any:
+def _translated_name(slot: str, value: object) -> object:
     return (isinstance(value, str) and new_name(slot, value)) or value
 
 

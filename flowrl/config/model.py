@@ -110,7 +110,7 @@ class ModelConfig(Section):
 
     @field_validator("critic", mode="before")
     @classmethod
-    def _switched(cls, value: Any) -> Any:
+    def _switched(cls, value: object) -> object:
         return {True: "network", False: "none"}.get(value, value) if isinstance(value, bool) else value
 
     def critic_for(self, valued: bool) -> Literal["network", "head"] | None:

@@ -52,7 +52,7 @@ class DataConfig(Section):
     group: PositiveInt = Field(default=12, description="samples per prompt")
 
 
-def _preset(value: Any) -> Any:
+def _preset(value: object) -> object:
     if isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("use"), str)):
         return value
     raise ValueError("give the name of a preset, or {use: preset, part: {field: value}}; see `flowrl algorithms`")
