@@ -51,7 +51,7 @@ def check_run(config: Config) -> CheckedRun:
         balanced = RouterBalance(config.model.router_loss)
         algorithm = replace(algorithm, regularizers=(*algorithm.regularizers, balanced))
     try:
-        algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
+        algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
     if config.eval.prefill is not None and algorithm.family == "diffusion":
