@@ -66,7 +66,7 @@ def read_export_settings(path: Path) -> ExportSettings | None:
         decoding = Decoding(steps, guidance, temperature=temperature)
         settings = ExportSettings(facts["algorithm"], family, decoding, load, call)
         settings.sampler(Decoding())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         words = shorten(" ".join(str(error).split()), 200)
         raise UserError(
             f"{file} is not one that this flowrl wrote ({words}); delete it to sample as the model does by itself"
