@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
-from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, seeing_groups
 from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
 from flowrl.media import quantise
@@ -61,7 +61,7 @@ class Address:
         return cls(f"{parts.scheme}://{host}{f':{port}' if port else ''}", name)
 
 
-def connect(
+def connect_to_server(
     address: Address,
     *,
     token_env: str = TOKEN_VARIABLE,
@@ -70,7 +70,7 @@ def connect(
     batch: int = 32,
 ) -> RemoteReward | GroupedRemoteReward:
     """What scores a reward on a server; it asks for ``group`` if the reward there does. As `ServerReward`."""
-    return asking(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
+    return seeing_groups(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
 
 
 class _AgainError(Exception):

@@ -77,7 +77,7 @@ def origin(config: Config) -> dict[str, Any] | None:
         "family": family,
         "model": config.model.model_dump(mode="json", include=keys),
         "algorithm": spec,
-        "eval": {key: getattr(config.eval, key) for key in ("steps", "guidance", "temperature")},
+        "eval": {key: getattr(config.eval, key) for key in ("sampling_steps", "guidance", "temperature")},
     }
 
 

@@ -71,7 +71,7 @@ def _check_unused(config: Config, algorithm: Algorithm) -> None:
 
 def _check_evaluation(config: Config, algorithm: Algorithm) -> None:
     try:
-        algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, config.eval.temperature)
+        algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
     if config.eval.prefill is not None and algorithm.family == "diffusion":
