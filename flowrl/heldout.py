@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.random import seeds
+from flowrl.models.text.policy import TextPolicy
 from flowrl.monitor import check_heldout
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.records.directory import RunDirectory
@@ -32,12 +33,13 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     """``(metrics, samples, scores, seeds [N])``, made by the sampler's held-out form. ``eval/reward/mean`` is the
     weighted total, ``eval/<name>/mean`` each reward."""
     options = session.config.eval
-    sampler = session.algorithm.sampler.heldout(options.steps, options.guidance, options.temperature)
+    sampler = session.algorithm.sampler.heldout(options.sampling_steps, options.guidance, options.temperature)
     prompts = heldout_prompts(session)
     group = torch.arange(len(prompts)) // options.samples
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
     rows = options.batch or session.config.train.sample_batch
-    begun = nullcontext() if options.prefill is None else session.policy.prefilled(options.prefill)
+    policy, prefill = session.policy, options.prefill
+    begun = policy.prefilled(prefill) if prefill is not None and isinstance(policy, TextPolicy) else nullcontext()
     with timer("eval"), begun:
         draw = Draw.of(keys, group, 0, EVAL_SEED, prompts)
         _, samples = session.sample_and_decode(draw, sampler, evaluation_weights(session.config), rows, PhaseTimer())
@@ -56,7 +58,7 @@ def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) ->
         scores,
         torch.zeros(len(samples)),
         seeds=keys,
-        count=session.config.log.images,
+        count=session.config.log.samples,
         folder=run.heldout_path,
     )
     return metrics | check_heldout(session, samples, scores)

@@ -18,8 +18,11 @@ from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.random import derive
-from flowrl.models import export_formats, export_policy
+from flowrl.models import DiffusionPolicy, LoadedPolicy, export_formats, export_policy
+from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
+from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
@@ -53,7 +56,7 @@ class Session:
     """A run's objects. `state` and `restore` make it continue bit for bit."""
 
     config: Config
-    policy: Any
+    policy: LoadedPolicy
     algorithm: Algorithm
     prompts: PromptSet
     heldout: PromptSet | None
@@ -111,6 +114,10 @@ class Session:
             max_grad_norm=self.config.optimizer.max_grad_norm,
             seed=derive(train.seed, "split", self.progress.iteration),
         )
+
+    def policy_metrics(self) -> Mapping[str, float]:
+        """What the policy itself measured since it was last asked: the routers of a mixture of experts."""
+        return self.policy.metrics() if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
         """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
@@ -223,18 +230,14 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
     say(f"loading the model {config.model.path}")
     policy = open_policy(config)
     train, test, notes = run.train, run.test, []
-    if algorithm.family == "diffusion":
-        notes = _check_guidance(run, policy)
+    if isinstance(policy, DiffusionPolicy):
+        guidance = _check_guidance(run, policy)
+        notes = [*check_time_grid(algorithm, policy), *guidance]
+        _check_rounds(run, policy)
     else:
         if config.model.router_loss:
             check_routers(policy)
         train, test, notes = _fit_prompts(run, policy)
-    notes = [policy.adaptation.describe(), *check_time_grid(algorithm, policy), *notes]
-    if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
-        raise UserError(
-            "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
-            "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
-        )
     for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
         policy.update_ema(name, 0.0)
     # Text rewards of flowrl and of TRL look alike; what was adapted from elsewhere is said.
@@ -246,17 +249,21 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         train,
         test,
         rewards,
-        _build_optimizer(config, policy, algorithm.family),
+        _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
         inputs=fingerprint_inputs(config, run.train, run.test),  # now that the hub's files are here
-        notes=[*notes, *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted)],
+        notes=[
+            policy.adaptation.describe(),
+            *notes,
+            *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted),
+        ],
     )
 
 
-def _build_optimizer(config: Config, policy: Any, family: str) -> torch.optim.Optimizer:
+def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
     """AdamW on the policy's parameters and, as its second group, the critic's."""
     options = config.optimizer
-    critic = policy.critic_parameters() if family == "causal" else []
+    critic = policy.critic_parameters() if isinstance(policy, CausalPolicy) else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
     return torch.optim.AdamW(
         [{"params": group} for group in (policy_alone, critic) if group],
@@ -268,7 +275,7 @@ def _build_optimizer(config: Config, policy: Any, family: str) -> torch.optim.Op
     )
 
 
-def _check_guidance(run: CheckedRun, policy: Any) -> list[str]:
+def _check_guidance(run: CheckedRun, policy: DiffusionPolicy) -> list[str]:
     """Raise `UserError` for a guidance that the pipeline cannot follow; a sentence where it takes another's place."""
     algorithm, evaluation = run.algorithm, run.config.eval
     heldout = algorithm.sampler.heldout(evaluation.steps, evaluation.guidance, None)
@@ -282,24 +289,34 @@ def _check_guidance(run: CheckedRun, policy: Any) -> list[str]:
     return notes
 
 
-def _fit_prompts(run: CheckedRun, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
+def _check_rounds(run: CheckedRun, policy: DiffusionPolicy) -> None:
+    """Raise `UserError` where samples of several rounds could not be trained together."""
+    if run.algorithm.selection.rounds > 1 and policy.encoder.ragged:
+        raise UserError(
+            "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
+            "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
+        )
+
+
+def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, PromptSet | None, list[str]]:
     """The prompts for training and testing that leave room for a completion, as ``data.overlong`` says, and what was
     done to the others."""
-    sampler: Any = run.algorithm.sampler
-    train, notes = _fit(run, policy, "train", run.train)
+    sampler: Any = run.algorithm.sampler  # of any class that makes texts
+    overlong, prefill = run.config.data.overlong, run.config.eval.prefill
+    train, notes = _fit("train", run.train, policy, sampler.length, overlong)
     test = None
     if run.test is not None:
-        begun = run.config.eval.prefill
-        with nullcontext() if begun is None else policy.prefilled(begun):
-            test, further = _fit(run, policy, "test", run.test)
+        with nullcontext() if prefill is None else policy.prefilled(prefill):
+            test, further = _fit("test", run.test, policy, sampler.length, overlong)
         notes += further
     return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
 
 
-def _fit(run: CheckedRun, policy: Any, name: str, prompts: PromptSet) -> tuple[PromptSet, list[str]]:
+def _fit(
+    name: str, prompts: PromptSet, policy: TextPolicy, length: int, overlong: Overlong
+) -> tuple[PromptSet, list[str]]:
     """Prompts with room for a completion, and what was done to the others."""
-    sampler: Any = run.algorithm.sampler
-    fitting = PromptSet(tuple(policy.fit_prompts(prompts.prompts, sampler.length, run.config.data.overlong)))
+    fitting = PromptSet(tuple(policy.fit_prompts(prompts.prompts, length, overlong)))
     dropped = len(prompts) - len(fitting)
     cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
     if not dropped and not cut:

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.scorers.clip import CONVERT, place
 from flowrl.scorers.endpoint import Endpoint, EndpointOptions
+from flowrl.scorers.loading import device_and_dtype, folder_or_repository, from_hub, load_whole, require_safetensors
 
 TOP = 20
 """Alternatives of the first token that an endpoint is asked for, the most that the protocol allows."""
@@ -86,7 +85,7 @@ class LocalVlm:
     """
 
     def __init__(self, path: str, reward: str, *, device: str | None, dtype: str, length: int) -> None:
-        self._device, self._dtype = place(device, dtype)
+        self._device, self._dtype = device_and_dtype(device, dtype)
         self.processor, self.model = _load(path, reward, self._dtype)
         self.model.to(self._device)
         self.name = f"{path}:{dtype}"
@@ -213,28 +212,16 @@ def _load(path: str, reward: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Processor and model for inference, every weight found. Raises `UserError` for what cannot be used."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise UserError(f"{reward}: {path!r} is neither a folder nor a name on the Hugging Face hub ('owner/model')")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise UserError(f"{reward}: {folder} holds no safetensors; convert its weights with `{CONVERT}`")
-    source = str(folder) if folder.is_dir() else path
-    try:
-        processor: Any = AutoProcessor.from_pretrained(source)
-        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{reward}: {path} cannot be loaded: {reason}") from error
-    model, report = loaded
-    absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
-    if absent:
-        raise UserError(f"{reward}: {path} lacks {len(absent)} weights of its architecture ({absent[0]}, ...)")
+    source = folder_or_repository(path, reward)
+    require_safetensors(source, reward)
+    processor: Any = from_hub(lambda: AutoProcessor.from_pretrained(source), path, reward)
+    processor.image_processor = from_hub(
+        lambda: AutoImageProcessor.from_pretrained(source, backend="pil"), path, reward
+    )
+    model = load_whole(AutoModelForImageTextToText, source, path, reward, dtype)
     if not getattr(processor, "chat_template", None):
         raise UserError(f"{reward}: {path} has no chat template (chat_template.jinja), so it cannot be asked")
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return processor, model.eval().requires_grad_(False)
+    return processor, model

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.scorers.clip import score_images
+from flowrl.scorers.images import score_images
 from rewards._vlm import Connection, open_backend
 
 RANGE = "[0, 1]"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.scorers.clip import score_images
+from flowrl.scorers.images import score_images
 from rewards._vlm import Connection, open_backend
 
 RANGE = "[0, 1]"

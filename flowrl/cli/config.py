@@ -26,11 +26,11 @@ def show_config(
         say(loaded.to_yaml().rstrip("\n"))
         return
     from flowrl.commands.config import algorithm_lines
-    from flowrl.config.explain import explain, explained
+    from flowrl.config.listing import config_lines, config_table
 
     options = algorithm_lines(loaded.algorithm)
     if sys.stdout.isatty():
-        rows = [[line.key, line.value, line.origin, line.meaning] for line in explained(loaded, options)]
+        rows = [[line.key, line.value, line.origin, line.meaning] for line in config_lines(loaded, options)]
         print_table(["key", "value", "from", "meaning"], rows)
     else:
-        say(explain(loaded, options))
+        say(config_table(loaded, options))

@@ -53,7 +53,7 @@ def evaluate(
 
     with Display() as display:
         display.stage("starting", log=False)
-        from flowrl.config.reading import apply_overrides
+        from flowrl.config.overrides import apply_overrides
         from flowrl.evaluation import evaluate as run
         from flowrl.evaluation import show
         from flowrl.evaluation.decoding import numbers

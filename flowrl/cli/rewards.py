@@ -37,7 +37,7 @@ def test_reward(
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the reward.")] = None,
 ) -> None:
     """Check that a reward keeps its promises. Example: `flowrl test-reward my_rewards.py:brightness`"""
-    from flowrl.config.reading import apply_overrides
+    from flowrl.config.overrides import apply_overrides
     from flowrl.data import load_prompts
     from flowrl.score.conformance import run_checks
 

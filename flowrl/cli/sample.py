@@ -35,7 +35,7 @@ def sample(
         display.stage("starting", log=False)
         from flowrl.commands.sample import SampleOptions, prompts_of
         from flowrl.commands.sample import sample as run
-        from flowrl.config.reading import apply_overrides
+        from flowrl.config.overrides import apply_overrides
         from flowrl.evaluation.decoding import Decoding
 
         options = SampleOptions(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +21,14 @@ import torch
 from torch import Tensor
 
 from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
-from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, seeing_groups
 from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
 from flowrl.media import quantise
+from flowrl.network import Backoff, ConnectionFailure, read_within, retry_after
 
 CONNECT_SECONDS = 10.0
-BACKOFF, MAX_WAIT = 0.5, 30.0
-"""Seconds before the first retry, doubled each time (half of it to all, at random), and the longest wait."""
+BACKOFF = Backoff(first=0.5, most=30.0)
 MAX_ANSWER = 1 << 20
 """Bytes of an answer; a server that says more is not understood."""
 REJECTED = (401, 403)
@@ -62,7 +61,7 @@ class Address:
         return cls(f"{parts.scheme}://{host}{f':{port}' if port else ''}", name)
 
 
-def connect(
+def connect_to_server(
     address: Address,
     *,
     token_env: str = TOKEN_VARIABLE,
@@ -71,7 +70,7 @@ def connect(
     batch: int = 32,
 ) -> RemoteReward | GroupedRemoteReward:
     """What scores a reward on a server; it asks for ``group`` if the reward there does. As `ServerReward`."""
-    return asking(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
+    return seeing_groups(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
 
 
 class _AgainError(Exception):
@@ -111,7 +110,6 @@ class ServerReward(RemoteReward):
             raise UserError(f"{self}: the environment variable {token_env} is not set; export the server's token in it")
         if not token.isascii() or not token.isprintable():
             raise UserError(f"{self}: the token in ${token_env} has characters that no token has")
-        self._jitter = random.SystemRandom()  # leaves the generators of the run alone
         self._http = httpx.Client(
             base_url=address.base,
             headers={"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"},
@@ -146,16 +144,16 @@ class ServerReward(RemoteReward):
         parts = [torch.zeros(0, dtype=torch.float64)]
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
-            call: dict[str, Any] = {"prompts": list(prompts[rows])}
+            request: dict[str, Any] = {"prompts": list(prompts[rows])}
             if columns:
-                call["columns"] = {name: list(values[rows]) for name, values in columns.items()}
+                request["columns"] = {name: list(values[rows]) for name, values in columns.items()}
             if images is not None:
-                call["images"] = encode_images(quantise(images[rows]).permute(0, 2, 3, 1).cpu().numpy())
+                request["images"] = encode_images(quantise(images[rows]).permute(0, 2, 3, 1).cpu().numpy())
             if completions is not None:
-                call["completions"] = list(completions[rows])
+                request["completions"] = list(completions[rows])
             if group is not None:
-                call["group"] = list(group)
-            parts.extend(self._scores(call))
+                request["group"] = list(group)
+            parts.extend(self._scores(request))
         return torch.cat(parts)
 
     def __str__(self) -> str:
@@ -170,10 +168,10 @@ class ServerReward(RemoteReward):
             health = self._ask("GET", "/health")
             served = {entry["name"]: entry for entry in health["rewards"]}
             limits = {key: int(health["limits"][key]) for key in ("body", "samples", "pixels")}
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{self}: what answers there is no reward server of flowrl") from None
+            raise UserError(f"{self}: what answers there is no reward server of flowrl") from error
         if health.get("protocol") != VERSION:
             raise UserError(
                 f"{self}: the server speaks version {health.get('protocol')!r} of the protocol, this flowrl {VERSION}; "
@@ -183,16 +181,16 @@ class ServerReward(RemoteReward):
             raise UserError(f"{self}: the server has no such reward{did_you_mean(self._address.name, served)}")
         return dict(served[self._address.name]) | {"limits": limits}
 
-    def _scores(self, call: Mapping[str, Any]) -> Iterator[Tensor]:
+    def _scores(self, request: Mapping[str, Any]) -> Iterator[Tensor]:
         """Scores of the call's samples, in halves when it is too large for one request."""
-        count = len(call["prompts"])
-        body = self._body_of(call)
+        count = len(request["prompts"])
+        body = self._body_of(request)
         if len(body) > self._body:
-            if count == 1 or "group" in call:
+            if count == 1 or "group" in request:
                 what = "one sample" if count == 1 else "a batch of whole groups"
                 raise UserError(f"{self}: {what} has {len(body)} bytes, the server's limit is {self._body}")
             for half in (slice(0, count // 2), slice(count // 2, count)):
-                yield from self._scores(_rows(call, half))
+                yield from self._scores(_rows(request, half))
             return
         answer = self._ask("POST", "/score", body)
         values = answer.get("scores") if isinstance(answer, dict) else None
@@ -207,12 +205,12 @@ class ServerReward(RemoteReward):
         scores[absent] = NOT_APPLICABLE
         yield scores
 
-    def _body_of(self, call: Mapping[str, Any]) -> bytes:
-        message = {"protocol": VERSION, "reward": self._address.name, **call}
+    def _body_of(self, request: Mapping[str, Any]) -> bytes:
+        message = {"protocol": VERSION, "reward": self._address.name, **request}
         try:
             return json.dumps(message, allow_nan=False, default=_plain).encode()
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self}: a column of the prompts cannot be sent as JSON ({error}); remove it") from None
+            raise UserError(f"{self}: a column of the prompts cannot be sent as JSON ({error}); remove it") from error
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         """The JSON of a 200, after as many tries as allowed."""
@@ -222,9 +220,8 @@ class ServerReward(RemoteReward):
             except _AgainError as problem:
                 if attempt == self._retries:
                     tries = f"{attempt + 1} tries" if attempt else "one try"
-                    raise RewardError(f"{self}: {problem} ({tries}); is the server still running?") from None
-                full = min(MAX_WAIT, BACKOFF * 2**attempt)
-                time.sleep(min(MAX_WAIT, max(full * (0.5 + 0.5 * self._jitter.random()), problem.wait)))
+                    raise RewardError(f"{self}: {problem} ({tries}); is the server still running?") from problem
+                time.sleep(BACKOFF.seconds(attempt, problem.wait))
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _try(self, method: str, path: str, body: bytes | None) -> Any:
@@ -233,32 +230,27 @@ class ServerReward(RemoteReward):
         headers = {} if body is None else {"Content-Type": MEDIA_TYPE}
         try:
             with self._http.stream(method, path, content=body, headers=headers) as response:
-                data = self._read(response, deadline)
+                data = read_within(response.iter_raw(), deadline, MAX_ANSWER)
         except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout) as error:
-            raise _AgainError(f"no connection ({type(error).__name__})") from None
-        except httpx.TimeoutException:
-            raise RewardError(f"{self}: no answer within timeout={self._timeout:g} s") from None
+            failure = ConnectionFailure.of(error)
+            if failure.permanent:
+                raise RewardError(f"{self}: no connection: {failure.reason}; check the address") from error
+            raise _AgainError(f"no connection ({failure.reason})") from error
+        except (httpx.TimeoutException, TimeoutError) as error:
+            raise RewardError(f"{self}: no answer within timeout={self._timeout:g} s") from error
+        except OverflowError as error:
+            raise RewardError(f"{self}: the server's answer is {error}") from error
         except httpx.HTTPError as error:
-            raise RewardError(f"{self}: the request failed ({type(error).__name__})") from None
+            raise RewardError(f"{self}: the request failed ({type(error).__name__})") from error
         if response.status_code in BUSY:
-            raise _AgainError(f"the server is busy (HTTP {response.status_code})", _retry_after(response))
+            wait = retry_after(response.headers.get("Retry-After"))
+            raise _AgainError(f"the server is busy (HTTP {response.status_code})", wait)
         if response.status_code != 200:
             self._complain(response.status_code, data)
         try:
             return json.loads(data, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            raise RewardError(f"{self}: the server's answer is not JSON") from None
-
-    def _read(self, response: httpx.Response, deadline: float) -> bytes:
-        """The body as sent, within the deadline even from a server that sends a byte now and then."""
-        data = bytearray()
-        for block in response.iter_raw():
-            data += block
-            if time.monotonic() > deadline:
-                raise RewardError(f"{self}: no answer within timeout={self._timeout:g} s")
-            if len(data) > MAX_ANSWER:
-                raise RewardError(f"{self}: the server's answer is longer than {MAX_ANSWER} bytes")
-        return bytes(data)
+        except (ValueError, RecursionError) as error:
+            raise RewardError(f"{self}: the server's answer is not JSON") from error
 
     def _complain(self, status: int, data: bytes) -> None:
         if status in REJECTED:
@@ -269,10 +261,10 @@ class ServerReward(RemoteReward):
         raise UserError(f"{self}: HTTP {status}{said or '; is this the address of a reward server?'}")
 
 
-def _rows(call: Mapping[str, Any], rows: slice) -> dict[str, Any]:
-    part: dict[str, Any] = {name: values[rows] for name, values in call.items() if name != "columns"}
-    if "columns" in call:
-        part["columns"] = {name: values[rows] for name, values in call["columns"].items()}
+def _rows(request: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    part: dict[str, Any] = {name: values[rows] for name, values in request.items() if name != "columns"}
+    if "columns" in request:
+        part["columns"] = {name: values[rows] for name, values in request["columns"].items()}
     return part
 
 
@@ -298,8 +290,3 @@ def _sentence(data: bytes) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return ": " + "".join(c for c in said if c.isprintable())[:500] if isinstance(said, str) else ""
-
-
-def _retry_after(response: httpx.Response) -> float:
-    value = response.headers.get("Retry-After", "").strip()
-    return min(MAX_WAIT, float(value)) if value.isascii() and value.isdigit() else 0.0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, seeing_groups
 from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
 
@@ -22,7 +22,7 @@ ACTOR = "flowrl.remote.actor"
 """The module of what runs in the actor. It imports rewards, so nothing here may import it."""
 
 
-def place(
+def connect_to_ray(
     use: str,
     *,
     device: str | None = None,
@@ -31,7 +31,7 @@ def place(
     **options: Any,
 ) -> RemoteReward | GroupedRemoteReward:
     """What scores a reward in an actor; it asks for ``group`` if the reward there does. As `RayReward`."""
-    return asking(RayReward(use, {"options": options, "device": device, "dtype": dtype}, ray or {}))
+    return seeing_groups(RayReward(use, {"options": options, "device": device, "dtype": dtype}, ray or {}))
 
 
 class RayReward(RemoteReward):
@@ -91,7 +91,7 @@ class RayReward(RemoteReward):
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"reward 'ray:{self._use}': no Ray cluster at {address!r} ({error}); start one with `ray start --head`"
-            ) from None
+            ) from error
 
 
 def _import_ray() -> Any:

@@ -27,7 +27,7 @@ class RemoteReward(ABC):
         **columns: Any,
     ) -> Tensor | list[float | None]:
         """N scores, NaN where it could not score, None where it does not apply."""
-        return told(self.score(prompts, images, completions, columns))
+        return as_result(self.score(prompts, images, completions, columns))
 
     @abstractmethod
     def score(
@@ -60,18 +60,18 @@ class GroupedRemoteReward:
         **columns: Any,
     ) -> Tensor | list[float | None]:
         """N scores, NaN where it could not score, None where it does not apply."""
-        return told(self.reward.score(prompts, images, completions, columns, group))
+        return as_result(self.reward.score(prompts, images, completions, columns, group))
 
     def close(self) -> None:
         """Free what the reward holds."""
         self.reward.close()
 
 
-def told(scores: Tensor) -> Tensor | list[float | None]:
+def as_result(scores: Tensor) -> Tensor | list[float | None]:
     """Scores as a reward answers: a list where some are None."""
     return as_list(scores) if bool((scores == NOT_APPLICABLE).any()) else scores
 
 
-def asking(reward: RemoteReward) -> RemoteReward | GroupedRemoteReward:
+def seeing_groups(reward: RemoteReward) -> RemoteReward | GroupedRemoteReward:
     """The reward as rewards are called here; it asks for ``group`` if it sees groups there."""
     return GroupedRemoteReward(reward) if reward.grouped else reward

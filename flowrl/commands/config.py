@@ -13,7 +13,7 @@ from typing import Any
 
 from flowrl.commands.algorithms import flat, part_text
 from flowrl.composition import build, describe, find_preset, part_name, summary
-from flowrl.config.explain import Line
+from flowrl.config.listing import ConfigLine
 from flowrl.parts.algorithm import Algorithm
 
 HIDDEN = ("families", "min_group")
@@ -36,17 +36,17 @@ GENERAL = {
 """Fields that mean the same in every part, where the part says nothing itself."""
 
 
-def algorithm_lines(spec: str | Mapping[str, Any]) -> list[Line]:
+def algorithm_lines(spec: str | Mapping[str, Any]) -> list[ConfigLine]:
     """``algorithm``, the preset's own arguments, and ``algorithm.<part>.<field>`` for every part of what ``spec``
     builds. A value is ``set`` where ``spec`` names it. Raises `UserError` as `build` does."""
     given: Mapping[str, Any] = {"use": spec} if isinstance(spec, str) else spec
     preset, algorithm = find_preset(given["use"]), build(spec)
-    lines = [Line("algorithm", given["use"], "set", _first(summary(given["use"])))]
+    lines = [ConfigLine("algorithm", given["use"], "set", _first(summary(given["use"])))]
     for name, argument in inspect.signature(preset).parameters.items():
         value = given.get(name, argument.default)
         origin = "set" if name in given else "default"
         meaning = _note(preset.__doc__ or "", name) or _reaches(preset, name, value) or GENERAL.get(name, "")
-        lines.append(Line(f"algorithm.{name}", part_text(value), origin, meaning))
+        lines.append(ConfigLine(f"algorithm.{name}", part_text(value), origin, meaning))
     for field in dataclasses.fields(algorithm):
         if field.name not in HIDDEN:
             meaning = notes(type(algorithm)).get(field.name) or GENERAL.get(field.name, "")
@@ -54,7 +54,7 @@ def algorithm_lines(spec: str | Mapping[str, Any]) -> list[Line]:
     return lines
 
 
-def _lines(key: str, value: Any, given: Any, meaning: str) -> Iterator[Line]:
+def _lines(key: str, value: Any, given: Any, meaning: str) -> Iterator[ConfigLine]:
     """A part's line, then those of its fields."""
     origin = "default" if given is None else "set"
     if isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
@@ -63,12 +63,12 @@ def _lines(key: str, value: Any, given: Any, meaning: str) -> Iterator[Line]:
             yield from _lines(f"{key}.{index}", item, mine, meaning)
         return
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        yield Line(key, part_text(list(value) if isinstance(value, tuple) else value), origin, meaning)
+        yield ConfigLine(key, part_text(list(value) if isinstance(value, tuple) else value), origin, meaning)
         return
     kind = type(value)
     text = inspect.getdoc(kind) or ""
     meaning = "" if text.startswith(f"{kind.__name__}(") else _first(text)  # what dataclass writes where nobody did
-    yield Line(key, part_name(kind), origin, meaning)
+    yield ConfigLine(key, part_name(kind), origin, meaning)
     fields, named = notes(kind), given if isinstance(given, Mapping) else {}
     for field in dataclasses.fields(value):
         meaning = fields.get(field.name) or GENERAL.get(field.name, "")

@@ -2,7 +2,7 @@
 
 from flowrl.composition.building import build
 from flowrl.composition.description import describe
-from flowrl.composition.own import own_code
+from flowrl.composition.names import own_code
 from flowrl.composition.presets import find_preset, paper, preset_names, summary
 from flowrl.composition.slots import SLOTS, part_name, shipped_parts
 

@@ -7,17 +7,18 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NoReturn, TypeVar, get_args, get_type_hints
 
-from flowrl import renamed
 from flowrl.composition.contract import check_class, check_values, family_of
-from flowrl.composition.own import own_code
+from flowrl.composition.names import outdated, own_code
 from flowrl.composition.presets import find_preset, preset_names
 from flowrl.composition.slots import SLOTS, is_own, own_place, part_name, shipped_part, shipped_parts
 from flowrl.errors import UserError, describe_exception, did_you_mean, short_repr
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.coefficients import with_coefficients
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.values import typed
+from flowrl.types import IncompatibleError
+from flowrl.values import validated
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,6 +36,10 @@ def build(spec: str | Mapping[str, object], *, trusted: bool = True) -> Algorith
     keys, values of the wrong type, and parts that are not what their slot needs.
     """
     given = {"use": spec} if isinstance(spec, str) else dict(spec)
+    if old := outdated(given):
+        raise UserError(
+            old[0] if len(old) == 1 else "".join(["of an older release:", *(f"\n  - {line}" for line in old)])
+        )
     if not trusted and (code := own_code(given)):
         key, place = next(iter(code.items()))
         raise UserError(f"{key}: {place} is somebody's code, which is not run from here")
@@ -53,6 +58,7 @@ def build(spec: str | Mapping[str, object], *, trusted: bool = True) -> Algorith
         _check_parts(algorithm, "algorithm")
     _check_families(algorithm, name)
     _check_views(algorithm)
+    _check_coefficients(algorithm)
     return algorithm
 
 
@@ -160,6 +166,14 @@ def _check_families(algorithm: Algorithm, name: str) -> None:
             )
 
 
+def _check_coefficients(algorithm: Algorithm) -> None:
+    """Raise `UserError` for a coefficient of a field that is none, or no number."""
+    try:
+        with_coefficients(algorithm, {})
+    except IncompatibleError as error:
+        raise UserError(f"algorithm.coefficients: {error}") from error
+
+
 def _check_views(algorithm: Algorithm) -> None:
     """Raise `UserError` for views of an estimator that the sampler's completions do not fit."""
     sampler, estimator = algorithm.sampler, algorithm.estimator
@@ -199,11 +213,11 @@ def _attempt(make: Callable[[], Made], path: str, *, own: bool) -> Made:
 
 def _refuse(key: str, what: str, known: Iterable[str]) -> NoReturn:
     section, _, word = key.rpartition(".")
-    raise UserError(renamed.sentence(key) or f"{key}: {what}{did_you_mean(word, known, section)}")
+    raise UserError(f"{key}: {what}{did_you_mean(word, known, section)}")
 
 
 def _typed(hint: object, value: object, path: str) -> object:
     try:
-        return typed(hint, value)
+        return validated(hint, value)
     except ValueError as error:
         raise UserError(f"{path}: {short_repr(value)} will not do: {error}") from error

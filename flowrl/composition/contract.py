@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol, get_args, get_origin, get_type_hints
 
 from flowrl.errors import UserError, describe_exception
 from flowrl.parts.algorithm import Family
-from flowrl.values import is_plain_type, typed
+from flowrl.values import is_plain_type, validated
 
 FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.flow": "diffusion",
@@ -85,7 +85,7 @@ def check_values(part: object, protocol: type, path: str) -> None:
             raise UserError(f"{path}.{member}: {describe_exception(error)}") from error
         if is_plain_type(hint):
             try:
-                typed(hint, value)
+                validated(hint, value)
             except ValueError as error:
                 raise UserError(f"{path}: {member} of {type(part).__name__} is {value!r}: {error}") from error
 

@@ -34,7 +34,7 @@ def find_preset(name: str) -> Callable[..., Algorithm]:
         return preset
     if name not in preset_names():
         new = renamed.new_name("algorithm", name)
-        remedy = did_you_mean(name, preset_names()) if new is None else f": it is called {new} now; write {new}"
+        remedy = did_you_mean(name, preset_names()) if new is None else f": it was renamed, write {new}"
         raise UserError(f"algorithm: there is no {name!r}{remedy} (or give path.py:function)")
     return getattr(importlib.import_module(f"{algorithms.__name__}.{name}"), name)
 

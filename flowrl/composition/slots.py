@@ -96,9 +96,12 @@ def shipped_part(slot: str, name: str, path: str) -> type:
     for found, kind in known.items():
         if renamed.plain(found) == renamed.plain(name):
             return kind
-    new = renamed.new_name(slot, name)
-    remedy = did_you_mean(name, known) if new is None else f": it is called {new} now; write {new}"
-    raise UserError(f"{path}.use: there is no {name!r}{remedy} (or give path.py:Class)")
+    remedy = (
+        f"{did_you_mean(name, known)} (or give path.py:Class)"
+        if known
+        else ", and none comes with flowrl; give path.py:Class"
+    )
+    raise UserError(f"{path}.use: there is no {name!r}{remedy}")
 
 
 def part_name(kind: type) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flowrl.detection.objects import ALIASES, OBJECTS, Detection
 from flowrl.errors import UserError
-from flowrl.scorers.clip import Preprocessing, load_pretrained, place
+from flowrl.scorers.images import Preprocessing
+from flowrl.scorers.loading import device_and_dtype, load_pretrained
 
 WEIGHTS = "facebook/mask2former-swin-small-coco-instance"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +56,7 @@ class Mask2Former:
     ) -> None:
         from transformers import Mask2FormerForUniversalSegmentation
 
-        self._place = place(device, dtype)
+        self._place = device_and_dtype(device, dtype)
         model = load_pretrained(
             Mask2FormerForUniversalSegmentation, path, "geneval", ("mask2former",), unused="criterion."
         )

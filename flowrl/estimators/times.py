@@ -57,7 +57,7 @@ class GridTimes:
             bounds = torch.linspace(self.skip, end, count + 1, dtype=torch.float64).long() - self.skip
             width = (bounds[1:] - bounds[:-1]).double()
             u = uniform(seeds, (count,), stream=TIME_STREAM)
-            return usable[(bounds[:-1] + (u * width).long()).clamp(max=len(usable) - 1)]
+            return usable[bounds[:-1] + (u * width).long()]
         repeats = -(-count // len(usable))
         order = uniform(seeds, (repeats, len(usable)), stream=TIME_STREAM).argsort(dim=-1)
         return usable[order.flatten(1)[:, :count]]

@@ -95,7 +95,6 @@ def complete_samples(
     if all(path.exists() for entry in entries for path in entry.files):
         return entries
     with display or Display(console=Console(quiet=True)) as display, ExitStack() as stack:
-        display.stage(f"loading the {folder.parent.name} model")
         policy = source.open()
         if source.prefill is not None:
             stack.enter_context(policy.prefilled(source.prefill))

@@ -17,7 +17,7 @@ from flowrl.evaluation.suite import Options, SuiteScores, prompt_tags
 from flowrl.evaluation.target import Target
 from flowrl.score.registry import find_reward
 from flowrl.types import Prompt, Samples
-from flowrl.values import misfit
+from flowrl.values import argument_problem
 
 PROMPTS = "prompts"
 """Option of every such suite beside those of its scorer."""
@@ -109,5 +109,5 @@ def check_options(suite: str, function: Callable[..., Any], options: Options, *f
     for key, value in options.items():
         if key not in known:
             raise UserError(f"suite {suite} has no option {key!r}{did_you_mean(key, known)}")
-        if wrong := misfit(function, key, value):
+        if wrong := argument_problem(function, key, value):
             raise UserError(f"--option {suite}.{key}: {short_repr(value)} will not do: {wrong}")

@@ -9,7 +9,6 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
 from flowrl.models.causal.load import load_causal
 from flowrl.models.causal.policy import CausalPolicy
-from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.family import family_of
 from flowrl.models.load_errors import errors_named
 from flowrl.models.masked.load import load_masked
@@ -18,6 +17,8 @@ from flowrl.models.masked.policy import MaskedPolicy
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+LoadedPolicy = diffusion.DiffusionPolicy | CausalPolicy | MaskedPolicy
+"""The policies that models are loaded as, one for each family."""
 LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
 
 
@@ -26,7 +27,7 @@ def load_policy(
     *,
     family: Literal["diffusion", "masked", "causal"] | None = None,
     **options: Any,
-) -> DiffusionPolicy | CausalPolicy | MaskedPolicy:
+) -> LoadedPolicy:
     """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object.
 
     Args:

@@ -134,7 +134,7 @@ class ExponentialWeight:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        _need_warmth(self.temperature)
+        _check_temperature(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, group, own = scores.total, scores.group, scores.own
@@ -180,7 +180,7 @@ class SoftmaxContrast:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _need_warmth(self.temperature)
+        _check_temperature(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         group, valid = scores.group, scores.valid
@@ -210,7 +210,7 @@ class BestVersusWorst:
         return advantage
 
 
-def _need_warmth(temperature: float) -> None:
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"the temperature of the weights should be above 0, found {temperature}")
 

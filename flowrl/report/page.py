@@ -41,15 +41,14 @@ def write(run: Path) -> Path:
     return path
 
 
-def write_anyway(run: Path, say: Callable[[str], None]) -> list[str]:
+def try_write(run: Path, say: Callable[[str], None]) -> list[str]:
     """As `write`, for the end of a run, which a report that fails must not fail: what went wrong, as a sentence."""
     say("writing the report")
     try:
         write(run)
     except Exception as error:  # whatever it is, the run and its checkpoints are whole
-        return [
-            f"the report was not written ({describe_exception(error)}); the run is whole, try `flowrl report {run}`"
-        ]
+        cause = str(error) if isinstance(error, UserError) else describe_exception(error)
+        return [f"the report was not written ({cause}); the run is whole, try `flowrl report {run}`"]
     return []
 
 
@@ -69,10 +68,10 @@ def contents(record: Record) -> dict[str, Any]:
         "diagnostics": curves.diagnostic_figures(metrics),
         "others": curves.other_figures(metrics),
         "time": curves.time_figure(metrics),
-        "moments": gallery.moments(record),
-        "strips": gallery.strips(record),
-        "extremes": gallery.extremes(record),
-        "pairs": gallery.pairs(record),
+        "samples": gallery.iterations(record),
+        "histories": gallery.heldout_histories(record),
+        "best_and_worst": gallery.best_and_worst(record),
+        "base_and_tuned": gallery.base_and_tuned(record),
         "tables": [table(suite) for suite in evaluation.get("suites", {}).values()],
         "manifest": list(flat(evaluation.get("manifest", {}))),
         "config": record.config_text,

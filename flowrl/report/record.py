@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowrl.config.reading import read_yaml
+from flowrl.config.yaml_text import read_yaml
 from flowrl.errors import UserError
 from flowrl.evaluation.results import SCHEMA
 from flowrl.records.sample_files import read_json_lines

@@ -40,10 +40,12 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 
 def columns_of(samples: Samples) -> dict[str, list[Any]]:
-    """The prompts' other fields as lists of N (`flatten_columns`); None where a prompt does not have one."""
+    """The prompts' other fields as lists of N (`flatten_columns`); None where a prompt does not have one. What a data
+    set or an environment says of the samples is the column ``feedback``: numbers, or a list of them for each event."""
     rows = [flatten_columns(prompt.columns) for prompt in samples.prompts]
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    found = {name: [row.get(name) for row in rows] for name in names}
+    return found if samples.feedback is None else {**found, "feedback": samples.feedback.tolist()}
 
 
 def prompt_messages(prompt: Prompt) -> list[Message]:

@@ -47,7 +47,8 @@ class AdaptedReward(ABC):
     style: str
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.function, self.name = function, name
+        self.function: Any = function
+        self.name = name
         self.parameters = inspect.signature(function).parameters
 
     @property
@@ -63,7 +64,7 @@ class AdaptedReward(ABC):
     def close(self) -> None:
         """Let the reward free what it holds."""
         if "close" in dir(self.function):
-            self.function.close()  # type: ignore[attr-defined]
+            self.function.close()
 
 
 def takes_anything(parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -15,11 +15,12 @@ def take(samples: Samples, rows: Sequence[int]) -> Samples:
     """Some of the samples; a view where they follow one another, so that a change in place is noticed."""
     prompts = [samples.prompts[row] for row in rows]
     completions = None if samples.completions is None else [samples.completions[row] for row in rows]
+    feedback = None if samples.feedback is None else samples.feedback[list(rows)]
     if samples.images is None:
-        return Samples(prompts, None, completions)
+        return Samples(prompts, None, completions, feedback)
     together = list(rows) == list(range(rows[0], rows[0] + len(rows))) if rows else False
     images = samples.images[rows[0] : rows[-1] + 1] if together else samples.images[list(rows)]
-    return replace(samples, prompts=prompts, images=images, completions=completions)
+    return replace(samples, prompts=prompts, images=images, completions=completions, feedback=feedback)
 
 
 def joined(parts: Sequence[Samples]) -> Samples:

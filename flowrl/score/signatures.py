@@ -35,7 +35,7 @@ from flowrl.score.frameworks import VERL, VerlReward, build_flow_factory, is_flo
 from flowrl.score.reward_function import AdaptedReward, takes_anything
 from flowrl.score.samples import split_by_group, take
 from flowrl.types import Samples
-from flowrl.values import misfit
+from flowrl.values import argument_problem
 
 LOG = logging.getLogger("flowrl.score")
 SUBJECTS = ("images", "prompts", "completions")
@@ -250,7 +250,7 @@ def _settings(
     for key in options:
         if key not in known and not anything:
             raise UserError(f"reward {name!r} has no option {key!r}{did_you_mean(key, known)}")
-        if wrong := misfit(function, key, options[key]):
+        if wrong := argument_problem(function, key, options[key]):
             raise UserError(f"reward {name!r}: options.{key}: {short_repr(options[key])} will not do: {wrong}")
     given = dict(options)
     for key, value in (("device", device), ("dtype", dtype)):

@@ -14,9 +14,10 @@ from typing import Any
 import flowrl.worlds
 from flowrl.composition import own_code
 from flowrl.config import Config
-from flowrl.data import PromptSet, worlds
+from flowrl.data import PromptSet
 from flowrl.records.machine import versions
 from flowrl.score.registry import place_of
+from flowrl.worlds import world_names
 
 WHOLE = 1 << 20
 """Files up to so many bytes are hashed whole."""
@@ -31,8 +32,8 @@ def fingerprint_inputs(config: Config, train: PromptSet, test: PromptSet | None)
 
     Prompts: all texts and columns in order. Rewards and the user's own parts of the algorithm: the syntax trees (so:
     not comments or layout) of the file and of the files beside it that it imports; files and folders that options of
-    rewards name. Base model and adapter: every file's
-    name and size, small files whole, of large ones the header and a sample of 1 MiB; for models of the hub, the commit.
+    rewards name. Base model and adapter: every file's name and size, small files whole, of large ones the header and a
+    sample of 1 MiB; for models of the hub, the commit.
     """
     found = {"data.train": _prompts(train), "data.test": _prompts(test) if test else None}
     found["model.path"] = _model(config.model.path)
@@ -109,7 +110,7 @@ def _exists(text: str) -> bool:
 
 def _model(name: str) -> str | None:
     """Of a world, a folder, a file, or a model of the hub that was downloaded."""
-    if name in worlds():
+    if name in world_names():
         return fingerprint_files(Path(flowrl.worlds.__path__[0], name))
     path = Path(name).expanduser()
     if path.exists():

@@ -10,9 +10,9 @@ from flowrl.composition import build, describe, own_code
 from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
-from flowrl.models import load_adapter, load_policy
+from flowrl.models import LoadedPolicy, load_adapter, load_policy
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.startup.preflight import with_adapter_shape
+from flowrl.startup.model_checks import with_adapter_shape
 from flowrl.startup.resume import load_checkpoint
 from flowrl.version import __version__
 
@@ -20,7 +20,7 @@ WEIGHTS = "weights/"
 """Prefix of the weight sets among a checkpoint's tensors."""
 
 
-def open_policy(config: Config) -> Any:
+def open_policy(config: Config) -> LoadedPolicy:
     """The policy a run starts from, with ``model.adapter`` loaded if there is one."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
@@ -31,7 +31,7 @@ def open_policy(config: Config) -> Any:
     return policy
 
 
-def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
+def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPolicy:
     """A run's model with the weight sets of a checkpoint: ``best``, ``latest`` or a path.
 
     ``live`` holds the trained weights, ``using("ema")`` their average if the run kept one; a critic that the algorithm
@@ -48,7 +48,7 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> Any:
         load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in loaded.tensors.items() if k.startswith(WEIGHTS)})
     known = origin(config)
-    policy.origin = known and known | {"checkpoint": loaded.path.name}
+    policy.origin = None if known is None else {**known, "checkpoint": loaded.path.name}
     return policy
 
 
@@ -77,11 +77,11 @@ def origin(config: Config) -> dict[str, Any] | None:
         "family": family,
         "model": config.model.model_dump(mode="json", include=keys),
         "algorithm": spec,
-        "eval": {key: getattr(config.eval, key) for key in ("steps", "guidance", "temperature")},
+        "eval": {key: getattr(config.eval, key) for key in ("sampling_steps", "guidance", "temperature")},
     }
 
 
-def make_live(policy: Any, weights: str) -> None:
+def make_live(policy: LoadedPolicy, weights: str) -> None:
     """Make the weight set ``weights`` the live one, which is what is exported. Raises `UserError` if there is none."""
     if weights not in policy.weights.names():
         raise UserError(f"--weights: the run keeps no {weights!r} weights; choose one of {policy.weights.names()}")

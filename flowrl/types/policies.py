@@ -21,7 +21,10 @@ class Policy(Protocol):
         """What the network is conditioned on for each prompt [N]; what prompts share is computed once."""
         ...
 
-    def decode(self, final: Tensor) -> Tensor: ...
+    def decode(self, final: Tensor) -> Tensor | list[str]:
+        """Images [N, 3, H, W] in [0, 1], or texts, of a rollout's final samples."""
+        ...
+
     def using(self, name: str) -> AbstractContextManager[Self]:
         """The policy that computes with the weight set ``name``, as long as the context is open; gradients are disabled
         unless the set is ``live``."""

@@ -20,8 +20,8 @@ import yaml
 from flowrl import cli
 from flowrl.composition import build, describe, preset_names
 from flowrl.config import Config
-from flowrl.config.explain import explain
-from flowrl.config.reading import read_yaml
+from flowrl.config.listing import config_table
+from flowrl.config.yaml_text import read_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.records import checkpoint, checkpoint_folder
@@ -81,7 +81,7 @@ def config_values(rng: random.Random, folder: Path) -> None:
     path.write_bytes(_dump(values))
     config = Config.load(path, _overrides(rng, values))
     check_run(config)
-    explain(config)
+    config_table(config)
     assert Config.of(yaml.safe_load(config.to_yaml())) == config
 
 

@@ -35,6 +35,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--again", type=Path, metavar="JSON", help="the survivors of an earlier report instead")
     parser.add_argument("--tests", type=float, default=20, metavar="SECONDS", help="of tests for one mutant, at most")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "flowrl-mutation", help="folder")
+    parser.add_argument("--fresh", action="store_true", help="measure again which test runs which line")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
     return parser.parse_args()
 
@@ -53,13 +54,13 @@ def chosen(settings: argparse.Namespace) -> list[Mutant]:
     return list(islice(valid, settings.sample or None))
 
 
-def coverage(out: Path) -> Coverage:
+def coverage(out: Path, fresh: bool) -> Coverage:
     """The map from lines to tests, measured where it is not at hand."""
     (out / "coverage").mkdir(parents=True, exist_ok=True)
     files = sorted({file for path in PATHS for file in python_files(ROOT / path)})
     paths = [str(file.relative_to(ROOT)) for file in files]
-    kept = places(ROOT, out / "coverage", paths)
-    missing = {name: file for name, file in kept.items() if not file.exists()}
+    kept = places(ROOT, out / "coverage")
+    missing = {name: file for name, file in kept.items() if fresh or not file.exists()}
     if missing:
         print(f"looking which lines {len(missing)} test files run", flush=True)
         work = lambda: measure(ROOT, missing, paths) or 0  # noqa: E731
@@ -139,7 +140,7 @@ def main() -> int:
     if settings.list:
         print("\n".join(f"{m.path}:{m.line} {m.kind}\n  - {m.before}\n  + {m.after}" for m in mutants))
         return 0
-    seen = coverage(settings.out)
+    seen = coverage(settings.out, settings.fresh)
     preload(seen.modules)
     known = equivalent.read(ROOT)
     head = {"seed": settings.seed, "sample": settings.sample, "mutants_in_all": len(find(ROOT, settings.paths))}

@@ -92,14 +92,14 @@ def test_a_run(
     dtype: str, says: bool, folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU answers alike in every batch, so the rounding of a GPU's bfloat16 is put in: 4e-5 in the log-ratio."""
-    known = Transitions.old
+    known = Transitions.recorded_logp
 
     def rounded(self: Transitions, rollout: Any, rows: Any) -> Likelihood:
         logp = known(self, rollout, rows).logp
         return Likelihood(logp + 4e-5 * torch.randn(logp.shape, generator=torch.Generator().manual_seed(0)))
 
     if dtype == "bfloat16":
-        monkeypatch.setattr(Transitions, "old", rounded)
+        monkeypatch.setattr(Transitions, "recorded_logp", rounded)
     (tmp_path / "mine.py").write_text("def bright(images, prompts, **c):\n    return images.flatten(1).mean(dim=1)\n")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     config = Config.of(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flowrl import cli
-from flowrl.composition import build
+from flowrl.composition import SLOTS, build
 from flowrl.config import Config
 from flowrl.types import Batch, Likelihood, Rows, Scores
 
@@ -45,6 +45,13 @@ def flowrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def test_it_is_one_file_of_about_sixty_lines(page: Path) -> None:
     assert sorted(path.name for path in page.iterdir()) == ["images.yaml", "mine.py", "texts.yaml"]
     assert len((page / "mine.py").read_text().splitlines()) <= 66
+
+
+def test_it_names_what_there_is() -> None:
+    root = Path(__file__).parents[2]
+    for path in re.findall(r"`(flowrl/[\w/.]+)`", PAGE):
+        assert (root / path).exists(), path
+    assert not [slot for slot in SLOTS if not re.search(rf"\b{slot}`", PAGE)]
 
 
 @pytest.mark.parametrize(("config", "run"), [("images", "my_images"), ("texts", "my_texts")])

@@ -7,8 +7,9 @@ import pytest
 
 from flowrl.composition import build
 from flowrl.config import Config
-from flowrl.config.explain import explain
-from flowrl.config.reading import apply_overrides, parse_yaml
+from flowrl.config.listing import config_table
+from flowrl.config.overrides import apply_overrides
+from flowrl.config.yaml_text import parse_yaml
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
 from flowrl.startup.preflight import check_run
@@ -152,14 +153,14 @@ def test_overrides_leave_their_input_alone() -> None:
 
 
 def test_explain_shows_origin_and_meaning(file: Path) -> None:
-    rows = {line.split()[0]: line for line in explain(Config.load(file, ["optimizer.lr=1e-5"])).splitlines()}
+    rows = {line.split()[0]: line for line in config_table(Config.load(file, ["optimizer.lr=1e-5"])).splitlines()}
     assert "set" in rows["optimizer.lr"] and "learning rate" in rows["optimizer.lr"]
     assert "default" in rows["optimizer.eps"]
     assert "set" in rows["rewards.0.use"] and "default" in rows["rewards.0.weight"]
 
 
 def test_every_key_has_a_meaning(file: Path) -> None:
-    assert all(line.rsplit("  ", 1)[1].strip() for line in explain(Config.load(file)).splitlines())
+    assert all(line.rsplit("  ", 1)[1].strip() for line in config_table(Config.load(file)).splitlines())
 
 
 def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
@@ -273,7 +274,7 @@ def test_numbers_lists_and_dates_that_yaml_writes_otherwise(file: Path) -> None:
         file, ["train.seed=1e3", "optimizer.betas=[0, 0.5]", "name=2024-01-01", "algorithm.sampler.steps=8.0"]
     )
     assert (config.train.seed, config.optimizer.betas, config.name) == (1000, (0.0, 0.5), "2024-01-01")
-    assert isinstance(config.train.seed, int) and build(config.algorithm).sampler.steps == 8
+    assert isinstance(config.train.seed, int) and build(config.algorithm).sampler.forwards == 8
 
 
 def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from flowrl.estimators.tokens import Tokens
+from flowrl.models.tiny_flow import TinyCondition
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.diagnostics import StepMetrics, describe_completions, describe_scores
+from flowrl.parts.diagnostics import StepMetrics, describe_completions, describe_scores, per_sample
 from flowrl.parts.objectives import Clipped, ClippedMean, ScoreFunction
 from flowrl.parts.regularizers import KL
 from flowrl.samplers.causal import CausalSampler
-from flowrl.types import Batch, Likelihood, Rollout, Rows, Scores, TokenTrace
+from flowrl.types import Batch, Likelihood, Rows, Scores, TokenTrace
+from tests.contract.toys import rollout_of
 
 
 def table(*rows: list[float]) -> Tensor:
@@ -118,7 +120,11 @@ def test_how_far_ratios_are_from_one_before_the_first_update() -> None:
 
 @dataclass(frozen=True)
 class Recorded(Rows):
-    behaviour: Tensor
+    recorded: Tensor
+
+    @property
+    def sampler_logp(self) -> Tensor:
+        return self.recorded
 
 
 def test_only_the_first_batch_says_how_far_sampler_and_trainer_are_apart() -> None:
@@ -154,10 +160,9 @@ def test_a_deviation_measured_apart_and_norms() -> None:
 def test_lengths_of_completions() -> None:
     mask = torch.arange(4) < torch.tensor([1, 4, 3, 4])[:, None]
     trace = TokenTrace(torch.ones(4, 4).long(), mask, 1.0)
-    nobody = torch.zeros(4).long()
-    found = describe_completions(Rollout(None, trace.tokens, nobody, trace))  # type: ignore[arg-type]
+    found = describe_completions(rollout_of(TinyCondition(torch.zeros(4).long()), trace.tokens, trace))
     assert found == {"completion/length": 3, "completion/full_length_fraction": 0.5}
-    assert describe_completions(Rollout(None, trace.tokens, nobody, None)) == {}  # type: ignore[arg-type]
+    assert describe_completions(rollout_of(TinyCondition(torch.zeros(4).long()), trace.tokens)) == {}
 
 
 def test_rewards_and_advantages_of_an_iteration() -> None:
@@ -175,6 +180,12 @@ def test_rewards_and_advantages_of_an_iteration() -> None:
     assert found["reward/invalid_fraction"] == pytest.approx(1 / 6)
     assert found["zero_std_fraction"] == pytest.approx(2 / 3)  # the groups of 5, 5 and of 7 alone
     assert found["advantage/mean"] == pytest.approx(-1 / 6) and found["advantage/abs_max"] == 2.5
+
+
+def test_one_number_of_a_sample_for_a_person_to_read() -> None:
+    events = table([1, 2, 6], [0, 0, 3])
+    assert per_sample(events).tolist() == [3, 1] and per_sample(events[:, 0]).tolist() == [1, 0]
+    assert per_sample(torch.stack([events, 3 * events], dim=2)).tolist() == [6, 2]
 
 
 def test_nothing_could_be_scored() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -16,6 +17,7 @@ from flowrl.math.random import seeds
 from flowrl.models.tiny_flow import TinyCondition
 from flowrl.models.weights import WeightSets
 from flowrl.types import IncompatibleError, Likelihood, Rollout, Steps
+from tests.contract.toys import rollout_of
 
 GRID = torch.linspace(1, 0, 11).double()
 
@@ -34,8 +36,10 @@ class Constant:
         with torch.no_grad():
             self.theta += torch.tensor(theta or (0.0, 0.0), dtype=torch.float64)
 
+    @contextmanager
     def using(self, name: str):
-        return self.weights.using(name)
+        with self.weights.using(name):
+            yield self
 
     def snap(self, t: Tensor) -> Tensor:
         return t
@@ -72,7 +76,7 @@ def steps(mean: Tensor | None = None) -> Rollout:
     squared = table([0.1 / 0.0625, 0.16 / 0.0625])  # under the sampling policy, whose velocity was 0
     t, t_next = table([0.8, 0.5]), table([0.5, 0.1])
     trace = Steps(torch.zeros(1, 2, 2).double(), x_next, t, t_next, squared, Fixed(-0.5, 0.25), 3.0, mean)
-    return Rollout(condition(1), torch.zeros(1, 2), torch.zeros(1).long(), trace)
+    return rollout_of(condition(1), torch.zeros(1, 2), trace)
 
 
 def replay(estimator: Transitions, policy: Constant, mean: Tensor | None = None) -> tuple[Likelihood, Likelihood]:
@@ -145,7 +149,7 @@ def test_a_share_of_the_steps() -> None:
     least = Transitions(fraction=0.01).probe(rollout, policy, torch.tensor([0]))  # type: ignore[arg-type]
     assert least.shape == (1, 1)
     with pytest.raises(IncompatibleError, match="give the sampler a window"):
-        Transitions().probe(Rollout(condition(1), torch.zeros(1, 2), torch.zeros(1), None), policy, torch.tensor([0]))  # type: ignore[arg-type]
+        Transitions().probe(rollout_of(condition(1), torch.zeros(1, 2)), policy, torch.tensor([0]))  # type: ignore[arg-type]
 
 
 def test_which_weights_vanish() -> None:
@@ -211,6 +215,12 @@ def test_the_pair_of_policies_around_the_old_one() -> None:
     assert half.extra["logp_negative"].tolist() == [[pytest.approx(-(0.0625 + 2.25) / 2)]]
     right = ContrastedMatching()(Constant(-1.0, 2.0 + 4e-6), rows_at(0.5), condition(1))  # type: ignore[arg-type]
     assert right.logp.item() == pytest.approx(-(2e-6**2) / 2 / 1e-5, rel=1e-3)  # the divisor is at least 1e-5
+    policy = Constant(1.0, 2.0)
+    ContrastedMatching(guidance=2.0)(policy, rows_at(0.5), condition(1))  # type: ignore[arg-type]
+    assert [asked[0] for asked in policy.asked] == ["old", "live"] and [asked[3] for asked in policy.asked] == [
+        2.0,
+        2.0,
+    ]
     assert ContrastedMatching().references == ("old",) and ContrastedMatching().decisions(0) == (9, 9)
     both = ContrastedMatching()(Constant(1.0, 2.0), rows_at(0.5), condition(1), ("reference", "old"))  # type: ignore[arg-type]
     assert set(both.extra) == {"logp_negative", "prediction/old", "prediction/reference"}
@@ -218,13 +228,13 @@ def test_the_pair_of_policies_around_the_old_one() -> None:
 
 def test_what_a_matching_estimator_draws() -> None:
     final = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    rollout = Rollout(condition(2), final, torch.zeros(2).long(), None, GRID)
+    rollout = rollout_of(condition(2), final, times=GRID)
     rows = Matching(draws=3).probe(rollout, Constant(), seeds(0, "m", count=2))  # type: ignore[arg-type]
     assert rows.t.shape == (2, 3) and rows.noise.shape == (2, 3, 2)
     assert bool((rows.clean == final[:, None]).all()) and len(rows.noise.unique()) == 12
     assert Matching(draws=3).decisions(0) == (3, 3) and Matching().draws == 4
     with pytest.raises(IncompatibleError, match="time grid"):
-        Matching().probe(Rollout(condition(2), final, torch.zeros(2), None), Constant(), seeds(0, "m", count=2))  # type: ignore[arg-type]
+        Matching().probe(rollout_of(condition(2), final), Constant(), seeds(0, "m", count=2))  # type: ignore[arg-type]
 
 
 # times

@@ -211,7 +211,7 @@ def test_a_random_window_lies_in_the_first_part() -> None:
     assert set(starts(RandomWindow(size=1, stop=0.35), 10, 60)) == {0, 1, 2}  # one of the first int(3.5)
     assert RandomWindow().recordable(10) == range(5) and set(starts(RandomWindow(size=5), 10, 9)) == {0}
     for size in (0, 6):
-        with pytest.raises(ValueError, match=f"a window of size={size}"):
+        with pytest.raises(ValueError, match=f"size={size} does not fit into the first 5 of 10 steps"):
             RandomWindow(size=size)(10, draw())
 
 
@@ -255,6 +255,19 @@ def test_a_rollout_in_pieces_is_the_whole() -> None:
         sample(sampler, Field(), condition, how, 0)
     plain = sample(FlowSampler(steps=1), Field(), condition, how, 2)
     assert plain.trace is None and len(plain.final) == 5
+
+
+def test_a_sampler_of_other_rows_takes_all_at_once() -> None:
+    """One that returns every sample twice."""
+
+    def twice(policy, condition, how: Draw) -> Rollout:
+        rows = torch.arange(len(how)).repeat(2)
+        return FlowSampler(steps=1)(policy, condition.take(rows), how.take(rows))
+
+    how, condition = draw(4), TinyCondition(torch.arange(4))
+    assert len(sample(twice, Field(), condition, how, 4).final) == 8  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sample all 4 at once"):
+        sample(twice, Field(), condition, how, 3)  # type: ignore[arg-type]
 
 
 def test_some_samples_of_a_rollout() -> None:

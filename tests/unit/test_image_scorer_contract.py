@@ -171,7 +171,7 @@ def test_imagereward_tokenizes_a_prompt_once(imagereward_folder: Path) -> None:
 
 
 def test_the_memory_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.scorers.clip.REMEMBERED", 3)
+    monkeypatch.setattr("flowrl.scorers.clip.CACHED_PROMPTS", 3)
     calls: list[str] = []
 
     def encode(texts: list[str]) -> Tensor:

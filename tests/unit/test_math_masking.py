@@ -80,6 +80,8 @@ def test_what_is_cut_away() -> None:
     assert kept(top_p=0.5) == [0, 1, 0, 1] and kept(top_p=1e-9) == [0, 1, 0, 0]
     equal = truncate(double(1.0, 2.0, 2.0, 0.0)[None], Truncation(top_k=1))[0]
     assert equal.tolist() == [NINF, 2, 2, NINF]
+    faint = truncate(double(0.0, -100.0, -200.0)[None], Truncation(top_k=2))[0]
+    assert faint.tolist() == [0, -100, NINF]  # by number alone, however unlikely
     two = truncate(double(0.0, 0.0)[None], Truncation(top_p=0.5))[0]
     assert two.tolist() == [0, NINF]  # before the second there is .5 already
 

@@ -84,13 +84,14 @@ def test_a_clip_range_may_be_empty_but_not_negative(part) -> None:
 def test_one_ratio_per_sample() -> None:
     """exp(mean of the log-ratios that count): here exp((.2 + .1) / 2), clipped at 1.05; the same for each decision."""
     part = ClippedMean()  # low and high .05
-    live = Likelihood(table([0.2, 0.1, 5.0]))
-    one = batch(torch.ones(1, 3).double(), torch.zeros(1, 3).double(), weight=table([0.5, 0.5, 0]))
+    live = Likelihood(table([-0.8, -1.9, 3.0]))
+    old = table([-1.0, -2.0, -2.0])
+    one = batch(torch.ones(1, 3).double(), old, weight=table([0.5, 0.5, 0]))
     assert float(part.log_ratio(live, one)[0]) == pytest.approx(0.15)
     assert part(live, one)[0].tolist() == pytest.approx([-1.05] * 3)
-    bad = batch(-torch.ones(1, 3).double(), torch.zeros(1, 3).double(), weight=table([0.5, 0.5, 0]))
+    bad = batch(-torch.ones(1, 3).double(), old, weight=table([0.5, 0.5, 0]))
     assert part(live, bad)[0].tolist() == pytest.approx([math.exp(0.15)] * 3)
-    low = part(Likelihood(table([-0.2, -0.1, 5.0])), bad)
+    low = part(Likelihood(table([-1.2, -2.1, 3.0])), bad)
     assert low[0].tolist() == pytest.approx([0.95] * 3)
 
 
@@ -154,7 +155,7 @@ def test_the_linear_bound_of_bgpo() -> None:
     """-A (1 + d) for good ones, -A exp(d) for bad ones, d at most 10."""
     got = loss(LinearBound(), [math.exp(0.3), math.exp(0.3), math.exp(12)], [2.0, -2.0, -1.0])
     assert got == pytest.approx([-2.6, 2 * math.exp(0.3), math.exp(10)])
-    assert loss(LinearBound(), [math.exp(12)], [1.0]) == pytest.approx([-13])  # no cap on what is linear
+    assert loss(LinearBound(), [math.exp(12)], [0.5]) == pytest.approx([-6.5])  # no cap on what is linear
     assert LinearBound().clip_range is None
 
 

@@ -1,6 +1,8 @@
 """Parts and presets of a user's own: named in a config, checked before anything is loaded, described, remembered."""
 
+import ast
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -66,13 +68,35 @@ class MyNoise:
 
 @dataclass(frozen=True)
 class MyWeight:
-    def __call__(self, rows, shape):
-        return torch.ones(shape, dtype=torch.float64)
+    def __call__(self, table):
+        return torch.ones(table.mask.shape, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class MyMask:
+    coupled: ClassVar[bool] = False
+
+    def __call__(self, live, batch):
+        return torch.ones_like(live.logp)
+
+
+@dataclass(frozen=True)
+class MySum:
+    def __call__(self, gram):
+        return torch.ones(len(gram), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class MyCoefficient:
+    sets: str = "objective.high"
+
+    def __call__(self, value, metrics, iteration):
+        return value
 
 
 @dataclass(frozen=True)
 class MyMean:
-    def __call__(self, mask, unit=1):
+    def __call__(self, mask, unit=1, source=None):
         return mask / mask.sum()
 
 
@@ -125,6 +149,9 @@ SPECS = {
     "token_advantage": {"use": "ppo", "token_advantage": ["mine.py:MyGAE"]},
     "selection": {"use": "flow_grpo", "selection": "mine.py:MySelection"},
     "loss_weight": {"use": "flow_grpo", "loss_weight": "mine.py:MyWeight"},
+    "loss_masks": {"use": "flow_grpo", "loss_masks": ["mine.py:MyMask"]},
+    "combination": {"use": "flow_grpo", "combination": "mine.py:MySum"},
+    "coefficients": {"use": "flow_grpo", "coefficients": ["mine.py:MyCoefficient"]},
     "objective": {"use": "flow_grpo", "objective": {"use": "mine.py:MyObjective", "strength": 3}},
     "regularizers": {"use": "flow_grpo", "regularizers": "mine.py:MyKL"},
     "aggregation": {"use": "flow_grpo", "aggregation": "mine.py:MyMean"},
@@ -142,8 +169,16 @@ def test_every_slot_takes_a_class_of_a_file(slot: str) -> None:
     assert build(SPECS[slot]) == algorithm, "one text is one class"
     keys = own_code(SPECS[slot])
     assert [str(place) for place in keys.values()] == [f"mine.py:{_named(slot)}"]
+    with pytest.raises(
+        UserError, match=r"there is no 'nothing'(; known: |; did you|, and none comes).*give path\.py:Class"
+    ):
+        build(_with_other_name(SPECS[slot]))
     with pytest.raises(UserError, match=r"mine\.py:\w+ is somebody's code, which is not run from here"):
         build(SPECS[slot], trusted=False)
+
+
+def _with_other_name(value: object) -> dict[str, object]:
+    return ast.literal_eval(re.sub(r"mine\.py:\w+", "nothing", repr(value)))
 
 
 def _named(slot: str) -> str:
@@ -197,10 +232,14 @@ def test_a_preset_of_a_file() -> None:
             {"sampler": {"dynamics": {"use": "mine.py:MyNoise", "level": 5}}},
             r"ZeroDivisionError: .*mine\.py:\d+ in",
         ),
+        (
+            {"coefficients": [{"use": "mine.py:MyCoefficient", "sets": "objective.higher"}]},
+            r"algorithm\.coefficients: a coefficient sets objective\.higher, and this algorithm has no higher there",
+        ),
         ({"objective": "mine.py:MyAdvantage"}, r"mine\.py:MyAdvantage has no reference \(Weight set whose"),
         (
             {"advantage": "mine.py:MyMean"},
-            r"MyMean\.__call__ takes \(self, mask, unit=1\), and is called as __call__\(sc",
+            r"MyMean\.__call__ takes \(self, mask, unit=1, source=None\), and is called as __call__\(sc",
         ),
         (
             {"advantage": "mine.py:MyObjective"},

@@ -327,7 +327,9 @@ def test_retries_are_bounded(naps: list[float]) -> None:
     assert script.requests == 4 and naps == [30.0] * 3
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(RewardError, match=r"no connection \(ConnectError\) \(2 tries\); is the server still running"):
+    with pytest.raises(
+        RewardError, match=r"no connection \(connection refused\) \(2 tries\); is the server still running"
+    ):
         remote(f"http://127.0.0.1:{port}/r", retries=1)
 
 

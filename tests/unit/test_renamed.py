@@ -48,8 +48,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train.turbo=3", "train.turbo was removed: set train.sample_batch higher"),
         ("algorithm.aim.low=1", "algorithm.aim was renamed: write algorithm.objective"),
         ("algorithm.objective.lower=1", "algorithm.objective.lower was renamed: write algorithm.objective.low"),
-        ("algorithm.objective=PPOClip", "there is no 'PPOClip': it is called Clipped now; write Clipped"),
-        ("algorithm=old_grpo", "there is no 'old_grpo': it is called flow_grpo now; write flow_grpo"),
+        ("algorithm.objective=PPOClip", "algorithm.objective: PPOClip was renamed: write Clipped"),
+        ("algorithm=old_grpo", "algorithm: old_grpo was renamed: write flow_grpo"),
     ],
 )
 @pytest.mark.usefixtures("table")
@@ -59,6 +59,17 @@ def test_an_old_key_is_refused_and_says_the_new_one(tmp_path: Path, override: st
     with pytest.raises(UserError) as caught:
         build(Config.load(file, [override]).algorithm)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.usefixtures("table")
+def test_all_old_names_of_an_algorithm_are_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        build({"use": "old_grpo", "aim": {"use": "ppo_clip", "low": 1}, "sampler": {"steps": 3}})
+    assert str(caught.value).splitlines() == [
+        "of an older release:",
+        "  - algorithm.aim was renamed: write algorithm.objective",
+        "  - algorithm: old_grpo was renamed: write flow_grpo",
+    ]
 
 
 OLD = {
@@ -92,7 +103,7 @@ def test_the_config_of_an_older_run_is_translated_wherever_it_is_read(tmp_path: 
 @pytest.mark.usefixtures("table")
 def test_what_an_export_remembers_is_translated(tmp_path: Path) -> None:
     facts = {"family": "diffusion", "model": {"dtype": "float32"}, "algorithm": OLD["algorithm"],
-             "eval": {"steps": None, "guidance": None, "temperature": None}}  # fmt: skip
+             "eval": {"sampling_steps": None, "guidance": None, "temperature": None}}  # fmt: skip
     (tmp_path / ORIGIN_FILE).write_text(json.dumps(facts))
     origin = read_export_settings(tmp_path)
     assert origin is not None and origin.algorithm["objective"] == {"use": "Clipped", "low": 1e-5}
@@ -122,26 +133,56 @@ def test_no_old_name_is_one_of_today() -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"use": "ppo", "credit": "gae"}, "algorithm.credit was renamed: write algorithm.token_advantage"),
+        (
+            {"use": "ppo", "credit": ["gae", "kl_in_reward"]},
+            "algorithm.credit was renamed: write algorithm.token_advantage",
+        ),
         ({"use": "spg", "emphasis": "uniform"}, "algorithm.emphasis was renamed: write algorithm.loss_weight"),
         ({"use": "awm", "followers": []}, "algorithm.followers was renamed: write algorithm.ema_weights"),
         ({"use": "dapo", "drop_cut": True}, "write algorithm.mask_truncated_completions"),
         ({"use": "spg", "estimator": {"plan": "full_mask"}}, "write algorithm.estimator.views"),
-        ({"use": "grpo", "selection": "with_credit"}, "it is called nonzero_advantage now"),
-        ({"use": "grpo", "selection": {"use": "WithCredit"}}, "it is called NonzeroAdvantage now"),
-        ({"use": "grpo", "advantage": {"use": "plain"}}, "it is called raw_reward now"),
-        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "it is called trajectory now"),
+        ({"use": "grpo", "selection": "with_credit"}, "was renamed: write nonzero_advantage"),
+        ({"use": "grpo", "selection": {"use": "WithCredit"}}, "was renamed: write NonzeroAdvantage"),
+        ({"use": "grpo", "advantage": {"use": "plain"}}, "was renamed: write raw_reward"),
+        ({"use": "elbo_pg", "estimator": {"views": {"use": "trace", "limit": 128}}}, "was renamed: write trajectory"),
     ],
 )
 def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         build(spec)
-    assert sentence in str(caught.value)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
     build(renamed.translated({"algorithm": spec})["algorithm"])
 
 
+@pytest.mark.parametrize(
+    ("override", "new"),
+    [
+        ("eval.steps=3", "eval.sampling_steps"),
+        ("log.images=3", "log.samples"),
+        ("log.every_images=3", "log.samples_every"),
+        ("model.vllm.memory=0.3", "model.vllm.gpu_memory_utilization"),
+    ],
+)
+def test_keys_of_the_first_releases(tmp_path: Path, override: str, new: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(VALUES))
+    with pytest.raises(UserError, match=rf"^command line: {override.partition('=')[0]} was renamed: write {new}$"):
+        Config.load(file, [override])
+    *sections, key = override.partition("=")[0].split(".")
+    value: object = {key: yaml.safe_load(override.partition("=")[2])}
+    for section in reversed(sections):
+        value = {section: value}
+    old = {**VALUES, **value}  # type: ignore[dict-item]
+    old["model"] = {"path": "shapes", **old["model"]}  # type: ignore[dict-item]
+    file.write_text(yaml.safe_dump(old))
+    here: object = Config.of_run(file)
+    for part in new.split("."):
+        here = getattr(here, part)
+    assert here == yaml.safe_load(override.partition("=")[2])
+
+
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    from flowrl.config.errors import models_in
+    from flowrl.config.findings import models_in
 
     for name, field in model.model_fields.items():
         yield prefix + name

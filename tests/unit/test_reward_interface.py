@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowrl.config import Config, RewardConfig
-from flowrl.config.explain import explain
-from flowrl.config.reading import parse_yaml
+from flowrl.config.listing import config_table
 from flowrl.config.reward import OnErrorConfig
+from flowrl.config.yaml_text import parse_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.parts.advantages import GroupCentred, LeaveOneOut
@@ -673,7 +673,7 @@ def test_held_out_rewards_are_watched_and_config_reaches_the_rewards() -> None:
     first, gold, gate = rewards.rewards
     assert (first.on_error, gold.on_error) == (on_error("drop_group", 2), on_error("raise"))
     assert (gold.overlap, gate.gate, gate.applies) == (False, 0.5, {"tag": "x"})
-    assert Config.of(config.model_dump(mode="json")) == config and "rewards.0.on_error.retry" in explain(config)
+    assert Config.of(config.model_dump(mode="json")) == config and "rewards.0.on_error.retry" in config_table(config)
     scores = load_rewards(config.rewards[:2])(samples(32), GROUP)
     torch.testing.assert_close(scores.total, 2 * scores.rewards[:, 0])
     torch.testing.assert_close(scores.rewards[:, 1], -scores.rewards[:, 0])
@@ -985,7 +985,7 @@ data: {prompts: 3, group: 4}
 train: {iterations: 3, threads: 1, sample_batch: 5}
 eval: {every: 0}
 checkpoint: {every: 0}
-log: {images: 0}
+log: {samples: 0}
 """
 SLOW = """
 import pathlib, time, torch

@@ -544,7 +544,7 @@ def test_a_self_check_is_shown_only_when_it_fails() -> None:
 
 def _rendered(display: Display, width: int) -> list[str]:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(display._shown())
+    console.print(display._render())
     return console.export_text().splitlines()
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowrl.coupling import assemble
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.objectives import Clipped, ClippedMean, ImplicitPair, ScoreFunction
@@ -370,6 +371,25 @@ def test_a_penalty_is_weighted_and_reported() -> None:
 def test_a_long_gradient_is_cut_to_its_norm() -> None:
     gradients, metrics, _ = run(line(table([30.0])), [1.0], max_grad_norm=2.0)
     assert gradients == pytest.approx([-2], rel=1e-5) and metrics["grad_norm"] == pytest.approx(30)
+
+
+def test_a_gradient_has_norm_one_at_most_by_default() -> None:
+    assert UpdateSettings().max_grad_norm == 1  # as the released codes of DDPO, Flow-GRPO and TRL have it
+    gradients, _, _ = run(line(table([30.0])), [1.0], max_grad_norm=UpdateSettings().max_grad_norm)
+    assert gradients == pytest.approx([-1], rel=1e-5)
+
+
+def test_blocks_are_put_back_where_they_come_from() -> None:
+    """Rows 2 and 0 of three, the first of them in two parts; what nothing covers is 0."""
+
+    def part(rows: list[int], decisions: slice, *values: list[float]) -> tuple[Tensor, slice, Likelihood]:
+        return torch.tensor(rows), decisions, Likelihood(table(*values), {"twice": 2 * table(*values)})
+
+    blocks = [part([2], slice(0, 1), [5]), part([2], slice(1, 2), [6]), part([0], slice(None), [1, 2])]
+    whole = assemble(blocks, torch.Size((3, 2)))
+    assert whole.logp.tolist() == [[1, 2], [0, 0], [5, 6]]
+    assert whole.extra["twice"].tolist() == [[2, 4], [0, 0], [10, 12]]
+    assert assemble([], torch.Size((1, 2))).logp.tolist() == [[0, 0]]
 
 
 def test_gradients_are_summed_over_ranks() -> None:

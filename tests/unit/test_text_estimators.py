@@ -17,6 +17,7 @@ from flowrl.estimators.views import Views
 from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.types import IncompatibleError, Rollout, TokenScores, TokenTrace, Truncation, ViewRows, prompts_of
+from tests.contract.toys import rollout_of as rollout_of_toy
 
 TOKENS = torch.tensor([[0, 2, 1], [1, 1, 2]])
 ALL = torch.ones(2, 3, dtype=torch.bool)
@@ -28,7 +29,7 @@ def policy_of(causal: bool = False, **options: Any) -> TinyText:
 
 def rollout_of(policy: TinyText, mask: Tensor = ALL, temperature: float = 1.0, **trace: Any) -> Rollout:
     condition = policy.condition(prompts_of(["a", "b"]))
-    return Rollout(condition, TOKENS, torch.tensor([0, 1]), TokenTrace(TOKENS, mask, temperature, **trace))
+    return rollout_of_toy(condition, TOKENS, TokenTrace(TOKENS, mask, temperature, **trace), group=torch.tensor([0, 1]))
 
 
 @dataclass(frozen=True)

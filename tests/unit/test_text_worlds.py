@@ -24,11 +24,11 @@ from flowrl.worlds.countdown.solver import random_term, solve
 from flowrl.worlds.sudoku import measure as sudoku_measure
 from flowrl.worlds.sudoku import pretrain as sudoku_pretrain
 from flowrl.worlds.sudoku import verifier as sudoku_verifier
-from flowrl.worlds.sudoku.commands import load
 from flowrl.worlds.sudoku.grids import CELLS, DIGITS, EMPTY, UNITS, grids, solutions, valid
-from flowrl.worlds.sudoku.learning import Recipe, Shape, build, causal_loss, encode, masked_loss, pretrain
-from flowrl.worlds.sudoku.sampling import continue_, unmask
-from flowrl.worlds.sudoku.tokens import build_tokenizer
+from flowrl.worlds.text.commands import load, report
+from flowrl.worlds.text.decoding import continue_, unmask
+from flowrl.worlds.text.pretraining import Recipe, Shape, build, causal_loss, encode, masked_loss, pretrain
+from flowrl.worlds.text.tokenizer import build_tokenizer
 from rewards.countdown import countdown
 from rewards.sudoku import sudoku
 
@@ -381,11 +381,17 @@ def test_shipped_base_is_mediocre_with_a_plain_loop(world: str, family: str, pat
         made = unmask(model, tokenizer, texts * 4, length, steps=length, order="random", temperature=1.0, seed=0)
     else:
         made = continue_(model, tokenizer, texts * 4, length, temperature=1.0, seed=0)
-    strict = MODULES[world][1].report(made, rows * 4)["strict"]
+    strict = report(made, rows * 4, MODULES[world][1].verdict)["strict"]
     assert strict == pytest.approx(MEASURED[world, family], abs=0.12)  # n = 160: three standard errors
     reward = {"sudoku": sudoku, "countdown": countdown}[world]
     columns = {name: [row[name] for row in rows] * 4 for name in rows[0] if name != "prompt"}
     assert float(reward(made, texts * 4, mode="strict", **columns).mean()) == pytest.approx(strict)
+
+
+def test_a_base_is_measured_per_tag_and_over_its_completions():
+    rows = [{"prompt": "1=", "tag": "a"}, {"prompt": "2=", "tag": "b"}] * 2
+    found = report(["x", "x", "1", "x"], rows, lambda made, row: {"strict": made + "=" == row["prompt"], "formed": 1.0})
+    assert found == {"strict": 0.25, "strict/a": 0.5, "strict/b": 0, "formed": 1, "pass": 0.5, "pass/a": 1, "pass/b": 0}
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,11 @@ def test_times_are_within_their_range() -> None:
     assert torch.allclose(mean.weights.sum(dim=2), mean.targets.any(dim=2).double())  # 1 / number hidden
 
 
+def test_a_time_of_zero_hides_nothing_and_weighs_nothing() -> None:
+    views = make(RandomTime(low=0.0, high=0.0))
+    assert not bool(views.targets.any()) and bool((views.weights == 0).all())
+
+
 def test_a_grid_of_times_goes_from_a_random_start_to_one() -> None:
     """Three views at t, (1 + t) / 2 and 1 hide the same kind of coins, so on average .5, .75 and 1 of the content."""
     views = make(TimeGrid(draws=3))

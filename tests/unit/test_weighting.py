@@ -20,7 +20,13 @@ from flowrl.parts.selections import AllButFirst, AllSamples, DropFlatGroups, Non
 from flowrl.parts.token_advantages import GAE, KLInReward
 from flowrl.samplers.causal import CausalSampler
 from flowrl.types import IncompatibleError, Rows, StepRows, ViewRows
+from tests.contract.toys import table_of
 from tests.unit.test_parts import scores
+
+
+def weigh(part, rows: Rows, shape: tuple[int, int]) -> Tensor:
+    """Factors of a loss weight on rows that all count."""
+    return part(table_of(torch.zeros(shape), torch.ones(shape).bool(), rows=rows))
 
 
 def views(targets: Tensor, content: Tensor, per: str = "cell") -> ViewRows:
@@ -34,6 +40,12 @@ def test_an_empty_batch_weighs_nothing(part) -> None:
     assert part(torch.zeros(2, 4).bool(), 2).tolist() == [[0] * 4] * 2
 
 
+@pytest.mark.parametrize("part", [SampleMean(), DecisionMean(), RowMean(), SampleSum(), FixedLength()])
+def test_a_single_decision_has_all_the_weight(part) -> None:
+    share = 1 / 3 if part == FixedLength() else 1
+    assert part(torch.tensor([[False, False, False], [False, True, False]])).tolist() == [[0] * 3, [0, share, 0]]
+
+
 def test_a_row_by_default_answers_one_decision() -> None:
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
     quarter = [[0.25] * 3 + [0], [0.25, 0, 0, 0]]
@@ -42,34 +54,34 @@ def test_a_row_by_default_answers_one_decision() -> None:
 
 
 def test_every_decision_counts_once() -> None:
-    assert Uniform()(Rows(), (2, 3)).tolist() == [[1, 1, 1]] * 2
+    assert weigh(Uniform(), Rows(), (2, 3)).tolist() == [[1, 1, 1]] * 2
 
 
 def test_every_view_counts_the_same() -> None:
     """Views that ask for 2, 1 and 0 positions: shares 1/2 and 1, times the mean of 1.5 per view, so their mean is 1."""
     targets = torch.tensor([[[1, 1, 0], [0, 0, 1], [0, 0, 0]], [[1, 1, 1], [1, 1, 1], [1, 1, 1]]]).bool()
-    found = EqualViews()(views(targets, torch.ones(2, 3).bool()), (2, 9)).reshape(2, 3, 3)
+    found = weigh(EqualViews(), views(targets, torch.ones(2, 3).bool()), (2, 9)).reshape(2, 3, 3)
     assert found[0, 0].tolist() == pytest.approx([0.75] * 3) and found[0, 1].tolist() == pytest.approx([1.5] * 3)
     assert found[1].tolist() == [[1] * 3] * 3
     assert float(found[targets].mean()) == pytest.approx(1)
     for wrong in (Rows(), views(targets, torch.ones(2, 3).bool(), "view")):
         with pytest.raises(IncompatibleError, match=r"set estimator\.per=cell"):
-            EqualViews()(wrong, (2, 9))
+            weigh(EqualViews(), wrong, (2, 9))
 
 
 def test_completions_count_by_their_length() -> None:
     content = torch.tensor([[True] * 4, [True, True, False, False]])
     rows = views(content[:, None], content, "token")
-    assert ByLength()(rows, (2, 4)).tolist() == [[4 / 3] * 4, [2 / 3] * 4]
-    assert ByLength(power=-1)(rows, (2, 4)).tolist() == [pytest.approx([3 / 4] * 4), pytest.approx([3 / 2] * 4)]
+    assert weigh(ByLength(), rows, (2, 4)).tolist() == [[4 / 3] * 4, [2 / 3] * 4]
+    assert weigh(ByLength(power=-1), rows, (2, 4)).tolist() == [pytest.approx([3 / 4] * 4), pytest.approx([3 / 2] * 4)]
     with pytest.raises(IncompatibleError, match="masked language model"):
-        ByLength()(Rows(), (2, 4))
+        weigh(ByLength(), Rows(), (2, 4))
 
 
 def test_steps_count_by_their_inverse_length() -> None:
     rows = StepRows(torch.tensor([[1.0, 0.5]]).double(), torch.tensor([[0.5, 0.4]]).double())
-    assert InverseStep()(rows, (1, 2)).tolist() == [pytest.approx([2, 10])]
-    assert InverseStep(normalise=True)(rows, (1, 2)).tolist() == [pytest.approx([1 / 3, 5 / 3])]
+    assert weigh(InverseStep(), rows, (1, 2)).tolist() == [pytest.approx([2, 10])]
+    assert weigh(InverseStep(normalise=True), rows, (1, 2)).tolist() == [pytest.approx([1 / 3, 5 / 3])]
 
 
 def test_which_samples_take_part() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowrl.data import Form, load_prompts
+from flowrl.data import PromptFormat, load_prompts
 from flowrl.errors import UserError
 from flowrl.evaluation.reward_suite import RewardSuite, reward_suite
 from flowrl.evaluation.suite import Options, SuiteEntry
@@ -18,7 +18,7 @@ def build(target: Target, _data: Path | None, _options: Options) -> RewardSuite:
     source = target.config.data.test
     if not source:
         raise UserError(f"suite rewards needs data.test in the config of {target.text!r}; it names no test prompts")
-    prompts = load_prompts(source, Form(target.config.data.columns, target.config.data.template)).prompts
+    prompts = load_prompts(source, PromptFormat(target.config.data.columns, target.config.data.template)).prompts
     return reward_suite("rewards", prompts, source, target.config.rewards)
 
 

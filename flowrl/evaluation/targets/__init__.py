@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from flowrl.data import worlds
 from flowrl.errors import UserError, did_you_mean
 from flowrl.evaluation.target import Target
 from flowrl.evaluation.targets.export_settings import read_export_settings
@@ -14,6 +13,7 @@ from flowrl.evaluation.targets.models import lora_target, model_target
 from flowrl.evaluation.targets.request import Request, Samplers
 from flowrl.evaluation.targets.runs import is_checkpoint, run_target
 from flowrl.records.sample_files import is_image_folder, read_folder
+from flowrl.worlds import world_names
 
 __all__ = ["Request", "Samplers", "find_target"]
 
@@ -35,9 +35,9 @@ def find_target(text: str, request: Request) -> tuple[Target, Samplers]:
     if lora and not path.is_dir():
         return lora_target(text, request)
     if not path.exists():
-        if text in worlds() or HUB_ID.fullmatch(text):
+        if text in world_names() or HUB_ID.fullmatch(text):
             return model_target(text, request)
-        known = did_you_mean(text, worlds())
+        known = did_you_mean(text, world_names())
         raise UserError(f"there is no {text!r} here; give a model, a run, a LoRA or an image folder{known}")
     return _folder(text, request, lora)
 
@@ -83,7 +83,7 @@ def _is_lora(path: Path, text: str, request: Request) -> bool:
     if any((path / name).is_file() for name in LORA_FILES):
         return True
     files = path.is_dir() and any(path.glob("*.safetensors"))
-    hub = not path.exists() and text not in worlds() and text.count("/") >= 1
+    hub = not path.exists() and text not in world_names() and text.count("/") >= 1
     if not files and not hub:
         return False
     from flowrl.models.adapters import is_adapter_name  # torch and diffusers: only where the name does not tell

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowrl.data import worlds
 from flowrl.errors import UserError
-from flowrl.worlds import shapes
+from flowrl.worlds import shapes, world_names
 
 SHAPES = "shapes"
 INCIDENTAL = ("dtype", "torch_dtype", "transformers_version")
@@ -21,7 +20,7 @@ def base_models(world: str) -> Mapping[str, Path]:
     """The base models of a world by family; none for a word that is no world's name."""
     if world == SHAPES:
         return {"diffusion": shapes.BASE}
-    return getattr(_module(world), "BASES", {}) if world in worlds() else {}
+    return getattr(_module(world), "BASES", {}) if world in world_names() else {}
 
 
 def model_folder(model: str, family: str) -> Path:
@@ -31,10 +30,10 @@ def model_folder(model: str, family: str) -> Path:
 
 def world_of(model: str, family: str) -> str | None:
     """The world a model belongs to: named so, or of the architecture of its base (an export of a run)."""
-    if model in worlds():
+    if model in world_names():
         return model
     file = Path("transformer") / "config.json" if family == "diffusion" else Path("config.json")
-    bases = {world: base / file for world in worlds() if (base := base_models(world).get(family))}
+    bases = {world: base / file for world in world_names() if (base := base_models(world).get(family))}
     own = _architecture(Path(model) / file)
     return next((world for world, base in bases.items() if own is not None and own == _architecture(base)), None)
 

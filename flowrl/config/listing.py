@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -13,7 +12,7 @@ from flowrl.config.schema import Config
 
 
 @dataclass(frozen=True)
-class Line:
+class ConfigLine:
     """One key."""
 
     key: str
@@ -23,30 +22,25 @@ class Line:
     meaning: str
 
 
-def lines(config: Config) -> list[Line]:
-    """Every key of the config in the schema's order."""
-    return list(_lines(config, "", ""))
+def config_lines(config: Config, algorithm: Sequence[ConfigLine] = ()) -> list[ConfigLine]:
+    """Every key in the schema's order; ``algorithm``, if there are any, in the place of that key."""
+    found: list[ConfigLine] = []
+    for line in _lines(config, "", ""):
+        found += algorithm if algorithm and line.key == "algorithm" else [line]
+    return found
 
 
-def explain(config: Config, algorithm: Sequence[Line] = ()) -> str:
-    """Aligned columns: key, value, ``set`` or ``default``, meaning; ``algorithm`` takes the place of that key."""
-    rows = explained(config, algorithm)
+def config_table(config: Config, algorithm: Sequence[ConfigLine] = ()) -> str:
+    """`config_lines` in aligned columns: key, value, ``set`` or ``default``, meaning."""
+    rows = config_lines(config, algorithm)
     wide = min(34, max(len(row.key) for row in rows))
     broad = min(34, max(len(row.value) for row in rows))
     return "\n".join(f"{r.key:<{wide}}  {r.value:<{broad}}  {r.origin:<7}  {r.meaning}" for r in rows)
 
 
-def explained(config: Config, algorithm: Sequence[Line]) -> list[Line]:
-    """Every key, the algorithm's own ones in the place of ``algorithm``."""
-    found: list[Line] = []
-    for line in lines(config):
-        found += algorithm if algorithm and line.key == "algorithm" else [line]
-    return found
-
-
-def _lines(section: BaseModel, prefix: str, inherited: str) -> Iterator[Line]:
+def _lines(section: BaseModel, prefix: str, inherited: str) -> Iterator[ConfigLine]:
     for name, field in type(section).model_fields.items():
-        value: Any = section.__dict__[name]
+        value: object = section.__dict__[name]
         origin = inherited or ("set" if name in section.model_fields_set else "default")
         key = f"{prefix}{name}"
         if isinstance(value, BaseModel):
@@ -55,8 +49,8 @@ def _lines(section: BaseModel, prefix: str, inherited: str) -> Iterator[Line]:
             for index, item in enumerate(value):
                 yield from _lines(item, f"{key}.{index}.", "")
         else:
-            yield Line(key, _text(value), origin, field.description or "")
+            yield ConfigLine(key, _text(value), origin, field.description or "")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

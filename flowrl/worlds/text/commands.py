@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from flowrl.worlds.sudoku.learning import Pair, Recipe, Shape, build, pretrain
-from flowrl.worlds.sudoku.sampling import continue_, unmask
-from flowrl.worlds.sudoku.tokens import save_tokenizer
+from flowrl.worlds.text.decoding import continue_, unmask
+from flowrl.worlds.text.pretraining import Pair, Recipe, Shape, build, pretrain
+from flowrl.worlds.text.tokenizer import save_tokenizer
 
 FAMILIES = ("masked", "causal")
 Rows = list[dict[str, Any]]
-Report = Callable[[Sequence[str], Sequence[dict[str, Any]]], dict[str, float]]
+Verdict = Callable[[str, dict[str, Any]], dict[str, float]]
+"""The verifier of a world: a completion and its row to ``strict`` and other scores."""
 
 
 def load(folder: Path, family: str) -> tuple[Any, Any]:
@@ -59,9 +61,8 @@ def train(
     save_tokenizer(tokenizer, args.out)
 
 
-def measure(bases: Mapping[str, Path], prompts: Callable[[Any], Rows], length: int, report: Report) -> None:
-    """Prints `report(completions, rows)` per decoder as JSON lines: every prompt 16 times at temperature 1, once
-    greedily."""
+def measure(bases: Mapping[str, Path], prompts: Callable[[Any], Rows], length: int, verdict: Verdict) -> None:
+    """Prints a `report` per decoder as JSON lines: every prompt 16 times at temperature 1, once greedily."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--base", type=Path, help="folder; default: the shipped base")
@@ -75,8 +76,25 @@ def measure(bases: Mapping[str, Path], prompts: Callable[[Any], Rows], length: i
         rows = prompts(args.split) * (args.repeats if decoder["temperature"] else 1)
         decode = unmask if args.family == "masked" else continue_
         made = decode(model, tokenizer, [row["prompt"] for row in rows], length, seed=args.seed, **decoder)
-        line = {name: round(value, 3) for name, value in report(made, rows).items()}
+        line = {name: round(value, 3) for name, value in report(made, rows, verdict).items()}
         print(json.dumps({**decoder, "completions": len(rows), **line}), flush=True)
+
+
+def report(completions: Sequence[str], rows: Rows, verdict: Verdict) -> dict[str, float]:
+    """Means of what `verdict` says, `strict` also per tag, and `pass`, the share of prompts solved by any of their
+    completions, also per tag (`rows` may repeat a prompt)."""
+    values: dict[str, list[float]] = defaultdict(list)
+    solved: dict[tuple[str, str], bool] = defaultdict(bool)
+    for completion, row in zip(completions, rows, strict=True):
+        scores = verdict(completion, row)
+        for name, score in scores.items():
+            values[name].append(score)
+        values[f"strict/{row['tag']}"].append(scores["strict"])
+        solved[row["tag"], row["prompt"]] |= bool(scores["strict"])
+    for (tag, _), passed in solved.items():
+        values["pass"].append(passed)
+        values[f"pass/{tag}"].append(passed)
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def decoders(family: str, length: int) -> list[dict[str, Any]]:

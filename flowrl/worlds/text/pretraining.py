@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from flowrl.worlds.sudoku.tokens import build_tokenizer
+from flowrl.worlds.text.tokenizer import build_tokenizer
 
 Pair = tuple[str, str]
 """Prompt and completion."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowrl.data.chats import OPTIONS, TOOLS, conversation, plain
+from flowrl.data.conversations import OPTIONS, TOOLS, conversation, parsed_column
 from flowrl.errors import UserError, did_you_mean
 from flowrl.types import Prompt
 
@@ -16,7 +16,7 @@ CHATS = ("messages", "conversations")
 TEXT_KEYS = ("prompt", *CHATS, "text", "Prompt", "Prompts", "caption", "question", "problem")
 """Columns that may hold the prompt, in this order (``Prompt`` of PartiPrompts, ``Prompts`` of DrawBench, ``question``
 of GSM8K, ``problem`` of MATH)."""
-TAKEN = {
+RESERVED = {
     "prompts": "the prompts",
     "completions": "the completions",
     "images": "the images",
@@ -31,7 +31,7 @@ FIELD = re.compile(r"[^{}!:\[\]]+")
 
 
 @dataclass(frozen=True)
-class Form:
+class PromptFormat:
     """How rows become prompts: ``data.columns`` and ``data.template``."""
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -74,15 +74,15 @@ class Form:
                 have = ", ".join(map(repr, row)) or "nothing"
                 raise UserError(f"{where}: has no 'prompt' (it has {have}); name its column in data.columns")
             said = named[key]
-        taken = next((name for name in named if name in TAKEN), None)
+        taken = next((name for name in named if name in RESERVED), None)
         if taken is not None:
             raise UserError(
-                f"{where}: the column {taken!r} has the name under which rewards get {TAKEN[taken]}; rename it by"
+                f"{where}: the column {taken!r} has the name under which rewards get {RESERVED[taken]}; rename it by"
                 f" data.columns: {{my_{taken}: {taken}}}, or leave it out by {{{taken}: null}}"
             )
         rest = {name: value for name, value in named.items() if name != key}
         if key in CHATS:
-            said = plain(said, where, key)
+            said = parsed_column(said, where, key)
         if isinstance(said, str) and said.strip() and any(rest.get(name) for name in (TOOLS, OPTIONS)):
             said = [{"role": "user", "content": said}]
         if isinstance(said, list):
@@ -100,7 +100,7 @@ class Form:
             if source is None:
                 found.pop(name, None)
                 continue
-            found[name] = place(row, source)
+            found[name] = value_at(row, source)
             if found[name] is MISSING:
                 raise UserError(
                     f"{where}: data.columns takes {name!r} from {source!r}, which the row does not have (it has"
@@ -114,7 +114,7 @@ class Form:
             parts.append(text)
             if name is None:
                 continue
-            value = place(row, name)
+            value = value_at(row, name)
             if value is MISSING or value is None:
                 what = "is empty in" if value is None else "is not a column of"
                 raise UserError(
@@ -130,18 +130,18 @@ class Form:
         return "".join(parts)
 
 
-def place(row: object, path: str) -> Any:
+def value_at(row: object, path: str) -> Any:
     """The value at ``path`` in nested mappings and lists, the whole of it being a name first; `MISSING` if none."""
     if isinstance(row, Mapping):
         if path in row:
             return row[path]
         heads = [path[:i] for i, mark in enumerate(path) if mark == "."]
         head = next((head for head in heads if head in row), None)
-        return MISSING if head is None else place(row[head], path[len(head) + 1 :])
+        return MISSING if head is None else value_at(row[head], path[len(head) + 1 :])
     if isinstance(row, str) and row.lstrip().startswith(("{", "[")):
-        return place(plain(row, "data.columns", path), path)  # JSON text, as tables hold nested columns
+        return value_at(parsed_column(row, "data.columns", path), path)  # JSON text, as tables hold nested columns
     if isinstance(row, list | tuple):
         number, _, rest = path.partition(".")
         if number.isdigit() and int(number) < len(row):
-            return place(row[int(number)], rest) if rest else row[int(number)]
+            return value_at(row[int(number)], rest) if rest else row[int(number)]
     return MISSING

@@ -17,7 +17,7 @@ TOOLS, OPTIONS = "tools", "chat_template_kwargs"
 SHOWN = ("role", "content")
 
 
-def plain(value: object, where: str, name: str) -> Any:
+def parsed_column(value: object, where: str, name: str) -> Any:
     """A nested column, which a table or Arrow file may hold as JSON text. Arrow gives every object all keys of the
     column, the missing ones as None: those are left out."""
     if isinstance(value, str) and value.strip().startswith(("[", "{")):
@@ -103,10 +103,10 @@ def _call(call: object, here: str) -> dict[str, Any]:
 
 
 def _tools(value: object, where: str) -> list[Any]:
-    tools = [] if value in (None, "") else plain(value, where, TOOLS)
+    tools = [] if value in (None, "") else parsed_column(value, where, TOOLS)
     if not isinstance(tools, list) or not all(isinstance(tool, str | Mapping) for tool in tools):
         raise UserError(f"{where}: 'tools' should be a list of JSON schemas, found {tools!r}")
-    tools = [plain(tool, where, TOOLS) for tool in tools]
+    tools = [parsed_column(tool, where, TOOLS) for tool in tools]
     wrong = next((tool for tool in tools if not isinstance(tool, Mapping)), None)
     if wrong is not None:
         raise UserError(f"{where}: a tool should be a JSON schema, found {wrong!r}")
@@ -114,7 +114,7 @@ def _tools(value: object, where: str) -> list[Any]:
 
 
 def _options(value: object, where: str) -> dict[str, Any]:
-    options = {} if value in (None, "") else plain(value, where, OPTIONS)
+    options = {} if value in (None, "") else parsed_column(value, where, OPTIONS)
     if not isinstance(options, Mapping):
         raise UserError(
             f"{where}: {OPTIONS!r} should be an object such as {{'enable_thinking': false}}, found {options!r}"
