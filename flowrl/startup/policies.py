@@ -12,7 +12,7 @@ from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import LoadedPolicy, load_adapter, load_policy
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.startup.preflight import with_adapter_shape
+from flowrl.startup.model_checks import with_adapter_shape
 from flowrl.startup.resume import load_checkpoint
 from flowrl.version import __version__
 
