@@ -10,6 +10,10 @@ from copy import deepcopy
 from typing import Any
 
 KEYS: dict[str, str] = {
+    "eval.steps": "eval.sampling_steps",
+    "log.images": "log.samples",
+    "log.every_images": "log.samples_every",
+    "model.vllm.memory": "model.vllm.gpu_memory_utilization",
     "algorithm.credit": "algorithm.token_advantage",
     "algorithm.emphasis": "algorithm.loss_weight",
     "algorithm.followers": "algorithm.ema_weights",

@@ -215,9 +215,9 @@ def _loop(trainer: _Trainer, interrupts: Interrupts, fresh: bool) -> None:
         last = done == config.train.iterations
         if config.eval.every and (last or done % config.eval.every == 0):
             metrics |= trainer.evaluate()
-        if config.log.images and (last or done % config.log.every_images == 0):
+        if config.log.samples and (last or done % config.log.samples_every == 0):
             trainer.directory.save_samples(
-                done, batch.samples, batch.scores, advantage, seeds=batch.rollout.seeds, count=config.log.images
+                done, batch.samples, batch.scores, advantage, seeds=batch.rollout.seeds, count=config.log.samples
             )
         trainer.publish(metrics)
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):

@@ -73,7 +73,7 @@ def grid(
 
 def sampler_of_run(config: Config, changes: Decoding) -> Sampler:
     """The sampler of the run's held-out evaluation, changed as asked. Raises UserError for an unfit changes."""
-    own = Decoding(config.eval.steps, config.eval.guidance, temperature=config.eval.temperature)
+    own = Decoding(config.eval.sampling_steps, config.eval.guidance, temperature=config.eval.temperature)
     return sampler_of_algorithm(config.algorithm, own, changes)
 
 

@@ -24,6 +24,7 @@ class TinyCondition:
         return len(self.index)
 
     def take(self, rows: Tensor) -> TinyCondition:
+        """The condition of the rows with these indices [n] (repeats allowed)."""
         return TinyCondition(self.index[rows])
 
 
@@ -56,6 +57,7 @@ class TinyFlow:
         self.network_calls = 0
 
     def parameters(self) -> list[nn.Parameter]:
+        """Those of the residual network."""
         return list(self.network.parameters())
 
     @contextmanager
@@ -65,21 +67,27 @@ class TinyFlow:
             yield self
 
     def update_ema(self, name: str, decay: float) -> None:
+        """``name <- decay * name + (1 - decay) * live``."""
         self.weights.update_ema(name, decay)
 
     def condition(self, prompts: Sequence[Prompt]) -> TinyCondition:
+        """The number of each prompt."""
         return TinyCondition(torch.tensor([self.prompts.index(p.text) for p in prompts]))
 
     def times(self, steps: int) -> Tensor:
+        """[steps + 1] float64, evenly spaced from 1 to 0."""
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
     def snap(self, t: Tensor) -> Tensor:
+        """Every time is one it knows."""
         return t
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
+        """The noise itself."""
         return noise
 
     def decode(self, final: Tensor) -> Tensor:
+        """[N, 3, 1, dim]: the latent [N, dim] as a picture of three equal channels."""
         return final[:, None, None, :].expand(-1, 3, 1, -1)
 
     def base_velocity(self, x: Tensor, t: Tensor) -> Tensor:
@@ -101,6 +109,7 @@ class TinyFlow:
         guidance: float | None = None,
         cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
+        """[N, dim] at ``x`` [N, dim], ``t`` [N]; guidance as in `flowrl.types.FlowPolicy.velocity`."""
         conditional = self._predict(x, t, condition.index)
         if guidance is None or guidance == 1:
             return conditional

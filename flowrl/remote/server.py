@@ -55,7 +55,7 @@ class Backend(Protocol):
         ...
 
 
-class _Slots:
+class _RequestSlots:
     """Counts requests under way, so that their memory is bounded."""
 
     def __init__(self, limit: int) -> None:
@@ -74,7 +74,7 @@ class _Slots:
 
 def build_app(scorers: Mapping[str, Backend], token: str, limits: RequestLimits) -> FastAPI:
     """The application for rewards by name."""
-    slots = _Slots(limits.concurrency)
+    slots = _RequestSlots(limits.concurrency)
     one_parser = asyncio.Lock()  # for odd bodies: one of empty lists takes 34 times its size while it is parsed
 
     async def authorise(request: Request) -> None:

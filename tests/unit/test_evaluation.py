@@ -391,7 +391,7 @@ def run(tmp_path_factory):
             "algorithm": "flow_grpo",
             "rewards": ["shapes", {"use": "shapes", "name": "watched", "weight": 0.5}],
             "train": {"iterations": 1},
-            "eval": {"steps": 3, "guidance": 1.0, "weights": "live"},
+            "eval": {"sampling_steps": 3, "guidance": 1.0, "weights": "live"},
         }
     )
     write_text(path / "config.yaml", config.to_yaml())

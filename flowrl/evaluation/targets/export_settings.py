@@ -62,7 +62,8 @@ def read_export_settings(path: Path) -> ExportSettings | None:
         allowed = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
         load = {key: value for key, value in model.items() if key in allowed}
         call = dict(load.pop("call", {}))
-        decoding = Decoding(evaluation["steps"], evaluation["guidance"], temperature=evaluation["temperature"])
+        steps, guidance, temperature = (evaluation[key] for key in ("sampling_steps", "guidance", "temperature"))
+        decoding = Decoding(steps, guidance, temperature=temperature)
         settings = ExportSettings(facts["algorithm"], family, decoding, load, call)
         settings.sampler(Decoding())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

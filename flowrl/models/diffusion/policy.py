@@ -15,7 +15,7 @@ from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
 from flowrl.models.diffusion.coordinates import time_grid
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
-from flowrl.models.diffusion.recorder import Recorder
+from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.lora import Adaptation
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import WeightSets
@@ -59,6 +59,7 @@ class DiffusionPolicy:
 
     @property
     def device(self) -> torch.device:
+        """Where the denoiser computes."""
         return next(self.network.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ conditioning
@@ -173,7 +174,7 @@ class DiffusionPolicy:
         with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
             output = self.network(**inputs)
         self.network_calls += len(read)
-        return list(self.spec.prediction(_first(output)).float().chunk(count))
+        return list(self.spec.prediction(prediction_of(output)).float().chunk(count))
 
     # ------------------------------------------------------------------------------------------------------ images
     @torch.no_grad()
@@ -217,8 +218,3 @@ def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:
         else [v for b in branches for v in b[path]]
         for path, value in branches[0].items()
     }
-
-
-def _first(output: Any) -> Tensor:
-    first = output if isinstance(output, Tensor) else output[0]
-    return first if isinstance(first, Tensor) else torch.stack(list(first))

@@ -59,10 +59,12 @@ class TextPolicy:
 
     @property
     def device(self) -> torch.device:
+        """Where the network computes."""
         return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the frozen parts."""
         return self.network.placement.dtype
 
     @property
