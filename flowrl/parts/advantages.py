@@ -167,7 +167,7 @@ class GreedyBaseline:
         first = first_of_group(scores.group)
         place = first.cumsum(dim=0) - 1
         greedy = first.nonzero()[:, 0][place]
-        usable = scores.valid & scores.valid[greedy] & ~first
+        usable = scores.valid & scores.valid[greedy]  # of the first itself the difference is 0
         return _finish(scores.total - scores.total[greedy], usable, None)
 
 
