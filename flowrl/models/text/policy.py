@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class TextPolicy(HasWeightSets):
         self.codec = codec
         self.layout = layout
         self.source = source
-        self.origin: dict[str, object] | None = None
+        self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""
         self.excluded = excluded
         """Tokens of probability 0."""
