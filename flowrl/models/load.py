@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
@@ -14,13 +14,19 @@ from flowrl.models.load_errors import errors_named
 from flowrl.models.masked.load import load_masked
 from flowrl.models.masked.policy import MaskedPolicy
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 LoadedPolicy = diffusion.DiffusionPolicy | CausalPolicy | MaskedPolicy
 """The policies that models are loaded as, one for each family."""
 LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
 
 
 def load_policy(
-    path_or_pipeline: Any, *, family: Literal["diffusion", "masked", "causal"] | None = None, **options: Any
+    path_or_pipeline: str | Path | DiffusionPipeline,
+    *,
+    family: Literal["diffusion", "masked", "causal"] | None = None,
+    **options: Any,
 ) -> LoadedPolicy:
     """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object.
 
