@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -39,41 +39,27 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Connection:
-    """How an endpoint is asked; see `EndpointOptions`."""
-
-    key_variable: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    timeout: float = 60.0
-    retries: int = 5
-    backoff: float = 1.0
-    max_wait: float = 60.0
-    concurrency: int = 8
-
-
 def open_backend(
     reward: str,
     path: str | None,
-    url: str | None,
-    model: str | None,
     device: str | None,
     dtype: str,
-    connection: Connection,
+    endpoint: EndpointOptions,
     *,
     length: int = 1,
 ) -> Backend:
-    """The local model at ``path``, or ``model`` behind ``url``, replying with at most ``length`` tokens.
+    """The local model at ``path``, or one behind an endpoint (its ``url`` is empty where none is given), replying with
+    at most ``length`` tokens.
 
     Raises `UserError` unless exactly one is given.
     """
-    if (path is None) == (url is None):
+    if (path is None) == (not endpoint.url):
         raise UserError(f"{reward}: give either path (a local model) or url and model (an endpoint)")
     if path is not None:
         return LocalVlm(path, reward, device=device, dtype=dtype, length=length)
-    if model is None:
+    if not endpoint.model:
         raise UserError(f"{reward}: url needs model, the name that the server gives the model")
-    return RemoteVlm(str(url), model, connection, length=length)
+    return RemoteVlm(endpoint, length=length)
 
 
 class LocalVlm:
@@ -134,12 +120,12 @@ class LocalVlm:
 class RemoteVlm:
     """A model behind an OpenAI-compatible endpoint; images are sent as PNG data URIs."""
 
-    def __init__(self, url: str, model: str, connection: Connection, *, length: int) -> None:
-        self._url, self._model, self._connection = url, model, connection
-        self.name = f"{url}:{model}"
+    def __init__(self, options: EndpointOptions, *, length: int) -> None:
+        self.name = f"{options.url}:{options.model}"
         first = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP}
-        self._first = _FirstToken(self._options(first))
-        self._text = Endpoint(self._options({"max_tokens": length}))
+        self._first = _FirstToken(replace(options, parameters={"temperature": 0, **first, **options.parameters}))
+        text = {"temperature": 0, "max_tokens": length}
+        self._text = Endpoint(replace(options, parameters={**text, **options.parameters}))
 
     def chances(self, pixels: Tensor, questions: Sequence[str], words: Sequence[str]) -> Tensor:
         """From the first token's `TOP` alternatives, spaces around them removed. A word that is not among them counts
@@ -160,20 +146,6 @@ class RemoteVlm:
     def replies(self, pixels: Tensor, questions: Sequence[str]) -> list[str | None]:
         """What the model says, at temperature 0 unless the parameters say otherwise."""
         return self._text.complete([message(p, q) for p, q in zip(pixels, questions, strict=True)])
-
-    def _options(self, more: Mapping[str, Any]) -> EndpointOptions:
-        set_ = self._connection
-        return EndpointOptions(
-            self._url,
-            self._model,
-            key_variable=set_.key_variable,
-            timeout=set_.timeout,
-            retries=set_.retries,
-            backoff=set_.backoff,
-            max_wait=set_.max_wait,
-            concurrency=set_.concurrency,
-            parameters={"temperature": 0, **more, **set_.parameters},
-        )
 
 
 class _FirstToken(Endpoint):

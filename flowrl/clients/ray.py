@@ -6,13 +6,13 @@ Ray itself serialises between its processes with cloudpickle: a cluster is one t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, seeing_groups
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, ScoreInputs, seeing_groups
 from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
 
@@ -60,19 +60,12 @@ class RayReward(RemoteReward):
         except self._ray.exceptions.RayError as error:  # also what its constructor raised
             raise UserError(f"reward 'ray:{use}' does not load in its actor: {_cause(error)}") from error
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        images: Tensor | None,
-        completions: Sequence[str] | None,
-        columns: Mapping[str, Sequence[Any]],
-        group: Sequence[int] | None = None,
-    ) -> Tensor:
-        """As a call, with the samples' group numbers [N]."""
-        pixels = None if images is None else images.detach().cpu().float().numpy()
-        texts = None if completions is None else list(completions)
-        groups = list(range(len(prompts)) if group is None else group)
-        call = self._actor.score.remote(list(prompts), dict(columns), pixels, texts, groups)
+    def score(self, inputs: ScoreInputs) -> Tensor:
+        """As a call, exactly as here."""
+        pixels = None if inputs.images is None else inputs.images.detach().cpu().float().numpy()
+        texts = None if inputs.completions is None else list(inputs.completions)
+        groups = list(range(len(inputs.prompts)) if inputs.group is None else inputs.group)
+        call = self._actor.score.remote(list(inputs.prompts), dict(inputs.columns), pixels, texts, groups)
         try:
             scores = self._ray.get(call, timeout=self._timeout)
         except self._ray.exceptions.RayError as error:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from flowrl.clients.results import NOT_APPLICABLE, as_list
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """N samples as a remote reward gets them."""
+
+    prompts: Sequence[str]
+    images: Tensor | None
+    """[N, 3, H, W] in [0, 1]"""
+    completions: Sequence[str] | None
+    columns: Mapping[str, Sequence[Any]]
+    group: Sequence[int] | None = None
+    """[N] the samples' group numbers, where the reward compares them."""
 
 
 class RemoteReward(ABC):
@@ -27,18 +41,11 @@ class RemoteReward(ABC):
         **columns: Any,
     ) -> Tensor | list[float | None]:
         """N scores, NaN where it could not score, None where it does not apply."""
-        return as_result(self.score(prompts, images, completions, columns))
+        return as_result(self.score(ScoreInputs(prompts, images, completions, columns)))
 
     @abstractmethod
-    def score(
-        self,
-        prompts: Sequence[str],
-        images: Tensor | None,
-        completions: Sequence[str] | None,
-        columns: Mapping[str, Sequence[Any]],
-        group: Sequence[int] | None = None,
-    ) -> Tensor:
-        """[N] float64; ``group`` [N] are the samples' group numbers; `NOT_APPLICABLE` where it does not apply."""
+    def score(self, inputs: ScoreInputs) -> Tensor:
+        """[N] float64; `NOT_APPLICABLE` where it does not apply."""
 
     @abstractmethod
     def close(self) -> None:
@@ -60,7 +67,7 @@ class GroupedRemoteReward:
         **columns: Any,
     ) -> Tensor | list[float | None]:
         """N scores, NaN where it could not score, None where it does not apply."""
-        return as_result(self.reward.score(prompts, images, completions, columns, group))
+        return as_result(self.reward.score(ScoreInputs(prompts, images, completions, columns, group)))
 
     def close(self) -> None:
         """Free what the reward holds."""

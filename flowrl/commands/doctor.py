@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from flowrl.score import load_rewards
 from flowrl.startup.policies import open_policy
 from flowrl.startup.preflight import CheckedRun, check_run
 from flowrl.startup.time_grid import check_time_grid
-from flowrl.types import Draw
+from flowrl.types import Draw, Policy
 
 EXTRAS = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
@@ -130,7 +129,7 @@ def check_config(config: Config) -> Iterator[Finding]:
         yield Finding("stopped", "bad", str(error))
 
 
-def _trial(plan: CheckedRun, policy: Any) -> Iterator[Finding]:
+def _trial(plan: CheckedRun, policy: Policy) -> Iterator[Finding]:
     """Sample and score a few prompts."""
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
     sampler = plan.algorithm.sampler.heldout(None, None, None)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -124,9 +126,9 @@ def instances(
     return sorted(found, key=lambda detection: -detection.score)
 
 
-def _box(mask: Any) -> tuple[float, float, float, float]:
+def _box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
     """Of a mask with at least one pixel; the upper ends are exclusive."""
-    columns, rows = mask.any(0).nonzero()[0], mask.any(1).nonzero()[0]
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 

@@ -97,7 +97,7 @@ def _detections(details: object, where: str) -> tuple[Detection, ...]:
     return tuple(found)
 
 
-def _json(text: Any, where: str) -> Any:
+def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import HasWeightSets, WeightSets
 from flowrl.types import CfgGrad, Prompt
 
 
@@ -28,7 +26,7 @@ class TinyCondition:
         return TinyCondition(self.index[rows])
 
 
-class TinyFlow:
+class TinyFlow(HasWeightSets):
     """The exact flow of a Gaussian mixture plus a trainable residual network that starts at zero.
 
     The velocity of data ``sum_k w_k N(m_k, c^2 I)`` is ``E[noise - clean | x_t]``, a softmax over components, so the
@@ -59,16 +57,6 @@ class TinyFlow:
     def parameters(self) -> list[nn.Parameter]:
         """Those of the residual network."""
         return list(self.network.parameters())
-
-    @contextmanager
-    def using(self, name: str) -> Iterator[Self]:
-        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
-        with self.weights.using(name):
-            yield self
-
-    def update_ema(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.update_ema(name, decay)
 
     def condition(self, prompts: Sequence[Prompt]) -> TinyCondition:
         """The number of each prompt."""

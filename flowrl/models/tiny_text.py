@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import HasWeightSets, WeightSets
 from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 PROMPT_STREAM = 77
@@ -38,7 +36,7 @@ class TinyTextCondition:
         return TinyTextCondition(torch.where(hidden, self.prompts, self.index), self.prompts)
 
 
-class TinyText:
+class TinyText(HasWeightSets):
     """Logits from a table over (prompt, canvas, position): a masked model that need not be consistent, and read at
     left-to-right canvases an autoregressive one. Implements `CausalPolicy` (``causal=True``) and `MaskedPolicy`.
 
@@ -71,16 +69,6 @@ class TinyText:
     def parameters(self) -> list[nn.Parameter]:
         """The table of logits, then the critic's."""
         return [self.table, self.critic]
-
-    @contextmanager
-    def using(self, name: str) -> Iterator[Self]:
-        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
-        with self.weights.using(name):
-            yield self
-
-    def update_ema(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.update_ema(name, decay)
 
     def condition(self, prompts: Sequence[Prompt]) -> TinyTextCondition:
         """The row of the table for each prompt."""

@@ -194,7 +194,7 @@ def _change(estimate: Mapping[str, Any] | None, places: int) -> dict[str, str]:
     return {"text": text, "sign": "up" if estimate["low"] > 0 else "down"}
 
 
-def _rewards(specs: Any) -> list[str]:
+def _rewards(specs: object) -> list[str]:
     out = []
     for spec in specs if isinstance(specs, list) else [specs]:
         if isinstance(spec, Mapping):
@@ -205,7 +205,7 @@ def _rewards(specs: Any) -> list[str]:
     return out
 
 
-def _part(value: Any) -> str:
+def _part(value: object) -> str:
     """``Clipped(low=0.0001, high=0.0001)`` from a described part; unset fields are left out."""
     if isinstance(value, list):
         return ", ".join(_part(item) for item in value)

@@ -126,7 +126,7 @@ def _gated(value: Tensor, factor: Tensor) -> Tensor:
     return value.clamp(min=0) * factor + value.clamp(max=0)
 
 
-def _values(value: Any) -> set[Any]:
-    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
-    items = (value if several else [value]) if value is not None else []
+def _values(value: object) -> set[object]:
+    items = value if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else [value]
+    items = () if value is None else items
     return {item if isinstance(item, str | int | float) else repr(item) for item in items}

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _open(source: Path) -> Any:
+def _open(source: Path) -> object:
     if not source.is_file():
         raise UserError(f"checkpoint {source} does not exist")
     try:

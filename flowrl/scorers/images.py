@@ -69,7 +69,7 @@ class Preprocessing:
         values = torch.from_numpy(done).permute(0, 3, 1, 2).float() / 255
         return (values - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
-    def _one(self, array: Any) -> Any:
+    def _one(self, array: np.ndarray) -> np.ndarray:
         height, width = array.shape[:2]
         if isinstance(self.resize, tuple):
             size = self.resize

@@ -286,7 +286,7 @@ def test_user_mistakes(tmp_path, monkeypatch):
         evaluate(folder, ["geneval"], tmp_path / "out", samples=0)
     with pytest.raises(UserError, match="not a run"):
         evaluate(folder, ["rewards"], tmp_path / "out")
-    with pytest.raises(UserError, match="no such folder here"):
+    with pytest.raises(UserError, match=r"'runs/misspelt' is not on this machine, .* or give a folder that is here"):
         evaluate("runs/misspelt", ["geneval"], tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'shapes'"):
         evaluate("shape", ["geneval"], tmp_path / "out")

@@ -179,7 +179,8 @@ def test_the_memory_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
         return torch.tensor([[float(len(text))] for text in texts])
 
     memory = EmbeddingCache(encode, 2)
-    assert memory(["a", "bb", "a", "ccc"]).flatten().tolist() == [1, 2, 1, 3] and calls == ["a", "bb", "ccc"]
+    for _ in range(2):  # what is known takes no further room
+        assert memory(["a", "bb", "a", "ccc"]).flatten().tolist() == [1, 2, 1, 3] and calls == ["a", "bb", "ccc"]
     assert memory(["bb", "dddd"]).flatten().tolist() == [2, 4]
     assert calls == ["a", "bb", "ccc", "bb", "dddd"]
 

@@ -24,7 +24,7 @@ from flowrl.types import Sampler
 class ExportSettings:
     """The settings of a run that an export remembers."""
 
-    algorithm: Any
+    algorithm: str | Mapping[str, Any]
     """As in the config."""
     family: str
     decoding: Decoding

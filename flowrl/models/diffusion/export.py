@@ -34,9 +34,9 @@ FORMATS = ("diffusers", "peft", "kohya", "merged")
 
 
 def export(policy: DiffusionPolicy, directory: Path, to: str) -> float:
-    """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    `into_folder`. Adapters are loaded into a copy of the network that shares the base's
-    tensors; merged weights are read back on the CPU and take the network's place on its device."""
+    """Write the live weights to ``directory`` (new or empty), verified before it appears: see `into_folder`. Adapters
+    are loaded into a copy of the network that shares the base's tensors; merged weights are read back on the CPU and
+    take the network's place on its device."""
 
     def write(work: Path) -> float:
         reloaded = _network(policy, _WRITERS[to](policy, work, directory.name))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,11 @@ from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.lora import Adaptation
 from flowrl.models.source import ModelSource
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import HasWeightSets, WeightSets
 from flowrl.types import CfgGrad, Prompt
 
 
-class DiffusionPolicy:
+class DiffusionPolicy(HasWeightSets):
     """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
 
     family: ClassVar[str] = "diffusion"
@@ -197,16 +196,6 @@ class DiffusionPolicy:
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in the network's order."""
         return list(self.adaptation.parameters.values())
-
-    @contextmanager
-    def using(self, name: str) -> Iterator[Self]:
-        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
-        with self.weights.using(name):
-            yield self
-
-    def update_ema(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.update_ema(name, decay)
 
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:

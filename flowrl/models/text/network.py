@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 Route = Literal["states", "rows", "whole"]
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
-"""What the cache of keys, values and states is called: since transformers 5.24, before it, in Mamba's
-code, and in RWKV's."""
+"""What the cache of keys, values and states is called: since transformers 5.24, before it, in Mamba's code, and in
+RWKV's."""
 
 
 @dataclass(frozen=True)
