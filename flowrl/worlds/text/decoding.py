@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 Order = Literal["random", "confident"]
 
@@ -50,7 +50,7 @@ def unmask(
 
 @torch.no_grad()
 def continue_(
-    model: GenerationMixin,
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     length: int,
