@@ -77,7 +77,7 @@ def config(arm: str, rate: float, seed: int, iterations: int, out: Path) -> Conf
             },
             "eval": {"every": 2, "batch": 256, "weights": "live"},
             "checkpoint": {"every": 0},
-            "log": {"images": 0},
+            "log": {"samples": 0},
             "out": str(out),
         }
     )

@@ -153,7 +153,7 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
             "train": {"iterations": ITERATIONS, "micro_batch": samples, "threads": 1, "ema": None},
             "eval": {"every": 0, "weights": "live"},
             "checkpoint": {"every": 0},
-            "log": {"images": 0},
+            "log": {"samples": 0},
             "out": str(folder / "run"),
         }
     )

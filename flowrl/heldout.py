@@ -33,7 +33,7 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     """``(metrics, samples, scores, seeds [N])``, made by the sampler's held-out form. ``eval/reward/mean`` is the
     weighted total, ``eval/<name>/mean`` each reward."""
     options = session.config.eval
-    sampler = session.algorithm.sampler.heldout(options.steps, options.guidance, options.temperature)
+    sampler = session.algorithm.sampler.heldout(options.sampling_steps, options.guidance, options.temperature)
     prompts = heldout_prompts(session)
     group = torch.arange(len(prompts)) // options.samples
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
@@ -58,7 +58,7 @@ def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) ->
         scores,
         torch.zeros(len(samples)),
         seeds=keys,
-        count=session.config.log.images,
+        count=session.config.log.samples,
         folder=run.heldout_path,
     )
     return metrics | check_heldout(session, samples, scores)

@@ -19,7 +19,8 @@ class ConnectionFailure:
     """Why there is no connection, or no more."""
 
     kind: str
-    """``certificate``, ``tls``, ``name_not_found``, ``name_lookup``, ``refused``, ``timeout`` or ``connection``."""
+    """``certificate``, ``tls``, ``name_not_found``, ``name_lookup``, ``connection_refused``, ``timeout`` or, for all
+    else, ``connection``."""
     reason: str
     permanent: bool = False
     """Whether it fails the next time as well: somebody has to change something first."""
@@ -58,7 +59,7 @@ def _explained(error: BaseException) -> ConnectionFailure | None:
             return ConnectionFailure("name_lookup", f"the host name cannot be looked up now: {error.strerror}")
         return ConnectionFailure("name_not_found", f"the host name is not found: {error.strerror}", True)
     if isinstance(error, ConnectionRefusedError):
-        return ConnectionFailure("refused", "connection refused")
+        return ConnectionFailure("connection_refused", "connection refused")
     if isinstance(error, TimeoutError):
         return ConnectionFailure("timeout", "timed out")
     if isinstance(error, OSError) and error.errno is not None:

@@ -10,6 +10,10 @@ from copy import deepcopy
 from typing import Any
 
 KEYS: dict[str, str] = {
+    "eval.steps": "eval.sampling_steps",
+    "log.images": "log.samples",
+    "log.every_images": "log.samples_every",
+    "model.vllm.memory": "model.vllm.gpu_memory_utilization",
     "algorithm.credit": "algorithm.token_advantage",
     "algorithm.emphasis": "algorithm.loss_weight",
     "algorithm.followers": "algorithm.ema_weights",
@@ -64,7 +68,7 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     return root
 
 
-def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
+def _translate(here: object, path: str, root: dict[str, Any]) -> None:
     slot = path.rpartition(".")[2]
     if isinstance(here, list):
         for index, item in enumerate(here):
@@ -80,7 +84,7 @@ def _translate(here: Any, path: str, root: dict[str, Any]) -> None:
         _translate(value, inside, root)
 
 
-def _translated_name(slot: str, value: Any) -> Any:
+def _translated_name(slot: str, value: object) -> object:
     return (isinstance(value, str) and new_name(slot, value)) or value
 
 

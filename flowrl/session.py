@@ -278,7 +278,7 @@ def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimi
 def _check_guidance(run: CheckedRun, policy: DiffusionPolicy) -> list[str]:
     """Raise `UserError` for a guidance that the pipeline cannot follow; a sentence where it takes another's place."""
     algorithm, evaluation = run.algorithm, run.config.eval
-    heldout = algorithm.sampler.heldout(evaluation.steps, evaluation.guidance, None)
+    heldout = algorithm.sampler.heldout(evaluation.sampling_steps, evaluation.guidance, None)
     policy.check_guidance(vars(algorithm.estimator).get("guidance"))
     notes = []
     for key, sampler in (("algorithm.sampler.guidance", algorithm.sampler), ("the evaluation's guidance", heldout)):

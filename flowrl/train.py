@@ -18,7 +18,7 @@ from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
-from flowrl.report import write_anyway
+from flowrl.report import try_write
 from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
 from flowrl.runtime.display import Display
 from flowrl.runtime.out_of_memory import explain_out_of_memory
@@ -198,7 +198,7 @@ def _run(trainer: _Trainer, fresh: bool) -> str | None:
             display.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
         trainer.trackers.close()
         trainer.trackers.tell(display.note)
-        for note in write_anyway(trainer.directory.path, display.stage):
+        for note in try_write(trainer.directory.path, display.stage):
             display.note(note)
         return interrupts.requested
 
@@ -215,9 +215,9 @@ def _loop(trainer: _Trainer, interrupts: Interrupts, fresh: bool) -> None:
         last = done == config.train.iterations
         if config.eval.every and (last or done % config.eval.every == 0):
             metrics |= trainer.evaluate()
-        if config.log.images and (last or done % config.log.every_images == 0):
+        if config.log.samples and (last or done % config.log.samples_every == 0):
             trainer.directory.save_samples(
-                done, batch.samples, batch.scores, advantage, seeds=batch.rollout.seeds, count=config.log.images
+                done, batch.samples, batch.scores, advantage, seeds=batch.rollout.seeds, count=config.log.samples
             )
         trainer.publish(metrics)
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):

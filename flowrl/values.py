@@ -6,7 +6,7 @@ import collections.abc
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
@@ -19,7 +19,7 @@ HOLDERS = (list, dict, tuple, collections.abc.Sequence, collections.abc.Mapping,
 """Types that hold or unite others."""
 
 
-def coerced(hint: Any, value: Any) -> Any:
+def coerced(hint: object, value: object) -> object:
     """``value`` in the form that strict validation against ``hint`` takes: YAML has lists where Python has tuples, and
     reads 1e3 as a float. Nothing else is converted, so that ``true`` or ``"5"`` stays wrong where a number is meant.
 
@@ -35,10 +35,10 @@ def coerced(hint: Any, value: Any) -> Any:
     return value
 
 
-def validated(hint: Any, value: Any) -> Any:
+def validated(hint: object, value: object) -> object:
     """``value`` as strict validation against ``hint`` leaves it. Raises `ValueError` that says what it should be."""
     try:
-        return TypeAdapter(hint, config=STRICT).validate_python(coerced(hint, value))
+        return TypeAdapter(cast("type[object]", hint), config=STRICT).validate_python(coerced(hint, value))
     except ValidationError as error:
         first = error.errors()[0]["msg"]
         raise ValueError(f"{first[0].lower()}{first[1:]}") from None
@@ -46,7 +46,7 @@ def validated(hint: Any, value: Any) -> Any:
         raise ValueError(f"no value can be checked against its type {hint}") from None
 
 
-def argument_problem(function: Callable[..., Any], key: str, value: Any) -> str | None:
+def argument_problem(function: Callable[..., Any], key: str, value: object) -> str | None:
     """What is wrong with ``value`` for the parameter ``key`` of a function or class, None where it fits or nothing is
     known. Known are annotations of plain types; without one, a default that is a number or a switch."""
     try:
@@ -68,7 +68,7 @@ def argument_problem(function: Callable[..., Any], key: str, value: Any) -> str 
     return None
 
 
-def is_plain_type(hint: Any) -> bool:
+def is_plain_type(hint: object) -> bool:
     """Whether a type has only values that YAML writes."""
     if hasattr(hint, "__metadata__"):
         return is_plain_type(get_args(hint)[0])
@@ -80,7 +80,7 @@ def is_plain_type(hint: Any) -> bool:
     return hint in PLAIN
 
 
-def _tuple(kinds: list[Any], value: list[Any]) -> Any:
+def _tuple(kinds: list[object], value: list[object]) -> object:
     for kind in kinds:
         if get_origin(kind) is tuple or kind is tuple:
             inner = get_args(kind)
@@ -91,7 +91,7 @@ def _tuple(kinds: list[Any], value: list[Any]) -> Any:
     return value
 
 
-def _members(hint: Any) -> Iterator[Any]:
+def _members(hint: object) -> Iterator[object]:
     """The types that a hint allows: those of a union, without annotations."""
     arguments = get_args(hint)
     if hasattr(hint, "__metadata__"):

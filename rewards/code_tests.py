@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.sandbox.bubblewrap import Child, Sandbox, SandboxLimits, open_sandbox
+from flowrl.processes import Child
+from flowrl.sandbox.bubblewrap import Sandbox, SandboxLimits
+from flowrl.sandbox.self_test import open_sandbox
 
 RANGE = "[0, 1]"
 NEEDS = ("tests or inputs and outputs", "bubblewrap")

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowrl.detection import Rules
 from flowrl.detection.evaluator import load
 from flowrl.errors import UserError, did_you_mean
-from flowrl.scorers.clip import score_images
+from flowrl.scorers.images import score_images
 
 Mode = Literal["continuous", "flow_grpo", "strict", "official"]
 

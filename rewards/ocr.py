@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean, missing_package
-from flowrl.scorers.clip import score_images
+from flowrl.scorers.images import score_images
 
 Mode = Literal["flow_grpo", "strict"]
 

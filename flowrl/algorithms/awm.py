@@ -24,8 +24,8 @@ def awm(
 ) -> Algorithm:
     """The GenEval settings of scxue/advantage_weighted_matching (27 Mar 2026) for SD3.5: no guidance, one time of the
     rollout's grid from each of {1}, {2, 3}, ..., {10, 11} (its ``discrete_wo_init``: never pure noise), generalised
-    Huber link, prediction penalties to the reference and to a slow copy (decay ``min(0.3, 0.001 n)``). Credit is scaled
-    to at most 1. Flat groups stay in the mean.
+    Huber link, prediction penalties to the reference and to a slow copy (decay ``min(0.3, 0.001 n)``). Advantages
+    are scaled to at most 1. Flat groups stay in the mean.
 
     reference: 0.001 for GenEval, 0.003 for OCR, 0.0001 for PickScore.
     skip: 1 for GenEval and OCR; PickScore's ``discrete`` times start at pure noise, 0.

@@ -20,13 +20,9 @@ def checkpoints(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Js
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    scores = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    cells = [
-        [row["name"], row["time"], *(_score(row["scores"].get(name)) for name in scores), ", ".join(row["notes"])]
-        for row in rows
-    ]
-    print_table(["checkpoint", "saved", *scores, ""], cells)
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    cells = []
+    for row in rows:
+        scores = [f"{row['scores'][name]:.4g}" if name in row["scores"] else "-" for name in names]
+        cells.append([row["name"], row["time"], *scores, ", ".join(row["notes"])])
+    print_table(["checkpoint", "saved", *names, ""], cells)

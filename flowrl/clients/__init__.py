@@ -16,12 +16,12 @@ HTTP = ("http://", "https://")
 RAY = "ray:"
 
 
-def is_remote(use: str) -> bool:
-    """Whether ``use`` of a reward names one that scores in another place."""
+def is_remote_reward(use: str) -> bool:
+    """Whether ``use`` of a reward names one that scores in another connect_to_ray."""
     return use.startswith((*HTTP, RAY))
 
 
-def check_remote(use: str) -> str | None:
+def check_remote_reward(use: str) -> str | None:
     """The reward behind ``ray:``, to be checked in turn; None for a server, which is not asked. Raises `UserError` if
     the address cannot be meant or a package is missing."""
     if use.startswith(HTTP):
@@ -34,17 +34,17 @@ def check_remote(use: str) -> str | None:
     return _behind_ray(use)
 
 
-def find_remote(use: str) -> Callable[..., Any]:
+def find_remote_reward(use: str) -> Callable[..., Any]:
     """A factory, called with a reward's options, of what scores remotely. Raises `UserError`."""
     if use.startswith(HTTP):
         require("httpx", "server", use)
-        from flowrl.clients.http import Address, connect
+        from flowrl.clients.http import Address, connect_to_server
 
-        return functools.partial(connect, Address.of(use))
-    from flowrl.clients.ray import place
+        return functools.partial(connect_to_server, Address.of(use))
+    from flowrl.clients.ray import connect_to_ray
 
     require("ray", "ray", use)
-    return functools.partial(place, _behind_ray(use))
+    return functools.partial(connect_to_ray, _behind_ray(use))
 
 
 def require(package: str, extra: str, what: str) -> None:
@@ -55,6 +55,6 @@ def require(package: str, extra: str, what: str) -> None:
 
 def _behind_ray(use: str) -> str:
     inner = use.removeprefix(RAY)
-    if not inner or is_remote(inner):
+    if not inner or is_remote_reward(inner):
         raise UserError(f"reward {use!r}: ray: is followed by a reward as it is named elsewhere, as in ray:pickscore")
     return inner

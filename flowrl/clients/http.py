@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
-from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, ScoreInputs, seeing_groups
 from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
 from flowrl.media import quantise
@@ -61,7 +61,7 @@ class Address:
         return cls(f"{parts.scheme}://{host}{f':{port}' if port else ''}", name)
 
 
-def connect(
+def connect_to_server(
     address: Address,
     *,
     token_env: str = TOKEN_VARIABLE,
@@ -70,7 +70,7 @@ def connect(
     batch: int = 32,
 ) -> RemoteReward | GroupedRemoteReward:
     """What scores a reward on a server; it asks for ``group`` if the reward there does. As `ServerReward`."""
-    return asking(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
+    return seeing_groups(ServerReward(address, token_env=token_env, timeout=timeout, retries=retries, batch=batch))
 
 
 class _AgainError(Exception):
@@ -124,37 +124,26 @@ class ServerReward(RemoteReward):
         self._body, self._pixels = int(limits["body"]), int(limits["pixels"])
         self._batch = max(1, min(batch, int(limits["samples"])))
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        images: Tensor | None,
-        completions: Sequence[str] | None,
-        columns: Mapping[str, Sequence[Any]],
-        group: Sequence[int] | None = None,
-    ) -> Tensor:
-        """As a call; with ``group`` [N], all samples go in one request."""
-        count = len(prompts)
-        size = self._batch if group is None else max(1, count)
-        if images is not None:
-            if images.ndim != 4 or images.shape[1] != 3:
-                shape = "x".join(map(str, images.shape))
-                raise UserError(f"{self}: remote rewards take images [N, 3, H, W], found {shape}")
-            if group is None:
-                size = max(1, min(size, self._pixels // max(1, images.shape[2] * images.shape[3])))
+    def score(self, inputs: ScoreInputs) -> Tensor:
+        """As a call; whole groups go in one request."""
+        count = len(inputs.prompts)
+        size = self._request_size(inputs)
         parts = [torch.zeros(0, dtype=torch.float64)]
         for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
-            request: dict[str, Any] = {"prompts": list(prompts[rows])}
-            if columns:
-                request["columns"] = {name: list(values[rows]) for name, values in columns.items()}
-            if images is not None:
-                request["images"] = encode_images(quantise(images[rows]).permute(0, 2, 3, 1).cpu().numpy())
-            if completions is not None:
-                request["completions"] = list(completions[rows])
-            if group is not None:
-                request["group"] = list(group)
-            parts.extend(self._scores(request))
+            parts.extend(self._scores(_request(inputs, slice(start, min(start + size, count)))))
         return torch.cat(parts)
+
+    def _request_size(self, inputs: ScoreInputs) -> int:
+        """Samples of a request, as far as the server's limits say before it is built."""
+        if inputs.images is not None and (inputs.images.ndim != 4 or inputs.images.shape[1] != 3):
+            shape = "x".join(map(str, inputs.images.shape))
+            raise UserError(f"{self}: remote rewards take images [N, 3, H, W], found {shape}")
+        if inputs.group is not None:
+            return max(1, len(inputs.prompts))
+        if inputs.images is None:
+            return self._batch
+        height, width = inputs.images.shape[2:]
+        return max(1, min(self._batch, self._pixels // max(1, height * width)))
 
     def __str__(self) -> str:
         return f"reward {self._address.name!r} at {self._address.base}"
@@ -261,6 +250,20 @@ class ServerReward(RemoteReward):
         raise UserError(f"{self}: HTTP {status}{said or '; is this the address of a reward server?'}")
 
 
+def _request(inputs: ScoreInputs, rows: slice) -> dict[str, Any]:
+    """The members of a request for some of the samples (`flowrl.clients.protocol`)."""
+    request: dict[str, Any] = {"prompts": list(inputs.prompts[rows])}
+    if inputs.columns:
+        request["columns"] = {name: list(values[rows]) for name, values in inputs.columns.items()}
+    if inputs.images is not None:
+        request["images"] = encode_images(quantise(inputs.images[rows]).permute(0, 2, 3, 1).cpu().numpy())
+    if inputs.completions is not None:
+        request["completions"] = list(inputs.completions[rows])
+    if inputs.group is not None:
+        request["group"] = list(inputs.group[rows])
+    return request
+
+
 def _rows(request: Mapping[str, Any], rows: slice) -> dict[str, Any]:
     part: dict[str, Any] = {name: values[rows] for name, values in request.items() if name != "columns"}
     if "columns" in request:
@@ -268,7 +271,7 @@ def _rows(request: Mapping[str, Any], rows: slice) -> dict[str, Any]:
     return part
 
 
-def _is_score(value: Any) -> bool:
+def _is_score(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 

@@ -6,13 +6,13 @@ Ray itself serialises between its processes with cloudpickle: a cluster is one t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, asking
+from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, ScoreInputs, seeing_groups
 from flowrl.clients.results import NOT_APPLICABLE, RewardError
 from flowrl.errors import UserError, did_you_mean
 
@@ -22,7 +22,7 @@ ACTOR = "flowrl.remote.actor"
 """The module of what runs in the actor. It imports rewards, so nothing here may import it."""
 
 
-def place(
+def connect_to_ray(
     use: str,
     *,
     device: str | None = None,
@@ -31,7 +31,7 @@ def place(
     **options: Any,
 ) -> RemoteReward | GroupedRemoteReward:
     """What scores a reward in an actor; it asks for ``group`` if the reward there does. As `RayReward`."""
-    return asking(RayReward(use, {"options": options, "device": device, "dtype": dtype}, ray or {}))
+    return seeing_groups(RayReward(use, {"options": options, "device": device, "dtype": dtype}, ray or {}))
 
 
 class RayReward(RemoteReward):
@@ -60,19 +60,12 @@ class RayReward(RemoteReward):
         except self._ray.exceptions.RayError as error:  # also what its constructor raised
             raise UserError(f"reward 'ray:{use}' does not load in its actor: {_cause(error)}") from error
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        images: Tensor | None,
-        completions: Sequence[str] | None,
-        columns: Mapping[str, Sequence[Any]],
-        group: Sequence[int] | None = None,
-    ) -> Tensor:
-        """As a call, with the samples' group numbers [N]."""
-        pixels = None if images is None else images.detach().cpu().float().numpy()
-        texts = None if completions is None else list(completions)
-        groups = list(range(len(prompts)) if group is None else group)
-        call = self._actor.score.remote(list(prompts), dict(columns), pixels, texts, groups)
+    def score(self, inputs: ScoreInputs) -> Tensor:
+        """As a call, exactly as here."""
+        pixels = None if inputs.images is None else inputs.images.detach().cpu().float().numpy()
+        texts = None if inputs.completions is None else list(inputs.completions)
+        groups = list(range(len(inputs.prompts)) if inputs.group is None else inputs.group)
+        call = self._actor.score.remote(list(inputs.prompts), dict(inputs.columns), pixels, texts, groups)
         try:
             scores = self._ray.get(call, timeout=self._timeout)
         except self._ray.exceptions.RayError as error:
@@ -91,7 +84,7 @@ class RayReward(RemoteReward):
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"reward 'ray:{self._use}': no Ray cluster at {address!r} ({error}); start one with `ray start --head`"
-            ) from None
+            ) from error
 
 
 def _import_ray() -> Any:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from flowrl.clients.results import NOT_APPLICABLE, as_list
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """N samples as a remote reward gets them."""
+
+    prompts: Sequence[str]
+    images: Tensor | None
+    """[N, 3, H, W] in [0, 1]"""
+    completions: Sequence[str] | None
+    columns: Mapping[str, Sequence[Any]]
+    group: Sequence[int] | None = None
+    """[N] the samples' group numbers, where the reward compares them."""
 
 
 class RemoteReward(ABC):
@@ -27,18 +41,11 @@ class RemoteReward(ABC):
         **columns: Any,
     ) -> Tensor | list[float | None]:
         """N scores, NaN where it could not score, None where it does not apply."""
-        return told(self.score(prompts, images, completions, columns))
+        return as_result(self.score(ScoreInputs(prompts, images, completions, columns)))
 
     @abstractmethod
-    def score(
-        self,
-        prompts: Sequence[str],
-        images: Tensor | None,
-        completions: Sequence[str] | None,
-        columns: Mapping[str, Sequence[Any]],
-        group: Sequence[int] | None = None,
-    ) -> Tensor:
-        """[N] float64; ``group`` [N] are the samples' group numbers; `NOT_APPLICABLE` where it does not apply."""
+    def score(self, inputs: ScoreInputs) -> Tensor:
+        """[N] float64; `NOT_APPLICABLE` where it does not apply."""
 
     @abstractmethod
     def close(self) -> None:
@@ -60,18 +67,18 @@ class GroupedRemoteReward:
         **columns: Any,
     ) -> Tensor | list[float | None]:
         """N scores, NaN where it could not score, None where it does not apply."""
-        return told(self.reward.score(prompts, images, completions, columns, group))
+        return as_result(self.reward.score(ScoreInputs(prompts, images, completions, columns, group)))
 
     def close(self) -> None:
         """Free what the reward holds."""
         self.reward.close()
 
 
-def told(scores: Tensor) -> Tensor | list[float | None]:
+def as_result(scores: Tensor) -> Tensor | list[float | None]:
     """Scores as a reward answers: a list where some are None."""
     return as_list(scores) if bool((scores == NOT_APPLICABLE).any()) else scores
 
 
-def asking(reward: RemoteReward) -> RemoteReward | GroupedRemoteReward:
+def seeing_groups(reward: RemoteReward) -> RemoteReward | GroupedRemoteReward:
     """The reward as rewards are called here; it asks for ``group`` if it sees groups there."""
     return GroupedRemoteReward(reward) if reward.grouped else reward

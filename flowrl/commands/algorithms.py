@@ -38,7 +38,7 @@ def differences(one: str, other: str) -> list[list[str]]:
     return [[key, left.get(key, ""), right.get(key, "")] for key in keys if left.get(key) != right.get(key)]
 
 
-def part_text(part: Any) -> str:
+def part_text(part: object) -> str:
     """A part on one line: ``Clipped(low=0.0001, high=0.0001)``."""
     if isinstance(part, dict) and "use" in part:
         fields = ", ".join(f"{key}={part_text(value)}" for key, value in part.items() if key != "use")
@@ -48,7 +48,7 @@ def part_text(part: Any) -> str:
     return str(part)
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat(value: object, prefix: str = "") -> dict[str, str]:
     """Described parts by their dotted keys, values as text."""
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}

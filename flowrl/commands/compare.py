@@ -40,8 +40,8 @@ def compare(
 ) -> list[Result]:
     """Train every config with seeds 0 to ``seeds - 1`` below ``out`` and read their evaluations.
 
-    Finished runs are not trained again. ``train`` runs a config, going on where a run exists.
-    Raises `UserError` if a run has no evaluation to compare by.
+    Finished runs are not trained again. ``train`` runs a config, going on where a run exists. Raises `UserError` if a
+    run has no evaluation to compare by.
     """
     loaded = [Config.load(path, overrides) for path in configs]
     names = [config.name for config in loaded]

@@ -9,21 +9,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flowrl.config import Config
-from flowrl.errors import UserError, install_command
+from flowrl.errors import UserError, counted, install_command
 from flowrl.evaluation.generation import generate
 from flowrl.math.random import seeds
 from flowrl.models import check_parity
 from flowrl.records import machine
+from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.score import load_rewards
 from flowrl.startup.policies import open_policy
 from flowrl.startup.preflight import CheckedRun, check_run
 from flowrl.startup.time_grid import check_time_grid
-from flowrl.types import Draw
+from flowrl.types import Draw, Policy
 
 EXTRAS = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
@@ -62,12 +62,16 @@ def check_machine(folder: Path) -> list[Finding]:
     versions = machine.versions()
     missing = [name for name, version in versions.items() if version is None]
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    free = shutil.disk_usage(_existing(folder)).free / GIB
+    free, cores = shutil.disk_usage(_existing(folder)).free / GIB, counted(os.cpu_count() or 1, "cores")
     return [
         Finding("packages", "bad" if missing else "ok", f"missing: {', '.join(missing)}" if missing else found),
         _combination(),
         _extras(),
-        Finding("cpu", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
+        Finding(
+            "cpu",
+            "ok",
+            f"{cores}, torch uses {counted(torch.get_num_threads(), 'threads')}",
+        ),
         *_devices(),
         Finding("disk", "note" if free < SCARCE_GIB else "ok", f"{free:.1f} GiB free for {folder}"),
     ]
@@ -103,13 +107,15 @@ def check_config(config: Config) -> Iterator[Finding]:
         plan = check_run(config)
         yield Finding("config", "ok", f"{config.name}: {plan.workload.samples} samples per iteration")
         start = time.perf_counter()
-        policy = open_policy(config)
+        with explain_out_of_memory(config, "load"):
+            policy = open_policy(config)
         trained = sum(parameter.numel() for parameter in policy.parameters())
         loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
         yield Finding("model", "ok", loaded)
         yield Finding("trained", "ok", policy.adaptation.describe())
         yield from (Finding("time grid", "note", sentence) for sentence in check_time_grid(plan.algorithm, policy))
-        deviation = check_parity(policy)
+        with explain_out_of_memory(config, "sample"):
+            deviation = check_parity(policy)
         equal = (
             "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
         )
@@ -123,19 +129,21 @@ def check_config(config: Config) -> Iterator[Finding]:
         yield Finding("stopped", "bad", str(error))
 
 
-def _trial(plan: CheckedRun, policy: Any) -> Iterator[Finding]:
+def _trial(plan: CheckedRun, policy: Policy) -> Iterator[Finding]:
     """Sample and score a few prompts."""
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
     sampler = plan.algorithm.sampler.heldout(None, None, None)
     draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0, prompts)
     start = time.perf_counter()
-    made = generate(policy, sampler, "live", draw)
+    with explain_out_of_memory(plan.config, "sample"):
+        made = generate(policy, sampler, "live", draw)
     pace = (time.perf_counter() - start) / len(prompts)
     yield Finding("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
     if made.samples.completions is not None:
         yield _completions(made.samples.completions, made.tokens)
     rewards = load_rewards(plan.config.rewards, plan.config.on_nan)
-    scores = rewards(made.samples, draw.group)
+    with explain_out_of_memory(plan.config, "reward"):
+        scores = rewards(made.samples, draw.group)
     for name, column in zip(scores.names, scores.rewards.T, strict=True):
         values = ", ".join(f"{value:.3g}" for value in column.tolist())
         yield Finding(f"reward {name}", "note" if bool(column.isnan().any()) else "ok", f"scores {values}")

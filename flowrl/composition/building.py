@@ -15,7 +15,9 @@ from flowrl.errors import UserError, describe_exception, did_you_mean, short_rep
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.coefficients import with_coefficients
 from flowrl.samplers.masked import MaskedSampler
+from flowrl.types import IncompatibleError
 from flowrl.values import validated
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def build(spec: str | Mapping[str, object], *, trusted: bool = True) -> Algorith
         _check_parts(algorithm, "algorithm")
     _check_families(algorithm, name)
     _check_views(algorithm)
+    _check_coefficients(algorithm)
     return algorithm
 
 
@@ -161,6 +164,14 @@ def _check_families(algorithm: Algorithm, name: str) -> None:
                 f"algorithm.{slot}: {part_name(kind)} is for {family} models, and {name} trains "
                 f"{' or '.join(algorithm.families)} ones; take another part or preset"
             )
+
+
+def _check_coefficients(algorithm: Algorithm) -> None:
+    """Raise `UserError` for a coefficient of a field that is none, or no number."""
+    try:
+        with_coefficients(algorithm, {})
+    except IncompatibleError as error:
+        raise UserError(f"algorithm.coefficients: {error}") from error
 
 
 def _check_views(algorithm: Algorithm) -> None:

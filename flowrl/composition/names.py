@@ -40,7 +40,10 @@ def _named(slot: str, path: str, value: object) -> Iterator[tuple[str, str, str]
 
 def _keys(path: str, value: object) -> Iterator[str]:
     """Every key in full."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield f"{path}.{key}"
-        yield from _keys(f"{path}.{key}", inner)
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _keys(f"{path}.{index}", item)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield f"{path}.{key}"
+            yield from _keys(f"{path}.{key}", inner)

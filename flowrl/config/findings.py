@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from flowrl import renamed
 from flowrl.errors import UserError, did_you_mean, short_repr, shorten
@@ -33,7 +34,7 @@ def _listed(sentences: list[str]) -> str:
     return sentences[0] if len(sentences) == 1 else "".join(f"\n  - {sentence}" for sentence in sentences)
 
 
-def _source(finding: Any, sentence: str, source: str, overridden: Sequence[str]) -> str:
+def _source(finding: ErrorDetails, sentence: str, source: str, overridden: Sequence[str]) -> str:
     """Where the key of a finding was written; of keys that do not fit together, where one of them was."""
     location = ".".join(str(part) for part in _location(finding))
     for key in overridden:
@@ -43,7 +44,7 @@ def _source(finding: Any, sentence: str, source: str, overridden: Sequence[str])
     return source
 
 
-def _location(finding: Any) -> list[str | int]:
+def _location(finding: ErrorDetails) -> list[str | int]:
     """The key of a finding in parts. A union's members appear in pydantic's location as "str" and "dict[str,any]";
     only real keys stay. An unknown key is the last part, whatever it looks like."""
     unknown = finding["type"] == "extra_forbidden"
@@ -52,7 +53,7 @@ def _location(finding: Any) -> list[str | int]:
     return [*location, *finding["loc"][-1:]] if unknown else location
 
 
-def _sentence(finding: Any, root: type[BaseModel]) -> str:
+def _sentence(finding: ErrorDetails, root: type[BaseModel]) -> str:
     location = _location(finding)
     key = shorten(".".join(str(part) for part in location), 120)
     if finding["type"] == "extra_forbidden":
@@ -78,7 +79,7 @@ def _unquoted(key: str, value: dict[str, Any] | list[Any]) -> str:
     )
 
 
-def _unknown(key: str, value: Any, location: Sequence[str | int], root: type[BaseModel]) -> str:
+def _unknown(key: str, value: object, location: Sequence[str | int], root: type[BaseModel]) -> str:
     word, known = str(location[-1]), _section(root, location[:-1]).model_fields
     became = renamed.sentence(key)
     if became is not None:
@@ -106,7 +107,7 @@ def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseM
     return current
 
 
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
     """The sections that a value of this annotation may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation

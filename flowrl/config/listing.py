@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -41,7 +40,7 @@ def config_table(config: Config, algorithm: Sequence[ConfigLine] = ()) -> str:
 
 def _lines(section: BaseModel, prefix: str, inherited: str) -> Iterator[ConfigLine]:
     for name, field in type(section).model_fields.items():
-        value: Any = section.__dict__[name]
+        value: object = section.__dict__[name]
         origin = inherited or ("set" if name in section.model_fields_set else "default")
         key = f"{prefix}{name}"
         if isinstance(value, BaseModel):
@@ -53,5 +52,5 @@ def _lines(section: BaseModel, prefix: str, inherited: str) -> Iterator[ConfigLi
             yield ConfigLine(key, _text(value), origin, field.description or "")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

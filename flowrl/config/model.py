@@ -45,7 +45,9 @@ class LoRAConfig(Section):
 class VLLMConfig(Section):
     """vLLM beside the trainer (``algorithm.sampler.engine: vllm``)."""
 
-    memory: Fraction = Field(default=0.4, gt=0, description="share of the GPU's memory for weights and keys and values")
+    gpu_memory_utilization: Fraction = Field(
+        default=0.4, gt=0, description="share of the GPU's memory: weights, keys, values"
+    )
     max_model_len: PositiveInt | None = Field(
         default=None, description="longest prompt and completion in tokens; null = the model's context"
     )
@@ -110,7 +112,7 @@ class ModelConfig(Section):
 
     @field_validator("critic", mode="before")
     @classmethod
-    def _switched(cls, value: Any) -> Any:
+    def _switched(cls, value: object) -> object:
         return {True: "network", False: "none"}.get(value, value) if isinstance(value, bool) else value
 
     def critic_for(self, valued: bool) -> Literal["network", "head"] | None:

@@ -38,7 +38,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return changed
 
 
-def _set(values: dict[str, Any], path: Sequence[str], new: Any, key: str) -> None:
+def _set(values: dict[str, Any], path: Sequence[str], new: object, key: str) -> None:
     here: dict[str, Any] | list[Any] = values
     for depth, part in enumerate(path[:-1]):
         slot = _slot(here, part)

@@ -52,7 +52,7 @@ class DataConfig(Section):
     group: PositiveInt = Field(default=12, description="samples per prompt")
 
 
-def _preset(value: Any) -> Any:
+def _preset(value: object) -> object:
     if isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("use"), str)):
         return value
     raise ValueError("give the name of a preset, or {use: preset, part: {field: value}}; see `flowrl algorithms`")
@@ -101,7 +101,7 @@ class EvalConfig(Section):
     every: NonNegativeInt = Field(default=10, description="iterations between evaluations; 0 = never")
     prompts: PositiveInt | None = Field(default=None, description="the first so many of data.test; null = all")
     samples: PositiveInt = Field(default=1, description="samples per prompt")
-    steps: PositiveInt | None = Field(default=None, description="sampling steps; null = as in training")
+    sampling_steps: PositiveInt | None = Field(default=None, description="of the sampler; null = as in training")
     guidance: NonNegativeFloat | None = Field(default=None, description="guidance scale; null = as in training")
     temperature: NonNegativeFloat | None = Field(
         default=None, description="of language models; 0 = greedy, null = as in training"
@@ -126,8 +126,8 @@ class CheckpointConfig(Section):
 class LogConfig(Section):
     """What is shown and written while training."""
 
-    images: NonNegativeInt = Field(default=8, description="samples saved each time")
-    every_images: PositiveInt = Field(default=10, description="iterations between saved samples")
+    samples: NonNegativeInt = Field(default=8, description="samples saved each time")
+    samples_every: PositiveInt = Field(default=10, description="iterations between saved samples")
     trackers: list[Literal["tensorboard", "wandb"]] = Field(
         default=[], description="experiment trackers to feed as well"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -18,6 +18,6 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _fit(cls, value: Any, info: ValidationInfo) -> Any:
+    def _fit(cls, value: object, info: ValidationInfo) -> object:
         field = cls.model_fields[info.field_name or ""]
         return coerced(field.annotation, value)

@@ -113,7 +113,7 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
 
 
-def _measure(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """``(values, levels)`` of a node. Raises `UserError` for more than a config has, and for tags that are no data."""
     if id(node) in known:
         size, depth = known[id(node)]

@@ -20,7 +20,7 @@ BOM = "\ufeff"
 """Also at the beginning of lines, where files were put one behind the other."""
 
 
-def file_rows(path: Path) -> Sequence[Any]:
+def file_rows(path: Path) -> Sequence[object]:
     """The rows of a file, as its suffix (in any case) says.
 
     Lines end at ``\\n``, ``\\r\\n`` or a lone ``\\r`` at their end, nowhere else: U+2028, U+0085, form feeds and their
@@ -109,11 +109,11 @@ def _check_names(names: Sequence[str], where: str, remedy: str) -> None:
         raise UserError(f"{where}: the column {twice!r} occurs twice; rename one of them")
 
 
-def _json_lines(text: str, path: Path) -> list[Any]:
+def _json_lines(text: str, path: Path) -> list[object]:
     return [parse_json(line, f"{path} line {n}") for n, line in enumerate(lines(text), 1) if line.strip()]
 
 
-def _json_list(text: str, path: Path) -> Sequence[Any]:
+def _json_list(text: str, path: Path) -> Sequence[object]:
     if not text.strip():
         return []
     try:

@@ -30,7 +30,7 @@ def load_prompts(spec: str, prompt_format: PromptFormat | None = None) -> Prompt
     """
     world, colon, split = spec.partition(":")
     if colon and world in world_names():
-        rows: Sequence[Any] = _sliced(split, lambda name: _world(world, name, spec), spec)
+        rows: Sequence[object] = _sliced(split, lambda name: _world(world, name, spec), spec)
     elif colon and world in generated.SETS:
         rows = _sliced(split, lambda name: _generated(world, name, spec), spec)
     elif colon and world == "hf":
@@ -47,7 +47,7 @@ def load_prompts(spec: str, prompt_format: PromptFormat | None = None) -> Prompt
     )
 
 
-def _sliced(name: str, read: Callable[[str], Sequence[Any]], spec: str) -> Sequence[Any]:
+def _sliced(name: str, read: Callable[[str], Sequence[object]], spec: str) -> Sequence[object]:
     """``read(name)``, or a part of it where the name ends in a slice; per cent are rounded to whole rows."""
     found = SLICE.match(name)
     if found is None:
@@ -98,7 +98,7 @@ def hub_rows(path: str, *configuration: str, split: str) -> list[Mapping[str, An
     return list(found)
 
 
-def _file(name: str) -> Sequence[Any]:
+def _file(name: str) -> Sequence[object]:
     path = expand_user(name)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, compare, need_choices
+from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_recorded, distances_to
 from flowrl.estimators.views import RandomCount, ViewDraw
 from flowrl.math.random import derive
 from flowrl.types import (
@@ -65,7 +65,7 @@ class MaskedViews:
         return False
 
     def decisions(self, recorded: int) -> tuple[int, int]:
-        need_choices(recorded)
+        check_recorded(recorded)
         draws = self.views.draws
         return {"view": draws, "cell": draws * recorded, "token": recorded}[self.per], draws
 
@@ -97,11 +97,11 @@ class MaskedViews:
         asked = rows.targets.flatten(0, 1).any(dim=1).nonzero()[:, 0]  # of [n * m]
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name) as other:
-                frozen[name] = self._reduced(rows, self._cells(other, rows, condition, asked)[0])
+            with policy.using(name) as reference:
+                frozen[name] = self._reduced(rows, self._cells(reference, rows, condition, asked)[0])
         cells, entropy, balance = self._cells(policy, rows, condition, asked, self.entropy)
         logp = self._reduced(rows, cells)
-        extra = compare(logp, frozen, self.kl)
+        extra = distances_to(logp, frozen, self.kl)
         if entropy is not None:
             extra[ENTROPY] = self._mean_asked(rows, entropy)
         if balance is not None:

@@ -59,8 +59,8 @@ def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Poi
 def _frozen(policy: FlowPolicy, point: _Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
     velocities = {}
     for name in names:
-        with policy.using(name) as asked:
-            velocities[name] = asked.velocity(point.x, point.t, point.condition, guidance=guidance)
+        with policy.using(name) as reference:
+            velocities[name] = reference.velocity(point.x, point.t, point.condition, guidance=guidance)
     return velocities
 
 

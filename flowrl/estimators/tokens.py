@@ -83,7 +83,7 @@ class Tokens:
         return self.trust_rollout
 
     def decisions(self, recorded: int) -> tuple[int, int]:
-        return need_choices(recorded), 1
+        return check_recorded(recorded), 1
 
     def probe(self, rollout: Rollout, policy: CausalPolicy, seeds: Tensor) -> TokenRows:
         trace = rollout.trace
@@ -107,8 +107,8 @@ class Tokens:
     def __call__(
         self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, references: Sequence[str] = ()
     ) -> Likelihood:
-        def score(asked: CausalPolicy, entropy: bool = False) -> TokenScores:
-            return asked.score(
+        def score(model: CausalPolicy, entropy: bool = False) -> TokenScores:
+            return model.score(
                 condition,
                 rows.tokens,
                 rows.mask,
@@ -120,10 +120,10 @@ class Tokens:
 
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name) as asked:
-                frozen[name] = score(asked).logp
+            with policy.using(name) as reference:
+                frozen[name] = score(reference).logp
         live = score(policy, self.entropy)
-        extra = compare(live.logp, frozen, self.kl)
+        extra = distances_to(live.logp, frozen, self.kl)
         if live.entropy is not None:
             extra[ENTROPY] = live.entropy
         if live.value is not None:
@@ -133,14 +133,14 @@ class Tokens:
         return Likelihood(live.logp, extra)
 
 
-def need_choices(recorded: int) -> int:
+def check_recorded(recorded: int) -> int:
     """The decisions of a completion; `IncompatibleError` where there are none."""
     if not recorded:
         raise IncompatibleError("greedy completions of a prompt are all the same; train with temperature above 0")
     return recorded
 
 
-def compare(logp: Tensor, frozen: dict[str, Tensor], kl: KLKind) -> dict[str, Tensor]:
+def distances_to(logp: Tensor, frozen: dict[str, Tensor], kl: KLKind) -> dict[str, Tensor]:
     """``kl/<set>`` and ``log_ratio/<set>`` (without gradient) of every frozen weight set."""
     extra = {}
     for name, other in frozen.items():

@@ -123,13 +123,13 @@ class Transitions:
         t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
         wide = condition.take(torch.arange(n).repeat_interleave(d))
 
-        def velocity(asked: FlowPolicy) -> Tensor:
-            return asked.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
+        def velocity(model: FlowPolicy) -> Tensor:
+            return model.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
 
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name) as asked:
-                frozen[name] = velocity(asked)
+            with policy.using(name) as reference:
+                frozen[name] = velocity(reference)
         v = velocity(policy)
         squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
         extra = {}

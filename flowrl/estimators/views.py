@@ -2,7 +2,7 @@
 
 A view hides some positions and asks for some of the hidden ones. With weights ``w``, the mean over a completion's views
 of ``sum_i w_i log p(y_i | view)`` estimates its log-likelihood bound; which bound, and whether without bias, is said at
-each plan. Positions after the end token are hidden and never asked for. Every draw follows from the sample's seed.
+each law. Positions after the end token are hidden and never asked for. Every draw follows from the sample's seed.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class BlockRandom:
 @dataclass(frozen=True, kw_only=True)
 class BlockAndAfter:
     """One random block of ``block`` positions, k of its n positions hidden, all later blocks hidden too, earlier ones
-    shown; everything hidden is asked for, with weight L / (number hidden). SPG's released plan (``block_random`` of
+    shown; everything hidden is asked for, with weight L / (number hidden). SPG's released views (``block_random`` of
     facebookresearch/SPG, 17 Oct 2025), a mean over tokens of very unlike contexts rather than a bound.
 
     The blocks of a completion's views are the first ``draws`` of a random order of the canvas's blocks, each taken

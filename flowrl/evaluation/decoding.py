@@ -4,9 +4,9 @@ grids of such changes."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from flowrl.composition import build
 from flowrl.config import Config
@@ -15,6 +15,8 @@ from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Sampler
+
+Number = TypeVar("Number", int, float)
 
 STEPS = 28
 """Of a diffusion model without a run; SD3's own default."""
@@ -36,7 +38,7 @@ class Decoding:
     temperature: float | None = None
 
 
-def numbers(option: str, given: str | None, kind: type[int] | type[float]) -> list[Any] | None:
+def numbers(option: str, given: str | None, kind: type[Number]) -> list[Number] | None:
     """The numbers of an option such as ``64,128``; `UserError` for what is none, or too small."""
     if given is None:
         return None
@@ -71,11 +73,13 @@ def grid(
 
 def sampler_of_run(config: Config, changes: Decoding) -> Sampler:
     """The sampler of the run's held-out evaluation, changed as asked. Raises UserError for an unfit changes."""
-    own = Decoding(config.eval.steps, config.eval.guidance, temperature=config.eval.temperature)
+    own = Decoding(config.eval.sampling_steps, config.eval.guidance, temperature=config.eval.temperature)
     return sampler_of_algorithm(config.algorithm, own, changes)
 
 
-def sampler_of_algorithm(algorithm: Any, own: Decoding, changes: Decoding, *, trusted: bool = True) -> Sampler:
+def sampler_of_algorithm(
+    algorithm: str | Mapping[str, Any], own: Decoding, changes: Decoding, *, trusted: bool = True
+) -> Sampler:
     """The held-out form of an algorithm's sampler, with a run's own decoding, changed as asked. Not ``trusted`` runs
     no code that the algorithm names."""
     return _changed(_changed(build(algorithm, trusted=trusted).sampler, own), changes)
@@ -138,5 +142,7 @@ def _lengthened(sampler: Sampler, length: int) -> Sampler:
     raise ValueError("image models have no length; remove it")
 
 
-def _values(given: Any) -> list[Any]:
-    return list(dict.fromkeys(given)) if isinstance(given, Iterable) else [given]
+def _values(given: Number | Sequence[Number] | None) -> list[Number] | list[None]:
+    if given is None:
+        return [None]
+    return list(dict.fromkeys(given)) if isinstance(given, Sequence) else [given]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, Policy, Sampler, Samples, TokenTrace
+from flowrl.types import Draw, FlowPolicy, Policy, Sampler, Samples, TokenPolicy, TokenTrace
 
 BATCH_NUMBERS = 2**20  # latent numbers per batch: four images of 1024 px with 16 latent channels, on any GPU
 BATCH_IMAGES = 64
@@ -38,8 +38,10 @@ def generate(policy: Policy, sampler: Sampler, weights: str, draw: Draw) -> Gene
     return Generated(Samples(draw.prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
 
 
-def batch_size(policy: Any, sampler: Sampler) -> int:
+def batch_size(policy: Policy, sampler: Sampler) -> int:
     """Samples at a time for a policy, by its vocabulary or the shape of its latents."""
     if isinstance(sampler, MaskedSampler | CausalSampler):
-        return max(1, min(BATCH_COMPLETIONS, BATCH_LOGITS // (sampler.length * policy.vocabulary)))
-    return max(1, min(BATCH_IMAGES, BATCH_NUMBERS // max(1, torch.Size(policy.latent_shape).numel())))
+        vocabulary = cast(TokenPolicy, policy).vocabulary
+        return max(1, min(BATCH_COMPLETIONS, BATCH_LOGITS // (sampler.length * vocabulary)))
+    shape = torch.Size(cast(FlowPolicy, policy).latent_shape)
+    return max(1, min(BATCH_IMAGES, BATCH_NUMBERS // max(1, shape.numel())))

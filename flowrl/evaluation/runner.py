@@ -24,7 +24,7 @@ from flowrl.evaluation.targets import Request, Samplers, find_target
 from flowrl.records.machine import versions
 from flowrl.records.sample_files import Entry, image_size, write_text
 from flowrl.runtime.display import Display
-from flowrl.types import Prompt, Sampler
+from flowrl.types import Policy, Prompt, Sampler
 
 SAMPLES = 4
 """Per prompt, unless the user says so."""
@@ -167,13 +167,18 @@ def _make_samples(
         return {case.name: {"images": [target.entries[row] for row in case.rows]} for case in cases}
     made: dict[str, dict[str, list[Entry]]] = {case.name: {} for case in cases}
     for variant in target.variants:
-        variant = replace(variant, open=functools.cache(variant.open))
+        variant = replace(variant, open=functools.cache(functools.partial(_load, variant, display)))
         for case in cases:
             source, folder = _source(target, variant, case, seed), out / case.folder(variant.name)
             made[case.name][variant.name] = complete_samples(
                 source, case.suite.prompts, case.rows, case.point.samples, folder, display
             )
     return made
+
+
+def _load(variant: Variant, display: Display) -> Policy:
+    display.stage("loading the model" if variant.name == "model" else f"loading the {variant.name} model")
+    return variant.open()
 
 
 def _source(target: Target, variant: Variant, case: Case, seed: int) -> SampleSource:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.console import Console
@@ -33,6 +33,9 @@ from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Draw, Policy, Prompt, Sampler
 from flowrl.version import __version__
 
+if TYPE_CHECKING:  # transformers: only when samples have to be made
+    from flowrl.models.text.policy import TextPolicy
+
 MANIFEST = "manifest.json"
 Job = tuple[Entry, int]
 """A sample to make: its prompt, and its number among those of the prompt."""
@@ -42,7 +45,7 @@ Job = tuple[Entry, int]
 class SampleSource:
     """What makes the samples of one variant; ``identity`` tells its samples from another's."""
 
-    open: Callable[[], Any]
+    open: Callable[[], Policy]
     """Loads the policy; called only when samples are missing."""
     sampler: Sampler
     seed: int
@@ -95,10 +98,9 @@ def complete_samples(
     if all(path.exists() for entry in entries for path in entry.files):
         return entries
     with display or Display(console=Console(quiet=True)) as display, ExitStack() as stack:
-        display.stage(f"loading the {folder.parent.name} model")
         policy = source.open()
         if source.prefill is not None:
-            stack.enter_context(policy.prefilled(source.prefill))
+            stack.enter_context(cast("TextPolicy", policy).prefilled(source.prefill))
         fitting = _fitting(source, policy, {entry.index: prompts[entry.index] for entry in entries})
         changed = sum(fitting.get(entry.index) != prompts[entry.index] for entry in entries)
         if changed:
@@ -111,7 +113,7 @@ def complete_samples(
 
 def _make_missing(
     source: SampleSource,
-    policy: Any,
+    policy: Policy,
     prompts: Mapping[int, Prompt],
     entries: Sequence[Entry],
     folder: Path,
@@ -140,12 +142,12 @@ def _describe(entry: Entry, path: Path) -> None:
         write_text(path, json.dumps(entry.metadata, ensure_ascii=False) + "\n")
 
 
-def _fitting(source: SampleSource, policy: Any, prompts: Mapping[int, Prompt]) -> dict[int, Prompt]:
+def _fitting(source: SampleSource, policy: Policy, prompts: Mapping[int, Prompt]) -> dict[int, Prompt]:
     """By number, the prompts that leave room for a completion, as ``source.overlong`` says."""
     if source.overlong is None or not isinstance(source.sampler, MaskedSampler | CausalSampler):
         return dict(prompts)
     numbered = [replace(prompt, id=index) for index, prompt in prompts.items()]
-    found = policy.fit_prompts(numbered, source.sampler.length, source.overlong)
+    found = cast("TextPolicy", policy).fit_prompts(numbered, source.sampler.length, source.overlong)
     return {prompt.id: replace(prompt, id=prompts[prompt.id].id) for prompt in found}
 
 
@@ -202,7 +204,7 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     write_text(manifest, json.dumps(settings, indent=1) + "\n")
 
 
-def _read_manifest(path: Path) -> Any:
+def _read_manifest(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

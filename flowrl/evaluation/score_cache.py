@@ -59,7 +59,11 @@ class ScoreCache:
             self._add([keys[row] for row in new], scorer(part))
         rows = [self._known[key] for key in keys]
         names = rows[0]["measures"] if rows else {}
-        measures = {name: torch.tensor([_number(row["measures"][name]) for row in rows]) for name in names}
+        columns = {name: [row["measures"][name] for row in rows] for name in names}
+        measures = {
+            name: torch.tensor([math.nan if value is None else value for value in column])
+            for name, column in columns.items()
+        }
         return SuiteScores(measures, [row["reasons"] for row in rows], [row["details"] for row in rows])
 
     def _add(self, keys: Sequence[str], scores: SuiteScores) -> None:
@@ -100,7 +104,3 @@ def _key(prompt: Prompt, image: Tensor) -> str:
     digest = hashlib.sha256(f"{tuple(pixels.shape)}{asked}".encode())
     digest.update(pixels.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""By the precision computed in: the largest deviation of predictions that rounding explains."""
+
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference relative to the largest value of ``theirs``; NaN counts as infinite."""

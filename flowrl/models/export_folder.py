@@ -15,14 +15,12 @@ from safetensors import SafetensorError
 
 from flowrl.errors import UserError
 from flowrl.files import use_default_permissions
+from flowrl.models.deviation import TOLERANCE
 from flowrl.models.load_errors import is_disk_full
 from flowrl.models.lora import Adaptation
 
 ORIGIN_FILE = "flowrl.json"
 """What an export says of the run it came from; other tools pass over it."""
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest difference of a reloaded model's predictions, relative to their largest value (merging rounds). Predictions
-are those of the network itself: guidance would multiply their rounding by its scale."""
 
 
 def into_folder(
@@ -39,7 +37,8 @@ def into_folder(
 
     Returns:
         What ``write`` returned: the largest difference between the policy's predictions and the reloaded model's,
-        relative to the largest value.
+        relative to the largest value. Predictions are those of the network itself: guidance would multiply their
+        rounding by its scale.
 
     Raises:
         UserError: for a format that cannot hold the weights, an occupied folder, or a reloaded model that differs.

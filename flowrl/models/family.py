@@ -17,7 +17,7 @@ MASKED_NAMES = ("llada", "dream", "diffusion_gemma")
 
 
 def embedded_models(name: str) -> dict[str, Path] | None:
-    """Base models of the embedded text world ``name`` by family; ``None`` where there is no such world."""
+    """Base models of the embedded world ``name`` by family; ``None`` where there is no such world."""
     if not name.isidentifier() or Path(name).exists():
         return None
     try:
@@ -27,6 +27,16 @@ def embedded_models(name: str) -> dict[str, Path] | None:
             raise
         return None
     return getattr(world, "BASES", None)
+
+
+def embedded_model(name: str, family: str) -> Path | None:
+    """The folder of the embedded world's base model; ``None`` where there is no such world. Raises `UserError` where
+    the world has none of that family."""
+    bases = embedded_models(name)
+    if bases is not None and family not in bases:
+        have = ", ".join(sorted(bases)) or "none"
+        raise UserError(f"the world {name} has no base model of the family {family}; it has {have}")
+    return None if bases is None else bases[family]
 
 
 def family_of(path: str | Path) -> Family:

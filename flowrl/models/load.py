@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
@@ -13,6 +14,10 @@ from flowrl.models.family import family_of
 from flowrl.models.load_errors import errors_named
 from flowrl.models.masked.load import load_masked
 from flowrl.models.masked.policy import MaskedPolicy
+from flowrl.models.parity import check_parity
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 LoadedPolicy = diffusion.DiffusionPolicy | CausalPolicy | MaskedPolicy
 """The policies that models are loaded as, one for each family."""
@@ -20,9 +25,13 @@ LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": 
 
 
 def load_policy(
-    path_or_pipeline: Any, *, family: Literal["diffusion", "masked", "causal"] | None = None, **options: Any
+    path_or_pipeline: str | Path | DiffusionPipeline,
+    *,
+    family: Literal["diffusion", "masked", "causal"] | None = None,
+    **options: Any,
 ) -> LoadedPolicy:
-    """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object.
+    """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object. Its ``check_parity()`` runs
+    the start-up check again: it raises, or returns the largest deviation.
 
     Args:
         family: ``None``: told by the model's files (`family_of`).
@@ -39,4 +48,6 @@ def load_policy(
     if chosen != "diffusion" and options.pop("call", None):
         raise UserError(f"model.call is for diffusion pipelines and means nothing for family {chosen}; remove it")
     with errors_named(path_or_pipeline if named else type(path_or_pipeline).__name__):
-        return LOADERS[chosen](path_or_pipeline, **options)
+        policy = LOADERS[chosen](path_or_pipeline, **options)
+    policy.check_parity = partial(check_parity, policy)
+    return policy

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.errors import is_out_of_memory
-from flowrl.models.diffusion.load import WORLDS
+from flowrl.models.family import embedded_model
 from flowrl.models.lora import ATTENTION_TARGETS, LANGUAGE_TARGETS, LoRAOptions, describe_layers, target_layers
 
 UNTOLD = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
@@ -21,17 +21,16 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
     Raises:
         UserError: for targets that match no layer.
     """
-    from flowrl.models.family import embedded_models
-
-    if options is None or (
-        path not in WORLDS and embedded_models(path) is None and not Path(path).expanduser().is_dir()
-    ):
+    if options is None:
+        return None
+    folder = embedded_model(path, family) or Path(path).expanduser()
+    if not folder.is_dir():
         return None
     from accelerate import init_empty_weights
 
     try:
         with init_empty_weights(include_buffers=False):
-            found = _denoiser(_folder(path)) if family == "diffusion" else _language_model(path, family)
+            found = _denoiser(folder) if family == "diffusion" else _language_model(folder, family)
     except UNTOLD as error:
         if is_out_of_memory(error):
             raise
@@ -40,14 +39,6 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
         return None
     network, defaults, excluded = found
     return describe_layers(target_layers(network, options, defaults, excluded), options)
-
-
-def _folder(path: str) -> Path:
-    if path in WORLDS and not Path(path).exists():
-        from flowrl.worlds import shapes
-
-        return Path(shapes.BASE)
-    return Path(path).expanduser()
 
 
 def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
@@ -68,14 +59,11 @@ def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
     return network, LORA_TARGETS.get(kind.__name__, ATTENTION_TARGETS), []
 
 
-def _language_model(path: str, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
+def _language_model(folder: Path, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    from flowrl.models.family import embedded_models
     from flowrl.models.text.load import untargeted_layers
 
-    bases = embedded_models(path)
-    folder = Path(bases[family] if bases else path).expanduser()
     if not (folder / "config.json").is_file():
         return None
     config = AutoConfig.from_pretrained(folder)  # code of the model's own is not run: it raises then

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import HasWeightSets, WeightSets
 from flowrl.types import CfgGrad, Prompt
 
 
@@ -24,10 +22,11 @@ class TinyCondition:
         return len(self.index)
 
     def take(self, rows: Tensor) -> TinyCondition:
+        """The condition of the rows with these indices [n] (repeats allowed)."""
         return TinyCondition(self.index[rows])
 
 
-class TinyFlow:
+class TinyFlow(HasWeightSets):
     """The exact flow of a Gaussian mixture plus a trainable residual network that starts at zero.
 
     The velocity of data ``sum_k w_k N(m_k, c^2 I)`` is ``E[noise - clean | x_t]``, a softmax over components, so the
@@ -56,30 +55,27 @@ class TinyFlow:
         self.network_calls = 0
 
     def parameters(self) -> list[nn.Parameter]:
+        """Those of the residual network."""
         return list(self.network.parameters())
 
-    @contextmanager
-    def using(self, name: str) -> Iterator[Self]:
-        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
-        with self.weights.using(name):
-            yield self
-
-    def update_ema(self, name: str, decay: float) -> None:
-        self.weights.update_ema(name, decay)
-
     def condition(self, prompts: Sequence[Prompt]) -> TinyCondition:
+        """The number of each prompt."""
         return TinyCondition(torch.tensor([self.prompts.index(p.text) for p in prompts]))
 
     def times(self, steps: int) -> Tensor:
+        """[steps + 1] float64, evenly spaced from 1 to 0."""
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
     def snap(self, t: Tensor) -> Tensor:
+        """Every time is one it knows."""
         return t
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
+        """The noise itself."""
         return noise
 
     def decode(self, final: Tensor) -> Tensor:
+        """[N, 3, 1, dim]: the latent [N, dim] as a picture of three equal channels."""
         return final[:, None, None, :].expand(-1, 3, 1, -1)
 
     def base_velocity(self, x: Tensor, t: Tensor) -> Tensor:
@@ -101,6 +97,7 @@ class TinyFlow:
         guidance: float | None = None,
         cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
+        """[N, dim] at ``x`` [N, dim], ``t`` [N]; guidance as in `flowrl.types.FlowPolicy.velocity`."""
         conditional = self._predict(x, t, condition.index)
         if guidance is None or guidance == 1:
             return conditional

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -126,3 +127,21 @@ class WeightSets:
                     f"stored weights {name!r} do not fit this model: {key} is {shape}, expected"
                     f" {tuple(parameter.shape)}; load the model with the options it was trained with"
                 )
+
+
+class HasWeightSets:
+    """What every policy does with its weight sets (see `flowrl.types.Policy`)."""
+
+    weights: WeightSets
+    check_parity: Callable[[], float]
+    """`flowrl.models.check_parity` of this policy, as `flowrl.load_policy` gives it."""
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
+
+    def update_ema(self, name: str, decay: float) -> None:
+        """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
+        self.weights.update_ema(name, decay)

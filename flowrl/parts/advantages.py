@@ -134,7 +134,7 @@ class ExponentialWeight:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        _need_warmth(self.temperature)
+        _check_temperature(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, group, own = scores.total, scores.group, scores.own
@@ -167,7 +167,7 @@ class GreedyBaseline:
         first = first_of_group(scores.group)
         place = first.cumsum(dim=0) - 1
         greedy = first.nonzero()[:, 0][place]
-        usable = scores.valid & scores.valid[greedy] & ~first
+        usable = scores.valid & scores.valid[greedy]  # of the first itself the difference is 0
         return _finish(scores.total - scores.total[greedy], usable, None)
 
 
@@ -180,7 +180,7 @@ class SoftmaxContrast:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _need_warmth(self.temperature)
+        _check_temperature(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         group, valid = scores.group, scores.valid
@@ -210,7 +210,7 @@ class BestVersusWorst:
         return advantage
 
 
-def _need_warmth(temperature: float) -> None:
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"the temperature of the weights should be above 0, found {temperature}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import IncompatibleError, Memory
@@ -21,10 +21,16 @@ VALUES = "coefficients"
 
 def with_coefficients(algorithm: Algorithm, memory: Memory) -> Algorithm:
     """The algorithm with the present values of its coefficients. Raises `IncompatibleError` for a coefficient of a
-    field that is none, or no number."""
+    field that is none, or no number, and for a value that the part refuses."""
     for coefficient in algorithm.coefficients:
-        start = _number(algorithm, coefficient.sets)
-        algorithm = _with(algorithm, coefficient.sets.split("."), memory.get(VALUES, {}).get(coefficient.sets, start))
+        path = coefficient.sets
+        value = memory.get(VALUES, {}).get(path, _number(algorithm, path))
+        try:
+            algorithm = _with(algorithm, path.split("."), value)
+        except ValueError as error:
+            raise IncompatibleError(
+                f"a coefficient sets {path} to {value:g}, which its part refuses: {error}"
+            ) from error
     return algorithm
 
 
@@ -57,10 +63,12 @@ def _number(algorithm: Algorithm, path: str) -> float:
 
 
 def _with(part: Part, path: list[str], value: float) -> Part:
-    """The part with another value in a field."""
+    """The part with another value in a field, rounded where that is a whole number."""
     key, *rest = path
     if isinstance(part, tuple):
         index = int(key)
         return (*part[:index], _with(part[index], rest, value), *part[index + 1 :])  # type: ignore[return-value]
-    inner = _with(getattr(part, key), rest, value) if rest else value
-    return dataclasses.replace(part, **{key: inner})
+    if rest:
+        return dataclasses.replace(part, **{key: _with(getattr(part, key), rest, value)})
+    whole = get_type_hints(type(part)).get(key) is int
+    return dataclasses.replace(part, **{key: round(value) if whole else value})

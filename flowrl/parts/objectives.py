@@ -51,7 +51,7 @@ class Clipped(ObjectiveDefaults):
     dual: float | None = None
 
     def __post_init__(self) -> None:
-        _need_range(self.low, self.high)
+        _check_range(self.low, self.high)
         if self.dual is not None and not self.dual > 1:
             raise ValueError(f"dual={self.dual} bounds a ratio from above: give more than 1 (verl has 3), or null")
 
@@ -85,7 +85,7 @@ class ClippedMean(ObjectiveDefaults):
     coupled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _need_range(self.low, self.high)
+        _check_range(self.low, self.high)
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -161,7 +161,7 @@ class LinearBound(ObjectiveDefaults):
         return -batch.advantage * torch.where(batch.advantage >= 0, 1 + d, d.clamp(max=self.most).exp())
 
 
-def _need_range(low: float, high: float) -> None:
+def _check_range(low: float, high: float) -> None:
     if low < 0 or high < 0:
         raise ValueError(f"low={low} and high={high} say how far a ratio may go from 1; give 0 or more")
 

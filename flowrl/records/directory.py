@@ -55,7 +55,7 @@ class RunDirectory:
         """Whether a run was started here."""
         return os.path.isfile(self.config_path)  # False also for a name that no file can have
 
-    def begun(self) -> bool:
+    def has_results(self) -> bool:
         """Whether there is anything to lose: a run whose rewards or model did not load has only a config."""
         return self.exists() and (self.metrics_path.is_file() or any(self.checkpoints.glob("step_*")))
 

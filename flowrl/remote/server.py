@@ -55,7 +55,7 @@ class Backend(Protocol):
         ...
 
 
-class _Slots:
+class _RequestSlots:
     """Counts requests under way, so that their memory is bounded."""
 
     def __init__(self, limit: int) -> None:
@@ -74,7 +74,7 @@ class _Slots:
 
 def build_app(scorers: Mapping[str, Backend], token: str, limits: RequestLimits) -> FastAPI:
     """The application for rewards by name."""
-    slots = _Slots(limits.concurrency)
+    slots = _RequestSlots(limits.concurrency)
     one_parser = asyncio.Lock()  # for odd bodies: one of empty lists takes 34 times its size while it is parsed
 
     async def authorise(request: Request) -> None:
@@ -170,7 +170,7 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from None
+        raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
 
 
 def _check_head(request: Request, limits: RequestLimits) -> None:

@@ -17,7 +17,7 @@ from flowrl.config import Config
 from flowrl.config.findings import explain_errors
 from flowrl.config.reward import Reward
 from flowrl.config.yaml_text import read_config
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 
 SHORTEST_TOKEN = 16
 OWN_KEYS = {"use", "name", "options", "device", "dtype", "batch_size"}
@@ -75,8 +75,10 @@ def choose_token(host: str, token_file: Path | None) -> tuple[str, bool]:
     if token_file is not None:
         try:
             return _checked(token_file.read_text(encoding="utf-8").strip(), f"the token in {token_file}"), False
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"--token-file: {token_file} cannot be read as text; give a file with one token") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--token-file: {token_file} cannot be read as text ({first_line(error)}); give a file with one token"
+            ) from error
     if os.environ.get(TOKEN_VARIABLE):
         return _checked(os.environ[TOKEN_VARIABLE].strip(), f"the token in ${TOKEN_VARIABLE}"), False
     if not is_loopback(host):

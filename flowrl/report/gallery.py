@@ -12,27 +12,27 @@ from flowrl.report.charts import number
 from flowrl.report.pictures import Picture, embed, readable, widest
 from flowrl.report.record import Record, Snapshot, read_lines
 
-MOMENTS = 8  # iterations shown, first and last included
+ITERATIONS = 8  # iterations shown, first and last included
 PER_MOMENT = 8
 PAIRS = 24
-EXTREMES = 3  # of the best and of the worst held-out completions
+PICKED = 3  # of the best and of the worst held-out completions
 
 
 @dataclass(frozen=True)
-class Moment:
+class IterationSamples:
     """Samples of one iteration."""
 
     step: int
     pictures: Sequence[Picture]
 
     @property
-    def room(self) -> str:
+    def column(self) -> str:
         """The column width it needs."""
         return widest(self.pictures)
 
 
 @dataclass(frozen=True)
-class Strip:
+class PromptHistory:
     """One held-out prompt and seed through training."""
 
     prompt: str
@@ -40,7 +40,7 @@ class Strip:
     """``(iteration, picture)``."""
 
     @property
-    def room(self) -> str:
+    def column(self) -> str:
         """The column width it needs."""
         return widest(picture for _, picture in self.pictures)
 
@@ -55,13 +55,13 @@ class Pair:
     after: Picture
 
     @property
-    def room(self) -> str:
+    def column(self) -> str:
         """The column width it needs."""
         return widest((self.before, self.after))
 
 
 @dataclass(frozen=True)
-class Extremes:
+class BestAndWorst:
     """Held-out completions of the last evaluation picked by their reward, beside those of the first."""
 
     first: int
@@ -71,34 +71,34 @@ class Extremes:
     worst: Sequence[Pair]
 
 
-def moments(record: Record) -> list[Moment]:
+def iterations(record: Record) -> list[IterationSamples]:
     """Evenly spaced iterations, the same places of each: nothing is picked by its score."""
     out = []
-    for index in spaced(len(record.snapshots), MOMENTS):
+    for index in spaced(len(record.snapshots), ITERATIONS):
         snapshot = record.snapshots[index]
         rows = [snapshot.rows[row] for row in spaced(len(snapshot.rows), PER_MOMENT)]
         pictures = [picture for row in rows if (picture := _sample(snapshot, row))]
         if pictures:
-            out.append(Moment(snapshot.step, pictures))
+            out.append(IterationSamples(snapshot.step, pictures))
     return out
 
 
-def strips(record: Record) -> list[Strip]:
+def heldout_histories(record: Record) -> list[PromptHistory]:
     """Held-out samples of evenly spaced evaluations side by side; rows are evenly spaced prompts."""
     if len(record.heldout) < 2:
         return []
-    shown = [record.heldout[index] for index in spaced(len(record.heldout), MOMENTS)]
+    shown = [record.heldout[index] for index in spaced(len(record.heldout), ITERATIONS)]
     first = shown[0].rows
     out = []
     for row in (first[index] for index in spaced(len(first), PER_MOMENT)):
         same = [(s, r) for s in shown for r in s.rows if _identity(r) == _identity(row)]
         found = [(snapshot.step, picture) for snapshot, r in same if (picture := _sample(snapshot, r, advantage=False))]
         if found:
-            out.append(Strip(str(row.get("prompt", "")), found))
+            out.append(PromptHistory(str(row.get("prompt", "")), found))
     return out
 
 
-def extremes(record: Record) -> Extremes | None:
+def best_and_worst(record: Record) -> BestAndWorst | None:
     """The best and the worst held-out completions saved last, and what their prompts and seeds gave at first.
 
     Of texts only: a page of pictures is taken in at a glance, of texts the telling ones would be missed.
@@ -109,7 +109,7 @@ def extremes(record: Record) -> Extremes | None:
     before = {_identity(row): row for row in first.rows}
     rows = [row for row in last.rows if "completion" in row and _identity(row) in before and _total(row) is not None]
     rows.sort(key=lambda row: -(_total(row) or 0.0))
-    count = min(EXTREMES, len(rows) // 2)
+    count = min(PICKED, len(rows) // 2)
     if not count:
         return None
 
@@ -121,15 +121,15 @@ def extremes(record: Record) -> Extremes | None:
         return Pair(str(row.get("prompt", "")), "", replace(then, caption=""), replace(now, caption=""))
 
     best, worst = ([p for row in part if (p := pair(row))] for part in (rows[:count], rows[::-1][:count]))
-    return Extremes(first.step, last.step, best, worst)
+    return BestAndWorst(first.step, last.step, best, worst)
 
 
-def pairs(record: Record) -> list[Pair]:
+def base_and_tuned(record: Record) -> list[Pair]:
     """First sample of evenly spaced prompts of every tag of the first suite that has base and tuned."""
     folder = record.path / "eval"
     for suite in (record.evaluation or {}).get("suites", {}):
-        base = _verdicts(folder / "base", suite)
-        tuned = _verdicts(folder / "tuned", suite)
+        base = _scored_lines(folder / "base", suite)
+        tuned = _scored_lines(folder / "tuned", suite)
         names = _spread_over_tags([name for name in base if name in tuned], base)
         found = [pair for name in names if (pair := _pair(folder, name, base[name], tuned[name]))]
         if found:
@@ -184,7 +184,7 @@ def _scores(row: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(str(label), float(value)) for label, value in pairs if isinstance(value, int | float)]
 
 
-def _verdicts(folder: Path, suite: str) -> dict[str, Mapping[str, Any]]:
+def _scored_lines(folder: Path, suite: str) -> dict[str, Mapping[str, Any]]:
     """File name (equal for base and tuned) to its line of results.jsonl."""
     return {str(row.get("filename")): row for row in read_lines(folder / suite / "results.jsonl")}
 

@@ -41,15 +41,14 @@ def write(run: Path) -> Path:
     return path
 
 
-def write_anyway(run: Path, say: Callable[[str], None]) -> list[str]:
+def try_write(run: Path, say: Callable[[str], None]) -> list[str]:
     """As `write`, for the end of a run, which a report that fails must not fail: what went wrong, as a sentence."""
     say("writing the report")
     try:
         write(run)
     except Exception as error:  # whatever it is, the run and its checkpoints are whole
-        return [
-            f"the report was not written ({describe_exception(error)}); the run is whole, try `flowrl report {run}`"
-        ]
+        cause = str(error) if isinstance(error, UserError) else describe_exception(error)
+        return [f"the report was not written ({cause}); the run is whole, try `flowrl report {run}`"]
     return []
 
 
@@ -69,10 +68,10 @@ def contents(record: Record) -> dict[str, Any]:
         "diagnostics": curves.diagnostic_figures(metrics),
         "others": curves.other_figures(metrics),
         "time": curves.time_figure(metrics),
-        "moments": gallery.moments(record),
-        "strips": gallery.strips(record),
-        "extremes": gallery.extremes(record),
-        "pairs": gallery.pairs(record),
+        "samples": gallery.iterations(record),
+        "histories": gallery.heldout_histories(record),
+        "best_and_worst": gallery.best_and_worst(record),
+        "base_and_tuned": gallery.base_and_tuned(record),
         "tables": [table(suite) for suite in evaluation.get("suites", {}).values()],
         "manifest": list(flat(evaluation.get("manifest", {}))),
         "config": record.config_text,
@@ -195,7 +194,7 @@ def _change(estimate: Mapping[str, Any] | None, places: int) -> dict[str, str]:
     return {"text": text, "sign": "up" if estimate["low"] > 0 else "down"}
 
 
-def _rewards(specs: Any) -> list[str]:
+def _rewards(specs: object) -> list[str]:
     out = []
     for spec in specs if isinstance(specs, list) else [specs]:
         if isinstance(spec, Mapping):
@@ -206,7 +205,7 @@ def _rewards(specs: Any) -> list[str]:
     return out
 
 
-def _part(value: Any) -> str:
+def _part(value: object) -> str:
     """``Clipped(low=0.0001, high=0.0001)`` from a described part; unset fields are left out."""
     if isinstance(value, list):
         return ", ".join(_part(item) for item in value)

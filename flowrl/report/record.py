@@ -123,7 +123,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, growing=True) if path.is_file() else []
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     """Strict JSON has no NaN, so writers may use null or a string for it."""
     if isinstance(value, bool | int | float):
         try:

@@ -28,6 +28,6 @@ def _environment() -> Environment:
     )
 
 
-def _visible(value: Any) -> Any:
+def _visible(value: object) -> object:
     """Users' words without control characters, which HTML does not allow; our own markup as it is."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

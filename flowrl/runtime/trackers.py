@@ -33,8 +33,13 @@ class _Tracker(Protocol):
     place: str
     """Where to look, in a few words."""
 
-    def log(self, metrics: Mapping[str, float], step: int, saved: Sequence[_Saved]) -> None: ...
-    def close(self, failed: bool) -> None: ...
+    def log(self, metrics: Mapping[str, float], step: int, saved: Sequence[_Saved]) -> None:
+        """Show the metrics of a step, and the samples that were saved of it."""
+        ...
+
+    def close(self, failed: bool) -> None:
+        """Send what is buffered; ``failed`` says how the run ended."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,15 @@ are per process.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-import platform
 import select
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -34,8 +28,7 @@ from flowrl import processes
 from flowrl.errors import UserError
 from flowrl.processes import Child, kill_group
 from flowrl.sandbox import harness
-from flowrl.sandbox.self_test import FILTERED, PROBES, SECRET
-from flowrl.sandbox.system_calls import ARCHITECTURES, compile_filter
+from flowrl.sandbox.system_calls import compile_filter
 
 NOBODY = 65534
 INTERPRETER_SECONDS = 60.0
@@ -161,38 +154,6 @@ def _not_started(error: OSError, root: bool) -> str:
     return f"code_tests: bubblewrap does not start ({error.strerror}): apt install --reinstall bubblewrap"
 
 
-@lru_cache(maxsize=8)
-def open_sandbox(limits: SandboxLimits = SandboxLimits()) -> Sandbox:
-    """A sandbox that has proven itself here; the self-test takes about a second and runs once per process.
-
-    The interpreter is this one where the sandbox can see it, else the system's. Raises `UserError` where bubblewrap is
-    missing, cannot make its namespaces, or does not contain one of the probes.
-    """
-    if not sys.platform.startswith("linux") or shutil.which("bwrap") is None or shutil.which("prlimit") is None:
-        raise UserError(
-            "code_tests runs programs in bubblewrap only, and 'bwrap' (with 'prlimit') was not found: "
-            "apt install bubblewrap util-linux"
-        )
-    own = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    complaint = ""
-    for python in dict.fromkeys([own, Path("/usr/bin/python3")]):
-        if python.exists():
-            sandbox = Sandbox(limits, python)
-            first = sandbox.run("print('works')", seconds=INTERPRETER_SECONDS)
-            if first.output == b"works\n":
-                _prove(sandbox)
-                sandbox.start_harness("program").close()
-                return sandbox
-            lines = first.errors.decode(errors="replace").strip().splitlines()
-            complaint = lines[-1] if lines else f"exit code {first.code}"
-    raise UserError(
-        f"code_tests: bubblewrap cannot start Python here ({complaint or 'no interpreter'}); it needs "
-        "version 0.8 or later (apt install bubblewrap), /usr/bin/python3 and unprivileged user namespaces (sysctl "
-        "kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0, in docker "
-        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined)"
-    )
-
-
 def _bubblewrap(limits: SandboxLimits, python: Path) -> list[str]:
     command = [
         shutil.which("bwrap") or "bwrap",
@@ -305,33 +266,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
-
-
-def _prove(sandbox: Sandbox) -> None:
-    """Raise `UserError` unless every probe is contained: the same ones wherever flowrl runs."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
-        marker = Path(folder, "marker")
-        marker.write_text(SECRET)
-        for path in (marker, Path(folder)):
-            path.chmod(0o755)  # so that it is the sandbox that hides it
-        facts = {"marker": str(marker), "home": str(Path.home()), "here": os.getcwd(), "port": server.getsockname()[1]}
-        limits = sandbox.limits
-        facts |= {"processes": limits.processes, "memory": limits.memory, "disk": limits.disk}
-        checks: dict[str, Callable[[], bytes]] = {
-            name: lambda text=text: sandbox.run(text.format(**facts), seconds=INTERPRETER_SECONDS).output
-            for name, text in PROBES.items()
-            if platform.machine() in ARCHITECTURES or name not in FILTERED
-        }
-        quick = Sandbox(replace(limits, seconds=1.0), sandbox.python)
-        checks["endless loops"] = lambda: (
-            b"contained" if quick.run("while True: pass").status == "timeout" else b"ended"
-        )
-        with ThreadPoolExecutor(2) as threads:
-            results = dict(zip(checks, threads.map(lambda check: check(), checks.values()), strict=True))
-    for name, output in results.items():
-        if output.strip() != b"contained":
-            raise UserError(
-                f"code_tests refuses to run: the sandbox does not contain {name} on this machine "
-                f"({json.dumps(output.decode(errors='replace').strip()[:200])}); "
-                "update bubblewrap (apt install bubblewrap) or score on a machine with user namespaces"
-            )

@@ -123,6 +123,7 @@ class Program:
         return {"value": encode(value, self.refer), "args": [encode(item, self.refer) for item in args]}
 
     def refer(self, value: Any) -> Any:
+        """Keep an object that cannot cross; what crosses instead is its number in ``objects``."""
         self.objects.append(value)
         return {"object": len(self.objects) - 1}
 
@@ -268,9 +269,12 @@ class Tests:
             _say(self.replies, {"verdict": verdict}, "t")
 
     def proxy(self, number: int) -> Proxy:
+        """What stands here for the program's object of that number."""
         return Proxy(number, self.ask)
 
     def ask(self, number: int, how: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Have the program do one thing with an object (`Program.answer`); lists and the like that it changed in place
+        are changed here too. Raises what the program raised, by its name, as one of Python's own exceptions."""
         self.asked += 1
         request = {
             "object": number,

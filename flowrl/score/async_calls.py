@@ -13,12 +13,12 @@ from typing import Any
 from flowrl.exit_guard import ExitCalledError, catch_exit
 
 
-def wait_for(result: Any) -> Any:
+def wait_for(result: object) -> Any:
     """The result itself, awaited where it has to be; works where a loop already runs (as in notebooks)."""
     return wait_for_all([result])[0]
 
 
-def wait_for_all(results: Sequence[Any]) -> list[Any]:
+def wait_for_all(results: Sequence[object]) -> list[Any]:
     """The results, those that have to be awaited waiting together. Raises what the first of them raises."""
     if not any(inspect.isawaitable(result) for result in results):
         return list(results)
@@ -32,11 +32,11 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _gathered(results: Sequence[Any]) -> list[Any]:
+async def _gathered(results: Sequence[object]) -> list[Any]:
     return list(await asyncio.gather(*map(_awaited, results)))
 
 
-async def _awaited(result: Any) -> Any:
+async def _awaited(result: object) -> Any:
     if not inspect.isawaitable(result):
         return result
     try:

@@ -30,7 +30,7 @@ def flatten_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **columns}
 
 
-def _object(value: Any) -> Mapping[str, Any]:
+def _object(value: object) -> Mapping[str, Any]:
     if isinstance(value, str) and value.lstrip().startswith("{") and len(value) <= PARSED:
         try:
             value = json.loads(value)

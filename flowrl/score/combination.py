@@ -86,7 +86,7 @@ def dropped_samples(rewards: Tensor, applies: Tensor, policies: Sequence[NanPoli
     return dropped
 
 
-def applicable(conditions: Mapping[str, Any], prompts: Sequence[Prompt]) -> Tensor:
+def applies_to(conditions: Mapping[str, Any], prompts: Sequence[Prompt]) -> Tensor:
     """[N] bool: prompts whose columns have, for every condition, the value or one of the values asked for. A column
     that holds a list has all of its values. A prompt without the column is none of them."""
     found = [
@@ -100,7 +100,7 @@ def check_applicability(
     names: Sequence[str], conditions: Sequence[Mapping[str, Any]], counted: Sequence[bool], prompts: Sequence[Prompt]
 ) -> None:
     """Raise `UserError` if a reward applies to no prompt, or a prompt has no reward to learn from."""
-    table = [applicable(condition, prompts) for condition in conditions]
+    table = [applies_to(condition, prompts) for condition in conditions]
     for name, condition, column in zip(names, conditions, table, strict=True):
         if condition and not bool(column.any()):
             columns = sorted({key for prompt in prompts for key in prompt.columns})
@@ -111,10 +111,10 @@ def check_applicability(
     learned = [column for column, counts in zip(table, counted, strict=True) if counts]
     bare = (~torch.stack(learned).any(dim=0)).nonzero()[:, 0] if learned else torch.zeros(0)
     if len(bare):
-        raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+        raise UserError(describe_uncovered_prompts(prompts[int(bare[0])], len(bare)))
 
 
-def nothing_applies(prompt: Prompt, count: int) -> str:
+def describe_uncovered_prompts(prompt: Prompt, count: int) -> str:
     """What to say of samples or prompts that no trained reward applies to."""
     return (
         f"no reward with a weight applies to {count} of the prompts, such as {prompt.text!r} with the columns "
@@ -126,7 +126,7 @@ def _gated(value: Tensor, factor: Tensor) -> Tensor:
     return value.clamp(min=0) * factor + value.clamp(max=0)
 
 
-def _values(value: Any) -> set[Any]:
-    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
-    items = (value if several else [value]) if value is not None else []
+def _values(value: object) -> set[object]:
+    items = value if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else [value]
+    items = () if value is None else items
     return {item if isinstance(item, str | int | float) else repr(item) for item in items}

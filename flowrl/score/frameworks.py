@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from flowrl.errors import UserError
@@ -65,14 +66,14 @@ class VerlReward(AdaptedReward):
                 raise UserError(f"reward {self.name!r} (verl signature) needs the column {key!r}, which a prompt lacks")
         return {**found, **self.settings}
 
-    def _score(self, answer: Any) -> float | None:
-        if isinstance(answer, Mapping):
-            if "score" not in answer:
-                raise UserError(f"reward {self.name!r} should return a number or a dict with 'score', found {answer!r}")
-            answer = answer["score"]
-        elif isinstance(answer, Sequence) and not isinstance(answer, str):
-            answer = answer[0]
-        return None if answer is None else float(answer)
+    def _score(self, result: object) -> float | None:
+        if isinstance(result, Mapping):
+            if "score" not in result:
+                raise UserError(f"reward {self.name!r} should return a number or a dict with 'score', found {result!r}")
+            result = result["score"]
+        elif isinstance(result, Sequence) and not isinstance(result, str):
+            result = result[0]
+        return None if result is None else float(result)  # type: ignore[arg-type]
 
 
 class FlowFactoryReward(AdaptedReward):
@@ -82,11 +83,11 @@ class FlowFactoryReward(AdaptedReward):
 
     style = "Flow-Factory"
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Callable[..., Any], name: str) -> None:
         super().__init__(model, name)
-        self.grouped = any(kind.__name__ == "GroupwiseRewardModel" for kind in type(model).__mro__)
+        self.grouped = any(kind.__name__ == "GroupwiseRewardModel" for kind in inspect.getmro(type(model)))
 
-    def __call__(self, samples: Samples, group: Tensor | None = None) -> Any:
+    def __call__(self, samples: Samples, group: Tensor | None = None) -> object:
         if not self.grouped:
             return self._ask(samples, list(range(len(samples))))
         assert group is not None
@@ -110,14 +111,14 @@ class FlowFactoryReward(AdaptedReward):
         answer = wait_for(self.function(**{key: values[key] for key in values if key in wanted}))
         return answer.rewards if "rewards" in dir(answer) else answer
 
-    def _medium(self, medium: Tensor) -> Any:
+    def _medium(self, medium: Tensor) -> Tensor | Image | list[Image]:
         """A picture [3, H, W] or the frames of a video [F, 3, H, W] as the model wants them."""
         if getattr(self.function, "use_tensor_inputs", False):
             return medium
         return picture(medium) if medium.ndim == 3 else [picture(frame) for frame in medium]
 
 
-def is_flow_factory(found: Any) -> bool:
+def is_flow_factory(found: object) -> bool:
     """Whether a class is one of Flow-Factory's reward models: it declares its fields, or takes ``prompt`` and
     ``image``."""
     call = vars(found).get("__call__") if inspect.isclass(found) else None
@@ -126,7 +127,12 @@ def is_flow_factory(found: Any) -> bool:
 
 
 def build_flow_factory(
-    found: Any, name: str, options: Mapping[str, Any], device: str, dtype: torch.dtype, batch_size: int | None
+    found: Callable[..., Any],
+    name: str,
+    options: Mapping[str, Any],
+    device: str,
+    dtype: torch.dtype,
+    batch_size: int | None,
 ) -> FlowFactoryReward:
     """Construct ``found(config, accelerator)``. Both are plain records of what one process knows: ``config`` has
     device, dtype, batch_size, the options as attributes and as ``extra_kwargs``."""

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import rewards as shipped
-from flowrl.clients import check_remote, find_remote, is_remote
+from flowrl.clients import check_remote_reward, find_remote_reward, is_remote_reward
 from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.importing import Place, parse
 
 KIND = "reward"
 """What messages call it."""
-SUBJECTS = {"images": "image", "completions": "text"}
+MEDIA = {"images": "image", "completions": "text"}
 """What a reward looks at, by the name of its parameter."""
 
 
@@ -53,8 +53,8 @@ def list_rewards() -> list[RewardEntry]:
 def find_reward(use: str) -> Callable[..., Any]:
     """The function or class of ``name``, ``path.py:function``, ``module:function``, ``http://host:port/NAME`` or
     ``ray:`` and one of these. Raises `UserError`."""
-    if is_remote(use):
-        return find_remote(use)
+    if is_remote_reward(use):
+        return find_remote_reward(use)
     return place_of(use).find()
 
 
@@ -66,14 +66,14 @@ def place_of(use: str) -> Place:
 def with_absolute_path(use: str) -> str:
     """``path.py:function`` with an absolute path, so that it holds after a reward has changed the working directory;
     other names as they are."""
-    place = None if is_remote(use) else Place.of(use, KIND)
+    place = None if is_remote_reward(use) else Place.of(use, KIND)
     return use if place is None else place.with_absolute_path()
 
 
 def check_reward(use: str) -> None:
     """Raise `UserError` if a reward cannot exist; cheap, because a file is parsed and not run."""
-    if is_remote(use):
-        inner = check_remote(use)
+    if is_remote_reward(use):
+        inner = check_remote_reward(use)
         return check_reward(inner) if inner else None
     place = Place.of(use, KIND)
     if place is not None:
@@ -130,7 +130,7 @@ def _kind(node: Function | ast.ClassDef) -> str | None:
     names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
     if "prompts" not in names and not node.args.kwarg:
         return None
-    return next((kind for name, kind in SUBJECTS.items() if name in names), None)
+    return next((kind for name, kind in MEDIA.items() if name in names), None)
 
 
 def _constant(tree: ast.Module, name: str, default: Any) -> Any:

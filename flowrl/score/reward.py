@@ -15,7 +15,7 @@ from flowrl.clients.results import RewardError, as_scores, number_type
 from flowrl.config.reward import OnErrorConfig
 from flowrl.errors import UserError
 from flowrl.exit_guard import catch_exit
-from flowrl.score.combination import Gate, applicable
+from flowrl.score.combination import Gate, applies_to
 from flowrl.score.reward_function import RewardFunction
 from flowrl.score.samples import split_by_group, take, without_broken_images
 from flowrl.types import Samples
@@ -64,7 +64,7 @@ class Reward:
         """
         samples, broken = without_broken_images(samples)
         scores = torch.full((len(samples),), torch.nan, dtype=torch.float64)
-        rows = applicable(self.applies, samples.prompts).nonzero()[:, 0].tolist()
+        rows = applies_to(self.applies, samples.prompts).nonzero()[:, 0].tolist()
         for batch in self._batches(group, rows):
             self._score_batch(scores, samples, group, batch, stats)
         return scores.masked_fill(broken, torch.nan)

@@ -17,11 +17,11 @@ from flowrl.errors import UserError
 from flowrl.score.background import RewardThread, Scoring
 from flowrl.score.combination import (
     NanPolicy,
-    applicable,
+    applies_to,
     check_applicability,
     combine,
+    describe_uncovered_prompts,
     dropped_samples,
-    nothing_applies,
 )
 from flowrl.score.registry import find_reward, with_absolute_path
 from flowrl.score.reward import CallStats, Reward
@@ -140,10 +140,10 @@ class Rewards:
         applies = torch.ones(len(prompts), len(self.rewards), dtype=torch.bool)
         for k, reward in enumerate(self.rewards):
             if reward.applies:
-                applies[:, k] = applicable(reward.applies, prompts)
+                applies[:, k] = applies_to(reward.applies, prompts)
         bare = self._bare(applies).nonzero()[:, 0]
         if len(bare):
-            raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+            raise UserError(describe_uncovered_prompts(prompts[int(bare[0])], len(bare)))
         return applies
 
     def _bare(self, applies: Tensor) -> Tensor:

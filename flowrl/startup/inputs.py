@@ -32,8 +32,8 @@ def fingerprint_inputs(config: Config, train: PromptSet, test: PromptSet | None)
 
     Prompts: all texts and columns in order. Rewards and the user's own parts of the algorithm: the syntax trees (so:
     not comments or layout) of the file and of the files beside it that it imports; files and folders that options of
-    rewards name. Base model and adapter: every file's
-    name and size, small files whole, of large ones the header and a sample of 1 MiB; for models of the hub, the commit.
+    rewards name. Base model and adapter: every file's name and size, small files whole, of large ones the header and a
+    sample of 1 MiB; for models of the hub, the commit.
     """
     found = {"data.train": _prompts(train), "data.test": _prompts(test) if test else None}
     found["model.path"] = _model(config.model.path)

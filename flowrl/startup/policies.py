@@ -12,7 +12,7 @@ from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import LoadedPolicy, load_adapter, load_policy
 from flowrl.records.directory import CONFIG, RunDirectory
-from flowrl.startup.preflight import with_adapter_shape
+from flowrl.startup.model_checks import with_adapter_shape
 from flowrl.startup.resume import load_checkpoint
 from flowrl.version import __version__
 
@@ -77,7 +77,7 @@ def origin(config: Config) -> dict[str, Any] | None:
         "family": family,
         "model": config.model.model_dump(mode="json", include=keys),
         "algorithm": spec,
-        "eval": {key: getattr(config.eval, key) for key in ("steps", "guidance", "temperature")},
+        "eval": {key: getattr(config.eval, key) for key in ("sampling_steps", "guidance", "temperature")},
     }
 
 

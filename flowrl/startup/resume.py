@@ -53,7 +53,7 @@ def start_or_resume(
     Raises `UserError` if a run exists and ``resume`` is None, if checkpoints are there and none can be read, or if
     something differs that would change the mathematics. Nothing was changed or removed then.
     """
-    if resume is None and run.begun():
+    if resume is None and run.has_results():
         raise UserError(
             f"{run.path} already holds a run; continue it with --resume auto, or write elsewhere with out=..."
         )
@@ -148,7 +148,7 @@ def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[st
         )
     if start.step >= config.train.iterations:
         return  # nothing will be computed
-    found = [*_stretched(before, config), *changed_inputs(start.manifest, inputs)]
+    found = [*_changed_schedule(before, config), *changed_inputs(start.manifest, inputs)]
     if not found:
         return
     listed = "".join(f"\n  - {line}" for line in found)
@@ -160,7 +160,7 @@ def _check_same(config: Config, run: Path, start: Checkpoint, inputs: Mapping[st
     warnings.warn(f"going on although something changed since {start.path.name}:{listed}", stacklevel=4)
 
 
-def _stretched(before: Config, after: Config) -> list[str]:
+def _changed_schedule(before: Config, after: Config) -> list[str]:
     """A decaying rate depends on where the run ends."""
     old, new, schedule = before.train.iterations, after.train.iterations, after.optimizer.schedule
     if old == new or schedule == "constant":

@@ -64,24 +64,9 @@ class Workload:
 
 def workload(config: Config, algorithm: Algorithm) -> Workload:
     """The work of a run. Raises `UserError` where prompts, group and updates do not fit the algorithm."""
+    _check_batch(config, algorithm)
     data, train = config.data, config.train
     samples = data.prompts * data.group
-    if samples > MOST_SAMPLES:
-        raise UserError(
-            f"data.prompts x data.group = {samples:,} samples per iteration, and at most {MOST_SAMPLES:,} can be held; "
-            "lower one of them"
-        )
-    least = max(algorithm.min_group, 2 if algorithm.selection.rounds > 1 else 1)  # a group of one is always flat
-    if data.group < least:
-        raise UserError(
-            f"data.group={data.group}: this algorithm compares the samples of a prompt, so it needs at least "
-            f"{least} of them"
-        )
-    if algorithm.objective.coupled and train.updates > data.prompts:
-        raise UserError(
-            f"train.updates={train.updates} is more than data.prompts={data.prompts}, and this algorithm's loss keeps "
-            "the samples of a prompt together; lower train.updates"
-        )
     try:
         decisions, network_rows = algorithm.estimator.decisions(algorithm.sampler.recorded)
     except ValueError as error:
@@ -108,3 +93,24 @@ def workload(config: Config, algorithm: Algorithm) -> Workload:
         rounds=algorithm.selection.rounds,
         enough=math.ceil(algorithm.selection.share * data.prompts),
     )
+
+
+def _check_batch(config: Config, algorithm: Algorithm) -> None:
+    data, train = config.data, config.train
+    samples = data.prompts * data.group
+    if samples > MOST_SAMPLES:
+        raise UserError(
+            f"data.prompts x data.group = {samples:,} samples per iteration, and at most {MOST_SAMPLES:,} can be held; "
+            "lower one of them"
+        )
+    least = max(algorithm.min_group, 2 if algorithm.selection.rounds > 1 else 1)  # a group of one is always flat
+    if data.group < least:
+        raise UserError(
+            f"data.group={data.group}: this algorithm compares the samples of a prompt, so it needs at least "
+            f"{least} of them"
+        )
+    if algorithm.objective.coupled and train.updates > data.prompts:
+        raise UserError(
+            f"train.updates={train.updates} is more than data.prompts={data.prompts}, and this algorithm's loss keeps "
+            "the samples of a prompt together; lower train.updates"
+        )

@@ -47,6 +47,8 @@ from flowrl.types.policies import (
     Reader,
     TextCondition,
     TokenPolicy,
+    TrainedPolicy,
+    Weights,
 )
 from flowrl.types.prompts import Draw, Prompt, first_of_group, place_in_group, prompts_of
 from flowrl.types.rollouts import (
@@ -112,8 +114,10 @@ __all__ = [
     "TokenPolicy",
     "TokenScores",
     "TokenTrace",
+    "TrainedPolicy",
     "Truncation",
     "ViewRows",
+    "Weights",
     "first_of_group",
     "iterate_blocks",
     "place_in_group",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
@@ -37,6 +37,35 @@ class Policy(Protocol):
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable parameters, in a fixed order."""
         ...
+
+
+class Weights(Protocol):
+    """The trained weights of a policy and named copies of them."""
+
+    def names(self) -> list[str]:
+        """The sets that exist, ``live`` first."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of every set, as ``<set>/<parameter>``."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned. Raises `ValueError` if it does not fit."""
+        ...
+
+    def sha256(self, name: str) -> str:
+        """Of a set's values."""
+        ...
+
+
+class TrainedPolicy(Policy, Protocol):
+    """A policy that a run trains."""
+
+    device: torch.device
+    weights: Weights
+    network_calls: int
+    """Network rows evaluated so far."""
 
 
 class FlowPolicy(Policy, Protocol):

@@ -96,6 +96,12 @@ def test_no_modules_import_each_other() -> None:
     assert not graph, f"circles among {sorted(graph)}"
 
 
+def test_programs_of_other_processes_are_started_by_name_and_imported_by_nobody() -> None:
+    programs = {"flowrl.remote.child", "flowrl.remote.worker", "flowrl.remote.actor", "flowrl.sandbox.worker"}
+    assert programs <= MODULES.keys()
+    assert not {f"{module} imports {it}" for module, path in MODULES.items() for it in imports(path) & programs}
+
+
 def test_the_trainer_names_no_method() -> None:
     for file in ("train.py", "rounds.py", "step.py", "session.py", "heldout.py"):
         path = ROOT / "flowrl" / file

@@ -418,6 +418,21 @@ def test_a_coefficient_of_nothing_is_refused(path: str, sentence: str) -> None:
         with_coefficients(algorithm, {})
 
 
+def test_a_value_that_a_part_refuses_is_one_sentence() -> None:
+    algorithm = replace(small("flow_grpo"), coefficients=(Growing("regularizers.0.weight", -1.0),))
+    memory: dict[str, Any] = {}
+    update_coefficients(algorithm, memory, {}, 0)
+    with pytest.raises(IncompatibleError, match=r"sets regularizers\.0\.weight to -0\.04, which its part refuses"):
+        with_coefficients(algorithm, memory)
+
+
+def test_a_coefficient_of_a_whole_number_stays_one() -> None:
+    algorithm = replace(small("flow_grpo"), coefficients=(Growing("sampler.steps", 1.3),))
+    memory: dict[str, Any] = {}
+    update_coefficients(algorithm, memory, {}, 0)
+    assert with_coefficients(algorithm, memory).sampler.recorded == 7  # 6 times 1.3 is 8 steps, the last not trained
+
+
 # --------------------------------------------------------------------------------------------------------------- using
 class Peered:
     """A policy that knows another one by the name of a weight set."""

@@ -32,7 +32,7 @@ def shared(config: Config, groups: int, guidance: float) -> None:
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.eps) == (3e-4, (0.9, 0.999), 1e-4, 1e-8)
     assert (optimizer.max_grad_norm, optimizer.schedule, config.model.dtype) == (1.0, "constant", "float16")
-    assert config.eval.steps == 40 and config.train.epochs == 1
+    assert config.eval.sampling_steps == 40 and config.train.epochs == 1
 
 
 @cell(

@@ -8,8 +8,9 @@ import pytest
 
 from tests.mutation import equivalent
 from tests.mutation.__main__ import PATHS, ROOT
+from tests.mutation.coverage import Coverage, measure
 from tests.mutation.mutants import find, of_source, shuffled
-from tests.mutation.trial import attempt
+from tests.mutation.trial import attempt, forked
 
 SOURCE = '''"""Text with 1 + 1."""
 from typing import Literal
@@ -106,6 +107,52 @@ def test_a_mutant_is_tried_in_memory(tmp_path: Path) -> None:
     assert alive.verdict == "survived" and alive.by == ""
     assert noticed.verdict == "killed" and noticed.by == "test_toy.py::test_one"
     assert "2 * x" in (tmp_path / "toy_part.py").read_text()
+
+
+TOY = """LIMIT = 3
+
+
+class Toy:
+    size: int = 2
+
+    def double(self, x):
+        twice = 2 * x
+        return twice
+
+    def cut(self, x):
+        return min(x, LIMIT)
+"""
+
+
+def test_tests_are_chosen_by_the_lines_they_run(tmp_path: Path) -> None:
+    (tmp_path / "toy_map.py").write_text(TOY)
+    (tmp_path / "test_toy_map.py").write_text(
+        "import sys; sys.path.insert(0, '.')\nfrom toy_map import Toy\n"
+        "def test_double():\n    assert Toy().double(1) == 2\n"
+        "def test_both():\n    assert Toy().double(Toy().cut(9)) == 6\n"
+        "def test_cut():\n    assert Toy().cut(1) == 1\n"
+        "def test_wrong():\n    assert Toy().double(1) == 3\n"
+    )
+    kept = {"test_toy_map.py": tmp_path / "map.json"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        forked(lambda: measure(tmp_path, kept, ["toy_map.py"]) or 0, tmp_path / "out.txt", 60)
+    coverage = Coverage.read(tmp_path, kept)
+    mutants = {m.after: m for m in find(tmp_path, ["toy_map.py"])}
+
+    def chosen(after: str, seconds: float = 9.0) -> tuple[set[str], int]:
+        names, left_out = coverage.likely(mutants[after], seconds)
+        return {name.split("::")[1] for name in names}, left_out
+
+    assert chosen("twice = 3 * x") == ({"test_double", "test_both"}, 0)  # without the one that fails anyway
+    assert chosen("return max(x, LIMIT)") == ({"test_cut", "test_both"}, 0)
+    assert chosen("LIMIT = 4") == ({"test_cut", "test_both"}, 0)  # where its name is used
+    assert chosen("size: int = 3") == ({"test_double", "test_cut", "test_both"}, 0)  # where its class is
+    assert chosen("twice = 3 * x", 0.0) == ({"test_double"}, 1)  # the most specific, if there is time for one
+    (tmp_path / "toy_map.py").write_text("# moved\n\n" + TOY.replace("2 * x", "x * 2"))
+    mutants = {m.after: m for m in find(tmp_path, ["toy_map.py"])}
+    assert chosen("return max(x, LIMIT)") == ({"test_cut", "test_both"}, 0)
+    assert chosen("twice = x * 3") == ({"test_double", "test_both"}, 0)  # a new line: where its function is
 
 
 def test_every_equivalent_mutant_is_one_and_says_why() -> None:

@@ -24,8 +24,8 @@ from flowrl.models import LoRAOptions, check_parity, export_policy, load_adapter
 from flowrl.models.adapters import is_adapter_name, kohya, read
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.recorder import Recorder
+from flowrl.startup.model_checks import with_adapter_shape
 from flowrl.startup.policies import open_policy
-from flowrl.startup.preflight import with_adapter_shape
 from tests import components_text, pipelines
 from tests.parity.conftest import move
 

@@ -259,7 +259,7 @@ def test_rows_of_similar_length_share_a_call(monkeypatch):
     case = rows(policy)
     whole = policy.score(*case, entropy=True)
     assert len(list(policy.layout(*case[:3]))) == 1
-    monkeypatch.setattr(layout, "WORTHWHILE", 3)
+    monkeypatch.setattr(layout, "WORTHWHILE_PADDING", 3)
     parts = list(policy.layout(*case[:3]))
     assert len(parts) > 1 and sum(len(c.inputs["input_ids"]) for c in parts) == 4
     split = policy.score(*case, entropy=True)

@@ -57,7 +57,7 @@ def test_prefill_and_template_arguments(tmp_path: Path, name: str, load: Any) ->
     assert written(load(path, prefill="so "), "1+1") == "(user)1+1<unk>(assistant)so "
     assert written(load(path, chat_template_kwargs={"thinking": False}), "1+1") == "(user)1+1<unk>(assistant)::"
     plain = load(path, chat=False, prefill="so ")
-    expected = plain.text.tokenizer("1+1so ")["input_ids"]
+    expected = plain.codec.tokenizer("1+1so ")["input_ids"]
     assert plain.condition(prompts_of(["1+1"])).prompts[0].tolist() == expected
     one = load(path)
     options = Chat.of([USER], options={"thinking": False})
@@ -65,7 +65,7 @@ def test_prefill_and_template_arguments(tmp_path: Path, name: str, load: Any) ->
     # a final message of the assistant is continued, as transformers does it
     begun = [SYSTEM, USER, {"role": "assistant", "content": "it is"}]
     assert written(one, Chat.of(begun)) == "(system)add<unk>(user)1+1<unk>(assistant)it is"
-    own = one.text.tokenizer.apply_chat_template(begun, continue_final_message=True, return_dict=True)["input_ids"]
+    own = one.codec.tokenizer.apply_chat_template(begun, continue_final_message=True, return_dict=True)["input_ids"]
     assert one.condition(prompts_of([Chat.of(begun)])).prompts[0].tolist() == own
     with pytest.raises(UserError, match=r"reads no 'thinkin' \(it reads thinking\)"):
         load(path, chat_template_kwargs={"thinkin": False})
@@ -153,11 +153,11 @@ def test_samples_stop_at_the_first_of_several_ends(tmp_path: Path, name: str) ->
 def test_special_tokens_can_be_kept(tmp_path: Path) -> None:
     path = chatty(tmp_path, "llama", eos_token_id=[5])
     quiet, frank = load_causal(path, chat=False), load_causal(path, chat=False, keep_special_tokens=True)
-    word = quiet.text.tokenizer("ab")["input_ids"]
+    word = quiet.codec.tokenizer("ab")["input_ids"]
     row = torch.tensor([[word[0], 2, word[1], 5, word[0]]])
     assert quiet.decode(row) == ["ab"] and frank.decode(row) == ["a<unk>b"]
     masked = load_masked(folder("bert"), keep_special_tokens=True)
-    ids = masked.text.tokenizer("ab")["input_ids"]
+    ids = masked.codec.tokenizer("ab")["input_ids"]
     assert masked.decode(torch.tensor([[ids[0], masked.mask_token, 2, 1]])) == ["a<unk>"]
 
 
@@ -244,9 +244,9 @@ def test_a_model_without_a_usable_cache_says_what_that_costs() -> None:
 
 def test_a_cache_that_forgets_its_states_is_noticed_at_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     """`batch_select_indices` of Falcon-H1's cache chooses keys and values, not states; the first sampling failed."""
-    from flowrl.models.causal import settle
+    from flowrl.models.causal import choose_decoding
 
-    monkeypatch.setattr(settle, "CHOICES", ("batch_select_indices", "batch_select_indices"))
+    monkeypatch.setattr(choose_decoding, "SELECT_METHODS", ("batch_select_indices", "batch_select_indices"))
     assert load_causal(folder("falcon_h1")).decoding == "recomputed"
 
 

@@ -31,7 +31,7 @@ train: {iterations: 6, ema: 0.5, threads: 1}
 eval: {every: 0}
 checkpoint: {every: 0}
 monitor: {samples: 0}
-log: {images: 0}
+log: {samples: 0}
 """
 REWARD = """
 import os, sys, time
@@ -147,7 +147,7 @@ def test_markup_and_escape_codes_are_text(tmp_path: Path) -> None:
     name = "[/red][bold]x\x1b[31m"
     rewards = json.dumps([{"use": "mine.py:reward", "name": name}])
     (tmp_path / "prompts.txt").write_text("[/b] a \x1b]0;title\x07 circle\n[red]square\n")
-    more = ("train.iterations=2", f"rewards={rewards}", "data.train=prompts.txt", "data.test=null", "log.images=2")
+    more = ("train.iterations=2", f"rewards={rewards}", "data.train=prompts.txt", "data.test=null", "log.samples=2")
     done = run(tmp_path, "pass", *more)
     assert done.returncode == 0, done.stderr
     reported = subprocess.run(

@@ -621,7 +621,7 @@ RUN = [
     "eval.every=0",
     "checkpoint.every=1",
     "optimizer.schedule=constant",
-    "log.images=0",
+    "log.samples=0",
 ]
 
 

@@ -78,7 +78,7 @@ def test_two_iterations(name: str, algorithm: str, tmp_path: Path) -> None:
                 "train": {"iterations": 2, "updates": 2, "micro_batch": 6},
                 "eval": {"every": 0},
                 "checkpoint": {"every": 0},
-                "log": {"images": 2},
+                "log": {"samples": 2},
             }
         )
     )
@@ -123,7 +123,7 @@ def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path:
         "train.iterations=2",
         f"train.updates={min(config.train.updates, 2)}",
         "eval.prompts=2",
-        "eval.steps=2",
+        "eval.sampling_steps=2",
         f"out={tmp_path / 'run'}",
     ]
     finish(Config.load(recipe, overrides))

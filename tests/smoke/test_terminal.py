@@ -23,7 +23,7 @@ from flowrl.errors import UserError
 from flowrl.evaluation.targets.export_settings import read_export_settings
 from flowrl.models import export_policy
 from flowrl.models.export_folder import ORIGIN_FILE
-from flowrl.report import write_anyway
+from flowrl.report import try_write
 from flowrl.runtime.display import Display
 from flowrl.startup.policies import policy_of_run
 from flowrl.train import train
@@ -166,7 +166,7 @@ def test_ctrl_c_saves_reports_and_exits_with_130(tmp_path: Path) -> None:
 
 def test_a_report_that_fails_is_a_sentence(tmp_path: Path) -> None:
     said: list[str] = []
-    (sentence,) = write_anyway(tmp_path, said.append)
+    (sentence,) = try_write(tmp_path, said.append)
     assert said == ["writing the report"] and "the report was not written" in sentence and "config.yaml" in sentence
 
 

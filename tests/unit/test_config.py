@@ -274,7 +274,7 @@ def test_numbers_lists_and_dates_that_yaml_writes_otherwise(file: Path) -> None:
         file, ["train.seed=1e3", "optimizer.betas=[0, 0.5]", "name=2024-01-01", "algorithm.sampler.steps=8.0"]
     )
     assert (config.train.seed, config.optimizer.betas, config.name) == (1000, (0.0, 0.5), "2024-01-01")
-    assert isinstance(config.train.seed, int) and build(config.algorithm).sampler.steps == 8
+    assert isinstance(config.train.seed, int) and build(config.algorithm).sampler.forwards == 8
 
 
 def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_user_mistakes(tmp_path, monkeypatch):
         evaluate(folder, ["geneval"], tmp_path / "out", samples=0)
     with pytest.raises(UserError, match="not a run"):
         evaluate(folder, ["rewards"], tmp_path / "out")
-    with pytest.raises(UserError, match="no such folder here"):
+    with pytest.raises(UserError, match=r"'runs/misspelt' is not on this machine, .* or give a folder that is here"):
         evaluate("runs/misspelt", ["geneval"], tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'shapes'"):
         evaluate("shape", ["geneval"], tmp_path / "out")
@@ -391,7 +391,7 @@ def run(tmp_path_factory):
             "algorithm": "flow_grpo",
             "rewards": ["shapes", {"use": "shapes", "name": "watched", "weight": 0.5}],
             "train": {"iterations": 1},
-            "eval": {"steps": 3, "guidance": 1.0, "weights": "live"},
+            "eval": {"sampling_steps": 3, "guidance": 1.0, "weights": "live"},
         }
     )
     write_text(path / "config.yaml", config.to_yaml())

@@ -125,7 +125,7 @@ def run_config(**changes) -> Config:
         "data": {"train": "sudoku:train", "test": "sudoku:test"},
         "rewards": ["sudoku", {"use": "sudoku", "name": "strict", "weight": 0, "options": {"mode": "strict"}}],
         "train": {"iterations": 1},
-        "eval": {"steps": 4, "temperature": 0.5, "weights": "live"},
+        "eval": {"sampling_steps": 4, "temperature": 0.5, "weights": "live"},
     }
     return Config.of(values | changes)
 

@@ -211,7 +211,7 @@ def test_a_random_window_lies_in_the_first_part() -> None:
     assert set(starts(RandomWindow(size=1, stop=0.35), 10, 60)) == {0, 1, 2}  # one of the first int(3.5)
     assert RandomWindow().recordable(10) == range(5) and set(starts(RandomWindow(size=5), 10, 9)) == {0}
     for size in (0, 6):
-        with pytest.raises(ValueError, match=f"a window of size={size}"):
+        with pytest.raises(ValueError, match=f"size={size} does not fit into the first 5 of 10 steps"):
             RandomWindow(size=size)(10, draw())
 
 

@@ -122,7 +122,7 @@ def test_shares_of_dreams_grid() -> None:
 
 
 def test_estimates_of_a_divergence() -> None:
-    live, other = double(0.5, -0.5), double(0.0, 0.0)
+    live, other = double(-0.5, -2.0), double(-1.0, -1.5)  # d = .5, -.5
     assert log_ratio_kl(live, other, "k1").tolist() == [0.5, -0.5]
     assert log_ratio_kl(live, other, "k2").tolist() == [0.125, 0.125]
     expected = [math.exp(-0.5) - 0.5, math.exp(0.5) - 1.5]

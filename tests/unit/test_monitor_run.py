@@ -48,7 +48,7 @@ CONFIG = {
     "optimizer": {"lr": 3.0, "max_grad_norm": 1e6},  # the model is ruined by its first update
     "eval": {"every": 2, "prompts": 8, "weights": "live"},
     "checkpoint": {"every": 1},
-    "log": {"images": 0},
+    "log": {"samples": 0},
 }
 
 

@@ -39,8 +39,8 @@ def chained(*errors: BaseException) -> BaseException:
 @pytest.mark.parametrize(
     ("error", "kind", "words", "permanent"),
     [
-        (chained(httpx.ConnectError("x"), ConnectionRefusedError(111, "refused")), "refused", "refused", False),
-        (urllib.error.URLError(ConnectionRefusedError(111, "refused")), "refused", "refused", False),
+        (chained(httpx.ConnectError("x"), ConnectionRefusedError(111, "no")), "connection_refused", "refused", False),
+        (urllib.error.URLError(ConnectionRefusedError(111, "refused")), "connection_refused", "refused", False),
         (urllib.error.URLError(TimeoutError("timed out")), "timeout", "timed out", False),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "name_not_found", "not known", True),
         (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "name_lookup", "Temporary failure", False),

@@ -232,6 +232,10 @@ def test_a_preset_of_a_file() -> None:
             {"sampler": {"dynamics": {"use": "mine.py:MyNoise", "level": 5}}},
             r"ZeroDivisionError: .*mine\.py:\d+ in",
         ),
+        (
+            {"coefficients": [{"use": "mine.py:MyCoefficient", "sets": "objective.higher"}]},
+            r"algorithm\.coefficients: a coefficient sets objective\.higher, and this algorithm has no higher there",
+        ),
         ({"objective": "mine.py:MyAdvantage"}, r"mine\.py:MyAdvantage has no reference \(Weight set whose"),
         (
             {"advantage": "mine.py:MyMean"},

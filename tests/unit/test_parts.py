@@ -1,4 +1,4 @@
-"""Credit, objectives and aggregation against hand-computed values and identities."""
+"""Advantages, objectives and aggregation against hand-computed values and identities."""
 
 from __future__ import annotations
 

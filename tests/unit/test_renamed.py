@@ -103,7 +103,7 @@ def test_the_config_of_an_older_run_is_translated_wherever_it_is_read(tmp_path: 
 @pytest.mark.usefixtures("table")
 def test_what_an_export_remembers_is_translated(tmp_path: Path) -> None:
     facts = {"family": "diffusion", "model": {"dtype": "float32"}, "algorithm": OLD["algorithm"],
-             "eval": {"steps": None, "guidance": None, "temperature": None}}  # fmt: skip
+             "eval": {"sampling_steps": None, "guidance": None, "temperature": None}}  # fmt: skip
     (tmp_path / ORIGIN_FILE).write_text(json.dumps(facts))
     origin = read_export_settings(tmp_path)
     assert origin is not None and origin.algorithm["objective"] == {"use": "Clipped", "low": 1e-5}
@@ -133,7 +133,10 @@ def test_no_old_name_is_one_of_today() -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"use": "ppo", "credit": "gae"}, "algorithm.credit was renamed: write algorithm.token_advantage"),
+        (
+            {"use": "ppo", "credit": ["gae", "kl_in_reward"]},
+            "algorithm.credit was renamed: write algorithm.token_advantage",
+        ),
         ({"use": "spg", "emphasis": "uniform"}, "algorithm.emphasis was renamed: write algorithm.loss_weight"),
         ({"use": "awm", "followers": []}, "algorithm.followers was renamed: write algorithm.ema_weights"),
         ({"use": "dapo", "drop_cut": True}, "write algorithm.mask_truncated_completions"),
@@ -147,8 +150,35 @@ def test_no_old_name_is_one_of_today() -> None:
 def test_names_of_the_first_releases(spec: dict, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         build(spec)
-    assert sentence in str(caught.value)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
     build(renamed.translated({"algorithm": spec})["algorithm"])
+
+
+@pytest.mark.parametrize(
+    ("override", "new"),
+    [
+        ("eval.steps=3", "eval.sampling_steps"),
+        ("log.images=3", "log.samples"),
+        ("log.every_images=3", "log.samples_every"),
+        ("model.vllm.memory=0.3", "model.vllm.gpu_memory_utilization"),
+    ],
+)
+def test_keys_of_the_first_releases(tmp_path: Path, override: str, new: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(VALUES))
+    with pytest.raises(UserError, match=rf"^command line: {override.partition('=')[0]} was renamed: write {new}$"):
+        Config.load(file, [override])
+    *sections, key = override.partition("=")[0].split(".")
+    value: object = {key: yaml.safe_load(override.partition("=")[2])}
+    for section in reversed(sections):
+        value = {section: value}
+    old = {**VALUES, **value}  # type: ignore[dict-item]
+    old["model"] = {"path": "shapes", **old["model"]}  # type: ignore[dict-item]
+    file.write_text(yaml.safe_dump(old))
+    here: object = Config.of_run(file)
+    for part in new.split("."):
+        here = getattr(here, part)
+    assert here == yaml.safe_load(override.partition("=")[2])
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

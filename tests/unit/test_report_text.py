@@ -154,5 +154,5 @@ def test_very_long_completions_are_cut_with_a_count():
 def test_columns_are_as_wide_as_the_texts_need():
     image = Picture("data:", True, "")
     short, long, tall = (Picture("", False, "", text=text) for text in ("1234", "x" * 60, "a\n" * 12))
-    assert [p.room for p in (image, short, long, tall)] == ["image", "text", "wide", "wide"]
+    assert [p.column for p in (image, short, long, tall)] == ["image", "text", "wide", "wide"]
     assert widest([short, long]) == "wide" and widest([image]) == "image" and widest([]) == "image"

@@ -985,7 +985,7 @@ data: {prompts: 3, group: 4}
 train: {iterations: 3, threads: 1, sample_batch: 5}
 eval: {every: 0}
 checkpoint: {every: 0}
-log: {images: 0}
+log: {samples: 0}
 """
 SLOW = """
 import pathlib, time, torch

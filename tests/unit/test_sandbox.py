@@ -18,7 +18,8 @@ from flowrl.errors import UserError
 from flowrl.processes import ChildError
 from flowrl.sandbox import bubblewrap as sandboxes
 from flowrl.sandbox import system_calls
-from flowrl.sandbox.bubblewrap import Sandbox, SandboxLimits, open_sandbox
+from flowrl.sandbox.bubblewrap import Sandbox, SandboxLimits
+from flowrl.sandbox.self_test import open_sandbox, prove
 from flowrl.sandbox.system_calls import compile_filter
 from flowrl.sandbox.worker_pool import WorkerPool
 from rewards.code_tests import code_tests, program
@@ -313,7 +314,8 @@ def test_what_cannot_be_started_is_one_sentence(
 def test_root_that_may_not_become_nobody_is_told_so(box: Sandbox) -> None:
     if os.geteuid() or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv")
-    code = "from flowrl.sandbox.bubblewrap import open_sandbox; open_sandbox()"
+    code = "from flowrl.sandbox.bubblewrap import SandboxLimits; "
+    code += "from flowrl.sandbox.self_test import open_sandbox; open_sandbox(SandboxLimits())"
     limited = [
         "setpriv",
         "--bounding-set",
@@ -350,7 +352,7 @@ def test_it_refuses_without_bubblewrap_or_with_a_hole(monkeypatch: pytest.Monkey
             if "not counted" in name:
                 patch.setattr(sandboxes, "compile_filter", lambda: None)
             with pytest.raises(UserError, match=f"does not contain {name}"):
-                sandboxes._prove(Sandbox(LIMITS, box.python))
+                prove(Sandbox(LIMITS, box.python))
     with monkeypatch.context() as patch:
         patch.setattr(sandboxes, "_bubblewrap", lambda *a: ["bwrap", "--no-such-option"])
         with pytest.raises(UserError, match=r"cannot start Python here .*no-such-option"):

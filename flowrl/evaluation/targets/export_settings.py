@@ -24,7 +24,7 @@ from flowrl.types import Sampler
 class ExportSettings:
     """The settings of a run that an export remembers."""
 
-    algorithm: Any
+    algorithm: str | Mapping[str, Any]
     """As in the config."""
     family: str
     decoding: Decoding
@@ -62,10 +62,11 @@ def read_export_settings(path: Path) -> ExportSettings | None:
         allowed = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
         load = {key: value for key, value in model.items() if key in allowed}
         call = dict(load.pop("call", {}))
-        decoding = Decoding(evaluation["steps"], evaluation["guidance"], temperature=evaluation["temperature"])
+        steps, guidance, temperature = (evaluation[key] for key in ("sampling_steps", "guidance", "temperature"))
+        decoding = Decoding(steps, guidance, temperature=temperature)
         settings = ExportSettings(facts["algorithm"], family, decoding, load, call)
         settings.sampler(Decoding())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         words = shorten(" ".join(str(error).split()), 200)
         raise UserError(
             f"{file} is not one that this flowrl wrote ({words}); delete it to sample as the model does by itself"

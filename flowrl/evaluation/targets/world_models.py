@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from flowrl.errors import UserError
@@ -55,7 +56,7 @@ def pipeline_call(model: str, call: Mapping[str, Any] | None, guidance: float | 
     return {**shapes.CALL, **guided, **(call or {})}
 
 
-def _module(world: str) -> Any:
+def _module(world: str) -> ModuleType:
     return importlib.import_module(f"flowrl.worlds.{world}")
 
 

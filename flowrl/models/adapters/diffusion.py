@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,10 +20,12 @@ from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya
 from flowrl.models.adapters.adapter import DOWN, Adapter, validated
 from flowrl.models.adapters.peft_config import check_fields, layer_alphas
+from flowrl.models.diffusion.recorder import NETWORKS
+from flowrl.models.family import embedded_model
+from flowrl.models.hub import read_json
 
 METADATA = "lora_adapter_metadata"
 """Key of the safetensors header under which diffusers keeps PEFT's configurations."""
-NETWORKS = ("transformer", "unet")
 ENCODERS = ("text_encoder", "text_encoder_2")
 DOWNS = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down", "_lora.down")
 """In names of matrices that lower the rank, over all tools."""
@@ -84,10 +85,7 @@ def _pipeline(model: str) -> tuple[Any, str, Any]:
     """``(class that knows the names, or None; where its denoiser is; the U-Net's configuration or None)``."""
     import diffusers
 
-    from flowrl.models.hub import read_json
-    from flowrl.worlds.shapes import BASE
-
-    place = str(BASE) if model == "shapes" and not Path(model).exists() else model
+    place = str(embedded_model(model, "diffusion") or model)
     index = read_json(place, "model_index.json") or {}
     kind = getattr(diffusers, str(index.get("_class_name")), None)
     unet = read_json(place, "unet/config.json") if "unet" in index else None

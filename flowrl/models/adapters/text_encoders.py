@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,13 +12,16 @@ from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters.adapter import Adapter
 from flowrl.models.adapters.diffusion import ENCODERS, without_log
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 OLD = re.compile(r"(.*)\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 NEW = re.compile(r"(.*?)(?:\.lora_linear_layer|\.lora)\.(down|up)\.weight")
 PEFT = re.compile(r"(.*)\.lora_(A|B)\.weight")
 SIDES = {"A": "down", "B": "up"}
 
 
-def load_text_encoders(pipeline: Any, adapter: Adapter, name: str) -> None:
+def load_text_encoders(pipeline: DiffusionPipeline, adapter: Adapter, name: str) -> None:
     """Put what an adapter holds for text encoders into the pipeline's, by diffusers' own loader; they stay frozen.
 
     Raises:

@@ -8,9 +8,9 @@ from torch import Tensor
 from flowrl.errors import UserError, first_line
 from flowrl.models.causal.caches import SELECT_METHODS, SelectMethod
 from flowrl.models.causal.policy import CausalPolicy, Decoding
-from flowrl.models.deviation import deviation
+from flowrl.models.deviation import TOLERANCE, deviation
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.parity import FAILURES, TOLERANCE, make_probe, raise_fault, single_row_logits
+from flowrl.models.text.parity import FAILURES, make_probe, raise_fault, single_row_logits
 
 
 @torch.no_grad()

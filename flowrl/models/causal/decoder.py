@@ -71,6 +71,7 @@ class _Batch:
 
     @torch.no_grad()
     def push(self, tokens: Tensor) -> None:
+        """As `CachedDecoder.push`."""
         position = self._lengths
         self._policy.codec.check_position(int(position.max()))
         self._lengths, self._width = self._lengths + 1, self._width + 1
@@ -80,6 +81,7 @@ class _Batch:
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
+        """As `CachedDecoder.keep`."""
         self._cache = select_rows(self._cache, rows.to(self.logits.device), self._select_method)
         self.logits = self.logits[rows.to(self.logits.device)]
         self._lengths = self._lengths[rows]

@@ -27,8 +27,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class EngineOptions:
     """Keys of ``model.vllm``; names in brackets are vLLM's."""
 
-    memory: float = 0.4
-    """The engine's share of the GPU (``gpu_memory_utilization``)."""
+    gpu_memory_utilization: float = 0.4
+    """The engine's share of the GPU."""
     max_model_len: int | None = None
     """Longest prompt and completion; ``None``: the model's context, whose keys and values must fit into memory."""
     tensor_parallel: int = 1
@@ -70,7 +70,7 @@ class VLLMEngine:
             trust_remote_code=policy.source.trust_remote_code,
             enable_lora=True,
             max_lora_rank=room,
-            gpu_memory_utilization=choices.memory,
+            gpu_memory_utilization=choices.gpu_memory_utilization,
             tensor_parallel_size=choices.tensor_parallel,
             enable_sleep_mode=choices.sleep,
             enforce_eager=choices.enforce_eager,

@@ -10,10 +10,11 @@ from flowrl.errors import UserError
 from flowrl.models.causal.choose_decoding import choose_decoding
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.deviation import TOLERANCE
 from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Sequences
 from flowrl.models.text.load import Options, open_codec, open_network
-from flowrl.models.text.parity import TOLERANCE, check, choose_reading, lookahead
+from flowrl.models.text.parity import check, choose_reading, lookahead
 
 
 def load_causal(

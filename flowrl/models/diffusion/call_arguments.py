@@ -19,7 +19,7 @@ _NOISE = "every sample has noise of its own, which follows from train.seed"
 _OUTPUT = "flowrl reads the pipeline's output itself"
 RESERVED: Mapping[str, str] = {
     "prompt": "prompts come from data.train and data.test",
-    "num_inference_steps": "set algorithm.sampler.steps, or eval.steps",
+    "num_inference_steps": "set algorithm.sampler.steps, or eval.sampling_steps",
     "timesteps": _SCHEDULE,
     "sigmas": _SCHEDULE,
     "denoising_start": "sampling starts at pure noise",

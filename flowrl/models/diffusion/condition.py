@@ -49,6 +49,7 @@ class DiffusionCondition:
         return len(self.index)
 
     def take(self, rows: Tensor) -> DiffusionCondition:
+        """The condition of the rows with these indices [n] (repeats allowed)."""
         return replace(self, index=self.index[rows.to(self.index.device)])
 
 

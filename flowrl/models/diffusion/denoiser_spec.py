@@ -66,6 +66,7 @@ class TimeSlot:
     """Of one row: () or (tokens,)."""
 
     def fill(self, timestep: Tensor) -> Tensor:
+        """The input for ``timestep`` [N], one value per row."""
         value = (self.scale * timestep + self.offset).to(self.dtype)
         return value.reshape(-1, *[1] * len(self.shape)).expand(-1, *self.shape)
 
@@ -80,7 +81,17 @@ class CallSpec:
 
     @property
     def branches(self) -> int:
+        """Branches that share the call: 2 where guidance doubles the batch."""
         return self.latent.kind.branches
+
+    def latents(self, inputs: dict[str, Any]) -> Tensor:
+        """[N, ...]: what the network read of the scheduler's sample, in the rows of the first branch."""
+        value = dict(self.layout.leaves(inputs))[self.latent.path]
+        stacked = torch.stack(list(value)) if self.latent.kind.axis is None else value
+        rows = split(stacked, self.latent.kind, self.branches)[0]
+        if self.latent.axis is None:
+            return rows
+        return rows.narrow(self.latent.axis + 1, self.latent.start, self.latent.latent[self.latent.axis])
 
     @property
     def varying(self) -> set[LeafPath]:
@@ -258,11 +269,6 @@ def _parallel(rows: Tensor, sample: Tensor) -> bool:
 
 def _reads_shrunk_sample(step: RecordedStep, spec: CallSpec) -> bool:
     """Whether the denoiser reads the sample shrunk: the latents are ``clean + ratio * noise``."""
-    value = dict(spec.layout.leaves(step.calls[0].inputs))[spec.latent.path]
-    rows = split(torch.stack(list(value)) if spec.latent.kind.axis is None else value, spec.latent.kind, spec.branches)[
-        0
-    ]
-    if spec.latent.axis is not None:
-        rows = rows.narrow(spec.latent.axis + 1, spec.latent.start, spec.latent.latent[spec.latent.axis])
+    rows = spec.latents(step.calls[0].inputs)
     scale = (rows.double().flatten() @ step.sample.double().flatten()) / step.sample.double().square().sum()
     return bool(abs(scale - 1) > 1e-2)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya, peft, read
@@ -26,13 +27,16 @@ from flowrl.models.export_folder import into_folder
 from flowrl.models.lora import ADAPTER
 from flowrl.models.source import ModelSource
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 FORMATS = ("diffusers", "peft", "kohya", "merged")
 
 
 def export(policy: DiffusionPolicy, directory: Path, to: str) -> float:
-    """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    `into_folder`. Adapters are loaded into a copy of the network that shares the base's
-    tensors; merged weights are read back on the CPU and take the network's place on its device."""
+    """Write the live weights to ``directory`` (new or empty), verified before it appears: see `into_folder`. Adapters
+    are loaded into a copy of the network that shares the base's tensors; merged weights are read back on the CPU and
+    take the network's place on its device."""
 
     def write(work: Path) -> float:
         reloaded = _network(policy, _WRITERS[to](policy, work, directory.name))
@@ -60,11 +64,11 @@ def formats(policy: DiffusionPolicy) -> tuple[str, ...]:
     return FORMATS if named else ("diffusers", "peft", "merged")
 
 
-def _network(policy: DiffusionPolicy, pipeline: Any) -> Any:
+def _network(policy: DiffusionPolicy, pipeline: DiffusionPipeline) -> nn.Module:
     return getattr(pipeline, policy.recorder.network_name)
 
 
-def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     network = policy.recorder.network_name
     if "diffusers" not in formats(policy):
         raise UserError(
@@ -83,14 +87,14 @@ def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     return base
 
 
-def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     peft.save_peft(policy.network, policy.adaptation, policy.source, work)
     base = _shared_base(policy)
     peft.load_peft(_network(policy, base), work)
     return base
 
 
-def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     """One file, loaded again as users of diffusers would; what diffusers has no converter for (SD3), by our own."""
     kind = type(policy.pipeline).__name__
     if "kohya" not in formats(policy):
@@ -98,13 +102,7 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     if any(getattr(policy.pipeline.components.get(encoder), "peft_config", None) for encoder in ENCODERS):
         raise UserError("kohya's form of an adapter with text encoders is not written; export to diffusers")
     file = work / f"{name}.safetensors"
-    tensors = peft.adapter_tensors(policy.adaptation)
-    layers = {key.removesuffix(DOWN): (value, tensors[key.replace(DOWN, UP)]) for key, value in tensors.items()
-              if key.endswith(DOWN)}  # fmt: skip
-    modules: dict[str, Any] = {layer: policy.network.get_submodule(layer) for layer in layers}
-    scales = {layer: module.scaling[ADAPTER] for layer, module in modules.items()}
-    lpb = getattr(getattr(policy.network, "config", None), "layers_per_block", 2)
-    named = kohya.to_kohya(kind, layers, scales, lambda layer: _width(policy.network, layer), lpb)
+    named = _kohya_tensors(policy, kind)
     lora = policy.adaptation.lora
     assert lora is not None
     facts = {"ss_network_module": str(kohya.module_of(kind)), "ss_network_dim": str(lora.rank),
@@ -131,7 +129,20 @@ def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
     return base
 
 
-def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+def _kohya_tensors(policy: DiffusionPolicy, kind: str) -> dict[str, Tensor]:
+    """The live adapter in kohya's names for a pipeline of the class ``kind``."""
+    network: Any = policy.network
+    tensors = peft.adapter_tensors(policy.adaptation)
+    downs = {name.removesuffix(DOWN): value for name, value in tensors.items() if name.endswith(DOWN)}
+    updates = {layer: (down, tensors[f"{layer}{UP}"]) for layer, down in downs.items()}
+    scales = {layer: network.get_submodule(layer).scaling[ADAPTER] for layer in updates}
+    layers_per_block = getattr(getattr(network, "config", None), "layers_per_block", 2)
+    return kohya.to_kohya(
+        kind, updates, scales, lambda layer: network.get_submodule(layer).out_features, layers_per_block
+    )
+
+
+def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     base = _fresh(policy)
     peft.merge(_network(policy, base), policy.network, policy.adaptation)
     _network(policy, base).requires_grad_(False)
@@ -143,10 +154,6 @@ def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> Any:
 
 
 _WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "kohya": _write_kohya, "merged": _write_merged}
-
-
-def _width(network: Any, layer: str) -> int:
-    return network.get_submodule(layer).out_features
 
 
 def _config(policy: DiffusionPolicy) -> dict[str, Any]:
@@ -173,7 +180,7 @@ def _encoders(policy: DiffusionPolicy) -> dict[str, Any]:
     return found
 
 
-def _merged_encoder(encoder: Any) -> Any:
+def _merged_encoder(encoder: nn.Module) -> nn.Module:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     other = copy.deepcopy(encoder)
@@ -183,7 +190,7 @@ def _merged_encoder(encoder: Any) -> Any:
     return peft.without_adapter(other)
 
 
-def _shared_base(policy: DiffusionPolicy) -> Any:
+def _shared_base(policy: DiffusionPolicy) -> DiffusionPipeline:
     """The pipeline with a denoiser (and adapted text encoders) of modules of its own on the policy's tensors, without
     adapters."""
     base = copy.copy(policy.pipeline)
@@ -200,7 +207,7 @@ def _frozen(policy: DiffusionPolicy) -> dict[str, Any]:
     return {key: value for key, value in policy.pipeline.components.items() if key not in names}
 
 
-def _fresh(policy: DiffusionPolicy) -> Any:
+def _fresh(policy: DiffusionPolicy) -> DiffusionPipeline:
     """A base pipeline with an untrained denoiser in the host's memory and the original scheduler."""
     if policy.source is not None:
         return open_pipeline(policy.source, policy.dtype, _frozen(policy))
@@ -210,7 +217,7 @@ def _fresh(policy: DiffusionPolicy) -> Any:
 
 
 @torch.no_grad()
-def _difference(policy: DiffusionPolicy, network: Any) -> float:
+def _difference(policy: DiffusionPolicy, network: nn.Module) -> float:
     """Largest relative deviation of the reloaded network's own predictions, before guidance, at the inputs of two
     steps of the pipeline."""
     calls = [call for step in policy.recorder.record(PROBES, 2).steps for call in step.calls]

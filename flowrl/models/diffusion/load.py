@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.diffusion.components import load_networks
+from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
+from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full
 from flowrl.models.placement import Placement, compile_blocks, place
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
+from flowrl.worlds.shapes import CALL
 
-WORLDS = ("shapes",)
-"""Embedded worlds with a base model of their own, by name."""
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def load_policy(
-    path_or_pipeline: Any,
+    path_or_pipeline: str | Path | DiffusionPipeline,
     *,
     call: Mapping[str, Any] | None = None,
     lora: LoRAOptions | None = None,
@@ -80,7 +83,9 @@ def load_policy(
     return policy
 
 
-def open_pipeline(where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None) -> Any:
+def open_pipeline(
+    where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None
+) -> DiffusionPipeline:
     """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
 
     Raises:
@@ -117,7 +122,7 @@ def open_pipeline(where: ModelSource, dtype: torch.dtype, components: Mapping[st
     return pipeline
 
 
-def prepare(pipeline: Any, placement: Placement) -> None:
+def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:
     """Move a pipeline to its device and give it a scheduler with a noise-free single step."""
     pipeline.to(placement.device)
     pipeline.scheduler = single_step(pipeline.scheduler)
@@ -132,12 +137,7 @@ def single_step(scheduler: Any) -> Any:
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     name, config = type(scheduler).__name__, scheduler.config
-    flow = (
-        name.startswith("FlowMatch")
-        or config.get("use_flow_sigmas")
-        or config.get("prediction_type") == "flow_prediction"
-    )
-    if flow or not hasattr(scheduler, "alphas_cumprod"):
+    if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
@@ -147,7 +147,9 @@ def single_step(scheduler: Any) -> Any:
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
 
 
-def _open(given: Any, placement: Placement, trust: bool) -> tuple[ModelSource | None, Any, Mapping[str, Any]]:
+def _open(
+    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool
+) -> tuple[ModelSource | None, DiffusionPipeline, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
         if not hasattr(given, "components") or not callable(given):
@@ -158,14 +160,9 @@ def _open(given: Any, placement: Placement, trust: bool) -> tuple[ModelSource | 
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
         return (ModelSource(origin, trust) if known else None), pipeline.to(placement.dtype), {}
-    defaults: Mapping[str, Any] = {}
-    source = str(given)
-    if source in WORLDS and not Path(source).exists():
-        from flowrl.worlds import shapes
-
-        source, defaults = str(shapes.BASE), shapes.CALL
-    where = ModelSource(source, trust)
-    return where, open_pipeline(where, placement.dtype), defaults
+    embedded = embedded_model(str(given), "diffusion")
+    where = ModelSource(str(embedded or given), trust)
+    return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
 
 
 def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:

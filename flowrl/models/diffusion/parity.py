@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from flowrl.errors import UserError
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.coordinates import Coordinates
 from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec
-from flowrl.models.diffusion.inputs import split
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import RecordedRun, Recorder
 from flowrl.types import prompts_of
@@ -78,13 +78,7 @@ def check(policy: DiffusionPolicy) -> float:
 
 def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:
     """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
-    value = dict(call.layout.leaves(trace.steps[k].calls[0].inputs))[call.latent.path]
-    rows = split(torch.stack(list(value)) if call.latent.kind.axis is None else value, call.latent.kind, call.branches)[
-        0
-    ]
-    if call.latent.axis is not None:
-        rows = rows.narrow(call.latent.axis + 1, call.latent.start, call.latent.latent[call.latent.axis])
-    x = rows.reshape(trace.steps[k].sample.shape).float()
+    x = call.latents(trace.steps[k].calls[0].inputs).reshape(trace.steps[k].sample.shape).float()
     return coordinates.from_network(x, levels[k].expand(len(x)).to(x.device))
 
 
@@ -104,7 +98,7 @@ def has_euler_step(scheduler: Any) -> bool:
     return name in EULER and not scheduler.config.get("stochastic_sampling", False)
 
 
-def _euler(recorder: Recorder, coordinates: Coordinates) -> Any:
+def _euler(recorder: Recorder, coordinates: Coordinates) -> Callable[[Tensor, int, Tensor], Tensor]:
     """Euler's step between the scheduler's own times, for schedulers of higher order and DDIM's uneven spacings."""
 
     def step(model_output: Tensor, index: int, sample: Tensor) -> Tensor:

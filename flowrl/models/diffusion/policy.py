@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,14 @@ from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
 from flowrl.models.diffusion.coordinates import time_grid
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
-from flowrl.models.diffusion.recorder import Recorder
+from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.lora import Adaptation
 from flowrl.models.source import ModelSource
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import HasWeightSets, WeightSets
 from flowrl.types import CfgGrad, Prompt
 
 
-class DiffusionPolicy:
+class DiffusionPolicy(HasWeightSets):
     """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
 
     family: ClassVar[str] = "diffusion"
@@ -59,6 +58,7 @@ class DiffusionPolicy:
 
     @property
     def device(self) -> torch.device:
+        """Where the denoiser computes."""
         return next(self.network.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ conditioning
@@ -173,7 +173,7 @@ class DiffusionPolicy:
         with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
             output = self.network(**inputs)
         self.network_calls += len(read)
-        return list(self.spec.prediction(_first(output)).float().chunk(count))
+        return list(self.spec.prediction(prediction_of(output)).float().chunk(count))
 
     # ------------------------------------------------------------------------------------------------------ images
     @torch.no_grad()
@@ -197,16 +197,6 @@ class DiffusionPolicy:
         """The trainable parameters, in the network's order."""
         return list(self.adaptation.parameters.values())
 
-    @contextmanager
-    def using(self, name: str) -> Iterator[Self]:
-        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
-        with self.weights.using(name):
-            yield self
-
-    def update_ema(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.update_ema(name, decay)
-
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:
     if len(branches) == 1:
@@ -217,8 +207,3 @@ def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:
         else [v for b in branches for v in b[path]]
         for path, value in branches[0].items()
     }
-
-
-def _first(output: Any) -> Tensor:
-    first = output if isinstance(output, Tensor) else output[0]
-    return first if isinstance(first, Tensor) else torch.stack(list(first))

@@ -7,13 +7,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.diffusion.call_arguments import batch_call, check_call, guidance_advice, typed_arguments
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 NETWORKS = ("transformer", "unet")
 """Where diffusers pipelines keep their denoiser."""
@@ -61,7 +64,7 @@ class _StopRun(Exception):  # noqa: N818  (it is no error)
     """Ends a watched run once everything needed has been seen."""
 
 
-def denoiser_name(pipeline: Any) -> str:
+def denoiser_name(pipeline: DiffusionPipeline) -> str:
     """The attribute that holds the denoiser; a pipeline with none, or with two that share the work, is refused."""
     found = [n for n in NETWORKS if isinstance(pipeline.components.get(n), nn.Module)]
     name = type(pipeline).__name__
@@ -81,7 +84,7 @@ class Recorder:
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: DiffusionPipeline,
         call: Mapping[str, Any],
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -211,10 +214,10 @@ class Recorder:
         arguments["output_type"] = output_type
         if "generator" in self._signature.parameters:
             arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
-        known = self._signature.parameters
+        known, call = self._signature.parameters, cast(Callable[..., Any], self.pipeline)
         try:
             with torch.no_grad():
-                return self.pipeline(**{k: v for k, v in arguments.items() if k in known})
+                return call(**{k: v for k, v in arguments.items() if k in known})
         except _StopRun:
             return None
         except UserError:
@@ -324,10 +327,12 @@ class _StepResult(tuple):
 
     @property
     def prev_sample(self) -> Tensor:
+        """The sample after the step."""
         return self[0]
 
     @property
     def pred_original_sample(self) -> Tensor:
+        """The clean sample, where a pipeline asks for it."""
         return self[0]
 
 

@@ -59,7 +59,7 @@ def load_masked(
 
 
 def _mask_token(given: int | None, tokenizer: Any, network: Network, path: str) -> int:
-    words = len(network.model.get_input_embeddings().weight)
+    words = network.embedded
     for token in (given, tokenizer.mask_token_id, getattr(network.model.config, "mask_token_id", None)):
         if token is not None:
             if not 0 <= token < words:

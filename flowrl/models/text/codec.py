@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.config import text_config
 from flowrl.models.text.end_tokens import end_tokens
 from flowrl.types import Chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 AT_ONCE = 1000
 """Prompts that are tokenised in one call, which is many times quicker than one by one."""
@@ -223,7 +227,7 @@ def quoted(prompt: str | Chat) -> str:
 
 def make_codec(
     tokenizer: Any,
-    config: Any,
+    config: PreTrainedConfig,
     *,
     generation: Mapping[str, Any] | None = None,
     chat: bool | None = None,
@@ -286,10 +290,9 @@ def _check_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
         )
 
 
-def _context(config: Any) -> int | None:
+def _context(config: PreTrainedConfig) -> int | None:
     """Positions a model takes, by the names that configs have for it."""
-    get_text = getattr(config, "get_text_config", None)
-    inner = get_text() if callable(get_text) else config
+    inner = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
         value = getattr(inner, name, None)
         if isinstance(value, int) and value > 0:

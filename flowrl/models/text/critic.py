@@ -65,6 +65,7 @@ def _copy(policy: Network) -> Network:
     """The same network with trained weights of its own; what is frozen is shared, and the vocabulary layer, which is
     never asked for anything, too (unless it is also the embedding of tokens)."""
     layer, embedding = policy.model.get_output_embeddings(), policy.model.get_input_embeddings()
+    assert layer is not None  # or there were no states to learn from
     unused = {id(p) for p in layer.parameters()} - {id(p) for p in embedding.parameters()}
     everything = (*policy.model.parameters(), *policy.model.buffers())
     shared = [tensor for tensor in everything if not tensor.requires_grad or id(tensor) in unused]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flowrl.models.text.config import text_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ANSWER = "42"
 """Stands for an answer where the chat template is asked what comes behind one."""
@@ -12,7 +17,10 @@ DERIVED = "_from_model_config"
 
 
 def end_tokens(
-    tokenizer: Any, config: Any, generation: Mapping[str, Any] | None, template: Mapping[str, Any] | None
+    tokenizer: Any,
+    config: PreTrainedConfig,
+    generation: Mapping[str, Any] | None,
+    template: Mapping[str, Any] | None,
 ) -> tuple[int, ...]:
     """All end tokens, none twice; empty where nothing names one.
 
@@ -32,22 +40,16 @@ def end_tokens(
         declared = []
     found |= dict.fromkeys(_ids(tokenizer.eos_token_id))
     other = {tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
-    for token in (*declared, *_ids(_text_config(config, "eos_token_id"))):
+    for token in (*declared, *_ids(text_value(config, "eos_token_id"))):
         if token not in other and _is_special(tokenizer, token):
             found[token] = None
-    return tuple(found) or tuple(_ids(tokenizer.sep_token_id)) or tuple(_ids(_text_config(config, "eos_token_id")))
+    return tuple(found) or tuple(_ids(tokenizer.sep_token_id)) or tuple(_ids(text_value(config, "eos_token_id")))
 
 
 def _ids(value: Any) -> Iterator[int]:
     for token in value if isinstance(value, list | tuple) else [value]:
         if isinstance(token, int) and not isinstance(token, bool):
             yield token
-
-
-def _text_config(config: Any, name: str) -> Any:
-    own = getattr(config, name, None)
-    get_text = getattr(config, "get_text_config", None)
-    return own if own is not None or not callable(get_text) else getattr(get_text(), name, None)
 
 
 def _is_special(tokenizer: Any, token: int) -> bool:

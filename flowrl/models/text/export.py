@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from flowrl.models.text.network import Network
 from flowrl.models.text.parity import make_probe, single_row_logits
 from flowrl.models.text.policy import TextPolicy
 from flowrl.models.text.pretrained import folders_of, open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMATS = ("peft", "merged")
 
@@ -59,7 +63,7 @@ def task_of(policy: TextPolicy) -> dict[str, Any]:
     return {"auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
 
 
-def _merged(policy: TextPolicy, work: Path) -> Any:
+def _merged(policy: TextPolicy, work: Path) -> PreTrainedModel:
     """The model with merged weights and its tokenizer in ``work``, and everything else that a pipeline had."""
     source, network = policy.source, policy.network
     base = open_model(source, policy.family, policy.dtype)
@@ -76,22 +80,22 @@ def _merged(policy: TextPolicy, work: Path) -> Any:
     return open_model(ModelSource(str(work), source.trust_remote_code), policy.family, policy.dtype)
 
 
-def _all_but_parts(root: Path, model: Path) -> Any:
+def _all_but_parts(root: Path, model: Path) -> Callable[[str, list[str]], set[str]]:
     def ignore(folder: str, names: list[str]) -> set[str]:
         return {model.name} & set(names) if Path(folder) == root else set()
 
     return ignore
 
 
-def untie(network: Any, adaptation: Adaptation) -> None:
+def untie(network: PreTrainedModel, adaptation: Adaptation) -> None:
     """Where adapters change layers that share a weight, each in its own way, give every layer a weight of its own
     (DiffusionGemma's encoder and decoder are one; once trained apart they are two, and so is the file's size).
 
     Raises:
         UserError: where the weight is shared with the embeddings, which would change with it.
     """
-    adapted = {name.rsplit(".lora_", 1)[0] for name in adaptation.parameters} if adaptation.lora else set()
-    adapted = {name.removesuffix(".base_layer") for name in adapted}  # experts, wrapped once for each parameter
+    names = adaptation.parameters if adaptation.lora else ()  # experts are wrapped once for each of their parameters
+    adapted = {name.rsplit(".lora_", 1)[0].removesuffix(".base_layer") for name in names}
     layers = [network.get_submodule(name) for name in sorted(adapted)]
     weights = [layer.weight for layer in layers if getattr(layer, "weight", None) is not None]
     embeddings = network.get_input_embeddings().weight
@@ -112,7 +116,7 @@ def untie(network: Any, adaptation: Adaptation) -> None:
 
 
 @torch.no_grad()
-def _difference(policy: TextPolicy, reloaded: Any) -> float:
+def _difference(policy: TextPolicy, reloaded: PreTrainedModel) -> float:
     """Largest relative deviation of the reloaded model's own logits from the policy's."""
     probe = make_probe(policy)
     ours = policy.logits(*probe).cpu()

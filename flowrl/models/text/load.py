@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full
@@ -13,6 +13,9 @@ from flowrl.models.source import ModelSource, check_finite
 from flowrl.models.text.codec import TextCodec, make_codec
 from flowrl.models.text.network import Network
 from flowrl.models.text.pretrained import find_model, generation_config, open_model, open_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Model types whose output projections are used by their kernels directly."""
@@ -51,7 +54,9 @@ CODEC_OPTIONS = ("chat", "system", "chat_template_kwargs", "prefill", "max_promp
 """Options of the tokens, not of the network."""
 
 
-def open_network(path: str | Path, family: Any, options: Options) -> tuple[Network, Any, ModelSource]:
+def open_network(
+    path: str | Path, family: Literal["masked", "causal"], options: Options
+) -> tuple[Network, PreTrainedTokenizerBase, ModelSource]:
     """``(network, tokenizer, source)`` with everything that is not a matter of the family."""
     unknown = sorted(set(options) - set(Options.__annotations__))
     if unknown:
@@ -64,7 +69,7 @@ def open_network(path: str | Path, family: Any, options: Options) -> tuple[Netwo
     model = open_model(source, family, placement.dtype, options.get("attention"))
     tokenizer = open_tokenizer(source)
     adaptation = adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
-    model.to(placement.device)
+    model.to(placement.device)  # pyright: ignore[reportArgumentType]  (transformers wraps it)
     check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
         checkpoint_blocks(model)
@@ -78,11 +83,11 @@ def open_codec(
 ) -> TextCodec:
     """The model's tokenizer with the options that are about texts; ``mask`` is the mask token, which no text shows."""
     spoken: dict[str, Any] = {key: value for key, value in options.items() if key in CODEC_OPTIONS}
-    spoken |= {"generation": generation_config(source), "embedded": len(network.model.get_input_embeddings().weight)}
+    spoken |= {"generation": generation_config(source), "embedded": network.embedded}
     return make_codec(tokenizer, network.model.config, mask=mask, **spoken)
 
 
-def untargeted_layers(model: Any) -> list[str]:
+def untargeted_layers(model: PreTrainedModel) -> list[str]:
     """Layers that no adapter is put on unasked: the vocabulary layer, towers that read other than text, and what
     PEFT refuses to adapt."""
     head, recurrent = model.get_output_embeddings(), model.config.model_type in STATE_SPACE

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
-from flowrl.models.deviation import deviation
+from flowrl.models.deviation import TOLERANCE, deviation
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.network import Head, Network
 from flowrl.models.text.policy import TextPolicy
 
 LENGTHS, COMPLETION = (5, 9), 6
 """Prompt lengths and completion length of the probe."""
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest deviation of logits, relative to their largest value."""
 NOTHING = 1e-6
 """Largest deviation that still counts as no influence."""
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
@@ -111,7 +109,7 @@ def layers_without_gradient(policy: TextPolicy) -> list[str]:
     """Names of modules with weights that the model runs with gradients switched off, whatever is asked of it."""
     found: list[str] = []
 
-    def watch(name: str) -> Any:
+    def watch(name: str) -> Callable[..., None]:
         return lambda *_: None if torch.is_grad_enabled() else found.append(name)
 
     holders = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,14 @@ from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
-from flowrl.models.weights import LIVE, WeightSets
+from flowrl.models.weights import LIVE, HasWeightSets, WeightSets
 from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 
 
-class TextPolicy:
+class TextPolicy(HasWeightSets):
     """Implements :class:`flowrl.types.TokenPolicy`; what both families of language models share."""
 
     family: ClassVar[str]
@@ -45,7 +45,7 @@ class TextPolicy:
         self.codec = codec
         self.layout = layout
         self.source = source
-        self.origin: dict[str, object] | None = None
+        self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""
         self.excluded = excluded
         """Tokens of probability 0."""
@@ -59,10 +59,12 @@ class TextPolicy:
 
     @property
     def device(self) -> torch.device:
+        """Where the network computes."""
         return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the frozen parts."""
         return self.network.placement.dtype
 
     @property
@@ -194,16 +196,6 @@ class TextPolicy:
     def critic_parameters(self) -> list[nn.Parameter]:
         """Those of them that are the critic's."""
         return [] if self.critic is None else list(self.critic.parameters().values())
-
-    @contextmanager
-    def using(self, name: str) -> Iterator[Self]:
-        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
-        with self.weights.using(name):
-            yield self
-
-    def update_ema(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.update_ema(name, decay)
 
     @property
     def adaptation(self) -> Adaptation:

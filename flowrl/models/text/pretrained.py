@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
-from flowrl.models.family import declared_family, embedded_models
+from flowrl.models.family import declared_family, embedded_model
 from flowrl.models.files import check_files, variant_of
 from flowrl.models.hub import download, read_json
 from flowrl.models.load_errors import explain, load_error
 from flowrl.models.source import ModelSource, check_model_name, without_progress_bars
 from flowrl.models.text import remote_code
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
 
@@ -25,12 +28,9 @@ def find_model(path: str | Path, family: Literal["masked", "causal"]) -> str:
     Raises:
         UserError: for a model that is not there, or not of this family.
     """
-    bases = embedded_models(str(path))
-    if bases is not None:
-        if family not in bases:
-            have = ", ".join(sorted(bases)) or "none"
-            raise UserError(f"the world {path} has no base model of the family {family}; it has {have}")
-        return str(bases[family])
+    embedded = embedded_model(str(path), family)
+    if embedded is not None:
+        return str(embedded)
     source = str(path)
     check_model_name(source)
     folder = Path(source)
@@ -69,7 +69,7 @@ def _places(source: ModelSource) -> tuple[str, str]:
     return str(model), str(tokenizer)
 
 
-def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: str | None = None) -> Any:
+def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
     """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
     place, _ = _places(source)
     loader = _loader(place, family, source.trust_remote_code)
@@ -107,7 +107,7 @@ def generation_config(source: ModelSource) -> dict[str, Any] | None:
     return read_json(_places(source)[0], "generation_config.json")
 
 
-def open_tokenizer(source: ModelSource) -> Any:
+def open_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises `UserError` if there is none."""
     from transformers import AutoTokenizer
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from flowrl.models.text.config import text_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BIASED = ("correction_bias", "expert_bias")
 """Ends of the names of a bias that spreads the tokens by itself, as in DeepSeek-V3, whose routers are no softmax."""
 
 
-def experts_per_token(model: Any, takes: frozenset[str]) -> int | None:
+def experts_per_token(model: PreTrainedModel, takes: frozenset[str]) -> int | None:
     """k of a mixture whose forward shows the scores of its top-k softmax routers (``output_router_logits`` of
     transformers), else ``None``."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    chosen = getattr(config, "num_experts_per_tok", None)
+    chosen = getattr(text_config(model.config), "num_experts_per_tok", None)
     if "output_router_logits" not in takes or not isinstance(chosen, int):
         return None
     named = [*(name for name, _ in model.named_parameters()), *(name for name, _ in model.named_buffers())]

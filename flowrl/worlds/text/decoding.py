@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 Order = Literal["random", "confident"]
 
 
 @torch.no_grad()
 def unmask(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     length: int,
@@ -50,7 +50,7 @@ def unmask(
 
 @torch.no_grad()
 def continue_(
-    model: Any,
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     length: int,
@@ -66,7 +66,8 @@ def continue_(
         torch.manual_seed(seed)
         for start in range(0, len(prompts), batch):
             inputs = tokenizer(list(prompts[start : start + batch]), return_tensors="pt", padding=True)
-            made = model.generate(**inputs, max_new_tokens=length, **(drawn if temperature else {"do_sample": False}))
+            options = drawn if temperature else {"do_sample": False}
+            made: Any = model.generate(**inputs, max_new_tokens=length, **options)
             texts += _texts(made[:, inputs["input_ids"].shape[1] :], tokenizer)
     return texts
 

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from flowrl.worlds.text.tokenizer import build_tokenizer
 
@@ -91,7 +98,7 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerFast, shape: Sha
     return torch.tensor(rows)
 
 
-def masked_loss(model: Any, ids: Tensor, prompt: int, mask: int, generator: torch.Generator) -> Tensor:
+def masked_loss(model: PreTrainedModel, ids: Tensor, prompt: int, mask: int, generator: torch.Generator) -> Tensor:
     """LLaDA's objective with an exact number of masks: k uniform in 1..L, the mean cross-entropy over k masked tokens
     (arXiv:2502.09992; the same bound as with 1/t weights, with less variance)."""
     length = ids.shape[1] - prompt
@@ -104,7 +111,7 @@ def masked_loss(model: Any, ids: Tensor, prompt: int, mask: int, generator: torc
     return (losses * weights).sum() / len(ids)
 
 
-def causal_loss(model: Any, ids: Tensor, prompt: int, pad: int) -> Tensor:
+def causal_loss(model: PreTrainedModel, ids: Tensor, prompt: int, pad: int) -> Tensor:
     """Cross-entropy of the completion and its <eos>, mean over tokens."""
     logits = model(input_ids=ids).logits[:, prompt - 1 : -1]
     targets = ids[:, prompt:].masked_fill(ids[:, prompt:] == pad, IGNORED)
@@ -112,7 +119,7 @@ def causal_loss(model: Any, ids: Tensor, prompt: int, pad: int) -> Tensor:
 
 
 def pretrain(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     shape: Shape,
     stream: Iterator[Sequence[Pair]],
