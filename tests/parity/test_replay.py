@@ -24,7 +24,7 @@ def test_parity_with_a_trained_adapter(name, policies):
     assert check_parity(policies(name)) < 2e-5
 
 
-def test_a_loaded_policy_checks_itself_again():
+def test_a_loaded_policy_checks_itself_again(folder):
     policy = flowrl.load_policy(folder("sd3"), call=pipelines.CALLS["sd3"])
     assert policy.check_parity() == check_parity(policy) < 2e-5
 
