@@ -62,7 +62,7 @@ def missing_package(what: str, package: str, extra: str, otherwise: str = "") ->
 
 
 def describe_exception(error: BaseException) -> str:
-    """An exception of a stranger's code in one line: its type, its words and the last line of theirs that it came
+    """An exception of a user's code in one line: its type, its words and the last line of theirs that it came
     from."""
     words = " ".join(str(error).split())
     frames = list(traceback.extract_tb(error.__traceback__))
@@ -76,7 +76,7 @@ def first_line(error: BaseException) -> str:
     kind = type(error).__name__
     try:
         words = str(error).strip()
-    except Exception:  # a stranger's __str__ may fail as well
+    except Exception:  # a user's __str__ may fail as well
         words = ""
     if not words:
         return kind

@@ -103,7 +103,7 @@ class Place:
         try:
             with catch_exit():
                 spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
+        except (Exception, SystemExit) as error:  # whatever a user's code raises is reported as theirs, chained
             del sys.modules[name]
             remedy = "; install what it needs" if isinstance(error, ModuleNotFoundError) else ""
             raise UserError(

@@ -51,7 +51,7 @@ def argument_problem(function: Callable[..., Any], key: str, value: object) -> s
     known. Known are annotations of plain types; without one, a default that is a number or a switch."""
     try:
         parameter = inspect.signature(function, eval_str=True).parameters.get(key)
-    except Exception:  # annotations that name what does not exist are a stranger's, and no business of ours
+    except Exception:  # annotations that name what does not exist are a user's, and no business of ours
         parameter = inspect.signature(function).parameters.get(key)
     if parameter is None or isinstance(parameter.annotation, str) or (value is None and parameter.default is None):
         return None

@@ -65,7 +65,7 @@ def check_class(kind: object, protocol: type, name: str, path: str) -> type:
         raise UserError(f"{path}: {name} is no frozen dataclass; write @dataclass(frozen=True) above the class")
     try:
         get_type_hints(kind)
-    except Exception as error:  # whatever evaluating a stranger's annotations raises
+    except Exception as error:  # whatever evaluating a user's annotations raises
         raise UserError(f"{path}: {name} has an annotation that means nothing: {describe_exception(error)}") from error
     for member, asked in members(protocol).items():
         _check_member(kind, member, asked, protocol, f"{path}: {name}")
@@ -81,7 +81,7 @@ def check_values(part: object, protocol: type, path: str) -> None:
         hint = _type_of(asked)
         try:
             value = getattr(part, member)
-        except Exception as error:  # a property is a stranger's code
+        except Exception as error:  # a property is a user's code
             raise UserError(f"{path}.{member}: {describe_exception(error)}") from error
         if is_plain_type(hint):
             try:

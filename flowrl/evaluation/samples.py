@@ -188,7 +188,7 @@ def _write(made: Generated, paths: Sequence[Path], chunks: Sequence[Mapping[str,
 
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make ``folder`` ours for these settings: samples made with others are removed, strangers' are not touched."""
+    """Make ``folder`` ours for these settings: samples made with others are removed, others are not touched."""
     manifest = folder / MANIFEST
     settings = json.loads(json.dumps(settings))  # what is read back has lists for tuples
     old = _read_manifest(manifest) if manifest.is_file() else None

@@ -30,7 +30,7 @@ def main() -> None:
         rewards, facts = load(setup["reward"])
     except UserError as error:
         return write_frame(replies, _encoded(Response.error(422, str(error))))
-    except Exception as error:  # a stranger's module: the operator reads the sentence, and the traceback above it
+    except Exception as error:  # a user's module: the operator reads the sentence, and the traceback above it
         traceback.print_exc()
         sentence = f"a reward raised {type(error).__name__} while it was loaded: {error}"
         return write_frame(replies, _encoded(Response.error(500, sentence)))

@@ -1,4 +1,4 @@
-"""Running strangers' Python: bubblewrap, resource limits and a wall clock, proven by a self-test before first use.
+"""Running untrusted Python: bubblewrap, resource limits and a wall clock, proven by a self-test before first use.
 
 A program sees a read-only system (``/usr`` and the interpreter), an empty ``/tmp`` of limited size, and nothing else:
 no network, no home, no environment, no other process. System calls that reach memory outside the limits, other kinds

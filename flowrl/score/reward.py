@@ -135,7 +135,7 @@ class Reward:
             failure = error
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
+        except (Exception, SystemExit) as error:  # whatever a user's code raises is reported as theirs, chained
             failure = RewardError.of(self.name, error)
         finally:
             stats.seconds += time.perf_counter() - start

@@ -102,7 +102,7 @@ def _build(found: Callable[..., Any], name: str, settings: Mapping[str, Any]) ->
             built = found(**settings)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a stranger's code raises is reported as theirs, chained
+    except (Exception, SystemExit) as error:  # whatever a user's code raises is reported as theirs, chained
         raise UserError(f"reward {name!r} cannot be loaded: {describe_exception(error)}") from error
     if not callable(built) or not _takes_samples(built):
         raise UserError(_no_reward(found, name))
