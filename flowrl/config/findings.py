@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flowrl import renamed
-from flowrl.errors import UserError, did_you_mean, short_repr, shorten
+from flowrl.errors import UserError, short_repr, shorten
 
 COMMAND_LINE = "command line"
 """The source of what an override set."""
@@ -88,14 +89,18 @@ def _unknown(key: str, value: object, location: Sequence[str | int], root: type[
     if dot and head in known:  # a dotted key is for the command line
         section = f"{head}: {{{shorten(rest, 60)}: {short_repr(value)}}}"
         return f"unknown key {short_repr(word)}; write it as a section, {section}"
+    places = {".".join(map(str, [*location[:-1], name])): name for name in known}
+    if not isinstance(value, dict):  # perhaps a key without its section, or in another one
+        sections = {name: part for name in root.model_fields if (part := _section(root, [name])) is not root}
+        elsewhere = {f"{name}.{inner}": inner for name, part in sections.items() for inner in part.model_fields}
+        places |= elsewhere if len(location) == 1 else {key: name for key, name in elsewhere.items() if name == word}
+    close = [word] if word in places.values() else difflib.get_close_matches(word[:100], places.values(), 1, 0.5)
+    likely = [repr(place) for place, name in places.items() if name in close]
     while isinstance(value, dict) and len(value) == 1:  # a misspelt section: name the key that was meant to be set
         inner, value = next(iter(value.items()))
         key = f"{key}.{inner}"
-    elsewhere = [f"{name}.{word}" for name in root.model_fields if word in _section(root, [name]).model_fields]
-    if elsewhere and word not in root.model_fields:
-        return f"unknown key {shorten(key, 120)}={short_repr(value)}; did you mean {' or '.join(map(repr, elsewhere))}?"
-    section = ".".join(str(part) for part in location[:-1])
-    return f"unknown key {shorten(key, 120)}={short_repr(value)}{did_you_mean(word, known, section)}"
+    hint = f"did you mean {' or '.join(likely)}?" if likely else f"known: {', '.join(sorted(known))}"
+    return f"unknown key {shorten(key, 120)}={short_repr(value)}; {hint}"
 
 
 def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:

@@ -294,3 +294,20 @@ def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, 
 
 def check_of(file: Path, out: Path | str) -> Path:
     return check_run(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("itertions=3", "'train.iterations'"),
+        ("iterations=3", "'train.iterations'"),
+        ("train.itertions=3", "'train.iterations'"),
+        ("algoritm=grpo", "'algorithm'"),
+        ("algoritm.use=grpo", "'algorithm'"),
+        ("prompts=3", "'data.prompts' or 'eval.prompts'"),
+    ],
+)
+def test_a_mistyped_key_is_suggested_in_full(file: Path, override: str, meant: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Config.load(file, [override])
+    assert str(raised.value).endswith(f"; did you mean {meant}?")
