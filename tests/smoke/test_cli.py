@@ -163,7 +163,7 @@ def test_test_reward_on_a_users_file(flowrl) -> None:
 
 def test_doctor_examines_the_machine(flowrl) -> None:
     result = flowrl("doctor")
-    assert "packages" in result.out and "disk" in result.out and "threads" in result.out
+    assert "packages" in result.out and "disk" in result.out and "torch uses" in result.out
 
 
 def test_bugs_keep_their_traceback(flowrl, monkeypatch: pytest.MonkeyPatch) -> None:
