@@ -84,7 +84,7 @@ class RawLoop:
         images = policy.decode(x)
         self.session.rewards(Samples(self.prompts, images=images), self.group)
         for half in everyone.chunk(2):
-            for rows, decisions in iterate_blocks(len(half), self.decisions, 216):
+            for rows, decisions in iterate_blocks(len(half), self.decisions, 1, 216):
                 cells = (decisions.stop - decisions.start) * (rows.stop - rows.start)
                 index = half[rows].repeat_interleave(decisions.stop - decisions.start)
                 noisy = torch.randn(cells, *policy.latent_shape)
@@ -114,7 +114,12 @@ def guided_update(rounds: int) -> None:
     times = {}
     sessions = {
         grad: open_session(
-            check_run(config({"use": "flow_grpo", "kl": 0.0, "steps": 8, "cfg_grad": grad, "guidance": 3.0}))
+            check_run(
+                config(
+                    {"use": "flow_grpo", "kl": 0.0, "steps": 8, "cfg_grad": grad, "guidance": 3.0},
+                    call={"guidance_scale": 3.0},
+                )
+            )
         )
         for grad in ("cond", "both")
     }

@@ -23,9 +23,9 @@ from torch import Tensor
 from flowrl.clients.protocol import MEDIA_TYPE, TOKEN_VARIABLE, VERSION, encode_images
 from flowrl.clients.remote_reward import GroupedRemoteReward, RemoteReward, ScoreInputs, seeing_groups
 from flowrl.clients.results import NOT_APPLICABLE, RewardError
+from flowrl.connections import Backoff, ConnectionFailure, read_within, retry_after
 from flowrl.errors import UserError, did_you_mean
 from flowrl.media import quantise
-from flowrl.network import Backoff, ConnectionFailure, read_within, retry_after
 
 CONNECT_SECONDS = 10.0
 BACKOFF = Backoff(first=0.5, most=30.0)

@@ -18,8 +18,9 @@ from flowrl.evaluation.score_cache import ScoreCache, files_digest
 from flowrl.evaluation.scorer_suite import check_options
 from flowrl.evaluation.suite import Options, SuiteScores, prompt_tags
 from flowrl.media import quantise
+from flowrl.scorers.endpoint import EndpointOptions
 from flowrl.types import Prompt, Samples
-from rewards._vlm import Backend, Connection, open_backend
+from rewards._vlm import Backend, open_backend
 
 QUESTIONS = "questions"
 """Column with a prompt's questions."""
@@ -119,8 +120,10 @@ def vqa_suite(
             f"suite {name} asks a vision-language model: give --option {name}.path=FOLDER (a local one), or "
             f"{name}.url and {name}.model (an OpenAI-compatible endpoint)"
         )
-    connection = Connection(chosen.key_variable, concurrency=chosen.concurrency)
-    backend = open_backend(name, chosen.path, chosen.url, chosen.model, chosen.device, chosen.dtype, connection)
+    endpoint = EndpointOptions(
+        chosen.url or "", chosen.model or "", chosen.key_variable, concurrency=chosen.concurrency
+    )
+    backend = open_backend(name, chosen.path, chosen.device, chosen.dtype, endpoint)
     backend.check(WORDS)
     for prompt in prompts:
         questions_of(prompt)

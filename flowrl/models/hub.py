@@ -38,11 +38,10 @@ def read_json(path: str, name: str) -> dict[str, Any] | None:
     local = is_offline(path)
     try:
         return read_object(Path(hf_hub_download(path, name, local_files_only=local)))
-    except EntryNotFoundError as error:
-        if local or not isinstance(error, FileNotFoundError):  # which it is where the hub cannot be reached
-            return None
-        raise load_error(path, error) from error
     except Exception as error:  # each version of huggingface_hub has the errors of another HTTP library
+        # a FileNotFoundError as well where the hub cannot be reached
+        if isinstance(error, EntryNotFoundError) and (local or not isinstance(error, FileNotFoundError)):
+            return None
         raise load_error(path, error) from error
 
 

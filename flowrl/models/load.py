@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from flowrl.models.family import family_of
 from flowrl.models.load_errors import errors_named
 from flowrl.models.masked.load import load_masked
 from flowrl.models.masked.policy import MaskedPolicy
+from flowrl.models.parity import check_parity
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,7 +30,8 @@ def load_policy(
     family: Literal["diffusion", "masked", "causal"] | None = None,
     **options: Any,
 ) -> LoadedPolicy:
-    """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object.
+    """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object. Its ``check_parity()`` runs
+    the start-up check again: it raises, or returns the largest deviation.
 
     Args:
         family: ``None``: told by the model's files (`family_of`).
@@ -45,4 +48,6 @@ def load_policy(
     if chosen != "diffusion" and options.pop("call", None):
         raise UserError(f"model.call is for diffusion pipelines and means nothing for family {chosen}; remove it")
     with errors_named(path_or_pipeline if named else type(path_or_pipeline).__name__):
-        return LOADERS[chosen](path_or_pipeline, **options)
+        policy = LOADERS[chosen](path_or_pipeline, **options)
+    policy.check_parity = partial(check_parity, policy)
+    return policy

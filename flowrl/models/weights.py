@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
@@ -133,6 +133,8 @@ class HasWeightSets:
     """What every policy does with its weight sets (see `flowrl.types.Policy`)."""
 
     weights: WeightSets
+    check_parity: Callable[[], float]
+    """`flowrl.models.check_parity` of this policy, as `flowrl.load_policy` gives it."""
 
     @contextmanager
     def using(self, name: str) -> Iterator[Self]:

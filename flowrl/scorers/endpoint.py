@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from flowrl.connections import Backoff, ConnectionFailure, read_within, retry_after
 from flowrl.errors import UserError
-from flowrl.network import Backoff, ConnectionFailure, read_within, retry_after
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 REFUSED = (401, 403, 404)

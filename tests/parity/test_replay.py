@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+import flowrl
 from flowrl.errors import UserError
 from flowrl.models import check_parity
 from flowrl.models.deviation import deviation
@@ -21,6 +22,11 @@ QUICK = ("sd3", "sd15")
 @pytest.mark.parametrize("name", QUICK)
 def test_parity_with_a_trained_adapter(name, policies):
     assert check_parity(policies(name)) < 2e-5
+
+
+def test_a_loaded_policy_checks_itself_again(folder):
+    policy = flowrl.load_policy(folder("sd3"), call=pipelines.CALLS["sd3"])
+    assert policy.check_parity() == check_parity(policy) < 2e-5
 
 
 @pytest.mark.slow

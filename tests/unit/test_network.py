@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from flowrl.connections import Backoff, ConnectionFailure, read_within, retry_after
 from flowrl.errors import UserError
-from flowrl.network import Backoff, ConnectionFailure, read_within, retry_after
 from flowrl.scorers.endpoint import Endpoint, EndpointOptions
 
 httpx = pytest.importorskip("httpx")

@@ -99,9 +99,8 @@ def find_adapter(name: str) -> tuple[Path | None, Path]:
         path = _fetched(name)
     if path.is_file():
         _refuse_pickle(path)
-        beside = path.parent / CONFIG
-        ours = path.name == PEFT_FILE and beside.is_file()
-        return (beside if ours else None), path
+        config = path.parent / CONFIG
+        return (config if path.name == PEFT_FILE and config.is_file() else None), path
     if (path / CONFIG).is_file():
         if not (path / PEFT_FILE).is_file():
             for other in sorted(path.glob("adapter_model.*")):

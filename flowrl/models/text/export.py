@@ -94,8 +94,8 @@ def untie(network: PreTrainedModel, adaptation: Adaptation) -> None:
     Raises:
         UserError: where the weight is shared with the embeddings, which would change with it.
     """
-    adapted = {name.rsplit(".lora_", 1)[0] for name in adaptation.parameters} if adaptation.lora else set()
-    adapted = {name.removesuffix(".base_layer") for name in adapted}  # experts, wrapped once for each parameter
+    names = adaptation.parameters if adaptation.lora else ()  # experts are wrapped once for each of their parameters
+    adapted = {name.rsplit(".lora_", 1)[0].removesuffix(".base_layer") for name in names}
     layers = [network.get_submodule(name) for name in sorted(adapted)]
     weights = [layer.weight for layer in layers if getattr(layer, "weight", None) is not None]
     embeddings = network.get_input_embeddings().weight

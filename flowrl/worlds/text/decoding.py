@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Order = Literal["random", "confident"]
 
@@ -50,7 +50,7 @@ def unmask(
 
 @torch.no_grad()
 def continue_(
-    model: GenerationMixin,
+    model: Any,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     length: int,
@@ -67,7 +67,7 @@ def continue_(
         for start in range(0, len(prompts), batch):
             inputs = tokenizer(list(prompts[start : start + batch]), return_tensors="pt", padding=True)
             options = drawn if temperature else {"do_sample": False}
-            made: Any = model.generate(**inputs, max_new_tokens=length, **options)
+            made = model.generate(**inputs, max_new_tokens=length, **options)
             texts += _texts(made[:, inputs["input_ids"].shape[1] :], tokenizer)
     return texts
 
