@@ -139,7 +139,7 @@ class ExponentialWeight:
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, group, own = scores.total, scores.group, scores.own
         centred = (reward - group_mean(reward, group, own)) / self.temperature  # keeps the exponential finite
-        weight = torch.where(scores.valid, centred, torch.full_like(centred, -torch.inf)).exp()
+        weight = centred.exp()
         return _finish(weight / group_mean(weight, group, own).clamp(min=1e-12), scores.valid, None)
 
 
@@ -189,7 +189,7 @@ class SoftmaxContrast:
         return _finish(group_count(group, valid) * contrast, valid, None)
 
     def _softmax(self, a: Tensor, group: Tensor, valid: Tensor) -> Tensor:
-        weight = torch.where(valid, a, torch.full_like(a, -torch.inf)).exp()
+        weight = a.exp()
         return weight / group_sum(weight, group, valid).clamp(min=1e-300)
 
 

@@ -274,6 +274,7 @@ def test_some_samples_of_a_rollout() -> None:
     how, condition = draw(4), TinyCondition(torch.arange(4))
     rollout = FlowSampler(steps=3, dynamics=CPS(0.5), window=EveryStep())(Field(), condition, how)  # type: ignore[arg-type]
     some = take(rollout, torch.tensor([2, 0]))
+    assert isinstance(some.condition, TinyCondition) and some.condition.index.tolist() == [2, 0]
     assert torch.equal(some.final, rollout.final[[2, 0]]) and some.group.tolist() == [2, 0] and some.forwards == 12
     assert isinstance(some.trace, Steps) and isinstance(rollout.trace, Steps)
     assert torch.equal(some.trace.squared, rollout.trace.squared[[2, 0]]) and some.trace.dynamics == CPS(0.5)

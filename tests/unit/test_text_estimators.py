@@ -198,6 +198,9 @@ def test_the_distribution_that_tokens_were_drawn_from() -> None:
     assert plain.logp.tolist() == [pytest.approx(row) for row in exact]
     greedy = measure(policy, MaskedViews(views=Everything(), per="cell", tempered=True), temperature=0.0)
     assert greedy.logp.tolist() == plain.logp.tolist()
+    cut = measure(policy, MaskedViews(views=Everything(), per="cell", tempered=True), **options)
+    best = policy.table[:2, int(policy.state(torch.tensor([3, 3, 3])))].argmax(dim=-1) == TOKENS
+    assert torch.equal(cut.logp == 0, best)  # of the one token that stays; another one keeps its share of two
     rows = MaskedViews(tempered=True).probe(rollout_of(policy, **options), policy, seeds(0, "s", count=2))
     assert rows.truncation == Truncation(top_k=1) and rows.temperature == 0.5
 

@@ -308,6 +308,12 @@ def test_what_a_masked_sampler_records_and_costs() -> None:
     assert not replace(plain, temperature=0.0).exact
 
 
+def test_by_default_two_tokens_are_fixed_in_a_step_in_blocks_of_32() -> None:
+    """As d1 samples LLaDA (arXiv:2504.12216, section 4): blocks of 32, and half as many steps as tokens."""
+    default = MaskedSampler()
+    assert default.width == 32 and default.blocks == 4 and default.length == 2 * default.steps
+
+
 def test_a_masked_sampler_at_its_limits() -> None:
     MaskedSampler(length=1, steps=1, block=1)
     MaskedSampler(length=4, steps=2, block=2, threshold=0.0)  # a step for each block
