@@ -254,6 +254,15 @@ def test_a_preferred_pair_by_hand() -> None:
     assert slope[1].tolist() == pytest.approx([push] * 2)
 
 
+def test_a_sample_of_no_advantage_is_in_no_preferred_pair() -> None:
+    probe = of_lengths("view", [4, 4, 4])
+    logp, ratio = table([-1, -3], [-2, -2], [-5, -5]), table([1, 3], [0, 0], [9, 9])
+    one = Batch(table([1, 1], [-1, -1], [0, 0]), Likelihood(logp), torch.ones(3, 2), torch.zeros(3).long(), probe)
+    got = PreferredPair()(Likelihood(logp, {"log_ratio/reference": ratio}), one)
+    assert got[0].tolist() == pytest.approx([2 * (math.log1p(math.exp(-0.4)) + 0.05 * 2 / 4)] * 2)
+    assert got[1:].tolist() == [[0, 0]] * 2
+
+
 # penalties
 
 
