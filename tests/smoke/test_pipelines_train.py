@@ -137,7 +137,7 @@ def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path:
 def test_a_recipe_is_complete(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What --dry-run checks is right: all but the model. Prompts suffice, and the header says what was measured."""
     monkeypatch.chdir(CONFIGS.parent)
-    monkeypatch.setattr("flowrl.data.hub_rows", lambda *_, **__: HUB_ROWS)
+    monkeypatch.setattr("flowrl.data.sources.hub_rows", lambda *_, **__: HUB_ROWS)
     plan = check_run(Config.load(recipe))
     config, work = plan.config, plan.workload
     assert work.samples == config.data.prompts * config.data.group and work.decisions > 0

@@ -132,7 +132,7 @@ def test_every_export_of_a_run_remembers_its_settings(tmp_path: Path) -> None:
         "monitor": {"samples": 0},
     }
     run = train(Config.of(facts))
-    export_policy(policy_of_run(run, "latest"), tmp_path / "mine")
+    export_policy(policy_of_run(run, "latest"), tmp_path / "mine", "diffusers")
     (checkpoint,) = (run / "checkpoints").glob("step_*")
     copied = shutil.copytree(checkpoint / "lora", tmp_path / "copied")
     for place in (tmp_path / "mine", checkpoint / "lora", checkpoint / "peft", copied):
