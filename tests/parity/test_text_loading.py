@@ -181,7 +181,7 @@ def look(model, name):
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
-@pytest.mark.parametrize("to", ["peft", "merged"])
+@pytest.mark.parametrize("to", ["peft", pytest.param("merged", marks=pytest.mark.slow)])
 def test_exports_reload_with_equal_logits(name, to, tmp_path):
     policy = load(name, lora=LoRAOptions(rank=4, alpha=16))
     start = look(policy.network.model, name)

@@ -392,7 +392,7 @@ def test_prefixes_are_kept_where_that_is_exact(name):
 
 
 @pytest.mark.parametrize("options", [{}, {"threshold": 0.3}, {"guidance": 0.5}, {"block": 2}, {"block": 8, "steps": 8}])
-@pytest.mark.parametrize("name", CACHED)
+@pytest.mark.parametrize("name", [CACHED[0], pytest.param(CACHED[1], marks=pytest.mark.slow)])
 def test_sampling_with_kept_prefixes_is_sampling_by_full_passes(name, options):
     """Prompts of unequal length, rows that end early, and blocks of half and of twice the model's."""
     policy = load(name)

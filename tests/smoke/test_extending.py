@@ -54,7 +54,9 @@ def test_it_names_what_there_is() -> None:
     assert not [slot for slot in SLOTS if not re.search(rf"\b{slot}`", PAGE)]
 
 
-@pytest.mark.parametrize(("config", "run"), [("images", "my_images"), ("texts", "my_texts")])
+@pytest.mark.parametrize(
+    ("config", "run"), [("images", "my_images"), pytest.param("texts", "my_texts", marks=pytest.mark.slow)]
+)
 def test_it_trains_resumes_reports_and_samples(page: Path, flowrl: Callable[..., str], config: str, run: str) -> None:
     shown = flowrl("train", f"{config}.yaml", "--dry-run")
     assert "mine.py:QuadraticPull(width=" in shown and "mine.py:RankInGroup()" in shown
