@@ -63,8 +63,7 @@ def coverage(out: Path, fresh: bool) -> Coverage:
     missing = {name: file for name, file in kept.items() if fresh or not file.exists()}
     if missing:
         print(f"looking which lines {len(missing)} test files run", flush=True)
-        work = lambda: measure(ROOT, missing, paths) or 0  # noqa: E731
-        if forked(work, out / "coverage.txt", 3600) != 0:
+        if forked(lambda: measure(ROOT, missing, paths), out / "coverage.txt", 3600) != 0:
             sys.exit(f"the tests could not be run: {out / 'coverage.txt'}")
     return Coverage.read(ROOT, kept)
 

@@ -43,7 +43,7 @@ class Seen:
     """Of the processor, so that a busy machine does not change which tests are chosen."""
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps its plugins in sets
 class Recorder:
     """A pytest plugin that notes the lines of ``files`` that every test runs.
 
@@ -126,10 +126,13 @@ def places(root: Path, cache: Path) -> dict[str, Path]:
     return {name: cache / f"{Path(name).stem}-{digest}.json" for name, digest in hashes.items()}
 
 
-def measure(root: Path, kept: dict[str, Path], mutated: list[str]) -> None:
-    """Run the test files and write the maps of what passes. To be called in a process of its own."""
+def measure(root: Path, kept: dict[str, Path], mutated: list[str]) -> int:
+    """Run the test files and write the maps of what passes. To be called in a process of its own. 0, or pytest's code
+    where it could not run them: then nothing is written."""
     recorder = Recorder({str(root / path): path for path in mutated})
-    pytest.main([*ARGUMENTS, *kept], plugins=[recorder])
+    code = pytest.main([*ARGUMENTS, *kept], plugins=[recorder])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return int(code)
     texts = {path: texts_of((root / path).read_text()) for path in mutated}
     for name, file in kept.items():
         tests = {
@@ -138,6 +141,7 @@ def measure(root: Path, kept: dict[str, Path], mutated: list[str]) -> None:
             if test.split("::")[0] == name and test not in recorder.failing
         }
         file.write_text(json.dumps({"tests": tests, "modules": recorder.modules}))
+    return 0
 
 
 def texts_of(source: str) -> list[str]:

@@ -136,7 +136,10 @@ def test_tests_are_chosen_by_the_lines_they_run(tmp_path: Path) -> None:
     kept = {"test_toy_map.py": tmp_path / "map.json"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        forked(lambda: measure(tmp_path, kept, ["toy_map.py"]) or 0, tmp_path / "out.txt", 60)
+        absent = tmp_path / "absent.json"
+        assert forked(lambda: measure(tmp_path, {"test_absent.py": absent}, []), tmp_path / "out.txt", 60) == 4
+        assert not absent.exists()  # tests that cannot be run are no map without tests
+        assert forked(lambda: measure(tmp_path, kept, ["toy_map.py"]), tmp_path / "out.txt", 60) == 0
     coverage = Coverage.read(tmp_path, kept)
     mutants = {m.after: m for m in find(tmp_path, ["toy_map.py"])}
 
