@@ -71,7 +71,7 @@ class LeaveOneOut:
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, own = scores.total, scores.own
         count = group_count(scores.group, own).to(reward.dtype) - own.to(reward.dtype)
-        others = (group_sum(reward, scores.group, own) - torch.where(own, reward, 0.0)) / count.clamp(min=1)
+        others = (group_sum(reward, scores.group, own) - torch.where(own, reward, 0.0)) / count  # 0 / 0 is not taken
         advantage = torch.where(count > 0, reward - others, torch.zeros_like(reward))
         return _finish(advantage, scores.valid, self.clip)
 
