@@ -312,6 +312,7 @@ def written(folder: Path, form: str, file: Path) -> Path:
     "form",
     ["kohya", *(pytest.param(form, marks=pytest.mark.slow) for form in ("kohya with text", "old", "classic", "peft"))],
 )
+@pytest.mark.slow
 def test_single_files_act_as_in_diffusers(form: str, folder: Any, tmp_path: Path) -> None:
     base = folder("sd15")
     file = written(base, form, tmp_path / "some lora.safetensors")

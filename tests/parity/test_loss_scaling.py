@@ -88,6 +88,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in IMAGES[1:] else name for name in PRESETS]
 )
+@pytest.mark.slow
 def test_the_gradient_of_a_small_loss(name: str, folder: Callable[[str], Path]) -> None:
     """Without scaling float16 loses it; with scaling it is float32's, for one micro-batch or several."""
     exact, half = open_policy(name, folder, "float32"), open_policy(name, folder, "float16")
@@ -106,6 +107,7 @@ def test_the_gradient_of_a_small_loss(name: str, folder: Callable[[str], Path]) 
         assert float(scaled.norm() / wanted.norm()) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_skipped(folder: Callable[[str], Path]) -> None:
     """The weights stay, the scale is halved, and the metric counts it; the next smaller scales train."""
     policy = open_policy("grpo", folder, "float16")

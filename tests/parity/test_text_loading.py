@@ -236,6 +236,7 @@ def _keys(file):
         return list(opened_file.keys())
 
 
+@pytest.mark.slow
 def test_the_default_adapter_finds_attention_and_feed_forward():
     found = {}
     for name in (*CAUSAL, *MASKED):

@@ -270,6 +270,7 @@ def test_rows_of_similar_length_share_a_call(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "bert", "diffusion_gemma", "llada"])
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_gradient(name):
     found = []
     for on in (False, True):

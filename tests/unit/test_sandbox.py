@@ -553,6 +553,7 @@ def test_honest_programs_may_use_such_names(reward: code_tests) -> None:
     assert score(reward, calendar, "assert calendar(3) == 3") == 1
 
 
+@pytest.mark.slow
 def test_tests_that_only_define_are_run(reward: code_tests) -> None:
     check = "def check(candidate):\n    assert candidate(2) == 4"
     right, wrong = "def f(x): return 2 * x", "def f(x): return x"
