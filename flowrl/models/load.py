@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,5 +48,5 @@ def load_policy(
         raise UserError(f"model.call is for diffusion pipelines and means nothing for family {chosen}; remove it")
     with errors_named(path_or_pipeline if named else type(path_or_pipeline).__name__):
         policy = LOADERS[chosen](path_or_pipeline, **options)
-    policy.check_parity = partial(check_parity, policy)
+    policy.parity = check_parity
     return policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -133,8 +133,12 @@ class HasWeightSets:
     """What every policy does with its weight sets (see `flowrl.types.Policy`)."""
 
     weights: WeightSets
-    check_parity: Callable[[], float]
-    """`flowrl.models.check_parity` of this policy, as `flowrl.load_policy` gives it."""
+    parity: Callable[[Any], float]
+    """The start-up check of its family, where `flowrl.load_policy` loaded it."""
+
+    def check_parity(self) -> float:
+        """Run the start-up check again: it raises `UserError`, or returns the largest deviation."""
+        return self.parity(self)
 
     @contextmanager
     def using(self, name: str) -> Iterator[Self]:

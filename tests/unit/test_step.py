@@ -397,15 +397,18 @@ def test_gradients_are_summed_over_ranks() -> None:
     assert gradients == pytest.approx([3 * WHOLE])
 
 
+class Pair(Slope):
+    """With a second parameter, in the place of a critic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.theta, self.other]
+
+
 def test_a_critic_is_clipped_by_itself() -> None:
-    class Pair(Slope):
-        def __init__(self) -> None:
-            super().__init__()
-            self.other = nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
-
-        def parameters(self) -> list[nn.Parameter]:
-            return [self.theta, self.other]
-
     @dataclass(frozen=True)
     class Both(Line):
         def __call__(self, policy: Any, rows: LineRows, condition: Any, references: Sequence[str] = ()) -> Likelihood:
@@ -448,14 +451,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 
 def test_one_group_whose_gradient_is_not_finite_is_enough() -> None:
     """Of the critic alone: the policy's own step is not taken either."""
-
-    class Pair(Slope):
-        def __init__(self) -> None:
-            super().__init__()
-            self.other = nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
-
-        def parameters(self) -> list[nn.Parameter]:
-            return [self.theta, self.other]
 
     @dataclass(frozen=True)
     class Both(Line):
