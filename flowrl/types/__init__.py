@@ -51,6 +51,7 @@ from flowrl.types.policies import (
     Weights,
 )
 from flowrl.types.prompts import Draw, Prompt, first_of_group, place_in_group, prompts_of
+from flowrl.types.ranks import OneProcess, Ranks
 from flowrl.types.rollouts import (
     ALL_TOKENS,
     DATA,
@@ -96,8 +97,10 @@ __all__ = [
     "MaskedPolicy",
     "Memory",
     "Objective",
+    "OneProcess",
     "Policy",
     "Prompt",
+    "Ranks",
     "Reader",
     "Regularizer",
     "Rollout",

@@ -24,9 +24,9 @@ from flowrl.config import Config
 from flowrl.errors import UserError, is_out_of_memory
 from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.directory import RunDirectory
-from flowrl.runtime import ranks
 from flowrl.runtime.display import Display
 from flowrl.runtime.out_of_memory import explain_out_of_memory
+from flowrl.runtime.ranks import ranks
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.startup.resume import changed_keys, start_or_resume
@@ -549,21 +549,26 @@ def _rendered(display: Display, width: int) -> list[str]:
 
 
 def test_one_process_is_its_own_world() -> None:
-    rows = torch.arange(3)
-    assert (ranks.rank(), ranks.world_size(), ranks.is_main(), ranks.share(5)) == (0, 1, True, slice(0, 5))
-    assert ranks.gather(rows) is rows and ranks.total(rows) is rows
+    rows, alone = torch.arange(3), ranks()
+    assert (alone.rank, alone.size, alone.share(5)) == (0, 1, slice(0, 5))
+    assert alone.gather(rows) is rows and alone.total(rows) is rows
+    assert (alone.largest(3), alone.texts("now")) == (3, ["now"])
 
 
 def _member(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    part = ranks.share(5)
+    both = ranks()
+    part = both.share(5)
     rows = torch.tensor([2**60 + i for i in range(5)])[part]
     values = torch.tensor([0.5, math.nan, 2.0, 3.0, 4.0], dtype=torch.float64)[part]
-    assert ranks.gather(rows).tolist() == [2**60 + i for i in range(5)]
-    assert torch.equal(ranks.gather(values).isnan(), torch.tensor([False, True, False, False, False]))
+    assert both.gather(rows).tolist() == [2**60 + i for i in range(5)]
+    assert torch.equal(both.gather(values).isnan(), torch.tensor([False, True, False, False, False]))
+    assert both.gather(rows[: len(rows) * rank]).tolist() == [2**60 + 3, 2**60 + 4]  # one has none
     mine = torch.tensor([float(rank + 1)])
-    assert ranks.total(mine).item() == 3.0 and mine.item() == rank + 1
-    ranks.wait()
+    assert both.total(mine).item() == 3.0 and mine.item() == rank + 1
+    assert both.largest(7 - rank) == 7
+    assert both.texts("" if rank == 0 else "réward down") == ["", "réward down"]
+    both.wait()
     torch.distributed.destroy_process_group()
 
 
