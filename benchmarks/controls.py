@@ -17,9 +17,9 @@ from diffusers import StableDiffusion3Pipeline
 from flowrl.config import Config
 from flowrl.heldout import evaluate_heldout
 from flowrl.models import load_policy
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import open_session
+from flowrl.startup.preflight import check_run
 from flowrl.worlds.shapes import BASE
 from flowrl.worlds.shapes.pretrain import Recipe, continue_pretraining
 
@@ -30,11 +30,11 @@ def score(guidance: float, pipeline: StableDiffusion3Pipeline | None = None) -> 
     """Held-out strict score of the base, or of ``pipeline`` in its place, at a guidance scale."""
     loaded = max(guidance, 1.5)  # a policy loaded without guidance has no unconditional branch
     config = Config.load(CONFIG, [f"model.call={{guidance_scale: {loaded}}}", f"eval.guidance={guidance}"])
-    session = open_session(check(config))
+    session = open_session(check_run(config))
     if pipeline is not None:
         arguments = config.model.arguments("diffusion") | {"path_or_pipeline": pipeline}
         session.policy = load_policy(**(arguments | {"call": {**config.model.call, "max_sequence_length": 1}}))
-        session.policy.follow("ema", 0.0)
+        session.policy.update_ema("ema", 0.0)
     return evaluate_heldout(session, PhaseTimer())[0]["eval/strict/mean"]
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from flowrl.config import Config
 from flowrl.heldout import evaluate_heldout
 from flowrl.rounds import GROUPS
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import open_session
+from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 
 ARMS: dict[str, Any] = {
@@ -57,7 +57,7 @@ def config(arm: str, group: int, seed: int) -> Config:
 
 def run(arm: str, group: int, seed: int) -> dict[str, Any]:
     """Held-out scores at every quarter of the budget, and what was spent."""
-    session, timer = open_session(check(config(arm, group, seed))), PhaseTimer()
+    session, timer = open_session(check_run(config(arm, group, seed))), PhaseTimer()
     curve, flat, rounds, groups, began = [], [], [], [], time.perf_counter()
     while session.progress.samples < BUDGET:
         metrics, *_ = iterate(session, timer)

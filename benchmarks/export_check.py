@@ -14,14 +14,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowrl.types import prompts_of
+
 PROMPTS = ("a red circle and a blue square", "three crosses", "a circle left of a triangle")
 
 
 def ours(run: str, file: Path) -> None:
     """Sample with flowrl and keep the noise."""
     from flowrl.math.random import seeds
-    from flowrl.runtime.restore import policy_of_run
     from flowrl.samplers.flow import FlowSampler
+    from flowrl.startup.policies import policy_of_run
     from flowrl.types import Draw
 
     policy = policy_of_run(run)
@@ -30,7 +32,7 @@ def ours(run: str, file: Path) -> None:
     group = torch.arange(len(PROMPTS))
     with policy.using("ema"):
         draw = Draw.of(seeds(0, "x", count=len(PROMPTS)), group, 0, 0)
-        made = FlowSampler(steps=8, guidance=1.0)(policy, policy.condition(PROMPTS), draw)
+        made = FlowSampler(steps=8, guidance=1.0)(policy, policy.condition(prompts_of(PROMPTS)), draw)
     save_file({"noise": noise, "images": policy.decode(made.final).contiguous()}, file)
 
 

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flowrl.types import Draw, prompts_of
+
 VOCABULARY, LENGTH, PROMPT_TOKENS, SAMPLES = 32_000, 128, 32, 16
 # Freed blocks of over 1 MB go back to the system at once, so that the peak is of live memory, not of fragments.
 QUIET = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
@@ -55,10 +57,10 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
     """Seconds and peak megabytes of one update of 16 completions."""
     import torch
 
-    from flowrl import algorithms
+    from flowrl import composition
     from flowrl.math.random import seeds
     from flowrl.models import load_policy
-    from flowrl.step import Pass, improve
+    from flowrl.step import UpdateSettings, improve
     from flowrl.types import Rollout, Scores, TokenScores, TokenTrace
 
     torch.set_num_threads(1)
@@ -75,22 +77,23 @@ def measure(folder: Path, side: dict[str, Any]) -> dict[str, float]:
         policy.score = score
     sizes = {"length": LENGTH, "steps": LENGTH, "block": LENGTH}
     name = "nodes" if side["preset"] == "gdpo_dllm" else "draws"
-    algorithm = algorithms.build({"use": side["preset"], name: side["draws"], **sizes})
+    algorithm = composition.build({"use": side["preset"], name: side["draws"], **sizes})
     for weights in algorithm.weight_sets:
-        policy.follow(weights, 0.0)
+        policy.update_ema(weights, 0.0)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(4, VOCABULARY, (SAMPLES, LENGTH), generator=generator)
     prompts = [" ".join(f"w{(7 * i + j) % 900 + 10}" for j in range(PROMPT_TOKENS)) for i in range(SAMPLES)]
     group = torch.zeros(SAMPLES, dtype=torch.long)
     trace = TokenTrace(tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
-    rollout = Rollout(policy.condition(prompts), tokens, group, trace)
+    draw = Draw.of(seeds(0, "s", count=SAMPLES), group, 0, 0, prompts_of(prompts))
+    rollout = Rollout.of(draw, policy.condition(draw.prompts), tokens, trace)
     rewards = torch.rand(SAMPLES, 1, generator=generator).double()
     valid = torch.ones(SAMPLES, dtype=torch.bool)
     scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, valid)
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-6)  # no state: the memory is the update's own
-    credit, drawn = algorithm.advantage(scores, {}), seeds(0, "s", count=SAMPLES)
+    advantage = algorithm.advantage(scores, {})
     before, start = peak(), time.perf_counter()
-    improve(policy, optimizer, algorithm, rollout, scores, credit, drawn, Pass(micro_batch=side["micro"]))
+    improve(policy, optimizer, algorithm, rollout, scores, advantage, UpdateSettings(micro_batch=side["micro"]))
     return {"seconds": time.perf_counter() - start, "megabytes": peak() - before}
 
 

@@ -35,11 +35,11 @@ ARMS: dict[str, dict[str, Any]] = {
         "use": "gdpo_dllm",
         "clip": 0.2,
         "objective": {"by_length": False},
-        "emphasis": {"use": "by_length", "power": -1.0},
-        "estimator": {"plan": {"counts": "bernoulli"}},
+        "loss_weight": {"use": "by_length", "power": -1.0},
+        "estimator": {"views": {"counts": "bernoulli"}},
     },  # as the paper writes it, and as this table had it before
-    "spg": {"draws": 2, "corrupt": 0.0, "estimator": {"plan": {"block": 4}}},  # two views take two of four blocks
-    "spg_unbiased": {"use": "spg", "corrupt": 0.0, "estimator": {"plan": {"use": "block_random", "block": 16}}},
+    "spg": {"draws": 2, "corrupt": 0.0, "estimator": {"views": {"block": 4}}},  # two views take two of four blocks
+    "spg_unbiased": {"use": "spg", "corrupt": 0.0, "estimator": {"views": {"use": "block_random", "block": 16}}},
     "bgpo": {"draws": 16},
     "coupled_grpo": {"kl": 0.0, "top_p": 1.0},
     "unigrpo": {"kl": 0.0},
@@ -77,7 +77,7 @@ def config(arm: str, rate: float, seed: int, iterations: int, out: Path) -> Conf
             },
             "eval": {"every": 2, "batch": 256, "weights": "live"},
             "checkpoint": {"every": 0},
-            "log": {"images": 0},
+            "log": {"samples": 0},
             "out": str(out),
         }
     )

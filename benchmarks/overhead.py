@@ -19,9 +19,9 @@ from collections.abc import Callable
 import torch
 
 from flowrl.config import Config
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
+from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from flowrl.types import Samples, iterate_blocks
 
@@ -84,7 +84,7 @@ class RawLoop:
         images = policy.decode(x)
         self.session.rewards(Samples(self.prompts, images=images), self.group)
         for half in everyone.chunk(2):
-            for rows, decisions in iterate_blocks(len(half), self.decisions, 216):
+            for rows, decisions in iterate_blocks(len(half), self.decisions, 1, 216):
                 cells = (decisions.stop - decisions.start) * (rows.stop - rows.start)
                 index = half[rows].repeat_interleave(decisions.stop - decisions.start)
                 noisy = torch.randn(cells, *policy.latent_shape)
@@ -104,7 +104,7 @@ def paired(first: Callable[[], object], second: Callable[[], object], rounds: in
 
 
 def overhead(name: str, algorithm: dict, decisions: int, frozen: int, rounds: int) -> None:
-    session = open_session(check(config(algorithm)))
+    session = open_session(check_run(config(algorithm)))
     raw = RawLoop(session, decisions, frozen)
     ours, theirs, ratio = paired(lambda: iterate(session, PhaseTimer()), raw, rounds)
     print(f"{name}: iteration {ours:.3f} s, raw loop {theirs:.3f} s, ratio {ratio:.3f}", flush=True)
@@ -114,7 +114,12 @@ def guided_update(rounds: int) -> None:
     times = {}
     sessions = {
         grad: open_session(
-            check(config({"use": "flow_grpo", "kl": 0.0, "steps": 8, "cfg_grad": grad, "guidance": 3.0}))
+            check_run(
+                config(
+                    {"use": "flow_grpo", "kl": 0.0, "steps": 8, "cfg_grad": grad, "guidance": 3.0},
+                    call={"guidance_scale": 3.0},
+                )
+            )
         )
         for grad in ("cond", "both")
     }

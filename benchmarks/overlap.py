@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from flowrl.config import Config
-from flowrl.runtime.preflight import check
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
+from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 
 REWARD = '''
@@ -58,7 +58,7 @@ def open_run(folder: Path, chunks: int, *, overlap: bool, burn: bool) -> Session
         "train": {"iterations": 1000, "sample_batch": -(-216 // chunks), "ema": None},
         "eval": {"every": 0, "weights": "live"},
     }
-    return open_session(check(Config.of(config)))
+    return open_session(check_run(Config.of(config)))
 
 
 def measure(session: Session) -> dict[str, float]:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaForB
 from flowrl.math.random import seeds
 from flowrl.models import load_policy
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw
+from flowrl.types import Draw, prompts_of
 from flowrl.worlds import sudoku
 
 ROWS, CANVAS = 4, 32
@@ -58,7 +58,7 @@ def main() -> None:
     policy.end_tokens = (-1,)  # every canvas is filled
     draw = Draw.of(seeds(0, "benchmark", count=ROWS), torch.arange(ROWS), 0, 1)
     for words, canvases in ((32, 2), (256, 2), (256, 8)):
-        condition = policy.condition(["1234" * (words // 4)] * ROWS)
+        condition = policy.condition(prompts_of(["1234" * (words // 4)] * ROWS))
         sampler = MaskedSampler(length=canvases * CANVAS, steps=16 * canvases, block=CANVAS)
         seconds: dict[bool, list[float]] = {True: [], False: []}
         final = {}

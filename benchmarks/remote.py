@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from flowrl.hosting import TOKEN_VARIABLE
-from flowrl.hosting.protocol import Limits, decode_images, encode_images
+from flowrl.clients.protocol import TOKEN_VARIABLE, RequestLimits, decode_images, encode_images
 from flowrl.media import quantise
 from flowrl.score import load_rewards
 from flowrl.types import Prompt, Samples
@@ -53,7 +52,7 @@ def main() -> None:
     pixels = quantise(images).permute(0, 2, 3, 1).numpy()
     texts = encode_images(pixels)
     print(f"encode   {cpu(lambda: encode_images(pixels)):.3f} s of CPU, {len(texts[0]) * 3 / 4e3:.0f} kB an image")
-    print(f"decode   {cpu(lambda: decode_images(texts, Limits())):.3f} s of CPU")
+    print(f"decode   {cpu(lambda: decode_images(texts, RequestLimits())):.3f} s of CPU")
 
 
 def smooth(count: int, size: int) -> torch.Tensor:

@@ -135,8 +135,8 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
 
     import flowrl
     from flowrl.config import Config
-    from flowrl.runtime.preflight import check
     from flowrl.session import open_session
+    from flowrl.startup.preflight import check_run
 
     path, rows, _ = place(folder, options)
     data = folder / "prompts.jsonl"
@@ -153,12 +153,12 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
             "train": {"iterations": ITERATIONS, "micro_batch": samples, "threads": 1, "ema": None},
             "eval": {"every": 0, "weights": "live"},
             "checkpoint": {"every": 0},
-            "log": {"images": 0},
+            "log": {"samples": 0},
             "out": str(folder / "run"),
         }
     )
     torch.set_num_threads(1)
-    session = open_session(check(config))  # what TRL has loaded before its clock starts
+    session = open_session(check_run(config))  # what TRL has loaded before its clock starts
     before = peak()
     del session
     flowrl.train(config)

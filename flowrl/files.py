@@ -7,13 +7,13 @@ import hashlib
 import os
 from pathlib import Path
 
-from flowrl.errors import UserError, clipped
+from flowrl.errors import UserError, shorten
 
 LONGEST_INSIDE = 200
 """Bytes that the longest path below a run's folder takes, its name included."""
 
 
-def check_place(path: Path, key: str) -> None:
+def check_writable(path: Path, key: str) -> None:
     """Raise `UserError` where no folder ``path`` can be made or written to; ``key`` is what the user set. Makes
     nothing."""
     advice = "name another place"
@@ -21,13 +21,13 @@ def check_place(path: Path, key: str) -> None:
         os.lstat(path.absolute() / ("x" * LONGEST_INSIDE))  # raises for what no file system takes as a name
     except FileNotFoundError:
         pass
-    except NotADirectoryError:
+    except NotADirectoryError as error:
         below = next(parent for parent in (path, *path.absolute().parents) if _is_file(parent))
         what = "is a file, and a folder is written there" if below == path else f"lies below the file {below}"
-        raise UserError(f"{key}: {clipped(str(path), 200)} {what}; {advice}") from None
+        raise UserError(f"{key}: {shorten(str(path), 200)} {what}; {advice}") from error
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{key}: {clipped(str(path), 200)!r} cannot be made: {why}; {advice}") from None
+        raise UserError(f"{key}: {shorten(str(path), 200)!r} cannot be made: {why}; {advice}") from error
     where = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     if not os.access(where, os.W_OK | os.X_OK):
         raise UserError(f"{key}: {where} cannot be written to; {advice}, or change its permissions")
@@ -40,7 +40,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text atomically and durably. Raises `UserError` when the disk is full."""
     partial = path.with_name(f".tmp-{path.name}")
     try:
@@ -73,7 +73,7 @@ def sync_tree(root: Path) -> None:
         sync(Path(folder))
 
 
-def as_created(path: Path) -> None:
+def use_default_permissions(path: Path) -> None:
     """Give a file the permissions that a file of this process has by itself: safetensors and ``tempfile`` make files
     for their owner alone."""
     probe = path.with_name(f".tmp-mode-{path.name}")

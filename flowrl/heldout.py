@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from flowrl.math.random import seeds
-from flowrl.monitor import watch_heldout
+from flowrl.models.text.policy import TextPolicy
+from flowrl.monitor import check_heldout
 from flowrl.parts.diagnostics import describe_scores
 from flowrl.records.directory import RunDirectory
-from flowrl.runtime.restore import evaluated
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session
+from flowrl.startup.policies import evaluation_weights
 from flowrl.types import Draw, Prompt, Samples, Scores
 
 EVAL_SEED = 20_000
@@ -32,22 +33,23 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, flo
     """``(metrics, samples, scores, seeds [N])``, made by the sampler's held-out form. ``eval/reward/mean`` is the
     weighted total, ``eval/<name>/mean`` each reward."""
     options = session.config.eval
-    sampler = session.algorithm.sampler.heldout(options.steps, options.guidance, options.temperature)
+    sampler = session.algorithm.sampler.heldout(options.sampling_steps, options.guidance, options.temperature)
     prompts = heldout_prompts(session)
     group = torch.arange(len(prompts)) // options.samples
     keys = seeds(EVAL_SEED, "eval", count=len(prompts))
     rows = options.batch or session.config.train.sample_batch
-    begun = nullcontext() if options.prefill is None else session.policy.beginning(options.prefill)
+    policy, prefill = session.policy, options.prefill
+    begun = policy.prefilled(prefill) if prefill is not None and isinstance(policy, TextPolicy) else nullcontext()
     with timer("eval"), begun:
-        draw = Draw.of(keys, group, 0, EVAL_SEED)
-        _, samples = session.make(prompts, draw, sampler, evaluated(session.config), rows, PhaseTimer())
+        draw = Draw.of(keys, group, 0, EVAL_SEED, prompts)
+        _, samples = session.sample_and_decode(draw, sampler, evaluation_weights(session.config), rows, PhaseTimer())
         scores = session.rewards(samples, group)
     described = describe_scores(scores, torch.zeros(len(prompts)))
     metrics = {"eval/reward/mean": described["reward/mean"]}
     return metrics | {f"eval/{n}/mean": described[f"reward/{n}/mean"] for n in scores.names}, samples, scores, keys
 
 
-def keep_heldout(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
+def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
     """Evaluate, keep some of the samples in the run directory and let the monitor look: metrics."""
     metrics, samples, scores, keys = evaluate_heldout(session, timer)
     run.save_samples(
@@ -56,7 +58,7 @@ def keep_heldout(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict
         scores,
         torch.zeros(len(samples)),
         seeds=keys,
-        count=session.config.log.images,
+        count=session.config.log.samples,
         folder=run.heldout_path,
     )
-    return metrics | watch_heldout(session, samples, scores)
+    return metrics | check_heldout(session, samples, scores)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flowrl.errors import UserError, clipped
+from flowrl.errors import UserError, shorten
 
 
-def expanded(path: str | Path, key: str = "path") -> Path:
+def expand_user(path: str | Path, key: str = "path") -> Path:
     """The path with ``~`` replaced. Raises `UserError`, naming the ``key``, for what no file system takes as a path."""
     found = os.path.expanduser(path)
     try:
@@ -17,11 +17,11 @@ def expanded(path: str | Path, key: str = "path") -> Path:
         pass  # whether it is there is another question
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{key}: {clipped(str(path), 120)!r} is no path: {why}") from None
+        raise UserError(f"{key}: {shorten(str(path), 120)!r} is no path: {why}") from error
     return Path(found)
 
 
-def local(path: str) -> str:
+def absolute_folder(path: str) -> str:
     """A folder that is there as an absolute path, which holds when somebody changes the working directory; any other
     name (of a world, of the hub) as it is."""
     folder = os.path.expanduser(path)

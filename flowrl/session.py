@@ -17,16 +17,24 @@ from torch.amp.grad_scaler import GradScaler
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
+from flowrl.math.random import derive
+from flowrl.models import DiffusionPolicy, LoadedPolicy, export_formats, export_policy
+from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.text.overlong_prompts import Overlong
+from flowrl.models.text.parity import check_routers
+from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
-from flowrl.runtime.grid import remarks
-from flowrl.runtime.inputs import describe
-from flowrl.runtime.preflight import Plan
-from flowrl.runtime.restore import evaluated, open_policy
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import Rewards, Scoring, joined, load_rewards
-from flowrl.types import Condition, Draw, Prompt, Rollout, Sampler, Samples
+from flowrl.startup.inputs import fingerprint_inputs
+from flowrl.startup.policies import evaluation_weights, open_policy
+from flowrl.startup.preflight import CheckedRun
+from flowrl.startup.time_grid import check_time_grid
+from flowrl.step import UpdateSettings
+from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
 
@@ -48,7 +56,7 @@ class Session:
     """A run's objects. `state` and `restore` make it continue bit for bit."""
 
     config: Config
-    policy: Any
+    policy: LoadedPolicy
     algorithm: Algorithm
     prompts: PromptSet
     heldout: PromptSet | None
@@ -56,13 +64,23 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
-    memory: dict[str, Any] = field(default_factory=dict)
-    """State of the advantage over iterations."""
+    memory: Memory = field(default_factory=dict)
+    """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
-    remarks: Sequence[str] = ()
+    notes: Sequence[str] = ()
     """What to say at the start: what is trained, and what the self-checks found."""
+
+    @property
+    def present_algorithm(self) -> Algorithm:
+        """The algorithm with what its coefficients are in this iteration."""
+        return with_coefficients(self.algorithm, self.memory)
+
+    def set_learning_rates(self) -> None:
+        """Give the optimiser the coming iteration's `learning_rates`."""
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
+            group["lr"] = rate
 
     def learning_rate(self) -> float:
         """The policy's rate in the coming iteration: linear warm-up over optimiser steps, then constant, linear or
@@ -86,6 +104,36 @@ class Session:
         factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
         return max(factor[options.schedule], 0.0)
 
+    def update_settings(self) -> UpdateSettings:
+        """How the samples of the coming iteration are turned into updates."""
+        train = self.config.train
+        return UpdateSettings(
+            updates=train.updates,
+            epochs=train.epochs,
+            micro_batch=train.micro_batch,
+            max_grad_norm=self.config.optimizer.max_grad_norm,
+            seed=derive(train.seed, "split", self.progress.iteration),
+        )
+
+    def policy_metrics(self) -> Mapping[str, float]:
+        """What the policy itself measured since it was last asked: the routers of a mixture of experts."""
+        return self.policy.metrics() if isinstance(self.policy, TextPolicy) else {}
+
+    def advance(self, steps: int, samples: int, forwards: int) -> None:
+        """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
+        sets follow the live one."""
+        progress = self.progress
+        progress.iteration += 1
+        progress.optimizer_steps += steps
+        progress.samples += samples
+        progress.forwards += forwards
+        for average in self.algorithm.ema_weights:
+            decay = average.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
+            self.policy.update_ema(average.name, decay)
+        if self.config.train.ema is not None:
+            warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
+            self.policy.update_ema(EMA, min(self.config.train.ema, warm))
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
         scale of the loss."""
@@ -95,9 +143,8 @@ class Session:
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         return tensors, values
 
-    def make(
+    def sample_and_decode(
         self,
-        prompts: list[Prompt],
         draw: Draw,
         sampler: Sampler,
         weights: str,
@@ -109,21 +156,23 @@ class Session:
         goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled."""
         chunks: list[Samples] = []
 
-        def watched(policy: Any, condition: Condition, part: Draw) -> Rollout:
+        texts = dict(zip(draw.group.tolist(), draw.prompts, strict=True))
+
+        def watched(policy: Policy, condition: Condition, part: Draw) -> Rollout:
             with timer("sample"):
                 made = sampler(policy, condition, part)
             with timer("decode"):
-                start = sum(map(len, chunks))
-                chunks.append(shown(prompts[start : start + len(part)], policy.decode(made.final)))
+                prompts = [texts[group] for group in made.group.tolist()]  # of what was made, also where it is more
+                chunks.append(as_samples(prompts, policy.decode(made.final), made.feedback))
             if scoring is not None:
                 with timer("reward"):  # what it waits for rewards that are behind
                     scoring.add(chunks[-1])
             return made
 
         with timer("sample"):
-            condition = self.policy.condition([prompt.asked for prompt in prompts])
-        with self.policy.using(weights):
-            rollout = sample(cast(Sampler, watched), self.policy, condition, draw, rows)
+            condition = self.policy.condition(draw.prompts)
+        with self.policy.using(weights) as policy:
+            rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
         return rollout, joined(chunks)
 
     def exporters(self) -> dict[str, Exporter]:
@@ -131,11 +180,11 @@ class Session:
         and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
         has none; its checkpoints hold the state alone."""
         folders = {"diffusers": "lora", "peft": "peft"}
-        return {folders[to]: partial(self._export, to) for to in self.policy.formats if to in folders}
+        return {folders[to]: partial(self._export, to) for to in export_formats(self.policy) if to in folders}
 
     def _export(self, to: str, path: Path) -> None:
-        with self.policy.using(evaluated(self.config)):
-            self.policy.export(path, to)
+        with self.policy.using(evaluation_weights(self.config)):
+            export_policy(self.policy, path, to)
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
@@ -161,57 +210,38 @@ class Session:
             ) from error
 
 
-def shown(prompts: Sequence[Prompt], decoded: Tensor | list[str]) -> Samples:
+def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback: Tensor | None = None) -> Samples:
     """What rewards may see of decoded images [N, 3, H, W] or texts."""
     if isinstance(decoded, Tensor):
-        return Samples(prompts, images=decoded)
-    return Samples(prompts, completions=decoded)
+        return Samples(prompts, images=decoded, feedback=feedback)
+    return Samples(prompts, completions=decoded, feedback=feedback)
 
 
-def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> Session:
-    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next."""
-    config, algorithm = plan.config, plan.algorithm
+def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
+    """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next.
+
+    Raises:
+        UserError: a reward or the model cannot be loaded, or the model does not fit the config.
+    """
+    config, algorithm = run.config, run.algorithm
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
-    rewards.check(plan.train.prompts)
+    rewards.check(run.train.prompts)
     say(f"loading the model {config.model.path}")
     policy = open_policy(config)
-    train, test, fitting = plan.train, plan.test, []
-    if algorithm.family == "diffusion":
-        heldout = algorithm.sampler.heldout(config.eval.steps, config.eval.guidance, None)
-        policy.check_guidance(vars(algorithm.estimator).get("guidance"))
-        for key, sampler in (("algorithm.sampler.guidance", algorithm.sampler), ("the evaluation's guidance", heldout)):
-            scale = vars(sampler).get("guidance")
-            given = policy.check_guidance(scale)
-            if given is not None:
-                fitting.append(f"{key} {scale:g} takes the place of the scale {given:g} in model.call")
+    train, test, notes = run.train, run.test, []
+    if isinstance(policy, DiffusionPolicy):
+        guidance = _check_guidance(run, policy)
+        notes = [*check_time_grid(algorithm, policy), *guidance]
+        _check_rounds(run, policy)
     else:
         if config.model.router_loss:
-            policy.check_routers()
-        train, test, fitting = _fitted(plan, policy)
-    found = [policy.adaptation.describe(), *remarks(algorithm, policy), *fitting]
-    if algorithm.selection.rounds > 1 and algorithm.family == "diffusion" and policy.encoder.ragged:
-        raise UserError(
-            "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
-            "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
-        )
-    for name in algorithm.weight_sets:
-        policy.follow(name, 0.0)
-    if config.train.ema is not None:
-        policy.follow(EMA, 0.0)
-    options = config.optimizer
-    critic = policy.critic_parameters() if algorithm.family == "causal" else []
-    policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
-    optimizer = torch.optim.AdamW(
-        [{"params": group} for group in (policy_alone, critic) if group],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
-    half = config.model.dtype == "float16"
-    scaler = GradScaler(policy.device.type, init_scale=options.loss_scale, enabled=half)
+            check_routers(policy)
+        train, test, notes = _fit_prompts(run, policy)
+    for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
+        policy.update_ema(name, 0.0)
+    # Text rewards of flowrl and of TRL look alike; what was adapted from elsewhere is said.
+    adapted = [(name, style) for name, style in rewards.styles.items() if style not in ("flowrl", "TRL")]
     return Session(
         config,
         policy,
@@ -219,32 +249,80 @@ def open_session(plan: Plan, say: Callable[[str], None] = lambda text: None) -> 
         train,
         test,
         rewards,
-        optimizer,
-        scaler,
-        inputs=describe(config, plan.train, plan.test),  # now that the hub's files are here
-        remarks=found,
+        _build_optimizer(config, policy),
+        GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
+        inputs=fingerprint_inputs(config, run.train, run.test),  # now that the hub's files are here
+        notes=[
+            policy.adaptation.describe(),
+            *notes,
+            *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted),
+        ],
     )
 
 
-def _fitted(plan: Plan, policy: Any) -> tuple[PromptSet, PromptSet | None, list[str]]:
+def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
+    """AdamW on the policy's parameters and, as its second group, the critic's."""
+    options = config.optimizer
+    critic = policy.critic_parameters() if isinstance(policy, CausalPolicy) else []
+    policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
+    return torch.optim.AdamW(
+        [{"params": group} for group in (policy_alone, critic) if group],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def _check_guidance(run: CheckedRun, policy: DiffusionPolicy) -> list[str]:
+    """Raise `UserError` for a guidance that the pipeline cannot follow; a sentence where it takes another's place."""
+    algorithm, evaluation = run.algorithm, run.config.eval
+    heldout = algorithm.sampler.heldout(evaluation.sampling_steps, evaluation.guidance, None)
+    policy.check_guidance(vars(algorithm.estimator).get("guidance"))
+    notes = []
+    for key, sampler in (("algorithm.sampler.guidance", algorithm.sampler), ("the evaluation's guidance", heldout)):
+        scale = vars(sampler).get("guidance")
+        given = policy.check_guidance(scale)
+        if given is not None:
+            notes.append(f"{key} {scale:g} takes the place of the scale {given:g} in model.call")
+    return notes
+
+
+def _check_rounds(run: CheckedRun, policy: DiffusionPolicy) -> None:
+    """Raise `UserError` where samples of several rounds could not be trained together."""
+    if run.algorithm.selection.rounds > 1 and policy.encoder.ragged:
+        raise UserError(
+            "algorithm.selection replaces groups, but this pipeline pads a prompt to the longest of its batch, so "
+            "samples of several rounds cannot be trained together; set algorithm.selection=drop_flat_groups"
+        )
+
+
+def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, PromptSet | None, list[str]]:
     """The prompts for training and testing that leave room for a completion, as ``data.overlong`` says, and what was
     done to the others."""
-    sampler: Any = plan.algorithm.sampler
-    sets, done = [], []
-    for name, prompts in (("train", plan.train), ("test", plan.test)):
-        if prompts is None:
-            sets.append(None)
-            continue
-        begun = None if name == "train" else plan.config.eval.prefill
-        with nullcontext() if begun is None else policy.beginning(begun):
-            fitting = PromptSet(tuple(policy.fit(prompts.prompts, sampler.length, plan.config.data.overlong)))
-        dropped = len(prompts) - len(fitting)
-        cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
-        if dropped or cut:
-            what = "left out" if dropped else "shortened"
-            done.append(f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}")
-        sets.append(fitting)
-    return sets[0], sets[1], [*done, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
+    sampler: Any = run.algorithm.sampler  # of any class that makes texts
+    overlong, prefill = run.config.data.overlong, run.config.eval.prefill
+    train, notes = _fit("train", run.train, policy, sampler.length, overlong)
+    test = None
+    if run.test is not None:
+        with nullcontext() if prefill is None else policy.prefilled(prefill):
+            test, further = _fit("test", run.test, policy, sampler.length, overlong)
+        notes += further
+    return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
+
+
+def _fit(
+    name: str, prompts: PromptSet, policy: TextPolicy, length: int, overlong: Overlong
+) -> tuple[PromptSet, list[str]]:
+    """Prompts with room for a completion, and what was done to the others."""
+    fitting = PromptSet(tuple(policy.fit_prompts(prompts.prompts, length, overlong)))
+    dropped = len(prompts) - len(fitting)
+    cut = 0 if dropped else sum(a is not b for a, b in zip(prompts.prompts, fitting.prompts, strict=True))
+    if not dropped and not cut:
+        return fitting, []
+    what = "left out" if dropped else "shortened"
+    return fitting, [f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}"]
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

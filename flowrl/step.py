@@ -1,9 +1,8 @@
 """One optimisation pass: scored samples in, updated weights and diagnostics out. Knows parts and protocols, no
 method by name.
 
-The loss of an optimiser batch is ``sum weight * (objective + regularizers)`` with weights fixed before the first
-forward, so its
-gradient is the same for every micro-batch size and number of ranks.
+The loss of an optimiser batch is ``sum weight * (loss masks * objective + regularizers)`` with weights fixed before the
+first forward, so its gradient is the same for every micro-batch size and number of ranks.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from flowrl.coupling import Measure, combine, coupled_gradient, take_gradients
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.diagnostics import Tally
-from flowrl.types import Batch, Likelihood, MisfitError, Rollout, Rows, Scores, TokenTrace, iterate_blocks
+from flowrl.parts.diagnostics import StepMetrics
+from flowrl.types import Batch, IncompatibleError, Likelihood, Policy, Rollout, Rows, Scores, Table, TokenTrace
 
 CHECK_ROWS = 8
 """Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
@@ -31,7 +31,7 @@ UNSCALED = GradScaler("cpu", enabled=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
+class UpdateSettings:
     """How the samples of an iteration are turned into updates."""
 
     updates: int = 1
@@ -45,89 +45,70 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class _Matrix:
-    """Everything known about the iteration's decisions before the first forward: the small space, [N, D]."""
+class _Update:
+    """What stays the same through the updates of an iteration."""
 
-    rows: Rows
-    rollout: Rollout
-    advantage: Tensor  # [N, D]
-    mask: Tensor  # [N, D] bool
-    emphasis: Tensor
-    old: Likelihood | None  # None: the live likelihood itself, because nothing has changed yet
-
-    def batch(self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood) -> Batch:
-        """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
-        device = live.logp.device
-        old = replace(live, logp=live.logp.detach()) if self.old is None else _cut(self.old, index, decisions, device)
-        credit = self.advantage[index][:, decisions].to(device)
-        rows = self.rows.block(index, decisions)
-        return Batch(credit, old, weight.to(device), self.rollout.group[index], rows)
+    algorithm: Algorithm
+    measure: Measure
+    settings: UpdateSettings
+    metrics: StepMetrics
+    scaler: GradScaler
 
 
 def improve(
-    policy: Any,
+    policy: Policy,
     optimizer: torch.optim.Optimizer,
     algorithm: Algorithm,
     rollout: Rollout,
     scores: Scores,
     advantage: Tensor,
-    seeds: Tensor,
-    settings: Pass,
+    settings: UpdateSettings,
     scaler: GradScaler = UNSCALED,
 ) -> dict[str, float]:
     """Update the live weights from a scored rollout. Returns the iteration's diagnostics.
 
-    ``advantage`` [N] is the credit of each sample, ``seeds`` [N] its stream of random numbers (for the probe).
+    ``advantage`` is what the algorithm's advantage answered: [N] per sample, or per event or channel as well.
     ``scaler`` multiplies the loss, whose gradient would fall below what float16 can hold, and skips a step whose scaled
     gradient is beyond it (arXiv:1710.03740, section 3.2).
     Raises `UserError` if a loss term has no gradient, or if loss or gradient is not finite (the weights are left as
     they were).
     """
-    probed = _probe(policy, algorithm, rollout, scores, advantage, seeds, settings)
-    tally = Tally()
-    if probed[0].old is None:
-        tally.note_deviation(_deviation(policy, algorithm, probed[0], settings))
+    measure = Measure(policy, algorithm.estimator, rollout.condition, settings.micro_batch)
+    update = _Update(algorithm, measure, settings, StepMetrics(), scaler)
+    tables = _tables(update, rollout, scores, advantage)
+    if tables[0].old is None:
+        update.metrics.add_deviation(_deviation(update, tables[0]))
     steps = skipped = 0
     for epoch in range(settings.epochs):
-        matrix = probed[epoch % len(probed)]
-        for index in _split(matrix, algorithm, settings, epoch):
-            _gradient(policy, algorithm, matrix, index, settings, tally, scaler)
-            loss = tally.close_batch()
-            if not math.isfinite(loss):
-                optimizer.zero_grad(set_to_none=True)
-                where = ", or use model.dtype bfloat16, whose range is float32's" if scaler.is_enabled() else ""
-                raise UserError(
-                    f"the loss is {loss}: lower optimizer.lr or the clip range{where}; no weight was changed"
-                )
+        table = tables[epoch % len(tables)]
+        for index in _split(table, algorithm, settings, epoch):
+            _accumulate(update, table, index)
+            _check_finite(update.metrics.close_batch(), optimizer, scaler)
             norm = _apply(policy, optimizer, settings, scaler)
             if norm is None:
                 skipped += 1
             else:
-                tally.gradient_norm(norm)
+                update.metrics.add_gradient_norm(norm)
                 steps += 1
     scaling = {"scaler/scale": scaler.get_scale(), "scaler/skipped_steps": float(skipped)}
-    return tally.metrics() | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})
+    return update.metrics.metrics() | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})
 
 
-def _probe(
-    policy: Any,
-    algorithm: Algorithm,
-    rollout: Rollout,
-    scores: Scores,
-    advantage: Tensor,
-    seeds: Tensor,
-    settings: Pass,
-) -> list[_Matrix]:
-    """What is known before the first update: one matrix for all epochs, or one for each where the algorithm draws its
+def _tables(update: _Update, rollout: Rollout, scores: Scores, advantage: Tensor) -> list[Table]:
+    """What is known before the first update: one table for all epochs, or one for each where the algorithm draws its
     probes anew."""
+    algorithm = update.algorithm
     keep = algorithm.selection(scores, advantage)
-    if algorithm.drop_cut:
+    if algorithm.mask_truncated_completions:
         keep = keep & _ended(rollout)
-    epochs = settings.epochs if algorithm.redraw else 1
     found = []
-    for epoch in range(epochs):
-        drawn = seeds if epoch == 0 else torch.tensor([derive(int(seed), "epoch", epoch) for seed in seeds])
-        found.append(_measure(policy, algorithm, rollout, advantage, keep, drawn, settings))
+    for epoch in range(update.settings.epochs if algorithm.redraw else 1):
+        seeds = rollout.seeds
+        if epoch:
+            seeds = torch.tensor([derive(int(seed), "epoch", epoch) for seed in seeds])
+        rows = algorithm.estimator.probe(rollout, update.measure.policy, seeds)
+        wide = spread(advantage, rows, channels=algorithm.combination is not None)
+        found.append(_table(update, rollout, rows, wide, keep))
     return found
 
 
@@ -135,53 +116,71 @@ def _ended(rollout: Rollout) -> Tensor:
     """[N] bool: completions that said their end token."""
     trace = rollout.trace
     if not isinstance(trace, TokenTrace) or trace.ended is None:
-        raise MisfitError("drop_cut needs completions of a language model's sampler, which tells the ones that ended")
+        raise IncompatibleError(
+            "mask_truncated_completions needs completions of a language model's sampler, which tells which ones ended"
+        )
     return trace.ended
 
 
-def _measure(
-    policy: Any,
-    algorithm: Algorithm,
-    rollout: Rollout,
-    advantage: Tensor,
-    keep: Tensor,
-    seeds: Tensor,
-    settings: Pass,
-) -> _Matrix:
-    """Draw the probe, and measure the old likelihood unless the rollout tells or nothing changes before it is used."""
-    rows = algorithm.estimator.probe(rollout, policy, seeds)
-    old = algorithm.estimator.old(rollout, rows)
+def spread(advantage: Tensor, rows: Rows, channels: bool = False) -> Tensor:
+    """[N, D] the advantage of every decision, of advantages [N] of samples or [N, E] of events; a decision of no event
+    has 0. With ``channels`` all of them have a last axis C. Raises `IncompatibleError` for other shapes."""
+    axes = advantage.dim() - channels
+    if axes not in (1, 2):
+        found = list(advantage.shape)
+        what = "one column per channel, because combination is set" if channels else "no channels without a combination"
+        raise IncompatibleError(f"the advantage should be per sample or per event, with {what}; its shape is {found}")
+    if axes == 1:
+        return advantage[:, None].expand(*rows.shape, *advantage.shape[1:])
+    events = rows.events
+    if int(events.max()) >= advantage.shape[1]:
+        raise IncompatibleError(
+            f"the advantage is that of {advantage.shape[1]} events, and the decisions are of {int(events.max()) + 1}; "
+            "take an advantage per sample, or a sampler that says which event a decision is part of"
+        )
+    found = advantage[torch.arange(len(events))[:, None], events.clamp(min=0)]
+    return torch.where(_wide(events >= 0, found), found, torch.zeros_like(found))
+
+
+def _wide(mask: Tensor, values: Tensor) -> Tensor:
+    """A mask [N, D] with the further axes of ``values``."""
+    return mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim()))
+
+
+def _table(update: _Update, rollout: Rollout, rows: Rows, advantage: Tensor, keep: Tensor) -> Table:
+    """The table of a probe. The old likelihood is measured unless the rollout tells it or nothing changes before it is
+    used."""
+    algorithm, settings = update.algorithm, update.settings
     mask = keep[:, None].expand(rows.shape)
     if rows.counted is not None:
         mask = mask & rows.counted
-    wide = advantage[:, None].expand(rows.shape)
-    matrix = _Matrix(rows, rollout, wide, mask, algorithm.emphasis(rows, rows.shape), old)
-    changes = algorithm.objective.compares and settings.updates * settings.epochs > 1
-    if algorithm.credit or (old is None and changes):
-        everything = torch.arange(len(mask))
-        matrix = replace(matrix, old=_measure_old(policy, algorithm, matrix, everything, settings))
-    for credit in algorithm.credit:
-        assert matrix.old is not None
-        spread, known = credit(matrix.advantage, rows, matrix.old, mask)
-        matrix = replace(matrix, advantage=torch.where(mask, spread, torch.zeros_like(spread)), old=known)
-    return matrix
+    old = algorithm.estimator.recorded_logp(rollout, rows)
+    even = torch.ones(rows.shape, dtype=torch.float64)
+    table = Table(rows, rollout.group, rollout.source, rollout.feedback, advantage, mask, even, old)
+    changes = algorithm.objective.needs_old_logp and settings.updates * settings.epochs > 1
+    if algorithm.token_advantage or (old is None and changes):
+        table = replace(table, old=_old(update, table, torch.arange(len(mask))))
+    for part in algorithm.token_advantage:
+        table = part(table)
+        inside = _wide(mask, table.advantage)
+        table = replace(table, advantage=torch.where(inside, table.advantage, torch.zeros_like(table.advantage)))
+    return replace(table, loss_weight=algorithm.loss_weight(table))
 
 
-def _measure_old(policy: Any, algorithm: Algorithm, matrix: _Matrix, index: Tensor, settings: Pass) -> Likelihood:
+def _old(update: _Update, table: Table, index: Tensor, micro_batch: int | None = None) -> Likelihood:
     """The live policy's likelihood of ``index`` rows before any update, without gradient."""
-    against = tuple(dict.fromkeys(credit.held for credit in algorithm.credit if credit.held))
-    with torch.no_grad():
-        parts = list(_forwards(policy, algorithm, matrix, index, settings, against))
-    return _assemble(parts, matrix.mask.shape)
+    references = tuple(dict.fromkeys(part.reference for part in update.algorithm.token_advantage if part.reference))
+    measure = replace(update.measure, micro_batch=micro_batch or update.measure.micro_batch)
+    return measure.whole(table, index, references)
 
 
-def _split(matrix: _Matrix, algorithm: Algorithm, settings: Pass, epoch: int) -> Iterator[Tensor]:
-    """Row indices of each optimiser batch. Row-coupled objectives keep groups whole."""
-    group = matrix.rollout.group
+def _split(table: Table, algorithm: Algorithm, settings: UpdateSettings, epoch: int) -> Iterator[Tensor]:
+    """Row indices of each optimiser batch. Losses that couple rows keep groups whole."""
+    group = table.group
     if settings.updates == 1:
         yield torch.arange(len(group))
         return
-    if algorithm.objective.coupled:
+    if algorithm.coupled:
         ids = group.unique()
         order = ids[permutation(settings.seed + epoch, len(ids))]
         chunks = [torch.isin(group, part).nonzero()[:, 0] for part in order.tensor_split(settings.updates)]
@@ -190,65 +189,79 @@ def _split(matrix: _Matrix, algorithm: Algorithm, settings: Pass, epoch: int) ->
     yield from (chunk for chunk in chunks if len(chunk))
 
 
-def _gradient(
-    policy: Any,
-    algorithm: Algorithm,
-    matrix: _Matrix,
-    index: Tensor,
-    settings: Pass,
-    tally: Tally,
-    scaler: GradScaler,
-) -> None:
+Terms = Literal["all", "objective", "regularizers"]
+"""Which terms of the loss."""
+
+
+def _accumulate(update: _Update, table: Table, index: Tensor) -> None:
     """Accumulate the (scaled) gradient of one optimiser batch."""
-    weight = algorithm.aggregation(matrix.mask[index], matrix.rows.unit) * matrix.emphasis[index]
-    full = torch.zeros(matrix.mask.shape, dtype=torch.float64)
-    full[index] = weight
-    active = index[_active(algorithm, matrix, full)[index]]
-    if algorithm.objective.coupled and len(active):
-        _coupled_gradient(policy, algorithm, matrix, active, full, settings, tally, scaler)
+    algorithm = update.algorithm
+    weight = torch.zeros(table.mask.shape, dtype=torch.float64)
+    shares = algorithm.aggregation(table.mask[index], table.rows.unit, table.source[index])
+    weight[index] = shares * table.loss_weight[index]
+    if algorithm.combination is None:
+        _gradient(update, table, index, weight, "all")
+        return
+    parameters, channels = update.measure.policy.parameters(), []
+    for channel in range(table.advantage.shape[2]):
+        one = replace(table, advantage=table.advantage[..., channel])
+        _gradient(update, one, index, weight, "objective")
+        channels.append(take_gradients(parameters))
+    if algorithm.penalised:
+        _gradient(update, replace(table, advantage=table.advantage[..., 0]), index, weight, "regularizers")
+    combined = combine(channels, algorithm.combination, update.scaler.get_scale(), update.settings.sum_over_ranks)
+    for parameter, gradient in zip(parameters, combined, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, terms: Terms) -> None:
+    """Accumulate the gradient of some terms of the loss; ``table.advantage`` is [N, D] here."""
+    algorithm, measure, scale = update.algorithm, update.measure, update.scaler.scale
+
+    def loss(live: Likelihood, batch: Batch) -> Tensor:
+        return _loss(algorithm, live, batch, update.metrics, terms)
+
+    active = index[_active(algorithm, table, weight, terms)[index]]
+    if algorithm.coupled and len(active):
+        coupled_gradient(measure, table, active, weight, algorithm.references, loss, scale)
     elif len(active):
-        for block, decisions, live in _forwards(policy, algorithm, matrix, active, settings):
-            batch = matrix.batch(block, decisions, full[block][:, decisions], live)
-            scaler.scale(_loss(algorithm, live, batch, tally)).backward()
+        for block, decisions, live in measure.blocks(table, active, algorithm.references):
+            batch = table.batch(block, decisions, weight[block][:, decisions], live)
+            scale(loss(live, batch)).backward()
 
 
-def _active(algorithm: Algorithm, matrix: _Matrix, weight: Tensor) -> Tensor:
+def _active(algorithm: Algorithm, table: Table, weight: Tensor, terms: Terms) -> Tensor:
     """[N] bool: rows whose loss can have a gradient. Skipping the others is exact: the weights are fixed already."""
     active = (weight != 0).any(dim=1)
-    penalised = any(term.weight > 0 for term in algorithm.regularizers)
-    if algorithm.objective.idle_at_zero and not penalised:
-        active &= (matrix.advantage != 0).any(dim=1)
+    penalised = algorithm.penalised and terms != "objective"
+    if algorithm.objective.skips_zero_advantage and not penalised:
+        active &= (table.advantage != 0).any(dim=1)
     return active
 
 
-def _forwards(
-    policy: Any,
-    algorithm: Algorithm,
-    matrix: _Matrix,
-    index: Tensor,
-    settings: Pass,
-    against: tuple[str, ...] | None = None,
-) -> Iterator[tuple[Tensor, slice, Likelihood]]:
-    """Likelihoods of ``index`` rows, block by block: ``(rows, decisions, likelihood)``."""
-    held = algorithm.held if against is None else against
-    for rows, decisions in iterate_blocks(len(index), matrix.mask.shape[1], matrix.rows.unit, settings.micro_batch):
-        block = index[rows]
-        condition = matrix.rollout.condition.take(block)
-        yield block, decisions, algorithm.estimator(policy, matrix.rows.block(block, decisions), condition, held)
-
-
-def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, tally: Tally) -> Tensor:
-    """``sum weight * (objective + regularizers)`` of a block; also notes the diagnostics."""
-    objective = algorithm.objective(live, batch)
-    total = (batch.weight * objective).sum()
-    _check_gradient("objective", objective)
+def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, metrics: StepMetrics, terms: Terms) -> Tensor:
+    """``sum weight * (loss masks * objective + regularizers)`` of a block; also notes the diagnostics."""
+    total = torch.zeros((), dtype=torch.float64, device=live.logp.device)
+    if terms != "regularizers":
+        objective = algorithm.objective(live, batch)
+        _check_gradient("objective", objective)
+        total = (batch.weight * _masked(algorithm, live, batch, objective)).sum()
     for term in algorithm.regularizers:
-        if term.weight > 0:
+        if term.weight > 0 and terms != "objective":
             penalty = term(live, batch)
             _check_gradient(term.name, penalty)
             total = total + term.weight * (batch.weight * penalty).sum()
-    tally.block(algorithm, live, batch, total)
+    metrics.add_block(algorithm, live, batch, total)
     return total
+
+
+def _masked(algorithm: Algorithm, live: Likelihood, batch: Batch, objective: Tensor) -> Tensor:
+    for part in algorithm.loss_masks:
+        with torch.no_grad():
+            factor = part(live, batch)
+        objective = objective * factor
+    return objective
 
 
 def _check_gradient(name: str, value: Tensor) -> None:
@@ -256,56 +269,28 @@ def _check_gradient(name: str, value: Tensor) -> None:
         raise UserError(f"the loss term {name!r} has no gradient: its estimator measures it without the live policy")
 
 
-def _coupled_gradient(
-    policy: Any,
-    algorithm: Algorithm,
-    matrix: _Matrix,
-    index: Tensor,
-    weight: Tensor,
-    settings: Pass,
-    tally: Tally,
-    scaler: GradScaler,
-) -> None:
-    """Exact gradient of a loss that couples rows or decisions, in the memory of one micro-batch.
-
-    First the whole [N, D] likelihood without gradient; then the loss on that matrix, whose derivative with respect
-    to every entry
-    is kept; then each micro-batch again with gradient, seeded with its part of the derivative.
-    """
-    with torch.no_grad():
-        parts = list(_forwards(policy, algorithm, matrix, index, settings))
-    whole = _assemble(parts, matrix.mask.shape)
-    leaves = [whole.logp[index], *(value[index] for value in whole.extra.values())]
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    live = Likelihood(leaves[0], dict(zip(whole.extra, leaves[1:], strict=True)))
-    loss = _loss(algorithm, live, matrix.batch(index, slice(None), weight[index], live), tally)
-    slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-    where = torch.zeros(len(matrix.mask), dtype=torch.long)
-    where[index] = torch.arange(len(index))
-    for block, decisions, again in _forwards(policy, algorithm, matrix, index, settings):
-        outputs = [again.logp, *again.extra.values()]
-        pairs = [
-            (out, scaler.scale(slope[where[block]][:, decisions]).to(out))  # only the network computes in float16
-            for out, slope in zip(outputs, slopes, strict=True)
-            if slope is not None and out.requires_grad
-        ]
-        torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
+def _check_finite(loss: float, optimizer: torch.optim.Optimizer, scaler: GradScaler) -> None:
+    if math.isfinite(loss):
+        return
+    optimizer.zero_grad(set_to_none=True)
+    where = ", or use model.dtype bfloat16, whose range is float32's" if scaler.is_enabled() else ""
+    raise UserError(f"the loss is {loss}: lower optimizer.lr or the clip range{where}; no weight was changed")
 
 
-def _deviation(policy: Any, algorithm: Algorithm, matrix: _Matrix, settings: Pass) -> float:
-    """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer
-    depends on the
-    micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
-    network_rows = matrix.mask.shape[1] // matrix.rows.unit
-    some = matrix.mask.any(dim=1).nonzero()[: max(1, CHECK_ROWS // network_rows), 0]
+def _deviation(update: _Update, table: Table) -> float:
+    """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer depends
+    on the micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
+    network_rows = table.mask.shape[1] // table.rows.unit
+    some = table.mask.any(dim=1).nonzero()[: max(1, CHECK_ROWS // network_rows), 0]
     if not len(some):
         return 0.0
-    apart = replace(settings, micro_batch=1)
-    first, second = (_measure_old(policy, algorithm, matrix, some, how).logp[some] for how in (settings, apart))
-    return float(torch.where(matrix.mask[some], first - second, 0.0).expm1().abs().max())
+    first, second = (_old(update, table, some, most).logp[some] for most in (None, 1))
+    return float(torch.where(table.mask[some], first - second, 0.0).expm1().abs().max())
 
 
-def _apply(policy: Any, optimizer: torch.optim.Optimizer, settings: Pass, scaler: GradScaler) -> float | None:
+def _apply(
+    policy: Policy, optimizer: torch.optim.Optimizer, settings: UpdateSettings, scaler: GradScaler
+) -> float | None:
     """One optimiser step on the summed gradient; returns the policy's norm before clipping, or None if it was skipped
     because the scaled gradient overflowed. A critic, the optimiser's second group, is clipped by itself."""
     parameters = [p for p in policy.parameters() if p.grad is not None]
@@ -330,20 +315,3 @@ def _clip(parameters: list[torch.nn.Parameter], most: float) -> float:
     """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
     found = [p for p in parameters if p.grad is not None]
     return float(torch.nn.utils.clip_grad_norm_(found, most)) if found else 0.0
-
-
-def _assemble(parts: list[tuple[Tensor, slice, Likelihood]], shape: torch.Size) -> Likelihood:
-    """Blocks put back into [N, D] matrices on the host; entries that no block covers are 0."""
-    names = list(parts[0][2].extra) if parts else []
-    logp, extra = torch.zeros(shape, dtype=torch.float64), {n: torch.zeros(shape, dtype=torch.float64) for n in names}
-    for block, decisions, live in parts:
-        columns = torch.arange(shape[1])[decisions]
-        logp[block[:, None], columns] = live.logp.detach().double().cpu()
-        for name in names:
-            extra[name][block[:, None], columns] = live.extra[name].detach().double().cpu()
-    return Likelihood(logp, extra)
-
-
-def _cut(likelihood: Likelihood, index: Tensor, decisions: slice, device: torch.device) -> Likelihood:
-    extra = {name: value[index][:, decisions].to(device) for name, value in likelihood.extra.items()}
-    return Likelihood(likelihood.logp[index][:, decisions].to(device), extra)

@@ -6,9 +6,9 @@ import collections.abc
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 LARGEST = 1 << 63
 """No whole number of a config reaches it: tensors and random streams take 64 bits."""
@@ -19,7 +19,7 @@ HOLDERS = (list, dict, tuple, collections.abc.Sequence, collections.abc.Mapping,
 """Types that hold or unite others."""
 
 
-def fitted(hint: Any, value: Any) -> Any:
+def coerced(hint: object, value: object) -> object:
     """``value`` in the form that strict validation against ``hint`` takes: YAML has lists where Python has tuples, and
     reads 1e3 as a float. Nothing else is converted, so that ``true`` or ``"5"`` stays wrong where a number is meant.
 
@@ -35,21 +35,23 @@ def fitted(hint: Any, value: Any) -> Any:
     return value
 
 
-def typed(hint: Any, value: Any) -> Any:
+def validated(hint: object, value: object) -> object:
     """``value`` as strict validation against ``hint`` leaves it. Raises `ValueError` that says what it should be."""
     try:
-        return TypeAdapter(hint, config=STRICT).validate_python(fitted(hint, value))
+        return TypeAdapter(cast("type[object]", hint), config=STRICT).validate_python(coerced(hint, value))
     except ValidationError as error:
         first = error.errors()[0]["msg"]
         raise ValueError(f"{first[0].lower()}{first[1:]}") from None
+    except PydanticUserError:
+        raise ValueError(f"no value can be checked against its type {hint}") from None
 
 
-def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
+def argument_problem(function: Callable[..., Any], key: str, value: object) -> str | None:
     """What is wrong with ``value`` for the parameter ``key`` of a function or class, None where it fits or nothing is
     known. Known are annotations of plain types; without one, a default that is a number or a switch."""
     try:
         parameter = inspect.signature(function, eval_str=True).parameters.get(key)
-    except Exception:  # annotations that name what does not exist are a stranger's, and no business of ours
+    except Exception:  # annotations that name what does not exist are a user's, and no business of ours
         parameter = inspect.signature(function).parameters.get(key)
     if parameter is None or isinstance(parameter.annotation, str) or (value is None and parameter.default is None):
         return None
@@ -57,38 +59,39 @@ def misfit(function: Callable[..., Any], key: str, value: Any) -> str | None:
     if hint is parameter.empty:
         hint = {bool: bool, int: float, float: float}.get(type(parameter.default), hint)
         hint = hint if value is not None else parameter.empty  # a default may stand in for None
-    if hint is parameter.empty or not _plain(hint):
+    if hint is parameter.empty or not is_plain_type(hint):
         return None
     try:
-        typed(hint, value)
+        validated(hint, value)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _plain(hint: Any) -> bool:
+def is_plain_type(hint: object) -> bool:
+    """Whether a type has only values that YAML writes."""
     if hasattr(hint, "__metadata__"):
-        return _plain(get_args(hint)[0])
+        return is_plain_type(get_args(hint)[0])
     origin = get_origin(hint)
     if origin is Literal:
         return True
     if origin in HOLDERS:
-        return all(_plain(inner) for inner in get_args(hint) if inner is not Ellipsis)
+        return all(is_plain_type(inner) for inner in get_args(hint) if inner is not Ellipsis)
     return hint in PLAIN
 
 
-def _tuple(kinds: list[Any], value: list[Any]) -> Any:
+def _tuple(kinds: list[object], value: list[object]) -> object:
     for kind in kinds:
         if get_origin(kind) is tuple or kind is tuple:
             inner = get_args(kind)
             each = inner[:1] * len(value) if inner[1:] == (Ellipsis,) else inner
             if len(each) != len(value):
                 return tuple(value)
-            return tuple(fitted(h, v) for h, v in zip(each, value, strict=True))
+            return tuple(coerced(h, v) for h, v in zip(each, value, strict=True))
     return value
 
 
-def _members(hint: Any) -> Iterator[Any]:
+def _members(hint: object) -> Iterator[object]:
     """The types that a hint allows: those of a union, without annotations."""
     arguments = get_args(hint)
     if hasattr(hint, "__metadata__"):

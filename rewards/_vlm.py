@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.scorers.clip import CONVERT, place
 from flowrl.scorers.endpoint import Endpoint, EndpointOptions
+from flowrl.scorers.loading import device_and_dtype, folder_or_repository, from_hub, load_whole, require_safetensors
 
 TOP = 20
 """Alternatives of the first token that an endpoint is asked for, the most that the protocol allows."""
@@ -40,41 +39,27 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Connection:
-    """How an endpoint is asked; see `EndpointOptions`."""
-
-    key_variable: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    timeout: float = 60.0
-    retries: int = 5
-    backoff: float = 1.0
-    max_wait: float = 60.0
-    concurrency: int = 8
-
-
 def open_backend(
     reward: str,
     path: str | None,
-    url: str | None,
-    model: str | None,
     device: str | None,
     dtype: str,
-    connection: Connection,
+    endpoint: EndpointOptions,
     *,
     length: int = 1,
 ) -> Backend:
-    """The local model at ``path``, or ``model`` behind ``url``, replying with at most ``length`` tokens.
+    """The local model at ``path``, or one behind an endpoint (its ``url`` is empty where none is given), replying with
+    at most ``length`` tokens.
 
     Raises `UserError` unless exactly one is given.
     """
-    if (path is None) == (url is None):
+    if (path is None) == (not endpoint.url):
         raise UserError(f"{reward}: give either path (a local model) or url and model (an endpoint)")
     if path is not None:
         return LocalVlm(path, reward, device=device, dtype=dtype, length=length)
-    if model is None:
+    if not endpoint.model:
         raise UserError(f"{reward}: url needs model, the name that the server gives the model")
-    return RemoteVlm(str(url), model, connection, length=length)
+    return RemoteVlm(endpoint, length=length)
 
 
 class LocalVlm:
@@ -86,7 +71,7 @@ class LocalVlm:
     """
 
     def __init__(self, path: str, reward: str, *, device: str | None, dtype: str, length: int) -> None:
-        self._device, self._dtype = place(device, dtype)
+        self._device, self._dtype = device_and_dtype(device, dtype)
         self.processor, self.model = _load(path, reward, self._dtype)
         self.model.to(self._device)
         self.name = f"{path}:{dtype}"
@@ -135,12 +120,12 @@ class LocalVlm:
 class RemoteVlm:
     """A model behind an OpenAI-compatible endpoint; images are sent as PNG data URIs."""
 
-    def __init__(self, url: str, model: str, connection: Connection, *, length: int) -> None:
-        self._url, self._model, self._connection = url, model, connection
-        self.name = f"{url}:{model}"
+    def __init__(self, options: EndpointOptions, *, length: int) -> None:
+        self.name = f"{options.url}:{options.model}"
         first = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP}
-        self._first = _FirstToken(self._options(first))
-        self._text = Endpoint(self._options({"max_tokens": length}))
+        self._first = _FirstToken(replace(options, parameters={"temperature": 0, **first, **options.parameters}))
+        text = {"temperature": 0, "max_tokens": length}
+        self._text = Endpoint(replace(options, parameters={**text, **options.parameters}))
 
     def chances(self, pixels: Tensor, questions: Sequence[str], words: Sequence[str]) -> Tensor:
         """From the first token's `TOP` alternatives, spaces around them removed. A word that is not among them counts
@@ -161,20 +146,6 @@ class RemoteVlm:
     def replies(self, pixels: Tensor, questions: Sequence[str]) -> list[str | None]:
         """What the model says, at temperature 0 unless the parameters say otherwise."""
         return self._text.complete([message(p, q) for p, q in zip(pixels, questions, strict=True)])
-
-    def _options(self, more: Mapping[str, Any]) -> EndpointOptions:
-        set_ = self._connection
-        return EndpointOptions(
-            self._url,
-            self._model,
-            key_variable=set_.key_variable,
-            timeout=set_.timeout,
-            retries=set_.retries,
-            backoff=set_.backoff,
-            max_wait=set_.max_wait,
-            concurrency=set_.concurrency,
-            parameters={"temperature": 0, **more, **set_.parameters},
-        )
 
 
 class _FirstToken(Endpoint):
@@ -213,28 +184,16 @@ def _load(path: str, reward: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Processor and model for inference, every weight found. Raises `UserError` for what cannot be used."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
-        raise UserError(f"{reward}: {path!r} is neither a folder nor a name on the Hugging Face hub ('owner/model')")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise UserError(f"{reward}: {folder} holds no safetensors; convert its weights with `{CONVERT}`")
-    source = str(folder) if folder.is_dir() else path
-    try:
-        processor: Any = AutoProcessor.from_pretrained(source)
-        processor.image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{reward}: {path} cannot be loaded: {reason}") from error
-    model, report = loaded
-    absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
-    if absent:
-        raise UserError(f"{reward}: {path} lacks {len(absent)} weights of its architecture ({absent[0]}, ...)")
+    source = folder_or_repository(path, reward)
+    require_safetensors(source, reward)
+    processor: Any = from_hub(lambda: AutoProcessor.from_pretrained(source), path, reward)
+    processor.image_processor = from_hub(
+        lambda: AutoImageProcessor.from_pretrained(source, backend="pil"), path, reward
+    )
+    model = load_whole(AutoModelForImageTextToText, source, path, reward, dtype)
     if not getattr(processor, "chat_template", None):
         raise UserError(f"{reward}: {path} has no chat template (chat_template.jinja), so it cannot be asked")
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return processor, model.eval().requires_grad_(False)
+    return processor, model

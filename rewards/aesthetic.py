@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.scorers.clip import HuggingFaceClip, find_safetensors, linear_stack, read_safetensors, score_images
+from flowrl.scorers.clip import HuggingFaceClip
+from flowrl.scorers.images import score_images
+from flowrl.scorers.loading import find_safetensors, linear_stack, read_safetensors
 
 RANGE = "about 2 to 8"
 NEEDS = ("weights sac+logos+ava1-l14-linearMSE, converted to safetensors", "weights openai/clip-vit-large-patch14")

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.scorers.clip import HuggingFaceClip, OpenClip, score_images
+from flowrl.scorers.clip import HuggingFaceClip, OpenClip
+from flowrl.scorers.images import score_images
 
 Backend = Literal["transformers", "open_clip"]
 Convention = Literal["cosine", "clipscore", "torchmetrics"]

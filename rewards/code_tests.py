@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.sandbox.bubblewrap import Conversation, Limits, Sandbox, open_sandbox
+from flowrl.processes import Child
+from flowrl.sandbox.bubblewrap import Sandbox, SandboxLimits
+from flowrl.sandbox.self_test import open_sandbox
 
 RANGE = "[0, 1]"
 NEEDS = ("tests or inputs and outputs", "bubblewrap")
@@ -38,9 +40,9 @@ class code_tests:  # noqa: N801 - the name a config uses
     cannot announce its own success: outputs are compared here, and tests run in a second sandbox that never sees the
     program. Its functions are called from there with arguments as data and answer with data, so leaving early,
     printing, patching and ``__eq__`` gain nothing, and expected values are out of its reach. The tests see Python's own
-    builtins and modules, whatever the program calls ``set`` or ``math`` (`flowrl.sandbox.inside.asked_for` has the
-    rule, and what it does where the function asked for is called ``sum``). Objects of the program's own classes stay
-    with it and are reached by attribute and call; two of them are compared by their own ``__eq__``.
+    builtins and modules, whatever the program calls ``set`` or ``math`` (`flowrl.sandbox.harness.requested_names` has
+    the rule, and what it does where the function asked for is called ``sum``). Objects of the program's own classes
+    stay with it and are reached by attribute and call; two of them are compared by their own ``__eq__``.
     What is not defended: weak tests (a constant that happens to be right; an expected value that is among the
     arguments; a test that asks only whether something is true, or evaluates text of the program's). What is not
     supported: tests that hand functions of their own to the program (scored NaN, counted as ``crossing``), or that need
@@ -63,7 +65,7 @@ class code_tests:  # noqa: N801 - the name a config uses
         self.partial, self.max_tests, self.workers = partial, max_tests, workers
         self.counts: Counter[str] = Counter()
         """Programs by what became of them: ``scored``, ``timeout``, ``broken`` (does not import), ``crossing``."""
-        self._sandbox = open_sandbox(Limits(seconds=seconds, memory=memory, processes=processes))
+        self._sandbox = open_sandbox(SandboxLimits(seconds=seconds, memory=memory, processes=processes))
 
     def __call__(self, completions: Sequence[str], prompts: Sequence[str], **columns: Sequence[Any]) -> Tensor:
         """[N] float64 in [0, 1] or NaN; ``columns`` holds ``tests`` (and ``setup``), or ``inputs`` and ``outputs``."""
@@ -126,7 +128,7 @@ def _compare(sandbox: Sandbox, source: str, pairs: Sequence[tuple[str, str]]) ->
 
 def _examine(sandbox: Sandbox, source: str, judging: dict[str, Any]) -> tuple[int, int, str]:
     """How many tests passed of how many that ask something, asked from a sandbox of their own."""
-    mine = sandbox.converse("program")
+    mine = sandbox.start_harness("program")
     try:
         deadline = time.monotonic() + sandbox.limits.seconds
         mine.send(json.dumps({"source": source}).encode(), deadline)
@@ -134,7 +136,7 @@ def _examine(sandbox: Sandbox, source: str, judging: dict[str, Any]) -> tuple[in
         names = _names(loaded)
         if names is None:
             return 0, 1, "broken"
-        judge = sandbox.converse("tests")
+        judge = sandbox.start_harness("tests")
         try:
             deadline = time.monotonic() + sandbox.limits.seconds
             judge.send(json.dumps(judging | {"names": names}).encode(), deadline)
@@ -149,28 +151,28 @@ def _examine(sandbox: Sandbox, source: str, judging: dict[str, Any]) -> tuple[in
         mine.close()
 
 
-def _relay(judge: Conversation, mine: Conversation, count: int, deadline: float) -> tuple[int, int, str]:
+def _relay(judge: Child, mine: Child, count: int, deadline: float) -> tuple[int, int, str]:
     """Carry calls and answers, unread, until every test has its verdict."""
     passed = asked = 0
     for _ in range(count):
-        while (line := judge.receive(deadline))[:1] != b"t":
+        while (frame := judge.receive(deadline))[:1] != b"t":
             try:
-                mine.send(line[1:], deadline)
+                mine.send(frame[1:], deadline)
                 answer = mine.receive(deadline)
             except EOFError:  # it left: this and all later calls fail
                 answer = b'{"raised": "EOFError", "message": "the program has ended"}'
             judge.send(answer, deadline)
-        verdict = json.loads(line[1:])["verdict"]
+        verdict = json.loads(frame[1:])["verdict"]
         if verdict.startswith("crossing"):
             return 0, 1, "crossing"
         asked, passed = asked + (verdict != "vacuous"), passed + (verdict == "passed")
     return passed, asked, "scored"
 
 
-def _names(line: bytes) -> dict[str, Any] | None:
+def _names(answer: bytes) -> dict[str, Any] | None:
     """What a program defines, or None where it did not load (or lies about it)."""
     try:
-        names = json.loads(line).get("names")
+        names = json.loads(answer).get("names")
     except (ValueError, RecursionError, AttributeError):
         return None
     return names if isinstance(names, dict) else None

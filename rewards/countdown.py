@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.worlds.countdown.verifier import judge
+from flowrl.worlds.countdown.verifier import verify
 from rewards._extraction import marked
 
 RANGE = "[0, 1]"
@@ -56,7 +56,7 @@ def countdown(
     scores = []
     for completion, numbers, target in zip(completions, columns["numbers"], columns["target"], strict=True):
         _check(numbers, target)
-        verdict = judge(_expression(completion), numbers, target)
+        verdict = verify(_expression(completion), numbers, target)
         scores.append(1.0 if verdict.strict else partial * verdict.formed)
     return torch.tensor(scores, dtype=torch.float64)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowrl.detection import Rules
 from flowrl.detection.evaluator import load
 from flowrl.errors import UserError, did_you_mean
-from flowrl.scorers.clip import score_images
+from flowrl.scorers.images import score_images
 
 Mode = Literal["continuous", "flow_grpo", "strict", "official"]
 
@@ -31,7 +31,7 @@ class geneval:  # noqa: N801 - the name a config uses
     `1 - |found - wanted| / wanted`, the share of right colours, and whether the position holds, the latter two 0 unless
     the number is exact. `flow_grpo` is that with the terms of its release (flow_grpo, DiffusionNFT, AWM): far too many
     objects are negative, a wrong position is (1 + 1 + 0 + 1) / 4 instead of 2/3, see
-    `flowrl.detection.judging.released_terms`.
+    `flowrl.detection.rules.released_terms`.
 
     The detector is Meta's Mask2Former Swin-S (68.7 M parameters), not mmdet's of the published numbers, and sees RGB:
     the public reward servers feed mmdet images with red and blue exchanged. The colour classifier is OpenAI's CLIP
@@ -64,7 +64,7 @@ class geneval:  # noqa: N801 - the name a config uses
         """Scores [N] of images [N, 3, H, W] in [0, 1]; NaN for an image that is not finite."""
 
         def score(pixels: Tensor, rows: slice) -> Tensor:
-            verdicts = [finding.verdict for finding in self._evaluate(pixels, metadata[rows])]
+            verdicts = [result.verdict for result in self._evaluate(pixels, metadata[rows])]
             if self._mode == "official":
                 return torch.tensor([float(verdict.correct) for verdict in verdicts])
             if self._mode == "strict":

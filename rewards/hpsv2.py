@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.scorers.clip import CLIP_MEAN, CLIP_STD, OpenClip, score_images
+from flowrl.scorers.clip import OpenClip
+from flowrl.scorers.images import CLIP_MEAN, CLIP_STD, score_images
 
 RANGE = "about 0.2 to 0.35 (papers print 100 times that)"
 NEEDS = ("weights xswu/HPSv2, converted to safetensors",)

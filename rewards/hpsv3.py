@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.scorers.clip import check_fit, find_safetensors, place, read_safetensors, score_images
+from flowrl.scorers.images import score_images
+from flowrl.scorers.loading import check_fit, device_and_dtype, find_safetensors, from_hub, read_safetensors
 
 RANGE = "unbounded, about -5 to 15"
 NEEDS = ("weights MizzenAI/HPSv3 (HPSv3.safetensors)", "processor Qwen/Qwen2-VL-7B-Instruct")
@@ -59,7 +60,7 @@ class hpsv3:  # noqa: N801 - the name a config uses
         dtype: str = "bfloat16",
         batch_size: int = 4,
     ) -> None:
-        self._place = place(device, dtype)
+        self._place = device_and_dtype(device, dtype)
         file = find_safetensors(path, "hpsv3", preferred="HPSv3.safetensors")
         state = read_safetensors(file, "hpsv3")
         config, self._processor = _base(base)
@@ -119,11 +120,8 @@ def _base(base: str) -> tuple[Any, Any]:
     """Configuration and processor of Qwen2-VL; the processor pads on the right and knows the reward's token."""
     from transformers import AutoConfig, AutoProcessor
 
-    try:
-        config, processor = AutoConfig.from_pretrained(base), AutoProcessor.from_pretrained(base)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"hpsv3: base {base} cannot be loaded: {reason}") from error
+    config: Any = from_hub(lambda: AutoConfig.from_pretrained(base), f"base {base}", "hpsv3")
+    processor: Any = from_hub(lambda: AutoProcessor.from_pretrained(base), f"base {base}", "hpsv3")
     if config.model_type != "qwen2_vl":
         raise UserError(f"hpsv3 needs Qwen2-VL as base, but {base} is a {config.model_type!r}")
     processor.tokenizer.padding_side = "right"

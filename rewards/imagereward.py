@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.scorers.clip import (
-    Preprocessing,
+from flowrl.scorers.clip import warn_cut
+from flowrl.scorers.images import Preprocessing, score_images
+from flowrl.scorers.loading import (
+    device_and_dtype,
     find_safetensors,
+    from_hub,
     linear_stack,
     load_strictly,
-    place,
     read_safetensors,
-    score_images,
-    warn_cut,
 )
 
 RANGE = "about -2.3 to 2"
@@ -69,7 +69,7 @@ class imagereward:  # noqa: N801 - the name a config uses
         dtype: str = "float32",
         batch_size: int = 32,
     ) -> None:
-        self._place = place(device, dtype)
+        self._place = device_and_dtype(device, dtype)
         file = find_safetensors(path, "imagereward")
         state = read_safetensors(file, "imagereward")
         self._image, self._text = (tower.to(*self._place) for tower in towers(state, file))
@@ -171,11 +171,7 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _tokenizer(path: str, words: int) -> Any:
     from transformers import AutoTokenizer
 
-    try:
-        found = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"imagereward: tokenizer {path} cannot be loaded: {reason}") from error
+    found = from_hub(lambda: AutoTokenizer.from_pretrained(path), f"tokenizer {path}", "imagereward")
     if len(found) > words:
         raise UserError(f"imagereward: tokenizer {path} has {len(found)} tokens, the weights {words}; give BERT's")
     return found

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 
 RANGE = "[0, 1]"
 NEEDS = ("jsonschema",)
@@ -38,7 +38,7 @@ class json_schema:  # noqa: N801 - the name a config uses
         self, *, schema: Mapping[str, Any] | None = None, valid_credit: float = 0.5, fenced: bool = True
     ) -> None:
         if importlib.util.find_spec("jsonschema") is None:
-            raise missing("json_schema", "jsonschema", "text")
+            raise missing_package("json_schema", "jsonschema", "text")
         self.valid_credit, self.fenced = valid_credit, fenced
         self._default = json.dumps(schema) if schema is not None else None
         self._validators: dict[str, Any] = {}

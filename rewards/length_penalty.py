@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.scorers.loading import from_hub
 
 RANGE = {"length_penalty": "[-1, 0]", "repetition_penalty": "[-weight, 0]"}
 NEEDS = ()
@@ -82,9 +83,5 @@ def _splitter(unit: str, tokenizer: str | None) -> Callable[[str], Sequence[obje
 def _tokenizer(path: str) -> Callable[[str], Sequence[object]]:
     from transformers import AutoTokenizer
 
-    try:
-        loaded = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"length_penalty: no tokenizer can be loaded from {path!r}: {reason}") from error
+    loaded = from_hub(lambda: AutoTokenizer.from_pretrained(path), f"tokenizer {path!r}", "length_penalty")
     return lambda text: loaded(text, add_special_tokens=False)["input_ids"]

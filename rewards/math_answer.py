@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, install, missing
-from flowrl.sandbox.workers import WorkerError, WorkerPool
+from flowrl.errors import UserError, install_command, missing_package
+from flowrl.processes import ChildError
+from flowrl.sandbox.worker_pool import WorkerPool
 from rewards._extraction import after_hashes, boxed, last_number, latex, number, tagged
 
 RANGE = "[0, 1]"
@@ -46,7 +47,7 @@ class math_answer:  # noqa: N801 - the name a config uses
         if mode not in ("verify", "string"):
             raise UserError(f"math_answer: mode is 'verify' or 'string', found {mode!r}")
         if mode == "verify" and importlib.util.find_spec("math_verify") is None:
-            raise missing("math_answer", "math-verify", "text", "set mode: string")
+            raise missing_package("math_answer", "math-verify", "text", "set mode: string")
         self.mode, self.strict_format = mode, strict_format
         self._pool = WorkerPool("rewards._equivalence:build", workers=workers, timeout=timeout, memory=memory)
 
@@ -83,8 +84,8 @@ class math_answer:  # noqa: N801 - the name a config uses
     def _verify(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[float]:
         try:
             replies = self._pool.map(pairs)
-        except WorkerError as error:
-            raise UserError(f"math_answer: {error}; is math-verify whole ({install('text')})?") from error
+        except ChildError as error:
+            raise UserError(f"math_answer: {error}; is math-verify whole ({install_command('text')})?") from error
         unreadable = float("nan")  # a gold answer that math-verify cannot parse
         return [
             (unreadable if reply.value is None else reply.value) if reply.status == "done" else 0.0 for reply in replies

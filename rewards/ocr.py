@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, did_you_mean, missing
-from flowrl.scorers.clip import score_images
+from flowrl.errors import UserError, did_you_mean, missing_package
+from flowrl.scorers.images import score_images
 
 Mode = Literal["flow_grpo", "strict"]
 
@@ -133,7 +133,7 @@ def _load(side: int) -> Any:
         import rapidfuzz  # noqa: F401
         from rapidocr import RapidOCR
     except ImportError as error:
-        raise missing("ocr", str(error.name), "rewards") from error
+        raise missing_package("ocr", str(error.name), "rewards") from error
     threads = "EngineConfig.onnxruntime."
     return RapidOCR(
         params={

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from flowrl.scorers.clip import HuggingFaceClip, score_images
+from flowrl.scorers.clip import HuggingFaceClip
+from flowrl.scorers.images import score_images
 
 RANGE = "about 18 to 24 (divided by 26 with scaled: true: 0.7 to 0.9)"
 NEEDS = ("weights yuvalkirstain/PickScore_v1",)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.scorers.loading import DTYPES, from_hub, missing_weights
 
 RANGE = "unbounded (a logit)"
 NEEDS = ("path: a folder or hub name with safetensors",)
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class reward_model:  # noqa: N801 - the name a config uses
@@ -46,9 +46,9 @@ class reward_model:  # noqa: N801 - the name a config uses
         label: int | str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if dtype not in TYPES:
-            raise UserError(f"reward_model: dtype={dtype!r} does not exist{did_you_mean(dtype, TYPES)}")
-        self.model, self.tokenizer = _load(path, TYPES[dtype], trust_remote_code)
+        if dtype not in DTYPES:
+            raise UserError(f"reward_model: dtype={dtype!r} does not exist{did_you_mean(dtype, DTYPES)}")
+        self.model, self.tokenizer = _load(path, DTYPES[dtype], trust_remote_code)
         self.model.to(device).eval().requires_grad_(False)
         self.layout = _layout(layout, self.tokenizer, path)
         self.label = _label(label, self.model.config, path)
@@ -124,15 +124,16 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 def _load(path: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+    def load() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"reward_model: no model with safetensors can be loaded from {path!r}: {reason}") from error
-    absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+
+    model, report = from_hub(load, repr(path), "reward_model")
+    tokenizer = from_hub(
+        lambda: AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code), repr(path), "reward_model"
+    )
+    absent = missing_weights(report)
     if absent:
         raise UserError(
             f"reward_model: {path!r} has no trained weights for {', '.join(absent[:3])}: it is no reward model; "

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.media import picture
-from flowrl.scorers.clip import (
-    find_safetensors,
-    load_pretrained,
-    load_strictly,
-    place,
-    read_preprocessing,
-    read_safetensors,
-    score_images,
-    unit,
-)
+from flowrl.scorers.clip import unit
+from flowrl.scorers.images import read_preprocessing, score_images
+from flowrl.scorers.loading import device_and_dtype, find_safetensors, load_pretrained, load_strictly, read_safetensors
 
 RANGE = {"dino_similarity": "[-1, 1], seldom below 0", "lpips_similarity": "at most 0 (minus the distance)"}
 NEEDS = {
@@ -57,7 +50,7 @@ class dino_similarity:  # noqa: N801 - the name a config uses
     ) -> None:
         from transformers import AutoModel
 
-        self._place = place(device, dtype)
+        self._place = device_and_dtype(device, dtype)
         types = ("dinov2", "dinov2_with_registers", "vit")
         self._model = load_pretrained(AutoModel, path, "dino_similarity", types, unused="pooler.").to(*self._place)
         self._preprocess = read_preprocessing(path, "dino_similarity")
@@ -100,7 +93,7 @@ class lpips_similarity:  # noqa: N801 - the name a config uses
     def __init__(
         self, path: str, heads: str, device: str | None = None, dtype: str = "float32", batch_size: int = 16
     ) -> None:
-        self._place = place(device, dtype)
+        self._place = device_and_dtype(device, dtype)
         self._layers = _alexnet(find_safetensors(path, "lpips_similarity")).to(*self._place)
         self._heads = _heads(find_safetensors(heads, "lpips_similarity"), self._layers, self._place[0])
         self._batch_size = batch_size

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.worlds.sudoku.grids import CELLS, DIGITS, EMPTY
-from flowrl.worlds.sudoku.verifier import SEPARATORS, judge
+from flowrl.worlds.sudoku.verifier import SEPARATORS, verify
 from rewards._extraction import marked
 
 RANGE = "[0, 1]"
@@ -49,7 +49,7 @@ def sudoku(
     for completion, puzzle, solution in zip(completions, columns["puzzle"], columns["solution"], strict=True):
         clues = _cells("puzzle", puzzle, DIGITS + EMPTY, zero=EMPTY)
         answer = marked(completion)
-        verdict = judge(completion if answer is None else answer, clues, _cells("solution", solution, DIGITS))
+        verdict = verify(completion if answer is None else answer, clues, _cells("solution", solution, DIGITS))
         strict, continuous = float(verdict.strict), verdict.continuous
         scores.append({"strict": strict, "continuous": continuous, "mixed": 0.5 * (strict + continuous)}[mode])
     return torch.tensor(scores, dtype=torch.float64)

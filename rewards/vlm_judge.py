@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.scorers.clip import score_images
-from rewards._vlm import Connection, open_backend
+from flowrl.scorers.endpoint import EndpointOptions
+from flowrl.scorers.images import score_images
+from rewards._vlm import open_backend
 
 RANGE = "[0, 1]"
 NEEDS = ("path: a vision-language model with safetensors, or url and model of an OpenAI-compatible endpoint",)
@@ -94,8 +95,17 @@ class vlm_judge:  # noqa: N801 - the name a config uses
         for name in fields or ():
             if rubric in RUBRICS and name not in known:
                 raise UserError(f"vlm_judge: {rubric} has no field {name!r}{did_you_mean(name, known)}")
-        connection = Connection(key_variable, parameters or {}, timeout, retries, backoff, concurrency=concurrency)
-        self._backend = open_backend("vlm_judge", path, url, model, device, dtype, connection, length=max_tokens)
+        endpoint = EndpointOptions(
+            url or "",
+            model or "",
+            key_variable,
+            timeout,
+            retries,
+            backoff,
+            concurrency=concurrency,
+            parameters=parameters or {},
+        )
+        self._backend = open_backend("vlm_judge", path, device, dtype, endpoint, length=max_tokens)
         self._template, self._fields, self._scale = template, tuple(fields or known), tuple(scale)
         self._batch_size = batch_size
         self.counts: Counter[str] = Counter()

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.scorers.clip import score_images
-from rewards._vlm import Connection, open_backend
+from flowrl.scorers.endpoint import EndpointOptions
+from flowrl.scorers.images import score_images
+from rewards._vlm import open_backend
 
 RANGE = "[0, 1]"
 NEEDS = ("path: a vision-language model with safetensors, or url and model of an OpenAI-compatible endpoint",)
@@ -56,8 +57,17 @@ class vqascore:  # noqa: N801 - the name a config uses
     ) -> None:
         if {name for _, name, _, _ in Formatter().parse(question) if name is not None} != {"prompt"}:
             raise UserError(f"vqascore: the question should contain {{prompt}} and no other field, found {question!r}")
-        connection = Connection(key_variable, parameters or {}, timeout, retries, backoff, concurrency=concurrency)
-        self._backend = open_backend("vqascore", path, url, model, device, dtype, connection)
+        endpoint = EndpointOptions(
+            url or "",
+            model or "",
+            key_variable,
+            timeout,
+            retries,
+            backoff,
+            concurrency=concurrency,
+            parameters=parameters or {},
+        )
+        self._backend = open_backend("vqascore", path, device, dtype, endpoint)
         self._backend.check((answer, opposite))
         self._question, self._words, self._normalised = question, (answer, opposite), normalised
         self._batch_size = batch_size

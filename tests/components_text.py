@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from flowrl.models.text import legacy
+from flowrl.models.text import remote_code
 
 CHARACTERS = string.digits + string.ascii_lowercase + "+-*/=.:|() "
 REMOTE = Path(__file__).parent / "remote" / "modeling_tiny.py"
@@ -106,9 +106,9 @@ def remote_module() -> Any:
         spec = importlib.util.spec_from_file_location(name, REMOTE)
         assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        with legacy.understood():  # as when it is loaded with a model
+        with remote_code.patched_transformers():  # as when it is loaded with a model
             spec.loader.exec_module(sys.modules[name])
-        legacy.mend_module(sys.modules[name])
+        remote_code.patch_module(sys.modules[name])
     return sys.modules[name]
 
 

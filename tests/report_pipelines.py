@@ -17,14 +17,14 @@ import torch
 import transformers
 
 from flowrl.errors import UserError
+from flowrl.models import check_parity, export_formats, export_policy
 from flowrl.models.diffusion import DiffusionPolicy, load_policy
-from flowrl.models.diffusion.export import Format
-from flowrl.models.diffusion.parity import steps_like_euler
+from flowrl.models.diffusion.parity import has_euler_step
 from tests.parity.conftest import move
 from tests.pipelines import CALLS, PIPELINES, save
 
 PAGE = Path(__file__).parents[1] / "docs" / "pipelines.md"
-FORMATS: tuple[Format, ...] = ("diffusers", "peft", "merged")
+FORMATS = ("diffusers", "peft", "merged")
 COLUMNS = (
     "pipeline", "scheduler (as compared)", "denoiser calls", "guidance", "network time", "text padding", "parity",
     *FORMATS,
@@ -40,7 +40,7 @@ def row(name: str, root: Path) -> str:
     try:
         policy = load_policy(folder, call=CALLS[name], parity="skip")
         move(policy, 0.02)
-        deviation = f"{policy.check_parity():.1e}"
+        deviation = f"{check_parity(policy):.1e}"
     except UserError as error:
         return f"| {kind} | {given} | | | | | refused: {error} | | | |\n"
     cells = [
@@ -60,18 +60,18 @@ def _scheduler(given: str, policy: DiffusionPolicy) -> str:
     used = type(policy.pipeline.scheduler).__name__
     if used != given:
         return f"{given} → {used.removesuffix('Scheduler')}"
-    return given if steps_like_euler(policy.pipeline.scheduler) else f"{given} (Euler on its times)"
+    return given if has_euler_step(policy.pipeline.scheduler) else f"{given} (Euler on its times)"
 
 
 def _calls(policy: DiffusionPolicy) -> str:
-    calls = policy.recipe.calls
+    calls = policy.spec.calls
     if len(calls) == 2:
         return "two"
     return "one" if calls[0].branches == 1 else "one, doubled"
 
 
 def _mix(policy: DiffusionPolicy) -> str:
-    mixing = policy.recipe.guidance
+    mixing = policy.spec.guidance
     sign = "−" if mixing.sign < 0 else ""
     if mixing.unconditional is None:
         return f"{sign}cond"
@@ -79,13 +79,13 @@ def _mix(policy: DiffusionPolicy) -> str:
 
 
 def _time(policy: DiffusionPolicy) -> str:
-    slot = policy.recipe.calls[0].times[0]
+    slot = policy.spec.calls[0].times[0]
     known = {(1, 0): "τ", (1e-3, 0): "τ/1000", (-1e-3, 1): "1 − τ/1000"}
     return known.get((slot.scale, slot.offset), f"{slot.scale:g} τ + {slot.offset:g}")
 
 
-def _export(policy: DiffusionPolicy, folder: Path, to: Format) -> str:
-    return f"{policy.export(folder, to):.0e}" if to in policy.formats else "no loader"
+def _export(policy: DiffusionPolicy, folder: Path, to: str) -> str:
+    return f"{export_policy(policy, folder, to):.0e}" if to in export_formats(policy) else "no loader"
 
 
 def main(names: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flowrl.scorers.clip import CLIP_MEAN, CLIP_STD
 from flowrl.scorers.convert import convert
+from flowrl.scorers.images import CLIP_MEAN, CLIP_STD
 
 PROMPTS = ["a red cube", "a blue ball", "a red cube", "two green cones on a table", "a blue ball"]
 SIDE = 32

@@ -8,7 +8,7 @@ from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.views import Coupled
 from flowrl.parts.advantages import LeaveOneOut
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.schedules import Every, Follower
+from flowrl.parts.ema import Ema, Every
 from flowrl.samplers.masked import MaskedSampler
 
 PAPER = "arXiv:2506.20639"
@@ -26,7 +26,7 @@ def coupled_grpo(
     top_p: float = 0.95,
 ) -> Algorithm:
     """As released (apple/ml-diffucoder, ``coupled_grpo.py`` and ``recipes/config_coupled_code.yaml``, 8 Jul 2025):
-    leave-one-out credit; a token's score is half its log-probability under the full mask and half 1 / t (or 1 / (1 -
+    leave-one-out advantage; a token's score is half its log-probability under the full mask and half 1 / t (or 1 / (1 -
     t)) times that under the partial mask that hides it, t uniform on [.2, .8]; clipped ratio plus ``kl`` k3 to the
     reference, mean over all tokens of the batch. Rollouts by Dream's sampler, the most certain (by entropy) positions
     first, at temperature 1.0 and top-p .95. Every ``sync`` optimiser steps the reference becomes .4 of itself and .6 of
@@ -50,7 +50,7 @@ def coupled_grpo(
     return replace(
         diffu_grpo(clip=clip, kl=kl),
         sampler=sampler,
-        estimator=MaskedViews(plan=Coupled(), per="token"),
+        estimator=MaskedViews(views=Coupled(), per="token"),
         advantage=LeaveOneOut(),
-        followers=(Follower("reference", Every(sync, 0.4)),) if kl and sync else (),
+        ema_weights=(Ema("reference", Every(sync, 0.4)),) if kl and sync else (),
     )

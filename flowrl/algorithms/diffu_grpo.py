@@ -25,7 +25,7 @@ def diffu_grpo(
     order: Order = "low_confidence",
 ) -> Algorithm:
     """As released (dllm-reasoning/d1, code of 4 May 2025): ``max(-A r, -A clip(r, 1 - clip, 1 + clip)) + kl k3`` per
-    token, mean over all tokens of the batch; credit without standard deviation, positions chosen by the drawn token,
+    token, mean over all tokens of the batch; advantage without standard deviation, positions chosen by the drawn token,
     new prompt masks for every epoch.
 
     Released optimiser: AdamW, rate 3e-6 constant, betas .9/.99, weight decay .1, gradient norm .2; 6 samples a prompt,
@@ -35,7 +35,7 @@ def diffu_grpo(
     """
     return Algorithm(
         sampler=MaskedSampler(length=length, steps=steps, block=block, temperature=temperature, order=order),
-        estimator=MaskedViews(plan=FullMask(), per="cell", corrupt=corrupt),
+        estimator=MaskedViews(views=FullMask(), per="cell", corrupt=corrupt),
         advantage=GroupCentred(scale="none", clip=None),
         objective=Clipped(clip, clip),
         regularizers=(KL(kl),) if kl else (),

@@ -5,9 +5,9 @@ from flowrl.estimators.matching import ContrastedMatching
 from flowrl.estimators.times import GridTimes
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.ema import Ema, Ramp
 from flowrl.parts.objectives import ImplicitPair
 from flowrl.parts.regularizers import Prediction
-from flowrl.parts.schedules import Follower, Ramp
 from flowrl.samplers.flow import FlowSampler
 
 PAPER = "arXiv:2509.16117"
@@ -29,7 +29,7 @@ def diffusion_nft(
     Flat groups stay in the mean.
 
     OCR: ``strength: 0.1``, decay 0 for 75 steps and then 0.0075 a step up to 0.999
-    (``followers: {use: follower, name: old, decay: {use: ramp, slope: 0.0075, most: 0.999, start: 75}}``), two updates.
+    (``ema_weights: {use: ema, name: old, decay: {use: ramp, slope: 0.0075, most: 0.999, start: 75}}``), two updates.
     Several rewards: ``strength: 0.1, steps: 25, draws: 24``, and the rewards summed.
     """
     return Algorithm(
@@ -39,5 +39,5 @@ def diffusion_nft(
         objective=ImplicitPair(strength, max_advantage),
         regularizers=(Prediction(reference),) if reference > 0 else (),
         behaviour="old",
-        followers=(Follower("old", Ramp(slope=decay, most=most)),),
+        ema_weights=(Ema("old", Ramp(slope=decay, most=most)),),
     )

@@ -20,7 +20,7 @@ def elbo_pg(
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(kl=0.0, order="max_prob", **sizes),
-        estimator=MaskedViews(plan=RandomCount(draws=draws)),
+        estimator=MaskedViews(views=RandomCount(draws=draws)),
         objective=ScoreFunction(),
         aggregation=SampleMean(),
     )

@@ -1,4 +1,4 @@
-"""Flow-GRPO: clipped steps of an SDE with the flow's marginals, group credit, KL to the reference
+"""Flow-GRPO: clipped steps of an SDE with the flow's marginals, group advantage, KL to the reference
 (arXiv:2505.05470)."""
 
 from flowrl.estimators.transitions import Transitions
@@ -25,7 +25,7 @@ def flow_grpo(
     guidance: float | None = None,
 ) -> Algorithm:
     """The SD3.5 settings of yifan123/flow_grpo (4 Nov 2025, ``geneval_sd3``): all steps stochastic, the last not
-    trained, standard deviation of the whole batch, samples without credit left out before the mean.
+    trained, standard deviation of the whole batch, samples without advantage left out before the mean.
 
     cfg_grad: ``both`` lets gradient through both guidance branches, as the release of the paper (May 2025) and all code
         since 19 August 2025 do; ``cond`` detaches the unconditional one, as the code did for five weeks in between. It
@@ -34,8 +34,8 @@ def flow_grpo(
     kl: 0.04 for GenEval and OCR, 0.01 for PickScore.
 
     Deviations: ``DropFlatGroups`` leaves out the samples of groups without spread; the release also leaves out a single
-    sample that lies exactly at its group's mean (``selection: with_credit``), and fills its batches up with samples of
-    zero credit where the count does not divide.
+    sample that lies exactly at its group's mean (``selection: nonzero_advantage``), and fills its batches up with
+    samples of zero advantage where the count does not divide.
     """
     return Algorithm(
         sampler=FlowSampler(steps=steps, dynamics=FlowSDE(noise_level), window=EveryStep(drop=1), guidance=guidance),

@@ -25,7 +25,7 @@ def fpo_pp(
     No code of the authors was released; formulas follow their page and typoverflow/flow-rl, whose control tasks use
     clip 0.05 and the plain velocity error (``weight: uniform``), summed and divided by the square root of the size.
     Deviations, chosen on images (`benchmarks/README.md`): clip 0.01; weight t, which fades where the network cannot see
-    the noise; the mean over latent elements; group credit instead of a critic.
+    the noise; the mean over latent elements; group advantage instead of a critic.
     """
     return replace(
         fpo(draws=draws, steps=steps),

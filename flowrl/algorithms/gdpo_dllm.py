@@ -31,10 +31,10 @@ def gdpo_dllm(
     (``gdpo_trainer.py``, 16 May 2026) and NVIDIA NeMo-RL (research/gdpo 403a837). Their optimiser: rate 3e-7, AdamW
     .9/.99 with weight decay .1, gradient norm .2, 6 samples a prompt, 12 epochs. L is the completion's own length, as
     in NeMo-RL; Block-R1 takes the whole canvas and also scores what follows the end, which is not sampled here.
-    Block-R1 divides the credit by the group's standard deviation, for its mixture of tasks.
+    Block-R1 divides the advantage by the group's standard deviation, for its mixture of tasks.
 
     The paper writes the ratio of whole completions, divides the loss by the length and masks each token by chance:
-    ``{clip: 0.2, objective: {by_length: false}, emphasis: {use: by_length, power: -1}, estimator: {plan: {counts:
+    ``{clip: 0.2, objective: {by_length: false}, loss_weight: {use: by_length, power: -1}, estimator: {views: {counts:
     bernoulli}}}``. At 256 tokens, .005 nats a token then put 87 % of the ratios outside a clip of .2. The KL is that of
     each view, squared and halved (``k2``); theirs is the exponential of a difference of bounds, which overflows.
     Not to be confused with GDPO for several rewards (arXiv:2601.05242).
@@ -42,7 +42,7 @@ def gdpo_dllm(
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(kl=kl, **sizes),
-        estimator=MaskedViews(plan=Quadrature(nodes=nodes, counts="floor"), kl="k2"),
+        estimator=MaskedViews(views=Quadrature(nodes=nodes, counts="floor"), kl="k2"),
         objective=ClippedMean(clip, clip, by_length=True),
         aggregation=SampleMean(),
     )

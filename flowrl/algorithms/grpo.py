@@ -1,4 +1,4 @@
-"""GRPO: group-normalised credit, PPO's clip per token, KL to the reference in the loss (arXiv:2402.03300)."""
+"""GRPO: group-normalised advantage, PPO's clip per token, KL to the reference in the loss (arXiv:2402.03300)."""
 
 from flowrl.estimators.tokens import Tokens
 from flowrl.parts.advantages import GroupCentred

@@ -7,7 +7,7 @@ from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import FlowSDE
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.emphases import InverseStep
+from flowrl.parts.loss_weights import InverseStep
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
 from flowrl.types import CfgGrad
@@ -39,5 +39,5 @@ def grpo_guard(
         ),
         estimator=Transitions(measure="noise", cfg_grad=cfg_grad),
         advantage=GroupCentred(scale="group", ddof=0, eps=1e-4),
-        emphasis=InverseStep(),
+        loss_weight=InverseStep(),
     )

@@ -1,4 +1,4 @@
-"""LOOP: DDPO's clipped steps with leave-one-out credit (arXiv:2503.00897)."""
+"""LOOP: DDPO's clipped steps with leave-one-out advantage (arXiv:2503.00897)."""
 
 from dataclasses import replace
 

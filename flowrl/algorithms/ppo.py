@@ -1,12 +1,12 @@
 """PPO: a critic, generalised advantage estimation and clipped ratios per token (arXiv:1707.06347)."""
 
 from flowrl.estimators.tokens import Tokens
-from flowrl.parts.advantages import Plain
+from flowrl.parts.advantages import RawReward
 from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.credits import GAE
 from flowrl.parts.objectives import Clipped
 from flowrl.parts.regularizers import ValueLoss
+from flowrl.parts.token_advantages import GAE
 from flowrl.samplers.causal import CausalSampler
 
 PAPER = "arXiv:1707.06347"
@@ -34,8 +34,8 @@ def ppo(
     return Algorithm(
         sampler=CausalSampler(length=length, temperature=temperature),
         estimator=Tokens(),
-        advantage=Plain(),
-        credit=(GAE(gamma, lam),),
+        advantage=RawReward(),
+        token_advantage=(GAE(gamma, lam),),
         objective=Clipped(clip, clip),
         regularizers=(ValueLoss(value),),
         aggregation=DecisionMean(),

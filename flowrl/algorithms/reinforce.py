@@ -3,7 +3,7 @@
 from typing import Literal
 
 from flowrl.estimators.tokens import Tokens
-from flowrl.parts.advantages import Plain
+from flowrl.parts.advantages import RawReward
 from flowrl.parts.aggregations import SampleSum
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.objectives import ScoreFunction
@@ -19,7 +19,7 @@ def reinforce(
     return Algorithm(
         sampler=CausalSampler(length=length, temperature=temperature),
         estimator=Tokens(),
-        advantage=Plain(baseline),
+        advantage=RawReward(baseline),
         objective=ScoreFunction(),
         aggregation=SampleSum(),
         min_group=1,

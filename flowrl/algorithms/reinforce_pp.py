@@ -1,12 +1,12 @@
-"""REINFORCE++: per-token KL in the reward, credit of what follows, whitened over the whole batch, PPO's clip
+"""REINFORCE++: per-token KL in the reward, summed over what follows, whitened over the whole batch, PPO's clip
 (arXiv:2501.03262)."""
 
 from flowrl.estimators.tokens import Tokens
-from flowrl.parts.advantages import Plain
+from flowrl.parts.advantages import RawReward
 from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.credits import KLInReward
 from flowrl.parts.objectives import Clipped
+from flowrl.parts.token_advantages import KLInReward
 from flowrl.samplers.causal import CausalSampler
 
 PAPER = "arXiv:2501.03262"
@@ -17,8 +17,8 @@ def reinforce_pp(*, clip: float = 0.2, kl: float = 0.01, length: int = 256, temp
     return Algorithm(
         sampler=CausalSampler(length=length, temperature=temperature),
         estimator=Tokens(),
-        advantage=Plain(),
-        credit=(KLInReward(kl),),
+        advantage=RawReward(),
+        token_advantage=(KLInReward(kl),),
         objective=Clipped(clip, clip),
         aggregation=DecisionMean(),
         min_group=1,

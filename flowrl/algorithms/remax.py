@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flowrl.algorithms.reinforce import reinforce
-from flowrl.parts.advantages import AgainstGreedy
+from flowrl.parts.advantages import GreedyBaseline
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.selections import AllButFirst
 from flowrl.samplers.causal import CausalSampler
@@ -17,7 +17,7 @@ def remax(*, length: int = 256, temperature: float = 1.0) -> Algorithm:
     return replace(
         reinforce(),
         sampler=CausalSampler(length=length, temperature=temperature, greedy_first=True),
-        advantage=AgainstGreedy(),
+        advantage=GreedyBaseline(),
         selection=AllButFirst(),
         min_group=2,
     )

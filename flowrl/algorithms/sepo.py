@@ -26,6 +26,6 @@ def sepo(
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(clip=clip, kl=0.0, order="max_prob", **sizes),
-        estimator=MaskedViews(plan=EachAlone(draws=draws), per="cell"),
+        estimator=MaskedViews(views=EachAlone(draws=draws), per="cell"),
         advantage=GroupCentred(clip=None),
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flowrl.algorithms.diffu_grpo import diffu_grpo
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.views import Trace
+from flowrl.estimators.views import Trajectory
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.aggregations import RowMean
 from flowrl.parts.algorithm import Algorithm
@@ -27,18 +27,18 @@ def tracerl(
     ``configs/rl_llada.yaml``): the mean over a view's tokens of the clipped loss plus ``kl`` times the *sum* over them
     of k3 to the policy that sampled, then the mean over all views of the batch, so that completions of many views weigh
     more. Scores at temperature 1 though tokens are drawn at .8, the end token and what follows it are not asked for,
-    positions are chosen by the drawn token, the credit is divided by the population's standard deviation.
+    positions are chosen by the drawn token, the advantage is divided by the population's standard deviation.
 
     Optimiser: AdamW .9/.999, rate 1e-6, no weight decay, gradient norm 1; 32 prompts x 8. Left out: the value model and
-    the approximate cache. Options we prefer: ``estimator: {tempered: true, plan: {through: all}}`` with ``sampler:
+    the approximate cache. Options we prefer: ``estimator: {tempered: true, views: {through: all}}`` with ``sampler:
     {order: max_prob}`` scores what was sampled, exactly (see `trajectory_pg`); ``aggregation: sample_mean`` with
-    ``emphasis: equal_views`` lets every completion count the same.
+    ``loss_weight: equal_views`` lets every completion count the same.
     """
-    views = -(-steps // max(merge, 1))  # `Trace` says what is wrong with less than 1
+    views = -(-steps // max(merge, 1))  # `Trajectory` says what is wrong with less than 1
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(clip=clip, kl=0.0, **sizes),
-        estimator=MaskedViews(plan=Trace(limit=views, merge=merge, through="before_end"), per="cell"),
+        estimator=MaskedViews(views=Trajectory(limit=views, merge=merge, through="before_end"), per="cell"),
         advantage=GroupCentred(ddof=0, clip=None),
         regularizers=(KLToOld(kl, summed=True),) if kl else (),
         aggregation=RowMean(),

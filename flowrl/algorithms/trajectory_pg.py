@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from flowrl.algorithms.diffu_grpo import diffu_grpo
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.views import Trace
+from flowrl.estimators.views import Trajectory
 from flowrl.parts.advantages import LeaveOneOut
 from flowrl.parts.aggregations import SampleSum
 from flowrl.parts.algorithm import Algorithm
@@ -21,7 +21,7 @@ def trajectory_pg(*, length: int = 256, steps: int = 64, block: int | None = 32,
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(kl=0.0, order="max_prob", **sizes),
-        estimator=MaskedViews(plan=Trace(limit=steps), per="cell", tempered=True),
+        estimator=MaskedViews(views=Trajectory(limit=steps), per="cell", tempered=True),
         advantage=LeaveOneOut(),
         objective=ScoreFunction(),
         aggregation=SampleSum(),

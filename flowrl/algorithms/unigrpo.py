@@ -27,7 +27,7 @@ def unigrpo(
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     return replace(
         diffu_grpo(clip=clip, kl=kl, **sizes),
-        estimator=MaskedViews(plan=TimeGrid(draws=draws)),
+        estimator=MaskedViews(views=TimeGrid(draws=draws)),
         advantage=GroupCentred(clip=None),
         aggregation=SampleMean(),
     )

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from flowrl.algorithms.elbo_pg import elbo_pg
-from flowrl.parts.advantages import BestAgainstWorst
+from flowrl.parts.advantages import BestVersusWorst
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.bounds import PreferredPair
-from flowrl.parts.selections import WithCredit
+from flowrl.parts.selections import NonzeroAdvantage
 
 PAPER = "arXiv:2505.19223"
 
@@ -25,7 +25,7 @@ def vrpo(
     time, the same views for policy and reference."""
     return replace(
         elbo_pg(draws=draws, length=length, steps=steps, block=block, temperature=temperature),
-        advantage=BestAgainstWorst(),
+        advantage=BestVersusWorst(),
         objective=PreferredPair(beta, sft),
-        selection=WithCredit(),
+        selection=NonzeroAdvantage(),
     )

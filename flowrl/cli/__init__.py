@@ -10,10 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from flowrl.cli import judging, listing, running
-from flowrl.errors import UserError, clipped, exhausted, plain, reason
+from flowrl.cli.algorithms import algorithms
+from flowrl.cli.checkpoints import checkpoints
+from flowrl.cli.compare import compare
+from flowrl.cli.config import show_config
+from flowrl.cli.doctor import doctor
+from flowrl.cli.eval import evaluate
+from flowrl.cli.export import export
+from flowrl.cli.report import report
+from flowrl.cli.rewards import rewards, test_reward
+from flowrl.cli.sample import sample
+from flowrl.cli.train import train
+from flowrl.errors import UserError, first_line, is_out_of_memory, printable, shorten
 from flowrl.remote.command import reward_server
-from flowrl.runtime.streams import steady
+from flowrl.runtime.streams import survive_closed_streams
 from flowrl.version import __version__
 
 app = typer.Typer(
@@ -24,18 +34,18 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS = {
-    "train": running.train,
-    "config": running.show_config,
-    "eval": judging.evaluate,
-    "sample": judging.sample,
-    "export": judging.export,
-    "report": judging.report,
-    "doctor": running.doctor,
-    "algorithms": listing.algorithms,
-    "checkpoints": listing.checkpoints,
-    "rewards": listing.rewards,
-    "test-reward": listing.test_reward,
-    "compare": running.compare,
+    "train": train,
+    "config": show_config,
+    "eval": evaluate,
+    "sample": sample,
+    "export": export,
+    "report": report,
+    "doctor": doctor,
+    "algorithms": algorithms,
+    "checkpoints": checkpoints,
+    "rewards": rewards,
+    "test-reward": test_reward,
+    "compare": compare,
     "reward-server": reward_server,
 }
 for _name, _command in COMMANDS.items():
@@ -47,7 +57,7 @@ def main() -> None:
     traceback."""
     warnings.formatwarning = _warned
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
-    with steady():
+    with survive_closed_streams():
         try:
             code = app(standalone_mode=False)
         except UserError as error:
@@ -76,11 +86,11 @@ DISK += (errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 def limited(error: OSError | MemoryError | RuntimeError) -> str | None:
     """The sentence for a file that the system refuses, and for memory that ran out; None for any other error."""
     if isinstance(error, OSError) and error.errno in DISK and error.filename:
-        return f"{clipped(str(error.filename), 200)}: {error.strerror}"
+        return f"{shorten(str(error.filename), 200)}: {error.strerror}"
     if isinstance(error, MemoryError):
         return "out of memory; use a smaller model or a machine with more"
-    if exhausted(error):
-        return f"out of memory; use a smaller model, fewer samples at once, or another device ({reason(error)})"
+    if is_out_of_memory(error):
+        return f"out of memory; use a smaller model, fewer samples at once, or another device ({first_line(error)})"
     return None
 
 
@@ -101,12 +111,12 @@ def _tell_version(wanted: bool) -> None:
 def _warned(message: Warning | str, category: type[Warning], file: str, line: int, code: str | None = None) -> str:
     """Our own warnings are sentences for users; those of libraries keep their place in the code."""
     where = "" if category is UserWarning and "flowrl" in Path(file).parts else f"{file}:{line}: {category.__name__}: "
-    return f"warning: {where}{plain(str(message))}\n"
+    return f"warning: {where}{printable(str(message))}\n"
 
 
 def _fail(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text(plain(f"error: {message}"), style="red"), soft_wrap=True)
+    Console(stderr=True).print(Text(printable(f"error: {message}"), style="red"), soft_wrap=True)
     sys.exit(2)

@@ -9,20 +9,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flowrl.config import Config
-from flowrl.errors import UserError, install
-from flowrl.evaluation.decoding import make
+from flowrl.errors import UserError, counted, install_command
+from flowrl.evaluation.generation import generate
 from flowrl.math.random import seeds
+from flowrl.models import check_parity
 from flowrl.records import machine
-from flowrl.runtime.grid import remarks
-from flowrl.runtime.preflight import Plan, check
-from flowrl.runtime.restore import open_policy
+from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.score import load_rewards
-from flowrl.types import Draw
+from flowrl.startup.policies import open_policy
+from flowrl.startup.preflight import CheckedRun, check_run
+from flowrl.startup.time_grid import check_time_grid
+from flowrl.types import Draw, Policy
 
 EXTRAS = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
@@ -61,12 +62,16 @@ def check_machine(folder: Path) -> list[Finding]:
     versions = machine.versions()
     missing = [name for name, version in versions.items() if version is None]
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    free = shutil.disk_usage(_existing(folder)).free / GIB
+    free, cores = shutil.disk_usage(_existing(folder)).free / GIB, counted(os.cpu_count() or 1, "cores")
     return [
         Finding("packages", "bad" if missing else "ok", f"missing: {', '.join(missing)}" if missing else found),
         _combination(),
         _extras(),
-        Finding("cpu", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"),
+        Finding(
+            "cpu",
+            "ok",
+            f"{cores}, torch uses {counted(torch.get_num_threads(), 'threads')}",
+        ),
         *_devices(),
         Finding("disk", "note" if free < SCARCE_GIB else "ok", f"{free:.1f} GiB free for {folder}"),
     ]
@@ -77,14 +82,14 @@ def _combination() -> Finding:
     bad = machine.refused()
     if bad:
         listed = ", ".join(f"{name} {mine} (needed: {bounds})" for name, (mine, bounds) in bad.items())
-        return Finding("releases", "bad", f"flowrl does not work with {listed}: {install(constrained=True)}")
+        return Finding("releases", "bad", f"flowrl does not work with {listed}: {install_command(constrained=True)}")
     odd = machine.untested()
     if not odd:
         return Finding("releases", "ok", "those that flowrl was tested with")
     pairs = [f"{name} {mine} (tested: {theirs})" for name, (mine, theirs) in odd.items()]
     listed = ", ".join(pairs[:NAMED]) + (f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else "")
     return Finding(
-        "releases", "note", f"not tested together: {listed}; for the tested ones: {install(constrained=True)}"
+        "releases", "note", f"not tested together: {listed}; for the tested ones: {install_command(constrained=True)}"
     )
 
 
@@ -92,23 +97,25 @@ def _extras() -> Finding:
     lacking = {name: [m for m in modules if not importlib.util.find_spec(m)] for name, modules in EXTRAS.items()}
     whole = [name for name, modules in lacking.items() if not modules]
     parts = [f"{name} ({', '.join(modules)})" for name, modules in lacking.items() if modules]
-    missing = f"; not: {', '.join(parts)}, each added with {install('NAME')}" if parts else ""
+    missing = f"; not: {', '.join(parts)}, each added with {install_command('NAME')}" if parts else ""
     return Finding("extras", "ok", f"installed: {', '.join(whole) or 'none'}{missing}")
 
 
 def check_config(config: Config) -> Iterator[Finding]:
     """A trial of everything a run does before its first update. Stops at the first thing that fails."""
     try:
-        plan = check(config)
-        yield Finding("config", "ok", f"{config.name}: {plan.geometry.samples} samples per iteration")
+        plan = check_run(config)
+        yield Finding("config", "ok", f"{config.name}: {plan.workload.samples} samples per iteration")
         start = time.perf_counter()
-        policy = open_policy(config)
+        with explain_out_of_memory(config, "load"):
+            policy = open_policy(config)
         trained = sum(parameter.numel() for parameter in policy.parameters())
         loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
         yield Finding("model", "ok", loaded)
         yield Finding("trained", "ok", policy.adaptation.describe())
-        yield from (Finding("time grid", "note", sentence) for sentence in remarks(plan.algorithm, policy))
-        deviation = policy.check_parity()
+        yield from (Finding("time grid", "note", sentence) for sentence in check_time_grid(plan.algorithm, policy))
+        with explain_out_of_memory(config, "sample"):
+            deviation = check_parity(policy)
         equal = (
             "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
         )
@@ -122,26 +129,28 @@ def check_config(config: Config) -> Iterator[Finding]:
         yield Finding("stopped", "bad", str(error))
 
 
-def _trial(plan: Plan, policy: Any) -> Iterator[Finding]:
+def _trial(plan: CheckedRun, policy: Policy) -> Iterator[Finding]:
     """Sample and score a few prompts."""
     prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
     sampler = plan.algorithm.sampler.heldout(None, None, None)
-    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0)
+    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0, prompts)
     start = time.perf_counter()
-    made = make(policy, sampler, "live", prompts, draw)
+    with explain_out_of_memory(plan.config, "sample"):
+        made = generate(policy, sampler, "live", draw)
     pace = (time.perf_counter() - start) / len(prompts)
     yield Finding("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
     if made.samples.completions is not None:
-        yield _said(made.samples.completions, made.tokens)
+        yield _completions(made.samples.completions, made.tokens)
     rewards = load_rewards(plan.config.rewards, plan.config.on_nan)
-    scores = rewards(made.samples, draw.group)
+    with explain_out_of_memory(plan.config, "reward"):
+        scores = rewards(made.samples, draw.group)
     for name, column in zip(scores.names, scores.rewards.T, strict=True):
         values = ", ".join(f"{value:.3g}" for value in column.tolist())
         yield Finding(f"reward {name}", "note" if bool(column.isnan().any()) else "ok", f"scores {values}")
     rewards.close()
 
 
-def _said(texts: Sequence[str], tokens: Sequence[int]) -> Finding:
+def _completions(texts: Sequence[str], tokens: Sequence[int]) -> Finding:
     """What a language model says, since a wrong template or a missing end token shows at once."""
     empty = sum(not text.strip() for text in texts)
     shown = repr(texts[0] if len(texts[0]) <= SHOWN else texts[0][:SHOWN] + "...")

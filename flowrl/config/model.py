@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from flowrl.config.section import Fraction, Section
-from flowrl.paths import local
+from flowrl.paths import absolute_folder
 
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
@@ -45,7 +45,9 @@ class LoRAConfig(Section):
 class VLLMConfig(Section):
     """vLLM beside the trainer (``algorithm.sampler.engine: vllm``)."""
 
-    memory: Fraction = Field(default=0.4, gt=0, description="share of the GPU's memory for weights and keys and values")
+    gpu_memory_utilization: Fraction = Field(
+        default=0.4, gt=0, description="share of the GPU's memory: weights, keys, values"
+    )
     max_model_len: PositiveInt | None = Field(
         default=None, description="longest prompt and completion in tokens; null = the model's context"
     )
@@ -110,7 +112,7 @@ class ModelConfig(Section):
 
     @field_validator("critic", mode="before")
     @classmethod
-    def _switched(cls, value: Any) -> Any:
+    def _switched(cls, value: object) -> object:
         return {True: "network", False: "none"}.get(value, value) if isinstance(value, bool) else value
 
     def critic_for(self, valued: bool) -> Literal["network", "head"] | None:
@@ -124,16 +126,20 @@ class ModelConfig(Section):
         ``valued``: whether the algorithm learns values."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
-        foreign = [key for keys in FAMILY_KEYS.values() for key in keys if key not in FAMILY_KEYS[family]]
-        plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *foreign})
+        plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
         given = self.lora.model_dump(exclude_none=True)
         given |= {key: tuple(given[key]) for key in ("targets", "parameters") if key in given}
         adapted = None if self.full else LoRAOptions(**given)
         if "critic" in plain:
             plain["critic"] = self.critic_for(valued)
-        return {"path_or_pipeline": local(self.path), "family": family, "lora": adapted, **plain}
+        return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
-    def strangers(self, family: Family) -> list[str]:
+    def unused_keys(self, family: Family) -> list[str]:
         """Keys that were set, but mean nothing for a family of models."""
-        foreign = {key for keys in FAMILY_KEYS.values() for key in keys} - set(FAMILY_KEYS[family])
-        return sorted(key for key in foreign if getattr(self, key) != type(self).model_fields[key].default)
+        others = _keys_of_others(family)
+        return sorted(key for key in others if getattr(self, key) != type(self).model_fields[key].default)
+
+
+def _keys_of_others(family: Family) -> set[str]:
+    """Keys that other families of models have, and this one does not."""
+    return {key for keys in FAMILY_KEYS.values() for key in keys} - set(FAMILY_KEYS[family])

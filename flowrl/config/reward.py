@@ -16,11 +16,11 @@ class OnErrorConfig(Section):
     then: Literal["raise", "drop_group"] = Field(default="raise", description="stop, or leave their groups out")
 
 
-def _policy(value: Any) -> Any:
+def _policy(value: object) -> object:
     return {"then": value} if isinstance(value, str) else value
 
 
-def _gate(value: Any) -> Any:
+def _gate(value: object) -> object:
     if value is None or value == "multiply" or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     raise ValueError("give multiply, or the least score that opens the gate")
@@ -71,7 +71,7 @@ class RewardConfig(Section):
         return self
 
 
-def _named(value: Any) -> Any:
+def _named(value: object) -> object:
     return {"use": value} if isinstance(value, str) else value
 
 

@@ -19,11 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from flowrl.config.errors import explain_errors
+from flowrl import renamed
+from flowrl.config.findings import explain_errors
 from flowrl.config.model import LoRAConfig, ModelConfig
-from flowrl.config.reading import apply_overrides, read_yaml, write_yaml
+from flowrl.config.overrides import apply_overrides
 from flowrl.config.reward import Reward
 from flowrl.config.section import Fraction, Section
+from flowrl.config.yaml_text import read_config, read_yaml, write_yaml
 
 
 class DataConfig(Section):
@@ -50,7 +52,7 @@ class DataConfig(Section):
     group: PositiveInt = Field(default=12, description="samples per prompt")
 
 
-def _preset(value: Any) -> Any:
+def _preset(value: object) -> object:
     if isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("use"), str)):
         return value
     raise ValueError("give the name of a preset, or {use: preset, part: {field: value}}; see `flowrl algorithms`")
@@ -99,7 +101,7 @@ class EvalConfig(Section):
     every: NonNegativeInt = Field(default=10, description="iterations between evaluations; 0 = never")
     prompts: PositiveInt | None = Field(default=None, description="the first so many of data.test; null = all")
     samples: PositiveInt = Field(default=1, description="samples per prompt")
-    steps: PositiveInt | None = Field(default=None, description="sampling steps; null = as in training")
+    sampling_steps: PositiveInt | None = Field(default=None, description="of the sampler; null = as in training")
     guidance: NonNegativeFloat | None = Field(default=None, description="guidance scale; null = as in training")
     temperature: NonNegativeFloat | None = Field(
         default=None, description="of language models; 0 = greedy, null = as in training"
@@ -124,8 +126,8 @@ class CheckpointConfig(Section):
 class LogConfig(Section):
     """What is shown and written while training."""
 
-    images: NonNegativeInt = Field(default=8, description="samples saved each time")
-    every_images: PositiveInt = Field(default=10, description="iterations between saved samples")
+    samples: NonNegativeInt = Field(default=8, description="samples saved each time")
+    samples_every: PositiveInt = Field(default=10, description="iterations between saved samples")
     trackers: list[Literal["tensorboard", "wandb"]] = Field(
         default=[], description="experiment trackers to feed as well"
     )
@@ -170,15 +172,22 @@ class Config(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a YAML file, apply ``key.path=value`` overrides, check everything. Raises `UserError`."""
-        return cls.of(apply_overrides(read_yaml(Path(path)), overrides), str(path))
+        keys = [text.partition("=")[0].strip() for text in overrides]
+        return cls.of(apply_overrides(read_config(Path(path)), overrides), str(path), keys)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], source: str = "config") -> Self:
-        """A config from plain data. Raises `UserError` naming every bad key."""
+    def of_run(cls, path: Path) -> Self:
+        """The config that a run wrote, be it one of an older release (`flowrl.renamed`). Raises `UserError`."""
+        return cls.of(renamed.translated(read_yaml(path)), str(path))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> Self:
+        """A config from plain data. Raises `UserError` naming every bad key, and as its place ``source``, or the
+        command line where it is one of the keys ``overridden`` there."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain_errors(error, cls, source) from None
+            raise explain_errors(error, cls, source, overridden) from None
 
     @property
     def directory(self) -> Path:

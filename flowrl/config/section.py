@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from flowrl.values import fitted
+from flowrl.values import coerced
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -18,6 +18,6 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _fit(cls, value: Any, info: ValidationInfo) -> Any:
+    def _fit(cls, value: object, info: ValidationInfo) -> object:
         field = cls.model_fields[info.field_name or ""]
-        return fitted(field.annotation, value)
+        return coerced(field.annotation, value)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.errors import UserError, missing
+from flowrl.errors import UserError, missing_package
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", *TABLES)
@@ -20,7 +20,7 @@ BOM = "\ufeff"
 """Also at the beginning of lines, where files were put one behind the other."""
 
 
-def file_rows(path: Path) -> Sequence[Any]:
+def file_rows(path: Path) -> Sequence[object]:
     """The rows of a file, as its suffix (in any case) says.
 
     Lines end at ``\\n``, ``\\r\\n`` or a lone ``\\r`` at their end, nowhere else: U+2028, U+0085, form feeds and their
@@ -109,11 +109,11 @@ def _check_names(names: Sequence[str], where: str, remedy: str) -> None:
         raise UserError(f"{where}: the column {twice!r} occurs twice; rename one of them")
 
 
-def _json_lines(text: str, path: Path) -> list[Any]:
+def _json_lines(text: str, path: Path) -> list[object]:
     return [parse_json(line, f"{path} line {n}") for n, line in enumerate(lines(text), 1) if line.strip()]
 
 
-def _json_list(text: str, path: Path) -> Sequence[Any]:
+def _json_list(text: str, path: Path) -> Sequence[object]:
     if not text.strip():
         return []
     try:
@@ -153,7 +153,7 @@ def _parquet(path: Path) -> Sequence[Mapping[str, Any]]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise missing(f"data: {str(path)!r}", "pyarrow", "data") from None
+        raise missing_package(f"data: {str(path)!r}", "pyarrow", "data") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as found:  # read_table adds columns of folders named like key=value
             _check_names(found.schema_arrow.names, f"prompts {path}", "name it")

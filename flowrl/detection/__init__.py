@@ -1,11 +1,11 @@
-"""Objects in images and GenEval's rules about them: a detector, colours, and the judge.
+"""Objects in images and GenEval's rules about them: a detector, colours, and a verifier.
 
-The judge and its metadata import nothing heavy; `mask2former` and `colors` load networks.
+The rules and their metadata import nothing heavy; `mask2former` and `colors` load networks.
 """
 
-from flowrl.detection.judging import OFFICIAL, Rules, Verdict, judge, keep, relations, to_color
 from flowrl.detection.metadata import check
 from flowrl.detection.objects import COLORS, OBJECTS, Detection
+from flowrl.detection.rules import OFFICIAL, Rules, Verdict, keep, relations, to_color, verify
 
 __all__ = [
     "COLORS",
@@ -15,8 +15,8 @@ __all__ = [
     "Rules",
     "Verdict",
     "check",
-    "judge",
     "keep",
     "relations",
     "to_color",
+    "verify",
 ]

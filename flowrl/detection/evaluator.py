@@ -1,4 +1,4 @@
-"""Images in, GenEval's verdicts out: detector, colour classifier and judge together."""
+"""Images in, GenEval's verdicts out: detector, colour classifier and rules together."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from flowrl.detection.judging import OFFICIAL, Kept, Rules, Verdict, judge, keep, to_color
 from flowrl.detection.metadata import Metadata, check
 from flowrl.detection.objects import COLORS, Detection
+from flowrl.detection.rules import OFFICIAL, Kept, Rules, Verdict, keep, to_color, verify
 
 
 class Detector(Protocol):
@@ -33,7 +33,7 @@ class Colors(Protocol):
 
 
 @dataclass(frozen=True)
-class Finding:
+class ImageResult:
     """A verdict and the detections it rests on."""
 
     verdict: Verdict
@@ -60,14 +60,14 @@ class Evaluator:
             f"-{rules.max_overlap:g}-{rules.margin:g}"
         )
 
-    def __call__(self, pixels: Tensor, metadata: Sequence[Metadata]) -> list[Finding]:
-        """A finding per image; ``pixels`` uint8 [N, 3, H, W]. Raises `UserError` for metadata it cannot judge."""
+    def __call__(self, pixels: Tensor, metadata: Sequence[Metadata]) -> list[ImageResult]:
+        """A result per image; ``pixels`` uint8 [N, 3, H, W]. Raises `UserError` for metadata it cannot verify."""
         for wanted in metadata:
             check(wanted, self.detector.labels, self.palette)
         found = self.detector(pixels)
-        return [self._judge(*job) for job in zip(pixels, found, metadata, strict=True)]
+        return [self._verify(*job) for job in zip(pixels, found, metadata, strict=True)]
 
-    def _judge(self, image: Tensor, found: Sequence[Detection], metadata: Metadata) -> Finding:
+    def _verify(self, image: Tensor, found: Sequence[Detection], metadata: Metadata) -> ImageResult:
         kept = keep(found, metadata, self.rules)
         needed = to_color(kept, metadata) if self.colors else []
         if needed and self.colors:
@@ -77,7 +77,7 @@ class Evaluator:
                 for label, group in kept.items()
             }
         every = [one for group in kept.values() for one in group]
-        return Finding(judge(every, metadata, self.rules), kept)
+        return ImageResult(verify(every, metadata, self.rules), kept)
 
 
 def details(kept: Kept) -> dict[str, list[list[float]]]:
@@ -85,16 +85,16 @@ def details(kept: Kept) -> dict[str, list[list[float]]]:
     return {label: [[*one.box, one.score] for one in group] for label, group in kept.items()}
 
 
-def line(filename: str, metadata: Metadata, finding: Finding) -> dict[str, Any]:
+def line(filename: str, metadata: Metadata, result: ImageResult) -> dict[str, Any]:
     """One line of ``results.jsonl`` in the official schema; ``metadata`` and ``details`` are JSON within JSON."""
     return {
         "filename": filename,
         "tag": metadata["tag"],
         "prompt": metadata["prompt"],
-        "correct": finding.verdict.correct,
-        "reason": "\n".join(finding.verdict.reasons),
+        "correct": result.verdict.correct,
+        "reason": "\n".join(result.verdict.reasons),
         "metadata": json.dumps(dict(metadata)),
-        "details": json.dumps(details(finding.kept)),
+        "details": json.dumps(details(result.kept)),
     }
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from flowrl.detection.objects import ALIASES, OBJECTS, Detection
 from flowrl.errors import UserError
-from flowrl.scorers.clip import Preprocessing, load_pretrained, place
+from flowrl.scorers.images import Preprocessing
+from flowrl.scorers.loading import device_and_dtype, load_pretrained
 
 WEIGHTS = "facebook/mask2former-swin-small-coco-instance"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +58,7 @@ class Mask2Former:
     ) -> None:
         from transformers import Mask2FormerForUniversalSegmentation
 
-        self._place = place(device, dtype)
+        self._place = device_and_dtype(device, dtype)
         model = load_pretrained(
             Mask2FormerForUniversalSegmentation, path, "geneval", ("mask2former",), unused="criterion."
         )
@@ -123,9 +126,9 @@ def instances(
     return sorted(found, key=lambda detection: -detection.score)
 
 
-def _box(mask: Any) -> tuple[float, float, float, float]:
+def _box(mask: NDArray[np.bool_]) -> tuple[float, float, float, float]:
     """Of a mask with at least one pixel; the upper ends are exclusive."""
-    columns, rows = mask.any(0).nonzero()[0], mask.any(1).nonzero()[0]
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 

@@ -38,7 +38,7 @@ def check(metadata: Metadata, labels: Collection[str] | None = None, colors: Col
         _clause(clause, where, labels)
 
 
-def _clause(clause: Any, where: str, labels: Collection[str] | None) -> None:
+def _clause(clause: object, where: str, labels: Collection[str] | None) -> None:
     if not isinstance(clause, Mapping) or not isinstance(clause.get("class"), str):
         raise UserError(f"{where}: a clause should be like {{'class': 'dog', 'count': 1}}, found {clause!r}")
     count = clause.get("count")
@@ -48,7 +48,7 @@ def _clause(clause: Any, where: str, labels: Collection[str] | None) -> None:
         raise UserError(f"{where}: the detector knows no {clause['class']!r}{did_you_mean(clause['class'], labels)}")
 
 
-def _position(position: Any, number: int, where: str) -> None:
+def _position(position: object, number: int, where: str) -> None:
     if not isinstance(position, list | tuple) or len(position) != 2:
         raise UserError(f"{where}: a position should be like ['left of', 0], found {position!r}")
     relation, reference = position

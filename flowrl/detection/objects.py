@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 # fmt: off
 OBJECTS = (
@@ -32,7 +34,7 @@ class Detection:
     """Confidence in [0, 1]."""
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1 in pixels; y grows downward, x1 and y1 lie just outside of the object."""
-    mask: Any = None
+    mask: NDArray[np.bool_] | None = None
     """[H, W] bool array of the object's pixels; None where the detector gives none."""
     color: str | None = None
     """None: not classified (only detections that a prompt asks the colour of are)."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from flowrl.detection.metadata import RELATIONS, TAGS
 from flowrl.detection.objects import COLORS, OBJECTS
-from flowrl.errors import UserError, did_you_mean
+from flowrl.errors import UserError, did_you_mean, first_line
 
 Row = dict[str, Any]
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -174,16 +174,18 @@ def _texts(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold U+2028, where str.splitlines cuts
         return [json.loads(line)["prompt"] for line in lines if line.strip()]
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise UserError(f"--deny: {file} should hold JSON lines with a 'prompt', such as GenEval's metadata") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"--deny: {file} should hold JSON lines with a 'prompt', such as GenEval's metadata ({first_line(error)})"
+        ) from error
 
 
 def _weight(text: str) -> tuple[str, float]:
     tag, _, factor = text.partition("=")
     try:
         return tag, float(factor)
-    except ValueError:
-        raise UserError(f"--weight: give TAG=FACTOR such as position=2, found {text!r}") from None
+    except ValueError as error:
+        raise UserError(f"--weight: give TAG=FACTOR such as position=2, found {text!r}") from error
 
 
 if __name__ == "__main__":

@@ -34,7 +34,12 @@ def read_results(path: str | Path) -> list[Result]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"GenEval results {path} do not exist")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"GenEval results {path} are not UTF-8 text ({error}); give the tool's results.jsonl"
+        ) from error
     results = [_result(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not results:
         raise UserError(f"GenEval results {path} are empty; write them with the official evaluate_images.py")
@@ -79,7 +84,7 @@ def _result(text: str, where: str) -> Result:
     return Result(**named, correct=row["correct"], metadata=metadata, detections=detections)
 
 
-def _detections(details: Any, where: str) -> tuple[Detection, ...]:
+def _detections(details: object, where: str) -> tuple[Detection, ...]:
     if not isinstance(details, dict):
         raise UserError(f"{where}: 'details' should map labels to boxes, found {details!r}")
     found = []
@@ -92,8 +97,8 @@ def _detections(details: Any, where: str) -> tuple[Detection, ...]:
     return tuple(found)
 
 
-def _json(text: Any, where: str) -> Any:
+def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{where}: not JSON ({error}); repair it") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); repair it") from error

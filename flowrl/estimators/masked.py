@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, compare, need_choices
-from flowrl.estimators.views import RandomCount, ViewPlan
+from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_recorded, distances_to
+from flowrl.estimators.views import RandomCount, ViewDraw
 from flowrl.math.random import derive
 from flowrl.types import (
     ALL_TOKENS,
+    IncompatibleError,
     Likelihood,
     MaskedPolicy,
-    MisfitError,
     Rollout,
     TextCondition,
     TokenTrace,
@@ -28,7 +28,7 @@ PROMPT_STREAM = "prompt"
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedViews:
-    """``log p(y_i | view)`` at the positions that ``plan``'s views ask for.
+    """``log p(y_i | view)`` at the positions that ``views`` ask for.
 
     per: ``view`` is one decision per view, ``sum_i w_i log p_i`` (an estimate of the log-likelihood each); ``cell`` one
         per view and position, ``log p_i`` unweighted, view by view; ``token`` one per position, the mean over views of
@@ -45,7 +45,7 @@ class MaskedViews:
     through the vocabulary layer, and views in which nothing is asked are never run.
     """
 
-    plan: ViewPlan = RandomCount()
+    views: ViewDraw = RandomCount()
     per: Literal["view", "cell", "token"] = "view"
     corrupt: float = 0.0
     tempered: bool = False
@@ -57,25 +57,25 @@ class MaskedViews:
             raise ValueError(f"corrupt={self.corrupt} should be a probability, from 0 to 1")
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         return ()
 
     @property
-    def told(self) -> bool:
+    def has_recorded_logp(self) -> bool:
         return False
 
     def decisions(self, recorded: int) -> tuple[int, int]:
-        need_choices(recorded)
-        draws = self.plan.draws
+        check_recorded(recorded)
+        draws = self.views.draws
         return {"view": draws, "cell": draws * recorded, "token": recorded}[self.per], draws
 
     def probe(self, rollout: Rollout, policy: MaskedPolicy, seeds: Tensor) -> ViewRows:
         trace = rollout.trace
         if not isinstance(trace, TokenTrace):
-            raise MisfitError("views are made of completions: use a masked language model's sampler")
-        views = self.plan(trace, seeds)
+            raise IncompatibleError("views are made of completions: use a masked language model's sampler")
+        views = self.views(trace, seeds)
         labels = trace.tokens[:, None].expand(views.hidden.shape)
-        drawn = [[derive(int(seed), PROMPT_STREAM, view) for view in range(self.plan.draws)] for seed in seeds]
+        drawn = [[derive(int(seed), PROMPT_STREAM, view) for view in range(self.views.draws)] for seed in seeds]
         return ViewRows(
             inputs=torch.where(views.hidden, policy.mask_token, labels),
             labels=labels,
@@ -88,20 +88,20 @@ class MaskedViews:
             truncation=trace.truncation if self.tempered else ALL_TOKENS,
         )
 
-    def old(self, rollout: Rollout, rows: ViewRows) -> None:
+    def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> None:
         return None
 
     def __call__(
-        self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, against: Sequence[str] = ()
+        self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, references: Sequence[str] = ()
     ) -> Likelihood:
         asked = rows.targets.flatten(0, 1).any(dim=1).nonzero()[:, 0]  # of [n * m]
         frozen = {}
-        for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name):
-                frozen[name] = self._reduced(rows, self._cells(policy, rows, condition, asked)[0])
+        for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
+            with policy.using(name) as reference:
+                frozen[name] = self._reduced(rows, self._cells(reference, rows, condition, asked)[0])
         cells, entropy, balance = self._cells(policy, rows, condition, asked, self.entropy)
         logp = self._reduced(rows, cells)
-        extra = compare(logp, frozen, self.kl)
+        extra = distances_to(logp, frozen, self.kl)
         if entropy is not None:
             extra[ENTROPY] = self._mean_asked(rows, entropy)
         if balance is not None:

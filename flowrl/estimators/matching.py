@@ -13,7 +13,7 @@ from flowrl.estimators.times import GridTimes, TimeDraw
 from flowrl.math.flow import clean_of, interpolate
 from flowrl.math.gaussians import mean_square
 from flowrl.math.random import normal
-from flowrl.types import CfgGrad, Condition, FlowPolicy, Likelihood, MisfitError, Rollout, Rows
+from flowrl.types import CfgGrad, Condition, FlowPolicy, IncompatibleError, Likelihood, Rollout, Rows
 
 NOISE_STREAM = 1003
 
@@ -30,7 +30,7 @@ class MatchingRows(Rows):
 def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
     """Draw M times and noises for each sample of a rollout."""
     if rollout.times is None:
-        raise MisfitError("matching estimators need the time grid of a continuous sampler")
+        raise IncompatibleError("matching estimators need the time grid of a continuous sampler")
     t = policy.snap(times(draws, rollout.times.cpu(), seeds))
     clean = rollout.final.float().cpu()
     shape = (draws, *clean.shape[1:])
@@ -59,8 +59,8 @@ def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Poi
 def _frozen(policy: FlowPolicy, point: _Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
     velocities = {}
     for name in names:
-        with policy.using(name):
-            velocities[name] = policy.velocity(point.x, point.t, point.condition, guidance=guidance)
+        with policy.using(name) as reference:
+            velocities[name] = reference.velocity(point.x, point.t, point.condition, guidance=guidance)
     return velocities
 
 
@@ -83,32 +83,32 @@ class Matching:
     cfg_grad: CfgGrad = "cond"
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         return ()
 
     @property
-    def told(self) -> bool:
+    def has_recorded_logp(self) -> bool:
         return False
 
     def decisions(self, recorded: int) -> tuple[int, int]:
         return self.draws, self.draws
 
     @property
-    def fades(self) -> bool:
+    def weight_vanishes(self) -> bool:
         """Whether the weight vanishes with t, at least as fast as the sight that a network has of the noise."""
         return self.weight in ("t", "t2", "huber", "ghuber")
 
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
         return probe_matching(self.times, self.draws, rollout, policy, seeds)
 
-    def old(self, rollout: Rollout, rows: MatchingRows) -> None:
+    def recorded_logp(self, rollout: Rollout, rows: MatchingRows) -> None:
         return None
 
     def __call__(
-        self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, against: Sequence[str] = ()
+        self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
         point = _point(policy, rows, condition)
-        frozen = _frozen(policy, point, against, self.guidance)
+        frozen = _frozen(policy, point, references, self.guidance)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance, cfg_grad=self.cfg_grad)
         error = mean_square((v - (point.noise - point.clean)).double(), 1)
         logp = -self.link(error, point.t.to(error))
@@ -137,9 +137,9 @@ class Matching:
 class ContrastedMatching:
     """Errors of an implicit positive and negative policy around the old one. DiffusionNFT (arXiv:2509.16117).
 
-    ``v+- = (1 -+ b) v_old +- b v`` predict ``x0+-``; ``logp = -mean (x0+ - x0)^2 / w+`` and ``logp_against`` the
-    same with minus,
-    where ``w+- = max(mean |x0+- - x0|, 1e-5)`` without gradient makes the errors comparable over times.
+    ``v+- = (1 -+ b) v_old +- b v`` predict ``x0+-``; ``logp = -mean (x0+ - x0)^2 / w+`` and ``logp_negative`` the
+    same with minus, where ``w+- = max(mean |x0+- - x0|, 1e-5)`` without gradient makes the errors comparable over
+    times.
     """
 
     draws: int = 9
@@ -152,16 +152,16 @@ class ContrastedMatching:
     guidance: float | None = 1.0
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         return (self.to,)
 
     @property
-    def fades(self) -> bool:
+    def weight_vanishes(self) -> bool:
         """The error of the predicted clean latent is t times that of the velocity."""
         return True
 
     @property
-    def told(self) -> bool:
+    def has_recorded_logp(self) -> bool:
         return False
 
     def decisions(self, recorded: int) -> tuple[int, int]:
@@ -170,18 +170,18 @@ class ContrastedMatching:
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
         return probe_matching(self.times, self.draws, rollout, policy, seeds)
 
-    def old(self, rollout: Rollout, rows: MatchingRows) -> None:
+    def recorded_logp(self, rollout: Rollout, rows: MatchingRows) -> None:
         return None
 
     def __call__(
-        self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, against: Sequence[str] = ()
+        self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
         point = _point(policy, rows, condition)
-        frozen = _frozen(policy, point, [self.to, *(n for n in against if n != self.to)], self.guidance)
+        frozen = _frozen(policy, point, [self.to, *(n for n in references if n != self.to)], self.guidance)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance)
         old = frozen[self.to]
         logp = -self._error(point, old + self.strength * (v - old))
-        extra = {"logp_against": -self._error(point, old - self.strength * (v - old))}
+        extra = {"logp_negative": -self._error(point, old - self.strength * (v - old))}
         extra |= {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from flowrl.math.random import normal, uniform
-from flowrl.types import MisfitError
+from flowrl.types import IncompatibleError
 
 Times = TypeVar("Times", Tensor, float)
 
@@ -21,6 +21,18 @@ NOISE_TIME = 0.02
 velocity is -x whatever the data are, the rest of the error is noise that the network cannot see, and a change of
 velocity moves the picture by t times it only. Unweighted, its gradient is the largest of all times nevertheless (shapes
 world, weight (1-t)^2: 0.33 at t = 0.001, 0.21 at 0.14, 0.04 and less above 0.4)."""
+
+
+class TimeDraw(Protocol):
+    """A law of times."""
+
+    def __call__(self, count: int, grid: Tensor, seeds: Tensor) -> Tensor:
+        """[N, count] times, where ``grid`` [T + 1] are those of the sampler and ``seeds`` [N] one stream per sample."""
+        ...
+
+    def share_below(self, limit: float, grid: Tensor) -> float:
+        """The share of draws below ``limit``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class GridTimes:
             bounds = torch.linspace(self.skip, end, count + 1, dtype=torch.float64).long() - self.skip
             width = (bounds[1:] - bounds[:-1]).double()
             u = uniform(seeds, (count,), stream=TIME_STREAM)
-            return usable[(bounds[:-1] + (u * width).long()).clamp(max=len(usable) - 1)]
+            return usable[bounds[:-1] + (u * width).long()]
         repeats = -(-count // len(usable))
         order = uniform(seeds, (repeats, len(usable)), stream=TIME_STREAM).argsort(dim=-1)
         return usable[order.flatten(1)[:, :count]]
@@ -56,7 +68,9 @@ class GridTimes:
         chosen = grid[self.skip : max(self.skip + 1, int(steps * self.fraction))]
         chosen = chosen[chosen >= self.least]
         if not len(chosen):
-            raise MisfitError(f"no time of the sampler's grid is left: lower times.least={self.least} or times.skip")
+            raise IncompatibleError(
+                f"no time of the sampler's grid is left: lower times.least={self.least} or times.skip"
+            )
         return chosen
 
     def share_below(self, limit: float, grid: Tensor) -> float:
@@ -107,6 +121,3 @@ class LogitNormalTimes:
 def shifted(t: Times, shift: float) -> Times:
     """``shift t / (1 + (shift - 1) t)``: the time shift of SD3, whose inverse has shift ``1 / shift``."""
     return shift * t / (1 + (shift - 1) * t)
-
-
-TimeDraw = GridTimes | UniformTimes | LogitNormalTimes

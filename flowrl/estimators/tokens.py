@@ -12,8 +12,8 @@ from flowrl.math.masking import log_ratio_kl
 from flowrl.types import (
     ALL_TOKENS,
     CausalPolicy,
+    IncompatibleError,
     Likelihood,
-    MisfitError,
     Rollout,
     Rows,
     TextCondition,
@@ -32,9 +32,10 @@ class TokenRows(Rows):
 
     tokens: Tensor  # [N, T]
     mask: Tensor  # [N, T] bool
-    behaviour: Tensor | None  # [N, T] log-probabilities as the sampler computed them
+    recorded_logp: Tensor | None  # [N, T] as the sampler computed it
     temperature: float
     truncation: Truncation = ALL_TOKENS
+    event: Tensor | None = None  # [N, T] int64, see `TokenTrace.event`
 
     @property
     def unit(self) -> int:
@@ -43,6 +44,14 @@ class TokenRows(Rows):
     @property
     def counted(self) -> Tensor:
         return self.mask
+
+    @property
+    def sampler_logp(self) -> Tensor | None:
+        return self.recorded_logp
+
+    @property
+    def events(self) -> Tensor:
+        return super().events if self.event is None else self.event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,40 +75,40 @@ class Tokens:
     trust_rollout: bool = False
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         return ()
 
     @property
-    def told(self) -> bool:
+    def has_recorded_logp(self) -> bool:
         return self.trust_rollout
 
     def decisions(self, recorded: int) -> tuple[int, int]:
-        return need_choices(recorded), 1
+        return check_recorded(recorded), 1
 
     def probe(self, rollout: Rollout, policy: CausalPolicy, seeds: Tensor) -> TokenRows:
         trace = rollout.trace
         if not isinstance(trace, TokenTrace):
-            raise MisfitError("tokens are scored on completions: use a language model's sampler")
+            raise IncompatibleError("tokens are scored on completions: use a language model's sampler")
         if self.trust_rollout and not (self.truncated or trace.truncation.off):
-            raise MisfitError(
+            raise IncompatibleError(
                 "estimator.trust_rollout takes the sampler's probabilities, which top_p or top_k cut, and "
                 "estimator.truncated=false scores others; change one of them"
             )
         truncation = trace.truncation if self.truncated else ALL_TOKENS
-        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation)
+        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation, trace.event)
 
-    def old(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
+    def recorded_logp(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
         if not self.trust_rollout:
             return None
-        if rows.behaviour is None:
-            raise MisfitError("trust_rollout needs a sampler that records log-probabilities")
-        return Likelihood(rows.behaviour.double())
+        if rows.recorded_logp is None:
+            raise IncompatibleError("trust_rollout needs a sampler that records log-probabilities")
+        return Likelihood(rows.recorded_logp.double())
 
     def __call__(
-        self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, against: Sequence[str] = ()
+        self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, references: Sequence[str] = ()
     ) -> Likelihood:
-        def score(entropy: bool = False) -> TokenScores:
-            return policy.score(
+        def score(model: CausalPolicy, entropy: bool = False) -> TokenScores:
+            return model.score(
                 condition,
                 rows.tokens,
                 rows.mask,
@@ -110,11 +119,11 @@ class Tokens:
             )
 
         frozen = {}
-        for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name):
-                frozen[name] = score().logp
-        live = score(self.entropy)
-        extra = compare(live.logp, frozen, self.kl)
+        for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
+            with policy.using(name) as reference:
+                frozen[name] = score(reference).logp
+        live = score(policy, self.entropy)
+        extra = distances_to(live.logp, frozen, self.kl)
         if live.entropy is not None:
             extra[ENTROPY] = live.entropy
         if live.value is not None:
@@ -124,14 +133,14 @@ class Tokens:
         return Likelihood(live.logp, extra)
 
 
-def need_choices(recorded: int) -> int:
-    """The decisions of a completion; `MisfitError` where there are none."""
+def check_recorded(recorded: int) -> int:
+    """The decisions of a completion; `IncompatibleError` where there are none."""
     if not recorded:
-        raise MisfitError("greedy completions of a prompt are all the same; train with temperature above 0")
+        raise IncompatibleError("greedy completions of a prompt are all the same; train with temperature above 0")
     return recorded
 
 
-def compare(logp: Tensor, frozen: dict[str, Tensor], kl: KLKind) -> dict[str, Tensor]:
+def distances_to(logp: Tensor, frozen: dict[str, Tensor], kl: KLKind) -> dict[str, Tensor]:
     """``kl/<set>`` and ``log_ratio/<set>`` (without gradient) of every frozen weight set."""
     extra = {}
     for name, other in frozen.items():

@@ -12,14 +12,25 @@ from torch import Tensor
 from flowrl.math.flow import mean_of, measure_step
 from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
 from flowrl.math.random import uniform
-from flowrl.types import CfgGrad, Condition, Dynamics, FlowPolicy, Likelihood, MisfitError, Rollout, StepRows, Steps
+from flowrl.types import (
+    CfgGrad,
+    Condition,
+    Dynamics,
+    FlowPolicy,
+    IncompatibleError,
+    Likelihood,
+    Rollout,
+    StepRows,
+    Steps,
+)
 
 SUBSET_STREAM = 1001  # far from the sampler's streams of the same seeds
 
 
 @dataclass(frozen=True)
 class TransitionRows(StepRows):
-    """Recorded steps to be trained; ``mean`` is the sampling policy's, where it was kept."""
+    """Recorded steps to be trained; ``mean`` is the sampling policy's, where it was kept. An event is a step of the
+    sampler's record."""
 
     x: Tensor  # [N, D, ...]
     x_next: Tensor
@@ -27,6 +38,11 @@ class TransitionRows(StepRows):
     mean: Tensor | None
     dynamics: Dynamics
     guidance: float | None
+    event: Tensor  # [N, D] int64: which of the recorded steps it is
+
+    @property
+    def events(self) -> Tensor:
+        return self.event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +70,33 @@ class Transitions:
     cfg_grad: CfgGrad = "both"
 
     @property
-    def frozen(self) -> tuple[str, ...]:
+    def references(self) -> tuple[str, ...]:
         return ()
 
     @property
-    def told(self) -> bool:
+    def has_recorded_logp(self) -> bool:
         return True
 
     @property
-    def fades(self) -> bool:
+    def weight_vanishes(self) -> bool:
         """Whether the weight of a step vanishes with its noise."""
         return self.measure == "unit"
 
     def decisions(self, recorded: int) -> tuple[int, int]:
         if not recorded:
-            raise MisfitError("the sampler records no step, so there is nothing to train; give it a window")
+            raise IncompatibleError("the sampler records no step, so there is nothing to train; give it a window")
         kept = max(1, int(recorded * min(self.fraction, 1)))
         return kept, kept
 
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> TransitionRows:
         steps = rollout.trace
         if not isinstance(steps, Steps):
-            raise MisfitError("transitions need recorded steps: give the sampler a window and noisy dynamics")
+            raise IncompatibleError("transitions need recorded steps: give the sampler a window and noisy dynamics")
         if self.measure == "noise" and steps.mean is None:
-            raise MisfitError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
-        rows = TransitionRows(
-            steps.t, steps.t_next, steps.x, steps.x_next, steps.squared, steps.mean, steps.dynamics, steps.guidance
-        )
+            raise IncompatibleError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
+        event = torch.arange(steps.t.shape[1]).expand(steps.t.shape)
+        states = (steps.t, steps.t_next, steps.x, steps.x_next, steps.squared, steps.mean)
+        rows = TransitionRows(*states, steps.dynamics, steps.guidance, event)
         return rows if self.fraction >= 1 else self._subset(rows, seeds)
 
     def _subset(self, rows: TransitionRows, seeds: Tensor) -> TransitionRows:
@@ -92,7 +108,7 @@ class Transitions:
         picked = {f.name: getattr(rows, f.name) for f in fields(rows)}
         return replace(rows, **{k: v[line, order] for k, v in picked.items() if isinstance(v, Tensor)})
 
-    def old(self, rollout: Rollout, rows: TransitionRows) -> Likelihood:
+    def recorded_logp(self, rollout: Rollout, rows: TransitionRows) -> Likelihood:
         """Known from the rollout: replaying it with an unchanged policy must give exactly this."""
         if self.measure == "noise":
             return Likelihood(torch.zeros_like(rows.squared))
@@ -100,21 +116,21 @@ class Transitions:
         return Likelihood(self._log(rows.squared, s, elements(rows.x, 2)))
 
     def __call__(
-        self, policy: FlowPolicy, rows: TransitionRows, condition: Condition, against: Sequence[str] = ()
+        self, policy: FlowPolicy, rows: TransitionRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
         n, d = rows.t.shape
         x, x_next = (_flat(value).to(policy.device) for value in (rows.x, rows.x_next))
         t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
         wide = condition.take(torch.arange(n).repeat_interleave(d))
 
-        def velocity() -> Tensor:
-            return policy.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
+        def velocity(model: FlowPolicy) -> Tensor:
+            return model.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
 
         frozen = {}
-        for name in against:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name):
-                frozen[name] = velocity()
-        v = velocity()
+        for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
+            with policy.using(name) as reference:
+                frozen[name] = velocity(reference)
+        v = velocity(policy)
         squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
         extra = {}
         for name, other in frozen.items():

@@ -2,7 +2,7 @@
 
 A view hides some positions and asks for some of the hidden ones. With weights ``w``, the mean over a completion's views
 of ``sum_i w_i log p(y_i | view)`` estimates its log-likelihood bound; which bound, and whether without bias, is said at
-each plan. Positions after the end token are hidden and never asked for. Every draw follows from the sample's seed.
+each law. Positions after the end token are hidden and never asked for. Every draw follows from the sample's seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowrl.math.masking import gauss_legendre, random_subset, systematic_counts
 from flowrl.math.random import uniform
-from flowrl.types import MisfitError, TokenTrace
+from flowrl.types import IncompatibleError, TokenTrace
 
 MASK_STREAM, COUNT_STREAM, PLACE_STREAM, CORRUPTION_STREAM = 2_000_001, 2_000_002, 2_000_003, 2_000_004
 
@@ -29,7 +29,7 @@ class Views:
     weights: Tensor  # [N, m, L] float64; 0 off the targets
 
 
-class ViewPlan(Protocol):
+class ViewDraw(Protocol):
     """A law of views."""
 
     @property
@@ -224,7 +224,7 @@ class BlockRandom:
 @dataclass(frozen=True, kw_only=True)
 class BlockAndAfter:
     """One random block of ``block`` positions, k of its n positions hidden, all later blocks hidden too, earlier ones
-    shown; everything hidden is asked for, with weight L / (number hidden). SPG's released plan (``block_random`` of
+    shown; everything hidden is asked for, with weight L / (number hidden). SPG's released views (``block_random`` of
     facebookresearch/SPG, 17 Oct 2025), a mean over tokens of very unlike contexts rather than a bound.
 
     The blocks of a completion's views are the first ``draws`` of a random order of the canvas's blocks, each taken
@@ -247,9 +247,9 @@ class BlockAndAfter:
         place = torch.arange(content.shape[1]) // self.block
         canvas = int(place[-1]) + 1
         if canvas < self.draws:
-            raise MisfitError(
-                f"estimator.plan.draws={self.draws}: completions have {canvas} blocks of {self.block} positions, and "
-                "each view takes another one; lower estimator.plan.draws or estimator.plan.block"
+            raise IncompatibleError(
+                f"estimator.views.draws={self.draws}: completions have {canvas} blocks of {self.block} positions, and "
+                "each view takes another one; lower estimator.views.draws or estimator.views.block"
             )
         order = uniform(seeds, (canvas,), stream=PLACE_STREAM).argsort(dim=1)[:, : self.draws]
         own = -(-content.sum(dim=1, keepdim=True) // self.block)
@@ -267,7 +267,7 @@ class BlockAndAfter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class Trajectory:
     """The states that the sampler visited, ``merge`` consecutive steps as one view: what is fixed in a view's steps is
     hidden and asked for, everything fixed earlier is shown. With ``merge=1`` the sum is the exact log-probability of
     the trajectory. TraceRL (arXiv:2509.06949), which merges 8; per-step policy gradients with 1.
@@ -291,7 +291,7 @@ class Trace:
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         if trace.order is None:
-            raise MisfitError("a trajectory is scored on a masked sampler's record of steps")
+            raise IncompatibleError("a trajectory is scored on a masked sampler's record of steps")
         order = trace.order
         fixed = order >= 0
         steps = torch.where(fixed, order, torch.full_like(order, torch.iinfo(torch.int64).max))
@@ -301,8 +301,8 @@ class Trace:
             ranks[row] = torch.unique(values, return_inverse=True)[1]
         group = ranks // self.merge
         if int(group[fixed].max()) >= self.limit:
-            raise MisfitError(
-                f"trajectories have more than {self.limit} x {self.merge} steps; raise estimator.plan.limit"
+            raise IncompatibleError(
+                f"trajectories have more than {self.limit} x {self.merge} steps; raise estimator.views.limit"
             )
         index = torch.arange(self.limit)[None, :, None]
         targets = (fixed & self._counted(trace))[:, None] & (group[:, None] == index)
@@ -316,7 +316,9 @@ class Trace:
         if self.through == "end":
             return trace.mask
         if trace.ended is None:
-            raise MisfitError("estimator.plan.through=before_end needs a sampler that tells which completions ended")
+            raise IncompatibleError(
+                "estimator.views.through=before_end needs a sampler that tells which completions ended"
+            )
         last = trace.mask & (trace.mask.flip(1).cumsum(dim=1).flip(1) == 1)
         return trace.mask & ~(last & trace.ended[:, None])
 

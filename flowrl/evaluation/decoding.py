@@ -4,20 +4,19 @@ grids of such changes."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, Prompt, Sampler, Samples, TokenTrace
+from flowrl.types import Sampler
+
+Number = TypeVar("Number", int, float)
 
 STEPS = 28
 """Of a diffusion model without a run; SD3's own default."""
@@ -39,16 +38,7 @@ class Decoding:
     temperature: float | None = None
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a policy made for n prompts."""
-
-    samples: Samples
-    tokens: tuple[int, ...] = ()
-    """Of each completion, its end token included."""
-
-
-def numbers(option: str, given: str | None, kind: type[int] | type[float]) -> list[Any] | None:
+def numbers(option: str, given: str | None, kind: type[Number]) -> list[Number] | None:
     """The numbers of an option such as ``64,128``; `UserError` for what is none, or too small."""
     if given is None:
         return None
@@ -81,32 +71,35 @@ def grid(
     return out
 
 
-def of_run(config: Config, wish: Decoding) -> Sampler:
-    """The sampler of the run's held-out evaluation, changed as wished. Raises UserError for an unfit wish."""
-    own = Decoding(config.eval.steps, config.eval.guidance, temperature=config.eval.temperature)
-    return of_settings(config.algorithm, own, wish)
+def sampler_of_run(config: Config, changes: Decoding) -> Sampler:
+    """The sampler of the run's held-out evaluation, changed as asked. Raises UserError for an unfit changes."""
+    own = Decoding(config.eval.sampling_steps, config.eval.guidance, temperature=config.eval.temperature)
+    return sampler_of_algorithm(config.algorithm, own, changes)
 
 
-def of_settings(algorithm: Any, own: Decoding, wish: Decoding) -> Sampler:
-    """The held-out form of an algorithm's sampler, with a run's own decoding, changed as wished."""
-    return _changed(_changed(build(algorithm).sampler, own), wish)
+def sampler_of_algorithm(
+    algorithm: str | Mapping[str, Any], own: Decoding, changes: Decoding, *, trusted: bool = True
+) -> Sampler:
+    """The held-out form of an algorithm's sampler, with a run's own decoding, changed as asked. Not ``trusted`` runs
+    no code that the algorithm names."""
+    return _changed(_changed(build(algorithm, trusted=trusted).sampler, own), changes)
 
 
-def of_model(family: str, length: int | None, wish: Decoding) -> Sampler:
+def sampler_of_model(family: str, length: int | None, changes: Decoding) -> Sampler:
     """The sampler of a model without a run; ``length`` is that of its world's completions.
 
     Diffusion: 28 steps, the model's own guidance. Language: greedy; autoregressive up to 256 tokens, masked 128 in
-    blocks of 32, half as many steps as tokens, the most certain first. Raises UserError for an unfit wish.
+    blocks of 32, half as many steps as tokens, the most certain first. Raises UserError for an unfit changes.
     """
     if family == "diffusion":
-        return _changed(FlowSampler(steps=STEPS), wish)
+        return _changed(FlowSampler(steps=STEPS), changes)
     length = length or LENGTHS[family]
     if family == "causal":
-        return _changed(CausalSampler(length=length, temperature=0.0), wish)
+        return _changed(CausalSampler(length=length, temperature=0.0), changes)
     sampler = MaskedSampler(
         length=length, steps=-(-length // 2), block=BLOCK if length > BLOCK else None, temperature=0
     )
-    return _changed(sampler, wish)
+    return _changed(sampler, changes)
 
 
 def deterministic(sampler: Sampler) -> bool:
@@ -124,29 +117,16 @@ def check_varied(samplers: Iterable[Sampler], samples: int, option: str) -> None
         )
 
 
-def facts(sampler: Sampler) -> dict[str, Any]:
+def sampler_facts(sampler: Sampler) -> dict[str, Any]:
     """The settings of a sampler that a reader of results wants to know."""
     return {name: getattr(sampler, name) for name in FACTS if hasattr(sampler, name)}
 
 
-def make(policy: Any, sampler: Sampler, weights: str, prompts: Sequence[Prompt], draw: Draw) -> Made:
-    """One sample per prompt (n of them, repeats allowed) with the weight set ``weights``."""
-    places: dict[Any, int] = {}
-    rows = torch.tensor([places.setdefault(prompt.asked, len(places)) for prompt in prompts])
-    with torch.no_grad(), policy.using(weights):
-        rollout = sampler(policy, policy.condition(list(places)).take(rows), draw)
-        decoded = policy.decode(rollout.final)
-    if isinstance(decoded, Tensor):
-        return Made(Samples(prompts, images=decoded))
-    assert isinstance(rollout.trace, TokenTrace)
-    return Made(Samples(prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
-
-
-def _changed(sampler: Sampler, wish: Decoding) -> Sampler:
+def _changed(sampler: Sampler, changes: Decoding) -> Sampler:
     try:
-        if wish.length is not None:
-            sampler = _lengthened(sampler, wish.length)
-        return sampler.heldout(wish.steps, wish.guidance, wish.temperature)
+        if changes.length is not None:
+            sampler = _lengthened(sampler, changes.length)
+        return sampler.heldout(changes.steps, changes.guidance, changes.temperature)
     except ValueError as error:
         raise UserError(f"sampling: {error}") from error
 
@@ -162,5 +142,7 @@ def _lengthened(sampler: Sampler, length: int) -> Sampler:
     raise ValueError("image models have no length; remove it")
 
 
-def _values(given: Any) -> list[Any]:
-    return list(dict.fromkeys(given)) if isinstance(given, Iterable) else [given]
+def _values(given: Number | Sequence[Number] | None) -> list[Number] | list[None]:
+    if given is None:
+        return [None]
+    return list(dict.fromkeys(given)) if isinstance(given, Sequence) else [given]

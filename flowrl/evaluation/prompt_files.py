@@ -10,7 +10,7 @@ from flowrl.evaluation.target import Target
 from flowrl.types import Prompt
 
 
-def prompts_of(name: str, target: Target, data: Path | None, spec: str | None) -> tuple[tuple[Prompt, ...], str]:
+def benchmark_prompts(name: str, target: Target, data: Path | None, spec: str | None) -> tuple[tuple[Prompt, ...], str]:
     """The prompts of a suite and where they are from: of the image folder, ``data`` or ``spec``.
 
     ``data`` and ``spec`` are files (.txt, .jsonl, .json, .parquet, .csv, .tsv); ``spec`` may also be ``hf:name:split``.

@@ -1,4 +1,4 @@
-"""From one verdict per sample to the numbers of ``results.json``.
+"""From the scores of samples to the numbers of ``results.json``.
 
 Schema of ``results.json`` (``flowrl.evaluation/2``); an estimate is ``{"value", "low", "high"}``, a 95 % bootstrap
 interval over prompts, null where unknown::
@@ -16,7 +16,7 @@ interval over prompts, null where unknown::
       samples_per_prompt, resolution (of images), metadata_sha256
       tags.TAG                    prompts: how many
       arms.ARM                    ARM is base and tuned, or model, or images
-        samples, unscored         samples judged, and those without a primary measure
+        samples, unscored         samples scored, and those without a primary measure
         measures.MEASURE
           overall                 unweighted mean over tags; null while tags are missing
           samples                 mean over samples
@@ -45,8 +45,8 @@ MAX_REASONS = 40
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a suite found in the samples of one arm; P prompts with up to S samples each."""
+class VariantScores:
+    """What a suite found in the samples of one variant; P prompts with up to S samples each."""
 
     measures: Mapping[str, Floats]
     """[P, S] each; NaN where there is no sample or it could not be scored."""
@@ -57,7 +57,7 @@ class Judged:
 
 
 def summarise(
-    arms: Mapping[str, Judged], tags: Sequence[str], expected_tags: Sequence[str], resamples: int, seed: int
+    variants: Mapping[str, VariantScores], tags: Sequence[str], expected_tags: Sequence[str], resamples: int, seed: int
 ) -> dict[str, Any]:
     """``arms``, ``difference``, ``tags`` and ``missing_tags`` of a suite; ``tags`` [P] names every prompt's tag."""
     draws = Resamples.draw(tags, resamples, seed)
@@ -65,25 +65,25 @@ def summarise(
     out: dict[str, Any] = {
         "missing_tags": missing,
         "tags": {tag: {"prompts": len(rows)} for tag, rows in draws.rows.items()},
-        "arms": {name: _arm(judged, draws, not missing) for name, judged in arms.items()},
+        "arms": {name: _variant(scores, draws, not missing) for name, scores in variants.items()},
         "difference": {},
     }
-    if {"base", "tuned"} <= arms.keys():
-        base, tuned = arms["base"].measures, arms["tuned"].measures
+    if {"base", "tuned"} <= variants.keys():
+        base, tuned = variants["base"].measures, variants["tuned"].measures
         out["difference"] = {
             name: _difference(base[name], tuned[name], draws, not missing) for name in base if name in tuned
         }
     return out
 
 
-def _arm(judged: Judged, draws: Resamples, complete: bool) -> dict[str, Any]:
-    samples = int(judged.present.sum())
-    first = next(iter(judged.measures.values()))
+def _variant(scores: VariantScores, draws: Resamples, complete: bool) -> dict[str, Any]:
+    samples = int(scores.present.sum())
+    first = next(iter(scores.measures.values()))
     return {
         "samples": samples,
         "unscored": samples - int((~np.isnan(first)).sum()),
-        "measures": {name: _measure(values, draws, complete) for name, values in judged.measures.items()},
-        "reasons": dict(Counter(judged.reasons).most_common(MAX_REASONS)),
+        "measures": {name: _measure(values, draws, complete) for name, values in scores.measures.items()},
+        "reasons": dict(Counter(scores.reasons).most_common(MAX_REASONS)),
     }
 
 

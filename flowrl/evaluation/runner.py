@@ -1,4 +1,4 @@
-"""Evaluate a target on suites: samples, then verdicts, then numbers."""
+"""Evaluate a target on suites: samples, then scores, then numbers."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowrl.errors import UserError
-from flowrl.evaluation.decoding import check_varied, deterministic, facts, grid
-from flowrl.evaluation.generate import Maker, fingerprint, generate
-from flowrl.evaluation.judge import judge
-from flowrl.evaluation.resolve import Samplers, Wish, resolve
-from flowrl.evaluation.results import SCHEMA, Judged, summarise
+from flowrl.errors import UserError, counted
+from flowrl.evaluation.decoding import check_varied, deterministic, grid, sampler_facts
+from flowrl.evaluation.results import SCHEMA, VariantScores, summarise
+from flowrl.evaluation.samples import SampleSource, complete_samples, prompts_digest
+from flowrl.evaluation.scoring import score_samples
 from flowrl.evaluation.statistics import RESAMPLES
-from flowrl.evaluation.suites import Suite, find, tag_of
-from flowrl.evaluation.target import Target
+from flowrl.evaluation.suite import Suite, prompt_tag
+from flowrl.evaluation.suites import find
+from flowrl.evaluation.target import Target, Variant
+from flowrl.evaluation.targets import Request, Samplers, find_target
 from flowrl.records.machine import versions
 from flowrl.records.sample_files import Entry, image_size, write_text
-from flowrl.runtime.progress import Display
-from flowrl.types import Prompt, Sampler
+from flowrl.runtime.display import Display
+from flowrl.types import Policy, Prompt, Sampler
 
 SAMPLES = 4
 """Per prompt, unless the user says so."""
 
 
 @dataclass(frozen=True)
-class Part:
+class GridPoint:
     """One decoding of a grid; ``label`` is empty where there is only one."""
 
     label: str
@@ -49,18 +50,18 @@ class Case:
     """A suite at one decoding."""
 
     suite: Suite
-    part: Part
+    point: GridPoint
     rows: Sequence[int]
     """Its prompts that are used."""
 
     @property
     def name(self) -> str:
         """Its key in the results."""
-        return self.part.named(self.suite.name)
+        return self.point.named(self.suite.name)
 
-    def folder(self, arm: str) -> Path:
+    def folder(self, variant: str) -> Path:
         """Where its samples lie; suites with the same prompts share them."""
-        return Path(arm) / self.part.named(re.sub(r"[^\w.-]+", "-", self.suite.source))
+        return Path(variant) / self.point.named(re.sub(r"[^\w.-]+", "-", self.suite.source))
 
 
 def evaluate(
@@ -84,49 +85,50 @@ def evaluate(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Judge ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
+    """Evaluate ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
 
     ``target`` is a model (folder, hub id, or the name of a world, with ``family`` if it has several), a run directory,
-    a LoRA folder (on ``model`` where it does not name its own), or images. A run or LoRA is judged twice, ``base`` and
-    ``tuned``, at equal prompts and seeds, a run with its
-    config's held-out sampler unless given here; of several lengths (tokens), steps and temperatures every combination
-    is judged. Run again to resume: samples made with the same settings are kept, and verdicts follow from the files
-    alone. ``limit`` takes that many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1.
-    ``data`` holds the problems of gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by
-    suite, such as ``{"geneval": {"detector": "weights/mask2former"}}``. Raises UserError for what cannot be judged.
+    a LoRA folder (on ``model`` where it does not name its own), or images. A run or LoRA is evaluated twice, ``base``
+    and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here; of several
+    lengths (tokens), steps and temperatures every combination is evaluated. Run again to resume: samples made with the
+    same settings are kept, and scores follow from the files alone. ``limit`` takes that many prompts, evenly over tags.
+    ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of gsm8k or math500, or the prompts
+    of a suite of images; ``options`` are settings by suite, such as ``{"geneval": {"detector":
+    "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
     """
     _check(samples, limit, suites)
     out = Path(out)
     decodings = grid(steps=steps, guidance=guidance, length=length, temperature=temperature)
-    subject, samplers = resolve(target, Wish(checkpoint, decodings, call, base, family, model=model))
-    parts = _parts(samplers, samples)
+    request = Request(checkpoint, decodings, call, base, family, model=model)
+    subject, samplers = find_target(target, request)
+    points = _points(samplers, samples)
     with ExitStack() as stack:
-        shown = stack.enter_context(display or Display())
-        shown.stage("loading what judges", log=False)
+        display = stack.enter_context(display or Display())
+        display.stage("loading what judges", log=False)
         found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
-        cases = [Case(suite, part, choose(suite.prompts, limit)) for suite in found for part in parts]
-        made = _samples(cases, subject, seed, out, shown)
-        numbers = {case.name: _numbers(case, subject, made[case.name], seed, out, shown) for case in cases}
+        cases = [Case(suite, point, choose_prompts(suite.prompts, limit)) for suite in found for point in points]
+        made = _make_samples(cases, subject, seed, out, display)
+        entries = {case.name: _results(case, subject, made[case.name], seed, out, display) for case in cases}
     results = {
         "schema": SCHEMA,
         "target": target,
         "kind": subject.kind,
-        "suites": numbers,
-        "manifest": {"limit": limit, "seed": seed, **_manifest(subject, parts)},
+        "suites": entries,
+        "manifest": {"limit": limit, "seed": seed, **_manifest(subject, points)},
     }
     write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return results
 
 
-def choose(prompts: Sequence[Prompt], limit: int | None) -> list[int]:
+def choose_prompts(prompts: Sequence[Prompt], limit: int | None) -> list[int]:
     """Rows to use: all, or ``limit`` of them dealt evenly over the tags and evenly spaced within each."""
     if limit is None or limit >= len(prompts):
         return list(range(len(prompts)))
     by_tag: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
-        by_tag.setdefault(tag_of(prompt), []).append(row)
+        by_tag.setdefault(prompt_tag(prompt), []).append(row)
     quota = dict.fromkeys(by_tag, 0)
     while sum(quota.values()) < limit:
         for tag, rows in by_tag.items():
@@ -147,63 +149,81 @@ def _check(samples: int | None, limit: int | None, suites: Sequence[str]) -> Non
         raise UserError(f"--limit: needs at least 1 prompt, found {limit}")
 
 
-def _parts(samplers: Samplers, samples: int | None) -> list[Part]:
+def _points(samplers: Samplers, samples: int | None) -> list[GridPoint]:
     """Greedy decoding makes one sample. Raises UserError if several were asked for and would all be equal."""
     check_varied(samplers.values(), samples or 1, "--samples")
-    parts = [
-        Part(label, sampler, 1 if deterministic(sampler) else samples or SAMPLES) for label, sampler in samplers.items()
+    points = [
+        GridPoint(label, sampler, 1 if deterministic(sampler) else samples or SAMPLES)
+        for label, sampler in samplers.items()
     ]
-    return parts or [Part("", None, 0)]
+    return points or [GridPoint("", None, 0)]
 
 
-def _samples(
-    cases: Sequence[Case], target: Target, seed: int, out: Path, shown: Display
+def _make_samples(
+    cases: Sequence[Case], target: Target, seed: int, out: Path, display: Display
 ) -> dict[str, dict[str, list[Entry]]]:
-    """The samples of every case and arm, made where they are missing; each arm is loaded at most once."""
-    made: dict[str, dict[str, list[Entry]]] = {case.name: {} for case in cases}
+    """The samples of every case and variant, made where they are missing; each variant is loaded at most once."""
     if target.folder is not None:
         return {case.name: {"images": [target.entries[row] for row in case.rows]} for case in cases}
-    run = target.config if target.kind == "run" and target.medium == "completions" else None
-    told = {"overlong": run.data.overlong, "prefill": run.eval.prefill} if run is not None else {}
-    for arm in target.arms:
-        load = functools.cache(arm.open)
+    made: dict[str, dict[str, list[Entry]]] = {case.name: {} for case in cases}
+    for variant in target.variants:
+        variant = replace(variant, open=functools.cache(functools.partial(_load, variant, display)))
         for case in cases:
-            assert case.part.sampler is not None
-            maker = Maker(load, case.part.sampler, seed, arm.identity, arm.weights, target.medium, **told)
-            folder = out / case.folder(arm.name)
-            made[case.name][arm.name] = generate(maker, case.suite.prompts, case.rows, case.part.samples, folder, shown)
+            source, folder = _source(target, variant, case, seed), out / case.folder(variant.name)
+            made[case.name][variant.name] = complete_samples(
+                source, case.suite.prompts, case.rows, case.point.samples, folder, display
+            )
     return made
 
 
-def _numbers(
-    case: Case, target: Target, made: Mapping[str, list[Entry]], seed: int, out: Path, shown: Display
+def _load(variant: Variant, display: Display) -> Policy:
+    display.stage("loading the model" if variant.name == "model" else f"loading the {variant.name} model")
+    return variant.open()
+
+
+def _source(target: Target, variant: Variant, case: Case, seed: int) -> SampleSource:
+    sampler = case.point.sampler
+    assert sampler is not None
+    source = SampleSource(variant.open, sampler, seed, variant.identity, variant.weights, target.medium)
+    if target.kind != "run" or target.medium != "completions" or target.config is None:
+        return source
+    return replace(source, overlong=target.config.data.overlong, prefill=target.config.eval.prefill)
+
+
+def _results(
+    case: Case, target: Target, made: Mapping[str, list[Entry]], seed: int, out: Path, display: Display
 ) -> dict[str, Any]:
-    suite, part = case.suite, case.part
+    """A case's entry in ``results.json``, from its samples by variant."""
+    suite, point = case.suite, case.point
     first = next(iter(made.values()))
     rows = case.rows if target.folder is not None else [entry.index for entry in first]  # some may be left out
     prompts = [suite.prompts[row] for row in rows]
-    arms: dict[str, Judged] = {}
-    for arm, entries in made.items():
-        file, count = out / arm / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
-        with shown.counting(f"judging {count} {target.medium} ({arm}) by {case.name}", count) as advance:
-            arms[arm] = judge(suite, entries, target.folder or out / arm, file, advance)
+    scores = {name: _scores(case, target, name, entries, out, display) for name, entries in made.items()}
     return {
         "suite": suite.name,
-        "decoding": part.label,
-        "title": part.named(suite.title),
+        "decoding": point.label,
+        "title": point.named(suite.title),
         "version": suite.version,
         "source": suite.source,
         "medium": target.medium,
-        "sampling": facts(part.sampler) if part.sampler else {},
+        "sampling": sampler_facts(point.sampler) if point.sampler else {},
         "primary": suite.primary,
         "partial": len(prompts) < suite.size,
         "prompts": len(prompts),
         "prompts_available": suite.size,
-        "samples_per_prompt": max((len(entry.files) for entry in target.entries), default=part.samples),
+        "samples_per_prompt": max((len(entry.files) for entry in target.entries), default=point.samples),
         **({"resolution": _resolution(first)} if target.medium == "images" else {}),
-        "metadata_sha256": fingerprint(suite.prompts),
-        **summarise(arms, [tag_of(prompt) for prompt in prompts], suite.tags, RESAMPLES, seed),
+        "metadata_sha256": prompts_digest(suite.prompts),
+        **summarise(scores, [prompt_tag(prompt) for prompt in prompts], suite.tags, RESAMPLES, seed),
     }
+
+
+def _scores(
+    case: Case, target: Target, variant: str, entries: Sequence[Entry], out: Path, display: Display
+) -> VariantScores:
+    file, count = out / variant / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
+    with display.counting(f"judging {counted(count, target.medium)} ({variant}) by {case.name}", count) as advance:
+        return score_samples(case.suite, entries, target.folder or out / variant, file, advance)
 
 
 def _resolution(entries: Sequence[Entry]) -> str:
@@ -211,17 +231,17 @@ def _resolution(entries: Sequence[Entry]) -> str:
     return f"{width}x{height}"
 
 
-def _manifest(target: Target, parts: Sequence[Part]) -> dict[str, Any]:
+def _manifest(target: Target, points: Sequence[GridPoint]) -> dict[str, Any]:
     return {
-        **_sampling(parts),
-        "arms": {arm.name: dict(arm.identity) for arm in target.arms},
+        **_sampling(points),
+        "arms": {variant.name: dict(variant.identity) for variant in target.variants},
         "prompt_rewrite": False,
         "versions": versions(),
     }
 
 
-def _sampling(parts: Sequence[Part]) -> dict[str, Any]:
+def _sampling(points: Sequence[GridPoint]) -> dict[str, Any]:
     """Every setting of the samplers; of one that differs between them, the list."""
-    every = [{"samples": part.samples, **facts(part.sampler)} for part in parts if part.sampler]
-    columns = {name: [found[name] for found in every] for name in (every[0] if every else {})}
+    settings = [{"samples": point.samples, **sampler_facts(point.sampler)} for point in points if point.sampler]
+    columns = {name: [each[name] for each in settings] for name in (settings[0] if settings else {})}
     return {name: values[0] if len(set(values)) == 1 else values for name, values in columns.items()}

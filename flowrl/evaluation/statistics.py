@@ -40,7 +40,7 @@ class Estimate:
 class Resamples:
     """How often each prompt occurs in each bootstrap resample.
 
-    Drawn once per benchmark and used for every arm and measure, so comparisons are paired.
+    Drawn once per benchmark and used for every variant and measure, so comparisons are paired.
     """
 
     rows: dict[str, NDArray[np.int64]]

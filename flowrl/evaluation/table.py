@@ -11,15 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flowrl.errors import plain
+from flowrl.errors import counted, printable
 
 SIZES = ("tokens", "characters")
 """Measures that every suite has of completions."""
-ARMS = ("base", "tuned", "model", "images")
+VARIANTS = ("base", "tuned", "model", "images")
+"""Arms of ``results.json``, in the order of their columns."""
 
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print one table per suite: arms side by side with their 95 % intervals, and the paired difference.
+    """Print one table per suite: base and tuned side by side with their 95 % intervals, and the paired difference.
 
     A suite at several decodings is one table with a line for each.
     """
@@ -29,52 +30,48 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         groups.setdefault(suite["suite"], []).append(suite)
     for name, suites in groups.items():
         first = suites[0]
-        count = f"{_counted(first['samples_per_prompt'], first['medium'])} each"
-        title = f"{first['title']}: {_counted(first['prompts'], 'prompts')}, {count}"
+        count = f"{counted(first['samples_per_prompt'], first['medium'])} each"
+        title = f"{first['title']}: {counted(first['prompts'], 'prompts')}, {count}"
         if len(suites) > 1:
-            title = f"{name}: {first['primary']} of {_counted(first['prompts'], 'prompts')} by decoding"
-        console.print(Text(plain(title), style="bold"))
+            title = f"{name}: {first['primary']} of {counted(first['prompts'], 'prompts')} by decoding"
+        console.print(Text(printable(title), style="bold"))
         console.print(suite_table(first) if len(suites) == 1 else grid_table(suites))
         for note in dict.fromkeys(note for suite in suites for note in notes(suite)):
-            console.print(Text(plain(note), style="dim"))
-
-
-def _counted(count: int, things: str) -> str:
-    return f"{count} {things.removesuffix('s') if count == 1 else things}"
+            console.print(Text(printable(note), style="dim"))
 
 
 def grid_table(suites: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows are decodings, columns the overall of each arm and the difference."""
-    table, arms = _table(suites[0])
+    """Rows are decodings, columns the overall of each variant and the difference."""
+    table, variants = _table(suites[0])
     for suite in suites:
         path = (suite["primary"], "samples" if suite["missing_tags"] else "overall")
-        table.add_row(Text(suite["decoding"].replace(",", " ")), *_cells(suite, arms, path))
+        table.add_row(Text(suite["decoding"].replace(",", " ")), *_cells(suite, variants, path))
     return table
 
 
 def suite_table(suite: Mapping[str, Any]) -> Table:
-    """Rows are tags, overall and further measures; columns are arms and the difference."""
-    table, arms = _table(suite)
+    """Rows are tags, overall and further measures; columns are variants and the difference."""
+    table, variants = _table(suite)
     for label, _, path, last in rows(suite):
-        table.add_row(Text(plain(label)), *_cells(suite, arms, path), end_section=last)
+        table.add_row(Text(printable(label)), *_cells(suite, variants, path), end_section=last)
     return table
 
 
 def _table(suite: Mapping[str, Any]) -> tuple[Table, list[str]]:
-    """An empty table and its arms. Where it is narrow, labels wrap; numbers are never cut."""
-    arms = [arm for arm in ARMS if arm in suite["arms"]]
+    """An empty table and its variants. Where it is narrow, labels wrap; numbers are never cut."""
+    variants = [name for name in VARIANTS if name in suite["arms"]]
     table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("", overflow="fold")
-    for name in [*arms, *(["difference"] if suite["difference"] else [])]:
+    for name in [*variants, *(["difference"] if suite["difference"] else [])]:
         table.add_column(name, justify="right", no_wrap=True)
-    return table, arms
+    return table, variants
 
 
-def _cells(suite: Mapping[str, Any], arms: Sequence[str], path: tuple[str, ...]) -> list[Text]:
+def _cells(suite: Mapping[str, Any], variants: Sequence[str], path: tuple[str, ...]) -> list[Text]:
     places = decimals(path)
-    cells = [format_estimate(dig(suite["arms"][arm]["measures"], path), places=places) for arm in arms]
+    cells = [format_estimate(nested(suite["arms"][name]["measures"], path), places=places) for name in variants]
     if suite["difference"]:
-        cells.append(format_estimate(dig(suite["difference"], path), signed=True, places=places))
+        cells.append(format_estimate(nested(suite["difference"], path), signed=True, places=places))
     return [Text(cell.replace(", ", ",")) for cell in cells]
 
 
@@ -85,16 +82,16 @@ def rows(suite: Mapping[str, Any]) -> Iterator[tuple[str, int, tuple[str, ...], 
         for tag in tags:
             yield tag, suite["tags"][tag]["prompts"], (primary, "tags", tag), tag == tags[-1]
     yield "partial overall" if suite["partial"] else "overall", suite["prompts"], (primary, "overall"), False
-    arms, most = list(suite["arms"].values()), suite["samples_per_prompt"]
-    headline = arms[0]["measures"][primary]
+    variants, most = list(suite["arms"].values()), suite["samples_per_prompt"]
+    headline = variants[0]["measures"][primary]
     if suite["medium"] == "completions":
         for attempts in headline.get("pass_at", {}) if most > 1 else ():
             yield f"pass@{attempts}", suite["prompts"], (primary, "pass_at", attempts), False
-    elif any("any_of_n" in arm["measures"][primary] for arm in arms):
+    elif any("any_of_n" in each["measures"][primary] for each in variants):
         yield "images", suite["prompts"], (primary, "samples"), False
         if most > 1:
             yield f"any of {most}", suite["prompts"], (primary, "any_of_n"), False
-    for measure in arms[0]["measures"]:
+    for measure in variants[0]["measures"]:
         if measure != primary:
             yield measure, suite["prompts"], (measure, "samples"), False
 
@@ -106,7 +103,7 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
         out.append(f"No overall: no prompts of {', '.join(suite['missing_tags'])}; raise the limit.")
     elif suite["partial"]:
         out.append(f"Partial: {suite['prompts']} of {suite['prompts_available']} prompts.")
-    unscored = {name: arm["unscored"] for name, arm in suite["arms"].items() if arm["unscored"]}
+    unscored = {name: each["unscored"] for name, each in suite["arms"].items() if each["unscored"]}
     out += [
         f"{count} {suite['medium']} of {name} could not be scored and are left out." for name, count in unscored.items()
     ]
@@ -115,7 +112,7 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def dig(values: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
+def nested(values: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
     """``values[a][b]...``, or None where the path ends early."""
     found: Any = values
     for key in path:

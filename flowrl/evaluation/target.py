@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from flowrl.config import Config
 from flowrl.records.sample_files import Entry
-from flowrl.types import Prompt
+from flowrl.types import Policy, Prompt
 
 Kind = Literal["model", "run", "lora", "images"]
 Medium = Literal["images", "completions"]
@@ -19,12 +19,12 @@ Overlong = Literal["error", "drop", "truncate"]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One set of weights to make samples with."""
+class Variant:
+    """One set of weights to make samples with; an arm of ``results.json``."""
 
     name: str
     """``base``, ``tuned`` or ``model``; also the name of its folder."""
-    open: Callable[[], Any]
+    open: Callable[[], Policy]
     """Loads the policy; called only when samples are missing."""
     identity: Mapping[str, Any]
     """Names the weights: samples made under another identity are made again."""
@@ -38,7 +38,7 @@ class Target:
 
     text: str
     kind: Kind
-    arms: tuple[Arm, ...] = ()
+    variants: tuple[Variant, ...] = ()
     medium: Medium = "images"
     entries: tuple[Entry, ...] = ()
     """The images of an image folder."""
@@ -51,9 +51,14 @@ class Target:
 
     def prompts(self) -> tuple[Prompt, ...]:
         """The prompts an image folder came with."""
-        return tuple(
-            Prompt(
-                str(entry.metadata["prompt"]), entry.index, {k: v for k, v in entry.metadata.items() if k != "prompt"}
-            )
-            for entry in self.entries
-        )
+        return tuple(prompt_of(entry.metadata, entry.index) for entry in self.entries)
+
+
+def prompt_of(row: Mapping[str, Any], number: int) -> Prompt:
+    """The prompt of a line of metadata, whose other fields are its columns."""
+    return Prompt(str(row["prompt"]), number, {key: value for key, value in row.items() if key != "prompt"})
+
+
+def medium_of(family: str) -> Medium:
+    """What models of a family make."""
+    return "images" if family == "diffusion" else "completions"

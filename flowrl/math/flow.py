@@ -82,6 +82,7 @@ class ODE:
     """Euler step of the probability-flow ODE: ``x + (t' - t) v``. Deterministic."""
 
     def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """``(1, t' - t, 0)``."""
         t, t_next = t.double(), t_next.double()
         return torch.ones_like(t), t_next - t, torch.zeros_like(t)
 
@@ -91,13 +92,14 @@ class FlowSDE:
     """SDE with the flow's marginals, ``g = noise_level * sqrt(t / (1 - t))``. Flow-GRPO (arXiv:2505.05470).
 
     ``x + v dt + (g^2 / 2t) e^ dt + g sqrt(-dt) z``. At t = 1 the denominator uses t' instead (the second time of the
-    grid),
-    as the released code does; otherwise g would be infinite. Converges to the right marginals as the grid is refined.
+    grid), as the released code does; otherwise g would be infinite. Converges to the right marginals as the grid is
+    refined.
     """
 
     noise_level: float = 0.7
 
     def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """``(1 + d h, h (1 + d (1 - t)), g sqrt(-h))`` with ``h = t' - t`` and ``d = g^2 / 2t``."""
         t, t_next = t.double(), t_next.double()
         g = self.noise_level * (t / (1 - torch.where(t >= 1, t_next, t))).sqrt()
         return _sde(g, t, t_next)
@@ -108,13 +110,13 @@ class DanceSDE:
     """The same SDE with constant ``g = noise``. DanceGRPO (arXiv:2505.07818).
 
     The drift explodes as t -> 0 and the last step leaves residual noise: decode the predicted clean latent of the
-    last step
-    (`FlowSampler.decode_clean`) and do not train it.
+    last step (`FlowSampler.decode_clean`) and do not train it.
     """
 
     noise: float = 0.3
 
     def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """As those of `FlowSDE`, with constant ``g``."""
         t, t_next = t.double(), t_next.double()
         return _sde(torch.full_like(t, self.noise), t, t_next)
 
@@ -131,13 +133,13 @@ class CPS:
     (arXiv:2509.05952).
 
     ``noise = 0`` is Euler. NOT marginal preserving: the per-step noise is O(1), so variance is lost at any number of
-    steps
-    unless the conditional is a point mass (`tests/unit/test_math_flow.py` records by how much).
+    steps unless the conditional is a point mass (`tests/unit/test_math_flow.py` records by how much).
     """
 
     noise: float = 0.8
 
     def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """Those of ``(1 - t') x0^ + t' cos(a) e^`` with ``s = t' sin(a)``, ``a = noise pi / 2``."""
         t, t_next = t.double(), t_next.double()
         angle = torch.tensor(self.noise * torch.pi / 2, dtype=torch.float64)
         return _from_prediction(1 - t_next, t_next * angle.cos(), t, t_next * angle.sin())
@@ -147,14 +149,14 @@ class CPS:
 class DDIM:
     """DDIM(eta) in flow coordinates: eta = 0 is Euler, eta = 1 the DDPM posterior. DDIM (arXiv:2010.02502) eq. 12, 16.
 
-    ``s = eta t' sqrt(1 - (t'(1-t) / (t(1-t')))^2)``, ``mean = (1-t') x0^ + sqrt(t'^2 - s^2) e^``. The last step (t'
-    = 0) is
-    deterministic.
+    ``s = eta t' sqrt(1 - (t'(1-t) / (t(1-t')))^2)``, ``mean = (1-t') x0^ + sqrt(t'^2 - s^2) e^``. The last step (t' =
+    0) is deterministic.
     """
 
     eta: float = 1.0
 
     def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """Those of ``(1 - t') x0^ + sqrt(t'^2 - s^2) e^``, with ``s`` as above."""
         t, t_next = t.double(), t_next.double()
         odds_ratio = t_next * (1 - t) / (t * (1 - t_next))
         s = self.eta * t_next * (1 - odds_ratio**2).clamp(min=0).sqrt()
@@ -170,14 +172,12 @@ class SDEDPM:
     """
 
     def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """``((t'/t) e^{-h} + c, -c t, t' sqrt(1 - e^{-2h}))`` with ``c = (1 - t') (1 - e^{-2h})``."""
         t, t_next = t.double(), t_next.double()
         decay = t_next * (1 - t) / (t * (1 - t_next))  # e^{-h}
         kept = (t_next / t) * decay
         clean = (1 - t_next) * (1 - decay**2)
         return kept + clean, -clean * t, t_next * (1 - decay**2).clamp(min=0).sqrt()
-
-
-Kernel = ODE | FlowSDE | DanceSDE | CPS | DDIM | SDEDPM
 
 
 def dpm_solver_2m(
@@ -186,8 +186,8 @@ def dpm_solver_2m(
     """One step of DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2) in flow coordinates. Times are scalars.
 
     ``clean`` is the prediction at ``t``, ``previous`` that at ``t_previous`` (``None`` on the first step). First
-    order (DDIM) on
-    the first step, the last (t' = 0, infinite log-SNR), and wherever ``t_previous = 1`` has log-SNR minus infinity.
+    order (DDIM) on the first step, the last (t' = 0, infinite log-SNR), and wherever ``t_previous = 1`` has log-SNR
+    minus infinity.
     """
     ratio, decay = float(t_next / t), float(t_next * (1 - t) / (t * (1 - t_next)))
     if previous is not None and float(t_previous) < 1 and float(t_next) > 0:

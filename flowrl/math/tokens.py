@@ -132,7 +132,7 @@ class _Selective(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, options: _Options
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor]:
         ctx.options, ctx.kind = options, hidden.dtype
         ctx.again = weight.requires_grad or (bias is not None and bias.requires_grad)
         logp, entropy, direction, total = _forward(hidden, weight, bias, labels, options, direction=not ctx.again)
@@ -144,8 +144,8 @@ class _Selective(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        upstream: Tensor = grad_outputs[0]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        upstream = grad_outputs[0]
         if not ctx.again:
             (direction,) = ctx.saved_tensors
             return (upstream[:, None] * direction).to(ctx.kind), None, None, None, None

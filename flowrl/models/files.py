@@ -4,26 +4,70 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flowrl.errors import UserError, reason
+from safetensors import SafetensorError, safe_open
+
+from flowrl.errors import UserError, first_line, is_out_of_memory
 
 LARGEST_JSON = 8 << 20
 """Bytes; larger ones are vocabularies, which their reader checks."""
-PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 WEIGHTS = re.compile(r"^(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors$")
 
 
-def read_object(path: Path, key: str = "model") -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` for anything else."""
+def read_object(path: Path, key: str = "model.path") -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` for anything else, which begins with ``key`` where there is one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{key}: {path} is damaged: not JSON ({reason(error)}); download the model again") from None
+    except OSError as error:
+        raise unreadable(path, error, key) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{_named(key, path)} is damaged: not JSON ({first_line(error)}); download or save it again"
+        ) from error
     if not isinstance(value, dict):
-        raise UserError(f"{key}: {path} is damaged: it should hold an object, found {type(value).__name__}")
+        raise UserError(
+            f"{_named(key, path)} is damaged: it should hold an object, found {type(value).__name__}; download or"
+            " save it again"
+        )
     return value
+
+
+@contextmanager
+def open_safetensors(path: Path, key: str = "model.path") -> Iterator[safe_open]:
+    """A file of weights. Raises `UserError`, which begins with ``key``, for one that is damaged or cannot be
+    read."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        if path.is_dir():
+            raise UserError(f"{_named(key, path)} is a folder, where a file of weights should be") from error
+        if isinstance(error, OSError):
+            raise unreadable(path, error, key) from error
+        with path.open("rb") as file:
+            start = file.read(40)
+        if start.startswith(b"version https://git-lfs"):
+            raise UserError(f"{_named(key, path)} is a pointer of Git LFS and no weights; run git lfs pull") from error
+        raise UserError(
+            f"{_named(key, path)} is damaged or cut short ({first_line(error)}); download it again"
+        ) from error
+
+
+def _named(key: str, path: Path) -> str:
+    return f"{key}: {path}" if key else str(path)
+
+
+def unreadable(path: Path, error: OSError, key: str) -> UserError:
+    """The sentence for a file that the system does not let us read. Raises the error again where memory ran out."""
+    if is_out_of_memory(error):
+        raise error
+    advice = "change its permissions" if isinstance(error, PermissionError) else "check the path and the disk"
+    return UserError(f"{_named(key, path)} cannot be read: {error.strerror or first_line(error)}; {advice}")
 
 
 def check_files(folder: Path, key: str = "model.path") -> None:
@@ -35,7 +79,8 @@ def check_files(folder: Path, key: str = "model.path") -> None:
             if path.name.endswith(("config.json", "index.json")) and path.stat().st_size <= LARGEST_JSON:
                 _check_index(path, read_object(path, key), key)
         for path in sorted(place.glob("*.safetensors")):
-            _check_header(path, key)
+            with open_safetensors(path, key):
+                pass  # its header is whole
         pickled = sorted(
             path.name for path in place.iterdir() if path.suffix in PICKLED and path.stem != "training_args"
         )
@@ -67,19 +112,3 @@ def _check_index(path: Path, value: dict[str, Any], key: str) -> None:
         for name in dict.fromkeys(map(str, shards.values())):
             if not (path.parent / name).is_file():
                 raise UserError(f"{key}: {path.parent / name} is missing, which {path.name} names; download it again")
-
-
-def _check_header(path: Path, key: str) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError, ValueError) as error:
-        if path.is_dir():
-            raise UserError(f"{key}: {path} is a folder, where a file of weights should be") from None
-        with path.open("rb") as file:
-            start = file.read(40)
-        if start.startswith(b"version https://git-lfs"):
-            raise UserError(f"{key}: {path} is a pointer of Git LFS and no weights; run git lfs pull") from None
-        raise UserError(f"{key}: {path} is damaged or cut short ({reason(error)}); download it again") from None

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
-from flowrl.models.loading import blamed
-from flowrl.models.text.load import load_causal, load_masked
-from flowrl.models.text.opening import family_of
+from flowrl.models.causal.load import load_causal
+from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.family import family_of
+from flowrl.models.load_errors import errors_named
+from flowrl.models.masked.load import load_masked
+from flowrl.models.masked.policy import MaskedPolicy
+from flowrl.models.parity import check_parity
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+LoadedPolicy = diffusion.DiffusionPolicy | CausalPolicy | MaskedPolicy
+"""The policies that models are loaded as, one for each family."""
 LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
 
 
 def load_policy(
-    path_or_pipeline: Any, *, family: Literal["diffusion", "masked", "causal"] | None = None, **options: Any
-) -> Any:
-    """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object.
+    path_or_pipeline: str | Path | DiffusionPipeline,
+    *,
+    family: Literal["diffusion", "masked", "causal"] | None = None,
+    **options: Any,
+) -> LoadedPolicy:
+    """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object. Its ``check_parity()`` runs
+    the start-up check again: it raises, or returns the largest deviation.
 
     Args:
         family: ``None``: told by the model's files (`family_of`).
         options: those of the family's loader: :func:`flowrl.models.diffusion.load_policy`,
-            :func:`flowrl.models.text.load.load_causal`, :func:`flowrl.models.text.load.load_masked`.
+            :func:`flowrl.models.causal.load.load_causal`, :func:`flowrl.models.masked.load.load_masked`.
 
     Raises:
         UserError: for a model that is missing or unsuitable, and options that its family does not have.
@@ -33,5 +46,7 @@ def load_policy(
         raise UserError(f"there is no model family {chosen!r}{did_you_mean(chosen, LOADERS)}")
     if chosen != "diffusion" and options.pop("call", None):
         raise UserError(f"model.call is for diffusion pipelines and means nothing for family {chosen}; remove it")
-    with blamed(path_or_pipeline if named else type(path_or_pipeline).__name__):
-        return LOADERS[chosen](path_or_pipeline, **options)
+    with errors_named(path_or_pipeline if named else type(path_or_pipeline).__name__):
+        policy = LOADERS[chosen](path_or_pipeline, **options)
+    policy.parity = check_parity
+    return policy

@@ -17,9 +17,9 @@ from flowrl.errors import UserError
 ADAPTER = "default"
 MOST_SHOWN = 4
 """Names of layers, or of the blocks' parts they are in, in a description of an adapter: it is one line, or two."""
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """Attention projections of nearly every diffusers network; the last four are those of joint text-image attention."""
-LANGUAGE = (
+LANGUAGE_TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"),  # Llama, Qwen, Gemma, Mistral, OPT, Phi-3
     *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "fc_in", "fc_out"),
     *("c_attn", "c_proj", "c_fc"),  # GPT-2
@@ -62,6 +62,13 @@ class LoRAOptions:
             raise UserError(f"model.lora.rank must be at least 1, got {self.rank}")
 
 
+def lora_or_full(full: bool, lora: LoRAOptions | None) -> LoRAOptions | None:
+    """The adapter to train, ``None`` for all parameters. Raises `UserError` where both were asked for."""
+    if full and lora is not None:
+        raise UserError("model.full and model.lora exclude each other; remove one")
+    return None if full else lora or LoRAOptions()
+
+
 @dataclass(frozen=True)
 class Adaptation:
     """What is trained in a network."""
@@ -79,7 +86,7 @@ class Adaptation:
         layers = list(dict.fromkeys(name.removesuffix(".base_layer") for name in adapted))
         experts = [name for name in layers if f"{name}.base_layer" in adapted or name.endswith(".experts")]
         held = f"; {len(experts)} of them hold all experts of a layer: {', '.join(experts)}" if experts else ""
-        return described(layers, self.lora) + held
+        return describe_layers(layers, self.lora) + held
 
     @contextmanager
     def dropout(self, active: bool) -> Iterator[None]:
@@ -92,8 +99,8 @@ class Adaptation:
 def adapt(
     network: nn.Module,
     options: LoRAOptions | None,
-    defaults: Sequence[str] = ATTENTION,
-    spared: Sequence[str] = (),
+    defaults: Sequence[str] = ATTENTION_TARGETS,
+    excluded: Sequence[str] = (),
 ) -> Adaptation:
     """Freeze ``network`` but for a fresh adapter (or nothing, for ``None``) and keep what is trained in float32.
 
@@ -103,7 +110,7 @@ def adapt(
     if options is None:
         network.float()
     else:
-        _add_adapter(network, options, defaults, spared)
+        _add_adapter(network, options, defaults, excluded)
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
@@ -112,13 +119,13 @@ def adapt(
     return Adaptation(parameters, options, tuple(dropouts))
 
 
-def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[str], spared: Sequence[str]) -> None:
+def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[str], excluded: Sequence[str]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     alone = options.parameters and options.targets == ()
-    targets = [] if alone else matching(network, options.targets, defaults)
-    if spared and options.targets is None:  # then each by its full name, of which none is spared
-        targets = adapted_layers(network, options, defaults, spared)
+    targets = [] if alone else matching_targets(network, options.targets, defaults)
+    if excluded and options.targets is None:  # then each by its full name, of which none is spared
+        targets = target_layers(network, options, defaults, excluded)
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  (PEFT takes floats too)
@@ -143,20 +150,20 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
             raise UserError(_refusal(network, options, str(error))) from error
 
 
-def adapted_layers(
-    network: nn.Module, options: LoRAOptions, defaults: Sequence[str] = ATTENTION, spared: Sequence[str] = ()
+def target_layers(
+    network: nn.Module, options: LoRAOptions, defaults: Sequence[str] = ATTENTION_TARGETS, excluded: Sequence[str] = ()
 ) -> list[str]:
     """Full names of the layers that `adapt` would put an adapter on; the network may be on the meta device.
 
     Raises:
-        UserError: as `matching`.
+        UserError: as `matching_targets`.
     """
-    targets = matching(network, options.targets, defaults)
-    left_out = set(spared) if options.targets is None else set()
+    targets = matching_targets(network, options.targets, defaults)
+    left_out = set(excluded) if options.targets is None else set()
     return [name for name in _layers(network) if name not in left_out and _named(name, targets)]
 
 
-def described(layers: Sequence[str], options: LoRAOptions) -> str:
+def describe_layers(layers: Sequence[str], options: LoRAOptions) -> str:
     """``LoRA of rank 32 on 191 layers: attn.to_q x 24, ...``: a suffix that hits more than was meant shows here."""
     endings = Counter(_in_block(name) for name in layers)
     if len(endings) > MOST_SHOWN:  # then by the part of the block: ``attn x 168, ff x 48``
@@ -177,7 +184,9 @@ def _refusal(network: nn.Module, options: LoRAOptions, reason: str) -> str:
     return f"PEFT cannot adapt {type(network).__name__}: {first}; name the layers to adapt in model.lora.targets"
 
 
-def matching(network: nn.Module, given: tuple[str, ...] | None, defaults: Sequence[str] = ATTENTION) -> list[str]:
+def matching_targets(
+    network: nn.Module, given: tuple[str, ...] | None, defaults: Sequence[str] = ATTENTION_TARGETS
+) -> list[str]:
     """The targets that name a linear or convolutional layer of the network, whole or by their end.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
-from flowrl.models.weights import WeightSets
-from flowrl.types import ALL_TOKENS, TokenScores, Truncation
+from flowrl.models.weights import HasWeightSets, WeightSets
+from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 PROMPT_STREAM = 77
 
@@ -28,14 +27,16 @@ class TinyTextCondition:
         return len(self.index)
 
     def take(self, rows: Tensor) -> TinyTextCondition:
+        """The condition of the rows with these indices [n] (repeats allowed)."""
         return TinyTextCondition(self.index[rows], self.prompts)
 
     def corrupted(self, seeds: Tensor, share: float, token: int) -> TinyTextCondition:
+        """Row i's whole prompt masked with probability ``share``, by ``seeds[i]`` alone; ``token`` is not needed."""
         hidden = uniform(seeds, (), stream=PROMPT_STREAM) < share
         return TinyTextCondition(torch.where(hidden, self.prompts, self.index), self.prompts)
 
 
-class TinyText:
+class TinyText(HasWeightSets):
     """Logits from a table over (prompt, canvas, position): a masked model that need not be consistent, and read at
     left-to-right canvases an autoregressive one. Implements `CausalPolicy` (``causal=True``) and `MaskedPolicy`.
 
@@ -66,16 +67,12 @@ class TinyText:
         self.weights = WeightSets({"table": self.table, "critic": self.critic})
 
     def parameters(self) -> list[nn.Parameter]:
+        """The table of logits, then the critic's."""
         return [self.table, self.critic]
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        return self.weights.using(name)
-
-    def follow(self, name: str, decay: float) -> None:
-        self.weights.follow(name, decay)
-
-    def condition(self, prompts: Sequence[str]) -> TinyTextCondition:
-        return TinyTextCondition(torch.tensor([self.prompts.index(p) for p in prompts]), len(self.prompts))
+    def condition(self, prompts: Sequence[Prompt]) -> TinyTextCondition:
+        """The row of the table for each prompt."""
+        return TinyTextCondition(torch.tensor([self.prompts.index(p.text) for p in prompts]), len(self.prompts))
 
     def decode(self, final: Tensor) -> list[str]:
         """Digits up to the end token."""
@@ -100,6 +97,7 @@ class TinyText:
         entropy: bool = False,
         truncation: Truncation = ALL_TOKENS,
     ) -> TokenScores:
+        """As `flowrl.types.TokenPolicy.score`, from the table; values are the critic's, for causal models."""
         table, value = self._rows(condition, tokens)
         inside = labels.clamp(max=self.vocabulary - 1)
         heated = truncate((table / temperature).flatten(0, 1), truncation, inside.flatten()).view_as(table)
@@ -114,9 +112,11 @@ class TinyText:
         return torch.cat([rows, torch.full_like(rows[:, :1], -torch.inf)], dim=1)
 
     def reader(self, condition: TinyTextCondition) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+        """Every reading is a look at the table."""
         return lambda rows, tokens, targets, settled: self.logits(condition.take(rows), tokens, targets)
 
     def decoder(self, condition: TinyTextCondition) -> TinyDecoder:
+        """Decoding from the table."""
         return TinyDecoder(self, condition)
 
     def _rows(self, condition: TinyTextCondition, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,9 +144,11 @@ class TinyDecoder:
         self.logits = self._policy._rows(self._condition, self._tokens)[0][:, self._place].float()
 
     def push(self, tokens: Tensor) -> None:
+        """Append one token [n] to every row, and look up the next logits."""
         self._tokens[:, self._place] = tokens
         self._place += 1
         self._look()
 
     def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [m] only."""
         self._tokens, self._condition = self._tokens[rows], self._condition.take(rows)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class WeightSets:
         finally:
             self._point_at(before)
 
-    def follow(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
         if name == LIVE:
             raise ValueError("the live weights are moved by the optimiser; choose another name to follow them")
@@ -67,7 +68,7 @@ class WeightSets:
 
     def state(self) -> dict[str, Tensor]:
         """All sets as one flat ``{"set/parameter": tensor}``. The reference is left out while it is where training
-        started: loading the model again makes it, and its fingerprint tells whether it is the same."""
+        started: loading the model again makes it, and its hash tells whether it is the same."""
         names = [n for n in self.names() if n != REFERENCE or self._reference_moved]
         return {f"{n}/{key}": tensor for n in names for key, tensor in self._tensors(n).items()}
 
@@ -85,7 +86,7 @@ class WeightSets:
             for key, kept in self._tensors(name).items():
                 kept.copy_(tensors[key])
 
-    def fingerprint(self, name: str) -> str:
+    def sha256(self, name: str) -> str:
         """sha256 of a set's names, shapes, types and bytes."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self._tensors(name).items()):
@@ -126,3 +127,25 @@ class WeightSets:
                     f"stored weights {name!r} do not fit this model: {key} is {shape}, expected"
                     f" {tuple(parameter.shape)}; load the model with the options it was trained with"
                 )
+
+
+class HasWeightSets:
+    """What every policy does with its weight sets (see `flowrl.types.Policy`)."""
+
+    weights: WeightSets
+    parity: Callable[[Any], float]
+    """The start-up check of its family, where `flowrl.load_policy` loaded it."""
+
+    def check_parity(self) -> float:
+        """Run the start-up check again: it raises `UserError`, or returns the largest deviation."""
+        return self.parity(self)
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        with self.weights.using(name):
+            yield self
+
+    def update_ema(self, name: str, decay: float) -> None:
+        """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
+        self.weights.update_ema(name, decay)

@@ -14,7 +14,7 @@ from flowrl.config.schema import MonitorConfig
 from flowrl.monitor.statistics import STATISTICS, Statistic
 from flowrl.types import Scores
 
-Memory = dict[str, Any]
+State = dict[str, Any]
 """State between calls, as JSON knows it: it is saved in checkpoints and continues exactly."""
 
 SIGMAS = 3.0
@@ -46,7 +46,7 @@ class Check:
 
 
 def check_statistics(
-    where: str, measured: Mapping[str, Tensor], group: Tensor, memory: Memory, options: MonitorConfig
+    where: str, measured: Mapping[str, Tensor], group: Tensor, state: State, options: MonitorConfig
 ) -> list[Check]:
     """Compare statistics [N] with the first ones ever seen at ``where``, those of the base model.
 
@@ -55,7 +55,7 @@ def check_statistics(
     tenth of the median and the statistic's floor), ``e`` standard error of the difference of the two medians. Samples
     of one prompt are not independent, so ``e`` counts prompts (``group`` [N]), not samples.
     """
-    bases: dict[str, list[float]] = memory.setdefault(where, {})
+    bases: dict[str, list[float]] = state.setdefault(where, {})
     checks = []
     for name, values in measured.items():
         statistic, known = STATISTICS[name], ~values.isnan()
@@ -90,15 +90,15 @@ def shift(now: Sequence[float], base: Sequence[float], statistic: Statistic) -> 
     return math.copysign(beyond / scale, moved)
 
 
-def check_rewards(scores: Scores, memory: Memory, options: MonitorConfig) -> list[Check]:
+def check_rewards(scores: Scores, state: State, options: MonitorConfig) -> list[Check]:
     """Rewards that are only watched (weight 0) and fall while the trained one rises, over ``monitor.evaluations``.
 
     ``scores`` are of held-out samples: the same prompts and seeds every time, so differences are paired by sample.
     ``z`` is the mean difference over its standard error; an alarm needs it below -3, and above 2 for the total. It
     lasts until the reward is back where it fell from.
     """
-    history: list[dict[str, list[float]]] = memory.setdefault("scores", [])
-    fallen: dict[str, list[float]] = memory.setdefault("fallen", {})
+    history: list[dict[str, list[float]]] = state.setdefault("scores", [])
+    fallen: dict[str, list[float]] = state.setdefault("fallen", {})
     rewards = dict(zip(scores.names, scores.rewards.T, strict=True))
     watched = [name for name, weight in zip(scores.names, scores.weights.tolist(), strict=True) if weight == 0]
     if not watched:

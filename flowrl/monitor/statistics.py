@@ -69,7 +69,7 @@ def measure(
     return found
 
 
-def some(group: Tensor, most: int) -> Tensor:
+def subsample(group: Tensor, most: int) -> Tensor:
     """Rows of at most ``most`` samples: as many of evenly spaced groups as possible, at least two of each that has
     two. ``group`` [N] is group-major."""
     _, index, counts = torch.unique_consecutive(group, return_inverse=True, return_counts=True)

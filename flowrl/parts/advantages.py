@@ -1,21 +1,20 @@
-"""Scores to credit: one number per sample.
+"""Scores to advantage: one number per sample.
 
-Rows whose ``valid`` is False take no part in any statistic and get credit 0. ``memory`` is the part's state over
-iterations.
+Rows whose ``valid`` is False take no part in any statistic and get advantage 0. Baselines and scales are those of the
+samples that the policy made itself (`flowrl.types.Scores.own`); samples of a data set are measured by them. ``memory``
+is the part's state over iterations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flowrl.math.groups import flat_groups, group_count, group_mean, group_std, group_sum
-from flowrl.types import Scores, first_of_group
-
-Memory = dict[str, Any]
+from flowrl.types import Memory, Scores, first_of_group
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,23 @@ class GroupCentred:
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         if self.merge == "rewards":
-            credit = self._normalise(scores.total, scores)
+            advantage = self._normalise(scores.total, scores)
         else:
             known = [replace(scores, valid=scores.valid & ~column.isnan()) for column in scores.contributions.T]
             columns = [self._normalise(*pair) for pair in zip(scores.contributions.T, known, strict=True)]
-            credit = torch.stack(columns, dim=1).nan_to_num(0.0) @ scores.weights
-        credit = _finish(credit, scores.valid, self.clip)
-        return credit if self.scaled_to is None or not self.clip else credit * (self.scaled_to / self.clip)
+            advantage = torch.stack(columns, dim=1).nan_to_num(0.0) @ scores.weights
+        advantage = _finish(advantage, scores.valid, self.clip)
+        return advantage if self.scaled_to is None or not self.clip else advantage * (self.scaled_to / self.clip)
 
     def _normalise(self, reward: Tensor, scores: Scores) -> Tensor:
-        group, valid = scores.group, scores.valid
-        centred = reward - group_mean(reward, group, valid)
+        group, own = scores.group, scores.own
+        centred = reward - group_mean(reward, group, own)
         if self.scale == "none":
             scaled = centred
         else:
             whole = group if self.scale == "group" else torch.zeros_like(group)
-            scaled = centred / (group_std(reward, whole, valid, self.ddof) + self.eps)
-        return torch.where(flat_groups(reward, group, valid), torch.zeros_like(scaled), scaled)
+            scaled = centred / (group_std(reward, whole, own, self.ddof) + self.eps)
+        return torch.where(flat_groups(reward, group, own), torch.zeros_like(scaled), scaled)
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,11 @@ class LeaveOneOut:
     clip: float | None = None
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        reward = scores.total
-        count = group_count(scores.group, scores.valid).to(reward.dtype)
-        others = (group_sum(reward, scores.group, scores.valid) - reward) / (count - 1).clamp(min=1)
-        credit = torch.where(count > 1, reward - others, torch.zeros_like(reward))
-        return _finish(credit, scores.valid, self.clip)
+        reward, own = scores.total, scores.own
+        count = group_count(scores.group, own).to(reward.dtype) - own.to(reward.dtype)
+        others = (group_sum(reward, scores.group, own) - torch.where(own, reward, 0.0)) / count  # 0 / 0 is not taken
+        advantage = torch.where(count > 0, reward - others, torch.zeros_like(reward))
+        return _finish(advantage, scores.valid, self.clip)
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,7 @@ class PromptTracker:
     (arXiv:2305.13301).
 
     Until a prompt has ``min_count`` rewards, the batch's statistics stand in. Rewards of the iteration enter the
-    buffer first,
-    as in the released code; std is the population's.
+    buffer first, as in the released code; std is the population's.
     """
 
     buffer: int = 16
@@ -95,10 +93,10 @@ class PromptTracker:
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward = scores.total
         seen: dict[str, list[float]] = memory.setdefault("rewards", {})
-        for key, value, valid in zip(scores.prompt_ids.tolist(), reward.tolist(), scores.valid.tolist(), strict=True):
-            if valid:
+        for key, value, own in zip(scores.prompt_ids.tolist(), reward.tolist(), scores.own.tolist(), strict=True):
+            if own:
                 seen[str(key)] = [*seen.get(str(key), []), value][-self.buffer :]
-        batch = reward[scores.valid]
+        batch = reward[scores.own]
         centre, spread = reward.clone(), torch.ones_like(reward)
         for row, key in enumerate(scores.prompt_ids.tolist()):
             history = torch.tensor(seen.get(str(key), []), dtype=reward.dtype)
@@ -136,17 +134,17 @@ class ExponentialWeight:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        _need_warmth(self.temperature)
+        _check_temperature(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        reward, group, valid = scores.total, scores.group, scores.valid
-        centred = (reward - group_mean(reward, group, valid)) / self.temperature  # keeps the exponential finite
-        weight = torch.where(valid, centred, torch.full_like(centred, -torch.inf)).exp()
-        return _finish(weight / group_mean(weight, group, valid).clamp(min=1e-12), valid, None)
+        reward, group, own = scores.total, scores.group, scores.own
+        centred = (reward - group_mean(reward, group, own)) / self.temperature  # keeps the exponential finite
+        weight = centred.exp()
+        return _finish(weight / group_mean(weight, group, own).clamp(min=1e-12), scores.valid, None)
 
 
 @dataclass(frozen=True)
-class Plain:
+class RawReward:
     """The reward itself, less ``baseline``: ``none``, or the ``batch`` mean of the other samples (unbiased). REINFORCE
     (Williams 1992); PPO and REINFORCE++ spread it over tokens afterwards."""
 
@@ -161,15 +159,15 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class AgainstGreedy:
+class GreedyBaseline:
     """``r - r of the greedy completion``, the first sample of every group (``sampler.greedy_first``), which gets no
-    credit itself. ReMax (arXiv:2310.10505)."""
+    advantage itself. ReMax (arXiv:2310.10505)."""
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         first = first_of_group(scores.group)
         place = first.cumsum(dim=0) - 1
         greedy = first.nonzero()[:, 0][place]
-        usable = scores.valid & scores.valid[greedy] & ~first
+        usable = scores.valid & scores.valid[greedy]  # of the first itself the difference is 0
         return _finish(scores.total - scores.total[greedy], usable, None)
 
 
@@ -182,7 +180,7 @@ class SoftmaxContrast:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _need_warmth(self.temperature)
+        _check_temperature(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         group, valid = scores.group, scores.valid
@@ -191,32 +189,32 @@ class SoftmaxContrast:
         return _finish(group_count(group, valid) * contrast, valid, None)
 
     def _softmax(self, a: Tensor, group: Tensor, valid: Tensor) -> Tensor:
-        weight = torch.where(valid, a, torch.full_like(a, -torch.inf)).exp()
+        weight = a.exp()
         return weight / group_sum(weight, group, valid).clamp(min=1e-300)
 
 
 @dataclass(frozen=True)
-class BestAgainstWorst:
+class BestVersusWorst:
     """1 for one best sample of the group, -1 for one worst (the first of equals), 0 for the rest; 0 for a group without
     spread. The preference pairs of VRPO, made from rewards."""
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, group, valid = scores.total, scores.group, scores.valid
-        credit = torch.zeros_like(reward)
+        advantage = torch.zeros_like(reward)
         flat = flat_groups(reward, group, valid)
         for key in group.unique():
             rows = ((group == key) & valid & ~flat).nonzero()[:, 0]
             if len(rows):
-                credit[rows[reward[rows].argmax()]] = 1.0
-                credit[rows[reward[rows].argmin()]] = -1.0
-        return credit
+                advantage[rows[reward[rows].argmax()]] = 1.0
+                advantage[rows[reward[rows].argmin()]] = -1.0
+        return advantage
 
 
-def _need_warmth(temperature: float) -> None:
+def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"the temperature of the weights should be above 0, found {temperature}")
 
 
-def _finish(credit: Tensor, valid: Tensor, clip: float | None) -> Tensor:
-    credit = torch.where(valid, credit, torch.zeros_like(credit))
-    return credit if clip is None else credit.clamp(-clip, clip)
+def _finish(advantage: Tensor, valid: Tensor, clip: float | None) -> Tensor:
+    advantage = torch.where(valid, advantage, torch.zeros_like(advantage))
+    return advantage if clip is None else advantage.clamp(-clip, clip)

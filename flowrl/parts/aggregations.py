@@ -12,7 +12,7 @@ from torch import Tensor
 class SampleMean:
     """Mean over a sample's decisions, then over samples: every sample counts the same (GRPO, arXiv:2402.03300)."""
 
-    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
         inside = mask.double() / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return inside / mask.any(dim=1).sum().clamp(min=1)
 
@@ -21,7 +21,7 @@ class SampleMean:
 class DecisionMean:
     """Mean over all decisions: a sample counts by how many it made (token mean, DAPO arXiv:2503.14476)."""
 
-    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
         return mask.double() / mask.sum().clamp(min=1)
 
 
@@ -31,7 +31,7 @@ class RowMean:
     many rows it takes, so completions of many views weigh more. TraceRL's mean over training rows (arXiv:2509.06949).
     `SampleMean` where a sample is one row."""
 
-    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
         rows = mask.reshape(len(mask), -1, unit)
         inside = rows.double() / rows.sum(dim=2, keepdim=True).clamp(min=1)
         return inside.reshape(mask.shape) / rows.any(dim=2).sum().clamp(min=1)
@@ -41,7 +41,7 @@ class RowMean:
 class SampleSum:
     """Sum over a sample's decisions, mean over samples: the exact policy gradient of a product of decisions."""
 
-    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
         return mask.double() / mask.any(dim=1).sum().clamp(min=1)
 
 
@@ -50,5 +50,5 @@ class FixedLength:
     """Sum over a sample's decisions divided by the greatest possible number of them, mean over samples: no length bias.
     Dr. GRPO (arXiv:2503.20783)."""
 
-    def __call__(self, mask: Tensor, unit: int = 1) -> Tensor:
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
         return SampleSum()(mask) / mask.shape[1]

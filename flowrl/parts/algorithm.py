@@ -6,11 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.parts.aggregations import SampleMean
-from flowrl.parts.emphases import Uniform
+from flowrl.parts.ema import EmaWeights
+from flowrl.parts.loss_weights import Uniform
 from flowrl.parts.regularizers import ValueLoss
-from flowrl.parts.schedules import Follower
-from flowrl.parts.selections import Everything
-from flowrl.types import Advantage, Aggregation, Credit, Emphasis, Estimator, Objective, Regularizer, Sampler, Selection
+from flowrl.parts.selections import AllSamples
+from flowrl.types import (
+    Advantage,
+    Aggregation,
+    Coefficient,
+    Combination,
+    Estimator,
+    LossMask,
+    LossWeight,
+    Objective,
+    Regularizer,
+    Sampler,
+    Selection,
+    TokenAdvantage,
+)
 
 Family = Literal["diffusion", "masked", "causal"]
 
@@ -23,29 +36,50 @@ class Algorithm:
     estimator: Estimator
     advantage: Advantage
     objective: Objective
-    credit: tuple[Credit, ...] = ()
-    """How the credit of a sample is spread over its decisions; by default each gets all of it."""
-    selection: Selection = Everything()
-    emphasis: Emphasis = Uniform()
+    token_advantage: tuple[TokenAdvantage, ...] = ()
+    """How advantages are spread over decisions; by default each decision gets all of its sample's or event's."""
+    selection: Selection = AllSamples()
+    loss_weight: LossWeight = Uniform()
+    loss_masks: tuple[LossMask, ...] = ()
+    """Which decisions count by what the live policy says; all of them by default."""
     regularizers: tuple[Regularizer, ...] = ()
     aggregation: Aggregation = SampleMean()
+    combination: Combination | None = None
+    """How the gradients of several channels become one; by default the advantage has a single channel."""
+    coefficients: tuple[Coefficient, ...] = ()
+    """Numbers that change over iterations; by default all stay as they are (`flowrl.parts.coefficients`)."""
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
-    followers: tuple[Follower, ...] = ()
+    ema_weights: tuple[EmaWeights, ...] = ()
     redraw: bool = False
     """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
-    drop_cut: bool = False
-    """Completions that were cut at the sampler's length leave the loss and its mean; rewards, credit and statistics
+    mask_truncated_completions: bool = False
+    """Completions that were cut at the sampler's length leave the loss and its mean; rewards, advantage and statistics
     keep them (DAPO's overlong filtering, arXiv:2503.14476 section 3.4; TRL's ``mask_truncated_completions``)."""
     min_group: int = 2
-    """The smallest group the credit is defined for."""
+    """The smallest group the advantage is defined for."""
     families: tuple[Family, ...] = ("diffusion",)
 
+    def __post_init__(self) -> None:
+        if self.combination is not None and self.token_advantage:
+            raise ValueError("combination takes an advantage per channel, and token_advantage one; remove one of them")
+
     @property
-    def held(self) -> tuple[str, ...]:
+    def coupled(self) -> bool:
+        """Whether the loss of a decision depends on other decisions."""
+        return self.objective.coupled or any(part.coupled for part in self.loss_masks)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether there is a regularizer that counts."""
+        return any(term.weight > 0 for term in self.regularizers)
+
+    @property
+    def references(self) -> tuple[str, ...]:
         """Weight sets that regularizers and objective compare the live one with."""
-        named = [r.to for r in self.regularizers if r.weight > 0]
-        return tuple(dict.fromkeys(name for name in (*named, self.objective.held) if name))
+        moved = {coefficient.sets for coefficient in self.coefficients}
+        named = [r.to for i, r in enumerate(self.regularizers) if r.weight > 0 or f"regularizers.{i}.weight" in moved]
+        return tuple(dict.fromkeys(name for name in (*named, self.objective.reference) if name))
 
     @property
     def family(self) -> Family:
@@ -61,5 +95,5 @@ class Algorithm:
     def weight_sets(self) -> tuple[str, ...]:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
-        compared = (credit.held for credit in self.credit if credit.held)
-        return tuple(dict.fromkeys((*behaviour, *self.held, *compared, *(f.name for f in self.followers))))
+        compared = (advantage.reference for advantage in self.token_advantage if advantage.reference)
+        return tuple(dict.fromkeys((*behaviour, *self.references, *compared, *(f.name for f in self.ema_weights))))

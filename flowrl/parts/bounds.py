@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from flowrl.parts.objectives import Traits, sample_mean
-from flowrl.types import Batch, Likelihood, MisfitError, ViewRows
+from flowrl.parts.objectives import ObjectiveDefaults, sample_mean
+from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 
 def lower_bound(logp: Tensor, probe: ViewRows) -> Tensor:
@@ -42,7 +42,7 @@ def upper_bound(logp: Tensor, probe: ViewRows, power: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sandwich(Traits):
+class Sandwich(ObjectiveDefaults):
     """``-A lower`` for ``A >= 0`` and ``-A (omega upper + (1 - omega) lower)`` for ``A < 0``, per token of the
     completion: raise a lower bound of what is good, press down an upper bound of what is bad. SPG (arXiv:2510.09541).
 
@@ -53,7 +53,7 @@ class Sandwich(Traits):
     omega: float = 0.5
     power: float = 1.5
     coupled: ClassVar[bool] = True
-    compares: ClassVar[bool] = False
+    needs_old_logp: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.omega <= 1:
@@ -64,20 +64,20 @@ class Sandwich(Traits):
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         probe = batch.probe
         if not isinstance(probe, ViewRows) or probe.per != "cell":
-            raise MisfitError("objective Sandwich reads cells: set estimator.per=cell on MaskedViews")
-        credit = batch.advantage[:, 0]
+            raise IncompatibleError("objective Sandwich reads cells: set estimator.per=cell on MaskedViews")
+        advantage = batch.advantage[:, 0]
         score = lower_bound(likelihood.logp, probe)
         if self.omega:
             mixed = self.omega * upper_bound(likelihood.logp, probe, self.power) + (1 - self.omega) * score
-            score = torch.where(credit >= 0, score, mixed)
+            score = torch.where(advantage >= 0, score, mixed)
         length = probe.content.sum(dim=1).clamp(min=1).to(score)
-        return (-credit * score / length)[:, None].expand_as(likelihood.logp)
+        return (-advantage * score / length)[:, None].expand_as(likelihood.logp)
 
 
 @dataclass(frozen=True)
-class PreferredPair(Traits):
+class PreferredPair(ObjectiveDefaults):
     """``-log sigmoid(beta (s_w - s_l)) - sft B_w / length``, ``s = B - B_ref``, for the sample of positive and the
-    one of negative credit in each group; B is the mean over views. VRPO (LLaDA 1.5, arXiv:2505.19223), on pairs that
+    one of negative advantage in each group; B is the mean over views. VRPO (LLaDA 1.5, arXiv:2505.19223), on pairs that
     the policy sampled itself.
 
     The loss stands at the preferred sample, twice, so that a mean over both is the mean over pairs.
@@ -85,24 +85,24 @@ class PreferredPair(Traits):
 
     beta: float = 0.2
     sft: float = 0.05
-    held: ClassVar[str] = "reference"
+    reference: ClassVar[str] = "reference"
     coupled: ClassVar[bool] = True
-    compares: ClassVar[bool] = False
+    needs_old_logp: ClassVar[bool] = False
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         probe = batch.probe
         if not isinstance(probe, ViewRows) or probe.per != "view":
-            raise MisfitError("objective PreferredPair compares bounds: set estimator.per=view on MaskedViews")
+            raise IncompatibleError("objective PreferredPair compares bounds: set estimator.per=view on MaskedViews")
         counted = batch.weight > 0
         bound = sample_mean(likelihood.logp, counted)
         # the ratio's value is data; its gradient is the live bound's
-        shift = sample_mean(likelihood.need(f"log_ratio/{self.held}"), counted)
+        shift = sample_mean(likelihood.need(f"log_ratio/{self.reference}"), counted)
         gain = shift + bound - bound.detach()
-        credit = batch.advantage[:, 0]
+        advantage = batch.advantage[:, 0]
         loss = torch.zeros_like(bound)
         length = probe.content.sum(dim=1).clamp(min=1).to(bound)
-        for winner in (credit > 0).nonzero()[:, 0].tolist():
-            rivals = (credit < 0) & (batch.group.to(credit.device) == batch.group[winner])
+        for winner in (advantage > 0).nonzero()[:, 0].tolist():
+            rivals = (advantage < 0) & (batch.group.to(advantage.device) == batch.group[winner])
             for loser in rivals.nonzero()[:, 0].tolist():
                 pair = -logsigmoid(self.beta * (gain[winner] - gain[loser])) - self.sft * bound[winner] / length[winner]
                 loss = loss.index_add(0, torch.tensor([winner], device=loss.device), 2 * pair[None])

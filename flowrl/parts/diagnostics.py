@@ -19,7 +19,7 @@ NEARLY_ALL = "ratio/first_deviation_p99"
 """99th percentile of their ``|ratio - 1|``: the clip that would leave out one of a hundred."""
 
 
-class Tally:
+class StepMetrics:
     """Weighted sums over the micro-batches of an iteration, turned into means at the end."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Tally:
         self._first: list[Tensor] = []
         self._outside: list[Tensor] = []
 
-    def block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
+    def add_block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
         with torch.no_grad():
             counted = batch.weight > 0
@@ -42,9 +42,9 @@ class Tally:
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
                 self._deviations.append(_largest(ratio - 1, counted))
                 self._note_first(algorithm, live, batch, counted)
-                behaviour = getattr(batch.probe, "behaviour", None)
-                if behaviour is not None:
-                    self._mismatches.append((live.logp - behaviour.to(live.logp)).abs()[counted])
+                sampled = batch.probe.sampler_logp
+                if sampled is not None:
+                    self._mismatches.append((live.logp - sampled.to(live.logp)).abs()[counted])
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
@@ -57,13 +57,13 @@ class Tally:
 
     def _note_clip(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
         """The share of what the clip acts on, decisions or samples, whose gradient it stops."""
-        if algorithm.objective.bounds is None:
+        if algorithm.objective.clip_range is None:
             return
-        low, high = algorithm.objective.bounds
-        ratio, credit = algorithm.objective.log_ratio(live, batch).double().exp(), batch.advantage
-        credit, counted = (credit[:, 0], counted.any(dim=1)) if ratio.dim() == 1 else (credit, counted)
-        beyond = torch.where(credit > 0, ratio > 1 + high, ratio < 1 - low)
-        self._note("clip_fraction", (beyond & (credit != 0)).double(), counted)
+        low, high = algorithm.objective.clip_range
+        ratio, advantage = algorithm.objective.log_ratio(live, batch).double().exp(), batch.advantage
+        advantage, counted = (advantage[:, 0], counted.any(dim=1)) if ratio.dim() == 1 else (advantage, counted)
+        beyond = torch.where(advantage > 0, ratio > 1 + high, ratio < 1 - low)
+        self._note("clip_fraction", (beyond & (advantage != 0)).double(), counted)
 
     def _note(self, name: str, value: Tensor, counted: Tensor) -> None:
         self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
@@ -71,7 +71,7 @@ class Tally:
 
     def _note_first(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
         """How far what is clipped lies from 1 before any update, and which of it the clip already cuts."""
-        bounds = algorithm.objective.bounds
+        bounds = algorithm.objective.clip_range
         if bounds is None:
             return
         acted = algorithm.objective.log_ratio(live, batch).double()
@@ -86,11 +86,11 @@ class Tally:
         self._open = []
         return float(loss)
 
-    def gradient_norm(self, norm: float) -> None:
+    def add_gradient_norm(self, norm: float) -> None:
         """Norm of an optimiser batch's gradient before clipping."""
         self._norms.append(norm)
 
-    def note_deviation(self, value: float) -> None:
+    def add_deviation(self, value: float) -> None:
         """``max |ratio - 1|`` before the first update, where it had to be measured apart."""
         self._deviations.append(torch.tensor(value))
 
@@ -140,8 +140,13 @@ def describe_completions(rollout: Rollout) -> dict[str, float]:
     }
 
 
+def per_sample(advantage: Tensor) -> Tensor:
+    """[N] one number for a person to read: the mean over the events and channels of a sample, where it has any."""
+    return advantage if advantage.dim() == 1 else advantage.flatten(1).mean(dim=1)
+
+
 def describe_scores(scores: Scores, advantage: Tensor) -> dict[str, float]:
-    """Reward and credit statistics of an iteration. NaN rewards are left out of their own statistics."""
+    """Reward and advantage statistics of an iteration. NaN rewards are left out of their own statistics."""
     out: dict[str, float] = {}
     for k, name in enumerate(scores.names):
         known = scores.rewards[:, k][~scores.rewards[:, k].isnan()]

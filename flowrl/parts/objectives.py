@@ -1,4 +1,4 @@
-"""Likelihood and credit to a loss per decision [N, D]. Objectives never call a network and never reduce."""
+"""Likelihood and advantage to a loss per decision [N, D]. Objectives never call a network and never reduce."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.types import Batch, Likelihood, MisfitError, ViewRows
+from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 
-class Traits:
+class ObjectiveDefaults:
     """What the trainer must know of an objective (see `flowrl.types.Objective`), as most of them have it."""
 
-    held: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
     coupled: ClassVar[bool] = False
-    idle_at_zero: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
+    skips_zero_advantage: ClassVar[bool] = True
+    needs_old_logp: ClassVar[bool] = True
 
     @property
-    def bounds(self) -> tuple[float, float] | None:
+    def clip_range(self) -> tuple[float, float] | None:
         return None
 
     def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -28,17 +28,17 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class ScoreFunction(Traits):
-    """``-A log p``: REINFORCE; with positive credit, weighted maximum likelihood (RWR, RAFT)."""
+class ScoreFunction(ObjectiveDefaults):
+    """``-A log p``: REINFORCE; with positive advantage, weighted maximum likelihood (RWR, RAFT)."""
 
-    compares: ClassVar[bool] = False
+    needs_old_logp: ClassVar[bool] = False
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         return -batch.advantage * likelihood.logp
 
 
 @dataclass(frozen=True)
-class Clipped(Traits):
+class Clipped(ObjectiveDefaults):
     """``max(-A rho, -A clip(rho, 1 - low, 1 + high))`` with ``rho = exp(log p - log p_old)``. PPO (arXiv:1707.06347)
     eq. 7; ``high > low`` is DAPO's clip-higher (arXiv:2503.14476).
 
@@ -51,12 +51,12 @@ class Clipped(Traits):
     dual: float | None = None
 
     def __post_init__(self) -> None:
-        _need_range(self.low, self.high)
+        _check_range(self.low, self.high)
         if self.dual is not None and not self.dual > 1:
             raise ValueError(f"dual={self.dual} bounds a ratio from above: give more than 1 (verl has 3), or null")
 
     @property
-    def bounds(self) -> tuple[float, float]:
+    def clip_range(self) -> tuple[float, float]:
         return self.low, self.high
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -67,7 +67,7 @@ class Clipped(Traits):
 
 
 @dataclass(frozen=True)
-class ClippedMean(Traits):
+class ClippedMean(ObjectiveDefaults):
     """PPO's clip on one ratio per sample, ``exp(mean over its decisions of the log-ratio)``.
 
     Over tokens this is GSPO's length-normalised sequence ratio (arXiv:2507.18071), over (time, noise) draws FPO's
@@ -85,10 +85,10 @@ class ClippedMean(Traits):
     coupled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _need_range(self.low, self.high)
+        _check_range(self.low, self.high)
 
     @property
-    def bounds(self) -> tuple[float, float]:
+    def clip_range(self) -> tuple[float, float]:
         return self.low, self.high
 
     def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -96,7 +96,7 @@ class ClippedMean(Traits):
         if not self.by_length:
             return mean
         if not isinstance(batch.probe, ViewRows) or batch.probe.per != "view":
-            raise MisfitError("objective.by_length divides the bounds of completions: set estimator.per=view")
+            raise IncompatibleError("objective.by_length divides the bounds of completions: set estimator.per=view")
         return mean / batch.probe.content.sum(dim=1).clamp(min=1).to(mean)
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -105,7 +105,7 @@ class ClippedMean(Traits):
 
 
 @dataclass(frozen=True)
-class ClippedWeight(Traits):
+class ClippedWeight(ObjectiveDefaults):
     """``-sg(min(rho, 1 + high)) A log p``: the ratio only weights the score, so no token loses its gradient. CISPO
     (MiniMax-M1, arXiv:2506.13585)."""
 
@@ -117,7 +117,7 @@ class ClippedWeight(Traits):
 
 
 @dataclass(frozen=True)
-class AsymmetricClip(Traits):
+class AsymmetricClip(ObjectiveDefaults):
     """PPO's clip for ``A >= 0``; for ``A < 0`` the gain ``rho A - |A| (rho - 1)^2 / (2 clip)`` of SPO, whose slope is A
     at ratio 1, 0 at ``1 - clip``, and beyond pulls back. FPO++ (arXiv:2602.02481), whose page and a port of it
     (typoverflow/flow-rl) are the sources; the decisions of a sample are not coupled.
@@ -135,7 +135,7 @@ class AsymmetricClip(Traits):
             raise ValueError(f"clip={self.clip} divides the pull of bad samples; give more than 0")
 
     @property
-    def bounds(self) -> tuple[float, float]:
+    def clip_range(self) -> tuple[float, float]:
         return self.clip, self.clip
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -146,7 +146,7 @@ class AsymmetricClip(Traits):
 
 
 @dataclass(frozen=True)
-class LinearBound(Traits):
+class LinearBound(ObjectiveDefaults):
     """A lower bound of ``A exp(mean over views of d)``, ``d = log p - log p_old``, that is a sum over views:
     ``A (1 + d)`` for ``A >= 0`` and ``A exp(d)`` for ``A < 0``. BGPO (arXiv:2510.11683) eq. 8.
 
@@ -161,7 +161,7 @@ class LinearBound(Traits):
         return -batch.advantage * torch.where(batch.advantage >= 0, 1 + d, d.clamp(max=self.most).exp())
 
 
-def _need_range(low: float, high: float) -> None:
+def _check_range(low: float, high: float) -> None:
     if low < 0 or high < 0:
         raise ValueError(f"low={low} and high={high} say how far a ratio may go from 1; give 0 or more")
 
@@ -172,23 +172,23 @@ def _clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> T
 
 
 @dataclass(frozen=True)
-class ImplicitPair(Traits):
+class ImplicitPair(ObjectiveDefaults):
     """``a / b (r L+ + (1 - r) L-)`` with ``r = clip(A / a, -1, 1) / 2 + 1/2``, ``a = max_advantage``. DiffusionNFT
     (arXiv:2509.16117).
 
     ``L+-`` come from `ContrastedMatching` with the same ``strength`` b. Affine in r; at the old policy its gradient
-    is that of
-    advantage-weighted matching for every b, and the rest is a trust region of strength b around the old policy.
+    is that of advantage-weighted matching for every b, and the rest is a trust region of strength b around the old
+    policy.
     """
 
     strength: float = 1.0
     max_advantage: float = 5.0
-    idle_at_zero: ClassVar[bool] = False
-    compares: ClassVar[bool] = False
+    skips_zero_advantage: ClassVar[bool] = False
+    needs_old_logp: ClassVar[bool] = False
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         good = (batch.advantage / self.max_advantage).clamp(-1, 1) / 2 + 0.5
-        pair = good * likelihood.logp + (1 - good) * likelihood.need("logp_against")
+        pair = good * likelihood.logp + (1 - good) * likelihood.need("logp_negative")
         return -self.max_advantage / self.strength * pair
 
 

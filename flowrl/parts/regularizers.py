@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowrl.types import Batch, Likelihood, MisfitError
+from flowrl.types import Batch, IncompatibleError, Likelihood
 
 
 def _not_negative(weight: float) -> None:
@@ -76,7 +76,7 @@ class KLToOld:
             return each
         counted = batch.probe.counted
         if counted is None:
-            raise MisfitError("KLToOld.summed counts decisions: set estimator.per=cell or token")
+            raise IncompatibleError("KLToOld.summed counts decisions: set estimator.per=cell or token")
         rows = counted.reshape(len(counted), -1, batch.probe.unit)
         count = rows.sum(dim=2, keepdim=True).expand_as(rows).reshape(counted.shape)
         return each * count.to(each)

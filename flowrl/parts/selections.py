@@ -23,7 +23,7 @@ class OneRound:
 
 
 @dataclass(frozen=True)
-class Everything(OneRound):
+class AllSamples(OneRound):
     """All samples that could be scored."""
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class ReplaceFlatGroups:
     A round samples ``data.prompts`` new prompts. Rounds follow until ``data.prompts`` groups are not flat; the surplus
     of the last round is dropped, and after ``rounds`` of them the update learns from what there is. Groups that
     ``drop_group`` leaves out are replaced as well. Statistics of rewards and of lengths are those of all samples
-    drawn, credit and update know only the groups that stay.
+    drawn, advantage and update know only the groups that stay.
 
     Differs from the released recipe (verl, ``recipe/dapo``) in three ways: it judges the total reward, not accuracy
     alone, so a `length_penalty` in the total makes a group count as not flat; a round is not three times the batch;
@@ -70,11 +70,11 @@ class ReplaceFlatGroups:
 
 
 @dataclass(frozen=True)
-class WithCredit(OneRound):
-    """Samples whose credit is not 0, such as those of a preference pair."""
+class NonzeroAdvantage(OneRound):
+    """Samples whose advantage, or that of one of their events, is not 0, such as those of a preference pair."""
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
-        return scores.valid & (advantage != 0)
+        return scores.valid & (advantage != 0).reshape(len(advantage), -1).any(dim=1)
 
 
 @dataclass(frozen=True)

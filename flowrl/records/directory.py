@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.files import check_place, raise_if_full, write_whole
+from flowrl.files import check_writable, raise_if_full, write_atomically
 from flowrl.records import machine
 from flowrl.records.sample_files import read_json_lines, write_image
 from flowrl.types import Samples, Scores
@@ -55,39 +55,45 @@ class RunDirectory:
         """Whether a run was started here."""
         return os.path.isfile(self.config_path)  # False also for a name that no file can have
 
-    def begun(self) -> bool:
+    def has_results(self) -> bool:
         """Whether there is anything to lose: a run whose rewards or model did not load has only a config."""
         return self.exists() and (self.metrics_path.is_file() or any(self.checkpoints.glob("step_*")))
 
     def __enter__(self) -> Self:
         """Claim the run for this process. Raises `UserError` if another process has it, or nothing can be written."""
-        check_place(self.path, "out")
+        check_writable(self.path, "out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a+", encoding="utf-8")
+            self._lock = lock if self._claim(lock) else None
         except OSError as error:
-            raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from None
+            raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from error
+        if self._lock is None:
+            with lock:
+                owner = lock.read().strip() or "another process"
+            raise UserError(f"{self.path} is being written by {owner}; wait for it, or set another out=...")
+        return self
+
+    def _claim(self, lock: IO[str]) -> bool:
+        """Write this process into the lock file, unless another one holds it. A former owner that never let go of it is
+        reported."""
+        lock.seek(0)
         try:
             # The system drops the lock when its process ends, however it ends: there are no stale locks.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
-            raise UserError(f"{self.path} is being written by {owner}; wait for it, or set another out=...") from None
-        lock.seek(0)
+            return False
         left = lock.read().strip()
         if left:
             warnings.warn(
                 f"{self.path}: the last run here ({left}) ended without a word: it was killed, or code of a reward or "
                 "model ended or crashed its process (a reward with process: true cannot)",
-                stacklevel=2,
+                stacklevel=3,
             )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         lock.flush()
-        self._lock = lock
-        return self
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -101,9 +107,9 @@ class RunDirectory:
         """Write the resolved config and the environment."""
         self.path.mkdir(parents=True, exist_ok=True)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        facts = {"started": started, **machine.describe()}
-        write_whole(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
-        write_whole(self.config_path, config_yaml)
+        facts = {"started": started, **machine.describe_machine()}
+        write_atomically(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
+        write_atomically(self.config_path, config_yaml)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Append one line, at once visible to readers. Values that are not finite become null."""
@@ -124,7 +130,7 @@ class RunDirectory:
         """Forget metrics and samples after ``step``, so that a resumed run does not tell its story twice."""
         if self.metrics_path.is_file():
             kept = [line for line in self.metrics() if _step_of(line) <= step]
-            write_whole(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
             if digits.isdigit() and int(digits) > step:

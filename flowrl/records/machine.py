@@ -75,7 +75,7 @@ def commit() -> str | None:
         return None
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Everything that goes into a run's ``environment.json``."""
     import torch
 

@@ -11,18 +11,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from flowrl.errors import UserError
-from flowrl.files import write_whole
+from flowrl.errors import UserError, first_line
+from flowrl.files import write_atomically
 from flowrl.media import picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,7 +56,7 @@ def sample_path(folder: Path, index: int, sample: int, suffix: str = IMAGE) -> P
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
+    write_atomically(path, text)
 
 
 def write_image(path: Path, image: Tensor, facts: Mapping[str, Any] | None = None) -> None:
@@ -81,8 +82,9 @@ def read_completion(path: Path) -> tuple[str, int]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         return str(value["completion"]), int(value["tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a readable completion ({error}); delete it and make it again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = first_line(error)
+        raise UserError(f"{path} is not a readable completion ({what}); delete it and make it again") from error
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:
@@ -96,12 +98,9 @@ def read_images(paths: Sequence[Path]) -> Tensor:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """``(width, height)``, from the file's header."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is not a readable image ({error}); make it again") from error
+    """``(width, height)``, from the file's header. Raises UserError for a file that is no image."""
+    with _open_image(path) as image:
+        return image.size
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -183,7 +182,11 @@ def _grouped(images: Iterable[tuple[dict[str, Any], Path]]) -> list[Entry]:
 
 def _paired(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """Every image, by name, and its line of ``prompts.txt``. Raises UserError for more of one than of the other."""
-    lines = (folder / "prompts.txt").read_text(encoding="utf-8-sig").split("\n")  # str.splitlines also cuts at U+2028
+    try:
+        text = (folder / "prompts.txt").read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder / 'prompts.txt'} is not UTF-8 text ({error}); save it as such") from error
+    lines = text.split("\n")  # str.splitlines also cuts at U+2028
     prompts = [line.strip() for line in lines if line.strip()]
     images = _images(folder)
     if len(prompts) != len(images):
@@ -200,22 +203,28 @@ def _listed(folder: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     for number, line in enumerate(read_json_lines(folder / "prompts.jsonl"), start=1):
         key = next((key for key in FILE_KEYS if key in line), None)
         if key is None or not isinstance(line.get("prompt"), str):
-            raise UserError(
-                f"{folder / 'prompts.jsonl'} line {number} needs a 'file' and a 'prompt', has {_names(line)}"
-            )
+            names = ", ".join(map(repr, line)) or "nothing"
+            raise UserError(f"{folder / 'prompts.jsonl'} line {number} needs a 'file' and a 'prompt', has {names}")
         path = folder / str(line[key])
         if not path.is_file():
             raise UserError(f"{folder / 'prompts.jsonl'} line {number} names {line[key]!r}, which is not in {folder}")
         yield {name: value for name, value in line.items() if name != key}, path
 
 
-def _names(keys: Iterable[str]) -> str:
-    return ", ".join(repr(key) for key in keys) or "nothing"
-
-
 def _read_image(path: Path) -> np.ndarray:
+    with _open_image(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Pillow's errors as a sentence; what the system refuses, such as a permission, keeps its own words."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large an image ({error}); make it smaller") from error
+    except (OSError, SyntaxError, ValueError) as error:  # a damaged PNG is a SyntaxError
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{path} is not a readable image ({error}); make it again") from error

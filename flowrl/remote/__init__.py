@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowrl.hosting import require
+from flowrl.clients import require
 
 
 def serve(config: Path, host: str, port: int, token_file: Path | None) -> None:

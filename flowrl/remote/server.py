@@ -22,11 +22,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from flowrl.clients.protocol import (
+    MEDIA_TYPE,
+    TOKEN_VARIABLE,
+    VERSION,
+    RefusedError,
+    RequestLimits,
+    ScoreRequest,
+    reward_named_by,
+)
 from flowrl.errors import UserError
-from flowrl.hosting import TOKEN_VARIABLE
-from flowrl.hosting.protocol import MEDIA_TYPE, VERSION, Call, Limits, RefusedError
+from flowrl.remote.reward_process import Response, RewardProcess
 from flowrl.remote.settings import ServerConfig, choose_token
-from flowrl.remote.worker import Answer, RewardProcess
 
 HEAD_SECONDS = 10.0
 """A connection without a complete request head is closed after this time (slow loris)."""
@@ -38,17 +45,17 @@ CLOSE = {"Connection": "close"}
 """On refusals: the rest of the request is not read."""
 
 
-class Scorer(Protocol):
+class Backend(Protocol):
     """What answers the requests for one reward."""
 
     facts: Mapping[str, Any]
 
-    async def ask(self, body: bytes) -> Answer:
-        """The answer to the body of a request that is well formed."""
+    async def ask(self, body: bytes) -> Response:
+        """The answer to the body of a request, which nobody has checked so far."""
         ...
 
 
-class _Slots:
+class _RequestSlots:
     """Counts requests under way, so that their memory is bounded."""
 
     def __init__(self, limit: int) -> None:
@@ -65,10 +72,10 @@ class _Slots:
             self.taken -= 1
 
 
-def build_app(scorers: Mapping[str, Scorer], token: str, limits: Limits) -> FastAPI:
+def build_app(scorers: Mapping[str, Backend], token: str, limits: RequestLimits) -> FastAPI:
     """The application for rewards by name."""
-    slots = _Slots(limits.concurrency)
-    one_parser = asyncio.Lock()  # a body of empty lists takes 34 times its size while it is parsed (measured)
+    slots = _RequestSlots(limits.concurrency)
+    one_parser = asyncio.Lock()  # for odd bodies: one of empty lists takes 34 times its size while it is parsed
 
     async def authorise(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("utf-8", "replace")
@@ -90,8 +97,9 @@ def build_app(scorers: Mapping[str, Scorer], token: str, limits: Limits) -> Fast
         _check_head(request, limits)
         with slots.one():
             body = await _receive(request, limits)
-            async with one_parser:
-                name = await asyncio.to_thread(lambda: Call.parse(body, limits).reward)
+            if (name := reward_named_by(body)) is None:
+                async with one_parser:
+                    name = await asyncio.to_thread(lambda: ScoreRequest.parse(body, limits).reward)
             if name not in scorers:
                 raise RefusedError(404, f"there is no such reward here; there are {', '.join(sorted(scorers))}")
             reply = await scorers[name].ask(body)
@@ -117,7 +125,7 @@ async def _serve(settings: ServerConfig, token: str, invented: bool, listener: s
         app = build_app(scorers, token, settings.limits)
         config = uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=HeadTimeoutProtocol,
             ws="none",
             lifespan="off",
             log_level="warning",
@@ -162,10 +170,10 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from None
+        raise UserError(f"cannot listen on {host} port {port}: {error}; choose another --host or --port") from error
 
 
-def _check_head(request: Request, limits: Limits) -> None:
+def _check_head(request: Request, limits: RequestLimits) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != MEDIA_TYPE:
         raise RefusedError(415, f"a request is {MEDIA_TYPE}; nothing else is read")
@@ -176,7 +184,7 @@ def _check_head(request: Request, limits: Limits) -> None:
         raise RefusedError(413, f"a request may have {limits.body} bytes; send fewer samples at a time")
 
 
-async def _receive(request: Request, limits: Limits) -> bytes:
+async def _receive(request: Request, limits: RequestLimits) -> bytes:
     """The body, counted while it arrives and within the time it may take."""
     body = bytearray()
     try:
@@ -211,7 +219,7 @@ async def _fail(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": "the server failed; its log says why"}, 500, CLOSE)
 
 
-class PatientProtocol(H11Protocol):
+class HeadTimeoutProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with an end to its patience: it waits for ever for the head of a request."""
 
     _alarm: asyncio.TimerHandle | None = None

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flowrl.clients import HTTP, RAY
+from flowrl.clients.protocol import TOKEN_VARIABLE, RequestLimits
 from flowrl.config import Config
-from flowrl.config.errors import explain_errors
-from flowrl.config.reading import read_yaml
+from flowrl.config.findings import explain_errors
 from flowrl.config.reward import Reward
-from flowrl.errors import UserError
-from flowrl.hosting import HTTP, RAY, TOKEN_VARIABLE
-from flowrl.hosting.protocol import Limits
+from flowrl.config.yaml_text import read_config
+from flowrl.errors import UserError, first_line
 
 SHORTEST_TOKEN = 16
 OWN_KEYS = {"use", "name", "options", "device", "dtype", "batch_size"}
@@ -32,7 +32,7 @@ class ServerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rewards: list[Reward] = Field(min_length=1, description="what is served")
-    limits: Limits = Field(default=Limits(), description="what a caller may ask for")
+    limits: RequestLimits = Field(default=RequestLimits(), description="what a caller may ask for")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -40,7 +40,7 @@ class ServerConfig(BaseModel):
 
         A whole training config is checked as one, so that a misspelt key does not go unnoticed.
         """
-        values = read_yaml(path)
+        values = read_config(path)
         own = {key: value for key, value in values.items() if key in cls.model_fields}
         if values.keys() & Config.model_fields.keys() - own.keys():
             Config.of({key: value for key, value in values.items() if key != "limits"}, str(path))
@@ -75,8 +75,10 @@ def choose_token(host: str, token_file: Path | None) -> tuple[str, bool]:
     if token_file is not None:
         try:
             return _checked(token_file.read_text(encoding="utf-8").strip(), f"the token in {token_file}"), False
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"--token-file: {token_file} cannot be read as text; give a file with one token") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"--token-file: {token_file} cannot be read as text ({first_line(error)}); give a file with one token"
+            ) from error
     if os.environ.get(TOKEN_VARIABLE):
         return _checked(os.environ[TOKEN_VARIABLE].strip(), f"the token in ${TOKEN_VARIABLE}"), False
     if not is_loopback(host):

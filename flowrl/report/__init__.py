@@ -1,5 +1,5 @@
 """A run as one self-contained HTML page."""
 
-from flowrl.report.page import write, write_anyway
+from flowrl.report.page import try_write, write
 
-__all__ = ["write", "write_anyway"]
+__all__ = ["try_write", "write"]

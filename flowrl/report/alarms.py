@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from flowrl.config.schema import MonitorConfig
 from flowrl.monitor.alarms import WHERE, Check, sentence
@@ -123,7 +124,7 @@ def _base(metrics: Metrics, name: str) -> float | None:
     return metrics.first(f"monitor/{name}") if metrics.first(f"monitor/{name}/z") == 0 else None
 
 
-def _when(metrics: Metrics, raised: Any, still: bool) -> str:
+def _when(metrics: Metrics, raised: NDArray[np.int64], still: bool) -> str:
     first, last = (number(float(metrics["step"][i])) for i in (raised[0], raised[-1]))
     span = f"iteration {first}" if first == last else f"iterations {first} to {last}"
     return span if still else f"{span}, then over"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -42,6 +42,7 @@ class Frame:
     size: tuple[int, int] = WIDE
 
     def at(self, x: float, y: float) -> str:
+        """``"px,py"`` of a point, as SVG wants it."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         px = LEFT + across * (self.size[0] - LEFT - RIGHT)
@@ -125,7 +126,7 @@ def _binned(line: Line) -> Line:
         return line
     chunks = np.array_split(np.arange(len(line.x)), BINS)
 
-    def bins(values: Floats, reduce) -> Floats:
+    def bins(values: Floats, reduce: Callable[[Floats], float]) -> Floats:
         kept = [values[chunk][np.isfinite(values[chunk])] for chunk in chunks]
         return np.array([reduce(chunk) if len(chunk) else math.nan for chunk in kept])
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from flowrl.report.charts import SMALL, Line, line_chart, stacked_chart
 from flowrl.report.record import Metrics
-from flowrl.runtime.progress import PHASES
+from flowrl.runtime.metric_rows import PHASES
 
 COLORS = 8  # classes c0..c7 of the style sheet
 TRAIN, HELD_OUT = 0, 1
@@ -28,7 +28,7 @@ DIAGNOSTICS = (
     ("Loss", ("loss",), None, "not comparable between algorithms"),
     ("Flat groups", ("zero_std_fraction",), None, "share whose samples score the same"),
     ("Rounds of sampling", ("sampling/rounds",), None, "until enough groups are not flat"),
-    ("Advantage", ("advantage/",), None, "credit given to samples"),
+    ("Advantage", ("advantage/",), None, "of samples"),
 )
 
 

@@ -12,27 +12,27 @@ from flowrl.report.charts import number
 from flowrl.report.pictures import Picture, embed, readable, widest
 from flowrl.report.record import Record, Snapshot, read_lines
 
-MOMENTS = 8  # iterations shown, first and last included
+ITERATIONS = 8  # iterations shown, first and last included
 PER_MOMENT = 8
 PAIRS = 24
-EXTREMES = 3  # of the best and of the worst held-out completions
+PICKED = 3  # of the best and of the worst held-out completions
 
 
 @dataclass(frozen=True)
-class Moment:
+class IterationSamples:
     """Samples of one iteration."""
 
     step: int
     pictures: Sequence[Picture]
 
     @property
-    def room(self) -> str:
+    def column(self) -> str:
         """The column width it needs."""
         return widest(self.pictures)
 
 
 @dataclass(frozen=True)
-class Strip:
+class PromptHistory:
     """One held-out prompt and seed through training."""
 
     prompt: str
@@ -40,7 +40,7 @@ class Strip:
     """``(iteration, picture)``."""
 
     @property
-    def room(self) -> str:
+    def column(self) -> str:
         """The column width it needs."""
         return widest(picture for _, picture in self.pictures)
 
@@ -55,13 +55,13 @@ class Pair:
     after: Picture
 
     @property
-    def room(self) -> str:
+    def column(self) -> str:
         """The column width it needs."""
         return widest((self.before, self.after))
 
 
 @dataclass(frozen=True)
-class Extremes:
+class BestAndWorst:
     """Held-out completions of the last evaluation picked by their reward, beside those of the first."""
 
     first: int
@@ -71,34 +71,34 @@ class Extremes:
     worst: Sequence[Pair]
 
 
-def moments(record: Record) -> list[Moment]:
+def iterations(record: Record) -> list[IterationSamples]:
     """Evenly spaced iterations, the same places of each: nothing is picked by its score."""
     out = []
-    for index in spaced(len(record.snapshots), MOMENTS):
+    for index in spaced(len(record.snapshots), ITERATIONS):
         snapshot = record.snapshots[index]
         rows = [snapshot.rows[row] for row in spaced(len(snapshot.rows), PER_MOMENT)]
         pictures = [picture for row in rows if (picture := _sample(snapshot, row))]
         if pictures:
-            out.append(Moment(snapshot.step, pictures))
+            out.append(IterationSamples(snapshot.step, pictures))
     return out
 
 
-def strips(record: Record) -> list[Strip]:
+def heldout_histories(record: Record) -> list[PromptHistory]:
     """Held-out samples of evenly spaced evaluations side by side; rows are evenly spaced prompts."""
     if len(record.heldout) < 2:
         return []
-    shown = [record.heldout[index] for index in spaced(len(record.heldout), MOMENTS)]
+    shown = [record.heldout[index] for index in spaced(len(record.heldout), ITERATIONS)]
     first = shown[0].rows
     out = []
     for row in (first[index] for index in spaced(len(first), PER_MOMENT)):
         same = [(s, r) for s in shown for r in s.rows if _identity(r) == _identity(row)]
-        found = [(snapshot.step, picture) for snapshot, r in same if (picture := _sample(snapshot, r, credit=False))]
+        found = [(snapshot.step, picture) for snapshot, r in same if (picture := _sample(snapshot, r, advantage=False))]
         if found:
-            out.append(Strip(str(row.get("prompt", "")), found))
+            out.append(PromptHistory(str(row.get("prompt", "")), found))
     return out
 
 
-def extremes(record: Record) -> Extremes | None:
+def best_and_worst(record: Record) -> BestAndWorst | None:
     """The best and the worst held-out completions saved last, and what their prompts and seeds gave at first.
 
     Of texts only: a page of pictures is taken in at a glance, of texts the telling ones would be missed.
@@ -109,27 +109,27 @@ def extremes(record: Record) -> Extremes | None:
     before = {_identity(row): row for row in first.rows}
     rows = [row for row in last.rows if "completion" in row and _identity(row) in before and _total(row) is not None]
     rows.sort(key=lambda row: -(_total(row) or 0.0))
-    count = min(EXTREMES, len(rows) // 2)
+    count = min(PICKED, len(rows) // 2)
     if not count:
         return None
 
     def pair(row: Mapping[str, Any]) -> Pair | None:
-        then = _sample(first, before[_identity(row)], credit=False)
-        now = _sample(last, row, credit=False)
+        then = _sample(first, before[_identity(row)], advantage=False)
+        now = _sample(last, row, advantage=False)
         if then is None or now is None:
             return None
         return Pair(str(row.get("prompt", "")), "", replace(then, caption=""), replace(now, caption=""))
 
     best, worst = ([p for row in part if (p := pair(row))] for part in (rows[:count], rows[::-1][:count]))
-    return Extremes(first.step, last.step, best, worst)
+    return BestAndWorst(first.step, last.step, best, worst)
 
 
-def pairs(record: Record) -> list[Pair]:
-    """First sample of evenly spaced prompts of every tag of the first suite that has both arms."""
+def base_and_tuned(record: Record) -> list[Pair]:
+    """First sample of evenly spaced prompts of every tag of the first suite that has base and tuned."""
     folder = record.path / "eval"
     for suite in (record.evaluation or {}).get("suites", {}):
-        base = _verdicts(folder / "base", suite)
-        tuned = _verdicts(folder / "tuned", suite)
+        base = _scored_lines(folder / "base", suite)
+        tuned = _scored_lines(folder / "tuned", suite)
         names = _spread_over_tags([name for name in base if name in tuned], base)
         found = [pair for name in names if (pair := _pair(folder, name, base[name], tuned[name]))]
         if found:
@@ -148,9 +148,9 @@ def _identity(row: Mapping[str, Any]) -> tuple[Any, Any]:
     return row.get("prompt_id"), row.get("seed")
 
 
-def _sample(snapshot: Snapshot, row: Mapping[str, Any], credit: bool = True) -> Picture | None:
+def _sample(snapshot: Snapshot, row: Mapping[str, Any], advantage: bool = True) -> Picture | None:
     name = next((str(row[key]) for key in FILE_KEYS if key in row), None)
-    scores = [pair for pair in _scores(row) if credit or pair[0] != "advantage"]
+    scores = [pair for pair in _scores(row) if advantage or pair[0] != "advantage"]
     marks = tuple((label, number(value)) for label, value in scores)
     return _picture(snapshot.folder, name, row, str(row.get("prompt", "")), marks)
 
@@ -184,8 +184,8 @@ def _scores(row: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(str(label), float(value)) for label, value in pairs if isinstance(value, int | float)]
 
 
-def _verdicts(folder: Path, suite: str) -> dict[str, Mapping[str, Any]]:
-    """File name (equal in both arms) to its line of results.jsonl."""
+def _scored_lines(folder: Path, suite: str) -> dict[str, Mapping[str, Any]]:
+    """File name (equal for base and tuned) to its line of results.jsonl."""
     return {str(row.get("filename")): row for row in read_lines(folder / suite / "results.jsonl")}
 
 
@@ -203,9 +203,9 @@ def _spread_over_tags(names: Sequence[str], rows: Mapping[str, Mapping[str, Any]
 def _pair(folder: Path, name: str, base: Mapping[str, Any], tuned: Mapping[str, Any]) -> Pair | None:
     before, after = (
         _picture(
-            folder / arm, name, row, str(row.get("reason") or "").replace("\n", "; "), _details(row), _correct(row)
+            folder / variant, name, row, str(row.get("reason") or "").replace("\n", "; "), _details(row), _correct(row)
         )
-        for arm, row in (("base", base), ("tuned", tuned))
+        for variant, row in (("base", base), ("tuned", tuned))
     )
     if before is None or after is None:
         return None

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flowrl.algorithms import build, describe, paper, summary
-from flowrl.errors import UserError, told
-from flowrl.evaluation.table import ARMS, decimals, dig, format_estimate, notes, rows
+from flowrl.composition import build, describe, paper, summary
+from flowrl.errors import UserError, describe_exception
+from flowrl.evaluation.table import VARIANTS, decimals, format_estimate, nested, notes, rows
 from flowrl.records.sample_files import write_text
 from flowrl.report import alarms, curves, gallery
 from flowrl.report.charts import number
@@ -41,13 +41,14 @@ def write(run: Path) -> Path:
     return path
 
 
-def write_anyway(run: Path, say: Callable[[str], None]) -> list[str]:
+def try_write(run: Path, say: Callable[[str], None]) -> list[str]:
     """As `write`, for the end of a run, which a report that fails must not fail: what went wrong, as a sentence."""
     say("writing the report")
     try:
         write(run)
     except Exception as error:  # whatever it is, the run and its checkpoints are whole
-        return [f"the report was not written ({told(error)}); the run is whole, try `flowrl report {run}`"]
+        cause = str(error) if isinstance(error, UserError) else describe_exception(error)
+        return [f"the report was not written ({cause}); the run is whole, try `flowrl report {run}`"]
     return []
 
 
@@ -67,10 +68,10 @@ def contents(record: Record) -> dict[str, Any]:
         "diagnostics": curves.diagnostic_figures(metrics),
         "others": curves.other_figures(metrics),
         "time": curves.time_figure(metrics),
-        "moments": gallery.moments(record),
-        "strips": gallery.strips(record),
-        "extremes": gallery.extremes(record),
-        "pairs": gallery.pairs(record),
+        "samples": gallery.iterations(record),
+        "histories": gallery.heldout_histories(record),
+        "best_and_worst": gallery.best_and_worst(record),
+        "base_and_tuned": gallery.base_and_tuned(record),
         "tables": [table(suite) for suite in evaluation.get("suites", {}).values()],
         "manifest": list(flat(evaluation.get("manifest", {}))),
         "config": record.config_text,
@@ -143,32 +144,32 @@ def evaluation_tiles(evaluation: Mapping[str, Any]) -> list[Tile]:
     out = []
     for suite in evaluation.get("suites", {}).values():
         path = (suite["primary"], "overall")
-        arms = [(arm, suite["arms"][arm]) for arm in ARMS if arm in suite["arms"]]
-        values = [(arm, dig(found["measures"], path)) for arm, found in arms]
+        arms = suite["arms"]
+        values = [(name, nested(arms[name]["measures"], path)) for name in VARIANTS if name in arms]
         text = " → ".join(f"{value['value']:.3f}" for _, value in values if value and value["value"] is not None)
-        gain = format_estimate(dig(suite["difference"], path), signed=True)
+        gain = format_estimate(nested(suite["difference"], path), signed=True)
         partial = " (partial)" if suite["partial"] else ""
-        note = " → ".join(arm for arm, _ in values) + (f", difference {gain}" if gain != "-" else "")
+        note = " → ".join(name for name, _ in values) + (f", difference {gain}" if gain != "-" else "")
         out.append(Tile(suite["title"] + partial, text or "–", note, wide=True))
     return out
 
 
 def table(suite: Mapping[str, Any]) -> dict[str, Any]:
     """A suite's table: header, lines of cells, notes and failure reasons."""
-    arms = [arm for arm in ARMS if arm in suite["arms"]]
+    arms = {name: suite["arms"][name] for name in VARIANTS if name in suite["arms"]}
     compared = bool(suite["difference"])
     lines = []
     for label, prompts, path, last in rows(suite):
         places = decimals(path)
-        cells = [format_estimate(dig(suite["arms"][arm]["measures"], path), places=places) for arm in arms]
-        change = _change(dig(suite["difference"], path) if compared else None, places)
+        cells = [format_estimate(nested(each["measures"], path), places=places) for each in arms.values()]
+        change = _change(nested(suite["difference"], path) if compared else None, places)
         lines.append({"label": label, "prompts": prompts, "cells": cells, "last": last, "change": change})
-    reasons = dict.fromkeys(reason for arm in arms for reason in suite["arms"][arm]["reasons"])
-    counted = [(reason, [suite["arms"][arm]["reasons"].get(reason, 0) for arm in arms]) for reason in reasons]
+    reasons = dict.fromkeys(reason for each in arms.values() for reason in each["reasons"])
+    counted = [(reason, [each["reasons"].get(reason, 0) for each in arms.values()]) for reason in reasons]
     counted.sort(key=lambda item: -max(item[1]))
     return {
         "title": suite["title"] + (" (partial)" if suite["partial"] else ""),
-        "arms": arms,
+        "variants": list(arms),
         "compared": compared,
         "lines": lines,
         "notes": notes(suite),
@@ -193,7 +194,7 @@ def _change(estimate: Mapping[str, Any] | None, places: int) -> dict[str, str]:
     return {"text": text, "sign": "up" if estimate["low"] > 0 else "down"}
 
 
-def _rewards(specs: Any) -> list[str]:
+def _rewards(specs: object) -> list[str]:
     out = []
     for spec in specs if isinstance(specs, list) else [specs]:
         if isinstance(spec, Mapping):
@@ -204,7 +205,7 @@ def _rewards(specs: Any) -> list[str]:
     return out
 
 
-def _part(value: Any) -> str:
+def _part(value: object) -> str:
     """``Clipped(low=0.0001, high=0.0001)`` from a described part; unset fields are left out."""
     if isinstance(value, list):
         return ", ".join(_part(item) for item in value)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 LARGEST = 320  # longer sides are shrunk to this many pixels, so that a page of SD3 samples stays small
 LONGEST = 4000  # characters of a completion that are shown
@@ -33,7 +33,7 @@ class Picture:
     """The completion, of a language model."""
 
     @property
-    def room(self) -> str:
+    def column(self) -> str:
         """Name of the column width it needs: ``image``, ``text``, or ``wide`` for a long text."""
         if self.text is None:
             return "image"
@@ -42,8 +42,8 @@ class Picture:
 
 
 def widest(pictures: Iterable[Picture]) -> str:
-    """The room that all of some pictures, side by side, need."""
-    return max((picture.room for picture in pictures), key=("image", "text", "wide").index, default="image")
+    """The column that all of some pictures, side by side, need."""
+    return max((picture.column for picture in pictures), key=("image", "text", "wide").index, default="image")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def embed(path: Path) -> Embedded | None:
                 return Embedded(_uri(image.convert("RGB"), "PNG"), True)
             image.thumbnail((LARGEST, LARGEST))
             return Embedded(_uri(image.convert("RGB"), "JPEG"), False)
-    except (OSError, UnidentifiedImageError):
+    except (OSError, Image.DecompressionBombError):
         return None
 
 

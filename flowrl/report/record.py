@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowrl.config.reading import read_yaml
+from flowrl.config.yaml_text import read_yaml
 from flowrl.errors import UserError
 from flowrl.evaluation.results import SCHEMA
 from flowrl.records.sample_files import read_json_lines
+from flowrl.renamed import translated
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +90,7 @@ def read(run: Path) -> Record:
     if not config_path.is_file():
         what = "has no config.yaml" if run.is_dir() else "does not exist"
         raise UserError(f"{run} is not a run directory: it {what}; name a directory that `flowrl train` wrote")
-    config = read_yaml(config_path)
+    config = translated(read_yaml(config_path))
     return Record(
         run,
         config,
@@ -122,7 +123,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, growing=True) if path.is_file() else []
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     """Strict JSON has no NaN, so writers may use null or a string for it."""
     if isinstance(value, bool | int | float):
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from flowrl.errors import plain
+from flowrl.errors import printable
 
 
 def render(template: str, values: dict[str, Any]) -> str:
@@ -28,6 +28,6 @@ def _environment() -> Environment:
     )
 
 
-def _visible(value: Any) -> Any:
+def _visible(value: object) -> object:
     """Users' words without control characters, which HTML does not allow; our own markup as it is."""
-    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,1 +1,1 @@
-"""Everything around the mathematics of a run: its directory, checkpoints, ranks, signals, time and display."""
+"""While a run trains: terminal display, signals, streams, timing, running out of memory, trackers, ranks."""

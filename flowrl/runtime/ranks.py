@@ -1,71 +1,72 @@
-"""Processes that train together. Without `torch.distributed` every function is the identity of one process."""
+"""`flowrl.types.Ranks` of the processes that ``torchrun`` or ``accelerate launch`` started, on `torch.distributed`."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def rank() -> int:
-    """This process' number."""
-    return dist.get_rank() if _distributed() else 0
+from flowrl.types import OneProcess, Ranks
 
 
-def world() -> int:
-    """How many processes there are."""
-    return dist.get_world_size() if _distributed() else 1
+class DistributedRanks:
+    """The processes of the initialised default group; exchanges are over the backend's device."""
 
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        nccl = dist.get_backend() == "nccl"
+        self._device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
-def is_main() -> bool:
-    """Whether this process writes files and talks to the terminal."""
-    return rank() == 0
+    def share(self, count: int) -> slice:
+        """See `Ranks.share`."""
+        each, extra = divmod(count, self.size)
+        start = self.rank * each + min(self.rank, extra)
+        return slice(start, start + each + (self.rank < extra))
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """See `Ranks.gather`. Padded to the longest, because backends exchange equal shapes alone."""
+        own = torch.tensor([len(rows)], device=self._device)
+        counts = [torch.zeros_like(own) for _ in range(self.size)]
+        dist.all_gather(counts, own)
+        sizes = [int(count) for count in counts]
+        padded = torch.zeros((max(sizes), *rows.shape[1:]), dtype=rows.dtype, device=self._device)
+        padded[: len(rows)] = rows.detach().to(self._device)
+        parts = [torch.zeros_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(rows.device)
 
-def share(count: int) -> slice:
-    """This process' part of ``count`` rows: contiguous, sizes differ by at most one, in the order of ranks."""
-    each, extra = divmod(count, world())
-    start = rank() * each + min(rank(), extra)
-    return slice(start, start + each + (rank() < extra))
+    def total(self, value: Tensor) -> Tensor:
+        """See `Ranks.total`."""
+        summed = value.detach().clone().to(self._device)
+        dist.all_reduce(summed)
+        return summed.to(value.device)
 
+    def largest(self, value: int) -> int:
+        """See `Ranks.largest`."""
+        found = torch.tensor([value], device=self._device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found)
 
-def gather(rows: Tensor) -> Tensor:
-    """All processes' rows [n, ...] concatenated in the order of ranks; n may differ between processes.
+    def texts(self, text: str) -> list[str]:
+        """See `Ranks.texts`. Bytes travel, not pickles."""
+        own = (
+            torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.zeros(0, dtype=torch.uint8)
+        )
+        sizes = self.gather(torch.tensor([len(own)])).tolist()
+        return [bytes(part.tolist()).decode() for part in self.gather(own).split(sizes)]
 
-    Bytes travel as they are: 64-bit ids and NaN arrive exactly.
-    """
-    if world() == 1:
-        return rows
-    device = _device()
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=device))
-    sizes = [int(count) for count in counts]
-    padded = torch.zeros((max(sizes), *rows.shape[1:]), dtype=rows.dtype, device=device)
-    padded[: len(rows)] = rows.to(device)
-    parts = [torch.zeros_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(rows.device)
-
-
-def total(value: Tensor) -> Tensor:
-    """Sum over processes, on the device it came from; the input is left as it was."""
-    if world() == 1:
-        return value
-    summed = value.detach().clone().to(_device())
-    dist.all_reduce(summed)
-    return summed.to(value.device)
-
-
-def wait() -> None:
-    """Return when every process has come here."""
-    if world() > 1:
+    def wait(self) -> None:
+        """See `Ranks.wait`."""
         dist.barrier()
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _device() -> torch.device:
-    """Where the backend wants its tensors."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+def ranks() -> Ranks:
+    """The processes that train together: those of `torch.distributed` where it is initialised, else this one."""
+    return DistributedRanks() if dist.is_available() and dist.is_initialized() else OneProcess()

@@ -13,11 +13,12 @@ class Interrupts:
     """While active, the first SIGINT, SIGTERM or SIGHUP (the terminal was closed) sets ``requested``; a second SIGINT
     raises KeyboardInterrupt at once. A signal that is ignored stays so: ``nohup`` has its way.
 
-    Outside the main thread, where handlers cannot be set, it does nothing.
+    ``on_request`` is called when ``requested`` is set. Outside the main thread, where handlers cannot be set, it does
+    nothing.
     """
 
-    def __init__(self, told: Callable[[], None] | None = None) -> None:
-        self._told = told
+    def __init__(self, on_request: Callable[[], None] | None = None) -> None:
+        self._on_request = on_request
         self.requested: str | None = None
         """Name of the signal that came, such as ``SIGTERM``."""
         self._before: dict[signal.Signals, signal._HANDLER] = {}
@@ -41,5 +42,5 @@ class Interrupts:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
-        if self._told is not None:
-            self._told()
+        if self._on_request is not None:
+            self._on_request()

@@ -11,11 +11,11 @@ from typing import Any, TextIO, cast
 
 from flowrl.errors import UserError
 
-GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ESHUTDOWN, errno.ENXIO)
+READER_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ESHUTDOWN, errno.ENXIO)
 """What writing says when nobody reads any more: a closed pipe, a terminal that was hung up, a closed descriptor."""
 
 
-class Steady:
+class SurvivingStream:
     """A text stream that falls silent when its reader has gone, instead of raising in whoever writes next."""
 
     def __init__(self, stream: TextIO, *, must_arrive: bool) -> None:
@@ -43,8 +43,8 @@ class Steady:
         except OSError as error:
             self._gone = True
             _silence(self._stream)
-            if self._must_arrive and error.errno not in GONE:
-                raise UserError(f"standard output cannot be written: {error.strerror}") from None
+            if self._must_arrive and error.errno not in READER_GONE:
+                raise UserError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _silence(stream: TextIO) -> None:
@@ -59,7 +59,7 @@ def _silence(stream: TextIO) -> None:
 
 
 @contextmanager
-def steady() -> Iterator[None]:
+def survive_closed_streams() -> Iterator[None]:
     """Inside, `sys.stdout` and `sys.stderr` fall silent instead of failing, and write what their encoding lacks as
     escapes. A stream that was closed before the start leads nowhere."""
     before = sys.stdout, sys.stderr
@@ -69,15 +69,15 @@ def steady() -> Iterator[None]:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        if not any(isinstance(stream, Steady) and stream._gone for stream in (sys.stdout, sys.stderr)):
+        if not any(isinstance(stream, SurvivingStream) and stream._gone for stream in (sys.stdout, sys.stderr)):
             sys.stdout, sys.stderr = before
 
 
 def _of(stream: TextIO | None, *, must_arrive: bool) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
-    if isinstance(stream, Steady):
+    if isinstance(stream, SurvivingStream):
         return cast(TextIO, stream)
     if "reconfigure" in dir(stream):
         cast(Any, stream).reconfigure(errors="backslashreplace")
-    return cast(TextIO, Steady(stream, must_arrive=must_arrive))
+    return cast(TextIO, SurvivingStream(stream, must_arrive=must_arrive))

@@ -10,15 +10,15 @@ import torch
 
 
 class PhaseTimer:
-    """Wall-clock seconds per named phase since the last ``collect``. ``told`` is called with a phase that begins."""
+    """Wall-clock seconds per named phase since the last ``collect``; ``on_phase`` is called with each that begins."""
 
     @staticmethod
     def clock() -> float:
         """Seconds. Benchmarks on a shared machine put ``time.process_time`` here, the CPU seconds of this process."""
         return time.perf_counter()
 
-    def __init__(self, told: Callable[[str], None] | None = None) -> None:
-        self._told = told
+    def __init__(self, on_phase: Callable[[str], None] | None = None) -> None:
+        self._on_phase = on_phase
         self._seconds: dict[str, float] = {}
         self.failed: str | None = None
         """The innermost phase that an exception has left since the last ``collect``."""
@@ -27,8 +27,8 @@ class PhaseTimer:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``; an accelerator's queue is emptied at both ends."""
-        if self._told is not None:
-            self._told(name)
+        if self._on_phase is not None:
+            self._on_phase(name)
         _synchronize()
         start = self.clock()
         try:

@@ -63,27 +63,27 @@ class CausalSampler:
         for name, value in (("steps", steps), ("guidance", guidance)):
             if value is not None:
                 raise ValueError(f"autoregressive models have no {name}; remove it")
-        heat = self.temperature if temperature is None else temperature
-        return replace(self, temperature=heat, greedy_first=False)
+        temperature = self.temperature if temperature is None else temperature
+        return replace(self, temperature=temperature, greedy_first=False)
 
     @torch.no_grad()
     def __call__(self, policy: CausalPolicy, condition: TextCondition, draw: Draw) -> Rollout:
-        heat = torch.full((len(draw),), self.temperature, dtype=torch.float64)
+        temperature = torch.full((len(draw),), self.temperature, dtype=torch.float64)
         if self.greedy_first:
-            heat[draw.first] = 0.0
+            temperature[draw.place == 0] = 0.0
         if self.engine is None:
-            tokens, logp, rows = self._decode(policy, condition, draw, heat.to(policy.device))
+            tokens, logp, rows = self._decode(policy, condition, draw, temperature.to(policy.device))
         else:
             engine = policy.engine(self.engine)
-            made = engine.generate(condition, draw.seeds, self.length, heat.tolist(), self.truncation)
+            made = engine.generate(condition, draw.seeds, self.length, temperature.tolist(), self.truncation)
             tokens, logp, rows = *made, len(draw) * self.length
         mask = through_end(tokens, policy.end_tokens)
-        said = ended(tokens, mask, policy.end_tokens)
-        trace = TokenTrace(tokens, mask, self.temperature, logp=logp, ended=said, truncation=self.truncation)
-        return Rollout(condition, tokens, draw.group, trace, forwards=rows)
+        has_ended = ended(tokens, mask, policy.end_tokens)
+        trace = TokenTrace(tokens, mask, self.temperature, logp=logp, ended=has_ended, truncation=self.truncation)
+        return Rollout.of(draw, condition, tokens, trace, forwards=rows)
 
     def _decode(
-        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, heat: Tensor
+        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, temperature: Tensor
     ) -> tuple[Tensor, Tensor, int]:
         """Tokens and their log-probabilities [N, length] on the host, and the network rows it took."""
         count, device = len(draw), policy.device
@@ -96,7 +96,7 @@ class CausalSampler:
         rows = 0
         for place in range(self.length):
             rows += len(going)
-            chosen, found = draw_tokens(decoder.logits, numbers[going, place], heat[going], self.truncation)
+            chosen, found = draw_tokens(decoder.logits, numbers[going, place], temperature[going], self.truncation)
             active = ~over[going]
             tokens[going[active], place] = chosen[active]
             logp[going[active], place] = found[active]

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.flow import ODE, Kernel, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
+from flowrl.math.flow import ODE, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
 from flowrl.math.random import derive, normal
-from flowrl.samplers.windows import Plan, Window
-from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, MisfitError, Rollout, Steps
+from flowrl.samplers.windows import StepRanges, Window
+from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, IncompatibleError, Rollout, Steps
 
 INITIAL_NOISE = 0  # stream of a sample's starting point; step k draws from stream k + 1
 
@@ -21,12 +21,11 @@ class FlowSampler:
     """Integrate from noise to a clean latent, recording the stochastic steps that will be trained.
 
     Deterministic unless ``window`` names steps where ``dynamics`` injects noise. Every draw is a function of the
-    sample's
-    seed and the step, so a sample does not depend on the batch it is made in.
+    sample's seed and the step, so a sample does not depend on the batch it is made in.
     """
 
     steps: int = 10
-    dynamics: Kernel = ODE()
+    dynamics: Dynamics = ODE()
     window: Window | None = None
     solver: Literal["euler", "dpmpp_2m"] = "euler"
     """Solver of the deterministic steps."""
@@ -57,7 +56,7 @@ class FlowSampler:
     @property
     def recorded(self) -> int:
         nobody = torch.zeros(1, dtype=torch.int64)
-        return len(self.plan(Draw.of(nobody, nobody, 0, 0)).recorded)
+        return len(self.step_ranges(Draw.of(nobody, nobody, 0, 0)).recorded)
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> FlowSampler:
         """Noise-free; a continuous policy has no temperature."""
@@ -68,15 +67,15 @@ class FlowSampler:
     @torch.no_grad()
     def __call__(self, policy: FlowPolicy, condition: Condition, draw: Draw) -> Rollout:
         times = self.grid(policy)
-        plan = self.plan(draw, times)
+        ranges = self.step_ranges(draw, times)
         x = policy.initial(self._noise(policy, draw), times)
-        track = _Track(plan)
+        track = _Track(ranges)
         previous: Tensor | None = None
         for k in range(self.steps):
             t, t_next = times[k].expand(len(draw)), times[k + 1].expand(len(draw))
             v = policy.velocity(x, t, condition, guidance=self.guidance)
             before = x
-            if k in plan.stochastic:
+            if k in ranges.stochastic:
                 x = self._noisy_step(x, v, t, t_next, draw, k, track)
                 previous = None
             elif self.solver == "euler":
@@ -87,11 +86,11 @@ class FlowSampler:
                 previous = clean
             if self.decode_clean and k == self.steps - 1:
                 x = clean_of(before, v, t)
-        return Rollout(
-            condition=condition,
-            final=_as_latents(x, times[-1]),
-            group=draw.group,
-            trace=track.steps(times, self.dynamics, self.guidance),
+        return Rollout.of(
+            draw,
+            condition,
+            _as_latents(x, times[-1]),
+            track.steps(times, self.dynamics, self.guidance),
             times=times,
             forwards=self.steps * len(draw),
         )
@@ -103,7 +102,9 @@ class FlowSampler:
             even = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
             shifted = self.shift * even / (1 + (self.shift - 1) * even)
             if not torch.equal(policy.snap(shifted[1:-1]), shifted[1:-1]):
-                raise MisfitError("sampler.shift needs a model of any time, and this one has discrete times; remove it")
+                raise IncompatibleError(
+                    "sampler.shift needs a model of any time, and this one has discrete times; remove it"
+                )
             times = shifted.to(times)
         if self.end == "first_trained":
             end = policy.snap(torch.zeros(1, dtype=torch.float64)).to(times)
@@ -111,15 +112,15 @@ class FlowSampler:
                 times = torch.cat([times[:-1], end])
         return times
 
-    def plan(self, draw: Draw, times: Tensor | None = None) -> Plan:
+    def step_ranges(self, draw: Draw, times: Tensor | None = None) -> StepRanges:
         """Which steps are stochastic and recorded; at most, without the grid [steps + 1] of a model."""
         if self.window is None:
-            return Plan(range(0), range(0))
+            return StepRanges(range(0), range(0))
         return self.window(self.steps, draw, self._noisy(times))
 
-    def reach(self, times: Tensor) -> range:
+    def recordable(self, times: Tensor) -> range:
         """The steps of a grid [steps + 1] that may be recorded, in whatever iteration."""
-        return range(0) if self.window is None else self.window.reach(self.steps, self._noisy(times))
+        return range(0) if self.window is None else self.window.recordable(self.steps, self._noisy(times))
 
     def _noisy(self, times: Tensor | None) -> int | None:
         """How many steps there are through the last one with noise that is not negligible."""
@@ -139,7 +140,7 @@ class FlowSampler:
         s = self.dynamics.coefficients(t, t_next)[2].to(x)
         z = normal(draw.seeds, tuple(x.shape[1:]), stream=k + 1, device=x.device)
         x_next = mean + s.reshape(-1, *[1] * (x.ndim - 1)) * z
-        if k in track.plan.recorded:
+        if k in track.ranges.recorded:
             track.record(x, x_next, measure_step(self.dynamics, x, v, x_next, t, t_next), self.record_mean)
         return x_next
 
@@ -153,8 +154,8 @@ class _Track:
     """The recorded part of a trajectory, on the host; each state is stored once although it ends one step and starts
     the next."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, ranges: StepRanges) -> None:
+        self.ranges = ranges
         self._states: list[Tensor] = []
         self._squared: list[Tensor] = []
         self._means: list[Tensor] = []
@@ -162,7 +163,7 @@ class _Track:
     def record(self, x: Tensor, x_next: Tensor, measured: tuple[Tensor, Tensor, Tensor], with_mean: bool) -> None:
         squared, mean, s = measured
         if not bool((s > 0).all()):
-            raise MisfitError("a recorded step has no noise, so no density: leave it out of the sampler's window")
+            raise IncompatibleError("a recorded step has no noise, so no density: leave it out of the sampler's window")
         if not self._states:
             self._states.append(x.cpu())
         self._states.append(x_next.cpu())
@@ -174,7 +175,7 @@ class _Track:
         if not self._states:
             return None
         states = torch.stack(self._states, dim=1)
-        count, first = len(states), self.plan.recorded.start
+        count, first = len(states), self.ranges.recorded.start
         grid = times[first : first + states.shape[1]].cpu().expand(count, -1)
         return Steps(
             x=states[:, :-1],

@@ -141,9 +141,9 @@ class MaskedSampler:
         tokens[order < 0] = policy.pad_token
         mask = through_end(tokens, policy.end_tokens) & (order >= 0)
         final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
-        said = ended(tokens, mask, policy.end_tokens)
-        trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=said, truncation=self.truncation)
-        return Rollout(condition, final, draw.group, trace, forwards=canvas.forwards)
+        has_ended = ended(tokens, mask, policy.end_tokens)
+        trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=has_ended, truncation=self.truncation)
+        return Rollout.of(draw, condition, final, trace, forwards=canvas.forwards)
 
 
 class _Canvas:
@@ -187,8 +187,8 @@ class _Canvas:
         where = masked.to(logits.device)
         seeds = self.draw.seeds[rows]
         numbers = uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked].to(logits.device)
-        heat = torch.full((len(logits),), o.temperature, dtype=torch.float64, device=logits.device)
-        drawn, _ = draw_tokens(logits, numbers, heat, o.truncation)
+        temperatures = torch.full((len(logits),), o.temperature, dtype=torch.float64, device=logits.device)
+        drawn, _ = draw_tokens(logits, numbers, temperatures, o.truncation)
         score = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=logits.device)
         score[where] = self._preference(logits, drawn, masked, seeds, step).to(score)
         score = score.cpu()
@@ -227,12 +227,12 @@ class _Canvas:
         if order == "leftmost":
             return -torch.arange(length).expand(masked.shape)[masked].double()
         found = self._confidence(logits, drawn)
-        heat = self.options.order_temperature
-        if not heat:
+        order_temperature = self.options.order_temperature
+        if not order_temperature:
             return found
         # the largest of these, and then the next, are draws from the softmax without replacement (Gumbel)
         coin = uniform(seeds, (length,), stream=PLACE_STREAM + step)[masked].to(found.device)
-        return found.double() / heat - (-coin.clamp(min=1e-300).log()).log()
+        return found.double() / order_temperature - (-coin.clamp(min=1e-300).log()).log()
 
     def _confidence(self, logits: Tensor, drawn: Tensor) -> Tensor:
         """[K] how sure the model is of each masked position."""

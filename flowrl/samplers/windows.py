@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from flowrl.math.random import derive
 from flowrl.types import Draw
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepRanges:
     """Indices of steps, each a contiguous range."""
 
     stochastic: range
     recorded: range
+
+
+class Window(Protocol):
+    """Which steps are stochastic and recorded."""
+
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> StepRanges:
+        """Of ``steps`` in all, of which the last after ``noisy`` have next to no noise (None: not known yet). Raises
+        `ValueError` where none is left to train."""
+        ...
+
+    def recordable(self, steps: int, noisy: int | None = None) -> range:
+        """The steps that may be recorded, in whatever iteration."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,10 +38,10 @@ class EveryStep:
 
     drop: int | None = 1
 
-    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> Plan:
-        return Plan(range(steps), self.reach(steps, noisy))
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> StepRanges:
+        return StepRanges(range(steps), self.recordable(steps, noisy))
 
-    def reach(self, steps: int, noisy: int | None = None) -> range:
+    def recordable(self, steps: int, noisy: int | None = None) -> range:
         """The steps that may be recorded."""
         kept = (steps if noisy is None else noisy) if self.drop is None else steps - self.drop
         if kept < 1:
@@ -49,11 +62,11 @@ class RandomWindow:
     size: int = 3
     stop: float = 0.5
 
-    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> Plan:
-        starts = len(self.reach(steps)) - self.size + 1
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> StepRanges:
+        starts = len(self.recordable(steps)) - self.size + 1
         return _window(derive(draw.shared_seed, "window") % starts, self.size, steps)
 
-    def reach(self, steps: int, noisy: int | None = None) -> range:
+    def recordable(self, steps: int, noisy: int | None = None) -> range:
         """The steps that may be recorded."""
         end = int(steps * self.stop)
         if not 1 <= self.size <= end:
@@ -70,8 +83,7 @@ class SlidingWindow:
     (arXiv:2507.21802).
 
     The last step is never stochastic and the window is never empty. (The released code bounds the window one step
-    earlier
-    and can reach an empty one.) ``order="random"`` draws the position anew in each iteration.
+    earlier and can reach an empty one.) ``order="random"`` draws the position anew in each iteration.
     """
 
     size: int = 4
@@ -79,22 +91,19 @@ class SlidingWindow:
     every: int = 25
     order: Literal["progressive", "random"] = "progressive"
 
-    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> Plan:
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> StepRanges:
         positions = max(1, steps - self.size)
         if self.order == "random":
             return _window(derive(draw.shared_seed, "window") % positions, self.size, steps)
         visited = range(0, positions, max(1, self.stride))
         return _window(visited[(draw.iteration // self.every) % len(visited)], self.size, steps)
 
-    def reach(self, steps: int, noisy: int | None = None) -> range:
+    def recordable(self, steps: int, noisy: int | None = None) -> range:
         """The steps that may be recorded."""
         return range(max(1, steps - 1))
 
 
-def _window(start: int, size: int, steps: int) -> Plan:
+def _window(start: int, size: int, steps: int) -> StepRanges:
     if not 1 <= size < steps:
         raise ValueError(f"a window of size={size} needs between 1 and sampler.steps - 1 = {steps - 1} steps")
-    return Plan(range(start, start + size), range(start, start + size))
-
-
-Window = EveryStep | RandomWindow | SlidingWindow
+    return StepRanges(range(start, start + size), range(start, start + size))

@@ -1,4 +1,4 @@
-"""Running strangers' Python: bubblewrap, resource limits and a wall clock, proven by a self-test before first use.
+"""Running untrusted Python: bubblewrap, resource limits and a wall clock, proven by a self-test before first use.
 
 A program sees a read-only system (``/usr`` and the interpreter), an empty ``/tmp`` of limited size, and nothing else:
 no network, no home, no environment, no other process. System calls that reach memory outside the limits, other kinds
@@ -11,38 +11,34 @@ are per process.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from flowrl import processes
 from flowrl.errors import UserError
-from flowrl.sandbox.probes import FILTERED, PROBES, SECRET
-from flowrl.sandbox.system_calls import compile_filter, filter_file
+from flowrl.processes import Child, kill_group
+from flowrl.sandbox import harness
+from flowrl.sandbox.system_calls import compile_filter
 
 NOBODY = 65534
-START_SECONDS = 60.0
+INTERPRETER_SECONDS = 60.0
 """For an interpreter to start, on a busy machine."""
-HARNESS = Path(__file__).with_name("inside.py")
-LINE = 4 << 20
-"""Bytes of one line of a conversation."""
+LARGEST = 4 << 20
+"""Bytes of one message of the harness."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What one program may use."""
 
     seconds: float = 6.0
@@ -60,7 +56,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CompletedProgram:
     """How a program ended."""
 
     status: Literal["ended", "timeout", "output"]
@@ -73,66 +69,80 @@ class Outcome:
 class Sandbox:
     """A way to run programs that has passed its self-test; `open_sandbox` makes one."""
 
-    def __init__(self, limits: Limits, python: Path) -> None:
+    def __init__(self, limits: SandboxLimits, python: Path) -> None:
         self.limits, self.python = limits, python
 
-    def run(self, source: str, stdin: bytes = b"", seconds: float | None = None) -> Outcome:
+    def run(self, source: str, stdin: bytes = b"", seconds: float | None = None) -> CompletedProgram:
         """Run a program with ``stdin`` and collect its output; everything it started is dead afterwards."""
-        program = os.memfd_create("program")
-        try:
-            with os.fdopen(os.dup(program), "wb") as file:
-                file.write(source.encode("utf-8", "replace"))
-            os.lseek(program, 0, os.SEEK_SET)
-            place = ["--ro-bind-data", str(program), "/program.py"]
-            process = self._start(place, ["-s", "-B", "/program.py"], (program,))
-        finally:
-            os.close(program)
+        process = self._start({"/program.py": source.encode("utf-8", "replace")}, "/program.py")
         try:
             return _collect(process, stdin, self.limits.seconds if seconds is None else seconds, self.limits.output)
         finally:
             _end(process)
 
-    def converse(self, part: Literal["program", "tests"]) -> Conversation:
-        """Start one side of `flowrl.sandbox.inside`; close what is returned."""
-        process = self._start([], ["-s", "-B", "-c", HARNESS.read_text(), part], ())
-        talk = Conversation(process)
+    def start_harness(self, part: Literal["program", "tests"]) -> Child:
+        """One side of `flowrl.sandbox.harness`, ready to be asked; close what is returned. Raises `UserError` where it
+        does not start."""
+        harness = Child(self._start(_harness(), "/harness.py", part), largest=LARGEST, kill=_kill)
         try:
-            talk.receive(time.monotonic() + START_SECONDS)
+            harness.receive(time.monotonic() + INTERPRETER_SECONDS)
         except (TimeoutError, EOFError) as error:
-            talk.close()
+            harness.close()
             raise UserError(
                 f"code_tests: {self.python} in the sandbox does not start ({error}); it needs Python 3.10 or later and "
                 f"{self.limits.memory >> 20} MB of memory"
             ) from error
-        return talk
+        return harness
 
-    def _start(self, binds: Sequence[str], arguments: Sequence[str], keep: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        calls = filter_file()
-        command = [*_bubblewrap(self.limits, self.python), *binds, "--remount-ro", "/"]
-        if calls is not None:
-            command, keep = [*command, "--seccomp", str(calls)], (*keep, calls)
-        command += ["--", *_prlimit(self.limits), str(self.python), *arguments]
-        # Root is exempt from the limit on processes, so it becomes nobody first.
-        root = os.geteuid() == 0
-        try:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=keep,
-                env={},
-                start_new_session=True,
-                bufsize=0,
-                user=NOBODY if root else None,
-                group=NOBODY if root else None,
-                extra_groups=[] if root else None,
-            )
-        except OSError as error:
-            raise UserError(_not_started(error, root)) from error
-        finally:
-            if calls is not None:
-                os.close(calls)
+    def _start(self, files: Mapping[str, bytes], *arguments: str) -> subprocess.Popen[bytes]:
+        """Python in the sandbox, with ``files`` by their paths there."""
+        root = os.geteuid() == 0  # exempt from the limit on processes, so it becomes nobody first
+        with contextlib.ExitStack() as opened:
+            command, descriptors = _bubblewrap(self.limits, self.python), []
+            for path, content in files.items():
+                descriptors.append(opened.enter_context(_in_memory(content)))
+                command += ["--ro-bind-data", str(descriptors[-1]), path]
+            command += ["--remount-ro", "/"]
+            if (calls := compile_filter()) is not None:
+                descriptors.append(opened.enter_context(_in_memory(calls)))
+                command += ["--seccomp", str(descriptors[-1])]
+            command += ["--", *_prlimit(self.limits), str(self.python), "-s", "-B", *arguments]
+            try:
+                return subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=descriptors,
+                    env={},
+                    start_new_session=True,
+                    bufsize=0,
+                    user=NOBODY if root else None,
+                    group=NOBODY if root else None,
+                    extra_groups=[] if root else None,
+                )
+            except OSError as error:
+                raise UserError(_not_started(error, root)) from error
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[int]:
+    """An anonymous file of this content, open at its start while the block lasts."""
+    descriptor = os.memfd_create("flowrl")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=1)
+def _harness() -> dict[str, bytes]:
+    """The harness, and of flowrl the one module that it imports, by their paths in the sandbox."""
+    files = {"/harness.py": harness.__file__, "/flowrl/processes.py": processes.__file__}
+    return {"/flowrl/__init__.py": b""} | {path: Path(file).read_bytes() for path, file in files.items()}
 
 
 def _not_started(error: OSError, root: bool) -> str:
@@ -144,82 +154,7 @@ def _not_started(error: OSError, root: bool) -> str:
     return f"code_tests: bubblewrap does not start ({error.strerror}): apt install --reinstall bubblewrap"
 
 
-class Conversation:
-    """Lines to and from a process in a sandbox."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._rest = b""
-        assert process.stdin is not None and process.stdout is not None
-        self._in, self._out = process.stdin.fileno(), process.stdout.fileno()
-        os.set_blocking(self._in, False)
-
-    def send(self, line: bytes, deadline: float) -> None:
-        """Write a line. Raises `TimeoutError` when the other side does not read, `EOFError` when it has ended."""
-        left = memoryview(line + b"\n")
-        while left:
-            _, ready, _ = select.select([], [self._in], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError("it does not read")
-            try:
-                left = left[os.write(self._in, left) :]
-            except BlockingIOError:
-                continue
-            except BrokenPipeError:
-                raise EOFError("it has ended") from None
-
-    def receive(self, deadline: float) -> bytes:
-        """The next line. Raises `TimeoutError`, or `EOFError` when it has ended or the line is too long."""
-        blocks = [self._rest]
-        while b"\n" not in blocks[-1]:
-            ready, _, _ = select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError("no answer in time")
-            block = os.read(self._out, 1 << 16)
-            if not block or sum(map(len, blocks)) > LINE:
-                raise EOFError("it has ended" if not block else "too long a line")
-            blocks.append(block)
-        line, _, self._rest = b"".join(blocks).partition(b"\n")
-        return line
-
-    def close(self) -> None:
-        """Kill everything in the sandbox."""
-        _end(self._process)
-
-
-@lru_cache(maxsize=8)
-def open_sandbox(limits: Limits = Limits()) -> Sandbox:
-    """A sandbox that has proven itself here; the self-test takes about a second and runs once per process.
-
-    The interpreter is this one where the sandbox can see it, else the system's. Raises `UserError` where bubblewrap is
-    missing, cannot make its namespaces, or does not contain one of the probes.
-    """
-    if not sys.platform.startswith("linux") or shutil.which("bwrap") is None or shutil.which("prlimit") is None:
-        raise UserError(
-            "code_tests runs programs in bubblewrap only, and 'bwrap' (with 'prlimit') was not found: "
-            "apt install bubblewrap util-linux"
-        )
-    own = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    complaint = ""
-    for python in dict.fromkeys([own, Path("/usr/bin/python3")]):
-        if python.exists():
-            sandbox = Sandbox(limits, python)
-            first = sandbox.run("print('works')", seconds=START_SECONDS)
-            if first.output == b"works\n":
-                _prove(sandbox)
-                sandbox.converse("program").close()
-                return sandbox
-            lines = first.errors.decode(errors="replace").strip().splitlines()
-            complaint = lines[-1] if lines else f"exit code {first.code}"
-    raise UserError(
-        f"code_tests: bubblewrap cannot start Python here ({complaint or 'no interpreter'}); it needs "
-        "version 0.8 or later (apt install bubblewrap), /usr/bin/python3 and unprivileged user namespaces (sysctl "
-        "kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0, in docker "
-        "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined)"
-    )
-
-
-def _bubblewrap(limits: Limits, python: Path) -> list[str]:
+def _bubblewrap(limits: SandboxLimits, python: Path) -> list[str]:
     command = [
         shutil.which("bwrap") or "bwrap",
         "--unshare-all",
@@ -246,7 +181,7 @@ def _bubblewrap(limits: Limits, python: Path) -> list[str]:
     return command
 
 
-def _prlimit(limits: Limits) -> list[str]:
+def _prlimit(limits: SandboxLimits) -> list[str]:
     # Set inside the user namespace, where the count of processes starts at zero.
     values = {
         "cpu": math.ceil(limits.seconds) + 1,
@@ -263,7 +198,7 @@ def _prlimit(limits: Limits) -> list[str]:
     ]
 
 
-def _collect(process: subprocess.Popen[bytes], stdin: bytes, seconds: float, limit: int) -> Outcome:
+def _collect(process: subprocess.Popen[bytes], stdin: bytes, seconds: float, limit: int) -> CompletedProgram:
     """Feed and read a process until it ends, time is up or its output is too long."""
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     deadline, left = time.monotonic() + seconds, memoryview(stdin)
@@ -272,8 +207,8 @@ def _collect(process: subprocess.Popen[bytes], stdin: bytes, seconds: float, lim
     reading, feeding = [output, errors], process.stdin.fileno()
     os.set_blocking(feeding, False)
 
-    def outcome(status: Literal["ended", "timeout", "output"], code: int = -1) -> Outcome:
-        return Outcome(status, code, bytes(seen[output]), bytes(seen[errors]))
+    def ended(status: Literal["ended", "timeout", "output"], code: int = -1) -> CompletedProgram:
+        return CompletedProgram(status, code, bytes(seen[output]), bytes(seen[errors]))
 
     while reading:
         if not left and not process.stdin.closed:
@@ -282,7 +217,7 @@ def _collect(process: subprocess.Popen[bytes], stdin: bytes, seconds: float, lim
             reading, [feeding] if left else [], [], max(0.0, deadline - time.monotonic())
         )
         if time.monotonic() >= deadline:
-            return outcome("timeout")
+            return ended("timeout")
         if writable:
             left = _feed(feeding, left)
         for channel in readable:
@@ -291,11 +226,11 @@ def _collect(process: subprocess.Popen[bytes], stdin: bytes, seconds: float, lim
                 reading.remove(channel)
             seen[channel] += block[: limit + 1 - len(seen[channel])]
         if len(seen[output]) > limit:
-            return outcome("output")
+            return ended("output")
     try:
-        return outcome("ended", process.wait(max(0.0, deadline - time.monotonic())))
+        return ended("ended", process.wait(max(0.0, deadline - time.monotonic())))
     except subprocess.TimeoutExpired:
-        return outcome("timeout")
+        return ended("timeout")
 
 
 def _feed(channel: int, left: memoryview) -> memoryview:
@@ -308,51 +243,26 @@ def _feed(channel: int, left: memoryview) -> memoryview:
         return left[:0]
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the first process of the namespace, and with it all others; then bubblewrap, should it still be there.
 
     In this order, because bubblewrap collects its child; killed first, it would leave a zombie per run to a container
     without an init.
     """
-    running = process.poll() is None  # once it is collected, its number may be another's
+    if process.returncode is not None:  # once it is collected, its number may be another's
+        return
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # it may have ended, or never come to have a child
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children") if running else None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children") if process.poll() is None else None
         for child in children.read_text().split() if children else ():
             os.kill(int(child), signal.SIGKILL)
         process.wait(1.0)
     if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_group(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    _kill(process)
+    process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
-
-
-def _prove(sandbox: Sandbox) -> None:
-    """Raise `UserError` unless every probe is contained: the same ones wherever flowrl runs."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
-        marker = Path(folder, "marker")
-        marker.write_text(SECRET)
-        for path in (marker, Path(folder)):
-            path.chmod(0o755)  # so that it is the sandbox that hides it
-        facts = {"marker": str(marker), "home": str(Path.home()), "here": os.getcwd(), "port": server.getsockname()[1]}
-        limits = sandbox.limits
-        facts |= {"processes": limits.processes, "memory": limits.memory, "disk": limits.disk}
-        checks: dict[str, Callable[[], bytes]] = {
-            name: lambda text=text: sandbox.run(text.format(**facts), seconds=START_SECONDS).output
-            for name, text in PROBES.items()
-            if compile_filter() is not None or name not in FILTERED
-        }
-        quick = Sandbox(replace(limits, seconds=1.0), sandbox.python)
-        checks["endless loops"] = lambda: (
-            b"contained" if quick.run("while True: pass").status == "timeout" else b"ended"
-        )
-        with ThreadPoolExecutor(2) as threads:
-            results = dict(zip(checks, threads.map(lambda check: check(), checks.values()), strict=True))
-    for name, output in results.items():
-        if output.strip() != b"contained":
-            raise UserError(
-                f"code_tests refuses to run: the sandbox does not contain {name} on this machine "
-                f"({json.dumps(output.decode(errors='replace').strip()[:200])}); "
-                "update bubblewrap (apt install bubblewrap) or score on a machine with user namespaces"
-            )

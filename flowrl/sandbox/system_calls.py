@@ -14,7 +14,6 @@ is ``struct sock_filter`` of ``linux/filter.h`` over ``struct seccomp_data`` of 
 from __future__ import annotations
 
 import errno
-import os
 import platform
 import struct
 from collections.abc import Sequence
@@ -127,14 +126,3 @@ def _on(number: int, body: Sequence[tuple[int, int, int, int]]) -> list[tuple[in
     """Look at the first argument of one call with ``body``, which falls through or returns, then allow it."""
     body = [(_LOAD, 0, 0, _ARGUMENT), *body, (_RETURN, 0, 0, _ALLOW)]
     return [(_EQUAL, 0, len(body), number), *body]
-
-
-def filter_file() -> int | None:
-    """The filter in an anonymous file of its own, read from its start; the caller closes it. None as above."""
-    code = compile_filter()
-    if code is None:
-        return None
-    file = os.memfd_create("filter")
-    os.write(file, code)
-    os.lseek(file, 0, os.SEEK_SET)
-    return file

@@ -1,7 +1,9 @@
 """Rewards: finding them, calling them whatever their signature, and what to do when one could not score."""
 
-from flowrl.score.finding import list_rewards
-from flowrl.score.pipeline import Scoring, joined
-from flowrl.score.rewards import RewardError, Rewards, load_rewards
+from flowrl.clients.results import RewardError
+from flowrl.score.background import Scoring
+from flowrl.score.registry import list_rewards
+from flowrl.score.rewards import Rewards, load_rewards
+from flowrl.score.samples import joined
 
 __all__ = ["RewardError", "Rewards", "Scoring", "joined", "list_rewards", "load_rewards"]

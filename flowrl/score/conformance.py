@@ -13,9 +13,9 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.math.random import derive, uniform
-from flowrl.score.adapting import take
-from flowrl.score.asking import Tally
+from flowrl.score.reward import CallStats
 from flowrl.score.rewards import Rewards, load_rewards
+from flowrl.score.samples import take
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes.scenes import SIZE, random_scene, render
 
@@ -26,7 +26,7 @@ GROUP = 4
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """The outcome of one check."""
 
     check: str
@@ -34,38 +34,38 @@ class Finding:
     detail: str
 
 
-class _BrokenPromiseError(Exception):
+class _FailedCheckError(Exception):
     """A check did not hold."""
 
 
-def examine(
+def run_checks(
     use: str, prompts: Sequence[Prompt], *, size: int = 32, text: bool = False, options: Mapping[str, Any] | None = None
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Run every check on one reward. ``text`` gives it completions (the prompts' own texts) instead of images. One that
     sees whole groups gets groups of 4, and "one by one" means group by group.
 
     Stops after a check without which the others mean nothing.
     """
-    findings: list[Finding] = []
+    results: list[CheckResult] = []
 
     def check(name: str, body: Callable[[], str]) -> bool:
         try:
-            findings.append(Finding(name, True, body()))
-        except (UserError, _BrokenPromiseError) as problem:
-            findings.append(Finding(name, False, str(problem)))
-        return findings[-1].passed
+            results.append(CheckResult(name, True, body()))
+        except (UserError, _FailedCheckError) as problem:
+            results.append(CheckResult(name, False, str(problem)))
+        return results[-1].passed
 
     scorers: list[Rewards] = []
     if not check("loads", lambda: _load(scorers, use, options)):
-        return findings
+        return results
     try:
-        _run(scorers[0], _samples(prompts, size, text, GROUP if scorers[0].grouped else 1), check)
+        _check_all(scorers[0], _samples(prompts, size, text, GROUP if scorers[0].grouped else 1), check)
     finally:
         scorers[0].close()
-    return findings
+    return results
 
 
-def _run(scorer: Rewards, samples: Samples, check: Callable[[str, Callable[[], str]], bool]) -> None:
+def _check_all(scorer: Rewards, samples: Samples, check: Callable[[str, Callable[[], str]], bool]) -> None:
     score, unit = _scorer(scorer), GROUP if scorer.grouped else 1
     if not check("returns one number per sample", lambda: _shape(score(samples))):
         return
@@ -95,7 +95,7 @@ def _scorer(rewards: Rewards) -> Callable[[Samples], Tensor]:
 
 def _shape(values: Tensor) -> str:
     if bool(values.isnan().all()):
-        raise _BrokenPromiseError(
+        raise _FailedCheckError(
             "every score is NaN (could not score): are the prompts' columns the right ones? See --prompts"
         )
     finite = values[~values.isnan()]
@@ -104,20 +104,20 @@ def _shape(values: Tensor) -> str:
 
 def _precision(scorer: Rewards, samples: Samples) -> str:
     """What the reward answers with: half precision makes ties of different samples, and groups without a winner."""
-    tally = Tally()
-    scorer.ask(0, samples, torch.tensor([prompt.id for prompt in samples.prompts]), tally)
-    if tally.kind in ("float16", "bfloat16"):
-        raise _BrokenPromiseError(f"answers in {tally.kind}, whose rounding makes ties; return scores.float()")
-    return f"answers in {tally.kind}"
+    stats = CallStats()
+    scorer.rewards[0].score(samples, torch.tensor([prompt.id for prompt in samples.prompts]), stats)
+    if stats.number_type in ("float16", "bfloat16"):
+        raise _FailedCheckError(f"answers in {stats.number_type}, whose rounding makes ties; return scores.float()")
+    return f"answers in {stats.number_type}"
 
 
 def _same(values: Tensor, expected: Tensor, exact: bool = False) -> str:
     if not torch.equal(values.isnan(), expected.isnan()):
-        raise _BrokenPromiseError("NaN in other places")
+        raise _FailedCheckError("NaN in other places")
     difference = float((values - expected).nan_to_num().abs().max())
     scale = float(expected[~expected.isnan()].std(correction=0)) or float(expected.nan_to_num().abs().max()) or 1.0
     if difference > (0.0 if exact else TOLERANCE * scale):
-        raise _BrokenPromiseError(f"differs by {difference:.3g} (scores spread by {scale:.3g})")
+        raise _FailedCheckError(f"differs by {difference:.3g} (scores spread by {scale:.3g})")
     return "exactly equal" if difference == 0 else f"equal within {difference:.1g}"
 
 

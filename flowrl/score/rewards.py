@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from flowrl.clients.process import ProcessReward
+from flowrl.clients.results import NOT_APPLICABLE, RewardError, as_list
 from flowrl.config import RewardConfig
-from flowrl.config.errors import explain_errors
+from flowrl.config.findings import explain_errors
 from flowrl.errors import UserError
-from flowrl.hosting.answers import NO_MATTER, plain
-from flowrl.hosting.process import ProcessCall
-from flowrl.score.adapting import adapt, close, version_of
-from flowrl.score.asking import Reward, RewardError, Tally, ask
-from flowrl.score.combining import Policy, applicable, check_applicability, combine, left_out, nothing_applies
-from flowrl.score.finding import anchored, find_reward
-from flowrl.score.pipeline import Lane, Scoring
+from flowrl.score.background import RewardThread, Scoring
+from flowrl.score.combination import (
+    NanPolicy,
+    applies_to,
+    check_applicability,
+    combine,
+    describe_uncovered_prompts,
+    dropped_samples,
+)
+from flowrl.score.registry import find_reward, with_absolute_path
+from flowrl.score.reward import CallStats, Reward
+from flowrl.score.signatures import adapt
 from flowrl.types import Prompt, Samples, Scores
 
 __all__ = ["RewardError", "Rewards", "load_rewards"]
@@ -30,96 +36,83 @@ SHOWN = 3
 class Rewards:
     """All rewards of a run; calling it scores samples, `scoring` does so while they are made."""
 
-    def __init__(self, rewards: Sequence[Reward], on_nan: Policy) -> None:
-        self._rewards = tuple(rewards)
-        self._on_nan: Policy = on_nan
-        self._lanes = [Lane(reward.name) for reward in self._rewards]
+    def __init__(self, rewards: Sequence[Reward], on_nan: NanPolicy) -> None:
+        self.rewards = tuple(rewards)
+        self._on_nan: NanPolicy = on_nan
+        self._threads = [RewardThread(reward.name) if reward.overlap else None for reward in self.rewards]
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(reward.name for reward in self._rewards)
+        return tuple(reward.name for reward in self.rewards)
 
     @property
     def weights(self) -> Tensor:
         """[R] float64; 0 for a reward that is only watched and for a gate."""
-        return torch.tensor([reward.weight for reward in self._rewards], dtype=torch.float64)
+        return torch.tensor([reward.weight for reward in self.rewards], dtype=torch.float64)
 
     @property
     def styles(self) -> dict[str, str]:
         """Whose signature each reward has."""
-        return {reward.name: reward.answer.style for reward in self._rewards}
+        return {reward.name: reward.function.style for reward in self.rewards}
 
     @property
     def versions(self) -> dict[str, str]:
         """What rewards say of their weights and preprocessing (an attribute ``version``), wherever they are scored, for
         the run's manifest: the same name means other numbers elsewhere."""
-        known = {reward.name: version_of(reward.answer) for reward in self._rewards}
+        known = {reward.name: reward.function.version for reward in self.rewards}
         return {name: version for name, version in known.items() if version is not None}
 
     @property
     def grouped(self) -> bool:
         """Whether one of them sees whole groups."""
-        return any(reward.answer.grouped for reward in self._rewards)
+        return any(reward.function.grouped for reward in self.rewards)
 
     def __call__(self, samples: Samples, group: Tensor) -> Scores:
         """Score N samples; ``group`` [N] holds the samples' group numbers.
 
         A sample whose image is not finite could not be scored by any reward. Raises `RewardError` when a reward
-        raises or answers with anything but N finite-or-NaN numbers and its policy is ``raise``, `UserError` when it
+        raises or returns anything but N finite-or-NaN numbers and its policy is ``raise``, `UserError` when it
         changes the images, or when a sample could not be scored and the policy is ``raise``.
         """
-        tallies = [Tally() for _ in self._rewards]
-        group = group.detach().cpu()
-        return self.conclude(self._raw(samples, group, tallies), samples.prompts, group, tallies)
+        stats, group = [CallStats() for _ in self.rewards], group.detach().cpu()
+        columns = [reward.score(samples, group, its) for reward, its in zip(self.rewards, stats, strict=True)]
+        return self.conclude(torch.stack(columns, dim=1), samples.prompts, group, stats)
 
     def raw(self, samples: Samples, group: Tensor | None = None) -> Tensor:
         """[N, R] float64 scores, NaN = could not score or does not apply, whatever the policy for NaN. Without
         ``group``, samples of the same prompt are one."""
-        return _known(self._marked(samples, group))
+        return _nan_where_not_applicable(self._raw(samples, group))
 
-    def answers(self, samples: Samples, group: Tensor | None = None) -> list[list[float | None]]:
-        """As `raw`, N lists for each of the R rewards, with None where a reward itself said that it does not apply."""
-        return [plain(column) for column in self._marked(samples, group).T]
+    def raw_lists(self, samples: Samples, group: Tensor | None = None) -> list[list[float | None]]:
+        """As `raw`, N numbers for each of the R rewards, with None where a reward said that it does not apply."""
+        return [as_list(column) for column in self._raw(samples, group).T]
 
-    def _marked(self, samples: Samples, group: Tensor | None) -> Tensor:
-        if group is None:
-            group = torch.tensor([prompt.id for prompt in samples.prompts], dtype=torch.int64)
-        return self._raw(samples, group.detach().cpu(), [Tally() for _ in self._rewards])
+    def _raw(self, samples: Samples, group: Tensor | None) -> Tensor:
+        """As `raw`, with `NOT_APPLICABLE` where a reward said None."""
+        group = _prompt_ids(samples.prompts) if group is None else group.detach().cpu()
+        return torch.stack([reward.score(samples, group, CallStats()) for reward in self.rewards], dim=1)
 
     def scoring(self, group: Tensor) -> Scoring:
         """Scoring of samples that are about to be made, ``group`` [N] being their group numbers: chunks are added as
         they are ready, and scored in the background."""
-        lanes = [lane if reward.overlap else None for lane, reward in zip(self._lanes, self._rewards, strict=True)]
-        grouped = [reward.answer.grouped for reward in self._rewards]
-        return Scoring(lanes, grouped, group.detach().cpu(), self.ask, self.conclude)
+        return Scoring(self.rewards, self._threads, group.detach().cpu(), self.conclude)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise `UserError` if a reward applies to none of the prompts, or none to a prompt."""
         counted = [bool(weight != 0) for weight in self.weights]
-        check_applicability(self.names, [reward.applies for reward in self._rewards], counted, prompts)
+        check_applicability(self.names, [reward.applies for reward in self.rewards], counted, prompts)
 
-    @torch.no_grad()
-    def ask(self, index: int, samples: Samples, group: Tensor, tally: Tally) -> Tensor:
-        """[n] float64 scores of one reward; NaN where it could not score or its ``applies`` does not hold, `NO_MATTER`
-        where it said None."""
-        reward = self._rewards[index]
-        samples, broken = _without_broken_images(samples)
-        values = torch.full((len(samples),), torch.nan, dtype=torch.float64)
-        rows = applicable(reward.applies, samples.prompts).nonzero()[:, 0].tolist()
-        values[rows] = ask(reward, samples, group, rows, tally)
-        values[broken] = torch.nan
-        return values
+    def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, stats: Sequence[CallStats]) -> Scores:
+        """Scores from what all rewards returned [N, R], by the declared policies.
 
-    def conclude(self, rewards: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]) -> Scores:
-        """Scores from the answers of all rewards [N, R], by the declared policies.
-
-        None (`NO_MATTER`) is no failure: the reward does not apply to that sample, is in no statistic of it and adds
-        nothing to its total. A sample to which no reward with a weight applies is left out (TRL gives it the total 0).
+        None (`NOT_APPLICABLE`) is no failure: the reward does not apply to that sample, is in no statistic of it and
+        adds nothing to its total. A sample to which no reward with a weight applies is left out (TRL gives it the
+        total 0).
         """
-        applies = self._applies(prompts) & (rewards != NO_MATTER)
+        applies = self._applies(prompts) & (rewards != NOT_APPLICABLE)
         bare = self._bare(applies)
-        rewards = _known(rewards)
-        valid = self._valid(rewards, applies, prompts, group, tallies) & ~bare
+        rewards = _nan_where_not_applicable(rewards)
+        valid = self._valid(rewards, applies, prompts, group, stats) & ~bare
         if len(valid) and not bool(valid.any()):
             raise UserError(
                 f"no sample is left: the rewards said None (does not apply) to {int(bare.sum())} of {len(prompts)} "
@@ -130,26 +123,27 @@ class Rewards:
     def evaluate(self, samples: Samples, group: Tensor) -> Scores:
         """Scores of an evaluation: what could not be scored is NaN, and no sample is left out, whatever the policies
         say of training, but those to which no reward with a weight applies."""
-        rewards, group = self._marked(samples, group), group.detach().cpu()
-        applies = self._applies(samples.prompts) & (rewards != NO_MATTER)
-        return self._combined(_known(rewards), applies, samples.prompts, group, ~self._bare(applies))
+        rewards, group = self._raw(samples, group), group.detach().cpu()
+        applies = self._applies(samples.prompts) & (rewards != NOT_APPLICABLE)
+        return self._combined(_nan_where_not_applicable(rewards), applies, samples.prompts, group, ~self._bare(applies))
 
     def close(self) -> None:
         """Free what the rewards hold."""
-        for lane in self._lanes:
-            lane.close()
-        for reward in self._rewards:
-            close(reward.answer)
+        for thread in self._threads:
+            if thread is not None:
+                thread.close()
+        for reward in self.rewards:
+            reward.function.close()
 
     def _applies(self, prompts: Sequence[Prompt]) -> Tensor:
         """[N, R] bool. Raises `UserError` for a prompt without a reward to learn from."""
-        applies = torch.ones(len(prompts), len(self._rewards), dtype=torch.bool)
-        for k, reward in enumerate(self._rewards):
+        applies = torch.ones(len(prompts), len(self.rewards), dtype=torch.bool)
+        for k, reward in enumerate(self.rewards):
             if reward.applies:
-                applies[:, k] = applicable(reward.applies, prompts)
+                applies[:, k] = applies_to(reward.applies, prompts)
         bare = self._bare(applies).nonzero()[:, 0]
         if len(bare):
-            raise UserError(nothing_applies(prompts[int(bare[0])], len(bare)))
+            raise UserError(describe_uncovered_prompts(prompts[int(bare[0])], len(bare)))
         return applies
 
     def _bare(self, applies: Tensor) -> Tensor:
@@ -160,51 +154,46 @@ class Rewards:
     def _combined(
         self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, valid: Tensor
     ) -> Scores:
-        ids = torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)
-        scores = Scores(rewards, self.weights, self.names, group, ids, valid)
-        return combine(scores, applies, tuple(reward.gate for reward in self._rewards))
+        scores = Scores(rewards, self.weights, self.names, group, _prompt_ids(prompts), valid)
+        return combine(scores, applies, tuple(reward.gate for reward in self.rewards))
 
-    def _raw(self, samples: Samples, group: Tensor, tallies: Sequence[Tally]) -> Tensor:
-        columns = [self.ask(index, samples, group, tally) for index, tally in enumerate(tallies)]
-        return torch.stack(columns, dim=1)
-
-    def _policy(self, reward: Reward) -> Policy | None:
+    def _policy(self, reward: Reward) -> NanPolicy | None:
         """What becomes of samples it could not score; None for one that is only watched."""
         if reward.weight == 0 and reward.gate is None:
             return None
         return self._on_nan if reward.on_error is None else reward.on_error.then
 
     def _valid(
-        self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, tallies: Sequence[Tally]
+        self, rewards: Tensor, applies: Tensor, prompts: Sequence[Prompt], group: Tensor, stats: Sequence[CallStats]
     ) -> Tensor:
-        policies: list[Policy | None] = [self._policy(reward) for reward in self._rewards]
+        policies: list[NanPolicy | None] = [self._policy(reward) for reward in self.rewards]
         unscored = rewards.isnan() & applies & torch.tensor([policy is not None for policy in policies])
         for k, policy in enumerate(policies):
             if policy == "raise" and bool(unscored[:, k].any()):
-                own = self._rewards[k].on_error is not None  # which goes before on_nan
+                own = self.rewards[k].on_error is not None  # which goes before on_nan
                 remedy = "its on_error to {then: drop_group}" if own else "on_nan=drop_sample or on_nan=drop_group"
-                raise UserError(f"{self._complaint(unscored, prompts, tallies)}; mend it, or set {remedy}")
-        dropped = left_out(rewards, applies, policies, group)
+                raise UserError(f"{self._complaint(unscored, prompts, stats)}; mend it, or set {remedy}")
+        dropped = dropped_samples(rewards, applies, policies, group)
         if bool(dropped.all()) and len(dropped):
             used = dict.fromkeys(policy for k, policy in enumerate(policies) if policy and unscored[:, k].any())
             raise UserError(
-                f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, tallies)}; mend it"
+                f"{' and '.join(used)} left no sample: {self._complaint(unscored, prompts, stats)}; mend it"
             )
         return ~dropped
 
-    def _complaint(self, unscored: Tensor, prompts: Sequence[Prompt], tallies: Sequence[Tally]) -> str:
+    def _complaint(self, unscored: Tensor, prompts: Sequence[Prompt], stats: Sequence[CallStats]) -> str:
         guilty = [k for k in range(len(self.names)) if bool(unscored[:, k].any())]
         rows = unscored.any(dim=1)
         texts = [prompts[int(i)].text for i in rows.nonzero()[:, 0]]
         some = ", ".join(repr(text) for text in list(dict.fromkeys(texts))[:SHOWN])
-        why = next((f": {tallies[k].last}" for k in guilty if tallies[k].last), "")
+        why = next((f": {stats[k].last_failure}" for k in guilty if stats[k].last_failure), "")
         return (
             f"reward {', '.join(repr(self.names[k]) for k in guilty)} could not score {int(rows.sum())} of "
             f"{len(prompts)} samples (prompts: {some}){why}"
         )
 
 
-def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan: Policy = "raise") -> Rewards:
+def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan: NanPolicy = "raise") -> Rewards:
     """Rewards ready to score. ``specs`` are entries of a config's ``rewards``.
 
     Raises `UserError` for a reward that does not exist, an option it does not have, or two of the same name.
@@ -215,13 +204,13 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
     if twice:
         raise UserError(f"rewards: {', '.join(twice)} occurs more than once; give each a name of its own")
     loaded: list[Reward] = []
-    places = [anchored(spec.use) for spec in read]  # before any of them runs
+    places = [with_absolute_path(spec.use) for spec in read]  # before any of them runs
     try:
         for spec, use in zip(read, places, strict=True):
             loaded.append(_load(spec, use))
     except BaseException:  # worker processes that have started would outlive the mistake
         for reward in loaded:
-            close(reward.answer)
+            reward.function.close()
         raise
     return Rewards(loaded, on_nan)
 
@@ -239,26 +228,17 @@ def _name(spec: RewardConfig) -> str:
 
 def _load(spec: RewardConfig, use: str) -> Reward:
     name = _name(spec)
-    if spec.process:
-        settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.timeout, spec.messages)
-        answer = ProcessCall(use, name, *settings)
-    else:
-        settings = (spec.options, spec.device, spec.dtype, spec.batch_size, spec.messages)
-        answer = adapt(find_reward(use), name, *settings)
-    return Reward(name, spec.factor, answer, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
+    settings = spec.model_dump(include={"options", "device", "dtype", "batch_size", "messages"})
+    function = (
+        ProcessReward(use, name, spec.timeout, settings) if spec.process else adapt(find_reward(use), name, **settings)
+    )
+    return Reward(name, spec.factor, function, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
 
 
-def _known(rewards: Tensor) -> Tensor:
-    """Scores with NaN for `NO_MATTER`."""
-    return torch.where(rewards == NO_MATTER, torch.nan, rewards)
+def _nan_where_not_applicable(scores: Tensor) -> Tensor:
+    return torch.where(scores == NOT_APPLICABLE, torch.nan, scores)
 
 
-def _without_broken_images(samples: Samples) -> tuple[Samples, Tensor]:
-    """Samples with black images in place of non-finite ones, and which they were [N]."""
-    if samples.images is None:
-        return samples, torch.zeros(len(samples), dtype=torch.bool)
-    images = samples.images.detach()
-    broken = ~torch.isfinite(images).flatten(1).all(dim=1)
-    if bool(broken.any()):
-        images = torch.where(broken.reshape(-1, *[1] * (images.ndim - 1)), torch.zeros_like(images), images)
-    return replace(samples, images=images), broken.cpu()
+def _prompt_ids(prompts: Sequence[Prompt]) -> Tensor:
+    """[N] int64"""
+    return torch.tensor([prompt.id for prompt in prompts], dtype=torch.int64)

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, serialization
 
-from flowrl.errors import UserError
-from flowrl.paths import expanded
+from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.paths import expand_user
 
 WRAPPERS = ("state_dict", "model", "module")
 """Keys under which checkpoints keep their weights."""
@@ -31,7 +31,7 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import save_file
 
-    source, target = expanded(source), expanded(target)
+    source, target = expand_user(source), expand_user(target)
     if target.suffix != ".safetensors":
         raise UserError(f"the converted file is called *.safetensors, found {str(target)!r}")
     if target.exists():
@@ -59,13 +59,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _open(source: Path) -> Any:
+def _open(source: Path) -> object:
     if not source.is_file():
         raise UserError(f"checkpoint {source} does not exist")
     try:
         return serialization.load(source, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"checkpoint {source} cannot be read: {first_line(error)}") from error
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
-        raise UserError(f"{source} is not a checkpoint of tensors alone: {_reason(error)}") from error
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{source} is not a checkpoint of tensors alone: {first_line(error)}") from error
 
 
 def _weights(found: Any, source: Path) -> dict[str, Tensor]:
@@ -82,11 +86,6 @@ def _weights(found: Any, source: Path) -> dict[str, Tensor]:
         key.removeprefix(PARALLEL) if wrapped else key: value.detach().contiguous().clone()
         for key, value in found.items()
     }
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an exception."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 if __name__ == "__main__":

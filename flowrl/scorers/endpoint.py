@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import threading
 import time
 import urllib.error
@@ -15,17 +14,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from flowrl.connections import Backoff, ConnectionFailure, read_within, retry_after
 from flowrl.errors import UserError
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 REFUSED = (401, 403, 404)
 """Wrong key, model or address: trying on is no use, and every request would fail."""
 MAX_BYTES = 8 << 20
-_TALLIES = ("requests", "retries", "failures", "prompt_tokens", "completion_tokens", "unparsable")
+_COUNTS = ("requests", "retries", "failures", "prompt_tokens", "completion_tokens", "unparsable")
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -55,7 +54,7 @@ class EndpointOptions:
 class _FailedError(Exception):
     """One try failed: whether another may help, and how long the server asks to wait."""
 
-    def __init__(self, kind: str, *, retry: bool = True, wait: float | None = None) -> None:
+    def __init__(self, kind: str, *, retry: bool = True, wait: float = 0.0) -> None:
         super().__init__(kind)
         self.kind, self.retry, self.wait = kind, retry, wait
 
@@ -81,7 +80,7 @@ class Endpoint:
         self._headers = {"Content-Type": "application/json", **_authorization(options.key_variable)}
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._lock = threading.Lock()
-        self._jitter = random.SystemRandom()  # leaves the generators of the run alone
+        self._backoff = Backoff(options.backoff, options.max_wait)
         self.counts: Counter[str] = Counter()
         """``requests``, ``retries``, ``failures`` (given up), failures by kind, and the tokens the server reports."""
 
@@ -99,7 +98,7 @@ class Endpoint:
             replies = list(threads.map(self._complete, conversations))
         new = self.counts - before
         if new["failures"]:
-            kinds = ", ".join(f"{name} {new[name]} times" for name in sorted(new) if name not in _TALLIES)
+            kinds = ", ".join(f"{name} {new[name]} times" for name in sorted(new) if name not in _COUNTS)
             warnings.warn(
                 f"endpoint {self._place()} did not answer {new['failures']} of {len(conversations)} requests ({kinds})",
                 stacklevel=2,
@@ -118,7 +117,7 @@ class Endpoint:
                     break
                 if attempt < self.options.retries:
                     self._count("retries")
-                    time.sleep(self._wait(attempt, problem.wait))
+                    time.sleep(self._backoff.seconds(attempt, problem.wait))
         self._count("failures")
         return None
 
@@ -130,20 +129,20 @@ class Endpoint:
         deadline = time.monotonic() + self.options.timeout
         try:
             with self._opener.open(request, timeout=self.options.timeout) as response:
-                return json.loads(_read(response, deadline))
+                return json.loads(read_within(iter(lambda: response.read1(1 << 16), b""), deadline, MAX_BYTES))
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in REFUSED or 300 <= error.code < 400:
-                    raise UserError(self._refusal(error.code)) from None
-                wait = _retry_after(error.headers)
-                raise _FailedError(f"http_{error.code}", retry=error.code in RETRIED, wait=wait) from None
-        except TimeoutError:
-            raise _FailedError("timeout") from None
-        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            timed_out = isinstance(getattr(error, "reason", None), TimeoutError)
-            raise _FailedError("timeout" if timed_out else "connection") from None
-        except (ValueError, RecursionError):
-            raise _FailedError("unreadable") from None
+                    raise UserError(self._refusal(error.code)) from error
+                wait = retry_after(error.headers.get("Retry-After"))
+                raise _FailedError(f"http_{error.code}", retry=error.code in RETRIED, wait=wait) from error
+        except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
+            failure = ConnectionFailure.of(error)
+            if failure.permanent:
+                raise UserError(f"endpoint {self._place()}: {failure.reason}; check the url") from error
+            raise _FailedError(failure.kind) from error
+        except (ValueError, RecursionError, OverflowError) as error:
+            raise _FailedError("unreadable") from error
 
     def _text(self, answer: Any) -> str | None:
         """The reply inside a response. Raises `_FailedError` for one of another shape."""
@@ -156,12 +155,6 @@ class Endpoint:
             if isinstance(usage, dict) and isinstance(usage.get(name), int):
                 self._count(name, usage[name])
         return content if isinstance(content, str) else None
-
-    def _wait(self, attempt: int, asked: float | None) -> float:
-        """Seconds before the next try: half of the doubled back-off to all of it, or what the server asks."""
-        full = min(self.options.max_wait, self.options.backoff * 2**attempt)
-        wait = full * (0.5 + 0.5 * self._jitter.random())
-        return min(self.options.max_wait, max(wait, asked or 0.0))
 
     def _refusal(self, code: int) -> str:
         key = self.options.key_variable
@@ -189,27 +182,3 @@ def _authorization(variable: str | None) -> dict[str, str]:
     if not key:
         raise UserError(f"endpoint: the environment variable {variable} is not set; export {variable}=... (the key)")
     return {"Authorization": f"Bearer {key}"}
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    """A body, within the deadline even from a server that sends a byte now and then."""
-    blocks, size = [], 0
-    while block := response.read1(1 << 16):
-        blocks.append(block)
-        size += len(block)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        if size > MAX_BYTES:
-            raise ValueError("too long an answer")
-    return b"".join(blocks)
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds of a Retry-After header: a number, or a date."""
-    value = (headers.get("Retry-After") or "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None

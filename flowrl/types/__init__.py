@@ -1,73 +1,106 @@
-"""The nouns of flowrl and the verbs between them."""
+"""The nouns of flowrl as data classes, and the protocols of what makes and uses them.
+
+Axis letters mean one thing everywhere:
+    N  samples of an iteration, group-major        P  prompts (groups) of an iteration
+    G  samples per prompt, N = P * G               D  decisions of a sample (tokens; steps; (time, noise) or mask draws)
+    E  events of a sample (turns; steps)           R  rewards
+    C  channels, gradients to be combined          ...  the shape of one latent (C, H, W), packed or not
+
+Times run from 1 (noise) to 0 (clean). The canonical continuous process is ``x_t = (1 - t) * clean + t * noise`` with
+velocity ``v = noise - clean``; every other parameterisation is converted inside the policy.
+"""
 
 from flowrl.types.chats import Chat
-from flowrl.types.nouns import (
-    ALL_TOKENS,
+from flowrl.types.decisions import (
     Batch,
-    CfgGrad,
-    Condition,
-    Draw,
-    Dynamics,
+    IncompatibleError,
     Likelihood,
-    MisfitError,
-    Prompt,
-    Rollout,
     Rows,
-    Samples,
-    Scores,
     StepRows,
-    Steps,
+    Table,
     TokenScores,
-    TokenTrace,
-    Truncation,
     ViewRows,
-    first_of_group,
     iterate_blocks,
 )
-from flowrl.types.verbs import (
+from flowrl.types.parts import (
     Advantage,
     Aggregation,
-    CausalPolicy,
-    Credit,
-    Decoder,
-    Emphasis,
-    Engine,
+    Coefficient,
+    Combination,
     Estimator,
-    FlowPolicy,
-    MaskedPolicy,
+    LossMask,
+    LossWeight,
+    Memory,
     Objective,
-    Policy,
-    Reader,
     Regularizer,
     Sampler,
     Selection,
+    TokenAdvantage,
+)
+from flowrl.types.policies import (
+    CausalPolicy,
+    Decoder,
+    Engine,
+    FlowPolicy,
+    MaskedPolicy,
+    Policy,
+    Reader,
     TextCondition,
     TokenPolicy,
+    TrainedPolicy,
+    Weights,
+)
+from flowrl.types.prompts import Draw, Prompt, first_of_group, place_in_group, prompts_of
+from flowrl.types.ranks import OneProcess, Ranks
+from flowrl.types.rollouts import (
+    ALL_TOKENS,
+    DATA,
+    POLICY,
+    REPLAY,
+    CfgGrad,
+    Condition,
+    Dynamics,
+    Judge,
+    Rollout,
+    Samples,
+    Scores,
+    Steps,
+    TokenTrace,
+    Truncation,
 )
 
 __all__ = [
     "ALL_TOKENS",
+    "DATA",
+    "POLICY",
+    "REPLAY",
     "Advantage",
     "Aggregation",
     "Batch",
     "CausalPolicy",
     "CfgGrad",
     "Chat",
+    "Coefficient",
+    "Combination",
     "Condition",
-    "Credit",
     "Decoder",
     "Draw",
     "Dynamics",
-    "Emphasis",
     "Engine",
     "Estimator",
     "FlowPolicy",
+    "IncompatibleError",
+    "Judge",
     "Likelihood",
+    "LossMask",
+    "LossWeight",
     "MaskedPolicy",
-    "MisfitError",
+    "Memory",
     "Objective",
+    "OneProcess",
     "Policy",
     "Prompt",
+    "Ranks",
     "Reader",
     "Regularizer",
     "Rollout",
@@ -78,12 +111,18 @@ __all__ = [
     "Selection",
     "StepRows",
     "Steps",
+    "Table",
     "TextCondition",
+    "TokenAdvantage",
     "TokenPolicy",
     "TokenScores",
     "TokenTrace",
+    "TrainedPolicy",
     "Truncation",
     "ViewRows",
+    "Weights",
     "first_of_group",
     "iterate_blocks",
+    "place_in_group",
+    "prompts_of",
 ]

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from flowrl import algorithms
-from flowrl.step import Pass, improve
+from flowrl import composition
+from flowrl.step import UpdateSettings, improve
 from tests.contract.toys import Recorder, disturb, family, gradients, roll, small, start
 
-ALL = algorithms.names()
+ALL = composition.preset_names()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -21,7 +21,13 @@ def test_ratio_is_one_before_the_first_update(name: str) -> None:
     it = roll(algorithm, policy, rows=5)
     recorder = Recorder(policy.parameters())
     metrics = improve(
-        policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, Pass(updates=2, micro_batch=7)
+        policy,
+        recorder,
+        algorithm,
+        it.rollout,
+        it.scores,
+        it.advantage,
+        UpdateSettings(updates=2, micro_batch=7),
     )
     assert metrics["ratio/first_max_deviation"] < 2e-6
     for key, value in metrics.items():
@@ -53,7 +59,7 @@ def test_samples_do_not_depend_on_the_sampling_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_finite_at_extreme_credit(name: str) -> None:
+def test_finite_at_extreme_advantage(name: str) -> None:
     algorithm = small(name)
     policy = start(algorithm)
     it = roll(algorithm, policy)
@@ -63,9 +69,9 @@ def test_finite_at_extreme_credit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_prints_and_cites_its_source(name: str) -> None:
-    assert algorithms.paper(name)
-    assert len(algorithms.summary(name)) > 20
-    described = algorithms.describe(small(name))
+    assert composition.paper(name)
+    assert len(composition.summary(name)) > 20
+    described = composition.describe(small(name))
     assert described["use"] == "Algorithm" and described["estimator"]["use"]
 
 
@@ -102,8 +108,8 @@ def test_learns_its_toy(name: str) -> None:
         it = roll(algorithm, policy, iteration)
         it.advantage = algorithm.advantage(it.scores, memory)
         end += float(it.scores.total.mean()) / 5 if iteration >= 35 else 0
-        improve(policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, Pass(updates=2))
+        improve(policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, UpdateSettings(updates=2))
         steps += 2
-        for follower in algorithm.followers:
-            policy.follow(follower.name, follower.decay(steps, steps - 2))
+        for average in algorithm.ema_weights:
+            policy.update_ema(average.name, average.decay(steps, steps - 2))
     assert end > base + 0.15, (base, end)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.estimators.masked import MaskedViews
 from flowrl.math.masking import through_end
 from flowrl.math.random import seeds
@@ -19,9 +19,9 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.parts.bounds import lower_bound, upper_bound
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.step import Pass, improve
-from flowrl.types import Draw, Likelihood, Rollout, Scores, TokenTrace, ViewRows
-from tests.contract.toys import Iteration, Recorder, gradients, roll, small, start
+from flowrl.step import UpdateSettings, improve
+from flowrl.types import Draw, Likelihood, Scores, TokenTrace, ViewRows, prompts_of
+from tests.contract.toys import Iteration, Recorder, gradients, roll, rollout_of, small, start
 
 END = 0
 
@@ -42,7 +42,7 @@ def prize(tokens: Tensor) -> Tensor:
 
 def log_likelihood(policy: TinyText, tokens: Tensor) -> Tensor:
     mask = through_end(tokens, END)
-    scores = policy.score(policy.condition([""] * len(tokens)), tokens, mask, tokens)
+    scores = policy.score(policy.condition(prompts_of([""] * len(tokens))), tokens, mask, tokens)
     return scores.logp.sum(dim=1)
 
 
@@ -55,15 +55,23 @@ def exact_gradient(policy: TinyText) -> Tensor:
 
 def measured_gradient(policy: TinyText, name: str, tokens: Tensor, **spec: Any) -> Tensor:
     """What one update of an algorithm would do for one group with these completions."""
-    algorithm = algorithms.build({"use": name, "length": 2, **spec})
+    algorithm = composition.build({"use": name, "length": 2, **spec})
     count = len(tokens)
     group = torch.zeros(count, dtype=torch.long)
     trace = TokenTrace(tokens, through_end(tokens, END), 1.0)
-    rollout = Rollout(policy.condition([""] * count), tokens, group, trace)
+    rollout = rollout_of(policy.condition(prompts_of([""] * count)), tokens, trace, seeds=seeds(0, "s", count=count))
     scores = Scores(prize(tokens)[:, None], torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
-    credit = algorithm.advantage(scores, {})
-    improve(policy, recorder, algorithm, rollout, scores, credit, seeds(0, "s", count=count), Pass(max_grad_norm=1e9))
+    advantage = algorithm.advantage(scores, {})
+    improve(
+        policy,
+        recorder,
+        algorithm,
+        rollout,
+        scores,
+        advantage,
+        UpdateSettings(max_grad_norm=1e9),
+    )
     return -recorder.gradients[0][: policy.table.numel()]
 
 
@@ -124,17 +132,17 @@ def law(policy: TinyText, order: str) -> Tensor:
 
 def trajectory_gradient(policy: TinyText, order: str, count: int) -> Tensor:
     """The mean gradient of `trajectory_pg` over many samples."""
-    algorithm = algorithms.build(
+    algorithm = composition.build(
         {"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2, "sampler": {"order": order}}
     )
     group = torch.zeros(count, dtype=torch.long)
     draw = Draw.of(seeds(3, "path", count=count), group, 0, 0)
-    rollout = sample(algorithm.sampler, policy, policy.condition([""] * count), draw, count)
+    rollout = sample(algorithm.sampler, policy, policy.condition(prompts_of([""] * count)), draw, count)
     prizes = prize(rollout.final)[:, None]
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(count).bool())
     recorder = Recorder(policy.parameters())
-    settings = Pass(max_grad_norm=1e9, micro_batch=10**6)
-    improve(policy, recorder, algorithm, rollout, scores, algorithm.advantage(scores, {}), draw.seeds, settings)
+    settings = UpdateSettings(max_grad_norm=1e9, micro_batch=10**6)
+    improve(policy, recorder, algorithm, rollout, scores, algorithm.advantage(scores, {}), settings)
     return -recorder.gradients[0][: policy.table.numel()]
 
 
@@ -159,8 +167,8 @@ def test_choosing_positions_by_the_drawn_token_biases_the_trajectory_gradient() 
         assert sampler.exact == (order == "max_prob")
         group = torch.zeros(count, dtype=torch.long)
         draw = Draw.of(seeds(3, "path", count=count), group, 0, 0)
-        rollout = sampler(policy, policy.condition([""] * count), draw)
-        algorithm = algorithms.build({"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2})
+        rollout = sampler(policy, policy.condition(prompts_of([""] * count)), draw)
+        algorithm = composition.build({"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2})
         probe = algorithm.estimator.probe(rollout, policy, draw.seeds)
         logp = algorithm.estimator(policy, probe, rollout.condition).logp.sum() / count
         means[order] = float(torch.autograd.grad(logp, policy.table)[0].norm())
@@ -240,7 +248,7 @@ FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "tracerl": row_mean,
     "trajectory_pg": wd1_sum,
 }
-MASKED = [name for name in algorithms.names() if algorithms.build(name).family == "masked"]
+MASKED = [name for name in composition.preset_names() if composition.build(name).family == "masked"]
 
 
 def test_every_masked_preset_has_its_form() -> None:
@@ -270,18 +278,18 @@ def test_bgpo_is_a_lower_bound_off_policy_and_equal_on_policy() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         d = torch.randn(4, 3, generator=generator).double()
-        credit = torch.randn(4, 1, generator=generator).double()
+        advantage = torch.randn(4, 1, generator=generator).double()
         old = Likelihood(torch.zeros(4, 3).double())
-        batch = Batch(credit.expand(4, 3), old, torch.ones(4, 3), torch.zeros(4), Rows())
+        batch = Batch(advantage.expand(4, 3), old, torch.ones(4, 3), torch.zeros(4), Rows())
         bound = -LinearBound(most=1e9)(Likelihood(d), batch).mean(dim=1)
-        assert bool((bound <= credit[:, 0] * d.mean(dim=1).exp() + 1e-12).all())
+        assert bool((bound <= advantage[:, 0] * d.mean(dim=1).exp() + 1e-12).all())
         even = -LinearBound()(Likelihood(torch.zeros(4, 3).double()), batch).mean(dim=1)
-        assert torch.allclose(even, credit[:, 0])
+        assert torch.allclose(even, advantage[:, 0])
 
 
 def test_families_share_their_parts() -> None:
     """Image and text presets of the same idea use the same advantage and objective objects, and one trainer."""
-    build = algorithms.build
+    build = composition.build
     assert type(build("flow_grpo").objective) is type(build("grpo").objective) is type(build("diffu_grpo").objective)
     assert type(build("flow_grpo").advantage) is type(build("grpo").advantage) is type(build("diffu_grpo").advantage)
     assert type(build("loop").advantage) is type(build("rloo").advantage) is type(build("trajectory_pg").advantage)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.math.random import derive, seeds
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.chunks import sample
-from flowrl.step import Pass, improve
-from flowrl.types import Draw, Rollout, Scores
+from flowrl.step import UpdateSettings, improve
+from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
 
 MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 PROMPTS = ("a", "b")
@@ -38,7 +38,7 @@ class Iteration:
 
 
 def family(name: str) -> str:
-    return algorithms.build(name).family
+    return composition.build(name).family
 
 
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
@@ -48,7 +48,7 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     if name == "spg":
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
-    algorithm = algorithms.build({"use": name, **sizes, **spec})
+    algorithm = composition.build({"use": name, **sizes, **spec})
     if kind == "diffusion":
         return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
     return algorithm
@@ -64,7 +64,7 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     if disturbed:
         disturb(policy)
     for name in algorithm.weight_sets:
-        policy.follow(name, 0.0)
+        policy.update_ema(name, 0.0)
     return policy
 
 
@@ -76,11 +76,30 @@ def reward(policy: Any, final: Tensor) -> Tensor:
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
 
 
+def rollout_of(
+    condition: Any, final: Tensor, trace: Any = None, *, group: Any = None, seeds: Any = None, times: Any = None
+) -> Rollout:
+    """A rollout that no sampler made: rows of one group, with the streams 0, 1, ..."""
+    rows = torch.arange(len(final))
+    group = torch.zeros_like(rows) if group is None else group
+    draw = Draw.of(rows if seeds is None else seeds, group, 0, 0)
+    return Rollout.of(draw, condition, final, trace, times=times)
+
+
+def table_of(advantage: Tensor, mask: Tensor, old: Likelihood | None = None, rows: Rows | None = None) -> Table:
+    """A table of one group that no update made."""
+    group = torch.zeros(len(mask), dtype=torch.long)
+    even = torch.ones(mask.shape, dtype=torch.float64)
+    return Table(rows or Rows(), group, group, None, advantage, mask, even, old)
+
+
 def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
     count = GROUP * len(PROMPTS)
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
-    draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, derive(seed, "shared", iteration))
-    condition = policy.condition([PROMPTS[g] for g in group])
+    prompts = [prompts_of(PROMPTS)[g] for g in group]
+    shared = derive(seed, "shared", iteration)
+    draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, shared, prompts)
+    condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
     rewards = reward(policy, rollout.final)[:, None]
@@ -102,8 +121,8 @@ class Recorder(torch.optim.SGD):
 
 def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
     recorder = Recorder(it.policy.parameters())
-    options = Pass(max_grad_norm=1e9, **settings)
-    improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds, options)
+    options = UpdateSettings(max_grad_norm=1e9, **settings)
+    improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, options)
     return recorder.gradients
 
 

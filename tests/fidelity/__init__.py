@@ -102,13 +102,13 @@ def collect() -> None:
 
 def render() -> str:
     """The page."""
-    from flowrl import algorithms
+    from flowrl import composition
 
     collect()
-    names = algorithms.names()
+    names = composition.preset_names()
     lines = [INTRO]
     for family, title in FAMILIES.items():
-        members = [name for name in names if algorithms.build(name).family == family]
+        members = [name for name in names if composition.build(name).family == family]
         lines += [f"## {title}", f"| preset | release | {' | '.join(COLUMNS.values())} |", "|---" * 7 + "|"]
         for name in members:
             told = " | ".join(_summary(name, column) for column in COLUMNS)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.math.random import derive, seeds
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.parts.algorithm import Algorithm
-from flowrl.step import Pass, improve
-from flowrl.types import Draw, Rollout, Scores
+from flowrl.step import UpdateSettings, improve
+from flowrl.types import Draw, Rollout, Scores, prompts_of
 from tests.contract.toys import Recorder, disturb
 
 SIZE, PROMPTS, GROUP, GUIDANCE = 16, ("a", "b", "c"), 6, 4.5
@@ -67,8 +67,8 @@ class Trial:
     def gradient(self) -> Tensor:
         """flowrl's gradient of one optimiser batch, flat."""
         recorder = Recorder(self.policy.parameters())
-        arguments = (self.algorithm, self.rollout, self.scores, self.advantage, self.draw.seeds)
-        self.metrics = improve(self.policy, recorder, *arguments, Pass(max_grad_norm=1e9))
+        arguments = (self.algorithm, self.rollout, self.scores, self.advantage)
+        self.metrics = improve(self.policy, recorder, *arguments, UpdateSettings(max_grad_norm=1e9))
         return recorder.gradients[0]
 
     def probe(self) -> Any:
@@ -110,29 +110,29 @@ def trial(
     """A preset rolled out with disturbed weights; the last group scores the same throughout if ``flat``. ``off`` moves
     the live weights after sampling, so that ratios differ from 1; the set ``sampled`` keeps those that sampled, others
     the weights they had before."""
-    algorithm = algorithms.build({"use": name, **spec})
+    algorithm = composition.build({"use": name, **spec})
     policy = flow()
     disturb(policy, 0.1)
     for held in algorithm.weight_sets:  # a reference and an old policy that are not the live one
-        policy.follow(held, 0.0)
+        policy.update_ema(held, 0.0)
     disturb(policy, 0.05)
     count = GROUP * len(PROMPTS)
     group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
     draw = Draw.of(seeds(0, "fidelity", count=count), group, iteration, derive(0, "shared", iteration))
     with policy.using(algorithm.behaviour):
-        rollout = algorithm.sampler(policy, policy.condition([PROMPTS[g] for g in group]), draw)
+        rollout = algorithm.sampler(policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw)
     reward = rollout.final.double().sum(dim=1).tanh()
     if flat:
         reward = torch.where(group == 2, torch.full_like(reward, 0.3), reward)
     scores = Scores(reward[:, None], torch.ones(1).double(), ("sum",), group, group, torch.ones(count).bool())
     made = Trial(algorithm, policy, rollout, scores, algorithm.advantage(scores, {}), draw)
-    policy.follow("sampled", 0.0)
+    policy.update_ema("sampled", 0.0)
     if off:
         disturb(policy, off)
     return made
 
 
-def released_credit(reward: Tensor, group: Tensor, *, whole: bool) -> Tensor:
+def released_advantage(reward: Tensor, group: Tensor, *, whole: bool) -> Tensor:
     """yifan123/flow_grpo's PerPromptStatTracker: std of all rewards or of the group, ddof 0, plus 1e-4."""
     out = torch.empty_like(reward)
     for g in group.unique():

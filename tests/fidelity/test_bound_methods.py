@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from flowrl import algorithms
+from flowrl import composition
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
 from tests.fidelity.text import centred, clipped, k3, mean_over, others_mean, standardised, text_trial
@@ -105,9 +105,9 @@ def test_trajectory_gradient() -> None:
     "beta .2, SFT .05, eight distinct times with one mask each, shared with the reference",
 )
 def test_settings_that_are_published() -> None:
-    assert algorithms.build("bgpo").estimator.plan.draws == 16
-    vrpo = algorithms.build("vrpo")
-    assert (vrpo.objective.beta, vrpo.objective.sft, vrpo.estimator.plan.draws) == (0.2, 0.05, 8)
+    assert composition.build("bgpo").estimator.views.draws == 16
+    vrpo = composition.build("vrpo")
+    assert (vrpo.objective.beta, vrpo.objective.sft, vrpo.estimator.views.draws) == (0.2, 0.05, 8)
 
 
 @cell(
@@ -118,9 +118,9 @@ def test_settings_that_are_published() -> None:
     reason="none are published for this form (unigrpo: neither clip nor KL nor grid are)",
 )
 def test_settings_that_are_not_published() -> None:
-    draws = {name: algorithms.build(name).estimator.plan.draws for name in ("elbo_pg", "sepo", "unigrpo")}
+    draws = {name: composition.build(name).estimator.views.draws for name in ("elbo_pg", "sepo", "unigrpo")}
     assert draws == {"elbo_pg": 4, "sepo": 4, "unigrpo": 4}
-    assert algorithms.build("trajectory_pg").sampler.steps == 64
+    assert composition.build("trajectory_pg").sampler.steps == 64
 
 
 @cell(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config.model import ModelConfig
 from flowrl.parts.selections import ReplaceFlatGroups
 from tests.contract.toys import GROUP, PROMPTS
@@ -26,7 +26,7 @@ release("reinforce", "Williams 1992")
 
 
 def wide(a: Tensor, t: TextTrial) -> Tensor:
-    """[N, L] the credit of a sample at each of its tokens."""
+    """[N, L] the advantage of a sample at each of its tokens."""
     return a[:, None].expand(t.content.shape)
 
 
@@ -47,8 +47,8 @@ def test_grpo_gradient() -> None:
 
 @cell("grpo", "defaults", "equal", "clip .2, KL .04, T 1, sample standard deviation of the group (the paper's)")
 def test_grpo_settings() -> None:
-    made = algorithms.build("grpo")
-    assert (made.objective.bounds, made.regularizers[0].weight, made.sampler.temperature) == ((0.2, 0.2), 0.04, 1.0)
+    made = composition.build("grpo")
+    assert (made.objective.clip_range, made.regularizers[0].weight, made.sampler.temperature) == ((0.2, 0.2), 0.04, 1.0)
     assert (made.advantage.scale, made.advantage.ddof, made.advantage.clip) == ("group", 1, None)
 
 
@@ -61,15 +61,15 @@ def test_grpo_settings() -> None:
 )
 def test_the_smallest_spread() -> None:
     for name in ("grpo", "dapo", "gspo", "cispo"):
-        assert algorithms.build(name).advantage.eps == 1e-8
+        assert composition.build(name).advantage.eps == 1e-8
 
 
 @cell(
     "grpo",
     "loss",
     "option",
-    "verl's dual clip `objective: {dual: 3}`; TRL's sequence_mask correction `credit: [{use: "
-    "truncated_importance, level: sequence, beyond: mask, cap: 3}]`; `drop_cut: true`; token mean, "
+    "verl's dual clip `objective: {dual: 3}`; TRL's sequence_mask correction `token_advantage: [{use: "
+    "truncated_importance, level: sequence, beyond: mask, cap: 3}]`; `mask_truncated_completions: true`; token mean, "
     "constant length",
 )
 def test_grpo_options() -> None:
@@ -78,7 +78,7 @@ def test_grpo_options() -> None:
     loss = clipped(t.live - t.old, a, 0.2, 0.2)
     loss = torch.where(a < 0, torch.minimum(loss, -3 * a), loss)
     assert alike(t.gradient, t.gradient_of(mean_over(loss, t.content, 1).mean()))
-    cut = text_trial("grpo", kl=0.0, drop_cut=True)
+    cut = text_trial("grpo", kl=0.0, mask_truncated_completions=True)
     ended = (cut.it.rollout.trace.tokens == cut.policy.end_tokens[0]).any(dim=1)
     each = mean_over(clipped(cut.live - cut.old, wide(standardised(cut.rewards, 1), cut), 0.2, 0.2), cut.content, 1)
     assert alike(cut.gradient, cut.gradient_of(each[ended].mean())) and 0 < int(ended.sum()) < len(ended)
@@ -98,8 +98,8 @@ def test_dapo_gradient() -> None:
 
 @cell("dapo", "defaults", "equal", "clip .2 and .28, no KL, up to ten rounds of sampling")
 def test_dapo_settings() -> None:
-    made = algorithms.build("dapo")
-    assert (made.objective.bounds, made.regularizers) == ((0.2, 0.28), ())
+    made = composition.build("dapo")
+    assert (made.objective.clip_range, made.regularizers) == ((0.2, 0.28), ())
     assert made.selection == ReplaceFlatGroups(rounds=10)
 
 
@@ -121,7 +121,7 @@ def test_dapo_looks_at_the_total() -> None:
     "dr_grpo",
     "loss, gradient",
     "equal",
-    "centred credit, sums over tokens divided by the greatest length, mean over completions",
+    "centred advantage, sums over tokens divided by the greatest length, mean over completions",
 )
 def test_dr_grpo_gradient() -> None:
     t = text_trial("dr_grpo", off=1.0)
@@ -138,7 +138,7 @@ def test_gspo_gradient() -> None:
     assert alike(t.gradient, t.gradient_of(clipped(d, a, 0.03, 0.04).mean()))
     beyond = torch.where(a > 0, d.exp() > 1.04, d.exp() < 0.97)[a != 0]  # of completions, not of tokens
     assert 0 < 2 * t.metrics["clip_fraction"] == pytest.approx(float(beyond.double().mean()))
-    assert algorithms.build("gspo").objective.bounds == (3e-4, 4e-4)
+    assert composition.build("gspo").objective.clip_range == (3e-4, 4e-4)
 
 
 @cell("cispo", "loss, gradient", "equal", "-sg(min(ratio, 1 + high)) A log p, mean over all tokens")
@@ -249,7 +249,7 @@ def test_ppo_gradient() -> None:
 )
 def test_ppo_critic() -> None:
     model = ModelConfig(path="countdown")
-    assert algorithms.build("ppo").valued and model.critic_for(valued=True) == "network"
+    assert composition.build("ppo").valued and model.critic_for(valued=True) == "network"
     assert model.critic_for(valued=False) is None
     assert ModelConfig(path="countdown", critic="head").critic_for(valued=True) == "head"
 
@@ -265,13 +265,13 @@ def test_ppo_critic() -> None:
     ),
 )
 def test_ppo_settings() -> None:
-    made = algorithms.build(
+    made = composition.build(
         {"use": "ppo", "lam": 1.0, "regularizers": [{"use": "value_loss", "clip": 0.5, "weight": 0.1}]}
     )
-    assert (made.credit[0].lam, made.regularizers[0].clip, made.regularizers[0].weight) == (1.0, 0.5, 0.1)
+    assert (made.token_advantage[0].lam, made.regularizers[0].clip, made.regularizers[0].weight) == (1.0, 0.5, 0.1)
 
 
-@cell("gpg", "loss, gradient", "equal", "-A log p, centred credit, mean over all tokens of the groups that differ")
+@cell("gpg", "loss, gradient", "equal", "-A log p, centred advantage, mean over all tokens of the groups that differ")
 def test_gpg_gradient() -> None:
     t = text_trial("gpg")
     each = -wide(centred(t.rewards), t) * t.live
@@ -285,7 +285,7 @@ def test_gpg_gradient() -> None:
     "up to 20 rounds of sampling until half of the groups differ, T .7, no standard deviation, no KL",
 )
 def test_gpg_settings() -> None:
-    made = algorithms.build("gpg")
+    made = composition.build("gpg")
     assert made.selection == ReplaceFlatGroups(rounds=20, share=0.5)
     assert (made.advantage.scale, made.regularizers, made.sampler.temperature) == ("none", (), 0.7)
 
@@ -299,10 +299,10 @@ def test_gpg_settings() -> None:
 )
 def test_gpg_flat_groups() -> None:
     t = text_trial("gpg")
-    credit = centred(t.rewards)
-    credit[: len(credit) // 2] = 0.0  # the first group as a flat one
-    each = -wide(credit, t) * t.live
-    mine = t.content & (credit != 0)[:, None]
+    advantage = centred(t.rewards)
+    advantage[: len(advantage) // 2] = 0.0  # the first group as a flat one
+    each = -wide(advantage, t) * t.live
+    mine = t.content & (advantage != 0)[:, None]
     filled = mean_over(each, t.content) / 0.5
     longer = mine.sum() / (t.content.sum() / 2)
     assert torch.allclose(mean_over(each, mine) * longer, filled)
@@ -332,10 +332,10 @@ def test_cut_sampling_has_ratio_one() -> None:
 @cell("rloo, remax, reinforce", "defaults", "equal", "no clip, no KL, no standard deviation, T 1")
 @cell("reinforce_pp", "defaults", "equal", "clip .2, KL .01 in the reward, no discount, T 1")
 def test_other_settings() -> None:
-    made = {name: algorithms.build(name) for name in ("dr_grpo", "gspo", "cispo", "rloo", "remax", "reinforce")}
+    made = {name: composition.build(name) for name in ("dr_grpo", "gspo", "cispo", "rloo", "remax", "reinforce")}
     for name, algorithm in made.items():
         assert algorithm.regularizers == () and algorithm.sampler.temperature == 1.0, name
-    assert made["dr_grpo"].objective.bounds == (0.2, 0.2) and made["gspo"].objective.bounds == (3e-4, 4e-4)
-    assert made["cispo"].objective.high == 4.0 and made["rloo"].objective.bounds is None
-    last = algorithms.build("reinforce_pp")
-    assert (last.objective.bounds, last.credit[0].weight, last.regularizers) == ((0.2, 0.2), 0.01, ())
+    assert made["dr_grpo"].objective.clip_range == (0.2, 0.2) and made["gspo"].objective.clip_range == (3e-4, 4e-4)
+    assert made["cispo"].objective.high == 4.0 and made["rloo"].objective.clip_range is None
+    last = composition.build("reinforce_pp")
+    assert (last.objective.clip_range, last.token_advantage[0].weight, last.regularizers) == ((0.2, 0.2), 0.01, ())

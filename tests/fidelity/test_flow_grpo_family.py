@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.samplers.windows import RandomWindow
 from flowrl.types import Draw
 from tests.fidelity import cell, release
-from tests.fidelity.bench import GUIDANCE, Trial, alike, cosine, released_credit, trial
+from tests.fidelity.bench import GUIDANCE, Trial, alike, cosine, released_advantage, trial
 
 FLOW_GRPO = "yifan123/flow_grpo, 4 Nov 2025"
 release("flow_grpo, flow_grpo_fast, grpo_guard", FLOW_GRPO)
@@ -62,8 +62,8 @@ def released_loss(
     detach: bool = False,
 ) -> Tensor:
     """The training loop of the released scripts on a recorded rollout, written out: one term per step, averaged."""
-    keep = it.scores.group != 2 if keep is None else keep  # the flat group has no credit
-    credit = it.advantage[keep].clamp(-5, 5)
+    keep = it.scores.group != 2 if keep is None else keep  # the flat group has no advantage
+    advantage = it.advantage[keep].clamp(-5, 5)
     terms = []
     for j in range(it.rollout.trace.t.shape[1]):
         arguments = (it, kernel, level, keep, j, scale)
@@ -71,7 +71,7 @@ def released_loss(
             before, _, _ = replay(*arguments)
         log_prob, mean, std = replay(*arguments, detach)
         ratio = (log_prob - before).exp()
-        terms.append(torch.maximum(-credit * ratio, -credit * ratio.clamp(1 - clip, 1 + clip)).mean())
+        terms.append(torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean())
         if kl:
             with it.policy.using("reference"):
                 _, mean_ref, _ = replay(*arguments)
@@ -105,7 +105,7 @@ def test_the_conditional_branch_alone() -> None:
         detached = cheap.gradient_of(released_loss(cheap, kernel, level, 1e-4, detach=True))
         assert alike(cheap.gradient(), detached)
         assert cosine(detached, trial(name, kl=0.0).gradient()) < 0.99  # another gradient, not a cheaper form of it
-    assert algorithms.build({"use": "grpo_guard", "cfg_grad": "cond"}).estimator.cfg_grad == "cond"
+    assert composition.build({"use": "grpo_guard", "cfg_grad": "cond"}).estimator.cfg_grad == "cond"
 
 
 @cell(
@@ -113,14 +113,14 @@ def test_the_conditional_branch_alone() -> None:
     "gradient",
     "deviation",
     "a single sample exactly at its group's mean stays in the mean",
-    reason="a group is compared as a whole; `selection: with_credit` leaves it out as the release does",
+    reason="a group is compared as a whole; `selection: nonzero_advantage` leaves it out as the release does",
 )
-def test_a_sample_without_credit() -> None:
+def test_a_sample_without_advantage() -> None:
     it = trial("flow_grpo", kl=0.0)
     it.advantage[4] = 0.0
     released = it.gradient_of(released_loss(it, sde, 0.7, 1e-4, keep=it.advantage != 0))
     assert alike(it.gradient(), released * 11 / 12)
-    other = trial("flow_grpo", kl=0.0, selection="with_credit")
+    other = trial("flow_grpo", kl=0.0, selection="nonzero_advantage")
     other.advantage[4] = 0.0
     assert alike(other.gradient(), released)
 
@@ -129,12 +129,12 @@ def test_a_sample_without_credit() -> None:
     "flow_grpo, flow_grpo_fast, flow_cps, grpo_guard",
     "defaults",
     "equal",
-    "credit: mean of the group; standard deviation of all rewards (Guard: of the group), ddof 0, plus 1e-4, cut at 5",
+    "advantage: group mean; standard deviation of all rewards (Guard: of the group), ddof 0, plus 1e-4, cut to 5",
 )
-def test_credit() -> None:
+def test_advantage() -> None:
     for name in ("flow_grpo", "flow_grpo_fast", "flow_cps", "grpo_guard"):
         it = trial(name)
-        expected = released_credit(it.scores.rewards[:, 0], it.scores.group, whole=name != "grpo_guard").clamp(-5, 5)
+        expected = released_advantage(it.scores.rewards[:, 0], it.scores.group, whole=name != "grpo_guard").clamp(-5, 5)
         assert torch.allclose(it.advantage, expected, atol=1e-9), name
 
 
@@ -145,9 +145,9 @@ def test_credit() -> None:
     "10 steps at noise 0.7, 9 trained, clip 1e-4, KL 0.04 (`kl: 0.01` for PickScore), the pipeline's guidance",
 )
 def test_flow_grpo_settings() -> None:
-    made = algorithms.build("flow_grpo")
+    made = composition.build("flow_grpo")
     assert (made.sampler.steps, made.sampler.dynamics.noise_level, made.sampler.recorded) == (10, 0.7, 9)
-    assert (made.objective.bounds, made.regularizers[0].weight, made.sampler.guidance) == ((1e-4, 1e-4), 0.04, None)
+    assert (made.objective.clip_range, made.regularizers[0].weight, made.sampler.guidance) == ((1e-4, 1e-4), 0.04, None)
 
 
 def starts(window: RandomWindow, steps: int) -> set[int]:
@@ -163,11 +163,11 @@ def starts(window: RandomWindow, steps: int) -> set[int]:
     "no guidance, CPS noise 0.8, three steps that end in the first half (start 0 to 2 of 10, 0 of 6), clip 1e-5, no KL",
 )
 def test_fast_settings() -> None:
-    made = algorithms.build("flow_grpo_fast")
+    made = composition.build("flow_grpo_fast")
     for steps in (10, 6, 16):
         drawn = {random.Random(seed).randint(0, steps // 2 - 3) for seed in range(200)}  # the released expression
         assert starts(made.sampler.window, steps) == drawn
-    assert (made.sampler.dynamics.noise, made.sampler.guidance, made.objective.bounds) == (0.8, 1.0, (1e-5, 1e-5))
+    assert (made.sampler.dynamics.noise, made.sampler.guidance, made.objective.clip_range) == (0.8, 1.0, (1e-5, 1e-5))
     assert not made.regularizers and made.sampler.recorded == 3
 
 
@@ -210,15 +210,15 @@ def test_cps_gradient() -> None:
 
 @cell("flow_cps", "defaults", "equal", "10 steps at noise 0.7, 9 trained, clip 1e-4, KL 0.04")
 def test_cps_settings() -> None:
-    made = algorithms.build("flow_cps")
+    made = composition.build("flow_cps")
     assert (made.sampler.steps, made.sampler.dynamics.noise, made.sampler.recorded) == (10, 0.7, 9)
-    assert (made.objective.bounds, made.regularizers[0].weight) == ((1e-4, 1e-4), 0.04)
+    assert (made.objective.clip_range, made.regularizers[0].weight) == ((1e-4, 1e-4), 0.04)
 
 
 def guard_loss(it: Trial, clip: float, whole_batch: bool) -> Tensor:
     """train_sd3_GRPO_Guard.py with rationorm, on the kept samples."""
     keep = it.scores.group != 2
-    credit, steps, terms = it.advantage[keep].clamp(-5, 5), it.rollout.trace, []
+    advantage, steps, terms = it.advantage[keep].clamp(-5, 5), it.rollout.trace, []
     for j in range(steps.t.shape[1]):
         arguments = (it, sde, 0.7, keep, j, GUIDANCE)
         with it.policy.using("sampled"):
@@ -229,7 +229,7 @@ def guard_loss(it: Trial, clip: float, whole_batch: bool) -> Tensor:
         squared = (mean - mean_before) ** 2
         bias = (squared.mean() if whole_batch else squared.mean(dim=1)) / (2 * spread**2)
         ratio = ((log_prob - before + bias) * spread).exp()
-        loss = torch.maximum(-credit * ratio, -credit * ratio.clamp(1 - clip, 1 + clip)).mean()
+        loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
         terms.append(loss / length**2)
     return torch.stack(terms).mean()
 
@@ -265,6 +265,6 @@ def test_guard_bias_of_the_batch() -> None:
     "learning rate 1e-4 belongs to the recipe",
 )
 def test_guard_settings() -> None:
-    made = algorithms.build("grpo_guard")
-    assert (made.objective.bounds, made.regularizers, made.sampler.recorded) == ((2e-6, 2e-6), (), 9)
+    made = composition.build("grpo_guard")
+    assert (made.objective.clip_range, made.regularizers, made.sampler.recorded) == ((2e-6, 2e-6), (), 9)
     assert (made.sampler.dynamics.noise_level, made.advantage.scale) == (0.7, "group")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from accelerate import init_empty_weights
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
-from flowrl.detection.judging import judge
 from flowrl.detection.objects import Detection
-from flowrl.models.diffusion.exceptions import TARGETS
-from flowrl.models.lora import LoRAOptions, adapted_layers
+from flowrl.detection.rules import verify
+from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+from flowrl.models.lora import LoRAOptions, target_layers
 from tests.fidelity import cell
 from tests.unit.test_self_checks import SD35_MEDIUM
 
@@ -66,7 +66,7 @@ def test_the_adapters_of_sd35() -> None:
 
     with init_empty_weights():
         network = SD3Transformer2DModel(**SD35_MEDIUM)
-    layers = adapted_layers(network, LoRAOptions(), TARGETS["SD3Transformer2DModel"])
+    layers = target_layers(network, LoRAOptions(), LORA_TARGETS["SD3Transformer2DModel"])
     names = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     expected = {f"transformer_blocks.{i}.attn.{name}" for i in range(24) for name in names}
     assert set(layers) == expected - {"transformer_blocks.23.attn.to_add_out"} and len(layers) == 191
@@ -101,10 +101,10 @@ def test_the_released_geneval_reward() -> None:
         "tag": "position",
         "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ("left of", 0)}],
     }
-    assert judge([found("cat", 0.0), found("dog", 100.0)], beside).released == pytest.approx(3 / 4)
+    assert verify([found("cat", 0.0), found("dog", 100.0)], beside).released == pytest.approx(3 / 4)
     many = {"tag": "counting", "include": [{"class": "cat", "count": 1}]}
     crowd = [Detection("cat", 0.95, (20.0 * k, 0.0, 20.0 * k + 10, 10.0)) for k in range(4)]
-    assert judge(crowd, many).released == pytest.approx(1 - 3)
+    assert verify(crowd, many).released == pytest.approx(1 - 3)
     for name in RELEASED:
         if name.endswith("geneval"):
             assert recipe(name).rewards[0].options["mode"] == "flow_grpo"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
 from flowrl.estimators.views import BlockAndAfter
 from flowrl.parts.bounds import Sandwich
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def recipe(name: str) -> tuple[Config, Any]:
     config = Config.load(CONFIGS / f"{name}.yaml")
-    return config, algorithms.build(config.algorithm)
+    return config, composition.build(config.algorithm)
 
 
 @cell(
@@ -70,7 +70,7 @@ def test_spg_by_task() -> None:
     for task, power, heat in (("gsm8k", 1.5, 0.9), ("math", 1.5, 0.9), ("countdown", 1.5, 0.9), ("sudoku", 1.0, 0.3)):
         config, made = recipe(f"llada/spg_{task}")
         assert made.objective == Sandwich(omega=0.5, power=power) and made.sampler.temperature == heat
-        assert isinstance(made.estimator.plan, BlockAndAfter)
+        assert isinstance(made.estimator.views, BlockAndAfter)
         _trained_as_d1(config, 4)
         assert config.model.lora.dropout == 0.05
 
@@ -93,7 +93,7 @@ def test_d1_by_task() -> None:
     for task, epochs in (("gsm8k", 12), ("math", 12), ("countdown", 8), ("sudoku", 8)):
         config, made = recipe(f"llada/d1_{task}")
         _trained_as_d1(config, epochs)
-        assert config.model.lora.dropout == 0 and made.objective.bounds == (0.5, 0.5)
+        assert config.model.lora.dropout == 0 and made.objective.clip_range == (0.5, 0.5)
         assert [(term.to, term.weight) for term in made.regularizers] == [("reference", 0.04)]
 
 

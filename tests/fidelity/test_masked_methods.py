@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.estimators.views import BlockAndAfter, BlockRandom, Quadrature
-from flowrl.parts.schedules import Every
+from flowrl.parts.ema import Every
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike, cosine
 from tests.fidelity.text import centred, clipped, k3, mean_over, others_mean, standardised, text_trial
@@ -24,7 +24,7 @@ release("tracerl", "Gen-Verse/dLLM-RL 10b4fd1, 28 Jan 2026")
 
 
 def sampler(name: str) -> tuple:
-    made = algorithms.build(name).sampler
+    made = composition.build(name).sampler
     return made.order, made.temperature, made.length, made.steps, made.block
 
 
@@ -50,9 +50,9 @@ def test_diffu_grpo_gradient() -> None:
     "clip .5, KL .04, prompt masked at .15, T .9, low-confidence blocks of 32, 128 of 256 steps, new masks each epoch",
 )
 def test_diffu_grpo_settings() -> None:
-    made = algorithms.build("diffu_grpo")
+    made = composition.build("diffu_grpo")
     assert sampler("diffu_grpo") == ("low_confidence", 0.9, 256, 128, 32) and made.redraw
-    assert (made.objective.bounds, made.regularizers[0].weight, made.estimator.corrupt) == ((0.5, 0.5), 0.04, 0.15)
+    assert (made.objective.clip_range, made.regularizers[0].weight, made.estimator.corrupt) == ((0.5, 0.5), 0.04, 0.15)
 
 
 @cell(
@@ -78,7 +78,7 @@ def test_the_tail_is_hidden() -> None:
     "loss, gradient",
     "equal",
     "half the full-mask and half the weighted partial score of a token, clip .5, .01 k3, token mean, "
-    "leave-one-out credit",
+    "leave-one-out advantage",
 )
 def test_coupled_gradient() -> None:
     t = text_trial("coupled_grpo")
@@ -105,11 +105,11 @@ def test_coupled_gradient() -> None:
     "Dream's sampler by entropy at T 1.0 and top-p .95, 256 steps, reference mixed by .6 every 64 updates",
 )
 def test_coupled_settings() -> None:
-    made = algorithms.build("coupled_grpo")
+    made = composition.build("coupled_grpo")
     assert sampler("coupled_grpo") == ("neg_entropy", 1.0, 256, 256, None)
     assert (made.sampler.top_p, made.sampler.schedule, made.sampler.tempered_order) == (0.95, "time", True)
-    assert made.followers[0].decay == Every(64, 0.4) and made.followers[0].name == "reference"
-    assert (made.objective.bounds, made.regularizers[0].weight, made.estimator.corrupt) == ((0.5, 0.5), 0.01, 0.0)
+    assert made.ema_weights[0].decay == Every(64, 0.4) and made.ema_weights[0].name == "reference"
+    assert (made.objective.clip_range, made.regularizers[0].weight, made.estimator.corrupt) == ((0.5, 0.5), 0.01, 0.0)
 
 
 @cell(
@@ -143,8 +143,8 @@ def test_gdpo_gradient() -> None:
     "the paper's form: the ratio of whole completions, clip .2, random numbers of hidden tokens, loss over length",
 )
 def test_gdpo_of_the_paper() -> None:
-    spec = {"clip": 0.2, "objective": {"by_length": False}, "estimator": {"plan": {"counts": "bernoulli"}}}
-    t = text_trial("gdpo_dllm", off=0.1, emphasis={"use": "by_length", "power": -1.0}, **spec)
+    spec = {"clip": 0.2, "objective": {"by_length": False}, "estimator": {"views": {"counts": "bernoulli"}}}
+    t = text_trial("gdpo_dllm", off=0.1, loss_weight={"use": "by_length", "power": -1.0}, **spec)
     nodes, weights = torch.tensor([0.5 - math.sqrt(0.15), 0.5, 0.5 + math.sqrt(0.15)]), torch.tensor([5, 8, 5]) / 18
     length = t.content.sum(dim=1).double()
 
@@ -162,9 +162,9 @@ def test_gdpo_of_the_paper() -> None:
     "clip .5, no KL, three nodes with one mask each; rate 3e-7 and gradient norm .2 belong to the recipe",
 )
 def test_gdpo_settings() -> None:
-    made = algorithms.build("gdpo_dllm")
-    assert made.objective.bounds == (0.5, 0.5) and made.regularizers == ()
-    assert made.estimator.plan == Quadrature(nodes=3, repeats=1, counts="floor")
+    made = composition.build("gdpo_dllm")
+    assert made.objective.clip_range == (0.5, 0.5) and made.regularizers == ()
+    assert made.estimator.views == Quadrature(nodes=3, repeats=1, counts="floor")
 
 
 @cell(
@@ -206,9 +206,9 @@ def test_spg_gradient() -> None:
     "two views of block_random, .15 masked, T .9, blocks of 32; power 1.5, omega .5 (GSM8K, MATH, Countdown)",
 )
 def test_spg_settings() -> None:
-    made = algorithms.build("spg")
+    made = composition.build("spg")
     assert sampler("spg") == ("low_confidence", 0.9, 256, 128, 32)
-    assert made.estimator.plan == BlockAndAfter(block=32, draws=2, corrupt=0.15) and made.estimator.corrupt == 0.15
+    assert made.estimator.views == BlockAndAfter(block=32, draws=2, corrupt=0.15) and made.estimator.corrupt == 0.15
     assert (made.objective.omega, made.objective.power, made.regularizers) == (0.5, 1.5, ())
 
 
@@ -216,21 +216,21 @@ def test_spg_settings() -> None:
     "spg", "defaults", "option", "Sudoku `power: 1.0, temperature: 0.3`; spg_eubo `omega: 1` (Countdown `power: 2.0`)"
 )
 def test_spg_by_task() -> None:
-    sudoku = algorithms.build({"use": "spg", "power": 1.0, "temperature": 0.3})
+    sudoku = composition.build({"use": "spg", "power": 1.0, "temperature": 0.3})
     assert (sudoku.objective.power, sudoku.sampler.temperature) == (1.0, 0.3)
-    assert algorithms.build({"use": "spg", "omega": 1.0, "power": 2.0}).objective.omega == 1.0
+    assert composition.build({"use": "spg", "omega": 1.0, "power": 2.0}).objective.omega == 1.0
 
 
 @cell(
     "spg",
     "gradient",
     "option",
-    "`estimator: {plan: block_random}`, the bound that the text describes; another gradient",
+    "`estimator: {views: block_random}`, the bound that the text describes; another gradient",
 )
 def test_spg_of_the_text() -> None:
     plan = {"use": "block_random", "block": 2}
-    other = text_trial("spg", estimator={"plan": plan})
-    assert isinstance(other.algorithm.estimator.plan, BlockRandom)
+    other = text_trial("spg", estimator={"views": plan})
+    assert isinstance(other.algorithm.estimator.views, BlockRandom)
     assert cosine(other.gradient, text_trial("spg").gradient) < 0.98
 
 
@@ -250,7 +250,7 @@ def test_wd1_gradient() -> None:
 
 @cell("wd1", "defaults", "equal", "temperature 1 of the weights, prompt masked at .15, diffu-GRPO's rollouts")
 def test_wd1_settings() -> None:
-    made = algorithms.build("wd1")
+    made = composition.build("wd1")
     assert sampler("wd1") == sampler("diffu_grpo") and made.advantage.temperature == 1.0
     assert made.estimator.corrupt == 0.15 and made.regularizers == ()
 
@@ -280,19 +280,23 @@ def test_tracerl_gradient() -> None:
     "T .8, 512 steps of one token, blocks of 32, 8 steps a view, clip .2, .01 KL, scores at T 1 before the end token",
 )
 def test_tracerl_settings() -> None:
-    made = algorithms.build("tracerl")
+    made = composition.build("tracerl")
     assert sampler("tracerl") == ("low_confidence", 0.8, 512, 512, 32)
-    assert (made.estimator.plan.merge, made.estimator.plan.through, made.estimator.tempered) == (8, "before_end", False)
-    assert (made.objective.bounds, made.regularizers[0].weight) == ((0.2, 0.2), 0.01)
+    assert (made.estimator.views.merge, made.estimator.views.through, made.estimator.tempered) == (
+        8,
+        "before_end",
+        False,
+    )
+    assert (made.objective.clip_range, made.regularizers[0].weight) == ((0.2, 0.2), 0.01)
 
 
 @cell(
     "tracerl",
     "gradient",
     "option",
-    "`sampler: {order: max_prob}` with `estimator: {tempered: true, plan: {through: all}}`: the exact "
+    "`sampler: {order: max_prob}` with `estimator: {tempered: true, views: {through: all}}`: the exact "
     "path, as `trajectory_pg`",
 )
 def test_tracerl_exact() -> None:
-    made = algorithms.build({"use": "tracerl", "merge": 1, "sampler": {"order": "max_prob"}})
-    assert made.sampler.exact and not algorithms.build("tracerl").sampler.exact
+    made = composition.build({"use": "tracerl", "merge": 1, "sampler": {"order": "max_prob"}})
+    assert made.sampler.exact and not composition.build("tracerl").sampler.exact

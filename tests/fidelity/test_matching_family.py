@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.estimators.matching import MatchingRows
 from flowrl.estimators.times import GridTimes
 from flowrl.math.random import seeds
 from flowrl.parts.objectives import AsymmetricClip, ClippedMean
 from flowrl.types import Batch, Likelihood
 from tests.fidelity import cell, release
-from tests.fidelity.bench import Trial, alike, released_credit, sd3_times, trial
+from tests.fidelity.bench import Trial, alike, released_advantage, sd3_times, trial
 
 release("awm", "scxue/advantage_weighted_matching be51372, 27 Mar 2026")
 release("diffusion_nft", "NVlabs/DiffusionNFT 24af555, 22 Sep 2025")
@@ -39,7 +39,7 @@ def velocities(it: Trial, weights: str = "live") -> tuple[Tensor, MatchingRows, 
     "awm",
     "loss, gradient",
     "equal",
-    "ratio of the generalised Huber link of the matching error, penalties to reference and slow copy, credit cut "
+    "ratio of the generalised Huber link of the matching error, penalties to reference and slow copy, advantage cut "
     "at 5 and scaled to 1, flat groups kept in the mean",
 )
 def test_awm_gradient() -> None:
@@ -48,8 +48,8 @@ def test_awm_gradient() -> None:
     q = ((v - (rows.noise - rows.clean)).double() ** 2).mean(dim=2)
     log_prob = -((q + 1e-10) ** 0.25 - 1e-10**0.25) * rows.t / 0.25
     ratio = (log_prob - log_prob.detach()).exp()
-    credit = (released_credit(it.scores.rewards[:, 0], it.scores.group, whole=True).clamp(-5, 5) / 5)[:, None]
-    loss = torch.maximum(-credit * ratio, -credit * ratio.clamp(0, 2)).mean()
+    advantage = (released_advantage(it.scores.rewards[:, 0], it.scores.group, whole=True).clamp(-5, 5) / 5)[:, None]
+    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0, 2)).mean()
     for weight, name in ((1e-3, "reference"), (1.0, "ema_policy")):
         loss = loss + weight * ((v - velocities(it, name)[0]) ** 2).mean()
     assert alike(it.gradient(), it.gradient_of(loss))
@@ -64,10 +64,10 @@ def test_awm_gradient() -> None:
     "power 0.25, penalties 0.001 and 1, decay min(0.3, 0.001 n), no guidance, clip 1",
 )
 def test_awm_settings() -> None:
-    made = algorithms.build("awm")
+    made = composition.build("awm")
     assert (made.sampler.steps, made.estimator.draws, made.estimator.power, made.sampler.guidance) == (14, 6, 0.25, 1.0)
     assert {term.to: term.weight for term in made.regularizers} == {"reference": 1e-3, "ema_policy": 1.0}
-    assert [made.followers[0].decay(n) for n in (0, 100, 300, 900)] == [0.0, 0.1, 0.3, 0.3]
+    assert [made.ema_weights[0].decay(n) for n in (0, 100, 300, 900)] == [0.0, 0.1, 0.3, 0.3]
     assert _drawn(made.estimator.times, 14, 6) == _released_strata(14, 6, first=1)
     assert _released_strata(14, 6, first=1) == [{1}, {2, 3}, {4, 5}, {6, 7}, {8, 9}, {10, 11}]
 
@@ -76,7 +76,7 @@ def test_awm_settings() -> None:
     "awm", "defaults", "option", "`skip: 0, reference: 0.0001` for PickScore, whose `discrete` times include pure noise"
 )
 def test_awm_pickscore() -> None:
-    made = algorithms.build({"use": "awm", "skip": 0, "reference": 1e-4})
+    made = composition.build({"use": "awm", "skip": 0, "reference": 1e-4})
     assert _drawn(made.estimator.times, 14, 6) == _released_strata(14, 6, first=0)
 
 
@@ -120,8 +120,8 @@ def test_nft_gradient(strength: float) -> None:
     it = trial("diffusion_nft", strength=strength)
     v, rows, x = velocities(it)
     old, reference = velocities(it, "old")[0], velocities(it, "reference")[0]
-    credit = released_credit(it.scores.rewards[:, 0], it.scores.group, whole=True)
-    r = ((credit / 5).clamp(-1, 1) / 2 + 0.5)[:, None]
+    advantage = released_advantage(it.scores.rewards[:, 0], it.scores.group, whole=True)
+    r = ((advantage / 5).clamp(-1, 1) / 2 + 0.5)[:, None]
     t, parts = rows.t[..., None], []
     for sign in (1, -1):
         error = (x - t * (old + sign * strength * (v - old))) - rows.clean
@@ -139,7 +139,7 @@ def test_nft_gradient(strength: float) -> None:
     "old policy's decay min(0.001 n, 0.5)",
 )
 def test_nft_settings() -> None:
-    made = algorithms.build("diffusion_nft")
+    made = composition.build("diffusion_nft")
     assert (made.sampler.steps, made.sampler.solver, made.sampler.guidance, made.behaviour) == (
         10,
         "dpmpp_2m",
@@ -149,22 +149,22 @@ def test_nft_settings() -> None:
     times = made.estimator.times(made.estimator.draws, sd3_times(10), seeds(0, "nft", count=300))
     assert all(len(set(row)) == 9 for row in times.tolist())  # int(10 * 0.99) of a random order of all ten
     assert set(times.flatten().tolist()) == set(sd3_times(10)[:-1].tolist())
-    assert [made.followers[0].decay(n) for n in (0, 100, 500, 900)] == [0.0, 0.1, 0.5, 0.5]
+    assert [made.ema_weights[0].decay(n) for n in (0, 100, 500, 900)] == [0.0, 0.1, 0.5, 0.5]
 
 
 @cell(
     "diffusion_nft",
     "defaults",
     "option",
-    "OCR: `strength: 0.1` and a decay that starts after 75 steps (`followers`); several rewards: `steps: 25, "
+    "OCR: `strength: 0.1` and a decay that starts after 75 steps (`ema_weights`); several rewards: `steps: 25, "
     "draws: 24`",
 )
 def test_nft_ocr() -> None:
     ramp = {"use": "ramp", "slope": 0.0075, "most": 0.999, "start": 75}
-    made = algorithms.build(
-        {"use": "diffusion_nft", "strength": 0.1, "followers": {"use": "follower", "name": "old", "decay": ramp}}
+    made = composition.build(
+        {"use": "diffusion_nft", "strength": 0.1, "ema_weights": {"use": "ema", "name": "old", "decay": ramp}}
     )
-    found = [made.followers[0].decay(n) for n in (0, 75, 100, 209, 500)]
+    found = [made.ema_weights[0].decay(n) for n in (0, 75, 100, 209, 500)]
     assert found == pytest.approx([0, 0, 0.1875, 0.999, 0.999])
     assert made.estimator.strength == made.objective.strength == 0.1
 
@@ -206,8 +206,8 @@ def test_fpo_gradient() -> None:
 
 @cell("fpo", "defaults", "equal", "clip 0.05, eight draws, ten Euler steps, losses averaged before the exponential")
 def test_fpo_settings() -> None:
-    made = algorithms.build("fpo")
-    assert (made.objective.bounds, made.estimator.draws, made.sampler.steps) == ((0.05, 0.05), 8, 10)
+    made = composition.build("fpo")
+    assert (made.objective.clip_range, made.estimator.draws, made.sampler.steps) == ((0.05, 0.05), 8, 10)
     assert made.estimator.weight == "noise"
 
 
@@ -219,7 +219,7 @@ def test_fpo_settings() -> None:
     reason="the release's grid ends at 0.1; SD3's last time is 0.0089, where the error tells nothing of the policy",
 )
 def test_fpo_leaves_out_the_degenerate_time() -> None:
-    times = algorithms.build("fpo").estimator.times
+    times = composition.build("fpo").estimator.times
     assert times.usable(sd3_times(10)).tolist() == sd3_times(10)[:9].tolist()
     released = torch.linspace(1, 0, 11, dtype=torch.float64)
     assert times.usable(released).tolist() == released[:10].tolist()  # all of the release's own grid
@@ -229,11 +229,11 @@ def test_fpo_leaves_out_the_degenerate_time() -> None:
     "fpo",
     "data",
     "deviation",
-    "group credit; the times of a sample are spread over the grid",
+    "group advantage; the times of a sample are spread over the grid",
     reason="an image is one action with one reward, for which the release has no case; it draws times independently",
 )
-def test_fpo_credit() -> None:
-    assert type(algorithms.build("fpo").advantage).__name__ == "GroupCentred"
+def test_fpo_advantage() -> None:
+    assert type(composition.build("fpo").advantage).__name__ == "GroupCentred"
 
 
 @cell(
@@ -273,10 +273,10 @@ def test_fpo_pp_loss() -> None:
     "over the square root of the size; ours were chosen on images",
 )
 def test_fpo_pp_settings() -> None:
-    made = algorithms.build("fpo_pp")
+    made = composition.build("fpo_pp")
     assert made.objective == AsymmetricClip(0.01) and made.estimator.weight == "t" and made.estimator.draws == 8
     assert not made.objective.coupled
-    assert algorithms.build({"use": "fpo_pp", "weight": "uniform"}).estimator.weight == "uniform"
+    assert composition.build({"use": "fpo_pp", "weight": "uniform"}).estimator.weight == "uniform"
 
 
 @cell("rwr", "loss, gradient", "equal", "exp(r / .2) with mean 1 in the group, times the matching error of own samples")
@@ -323,7 +323,7 @@ def _errors(it: Trial) -> Tensor:
 )
 def test_rwr_and_raft_settings() -> None:
     for name in ("rwr", "raft"):
-        made = algorithms.build(name)
+        made = composition.build(name)
         assert (made.sampler.steps, made.estimator.draws, made.estimator.weight) == (10, 4, "uniform")
         assert type(made.estimator.times).__name__ == "LogitNormalTimes" and made.regularizers == ()
-    assert algorithms.build("rwr").advantage.temperature == 0.2
+    assert composition.build("rwr").advantage.temperature == 0.2

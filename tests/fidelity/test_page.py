@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrl import algorithms
+from flowrl import composition
 from tests import fidelity
 
 ROOT = Path(__file__).parents[2]
@@ -18,10 +18,10 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_statement_is_about_a_preset_and_names_its_release() -> None:
     fidelity.collect()
-    assert {c.preset for c in fidelity.CELLS} == set(fidelity.RELEASES) <= set(algorithms.names())
+    assert {c.preset for c in fidelity.CELLS} == set(fidelity.RELEASES) <= set(composition.preset_names())
 
 
-TEXT = [name for name in algorithms.names() if algorithms.build(name).family != "diffusion"]
+TEXT = [name for name in composition.preset_names() if composition.build(name).family != "diffusion"]
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -31,7 +31,7 @@ def test_every_language_preset_is_compared(name: str) -> None:
     assert {"loss", "gradient", "defaults"} <= compared, f"{name}: nothing about {compared}"
 
 
-IMAGE = [name for name in algorithms.names() if algorithms.build(name).family == "diffusion"]
+IMAGE = [name for name in composition.preset_names() if composition.build(name).family == "diffusion"]
 
 
 @pytest.mark.parametrize("name", IMAGE)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
-from flowrl.parts.schedules import Ramp
+from flowrl.parts.ema import Ramp
 from tests.fidelity import cell
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -18,7 +18,7 @@ TASKS = ("geneval", "ocr", "pickscore")
 
 def recipe(name: str) -> tuple[Config, Any]:
     config = Config.load(CONFIGS / f"{name}.yaml")
-    return config, algorithms.build(config.algorithm)
+    return config, composition.build(config.algorithm)
 
 
 def shared(config: Config, groups: int, guidance: float) -> None:
@@ -32,7 +32,7 @@ def shared(config: Config, groups: int, guidance: float) -> None:
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.eps) == (3e-4, (0.9, 0.999), 1e-4, 1e-8)
     assert (optimizer.max_grad_norm, optimizer.schedule, config.model.dtype) == (1.0, "constant", "float16")
-    assert config.eval.steps == 40 and config.train.epochs == 1
+    assert config.eval.sampling_steps == 40 and config.train.epochs == 1
 
 
 @cell(
@@ -47,7 +47,11 @@ def test_flow_grpo_by_task() -> None:
         shared(config, 48, 4.5)
         assert config.train.updates == 2 and config.eval.guidance == 4.5
         assert [(term.to, term.weight) for term in made.regularizers] == [("reference", kl)]
-        assert (made.sampler.steps, made.sampler.dynamics.noise_level, made.objective.bounds) == (10, 0.7, (1e-4, 1e-4))
+        assert (made.sampler.steps, made.sampler.dynamics.noise_level, made.objective.clip_range) == (
+            10,
+            0.7,
+            (1e-4, 1e-4),
+        )
         assert made.estimator.cfg_grad == "both"
 
 
@@ -70,7 +74,7 @@ def test_nft_by_task() -> None:
         config, made = recipe(f"sd35/nft_{task}")
         shared(config, 48, 1.0)
         assert (made.estimator.strength, made.objective.strength, config.train.updates) == (strength, strength, updates)
-        assert [(follower.name, follower.decay) for follower in made.followers] == [("old", ramp)]
+        assert [(average.name, average.decay) for average in made.ema_weights] == [("old", ramp)]
         assert made.sampler.steps == steps and made.estimator.draws == int(steps * 0.99)
         assert (made.sampler.solver, made.sampler.guidance) == ("dpmpp_2m", 1.0)
         assert [(term.to, term.weight) for term in made.regularizers] == [("reference", 1e-4)]

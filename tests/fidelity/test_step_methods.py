@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
-from flowrl.parts.selections import Everything
+from flowrl import composition
+from flowrl.parts.selections import AllSamples
 from flowrl.types import Draw
 from tests.fidelity import cell, release
 from tests.fidelity.bench import GUIDANCE, DDPMFlow, GuidedFlow, Trial, alike, trial
@@ -48,7 +48,7 @@ def dance(x: Tensor, v: Tensor, x_next: Tensor, t: Tensor, t_next: Tensor, eta: 
 def released_loss(it: Trial, kernel, level: float, clip: float) -> Tensor:
     """Clipped ratio of every trained step, averaged over all samples; both guidance branches in the graph."""
     rows, policy, index = it.probe(), it.policy, it.rollout.condition.index
-    credit, terms = it.advantage.clamp(-5, 5), []
+    advantage, terms = it.advantage.clamp(-5, 5), []
     for j in range(rows.t.shape[1]):
         x, x_next = rows.x[:, j].double(), rows.x_next[:, j].double()
         t, t_next = rows.t[:, j][:, None], rows.t_next[:, j][:, None]
@@ -59,7 +59,7 @@ def released_loss(it: Trial, kernel, level: float, clip: float) -> Tensor:
         with policy.using("sampled"):
             before = log_prob()
         ratio = (log_prob() - before).exp()
-        terms.append(torch.maximum(-credit * ratio, -credit * ratio.clamp(1 - clip, 1 + clip)).mean())
+        terms.append(torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean())
     return torch.stack(terms).mean()
 
 
@@ -95,9 +95,9 @@ def test_ddpo_sf_gradient() -> None:
     "50 steps, eta 1, clip 1e-4, all 50 trained: the last ends at the first training time and is decoded as it is",
 )
 def test_ddpo_trains_all_steps() -> None:
-    made = algorithms.build("ddpo")
+    made = composition.build("ddpo")
     grid = made.sampler.grid(DDPMFlow())
-    assert made.sampler.reach(grid) == range(50) and made.objective.bounds == (1e-4, 1e-4)
+    assert made.sampler.recordable(grid) == range(50) and made.objective.clip_range == (1e-4, 1e-4)
     a = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(dim=0)[0]
     assert float((1 - grid[-1]) ** 2 / ((1 - grid[-1]) ** 2 + grid[-1] ** 2)) == pytest.approx(float(a), rel=1e-12)
     it = trial("ddpo", flow=DDPMFlow, steps=10)
@@ -125,10 +125,10 @@ def test_ddpo_on_a_flow_grid() -> None:
     "ddpo",
     "defaults",
     "equal",
-    "credit over a deque of 16 rewards a prompt, the batch's statistics before 16 are there",
+    "advantage over a deque of 16 rewards a prompt, the batch's statistics before 16 are there",
 )
-def test_ddpo_credit() -> None:
-    algorithm, memory, seen = algorithms.build("ddpo"), {}, {}
+def test_ddpo_advantage() -> None:
+    algorithm, memory, seen = composition.build("ddpo"), {}, {}
     for iteration in range(8):
         it = trial("ddpo", iteration=iteration, flow=DDPMFlow, steps=5)
         reward, prompts = it.scores.rewards[:, 0] + iteration, it.scores.prompt_ids
@@ -157,8 +157,10 @@ def test_ddpo_prompts() -> None:
     assert len([line for line in lines if line.strip()]) == 45
 
 
-@cell("loop", "defaults", "equal", "credit r_i - mean of the others, as the abstract has it; clip and steps are DDPO's")
-def test_loop_credit() -> None:
+@cell(
+    "loop", "defaults", "equal", "advantage r_i - mean of the others, as the abstract has it; clip and steps are DDPO's"
+)
+def test_loop_advantage() -> None:
     it = trial("loop", flow=DDPMFlow, steps=5, flat=False)
     reward, group = it.scores.rewards[:, 0], it.scores.group
     for i in range(len(reward)):
@@ -176,7 +178,7 @@ def test_dance_gradient() -> None:
     it = trial("dance_grpo", off=0.02, clip=1e-3)
     assert it.probe().t.shape[1] == int(15 * 0.6)
     assert alike(it.gradient(), it.gradient_of(released_loss(it, dance, 0.3, 1e-3)))
-    assert it.algorithm.selection == Everything()
+    assert it.algorithm.selection == AllSamples()
 
 
 @cell(
@@ -187,8 +189,8 @@ def test_dance_gradient() -> None:
     "group, the predicted clean latent decoded",
 )
 def test_dance_settings() -> None:
-    made = algorithms.build("dance_grpo")
-    assert (made.sampler.steps, made.sampler.dynamics.noise, made.objective.bounds) == (16, 0.3, (1e-4, 1e-4))
+    made = composition.build("dance_grpo")
+    assert (made.sampler.steps, made.sampler.dynamics.noise, made.objective.clip_range) == (16, 0.3, (1e-4, 1e-4))
     assert made.sampler.share_noise and made.sampler.decode_clean and not made.regularizers
     it = trial("dance_grpo", flat=False)
     assert it.probe().t.shape[1] == 9
@@ -231,7 +233,7 @@ def _mixed(*arguments) -> Tensor:
     "with ddof 1, rewards normalised one by one",
 )
 def test_mix_settings() -> None:
-    made = algorithms.build("mix_grpo")
+    made = composition.build("mix_grpo")
     none = torch.zeros(1, dtype=torch.int64)
     start, kept = 0, 0
     for iteration in range(500):  # GRPOTrainingStates, progressive, overlapping by 1
@@ -239,5 +241,5 @@ def test_mix_settings() -> None:
         kept += 1
         if kept == 25:
             start, kept = start + 1, 0
-    assert (made.sampler.steps, made.sampler.dynamics.noise_level, made.objective.bounds) == (25, 0.7, (1e-4, 1e-4))
+    assert (made.sampler.steps, made.sampler.dynamics.noise_level, made.objective.clip_range) == (25, 0.7, (1e-4, 1e-4))
     assert (made.advantage.merge, made.advantage.ddof, made.sampler.share_noise) == ("advantages", 1, True)

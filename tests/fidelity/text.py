@@ -11,7 +11,7 @@ from torch import Tensor
 from flowrl.math.random import derive
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
-from flowrl.step import Pass, improve
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import ViewRows
 from tests.contract.toys import GROUP, PROMPTS, Iteration, Recorder, disturb, roll, small, start
 
@@ -73,10 +73,10 @@ def text_trial(name: str, *, off: float = 0.3, **spec: Any) -> TextTrial:
     policy = start(algorithm)
     disturb(policy, 0.2)
     it = roll(algorithm, policy)
-    policy.follow("sampled", 0.0)
+    policy.update_ema("sampled", 0.0)
     mover = Mover(policy, off)
-    arguments = (algorithm, it.rollout, it.scores, it.advantage, it.draw.seeds)
-    metrics = improve(policy, mover, *arguments, Pass(epochs=2, max_grad_norm=1e9))
+    arguments = (algorithm, it.rollout, it.scores, it.advantage)
+    metrics = improve(policy, mover, *arguments, UpdateSettings(epochs=2, max_grad_norm=1e9))
     seeds = it.draw.seeds
     if algorithm.redraw:
         seeds = torch.tensor([derive(int(seed), "epoch", 1) for seed in seeds])

@@ -24,7 +24,7 @@ from typing import Any
 import typer
 
 import flowrl.models  # noqa: F401  (slow to import, and no case should wait for it)
-from flowrl.errors import ENTRY, LINES, SENTENCE, UserError
+from flowrl.errors import MOST_CHARACTERS, MOST_CHARACTERS_OF_SEVERAL, MOST_LINES, UserError
 
 Case = Callable[[random.Random, Path], None]
 """Makes an input from the random numbers, in the folder, and gives it to flowrl."""
@@ -107,9 +107,9 @@ def explore(cases: Mapping[str, Case], seconds: float, first: int = 0) -> dict[s
 
 def _fit(said: str) -> bool:
     lines = said.split("\n")
-    longest = SENTENCE if len(lines) == 1 else ENTRY
+    longest = MOST_CHARACTERS if len(lines) == 1 else MOST_CHARACTERS_OF_SEVERAL
     printable = all(char.isprintable() or char in "\n\t" or ord(char) > 0xA0 for char in said)
-    return bool(said.strip()) and len(lines) <= LINES and max(map(len, lines)) <= longest and printable
+    return bool(said.strip()) and len(lines) <= MOST_LINES and max(map(len, lines)) <= longest and printable
 
 
 def _ring(number: int, frame: Any) -> None:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowrl.config import Config
-from flowrl.models import LoRAOptions, adapters, load_policy
-from flowrl.runtime.preflight import check
+from flowrl.models import LoRAOptions, adapters, export_policy, load_adapter, load_policy
+from flowrl.startup.preflight import check_run
 from tests import components_text, pipelines
 from tests.fuzz.damage import damage_folder, odd
 from tests.fuzz.targets import TINY
@@ -75,7 +75,7 @@ def pipeline_folders(rng: random.Random, folder: Path) -> None:
         _hurt(place, rng)
     values = {**TINY, "model": {"path": str(place), "call": call}}
     config = Config.of(values)
-    check(config)
+    check_run(config)
     load_policy(str(place), family="diffusion", call=config.model.call, lora=LoRAOptions(rank=1))
 
 
@@ -91,7 +91,7 @@ def language_folders(rng: random.Random, folder: Path) -> None:
     questions.write_text("what is it?\nand this?\n")
     prompts = {"train": str(questions), "prompts": 2, "group": 2}
     values = {**TINY, "model": {"path": str(place)}, "algorithm": ALGORITHM[family], "data": prompts}
-    check(Config.of(values))
+    check_run(Config.of(values))
     load_policy(str(place), family=family, trust_remote_code=name == "llada", lora=LoRAOptions(rank=1))
 
 
@@ -103,7 +103,7 @@ def _policy() -> Any:
 @functools.cache
 def _adapter(to: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="flowrl-fuzz-adapter-")) / "adapter"
-    _policy().export(folder, to)
+    export_policy(_policy(), folder, to)
     return folder
 
 
@@ -115,7 +115,7 @@ def adapter_folders(rng: random.Random, folder: Path) -> None:
     if rng.random() < 0.3:
         adapters.read(place, None)
     else:
-        _policy().load_adapter(place)
+        load_adapter(_policy(), place)
 
 
 MODELS = {"pipelines": pipeline_folders, "language models": language_folders, "adapters": adapter_folders}

@@ -18,17 +18,18 @@ import typer
 import yaml
 
 from flowrl import cli
-from flowrl.algorithms import build, describe, names
+from flowrl.composition import build, describe, preset_names
 from flowrl.config import Config
-from flowrl.config.reading import read_yaml
+from flowrl.config.listing import config_table
+from flowrl.config.yaml_text import read_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
-from flowrl.records import checkpoint
+from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write
-from flowrl.runtime.preflight import check
-from flowrl.runtime.resume import begin
 from flowrl.score import load_rewards
+from flowrl.startup.preflight import check_run
+from flowrl.startup.resume import start_or_resume
 from flowrl.types import Prompt, Samples, Scores
 from tests.fuzz.damage import damage_folder, damaged, garbled, odd
 
@@ -79,8 +80,8 @@ def config_values(rng: random.Random, folder: Path) -> None:
     path = folder / "config.yaml"
     path.write_bytes(_dump(values))
     config = Config.load(path, _overrides(rng, values))
-    check(config)
-    config.explain()
+    check_run(config)
+    config_table(config)
     assert Config.of(yaml.safe_load(config.to_yaml())) == config
 
 
@@ -91,7 +92,7 @@ def config_text(rng: random.Random, folder: Path) -> None:
     for _ in range(rng.choice([0, 1, 1, 1, 3])):
         text = garbled(text, rng)
     path.write_bytes(text)
-    check(Config.load(path))
+    check_run(Config.load(path))
 
 
 def config_schema(rng: random.Random, folder: Path) -> None:
@@ -108,12 +109,12 @@ def config_schema(rng: random.Random, folder: Path) -> None:
         from flowrl.config import RewardConfig
 
         values["rewards"][0][rng.choice(list(RewardConfig.model_fields))] = odd(rng)
-    check(Config.of(values))
+    check_run(Config.of(values))
 
 
 def presets(rng: random.Random, folder: Path) -> None:
     """A preset with odd values in the fields of its parts."""
-    name = rng.choice(names())
+    name = rng.choice(preset_names())
     spec: dict[str, Any] = {"use": name}
     here, parts = spec, describe(build(name))
     while True:
@@ -123,7 +124,7 @@ def presets(rng: random.Random, folder: Path) -> None:
         if isinstance(inner, dict) and rng.random() < 0.8:
             here[key] = {}
             if rng.random() < 0.2:
-                here[key] = {"use": rng.choice([inner["use"], "kl", "cps", "everything", odd(rng)])}
+                here[key] = {"use": rng.choice([inner["use"], "kl", "cps", "all_samples", odd(rng)])}
             here, parts = here[key], inner
             continue
         here[key] = [damaged(inner, rng)] if isinstance(inner, list) else odd(rng)
@@ -213,14 +214,16 @@ def runs(rng: random.Random, folder: Path) -> None:
         write(path)
         return
     if kind == 1:
-        for found in checkpoint.all_steps(path / "checkpoints"):
+        for found in checkpoint_folder.finished(path / "checkpoints"):
             checkpoint.load(found)
         return
     if kind == 2:
         Config.load(RunDirectory.open(path).config_path)
-        checkpoint.best(path / "checkpoints")
+        checkpoint_folder.best(path / "checkpoints")
     with RunDirectory(path) as run:
-        begin(Config.of(TINY), run, rng.choice([None, "auto", str(path), str(path / "checkpoints" / "step_000002")]))
+        start_or_resume(
+            Config.of(TINY), run, rng.choice([None, "auto", str(path), str(path / "checkpoints" / "step_000002")])
+        )
         run.metrics()
 
 

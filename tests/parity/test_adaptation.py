@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from flowrl.errors import UserError
+from flowrl.models import export_formats, export_policy, load_adapter
+from flowrl.models.deviation import deviation
 from flowrl.models.diffusion import LoRAOptions, load_policy
-from flowrl.models.diffusion.capture import Recorder
-from flowrl.models.diffusion.parity import deviation
+from flowrl.models.diffusion.recorder import Recorder
+from flowrl.types import prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, move, points
 
@@ -23,17 +25,17 @@ def policy(request, folder):
 def look(policy):
     x, t = points(policy)
     with torch.no_grad():
-        return policy.velocity(x, t, policy.condition(PROMPTS))
+        return policy.velocity(x, t, policy.condition(prompts_of(PROMPTS)))
 
 
 def test_weight_sets(policy):
     start = look(policy)
     identities = [p.data_ptr() for p in policy.parameters()]
-    fingerprint = policy.weights.fingerprint("reference")
+    fingerprint = policy.weights.sha256("reference")
     move(policy)
     moved = look(policy)
     assert float((moved - start).abs().max()) > 1e-3
-    policy.follow("old", 0.5)  # created as a copy of live
+    policy.update_ema("old", 0.5)  # created as a copy of live
     move(policy)
     live = look(policy)
     with policy.using("reference"):
@@ -47,7 +49,7 @@ def test_weight_sets(policy):
     with policy.using("live"):
         assert torch.is_grad_enabled()
     assert [p.data_ptr() for p in policy.parameters()] == identities
-    assert policy.weights.fingerprint("reference") == fingerprint != policy.weights.fingerprint("live")
+    assert policy.weights.sha256("reference") == fingerprint != policy.weights.sha256("live")
 
 
 def test_restores_after_an_error(policy):
@@ -64,10 +66,10 @@ def test_restores_after_an_error(policy):
 
 
 def test_follow_is_the_moving_average(policy):
-    policy.follow("ema", 0.9)
+    policy.update_ema("ema", 0.9)
     first = [p.detach().clone() for p in policy.parameters()]
     move(policy)
-    policy.follow("ema", 0.9)
+    policy.update_ema("ema", 0.9)
     with policy.using("ema"):
         kept = [p.detach().clone() for p in policy.parameters()]
     for old, new, average in zip(first, policy.parameters(), kept, strict=True):
@@ -76,15 +78,15 @@ def test_follow_is_the_moving_average(policy):
 
 def test_state_round_trip(policy, folder):
     move(policy)
-    policy.follow("old", 0.0)
+    policy.update_ema("old", 0.0)
     move(policy)
     state = {key: value.clone() for key, value in policy.weights.state().items()}
     assert {key.split("/")[0] for key in state} == {"live", "old"}
     other = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], full=policy.adaptation.lora is None, parity="skip")
-    assert other.weights.fingerprint("reference") == policy.weights.fingerprint("reference")
+    assert other.weights.sha256("reference") == policy.weights.sha256("reference")
     other.weights.load(state)
     for name in ("live", "old", "reference"):
-        assert other.weights.fingerprint(name) == policy.weights.fingerprint(name)
+        assert other.weights.sha256(name) == policy.weights.sha256(name)
 
 
 def test_weights_of_another_model_are_refused(folder):
@@ -100,7 +102,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(folder):
         policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], parity="skip", gradient_checkpointing=on)
         move(policy)
         x, t = points(policy)
-        policy.velocity(x, t, policy.condition(PROMPTS)).square().sum().backward()
+        policy.velocity(x, t, policy.condition(prompts_of(PROMPTS))).square().sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1])
 
@@ -113,15 +115,15 @@ def test_export_reloads_exactly(to, folder, tmp_path):
     move(policy, 0.2)
     # merging adds the update to the weights in float32, which rounds; by how much depends on the number of threads
     bound = 1e-4 if to == "merged" else 1e-5
-    assert policy.export(tmp_path / "out", to) < bound
+    assert export_policy(policy, tmp_path / "out", to) < bound
     if to == "merged":
         again = load_policy(tmp_path / "out", call=pipelines.CALLS["sd3"])
     else:
         again = load_policy(source, call=pipelines.CALLS["sd3"], lora=LoRAOptions(rank=4, alpha=16), parity="skip")
-        again.load_adapter(tmp_path / "out")
+        load_adapter(again, tmp_path / "out")
         torch.testing.assert_close(look(again), look(policy), atol=0, rtol=0)
         doubled = load_policy(source, call=pipelines.CALLS["sd3"], lora=LoRAOptions(rank=4, alpha=8), parity="skip")
-        doubled.load_adapter(tmp_path / "out")  # another alpha is folded into the weights
+        load_adapter(doubled, tmp_path / "out")  # another alpha is folded into the weights
         torch.testing.assert_close(look(doubled), look(policy), atol=1e-5, rtol=1e-5)
     assert deviation(look(again), look(policy)) < bound
     assert not [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pth")]
@@ -140,9 +142,9 @@ def test_export_traps(folder, tmp_path):
     base = outputs(policy.pipeline)
     move(policy, 0.2)
     trained = outputs(policy.pipeline)
-    assert policy.formats == ("diffusers", "peft", "kohya", "merged")
-    policy.export(tmp_path / "diffusers", "diffusers")
-    policy.export(tmp_path / "peft", "peft")
+    assert export_formats(policy) == ("diffusers", "peft", "kohya", "merged")
+    export_policy(policy, tmp_path / "diffusers", "diffusers")
+    export_policy(policy, tmp_path / "peft", "peft")
     bare = tmp_path / "bare.safetensors"
     save_file(load_file(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors"), bare)  # loses the header
 
@@ -161,12 +163,12 @@ def test_export_traps(folder, tmp_path):
 def test_full_fine_tuning_exports_merged_only(folder, tmp_path):
     policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], full=True, parity="skip")
     move(policy, 0.01)
-    assert policy.formats == ("merged",)
+    assert export_formats(policy) == ("merged",)
     with pytest.raises(UserError, match="use merged"):
-        policy.export(tmp_path / "out", "diffusers")
-    assert policy.export(tmp_path / "out", "merged") < 1e-4
+        export_policy(policy, tmp_path / "out", "diffusers")
+    assert export_policy(policy, tmp_path / "out", "merged") < 1e-4
     with pytest.raises(UserError, match="not empty"):
-        policy.export(tmp_path / "out", "merged")
+        export_policy(policy, tmp_path / "out", "merged")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -7,7 +7,8 @@ import torch
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion import load_policy
-from flowrl.models.diffusion.guidance import CORRECTIONS, Guidance, probe_outputs, recover
+from flowrl.models.diffusion.guidance import GUIDANCE_CORRECTIONS, Guidance, probe_outputs, recover
+from flowrl.types import prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, points
 
@@ -18,7 +19,7 @@ def gradient(policy, loss):
 
 def test_cond_is_the_detached_gradient_and_both_is_not(policies):
     policy = policies("sd3")
-    (x, t), condition = points(policy), policy.condition(PROMPTS)
+    (x, t), condition = points(policy), policy.condition(prompts_of(PROMPTS))
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
     before = policy.network_calls
@@ -26,7 +27,7 @@ def test_cond_is_the_detached_gradient_and_both_is_not(policies):
     assert policy.network_calls - before == 6
 
     branches = [policy.velocity(x, t, condition, guidance=1.0)]
-    pair = policy._evaluate([0, 1], x, policy.recipe.coordinates.network_time(t), condition)
+    pair = policy._evaluate([0, 1], x, policy.spec.coordinates.network_time(t), condition)
     detached = pair[0].detach() + 4.5 * (branches[0] - pair[0].detach())
     torch.testing.assert_close(cond, gradient(policy, (detached * weight).sum()), atol=1e-6, rtol=1e-5)
 
@@ -38,7 +39,7 @@ def test_cond_is_the_detached_gradient_and_both_is_not(policies):
 
 def test_cond_keeps_no_graph_of_the_unconditional_branch(policies):
     policy = policies("sd3")
-    (x, t), condition = points(policy), policy.condition(PROMPTS)
+    (x, t), condition = points(policy), policy.condition(prompts_of(PROMPTS))
     kept = {}
     for mode in ("cond", "both"):
         saved = []
@@ -50,7 +51,7 @@ def test_cond_keeps_no_graph_of_the_unconditional_branch(policies):
 
 def test_values_agree_whatever_carries_gradient(policies):
     policy = policies("sd3")
-    (x, t), condition = points(policy), policy.condition(PROMPTS)
+    (x, t), condition = points(policy), policy.condition(prompts_of(PROMPTS))
     with torch.no_grad():
         sampled = policy.velocity(x, t, condition)
     for mode in ("cond", "both"):
@@ -59,7 +60,7 @@ def test_values_agree_whatever_carries_gradient(policies):
 
 def test_scales(policies):
     policy = policies("sd3")
-    (x, t), condition = points(policy), policy.condition(PROMPTS)
+    (x, t), condition = points(policy), policy.condition(prompts_of(PROMPTS))
     with torch.no_grad():
         own, off, two = (policy.velocity(x, t, condition, guidance=g) for g in (None, 1.0, 2.0))
         again = policy.velocity(x, t, condition, guidance=4.5)
@@ -72,13 +73,13 @@ def test_scales(policies):
 
 def test_without_an_unconditional_branch_other_scales_are_refused(folder):
     policy = load_policy(folder("sd3"), call={**pipelines.CALLS["sd3"], "guidance_scale": 1.0}, parity="skip")
-    (x, t), condition = points(policy), policy.condition(PROMPTS)
+    (x, t), condition = points(policy), policy.condition(prompts_of(PROMPTS))
     policy.velocity(x, t, condition, guidance=1.0)
     with pytest.raises(UserError, match="unconditional branch"):
         policy.velocity(x, t, condition, guidance=4.5)
 
 
-@pytest.mark.parametrize("correction", CORRECTIONS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("correction", GUIDANCE_CORRECTIONS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(("sign", "conditional"), [(1.0, 0), (1.0, 1), (-1.0, 0), (-1.0, 1)])
 def test_recovered_guidance_is_the_true_one(correction, sign, conditional):
     truth = Guidance(sign, 3.5, conditional, 1 - conditional, correction)

@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
+from flowrl.models.causal.load import load_causal
 from flowrl.models.diffusion import load_policy
-from flowrl.models.text.load import load_causal, load_masked
+from flowrl.models.masked.load import load_masked
 from flowrl.samplers.chunks import sample
-from flowrl.step import UNSCALED, Pass, improve
+from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train
-from flowrl.types import Draw, Scores
+from flowrl.types import Draw, Scores, prompts_of
 from tests import components_text, pipelines
 from tests.contract.toys import Recorder
 from tests.parity.conftest import PROMPTS, move
@@ -44,7 +45,7 @@ IMAGES = ("flow_grpo", "diffusion_nft", "awm", "fpo")
 
 
 def open_policy(name: str, folder: Callable[[str], Path], dtype: str) -> Any:
-    family = algorithms.build(name).family
+    family = composition.build(name).family
     if family == "diffusion":
         policy: Any = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], dtype=dtype, parity="skip")
     else:
@@ -57,7 +58,7 @@ def open_policy(name: str, folder: Callable[[str], Path], dtype: str) -> Any:
 def gradient(
     name: str, policy: Any, rollout: Any, scaler: GradScaler = UNSCALED, small: float = SMALL, micro_batch: int = 64
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    algorithm = algorithms.build({"use": name, **PRESETS[name]})
+    algorithm = composition.build({"use": name, **PRESETS[name]})
     aggregation = algorithm.aggregation
     algorithm = replace(algorithm, aggregation=lambda *given: aggregation(*given) * small)
     count = len(rollout.group)
@@ -65,19 +66,18 @@ def gradient(
     scores = Scores(rewards, torch.ones(1).double(), ("r",), rollout.group, rollout.group, torch.ones(count).bool())
     advantage = algorithm.advantage(scores, {})
     recorder = Recorder(policy.parameters())
-    options = Pass(micro_batch=micro_batch, max_grad_norm=1e9)
-    drawn = seeds(0, "s", count=count)
-    metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, drawn, options, scaler)
+    options = UpdateSettings(micro_batch=micro_batch, max_grad_norm=1e9)
+    metrics = improve(policy, recorder, algorithm, rollout, scores, advantage, options, scaler)
     return recorder.gradients[0] if recorder.gradients else torch.zeros(()), metrics
 
 
 def rolled(name: str, policy: Any) -> Any:
-    algorithm = algorithms.build({"use": name, **PRESETS[name]})
+    algorithm = composition.build({"use": name, **PRESETS[name]})
     for held in algorithm.weight_sets:
-        policy.follow(held, 0.0)
+        policy.update_ema(held, 0.0)
     group = torch.arange(3).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=6), group, 0, 1)
-    return sample(algorithm.sampler, policy, policy.condition([PROMPTS[g] for g in group]), draw, rows=6)
+    return sample(algorithm.sampler, policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw, rows=6)
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -88,12 +88,13 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in IMAGES[1:] else name for name in PRESETS]
 )
+@pytest.mark.slow
 def test_the_gradient_of_a_small_loss(name: str, folder: Callable[[str], Path]) -> None:
     """Without scaling float16 loses it; with scaling it is float32's, for one micro-batch or several."""
     exact, half = open_policy(name, folder, "float32"), open_policy(name, folder, "float16")
     rollout = rolled(name, exact)
-    for held in algorithms.build(name).weight_sets:
-        half.follow(held, 0.0)
+    for held in composition.build(name).weight_sets:
+        half.update_ema(held, 0.0)
     wanted, _ = gradient(name, exact, rollout)
     plain, _ = gradient(name, half, rollout)
     assert wanted.norm() > 0 and not plain.any()
@@ -106,14 +107,15 @@ def test_the_gradient_of_a_small_loss(name: str, folder: Callable[[str], Path]) 
         assert float(scaled.norm() / wanted.norm()) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_skipped(folder: Callable[[str], Path]) -> None:
     """The weights stay, the scale is halved, and the metric counts it; the next smaller scales train."""
     policy = open_policy("grpo", folder, "float16")
     rollout = rolled("grpo", policy)
     scaler = GradScaler("cpu", init_scale=2.0**40, growth_interval=2)
-    before = policy.weights.fingerprint("live")
+    before = policy.weights.sha256("live")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, fused=True)
-    algorithm = algorithms.build({"use": "grpo", **PRESETS["grpo"]})
+    algorithm = composition.build({"use": "grpo", **PRESETS["grpo"]})
     scores = Scores(
         torch.arange(6.0).double()[:, None], torch.ones(1).double(), ("r",), rollout.group, rollout.group,
         torch.ones(6).bool(),
@@ -122,23 +124,32 @@ def test_a_step_that_overflows_is_skipped(folder: Callable[[str], Path]) -> None
     seen: list[dict[str, float]] = []
     for _ in range(40):
         seen.append(
-            improve(policy, optimizer, algorithm, rollout, scores, advantage, seeds(0, "s", count=6), Pass(), scaler)
+            improve(
+                policy,
+                optimizer,
+                algorithm,
+                rollout,
+                scores,
+                advantage,
+                UpdateSettings(),
+                scaler,
+            )
         )
         if seen[-1]["scaler/skipped_steps"]:
-            assert policy.weights.fingerprint("live") == before and seen[-1]["optimizer_steps"] == 0
+            assert policy.weights.sha256("live") == before and seen[-1]["optimizer_steps"] == 0
         elif len(seen) > 1 and not seen[-2]["scaler/skipped_steps"]:
             break
     skipped = sum(line["scaler/skipped_steps"] for line in seen)
     assert 0 < skipped < 30
     assert seen[-2]["scaler/scale"] == 2.0 ** (40 - skipped)
     assert seen[-1]["scaler/scale"] == 2.0 ** (41 - skipped)  # two good steps in a row
-    assert policy.weights.fingerprint("live") != before
+    assert policy.weights.sha256("live") != before
 
 
 def test_a_gradient_that_no_scale_mends_ends_the_run(folder: Callable[[str], Path]) -> None:
     policy = open_policy("grpo", folder, "float16")
     rollout = rolled("grpo", policy)
-    before = policy.weights.fingerprint("live")
+    before = policy.weights.sha256("live")
     parameter = policy.parameters()[0]
     parameter.register_hook(lambda gradient: gradient * torch.nan)
     scaler = GradScaler("cpu", init_scale=4.0)
@@ -147,7 +158,7 @@ def test_a_gradient_that_no_scale_mends_ends_the_run(folder: Callable[[str], Pat
         assert metrics["scaler/skipped_steps"] == 1
     with pytest.raises(UserError, match="gradient is not finite"):
         gradient("grpo", policy, rollout, scaler)
-    assert policy.weights.fingerprint("live") == before
+    assert policy.weights.sha256("live") == before
 
 
 @pytest.mark.parametrize("algorithm", ["flow_grpo", "fpo"])
@@ -199,16 +210,16 @@ HALF: dict[tuple[str, str], Any] = {}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", algorithms.names())
+@pytest.mark.parametrize("name", composition.preset_names())
 def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder: Callable[[str], Path]) -> None:
     """What the sampler keeps, what the estimator says, and the gradient of every trained weight."""
-    family = algorithms.build(name).family
+    family = composition.build(name).family
     sizes: dict[str, Any] = {"diffusion": {}, "causal": {"length": 4}}.get(
         family, {"length": 4, "steps": 2, "block": 4}
     )
     if name == "spg":
-        sizes["estimator"] = {"plan": {"block": 2}}  # its views take blocks of their own
-    algorithm = algorithms.build({"use": name, **sizes})
+        sizes["estimator"] = {"views": {"block": 2}}  # its views take blocks of their own
+    algorithm = composition.build({"use": name, **sizes})
     if family == "diffusion":
         sampler: Any = algorithm.sampler
         algorithm = replace(algorithm, sampler=replace(sampler, steps=6, guidance=1.0))
@@ -218,12 +229,12 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
         )
     policy = HALF[family, dtype]
     for held in algorithm.weight_sets:
-        policy.follow(held, 0.0)
+        policy.update_ema(held, 0.0)
     group = torch.arange(1).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=2), group, 0, 1)
-    rollout = sample(algorithm.sampler, policy, policy.condition([PROMPTS[g] for g in group]), draw, rows=2)
+    rollout = sample(algorithm.sampler, policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw, rows=2)
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "s", count=2))
-    likelihood = algorithm.estimator(policy, rows, rollout.condition, algorithm.held)
+    likelihood = algorithm.estimator(policy, rows, rollout.condition, algorithm.references)
     kept = [rollout.final, *vars(rollout.trace or rollout).values(), *vars(rows).values()]
     kept += [likelihood.logp, *likelihood.extra.values()]
     numbers = [value for value in kept if isinstance(value, torch.Tensor) and value.is_floating_point()]

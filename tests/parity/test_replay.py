@@ -7,10 +7,12 @@ import itertools
 import pytest
 import torch
 
+import flowrl
 from flowrl.errors import UserError
+from flowrl.models import check_parity
+from flowrl.models.deviation import deviation
 from flowrl.models.diffusion import load_policy
-from flowrl.models.diffusion.parity import deviation
-from flowrl.types import FlowPolicy
+from flowrl.types import FlowPolicy, prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, points
 
@@ -19,7 +21,12 @@ QUICK = ("sd3", "sd15")
 
 @pytest.mark.parametrize("name", QUICK)
 def test_parity_with_a_trained_adapter(name, policies):
-    assert policies(name).check_parity() < 2e-5
+    assert check_parity(policies(name)) < 2e-5
+
+
+def test_a_loaded_policy_checks_itself_again(folder):
+    policy = flowrl.load_policy(folder("sd3"), call=pipelines.CALLS["sd3"])
+    assert policy.check_parity() == check_parity(policy) < 2e-5
 
 
 @pytest.mark.slow
@@ -27,7 +34,7 @@ def test_parity_with_a_trained_adapter(name, policies):
 def test_parity_of_every_pipeline(name, folder):
     policy = load_policy(folder(name), call=pipelines.CALLS[name])
     x, t = points(policy)
-    condition = policy.condition(PROMPTS)
+    condition = policy.condition(prompts_of(PROMPTS))
     velocity = policy.velocity(x, t, condition)
     velocity.square().mean().backward()
     # B starts at zero, so the first gradient of an adapter lives there
@@ -49,7 +56,7 @@ def test_what_cannot_be_replayed_is_refused(name, folder):
 def test_policy_is_a_flow_policy(name, policies):
     policy: FlowPolicy = policies(name)
     x, t = points(policies(name))
-    assert policy.velocity(x, t, policy.condition(PROMPTS)).dtype == torch.float32
+    assert policy.velocity(x, t, policy.condition(prompts_of(PROMPTS))).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -60,7 +67,7 @@ def test_a_rollout_is_the_pipelines_own_image(name, policies):
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(7))
     call = {**pipelines.CALLS[name], "latents": noise.clone(), "num_inference_steps": 5, "output_type": "pt"}
     theirs = policy.pipeline(list(PROMPTS), **call).images
-    times, condition = policy.times(5), policy.condition(PROMPTS)
+    times, condition = policy.times(5), policy.condition(prompts_of(PROMPTS))
     x = policy.initial(noise, times)
     with torch.no_grad():
         for t, t_next in itertools.pairwise(times):
@@ -72,7 +79,7 @@ def test_a_rollout_is_the_pipelines_own_image(name, policies):
 def test_a_row_does_not_depend_on_its_batch(name, policies):
     policy = policies(name)
     x, t = points(policy)
-    condition = policy.condition(PROMPTS)
+    condition = policy.condition(prompts_of(PROMPTS))
     together = policy.velocity(x, t, condition)
     for row in range(3):
         one = torch.tensor([row])
@@ -84,7 +91,7 @@ def test_velocity_of_noise_prediction_is_consistent(policies):
     """SD1.5: the velocity's clean and noise estimates are those of the epsilon the scheduler would get."""
     policy = policies("sd15")
     x, t = points(policy)
-    condition = policy.condition(PROMPTS)
+    condition = policy.condition(prompts_of(PROMPTS))
     with torch.no_grad():
         velocity = policy.velocity(x, t, condition).double()
         epsilon = policy.native(x, t, condition, None, "cond").double()
@@ -109,8 +116,8 @@ def test_times_are_the_schedulers(name, policies):
 def test_every_text_is_encoded_once(folder):
     policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], parity="skip")
     start = policy.encoder.texts_encoded
-    condition = policy.condition(["a dog", "a cat", "a dog", "a dog"])
-    policy.condition(["a cat", "a dog"])
+    condition = policy.condition(prompts_of(["a dog", "a cat", "a dog", "a dog"]))
+    policy.condition(prompts_of(["a cat", "a dog"]))
     assert policy.encoder.texts_encoded - start == 2
     assert len(condition) == 4 and condition.index.tolist() == [0, 1, 0, 0]
     conditional, unconditional = condition.branches[1], condition.branches[0]
@@ -134,7 +141,7 @@ def test_bfloat16_keeps_trained_weights_in_float32(name, full, folder):
     assert all(p.dtype == torch.float32 for p in policy.parameters())
     assert next(policy.pipeline.vae.parameters()).dtype == torch.bfloat16
     x, t = points(policy)
-    velocity = policy.velocity(x, t, policy.condition(PROMPTS))
+    velocity = policy.velocity(x, t, policy.condition(prompts_of(PROMPTS)))
     velocity.square().mean().backward()
     assert velocity.dtype == torch.float32
     gradients = [p.grad for p in policy.parameters() if p.grad is not None]
@@ -144,16 +151,16 @@ def test_bfloat16_keeps_trained_weights_in_float32(name, full, folder):
 def test_the_global_random_state_is_left_alone(policies):
     policy = policies("sd3")
     state = torch.get_rng_state()
-    policy.condition(["a blue dog"])
+    policy.condition(prompts_of(["a blue dog"]))
     policy.times(7)
-    policy.check_parity()
+    check_parity(policy)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_wrong_replay_is_refused(folder):
     """The check must catch a replay that is off, or it would prove nothing."""
     policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"])
-    slot = policy.recipe.calls[0].times[0]
+    slot = policy.spec.calls[0].times[0]
     object.__setattr__(slot, "scale", slot.scale * 1.01)
     with pytest.raises(UserError, match="deviates"):
-        policy.check_parity()
+        check_parity(policy)

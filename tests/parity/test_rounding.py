@@ -15,13 +15,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
 from flowrl.estimators.transitions import Transitions
-from flowrl.parts.diagnostics import Tally
+from flowrl.parts.diagnostics import StepMetrics
 from flowrl.parts.objectives import Clipped, ClippedMean, ScoreFunction
-from flowrl.rounding import FirstRatio
-from flowrl.runtime.progress import Display
+from flowrl.ratio_check import RatioCheck
+from flowrl.runtime.display import Display
 from flowrl.train import train
 from flowrl.types import Batch, Likelihood, Rows
 from tests import pipelines
@@ -29,17 +29,19 @@ from tests.parity.conftest import PROMPTS
 
 
 def tallied(objective: Any, log_ratio: torch.Tensor, counted: torch.Tensor, blocks: int = 1) -> dict[str, float]:
-    tally = Tally()
-    algorithm = replace(algorithms.build("flow_grpo"), objective=objective, regularizers=())
+    step_metrics = StepMetrics()
+    algorithm = replace(composition.build("flow_grpo"), objective=objective, regularizers=())
     for live, mask in zip(log_ratio.chunk(blocks), counted.chunk(blocks), strict=True):
         old = Likelihood(torch.zeros_like(live))
         batch = Batch(torch.zeros_like(live), old, mask.double(), torch.arange(len(live)), Rows())
-        tally.block(algorithm, Likelihood(live), batch, torch.zeros(()))
-    tally.close_batch()
+        step_metrics.add_block(algorithm, Likelihood(live), batch, torch.zeros(()))
+    step_metrics.close_batch()
     after = Batch(torch.ones(1, 1), Likelihood(torch.zeros(1, 1)), torch.ones(1, 1), torch.arange(1), Rows())
-    tally.block(algorithm, Likelihood(torch.ones(1, 1)), after, torch.zeros(()))  # a later batch: not of this measure
-    tally.close_batch()
-    return tally.metrics()
+    step_metrics.add_block(
+        algorithm, Likelihood(torch.ones(1, 1)), after, torch.zeros(())
+    )  # a later batch: not of this measure
+    step_metrics.close_batch()
+    return step_metrics.metrics()
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -67,7 +69,7 @@ def test_no_clip_no_share() -> None:
 
 def session(dtype: str) -> Any:
     config = SimpleNamespace(model=SimpleNamespace(dtype=dtype))
-    return SimpleNamespace(config=config, algorithm=algorithms.build("flow_grpo"))
+    return SimpleNamespace(config=config, algorithm=composition.build("flow_grpo"))
 
 
 @pytest.mark.parametrize(
@@ -75,14 +77,14 @@ def session(dtype: str) -> Any:
     [("bfloat16", "model.dtype=float16.*or float32, or widen"), ("float16", "use model.dtype=float32, or widen")],
 )
 def test_the_sentence(dtype: str, advice: str) -> None:
-    watch = FirstRatio()
+    watch = RatioCheck()
     metrics = {"ratio/first_outside_clip": 0.09, "ratio/first_deviation_p99": 7e-4}
-    assert watch.news(session(dtype), {"ratio/first_outside_clip": 0.0099}) == []
-    (sentence,) = watch.news(session(dtype), metrics)
+    assert watch.notes(session(dtype), {"ratio/first_outside_clip": 0.0099}) == []
+    (sentence,) = watch.notes(session(dtype), metrics)
     assert sentence.startswith("9.0% of decisions lie outside the clip of 0.0001 before any update")
     assert "within 0.0007" in sentence
     assert re.search(advice, sentence)
-    assert watch.news(session(dtype), metrics) == []  # once
+    assert watch.notes(session(dtype), metrics) == []  # once
 
 
 @pytest.mark.parametrize(("dtype", "says"), [("bfloat16", True), ("float32", False)])
@@ -90,14 +92,14 @@ def test_a_run(
     dtype: str, says: bool, folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU answers alike in every batch, so the rounding of a GPU's bfloat16 is put in: 4e-5 in the log-ratio."""
-    known = Transitions.old
+    known = Transitions.recorded_logp
 
     def rounded(self: Transitions, rollout: Any, rows: Any) -> Likelihood:
         logp = known(self, rollout, rows).logp
         return Likelihood(logp + 4e-5 * torch.randn(logp.shape, generator=torch.Generator().manual_seed(0)))
 
     if dtype == "bfloat16":
-        monkeypatch.setattr(Transitions, "old", rounded)
+        monkeypatch.setattr(Transitions, "recorded_logp", rounded)
     (tmp_path / "mine.py").write_text("def bright(images, prompts, **c):\n    return images.flatten(1).mean(dim=1)\n")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     config = Config.of(

@@ -8,19 +8,21 @@ import pytest
 import torch
 import transformers
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import BALANCE
 from flowrl.estimators.views import RandomCount
-from flowrl.models.text.load import load_causal
+from flowrl.models.causal.load import load_causal
+from flowrl.models.text.parity import check_routers
 from flowrl.parts.regularizers import RouterBalance
-from flowrl.runtime.preflight import check
-from flowrl.step import Pass, improve
-from flowrl.types import Rollout, Scores, TokenScores, TokenTrace
+from flowrl.startup.preflight import check_run
+from flowrl.step import UpdateSettings, improve
+from flowrl.types import Rollout, Scores, TokenScores, TokenTrace, prompts_of
 from tests import components_text
 from tests.components_text import SIZES, character_tokenizer
+from tests.contract.toys import rollout_of
 
 PROMPTS = ["3+4=", "12*(5-1)=", "7="]
 EXPERTS, CHOSEN, LENGTH = 4, 2, 6
@@ -53,11 +55,11 @@ def place(request, tmp_path_factory):
     return folder
 
 
-def rollout_of(policy) -> Rollout:
+def completed(policy) -> Rollout:
     """Completions of unequal length."""
-    tokens = torch.randint(4, len(policy.text.tokenizer), (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(4, len(policy.codec.tokenizer), (3, LENGTH), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(LENGTH) < torch.tensor([[6], [2], [4]])
-    return Rollout(policy.condition(PROMPTS), tokens, torch.zeros(3, dtype=torch.long), TokenTrace(tokens, mask, 1.0))
+    return rollout_of(policy.condition(prompts_of(PROMPTS)), tokens, TokenTrace(tokens, mask, 1.0))
 
 
 def by_hand(policy, rollout: Rollout) -> torch.Tensor:
@@ -82,7 +84,7 @@ def by_hand(policy, rollout: Rollout) -> torch.Tensor:
 
 def test_the_loss_of_a_row_is_the_formulas(place):
     policy = load_causal(place, full=True)
-    rollout = rollout_of(policy)
+    rollout = completed(policy)
     trace = rollout.trace
     score = policy.score(rollout.condition, trace.tokens, trace.mask, trace.tokens)
     expected = by_hand(policy, rollout)
@@ -106,15 +108,14 @@ def gradient(policy, algorithm, micro_batch: int, advantage: torch.Tensor) -> di
             names = {id(p): name for name, p in policy.network.model.named_parameters()}
             kept.update({names[id(p)]: p.grad.clone() for p in policy.parameters() if p.grad is not None})
 
-    rollout, n = rollout_of(policy), len(PROMPTS)
+    rollout, n = completed(policy), len(PROMPTS)
     scores = Scores(
         torch.randn(n, 1), torch.ones(1), ("r",), rollout.group, torch.zeros(n, dtype=torch.long),
         torch.ones(n, dtype=torch.bool),
     )  # fmt: skip
-    seeds = torch.arange(n)
-    settings = Pass(micro_batch=micro_batch, max_grad_norm=1e9)
+    settings = UpdateSettings(micro_batch=micro_batch, max_grad_norm=1e9)
     kept["metrics"] = improve(
-        policy, Look(policy.parameters(), lr=1.0), algorithm, rollout, scores, advantage, seeds, settings
+        policy, Look(policy.parameters(), lr=1.0), algorithm, rollout, scores, advantage, settings
     )
     return kept
 
@@ -134,7 +135,7 @@ def test_router_gradients_only_where_asked_whatever_the_micro_batch(place, name)
             torch.testing.assert_close(found[0][key], other[key], atol=1e-6, rtol=1e-4)
     assert all(found[0][key].abs().max() > 1e-4 for key in gates)
     assert found[0]["metrics"]["router/balance"] > 1.01
-    rollout = rollout_of(policy)
+    rollout = completed(policy)
     rows = by_hand(policy, rollout)
     weight = plain.aggregation(rollout.trace.mask, LENGTH).sum(dim=1)
     torch.testing.assert_close(found[0]["metrics"]["loss"], float(0.5 * (weight * rows).sum()), atol=1e-5, rtol=1e-4)
@@ -142,11 +143,11 @@ def test_router_gradients_only_where_asked_whatever_the_micro_batch(place, name)
 
 def test_watching_routers_changes_nothing(place, monkeypatch):
     """Off is bit for bit what it was before routers were watched."""
-    credit = torch.tensor([1.0, -1.0, 0.5])
-    watched = gradient(load_causal(place, full=True), build("grpo"), 2, credit)
+    advantage = torch.tensor([1.0, -1.0, 0.5])
+    watched = gradient(load_causal(place, full=True), build("grpo"), 2, advantage)
     blind = load_causal(place, full=True)
     monkeypatch.setattr(blind.network, "routers", None)
-    plain = gradient(blind, build("grpo"), 2, credit)
+    plain = gradient(blind, build("grpo"), 2, advantage)
     assert watched.pop("metrics") == plain.pop("metrics") and watched.keys() == plain.keys()
     assert all(watched[key].equal(plain[key]) for key in plain)
 
@@ -154,7 +155,7 @@ def test_watching_routers_changes_nothing(place, monkeypatch):
 def test_the_log_says_how_the_load_is_spread(place):
     policy = load_causal(place, full=True)
     assert policy.metrics() == {}
-    rollout = rollout_of(policy)
+    rollout = completed(policy)
     trace = rollout.trace
     with torch.no_grad():
         policy.score(rollout.condition, trace.tokens, trace.mask, trace.tokens)
@@ -190,10 +191,10 @@ def test_decisions_of_masked_models_have_the_balance_of_their_views(per):
             return TokenScores(torch.zeros(inputs.shape), None, None, rows)
 
     tokens = torch.full((2, 4), 5)
-    condition = load_causal(components_text.folder("llama")).condition(["3=", "4="])
+    condition = load_causal(components_text.folder("llama")).condition(prompts_of(["3=", "4="]))
     trace = TokenTrace(tokens, torch.ones(2, 4, dtype=torch.bool), 1.0)
-    estimator = MaskedViews(plan=RandomCount(draws=3), per=per, entropy=False)
-    rows = estimator.probe(Rollout(condition, tokens, torch.zeros(2), trace), Told(), torch.arange(2))
+    estimator = MaskedViews(views=RandomCount(draws=3), per=per, entropy=False)
+    rows = estimator.probe(rollout_of(condition, tokens, trace), Told(), torch.arange(2))
     views = torch.arange(1.0, 7).view(2, 3)
     assert bool(rows.targets.any(dim=2).all())
     expected = {"view": views, "cell": views.repeat_interleave(4, 1), "token": views.mean(1)[:, None].expand(2, 4)}
@@ -219,13 +220,13 @@ def test_the_config_adds_the_loss_and_refuses_models_without(place):
         "train": {"iterations": 1},
         "eval": {"every": 0},
     }
-    assert check(Config.of(values)).algorithm.regularizers[-1] == RouterBalance(0.02)
+    assert check_run(Config.of(values)).algorithm.regularizers[-1] == RouterBalance(0.02)
     values["model"] = {"path": str(place)}
-    assert RouterBalance not in map(type, check(Config.of(values)).algorithm.regularizers)
-    load_causal(place).check_routers()
+    assert RouterBalance not in map(type, check_run(Config.of(values)).algorithm.regularizers)
+    check_routers(load_causal(place))
     with pytest.raises(UserError, match=r"model\.router_loss needs a mixture of experts"):
-        load_causal(components_text.folder("llama")).check_routers()
+        check_routers(load_causal(components_text.folder("llama")))
     values |= {"algorithm": "flow_grpo", "data": {}, "rewards": ["shapes"]}
     values["model"] = {"path": "shapes", "router_loss": 0.02}
     with pytest.raises(UserError, match=r"model\.router_loss means nothing for diffusion models"):
-        check(Config.of(values))
+        check_run(Config.of(values))

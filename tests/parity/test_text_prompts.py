@@ -16,12 +16,13 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models.causal import CausalPolicy
-from flowrl.models.text.load import load_causal, load_masked
-from flowrl.models.text.tokens import Tokens
+from flowrl.models.causal.load import load_causal
+from flowrl.models.masked.load import load_masked
+from flowrl.models.text.codec import TextCodec
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.train import train
-from flowrl.types import Chat, Draw, Prompt, TokenTrace
+from flowrl.types import Chat, Draw, Prompt, TokenTrace, prompts_of
 from tests.components_text import character_tokenizer, folder
 
 TEMPLATE = (
@@ -43,8 +44,8 @@ def chatty(tmp_path: Path, name: str, **generation: Any) -> Path:
 
 
 def written(policy: Any, prompt: str | Chat) -> str:
-    condition = policy.condition([prompt])
-    return policy.text.tokenizer.decode(condition.prompts[0])
+    condition = policy.condition(prompts_of([prompt]))
+    return policy.codec.tokenizer.decode(condition.prompts[0])
 
 
 USER, SYSTEM = {"role": "user", "content": "1+1"}, {"role": "system", "content": "add"}
@@ -56,16 +57,16 @@ def test_prefill_and_template_arguments(tmp_path: Path, name: str, load: Any) ->
     assert written(load(path, prefill="so "), "1+1") == "(user)1+1<unk>(assistant)so "
     assert written(load(path, chat_template_kwargs={"thinking": False}), "1+1") == "(user)1+1<unk>(assistant)::"
     plain = load(path, chat=False, prefill="so ")
-    expected = plain.text.tokenizer("1+1so ")["input_ids"]
-    assert plain.condition(["1+1"]).prompts[0].tolist() == expected
+    expected = plain.codec.tokenizer("1+1so ")["input_ids"]
+    assert plain.condition(prompts_of(["1+1"])).prompts[0].tolist() == expected
     one = load(path)
     options = Chat.of([USER], options={"thinking": False})
     assert written(one, options) == "(user)1+1<unk>(assistant)::"
     # a final message of the assistant is continued, as transformers does it
     begun = [SYSTEM, USER, {"role": "assistant", "content": "it is"}]
     assert written(one, Chat.of(begun)) == "(system)add<unk>(user)1+1<unk>(assistant)it is"
-    own = one.text.tokenizer.apply_chat_template(begun, continue_final_message=True, return_dict=True)["input_ids"]
-    assert one.condition([Chat.of(begun)]).prompts[0].tolist() == own
+    own = one.codec.tokenizer.apply_chat_template(begun, continue_final_message=True, return_dict=True)["input_ids"]
+    assert one.condition(prompts_of([Chat.of(begun)])).prompts[0].tolist() == own
     with pytest.raises(UserError, match=r"reads no 'thinkin' \(it reads thinking\)"):
         load(path, chat_template_kwargs={"thinkin": False})
     with pytest.raises(UserError, match=r"'tools' is set by flowrl"):
@@ -82,7 +83,7 @@ def test_conversations_in_the_models_template(tmp_path: Path) -> None:
     assert written(policy, Chat.of(said, [tool])) == (
         "<unk>add<unk>(user)1+1<unk>(assistant)add1<unk>(tool)2<unk>(assistant)"
     )
-    mixed = policy.condition(["1+1", Chat.of([USER]), Chat.of([SYSTEM, USER]), "1+1"])
+    mixed = policy.condition(prompts_of(["1+1", Chat.of([USER]), Chat.of([SYSTEM, USER]), "1+1"]))
     assert mixed.index.tolist() == [0, 1, 2, 0] and mixed.prompts[0].equal(mixed.prompts[1])
     for other, prompt, match in (
         (load_causal(path, chat=False), Chat.of([SYSTEM, USER]), "is a conversation, which needs a chat template"),
@@ -94,7 +95,7 @@ def test_conversations_in_the_models_template(tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(UserError, match=match):
-            other.condition([prompt])
+            other.condition(prompts_of([prompt]))
 
 
 # --------------------------------------------------------------------------------------------------------- end tokens
@@ -126,12 +127,12 @@ def test_samples_stop_at_the_first_of_several_ends(tmp_path: Path, name: str) ->
     sampler: Any = CausalSampler(length=24) if name == "llama" else MaskedSampler(length=24, steps=12, block=4)
     count = 16
     draw = Draw.of(seeds(0, "s", count=count), torch.arange(count), 0, 0)
-    condition = policy.condition([f"{i}+1" for i in range(count)])
+    condition = policy.condition(prompts_of([f"{i}+1" for i in range(count)]))
     policy.end_tokens = ()
     endless = sampler(policy, condition, draw).final
     ends = [int(endless[0, 9]), int(endless[1, 5]), int(endless[2, 14])]
     policy.end_tokens = tuple(ends)
-    policy.text = replace(policy.text, ends=tuple(ends))
+    policy.codec = replace(policy.codec, ends=tuple(ends))
     made = sampler(policy, condition, draw)
     assert isinstance(made.trace, TokenTrace)
     stopped = set()
@@ -142,7 +143,7 @@ def test_samples_stop_at_the_first_of_several_ends(tmp_path: Path, name: str) ->
         assert made.final[row, : stop + 1].tolist() == tokens[: stop + 1]
         stopped.add(tokens[stop])
         cut = [t for t in tokens[: stop + (tokens[stop] not in ends)] if t != getattr(policy, "mask_token", -1)]
-        assert policy.decode(made.final)[row] == policy.text.tokenizer.decode(cut, skip_special_tokens=True)
+        assert policy.decode(made.final)[row] == policy.codec.tokenizer.decode(cut, skip_special_tokens=True)
     assert stopped >= set(ends)
     with torch.no_grad():
         scored = policy.score(condition, made.final, made.trace.mask, made.final).logp
@@ -152,11 +153,11 @@ def test_samples_stop_at_the_first_of_several_ends(tmp_path: Path, name: str) ->
 def test_special_tokens_can_be_kept(tmp_path: Path) -> None:
     path = chatty(tmp_path, "llama", eos_token_id=[5])
     quiet, frank = load_causal(path, chat=False), load_causal(path, chat=False, keep_special_tokens=True)
-    word = quiet.text.tokenizer("ab")["input_ids"]
+    word = quiet.codec.tokenizer("ab")["input_ids"]
     row = torch.tensor([[word[0], 2, word[1], 5, word[0]]])
     assert quiet.decode(row) == ["ab"] and frank.decode(row) == ["a<unk>b"]
     masked = load_masked(folder("bert"), keep_special_tokens=True)
-    ids = masked.text.tokenizer("ab")["input_ids"]
+    ids = masked.codec.tokenizer("ab")["input_ids"]
     assert masked.decode(torch.tensor([[ids[0], masked.mask_token, 2, 1]])) == ["a<unk>"]
 
 
@@ -173,42 +174,42 @@ def test_all_prompts_are_measured_at_the_start() -> None:
     policy = load_causal(folder("llama"))
     tokenizer = character_tokenizer()
     tokenizer.add_tokens(["word"])
-    policy.text = replace(policy.text, tokenizer=tokenizer, embedded=None)
+    policy.codec = replace(policy.codec, tokenizer=tokenizer, embedded=None)
     long = ["word" * 40 + str(i) for i in range(200)]  # 160 characters, 41 to 43 tokens
     dense = "1" * 59
-    assert policy.fit(prompts(*long), 6) == prompts(*long)
+    assert policy.fit_prompts(prompts(*long), 6) == prompts(*long)
     with pytest.raises(
         UserError, match=r"entry 201, '1+', has 59 tokens, which with a completion of 6 is more .* 64 \(1 of 201"
     ):
-        policy.fit(prompts(*long, dense), 6)
-    assert policy.fit(prompts(*long, dense), 6, "drop") == prompts(*long)
-    cut = policy.fit(prompts(*long, dense), 6, "truncate")
+        policy.fit_prompts(prompts(*long, dense), 6)
+    assert policy.fit_prompts(prompts(*long, dense), 6, "drop") == prompts(*long)
+    cut = policy.fit_prompts(prompts(*long, dense), 6, "truncate")
     assert cut[:200] == prompts(*long) and cut[200] == Prompt("1" * 58, 200)
     with pytest.raises(UserError, match="drop leaves no prompt of 1"):
-        policy.fit(prompts(dense), 6, "drop")
+        policy.fit_prompts(prompts(dense), 6, "drop")
     with pytest.raises(UserError, match="fills the model's context of 64"):
-        policy.fit(prompts("1"), 64)
+        policy.fit_prompts(prompts("1"), 64)
 
 
 def test_a_conversation_is_cut_inside_its_longest_message(tmp_path: Path) -> None:
     path = chatty(tmp_path, "llama")
     policy = load_causal(path, max_prompt=50)
     said = [{"role": "user", "content": "abcdefghij" * 3}, {"role": "assistant", "content": "1"}, USER]
-    (cut,) = policy.fit([Prompt("user: " + "abcdefghij" * 3 + "\n", 3, {"a": 1}, Chat.of(said))], 6, "truncate")
+    (cut,) = policy.fit_prompts([Prompt("user: " + "abcdefghij" * 3 + "\n", 3, {"a": 1}, Chat.of(said))], 6, "truncate")
     assert cut.chat is not None and cut.id == 3 and cut.columns == {"a": 1}
     kept = cut.chat.messages[0]["content"]
-    assert len(policy.text.encode([cut.asked])[0]) == 50 and ("abcdefghij" * 3).endswith(kept) and kept
+    assert len(policy.codec.encode([cut.model_input])[0]) == 50 and ("abcdefghij" * 3).endswith(kept) and kept
     assert cut.chat.messages[1:] == said[1:]
     assert cut.text == f"user: {kept}\n"
     with pytest.raises(UserError, match="cannot be cut to 8 tokens"):
-        load_causal(path, max_prompt=8).fit(prompts("1+1"), 6, "truncate")
+        load_causal(path, max_prompt=8).fit_prompts(prompts("1+1"), 6, "truncate")
 
 
 def test_many_prompts_are_measured_quickly() -> None:
     policy: CausalPolicy = load_causal(folder("llama"))
     many = prompts(*(f"{i}+{i}" for i in range(20_000)))
     start = time.perf_counter()
-    assert len(policy.fit(many, 6)) == len(many)
+    assert len(policy.fit_prompts(many, 6)) == len(many)
     assert time.perf_counter() - start < 20
 
 
@@ -219,7 +220,7 @@ def test_hybrids_decode_with_their_caches(name: str) -> None:
     costs one row of the network, not the whole sequence again."""
     policy = load_causal(folder(name))
     assert policy.decoding == "padded" and policy.remarks(256) == []
-    rows, asked = torch.arange(9), policy.condition(["1+1", "2+345", "7"] * 3)
+    rows, asked = torch.arange(9), policy.condition(prompts_of(["1+1", "2+345", "7"] * 3))
     draw = Draw.of(seeds(0, "s", count=9), rows, 0, 0)
     made = CausalSampler(length=10)(policy, asked, draw)
     assert isinstance(made.trace, TokenTrace) and made.trace.logp is not None
@@ -243,9 +244,9 @@ def test_a_model_without_a_usable_cache_says_what_that_costs() -> None:
 
 def test_a_cache_that_forgets_its_states_is_noticed_at_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     """`batch_select_indices` of Falcon-H1's cache chooses keys and values, not states; the first sampling failed."""
-    from flowrl.models.causal import policy as module
+    from flowrl.models.causal import choose_decoding
 
-    monkeypatch.setattr(module, "CHOICES", ("batch_select_indices", "batch_select_indices"))
+    monkeypatch.setattr(choose_decoding, "SELECT_METHODS", ("batch_select_indices", "batch_select_indices"))
     assert load_causal(folder("falcon_h1")).decoding == "recomputed"
 
 
@@ -260,21 +261,21 @@ def test_a_tokenizer_that_knows_more_than_the_model(tmp_path: Path) -> None:
     policy = load_causal(path)
     rows = len(policy.network.model.get_input_embeddings().weight)
     assert policy.end_tokens == (1,) and policy.pad_token < rows < len(tokenizer)
-    policy.condition(["1+1"])
+    policy.condition(prompts_of(["1+1"]))
     with pytest.raises(UserError, match=rf"holds the token '<tool>' \({rows}\), of which the model has no embedding"):
-        policy.condition(["1<tool>"])
+        policy.condition(prompts_of(["1<tool>"]))
 
 
 def test_answers_may_begin_otherwise_in_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`eval.prefill` in held-out samples and nowhere else; `model.prefill` in the others."""
     written: list[tuple[str, str]] = []
-    known = Tokens.condition
+    known = TextCodec.condition
 
-    def watched(self: Tokens, prompts: Any) -> Any:
-        written.extend((self.speech.prefill, self.written(prompt)) for prompt in prompts)
+    def watched(self: TextCodec, prompts: Any) -> Any:
+        written.extend((self.prompt_format.prefill, self.prompt_text(prompt)) for prompt in prompts)
         return known(self, prompts)
 
-    monkeypatch.setattr(Tokens, "condition", watched)
+    monkeypatch.setattr(TextCodec, "condition", watched)
     (tmp_path / "mine.py").write_text("def short(completions, prompts):\n    return [len(t) for t in completions]\n")
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text(f"{name} 2+3=\n")

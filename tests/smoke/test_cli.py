@@ -17,8 +17,6 @@ algorithm: flow_grpo
 rewards: [shapes]
 train: {iterations: 3}
 """
-COMMANDS = ("train", "config", "eval", "sample", "export", "report", "doctor")
-COMMANDS += ("algorithms", "rewards", "test-reward", "compare")
 
 
 class Result:
@@ -42,7 +40,7 @@ def flowrl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return run
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_explains_itself_with_an_example(flowrl, command: str) -> None:
     result = flowrl(command, "--help")
     assert result.code == 0
@@ -165,7 +163,7 @@ def test_test_reward_on_a_users_file(flowrl) -> None:
 
 def test_doctor_examines_the_machine(flowrl) -> None:
     result = flowrl("doctor")
-    assert "packages" in result.out and "disk" in result.out and "threads" in result.out
+    assert "packages" in result.out and "disk" in result.out and "torch uses" in result.out
 
 
 def test_bugs_keep_their_traceback(flowrl, monkeypatch: pytest.MonkeyPatch) -> None:

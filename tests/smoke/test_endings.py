@@ -17,8 +17,8 @@ import torch
 
 import flowrl
 from flowrl.config import Config
-from flowrl.errors import UserError, exhausted
-from flowrl.runtime.streams import Steady, steady
+from flowrl.errors import UserError, is_out_of_memory
+from flowrl.runtime.streams import SurvivingStream, survive_closed_streams
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -31,7 +31,7 @@ train: {iterations: 6, ema: 0.5, threads: 1}
 eval: {every: 0}
 checkpoint: {every: 0}
 monitor: {samples: 0}
-log: {images: 0}
+log: {samples: 0}
 """
 REWARD = """
 import os, sys, time
@@ -104,7 +104,7 @@ def test_a_terminal_that_is_closed_saves_the_run(tmp_path: Path) -> None:
 def test_code_that_leaves_is_reported_and_finished_work_saved(tmp_path: Path) -> None:
     third = "reward.calls = getattr(reward, 'calls', 0) + 1\n    if reward.calls > 2: "
     left = run(tmp_path, third + "os._exit(7)")
-    assert_said(left, "reward 'reward' raised LeftError", "os._exit(7)", "mine.py")
+    assert_said(left, "reward 'reward' raised ExitCalledError", "os._exit(7)", "mine.py")
     assert checkpoints(tmp_path) == ["step_000002"]
     other = tmp_path / "exit"
     other.mkdir()
@@ -147,7 +147,7 @@ def test_markup_and_escape_codes_are_text(tmp_path: Path) -> None:
     name = "[/red][bold]x\x1b[31m"
     rewards = json.dumps([{"use": "mine.py:reward", "name": name}])
     (tmp_path / "prompts.txt").write_text("[/b] a \x1b]0;title\x07 circle\n[red]square\n")
-    more = ("train.iterations=2", f"rewards={rewards}", "data.train=prompts.txt", "data.test=null", "log.images=2")
+    more = ("train.iterations=2", f"rewards={rewards}", "data.train=prompts.txt", "data.test=null", "log.samples=2")
     done = run(tmp_path, "pass", *more)
     assert done.returncode == 0, done.stderr
     reported = subprocess.run(
@@ -197,8 +197,12 @@ def test_memory_that_runs_out_names_the_phase(tmp_path: Path, monkeypatch: pytes
 def test_what_counts_as_memory_that_ran_out() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
-    assert exhausted(caught.value) and exhausted(MemoryError()) and exhausted(torch.OutOfMemoryError("CUDA"))
-    assert not exhausted(RuntimeError("shapes differ")) and not exhausted(OSError(2, "no such file"))
+    assert (
+        is_out_of_memory(caught.value)
+        and is_out_of_memory(MemoryError())
+        and is_out_of_memory(torch.OutOfMemoryError("CUDA"))
+    )
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(OSError(2, "no such file"))
 
 
 def test_streams_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +211,13 @@ def test_streams_fall_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(read)
     monkeypatch.setattr(sys, "stdout", pipe)
     monkeypatch.setattr(sys, "stderr", None)
-    with steady():
+    with survive_closed_streams():
         print("x" * 100_000, flush=True)
         print("gone", file=sys.stderr)
-        assert isinstance(sys.stdout, Steady)
+        assert isinstance(sys.stdout, SurvivingStream)
     pipe.close()  # what was buffered leads nowhere now
     with open("/dev/full", "w") as full, pytest.raises(UserError, match="No space left"):
         monkeypatch.setattr(sys, "stdout", full)
-        with steady():
+        with survive_closed_streams():
             print("x" * 100_000, flush=True)
     assert flowrl.__version__

@@ -37,6 +37,7 @@ httpx = pytest.importorskip("httpx")
 
 from flowrl.errors import UserError  # noqa: E402
 from flowrl.records import checkpoint  # noqa: E402
+from flowrl.records.manifest import MANIFEST, SEAL, STATE, VALUES, seal  # noqa: E402
 from flowrl.score import RewardError, load_rewards  # noqa: E402
 from flowrl.types import Prompt, Samples  # noqa: E402
 
@@ -500,7 +501,7 @@ def test_slow_connections_are_closed_and_others_served(server: Server) -> None:
     [
         ("hang", 504, "took more than 3 s, and was stopped"),
         ("spin", 504, "took more than 3 s, and was stopped"),
-        ("die", 500, "raised LeftError; the server's log says where"),
+        ("die", 500, "raised ExitCalledError; the server's log says where"),
         ("segfault", 500, "the process of reward 'bad' died"),
         ("raise", 500, "raised RuntimeError; the server's log says where"),
         ("short", 500, "should return 2 scores for 2 samples, found 1"),
@@ -590,11 +591,11 @@ def test_a_checkpoint_with_code_in_it(tmp_path: Path) -> None:
         (saved / name).write_bytes(pickle.dumps(Bomb(trace)))
     found = checkpoint.load(saved)
     assert torch.equal(found.tensors["weight"], tensors["weight"]) and found.values == {"x": 1}
-    for name in (checkpoint.STATE, checkpoint.VALUES, checkpoint.MANIFEST):
+    for name in (STATE, VALUES, MANIFEST):
         for forge in (False, True):
             target = checkpoint.save(tmp_path / f"b{forge}", 1, tensors, {"x": 1}, {}, {})
             (target / name).write_bytes(pickle.dumps(Bomb(trace)))
-            if forge and name != checkpoint.MANIFEST:
+            if forge and name != MANIFEST:
                 vouch_for(target, name)
             with pytest.raises(Exception, match=r"damaged|bytes|[Hh]eader|decode|UTF-8"):
                 checkpoint.load(target)
@@ -604,12 +605,12 @@ def test_a_checkpoint_with_code_in_it(tmp_path: Path) -> None:
 
 def vouch_for(saved: Path, name: str) -> None:
     """A manifest that says a planted file is the right one."""
-    path = saved / checkpoint.MANIFEST
+    path = saved / MANIFEST
     manifest = json.loads(path.read_text())
     data = (saved / name).read_bytes()
     manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest.pop(checkpoint.SEAL)
-    path.write_text(json.dumps({**manifest, checkpoint.SEAL: checkpoint._seal(manifest)}))
+    manifest.pop(SEAL)
+    path.write_text(json.dumps({**manifest, SEAL: seal(manifest)}))
 
 
 RUN = [
@@ -620,7 +621,7 @@ RUN = [
     "eval.every=0",
     "checkpoint.every=1",
     "optimizer.schedule=constant",
-    "log.images=0",
+    "log.samples=0",
 ]
 
 

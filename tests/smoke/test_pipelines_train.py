@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.config import Config
-from flowrl.runtime.preflight import check
 from flowrl.score import list_rewards
+from flowrl.startup.preflight import check_run
 from flowrl.train import train
 from tests import pipelines
 
@@ -78,7 +78,7 @@ def test_two_iterations(name: str, algorithm: str, tmp_path: Path) -> None:
                 "train": {"iterations": 2, "updates": 2, "micro_batch": 6},
                 "eval": {"every": 0},
                 "checkpoint": {"every": 0},
-                "log": {"images": 2},
+                "log": {"samples": 2},
             }
         )
     )
@@ -123,7 +123,7 @@ def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path:
         "train.iterations=2",
         f"train.updates={min(config.train.updates, 2)}",
         "eval.prompts=2",
-        "eval.steps=2",
+        "eval.sampling_steps=2",
         f"out={tmp_path / 'run'}",
     ]
     finish(Config.load(recipe, overrides))
@@ -137,9 +137,9 @@ def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path:
 def test_a_recipe_is_complete(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What --dry-run checks is right: all but the model. Prompts suffice, and the header says what was measured."""
     monkeypatch.chdir(CONFIGS.parent)
-    monkeypatch.setattr("flowrl.data.hub_rows", lambda *_, **__: HUB_ROWS)
-    plan = check(Config.load(recipe))
-    config, work = plan.config, plan.geometry
+    monkeypatch.setattr("flowrl.data.sources.hub_rows", lambda *_, **__: HUB_ROWS)
+    plan = check_run(Config.load(recipe))
+    config, work = plan.config, plan.workload
     assert work.samples == config.data.prompts * config.data.group and work.decisions > 0
     assert len(plan.train) >= config.data.prompts
     header = recipe.read_text().split("name:")[0]
@@ -150,6 +150,6 @@ def test_a_recipe_is_complete(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_recipe_states_only_what_differs_from_its_preset(recipe: Path) -> None:
     spec = Config.load(recipe).algorithm
     if isinstance(spec, dict):
-        defaults = inspect.signature(algorithms.find(spec["use"])).parameters
+        defaults = inspect.signature(composition.find_preset(spec["use"])).parameters
         same = [key for key, value in spec.items() if key in defaults and defaults[key].default == value]
         assert not same, f"{same} of {recipe.name} are the preset's own"

@@ -26,7 +26,7 @@ SMALL = [
     "eval.samples=1",
     "checkpoint.every=1",
     "optimizer.schedule=constant",  # one test lengthens a run, which would change a decaying rate
-    "log.images=2",
+    "log.samples=2",
 ]
 
 

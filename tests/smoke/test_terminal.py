@@ -17,14 +17,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from flowrl.commands.sampling import Wish, prompts_of, sample
+from flowrl.commands.sample import SampleOptions, prompts_of, sample
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.evaluation.origin import read_origin
-from flowrl.models.exporting import ORIGIN_FILE
-from flowrl.report import write_anyway
-from flowrl.runtime.progress import Display
-from flowrl.runtime.restore import policy_of_run
+from flowrl.evaluation.targets.export_settings import read_export_settings
+from flowrl.models import export_policy
+from flowrl.models.export_folder import ORIGIN_FILE
+from flowrl.report import try_write
+from flowrl.runtime.display import Display
+from flowrl.startup.policies import policy_of_run
 from flowrl.train import train
 from tests import pipelines
 
@@ -67,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 @pytest.mark.slow
 def test_a_run_says_what_it_does_and_ends_with_a_report(trained: tuple[Path, str, str]) -> None:
     folder, out, err = trained
-    assert out == "run  (report: run/report.html)\n"
+    assert out == "run  (open report.html in it)\n"
     lines = err.splitlines()
     for words in ("tiny: loading the reward", "tiny: loading the model shapes", "tiny 1/2 | reward ", "tiny 2/2 | "):
         assert any(words.replace("tiny: ", "") in line for line in lines), (words, err)
@@ -131,13 +132,15 @@ def test_every_export_of_a_run_remembers_its_settings(tmp_path: Path) -> None:
         "monitor": {"samples": 0},
     }
     run = train(Config.of(facts))
-    policy_of_run(run, "latest").export(tmp_path / "mine")
+    export_policy(policy_of_run(run, "latest"), tmp_path / "mine", "diffusers")
     (checkpoint,) = (run / "checkpoints").glob("step_*")
     copied = shutil.copytree(checkpoint / "lora", tmp_path / "copied")
     for place in (tmp_path / "mine", checkpoint / "lora", checkpoint / "peft", copied):
-        written = sample(str(place), prompts_of(["a red circle"]), tmp_path / f"of_{place.name}", Wish(device="cpu"))
+        written = sample(
+            str(place), prompts_of(["a red circle"]), tmp_path / f"of_{place.name}", SampleOptions(device="cpu")
+        )
         assert Image.open(written.files[0]).size == (16, 16)
-        origin = read_origin(place)
+        origin = read_export_settings(place)
         assert origin is not None and origin.call["guidance_scale"] == 3.5 and "critic" not in origin.load
 
 
@@ -163,7 +166,7 @@ def test_ctrl_c_saves_reports_and_exits_with_130(tmp_path: Path) -> None:
 
 def test_a_report_that_fails_is_a_sentence(tmp_path: Path) -> None:
     said: list[str] = []
-    (sentence,) = write_anyway(tmp_path, said.append)
+    (sentence,) = try_write(tmp_path, said.append)
     assert said == ["writing the report"] and "the report was not written" in sentence and "config.yaml" in sentence
 
 
@@ -183,7 +186,7 @@ def test_counting_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_an_export_says_is_read_with_care(tmp_path: Path) -> None:
-    assert read_origin(tmp_path) is None and read_origin(tmp_path / "nowhere") is None
+    assert read_export_settings(tmp_path) is None and read_export_settings(tmp_path / "nowhere") is None
     facts = {
         "family": "diffusion",
         "model": {"dtype": "bfloat16", "trust_remote_code": True, "call": {"height": 16}},
@@ -191,9 +194,9 @@ def test_what_an_export_says_is_read_with_care(tmp_path: Path) -> None:
         "eval": {"steps": 6, "guidance": None, "temperature": None},
     }
     (tmp_path / ORIGIN_FILE).write_text(json.dumps(facts))
-    origin = read_origin(tmp_path)
+    origin = read_export_settings(tmp_path)
     assert origin is not None and origin.load == {"dtype": "bfloat16"} and origin.call == {"height": 16}
     for broken in ("{", "[]", "{}", json.dumps(facts | {"algorithm": "no_such"}), json.dumps(facts | {"family": "x"})):
         (tmp_path / ORIGIN_FILE).write_text(broken)
         with pytest.raises(UserError, match=r"flowrl.json is not one that this flowrl wrote .*; delete it"):
-            read_origin(tmp_path)
+            read_export_settings(tmp_path)

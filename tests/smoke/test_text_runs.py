@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
-from flowrl.models import load_policy
-from flowrl.runtime.restore import adopt, policy_of_run
+from flowrl.models import export_formats, export_policy, load_policy
+from flowrl.startup.policies import make_live, policy_of_run
 from flowrl.train import train
-from flowrl.types import Draw
+from flowrl.types import Draw, prompts_of
 from tests.components_text import folder
 
 SIZES = {"length": 8, "steps": 4, "block": 4}
@@ -82,9 +82,9 @@ def test_two_iterations_then_export_and_reload(name: str, algorithm: str, model:
     assert all(line["ratio/first_max_deviation"] < 1e-3 for line in found)
     assert all(line["completion/length"] > 0 for line in found)
     policy = policy_of_run(run, "latest")
-    adopt(policy, "live")
-    for to in policy.formats:  # verified by reloading with transformers and PEFT
-        assert policy.export(tmp_path / to, to=to) < 1e-4
+    make_live(policy, "live")
+    for to in export_formats(policy):  # verified by reloading with transformers and PEFT
+        assert export_policy(policy, tmp_path / to, to=to) < 1e-4
     checkpoint = run / "checkpoints" / "step_000002"
     adapter = load_file(checkpoint / "peft" / "adapter_model.safetensors")
     assert any(float(tensor.abs().max()) > 0 for key, tensor in adapter.items() if "lora_B" in key)
@@ -233,7 +233,7 @@ def test_a_completion_follows_from_its_seed_whatever_the_batch() -> None:
         sampler = CausalSampler(length=6) if family == "causal" else MaskedSampler(length=6, steps=6, block=3)
         prompts = ["2+3=", "a longer prompt: 4*4=", "1"]
         draw = Draw.of(seeds(0, "s", count=3), torch.arange(3), 0, 0)
-        together = sampler(policy, policy.condition(prompts), draw).final
+        together = sampler(policy, policy.condition(prompts_of(prompts)), draw).final
         for row, prompt in enumerate(prompts):
-            alone = sampler(policy, policy.condition([prompt]), draw.take(torch.tensor([row]))).final
+            alone = sampler(policy, policy.condition(prompts_of([prompt])), draw.take(torch.tensor([row]))).final
             assert torch.equal(alone[0], together[row])

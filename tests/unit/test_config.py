@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from flowrl.algorithms import build
+from flowrl.composition import build
 from flowrl.config import Config
-from flowrl.config.explain import explain
-from flowrl.config.reading import apply_overrides, parse_yaml
+from flowrl.config.listing import config_table
+from flowrl.config.overrides import apply_overrides
+from flowrl.config.yaml_text import parse_yaml
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
-from flowrl.runtime.geometry import geometry
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check_run
+from flowrl.startup.workload import workload
 
 MINIMAL = """
 name: quick
@@ -51,9 +52,9 @@ def test_resolved_yaml_loads_to_an_equal_config(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("trian.iterations=1", ["trian.iterations", "'train'"]),
-        ("model.lora.rnk=3", ["model.lora.rnk=3", "'rank'"]),
-        ("rewards.0.wieght=1", ["rewards.0.wieght", "'weight'"]),
+        ("trian.iterations=1", ["command line: unknown key trian.iterations", "'train'"]),
+        ("model.lora.rnk=3", ["command line: unknown key model.lora.rnk=3", "'model.lora.rank'"]),
+        ("rewards.0.wieght=1", ["command line: unknown key rewards.0.wieght", "'rewards.0.weight'"]),
         ("train.lr=1e-4", ["train.lr=0.0001", "'optimizer.lr'"]),
         ("optimizer.lr=-1", ["optimizer.lr=-1", "greater than or equal to 0"]),
         ("optimizer.lr=.nan", ["optimizer.lr=nan", "finite"]),
@@ -84,8 +85,25 @@ def test_mistakes_are_named_with_the_remedy(file: Path, override: str, words: li
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_mistake_is_blamed_on_where_it_was_written(file: Path) -> None:
+    file.write_text(MINIMAL.replace("{iterations: 3}", "{iterations: 3, sed: 1}"))
+    with pytest.raises(UserError) as caught:
+        Config.load(file, ["optimizer.lr=-1", "train.updates=2", "data.test=null"])
+    inside, _, outside = str(caught.value).partition("\n")
+    assert sorted((inside, outside)) == sorted((
+        "command line: optimizer.lr=-1: input should be greater than or equal to 0",
+        f"{file}: unknown key train.sed=1; did you mean 'train.seed'?",
+    ))  # fmt: skip
+    file.write_text(MINIMAL)
+    with pytest.raises(UserError, match=r"^command line: train\.updates=217 is more than the 216 samples"):
+        Config.load(file, ["train.updates=217"])
+    file.write_text(MINIMAL.replace("{iterations: 3}", "{iterations: 3, updates: 217}"))
+    with pytest.raises(UserError, match=rf"^{file}: train\.updates=217 is more"):
+        Config.load(file, ["train.epochs=2"])
+
+
 def test_every_mistake_is_reported_at_once(file: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)optimizer.lr=-1.*train.sed=1.*did you mean 'seed'"):
+    with pytest.raises(UserError, match=r"(?s)optimizer.lr=-1.*train.sed=1.*did you mean 'train.seed'"):
         Config.load(file, ["optimizer.lr=-1", "train.sed=1"])
 
 
@@ -135,19 +153,19 @@ def test_overrides_leave_their_input_alone() -> None:
 
 
 def test_explain_shows_origin_and_meaning(file: Path) -> None:
-    rows = {line.split()[0]: line for line in explain(Config.load(file, ["optimizer.lr=1e-5"])).splitlines()}
+    rows = {line.split()[0]: line for line in config_table(Config.load(file, ["optimizer.lr=1e-5"])).splitlines()}
     assert "set" in rows["optimizer.lr"] and "learning rate" in rows["optimizer.lr"]
     assert "default" in rows["optimizer.eps"]
     assert "set" in rows["rewards.0.use"] and "default" in rows["rewards.0.weight"]
 
 
 def test_every_key_has_a_meaning(file: Path) -> None:
-    assert all(line.rsplit("  ", 1)[1].strip() for line in explain(Config.load(file)).splitlines())
+    assert all(line.rsplit("  ", 1)[1].strip() for line in config_table(Config.load(file)).splitlines())
 
 
 def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
     config = Config.load(file, ["data.prompts=4", "data.group=3", "train.updates=2", "train.epochs=2"])
-    counts = geometry(config, build("flow_grpo"))  # 10 steps, the last not trained, KL to the reference
+    counts = workload(config, build("flow_grpo"))  # 10 steps, the last not trained, KL to the reference
     assert (counts.samples, counts.decisions, counts.optimizer_steps) == (12, 9, 4)
     assert counts.sampling_forwards == 12 * 10
     assert counts.training_forwards == 12 * 9 * 2
@@ -158,13 +176,13 @@ def test_geometry_counts_what_a_run_evaluates(file: Path) -> None:
 def test_geometry_counts_a_measured_old_policy(file: Path) -> None:
     once, twice = Config.load(file), Config.load(file, ["train.updates=2"])
     algorithm = build("fpo")
-    extra = geometry(twice, algorithm).frozen_forwards - geometry(once, algorithm).frozen_forwards
+    extra = workload(twice, algorithm).frozen_forwards - workload(once, algorithm).frozen_forwards
     assert extra == 216 * algorithm.estimator.draws  # type: ignore[attr-defined]
 
 
 def test_impossible_groups(file: Path) -> None:
     with pytest.raises(UserError, match=r"data.group=1.*at least 2"):
-        check(Config.load(file, ["data.group=1"]))
+        check_run(Config.load(file, ["data.group=1"]))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +200,7 @@ def test_impossible_groups(file: Path) -> None:
 )
 def test_what_does_not_exist_is_found_before_loading(file: Path, override: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        check(Config.load(file, [override]))
+        check_run(Config.load(file, [override]))
 
 
 BOMB = "x0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -247,7 +265,7 @@ def test_strange_yaml_is_one_short_sentence(file: Path, text: str, words: list[s
 )
 def test_values_of_another_type_are_not_converted(file: Path, override: str) -> None:
     with pytest.raises(UserError) as caught:
-        check(Config.load(file, [override]))
+        check_run(Config.load(file, [override]))
     assert override.partition("=")[0].rpartition(".")[2] in str(caught.value)
 
 
@@ -256,7 +274,7 @@ def test_numbers_lists_and_dates_that_yaml_writes_otherwise(file: Path) -> None:
         file, ["train.seed=1e3", "optimizer.betas=[0, 0.5]", "name=2024-01-01", "algorithm.sampler.steps=8.0"]
     )
     assert (config.train.seed, config.optimizer.betas, config.name) == (1000, (0.0, 0.5), "2024-01-01")
-    assert isinstance(config.train.seed, int) and build(config.algorithm).sampler.steps == 8
+    assert isinstance(config.train.seed, int) and build(config.algorithm).sampler.forwards == 8
 
 
 def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, tmp_path: Path) -> None:
@@ -275,4 +293,21 @@ def test_a_run_directory_that_cannot_be_made_is_told_before_loading(file: Path, 
 
 
 def check_of(file: Path, out: Path | str) -> Path:
-    return check(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory
+    return check_run(Config.load(file, [f"out={json.dumps(str(out))}"])).config.directory
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("itertions=3", "'train.iterations'"),
+        ("iterations=3", "'train.iterations'"),
+        ("train.itertions=3", "'train.iterations'"),
+        ("algoritm=grpo", "'algorithm'"),
+        ("algoritm.use=grpo", "'algorithm'"),
+        ("prompts=3", "'data.prompts' or 'eval.prompts'"),
+    ],
+)
+def test_a_mistyped_key_is_suggested_in_full(file: Path, override: str, meant: str) -> None:
+    with pytest.raises(UserError) as raised:
+        Config.load(file, [override])
+    assert str(raised.value).endswith(f"; did you mean {meant}?")

@@ -63,3 +63,20 @@ def test_the_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([source, target]) == 2 and "already exists" in capsys.readouterr().err
     assert main([source, str(tmp_path / "x.bin")]) == 2 and "*.safetensors" in capsys.readouterr().err
     assert main([source]) == 2 and re.search("usage: python -m flowrl.scorers.convert", capsys.readouterr().err)
+
+
+def test_memory_that_runs_out_and_files_that_cannot_be_read_are_no_bad_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "weights.pt"
+    torch.save({"a": torch.zeros(2)}, source)
+
+    def failing(error: Exception) -> None:
+        monkeypatch.setattr("torch.serialization.load", lambda *_, **__: (_ for _ in ()).throw(error))
+
+    failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        convert(source, tmp_path / "new.safetensors")
+    failing(PermissionError(13, "Permission denied"))
+    with pytest.raises(UserError, match=r"weights.pt cannot be read: .*Permission denied"):
+        convert(source, tmp_path / "new.safetensors")

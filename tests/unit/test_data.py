@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowrl.data import Form, PromptSet, load_prompts
+from flowrl.data import PromptFormat, PromptSet, load_prompts
 from flowrl.errors import UserError
 from flowrl.types import Chat, Prompt
 
@@ -207,7 +207,7 @@ def test_parquet_with_verls_columns(tmp_path: Path) -> None:
 
     row = {"prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "4"}, "extra_info": {"index": 7}}
     parquet.write_table(pyarrow.Table.from_pylist([row, row]), tmp_path / "a.parquet")
-    form = Form({"answer": "reward_model.ground_truth", "number": "extra_info.index", "extra_info": None})
+    form = PromptFormat({"answer": "reward_model.ground_truth", "number": "extra_info.index", "extra_info": None})
     first = load_prompts(str(tmp_path / "a.parquet"), form).prompts[0]
     assert first.text == "2+2?" and first.chat is None
     assert first.columns == {"reward_model": row["reward_model"], "answer": "4", "number": 7}
@@ -223,7 +223,7 @@ def test_columns_and_templates(tmp_path: Path) -> None:
     spec = str(tmp_path / "a.jsonl")
 
     def one(template: str | None = None, **columns: str | None) -> Prompt:
-        return load_prompts(spec, Form(columns, template)).prompts[0]
+        return load_prompts(spec, PromptFormat(columns, template)).prompts[0]
 
     assert one(prompt="question", answer="answer", gold="nums.1") == Prompt(
         "2+2?", 0, {"answer": "#### 4", "gold": 4, "nums": [3, 4], "target": 7}
@@ -232,7 +232,7 @@ def test_columns_and_templates(tmp_path: Path) -> None:
     assert one("Make {goal:03d} of {nums}.", goal="target").text == "Make 007 of [3, 4]."
     assert one("{target}", target="target", question=None).columns == {"answer": "#### 4", "nums": [3, 4], "target": 7}
     (tmp_path / "b.csv").write_text('meta,task\n"{""truth"": {""x"": [5, 6]}}",2\n')
-    row = load_prompts(str(tmp_path / "b.csv"), Form({"truth": "meta.truth.x.1"}, "{task}")).prompts[0]
+    row = load_prompts(str(tmp_path / "b.csv"), PromptFormat({"truth": "meta.truth.x.1"}, "{task}")).prompts[0]
     assert (row.text, row.columns["truth"]) == ("2", 6)
     for template, match in (
         (r"\boxed{}", r"{} names no column"),
@@ -254,8 +254,8 @@ def test_columns_and_templates(tmp_path: Path) -> None:
 def test_a_taken_name_can_be_renamed_or_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "x", "images": ["a.png"]}')
     spec = str(tmp_path / "a.jsonl")
-    assert load_prompts(spec, Form({"my_images": "images"})).prompts[0].columns == {"my_images": ["a.png"]}
-    assert load_prompts(spec, Form({"images": None})).prompts[0].columns == {}
+    assert load_prompts(spec, PromptFormat({"my_images": "images"})).prompts[0].columns == {"my_images": ["a.png"]}
+    assert load_prompts(spec, PromptFormat({"images": None})).prompts[0].columns == {}
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
@@ -283,7 +283,7 @@ def test_conversations(tmp_path: Path) -> None:
     made = calls.chat.messages[1]["tool_calls"][0]["function"]
     assert made == {"name": "add", "arguments": {"a": 1}} and "content" not in calls.chat.messages[1]
     assert calls.chat.tools == [TOOL] and not calls.chat.continued
-    assert options.chat == Chat.of([USER], [TOOL], {"enable_thinking": False}) and options.asked == options.chat
+    assert options.chat == Chat.of([USER], [TOOL], {"enable_thinking": False}) and options.model_input == options.chat
     assert shared.chat is not None and shared.chat.continued
     assert hash(calls.chat) == hash(as_text.chat)
 

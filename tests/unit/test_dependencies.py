@@ -21,11 +21,12 @@ from flowrl import errors
 from flowrl.commands import doctor
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.models.loading import Placement
+from flowrl.models import check_parity
 from flowrl.models.lora import Adaptation, LoRAOptions, adapt
+from flowrl.models.placement import Placement
 from flowrl.models.text.network import Network
 from flowrl.records import machine
-from flowrl.runtime.preflight import check
+from flowrl.startup.preflight import check_run
 
 
 def small_llama() -> nn.Module:
@@ -84,12 +85,12 @@ def test_what_is_blamed_is_the_cause(monkeypatch, failure, said):
 def test_the_hint_installs_the_extra_of_what_runs(monkeypatch, tmp_path):
     root = Path(errors.__file__).parents[1]
     monkeypatch.chdir(root)
-    assert errors.install("data") == "pip install -e '.[data]'"
+    assert errors.install_command("data") == "pip install -e '.[data]'"
     monkeypatch.chdir(tmp_path)
-    assert errors.install("data") == f"pip install -e '{root}[data]'"
+    assert errors.install_command("data") == f"pip install -e '{root}[data]'"
     monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages/flowrl/errors.py"))
-    assert errors.install("data") == "pip install 'flowrl-finetune[data]'"
-    assert str(errors.missing("prompts", "datasets", "data", "leave them out")) == (
+    assert errors.install_command("data") == "pip install 'flowrl-finetune[data]'"
+    assert str(errors.missing_package("prompts", "datasets", "data", "leave them out")) == (
         "prompts needs the package datasets: pip install 'flowrl-finetune[data]', or leave them out"
     )
 
@@ -148,7 +149,7 @@ def test_decoding_asks_for_nothing_that_is_about_to_go():
         warnings.simplefilter("error", FutureWarning)
         warnings.simplefilter("error", DeprecationWarning)
         policy = load("llama")
-        policy.check_parity()
+        check_parity(policy)
 
 
 # ---- the tested set
@@ -240,17 +241,17 @@ def test_a_missing_extra_is_one_sentence_before_anything_is_loaded(monkeypatch, 
     """Uninstalled: neither found nor imported."""
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "flowrl.hosting.client", raising=False)
+    monkeypatch.delitem(sys.modules, "flowrl.clients.http", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else real(name))
-    monkeypatch.setattr("flowrl.hosting.find_spec", importlib.util.find_spec)
+    monkeypatch.setattr("flowrl.clients.find_spec", importlib.util.find_spec)
     monkeypatch.chdir(tmp_path)
     Path("PROMPTS.parquet").touch()
     values = {"name": "x", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "rewards": ["jpeg_compressibility"]}
     config = Config.model_validate({**values, "train": {"iterations": 1}, **change})
     with pytest.raises(UserError, match=rf"needs the package {package}: pip install .*\[{extra}\]"):
-        check(config)
+        check_run(config)
 
 
 class Without:

@@ -13,17 +13,18 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.parts.diagnostics import MISMATCH, MISMATCH_MAX
-from flowrl.rounding import FirstRatio
+from flowrl.ratio_check import RatioCheck
 from flowrl.samplers.causal import CausalSampler
-from flowrl.step import Pass, improve
-from flowrl.types import Draw, Scores, TokenTrace
+from flowrl.step import UpdateSettings, improve
+from flowrl.types import Draw, Scores, TokenTrace, prompts_of
 from tests.components_text import folder
+from tests.contract.toys import table_of
 
 
 @dataclass
@@ -114,7 +115,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Any:
 def roll(policy: Any, sampler: CausalSampler) -> tuple[Any, TokenTrace]:
     prompts = ["a b", "a b c d", "a b"]
     draw = Draw.of(seeds(0, "s", count=3), torch.tensor([0, 1, 2]), 0, 0)
-    rollout = sampler(policy, policy.condition(prompts), draw)
+    rollout = sampler(policy, policy.condition(prompts_of(prompts)), draw)
     assert isinstance(rollout.trace, TokenTrace)
     return rollout, rollout.trace
 
@@ -137,7 +138,7 @@ def test_the_engine_samples_with_the_weights_in_use_and_reports_their_probabilit
 def test_the_engine_cuts_the_distribution_as_we_score_it(policy: Any) -> None:
     sampler = CausalSampler(length=5, temperature=0.7, top_p=0.6, top_k=4, engine="vllm")
     rollout, trace = roll(policy, sampler)
-    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 5})
+    algorithm = composition.build({"use": "grpo", "kl": 0.0, "length": 5})
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "p", count=3))
     with torch.no_grad():
         ours = algorithm.estimator(policy, rows, rollout.condition).logp
@@ -152,15 +153,18 @@ def test_the_engine_stops_at_our_end_token_alone(policy: Any, monkeypatch: pytes
 
 def test_a_mismatch_is_corrected_by_truncated_importance(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LLM, "off", -0.5)
-    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 4, "credit": [{"use": "truncated_importance"}]})
+    algorithm = composition.build(
+        {"use": "grpo", "kl": 0.0, "length": 4, "token_advantage": [{"use": "truncated_importance"}]}
+    )
     rollout, trace = roll(policy, CausalSampler(length=4, engine="vllm"))
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "p", count=3))
     with torch.no_grad():
         old = algorithm.estimator(policy, rows, rollout.condition)
     old = replace(old, logp=old.logp.double())
-    credit, _ = algorithm.credit[0](torch.ones(rows.shape).double(), rows, old, trace.mask)
-    assert torch.allclose(credit[trace.mask], torch.tensor(0.5).exp().double(), atol=1e-4)
-    capped, _ = replace(algorithm.credit[0], cap=1.2)(torch.ones(rows.shape).double(), rows, old, trace.mask)
+    table = table_of(torch.ones(rows.shape).double(), trace.mask, old, rows)
+    advantage = algorithm.token_advantage[0](table).advantage
+    assert torch.allclose(advantage[trace.mask], torch.tensor(0.5).exp().double(), atol=1e-4)
+    capped = replace(algorithm.token_advantage[0], cap=1.2)(table).advantage
     assert float(capped[trace.mask].max()) == pytest.approx(1.2)
 
 
@@ -207,26 +211,28 @@ def test_the_first_step_says_how_far_engine_and_trainer_are_apart() -> None:
         algorithm=SimpleNamespace(sampler=CausalSampler(engine="vllm"), objective=SimpleNamespace(bounds=None)),
         config=SimpleNamespace(model=SimpleNamespace(dtype="bfloat16")),
     )
-    first = FirstRatio()
-    (said,) = first.news(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
+    first = RatioCheck()
+    (said,) = first.notes(session, {MISMATCH: 0.004, MISMATCH_MAX: 0.3})
     assert said.startswith("log-probabilities of vllm and of the trainer differ by 0.004 on average, 0.3 at most")
     assert said.endswith("usual for different kernels")
-    assert first.news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
-    (warned,) = FirstRatio().news(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
+    assert first.notes(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6}) == []
+    (warned,) = RatioCheck().notes(session, {MISMATCH: 0.5, MISMATCH_MAX: 0.6})
     assert "above 0.02 on average it is more than rounding" in warned
 
 
 def test_the_mismatch_is_measured_in_the_first_batch(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in reports log-probabilities that are .25 too low: mean and largest difference are that."""
     monkeypatch.setattr(LLM, "off", -0.25)
-    algorithm = algorithms.build({"use": "grpo", "kl": 0.0, "length": 4})
+    algorithm = composition.build({"use": "grpo", "kl": 0.0, "length": 4})
     group = torch.tensor([0, 0, 1, 1])
     draw = Draw.of(seeds(0, "s", count=4), group, 0, 0)
-    rollout = CausalSampler(length=4, engine="vllm")(policy, policy.condition(["a b", "a b", "c", "c"]), draw)
+    rollout = CausalSampler(length=4, engine="vllm")(
+        policy, policy.condition(prompts_of(["a b", "a b", "c", "c"])), draw
+    )
     prizes = torch.tensor([[0.0], [1.0], [1.0], [0.0]]).double()
     scores = Scores(prizes, torch.ones(1).double(), ("prize",), group, group, torch.ones(4).bool())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
     advantage = algorithm.advantage(scores, {})
-    settings = Pass(max_grad_norm=1.0, micro_batch=2)
-    metrics = improve(policy, optimizer, algorithm, rollout, scores, advantage, draw.seeds, settings)
+    settings = UpdateSettings(max_grad_norm=1.0, micro_batch=2)
+    metrics = improve(policy, optimizer, algorithm, rollout, scores, advantage, settings)
     assert metrics[MISMATCH] == pytest.approx(0.25, abs=1e-4) and metrics[MISMATCH_MAX] == pytest.approx(0.25, abs=1e-4)

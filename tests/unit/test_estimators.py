@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from flowrl.estimators.times import GridTimes, LogitNormalTimes, UniformTimes
 from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import FlowSDE
 from flowrl.math.random import seeds
-from flowrl.models.tiny import TinyCondition, TinyFlow
+from flowrl.models.tiny_flow import TinyCondition, TinyFlow
 from flowrl.models.weights import WeightSets
+from flowrl.parts.ema import Ramp
 from flowrl.parts.objectives import Clipped, ImplicitPair, ScoreFunction
-from flowrl.parts.schedules import Ramp
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
-from flowrl.types import Batch, Draw, Likelihood, MisfitError, Rollout
+from flowrl.types import Batch, Draw, IncompatibleError, Likelihood, Rollout
+from tests.contract.toys import rollout_of
 from tests.unit.test_math_flow import GaussianFlow, sd3_grid
 
 MODES = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
@@ -36,8 +38,10 @@ class ShiftPolicy:
         self.theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         self.weights = WeightSets({"theta": self.theta})
 
+    @contextmanager
     def using(self, name: str):
-        return self.weights.using(name)
+        with self.weights.using(name):
+            yield self
 
     def times(self, steps: int) -> Tensor:
         return sd3_grid(steps)
@@ -108,7 +112,9 @@ def test_old_likelihood_from_the_rollout_equals_a_replay(measure, reduction) -> 
     rollout = sampler(policy, condition(8), draw(8))
     estimator = Transitions(measure=measure, reduction=reduction)
     rows = estimator.probe(rollout, policy, draw(8).seeds)
-    assert torch.allclose(estimator.old(rollout, rows).logp, estimator(policy, rows, condition(8)).logp, atol=1e-6)
+    assert torch.allclose(
+        estimator.recorded_logp(rollout, rows).logp, estimator(policy, rows, condition(8)).logp, atol=1e-6
+    )
     assert rows.t.shape == (8, 5)
 
 
@@ -123,7 +129,7 @@ def test_normalised_log_ratio_of_guard() -> None:
         policy.last.bias += torch.tensor([0.05, -0.03])
     with torch.no_grad():
         normalised = guard(policy, rows, condition(4000)).logp
-        log_ratio = plain(policy, rows, condition(4000)).logp - plain.old(rollout, rows).logp
+        log_ratio = plain(policy, rows, condition(4000)).logp - plain.recorded_logp(rollout, rows).logp
     _, b, s = rows.dynamics.coefficients(rows.t, rows.t_next)
     shift_square = b**2 * (0.05**2 + 0.03**2) / 2  # mean over D = 2
     assert torch.allclose(normalised, s * (log_ratio + shift_square / (2 * s**2)), atol=2e-6)
@@ -149,7 +155,7 @@ def test_a_subset_of_steps_keeps_latents_and_times_together() -> None:
 
 
 def matching_rollout(policy, clean: Tensor) -> Rollout:
-    return Rollout(condition(len(clean)), clean, torch.zeros(len(clean), dtype=torch.long), None, policy.times(10))
+    return rollout_of(condition(len(clean)), clean, times=policy.times(10))
 
 
 @pytest.mark.parametrize(("t", "expected"), [(0.2, 0.4994), (0.5, 0.7996), (0.9, 0.5540)])
@@ -205,7 +211,7 @@ def setup_matching(estimator) -> tuple:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    policy.follow("old", 0.0)
+    policy.update_ema("old", 0.0)
     clean = torch.randn(6, 2, generator=torch.Generator().manual_seed(2))
     rows = estimator.probe(matching_rollout(policy, clean), policy, draw(6).seeds)
     advantage = torch.tensor([1.5, -0.5, 3.0, 0.0, -4.0, 0.7], dtype=torch.float64)[:, None].expand(rows.t.shape)
@@ -242,7 +248,7 @@ def test_nft_decomposes_into_matching_and_a_trust_region_and_its_optimum() -> No
     def loss(d: Tensor) -> Tensor:
         plus, minus = (old + b * d - target), (old - b * d - target)
         live = Likelihood(
-            -(t**2 * (plus**2).mean())[None, None], {"logp_against": -(t**2 * (minus**2).mean())[None, None]}
+            -(t**2 * (plus**2).mean())[None, None], {"logp_negative": -(t**2 * (minus**2).mean())[None, None]}
         )
         return ImplicitPair(b, a)(live, Batch(advantage[None, None], live, torch.ones(1, 1), torch.zeros(1), None))[
             0, 0
@@ -300,7 +306,7 @@ def test_times_cover_what_they_promise() -> None:
     fine = torch.cat([torch.linspace(1, 0.001, 10).double(), torch.zeros(1).double()])
     kept = GridTimes(fraction=1.0, stratified=True, least=0.02)(8, fine, keys)
     assert set(kept.flatten().tolist()) == set(fine[:9].tolist())  # all but 0.001
-    with pytest.raises(MisfitError, match=r"lower times\.least=0\.5"):
+    with pytest.raises(IncompatibleError, match=r"lower times\.least=0\.5"):
         GridTimes(least=0.5, skip=8)(2, fine, keys)
 
 

@@ -15,18 +15,19 @@ from safetensors.torch import load_file, save_file
 from flowrl.config import Config, RewardConfig
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
-from flowrl.evaluation.generate import Maker, generate
-from flowrl.evaluation.results import Judged, summarise
-from flowrl.evaluation.runner import choose
-from flowrl.evaluation.scored import scored
+from flowrl.evaluation.results import VariantScores, summarise
+from flowrl.evaluation.reward_suite import reward_suite
+from flowrl.evaluation.runner import choose_prompts
+from flowrl.evaluation.samples import SampleSource, complete_samples
 from flowrl.evaluation.statistics import Resamples, bootstrap, paired_bootstrap, wilson, wins
 from flowrl.evaluation.table import format_estimate
-from flowrl.models.adapters.reading import DIFFUSERS_FILE as FILE
-from flowrl.models.tiny import TinyFlow
+from flowrl.models import export_policy
+from flowrl.models.adapters.read import DIFFUSERS_FILE as FILE
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.records import checkpoint
 from flowrl.records.sample_files import is_image_folder, read_folder, read_images, sample_path, write_image, write_text
-from flowrl.runtime.restore import open_policy, policy_of_run
 from flowrl.samplers.flow import FlowSampler
+from flowrl.startup.policies import open_policy, policy_of_run
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes import prompts as world_prompts
 from flowrl.worlds.shapes.scenes import Scene, Thing, random_scene, render
@@ -111,7 +112,7 @@ def test_paired_values_must_match():
 
 def judged(correct):
     values = np.asarray(correct, dtype=float)
-    return Judged({"correct": values}, np.ones_like(values), ["no circle"] * int((values == 0).sum()))
+    return VariantScores({"correct": values}, np.ones_like(values), ["no circle"] * int((values == 0).sum()))
 
 
 def test_summary_counts_by_hand():
@@ -138,9 +139,9 @@ def test_no_overall_without_all_tags():
 
 def test_limit_is_dealt_evenly_over_tags():
     prompts = [Prompt(str(i), i, {"tag": "ab"[i // 10]}) for i in range(20)]
-    assert choose(prompts, 4) == [0, 5, 10, 15]
-    assert choose(prompts, 3) == [0, 5, 10]
-    assert choose(prompts, 100) == choose(prompts, None) == list(range(20))
+    assert choose_prompts(prompts, 4) == [0, 5, 10, 15]
+    assert choose_prompts(prompts, 3) == [0, 5, 10]
+    assert choose_prompts(prompts, 100) == choose_prompts(prompts, None) == list(range(20))
 
 
 # --- images on disk --------------------------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ def test_user_mistakes(tmp_path, monkeypatch):
         evaluate(folder, ["geneval"], tmp_path / "out", samples=0)
     with pytest.raises(UserError, match="not a run"):
         evaluate(folder, ["rewards"], tmp_path / "out")
-    with pytest.raises(UserError, match="no such folder here"):
+    with pytest.raises(UserError, match=r"'runs/misspelt' is not on this machine, .* or give a folder that is here"):
         evaluate("runs/misspelt", ["geneval"], tmp_path / "out")
     with pytest.raises(UserError, match="did you mean 'shapes'"):
         evaluate("shape", ["geneval"], tmp_path / "out")
@@ -316,15 +317,15 @@ class Opener:
         return TinyFlow(torch.eye(4), prompts=[prompt.text for prompt in PROMPTS])
 
 
-def make(folder, opener, chosen=(0, 1, 2), samples=2, seed=7, steps=3, progress=False):
-    maker = Maker(opener, FlowSampler(steps=steps), seed, {"model": "tiny"})
-    entries = generate(maker, PROMPTS, chosen, samples, folder, progress=progress)
+def make(folder, opener, chosen=(0, 1, 2), samples=2, seed=7, steps=3, display=None):
+    source = SampleSource(opener, FlowSampler(steps=steps), seed, {"model": "tiny"})
+    entries = complete_samples(source, PROMPTS, chosen, samples, folder, display=display)
     return {str(path.relative_to(folder)): path.read_bytes() for entry in entries for path in entry.files}
 
 
 def test_images_do_not_depend_on_batch_or_company(tmp_path, monkeypatch):
     together = make(tmp_path / "a", Opener())
-    monkeypatch.setattr("flowrl.evaluation.generate.BATCH_IMAGES", 1)
+    monkeypatch.setattr("flowrl.evaluation.generation.BATCH_IMAGES", 1)
     alone = make(tmp_path / "b", Opener())
     assert together == alone and len(set(together.values())) == 6
     one = make(tmp_path / "c", Opener(), chosen=[1], samples=1)
@@ -368,11 +369,11 @@ def test_non_finite_images_stop_with_a_reason(tmp_path):
 
 def test_rewards_that_cannot_score_are_counted_and_their_versions_told():
     spec = RewardConfig(use="ocr", on_error={"then": "raise"})  # what training does with a NaN
-    suite = scored("rewards", [Prompt("no quotes", 0)], "x", [spec, RewardConfig(use="jpeg_compressibility")])
-    verdicts = suite.judge(Samples([Prompt("no quotes", 0)] * 2, torch.rand(2, 3, 32, 32)))
+    suite = reward_suite("rewards", [Prompt("no quotes", 0)], "x", [spec, RewardConfig(use="jpeg_compressibility")])
+    scores = suite.score(Samples([Prompt("no quotes", 0)] * 2, torch.rand(2, 3, 32, 32)))
     suite.close()
-    assert verdicts.measures["ocr"].isnan().all() and verdicts.measures["total"].isnan().all()
-    assert bool((verdicts.measures["jpeg_compressibility"] < 0).all())
+    assert scores.measures["ocr"].isnan().all() and scores.measures["total"].isnan().all()
+    assert bool((scores.measures["jpeg_compressibility"] < 0).all())
     assert suite.version.startswith("1:ocr=ocr:rapidocr-") and ":jpeg_compressibility=jpeg_compr" in suite.version
 
 
@@ -390,7 +391,7 @@ def run(tmp_path_factory):
             "algorithm": "flow_grpo",
             "rewards": ["shapes", {"use": "shapes", "name": "watched", "weight": 0.5}],
             "train": {"iterations": 1},
-            "eval": {"steps": 3, "guidance": 1.0, "weights": "live"},
+            "eval": {"sampling_steps": 3, "guidance": 1.0, "weights": "live"},
         }
     )
     write_text(path / "config.yaml", config.to_yaml())
@@ -434,7 +435,7 @@ def test_a_run_is_judged_before_and_after(run, tmp_path):
 @pytest.mark.slow
 def test_a_lora_of_diffusers_is_judged_on_the_model_it_names_or_is_given(run, tmp_path):
     lora, bare = tmp_path / "lora", tmp_path / "bare"
-    policy_of_run(run, "latest").export(lora, "diffusers")
+    export_policy(policy_of_run(run, "latest"), lora, "diffusers")
     bare.mkdir()
     save_file(load_file(lora / FILE), bare / FILE)  # as most files on the hub: no header, so alpha is the rank
     options = {"samples": 1, "limit": 1, "steps": 3, "guidance": 1.0}

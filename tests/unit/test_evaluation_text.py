@@ -13,28 +13,27 @@ from rich.console import Console
 
 from flowrl import cli
 from flowrl.commands.doctor import check_config
-from flowrl.commands.sampling import Wish, sample
+from flowrl.commands.sample import SampleOptions, sample
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate, show
-from flowrl.evaluation.decoding import Decoding, deterministic, grid, of_model, of_run
-from flowrl.evaluation.generate import Maker, generate
-from flowrl.evaluation.resolve import Wish as Asked
-from flowrl.evaluation.resolve import resolve
-from flowrl.evaluation.results import Judged, summarise
+from flowrl.evaluation.decoding import Decoding, deterministic, grid, sampler_of_model, sampler_of_run
+from flowrl.evaluation.results import VariantScores, summarise
+from flowrl.evaluation.samples import SampleSource, complete_samples
 from flowrl.evaluation.statistics import pass_at
 from flowrl.evaluation.suites import find
 from flowrl.evaluation.target import Target
+from flowrl.evaluation.targets import Request, find_target
 from flowrl.models.tiny_text import TinyText
 from flowrl.records import checkpoint
 from flowrl.records.sample_files import read_completion, write_completion, write_text
-from flowrl.runtime.restore import open_policy
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
+from flowrl.startup.policies import open_policy
 from flowrl.types import Prompt, Samples
 from flowrl.worlds import sudoku
-from flowrl.worlds.sudoku.verifier import judge as verdict
+from flowrl.worlds.sudoku.verifier import verify
 from tests import components_text
 
 PROMPTS = [Prompt(text, index, {"tag": "a"}) for index, text in enumerate(("one", "two", "three"))]
@@ -69,7 +68,7 @@ def test_pass_at_k_of_few_samples_is_unbiased():
 def test_results_hold_pass_at_powers_of_two_and_its_paired_difference():
     def judged(correct):
         values = np.asarray(correct, dtype=float)
-        return Judged({"correct": values, "score": values / 2}, np.ones_like(values), [])
+        return VariantScores({"correct": values, "score": values / 2}, np.ones_like(values), [])
 
     base, tuned = judged([[0, 0, 1], [0, 0, 0]]), judged([[1, 0, 1], [0, 0, 1]])
     out = summarise({"base": base, "tuned": tuned}, ["a", "a"], ["a"], 50, 0)
@@ -93,14 +92,14 @@ def test_a_grid_is_every_combination_named_by_what_varies():
 
 
 def test_samplers_of_bare_models():
-    assert of_model("masked", 16, Decoding()) == MaskedSampler(length=16, steps=8, block=None, temperature=0)
-    assert of_model("masked", None, Decoding()) == MaskedSampler(length=128, steps=64, block=32, temperature=0)
-    longer = of_model("masked", None, Decoding(length=512, temperature=0.5))
+    assert sampler_of_model("masked", 16, Decoding()) == MaskedSampler(length=16, steps=8, block=None, temperature=0)
+    assert sampler_of_model("masked", None, Decoding()) == MaskedSampler(length=128, steps=64, block=32, temperature=0)
+    longer = sampler_of_model("masked", None, Decoding(length=512, temperature=0.5))
     assert longer == MaskedSampler(length=512, steps=256, block=32, temperature=0.5)
-    assert of_model("masked", None, Decoding(length=16, steps=2)) == MaskedSampler(
+    assert sampler_of_model("masked", None, Decoding(length=16, steps=2)) == MaskedSampler(
         length=16, steps=2, block=16, temperature=0
     )
-    assert of_model("causal", None, Decoding(length=40)) == CausalSampler(length=40, temperature=0.0)
+    assert sampler_of_model("causal", None, Decoding(length=40)) == CausalSampler(length=40, temperature=0.0)
     for wish, words in (
         (("masked", Decoding(length=50)), "length=50 is not a multiple of block=32"),
         (("masked", Decoding(steps=2)), "steps=2 leaves no step"),
@@ -109,7 +108,7 @@ def test_samplers_of_bare_models():
         (("diffusion", Decoding(temperature=1.0)), "no sampling temperature"),
     ):
         with pytest.raises(UserError, match=words):
-            of_model(wish[0], None, wish[1])
+            sampler_of_model(wish[0], None, wish[1])
 
 
 def test_greedy_samplers_are_known():
@@ -126,19 +125,21 @@ def run_config(**changes) -> Config:
         "data": {"train": "sudoku:train", "test": "sudoku:test"},
         "rewards": ["sudoku", {"use": "sudoku", "name": "strict", "weight": 0, "options": {"mode": "strict"}}],
         "train": {"iterations": 1},
-        "eval": {"steps": 4, "temperature": 0.5, "weights": "live"},
+        "eval": {"sampling_steps": 4, "temperature": 0.5, "weights": "live"},
     }
     return Config.of(values | changes)
 
 
 def test_a_run_is_sampled_as_in_its_own_evaluation_unless_told_otherwise():
     config, order = run_config(), "low_confidence"  # d1's
-    assert of_run(config, Decoding()) == MaskedSampler(length=16, steps=4, block=16, temperature=0.5, order=order)
-    changed = of_run(config, Decoding(length=32, temperature=0))
+    assert sampler_of_run(config, Decoding()) == MaskedSampler(
+        length=16, steps=4, block=16, temperature=0.5, order=order
+    )
+    changed = sampler_of_run(config, Decoding(length=32, temperature=0))
     assert changed == MaskedSampler(
         length=32, steps=8, block=16, temperature=0, order=order
     )  # four tokens a step, as before
-    assert of_run(config, Decoding(steps=16)).forwards == 16
+    assert sampler_of_run(config, Decoding(steps=16)).forwards == 16
 
 
 # --- completions on disk ---------------------------------------------------------------------------------------------
@@ -179,14 +180,14 @@ class Opener:
 
 def make(folder, opener, chosen=(0, 1, 2), samples=4, temperature=1.0):
     sampler = MaskedSampler(length=3, steps=3, block=None, temperature=temperature)
-    maker = Maker(opener, sampler, 7, {"model": "tiny"}, medium="completions")
-    entries = generate(maker, PROMPTS, chosen, samples, folder, progress=False)
+    source = SampleSource(opener, sampler, 7, {"model": "tiny"}, medium="completions")
+    entries = complete_samples(source, PROMPTS, chosen, samples, folder)
     return {str(path.relative_to(folder)): read_completion(path) for entry in entries for path in entry.files}
 
 
 def test_completions_do_not_depend_on_batch_or_company(tmp_path, monkeypatch):
     together = make(tmp_path / "a", Opener())
-    monkeypatch.setattr("flowrl.evaluation.generate.BATCH_COMPLETIONS", 1)
+    monkeypatch.setattr("flowrl.evaluation.generation.BATCH_COMPLETIONS", 1)
     assert make(tmp_path / "b", Opener()) == together and len(set(together.values())) > 4
     assert make(tmp_path / "c", Opener(), chosen=[1], samples=1) == {
         "00001/samples/0000.json": together["00001/samples/0000.json"]
@@ -201,7 +202,7 @@ def test_tokens_are_counted_through_the_end(tmp_path):
 
 def test_a_killed_generation_goes_on_where_it_was(tmp_path, monkeypatch):
     whole = make(tmp_path / "whole", Opener())
-    monkeypatch.setattr("flowrl.evaluation.generate.BATCH_COMPLETIONS", 5)
+    monkeypatch.setattr("flowrl.evaluation.generation.BATCH_COMPLETIONS", 5)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "cut", Opener(calls=1))
     assert len(list((tmp_path / "cut").glob("*/samples/*.json"))) == 5
@@ -219,7 +220,7 @@ def judged_by(name: str, completions: list[str], data: Path | None = None):
     (suite,) = find([name], TEXT, data)
     prompts = list(suite.prompts)[: len(completions)]
     try:
-        return suite, suite.judge(Samples(prompts, completions=completions)).measures
+        return suite, suite.score(Samples(prompts, completions=completions)).measures
     finally:
         suite.close()
 
@@ -282,8 +283,11 @@ def test_misfits_are_one_sentence(tmp_path):
         (lambda: find(["gsm8k", "math500"], TEXT, file), "gsm8k and math500 would both read it"),
         (lambda: find(["gsm8k"], TEXT, tmp_path / "no.jsonl"), "no file .*no.jsonl"),
         (lambda: find(["gsm8k"], TEXT, file), "problem 1: needs 'question' .* and 'answer', found 'question'"),
-        (lambda: resolve("sudoku", Asked(call={"x": 1}, family="masked")), "language model, which has no pipeline"),
-        (lambda: resolve("sudoku", Asked(family="maskd")), "did you mean 'masked'"),
+        (
+            lambda: find_target("sudoku", Request(call={"x": 1}, family="masked")),
+            "language model, which has no pipeline",
+        ),
+        (lambda: find_target("sudoku", Request(family="maskd")), "did you mean 'masked'"),
     ):
         with pytest.raises(UserError, match=words):
             call()
@@ -316,7 +320,7 @@ def test_a_world_model_at_several_decodings(tmp_path):
     lines = lines_of(tmp_path / "model" / names[3] / "results.jsonl")
     by_id = {prompt.text: prompt.columns for prompt in load_prompts("sudoku:test").prompts}
     right = [
-        verdict(line["completion"], by_id[line["prompt"]]["puzzle"], by_id[line["prompt"]]["solution"]).strict
+        verify(line["completion"], by_id[line["prompt"]]["puzzle"], by_id[line["prompt"]]["solution"]).strict
         for line in lines
     ]
     measures = suite["arms"]["model"]["measures"]
@@ -352,7 +356,7 @@ def test_greedy_samples_are_not_made_twice(tmp_path):
     with pytest.raises(UserError, match="8 greedy completions of a prompt are all equal"):
         evaluate("sudoku", ["sudoku"], tmp_path, samples=8, family="masked")
     with pytest.raises(UserError, match="--count: 2 greedy"):
-        sample("sudoku", ["1=", "2="], tmp_path, Wish(count=2, family="masked"))
+        sample("sudoku", ["1=", "2="], tmp_path, SampleOptions(count=2, family="masked"))
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +408,7 @@ def test_sampled_completions_are_printed_and_written(run, tmp_path, capsys):
     assert {"prompt", "completion", "seed", "tokens"} == lines[0].keys() and len({r["seed"] for r in lines}) == 6
     out = capsys.readouterr().out
     assert all(line["completion"] in out for line in lines) and "completions.jsonl" in out
-    one = sample(str(run), [prompt], tmp_path / "one", Wish(decoding=Decoding(temperature=1)))
+    one = sample(str(run), [prompt], tmp_path / "one", SampleOptions(decoding=Decoding(temperature=1)))
     assert one.completions == lines[:1] and one.files == [tmp_path / "one/completions.jsonl"]
 
 
@@ -435,7 +439,7 @@ def test_a_runs_prompts_that_are_too_long_are_treated_as_its_data_says(overlong,
     config = Config.of(values)
     write_text(tmp_path / "run/config.yaml", config.to_yaml())
     policy = open_policy(config)
-    policy.follow("ema", 0.0)
+    policy.update_ema("ema", 0.0)
     tensors = {f"weights/{name}": value for name, value in policy.weights.state().items()}
     checkpoint.save(tmp_path / "run/checkpoints", 1, tensors, {}, {}, {})
     arguments = (str(tmp_path / "run"), ["rewards"], tmp_path / "out")

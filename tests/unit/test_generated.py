@@ -98,7 +98,7 @@ def test_a_fixed_shift() -> None:
     """Shift 3 of even times: 1, 3 (2/3) / (1 + 2 (2/3)) = 6/7, 3 (1/3) / (1 + 2/3) = 3/5, 0."""
     import torch
 
-    from flowrl.models.tiny import TinyFlow
+    from flowrl.models.tiny_flow import TinyFlow
 
     policy: Any = TinyFlow(torch.zeros(2, 2), prompts=("a",))
     grid = FlowSampler(steps=3, shift=3.0).grid(policy)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowrl.detection import COLORS, OBJECTS, Detection, Rules, check, judge, keep, relations, to_color
+from flowrl.detection import COLORS, OBJECTS, Detection, Rules, check, keep, relations, to_color, verify
 from flowrl.detection.evaluator import Evaluator, details, line
 from flowrl.detection.prompts import generate, main, plural
 from flowrl.detection.results import read_results, summary
@@ -78,33 +78,33 @@ ATTR = ask("color_attr", noun("car", color="red"), noun("bus", color="blue"))
     ],
 )
 def test_every_tag(metadata: dict[str, Any], found: list[Detection], reasons: list[str]) -> None:
-    verdict = judge(found, metadata)
+    verdict = verify(found, metadata)
     assert list(verdict.reasons) == reasons
     assert verdict.correct is (not reasons)
 
 
 def test_thresholds_are_exceeded_not_reached() -> None:
-    assert not judge([seen("dog", 0.3)], DOG).correct
-    assert judge([seen("dog", math.nextafter(0.3, 1))], DOG).correct
+    assert not verify([seen("dog", 0.3)], DOG).correct
+    assert verify([seen("dog", math.nextafter(0.3, 1))], DOG).correct
     two = ask("counting", noun("dog", 2), exclude=[noun("dog", 3)])
     sure, close = [seen("dog", 0.95)] * 2, seen("dog", 0.9)
-    assert judge([*sure, close], two).correct  # the third is not sure enough to count
-    assert judge([*sure, seen("dog", 0.901)], two).reasons == ("expected dog<3, found 3",)
-    assert not judge([sure[0], close], two).correct
-    assert judge([sure[0], close], {**two, "tag": "two_object", "exclude": []}).correct  # 0.3 outside of counting
-    assert judge([seen("dog", 0.2)], DOG, Rules(threshold=0.1)).correct
+    assert verify([*sure, close], two).correct  # the third is not sure enough to count
+    assert verify([*sure, seen("dog", 0.901)], two).reasons == ("expected dog<3, found 3",)
+    assert not verify([sure[0], close], two).correct
+    assert verify([sure[0], close], {**two, "tag": "two_object", "exclude": []}).correct  # 0.3 outside of counting
+    assert verify([seen("dog", 0.2)], DOG, Rules(threshold=0.1)).correct
 
 
 def test_only_the_most_confident_are_judged() -> None:
     blue, red = seen("car", 0.9, color="blue"), seen("car", 0.8, color="red")
-    assert judge([red, blue], RED).reasons == ("expected red car>=1, found 0 red; and 1 blue",)
-    assert judge([blue, seen("car", 0.91, color="red")], RED).correct
+    assert verify([red, blue], RED).reasons == ("expected red car>=1, found 0 red; and 1 blue",)
+    assert verify([blue, seen("car", 0.91, color="red")], RED).correct
     two = ask("colors", noun("car", 2, color="red"))
     found = [red, seen("car", 0.7, color="red"), blue]
-    assert judge(found, two).reasons == ("expected red car>=2, found 1 red; and 1 red, 1 blue",)
+    assert verify(found, two).reasons == ("expected red car>=2, found 1 red; and 1 red, 1 blue",)
     far = seen("dog", 0.4, (80, 0, 90, 10))
     near = seen("dog", 0.9, (0, 0, 10, 10))
-    assert judge([far, near, seen("cat", box=(40, 0, 50, 10))], LEFT).correct
+    assert verify([far, near, seen("cat", box=(40, 0, 50, 10))], LEFT).correct
 
 
 def test_colors_are_asked_only_of_what_decides() -> None:
@@ -113,7 +113,7 @@ def test_colors_are_asked_only_of_what_decides() -> None:
     assert to_color(keep(cars[2:], ATTR), ATTR) == [cars[2]]  # too few cars: their colour decides nothing
     assert to_color(keep(cars, DOG), DOG) == []
     with pytest.raises(ValueError, match="colour of 'car' decides"):
-        judge(cars, RED)
+        verify(cars, RED)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +152,14 @@ def test_every_pair_must_be_placed() -> None:
     wanted = ask("position", noun("cat"), noun("dog", 2, position=["left of", 0]))
     cat = seen("cat", box=(50, 0, 60, 10))
     left, right = seen("dog", 0.9, (0, 0, 10, 10)), seen("dog", 0.8, (90, 0, 100, 10))
-    assert judge([cat, left, left], wanted).correct
-    assert judge([cat, left, right], wanted).reasons == ("expected dog left of target, found right of target",)
+    assert verify([cat, left, left], wanted).correct
+    assert verify([cat, left, right], wanted).reasons == ("expected dog left of target, found right of target",)
 
 
 def test_a_miscoloured_target_is_no_target() -> None:
     wanted = ask("position", noun("cat", color="black"), noun("dog", position=["left of", 0]))
     found = [seen("cat", box=(50, 0, 60, 10), color="white"), seen("dog", box=(0, 0, 10, 10))]
-    verdict = judge(found, wanted)
+    verdict = verify(found, wanted)
     assert verdict.reasons == (
         "expected black cat>=1, found 0 black; and 1 white",
         "no target for dog to be left of",
@@ -171,9 +171,9 @@ def test_overlap_is_off_and_can_be_turned_on() -> None:
     # 10 x 10 boxes shifted by 5: sides of 11, the official extra pixel: 6 * 11 / (2 * 121 - 66) = 0.375
     first, second = seen("dog", 0.99, (0, 0, 10, 10)), seen("dog", 0.98, (5, 0, 15, 10))
     two = ask("counting", noun("dog", 2))
-    assert judge([first, second], two).correct
-    assert judge([first, second], two, Rules(max_overlap=0.376)).correct
-    assert not judge([first, second], two, Rules(max_overlap=0.375)).correct
+    assert verify([first, second], two).correct
+    assert verify([first, second], two, Rules(max_overlap=0.376)).correct
+    assert not verify([first, second], two, Rules(max_overlap=0.375)).correct
 
 
 RELEASED = [
@@ -191,7 +191,7 @@ RELEASED = [
 
 @pytest.mark.parametrize(("metadata", "found", "score"), RELEASED)
 def test_the_released_terms(metadata: dict, found: list, score: float) -> None:
-    assert judge(found, metadata).released == pytest.approx(score)
+    assert verify(found, metadata).released == pytest.approx(score)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_the_released_terms(metadata: dict, found: list, score: float) -> None:
     ],
 )
 def test_the_continuous_score(metadata: dict, found: list, score: float, strict: bool) -> None:
-    verdict = judge(found, metadata)
+    verdict = verify(found, metadata)
     assert verdict.score == pytest.approx(score, abs=1e-12)
     assert verdict.strict is strict
 
@@ -375,7 +375,7 @@ def test_official_results_are_imported_and_summed_up(tmp_path: Path) -> None:
     assert summary(read_results(uneven))["overall"] == 0.5  # tags count equally, not images
     result = read_results(file)[0]
     assert result.detections == (Detection("person", 0.97, (0, 1, 20, 30)),)
-    assert judge(result.detections, result.metadata).correct
+    assert verify(result.detections, result.metadata).correct
 
 
 def test_the_whole_benchmark_is_averaged_over_tags(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.score import list_rewards, load_rewards
-from flowrl.scorers.clip import TextMemory
+from flowrl.scorers.clip import EmbeddingCache
 from flowrl.types import Prompt, Samples
 from rewards.aesthetic import aesthetic
 from rewards.clipscore import clipscore
@@ -171,15 +171,16 @@ def test_imagereward_tokenizes_a_prompt_once(imagereward_folder: Path) -> None:
 
 
 def test_the_memory_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.scorers.clip.REMEMBERED", 3)
+    monkeypatch.setattr("flowrl.scorers.clip.CACHED_PROMPTS", 3)
     calls: list[str] = []
 
     def encode(texts: list[str]) -> Tensor:
         calls.extend(texts)
         return torch.tensor([[float(len(text))] for text in texts])
 
-    memory = TextMemory(encode, 2)
-    assert memory(["a", "bb", "a", "ccc"]).flatten().tolist() == [1, 2, 1, 3] and calls == ["a", "bb", "ccc"]
+    memory = EmbeddingCache(encode, 2)
+    for _ in range(2):  # what is known takes no further room
+        assert memory(["a", "bb", "a", "ccc"]).flatten().tolist() == [1, 2, 1, 3] and calls == ["a", "bb", "ccc"]
     assert memory(["bb", "dddd"]).flatten().tolist() == [2, 4]
     assert calls == ["a", "bb", "ccc", "bb", "dddd"]
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowrl.scorers.clip import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
+from flowrl.scorers.images import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
 from rewards.aesthetic import aesthetic
 from rewards.clipscore import clipscore
 from rewards.hpsv2 import hpsv2, letterbox

@@ -12,14 +12,15 @@ from flowrl.detection.evaluator import line, load
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate
 from flowrl.evaluation.prompt_files import read
-from flowrl.evaluation.remembered import Memory, fingerprint
-from flowrl.evaluation.suites import Verdicts, find
+from flowrl.evaluation.score_cache import ScoreCache, files_digest
+from flowrl.evaluation.suite import SuiteScores
+from flowrl.evaluation.suites import find
 from flowrl.evaluation.suites.dpg import read_items
 from flowrl.evaluation.suites.geneval import generated
 from flowrl.evaluation.suites.ocr import signs
 from flowrl.evaluation.suites.t2i_compbench import with_questions
 from flowrl.evaluation.target import Target
-from flowrl.evaluation.visual_questions import Question, graph_scores, questions_of
+from flowrl.evaluation.vqa_suite import Question, graph_scores, questions_of
 from flowrl.records.sample_files import read_images, sample_path, write_image, write_text
 from flowrl.types import Prompt, Samples
 from rewards.pickscore import pickscore
@@ -146,7 +147,7 @@ def test_geneval_tells_the_benchmark_from_its_style(weights: dict[str, str], tmp
 
 
 def test_official_verdicts_are_taken_over(tmp_path: Path) -> None:
-    """The official tool's file about a folder that has moved since: our intervals on its verdicts."""
+    """The official tool's file about a folder that has moved since: our intervals on its scores."""
     folder = folder_of(tmp_path / "moved", METADATA, pictures(6))
     verdicts = [True, False, True, True, False]  # the last image was not judged
     names = [f"{index:05d}/samples/{sample:04d}.png" for index in range(3) for sample in range(2)]
@@ -232,39 +233,39 @@ def test_scorers_on_a_prompt_file(weights: dict[str, str], tmp_path: Path, monke
 def test_weights_that_were_replaced_are_another_judge(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"abc")
-    before = fingerprint({"path": str(file), "dtype": "float32"})
-    assert before.startswith(":weights-") and fingerprint({"path": "owner/name", "batch_size": 3}) == ""
+    before = files_digest({"path": str(file), "dtype": "float32"})
+    assert before.startswith(":weights-") and files_digest({"path": "owner/name", "batch_size": 3}) == ""
     file.write_bytes(b"abcd")
-    assert fingerprint({"path": str(file)}) != before
+    assert files_digest({"path": str(file)}) != before
 
 
-def test_memory_judges_what_is_new_and_keeps_the_order(tmp_path: Path) -> None:
+def test_the_cache_scores_what_is_new_and_keeps_the_order(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 
-    def judge(samples: Samples) -> Verdicts:
+    def scorer(samples: Samples) -> SuiteScores:
         assert samples.images is not None
         seen.append([prompt.text for prompt in samples.prompts])
         means = samples.images.flatten(1).mean(1)
         values = torch.where(means > 0.9, torch.nan, means)
-        return Verdicts({"mean": values}, [(p.text,) for p in samples.prompts], [{"k": 1}] * len(samples.prompts))
+        return SuiteScores({"mean": values}, [(p.text,) for p in samples.prompts], [{"k": 1}] * len(samples.prompts))
 
     images = torch.stack([torch.full((3, 4, 4), level / 255) for level in (10, 20, 255, 10)])
     prompts = [Prompt(text, n) for n, text in enumerate("abcd")]
-    memory = Memory("judge:1", tmp_path)
-    found = memory.judge(Samples(prompts, images), judge)
+    cache = ScoreCache("judge:1", tmp_path)
+    found = cache.score(Samples(prompts, images), scorer)
     assert found.measures["mean"][[0, 1, 3]].tolist() == pytest.approx([10 / 255, 20 / 255, 10 / 255])
     assert math.isnan(found.measures["mean"][2]) and found.reasons[1] == ["b"] and found.details[0] == {"k": 1}
     order = [3, 1, 0]
-    part = memory.judge(Samples([prompts[i] for i in order], images[order]), judge)
+    part = cache.score(Samples([prompts[i] for i in order], images[order]), scorer)
     assert part.reasons == [["d"], ["b"], ["a"]] and seen == [["a", "b", "c", "d"]]
-    with memory.path.open("a") as file:
+    with cache.path.open("a") as file:
         file.write('{"key": "cut')  # a crash in the middle of a line
-    later = Memory("judge:1", tmp_path)
-    later.judge(Samples(prompts, images), judge)
+    later = ScoreCache("judge:1", tmp_path)
+    later.score(Samples(prompts, images), scorer)
     assert seen[1:] == [["c"]]  # only what could not be scored is tried again
-    Memory("judge:2", tmp_path).judge(Samples(prompts, images), judge)
+    ScoreCache("judge:2", tmp_path).score(Samples(prompts, images), scorer)
     changed = [Prompt(p.text, p.id, {"include": 1}) for p in prompts]
-    later.judge(Samples(changed, images), judge)
+    later.score(Samples(changed, images), scorer)
     assert seen[2:] == [["a", "b", "c", "d"]] * 2
 
 
@@ -353,17 +354,17 @@ def test_dpg_asks_every_question_of_its_table(weights: dict[str, str], tmp_path:
     (suite,) = find(["dpg"], Target("somewhere/model", "model"), data, options)
     assert suite.title == f"dpg-like[vqa={weights['llava']}]"
     images = pictures(2)
-    verdicts = suite.judge(Samples(prompts, images))
+    scores = suite.score(Samples(prompts, images))
     texts = [(0, "a cube"), (0, "a red cube"), (1, "a ball")]
     scorer = vqascore(
         weights["llava"], question="Does this figure show {prompt}?", normalised=True, dtype="float32", device="cpu"
     )
     chances = scorer(images[[row for row, _ in texts]], [text for _, text in texts]).tolist()
-    assert verdicts.details[0]["yes"] == pytest.approx(chances[:2], abs=1e-5)
+    assert scores.details[0]["yes"] == pytest.approx(chances[:2], abs=1e-5)
     yes = [chance > 0.5 for chance in chances]
-    assert verdicts.measures["dpg"].tolist() == [(yes[0] + (yes[0] and yes[1])) / 2, float(yes[2])]
-    assert verdicts.measures["entity"].tolist() == [float(yes[0]), float(yes[2])]
-    assert math.isnan(verdicts.measures["attribute"][1])  # the second prompt has none
+    assert scores.measures["dpg"].tolist() == [(yes[0] + (yes[0] and yes[1])) / 2, float(yes[2])]
+    assert scores.measures["entity"].tolist() == [float(yes[0]), float(yes[2])]
+    assert math.isnan(scores.measures["attribute"][1])  # the second prompt has none
     folder = folder_of(tmp_path / "in", [{**p.columns, "prompt": p.text} for p in prompts], pictures(4))
     results = evaluate(str(folder), ["dpg"], tmp_path / "out", options=options)["suites"]["dpg"]
     assert results["arms"]["images"]["samples"] == 4 and results["version"].startswith("1:")
@@ -381,7 +382,7 @@ def test_t2i_compbench_multiplies_the_phrases(weights: dict[str, str], tmp_path:
     image = pictures(1)
     scorer = vqascore(weights["llava"], normalised=True, dtype="float32", device="cpu")
     both = scorer(image.repeat(2, 1, 1, 1), ["a red cube", "a blue ball"])
-    found = suite.judge(Samples(suite.prompts, image)).measures["t2i_compbench"]
+    found = suite.score(Samples(suite.prompts, image)).measures["t2i_compbench"]
     assert float(found[0]) == pytest.approx(float(both.prod()), abs=1e-6)
     assert with_questions(Prompt("the soft pillow, the metallic band and the sand", 0)).columns["questions"][1] == {
         "text": 'Does this figure show "the metallic band"? Please answer yes or no.',

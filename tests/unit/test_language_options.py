@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.estimators.tokens import TokenRows
-from flowrl.estimators.views import BlockAndAfter, Quadrature, Trace
+from flowrl.estimators.views import BlockAndAfter, Quadrature, Trajectory
 from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.aggregations import DecisionMean, FixedLength, RowMean, SampleMean, SampleSum
-from flowrl.parts.credits import TruncatedImportance
-from flowrl.parts.diagnostics import Tally
+from flowrl.parts.diagnostics import StepMetrics
+from flowrl.parts.ema import Every
 from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.regularizers import KLToOld
-from flowrl.parts.schedules import Every
 from flowrl.parts.selections import ReplaceFlatGroups
-from flowrl.types import Batch, Likelihood, MisfitError, Rows, TokenTrace, ViewRows
-from tests.contract.toys import gradients, roll, small, start
+from flowrl.parts.token_advantages import TruncatedImportance
+from flowrl.types import Batch, IncompatibleError, Likelihood, Rows, TokenTrace, ViewRows
+from tests.contract.toys import gradients, roll, small, start, table_of
 
 
 # ------------------------------------------------------------------------------------------------------------- views
@@ -77,9 +77,9 @@ def test_spg_views_are_the_released_ones() -> None:
 
 
 def test_more_views_than_blocks_are_refused_before_a_model_is_loaded() -> None:
-    with pytest.raises(UserError, match=r"plan.draws=2: each view takes another block of 16"):
-        algorithms.build({"use": "spg", "length": 16, "steps": 8, "block": 16})
-    with pytest.raises(MisfitError, match="draws=3"):
+    with pytest.raises(UserError, match=r"views.draws=2: each view takes another block of 16"):
+        composition.build({"use": "spg", "length": 16, "steps": 8, "block": 16})
+    with pytest.raises(IncompatibleError, match="draws=3"):
         BlockAndAfter(block=8, draws=3)(trace_of(16, [16]), seeds(0, "b", count=1))
 
 
@@ -90,7 +90,7 @@ def test_what_a_trajectory_asks_for() -> None:
     for ended in (True, False):
         trace = TokenTrace(torch.ones(1, 4).long(), mask, 1.0, order=order, ended=torch.tensor([ended]))
         for through in ("all", "end", "before_end"):
-            views = Trace(limit=4, through=through)(trace, seeds(0, "t", count=1))
+            views = Trajectory(limit=4, through=through)(trace, seeds(0, "t", count=1))
             asked[through, ended] = views.targets[0].any(dim=0).int().tolist()
             assert bool(views.hidden[0, 0].all())
     assert asked["all", True] == [1, 1, 1, 1] and asked["end", True] == [1, 1, 1, 0]
@@ -115,7 +115,7 @@ def test_the_dual_clip_bounds_what_a_bad_decision_costs() -> None:
     loss = Clipped(dual=3.0)(Likelihood(live), batch(torch.tensor([[-1.0]]), torch.zeros(1, 1)))
     assert float(torch.autograd.grad(loss.sum(), live)[0]) == 0.0
     with pytest.raises(UserError, match="dual=0"):
-        algorithms.build({"use": "grpo", "objective": {"dual": 0.5}})
+        composition.build({"use": "grpo", "objective": {"dual": 0.5}})
 
 
 def test_importance_corrections_by_hand() -> None:
@@ -126,8 +126,8 @@ def test_importance_corrections_by_hand() -> None:
     e = math.exp
 
     def weights(**options: Any) -> list[list[float]]:
-        credit, _ = TruncatedImportance(**options)(one, rows, Likelihood(old), mask)
-        return [row[inside].tolist() for row, inside in zip(credit, mask, strict=True)]
+        advantage = TruncatedImportance(**options)(table_of(one, mask, Likelihood(old), rows)).advantage
+        return [row[inside].tolist() for row, inside in zip(advantage, mask, strict=True)]
 
     assert weights(cap=2.0) == [pytest.approx([e(0.5), e(0.2), 1.0]), pytest.approx([2.0, e(-0.5)])]
     assert weights(cap=2.0, beyond="mask") == [pytest.approx([e(0.5), e(0.2), 1.0]), pytest.approx([0.0, e(-0.5)])]
@@ -141,14 +141,14 @@ def test_the_clip_fraction_counts_what_is_clipped() -> None:
     live = torch.where(mask, torch.tensor([0.0, 0.0, 0.5])[:, None], 0.0)
     known = replace(batch(torch.ones(3, 4), torch.zeros(3, 4)), weight=mask.double())
     for objective, expected in ((ClippedMean(0.2, 0.2), 1 / 3), (Clipped(0.2, 0.2), 4 / 7)):
-        tally = Tally()
-        tally.block(
-            replace(algorithms.build({"use": "grpo", "kl": 0.0}), objective=objective),
+        step_metrics = StepMetrics()
+        step_metrics.add_block(
+            replace(composition.build({"use": "grpo", "kl": 0.0}), objective=objective),
             Likelihood(live),
             known,
             torch.zeros(()),
         )
-        assert tally.metrics()["clip_fraction"] == pytest.approx(expected)
+        assert step_metrics.metrics()["clip_fraction"] == pytest.approx(expected)
 
 
 def test_aggregations_by_hand() -> None:
@@ -187,11 +187,11 @@ def test_completions_that_were_cut_leave_the_loss(name: str) -> None:
     ended = (it.rollout.final == policy.end_tokens[0]).any(dim=1)
     assert bool(ended.any()) and not bool(ended.all())
     assert torch.equal(it.rollout.trace.ended, ended)
-    dropped = gradients(replace(plain, drop_cut=True), it)[0]
-    it.scores = replace(it.scores, valid=ended)  # the same credit, without them in the mean
+    dropped = gradients(replace(plain, mask_truncated_completions=True), it)[0]
+    it.scores = replace(it.scores, valid=ended)  # the same advantage, without them in the mean
     assert torch.allclose(dropped, gradients(plain, it)[0], atol=1e-7) and float(dropped.norm()) > 0
-    with pytest.raises(MisfitError, match="drop_cut"):
-        gradients(replace(plain, drop_cut=True), replace_trace(it, ended=None))
+    with pytest.raises(IncompatibleError, match="mask_truncated_completions"):
+        gradients(replace(plain, mask_truncated_completions=True), replace_trace(it, ended=None))
 
 
 def replace_trace(it: Any, **changes: Any) -> Any:
@@ -203,15 +203,15 @@ def test_a_reference_is_renewed_every_so_many_steps() -> None:
     every = Every(64, keep=0.4)
     assert [every(steps, steps - 2) for steps in (2, 62, 64, 66, 128)] == [1.0, 1.0, 0.4, 1.0, 0.4]
     assert every(65, 63) == 0.4 and every(300, 10) == 0.4  # the step lay within the iteration
-    algorithm = algorithms.build("coupled_grpo")
-    assert [f.name for f in algorithm.followers] == ["reference"] and algorithm.weight_sets == ("reference",)
+    algorithm = composition.build("coupled_grpo")
+    assert [f.name for f in algorithm.ema_weights] == ["reference"] and algorithm.weight_sets == ("reference",)
     policy = TinyText(3, 2)
     before = policy.table.detach().clone()
     with torch.no_grad():
         policy.table.add_(1.0)
-    policy.follow("reference", every(63, 61))
+    policy.update_ema("reference", every(63, 61))
     assert "reference/table" not in policy.weights.state()  # it has not moved, so it need not be kept
-    policy.follow("reference", every(64, 62))
+    policy.update_ema("reference", every(64, 62))
     with policy.using("reference"):
         assert torch.allclose(policy.table, before + 0.6)
     with pytest.raises(ValueError, match="steps=0"):
@@ -219,6 +219,6 @@ def test_a_reference_is_renewed_every_so_many_steps() -> None:
 
 
 def test_enough_groups_may_be_fewer_than_asked_for() -> None:
-    assert algorithms.build("gpg").selection == ReplaceFlatGroups(rounds=20, share=0.5)
+    assert composition.build("gpg").selection == ReplaceFlatGroups(rounds=20, share=0.5)
     with pytest.raises(UserError, match="share=0"):
-        algorithms.build({"use": "gpg", "selection": {"share": 0.0}})
+        composition.build({"use": "gpg", "selection": {"share": 0.0}})

@@ -20,14 +20,15 @@ from flowrl.estimators.views import (
     RandomCount,
     RandomTime,
     TimeGrid,
-    Trace,
-    ViewPlan,
+    Trajectory,
+    ViewDraw,
 )
 from flowrl.math.masking import gauss_legendre
 from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.bounds import lower_bound, upper_bound
-from flowrl.types import Rollout, TokenTrace, ViewRows
+from flowrl.types import TokenTrace, ViewRows, prompts_of
+from tests.contract.toys import rollout_of
 
 V = 3
 
@@ -94,14 +95,14 @@ def every(length: int) -> list[tuple[int, ...]]:
 
 
 def estimates(
-    plan: ViewPlan, tokens: tuple[int, ...], count: int, seed: int = 1, order: Tensor | None = None
+    plan: ViewDraw, tokens: tuple[int, ...], count: int, seed: int = 1, order: Tensor | None = None
 ) -> Tensor:
     """[count] estimates by the mean over views, as an algorithm measures them."""
     policy = table(len(tokens))
     rows = torch.tensor(tokens).expand(count, -1)
     trace = TokenTrace(rows, torch.ones_like(rows, dtype=torch.bool), 1.0, order=order)
-    rollout = Rollout(policy.condition([""] * count), rows, torch.zeros(count, dtype=torch.long), trace)
-    estimator = MaskedViews(plan=plan)
+    rollout = rollout_of(policy.condition(prompts_of([""] * count)), rows, trace)
+    estimator = MaskedViews(views=plan)
     probe = estimator.probe(rollout, policy, seeds(seed, "views", count=count))
     with torch.no_grad():
         return estimator(policy, probe, rollout.condition).logp.mean(dim=1)
@@ -145,7 +146,7 @@ def test_the_lower_bound_lies_below_the_likelihood_for_every_network(length: int
         (BlockRandom(block=4, draws=2), Z),
     ],
 )
-def test_unbiased_plans_have_the_bound_as_their_mean(plan: ViewPlan, tokens: tuple[int, ...]) -> None:
+def test_unbiased_plans_have_the_bound_as_their_mean(plan: ViewDraw, tokens: tuple[int, ...]) -> None:
     assert_mean(estimates(plan, tokens, 20_000), exact_elbo(tokens))
 
 
@@ -212,8 +213,8 @@ def test_a_trajectory_is_scored_exactly_and_merging_all_steps_is_the_full_mask()
     order = torch.tensor([[2, 0, 1, 0]])  # positions 1 and 3 first, then 2, then 0
     exact = log_at(Z, frozenset({0, 1, 2, 3}), 1) + log_at(Z, frozenset({0, 1, 2, 3}), 3)
     exact += log_at(Z, frozenset({0, 2}), 2) + log_at(Z, frozenset({0}), 0)
-    assert float(estimates(Trace(limit=3), Z, 1, order=order)) == pytest.approx(exact, abs=1e-12)
-    merged = float(estimates(Trace(limit=1, merge=3), Z, 1, order=order))
+    assert float(estimates(Trajectory(limit=3), Z, 1, order=order)) == pytest.approx(exact, abs=1e-12)
+    merged = float(estimates(Trajectory(limit=1, merge=3), Z, 1, order=order))
     assert merged == pytest.approx(subset_sum(Z, frozenset(range(4))), abs=1e-12)
 
 
@@ -237,7 +238,7 @@ def test_tokens_after_the_end_are_hidden_and_never_asked_for() -> None:
         Quadrature(),
         Coupled(),
         EachAlone(),
-        Trace(limit=4),
+        Trajectory(limit=4),
     ):
         views = plan(trace, seeds(0, "e", count=40))
         assert not bool(views.targets[..., 3].any()) and bool(views.hidden[..., 3].all())
@@ -245,7 +246,7 @@ def test_tokens_after_the_end_are_hidden_and_never_asked_for() -> None:
         assert bool(((views.weights != 0) <= views.targets).all())
 
 
-def variance(plan: ViewPlan, tokens: tuple[int, ...] = Z) -> float:
+def variance(plan: ViewDraw, tokens: tuple[int, ...] = Z) -> float:
     return float(estimates(plan, tokens, 8000).var())
 
 
@@ -279,7 +280,7 @@ def exhaustive(tokens: tuple[int, ...]) -> ViewRows:
 def cells(rows: ViewRows, seed: int = 0) -> Tensor:
     policy = table(rows.inputs.shape[2], seed)
     with torch.no_grad():
-        return MaskedViews(per="cell")(policy, rows, policy.condition([""])).logp
+        return MaskedViews(per="cell")(policy, rows, policy.condition(prompts_of([""]))).logp
 
 
 def violations(length: int, power: float, networks: int = 6) -> tuple[int, int]:
@@ -348,8 +349,8 @@ def test_shared_views_make_ratios_and_independent_ones_noise() -> None:
         near.table.add_(0.1 * torch.randn(near.table.shape, generator=torch.Generator().manual_seed(5)))
     rows = torch.tensor(Z).expand(count, -1)
     trace = TokenTrace(rows, rows >= 0, 1.0)
-    rollout = Rollout(policy.condition([""] * count), rows, torch.zeros(count, dtype=torch.long), trace)
-    estimator = MaskedViews(plan=RandomCount(draws=2))
+    rollout = rollout_of(policy.condition(prompts_of([""] * count)), rows, trace)
+    estimator = MaskedViews(views=RandomCount(draws=2))
     first, second = (estimator.probe(rollout, policy, seeds(s, "v", count=count)) for s in (1, 2))
     with torch.no_grad():
         old = estimator(policy, first, rollout.condition).logp.mean(dim=1)

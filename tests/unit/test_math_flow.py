@@ -11,7 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl.math.flow import CPS, DDIM, ODE, SDEDPM, DanceSDE, FlowSDE, clean_of, dpm_solver_2m, interpolate, noise_of
+from flowrl.math.flow import (
+    CPS,
+    DDIM,
+    ODE,
+    SDEDPM,
+    DanceSDE,
+    FlowSDE,
+    clean_of,
+    dpm_solver_2m,
+    interpolate,
+    mean_of,
+    measure_step,
+    negligible,
+    noise_of,
+)
 
 # SD3.5, ten steps, shift 3 applied twice as diffusers does (Flow-GRPO's grid)
 SD3 = torch.tensor([1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0], dtype=torch.float64)
@@ -212,3 +226,95 @@ def test_solver_orders_on_a_uniform_grid() -> None:
     assert errors[1][1] / errors[1][2] == pytest.approx(2, rel=0.1)
     assert errors[2][1] / errors[2][2] == pytest.approx(4, rel=0.35)
     assert errors[2][0] < errors[1][0] / 5
+
+
+def multistep(x: float, clean: float, previous: float, t: float, t_next: float, t_previous: float) -> float:
+    """DPM-Solver++(2M) as algorithm 2 of arXiv:2211.01095 writes it, with alpha = 1 - t, sigma = t, lambda = log
+    (alpha / sigma): ``sigma' / sigma x - alpha' (exp(-h) - 1) D``, ``D = (1 + 1 / 2r) x0 - x0_previous / 2r``."""
+    before, now, after = (math.log((1 - u) / u) for u in (t_previous, t, t_next))
+    h, r = after - now, (now - before) / (after - now)
+    d = (1 + 1 / (2 * r)) * clean - previous / (2 * r)
+    return t_next / t * x - (1 - t_next) * (math.exp(-h) - 1) * d
+
+
+def solver(x: float, clean: float, previous: float | None, t: float, t_next: float, t_previous: float) -> float:
+    numbers = [torch.tensor(value, dtype=torch.float64) for value in (x, clean, t, t_next, t_previous)]
+    earlier = None if previous is None else torch.tensor(previous, dtype=torch.float64)
+    return float(dpm_solver_2m(numbers[0], numbers[1], earlier, *numbers[2:]))
+
+
+@pytest.mark.parametrize("times", [(0.6, 0.3, 0.8), (0.6, 0.55, 0.95), (0.2, 0.01, 0.5)])
+def test_the_second_order_step_is_that_of_the_paper(times: tuple[float, float, float]) -> None:
+    """Uneven steps, so that r is not 1."""
+    assert solver(0.7, -0.4, 0.9, *times) == pytest.approx(multistep(0.7, -0.4, 0.9, *times), rel=1e-12)
+
+
+def test_the_solver_is_first_order_where_there_is_no_second() -> None:
+    """Euler in the predicted clean latent and noise: ``(1 - t') x0 + t' e``."""
+    x, clean, t, t_next = 0.7, -0.4, 0.6, 0.3
+    euler = (1 - t_next) * clean + t_next * (x - (1 - t) * clean) / t
+    assert solver(x, clean, None, t, t_next, 0.6) == pytest.approx(euler, rel=1e-12)  # the first step
+    assert solver(x, clean, 0.9, t, t_next, 1.0) == pytest.approx(euler, rel=1e-12)  # before it, log-SNR -infinity
+    assert solver(x, clean, 0.9, t, 0.0, 0.8) == pytest.approx(clean, rel=1e-12)  # the last step ends at x0
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same kernel at every step: ``2 x + b v + s z``."""
+
+    b: tuple[float, ...]
+    s: tuple[float, ...]
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, s = (torch.tensor(values, dtype=torch.float64).expand(t.shape) for values in (self.b, self.s))
+        return torch.full_like(t, 2.0), b, s
+
+
+def test_which_noise_is_negligible() -> None:
+    """Less than .01, or moved by more than ten times itself by a velocity of 1, whichever way."""
+    kernel = Fixed(b=(0.0, 0.0, 0.1, 1.0, -1.0, 10.001, -10.001, 10.0, 0.2), s=(0.009, 0.01, 0.01, 1, 1, 1, 1, 1, 0.0))
+    found = negligible(kernel, torch.linspace(1, 0, 10).double())
+    assert found.tolist() == [True, False, False, False, False, True, True, False, True]
+    assert negligible(ODE(), torch.linspace(1, 0, 5).double()).all()
+    # of Flow-GRPO's grid the last step, whose s is .0063
+    assert negligible(FlowSDE(0.7), sd3_grid(10)).tolist() == [False] * 9 + [True]
+
+
+def test_a_recorded_step_by_hand() -> None:
+    """mean = 2 x - v / 2 = [1.5, 4], squared = (.5^2 + 1^2) / .25^2 for latents of two numbers."""
+    x, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+    t, t_next = torch.tensor([0.5]).double(), torch.tensor([0.4]).double()
+    kernel = Fixed(b=(-0.5,), s=(0.25,))
+    squared, mean, s = measure_step(kernel, x, v, torch.tensor([[2.0, 3.0]]), t, t_next)
+    assert mean.tolist() == [[1.5, 4.0]] and mean.dtype == torch.float32
+    assert squared.tolist() == [20.0] and squared.dtype == torch.float64 and s.tolist() == [0.25]
+    steps = mean_of(
+        kernel, x[:, None].expand(1, 3, 2), v[:, None].expand(1, 3, 2), t[:, None].expand(1, 3), t_next[:, None]
+    )
+    assert steps.tolist() == [[[1.5, 4.0]] * 3]  # times lead the axes of the latent, however many they are
+
+
+def test_kernels_have_the_noise_of_their_papers() -> None:
+    """By default Flow-GRPO's level .7, DanceGRPO's .3, FlowCPS's .8 and the DDPM posterior."""
+    t, t_next = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64)
+    assert float(FlowSDE().coefficients(t, t_next)[2]) == pytest.approx(0.7 * math.sqrt(0.1))
+    assert float(DanceSDE().coefficients(t, t_next)[2]) == pytest.approx(0.3 * math.sqrt(0.1))
+    assert float(CPS().coefficients(t, t_next)[2]) == pytest.approx(0.4 * math.sin(0.4 * math.pi))
+    # posterior std of DDPM in these coordinates: t' sqrt(1 - (t' (1 - t) / (t (1 - t')))^2)
+    assert float(DDIM().coefficients(t, t_next)[2]) == pytest.approx(0.4 * math.sqrt(1 - (0.4 / 0.6) ** 2))
+
+
+def test_the_first_step_of_flow_grpo_takes_the_second_time() -> None:
+    """At t = 1 the released code's g is noise_level sqrt(1 / (1 - t')); just below 1 the plain formula."""
+    t_next = torch.tensor(0.9, dtype=torch.float64)
+    for t, below in ((1.0, 0.9), (0.95, 0.95)):
+        s = float(FlowSDE(0.7).coefficients(torch.tensor(t, dtype=torch.float64), t_next)[2])
+        assert s == pytest.approx(0.7 * math.sqrt(t / (1 - below)) * math.sqrt(t - 0.9))
+
+
+def test_a_kernel_that_does_not_move_adds_no_noise() -> None:
+    t = torch.tensor([0.3, 0.7, 0.1 + 0.2], dtype=torch.float64)
+    for kernel in (DDIM(1.0), SDEDPM()):
+        a, b, s = kernel.coefficients(t, t)
+        assert torch.allclose(a, torch.ones_like(a)) and b.abs().max() < 1e-7 and s.abs().max() < 1e-7
+        assert not s.isnan().any()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
 import torch
 
-from flowrl.math.gaussians import kl_equal_variance, log_density, reduce_factor, squared_norm
+from flowrl.math.gaussians import elements, kl_equal_variance, log_density, mean_square, reduce_factor, squared_norm
 from flowrl.math.groups import flat_groups, group_mean, group_std
 from flowrl.math.random import derive, normal, permutation, seeds, uniform
 
@@ -92,3 +93,55 @@ def test_group_statistics_equal_a_loop() -> None:
     assert flat_groups(torch.tensor([1.0, 1, 5, 1, 2, 1, 1, 4]), group, valid).tolist() == [True] * 3 + [False] * 4 + [
         True
     ]
+
+
+def test_sums_and_means_of_squares_are_over_the_latent_axes() -> None:
+    x = torch.tensor([[[1.0, 2.0], [2.0, 0.0]], [[0.0, 3.0], [4.0, 0.0]]])
+    assert squared_norm(x, 1).tolist() == [9, 25] and squared_norm(x, 2).tolist() == [[5, 4], [9, 16]]
+    assert mean_square(x, 1).tolist() == [2.25, 6.25] and mean_square(x, 2).tolist() == [[2.5, 2], [4.5, 8]]
+    assert elements(x, 1) == 4 and elements(x, 2) == 2 and elements(torch.zeros(5, 2, 3, 4), 2) == 12
+
+
+def test_squares_are_summed_in_double_precision() -> None:
+    """Float32 would lose the last digits of a hundred thousand numbers, float16 could not hold the square of 300."""
+    x = torch.full((1, 100_001), 1.0)
+    x[0, 0] = 10_000.0
+    assert float(squared_norm(x, 1)) == 1e8 + 1e5
+    half = torch.full((1, 4), 300.0, dtype=torch.float16)  # its square is beyond float16
+    assert float(mean_square(half, 1)) == 90_000 and mean_square(half, 1).dtype == torch.float32
+    assert mean_square(half.double(), 1).dtype == torch.float64
+
+
+def test_a_group_of_one_has_no_sample_deviation() -> None:
+    group, valid = torch.tensor([0, 0, 1, 1]), torch.tensor([True, False, True, True])
+    x = torch.tensor([5.0, 9.0, 1.0, 4.0], dtype=torch.float64)
+    assert group_std(x, group, valid, 1).tolist() == pytest.approx([0, 0, math.sqrt(4.5), math.sqrt(4.5)])
+    assert group_std(x, group, valid, 0).tolist() == pytest.approx([0, 0, 1.5, 1.5])
+    nobody = torch.tensor([False, False, True, True])
+    assert group_mean(x, group, nobody).tolist() == [0, 0, 2.5, 2.5]  # of no row at all
+    assert flat_groups(x, group, nobody).tolist() == [True, True, False, False]
+
+
+def test_a_stream_is_what_earlier_runs_have_drawn() -> None:
+    """A run that is resumed by a later version goes on with the same numbers, so the mixture of seed and stream stays:
+    2^64 over the golden ratio times the stream's number from 1 on, in 63 bits, as the seed of torch's generator."""
+    golden = math.isqrt(5 * 2**130) - 2**65 >> 2  # floor(2^64 (sqrt(5) - 1) / 2), and odd already
+    assert golden == 0x9E3779B97F4A7C15
+    for stream in (0, 1, 1001):
+        generator = torch.Generator().manual_seed((7 + golden * (stream + 1)) % 2**63)
+        expected = torch.randn(3, generator=generator)
+        assert torch.equal(normal(torch.tensor([7]), (3,), stream=stream)[0], expected)
+        generator = torch.Generator().manual_seed((7 + golden * (stream + 1)) % 2**63)
+        expected = torch.rand(3, generator=generator, dtype=torch.float64)
+        assert torch.equal(uniform(torch.tensor([7]), (3,), stream=stream)[0], expected)
+    generator = torch.Generator().manual_seed((7 + golden) % 2**63)
+    assert torch.equal(permutation(7, 5), torch.randperm(5, generator=generator))
+    digest = hashlib.blake2b(b"int:7/str:a/int:1", digest_size=8).digest()
+    assert derive(7, "a", 1) == int.from_bytes(digest, "little") // 2
+    assert seeds(7, "a", count=3).tolist() == [derive(7, "a", index) for index in range(3)]
+
+
+def test_nobody_draws_nothing() -> None:
+    nobody = torch.zeros(0, dtype=torch.int64)
+    assert normal(nobody, (2, 3), stream=0).shape == (0, 2, 3) and uniform(nobody, (2, 3), stream=0).shape == (0, 2, 3)
+    assert uniform(nobody, (2,), stream=0).dtype == torch.float64

@@ -71,7 +71,7 @@ def test_without_bias_and_from_logits(case):
     theirs = log_softmax_at(logits, labels, temperature=0.5, excluded=(0,), entropy=True)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other)
-    assert selective_log_softmax(hidden, weight, None, labels)[1] is None
+    assert selective_log_softmax(hidden, weight, None, labels)[1] is None and log_softmax_at(logits, labels)[1] is None
     assert selective_log_softmax(hidden[:0], weight, None, labels[:0])[0].shape == (0,)
 
 
@@ -123,3 +123,25 @@ def test_greedy_has_no_log_probability(case):
         selective_log_softmax(hidden, weight, None, labels, temperature=0.0)
     with pytest.raises(ValueError, match="temperature above 0"):
         log_softmax_at(hidden @ weight.T, labels, temperature=-1.0)
+
+
+def test_excluded_tokens_are_of_the_last_axis():
+    logits = torch.arange(24.0).reshape(2, 3, 4)
+    found = exclude(logits, (1, 3))
+    assert bool((found[..., [1, 3]] == -torch.inf).all()) and torch.equal(found[..., [0, 2]], logits[..., [0, 2]])
+    assert exclude(logits, ()) is logits
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_logits_are_those_of_single_precision_whatever_is_cast_around(case, trained):
+    hidden, weight, bias, _, _ = case
+    leaf = hidden.clone().requires_grad_(trained)
+    expected = Readout(softcap=2.0, scale=0.5)(hidden @ weight.T + bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vocabulary_logits(leaf, weight, bias, Readout(softcap=2.0, scale=0.5))
+    assert found.dtype == torch.float32 and found.requires_grad == trained
+    torch.testing.assert_close(found.detach(), expected, atol=1e-5, rtol=1e-5)
+    if trained:
+        slope = torch.autograd.grad(found.sum(), leaf)[0]
+        logits = hidden @ weight.T + bias
+        torch.testing.assert_close(slope, (0.5 * (1 - (logits * 0.5 / 2).tanh() ** 2)) @ weight, atol=1e-4, rtol=1e-4)

@@ -16,11 +16,11 @@ from flowrl import cli
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models import LoRAOptions, load_policy
-from flowrl.models.diffusion.arguments import batch_call, check_call, check_saved_call, guidance_advice
+from flowrl.models.diffusion.call_arguments import batch_call, check_call, check_saved_call, guidance_advice
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.files import check_files, variant_of
-from flowrl.models.loading import Source
-from flowrl.runtime.preflight import check
+from flowrl.models.source import ModelSource
+from flowrl.startup.preflight import check_run
 from tests import pipelines
 
 CALL = {"height": 16, "width": 16}
@@ -42,7 +42,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 def plan(folder: Path, **call: Any) -> None:
     rewards, train = ["jpeg_compressibility"], {"iterations": 1}
     model = {"path": str(folder), "call": {**CALL, **call}}
-    check(Config.of({"name": "x", "model": model, "algorithm": "ddpo", "rewards": rewards, "train": train}))
+    check_run(Config.of({"name": "x", "model": model, "algorithm": "ddpo", "rewards": rewards, "train": train}))
 
 
 def load(folder: Path, **call: Any) -> Any:
@@ -136,7 +136,7 @@ def test_damaged_folders_are_told_by_the_dry_run(copy: Path) -> None:
     hurt(weights, b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull")
     plan(copy)
     (copy / weights).rename(copy / "unet/diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pickle.*flowrl\.score\.convert"):
+    with pytest.raises(UserError, match=r"pickle.*flowrl\.scorers\.convert"):
         check_files(copy)
 
 
@@ -173,10 +173,10 @@ def test_tied_weights_and_constants_are_not_missed(tmp_path: Path) -> None:
     shared = load_file(tmp_path / "sd3/text_encoder_3/model.safetensors")
     assert sum("shared" in key or "embed_tokens" in key for key in shared) == 1
     without(tmp_path / "sd3/transformer/diffusion_pytorch_model.safetensors", "pos_embed.pos_embed")
-    open_pipeline(Source(str(tmp_path / "sd3")), torch.float32)
+    open_pipeline(ModelSource(str(tmp_path / "sd3")), torch.float32)
     without(tmp_path / "flux2/vae/diffusion_pytorch_model.safetensors", "bn.running_var")
     with pytest.raises(UserError, match=r"vae lacks 1 of the weights .*bn\.running_var"):
-        open_pipeline(Source(str(tmp_path / "flux2")), torch.float32)
+        open_pipeline(ModelSource(str(tmp_path / "flux2")), torch.float32)
 
 
 def test_attention_named_as_in_2022_is_read(copy: Path) -> None:
@@ -189,9 +189,9 @@ def test_attention_named_as_in_2022_is_read(copy: Path) -> None:
             key = key.replace(f".{new}.", f".{name}.")
         old[key] = tensor
     assert any(".proj_attn." in key for key in old)
-    whole = open_pipeline(Source(str(copy)), torch.float32).vae.state_dict()
+    whole = open_pipeline(ModelSource(str(copy)), torch.float32).vae.state_dict()
     save_file(old, file, metadata={"format": "pt"})
-    read = open_pipeline(Source(str(copy)), torch.float32).vae.state_dict()
+    read = open_pipeline(ModelSource(str(copy)), torch.float32).vae.state_dict()
     assert all(torch.equal(whole[key], read[key]) for key in whole)
 
 
@@ -206,12 +206,12 @@ def test_a_pipeline_of_the_hub_is_looked_at_as_well(
     monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    opened = open_pipeline(Source("somebody/sdxl"), torch.float32)
+    opened = open_pipeline(ModelSource("somebody/sdxl"), torch.float32)
     assert type(opened).__name__ == "StableDiffusionXLPipeline"
     file = repository / "snapshots" / ("0" * 40) / "vae/diffusion_pytorch_model.safetensors"
     without(file, "decoder.conv_in.bias")
     with pytest.raises(UserError, match="vae lacks 1 of the weights"):
-        open_pipeline(Source("somebody/sdxl"), torch.float32)
+        open_pipeline(ModelSource("somebody/sdxl"), torch.float32)
 
 
 @pytest.mark.slow
@@ -250,7 +250,7 @@ def test_a_folder_of_one_variant_is_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     pipelines.sdxl().save_pretrained(tmp_path / "model", variant="fp16")
     assert variant_of(tmp_path / "model") == "fp16"
-    assert load(tmp_path / "model").recipe.guidance.scale == 5.0
+    assert load(tmp_path / "model").spec.guidance.scale == 5.0
 
 
 def test_weights_that_are_nan_are_named(copy: Path) -> None:

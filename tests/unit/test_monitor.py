@@ -11,14 +11,15 @@ import torch
 
 from flowrl.config.schema import MonitorConfig
 from flowrl.errors import UserError
-from flowrl.monitor import images, news, watch_heldout, watch_training
+from flowrl.monitor import check_heldout, check_training, images, new_alarms
 from flowrl.monitor.alarms import check_rewards, check_statistics, paired, sentence, shift, summary
-from flowrl.monitor.statistics import STATISTICS, measure, some
+from flowrl.monitor.statistics import STATISTICS, measure, subsample
 from flowrl.monitor.texts import distinct, measure_texts
 from flowrl.records.directory import RunDirectory
-from flowrl.types import Prompt, Rollout, Samples, Scores
+from flowrl.types import Prompt, Samples, Scores
 from flowrl.worlds.shapes.prompts import prompts
 from flowrl.worlds.shapes.scenes import random_scene, render
+from tests.contract.toys import rollout_of
 
 OPTIONS = MonitorConfig()
 SIDE = 32
@@ -112,12 +113,12 @@ def test_texts():
 
 def test_some_samples_of_every_group():
     group = torch.arange(18).repeat_interleave(12)
-    rows = some(group, 200)
+    rows = subsample(group, 200)
     assert len(rows) == 18 * 11 and torch.equal(group[rows].bincount(), torch.full((18,), 11))
-    rows = some(torch.arange(1000).repeat_interleave(4), 200)
+    rows = subsample(torch.arange(1000).repeat_interleave(4), 200)
     assert len(rows) == 200 and len((rows // 4).unique()) == 100 and int(rows.max()) >= 3950
-    assert torch.equal(some(torch.arange(50), 200), torch.arange(50))
-    assert torch.equal(some(torch.zeros(500, dtype=torch.long), 200), torch.arange(200))
+    assert torch.equal(subsample(torch.arange(50), 200), torch.arange(50))
+    assert torch.equal(subsample(torch.zeros(500, dtype=torch.long), 200), torch.arange(200))
 
 
 def test_summary_and_shift_by_hand():
@@ -297,40 +298,40 @@ def session(**options):
 
 
 def rollout(count):
-    return Rollout(None, torch.randn(count, 4, 2, 2), torch.arange(count), None)
+    return rollout_of(None, torch.randn(count, 4, 2, 2), group=torch.arange(count))
 
 
 def test_kl_beyond_its_limit():
     watched = session(kl=0.5, samples=0)
-    metrics = watch_training(watched, rollout(8), samples_of(scenes(8, 0)), {"kl/reference": 0.4})
-    assert metrics["alarm/kl"] == 0.0 and news(watched, metrics) == []
-    metrics = watch_training(watched, rollout(8), samples_of(scenes(8, 0)), {"kl/reference": math.nan})
+    metrics = check_training(watched, rollout(8), samples_of(scenes(8, 0)), {"kl/reference": 0.4})
+    assert metrics["alarm/kl"] == 0.0 and new_alarms(watched, metrics) == []
+    metrics = check_training(watched, rollout(8), samples_of(scenes(8, 0)), {"kl/reference": math.nan})
     assert metrics["alarm/kl"] == 1.0
-    assert news(watched, metrics) == ["alarm: the KL to the reference is nan, beyond monitor.kl=0.5"]
+    assert new_alarms(watched, metrics) == ["alarm: the KL to the reference is nan, beyond monitor.kl=0.5"]
     with pytest.raises(UserError, match="needs a KL to the reference"):
-        watch_training(watched, rollout(8), samples_of(scenes(8, 0)), {})
+        check_training(watched, rollout(8), samples_of(scenes(8, 0)), {})
 
 
 def heldout(watched, pictures):
     index = torch.arange(len(pictures))
     known = torch.ones(len(pictures), dtype=torch.bool)
     judged = Scores(torch.zeros(len(pictures), 1), torch.ones(1), ("r",), index, index, known)
-    return watch_heldout(watched, samples_of(pictures), judged)
+    return check_heldout(watched, samples_of(pictures), judged)
 
 
 def test_an_alarm_is_told_once_and_again_after_it_was_over():
     watched = session()
-    assert news(watched, heldout(watched, scenes(100, 0))) == []
+    assert new_alarms(watched, heldout(watched, scenes(100, 0))) == []
     watched.progress.iteration = 5
     blank = heldout(watched, torch.full((100, 3, SIDE, SIDE), 0.5))
-    told = news(watched, blank)
+    told = new_alarms(watched, blank)
     assert len(told) == sum(value for key, value in blank.items() if key.startswith("alarm/")) >= 4
     assert any(line.startswith("alarm: contrast of held-out samples is 0, below the base model's 0.0") for line in told)
     watched.progress.iteration = 6
-    assert news(watched, blank) == [] and watched.memory["monitor"]["since"] == 5
-    assert news(watched, {"alarm/kl": 0.0}) == [] and watched.memory["monitor"]["since"] == 5  # not an evaluation
-    assert news(watched, heldout(watched, scenes(100, 1))) == [] and watched.memory["monitor"]["since"] is None
-    assert len(news(watched, blank)) == len(told)
+    assert new_alarms(watched, blank) == [] and watched.memory["monitor"]["since"] == 5
+    assert new_alarms(watched, {"alarm/kl": 0.0}) == [] and watched.memory["monitor"]["since"] == 5  # not an evaluation
+    assert new_alarms(watched, heldout(watched, scenes(100, 1))) == [] and watched.memory["monitor"]["since"] is None
+    assert len(new_alarms(watched, blank)) == len(told)
 
 
 def test_the_state_survives_a_checkpoint_bit_for_bit():
@@ -344,7 +345,7 @@ def test_the_state_survives_a_checkpoint_bit_for_bit():
 
 def test_metrics_are_plain_finite_numbers(tmp_path):
     watched = session()
-    metrics = watch_training(watched, rollout(60), samples_of(scenes(60, 0)), {}) | heldout(watched, scenes(60, 0))
+    metrics = check_training(watched, rollout(60), samples_of(scenes(60, 0)), {}) | heldout(watched, scenes(60, 0))
     assert {"monitor/train/latent", "monitor/train/latent/z", "alarm/train/latent", "alarm/heldout/grid"} <= set(
         metrics
     )

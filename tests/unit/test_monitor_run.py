@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from flowrl.config import Config
-from flowrl.records import checkpoint
+from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.report.alarms import section
 from flowrl.report.record import read
-from flowrl.runtime.progress import Display
+from flowrl.runtime.display import Display
 from flowrl.train import train
 
 
@@ -48,7 +48,7 @@ CONFIG = {
     "optimizer": {"lr": 3.0, "max_grad_norm": 1e6},  # the model is ruined by its first update
     "eval": {"every": 2, "prompts": 8, "weights": "live"},
     "checkpoint": {"every": 1},
-    "log": {"images": 0},
+    "log": {"samples": 0},
 }
 
 
@@ -57,7 +57,7 @@ def run_with(path, resume=None, **monitor):
     config = Config.of(CONFIG | {"out": str(path), "monitor": monitor})
     said = io.StringIO()
     train(config, resume=resume, display=Display("tiny", 3, console=Console(file=said, width=10_000)))
-    return said.getvalue(), RunDirectory(path).metrics()[1:], checkpoint.all_steps(path / "checkpoints")
+    return said.getvalue(), RunDirectory(path).metrics()[1:], checkpoint_folder.finished(path / "checkpoints")
 
 
 @pytest.mark.slow

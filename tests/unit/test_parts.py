@@ -1,4 +1,4 @@
-"""Credit, objectives and aggregation against hand-computed values and identities."""
+"""Advantages, objectives and aggregation against hand-computed values and identities."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.estimators.matching import MatchingRows
 from flowrl.parts.advantages import BestOfGroup, ExponentialWeight, GroupCentred, LeaveOneOut, PromptTracker
 from flowrl.parts.aggregations import DecisionMean, SampleMean
-from flowrl.parts.diagnostics import Tally
-from flowrl.parts.emphases import InverseStep
+from flowrl.parts.diagnostics import StepMetrics
+from flowrl.parts.loss_weights import InverseStep
 from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.regularizers import KLToOld
-from flowrl.parts.selections import DropFlatGroups, Everything
+from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
 from flowrl.types import Batch, Draw, Likelihood, Rows, Scores, StepRows
-from tests.contract.toys import gradients, roll, small, start
+from tests.contract.toys import gradients, roll, small, start, table_of
 
 
 def scores(rewards: list, group: list[int], valid: list[bool] | None = None, weights: list | None = None) -> Scores:
@@ -34,7 +34,7 @@ def scores(rewards: list, group: list[int], valid: list[bool] | None = None, wei
     return Scores(table, torch.tensor(weights or [1.0] * len(names)).double(), names, ids, ids, ok)
 
 
-def test_group_credit_with_each_scale() -> None:
+def test_group_advantage_with_each_scale() -> None:
     s = scores([1.0, 3.0, 10.0, 10.0, 4.0, 8.0], [0, 0, 1, 1, 2, 2])
     group = GroupCentred(scale="group", ddof=1, eps=0.0, clip=None)(s, {})
     assert group.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0, 0, -(0.5**0.5), 0.5**0.5])
@@ -48,16 +48,16 @@ def test_group_credit_with_each_scale() -> None:
 
 def test_a_group_without_spread_gets_exactly_zero_despite_rounding() -> None:
     s = scores([0.1 + 0.2, 0.3 + 0.0, 0.1, 0.1], [0, 0, 1, 1])
-    credit = GroupCentred(scale="group", eps=1e-8)(scores([0.1, 0.1, 0.1], [5, 5, 5]), {})
-    assert credit.tolist() == [0, 0, 0]
+    advantage = GroupCentred(scale="group", eps=1e-8)(scores([0.1, 0.1, 0.1], [5, 5, 5]), {})
+    assert advantage.tolist() == [0, 0, 0]
     assert GroupCentred(eps=1e-8)(s, {})[2:].tolist() == [0, 0]
 
 
 def test_rows_that_could_not_be_scored_leave_the_group_unbiased() -> None:
     s = scores([1.0, 3.0, float("nan"), 5.0], [0, 0, 0, 0], [True, True, False, True])
     for part in (GroupCentred(scale="none"), LeaveOneOut()):
-        credit = part(s, {})
-        assert credit[2] == 0 and float(credit.sum()) == pytest.approx(0)
+        advantage = part(s, {})
+        assert advantage[2] == 0 and float(advantage.sum()) == pytest.approx(0)
     assert GroupCentred(scale="none")(s, {}).tolist() == [-2, 0, 0, 2]
 
 
@@ -73,8 +73,8 @@ def test_leave_one_out_is_the_centred_reward_times_g_over_g_minus_one() -> None:
 
 def test_groups_are_ids_not_texts() -> None:
     """Two prompts of the same text are two groups (as ids they differ), with their own means."""
-    credit = GroupCentred(scale="none")(scores([0.0, 2.0, 10.0, 14.0], [7, 7, 3, 3]), {})
-    assert credit.tolist() == [-1, 1, -2, 2]
+    advantage = GroupCentred(scale="none")(scores([0.0, 2.0, 10.0, 14.0], [7, 7, 3, 3]), {})
+    assert advantage.tolist() == [-1, 1, -2, 2]
 
 
 def test_several_rewards_before_or_after_normalising() -> None:
@@ -108,14 +108,14 @@ def test_prompt_tracker_uses_the_batch_until_a_prompt_has_history() -> None:
 
 
 def test_best_of_group_shares_among_ties_and_ignores_flat_groups() -> None:
-    credit = BestOfGroup()(scores([1.0, 4.0, 4.0, 2.0, 2.0, 0.0, 3.0], [0, 0, 0, 1, 1, 2, 2]), {})
-    assert credit.tolist() == [0, 0.5, 0.5, 0, 0, 0, 1]
+    advantage = BestOfGroup()(scores([1.0, 4.0, 4.0, 2.0, 2.0, 0.0, 3.0], [0, 0, 0, 1, 1, 2, 2]), {})
+    assert advantage.tolist() == [0, 0.5, 0.5, 0, 0, 0, 1]
 
 
 def test_exponential_weights_have_mean_one_and_the_right_ratio() -> None:
-    credit = ExponentialWeight(0.5)(scores([0.0, 1.0, 700.0, 701.0], [0, 0, 1, 1]), {})
-    assert credit.tolist() == pytest.approx([0.238406, 1.761594] * 2, abs=1e-6)
-    assert float(credit[1] / credit[0]) == pytest.approx(7.389056, abs=1e-5)
+    advantage = ExponentialWeight(0.5)(scores([0.0, 1.0, 700.0, 701.0], [0, 0, 1, 1]), {})
+    assert advantage.tolist() == pytest.approx([0.238406, 1.761594] * 2, abs=1e-6)
+    assert float(advantage[1] / advantage[0]) == pytest.approx(7.389056, abs=1e-5)
 
 
 def block(logp: Tensor, old: Tensor, advantage: Tensor) -> tuple[Likelihood, Batch]:
@@ -154,10 +154,11 @@ def test_aggregations() -> None:
 
 def test_inverse_step_needs_steps_and_divides_by_their_length() -> None:
     rows = StepRows(torch.tensor([[1.0, 0.5]]).double(), torch.tensor([[0.5, 0.4]]).double())
-    assert InverseStep()(rows, (1, 2)).tolist() == [pytest.approx([2, 10])]
-    assert InverseStep(normalise=True)(rows, (1, 2)).tolist() == [pytest.approx([1 / 3, 5 / 3])]
+    table = table_of(torch.ones(1, 2), torch.ones(1, 2).bool(), rows=rows)
+    assert InverseStep()(table).tolist() == [pytest.approx([2, 10])]
+    assert InverseStep(normalise=True)(table).tolist() == [pytest.approx([1 / 3, 5 / 3])]
     with pytest.raises(ValueError, match="transitions"):
-        InverseStep()(Rows(), (1, 2))
+        InverseStep()(table_of(torch.ones(1, 2), torch.ones(1, 2).bool()))
 
 
 def draw(iteration: int) -> Draw:
@@ -208,7 +209,7 @@ def test_a_window_over_all_steps_is_flow_grpo() -> None:
     assert torch.equal(gradients(flow, roll(flow, policy))[0], gradients(mix, roll(mix, policy))[0])
 
 
-def test_loop_is_ddpo_with_centred_credit_times_k_over_k_minus_one() -> None:
+def test_loop_is_ddpo_with_centred_advantage_times_k_over_k_minus_one() -> None:
     loop = small("loop", 5, clip=0.2)
     centred = replace(loop, advantage=GroupCentred(scale="none", clip=None))
     policy = start(loop)
@@ -228,13 +229,13 @@ def test_score_function_is_importance_sampling_with_one_update() -> None:
 class Pairs:
     """A loss that couples every row with every other: mean over rows of logsumexp over rows."""
 
-    held: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
     coupled: ClassVar[bool] = True
-    idle_at_zero: ClassVar[bool] = False
-    compares: ClassVar[bool] = False
+    skips_zero_advantage: ClassVar[bool] = False
+    needs_old_logp: ClassVar[bool] = False
 
     @property
-    def bounds(self) -> None:
+    def clip_range(self) -> None:
         return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -271,7 +272,7 @@ def test_flat_groups_can_be_left_out_of_the_mean() -> None:
     table = torch.where(half[:, None], torch.ones_like(it.scores.rewards), it.scores.rewards)
     it.scores = replace(it.scores, rewards=table)
     it.advantage = algorithm.advantage(it.scores, {})
-    kept = gradients(replace(algorithm, selection=Everything()), it)[0]
+    kept = gradients(replace(algorithm, selection=AllSamples()), it)[0]
     dropped = gradients(replace(algorithm, selection=DropFlatGroups()), it)[0]
     assert algorithm.selection == DropFlatGroups()  # the released default
     assert torch.allclose(dropped, 2 * kept, rtol=1e-5, atol=1e-9)  # half the rows, so each weighs twice
@@ -282,10 +283,10 @@ def test_the_log_ratio_is_reported_where_the_ratio_is_0_or_infinite() -> None:
     it = small("ddpo_sf", 4)
     rows = MatchingRows(logp, logp, logp)
     batch = Batch(torch.ones(1, 3), Likelihood(torch.zeros(1, 3)), torch.ones(1, 3) / 3, torch.zeros(1).long(), rows)
-    tally = Tally()
-    tally.block(it, Likelihood(logp), batch, torch.zeros(()))
-    tally.close_batch()
-    assert tally.metrics()["ratio/log_square"] == pytest.approx(2 * 2000.0**2 / 3)
+    step_metrics = StepMetrics()
+    step_metrics.add_block(it, Likelihood(logp), batch, torch.zeros(()))
+    step_metrics.close_batch()
+    assert step_metrics.metrics()["ratio/log_square"] == pytest.approx(2 * 2000.0**2 / 3)
 
 
 def test_a_loss_term_without_gradient_is_an_error() -> None:
@@ -325,7 +326,7 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
     ("spec", "message"),
     [
         ("flow_gropo", "did you mean 'flow_grpo'"),
-        ({"use": "flow_grpo", "clp": 1}, "algorithm.clp: no such option of flow_grpo; did you mean 'clip'"),
+        ({"use": "flow_grpo", "clp": 1}, "algorithm.clp: no such option of flow_grpo; did you mean 'algorithm.clip'"),
         ({"use": "flow_grpo", "objective": {"lo": 1}}, "algorithm.objective.lo: Clipped has no such field"),
         ({"use": "flow_grpo", "sampler": {"steps": "ten"}}, "algorithm.sampler.steps: 'ten' will not do"),
         ({"use": "flow_grpo", "objective": "clipd"}, "algorithm.objective.use: there is no 'clipd'"),
@@ -335,39 +336,49 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
             "algorithm.objective: ['clipped'] names no part; known: AsymmetricClip, C",
         ),
         ({"use": "grpo", "sampler": None}, "algorithm.sampler: None names no part"),
-        ({"use": "grpo", "credit": None}, "algorithm.credit.0: None names no part"),
+        ({"use": "grpo", "token_advantage": None}, "algorithm.token_advantage.0: None names no part"),
         ({"use": "grpo", "regularizers": [{"weight": 0.1}]}, "algorithm.regularizers.0: {'weight': 0.1} names no part"),
         ({"use": "bgpo", "draws": 0}, "algorithm.bgpo: draws=0 should be at least 1"),
         ({"use": "gdpo_dllm", "nodes": 0}, "algorithm.gdpo_dllm: nodes=0 should be at least 1"),
         ({"use": "tracerl", "merge": 0}, "algorithm.tracerl: merge=0 should be at least 1"),
         ({"use": "diffu_grpo", "corrupt": 1.5}, "corrupt=1.5 should be a probability"),
-        ({"use": "coupled_grpo", "estimator": {"plan": {"high": 80}}}, "algorithm.estimator.plan: low=0.2 and high=80"),
-        ({"use": "elbo_pg", "estimator": {"plan": {"use": "block_random", "block": 0}}}, "block=0 should be at least"),
-        ({"use": "elbo_pg", "estimator": {"plan": {"use": "trace", "limit": 0}}}, "estimator.plan: limit=0 should"),
-        ({"use": "elbo_pg", "estimator": {"plan": {"use": "trace", "limit": "x"}}}, "plan.limit: 'x' will not do"),
+        (
+            {"use": "coupled_grpo", "estimator": {"views": {"high": 80}}},
+            "algorithm.estimator.views: low=0.2 and high=80",
+        ),
+        ({"use": "elbo_pg", "estimator": {"views": {"use": "block_random", "block": 0}}}, "block=0 should be at least"),
+        (
+            {"use": "elbo_pg", "estimator": {"views": {"use": "trajectory", "limit": 0}}},
+            "estimator.views: limit=0 should",
+        ),
+        (
+            {"use": "elbo_pg", "estimator": {"views": {"use": "trajectory", "limit": "x"}}},
+            "views.limit: 'x' will not do",
+        ),
         ({"use": "spg", "power": 0}, "power=0.0 should be above 0"),
         ({"use": "wd1", "weight_temperature": 0}, "temperature of the weights should be above 0, found 0"),
         ({"use": "grpo", "kl": -0.1}, "algorithm.grpo: a divergence of weight -0.1 would be rewarded"),
         ({"use": "grpo", "clip": -0.2}, "algorithm.grpo: low=-0.2 and high=-0.2 say how far"),
         ({"use": "elbo_pg", "sampler": "causal_sampler"}, "CausalSampler is for causal models, and elbo_pg trains mas"),
         ({"use": "flow_grpo", "estimator": "masked_views"}, "MaskedViews is for masked models, and flow_grpo trains d"),
-        ({"use": "trajectory_pg", "sampler": {"threshold": 0.9}}, "plan.limit=64: the sampler may take 256 steps, 1"),
+        ({"use": "trajectory_pg", "sampler": {"threshold": 0.9}}, "views.limit=64: the sampler may take 256 steps, 1"),
         ({"use": "tracerl", "sampler": {"steps": 1024, "length": 1024}}, "1024 steps, 8 a view; raise it to 128"),
     ],
 )
 def test_a_wrong_algorithm_spec_names_the_key(spec, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        algorithms.build(spec)
+        composition.build(spec)
 
 
 def test_a_list_of_parts_may_be_one_part_and_a_window_none() -> None:
-    assert algorithms.build({"use": "grpo", "regularizers": "kl_to_old"}).regularizers == (KLToOld(),)
-    assert algorithms.build({"use": "grpo", "credit": {"use": "truncated_importance", "cap": 3}}).credit[0].cap == 3
-    assert algorithms.build({"use": "flow_grpo_fast", "sampler": {"window": None}}).sampler.window is None
+    assert composition.build({"use": "grpo", "regularizers": "kl_to_old"}).regularizers == (KLToOld(),)
+    one = composition.build({"use": "grpo", "token_advantage": {"use": "truncated_importance", "cap": 3}})
+    assert one.token_advantage[0].cap == 3
+    assert composition.build({"use": "flow_grpo_fast", "sampler": {"window": None}}).sampler.window is None
 
 
 def test_parts_are_adjusted_and_replaced_from_plain_data() -> None:
-    built = algorithms.build(
+    built = composition.build(
         {
             "use": "flow_grpo",
             "kl": 0.0,
@@ -381,5 +392,5 @@ def test_parts_are_adjusted_and_replaced_from_plain_data() -> None:
         }
     )
     assert built.objective == Clipped(1e-5, 1e-4) and built.advantage == LeaveOneOut() and not built.regularizers
-    assert algorithms.describe(built.sampler)["dynamics"] == {"use": "CPS", "noise": 0.5}
+    assert composition.describe(built.sampler)["dynamics"] == {"use": "CPS", "noise": 0.5}
     assert built.sampler.steps == 8 and built.sampler.window == RandomWindow(size=2)

@@ -22,18 +22,25 @@ pytest.importorskip("fastapi", reason="remote scoring is the extra server")
 httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
 
+from flowrl.clients import http as http_client  # noqa: E402
+from flowrl.clients import ray as ray_client  # noqa: E402
+from flowrl.clients.http import Address  # noqa: E402
+from flowrl.clients.protocol import (  # noqa: E402
+    RequestLimits,
+    ScoreRequest,
+    decode_images,
+    encode_images,
+    reward_named_by,
+)
 from flowrl.errors import UserError  # noqa: E402
-from flowrl.hosting import client as client_module  # noqa: E402
-from flowrl.hosting import cluster  # noqa: E402
-from flowrl.hosting.client import Address  # noqa: E402
-from flowrl.hosting.protocol import Limits, decode_images, encode_images  # noqa: E402
-from flowrl.remote.server import PatientProtocol, build_app  # noqa: E402
+from flowrl.remote.reward_process import Response  # noqa: E402
+from flowrl.remote.server import HeadTimeoutProtocol, build_app  # noqa: E402
 from flowrl.remote.settings import ServerConfig, choose_token, is_loopback  # noqa: E402
-from flowrl.remote.worker import Answer, answer, load  # noqa: E402
+from flowrl.remote.worker import answer, load  # noqa: E402
 from flowrl.score import RewardError, Rewards, load_rewards  # noqa: E402
-from flowrl.score.adapting import adapt  # noqa: E402
-from flowrl.score.asking import Reward  # noqa: E402
-from flowrl.score.finding import check_reward  # noqa: E402
+from flowrl.score.registry import check_reward  # noqa: E402
+from flowrl.score.reward import Reward  # noqa: E402
+from flowrl.score.signatures import adapt  # noqa: E402
 from flowrl.types import Prompt, Samples  # noqa: E402
 
 TOKEN = "a-token-of-some-length"
@@ -71,24 +78,26 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Here:
     """A reward in this process, so that most tests need not wait for another."""
 
-    def __init__(self, use: str, limits: Limits, delay: float = 0.0) -> None:
+    def __init__(self, use: str, limits: RequestLimits, delay: float = 0.0) -> None:
         self.rewards, self.facts = load({"use": use})
         self.name, self.limits, self.delay = self.rewards.names[0], limits, delay
         self.sizes: list[int] = []
 
-    async def ask(self, body: bytes) -> Answer:
+    async def ask(self, body: bytes) -> Response:
         self.sizes.append(len(json.loads(body)["prompts"]))
         await asyncio.sleep(self.delay)
         return await asyncio.to_thread(answer, self.rewards, self.name, body, self.limits)
 
 
 @contextlib.contextmanager
-def serving(*uses: str, limits: Limits | None = None, delay: float = 0.0) -> Iterator[tuple[str, dict[str, Here]]]:
-    limits = limits or Limits()
+def serving(
+    *uses: str, limits: RequestLimits | None = None, delay: float = 0.0
+) -> Iterator[tuple[str, dict[str, Here]]]:
+    limits = limits or RequestLimits()
     scorers = {here.name: here for here in (Here(use, limits, delay) for use in uses)}
     app = build_app(scorers, TOKEN, limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=PatientProtocol, ws="none", lifespan="off", log_level="error")
+        config = uvicorn.Config(app, http=HeadTimeoutProtocol, ws="none", lifespan="off", log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -168,15 +177,15 @@ def test_requests_are_cut_to_what_the_server_allows() -> None:
     expected = load_rewards(["mine.py:brightness"]).raw(samples)
     one = len(encode_images((samples.images[:1] * 255).byte().permute(0, 2, 3, 1).numpy())[0])  # type: ignore[index]
     for limits, largest in (
-        (Limits(samples=4), 4),
-        (Limits(pixels=3 * 32 * 32 + 5), 3),
-        (Limits(body=int(2.6 * one)), 2),
+        (RequestLimits(samples=4), 4),
+        (RequestLimits(pixels=3 * 32 * 32 + 5), 3),
+        (RequestLimits(body=int(2.6 * one)), 2),
     ):
         with serving("mine.py:brightness", limits=limits) as (url, scorers):
             assert torch.equal(remote(f"{url}/brightness").raw(samples), expected)
         assert max(scorers["brightness"].sizes) == largest and sum(scorers["brightness"].sizes) == 9
     with (
-        serving("mine.py:brightness", limits=Limits(body=one // 2)) as (url, _),
+        serving("mine.py:brightness", limits=RequestLimits(body=one // 2)) as (url, _),
         pytest.raises(UserError, match=r"one sample has \d+ bytes, the server's limit is"),
     ):
         remote(f"{url}/brightness").raw(samples)
@@ -226,9 +235,9 @@ def test_what_a_reward_raises_stays_on_the_server() -> None:
 def test_a_busy_server_asks_to_come_back_and_everyone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(
-        client_module.time, "sleep", lambda seconds: waits.append(seconds) or threading.Event().wait(0.05)
+        http_client.time, "sleep", lambda seconds: waits.append(seconds) or threading.Event().wait(0.05)
     )
-    with serving("mine.py:brightness", limits=Limits(concurrency=1), delay=0.1) as (url, _):
+    with serving("mine.py:brightness", limits=RequestLimits(concurrency=1), delay=0.1) as (url, _):
         scorers = [remote(f"{url}/brightness", retries=100) for _ in range(3)]
         answers: list[Tensor] = []
         threads = [threading.Thread(target=lambda s=s: answers.append(s.raw(pictures()))) for s in scorers]
@@ -292,7 +301,7 @@ GOOD = (200, {}, b'{"protocol": 1, "scores": [0.5, null]}')
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(client_module.time, "sleep", found.append)
+    monkeypatch.setattr(http_client.time, "sleep", found.append)
     return found
 
 
@@ -318,7 +327,9 @@ def test_retries_are_bounded(naps: list[float]) -> None:
     assert script.requests == 4 and naps == [30.0] * 3
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(RewardError, match=r"no connection \(ConnectError\) \(2 tries\); is the server still running"):
+    with pytest.raises(
+        RewardError, match=r"no connection \(connection refused\) \(2 tries\); is the server still running"
+    ):
         remote(f"http://127.0.0.1:{port}/r", retries=1)
 
 
@@ -354,8 +365,8 @@ def test_other_failures_are_told_at_once(reply: Any, kind: type[Exception], matc
 
 def test_none_is_told_apart_from_nan() -> None:
     with Script((200, {}, b'{"scores": [null, 1], "absent": [0]}'), (200, {}, b'{"scores": [null, 1]}')) as url:
-        assert remote(url).answers(TWO) == [[None, 1.0]]
-        (first, second), *_ = remote(url).answers(TWO)
+        assert remote(url).raw_lists(TWO) == [[None, 1.0]]
+        (first, second), *_ = remote(url).raw_lists(TWO)
     assert first is not None and math.isnan(first) and second == 1
 
     def sometimes(images: Any, prompts: Any) -> list[float | None]:
@@ -364,8 +375,54 @@ def test_none_is_told_apart_from_nan() -> None:
     pictures = encode_images(np.zeros((3, 4, 4, 3), np.uint8))
     body = {"protocol": 1, "reward": "r", "prompts": ["a"] * 3, "images": pictures}
     served = Rewards([Reward("r", 1.0, adapt(sometimes, "r", {}, None), None)], "drop_sample")
-    reply = answer(served, "r", json.dumps(body).encode(), Limits())
+    reply = answer(served, "r", json.dumps(body).encode(), RequestLimits())
     assert reply.content["scores"] == [None, None, 0.5] and reply.content["absent"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"protocol": 1, "reward": "a.b-c", "prompts": []}', "a.b-c"),
+        (b' \n{ "reward" : "r","protocol":1}', "r"),
+        (b'{"protocol": 1, "columns": {"reward": ["x"]}, "reward": "r"}', None),
+        (b'{"protocol": 1, "reward": ["r"]}', None),
+        (b'{"protocol": 1, "reward": "r\\u0041"}', None),
+        (b'[{"reward": "r"}]', None),
+        (b"", None),
+        (b"\xff" * 100, None),
+    ],
+)
+def test_the_reward_of_a_request_is_read_from_its_beginning(body: bytes, name: str | None) -> None:
+    assert reward_named_by(body) == name
+
+
+def test_a_request_is_checked_once_and_by_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[bytes] = []
+
+    class Counted(ScoreRequest):
+        @classmethod
+        def parse(cls, body: bytes, limits: RequestLimits) -> Any:
+            checked.append(body)
+            return ScoreRequest.parse(body, limits)
+
+    monkeypatch.setattr("flowrl.remote.server.ScoreRequest", Counted)
+    monkeypatch.setattr("flowrl.remote.worker.ScoreRequest", Counted)
+    head = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    with serving("mine.py:length", "mine.py:brightness") as (url, _):
+        assert remote(f"{url}/length").raw(TWO).tolist() == [[1.0], [1.0]] and len(checked) == 1
+        odd = b'{"prompts": ["p"], "completions": ["abc"], "reward": "length", "protocol": 1}'
+        reply = httpx.post(f"{url}/score", content=odd, headers=head)
+        assert reply.json()["scores"] == [3.0], "its members may come in any order"
+        double = b'{"reward": "length", "prompts": ["p"], "completions": ["a"], "reward": "brightness", "protocol": 1}'
+        reply = httpx.post(f"{url}/score", content=double, headers=head)
+        assert reply.status_code == 422 and "'length' and 'brightness'" in reply.json()["error"]
+
+
+def test_memory_that_runs_out_is_no_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = encode_images(np.zeros((1, 4, 4, 3), np.uint8))
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        decode_images(texts, RequestLimits())
 
 
 def drip(handler: Any) -> None:
@@ -413,8 +470,8 @@ def test_addresses() -> None:
 
 def test_png_is_lossless_and_only_its_own_kind_is_read() -> None:
     pixels = torch.randint(0, 256, (3, 5, 7, 3), dtype=torch.uint8).numpy()
-    assert (decode_images(encode_images(pixels), Limits()) == pixels).all()
-    assert decode_images([], Limits()).shape[0] == 0
+    assert (decode_images(encode_images(pixels), RequestLimits()) == pixels).all()
+    assert decode_images([], RequestLimits()).shape[0] == 0
 
 
 def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +505,7 @@ def test_a_server_config_is_a_list_of_rewards_or_a_training_config(tmp_path: Pat
     assert ServerConfig.load(path).limits.seconds == 3
     for text, match in (
         ("rewards: [a]\nlimit: {}", "unknown key limit"),
-        ("rewards: [a]\nlimits: {sample: 1}", "did you mean 'samples'"),
+        ("rewards: [a]\nlimits: {sample: 1}", "did you mean 'limits.samples'"),
         ("rewards: [a]\nlimits: {samples: 0}", "greater than 0"),
         ("rewards: []", "rewards"),
         (run.read_text() + "\ntrian: 3", "unknown key trian"),
@@ -502,8 +559,8 @@ class FakeRay(SimpleNamespace):
 
 def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay()
-    monkeypatch.setattr(cluster, "_import_ray", lambda: fake)
-    monkeypatch.setattr("flowrl.hosting.find_spec", lambda package: object())
+    monkeypatch.setattr(ray_client, "_import_ray", lambda: fake)
+    monkeypatch.setattr("flowrl.clients.find_spec", lambda package: object())
     spec = {"use": "ray:mine.py:targeted", "options": {"shift": 2.0, "ray": {"num_gpus": 0.5, "address": "local"}}}
     scorer = load_rewards([spec])
     samples = pictures()
@@ -522,7 +579,7 @@ def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.hosting.find_spec", lambda package: None)
+    monkeypatch.setattr("flowrl.clients.find_spec", lambda package: None)
     for use, extra in (("http://127.0.0.1:1/r", "server"), ("ray:jpeg_compressibility", "ray")):
         with pytest.raises(UserError, match=rf"pip install -e '.*\[{extra}\]'"):
             check_reward(use)
@@ -546,7 +603,7 @@ def test_a_real_ray_actor_gives_the_same_numbers() -> None:
         good.close()
         with pytest.raises(RewardError, match="failed in its actor"):
             good.raw(samples)
-        with pytest.raises(UserError, match=r"does not load in its actor: .*has no function 'absent'"):
+        with pytest.raises(UserError, match=r"does not load in its actor: .*has no function or class 'absent'"):
             load_rewards([{"use": f"ray:{path}:absent"}])
     finally:
         ray.shutdown()

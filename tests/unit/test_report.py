@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.evaluation.results import Judged, summarise
+from flowrl.evaluation.results import VariantScores, summarise
 from flowrl.records.sample_files import sample_path, write_image, write_text
 from flowrl.report import write
 from flowrl.report.charts import BINS, Line, line_chart, number, stacked_chart, ticks
@@ -80,7 +80,7 @@ def add_evaluation(run, prompt="a red circle"):
                 }
             )
         write_text(run / "eval" / arm / "geneval" / "results.jsonl", "\n".join(map(json.dumps, lines)) + "\n")
-        arms[arm] = Judged({"correct": np.array(correct)}, np.ones((2, 1)), ["found 0 of 1 circle"])
+        arms[arm] = VariantScores({"correct": np.array(correct)}, np.ones((2, 1)), ["found 0 of 1 circle"])
     suite = {
         "title": "geneval[shapes]",
         "primary": "correct",

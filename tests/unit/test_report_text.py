@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flowrl.errors import UserError
-from flowrl.evaluation.results import Judged, summarise
+from flowrl.evaluation.results import VariantScores, summarise
 from flowrl.records.sample_files import write_completion, write_text
 from flowrl.report import write
 from flowrl.report.pictures import LONGEST, Picture, readable, widest
@@ -105,7 +105,7 @@ def test_an_evaluation_shows_both_arms_at_equal_seeds(tmp_path):
             lines.append({"filename": name, **facts, "measures": measures, "completion": said})
         write_text(run / "eval" / arm / "sudoku" / "results.jsonl", "\n".join(map(json.dumps, lines)) + "\n")
         values = np.array(correct)
-        arms[arm] = Judged({"correct": values, "tokens": values + 10.25}, np.ones((2, 2)), [])
+        arms[arm] = VariantScores({"correct": values, "tokens": values + 10.25}, np.ones((2, 2)), [])
     suite = {
         "title": "sudoku",
         "primary": "correct",
@@ -154,5 +154,5 @@ def test_very_long_completions_are_cut_with_a_count():
 def test_columns_are_as_wide_as_the_texts_need():
     image = Picture("data:", True, "")
     short, long, tall = (Picture("", False, "", text=text) for text in ("1234", "x" * 60, "a\n" * 12))
-    assert [p.room for p in (image, short, long, tall)] == ["image", "text", "wide", "wide"]
+    assert [p.column for p in (image, short, long, tall)] == ["image", "text", "wide", "wide"]
     assert widest([short, long]) == "wide" and widest([image]) == "image" and widest([]) == "image"

@@ -12,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flowrl.commands.listing import checkpoint_rows
+from flowrl.commands.checkpoints import checkpoint_rows
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
-from flowrl.records import checkpoint
+from flowrl.files import sha256
+from flowrl.records import checkpoint, checkpoint_folder, manifest
 from flowrl.records.directory import RunDirectory
+from flowrl.records.manifest import MANIFEST, SEAL, STATE, read_manifest, seal
 from flowrl.report.record import read
-from flowrl.runtime import inputs
-from flowrl.runtime.resume import NEVER, begin
+from flowrl.startup import inputs
+from flowrl.startup.resume import BEFORE_TRAINING, start_or_resume
 
 REWARD = "from beside import factor\n\ndef good(images, prompts):\n    return images.mean((1, 2, 3)) * factor\n"
 
@@ -48,23 +50,23 @@ def written(tmp_path: Path, **changes: Any) -> Config:
 
 
 def described(config: Config) -> dict[str, str]:
-    return inputs.describe(config, load_prompts(config.data.train), None)
+    return inputs.fingerprint_inputs(config, load_prompts(config.data.train), None)
 
 
 def started(tmp_path: Path, steps: int = 2, **changes: Any) -> tuple[Config, RunDirectory]:
     config = written(tmp_path, **changes)
     run = RunDirectory(config.directory)
-    assert begin(config, run, None) is None
+    assert start_or_resume(config, run, None) is None
     for step in range(steps + 1):
         run.log({"step": step})
     for step in range(1, steps + 1):
-        facts = {inputs.KEY: described(config)}
+        facts = {inputs.MANIFEST_KEY: described(config)}
         checkpoint.save(run.checkpoints, step, {"a": torch.ones(2)}, {}, {}, {}, facts=facts)
     return config, run
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Every file but what `begin` writes anew."""
+    """Every file but what `start_or_resume` writes anew."""
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
@@ -72,19 +74,19 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def edit_manifest(path: Path, **changes: Any) -> None:
-    file = path / checkpoint.MANIFEST
-    manifest = {**json.loads(file.read_text()), **changes}
-    manifest.pop(checkpoint.SEAL)
-    file.write_text(json.dumps({**manifest, checkpoint.SEAL: checkpoint._seal(manifest)}))
+    file = path / MANIFEST
+    facts = {**json.loads(file.read_text()), **changes}
+    facts.pop(SEAL)
+    file.write_text(json.dumps({**facts, SEAL: seal(facts)}))
 
 
 HARMS = {
-    "truncated": lambda path: os.truncate(path / checkpoint.STATE, 10),
+    "truncated": lambda path: os.truncate(path / STATE, 10),
     "another format": lambda path: edit_manifest(path, format=2),
-    "manifest lost": lambda path: (path / checkpoint.MANIFEST).unlink(),
-    "manifest is no JSON": lambda path: (path / checkpoint.MANIFEST).write_bytes(b"\xff\x00{"),
-    "manifest is a list": lambda path: (path / checkpoint.MANIFEST).write_text("[1, 2]"),
-    "manifest is deep": lambda path: (path / checkpoint.MANIFEST).write_text("[" * 100_000),
+    "manifest lost": lambda path: (path / MANIFEST).unlink(),
+    "manifest is no JSON": lambda path: (path / MANIFEST).write_bytes(b"\xff\x00{"),
+    "manifest is a list": lambda path: (path / MANIFEST).write_text("[1, 2]"),
+    "manifest is deep": lambda path: (path / MANIFEST).write_text("[" * 100_000),
     "no files listed": lambda path: edit_manifest(path, files={}),
     "files are numbers": lambda path: edit_manifest(path, files={"x": 3}),
 }
@@ -97,7 +99,7 @@ def test_auto_never_removes_what_it_cannot_read(tmp_path: Path, harm: str) -> No
         HARMS[harm](path)
     before = tree(run.path)
     with pytest.raises(UserError, match=r"2 checkpoints that cannot be read .*nothing was removed.*out="):
-        begin(config, run, "auto")
+        start_or_resume(config, run, "auto")
     assert tree(run.path) == before
 
 
@@ -105,22 +107,37 @@ def test_auto_goes_back_over_damage_and_keeps_it_but_not_over_another_format(tmp
     config, run = started(tmp_path, steps=3)
     HARMS["truncated"](run.checkpoints / "step_000003")
     with pytest.warns(UserWarning, match="kept as unreadable-step_000003"):
-        found = begin(config, run, "auto")
+        found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 2
-    assert (run.checkpoints / "unreadable-step_000003" / checkpoint.STATE).stat().st_size == 10
+    assert (run.checkpoints / "unreadable-step_000003" / STATE).stat().st_size == 10
     HARMS["another format"](run.checkpoints / "step_000002")
     shutil.copytree(run.checkpoints / "step_000002", run.checkpoints / "step_000001")
     edit_manifest(run.checkpoints / "step_000001", format=1, step=1)
     with pytest.raises(UserError, match=r"format is 2.*--resume .*step_000001"):
-        begin(config, run, "auto")
-    found = begin(config, run, str(run.checkpoints / "step_000001"))  # asked for: the foreign one is still kept
+        start_or_resume(config, run, "auto")
+    found = start_or_resume(
+        config, run, str(run.checkpoints / "step_000001")
+    )  # asked for: the foreign one is still kept
     assert found is not None and (run.checkpoints / "unreadable-step_000002").is_dir()
+
+
+@pytest.mark.parametrize("resume", ["auto", "run", "step"])
+def test_a_checkpoint_is_hashed_once_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: str
+) -> None:
+    config, run = started(tmp_path)
+    hashed: list[Path] = []
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path) or sha256(path))
+    where = {"auto": "auto", "run": str(run.path), "step": str(run.checkpoints / "step_000002")}[resume]
+    found = start_or_resume(config, run, where)
+    assert found is not None and found.step == 2
+    assert sorted(path.name for path in hashed) == ["state.safetensors", "values.json"]
 
 
 def test_a_checkpoint_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     os.replace(run.checkpoints / "step_000002", run.checkpoints / ".tmp-old-step_000002")
-    found = begin(config, run, "auto")
+    found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 2
 
 
@@ -132,19 +149,19 @@ def test_a_sealed_manifest_of_another_program_is_a_sentence(tmp_path: Path) -> N
         checkpoint.load(path)
     (run.checkpoints / "latest").write_bytes(b"\xff\xfe")
     (run.checkpoints / "best").write_text("../../elsewhere\n")
-    assert checkpoint.best(run.checkpoints) is None
+    assert checkpoint_folder.best(run.checkpoints) is None
     checkpoint.save(run.checkpoints, 3, {"a": torch.ones(2)}, {}, {}, {"m": 1.0}, best="m")
-    assert checkpoint.best(run.checkpoints) == run.checkpoints / "step_000003"
+    assert checkpoint_folder.best(run.checkpoints) == run.checkpoints / "step_000003"
 
 
 def test_a_run_killed_before_its_first_checkpoint_tells_step_0_once(tmp_path: Path) -> None:
     config = written(tmp_path)
     run = RunDirectory(config.directory)
     for _ in range(3):
-        assert begin(config, run, "auto") is None
+        assert start_or_resume(config, run, "auto") is None
         run.log({"step": 0})
     assert run.metrics() == [{"step": 0}]
-    run.rewind(NEVER)
+    run.rewind(BEFORE_TRAINING)
     assert run.metrics() == []
 
 
@@ -154,7 +171,7 @@ def test_state_files_have_the_rights_of_other_files(tmp_path: Path) -> None:
         path = checkpoint.save(tmp_path, 1, {"a": torch.ones(2)}, {}, {}, {})
     finally:
         os.umask(before)
-    assert (path / checkpoint.STATE).stat().st_mode & 0o777 == 0o640
+    assert (path / STATE).stat().st_mode & 0o777 == 0o640
     assert sorted(p.name for p in (path / "state").iterdir()) == ["state.safetensors", "values.json"]
 
 
@@ -181,16 +198,16 @@ CHANGES = {
 @pytest.mark.parametrize("key", CHANGES)
 def test_resume_notices_a_changed_input(tmp_path: Path, key: str) -> None:
     config, run = started(tmp_path)
-    same = begin(config, run, "auto", inputs=described(config))
+    same = start_or_resume(config, run, "auto", inputs=described(config))
     assert same is not None
     CHANGES[key](tmp_path)
     before = tree(run.path)
     with pytest.raises(UserError, match=rf"(?s)- {key.rstrip('.')}.*--allow-changed") as caught:
-        begin(config, run, "auto", inputs=described(config))
+        start_or_resume(config, run, "auto", inputs=described(config))
     assert str(caught.value).count("\n  - ") == 1, "only what changed is named"
     assert tree(run.path) == before
     with pytest.warns(UserWarning, match="going on although"):
-        assert begin(config, run, "auto", inputs=described(config), allow_changed=True) is not None
+        assert start_or_resume(config, run, "auto", inputs=described(config), allow_changed=True) is not None
 
 
 def test_what_changes_nothing_is_not_noticed(tmp_path: Path) -> None:
@@ -198,24 +215,26 @@ def test_what_changes_nothing_is_not_noticed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("# a comment\n" + REWARD.replace(" * factor", "*factor"))
     (tmp_path / "model" / ".cache").mkdir()
     (tmp_path / "model" / ".cache" / "x").write_text("x")
+    (tmp_path / "model" / "__pycache__").mkdir()
+    (tmp_path / "model" / "__pycache__" / "verifier.pyc").write_text("compiled by a later import")
     os.utime(tmp_path / "model" / "model.safetensors", (1, 1))
     text = (tmp_path / "prompts.jsonl").read_text()
     (tmp_path / "prompts.jsonl").write_text(text.replace(": ", ":   "))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert begin(config, run, "auto", inputs=described(config)) is not None
+        assert start_or_resume(config, run, "auto", inputs=described(config)) is not None
 
 
 def test_resume_notices_other_libraries(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     path = run.checkpoints / "step_000002"
-    recorded = json.loads((path / checkpoint.MANIFEST).read_text())["versions"]
+    recorded = json.loads((path / MANIFEST).read_text())["versions"]
     edit_manifest(path, versions={**recorded, "torch": "1.13.1", "python": recorded["python"] + "9"})
     with pytest.raises(UserError, match=r"torch: version 1.13.1 -> ") as caught:
-        begin(config, run, "auto")
+        start_or_resume(config, run, "auto")
     assert "python" not in str(caught.value)
     edit_manifest(path, versions={**recorded, "torch": recorded["torch"].partition("+")[0] + "+cu999"})
-    assert begin(config, run, "auto") is not None
+    assert start_or_resume(config, run, "auto") is not None
 
 
 def test_a_longer_run_under_a_decaying_rate_is_asked_about(tmp_path: Path) -> None:
@@ -224,15 +243,15 @@ def test_a_longer_run_under_a_decaying_rate_is_asked_about(tmp_path: Path) -> No
     longer = written(tmp_path, train={"iterations": 12}, **decaying)
     run = RunDirectory(longer.directory)
     with pytest.raises(UserError, match=r"train.iterations: 9 -> 12.*schedule=cosine"):
-        begin(longer, run, "auto")
+        start_or_resume(longer, run, "auto")
     with pytest.warns(UserWarning, match="iterations"):
-        assert begin(longer, run, "auto", allow_changed=True) is not None
+        assert start_or_resume(longer, run, "auto", allow_changed=True) is not None
 
 
 def test_a_finished_run_asks_nothing(tmp_path: Path) -> None:
     config, run = started(tmp_path, steps=9)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "other"}\n')
-    assert begin(config, run, "auto", inputs=described(config)) is not None
+    assert start_or_resume(config, run, "auto", inputs=described(config)) is not None
 
 
 def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +284,7 @@ def test_damaged_run_directories_give_a_sentence(tmp_path: Path) -> None:
         shutil.copytree(pristine, run.path)
         file = random.choice(files)
         (run.path / file.relative_to(pristine)).write_bytes(_mangled(file.read_bytes()))
-        for look in (lambda: read(run.path), run.metrics, lambda: begin(config, run, "auto")):
+        for look in (lambda: read(run.path), run.metrics, lambda: start_or_resume(config, run, "auto")):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -306,7 +325,7 @@ def test_checkpoints_are_listed_with_their_scores(tmp_path: Path) -> None:
     HARMS["truncated"](run.checkpoints / "step_000001")
     rows = checkpoint_rows(config.directory)
     assert [(row["name"], row["notes"]) for row in rows] == [
-        ("step_000001", [f"cannot be read: {checkpoint.STATE} has 10 of {rows_bytes(run)} bytes"]),
+        ("step_000001", [f"cannot be read: {STATE} has 10 of {rows_bytes(run)} bytes"]),
         ("step_000002", ["best"]),
         ("step_000003", ["latest", "without lora/"]),
     ]
@@ -316,4 +335,19 @@ def test_checkpoints_are_listed_with_their_scores(tmp_path: Path) -> None:
 
 
 def rows_bytes(run: RunDirectory) -> int:
-    return checkpoint.told(run.checkpoints / "step_000001")["files"][checkpoint.STATE]["bytes"]
+    return read_manifest(run.checkpoints / "step_000001")["files"][STATE]["bytes"]
+
+
+# ---- runs of an earlier release
+
+
+def test_a_run_that_called_its_keys_otherwise_is_continued(tmp_path: Path) -> None:
+    spec = {"use": "flow_grpo", "selection": "nonzero_advantage", "token_advantage": []}
+    config, run = started(tmp_path, algorithm=spec)
+    text = run.config_path.read_text()
+    old = text.replace("token_advantage:", "credit:").replace("nonzero_advantage", "with_credit")
+    assert old != text
+    run.config_path.write_text(old)
+    assert Config.of_run(run.config_path) == config
+    resumed = start_or_resume(config, run, "auto")
+    assert resumed is not None and resumed.step == 2

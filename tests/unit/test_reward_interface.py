@@ -22,20 +22,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowrl.config import Config, RewardConfig
-from flowrl.config.reading import parse_yaml
+from flowrl.config.listing import config_table
 from flowrl.config.reward import OnErrorConfig
+from flowrl.config.yaml_text import parse_yaml
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.parts.advantages import GroupCentred, LeaveOneOut
 from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.diagnostics import describe_scores
-from flowrl.parts.selections import DropFlatGroups, Everything
+from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.score import RewardError, Rewards, Scoring, joined, load_rewards
-from flowrl.score import asking as asking_module
-from flowrl.score.adapting import adapt, take
-from flowrl.score.asking import Reward
-from flowrl.score.conformance import examine
-from flowrl.score.finding import check_reward
+from flowrl.score import reward as reward_module
+from flowrl.score.conformance import run_checks
+from flowrl.score.registry import check_reward
+from flowrl.score.reward import Reward
+from flowrl.score.samples import take
+from flowrl.score.signatures import adapt
 from flowrl.train import train
 from flowrl.types import Prompt, Samples, Scores
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -393,11 +395,11 @@ def test_names_that_a_reward_file_does_not_bind_are_refused(tmp_path: Path) -> N
     for name in ("lock", "wait", "images"):
         with pytest.raises(UserError, match=f"does not define '{name}'"):
             check_reward(f"{path}:{name}")
-    with pytest.raises(UserError, match="has no function 'module'"):
+    with pytest.raises(UserError, match="has no function or class 'module'"):
         load_rewards([f"{path}:module"])
     path.write_text("from math import *\n")
     check_reward(f"{path}:bright")  # only running it tells
-    with pytest.raises(UserError, match="has no function 'bright'"):
+    with pytest.raises(UserError, match="has no function or class 'bright'"):
         load_rewards([f"{path}:bright"])
     with pytest.raises(UserError, match=r"takes; wrap it in a function|should be a function of"):
         load_rewards([f"{path}:hypot"])
@@ -433,8 +435,8 @@ def test_a_sample_to_which_nothing_applies_is_left_out() -> None:
     scores = score(reward(none_for({0, 5})), reward(brightness, "watched", weight=0))
     assert (~scores.valid).nonzero()[:, 0].tolist() == [0, 5]
     assert scores.total[scores.valid].tolist() == [1] * 10
-    credit = GroupCentred()(scores, {})
-    assert credit.flatten()[[0, 5]].tolist() == [0, 0]
+    advantage = GroupCentred()(scores, {})
+    assert advantage.flatten()[[0, 5]].tolist() == [0, 0]
     held = Rewards([reward(none_for({0, 5}))], "raise").evaluate(samples(), GROUP)
     assert float(held.total[held.valid].mean()) == 1
     with pytest.raises(UserError, match=r"no sample is left: the rewards said None .* to 12 of 12 samples"):
@@ -452,10 +454,10 @@ def test_none_travels_out_of_a_process_and_from_functions_of_verl(tmp_path: Path
     made = texts(["n", "abc", "x"], data_source=["d"] * 3, ground_truth=[1] * 3)
     for fields in ({}, {"process": True}):
         rewards = load_rewards([{"use": f"{tmp_path / 'absent.py'}:r", **fields}], on_nan="drop_sample")
-        first, second, third = rewards.answers(made)[0]
+        first, second, third = rewards.raw_lists(made)[0]
         assert first is None and second == 3 and third is not None and math.isnan(third)
         rewards.close()
-    assert load_rewards([f"{tmp_path / 'absent.py'}:v"]).answers(made) == [[None, 1.0, 1.0]]
+    assert load_rewards([f"{tmp_path / 'absent.py'}:v"]).raw_lists(made) == [[None, 1.0, 1.0]]
 
 
 def test_async_functions_of_trl_are_awaited() -> None:
@@ -555,18 +557,18 @@ def test_decoupled_normalisation_skips_what_does_not_apply() -> None:
         reward(given(ONES), "one", applies={"tag": "x"}),
         reward(given(TENS), "ten", applies={"tag": ["x", "y", "z"]}),
     )
-    credit = GroupCentred(merge="advantages", clip=None, eps=0.0)(both, {})
+    advantage = GroupCentred(merge="advantages", clip=None, eps=0.0)(both, {})
     step = torch.tensor([-1.0, 0.0, 1.0]).double()  # each group's scores are equally spaced: z-scores -1, 0, 1
-    torch.testing.assert_close(credit, torch.cat([2 * step, 2 * step, step, step]))
+    torch.testing.assert_close(advantage, torch.cat([2 * step, 2 * step, step, step]))
 
 
 def test_decoupled_normalisation_over_the_iteration_uses_the_samples_a_reward_applies_to() -> None:
     scores = mixed()
-    credit = GroupCentred(merge="advantages", scale="global", ddof=0, clip=None, eps=0.0)(scores, {})
+    advantage = GroupCentred(merge="advantages", scale="global", ddof=0, clip=None, eps=0.0)(scores, {})
     for rows, column, weight in ((slice(0, 6), 0, 1.0), (slice(6, 12), 1, 2.0)):
         mine = scores.rewards[rows, column]
         centre = mine.reshape(2, 3).mean(dim=1).repeat_interleave(3)
-        torch.testing.assert_close(credit[rows], weight * (mine - centre) / mine.std(correction=0))
+        torch.testing.assert_close(advantage[rows], weight * (mine - centre) / mine.std(correction=0))
 
 
 def test_decoupled_normalisation_sees_gated_rewards() -> None:
@@ -650,7 +652,7 @@ CONFIG = {"name": "a", "model": {"path": "shapes"}, "algorithm": "flow_grpo", "t
         ({"on_error": "drop"}, r"on_error.then='drop'.*'raise' or 'drop_group'"),
         ({"on_error": {"retry": -1}}, "retry=-1"),
         ({"gate": "shut"}, "gate='shut': give multiply, or the least score"),
-        ({"on_error": {"retry": 2, "than": "raise"}}, r"than.*did you mean 'then'"),
+        ({"on_error": {"retry": 2, "than": "raise"}}, r"than.*did you mean 'rewards.0.on_error.then'"),
         ({"dtype": "fp8"}, "dtype='fp8'"),
     ],
 )
@@ -668,10 +670,10 @@ def test_held_out_rewards_are_watched_and_config_reaches_the_rewards() -> None:
     config = Config.of({**CONFIG, "rewards": entries})
     rewards = load_rewards(config.rewards)
     assert rewards.weights.tolist() == [2.0, 0.0, 0.0]
-    first, gold, gate = rewards._rewards
+    first, gold, gate = rewards.rewards
     assert (first.on_error, gold.on_error) == (on_error("drop_group", 2), on_error("raise"))
     assert (gold.overlap, gate.gate, gate.applies) == (False, 0.5, {"tag": "x"})
-    assert Config.of(config.model_dump(mode="json")) == config and "rewards.0.on_error.retry" in config.explain()
+    assert Config.of(config.model_dump(mode="json")) == config and "rewards.0.on_error.retry" in config_table(config)
     scores = load_rewards(config.rewards[:2])(samples(32), GROUP)
     torch.testing.assert_close(scores.total, 2 * scores.rewards[:, 0])
     torch.testing.assert_close(scores.rewards[:, 1], -scores.rewards[:, 0])
@@ -710,7 +712,7 @@ def test_on_error_raise_and_the_default_stop_with_the_cause() -> None:
 
 def test_retries_ask_again_and_only_for_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(asking_module.time, "sleep", pauses.append)
+    monkeypatch.setattr(reward_module.time, "sleep", pauses.append)
     asked: list[int] = []
 
     def moody(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -734,6 +736,21 @@ def test_retries_ask_again_and_only_for_what_is_missing(monkeypatch: pytest.Monk
     with pytest.raises(RewardError, match="never"):
         score(reward(hopeless, on_error=on_error("raise", 2)))
     assert calls == [12, 12, 12]
+
+
+def test_retries_of_many_groups_take_no_time_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_module.time, "sleep", lambda seconds: None)
+    rows, asked = 8192, []
+
+    def moody(completions: Sequence[str], prompts: Sequence[str], group: Sequence[int]) -> list[float]:
+        asked.append(len(completions))
+        return [math.nan if len(asked) == 1 and number % 2 == 0 else 1.0 for number in group]
+
+    made = Samples([Prompt("q", i // 8) for i in range(rows)], completions=["a"] * rows)
+    rewards = Rewards([Reward("r", 1.0, adapt(moody, "r", {}, None), None, on_error=on_error("raise", 1))], "raise")
+    begin = time.perf_counter()
+    assert rewards(made, torch.arange(rows) // 8).total.tolist() == [1.0] * rows
+    assert asked == [rows, rows // 2] and time.perf_counter() - begin < 5  # minutes, compared pair by pair
 
 
 def test_nan_follows_on_error_where_it_is_given() -> None:
@@ -763,23 +780,23 @@ def test_mistakes_of_the_config_are_forgiven_by_no_policy() -> None:
 
 
 def test_the_arithmetic_of_a_dropped_group() -> None:
-    """Statistics, credit, selection and loss weights are those of the iteration without the group."""
+    """Statistics, advantage, selection and loss weights are those of the iteration without the group."""
     scores = score(reward(poison(1), on_error=on_error("drop_group")))
     kept = scores.valid
     rest = Scores(scores.rewards[kept], scores.weights, scores.names, GROUP[kept], scores.prompt_ids[kept], kept[kept])
     for part in (GroupCentred(), GroupCentred(scale="global"), GroupCentred(merge="advantages"), LeaveOneOut()):
-        credit = part(scores, {})
-        torch.testing.assert_close(credit[kept], part(rest, {}), msg=str(part))
-        assert (credit[~kept] == 0).all()
-    credit = GroupCentred()(scores, {})
-    for selection in (Everything(), DropFlatGroups()):
-        mask = selection(scores, credit)[:, None].expand(12, 5)
+        advantage = part(scores, {})
+        torch.testing.assert_close(advantage[kept], part(rest, {}), msg=str(part))
+        assert (advantage[~kept] == 0).all()
+    advantage = GroupCentred()(scores, {})
+    for selection in (AllSamples(), DropFlatGroups()):
+        mask = selection(scores, advantage)[:, None].expand(12, 5)
         assert torch.equal(mask[:, 0], kept)
         for aggregation in (SampleMean(), DecisionMean()):
             weight = aggregation(mask)
             assert float(weight.sum()) == pytest.approx(1) and (weight[~kept] == 0).all()
             torch.testing.assert_close(weight[kept], aggregation(mask[kept]))
-    metrics, without = describe_scores(scores, credit), describe_scores(rest, credit[kept])
+    metrics, without = describe_scores(scores, advantage), describe_scores(rest, advantage[kept])
     assert metrics["reward/invalid_fraction"] == pytest.approx(0.25)
     assert metrics["reward/mean"] == pytest.approx(without["reward/mean"])
 
@@ -921,7 +938,7 @@ def test_changing_the_images_in_the_background_names_the_culprit() -> None:
 
 
 def test_a_reward_that_hangs_does_not_keep_an_interrupted_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowrl.score.pipeline.PATIENCE", 0.2)
+    monkeypatch.setattr("flowrl.score.background.CLOSE_SECONDS", 0.2)
     release = threading.Event()
 
     def hangs(images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -968,7 +985,7 @@ data: {prompts: 3, group: 4}
 train: {iterations: 3, threads: 1, sample_batch: 5}
 eval: {every: 0}
 checkpoint: {every: 0}
-log: {images: 0}
+log: {samples: 0}
 """
 SLOW = """
 import pathlib, time, torch
@@ -1138,12 +1155,12 @@ def test_conformance_examines_groups_and_number_types(tmp_path: Path) -> None:
     )
 
     def failures(name: str, **options: Any) -> set[str]:
-        return {f.check for f in examine(f"{tmp_path}/r.py:{name}", prompts, **options) if not f.passed}
+        return {f.check for f in run_checks(f"{tmp_path}/r.py:{name}", prompts, **options) if not f.passed}
 
     assert failures("centred") == failures("pairs") == failures("words", text=True) == set()
     assert failures("leaky") == {"same answer one by one"}  # sees beyond its group
     assert failures("half") == {"keeps its precision"}
-    loads = examine(f"{tmp_path}/r.py:pairs", prompts)[0]
+    loads = run_checks(f"{tmp_path}/r.py:pairs", prompts)[0]
     assert "flowrl signature, compares the samples of a group" in loads.detail
 
 

@@ -13,20 +13,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowrl.algorithms import build
 from flowrl.cli import main
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.groups import flat_groups
-from flowrl.models.tiny import TinyFlow
+from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
-from flowrl.rounds import Gathered, gather, shortage
-from flowrl.runtime.geometry import geometry
+from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import load_rewards
 from flowrl.session import Session
-from flowrl.step import Pass, improve
+from flowrl.startup.workload import workload
+from flowrl.step import UpdateSettings, improve
 from flowrl.train import iterate, train
 from flowrl.types import Draw, Prompt
 from tests import pipelines
@@ -95,38 +95,37 @@ def test_rounds_follow_until_enough_groups_are_not_flat(family: str, iteration: 
     while sum(kinds[i] == "open" for i in drawn) < WANTED:
         drawn += ids(session, rounds)
         rounds += 1
-    made = gather(session, PhaseTimer())
+    made = sample_and_score(session, PhaseTimer())
     assert made.metrics["sampling/rounds"] == rounds > 1
     assert made.metrics["sampling/samples"] == len(made.drawn.group) == rounds * WANTED * GROUP
     assert made.metrics["sampling/groups"] == WANTED
-    assert not shortage(session, made.metrics)
+    assert not missing_groups(session, made.metrics)
     assert made.drawn.prompt_ids[::GROUP].tolist() == drawn
     assert made.scores.prompt_ids[::GROUP].tolist() == [i for i in drawn if kinds[i] == "open"][:WANTED]  # surplus
     assert [prompt.id for prompt in made.samples.prompts] == made.scores.prompt_ids.tolist()
     assert made.rollout.group.tolist() == [g for g in range(WANTED) for _ in range(GROUP)]
     assert torch.equal(made.scores.group, made.rollout.group)
-    assert len(set(made.seeds.tolist())) == WANTED * GROUP
+    assert len(set(made.rollout.seeds.tolist())) == WANTED * GROUP
     assert not flat_groups(made.scores.total, made.scores.group, made.scores.valid).any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_update_is_that_of_the_same_groups_sampled_directly(family: str, tmp_path: Path) -> None:
     session = session_of(alternating(3), tmp_path, family)
-    made = gather(session, PhaseTimer())
+    made = sample_and_score(session, PhaseTimer())
     assert made.metrics["sampling/rounds"] > 1
-    draw = Draw.of(made.seeds, made.rollout.group, 0, 0)
+    draw = Draw.of(made.rollout.seeds, made.rollout.group, 0, 0, made.samples.prompts)
     with session.rewards.scoring(draw.group) as scoring:
-        prompts = list(made.samples.prompts)
         algorithm = session.algorithm
-        direct, _ = session.make(prompts, draw, algorithm.sampler, "live", 7, PhaseTimer(), scoring)
+        direct, _ = session.sample_and_decode(draw, algorithm.sampler, "live", 7, PhaseTimer(), scoring)
         scores = scoring.finish()
     assert torch.equal(scores.total, made.scores.total)
     gradients = []
     for rollout, found in ((made.rollout, made.scores), (direct, scores)):
         recorder = Recorder(session.policy.parameters())
         advantage = algorithm.advantage(found, {})
-        settings = Pass(updates=2, max_grad_norm=1e9)
-        improve(session.policy, recorder, algorithm, rollout, found, advantage, made.seeds, settings)
+        settings = UpdateSettings(updates=2, max_grad_norm=1e9)
+        improve(session.policy, recorder, algorithm, rollout, found, advantage, settings)
         gradients.append(recorder.gradients)
     assert len(gradients[0]) == 2 and all(bool((g != 0).any()) for g in gradients[0])
     for ours, theirs in zip(*gradients, strict=True):
@@ -144,7 +143,9 @@ def test_one_round_that_suffices_is_the_iteration_without_replacement(family: st
         metrics, gathered, _ = iterate(session, PhaseTimer())
         made.append((metrics, gathered, torch.cat([p.detach().flatten() for p in session.policy.parameters()])))
     (metrics, ours, weights), (plain, theirs, others) = made
-    assert torch.equal(ours.seeds, theirs.seeds) and torch.equal(ours.rollout.final, theirs.rollout.final)
+    assert torch.equal(ours.rollout.seeds, theirs.rollout.seeds) and torch.equal(
+        ours.rollout.final, theirs.rollout.final
+    )
     assert torch.equal(weights, others)
     assert metrics["sampling/rounds"] == 1 and "sampling/rounds" not in plain
     same = [key for key in plain if not key.startswith(("time/", "reward/seconds"))]
@@ -161,9 +162,9 @@ def test_rounds_are_bounded_and_the_update_learns_from_what_there_is(tmp_path: P
         found = int(metrics["sampling/groups"])
         assert metrics["sampling/rounds"] == 3 and found == (0 in expected)
         assert (metrics["grad_norm"] > 0) == bool(found)
-        assert len(made.seeds) == GROUP * (found or WANTED)
+        assert len(made.rollout.seeds) == GROUP * (found or WANTED)
         assert metrics["zero_std_fraction"] == pytest.approx(1 - found / 12)
-        [sentence] = shortage(session, metrics)
+        [sentence] = missing_groups(session, metrics)
         assert f"learned from {found} groups instead of 4" in sentence and "3 rounds (72 samples)" in sentence
         seen.append(found)
     assert set(seen) == {0, 1}
@@ -201,12 +202,12 @@ def test_groups_that_could_not_be_scored_are_replaced(family: str, tmp_path: Pat
     for place in (*first[:2], *second):
         kinds[place] = "broken"
     session = session_of(kinds, tmp_path, family)
-    made = gather(session, PhaseTimer())
+    made = sample_and_score(session, PhaseTimer())
     assert made.metrics["sampling/rounds"] == 3
     assert made.scores.prompt_ids[::GROUP].tolist() == [*first[2:], *ids(session, 2)[:2]]
     assert bool(made.scores.valid.all()) and int((~made.drawn.valid).sum()) == 6 * GROUP
     with pytest.raises(UserError, match="drop_group left no sample"):
-        gather(session_of(["broken"] * SET, tmp_path, family), PhaseTimer())
+        sample_and_score(session_of(["broken"] * SET, tmp_path, family), PhaseTimer())
 
 
 def storage(value: Tensor) -> int:
@@ -214,7 +215,7 @@ def storage(value: Tensor) -> int:
 
 
 def test_what_does_not_stay_is_not_kept_alive(tmp_path: Path) -> None:
-    made: Gathered = gather(session_of(alternating(6), tmp_path, "diffusion"), PhaseTimer())
+    made: ScoredRollout = sample_and_score(session_of(alternating(6), tmp_path, "diffusion"), PhaseTimer())
     assert made.metrics["sampling/rounds"] > 3
     assert made.samples.images is not None
     for tensor in (made.samples.images, made.rollout.final, made.rollout.trace.squared):  # pyright: ignore
@@ -269,10 +270,10 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
 
 def test_the_plan_says_what_rounds_may_cost(tmp_path: Path) -> None:
     config = Config.of(run_values(tmp_path, 5))
-    lines = geometry(config, build(config.algorithm)).lines()
+    lines = workload(config, build(config.algorithm)).lines()
     assert ("rounds of sampling", "1 to 3 an iteration, until 3 groups take part") in lines
     assert ("", "counted below as 1; the others make up to 90 samples in 1,530 forwards") in lines
-    assert not any("rounds" in label for label, _ in geometry(config, build({"use": "grpo", "length": 17})).lines())
+    assert not any("rounds" in label for label, _ in workload(config, build({"use": "grpo", "length": 17})).lines())
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_the_plan_says_what_rounds_may_cost(tmp_path: Path) -> None:
     [
         ("algorithm.selection={rounds: 0}", ("algorithm.selection", "rounds=0", "use at least 1")),
         ("algorithm.selection={rounds: many}", ("algorithm.selection.rounds", "'many'", "integer")),
-        ("algorithm.selection={round: 3}", ("algorithm.selection.round", "did you mean 'rounds'")),
+        ("algorithm.selection={round: 3}", ("algorithm.selection.round", "did you mean", "selection.rounds'")),
         ("algorithm.selection=replace_flat", ("algorithm.selection", "'replace_flat'", "did you mean")),
         ("data.group=1", ("data.group=1", "at least 2")),
     ],

@@ -9,24 +9,27 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor
 
 import flowrl
 from flowrl.config import Config
-from flowrl.errors import UserError
-from flowrl.records import checkpoint
+from flowrl.errors import UserError, is_out_of_memory
+from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.directory import RunDirectory
-from flowrl.runtime import ranks
-from flowrl.runtime.progress import Display
-from flowrl.runtime.resume import begin, changes
+from flowrl.runtime.display import Display
+from flowrl.runtime.out_of_memory import explain_out_of_memory
+from flowrl.runtime.ranks import ranks
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.startup.resume import changed_keys, start_or_resume
 from flowrl.types import Prompt, Samples, Scores
 
 CONFIG: dict[str, Any] = {
@@ -82,7 +85,7 @@ def test_latest_and_best_are_kept_and_others_removed(tmp_path: Path) -> None:
     for step, metric in enumerate([0.1, 0.9, math.nan, 0.3, 0.4, None], start=1):
         save(tmp_path, step, metric)
     assert names(tmp_path) == ["best", "latest", "step_000002", "step_000005", "step_000006"]
-    best = checkpoint.best(tmp_path)
+    best = checkpoint_folder.best(tmp_path)
     assert best is not None and best.name == "step_000002"
 
 
@@ -110,12 +113,12 @@ def test_damage_is_found_named_and_survived(tmp_path: Path, harm: Any, file: str
     newest = save(tmp_path, 2)
     harm(newest / file)
     if file == "manifest.json" and harm is Path.unlink:
-        assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"  # it does not count as finished
+        assert checkpoint_folder.latest(tmp_path) == tmp_path / "step_000001"  # it does not count as finished
         return
     with pytest.raises(UserError, match=rf"{Path(file).name}.*use --resume {tmp_path}/step_000001"):
         checkpoint.load(newest)
     with pytest.warns(UserWarning, match="skipping checkpoint"):
-        assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"
+        assert checkpoint_folder.latest(tmp_path) == tmp_path / "step_000001"
 
 
 def test_no_intact_checkpoint_left(tmp_path: Path) -> None:
@@ -124,6 +127,99 @@ def test_no_intact_checkpoint_left(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "step_000001")
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.load(tmp_path / "step_000009")
+
+
+def test_a_manifest_that_the_system_refuses_is_not_called_damaged(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / "manifest.json").unlink()
+    (newest / "manifest.json").mkdir()  # as unreadable to root as to anybody
+    with pytest.raises(UserError, match=r"manifest.json cannot be read \(Is a directory\).*step_000001"):
+        checkpoint.load(newest)
+
+
+def test_what_the_system_says_to_safetensors_keeps_its_number_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = save(tmp_path, 1)
+
+    def raises(text: str) -> Any:
+        def function(*_: Any) -> Any:
+            raise SafetensorError(text)
+
+        return function
+
+    monkeypatch.setattr(checkpoint, "save_file", raises("I/O error: Permission denied (os error 13)"))
+    with pytest.raises(PermissionError, match=r"state\.safetensors") as denied:
+        save(tmp_path, 2)
+    assert isinstance(denied.value.__cause__, SafetensorError)
+    monkeypatch.setattr(checkpoint, "save_file", raises("I/O error: Disk quota exceeded (os error 122)"))
+    with pytest.raises(UserError, match="no space left on the disk"):
+        save(tmp_path, 2)
+    monkeypatch.setattr(checkpoint, "load_file", raises("I/O error: Cannot allocate memory (os error 12)"))
+    with pytest.raises(OSError) as full:
+        checkpoint.load(saved)
+    assert is_out_of_memory(full.value) and names(tmp_path) == ["best", "latest", "step_000001"][1:]
+    monkeypatch.setattr(checkpoint, "load_file", raises("I/O error: Input/output error (os error 5)"))
+    with pytest.raises(UserError, match=r"cannot be read: .*Input/output error"):
+        checkpoint.load(saved)
+
+
+def test_no_checkpoint_is_removed_while_the_best_is_unknown(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, metric=float(step == 1), keep=9)
+    (tmp_path / "best").write_bytes(b"\xff\xfe")
+    checkpoint_folder.prune(tmp_path, keep=1)
+    assert [path.name for path in checkpoint_folder.finished(tmp_path)] == [f"step_{n:06d}" for n in (1, 2, 3)]
+    (tmp_path / "best").write_text("step_000001\n")
+    checkpoint_folder.prune(tmp_path, keep=1)
+    assert [path.name for path in checkpoint_folder.finished(tmp_path)] == ["step_000001", "step_000003"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        ("sample", r"while sampling: lower train\.sample_batch="),
+        ("monitor", r"while checking samples for alarms: lower monitor\.samples="),
+        (None, r"while evaluating: lower train\.sample_batch="),
+    ],
+)
+def test_running_out_of_memory_names_the_phase_that_failed(phase: str | None, words: str) -> None:
+    timer, saved = PhaseTimer(), []
+    explained = explain_out_of_memory(Config.of(CONFIG), "eval", timer, lambda: saved.append(1))
+    with pytest.raises(UserError, match=words) as caught, explained:
+        with timer("decode"):
+            pass
+        with timer(phase) if phase else nullcontext():
+            raise MemoryError
+    assert isinstance(caught.value.__cause__, MemoryError) and saved == [1]
+
+
+@pytest.mark.parametrize("first", [MemoryError("4 TiB"), UserError("reward ocr raised KeyError")])
+def test_a_failing_save_does_not_hide_what_came_first(first: Exception) -> None:
+    def save() -> None:
+        raise UserError("no space left on the disk of /run")
+
+    words = "4 TiB" if isinstance(first, MemoryError) else "reward ocr raised KeyError"
+    both = rf"{words}.*could not be saved: no space left on the disk of /run"
+    with pytest.raises(UserError, match=both) as caught, explain_out_of_memory(Config.of(CONFIG), "update", save=save):
+        raise first
+    assert caught.value.__cause__ is first
+
+
+def test_other_errors_pass_unsaved_and_unchanged() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), explain_out_of_memory(Config.of(CONFIG), "update"):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_file_system_without_locks_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UserError, match=r"out: .*/run cannot be written to: No locks available") as caught:
+        RunDirectory(tmp_path / "run").__enter__()
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 KILLED = """
@@ -140,9 +236,9 @@ def test_kill_while_saving_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     assert any(name.startswith(".tmp-") for name in names(tmp_path))
-    assert checkpoint.latest(tmp_path) == tmp_path / "step_000001"
+    assert checkpoint_folder.latest(tmp_path) == tmp_path / "step_000001"
     checkpoint.load(tmp_path / "step_000001")
-    checkpoint.clean(tmp_path)
+    checkpoint_folder.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["latest", "step_000001"]
 
 
@@ -278,7 +374,7 @@ def started(tmp_path: Path) -> tuple[Config, RunDirectory]:
     """A run of three iterations with checkpoints of 1 and 2."""
     config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
     run = RunDirectory(config.directory)
-    assert begin(config, run, None) is None
+    assert start_or_resume(config, run, None) is None
     for step in (1, 2, 3):
         run.log({"step": step})
         if step < 3:
@@ -289,22 +385,22 @@ def started(tmp_path: Path) -> tuple[Config, RunDirectory]:
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     config, run = started(tmp_path)
     with pytest.raises(UserError, match=r"already holds a run.*--resume auto.*out="):
-        begin(config, run, None)
+        start_or_resume(config, run, None)
     assert len(run.metrics()) == 3
 
 
 def test_a_run_that_did_nothing_may_be_started_again(tmp_path: Path) -> None:
     config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
     run = RunDirectory(config.directory)
-    begin(config, run, None)  # then a reward's server could not be reached
+    start_or_resume(config, run, None)  # then a reward's server could not be reached
     mended = Config.of({**CONFIG, "out": str(tmp_path / "run"), "train": {**CONFIG["train"], "seed": 5}})
-    assert begin(mended, run, None) is None
+    assert start_or_resume(mended, run, None) is None
     assert Config.load(run.config_path).train.seed == 5
 
 
 def test_resume_auto_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
     config, run = started(tmp_path)
-    found = begin(config, run, "auto")
+    found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 2
     assert [line["step"] for line in run.metrics()] == [1, 2]
 
@@ -313,9 +409,9 @@ def test_resume_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
     config = Config.of({**CONFIG, "out": str(tmp_path / "run")})
     run = RunDirectory(config.directory)
     run.log({"step": 1}) if run.path.exists() else None
-    assert begin(config, run, "auto") is None
+    assert start_or_resume(config, run, "auto") is None
     run.log({"step": 1})  # killed before the first checkpoint
-    assert begin(config, run, "auto") is None
+    assert start_or_resume(config, run, "auto") is None
     assert run.metrics() == []
 
 
@@ -323,7 +419,7 @@ def test_resume_auto_falls_back_over_a_damaged_checkpoint(tmp_path: Path) -> Non
     config, run = started(tmp_path)
     _truncate(run.checkpoints / "step_000002" / "state/state.safetensors")
     with pytest.warns(UserWarning, match="skipping"):
-        found = begin(config, run, "auto")
+        found = start_or_resume(config, run, "auto")
     assert found is not None and found.step == 1
     assert [line["step"] for line in run.metrics()] == [1]
     assert names(run.checkpoints) == ["latest", "step_000001", "unreadable-step_000002"]
@@ -331,31 +427,31 @@ def test_resume_auto_falls_back_over_a_damaged_checkpoint(tmp_path: Path) -> Non
 
 def test_resume_from_a_path_forgets_what_came_after(tmp_path: Path) -> None:
     config, run = started(tmp_path)
-    found = begin(config, run, str(run.checkpoints / "step_000001"))
+    found = start_or_resume(config, run, str(run.checkpoints / "step_000001"))
     assert found is not None and found.step == 1
-    assert checkpoint.latest(run.checkpoints) == run.checkpoints / "step_000001"
+    assert checkpoint_folder.latest(run.checkpoints) == run.checkpoints / "step_000001"
     with pytest.raises(UserError, match="does not exist"):
-        begin(config, run, "nowhere")
+        start_or_resume(config, run, "nowhere")
 
 
 def test_a_checkpoint_of_another_run_starts_a_new_run_but_replaces_none(tmp_path: Path) -> None:
     _, run = started(tmp_path)
     fork = Config.of({**CONFIG, "out": str(tmp_path / "fork")})
-    found = begin(fork, RunDirectory(fork.directory), str(run.path))
+    found = start_or_resume(fork, RunDirectory(fork.directory), str(run.path))
     assert found is not None and found.step == 2
     with pytest.raises(UserError, match=r"already holds another run"):
-        begin(fork, RunDirectory(fork.directory), str(run.path))
+        start_or_resume(fork, RunDirectory(fork.directory), str(run.path))
     assert names(run.checkpoints) == ["latest", "step_000001", "step_000002"]
 
 
 def test_resume_refuses_a_config_that_changes_the_mathematics(tmp_path: Path) -> None:
     _, run = started(tmp_path)
     longer = Config.of({**CONFIG, "out": str(run.path), "train": {"iterations": 9, "micro_batch": 2}})
-    found = begin(longer, run, "auto")
+    found = start_or_resume(longer, run, "auto")
     assert found is not None
     other = Config.of({**CONFIG, "out": str(run.path), "optimizer": {"lr": 1.0}, "train": {"iterations": 9, "seed": 1}})
     with pytest.raises(UserError, match=r"(?s)optimizer.lr: 0.0003 -> 1.0.*train.seed: 0 -> 1"):
-        begin(other, run, "auto")
+        start_or_resume(other, run, "auto")
     assert run.config_path.read_text() == longer.to_yaml()
 
 
@@ -364,8 +460,8 @@ def test_changes_sees_inside_lists_and_algorithms() -> None:
     new = Config.of(
         {**CONFIG, "algorithm": {"use": "flow_grpo", "kl": 0.2}, "rewards": [{"use": "shapes", "weight": 2}]}
     )
-    assert changes(old, new) == ["algorithm.kl: 0.1 -> 0.2", "rewards.0.weight: 1.0 -> 2.0"]
-    assert changes(old, old) == []
+    assert changed_keys(old, new) == ["algorithm.kl: 0.1 -> 0.2", "rewards.0.weight: 1.0 -> 2.0"]
+    assert changed_keys(old, old) == []
 
 
 # ---- signals, time, display, ranks
@@ -413,7 +509,7 @@ def test_display_fits_the_terminal(width: int) -> None:
     console = Console(force_terminal=True, width=width, record=True, file=io.StringIO())
     rewards = {f"reward/{name}/mean": 0.5 for name in ("shapes", "a [bold]name[/]")}
     with Display("run", 10, done=4, console=console) as display, display:
-        display.begin("run", 10, 4)
+        display.start_iterations("run", 10, 4)
         display.update(4, {"eval/reward/mean": 0.1, "time/iteration": 3.0, "time/eval": 2.9})
         before = _rendered(display, width)
         times = {
@@ -448,26 +544,31 @@ def test_a_self_check_is_shown_only_when_it_fails() -> None:
 
 def _rendered(display: Display, width: int) -> list[str]:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(display._shown())
+    console.print(display._render())
     return console.export_text().splitlines()
 
 
 def test_one_process_is_its_own_world() -> None:
-    rows = torch.arange(3)
-    assert (ranks.rank(), ranks.world(), ranks.is_main(), ranks.share(5)) == (0, 1, True, slice(0, 5))
-    assert ranks.gather(rows) is rows and ranks.total(rows) is rows
+    rows, alone = torch.arange(3), ranks()
+    assert (alone.rank, alone.size, alone.share(5)) == (0, 1, slice(0, 5))
+    assert alone.gather(rows) is rows and alone.total(rows) is rows
+    assert (alone.largest(3), alone.texts("now")) == (3, ["now"])
 
 
 def _member(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    part = ranks.share(5)
+    both = ranks()
+    part = both.share(5)
     rows = torch.tensor([2**60 + i for i in range(5)])[part]
     values = torch.tensor([0.5, math.nan, 2.0, 3.0, 4.0], dtype=torch.float64)[part]
-    assert ranks.gather(rows).tolist() == [2**60 + i for i in range(5)]
-    assert torch.equal(ranks.gather(values).isnan(), torch.tensor([False, True, False, False, False]))
+    assert both.gather(rows).tolist() == [2**60 + i for i in range(5)]
+    assert torch.equal(both.gather(values).isnan(), torch.tensor([False, True, False, False, False]))
+    assert both.gather(rows[: len(rows) * rank]).tolist() == [2**60 + 3, 2**60 + 4]  # one has none
     mine = torch.tensor([float(rank + 1)])
-    assert ranks.total(mine).item() == 3.0 and mine.item() == rank + 1
-    ranks.wait()
+    assert both.total(mine).item() == 3.0 and mine.item() == rank + 1
+    assert both.largest(7 - rank) == 7
+    assert both.texts("" if rank == 0 else "réward down") == ["", "réward down"]
+    both.wait()
     torch.distributed.destroy_process_group()
 
 

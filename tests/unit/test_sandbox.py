@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 
 from flowrl.errors import UserError
+from flowrl.processes import ChildError
 from flowrl.sandbox import bubblewrap as sandboxes
 from flowrl.sandbox import system_calls
-from flowrl.sandbox.bubblewrap import Limits, Sandbox, open_sandbox
+from flowrl.sandbox.bubblewrap import Sandbox, SandboxLimits
+from flowrl.sandbox.self_test import open_sandbox, prove
 from flowrl.sandbox.system_calls import compile_filter
-from flowrl.sandbox.workers import WorkerError, WorkerPool
+from flowrl.sandbox.worker_pool import WorkerPool
 from rewards.code_tests import code_tests, program
 
 ROOT = str(Path(__file__).parents[2])
-LIMITS = Limits(seconds=2.0, memory=256 << 20, processes=12)
+LIMITS = SandboxLimits(seconds=2.0, memory=256 << 20, processes=12)
 QUICK = {"seconds": 2.0, "memory": 256 << 20, "processes": 12}
 
 
@@ -312,7 +314,8 @@ def test_what_cannot_be_started_is_one_sentence(
 def test_root_that_may_not_become_nobody_is_told_so(box: Sandbox) -> None:
     if os.geteuid() or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv")
-    code = "from flowrl.sandbox.bubblewrap import open_sandbox; open_sandbox()"
+    code = "from flowrl.sandbox.bubblewrap import SandboxLimits; "
+    code += "from flowrl.sandbox.self_test import open_sandbox; open_sandbox(SandboxLimits())"
     limited = [
         "setpriv",
         "--bounding-set",
@@ -347,9 +350,9 @@ def test_it_refuses_without_bubblewrap_or_with_a_hole(monkeypatch: pytest.Monkey
             if name == "fork bombs":
                 patch.setattr(sandboxes, "_prlimit", lambda limits: [])
             if "not counted" in name:
-                patch.setattr(sandboxes, "filter_file", lambda: None)
+                patch.setattr(sandboxes, "compile_filter", lambda: None)
             with pytest.raises(UserError, match=f"does not contain {name}"):
-                sandboxes._prove(Sandbox(LIMITS, box.python))
+                prove(Sandbox(LIMITS, box.python))
     with monkeypatch.context() as patch:
         patch.setattr(sandboxes, "_bubblewrap", lambda *a: ["bwrap", "--no-such-option"])
         with pytest.raises(UserError, match=r"cannot start Python here .*no-such-option"):
@@ -550,6 +553,7 @@ def test_honest_programs_may_use_such_names(reward: code_tests) -> None:
     assert score(reward, calendar, "assert calendar(3) == 3") == 1
 
 
+@pytest.mark.slow
 def test_tests_that_only_define_are_run(reward: code_tests) -> None:
     check = "def check(candidate):\n    assert candidate(2) == 4"
     right, wrong = "def f(x): return 2 * x", "def f(x): return x"
@@ -660,7 +664,7 @@ def test_workers_end_and_explain(pool: WorkerPool, tmp_path: Path) -> None:
     pool.close()
     assert not Path(f"/proc/{number}").exists()
     assert pool.map([2])[0].value[0] == 2  # and starts again
-    with pytest.raises(WorkerError, match="OSError: no disk"):
+    with pytest.raises(ChildError, match="OSError: no disk"):
         WorkerPool("odd_jobs:broken").map([1])
-    with pytest.raises(WorkerError, match="No module named 'no_such_module'"):
+    with pytest.raises(ChildError, match="No module named 'no_such_module'"):
         WorkerPool("no_such_module:x").map([1])

@@ -16,9 +16,9 @@ from flowrl.config import RewardConfig
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
 from flowrl.score import RewardError, Rewards, list_rewards, load_rewards
-from flowrl.score.adapting import adapt
-from flowrl.score.asking import Reward as _Reward
-from flowrl.score.conformance import examine
+from flowrl.score.conformance import run_checks
+from flowrl.score.reward import Reward as _Reward
+from flowrl.score.signatures import adapt
 from flowrl.types import Prompt, Samples, Scores
 
 PROMPTS = [Prompt("a", 5, {"tag": "x", "target": 0.25}), Prompt("b", 9, {"tag": "y", "target": 0.5})]
@@ -219,9 +219,9 @@ def test_finding_by_name_path_and_module(tmp_path: Path) -> None:
     [
         ("jpeg_compresibility", "did you mean 'jpeg_compressibility'"),
         ("nowhere.py:f", "nowhere.py does not exist"),
-        ("rewards.jpeg:jpg", "has no function 'jpg'"),
+        ("rewards.jpeg:jpg", "has no function or class 'jpg'"),
         ("no.such.module:f", "cannot be imported"),
-        ("rewards/jpeg.py", "name the function"),
+        ("rewards/jpeg.py", "name the function or class"),
         ({"use": "jpeg_compressibility", "options": {"qualty": 3}}, "has no option 'qualty'"),
         ({"use": "length_penalty", "options": {"limit": True, "buffer": 2}}, r"options\.limit: True will not do"),
         ({"use": "jpeg_compressibility", "device": "cuda:1"}, "no device"),
@@ -267,7 +267,7 @@ def test_functions_that_score_nothing_are_refused(tmp_path: Path) -> None:
     for spec in (f"{tmp_path}/r.py:none", {"use": f"{tmp_path}/r.py:make", "options": {"scale": 1}}):
         with pytest.raises(UserError, match="should be a function of"):
             load_rewards([spec])
-    with pytest.raises(UserError, match=r"r\.py has no function 'two'; known: make"):
+    with pytest.raises(UserError, match=r"r\.py has no function or class 'two'; known: make"):
         load_rewards([f"{tmp_path}/r.py:two"])
 
 
@@ -295,8 +295,8 @@ def test_listing_finds_shipped_rewards_without_importing_them() -> None:
 
 def test_conformance_passes_shipped_rewards_and_catches_bad_ones(tmp_path: Path) -> None:
     prompts = load_prompts("shapes:test").prompts[::12][:6]
-    assert all(finding.passed for finding in examine("jpeg_compressibility", prompts))
-    assert all(finding.passed for finding in examine("shapes", prompts))
+    assert all(finding.passed for finding in run_checks("jpeg_compressibility", prompts))
+    assert all(finding.passed for finding in run_checks("shapes", prompts))
     (tmp_path / "bad.py").write_text(
         "import torch\n"
         "def unsteady(images, prompts): return torch.rand(len(prompts))\n"
@@ -307,7 +307,7 @@ def test_conformance_passes_shipped_rewards_and_catches_bad_ones(tmp_path: Path)
         "def short(images, prompts): return [1.0]\n"
     )
     failed = {
-        name: {f.check for f in examine(f"{tmp_path}/bad.py:{name}", prompts) if not f.passed}
+        name: {f.check for f in run_checks(f"{tmp_path}/bad.py:{name}", prompts) if not f.passed}
         for name in ("unsteady", "ranked", "fragile", "short")
     }
     assert "same answer twice" in failed["unsteady"]

@@ -6,17 +6,17 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.math.flow import CPS, DDIM, FlowSDE, negligible
-from flowrl.models.diffusion.exceptions import TARGETS
-from flowrl.models.lora import ATTENTION, LoRAOptions, adapt, adapted_layers, described
-from flowrl.models.planned import planned_adapter
-from flowrl.runtime.grid import remarks
+from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, describe_layers, target_layers
+from flowrl.models.lora_preview import preview_adapter
+from flowrl.startup.time_grid import check_time_grid
 from tests.fidelity.bench import sd3_times
 from tests.unit.test_estimators import ShiftPolicy
 
-IMAGE = [name for name in algorithms.names() if algorithms.build(name).family == "diffusion"]
+IMAGE = [name for name in composition.preset_names() if composition.build(name).family == "diffusion"]
 
 
 class Grid(ShiftPolicy):
@@ -58,21 +58,21 @@ GRIDS = {
 @pytest.mark.parametrize("name", IMAGE)
 def test_no_preset_trains_noise_on_any_grid(name: str, grid: str) -> None:
     for steps in (8, 10, 25, 50):
-        made = algorithms.build({"use": name, "steps": steps})
+        made = composition.build({"use": name, "steps": steps})
         trained = 0.0283 if grid == "ddpm" else 0.0  # the cleanest time of a network for DDPM
         policy = Grid(GRIDS[grid](steps), trained)
-        assert remarks(made, policy) == [], (name, grid, steps)
-        reach = made.sampler.reach(made.sampler.grid(policy))
-        if reach and not made.estimator.fades:
+        assert check_time_grid(made, policy) == [], (name, grid, steps)
+        reach = made.sampler.recordable(made.sampler.grid(policy))
+        if reach and not made.estimator.weight_vanishes:
             std = made.sampler.dynamics.coefficients(policy.times(steps)[:-1], made.sampler.grid(policy)[1:])[2]
             assert float(std[reach.start : reach.stop].min()) >= 0.01
 
 
 def test_ddpo_trains_all_steps_of_stable_diffusion_and_chooses_on_other_grids() -> None:
-    sampler = algorithms.build("ddpo").sampler
-    assert sampler.reach(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
+    sampler = composition.build("ddpo").sampler
+    assert sampler.recordable(sampler.grid(Grid(ddpm_times(50), 0.0283))) == range(50)
     for grid in (sd3_times(50), linear(50, 0.001)):
-        assert sampler.reach(sampler.grid(Grid(grid))) == range(48)
+        assert sampler.recordable(sampler.grid(Grid(grid))) == range(48)
     pixart = linear(50, 0.0099)  # a grid that visits the first training time itself: the last step goes on to 0
     assert torch.equal(sampler.grid(Grid(pixart, 0.0099)), pixart)
 
@@ -94,15 +94,17 @@ def test_ddpo_trains_all_steps_of_stable_diffusion_and_chooses_on_other_grids() 
 def test_noise_that_a_config_asks_for_is_named_with_its_fix(spec: dict, grid: torch.Tensor, words: str) -> None:
     import re
 
-    said = remarks(algorithms.build(spec), Grid(grid))
+    said = check_time_grid(composition.build(spec), Grid(grid))
     assert any(re.search(words, sentence) for sentence in said), said
 
 
 def test_a_step_without_noise_is_refused_at_the_start() -> None:
     with pytest.raises(UserError, match=r"step 10 of 10 .* is deterministic.*window\.drop to 2"):
-        remarks(algorithms.build({"use": "ddpo", "steps": 10, "sampler": {"window": {"drop": 0}}}), Grid(sd3_times(10)))
+        check_time_grid(
+            composition.build({"use": "ddpo", "steps": 10, "sampler": {"window": {"drop": 0}}}), Grid(sd3_times(10))
+        )
     with pytest.raises(UserError, match="leaves no step to train, because none has noise enough"):
-        remarks(algorithms.build({"use": "ddpo", "steps": 8, "eta": 0.0}), Grid(sd3_times(8)))
+        check_time_grid(composition.build({"use": "ddpo", "steps": 8, "eta": 0.0}), Grid(sd3_times(8)))
 
 
 def test_negligible_is_by_std_and_by_what_a_velocity_moves() -> None:
@@ -127,10 +129,12 @@ def test_sd35_medium_gets_the_adapters_of_the_releases() -> None:
 
     with init_empty_weights():
         network = SD3Transformer2DModel(**SD35_MEDIUM)
-    layers = adapted_layers(network, LoRAOptions(), TARGETS["SD3Transformer2DModel"])
+    layers = target_layers(network, LoRAOptions(), LORA_TARGETS["SD3Transformer2DModel"])
     assert len(layers) == 191 and not any("attn2" in name for name in layers)
-    assert len(adapted_layers(network, LoRAOptions(targets=ATTENTION))) == 243  # a bare to_q also hits attn2.to_q
-    said = described(adapted_layers(network, LoRAOptions(targets=("to_q",))), LoRAOptions())
+    assert (
+        len(target_layers(network, LoRAOptions(targets=ATTENTION_TARGETS))) == 243
+    )  # a bare to_q also hits attn2.to_q
+    said = describe_layers(target_layers(network, LoRAOptions(targets=("to_q",))), LoRAOptions())
     assert said == "LoRA of rank 32 on 37 layers: attn.to_q x 24, attn2.to_q x 13"
 
 
@@ -140,15 +144,15 @@ def test_the_count_is_of_what_peft_adapted_and_none_is_refused() -> None:
     assert made.describe() == "LoRA of rank 2 on 1 layer: 1 x 1"
     assert len([n for n, _ in network.named_modules() if n.endswith("lora_A.default")]) == 1
     with pytest.raises(UserError, match=r"name the layers to adapt in model\.lora\.targets"):
-        adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), spared=("0",))
+        adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), excluded=("0",))
     with pytest.raises(UserError, match="to_z matches no layer"):
         adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(targets=("to_z",)))
 
 
 def test_a_dry_run_counts_layers_without_weights() -> None:
-    said = planned_adapter("shapes", "diffusion", LoRAOptions(rank=4))
+    said = preview_adapter("shapes", "diffusion", LoRAOptions(rank=4))
     assert said == "LoRA of rank 4 on 23 layers: attn x 23"  # 3 x 8 - 1
-    assert "self_attn x 16, mlp x 12" in str(planned_adapter("sudoku", "causal", LoRAOptions()))
-    assert planned_adapter("nobody/such-a-model", "diffusion", LoRAOptions()) is None
+    assert "self_attn x 16, mlp x 12" in str(preview_adapter("sudoku", "causal", LoRAOptions()))
+    assert preview_adapter("nobody/such-a-model", "diffusion", LoRAOptions()) is None
     with pytest.raises(UserError, match="to_z matches no layer of SD3Transformer2DModel"):
-        planned_adapter("shapes", "diffusion", LoRAOptions(targets=("to_z",)))
+        preview_adapter("shapes", "diffusion", LoRAOptions(targets=("to_z",)))

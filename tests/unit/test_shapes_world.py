@@ -13,7 +13,7 @@ from flowrl.worlds.shapes import BASE, CALL, prompts
 from flowrl.worlds.shapes.captions import caption, corrupt
 from flowrl.worlds.shapes.prompts import TAGS, vocabulary
 from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SLOT, Scene, Thing, random_scene, render
-from flowrl.worlds.shapes.verifier import detect, judge, score
+from flowrl.worlds.shapes.verifier import detect, score, verify
 from rewards.shapes import shapes
 
 POSITION = {
@@ -39,7 +39,7 @@ def thing(shape: str, color: str, column: int, row: int) -> Thing:
 
 
 def verdict(metadata: dict, *things: Thing):
-    return judge(detect(render([Scene(things)]))[0], metadata)
+    return verify(detect(render([Scene(things)]))[0], metadata)
 
 
 def test_splits_are_disjoint_balanced_and_share_their_words():
@@ -121,7 +121,7 @@ def test_junk_blank_noise_and_painting_everything_score_low():
     image = render([right])
     junk = image.clone()
     junk[:, :, 22:25, 2:14] = torch.tensor([0.0, 0.0, 0.0])[None, :, None, None]
-    result = judge(detect(junk)[0], COLOR_ATTR)
+    result = verify(detect(junk)[0], COLOR_ATTR)
     assert not result.strict and 0.3 < result.score < 0.95
     blank, noise = torch.full((1, 3, 32, 32), 0.5), torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     full = render([Scene(tuple(thing(CLASSES[i], "red", i % 2, i // 2) for i in range(4)))])

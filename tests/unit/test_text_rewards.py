@@ -170,7 +170,7 @@ def test_math_by_value(maths: math_answer) -> None:
     assert one(maths([r"\boxed{" + "1+" * 400 + "1}"], [""], ["401"])) == 0  # too long to be asked
     words = math_answer(mode="string")
     assert words([r"\boxed{\dfrac12}", r"\boxed{(x+1)^2}"], [""] * 2, [r"\frac{1}{2}", "x^2+2x+1"]).tolist() == [1, 0]
-    assert words._pool._workers[0].process is None  # needs no computer algebra
+    assert words._pool._workers[0].child is None  # needs no computer algebra
     strict = math_answer(mode="string", strict_format=True)
     assert strict(["it is 5", "#### 5"], [""] * 2, ["5", "5"]).tolist() == [0, 1]
 
@@ -252,7 +252,7 @@ def test_length_penalty_is_equation_13_of_dapo(tmp_path: Path) -> None:
     assert tokens.tolist() == [0, -0.5]
     for options, words in [({"limit": 4, "buffer": 5}, "buffer"), ({"limit": 4, "buffer": 0}, "buffer"),
                            ({"limit": 4, "buffer": 1, "unit": "tokens"}, "tokenizer"),
-                           ({"limit": 4, "buffer": 1, "unit": "tokens", "tokenizer": "/no"}, "no tokenizer"),
+                           ({"limit": 4, "buffer": 1, "unit": "tokens", "tokenizer": "/no"}, "cannot be loaded"),
                            ({"limit": 4, "buffer": 1, "unit": "lines"}, "unit is")]:  # fmt: skip
         with pytest.raises(UserError, match=words):
             length_penalty(["x"], [""], **options)
@@ -380,9 +380,9 @@ def test_retries_follow_the_server(serve: Callable[..., Stub]) -> None:
 def test_waits_double_with_jitter_and_a_bound() -> None:
     endpoint = Endpoint(EndpointOptions(url="http://x", model="m", backoff=1, max_wait=10))
     for attempt, full in enumerate([1, 2, 4, 8, 10, 10]):
-        waits = [endpoint._wait(attempt, None) for _ in range(50)]
+        waits = [endpoint._backoff.seconds(attempt) for _ in range(50)]
         assert full / 2 <= min(waits) < max(waits) <= full
-    assert endpoint._wait(0, 5.0) == 5 and endpoint._wait(0, 500.0) == 10
+    assert endpoint._backoff.seconds(0, 5.0) == 5 and endpoint._backoff.seconds(0, 500.0) == 10
 
 
 def test_failures_become_nan_with_a_warning(serve: Callable[..., Stub]) -> None:
@@ -400,7 +400,7 @@ def test_failures_become_nan_with_a_warning(serve: Callable[..., Stub]) -> None:
     assert scores.isnan().tolist() == [True, True, True, False] and scores[3] == 1
     assert len([s for s in stub.seen if "long" in json.dumps(s[2])]) == 1  # a rejection is not repeated
     dead = judge(url="http://127.0.0.1:9/v1", rubric="", retries=1, **QUICK)
-    with pytest.warns(UserWarning, match="connection 2 times"):
+    with pytest.warns(UserWarning, match="connection_refused 2 times"):
         assert dead(["a"], ["b"]).isnan().all()
 
 
@@ -548,7 +548,7 @@ def test_reward_model_refuses_what_is_none(tmp_path: Path, scorer: Path) -> None
     (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     save_tokenizer(tmp_path / "old")
     for name in ("old", "absent"):
-        with pytest.raises(UserError, match="no model with safetensors"):
+        with pytest.raises(UserError, match="cannot be loaded: "):
             reward_model(path=str(tmp_path / name), device="cpu")
     with pytest.raises(UserError, match="did you mean 'float32'"):
         reward_model(path=str(scorer), device="cpu", dtype="float3")  # type: ignore[arg-type]

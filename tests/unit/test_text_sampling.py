@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import algorithms
+from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.estimators.tokens import Tokens
 from flowrl.math.masking import draw_tokens, time_counts, truncate
@@ -20,7 +20,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, MisfitError, Rollout, TokenTrace, Truncation
+from flowrl.types import Draw, IncompatibleError, Rollout, TokenTrace, Truncation, prompts_of
 from tests.contract.toys import roll, small, start
 
 CHANCES = torch.tensor([0.4, 0.3, 0.2, 0.1])
@@ -64,7 +64,7 @@ def test_impossible_truncations_are_named() -> None:
         with pytest.raises(ValueError, match="top_k=0"):
             make(top_k=0)
     with pytest.raises(UserError, match="top_p=1"):
-        algorithms.build({"use": "grpo", "sampler": {"top_p": 1.5}})
+        composition.build({"use": "grpo", "sampler": {"top_p": 1.5}})
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight"])
@@ -99,7 +99,7 @@ def test_the_readout_of_truncated_scores() -> None:
 
 def drawn(policy: TinyText, sampler: Any, count: int = 400) -> Rollout:
     draw = Draw.of(seeds(3, "cut", count=count), torch.zeros(count, dtype=torch.long), 0, 0)
-    return sample(sampler, policy, policy.condition([""] * count), draw, 64)
+    return sample(sampler, policy, policy.condition(prompts_of([""] * count)), draw, 64)
 
 
 def steps_of(rollout: Rollout) -> Tensor:
@@ -120,7 +120,7 @@ def test_causal_samples_are_scored_by_the_distribution_they_were_drawn_from(opti
     assert (
         float((trace.logp - full.logp)[trace.mask].detach().mean()) > 0.05
     )  # the full distribution leaves mass elsewhere
-    with pytest.raises(MisfitError, match="trust_rollout"):
+    with pytest.raises(IncompatibleError, match="trust_rollout"):
         replace(whole, trust_rollout=True).probe(rollout, policy, torch.zeros(400))
 
 
@@ -141,7 +141,7 @@ def test_a_masked_trajectory_is_scored_by_the_distribution_it_was_drawn_from(ord
     policy = TinyText(3, 2, scale=1.5, dtype=torch.float64)
     sampler = MaskedSampler(length=2, steps=2, block=2, order=order, temperature=0.8, top_k=2)
     rollout = drawn(policy, sampler, 4000)
-    algorithm = algorithms.build({"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2})
+    algorithm = composition.build({"use": "trajectory_pg", "length": 2, "steps": 2, "block": 2})
     rows = algorithm.estimator.probe(rollout, policy, torch.zeros(4000))
     logp = algorithm.estimator(policy, rows, rollout.condition).logp.sum(dim=1).exp()
     code = rollout.final[:, 0] * 3 + rollout.final[:, 1]
@@ -181,7 +181,7 @@ def dream(
 ) -> tuple[Tensor, int]:
     """One greedy row by Dream's algorithm: probabilities tempered and cut, positions by them, its counts."""
     canvas, forwards = torch.full((1, length), policy.mask_token), 0
-    condition = policy.condition([""])
+    condition = policy.condition(prompts_of([""]))
     for count in dream_counts(length, steps):
         masked = canvas[0] == policy.mask_token
         logits = policy.logits(condition, canvas, masked[None])[:, : policy.vocabulary]

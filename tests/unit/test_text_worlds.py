@@ -24,11 +24,11 @@ from flowrl.worlds.countdown.solver import random_term, solve
 from flowrl.worlds.sudoku import measure as sudoku_measure
 from flowrl.worlds.sudoku import pretrain as sudoku_pretrain
 from flowrl.worlds.sudoku import verifier as sudoku_verifier
-from flowrl.worlds.sudoku.commands import load
 from flowrl.worlds.sudoku.grids import CELLS, DIGITS, EMPTY, UNITS, grids, solutions, valid
-from flowrl.worlds.sudoku.learning import Recipe, Shape, build, causal_loss, encode, masked_loss, pretrain
-from flowrl.worlds.sudoku.sampling import continue_, unmask
-from flowrl.worlds.sudoku.tokens import build_tokenizer
+from flowrl.worlds.text.commands import load, report
+from flowrl.worlds.text.decoding import continue_, unmask
+from flowrl.worlds.text.pretraining import Recipe, Shape, build, causal_loss, encode, masked_loss, pretrain
+from flowrl.worlds.text.tokenizer import build_tokenizer
 from rewards.countdown import countdown
 from rewards.sudoku import sudoku
 
@@ -69,12 +69,12 @@ def test_sudoku_accepts_the_solution_and_no_corruption():
     rows = sudoku_world.prompts("test")[::20]
     for row in rows:
         puzzle, solution = row["puzzle"], row["solution"]
-        assert sudoku_verifier.judge(solution, puzzle, solution) == sudoku_verifier.Verdict(True, 1.0)
+        assert sudoku_verifier.verify(solution, puzzle, solution) == sudoku_verifier.SudokuVerdict(True, 1.0)
         for grid in grids():
-            assert sudoku_verifier.judge(grid, puzzle, solution).strict == (grid == solution)
+            assert sudoku_verifier.verify(grid, puzzle, solution).strict == (grid == solution)
         for i, other in product(range(CELLS), DIGITS + "50. x"):
             if other != solution[i]:
-                verdict = sudoku_verifier.judge(solution[:i] + other + solution[i + 1 :], puzzle, solution)
+                verdict = sudoku_verifier.verify(solution[:i] + other + solution[i + 1 :], puzzle, solution)
                 wrong = puzzle[i] == EMPTY
                 assert not verdict.strict
                 expected = 0.0 if other == " " else 1 - wrong / puzzle.count(EMPTY)  # a blank is skipped: 15 cells
@@ -94,15 +94,15 @@ def test_sudoku_accepts_the_solution_and_no_corruption():
 )
 def test_sudoku_reads_sixteen_plain_digits(edit: Any, strict: bool, continuous: float):
     row = sudoku_world.prompts("test")[0]
-    verdict = sudoku_verifier.judge(edit(row["solution"]), row["puzzle"], row["solution"])
-    assert verdict == sudoku_verifier.Verdict(strict, continuous)
+    verdict = sudoku_verifier.verify(edit(row["solution"]), row["puzzle"], row["solution"])
+    assert verdict == sudoku_verifier.SudokuVerdict(strict, continuous)
 
 
 def test_sudoku_strict_judges_by_rules_where_several_grids_fit():
     two = grids()[:2]
     puzzle = "".join(a if a == b else EMPTY for a, b in zip(*two, strict=True))
     assert len(solutions(puzzle)) >= 2
-    assert all(sudoku_verifier.judge(grid, puzzle, two[0]).strict for grid in two)
+    assert all(sudoku_verifier.verify(grid, puzzle, two[0]).strict for grid in two)
 
 
 def test_sudoku_reward_modes_and_complaints():
@@ -166,7 +166,7 @@ def test_parser_values(text: str, value: Any, numbers: tuple[int, ...]):
 def test_parser_refuses(text: str):
     with pytest.raises(ExpressionError):
         parse(text)
-    assert countdown_verifier.judge(text, [1, 2], 3) == countdown_verifier.Verdict(False, False)
+    assert countdown_verifier.verify(text, [1, 2], 3) == countdown_verifier.CountdownVerdict(False, False)
 
 
 def test_parser_agrees_with_the_generator():
@@ -190,8 +190,8 @@ def test_countdown_splits_are_disjoint_and_solvable():
         found = solve(row["numbers"], row["target"])
         assert found and max(map(len, found)) < countdown_world.LENGTH
         for expression in found:
-            assert countdown_verifier.judge(expression, row["numbers"], row["target"]).strict
-            assert not countdown_verifier.judge(expression, row["numbers"], row["target"] + 1).strict
+            assert countdown_verifier.verify(expression, row["numbers"], row["target"]).strict
+            assert not countdown_verifier.verify(expression, row["numbers"], row["target"] + 1).strict
 
 
 def test_solver_knows_what_is_impossible_and_needs_fractions():
@@ -265,7 +265,7 @@ def test_sudoku_pretraining_is_wrong_as_often_as_declared():
         puzzle, solution = row["puzzle"], row["solution"]
         rng = random.Random(0)
         for made in (sudoku_pretrain.exchange(puzzle, solution), sudoku_pretrain.slip(puzzle, solution, rng)):
-            assert not sudoku_verifier.judge(made, puzzle, solution).strict
+            assert not sudoku_verifier.verify(made, puzzle, solution).strict
             assert all(clue in (EMPTY, cell) for clue, cell in zip(puzzle, made, strict=True))
 
 
@@ -282,7 +282,7 @@ def test_countdown_pretraining_is_wrong_as_often_as_declared():
         for prompt, completion in drawn:
             numbers, target = prompt[:-1].split("=")
             if len(numbers.split()) == int(tag):
-                verdicts.append(countdown_verifier.judge(completion, [int(n) for n in numbers.split()], int(target)))
+                verdicts.append(countdown_verifier.verify(completion, [int(n) for n in numbers.split()], int(target)))
         assert all(verdict.formed for verdict in verdicts)
         assert 1 - sum(verdict.strict for verdict in verdicts) / len(verdicts) == pytest.approx(share, abs=0.04)
 
@@ -381,11 +381,17 @@ def test_shipped_base_is_mediocre_with_a_plain_loop(world: str, family: str, pat
         made = unmask(model, tokenizer, texts * 4, length, steps=length, order="random", temperature=1.0, seed=0)
     else:
         made = continue_(model, tokenizer, texts * 4, length, temperature=1.0, seed=0)
-    strict = MODULES[world][1].report(made, rows * 4)["strict"]
+    strict = report(made, rows * 4, MODULES[world][1].verdict)["strict"]
     assert strict == pytest.approx(MEASURED[world, family], abs=0.12)  # n = 160: three standard errors
     reward = {"sudoku": sudoku, "countdown": countdown}[world]
     columns = {name: [row[name] for row in rows] * 4 for name in rows[0] if name != "prompt"}
     assert float(reward(made, texts * 4, mode="strict", **columns).mean()) == pytest.approx(strict)
+
+
+def test_a_base_is_measured_per_tag_and_over_its_completions():
+    rows = [{"prompt": "1=", "tag": "a"}, {"prompt": "2=", "tag": "b"}] * 2
+    found = report(["x", "x", "1", "x"], rows, lambda made, row: {"strict": made + "=" == row["prompt"], "formed": 1.0})
+    assert found == {"strict": 0.25, "strict/a": 0.5, "strict/b": 0, "formed": 1, "pass": 0.5, "pass/a": 1, "pass/b": 0}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ import torch
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.records.directory import RunDirectory
-from flowrl.runtime import tracking
-from flowrl.runtime.tracking import Trackers, check_trackers
+from flowrl.runtime import trackers as tracking
+from flowrl.runtime.trackers import Trackers, check_trackers
 from flowrl.types import Prompt, Samples, Scores
 
 PROMPTS = ["a red circle", "a blue cross | and `code`"]
@@ -223,6 +224,15 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else real(name))
     with pytest.raises(UserError, match=r"log.trackers: wandb needs the package wandb: pip install .*\[tracking\]"):
         check_trackers(["wandb"])
+
+
+def test_a_package_that_does_not_import_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text("import a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(UserError, match=r"wandb cannot be imported \(ModuleNotFoundError.*a_module_that") as broken:
+        check_trackers(["wandb"])
+    assert isinstance(broken.value.__cause__, ModuleNotFoundError)
 
 
 def test_a_tracker_that_fails_is_left_out_and_named_once(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,7 +266,7 @@ def test_wrong_options_are_named(folders: dict[str, Path], tmp_path: Path) -> No
         ),
         (lambda: vqascore(path, device="cpu", opposite="No ball"), r"found \['No', 'ball'\]"),
         (lambda: vqascore("nowhere"), "neither a folder nor a name"),
-        (lambda: vqascore(str(tmp_path)), "holds no safetensors"),
+        (lambda: vqascore(str(tmp_path)), "a .safetensors file is needed"),
         (lambda: vlm_judge(path, rubric="unified"), "no rubric 'unified'; did you mean 'unified_reward'"),
         (lambda: vlm_judge(path, rubric="Rate {picture}"), "contains {prompt} and no other field"),
         (lambda: vlm_judge(path, scale=[5, 1]), r"scale is \[lowest, highest\]"),

@@ -12,16 +12,16 @@ from typing import Any
 
 from flowrl.data.files import table
 from flowrl.errors import UserError
+from flowrl.evaluation.suite import Options, SuiteEntry
 from flowrl.evaluation.target import Target
-from flowrl.evaluation.visual_questions import QUESTIONS, QuestionSuite, question_suite
+from flowrl.evaluation.vqa_suite import QUESTIONS, VqaSuite, vqa_suite
 from flowrl.types import Prompt
 
-MEDIA = ("images",)
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
 
 
-def build(target: Target, data: Path | None = None, options: Mapping[str, Any] | None = None) -> QuestionSuite:
-    """``data`` is the benchmark's ``dpg_bench.csv``; ``options`` name the model (see `question_suite`).
+def build(target: Target, data: Path | None, options: Options) -> VqaSuite:
+    """``data`` is the benchmark's ``dpg_bench.csv``; ``options`` name the model (see `vqa_suite`).
 
     An image folder's metadata hold the questions, as the folders that this suite makes do. Raises UserError.
     """
@@ -31,7 +31,10 @@ def build(target: Target, data: Path | None = None, options: Mapping[str, Any] |
         prompts, source = read_items(data), str(data)
     else:
         raise UserError("suite dpg needs the benchmark's questions: give --data dpg_bench.csv (TencentQQGYLab/ELLA)")
-    return question_suite("dpg", prompts, source, options or {}, version="1", product=False)
+    return vqa_suite("dpg", prompts, source, options, version="1", product=False)
+
+
+SUITES = {"dpg": SuiteEntry(build, ("images",), takes_data=True, takes_options=True)}
 
 
 def read_items(path: Path) -> tuple[Prompt, ...]:
@@ -62,5 +65,5 @@ def _question(row: Mapping[str, Any]) -> dict[str, Any]:
             "parents": [parent for parent in ids if parent != 0],  # 0: depends on nothing
             "category": row["category_broad"],
         }
-    except ValueError:
-        raise UserError(f"{row['where']}: proposition_id and dependency should be numbers; repair the file") from None
+    except ValueError as error:
+        raise UserError(f"{row['where']}: proposition_id and dependency should be numbers; repair the file") from error

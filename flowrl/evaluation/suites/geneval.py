@@ -9,10 +9,10 @@ published numbers, and these numbers compare with each other only.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -24,19 +24,18 @@ from flowrl.detection.metadata import check
 from flowrl.detection.objects import OBJECTS
 from flowrl.detection.prompts import generate
 from flowrl.errors import UserError
-from flowrl.evaluation.imported import imported
+from flowrl.evaluation.imported_geneval import imported_geneval
 from flowrl.evaluation.prompt_files import read
-from flowrl.evaluation.remembered import Memory, fingerprint
-from flowrl.evaluation.scorers import check_options
-from flowrl.evaluation.suites import Verdicts
-from flowrl.evaluation.target import Target
+from flowrl.evaluation.score_cache import ScoreCache, files_digest
+from flowrl.evaluation.scorer_suite import check_options
+from flowrl.evaluation.suite import Options, Suite, SuiteEntry, SuiteScores
+from flowrl.evaluation.target import Target, prompt_of
 from flowrl.media import quantise
 from flowrl.types import Prompt, Samples
 from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
 from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SIZE
 
-MEDIA = ("images",)
 WORLD = "shapes"
 SOURCE = "shapes:test"
 OFFICIAL = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
@@ -45,8 +44,8 @@ GENERATED_SEED = 0
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The suite's options: who judges."""
+class GenEvalOptions:
+    """What detects the objects."""
 
     detector: str | None = None
     """Folder or hub name of the detector; `clip` likewise."""
@@ -71,7 +70,7 @@ class ShapesGenEval:
     tags: Sequence[str] = TAGS
     size: int = field(default_factory=lambda: len(load_prompts(SOURCE)))
 
-    def judge(self, samples: Samples) -> Verdicts:
+    def score(self, samples: Samples) -> SuiteScores:
         """``correct`` (0 or 1) and continuous ``score`` of [n, 3, 32, 32] images; UserError for other sizes."""
         images = samples.images
         assert images is not None
@@ -82,10 +81,10 @@ class ShapesGenEval:
             )
         detections = verifier.detect(images)
         verdicts = [
-            verifier.judge(found, dict(prompt.columns))
+            verifier.verify(found, dict(prompt.columns))
             for found, prompt in zip(detections, samples.prompts, strict=True)
         ]
-        return Verdicts(
+        return SuiteScores(
             {
                 "correct": torch.tensor([float(verdict.strict) for verdict in verdicts]),
                 "score": torch.tensor([verdict.score for verdict in verdicts]),
@@ -105,7 +104,7 @@ class DetectedGenEval:
     prompts: Sequence[Prompt]
     source: str
     evaluator: Evaluator
-    memory: Memory
+    cache: ScoreCache
     title: str
     version: str
     size: int
@@ -113,30 +112,30 @@ class DetectedGenEval:
     primary: str = "correct"
     tags: Sequence[str] = OFFICIAL_TAGS
 
-    def judge(self, samples: Samples) -> Verdicts:
+    def score(self, samples: Samples) -> SuiteScores:
         """Official ``correct`` (0 or 1), ``strict`` (exactly what was asked for) and continuous ``score``; ``details``
         are the boxes that counted, as official GenEval writes them."""
-        return self.memory.judge(samples, self._judge)
+        return self.cache.score(samples, self._score)
 
     def close(self) -> None:
         """Nothing is held but memory."""
 
-    def _judge(self, samples: Samples) -> Verdicts:
+    def _score(self, samples: Samples) -> SuiteScores:
         assert samples.images is not None
         metadata = [{**prompt.columns, "prompt": prompt.text} for prompt in samples.prompts]
-        findings = self.evaluator(quantise(samples.images), metadata)
-        verdicts = [finding.verdict for finding in findings]
+        results = self.evaluator(quantise(samples.images), metadata)
+        verdicts = [result.verdict for result in results]
         measures = {
             name: [float(getattr(verdict, name)) for verdict in verdicts] for name in ("correct", "strict", "score")
         }
-        return Verdicts(
+        return SuiteScores(
             {name: torch.tensor(values) for name, values in measures.items()},
             [verdict.reasons for verdict in verdicts],
-            [details(finding.kept) for finding in findings],
+            [details(result.kept) for result in results],
         )
 
 
-def build(target: Target, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Any:
+def build(target: Target, data: Path | None, options: Options) -> Suite:
     """The suite with the detector that fits the target.
 
     ``data`` is GenEval's ``evaluation_metadata.jsonl`` or another file with its metadata; without it, prompts of our
@@ -144,11 +143,10 @@ def build(target: Target, data: Path | None = None, options: Mapping[str, Any] |
     `results`, the ``results.jsonl`` of the official tool, whose verdicts on an image folder are taken over.
     Raises UserError for prompts without metadata, and weights that cannot be loaded.
     """
-    given = dict(options or {})
-    check_options("geneval", Judge, given)
-    judge = Judge(**given)
-    if judge.results is not None:
-        return imported(target, Path(judge.results), OFFICIAL_TAGS)
+    check_options("geneval", GenEvalOptions, options)
+    chosen = GenEvalOptions(**options)
+    if chosen.results is not None:
+        return imported_geneval(target, Path(chosen.results), OFFICIAL_TAGS)
     if target.entries:
         prompts, source = target.prompts(), target.text
         if data is not None:
@@ -163,22 +161,25 @@ def build(target: Target, data: Path | None = None, options: Mapping[str, Any] |
         prompts, source = generated(), f"generated:geneval-{GENERATED_SEED}"
     for prompt in prompts:
         check({**prompt.columns, "prompt": prompt.text}, OBJECTS)
-    return _detected(prompts, source, target, judge, fingerprint(given))
+    return _detected(prompts, source, target, chosen, files_digest(options))
+
+
+SUITES = {"geneval": SuiteEntry(build, ("images",), takes_data=True, takes_options=True)}
 
 
 def generated() -> tuple[Prompt, ...]:
     """580 prompts of the benchmark's kinds, not the benchmark's own."""
     rows = generate(GENERATED_SEED, 100)
-    return tuple(
-        Prompt(row["prompt"], n, {k: v for k, v in row.items() if k != "prompt"}) for n, row in enumerate(rows)
-    )
+    return tuple(prompt_of(row, number) for number, row in enumerate(rows))
 
 
-def _detected(prompts: Sequence[Prompt], source: str, target: Target, judge: Judge, marks: str) -> DetectedGenEval:
+def _detected(
+    prompts: Sequence[Prompt], source: str, target: Target, options: GenEvalOptions, weights: str
+) -> DetectedGenEval:
     """Prompts with the benchmark's numbers of tags are taken for the benchmark; others are only in its style."""
     try:
         evaluator = load(
-            judge.detector, judge.clip, device=judge.device, dtype=judge.dtype, batch_size=judge.batch_size
+            options.detector, options.clip, device=options.device, dtype=options.dtype, batch_size=options.batch_size
         )
     except UserError as error:
         missing = not target.entries and not Path(target.text).exists()
@@ -187,13 +188,13 @@ def _detected(prompts: Sequence[Prompt], source: str, target: Target, judge: Jud
             f"{error}{taken}; give other weights as the suite's options detector and clip, or score the images with "
             "the official GenEval tool"
         ) from error
-    version = f"1:{evaluator.version}{marks}"
+    version = f"1:{evaluator.version}{weights}"
     style = "" if Counter(prompt.columns.get("tag") for prompt in prompts) == OFFICIAL else "-style"
     return DetectedGenEval(
         prompts=prompts,
         source=source,
         evaluator=evaluator,
-        memory=Memory(f"geneval:{version}"),
+        cache=ScoreCache(f"geneval:{version}"),
         title=f"geneval{style}[mask2former]",
         version=version,
         size=len(prompts),

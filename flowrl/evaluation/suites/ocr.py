@@ -6,15 +6,13 @@ Without prompts of the user's, a hundred signs of our own. Published numbers are
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from flowrl.evaluation.scorers import PROMPTS, ScorerSuite, scorer_suite
+from flowrl.evaluation.scorer_suite import PROMPTS, ScorerSuite, scorer_suite
+from flowrl.evaluation.suite import Options, SuiteEntry
 from flowrl.evaluation.target import Target
 from flowrl.types import Prompt
 
-MEDIA = ("images",)
 SIZE = 100
 SOURCE = "generated:signs-1"
 FRAMES = (
@@ -32,11 +30,14 @@ SECOND = ("Market", "Bread", "Train", "Garden", "School", "Harbour", "Coffee", "
 THIRD = ("Today", "Club", "2024", "Ahead", "Closed", "No 7", "Forever", "Sale")
 
 
-def build(target: Target, data: Path | None = None, options: Mapping[str, Any] | None = None) -> ScorerSuite:
+def build(target: Target, data: Path | None, options: Options) -> ScorerSuite:
     """``data`` is a file of prompts with the wanted text in quotes or a column `text`; ``options`` are those of the
     reward `ocr`. Raises UserError."""
-    given = data is not None or bool((options or {}).get(PROMPTS)) or bool(target.entries)
+    given = data is not None or bool(options.get(PROMPTS)) or bool(target.entries)
     return scorer_suite("ocr", "ocr", target, data, options, prompts=None if given else (signs(), SOURCE))
+
+
+SUITES = {"ocr": SuiteEntry(build, ("images",), takes_data=True, takes_options=True)}
 
 
 def signs() -> tuple[Prompt, ...]:

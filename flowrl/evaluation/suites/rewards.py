@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from flowrl.data import Form, load_prompts
+from pathlib import Path
+
+from flowrl.data import PromptFormat, load_prompts
 from flowrl.errors import UserError
-from flowrl.evaluation.scored import ScoredSuite, scored
+from flowrl.evaluation.reward_suite import RewardSuite, reward_suite
+from flowrl.evaluation.suite import Options, SuiteEntry
 from flowrl.evaluation.target import Target
 
-MEDIA = ("images", "completions")
 
-
-def build(target: Target) -> ScoredSuite:
+def build(target: Target, _data: Path | None, _options: Options) -> RewardSuite:
     """Raises UserError for a target without a config, or a config without test prompts."""
     if target.config is None:
         raise UserError(f"suite rewards takes its rewards from a run's config, and {target.text!r} is not a run")
     source = target.config.data.test
     if not source:
         raise UserError(f"suite rewards needs data.test in the config of {target.text!r}; it names no test prompts")
-    prompts = load_prompts(source, Form(target.config.data.columns, target.config.data.template)).prompts
-    return scored("rewards", prompts, source, target.config.rewards)
+    prompts = load_prompts(source, PromptFormat(target.config.data.columns, target.config.data.template)).prompts
+    return reward_suite("rewards", prompts, source, target.config.rewards)
+
+
+SUITES = {"rewards": SuiteEntry(build, ("images", "completions"))}

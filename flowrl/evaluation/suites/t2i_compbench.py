@@ -8,31 +8,32 @@ Made for the categories color, shape and texture, whose prompts join phrases by 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from flowrl.evaluation.prompt_files import prompts_of
-from flowrl.evaluation.scorers import PROMPTS
+from flowrl.evaluation.prompt_files import benchmark_prompts
+from flowrl.evaluation.scorer_suite import PROMPTS
+from flowrl.evaluation.suite import Options, SuiteEntry
 from flowrl.evaluation.target import Target
-from flowrl.evaluation.visual_questions import QUESTIONS, QuestionSuite, question_suite
+from flowrl.evaluation.vqa_suite import QUESTIONS, VqaSuite, vqa_suite
 from flowrl.types import Prompt
 
-MEDIA = ("images",)
 TEMPLATE = 'Does this figure show "{phrase}"? Please answer yes or no.'
 
 
-def build(target: Target, data: Path | None = None, options: Mapping[str, Any] | None = None) -> QuestionSuite:
-    """``data`` is a file of the benchmark such as ``color_val.txt``; ``options`` name the model (see `question_suite`).
+def build(target: Target, data: Path | None, options: Options) -> VqaSuite:
+    """``data`` is a file of the benchmark such as ``color_val.txt``; ``options`` name the model (see `vqa_suite`).
 
     Raises UserError.
     """
-    rest = dict(options or {})
-    prompts, source = prompts_of("t2i_compbench", target, data, rest.pop(PROMPTS, None))
-    return question_suite(
+    rest = dict(options)
+    prompts, source = benchmark_prompts("t2i_compbench", target, data, rest.pop(PROMPTS, None))
+    return vqa_suite(
         "t2i_compbench", [with_questions(prompt) for prompt in prompts], source, rest, version="1", product=True
     )
+
+
+SUITES = {"t2i_compbench": SuiteEntry(build, ("images",), takes_data=True, takes_options=True)}
 
 
 def with_questions(prompt: Prompt) -> Prompt:

@@ -10,21 +10,22 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya
-from flowrl.models.adapters.fields import check_fields, strengths
-from flowrl.models.adapters.structure import DOWN, Adapter, checked
+from flowrl.models.adapters.adapter import DOWN, Adapter, validated
+from flowrl.models.adapters.peft_config import check_fields, layer_alphas
+from flowrl.models.diffusion.recorder import NETWORKS
+from flowrl.models.family import embedded_model
+from flowrl.models.hub import read_json
 
 METADATA = "lora_adapter_metadata"
 """Key of the safetensors header under which diffusers keeps PEFT's configurations."""
-NETWORKS = ("transformer", "unet")
 ENCODERS = ("text_encoder", "text_encoder_2")
 DOWNS = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down", "_lora.down")
 """In names of matrices that lower the rank, over all tools."""
@@ -44,7 +45,7 @@ EMPTY = (".diff", ".diff_b", "t5xxl", "position_embedding")
 """Parts of names that diffusers drops."""
 
 
-def looks_low_rank(names: Iterable[str]) -> bool:
+def is_low_rank(names: Iterable[str]) -> bool:
     """Whether tensors are those of an adapter, by their names."""
     return any(part in name for name in names for part in DOWNS)
 
@@ -53,7 +54,7 @@ def read(
     where: str, tensors: Mapping[str, Tensor], header: Mapping[str, str], model: str | None, network: str | None
 ) -> Adapter:
     """An adapter from the tensors of a file. Raises `UserError` as `flowrl.models.adapters.read` does."""
-    if not looks_low_rank(tensors):
+    if not is_low_rank(tensors):
         some = ", ".join(list(tensors)[:3]) or "nothing"
         raise UserError(f"{where} is no LoRA in a format that diffusers, kohya, A1111 or PEFT write (it has {some})")
     metadata = _metadata(header, where)
@@ -66,7 +67,7 @@ def read(
     kind, own, unet = _pipeline(base) if base else (None, str(network), None)
     network = network or own
     renamed, alphas = _renamed(where, tensors, kind, unet, network)
-    _account(where, tensors, renamed)
+    _check_complete(where, tensors, renamed)
     return _adapter(where, base, network, renamed, alphas, metadata)
 
 
@@ -84,10 +85,7 @@ def _pipeline(model: str) -> tuple[Any, str, Any]:
     """``(class that knows the names, or None; where its denoiser is; the U-Net's configuration or None)``."""
     import diffusers
 
-    from flowrl.models.text.opening import read_json
-    from flowrl.worlds.shapes import BASE
-
-    place = str(BASE) if model == "shapes" and not Path(model).exists() else model
+    place = str(embedded_model(model, "diffusion") or model)
     index = read_json(place, "model_index.json") or {}
     kind = getattr(diffusers, str(index.get("_class_name")), None)
     unet = read_json(place, "unet/config.json") if "unet" in index else None
@@ -112,22 +110,15 @@ def _renamed(
     if kind is None:
         return state, {}
     try:
-        with quiet():
+        with without_log():
             options = {"unet_config": unet} if unet is not None else {}
             answer = kind.lora_state_dict(state, return_lora_metadata=True, **options, **_alphas_too(kind))
-    except (
-        ValueError,
-        NotImplementedError,
-        AssertionError,
-        KeyError,
-        IndexError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
+    except (ValueError, AssertionError, LookupError, RuntimeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         some = ", ".join(list(tensors)[:2])
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         raise UserError(
-            f"{where} cannot be renamed for {kind.__name__} by diffusers (tensors such as {some}): {reason}"
+            f"{where} cannot be renamed for {kind.__name__} by diffusers (tensors such as {some}): {first_line(error)}"
         ) from error
     renamed, found = answer[0], answer[1] if len(answer) == 3 else {}
     return renamed, {name: float(value) for name, value in (found or {}).items()}
@@ -141,7 +132,7 @@ def _alphas_too(kind: Any) -> dict[str, Any]:
     return {"return_alphas": True} if "return_alphas" in source else {}
 
 
-def _account(where: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+def _check_complete(where: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
     """Raise `UserError` where a converter left out something that acts."""
     lost = [name for name in before if any(part in name for part in EMPTY) and bool((before[name] != 0).any())]
     if lost:
@@ -154,7 +145,7 @@ def _account(where: str, before: Mapping[str, Tensor], after: Mapping[str, Tenso
 
 
 @contextmanager
-def quiet() -> Any:
+def without_log() -> Any:
     """Without diffusers' notes on what a file has and has not."""
     from diffusers.utils import logging
 
@@ -183,23 +174,25 @@ def _adapter(
         first = min(renamed)
         tool = next((tool for start, tool in TOOLS.items() if first.startswith(start)), "unknown names")
         raise UserError(f"{where} holds no LoRA of the {network} of {base}: {first!r} is one of {tool}")
-    mine, stray = _to_peft(mine)
+    mine, loose_alphas = _to_peft(mine)
     config = {k.removeprefix(f"{network}."): v for k, v in metadata.items() if k.startswith(f"{network}.")}
     check_fields(config, where)
     ranks = {key.removesuffix(DOWN): len(value) for key, value in mine.items() if key.endswith(DOWN)}
-    told = {_bare(key, network): value for key, value in alphas.items() if key.startswith(f"{network}.")} | stray
-    lost = next((layer for layer in told if layer not in ranks), None)
+    own_alphas = {
+        _bare(key, network): value for key, value in alphas.items() if key.startswith(f"{network}.")
+    } | loose_alphas
+    lost = next((layer for layer in own_alphas if layer not in ranks), None)
     if lost is not None:
         raise UserError(f"{where} has an alpha for {lost}, but no tensors of that layer")
     # files that state no alpha were made for alpha == rank: what diffusers itself assumes
-    default = strengths(config, ranks, where) if config else {layer: float(rank) for layer, rank in ranks.items()}
+    default = layer_alphas(config, ranks, where) if config else {layer: float(rank) for layer, rank in ranks.items()}
     encoders = {"tensors": others, "alphas": alphas, "metadata": metadata} if others else {}
-    return checked(
+    return validated(
         Adapter(
             where,
             base,
             mine,
-            {**default, **told},
+            {**default, **own_alphas},
             rslora=bool(config.get("use_rslora")),
             dora=bool(config.get("use_dora")) or any("lora_magnitude_vector" in key for key in mine),
             encoders=encoders,
@@ -211,7 +204,7 @@ def _to_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     """Older names of one network as PEFT's, and alphas that lie among them."""
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    stray = {re.sub(r"(\.processor)?(\.to_\w+_lora|\.lora)?\.alpha$", "", key): float(value)
+    loose_alphas = {re.sub(r"(\.processor)?(\.to_\w+_lora|\.lora)?\.alpha$", "", key): float(value)
              for key, value in tensors.items() if key.endswith(".alpha")}  # fmt: skip
     kept = {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
     if not any(".lora_A" in key for key in kept):
@@ -220,7 +213,7 @@ def _to_peft(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
             for key, value in kept.items()}  # fmt: skip
     return {
         key: value.to(torch.float32) if value.dtype == torch.float64 else value for key, value in kept.items()
-    }, stray
+    }, loose_alphas
 
 
 def _bare(name: str, network: str) -> str:

@@ -6,20 +6,19 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-Choice = Literal["reorder_cache", "batch_select_indices"]
-CHOICES: tuple[Choice, ...] = ("reorder_cache", "batch_select_indices")
+SelectMethod = Literal["reorder_cache", "batch_select_indices"]
+SELECT_METHODS: tuple[SelectMethod, ...] = ("reorder_cache", "batch_select_indices")
 """Methods of transformers' caches. Recurrent and convolutional states (Mamba, LFM2, Qwen3-Next) know the first alone;
 that of Falcon-H1 has the second, which forgets the states; MiniMax's has a complete second one. What a cache really
-does is found out at loading (`CausalPolicy.settle_decoding`)."""
+does is found out at loading (`choose_decoding`)."""
 
 
-def chosen(cache: Any, rows: Tensor, choice: Choice) -> Any:
+def select_rows(cache: Any, rows: Tensor, select_method: SelectMethod) -> Any:
     """The cache of these rows [m] (repeats allowed), in place where it can be. Lists of tensors, such as RWKV's states,
     have the rows in front."""
     if isinstance(cache, Tensor):
         return cache.index_select(0, rows.to(cache.device))
     if isinstance(cache, list | tuple):
-        return type(cache)(chosen(part, rows, choice) for part in cache)
-    method = cache.reorder_cache if choice == "reorder_cache" else cache.batch_select_indices
-    method(rows)
+        return type(cache)(select_rows(part, rows, select_method) for part in cache)
+    getattr(cache, select_method)(rows)
     return cache

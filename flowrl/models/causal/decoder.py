@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.models.causal.caches import chosen
+from flowrl.models.causal.caches import SelectMethod, select_rows
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import join_left
-
-if TYPE_CHECKING:
-    from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.text.policy import TextPolicy
 
 
 class CachedDecoder:
     """Implements :class:`flowrl.types.Decoder`: one batch, or one per prompt length where a model cannot be padded."""
 
-    def __init__(self, policy: CausalPolicy, condition: TextCondition, *, padded: bool) -> None:
+    def __init__(
+        self, policy: TextPolicy, condition: TextCondition, *, padded: bool, select_method: SelectMethod
+    ) -> None:
         lengths = condition.row_lengths
         groups = [lengths >= 0] if padded else [lengths == n for n in lengths.unique()]
         self._rows = [group.nonzero()[:, 0] for group in groups]
-        self._batches = [_Batch(policy, condition.take(rows)) for rows in self._rows]
+        self._batches = [_Batch(policy, condition.take(rows), select_method) for rows in self._rows]
         self._gather()
 
     def push(self, tokens: Tensor) -> None:
@@ -56,8 +56,9 @@ class CachedDecoder:
 class _Batch:
     """Rows that are decoded together: padded on the left, with an attention mask only where that is needed."""
 
-    def __init__(self, policy: CausalPolicy, condition: TextCondition) -> None:
+    def __init__(self, policy: TextPolicy, condition: TextCondition, select_method: SelectMethod) -> None:
         self._policy, self._network = policy, policy.network
+        self._select_method: SelectMethod = select_method
         used, expand = condition.index.unique(return_inverse=True)
         ids, inside = join_left(condition.prompts[used], condition.lengths[used], policy.pad_token)
         self._inside = None if bool(inside.all()) else inside
@@ -70,8 +71,9 @@ class _Batch:
 
     @torch.no_grad()
     def push(self, tokens: Tensor) -> None:
+        """As `CachedDecoder.push`."""
         position = self._lengths
-        self._policy.text.check_position(int(position.max()))
+        self._policy.codec.check_position(int(position.max()))
         self._lengths, self._width = self._lengths + 1, self._width + 1
         if self._inside is not None:
             self._inside = torch.cat([self._inside, torch.ones(len(tokens), 1, dtype=torch.bool)], dim=1)
@@ -79,7 +81,8 @@ class _Batch:
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
-        self._cache = chosen(self._cache, rows.to(self.logits.device), self._policy.choice)
+        """As `CachedDecoder.keep`."""
+        self._cache = select_rows(self._cache, rows.to(self.logits.device), self._select_method)
         self.logits = self.logits[rows.to(self.logits.device)]
         self._lengths = self._lengths[rows]
         self._inside = None if self._inside is None else self._inside[rows]
@@ -103,7 +106,7 @@ class _Batch:
 class RecomputingDecoder:
     """Implements :class:`flowrl.types.Decoder` for models without a cache of keys and values: slow, but right."""
 
-    def __init__(self, policy: CausalPolicy, condition: TextCondition) -> None:
+    def __init__(self, policy: TextPolicy, condition: TextCondition) -> None:
         self._policy, self._condition = policy, condition
         self._tokens = torch.zeros(len(condition), 1, dtype=torch.int64)  # the last column is yet to come
         self._run()

@@ -6,18 +6,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl.errors import UserError, missing
-from flowrl.models import exporting
+from flowrl.errors import UserError, missing_package
+from flowrl.models.adapters import peft
 from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.policy import TextPolicy
 from flowrl.types import ALL_TOKENS, Truncation
-
-if TYPE_CHECKING:
-    from flowrl.models.causal.policy import CausalPolicy
 
 SEED_LIMIT = 2**31
 """vLLM's seeds are 32 bits wide."""
@@ -29,8 +27,8 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class EngineOptions:
     """Keys of ``model.vllm``; names in brackets are vLLM's."""
 
-    memory: float = 0.4
-    """The engine's share of the GPU (``gpu_memory_utilization``)."""
+    gpu_memory_utilization: float = 0.4
+    """The engine's share of the GPU."""
     max_model_len: int | None = None
     """Longest prompt and completion; ``None``: the model's context, whose keys and values must fit into memory."""
     tensor_parallel: int = 1
@@ -48,15 +46,16 @@ class VLLMEngine:
     a new LoRA request, so the engine never holds stale weights.
 
     Its log-probabilities are computed by other kernels than the trainer's; the difference is logged as
-    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``credit: [truncated_importance]`` corrects for it.
+    ``sampler/mean_log_ratio`` and ``sampler/max_log_ratio``, and ``token_advantage: [truncated_importance]`` corrects
+    for it.
     """
 
-    def __init__(self, policy: CausalPolicy, choices: EngineOptions) -> None:
+    def __init__(self, policy: TextPolicy, choices: EngineOptions) -> None:
         """Raises `UserError` without vLLM, without an adapter, or for too large a one."""
         try:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise missing("sampler.engine=vllm", "vllm", "vllm") from None
+            raise missing_package("sampler.engine=vllm", "vllm", "vllm") from None
         options = policy.network.adaptation.lora
         if options is None:
             raise UserError("sampler.engine=vllm takes over LoRA weights only; set model.full=false, or engine=null")
@@ -71,7 +70,7 @@ class VLLMEngine:
             trust_remote_code=policy.source.trust_remote_code,
             enable_lora=True,
             max_lora_rank=room,
-            gpu_memory_utilization=choices.memory,
+            gpu_memory_utilization=choices.gpu_memory_utilization,
             tensor_parallel_size=choices.tensor_parallel,
             enable_sleep_mode=choices.sleep,
             enforce_eager=choices.enforce_eager,
@@ -135,5 +134,5 @@ class VLLMEngine:
 
         self._version += 1
         network = self._policy.network
-        exporting.save_peft(network.model, network.adaptation, self._policy.source, Path(folder))
+        peft.save_peft(network.model, network.adaptation, self._policy.source, Path(folder))
         return LoRARequest(f"rollout-{self._version}", self._version, folder)

@@ -22,7 +22,9 @@ UNCHECKED = ("safety_checker",)
 """Components that no policy keeps."""
 
 
-def networks(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, given: Collection[str] = ()) -> dict[str, Any]:
+def load_networks(
+    folder: Path, index: Mapping[str, Any], dtype: torch.dtype, given: Collection[str] = ()
+) -> dict[str, Any]:
     """The networks that ``model_index.json`` (its content: ``index``) names and ``folder`` holds, by name, those in
     ``given`` excepted. What is neither a diffusers nor a transformers model is left to the pipeline.
 
@@ -33,7 +35,7 @@ def networks(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, given: 
     for name, entry in index.items():
         kind = _kind(entry)
         if kind is not None and name not in (*given, *UNCHECKED) and (folder / name).is_dir():
-            made[name] = _whole(kind, folder / name, name, dtype)
+            made[name] = _load_whole(kind, folder / name, name, dtype)
     return made
 
 
@@ -54,7 +56,7 @@ def _kind(entry: Any) -> Any:
     return kind if known else None
 
 
-def _whole(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+def _load_whole(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
     from transformers import PreTrainedModel
 
     transformer = issubclass(kind, PreTrainedModel)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.models.diffusion.capture import Recorder
-from flowrl.models.diffusion.layout import Path, pick, same, split
-from flowrl.models.diffusion.recipe import PROBES, CallRecipe, Recipe
+from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
+from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
+from flowrl.models.diffusion.recorder import Recorder
 
 CHUNK = 16
 """Prompts given to the text encoders at once."""
 
-REST: Path = ("",)
+REST: LeafPath = ("",)
 """Key of the constant channels that share an input with the latents."""
 
 
@@ -25,13 +25,13 @@ REST: Path = ("",)
 class Branch:
     """Inputs of one branch for P prompts; a branch that is the same for all of them keeps one row."""
 
-    rows: dict[Path, Any]
+    rows: dict[LeafPath, Any]
     """Batch-first leaves [P, ...] or [1, ...], or lists."""
     template: dict[str, Any]
     """The call's inputs with everything that does not depend on the prompt."""
     constant: bool
 
-    def take(self, index: Tensor) -> dict[Path, Any]:
+    def take(self, index: Tensor) -> dict[LeafPath, Any]:
         """Leaves of the rows ``index`` [N]."""
         index = torch.zeros_like(index) if self.constant else index
         return {path: pick(value, index) for path, value in self.rows.items()}
@@ -49,6 +49,7 @@ class DiffusionCondition:
         return len(self.index)
 
     def take(self, rows: Tensor) -> DiffusionCondition:
+        """The condition of the rows with these indices [n] (repeats allowed)."""
         return replace(self, index=self.index[rows.to(self.index.device)])
 
 
@@ -56,7 +57,7 @@ class DiffusionCondition:
 class _Encoded:
     """One prompt's branches, each leaf with a batch of 1."""
 
-    rows: tuple[dict[Path, Any], ...]
+    rows: tuple[dict[LeafPath, Any], ...]
     templates: tuple[dict[str, Any], ...]
     size: int
 
@@ -69,6 +70,28 @@ class _Encoded:
         )
 
 
+class RecentPrompts:
+    """What was encoded by its prompts: the most recently used, up to ``limit_bytes`` together, and at least one."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._bytes = limit_bytes, 0
+        self._kept: OrderedDict[tuple[str, ...], list[_Encoded]] = OrderedDict()
+
+    def __contains__(self, prompts: tuple[str, ...]) -> bool:
+        return prompts in self._kept
+
+    def __getitem__(self, prompts: tuple[str, ...]) -> list[_Encoded]:
+        self._kept.move_to_end(prompts)
+        return self._kept[prompts]
+
+    def __setitem__(self, prompts: tuple[str, ...], entries: list[_Encoded]) -> None:
+        self._bytes += sum(entry.size for entry in entries) - sum(e.size for e in self._kept.pop(prompts, ()))
+        self._kept[prompts] = entries
+        while self._bytes > self._limit and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= sum(entry.size for entry in dropped)
+
+
 class Encoder:
     """Texts to conditions, remembering the most recent ones up to ``limit_bytes``.
 
@@ -76,14 +99,13 @@ class Encoder:
     those the prompts of one condition are encoded together and that set of prompts is what is remembered.
     """
 
-    def __init__(self, recorder: Recorder, recipe: Recipe, limit_bytes: int = 1 << 30) -> None:
+    def __init__(self, recorder: Recorder, spec: DenoiserSpec, limit_bytes: int = 1 << 30) -> None:
         self._recorder = recorder
-        self._recipe = recipe
-        self._limit = limit_bytes
-        self._memory: OrderedDict[tuple[str, ...], list[_Encoded]] = OrderedDict()
+        self._spec = spec
+        self._recent = RecentPrompts(limit_bytes)
         self.texts_encoded = 0
         """Prompts the text encoders have seen."""
-        self._interned: dict[int, dict[Path, Any]] = {}
+        self._interned: dict[int, dict[LeafPath, Any]] = {}
         short, long = self._capture([PROBES[1]])[0], self._capture([PROBES[0]])[0]
         self.ragged = not short.fits(long)
 
@@ -92,51 +114,40 @@ class Encoder:
         entries = self._together(texts) if self.ragged else self._one_by_one(texts)
         position = {text: i for i, text in enumerate(texts)}
         index = torch.tensor([position[text] for text in prompts], device=self._recorder.pipeline._execution_device)
-        branches = tuple(self._branch(entries, i) for i in range(len(self._recipe.branches)))
+        branches = tuple(self._branch(entries, i) for i in range(len(self._spec.branches)))
         return DiffusionCondition(branches, index)
 
     def _together(self, texts: list[str]) -> list[_Encoded]:
         key = tuple(texts)
-        if key not in self._memory:
-            self._remember(key, self._capture(texts))
-        self._memory.move_to_end(key)
-        return self._memory[key]
+        if key not in self._recent:
+            self._recent[key] = self._capture(texts)
+        return self._recent[key]
 
     def _one_by_one(self, texts: list[str]) -> list[_Encoded]:
-        entries = {text: self._memory[(text,)][0] for text in texts if (text,) in self._memory}
+        entries = {text: self._recent[(text,)][0] for text in texts if (text,) in self._recent}
         missing = [text for text in texts if text not in entries]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             for text, entry in zip(chunk, self._capture(chunk), strict=True):
                 entries[text] = entry
-                self._remember((text,), [entry])
-        for text in texts:
-            if (text,) in self._memory:
-                self._memory.move_to_end((text,))
+                self._recent[(text,)] = [entry]
         return [entries[text] for text in texts]
 
-    def _remember(self, key: tuple[str, ...], entries: list[_Encoded]) -> None:
-        self._memory[key] = entries
-        total = sum(entry.size for kept in self._memory.values() for entry in kept)
-        while total > self._limit and len(self._memory) > 1:
-            _, dropped = self._memory.popitem(last=False)
-            total -= sum(entry.size for entry in dropped)
-
     def _capture(self, texts: list[str]) -> list[_Encoded]:
-        calls = self._recorder.calls(texts, len(self._recipe.calls))
+        calls = self._recorder.calls(texts, len(self._spec.calls))
         self.texts_encoded += len(texts)
-        rows: list[dict[Path, Any]] = []
+        rows: list[dict[LeafPath, Any]] = []
         templates: list[dict[str, Any]] = []
-        for recipe, call in zip(self._recipe.calls, calls, strict=True):
-            rows += _branch_rows(recipe, call.inputs)
-            templates += [_template(recipe, call.inputs)] * recipe.branches
+        for spec, call in zip(self._spec.calls, calls, strict=True):
+            rows += _branch_rows(spec, call.inputs)
+            templates += [_template(spec, call.inputs)] * spec.branches
         return [self._encoded(rows, templates, i) for i in range(len(texts))]
 
-    def _encoded(self, rows: list[dict[Path, Any]], templates: list[dict[str, Any]], i: int) -> _Encoded:
+    def _encoded(self, rows: list[dict[LeafPath, Any]], templates: list[dict[str, Any]], i: int) -> _Encoded:
         """Prompt ``i`` of a capture. The unconditional branch of every prompt is one object."""
         own = [{path: _row(value, i) for path, value in branch.items()} for branch in rows]
         size = sum(_bytes(value) for branch in own for value in branch.values())
-        other = self._recipe.guidance.unconditional
+        other = self._spec.guidance.unconditional
         if other is not None:
             known = self._interned.setdefault(other, own[other])
             if same(known, own[other]):
@@ -151,27 +162,27 @@ class Encoder:
         return Branch(rows, entries[0].templates[branch], constant)
 
 
-def _branch_rows(recipe: CallRecipe, inputs: dict[str, Any]) -> list[dict[Path, Any]]:
+def _branch_rows(spec: CallSpec, inputs: dict[str, Any]) -> list[dict[LeafPath, Any]]:
     """Batch-first prompt-dependent leaves of every branch of a call."""
-    rows: list[dict[Path, Any]] = [{} for _ in range(recipe.branches)]
-    for path, value in recipe.layout.leaves(inputs):
-        kind = recipe.layout.batched.get(path)
+    rows: list[dict[LeafPath, Any]] = [{} for _ in range(spec.branches)]
+    for path, value in spec.layout.leaves(inputs):
+        kind = spec.layout.batched.get(path)
         if kind is None or value is None:  # a mask is left out where no prompt of the batch is padded
             continue
-        if path in recipe.varying and not (path == recipe.latent.path and recipe.latent.axis is not None):
+        if path in spec.varying and not (path == spec.latent.path and spec.latent.axis is not None):
             continue
-        for branch, part in zip(rows, split(value, kind, recipe.branches), strict=True):
-            if path == recipe.latent.path:
-                branch[REST] = recipe.latent.constant(part)
+        for branch, part in zip(rows, split(value, kind, spec.branches), strict=True):
+            if path == spec.latent.path:
+                branch[REST] = spec.latent.constant(part)
             else:
                 branch[path] = part
     return rows
 
 
-def _template(recipe: CallRecipe, inputs: dict[str, Any]) -> dict[str, Any]:
+def _template(spec: CallSpec, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs without what is filled in per row, so that no captured batch is kept alive."""
-    blank = {path: None for path in {*recipe.layout.batched, *recipe.varying}}
-    return recipe.layout.build(inputs, blank)
+    blank = {path: None for path in {*spec.layout.batched, *spec.varying}}
+    return spec.layout.build(inputs, blank)
 
 
 def _row(value: Any, i: int) -> Any:

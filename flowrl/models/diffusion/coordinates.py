@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,10 @@ class Coordinates(Protocol):
         """[T] float64 canonical times of a schedule's T timesteps."""
         ...
 
-    def snap(self, t: Tensor) -> Tensor: ...
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest times [N] that the network was trained on."""
+        ...
+
     def network_time(self, t: Tensor) -> Tensor:
         """[N] float64: the scheduler's timestep at canonical ``t`` [N]."""
         ...
@@ -29,12 +33,17 @@ class Coordinates(Protocol):
         """What the network reads, for canonical ``x`` [N, ...] at ``t`` [N]."""
         ...
 
-    def from_network(self, x: Tensor, t: Tensor) -> Tensor: ...
+    def from_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """The inverse of `to_network`."""
+        ...
+
     def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Canonical velocity [N, ...] from the native prediction at canonical ``x``."""
         ...
 
-    def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor: ...
+    def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
+        """The canonical point that the pipeline makes of standard normal ``noise`` [N, ...] at its first time ``t``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,33 +58,40 @@ class FlowCoordinates:
     """Odds ``sigma / (1 - sigma)`` over those of the timestep; not 1 where sigmas are shifted and timesteps are not."""
 
     def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
+        """[T] float64: sigmas are times, or timesteps where there are none."""
         t = (timesteps / self.train_steps if sigmas is None else sigmas[: len(timesteps)]).double()
         return 1 - t if self.reversed_ else t
 
     def snap(self, t: Tensor) -> Tensor:
+        """Any time is allowed."""
         return t
 
     def network_time(self, t: Tensor) -> Tensor:
+        """[N]: the timestep of a sigma, after undoing the shift of sigmas."""
         sigma = 1 - t if self.reversed_ else t
         level = sigma / (sigma + self.shift * (1 - sigma)) * self.train_steps
         # sigmas are float32: 0.9999999 of a step is that step
         return (level + 1e-4).floor() if self.truncate else level
 
     def to_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
         return x
 
     def from_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
         return x
 
     def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction is the velocity, or its negative."""
         return -native if self.reversed_ else native
 
     def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
+        """The noise itself."""
         return noise
 
 
 @dataclass(frozen=True)
-class DiffusionCoordinates:
+class DDPMCoordinates:
     """DDPM models. The network reads ``x_vp = sqrt(a) clean + sqrt(1 - a) noise``; with ``m = sqrt(a) + sqrt(1 - a)``
     the canonical point is ``x = x_vp / m`` at ``t = sqrt(1 - a) / m``; so ``t / (1 - t)`` is the noise-to-signal ratio.
     """
@@ -83,28 +99,33 @@ class DiffusionCoordinates:
     times: Tensor
     """[1000] float64 ascending: canonical time of every discrete timestep."""
     prediction: Prediction = "epsilon"
-    exploding: bool = False
+    variance_exploding: bool = False
     """Whether the pipeline's latents are ``clean + ratio * noise`` (Euler schedulers), else ``x_vp``."""
 
     def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
+        """[T] float64, from the noise-to-signal ratios of the timesteps."""
         ratios = _ratio(self.times.cpu())
         # Euler schedulers interpolate the ratio between the discrete times
         ratio = _interpolate(torch.arange(len(ratios), dtype=torch.float64), ratios, timesteps.double())
         return ratio / (1 + ratio)
 
     def snap(self, t: Tensor) -> Tensor:
+        """[N]: the canonical times of the nearest discrete timesteps."""
         times = self.times.to(t.device)
         return times[self.network_time(t).round().long()].to(t.dtype)
 
     def network_time(self, t: Tensor) -> Tensor:
+        """[N] float64, between the discrete timesteps by their noise-to-signal ratios."""
         ratios = _ratio(self.times.to(t.device))
         steps = torch.arange(len(ratios), dtype=torch.float64, device=t.device)
         return _interpolate(ratios, steps, _ratio(t.double()))
 
     def to_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """``x / n``, which is ``x_vp``."""
         return x * _like(1 / _norm(t), x)
 
     def from_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """``n x_vp``."""
         return x * _like(_norm(t), x)
 
     def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -121,20 +142,21 @@ class DiffusionCoordinates:
 
     def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
         """The pipeline starts at ``init_noise_sigma * noise`` in its own scale."""
-        return noise * (init_noise_sigma * float((1 - t) if self.exploding else _norm(t)))
+        return noise * (init_noise_sigma * float((1 - t) if self.variance_exploding else _norm(t)))
 
 
-def grid(levels: Tensor) -> Tensor:
+def time_grid(levels: Tensor) -> Tensor:
     """[T + 1] descending times ending with 0: solvers of higher order list some of the T ``levels`` twice."""
     return torch.cat([torch.unique_consecutive(levels), torch.zeros(1, dtype=torch.float64)])
 
 
-def coordinates_of(scheduler: Any, exploding: bool) -> Coordinates:
-    """The coordinates a scheduler works in, told from its configuration; ``exploding`` is measured by the caller."""
+def scheduler_coordinates(scheduler: Any, variance_exploding: bool) -> Coordinates:
+    """The coordinates a scheduler works in, told from its configuration;
+    ``variance_exploding`` is measured by the caller."""
     config = scheduler.config
     name = type(scheduler).__name__
     kind = config.get("prediction_type", None)
-    if name.startswith("FlowMatchEuler") or name.startswith("FlowMatchHeun") or _is_flow(config):
+    if name.startswith("FlowMatchEuler") or name.startswith("FlowMatchHeun") or has_flow_sigmas(config):
         return FlowCoordinates(
             train_steps=int(config.get("num_train_timesteps", 1000)),
             reversed_=bool(config.get("invert_sigmas", False)),
@@ -147,7 +169,7 @@ def coordinates_of(scheduler: Any, exploding: bool) -> Coordinates:
         )
     signal = torch.as_tensor(alphas).double().sqrt()
     noise = (1 - torch.as_tensor(alphas).double()).sqrt()
-    return DiffusionCoordinates((noise / (signal + noise)).cpu(), kind, exploding)
+    return DDPMCoordinates((noise / (signal + noise)).cpu(), kind, variance_exploding)
 
 
 def measured_shift(coordinates: FlowCoordinates, timesteps: Tensor, sigmas: Tensor | None) -> FlowCoordinates:
@@ -164,7 +186,8 @@ def measured_shift(coordinates: FlowCoordinates, timesteps: Tensor, sigmas: Tens
     return replace(coordinates, shift=float(shifts.mean()))
 
 
-def _is_flow(config: Any) -> bool:
+def has_flow_sigmas(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler of another kind is configured for rectified flow."""
     return config.get("prediction_type", None) == "flow_prediction" or bool(config.get("use_flow_sigmas", False))
 
 

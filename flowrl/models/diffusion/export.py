@@ -5,48 +5,51 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from flowrl.errors import UserError
-from flowrl.models import exporting
-from flowrl.models.adapters import kohya
-from flowrl.models.adapters.diffusion import ENCODERS, quiet
-from flowrl.models.adapters.encoders import folded, place_encoders
-from flowrl.models.adapters.structure import DOWN, UP
-from flowrl.models.diffusion.capture import predicted
-from flowrl.models.diffusion.recipe import PROBES
-from flowrl.models.exporting import adapter_tensors, deviation
-from flowrl.models.loading import Source
+from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.models.adapters import kohya, peft, read
+from flowrl.models.adapters.adapter import DOWN, UP
+from flowrl.models.adapters.diffusion import ENCODERS, without_log
+from flowrl.models.adapters.read import DIFFUSERS_FILE
+from flowrl.models.adapters.text_encoders import fold_alphas
+from flowrl.models.adapters.verify import check_adapter, check_updates, swapped_in
+from flowrl.models.deviation import deviation
+from flowrl.models.diffusion.denoiser_spec import PROBES
+from flowrl.models.diffusion.load import open_pipeline
+from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.recorder import prediction_of
+from flowrl.models.export_folder import into_folder
 from flowrl.models.lora import ADAPTER
+from flowrl.models.source import ModelSource
 
 if TYPE_CHECKING:
-    from flowrl.models.diffusion.policy import DiffusionPolicy
+    from diffusers import DiffusionPipeline
 
-Format = Literal["diffusers", "peft", "kohya", "merged"]
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+FORMATS = ("diffusers", "peft", "kohya", "merged")
 
 
-def export(policy: DiffusionPolicy, directory: Path, to: Format) -> float:
-    """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    :func:`flowrl.models.exporting.into_folder`. Adapters are loaded into a copy of the network that shares the base's
-    tensors; merged weights are read back on the CPU and take the network's place on its device."""
+def export(policy: DiffusionPolicy, directory: Path, to: str) -> float:
+    """Write the live weights to ``directory`` (new or empty), verified before it appears: see `into_folder`. Adapters
+    are loaded into a copy of the network that shares the base's tensors; merged weights are read back on the CPU and
+    take the network's place on its device."""
 
     def write(work: Path) -> float:
         reloaded = _network(policy, _WRITERS[to](policy, work, directory.name))
         if to == "kohya":
-            exporting.check_updates(policy.network, reloaded, to)
+            check_updates(policy.network, reloaded, to)
         elif to != "merged":
-            exporting.check_adapter(policy.network, reloaded, to)
+            check_adapter(policy.network, reloaded, to)
         return _difference(policy, reloaded)
 
-    known = get_args(Format)
-    return exporting.into_folder(directory, to, known, policy.adaptation, policy.dtype, write, policy.origin)
+    return into_folder(directory, to, FORMATS, policy.adaptation, policy.dtype, write, policy.origin)
 
 
-def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
+def formats(policy: DiffusionPolicy) -> tuple[str, ...]:
     """The formats this model can be exported to: some pipelines load no LoRA files, kohya's names are those of few
     models and have no magnitudes of DoRA that diffusers reads, a fully trained model has no adapter."""
     lora = policy.adaptation.lora
@@ -58,29 +61,14 @@ def formats(policy: DiffusionPolicy) -> tuple[Format, ...]:
     if not loads:
         return ("peft", "merged")
     named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora
-    return ("diffusers", "peft", "kohya", "merged") if named else ("diffusers", "peft", "merged")
+    return FORMATS if named else ("diffusers", "peft", "merged")
 
 
-def load_adapter(policy: DiffusionPolicy, directory: Path | str) -> None:
-    """Copy an adapter's weights into the live ones: see :func:`flowrl.models.exporting.load_adapter`; what it holds for
-    text encoders goes into the pipeline's, which stay frozen."""
-    from flowrl.models.adapters import read
-
-    model = policy.source.path if policy.source is not None else None
-    adapter = read(str(directory), model, policy.recorder.network_name)
-    if adapter.encoders:
-        for name in ENCODERS:
-            if getattr(policy.pipeline.components.get(name), "peft_config", None):
-                exporting.without_adapter(policy.pipeline.components[name])
-        place_encoders(policy.pipeline, adapter, ADAPTER)
-    exporting.load_adapter(policy.network, policy.adaptation, adapter)
-
-
-def _network(policy: DiffusionPolicy, pipeline: Any) -> Any:
+def _network(policy: DiffusionPolicy, pipeline: DiffusionPipeline) -> nn.Module:
     return getattr(pipeline, policy.recorder.network_name)
 
 
-def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     network = policy.recorder.network_name
     if "diffusers" not in formats(policy):
         raise UserError(
@@ -88,86 +76,88 @@ def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Any:
         )
     # without the metadata diffusers assumes alpha == rank, and the adapter acts at the wrong strength
     given = {
-        f"{network}_lora_layers": adapter_tensors(policy.adaptation),
+        f"{network}_lora_layers": peft.adapter_tensors(policy.adaptation),
         f"{network}_lora_adapter_metadata": _config(policy),
     }
-    base = _twin(policy)
+    base = _shared_base(policy)
     base.save_lora_weights(work, **given, **_encoders(policy))
-    exporting.sort_header(work / DIFFUSERS_FILE)
-    with quiet():
+    peft.sort_header(work / DIFFUSERS_FILE)
+    with without_log():
         base.load_lora_weights(work)
     return base
 
 
-def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> Any:
-    exporting.save_peft(policy.network, policy.adaptation, policy.source, work)
-    base = _twin(policy)
-    exporting.load_peft(_network(policy, base), work)
+def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
+    peft.save_peft(policy.network, policy.adaptation, policy.source, work)
+    base = _shared_base(policy)
+    peft.load_peft(_network(policy, base), work)
     return base
 
 
-def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> Any:
+def _write_kohya(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     """One file, loaded again as users of diffusers would; what diffusers has no converter for (SD3), by our own."""
-    from flowrl.models.adapters import read
-
     kind = type(policy.pipeline).__name__
     if "kohya" not in formats(policy):
         raise UserError(f"kohya's names have none for {kind}, or no DoRA; export to diffusers or peft")
     if any(getattr(policy.pipeline.components.get(encoder), "peft_config", None) for encoder in ENCODERS):
         raise UserError("kohya's form of an adapter with text encoders is not written; export to diffusers")
     file = work / f"{name}.safetensors"
-    tensors = adapter_tensors(policy.adaptation)
-    layers = {key.removesuffix(DOWN): (value, tensors[key.replace(DOWN, UP)]) for key, value in tensors.items()
-              if key.endswith(DOWN)}  # fmt: skip
-    modules: dict[str, Any] = {layer: policy.network.get_submodule(layer) for layer in layers}
-    scales = {layer: module.scaling[ADAPTER] for layer, module in modules.items()}
-    lpb = getattr(getattr(policy.network, "config", None), "layers_per_block", 2)
-    named = kohya.to_kohya(kind, layers, scales, lambda layer: _width(policy.network, layer), lpb)
+    named = _kohya_tensors(policy, kind)
     lora = policy.adaptation.lora
     assert lora is not None
     facts = {"ss_network_module": str(kohya.module_of(kind)), "ss_network_dim": str(lora.rank),
              "ss_network_alpha": f"{lora.alpha:g}"}  # fmt: skip
     save_file(named, file, {"format": "pt", **facts})
-    exporting.sort_header(file)
-    base = _twin(policy)
+    peft.sort_header(file)
+    base = _shared_base(policy)
     if kohya.is_sd3(named):
         adapter = read(str(file), str(policy.source.path) if policy.source else None, policy.recorder.network_name)
         state = {f"{policy.recorder.network_name}.{key}": value for key, value in adapter.tensors.items()}
-        with quiet():
+        with without_log():
             base.load_lora_weights(state)
         return base
     try:
-        with quiet():
+        with without_log():
             base.load_lora_weights(work)
-    except (ValueError, NotImplementedError, AssertionError, KeyError, RuntimeError) as error:
+    except (ValueError, AssertionError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
-            f"diffusers cannot read kohya's names of this adapter ({error}); export to diffusers, or adapt attention"
+            f"diffusers cannot read kohya's names of this adapter ({first_line(error)}); export to diffusers, or adapt"
+            " attention"
         ) from error
     return base
 
 
-def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> Any:
-    from flowrl.models.diffusion.load import open_pipeline
+def _kohya_tensors(policy: DiffusionPolicy, kind: str) -> dict[str, Tensor]:
+    """The live adapter in kohya's names for a pipeline of the class ``kind``."""
+    network: Any = policy.network
+    tensors = peft.adapter_tensors(policy.adaptation)
+    downs = {name.removesuffix(DOWN): value for name, value in tensors.items() if name.endswith(DOWN)}
+    updates = {layer: (down, tensors[f"{layer}{UP}"]) for layer, down in downs.items()}
+    scales = {layer: network.get_submodule(layer).scaling[ADAPTER] for layer in updates}
+    layers_per_block = getattr(getattr(network, "config", None), "layers_per_block", 2)
+    return kohya.to_kohya(
+        kind, updates, scales, lambda layer: network.get_submodule(layer).out_features, layers_per_block
+    )
 
+
+def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     base = _fresh(policy)
-    exporting.merge(_network(policy, base), policy.network, policy.adaptation)
+    peft.merge(_network(policy, base), policy.network, policy.adaptation)
     _network(policy, base).requires_grad_(False)
     for encoder in ENCODERS:
         if getattr(base.components.get(encoder), "peft_config", None):
             setattr(base, encoder, _merged_encoder(base.components[encoder]))
     base.save_pretrained(work, safe_serialization=True)
-    return open_pipeline(Source(str(work)), policy.dtype, _frozen(policy))
+    return open_pipeline(ModelSource(str(work)), policy.dtype, _frozen(policy))
 
 
 _WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "kohya": _write_kohya, "merged": _write_merged}
 
 
-def _width(network: Any, layer: str) -> int:
-    return network.get_submodule(layer).out_features
-
-
 def _config(policy: DiffusionPolicy) -> dict[str, Any]:
-    config = exporting.configuration(policy.network, policy.source).to_dict()
+    config = peft.configuration(policy.network, policy.source).to_dict()
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 
@@ -183,31 +173,31 @@ def _encoders(policy: DiffusionPolicy) -> dict[str, Any]:
             config.target_modules = sorted(config.target_modules)
             tensors = {f"{name}.{k}": v for k, v in get_peft_model_state_dict(encoder, adapter_name=ADAPTER).items()}
             found[f"{name}_lora_layers"] = {
-                key.removeprefix(f"{name}."): value for key, value in folded(tensors, {}, name).items()
+                key.removeprefix(f"{name}."): value for key, value in fold_alphas(tensors, {}, name).items()
             }
             found[f"{name}_lora_adapter_metadata"] = {k: sorted(v) if isinstance(v, set) else v
                                                       for k, v in config.to_dict().items()}  # fmt: skip
     return found
 
 
-def _merged_encoder(encoder: Any) -> Any:
+def _merged_encoder(encoder: nn.Module) -> nn.Module:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     other = copy.deepcopy(encoder)
     for module in other.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
-    return exporting.without_adapter(other)
+    return peft.without_adapter(other)
 
 
-def _twin(policy: DiffusionPolicy) -> Any:
+def _shared_base(policy: DiffusionPolicy) -> DiffusionPipeline:
     """The pipeline with a denoiser (and adapted text encoders) of modules of its own on the policy's tensors, without
     adapters."""
     base = copy.copy(policy.pipeline)
-    setattr(base, policy.recorder.network_name, exporting.twin(policy.network))
+    setattr(base, policy.recorder.network_name, peft.shared_base(policy.network))
     for name in ENCODERS:
         if getattr(policy.pipeline.components.get(name), "peft_config", None):
-            setattr(base, name, exporting.twin(policy.pipeline.components[name]))
+            setattr(base, name, peft.shared_base(policy.pipeline.components[name]))
     return base
 
 
@@ -217,25 +207,23 @@ def _frozen(policy: DiffusionPolicy) -> dict[str, Any]:
     return {key: value for key, value in policy.pipeline.components.items() if key not in names}
 
 
-def _fresh(policy: DiffusionPolicy) -> Any:
+def _fresh(policy: DiffusionPolicy) -> DiffusionPipeline:
     """A base pipeline with an untrained denoiser in the host's memory and the original scheduler."""
-    from flowrl.models.diffusion.load import open_pipeline
-
     if policy.source is not None:
         return open_pipeline(policy.source, policy.dtype, _frozen(policy))
     base = copy.copy(policy.pipeline)
-    setattr(base, policy.recorder.network_name, exporting.without_adapter(copy.deepcopy(policy.network).to("cpu")))
+    setattr(base, policy.recorder.network_name, peft.without_adapter(copy.deepcopy(policy.network).to("cpu")))
     return base
 
 
 @torch.no_grad()
-def _difference(policy: DiffusionPolicy, network: Any) -> float:
+def _difference(policy: DiffusionPolicy, network: nn.Module) -> float:
     """Largest relative deviation of the reloaded network's own predictions, before guidance, at the inputs of two
     steps of the pipeline."""
     calls = [call for step in policy.recorder.record(PROBES, 2).steps for call in step.calls]
     gaps = []
-    with exporting.exchanged(policy.network, network), policy.recorder.precision():
+    with swapped_in(policy.network, network), policy.recorder.precision():
         for call in calls:
             assert call.prediction is not None
-            gaps.append(deviation(call.prediction, predicted(network.eval()(**call.inputs))))
+            gaps.append(deviation(call.prediction, prediction_of(network.eval()(**call.inputs))))
     return max(gaps)

@@ -40,7 +40,7 @@ def three_channels(mixed: Tensor, conditional: Tensor) -> Tensor:
     return torch.cat([mixed[:, :3], conditional[:, 3:]], dim=1)
 
 
-CORRECTIONS: tuple[Correction, ...] = (
+GUIDANCE_CORRECTIONS: tuple[Correction, ...] = (
     plain,
     last_axis_norm,
     last_axis_norm_limit,
@@ -127,7 +127,7 @@ def _two_branches(branches: Sequence[Tensor], seen: Tensor, rescale: float) -> l
             cond, uncond = branches[conditional].double(), branches[1 - conditional].double()
             for scale in _scales(cond, uncond, sign * seen.double()):
                 base = Guidance(sign, scale, conditional, 1 - conditional)
-                found += [replace(base, correction=c) for c in CORRECTIONS]
+                found += [replace(base, correction=c) for c in GUIDANCE_CORRECTIONS]
                 found.append(replace(base, rescale=rescale))
     return found
 

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from flowrl.errors import UserError
-from flowrl.models.diffusion.capture import Recorder, denoiser_name
-from flowrl.models.diffusion.components import networks
-from flowrl.models.diffusion.exceptions import REFUSED, TARGETS
+from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.models.diffusion.components import load_networks
+from flowrl.models.diffusion.coordinates import has_flow_sigmas
+from flowrl.models.diffusion.denoiser_spec import calibrate
+from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
-from flowrl.models.diffusion.recipe import calibrate
+from flowrl.models.diffusion.recorder import Recorder, denoiser_name
+from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
-from flowrl.models.loading import (
-    Placement,
-    Source,
-    bars_hidden,
-    check_finite,
-    check_name,
-    compile_blocks,
-    exclusive,
-    place,
-    unreadable,
-)
-from flowrl.models.lora import ATTENTION, LoRAOptions, adapt
+from flowrl.models.load_errors import load_error
+from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full
+from flowrl.models.placement import Placement, compile_blocks, place
+from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
+from flowrl.worlds.shapes import CALL
 
-WORLDS = ("shapes",)
-"""Embedded worlds with a base model of their own, by name."""
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def load_policy(
-    path_or_pipeline: Any,
+    path_or_pipeline: str | Path | DiffusionPipeline,
     *,
     call: Mapping[str, Any] | None = None,
     lora: LoRAOptions | None = None,
@@ -65,30 +61,31 @@ def load_policy(
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
-    options = exclusive(full, lora)
-    source, pipeline, defaults = _find(path_or_pipeline, placement, trust_remote_code)
-    refuse(pipeline)
+    options = lora_or_full(full, lora)
+    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    adaptation = adapt(network, options, TARGETS.get(type(network).__name__, ATTENTION))
+    adaptation = adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
             check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
-    recipe = calibrate(recorder).to(placement.device)
+    spec = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
-        recorder, recipe, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
+        recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
     if parity == "check":
-        policy.check_parity()
+        check(policy)
     return policy
 
 
-def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, Any] | None = None) -> Any:
+def open_pipeline(
+    where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None
+) -> DiffusionPipeline:
     """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
 
     Raises:
@@ -102,11 +99,11 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
         raise UserError(
             f"{source} has no model_index.json, so it is not a diffusers pipeline; pass the pipeline's root folder"
         )
-    check_name(source)
+    check_model_name(source)
     common: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": where.trust_remote_code}
     given = dict(components or {})
     try:
-        with bars_hidden():
+        with without_progress_bars():
             if not folder.is_dir():
                 folder = Path(DiffusionPipeline.download(source, **common, **given))
             check_files(folder)
@@ -115,27 +112,17 @@ def open_pipeline(where: Source, dtype: torch.dtype, components: Mapping[str, An
             common |= {} if variant is None else {"variant": variant}
             # parts a folder was saved without (text encoders, for ready-made embeddings) are named to be left out
             absent = {key: None for key, value in index.items() if value == [None, None]}
-            parts = {**absent, **networks(folder, index, dtype, given), **given}
+            parts = {**absent, **load_networks(folder, index, dtype, given), **given}
             pipeline = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **common, **parts)
-    except UserError:
-        raise
     except Exception as error:  # whatever the library raises for files that are not as it wrote them
-        raise unreadable(source, error) from error
+        raise load_error(source, error) from error
     if "safety_checker" in pipeline.components:  # it blacks out images behind the reward's back
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
 
 
-def refuse(pipeline: Any) -> None:
-    """Raise for a pipeline that is known not to be replayable."""
-    name = type(pipeline).__name__
-    if name in REFUSED:
-        raise UserError(f"{name} is not supported: {REFUSED[name]}")
-    denoiser_name(pipeline)
-
-
-def prepare(pipeline: Any, placement: Placement) -> None:
+def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:
     """Move a pipeline to its device and give it a scheduler with a noise-free single step."""
     pipeline.to(placement.device)
     pipeline.scheduler = single_step(pipeline.scheduler)
@@ -150,12 +137,7 @@ def single_step(scheduler: Any) -> Any:
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     name, config = type(scheduler).__name__, scheduler.config
-    flow = (
-        name.startswith("FlowMatch")
-        or config.get("use_flow_sigmas")
-        or config.get("prediction_type") == "flow_prediction"
-    )
-    if flow or not hasattr(scheduler, "alphas_cumprod"):
+    if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
@@ -165,7 +147,9 @@ def single_step(scheduler: Any) -> Any:
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
 
 
-def _find(given: Any, placement: Placement, trust: bool) -> tuple[Source | None, Any, Mapping[str, Any]]:
+def _open(
+    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool
+) -> tuple[ModelSource | None, DiffusionPipeline, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
         if not hasattr(given, "components") or not callable(given):
@@ -175,15 +159,10 @@ def _find(given: Any, placement: Placement, trust: bool) -> tuple[Source | None,
         pipeline: Any = given
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
-        return (Source(origin, trust) if known else None), pipeline.to(placement.dtype), {}
-    defaults: Mapping[str, Any] = {}
-    source = str(given)
-    if source in WORLDS and not Path(source).exists():
-        from flowrl.worlds import shapes
-
-        source, defaults = str(shapes.BASE), shapes.CALL
-    where = Source(source, trust)
-    return where, open_pipeline(where, placement.dtype), defaults
+        return (ModelSource(origin, trust) if known else None), pipeline.to(placement.dtype), {}
+    embedded = embedded_model(str(given), "diffusion")
+    where = ModelSource(str(embedded or given), trust)
+    return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
 
 
 def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
@@ -195,7 +174,11 @@ def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None
     if attention is not None:
         try:
             network.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
-            raise UserError(f"attention backend {attention!r} is not available for {kind}: {error}") from error
+        except (ValueError, RuntimeError, ImportError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"attention backend {attention!r} is not available for {kind}: {first_line(error)}"
+            ) from error
     if compile:
         compile_blocks(network)

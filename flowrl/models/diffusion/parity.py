@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion.capture import Recorder, Trace
+from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.coordinates import Coordinates
-from flowrl.models.diffusion.layout import split
-from flowrl.models.diffusion.recipe import PROBES, CallRecipe
-from flowrl.models.exporting import deviation
-
-if TYPE_CHECKING:
-    from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec
+from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.recorder import RecordedRun, Recorder
+from flowrl.types import prompts_of
 
 STEPS = 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -31,15 +30,20 @@ DDIM = ("DDIMScheduler", "CogVideoXDDIMScheduler")
 @torch.no_grad()
 def check(policy: DiffusionPolicy) -> float:
     """Compare on two prompts and three steps: predictions, the end of a noise-free rollout, and its images. Where the
-    pipeline's scheduler is of higher order, its step is replaced by Euler's on the same schedule."""
+    pipeline's scheduler is of higher order, its step is replaced by Euler's on the same schedule.
+
+    Raises:
+        UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free rollout
+            through canonical coordinates does not end where the pipeline does.
+    """
     name = type(policy.pipeline).__name__
-    coordinates = policy.recipe.coordinates
-    rule = None if steps_like_euler(policy.pipeline.scheduler) else _euler(policy.recorder, coordinates)
+    coordinates = policy.spec.coordinates
+    rule = None if has_euler_step(policy.pipeline.scheduler) else _euler(policy.recorder, coordinates)
     trace = policy.recorder.record(PROBES, STEPS, step=rule, output_type="pt")
     assert trace.timesteps is not None
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
-    condition = policy.condition(PROBES)
-    points = [_canonical(trace, k, policy.recipe.calls[0], coordinates, levels) for k in range(len(trace.steps))]
+    condition = policy.condition(prompts_of(PROBES))
+    points = [_canonical(trace, k, policy.spec.calls[0], coordinates, levels) for k in range(len(trace.steps))]
     _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
 
     worst = 0.0
@@ -72,27 +76,21 @@ def check(policy: DiffusionPolicy) -> float:
     return max(worst, drift, decoded)
 
 
-def _canonical(trace: Trace, k: int, call: CallRecipe, coordinates: Coordinates, levels: Tensor) -> Tensor:
+def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:
     """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
-    value = dict(call.layout.leaves(trace.steps[k].calls[0].inputs))[call.latent.path]
-    rows = split(torch.stack(list(value)) if call.latent.kind.axis is None else value, call.latent.kind, call.branches)[
-        0
-    ]
-    if call.latent.axis is not None:
-        rows = rows.narrow(call.latent.axis + 1, call.latent.start, call.latent.latent[call.latent.axis])
-    x = rows.reshape(trace.steps[k].sample.shape).float()
+    x = call.latents(trace.steps[k].calls[0].inputs).reshape(trace.steps[k].sample.shape).float()
     return coordinates.from_network(x, levels[k].expand(len(x)).to(x.device))
 
 
 def _check_start(x: Tensor, policy: DiffusionPolicy, levels: Tensor, init_noise_sigma: float, name: str) -> None:
-    expected = float(policy.recipe.coordinates.initial(torch.ones(1, dtype=torch.float64), levels[0], init_noise_sigma))
+    expected = float(policy.spec.coordinates.initial(torch.ones(1, dtype=torch.float64), levels[0], init_noise_sigma))
     if not 0.7 < float(x.std()) / expected < 1.4:
         raise UserError(
             f"{name} starts from noise of standard deviation {float(x.std()):.3g}, expected {expected:.3g}; unsupported"
         )
 
 
-def steps_like_euler(scheduler: Any) -> bool:
+def has_euler_step(scheduler: Any) -> bool:
     """Whether the pipeline's own scheduler can be compared with as it is."""
     name = type(scheduler).__name__
     if name in DDIM:
@@ -100,7 +98,7 @@ def steps_like_euler(scheduler: Any) -> bool:
     return name in EULER and not scheduler.config.get("stochastic_sampling", False)
 
 
-def _euler(recorder: Recorder, coordinates: Coordinates) -> Any:
+def _euler(recorder: Recorder, coordinates: Coordinates) -> Callable[[Tensor, int, Tensor], Tensor]:
     """Euler's step between the scheduler's own times, for schedulers of higher order and DDIM's uneven spacings."""
 
     def step(model_output: Tensor, index: int, sample: Tensor) -> Tensor:

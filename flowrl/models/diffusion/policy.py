@@ -4,50 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion import export as exporting
-from flowrl.models.diffusion import parity
-from flowrl.models.diffusion.capture import Recorder
 from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
-from flowrl.models.diffusion.coordinates import grid
-from flowrl.models.diffusion.layout import Path as LeafPath
-from flowrl.models.diffusion.layout import join
-from flowrl.models.diffusion.recipe import Recipe
-from flowrl.models.loading import Source
+from flowrl.models.diffusion.coordinates import time_grid
+from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
+from flowrl.models.diffusion.inputs import LeafPath, join
+from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.lora import Adaptation
-from flowrl.models.weights import WeightSets
-from flowrl.types import CfgGrad
+from flowrl.models.source import ModelSource
+from flowrl.models.weights import HasWeightSets, WeightSets
+from flowrl.types import CfgGrad, Prompt
 
 
-class DiffusionPolicy:
+class DiffusionPolicy(HasWeightSets):
     """Implements :class:`flowrl.types.FlowPolicy`; made by :func:`flowrl.models.diffusion.load_policy`."""
+
+    family: ClassVar[str] = "diffusion"
 
     def __init__(
         self,
         recorder: Recorder,
-        recipe: Recipe,
+        spec: DenoiserSpec,
         adaptation: Adaptation,
         *,
         dtype: torch.dtype,
         decode_batch: int,
-        source: Source | None,
+        source: ModelSource | None,
     ) -> None:
         self.pipeline = recorder.pipeline
         self.network: nn.Module = recorder.network
         self.network_calls = 0
         """Network rows evaluated so far."""
-        self.latent_shape = recipe.latent_shape
-        self.recipe = recipe
+        self.latent_shape = spec.latent_shape
+        self.spec = spec
         self.recorder = recorder
         self.adaptation = adaptation
-        self.encoder = Encoder(recorder, recipe)
+        self.encoder = Encoder(recorder, spec)
         self.weights = WeightSets(adaptation.parameters)
         self.dtype = dtype
         self.origin: dict[str, Any] | None = None
@@ -61,12 +58,13 @@ class DiffusionPolicy:
 
     @property
     def device(self) -> torch.device:
+        """Where the denoiser computes."""
         return next(self.network.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ conditioning
-    def condition(self, prompts: Sequence[str]) -> DiffusionCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
         """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
-        return self.encoder(prompts)
+        return self.encoder([prompt.text for prompt in prompts])
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:
@@ -77,18 +75,18 @@ class DiffusionPolicy:
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest discrete times of DDPM models; flow models take any time."""
-        return self.recipe.coordinates.snap(t)
+        return self.spec.coordinates.snap(t)
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
         """Canonical starting point [N, ...] at ``times[0]`` that the pipeline makes of standard normal ``noise``."""
         _, deviation = self._schedule(len(times) - 1)
-        return self.recipe.coordinates.initial(noise, times[0], deviation)
+        return self.spec.coordinates.initial(noise, times[0], deviation)
 
     def _schedule(self, steps: int) -> tuple[Tensor, float]:
         if steps not in self._schedules:
             trace = self.recorder.schedule(steps)
             assert trace.timesteps is not None
-            times = grid(self.recipe.coordinates.levels(trace.timesteps, trace.sigmas))
+            times = time_grid(self.spec.coordinates.levels(trace.timesteps, trace.sigmas))
             self._schedules[steps] = (times, trace.init_noise_sigma)
         return self._schedules[steps]
 
@@ -110,21 +108,21 @@ class DiffusionPolicy:
         """
         x, t = x.float(), t.to(x.device, torch.float64)
         native = self.native(x, t, condition, guidance, cfg_grad)
-        return self.recipe.coordinates.velocity(native, x, t)
+        return self.spec.coordinates.velocity(native, x, t)
 
     def native(
         self, x: Tensor, t: Tensor, condition: DiffusionCondition, guidance: float | None, cfg_grad: CfgGrad
     ) -> Tensor:
         """What the pipeline would hand to its scheduler, float32."""
-        mixing = self.recipe.guidance
+        mixing = self.spec.guidance
         scale = self._scale(guidance)
-        read = self.recipe.coordinates.to_network(x, t).to(self.dtype)
-        timestep = self.recipe.coordinates.network_time(t)
+        read = self.spec.coordinates.to_network(x, t).to(self.dtype)
+        timestep = self.spec.coordinates.network_time(t)
         cond, other = mixing.conditional, mixing.unconditional
         if other is None or scale == 1.0:
             return mixing.mix(self._evaluate([cond], read, timestep, condition)[0], None, 1.0)
         # split calls stay split: rows of one call have equal shapes, those of two calls may not
-        together = self.recipe.branches[cond] is self.recipe.branches[other]
+        together = self.spec.branches[cond] is self.spec.branches[other]
         if together and (cfg_grad == "both" or not torch.is_grad_enabled()):
             first, second = self._evaluate(sorted((cond, other)), read, timestep, condition)
             conditional, unconditional = (first, second) if cond < other else (second, first)
@@ -137,13 +135,13 @@ class DiffusionPolicy:
     def check_guidance(self, guidance: float | None) -> float | None:
         """The scale that the user gave in ``model.call`` and that ``guidance`` takes the place of; None if there is
         none. Raises `UserError` for a guidance scale that needs a branch this pipeline was loaded without."""
-        scale, own = self._scale(guidance), self.recipe.guidance
+        scale, own = self._scale(guidance), self.spec.guidance
         given = "guidance_scale" in self.recorder.call or "true_cfg_scale" in self.recorder.call
-        replaced = given and own.unconditional is not None and not math.isclose(scale, own.scale, rel_tol=1e-3)
-        return own.scale if replaced else None
+        overridden = given and own.unconditional is not None and not math.isclose(scale, own.scale, rel_tol=1e-3)
+        return own.scale if overridden else None
 
     def _scale(self, guidance: float | None) -> float:
-        mixing = self.recipe.guidance
+        mixing = self.spec.guidance
         if guidance is None:
             return mixing.scale
         if mixing.unconditional is None and guidance != 1.0:
@@ -157,7 +155,7 @@ class DiffusionPolicy:
         self, branches: list[int], read: Tensor, timestep: Tensor, condition: DiffusionCondition
     ) -> list[Tensor]:
         """Predictions [N, ...] float32 of some branches of one denoiser call, as one batch."""
-        call = self.recipe.branches[branches[0]]
+        call = self.spec.branches[branches[0]]
         count = len(branches)
         leaves = _gather([condition.branches[b].take(condition.index) for b in branches])
         rest = leaves.pop(REST, None)
@@ -175,62 +173,29 @@ class DiffusionPolicy:
         with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
             output = self.network(**inputs)
         self.network_calls += len(read)
-        return list(self.recipe.prediction(_first(output)).float().chunk(count))
+        return list(self.spec.prediction(prediction_of(output)).float().chunk(count))
 
     # ------------------------------------------------------------------------------------------------------ images
     @torch.no_grad()
     def decode(self, final: Tensor) -> Tensor:
         """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code."""
         parts = [
-            self.recorder.finish(part.to(self.recipe.latent_dtype), self._blank)
+            self.recorder.finish(part.to(self.spec.latent_dtype), self._blank)
             for part in final.split(self._decode_batch)
         ]
         return torch.cat(parts).float().clamp(0, 1)
 
     def _blank(self, inputs: dict[str, Any]) -> Tensor:
-        call = self.recipe.calls[0]
+        call = self.spec.calls[0]
         latents = dict(call.layout.leaves(inputs))[call.latent.path]
         axis = call.latent.kind.axis
         first, rows = (latents[0], len(latents)) if axis is None else (latents, latents.shape[axis])
-        return first.new_zeros((rows, *self.recipe.output_shape))
+        return first.new_zeros((rows, *self.spec.output_shape))
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in the network's order."""
         return list(self.adaptation.parameters.values())
-
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with a weight set; gradients are disabled unless it is ``live``."""
-        return self.weights.using(name)
-
-    def follow(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.follow(name, decay)
-
-    # ------------------------------------------------------------------------------------------------------- trust
-    def check_parity(self) -> float:
-        """Replay against the pipeline itself; returns the largest relative deviation.
-
-        Raises:
-            UserError: when the replayed prediction is not what the pipeline's scheduler receives, or a noise-free
-                rollout through canonical coordinates does not end where the pipeline does.
-        """
-        return parity.check(self)
-
-    def export(self, directory: str | Path, to: exporting.Format = "diffusers") -> float:
-        """Write the live weights, reload them into a fresh base pipeline, compare; returns the relative difference."""
-        return exporting.export(self, Path(directory), to)
-
-    @property
-    def formats(self) -> tuple[exporting.Format, ...]:
-        """What :meth:`export` can write for this model."""
-        return exporting.formats(self)
-
-    def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA (of PEFT, diffusers, kohya, ...: a folder, a file, a hub id) into the live weights, and what it
-        holds for text encoders into those, for every weight set alike."""
-        exporting.load_adapter(self, directory)
-        self.encoder = Encoder(self.recorder, self.recipe)
 
 
 def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:
@@ -242,8 +207,3 @@ def _gather(branches: list[dict[LeafPath, Any]]) -> dict[LeafPath, Any]:
         else [v for b in branches for v in b[path]]
         for path, value in branches[0].items()
     }
-
-
-def _first(output: Any) -> Tensor:
-    first = output if isinstance(output, Tensor) else output[0]
-    return first if isinstance(first, Tensor) else torch.stack(list(first))

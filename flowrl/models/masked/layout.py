@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowrl.models.text.condition import TextCondition
-from flowrl.models.text.layout import Forward, Layout, join
+from flowrl.models.text.layout import Forward, TokenLayout, join
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Blocks:
                 columns = length + place[here]
                 yield Forward(inputs, renumbered, columns, rows[row[here]] * tokens.shape[1] + place[here])
 
-    def simpler(self) -> list[Layout]:
+    def fallbacks(self) -> list[TokenLayout]:
         """One call per block."""
         return [replace(self, joint=False)] if self.joint else []
 
@@ -93,7 +93,7 @@ class Canvases:
                 flat = rows[row[here]] * tokens.shape[1] + place[here]
                 yield Forward(inputs, renumbered, place[here] - start, flat)
 
-    def simpler(self) -> list[Layout]:
+    def fallbacks(self) -> list[TokenLayout]:
         """None: rows that share a call are of equal length already."""
         return []
 

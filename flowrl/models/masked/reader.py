@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.math.tokens import exclude
 from flowrl.models.masked.layout import Blocks, Canvases
-from flowrl.models.text import probing
+from flowrl.models.text import parity
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import Forward
-
-if TYPE_CHECKING:
-    from flowrl.models.masked.policy import MaskedPolicy
+from flowrl.models.text.policy import TextPolicy
 
 
 class PlainReader:
     """Implements :class:`flowrl.types.Reader`: every reading is a full pass. Where attention is bidirectional nothing
     else is exact, because the keys and values of a prefix depend on what follows it."""
 
-    def __init__(self, policy: MaskedPolicy, condition: TextCondition) -> None:
+    def __init__(self, policy: TextPolicy, condition: TextCondition) -> None:
         self._policy, self._condition = policy, condition
 
     def __call__(self, rows: Tensor, tokens: Tensor, targets: Tensor, settled: int) -> Tensor:
@@ -41,7 +39,7 @@ class PrefixReader:
     """Implements :class:`flowrl.types.Reader` with the keys and values of prompt and finished blocks, for models in
     which these do not depend on later blocks. Rows whose prompts are equally long share a cache."""
 
-    def __init__(self, policy: MaskedPolicy, condition: TextCondition) -> None:
+    def __init__(self, policy: TextPolicy, condition: TextCondition) -> None:
         assert isinstance(policy.layout, (Blocks, Canvases))
         self._policy, self._condition, self._layout = policy, condition, policy.layout
         self._prefixes: dict[int, _Prefix] = {}
@@ -83,18 +81,18 @@ def _of_rows(prefix: _Prefix, rows: Tensor, device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def keeps_prefixes(policy: MaskedPolicy) -> bool:
+def keeps_prefixes(policy: TextPolicy) -> bool:
     """Whether what a `PrefixReader` remembers is what full passes compute, found out on random tokens: the model has
     to return a cache, and nothing in it may depend on a block that is not finished."""
     layout = policy.layout
     if not isinstance(layout, (Blocks, Canvases)):
         return False
-    condition, _, _ = probing.probe_of(policy)
+    condition, _, _ = parity.make_probe(policy)
     longest, settled = int(condition.row_lengths.max()), layout.size
-    length = 2 * settled if policy.text.context is None else min(2 * settled, policy.text.context - longest)
+    length = 2 * settled if policy.codec.context is None else min(2 * settled, policy.codec.context - longest)
     if length <= settled:
         return False
-    first, second = probing.random_completions(policy, 2 * len(condition), length).chunk(2)
+    first, second = parity.random_completions(policy, 2 * len(condition), length).chunk(2)
     second[:, :settled] = first[:, :settled]
     rows, open_places = torch.arange(len(condition)), torch.arange(length) >= settled
     reader = PrefixReader(policy, condition)
@@ -102,8 +100,9 @@ def keeps_prefixes(policy: MaskedPolicy) -> bool:
         for tried in (first, second):  # the second reading uses what the first one left
             targets = open_places.expand(tried.shape)
             found, full = reader(rows, tried, targets, settled), policy.logits(condition, tried, targets)
-            if not probing.agree(policy, found, full):
+            if not parity.agrees(policy, found, full):
                 return False
-    except probing.FAILURES:
+    except parity.FAILURES as error:
+        parity.raise_fault(error)
         return False
     return True

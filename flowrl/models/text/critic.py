@@ -45,7 +45,7 @@ class Critic:
         own = {} if self.network is None else self.network.adaptation.parameters
         return {**{f"network.{name}": p for name, p in own.items()}, **dict(self.head.named_parameters())}
 
-    def settle(self, head: Head) -> None:
+    def read_like(self, head: Head) -> None:
         """Read states as the policy does."""
         if self.network is not None:
             self.network.head = head
@@ -65,6 +65,7 @@ def _copy(policy: Network) -> Network:
     """The same network with trained weights of its own; what is frozen is shared, and the vocabulary layer, which is
     never asked for anything, too (unless it is also the embedding of tokens)."""
     layer, embedding = policy.model.get_output_embeddings(), policy.model.get_input_embeddings()
+    assert layer is not None  # or there were no states to learn from
     unused = {id(p) for p in layer.parameters()} - {id(p) for p in embedding.parameters()}
     everything = (*policy.model.parameters(), *policy.model.buffers())
     shared = [tensor for tensor in everything if not tensor.requires_grad or id(tensor) in unused]

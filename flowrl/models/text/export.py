@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from flowrl.errors import UserError
-from flowrl.models import exporting
-from flowrl.models.exporting import deviation
-from flowrl.models.loading import Source
+from flowrl.models.adapters import peft
+from flowrl.models.adapters.verify import check_adapter, swapped_in
+from flowrl.models.deviation import deviation
+from flowrl.models.export_folder import into_folder
 from flowrl.models.lora import Adaptation
-from flowrl.models.text import probing
+from flowrl.models.source import ModelSource
 from flowrl.models.text.network import Network
-from flowrl.models.text.opening import folders_of, open_model
+from flowrl.models.text.parity import make_probe, single_row_logits
+from flowrl.models.text.policy import TextPolicy
+from flowrl.models.text.pretrained import folders_of, open_model
 
 if TYPE_CHECKING:
-    from flowrl.models.text.policy import TextPolicy
+    from transformers import PreTrainedModel
 
-Format = Literal["peft", "merged"]
+FORMATS = ("peft", "merged")
 
 
-def export(policy: TextPolicy, directory: Path, to: Format) -> float:
+def export(policy: TextPolicy, directory: Path, to: str) -> float:
     """Write the live weights to ``directory`` (new or empty), verified before it appears: see
-    :func:`flowrl.models.exporting.into_folder`. The critic is not part of it."""
+    :func:`flowrl.models.export_folder.into_folder`. The critic is not part of it."""
     network = policy.network
 
     def write(work: Path) -> float:
         if to == "peft":
-            base = exporting.twin(network.model)
-            exporting.save_peft(network.model, network.adaptation, policy.source, work, task_of(policy))
-            exporting.load_peft(base, work)
-            exporting.check_adapter(network.model, base, to)
+            base = peft.shared_base(network.model)
+            peft.save_peft(network.model, network.adaptation, policy.source, work, task_of(policy))
+            peft.load_peft(base, work)
+            check_adapter(network.model, base, to)
             return _difference(policy, base)
         return _difference(policy, _merged(policy, work))
 
-    known = get_args(Format)
-    return exporting.into_folder(directory, to, known, network.adaptation, policy.dtype, write, policy.origin)
+    return into_folder(directory, to, FORMATS, network.adaptation, policy.dtype, write, policy.origin)
+
+
+def formats(policy: TextPolicy) -> tuple[str, ...]:
+    """What this model can be exported to: a fully trained one has no adapter."""
+    return ("merged",) if policy.adaptation.lora is None else FORMATS
 
 
 def task_of(policy: TextPolicy) -> dict[str, Any]:
@@ -55,21 +63,12 @@ def task_of(policy: TextPolicy) -> dict[str, Any]:
     return {"auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
 
 
-def load_adapter(policy: TextPolicy, directory: Path | str) -> None:
-    """Copy an adapter's weights into the live ones: see :func:`flowrl.models.exporting.load_adapter`."""
-    from flowrl.models.adapters import read
-
-    network = policy.network
-    adapter = read(str(directory), policy.source.path, family=policy.family)
-    exporting.load_adapter(network.model, network.adaptation, adapter)
-
-
-def _merged(policy: TextPolicy, work: Path) -> Any:
+def _merged(policy: TextPolicy, work: Path) -> PreTrainedModel:
     """The model with merged weights and its tokenizer in ``work``, and everything else that a pipeline had."""
     source, network = policy.source, policy.network
     base = open_model(source, policy.family, policy.dtype)
     untie(base, network.adaptation)
-    merged = exporting.merge(base, network.model, network.adaptation)
+    merged = peft.merge(base, network.model, network.adaptation)
     merged.requires_grad_(False)
     place, _ = folders_of(Path(source.path))
     if place != Path(source.path):  # a pipeline: the model is one of its folders
@@ -77,26 +76,26 @@ def _merged(policy: TextPolicy, work: Path) -> Any:
         merged.save_pretrained(work / place.name)
     else:
         merged.save_pretrained(work)
-        policy.text.tokenizer.save_pretrained(work)
-    return open_model(Source(str(work), source.trust_remote_code), policy.family, policy.dtype)
+        policy.codec.tokenizer.save_pretrained(work)
+    return open_model(ModelSource(str(work), source.trust_remote_code), policy.family, policy.dtype)
 
 
-def _all_but_parts(root: Path, model: Path) -> Any:
+def _all_but_parts(root: Path, model: Path) -> Callable[[str, list[str]], set[str]]:
     def ignore(folder: str, names: list[str]) -> set[str]:
         return {model.name} & set(names) if Path(folder) == root else set()
 
     return ignore
 
 
-def untie(network: Any, adaptation: Adaptation) -> None:
+def untie(network: PreTrainedModel, adaptation: Adaptation) -> None:
     """Where adapters change layers that share a weight, each in its own way, give every layer a weight of its own
     (DiffusionGemma's encoder and decoder are one; once trained apart they are two, and so is the file's size).
 
     Raises:
         UserError: where the weight is shared with the embeddings, which would change with it.
     """
-    adapted = {name.rsplit(".lora_", 1)[0] for name in adaptation.parameters} if adaptation.lora else set()
-    adapted = {name.removesuffix(".base_layer") for name in adapted}  # experts, wrapped once for each parameter
+    names = adaptation.parameters if adaptation.lora else ()  # experts are wrapped once for each of their parameters
+    adapted = {name.rsplit(".lora_", 1)[0].removesuffix(".base_layer") for name in names}
     layers = [network.get_submodule(name) for name in sorted(adapted)]
     weights = [layer.weight for layer in layers if getattr(layer, "weight", None) is not None]
     embeddings = network.get_input_embeddings().weight
@@ -117,13 +116,13 @@ def untie(network: Any, adaptation: Adaptation) -> None:
 
 
 @torch.no_grad()
-def _difference(policy: TextPolicy, reloaded: Any) -> float:
+def _difference(policy: TextPolicy, reloaded: PreTrainedModel) -> float:
     """Largest relative deviation of the reloaded model's own logits from the policy's."""
-    probe = probing.probe_of(policy)
+    probe = make_probe(policy)
     ours = policy.logits(*probe).cpu()
     other = copy.copy(policy)
-    with exporting.exchanged(policy.network.model, reloaded):
+    with swapped_in(policy.network.model, reloaded):
         other.network = Network(reloaded.eval(), Adaptation({}, None), policy.network.placement)
-        theirs = probing.own_logits(other, probe).cpu()
+        theirs = single_row_logits(other, probe).cpu()
     possible = ~theirs.isinf()
     return deviation(ours[possible], theirs[possible])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.models.text.condition import TextCondition
 
-WORTHWHILE = 512
+WORTHWHILE_PADDING = 512
 """Tokens of padding that cost about as much as another call of the network: tens of milliseconds either way."""
 
 
@@ -29,14 +29,14 @@ class Forward:
     one completion each."""
 
 
-class Layout(Protocol):
+class TokenLayout(Protocol):
     """A way to ask a network about positions of completions."""
 
     def __call__(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
         """Calls that together cover the True entries of ``targets`` [N, T], for inputs ``tokens`` [N, T]."""
         ...
 
-    def simpler(self) -> list[Layout]:
+    def fallbacks(self) -> list[TokenLayout]:
         """Slower layouts to fall back on where a model does not bear this one."""
         ...
 
@@ -65,13 +65,13 @@ class Sequences:
             used -= 1 + targets[asked].flip(1).int().argmax(dim=1)  # tokens before the last target
         lengths = condition.row_lengths[asked]
         if self.causal or self.padded:
-            groups = bundles(lengths + used)
+            groups = length_groups(lengths + used)
         else:
             groups = [(lengths == n).nonzero()[:, 0] for n in lengths.unique()]
         for group in groups:
             yield self._call(condition, tokens, targets, asked[group], used[group])
 
-    def simpler(self) -> list[Layout]:
+    def fallbacks(self) -> list[TokenLayout]:
         """The other kind of mask, and one call per prompt length."""
         if self.causal or not self.padded:
             return []
@@ -88,14 +88,14 @@ class Sequences:
         return Forward(inputs, row, columns, rows[row] * length + place, inside)
 
 
-def bundles(lengths: Tensor) -> list[Tensor]:
-    """Rows [n] of these lengths in groups of similar ones: a group is split where that saves `WORTHWHILE` tokens of
-    padding."""
+def length_groups(lengths: Tensor) -> list[Tensor]:
+    """Rows [n] of these lengths in groups of similar ones: a group is split where that saves `WORTHWHILE_PADDING`
+    tokens of padding."""
 
     def split(rows: Tensor, sorted_lengths: Tensor) -> list[Tensor]:
         shorter = torch.arange(len(rows) - 1) + 1
         saved = shorter * (sorted_lengths[-1] - sorted_lengths[:-1]) if len(rows) > 1 else torch.zeros(1)
-        if int(saved.max()) < WORTHWHILE:
+        if int(saved.max()) < WORTHWHILE_PADDING:
             return [rows.sort().values]
         k = int(saved.argmax()) + 1
         return [*split(rows[:k], sorted_lengths[:k]), *split(rows[k:], sorted_lengths[k:])]

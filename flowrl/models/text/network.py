@@ -6,22 +6,26 @@ import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
-from flowrl.models.loading import Placement
 from flowrl.models.lora import Adaptation
-from flowrl.models.text.routing import Routers, experts_per_token
+from flowrl.models.placement import Placement
+from flowrl.models.text.config import text_config
+from flowrl.models.text.routers import Routers, experts_per_token
 from flowrl.types import Truncation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Route = Literal["states", "rows", "whole"]
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
-"""What the cache of keys, values and states is called: since transformers 5.24, before it, in Mamba's
-code, and in RWKV's."""
+"""What the cache of keys, values and states is called: since transformers 5.24, before it, in Mamba's code, and in
+RWKV's."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def _cache_of(output: Any) -> Any:
 class Network:
     """A transformers language model, counted and read at chosen positions."""
 
-    def __init__(self, model: Any, adaptation: Adaptation, placement: Placement) -> None:
+    def __init__(self, model: PreTrainedModel, adaptation: Adaptation, placement: Placement) -> None:
         self.model = model
         self.adaptation = adaptation
         self.placement = placement
@@ -76,6 +80,7 @@ class Network:
 
     @property
     def device(self) -> torch.device:
+        """Where the model's first parameter is."""
         return next(self.model.parameters()).device
 
     @property
@@ -86,12 +91,17 @@ class Network:
     @property
     def width(self) -> int:
         """Size of the last hidden states."""
-        return int(getattr(self._layer, "in_features", None) or self.model.config.get_text_config().hidden_size)
+        return int(getattr(self._layer, "in_features", None) or text_config(self.model.config).hidden_size)
+
+    @property
+    def embedded(self) -> int:
+        """Tokens that the model has embeddings of."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return len(embeddings.weight)
 
     def routes(self) -> list[Head]:
         """Ways to try, the cheapest first."""
-        config = self.model.config
-        inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+        inner = text_config(self.model.config)
         cap, up, down = (getattr(inner, n, None) for n in ("final_logit_softcapping", "logit_scale", "logits_scaling"))
         shaped = Readout(softcap=cap or None, scale=(up or 1.0) / (down or 1.0))
         plain = type(self._layer) is nn.Linear

@@ -3,51 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.math.tokens import exclude
-from flowrl.models.loading import Source
 from flowrl.models.lora import Adaptation
-from flowrl.models.text import export, probing
+from flowrl.models.source import ModelSource
+from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
-from flowrl.models.text.fitting import Overlong, fit
-from flowrl.models.text.layout import Forward, Layout
+from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
-from flowrl.models.text.tokens import Tokens
-from flowrl.models.weights import LIVE, WeightSets
-from flowrl.types import ALL_TOKENS, Chat, Prompt, TokenScores, Truncation
+from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
+from flowrl.models.weights import LIVE, HasWeightSets, WeightSets
+from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 
 
-class TextPolicy:
-    """Implements :class:`flowrl.types.TokenPolicy`; made by :mod:`flowrl.models.text.load`."""
+class TextPolicy(HasWeightSets):
+    """Implements :class:`flowrl.types.TokenPolicy`; what both families of language models share."""
 
     family: ClassVar[str]
 
     def __init__(
-        self, network: Network, text: Tokens, layout: Layout, source: Source, *, excluded: tuple[int, ...] = (),
+        self,
+        network: Network,
+        codec: TextCodec,
+        layout: TokenLayout,
+        source: ModelSource,
+        *,
+        excluded: tuple[int, ...] = (),
         critic: Critic | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network = network
-        self.text = text
+        self.codec = codec
         self.layout = layout
         self.source = source
-        self.origin: dict[str, object] | None = None
+        self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""
         self.excluded = excluded
         """Tokens of probability 0."""
         self.critic = critic
-        self.end_tokens, self.pad_token = text.ends, text.pad
+        self.end_tokens, self.pad_token = codec.ends, codec.pad
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
@@ -56,10 +59,12 @@ class TextPolicy:
 
     @property
     def device(self) -> torch.device:
+        """Where the network computes."""
         return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the frozen parts."""
         return self.network.placement.dtype
 
     @property
@@ -68,23 +73,24 @@ class TextPolicy:
         return self.network.calls + (0 if self.critic is None else self.critic.calls)
 
     # ------------------------------------------------------------------------------------------------------- texts
-    def condition(self, prompts: Sequence[str | Chat]) -> TextCondition:
+    def condition(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
-        return self.text.condition(prompts)
+        return self.codec.condition([prompt.model_input for prompt in prompts])
 
     @contextmanager
-    def beginning(self, prefill: str) -> Iterator[None]:
+    def prefilled(self, prefill: str) -> Iterator[None]:
         """Conditions made inside let every answer begin with ``prefill``, whatever ``model.prefill`` says."""
-        before = self.text
-        self.text = replace(before, speech=replace(before.speech, prefill=prefill))
+        before = self.codec
+        self.codec = replace(before, prompt_format=replace(before.prompt_format, prefill=prefill))
         try:
             yield
         finally:
-            self.text = before
+            self.codec = before
 
-    def fit(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
-        """The prompts that fit into the context before a completion of that many tokens (`fitting.fit`)."""
-        return fit(self.text, prompts, completion, overlong)
+    def fit_prompts(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
+        """The prompts that fit into the context before a completion of that many tokens (see
+        `flowrl.models.text.overlong_prompts`)."""
+        return fit_prompts(self.codec, prompts, completion, overlong)
 
     def remarks(self, length: int) -> list[str]:
         """What a user should know of how completions of ``length`` tokens are made."""
@@ -92,7 +98,7 @@ class TextPolicy:
 
     def decode(self, final: Tensor) -> list[str]:
         """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
-        return self.text.texts(final)
+        return self.codec.texts(final)
 
     # ------------------------------------------------------------------------------------------------- predictions
     def score(
@@ -108,10 +114,9 @@ class TextPolicy:
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
-        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy`` is
-        that of the distribution so made; values are the critic's, where there is one and the live weights are in use.
-        Only the positions asked
-        for pass through the vocabulary layer, chunk by chunk.
+        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy``
+        is that of the distribution so made; values are the critic's, where there is one and the live weights are in
+        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk.
         """
         logp, entropies, values, places = [], [], [], []
         balances: list[tuple[Tensor, Tensor]] = []
@@ -162,7 +167,7 @@ class TextPolicy:
         return exclude(logits, self.excluded)
 
     def _calls(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
-        self.text.check_room(condition, tokens.shape[1])
+        self.codec.check_room(condition, tokens.shape[1])
         return self.layout(condition, tokens.cpu(), targets.cpu())
 
     def _spread(self, parts: list[Tensor], places: list[Tensor], shape: torch.Size) -> Tensor:
@@ -179,17 +184,6 @@ class TextPolicy:
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
-    def check_routers(self) -> None:
-        """Raise `UserError` where there is no load-balancing loss to train."""
-        condition, tokens, targets = probing.probe_of(self)
-        with torch.no_grad():
-            found = self.score(condition, tokens, targets, tokens).balance
-        if found is None:
-            raise UserError(
-                f"model.router_loss needs a mixture of experts whose forward shows the scores of softmax routers"
-                f" (output_router_logits of transformers), and {self.network.name} is none; remove it"
-            )
-
     def metrics(self) -> Mapping[str, float]:
         """What the network's routers did since the last call; nothing for models without."""
         return {} if self.network.routers is None else self.network.routers.metrics()
@@ -203,37 +197,7 @@ class TextPolicy:
         """Those of them that are the critic's."""
         return [] if self.critic is None else list(self.critic.parameters().values())
 
-    def using(self, name: str) -> AbstractContextManager[None]:
-        """Compute with a weight set; gradients are disabled unless it is ``live``."""
-        return self.weights.using(name)
-
-    def follow(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``."""
-        self.weights.follow(name, decay)
-
     @property
     def adaptation(self) -> Adaptation:
         """What is trained in the network."""
         return self.network.adaptation
-
-    # ------------------------------------------------------------------------------------------------------- trust
-    def check_parity(self) -> float:
-        """Batched, selective predictions against the model's own on single rows; the largest relative deviation.
-
-        Raises:
-            UserError: when they differ by more than rounding.
-        """
-        return probing.check(self)
-
-    def export(self, directory: str | Path, to: export.Format = "peft") -> float:
-        """Write the live weights, reload them as users would, compare; returns the relative difference."""
-        return export.export(self, Path(directory), to)
-
-    @property
-    def formats(self) -> tuple[export.Format, ...]:
-        """What :meth:`export` can write for this model."""
-        return ("merged",) if self.network.adaptation.lora is None else ("peft", "merged")
-
-    def load_adapter(self, directory: str | Path) -> None:
-        """Read a LoRA (PEFT's folder, or a hub id of one) into the live weights."""
-        export.load_adapter(self, directory)

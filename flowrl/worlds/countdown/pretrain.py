@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from flowrl.worlds.countdown.prompts import LENGTH, PROMPT_LENGTH, TAGS, random_task, text
 from flowrl.worlds.countdown.solver import random_term
-from flowrl.worlds.sudoku.commands import train
-from flowrl.worlds.sudoku.learning import Pair, Shape
+from flowrl.worlds.text.commands import train
+from flowrl.worlds.text.pretraining import Pair, Shape
 
 CHARACTERS = "0123456789+-*/() =:"
 SHAPE = Shape(prompt=PROMPT_LENGTH, completion=LENGTH, width=96, layers=4)

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowrl.worlds.shapes import BASE, CALL
 from flowrl.worlds.shapes.prompts import TAGS, prompts
 from flowrl.worlds.shapes.scenes import Metadata
-from flowrl.worlds.shapes.verifier import Detection, detect, judge, relation_holds
+from flowrl.worlds.shapes.verifier import Detection, detect, relation_holds, verify
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def report(images: Tensor, rows: Sequence[Metadata]) -> dict[str, float]:
     """Strict and graded means per tag, their mean over tags, and hit rates (`None` images count as misses)."""
     values: dict[str, list[float]] = defaultdict(list)
     for found, row in zip(detect(images), rows, strict=True):
-        verdict = judge(found, row)
+        verdict = verify(found, row)
         values[row["tag"]].append(float(verdict.strict))
         values[f"{row['tag']}/graded"].append(verdict.score)
         for name, hit in _hits(found, row):

@@ -1,4 +1,4 @@
-"""Reads shapes back from pixels and judges them by GenEval's clauses plus strictness: nothing unasked for.
+"""Reads shapes back from pixels and verifies them by GenEval's clauses plus strictness: nothing unasked for.
 
 Background estimate -> contrast mask -> connected components -> palette colour by projection -> shape by the
 overlap (soft IoU) with four templates of the component's own area and centroid.
@@ -37,7 +37,7 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ShapesVerdict:
     """Whether the image is exactly right, how close it is (1.0 iff strict), and what is wrong."""
 
     strict: bool
@@ -50,7 +50,7 @@ def score(images: Tensor, metadata: Sequence[Metadata]) -> tuple[Tensor, Tensor]
     if len(images) != len(metadata):
         raise ValueError(f"{len(images)} images but {len(metadata)} metadata entries; pass one per image")
     finite = torch.isfinite(images).flatten(1).all(1)
-    verdicts = [judge(found, wanted) for found, wanted in zip(detect(images), metadata, strict=True)]
+    verdicts = [verify(found, wanted) for found, wanted in zip(detect(images), metadata, strict=True)]
     strict = torch.tensor([float(v.strict) for v in verdicts])
     graded = torch.tensor([v.score for v in verdicts])
     nan = torch.tensor(float("nan"))
@@ -73,7 +73,7 @@ def detect(images: Tensor) -> list[list[Detection]]:
     return found
 
 
-def judge(detections: Sequence[Detection], metadata: Metadata) -> Verdict:
+def verify(detections: Sequence[Detection], metadata: Metadata) -> ShapesVerdict:
     """GenEval's include and exclude clauses, all evaluated; strict also fails on anything extra."""
     shapes = sorted((d for d in detections if d.shape), key=lambda d: -d.quality)
     groups, used, parts, reasons = [], [], [], []
@@ -97,9 +97,9 @@ def judge(detections: Sequence[Detection], metadata: Metadata) -> Verdict:
     if junk:
         reasons.append(f"{junk} unidentifiable blobs")
     if not reasons:
-        return Verdict(True, 1.0, "")
+        return ShapesVerdict(True, 1.0, "")
     graded = sum(parts) / len(parts) / (1 + 0.5 * extra + 0.5 * junk)
-    return Verdict(False, min(0.95, graded), "; ".join(reasons))
+    return ShapesVerdict(False, min(0.95, graded), "; ".join(reasons))
 
 
 def _clause(
@@ -136,7 +136,7 @@ def relation_score(relation: str, subject: Detection, reference: Detection) -> f
     """1 if the direction between the boxes' centres, shrunk by a margin, is within 60 degrees of the relation's axis,
     else up to 1/2 by how nearly it points that way.
 
-    GenEval's own rule (`flowrl.detection.judging`) divides by the length before shrinking, so it is a little stricter.
+    GenEval's own rule (`flowrl.detection.rules`) divides by the length before shrinking, so it is a little stricter.
     """
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = subject.box, reference.box
     dx, dy = (ax0 + ax1 - bx0 - bx1) / 2, (ay0 + ay1 - by0 - by1) / 2

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from flowrl.worlds.sudoku.prompts import LENGTH, prompts
+from flowrl.worlds.text import base_models
 
-BASES = {folder.name: folder for folder in sorted((Path(__file__).parent / "base").glob("*")) if folder.is_dir()}
-"""Hugging Face folders of the shipped base models by family: `masked`, `causal`."""
+BASES = base_models(Path(__file__).parent)
 
 __all__ = ["BASES", "LENGTH", "prompts"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from flowrl.worlds.sudoku.commands import train
 from flowrl.worlds.sudoku.grids import BOX, CELLS, DIGITS, EMPTY, SIDE, grids, random_puzzle
-from flowrl.worlds.sudoku.learning import Pair, Shape
 from flowrl.worlds.sudoku.prompts import LENGTH, PROMPT_LENGTH, TAGS, text
+from flowrl.worlds.text.commands import train
+from flowrl.worlds.text.pretraining import Pair, Shape
 
 CHARACTERS = DIGITS + EMPTY + "/="
 SHAPE = Shape(prompt=PROMPT_LENGTH, completion=LENGTH, width=64, layers=4)

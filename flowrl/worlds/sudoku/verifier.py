@@ -1,4 +1,4 @@
-"""Judges a completion against its puzzle: solved by the rules, and how many empty cells are right."""
+"""Verifies a completion against its puzzle: solved by the rules, and how many empty cells are right."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ LONGEST = 256
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SudokuVerdict:
     """Whether the grid is solved, and the share of the originally empty cells that equal the solution."""
 
     strict: bool
     continuous: float
 
 
-def judge(completion: str, puzzle: str, solution: str) -> Verdict:
+def verify(completion: str, puzzle: str, solution: str) -> SudokuVerdict:
     """The rules decide `strict`: 16 digits, clues kept, rows, columns and boxes valid. `solution` decides `continuous`
     (arXiv:2504.12216's Sudoku reward), which is 0 for anything but 16 characters; white space and `/ | ,` are ignored.
     """
     cells = SEPARATORS.sub("", completion) if len(completion) <= LONGEST else ""
     if len(cells) != CELLS:
-        return Verdict(False, 0.0)
+        return SudokuVerdict(False, 0.0)
     empty = [i for i, clue in enumerate(puzzle) if clue == EMPTY]
     kept = all(clue in (EMPTY, cell) for clue, cell in zip(puzzle, cells, strict=True))
     right = sum(cells[i] == solution[i] for i in empty)
-    return Verdict(kept and valid(cells), right / len(empty) if empty else 1.0)
+    return SudokuVerdict(kept and valid(cells), right / len(empty) if empty else 1.0)

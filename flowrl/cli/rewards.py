@@ -1,0 +1,51 @@
+"""``flowrl rewards`` and ``flowrl test-reward``: which rewards there are, and whether one keeps its promises."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from flowrl.cli.options import Json
+from flowrl.cli.printing import print_findings, print_table
+from flowrl.errors import UserError
+
+
+def rewards(as_json: Json = False) -> None:
+    """List the rewards that come with flowrl. Example: `flowrl rewards --json`"""
+    from flowrl.score import list_rewards
+
+    found = list_rewards()
+    if as_json:
+        print(
+            json.dumps([{"name": r.name, "kind": r.kind, "range": r.range, "needs": r.needs} for r in found], indent=1)
+        )
+    else:
+        rows = [[r.name, r.kind, r.range, ", ".join(r.needs), r.summary] for r in found]
+        print_table(["name", "kind", "range", "needs", "what"], rows)
+
+
+def test_reward(
+    reward: Annotated[str, typer.Argument(metavar="PATH.py:FUNCTION")],
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts (and columns) to score with [default: shapes:test or sudoku:test].")
+    ] = None,
+    count: Annotated[int, typer.Option(min=2, help="Samples to score.")] = 8,
+    size: Annotated[int, typer.Option(min=1, help="Side of the test images in pixels.")] = 32,
+    text: Annotated[bool, typer.Option("--text", help="Score texts instead of images.")] = False,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the reward.")] = None,
+) -> None:
+    """Check that a reward keeps its promises. Example: `flowrl test-reward my_rewards.py:brightness`"""
+    from flowrl.config.overrides import apply_overrides
+    from flowrl.data import load_prompts
+    from flowrl.score.conformance import run_checks
+
+    every = load_prompts(prompts or ("sudoku:test" if text else "shapes:test")).prompts
+    count = min(count, len(every))
+    chosen = [every[i * len(every) // count] for i in range(count)]
+    findings = run_checks(reward, chosen, size=size, text=text, options=apply_overrides({}, option or []))
+    print_findings([(f.check, "ok" if f.passed else "bad", f.detail) for f in findings])
+    failed = [finding.check for finding in findings if not finding.passed]
+    if failed:
+        raise UserError(f"{reward} fails: {', '.join(failed)}")

@@ -1,0 +1,24 @@
+"""What `flowrl train --dry-run` tells of a run; the loop itself is `flowrl.train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowrl.commands.algorithms import part_text, parts_of
+from flowrl.models.lora_preview import preview_adapter
+from flowrl.startup.preflight import CheckedRun
+
+
+def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:
+    """``(label, text)`` of a checked run: where it writes, how many samples it makes, what is trained, its parts."""
+    config, algorithm = plan.config, plan.algorithm
+    options = config.model.arguments(algorithm.family).get("lora")
+    adapter = preview_adapter(config.model.path, algorithm.family, options)
+    return [
+        ("run", config.name),
+        ("directory", str(config.directory)),
+        ("config", str(file)),
+        *plan.workload.lines(),
+        *([("trained", adapter)] if adapter else []),
+        *((slot, part_text(part)) for slot, part in parts_of(algorithm).items()),
+    ]

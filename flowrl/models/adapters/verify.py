@@ -1,0 +1,77 @@
+"""Whether a network with a reloaded adapter is the network that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.errors import UserError
+
+
+def check_adapter(ours: nn.Module, theirs: nn.Module, to: str) -> None:
+    """Every adapted layer of the reloaded network has the live tensors and their strength. Early in training the
+    adapter's effect is below rounding, so predictions alone would not tell an ignored file from a good one."""
+    live, reloaded = _layers(ours), _layers(theirs)
+    if live.keys() != reloaded.keys():
+        odd = sorted(live.keys() ^ reloaded.keys())
+        raise UserError(f"the {to} export does not reach {len(odd)} layers after reloading ({odd[0]}, ...)")
+    for name, (scale, *tensors) in live.items():
+        other_scale, *other = reloaded[name]
+        same = abs(scale - other_scale) <= 1e-6 * scale and all(
+            torch.allclose(a.float(), b.to(a.device).float(), rtol=1e-2, atol=1e-6)
+            for a, b in zip(tensors, other, strict=True)
+        )
+        if not same:
+            raise UserError(f"the {to} export reloads {name} with other weights or another strength")
+
+
+def check_updates(ours: nn.Module, theirs: nn.Module, to: str) -> None:
+    """Every layer of the reloaded network has the update ``scale * B @ A`` of the live one. For formats that join and
+    split layers, or put the strength into the tensors."""
+    live, reloaded = _layers(ours), _layers(theirs)
+    for name in live.keys() | reloaded.keys():
+        given = next(found[name] for found in (live, reloaded) if name in found)
+        first, second = (_update(found.get(name), given) for found in (live, reloaded))
+        if not torch.allclose(first, second.to(first.device), rtol=1e-2, atol=1e-5 * float(first.abs().max())):
+            raise UserError(f"the {to} export reloads {name} with another update")
+
+
+def _update(layer: tuple[Any, ...] | None, like: tuple[Any, ...]) -> Tensor:
+    scale, down, up, *_ = layer or (0.0, *like[1:])
+    return scale * up.float().flatten(1) @ down.float().flatten(1)
+
+
+def _layers(network: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """``(scale, A, B)``, with DoRA also the magnitudes, of every adapted layer; the adapter's name differs between
+    loaders."""
+    found = {}
+    for name, module in network.named_modules():
+        scaling: Any = getattr(module, "scaling", None)
+        down: Any = getattr(module, "lora_A", None)
+        up: Any = getattr(module, "lora_B", None)
+        if isinstance(scaling, dict) and down and up:
+            key = next(iter(down))
+            size: Any = getattr(module, "lora_magnitude_vector", {})
+            more = (size[key].weight.detach(),) if key in size else ()
+            found[name] = (scaling[key], down[key].weight.detach(), up[key].weight.detach(), *more)
+    return found
+
+
+@contextmanager
+def swapped_in(ours: nn.Module, theirs: nn.Module) -> Iterator[None]:
+    """``theirs`` on the device of ``ours``, which waits in the host's memory: the device never holds both."""
+    device = next(ours.parameters()).device
+    if next(theirs.parameters()).device == device:
+        yield
+        return
+    ours.to("cpu")
+    theirs.to(device)
+    try:
+        yield
+    finally:
+        theirs.to("cpu")
+        ours.to(device)

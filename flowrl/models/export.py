@@ -1,0 +1,26 @@
+"""A policy's trained weights on disk, in the formats that other tools load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowrl.models.diffusion import export as diffusion
+from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.text import export as text
+from flowrl.models.text.policy import TextPolicy
+
+
+def export_formats(policy: DiffusionPolicy | TextPolicy) -> tuple[str, ...]:
+    """What `export_policy` can write for this model, of ``diffusers``, ``peft``, ``kohya`` and ``merged``."""
+    return diffusion.formats(policy) if isinstance(policy, DiffusionPolicy) else text.formats(policy)
+
+
+def export_policy(policy: DiffusionPolicy | TextPolicy, directory: str | Path, to: str) -> float:
+    """Write the live weights to a new folder, load them as users would, compare; returns the relative difference.
+
+    Raises:
+        UserError: for a format that cannot hold the weights, an occupied folder, or a reloaded model that differs.
+    """
+    if isinstance(policy, DiffusionPolicy):
+        return diffusion.export(policy, Path(directory), to)
+    return text.export(policy, Path(directory), to)

@@ -1,0 +1,72 @@
+"""What an adapter would sit on, from a model's configuration alone: its layers are built without memory for weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flowrl.errors import is_out_of_memory
+from flowrl.models.family import embedded_model
+from flowrl.models.lora import ATTENTION_TARGETS, LANGUAGE_TARGETS, LoRAOptions, describe_layers, target_layers
+
+UNTOLD = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+"""What a configuration raises that cannot be built without its weights; loading will tell then."""
+
+
+def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str | None:
+    """`describe_layers` for the model in a local folder or embedded world; ``None`` for full fine-tuning, for a hub
+    name, for code of the model's own and where the configuration does not tell.
+
+    Raises:
+        UserError: for targets that match no layer.
+    """
+    if options is None:
+        return None
+    folder = embedded_model(path, family) or Path(path).expanduser()
+    if not folder.is_dir():
+        return None
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights(include_buffers=False):
+            found = _denoiser(folder) if family == "diffusion" else _language_model(folder, family)
+    except UNTOLD as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    if found is None:
+        return None
+    network, defaults, excluded = found
+    return describe_layers(target_layers(network, options, defaults, excluded), options)
+
+
+def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
+    """``(network, default targets, spared layers)`` of a pipeline."""
+    import diffusers
+
+    from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+    from flowrl.models.diffusion.recorder import NETWORKS
+
+    if not (folder / "model_index.json").is_file():
+        return None
+    index = json.loads((folder / "model_index.json").read_text())
+    name = next((name for name in NETWORKS if index.get(name, [None])[0] == "diffusers"), None)
+    if name is None:
+        return None
+    kind = getattr(diffusers, index[name][1])
+    network = kind.from_config(kind.load_config(folder / name))
+    return network, LORA_TARGETS.get(kind.__name__, ATTENTION_TARGETS), []
+
+
+def _language_model(folder: Path, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    from flowrl.models.text.load import untargeted_layers
+
+    if not (folder / "config.json").is_file():
+        return None
+    config = AutoConfig.from_pretrained(folder)  # code of the model's own is not run: it raises then
+    kind = AutoModelForCausalLM if family == "causal" else AutoModelForMaskedLM
+    network = kind.from_config(config)
+    return network, LANGUAGE_TARGETS, untargeted_layers(network)

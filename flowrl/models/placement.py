@@ -1,0 +1,84 @@
+"""Where and how a network computes: its device and precision, compiled blocks, recomputed activations."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from flowrl.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision the frozen parts compute."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Context of the network: trained parameters are float32, so half precision needs autocast."""
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype) if half else nullcontext()
+
+
+def place(dtype: str, device: str) -> Placement:
+    """Placement by the names of a config. Raises `UserError` for unknown ones and for what cannot train there."""
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        where = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
+    return Placement(where, DTYPES[dtype])
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the blocks that repeat: of one kind, named by the network itself, they share one compilation."""
+    declared: Any = network
+    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    kinds = Counter(type(module) for module in found)
+    blocks = [module for module in found if kinds[type(module)] > 1]
+    if not blocks:
+        raise UserError(f"{type(network).__name__} has no repeated blocks to compile; set model.compile: false")
+    for block in blocks:
+        block.compile()
+
+
+def checkpoint_blocks(network: nn.Module) -> None:
+    """Recompute the activations of blocks that repeat: the members of the outermost lists of modules. Raises
+    `UserError` where there are none.
+
+    Transformers' own switch recomputes in training mode alone, in which OPT and others drop activations and whole
+    layers at random by functions that no module stands for.
+    """
+    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
+    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
+    blocks = blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
+    for block in blocks:
+        block.forward = _recomputing(block.forward)
+    if not blocks:
+        raise UserError(f"{type(network).__name__} has no repeated blocks; set model.gradient_checkpointing: false")
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return functools.update_wrapper(call, forward)

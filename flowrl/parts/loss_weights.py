@@ -1,0 +1,68 @@
+"""How much each decision matters: factors [N, D] on the loss, known before any forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowrl.types import IncompatibleError, StepRows, Table, ViewRows
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Factor 1."""
+
+    def __call__(self, table: Table) -> Tensor:
+        return torch.ones(table.mask.shape, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class InverseStep:
+    """``1 / |t' - t|``: balances the gradient over denoising steps. GRPO-Guard (arXiv:2510.22319).
+
+    ``normalise`` divides by the sample's mean factor, so that the learning rate keeps its meaning on other grids (the
+    paper's code does not).
+    """
+
+    normalise: bool = False
+
+    def __call__(self, table: Table) -> Tensor:
+        rows = table.rows
+        if not isinstance(rows, StepRows):
+            raise IncompatibleError(
+                "loss_weight InverseStep needs recorded steps: use it with the transitions estimator"
+            )
+        factor = 1 / (rows.t - rows.t_next).double()
+        return factor / factor.mean(dim=1, keepdim=True) if self.normalise else factor
+
+
+@dataclass(frozen=True)
+class EqualViews:
+    """Every view of a completion counts the same, however many positions it asks for: TraceRL's mean over training rows
+    (arXiv:2509.06949). Mean factor 1 over the cells that are asked for."""
+
+    def __call__(self, table: Table) -> Tensor:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per != "cell":
+            raise IncompatibleError("loss_weight EqualViews needs cells: set estimator.per=cell on MaskedViews")
+        asked = rows.targets.sum(dim=2, keepdim=True).double()
+        share = 1 / asked.clamp(min=1)
+        scale = asked.sum(dim=1, keepdim=True) / (asked > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        return (share * scale).expand(rows.targets.shape).reshape(rows.shape)
+
+
+@dataclass(frozen=True)
+class ByLength:
+    """``(length / mean length) ^ power`` of the completion: 1 lets every token count the same (SPG), -1 divides a
+    sequence's loss by its length (GDPO)."""
+
+    power: float = 1.0
+
+    def __call__(self, table: Table) -> Tensor:
+        rows = table.rows
+        if not isinstance(rows, ViewRows):
+            raise IncompatibleError("loss_weight ByLength needs completions of a masked language model")
+        length = rows.content.sum(dim=1).double()
+        return ((length / length.mean()) ** self.power)[:, None].expand(rows.shape)

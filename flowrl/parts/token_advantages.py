@@ -1,0 +1,121 @@
+"""Spreading the advantage of a sample over its decisions: [N, D], computed once before the first update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowrl.types import IncompatibleError, Likelihood, Table
+
+
+@dataclass(frozen=True)
+class GAE:
+    """Generalised advantage estimation (arXiv:1506.02438) with the reward after a completion's last token.
+
+    ``delta_t = r_t + gamma V_{t+1} - V_t``, ``A_t = sum_k (gamma lambda)^k delta_{t+k}``, V = 0 after the end; the
+    returns ``A + V_old`` are what the critic learns. ``gamma = lambda = 1`` is reward minus value. ``whiten`` brings
+    the advantages to mean 0 and variance 1 over all tokens, after the returns are taken.
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten: bool = True
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        mask, old = table.mask, _old(table)
+        value = torch.where(mask, old.need("value").double(), 0.0)
+        reward = torch.where(last_of(mask), table.advantage.double(), 0.0)
+        later = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
+        delta = torch.where(mask, reward + self.gamma * later - value, 0.0)
+        advantage, running = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
+        for t in reversed(range(delta.shape[1])):
+            running = delta[:, t] + self.gamma * self.lam * running
+            advantage[:, t] = running
+        known = replace(old, extra={**old.extra, "returns": torch.where(mask, advantage + value, 0.0)})
+        return replace(table, advantage=whitened(advantage, mask) if self.whiten else advantage, old=known)
+
+
+@dataclass(frozen=True)
+class KLInReward:
+    """``A_t = A - weight sum_{i >= t} log p(i) / p_set(i)``: the divergence as a reward of every token, summed over
+    what follows. REINFORCE++ (arXiv:2501.03262) eq. 5-6, which then whitens over all tokens of the batch."""
+
+    weight: float = 0.01
+    to: str = "reference"
+    whiten: bool = True
+
+    @property
+    def reference(self) -> str:
+        return self.to if self.weight > 0 else ""
+
+    def __call__(self, table: Table) -> Table:
+        advantage, mask = table.advantage.double(), table.mask
+        if self.weight > 0:
+            ratio = torch.where(mask, _old(table).need(f"log_ratio/{self.to}").double(), 0.0)
+            advantage = advantage - self.weight * ratio.flip(1).cumsum(dim=1).flip(1)
+        return replace(table, advantage=whitened(advantage, mask) if self.whiten else advantage)
+
+
+@dataclass(frozen=True)
+class TruncatedImportance:
+    """Multiply by ``w = p_old / p_sampler``, kept within ``cap``: corrects for a sampler whose probabilities are not
+    the trainer's (an inference engine, a lower precision); 1 where both agree. Truncated importance sampling as in
+    fengyao.notion.site/off-policy-rl (2025).
+
+    level: ``token``, or ``sequence``: w of the whole completion, the product over its tokens, at each of them.
+    beyond: what becomes of w above the cap: ``truncate`` to it, or ``mask`` (w = 0; the decision stays in the mean).
+
+    The defaults are verl's (``rollout_correction``: token, 2). TRL 1.16 with vLLM has ``{level: sequence, beyond: mask,
+    cap: 3}`` on by default.
+    """
+
+    cap: float = 2.0
+    level: Literal["token", "sequence"] = "token"
+    beyond: Literal["truncate", "mask"] = "truncate"
+
+    def __post_init__(self) -> None:
+        if not self.cap > 0:
+            raise ValueError(f"cap={self.cap} is the largest importance weight: give one above 0")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        sampled = table.rows.sampler_logp
+        if sampled is None:
+            raise IncompatibleError(
+                "token_advantage TruncatedImportance needs a sampler that records its log-probabilities"
+            )
+        gap = torch.where(table.mask, _old(table).logp - sampled.double(), 0.0)
+        if self.level == "sequence":
+            gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
+        weight = gap.exp()
+        kept = torch.where(weight > self.cap, 0.0, weight) if self.beyond == "mask" else weight.clamp(max=self.cap)
+        return replace(table, advantage=table.advantage * kept)
+
+
+def _old(table: Table) -> Likelihood:
+    assert table.old is not None, "an algorithm with a token advantage measures the old policy"
+    return table.old
+
+
+def last_of(mask: Tensor) -> Tensor:
+    """[N, D] bool: the last True of every row of a mask [N, D]."""
+    after = mask.flip(1).cumsum(dim=1).flip(1)
+    return mask & (after == 1)
+
+
+def whitened(values: Tensor, mask: Tensor) -> Tensor:
+    """``(x - mean) / (std + 1e-8)`` over the True entries of a mask; unchanged if there are fewer than two."""
+    inside = values[mask]
+    if len(inside) < 2:
+        return values
+    return (values - inside.mean()) / (inside.std(correction=0) + 1e-8)

@@ -1,0 +1,1 @@
+"""Before a run: preflight checks, its workload and inputs, the policy it starts from, and resuming."""

@@ -1,0 +1,121 @@
+"""What can be found wrong with a run's base model and adapter from their names and files, before they are loaded."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowrl.config import Config
+from flowrl.config.model import LoRAConfig
+from flowrl.errors import UserError, did_you_mean
+from flowrl.paths import absolute_folder, expand_user
+from flowrl.worlds import world_names
+
+if TYPE_CHECKING:  # else torch and diffusers, for which `flowrl config` need not wait
+    from flowrl.models.lora import LoRAOptions
+
+
+def check_model(config: Config, family: str) -> Config:
+    """The config, `with_adapter_shape`.
+
+    Raises:
+        UserError: a model that is not there, or of another family than the algorithm trains; a ``model.call`` that its
+            pipeline does not take; an adapter that is not there or does not fit.
+    """
+    _check_name(config.model.path)
+    _check_family(config.model.path, family)
+    if config.model.call:
+        from flowrl.models.diffusion.call_arguments import check_saved_call
+
+        check_saved_call(absolute_folder(config.model.path), config.model.call)
+    return with_adapter_shape(config, family)
+
+
+def with_adapter_shape(config: Config, family: str) -> Config:
+    """The config with ``model.lora`` of the shape and strength of ``model.adapter``, where the user left them open.
+
+    Raises `UserError` for an adapter that is not there, cannot be read, or has another rank than ``model.lora`` says.
+    """
+    model, name = config.model, config.model.adapter
+    if name is None:
+        return config
+    from flowrl.models.adapters import read  # torch and diffusers: only where there is an adapter
+
+    place = expand_user(name, "model.adapter")
+    try:
+        adapter = read(str(place) if place.exists() else name, absolute_folder(model.path), family=family)
+    except UserError as error:
+        raise UserError(f"model.adapter: {error}") from error
+    if model.lora.model_fields_set - {"dropout"}:
+        ranks = sorted({adapter.ranks[layer] for layer in adapter.alphas})
+        if ranks and not model.lora.rank_pattern and ranks != [model.lora.rank]:
+            raise UserError(
+                f"model.lora.rank is {model.lora.rank}, and the adapter {name} has the rank"
+                f" {', '.join(map(str, ranks))}; leave model.lora out to take the adapter's own shape"
+            )
+        return config
+    lora = _shape_of(adapter.options(), model.lora.dropout)
+    return config.model_copy(update={"model": model.model_copy(update={"lora": lora})})
+
+
+def _shape_of(options: LoRAOptions, dropout: float) -> LoRAConfig:
+    """An adapter's shape and strength as a config."""
+    return LoRAConfig(
+        rank=options.rank,
+        alpha=options.alpha,
+        targets=list(options.targets or ()),
+        dropout=dropout,
+        rslora=options.rslora,
+        dora=options.dora,
+        rank_pattern=dict(options.rank_pattern),
+        alpha_pattern=dict(options.alpha_pattern),
+        parameters=list(options.parameters),
+    )
+
+
+def _check_name(path: str) -> None:
+    """Raise `UserError` if a model's name can be none of a world, a folder and a hub id."""
+    if path in world_names():
+        return
+    folder = expand_user(path, "model.path")
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise UserError(f"model.path: {path} is a file; give the folder that the pipeline was saved to")
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if is_path:
+        raise UserError(f"model.path: there is no folder {path} (looked in {Path.cwd()})")
+    if "/" not in path:
+        raise UserError(
+            f"model.path: {path!r} is neither a folder, nor a hub id (owner/name), nor an embedded world"
+            f"{did_you_mean(path, world_names())}"
+        )
+
+
+def _check_family(path: str, family: str) -> None:
+    """Raise `UserError` if a model's files show that it is of another family than the algorithm trains."""
+    if path in world_names():
+        bases = getattr(importlib.import_module(f"flowrl.worlds.{path}"), "BASES", {"diffusion": None})
+        if family not in bases:
+            have = ", ".join(sorted(bases))
+            raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
+        return
+    folder = expand_user(path, "model.path")
+    if not folder.is_dir():
+        return  # a hub name: its loader tells
+    if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"model.path: {path} is an adapter; give its base model, and this folder as model.adapter")
+        if family != "diffusion":
+            raise UserError(
+                f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
+            )
+    from flowrl.models.files import check_files
+
+    check_files(folder)
+    from flowrl.models.family import declared_family  # diffusers and transformers: only where there is a model
+
+    found, certain = declared_family(path)
+    if certain and found != family:
+        raise UserError(f"model.path: {path} holds a {found} model, and this algorithm trains {family} ones")

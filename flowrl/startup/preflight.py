@@ -1,0 +1,118 @@
+"""Everything that can be found wrong with a run before its model is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from flowrl.composition import build
+from flowrl.config import Config
+from flowrl.config.model import VLLMConfig
+from flowrl.data import PromptFormat, PromptSet, load_prompts
+from flowrl.errors import UserError, missing_package
+from flowrl.files import check_writable
+from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.regularizers import RouterBalance
+from flowrl.runtime.trackers import check_trackers
+from flowrl.samplers.causal import CausalSampler
+from flowrl.score.registry import check_reward
+from flowrl.startup.model_checks import check_model
+from flowrl.startup.workload import Workload, workload
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A checked run."""
+
+    config: Config
+    algorithm: Algorithm
+    workload: Workload
+    train: PromptSet
+    test: PromptSet | None
+
+
+def check_run(config: Config) -> CheckedRun:
+    """Check a run before anything of it is loaded, what is cheap first.
+
+    Raises:
+        UserError: an unknown algorithm or part, keys that mean nothing here, an impossible batch, or a missing folder,
+            tracker, engine, model, reward or prompt file.
+    """
+    check_writable(config.directory, "out")
+    algorithm = build(config.algorithm)
+    counts = workload(config, algorithm)
+    _check_unused(config, algorithm)
+    _check_critic(config, algorithm)
+    if config.model.router_loss:
+        balanced = RouterBalance(config.model.router_loss)
+        algorithm = replace(algorithm, regularizers=(*algorithm.regularizers, balanced))
+    _check_evaluation(config, algorithm)
+    check_trackers(config.log.trackers)
+    _check_engine(config, algorithm)
+    config = check_model(config, algorithm.family)
+    for reward in config.rewards:
+        check_reward(reward.use)
+    train = read_prompts(config, config.data.train)
+    test = None if config.data.test is None else read_prompts(config, config.data.test)
+    if algorithm.family == "diffusion":
+        _check_texts((train, test))
+    return CheckedRun(config, algorithm, counts, train, test)
+
+
+def _check_unused(config: Config, algorithm: Algorithm) -> None:
+    unused = config.model.unused_keys(algorithm.family)
+    if unused:
+        raise UserError(
+            f"model.{unused[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
+        )
+
+
+def _check_evaluation(config: Config, algorithm: Algorithm) -> None:
+    try:
+        algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, config.eval.temperature)
+    except ValueError as error:
+        raise UserError(f"eval: {error}") from error
+    if config.eval.prefill is not None and algorithm.family == "diffusion":
+        raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
+
+
+def _check_critic(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` for values without a critic, or settings of one that is not there."""
+    critic, options = config.model.critic_for(algorithm.valued), config.optimizer
+    if algorithm.valued and critic is None:
+        raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=network")
+    for name, given in (("critic_lr", options.critic_lr is not None), ("critic_warmup", options.critic_warmup > 0)):
+        if given and critic is None:
+            raise UserError(f"optimizer.{name} is a critic's, which this algorithm does not learn; remove it")
+    if options.critic_warmup >= config.train.iterations:
+        raise UserError(
+            f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
+            " the policy learns; lower it"
+        )
+
+
+def read_prompts(config: Config, spec: str) -> PromptSet:
+    """Prompts in the form that the config gives them. Raises `UserError`."""
+    return load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
+
+
+def _check_texts(sets: Sequence[PromptSet | None]) -> None:
+    for prompt in (prompt for found in sets if found is not None for prompt in found.prompts):
+        if prompt.chat is not None:
+            raise UserError(f"data: prompt {prompt.id + 1} is a conversation, and image models take a text; rewrite it")
+
+
+def _check_engine(config: Config, algorithm: Algorithm) -> None:
+    sampler = algorithm.sampler
+    engine = sampler.engine if isinstance(sampler, CausalSampler) else None
+    if engine is not None and config.model.dtype == "float32":
+        raise UserError(
+            f"algorithm.sampler.engine={engine} computes adapters in half precision alone, and model.dtype is float32;"
+            " set model.dtype=bfloat16 or float16, or leave engine out"
+        )
+    if engine is None and config.model.vllm != VLLMConfig():
+        raise UserError("model.vllm holds options of an engine that is not used; set algorithm.sampler.engine=vllm")
+    if engine is not None and importlib.util.find_spec(engine) is None:
+        raise missing_package(f"algorithm.sampler.engine={engine}", engine, "vllm", "leave engine out")

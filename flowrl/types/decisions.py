@@ -1,0 +1,193 @@
+"""Numbers per decision [N, D]: where a policy is asked, what it answers, and what a loss knows besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from flowrl.types.rollouts import ALL_TOKENS, Truncation
+
+
+class IncompatibleError(ValueError):
+    """Parts of an algorithm that do not fit each other; the message says which, and what to change."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely the policy finds each decision: the only thing that crosses from networks to algorithms."""
+
+    logp: Tensor  # [N, D]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further [N, D] quantities: ``entropy``, ``kl/<weight set>``, ``prediction/<weight set>``, ``logp_negative``,
+    ..."""
+
+    def need(self, name: str) -> Tensor:
+        """``extra[name]``, or an explanation of what is missing."""
+        if name not in self.extra:
+            have = ", ".join(sorted(self.extra)) or "nothing"
+            raise IncompatibleError(
+                f"{name!r} is not measured by this estimator (it measures {have}); choose one that does"
+            )
+        return self.extra[name]
+
+    def block(self, rows: Tensor, decisions: slice, device: torch.device) -> Likelihood:
+        """That of some rows [n] and a range of decisions, on a device."""
+        extra = {name: value[rows][:, decisions].to(device) for name, value in self.extra.items()}
+        return Likelihood(self.logp[rows][:, decisions].to(device), extra)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Data drawn once by an estimator's ``probe``: subclasses hold tensors whose first two axes are [N, D]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(N, D)``."""
+        first = next(value for value in vars(self).values() if isinstance(value, Tensor))
+        return first.shape[0], first.shape[1]
+
+    @property
+    def unit(self) -> int:
+        """Decisions that one network row answers together, so that blocks hold whole multiples of it."""
+        return 1
+
+    @property
+    def counted(self) -> Tensor | None:
+        """[N, D] bool: the decisions that count; ``None`` for all."""
+        return None
+
+    @property
+    def sampler_logp(self) -> Tensor | None:
+        """[N, D] log-probabilities as the sampler computed them; ``None`` where it does not tell."""
+        return None
+
+    @property
+    def events(self) -> Tensor:
+        """[N, D] int64: the event that each decision is part of, which is given one advantage; -1 for none. By default
+        every decision is its own event."""
+        n, d = self.shape
+        return torch.arange(d).expand(n, d)
+
+    def block(self, rows: Tensor, decisions: slice) -> Self:
+        """The same data for some rows [n] and a range of decisions."""
+        cut = {f.name: _cut(getattr(self, f.name), rows, decisions) for f in fields(self)}
+        return replace(self, **cut)
+
+
+@dataclass(frozen=True)
+class StepRows(Rows):
+    """Probes made of steps between two times."""
+
+    t: Tensor  # [N, D] float64
+    t_next: Tensor  # [N, D] float64
+
+
+@dataclass(frozen=True)
+class ViewRows(Rows):
+    """m partly masked copies ("views") of every completion, whole: [N, m, L]. What a decision is depends on ``per``:
+    a view, a cell (view and position, view by view) or a token (over all views)."""
+
+    inputs: Tensor  # tokens, hidden ones masked
+    labels: Tensor
+    targets: Tensor  # bool: the positions asked for
+    weights: Tensor  # float64; the mean over views of sum_i w_i log p_i estimates the log-likelihood
+    content: Tensor  # [N, L] bool: up to and including the end token
+    prompt_seeds: Tensor  # [N, m]
+    per: Literal["view", "cell", "token"]
+    temperature: float
+    truncation: Truncation = ALL_TOKENS
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, m, length = self.inputs.shape
+        return n, {"view": m, "cell": m * length, "token": length}[self.per]
+
+    @property
+    def unit(self) -> int:
+        return 1 if self.per == "view" else self.inputs.shape[2]
+
+    @property
+    def counted(self) -> Tensor | None:
+        """Cells that are asked for, tokens before the end; every view, also an empty one (it estimates 0)."""
+        if self.per == "view":
+            return None
+        return self.targets.flatten(1) if self.per == "cell" else self.content
+
+    def block(self, rows: Tensor, decisions: slice) -> Self:
+        views = decisions if self.per == "view" else slice(None)
+        if self.per == "cell" and decisions != slice(None):
+            views = slice(decisions.start // self.unit, decisions.stop // self.unit)
+        names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
+        return replace(self, content=self.content[rows], **{n: getattr(self, n)[rows][:, views] for n in names})
+
+
+def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
+    return value[rows][:, decisions] if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a language model says about chosen positions; 0 elsewhere."""
+
+    logp: Tensor  # [N, T] float32, with gradient where enabled
+    entropy: Tensor | None = None  # [N, T] float32, without gradient, in nats
+    value: Tensor | None = None  # [N, T] float32, the critic's, with gradient where enabled
+    balance: Tensor | None = None  # [N] float32, of a mixture's routers: 1 is even, with gradient where enabled
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything known of an iteration's decisions before the first forward of an update: the small space. Parts that
+    act before a forward take it."""
+
+    rows: Rows
+    group: Tensor  # [N]
+    source: Tensor  # [N], see `Rollout.source`
+    feedback: Tensor | None  # [N] or [N, E], see `Rollout.feedback`
+    advantage: Tensor  # [N, D]; [N, D, C] where a combination takes C channels
+    mask: Tensor  # [N, D] bool: the decisions that take part
+    loss_weight: Tensor  # [N, D] float64
+    old: Likelihood | None
+    """Of the policy that sampled; ``None``: it is the live one, which nothing has changed yet."""
+
+    def batch(self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood) -> Batch:
+        """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
+        device = live.logp.device
+        same = replace(live, logp=live.logp.detach())
+        old = same if self.old is None else self.old.block(index, decisions, device)
+        advantage = self.advantage[index][:, decisions].to(device)
+        return Batch(advantage, old, weight.to(device), self.group[index], self.rows.block(index, decisions))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective knows about a block of decisions besides the live likelihood; all without gradient."""
+
+    advantage: Tensor  # [N, D]
+    old: Likelihood
+    """The policy that sampled, or what the live one was before the first update; with what `TokenAdvantage` added."""
+    weight: Tensor
+    """[N, D]: share of every decision in the loss; sums to 1 over the optimiser batch, all micro-batches and ranks."""
+    group: Tensor  # [N]
+    probe: Rows
+    reference: Likelihood | None = None
+
+
+def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Cover ``[rows, decisions]`` by blocks of at most ``most`` network rows, each of which answers ``unit``
+    decisions: whole samples where they fit, else parts of one."""
+    if decisions % unit:
+        raise ValueError(f"{decisions} decisions do not divide into network rows of {unit}")
+    per_sample = decisions // unit
+    if most >= per_sample:
+        size = max(1, most // max(per_sample, 1))
+        for start in range(0, rows, size):
+            yield slice(start, min(start + size, rows)), slice(0, decisions)
+        return
+    for row in range(rows):
+        for start in range(0, per_sample, most):
+            yield slice(row, row + 1), slice(start * unit, min(start + most, per_sample) * unit)

@@ -1,0 +1,210 @@
+"""Protocols of what an algorithm is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from flowrl.types.decisions import Batch, Likelihood, Rows, Table
+from flowrl.types.prompts import Draw
+from flowrl.types.rollouts import Rollout, Scores
+
+Memory = dict[str, Any]
+"""State over iterations, as plain values; part of a checkpoint."""
+
+
+class Sampler(Protocol):
+    """Makes samples."""
+
+    @property
+    def forwards(self) -> int:
+        """Network rows evaluated to make one sample, at most."""
+        ...
+
+    @property
+    def recorded(self) -> int:
+        """Decisions that a rollout records of one sample, at most; 0 if nothing can be learned from them."""
+        ...
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:
+        """The sampler that evaluation uses; ``None`` is as in training."""
+        ...
+
+    def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
+        """The samples of a draw, each a function of its seed, with the policy's weights in use."""
+        ...
+
+
+class Estimator(Protocol):
+    """The only bridge between networks and algorithms."""
+
+    def probe(self, rollout: Rollout, policy: Any, seeds: Tensor) -> Rows:
+        """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""
+        ...
+
+    def recorded_logp(self, rollout: Rollout, rows: Any) -> Likelihood | None:
+        """The sampling policy's likelihood if the rollout already tells it, else ``None`` (then it is measured)."""
+        ...
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Weight sets it evaluates besides the live one, whatever the regularizers need."""
+        ...
+
+    @property
+    def has_recorded_logp(self) -> bool:
+        """Whether `recorded_logp` knows the sampling policy's likelihood from the rollout, at no cost."""
+        ...
+
+    def decisions(self, recorded: int) -> tuple[int, int]:
+        """``(decisions, network rows)`` of a sample of which the sampler recorded so many decisions. Raises
+        ``ValueError`` if it cannot learn from so few."""
+        ...
+
+    def __call__(self, policy: Any, rows: Any, condition: Any, references: Sequence[str] = ()) -> Likelihood:
+        """Likelihood at the probe; ``references`` names weight sets to measure distances to (frozen sets run first)."""
+        ...
+
+
+class Advantage(Protocol):
+    """How much better a sample, or an event of it, is than expected."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        """[N] per sample, or [N, E] per event (`Rows.events` says which decisions an event holds); with a combination
+        [N, C] or [N, E, C], one column per channel. ``memory`` is the part's state across iterations."""
+        ...
+
+
+class TokenAdvantage(Protocol):
+    """Turns the advantages of samples or events into those of decisions, once, before the first update."""
+
+    @property
+    def reference(self) -> str:
+        """Weight set it needs the old policy compared with; empty for none."""
+        ...
+
+    def __call__(self, table: Table) -> Table:
+        """The table with other advantages, and in ``old.extra`` what objectives may need besides. ``table.old`` is
+        there."""
+        ...
+
+
+class Selection(Protocol):
+    """Which samples take part in an update."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of sampling, at most, until enough groups take part; 1 replaces nothing."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """The share of ``data.prompts`` groups that is enough."""
+        ...
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        """[N] bool: the samples that take part. ``advantage`` is what an `Advantage` answered."""
+        ...
+
+
+class LossWeight(Protocol):
+    """How much each decision matters."""
+
+    def __call__(self, table: Table) -> Tensor:
+        """[N, D] float64 factors on the loss, known before any forward."""
+        ...
+
+
+class Objective(Protocol):
+    """A loss per decision."""
+
+    reference: ClassVar[str]
+    """Weight set whose likelihood it compares with; empty for none."""
+    coupled: ClassVar[bool]
+    """Whether the loss of a decision depends on other decisions, so that it needs the whole [N, D] matrix."""
+    skips_zero_advantage: ClassVar[bool]
+    """Whether a decision of advantage exactly 0 has no gradient (it may then be skipped)."""
+    needs_old_logp: ClassVar[bool]
+    """Whether it reads ``batch.old``; if not, the old likelihood need not be measured."""
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """How far below and above 1 the ratio may move before the gradient stops, for the log; ``None`` without a
+        clip."""
+        ...
+
+    def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        """What its clip acts on, in logarithms, for the log: [N, D] per decision, or [N] per sample."""
+        ...
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        """[N, D] loss per decision."""
+        ...
+
+
+class LossMask(Protocol):
+    """Which decisions count by what the live policy says, such as those of high entropy; evaluated without gradient."""
+
+    coupled: ClassVar[bool]
+    """Whether it looks at other decisions, as a quantile or mean of the optimiser batch does."""
+
+    def __call__(self, live: Likelihood, batch: Batch) -> Tensor:
+        """[N, D] factors on the objective; regularizers are left alone."""
+        ...
+
+
+class Combination(Protocol):
+    """Makes one gradient of several, one for each channel of the advantage (MGDA, PCGrad and MARBLE are such)."""
+
+    def __call__(self, gram: Tensor) -> Tensor:
+        """[C] float64 weights of the channels' gradients, from their inner products [C, C]."""
+        ...
+
+
+class Coefficient(Protocol):
+    """A number of the algorithm that changes over iterations, such as the weight of a KL term with a target. It starts
+    at the value that the algorithm has there."""
+
+    @property
+    def sets(self) -> str:
+        """The field it changes, as a path from the algorithm: ``regularizers.0.weight``, ``objective.high``."""
+        ...
+
+    def __call__(self, value: float, metrics: Mapping[str, float], iteration: int) -> float:
+        """The value in the next iteration, from the present one and the metrics of the iteration that just ended."""
+        ...
+
+
+class Regularizer(Protocol):
+    """A penalty per decision, added to the objective."""
+
+    @property
+    def weight(self) -> float:
+        """Of the penalty in the loss."""
+        ...
+
+    @property
+    def to(self) -> str:
+        """Weight set that it compares with; empty for none."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name of the [N, D] quantity it penalises, as the log shows it."""
+        ...
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        """[N, D] penalty per decision."""
+        ...
+
+
+class Aggregation(Protocol):
+    """How decisions add up."""
+
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
+        """[N, D] weights that sum to 1, from the [N, D] bool mask of decisions that count, of which ``unit`` in a row
+        are answered by one network row (`Rows.unit`), and the source [N] of each sample (`Rollout.source`); known
+        before any forward."""
+        ...

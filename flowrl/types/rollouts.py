@@ -1,0 +1,207 @@
+"""What a sampler made, what of it rewards may see, and what they said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from flowrl.types.prompts import Draw, Prompt
+
+CfgGrad = Literal["cond", "both"]
+
+
+class Condition(Protocol):
+    """What a policy is conditioned on, for N rows; stored once per unique prompt."""
+
+    def __len__(self) -> int: ...
+    def take(self, rows: Tensor) -> Condition:
+        """The condition of the rows with these indices [n] (repeats allowed)."""
+        ...
+
+
+class Dynamics(Protocol):
+    """A family of affine Gaussian kernels ``x' = A x + B v + s z`` with scalars of ``(t, t')``."""
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``(A, B, s)``, each the shape of ``t`` and in float64. ``s == 0`` marks a deterministic step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Recorded Gaussian steps ``x -> x_next``; the noise level travels with them."""
+
+    x: Tensor  # [N, D, ...]
+    x_next: Tensor  # [N, D, ...]
+    t: Tensor  # [N, D] float64
+    t_next: Tensor  # [N, D] float64
+    squared: Tensor
+    """[N, D] float64: ``sum (x_next - mean)^2 / s^2`` under the policy that sampled, so its log-density is known for
+    free."""
+    dynamics: Dynamics
+    guidance: float | None
+    """Guidance scale the step was made with; ``None`` is the policy's own."""
+    mean: Tensor | None = None
+    """[N, D, ...] float32: the sampling policy's mean, kept only where an objective needs it (GRPO-Guard)."""
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Which tokens of a distribution stay possible; the rest has probability 0 and the distribution is normalised again
+    (`flowrl.math.masking.truncate`)."""
+
+    top_p: float = 1.0
+    """The most likely tokens up to this mass (Holtzman et al., arXiv:1904.09751), the one that crosses it included."""
+    top_k: int | None = None
+    """So many of the most likely ones, and their equals."""
+    nucleus_first: bool = False
+    """Whether the mass is counted before the others are cut away (Dream) or of what they leave (transformers, vLLM)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is a share of the probability: give one above 0, at most 1 (off)")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} leaves no token; use at least 1, or null for all")
+
+    @property
+    def off(self) -> bool:
+        """Whether every token stays."""
+        return self.top_p == 1 and self.top_k is None
+
+
+ALL_TOKENS = Truncation()
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """Recorded completions (language families)."""
+
+    tokens: Tensor  # [N, T] int64; padding after the end
+    mask: Tensor
+    """[N, T] bool: True up to and including the first end token, the decisions that count."""
+    temperature: float
+    """Of the distribution the tokens were drawn from; 0 is greedy."""
+    logp: Tensor | None = None
+    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive)."""
+    order: Tensor | None = None
+    """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
+    ended: Tensor | None = None
+    """[N] bool: whether the end token was said; otherwise the completion was cut at the sampler's length."""
+    truncation: Truncation = ALL_TOKENS
+    """Of the distribution the tokens were drawn from."""
+    event: Tensor | None = None
+    """[N, T] int64: the event that each token is part of, such as the turn of a conversation; ``None`` makes every
+    token an event. ``mask`` is False at the tokens of an environment."""
+
+
+class Judge(Protocol):
+    """Rewards with a gradient, closed over decoding and prompts."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rewards."""
+        ...
+
+    def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
+        """[n, R] rewards with gradient of clean latents [n, ...] that belong to these rows [n] of the rollout."""
+        ...
+
+
+POLICY, DATA, REPLAY = 0, 1, 2
+"""Values of `Rollout.source`: made by the policy, taken from a data set, kept of an earlier rollout."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a sampler made, and what is needed to ask later how likely it was. A sampler may return other rows than were
+    drawn."""
+
+    condition: Condition
+    final: Tensor  # [N, ...] clean latents, or tokens
+    group: Tensor  # [N]
+    seeds: Tensor
+    """[N] int64: the stream of random numbers of each row."""
+    source: Tensor
+    """[N] int64: who made it, see `POLICY`."""
+    trace: Steps | TokenTrace | None
+    times: Tensor | None = None
+    """[T + 1] float64: the time grid of the sampler (continuous families)."""
+    forwards: int = 0
+    """Network rows evaluated to make it."""
+    feedback: Tensor | None = None
+    """[N] or [N, E] float64: what a data set or an environment says of each sample, or of each of its E events."""
+    judge: Judge | None = None
+    """Set once, after all samples are gathered; a rollout with a judge is neither cut nor joined."""
+
+    @classmethod
+    def of(
+        cls,
+        draw: Draw,
+        condition: Condition,
+        final: Tensor,
+        trace: Steps | TokenTrace | None = None,
+        *,
+        times: Tensor | None = None,
+        forwards: int = 0,
+    ) -> Self:
+        """What the policy made of a draw, row by row."""
+        source = torch.full_like(draw.group, POLICY)
+        return cls(condition, final, draw.group, draw.seeds, source, trace, times, forwards)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All that rewards and evaluation may see."""
+
+    prompts: Sequence[Prompt]
+    images: Tensor | None = None  # [N, 3, H, W] float in [0, 1]; video [N, F, 3, H, W]
+    completions: Sequence[str] | None = None
+    feedback: Tensor | None = None  # [N] or [N, E], see `Rollout.feedback`
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, rows: Tensor) -> Self:
+        """The samples with these indices, copied: the others are not kept alive."""
+        numbers = rows.tolist()
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in numbers],
+            images=None if self.images is None else self.images[rows.to(self.images.device)],
+            completions=None if self.completions is None else [self.completions[i] for i in numbers],
+            feedback=None if self.feedback is None else self.feedback[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of an iteration: small, and gathered over all ranks."""
+
+    rewards: Tensor  # [N, R]; NaN = could not score
+    weights: Tensor  # [R]
+    names: tuple[str, ...]
+    group: Tensor  # [N]
+    prompt_ids: Tensor  # [N]
+    valid: Tensor  # [N] bool: False for rows the declared NaN policy dropped
+    source: Tensor | None = field(default=None, kw_only=True)  # [N], see `Rollout.source`; None: the policy made all
+    feedback: Tensor | None = field(default=None, kw_only=True)  # [N] or [N, E], see `Rollout.feedback`
+
+    @property
+    def own(self) -> Tensor:
+        """[N] bool: the samples that statistics are taken of, scored ones that the policy made itself."""
+        return self.valid if self.source is None else self.valid & (self.source == POLICY)
+
+    @property
+    def contributions(self) -> Tensor:
+        """[N, R] every reward as it counts, before its weight; NaN where it does not apply or could not score."""
+        return self.rewards
+
+    @property
+    def total(self) -> Tensor:
+        """[N] weighted sum of rewards; a reward of weight 0 is only watched."""
+        watched = self.weights != 0
+        return (self.rewards[:, watched] * self.weights[watched]).sum(dim=1)

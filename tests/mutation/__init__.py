@@ -1,0 +1,1 @@
+"""Mutation testing of the mathematics: do the quick tests notice a wrong sign, bound or index? See `.ci/mutate`."""

@@ -1,0 +1,41 @@
+"""What commands tell: numbers with their nouns, summaries beside the paper, rows of checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowrl.commands.algorithms import algorithm_rows, differences, without_paper
+from flowrl.composition import paper, preset_names, summary
+from flowrl.errors import UserError, counted
+
+
+def test_counted():
+    assert counted(1, "images") == "1 image" and counted(0, "images") == "0 images"
+    assert counted(2, "completions") == "2 completions"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("AWM: samples (arXiv:1.2).", "AWM: samples."),
+        ("CISPO: a ratio (MiniMax-M1, arXiv:1.2).", "CISPO: a ratio (MiniMax-M1)."),
+        ("ELBO: a bound (LLaDA, arXiv:1.2, for it).", "ELBO: a bound (LLaDA, for it)."),
+    ],
+)
+def test_a_table_names_a_paper_once(line: str, expected: str):
+    assert without_paper(line, "arXiv:1.2") == expected
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_no_summary_repeats_its_paper(name: str):
+    line = without_paper(summary(name), paper(name))
+    assert paper(name) not in line and "()" not in line and "( " not in line
+
+
+def test_differences_are_those_of_the_fields():
+    rows = {key: (one, other) for key, one, other in differences("grpo", "dapo")}
+    left, right = (algorithm_rows(name)[0]["parts"]["objective"] for name in ("grpo", "dapo"))
+    assert rows["objective.high"] == (str(left["high"]), str(right["high"]))
+    assert "objective.use" not in rows, "an equal field is no difference"
+    with pytest.raises(UserError, match="grppo"):
+        differences("grppo", "dapo")
