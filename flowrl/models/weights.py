@@ -114,7 +114,7 @@ class WeightSets:
         if name == REFERENCE and name not in self._sets:
             raise UserError(
                 "the reference weights were freed, because no part of the algorithm names them; a part that compares "
-                "with them names them: a regularizer of a weight above 0 in its field 'to', an estimator in 'references'"
+                "with them names them: a regularizer of weight above 0 in its field 'to', an estimator in 'references'"
             )
         if name not in self._sets:
             raise UserError(f"there are no weights called {name!r}" + did_you_mean(name, self.names()))
