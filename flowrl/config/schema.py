@@ -90,6 +90,11 @@ class TrainConfig(Section):
         default=64, description="network rows per forward and backward; changes memory, not results"
     )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
+    images: Literal["auto", "float32", "uint8"] = Field(
+        default="auto",
+        description="how scored images are kept; uint8: as a PNG file, a quarter of the memory; auto ="
+        " uint8 above 1 GiB an iteration off the CPU, else float32",
+    )
     seed: NonNegativeInt = Field(default=0, description="all randomness of the run follows from it")
     threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null = torch's default")
     ema: Fraction | None = Field(default=0.9, description="decay of averaged weights, per iteration; null = none")

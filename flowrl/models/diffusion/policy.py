@@ -178,12 +178,18 @@ class DiffusionPolicy(HasWeightSets):
     # ------------------------------------------------------------------------------------------------------ images
     @torch.no_grad()
     def decode(self, final: Tensor) -> Tensor:
-        """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code."""
-        parts = [
-            self.recorder.finish(part.to(self.spec.latent_dtype), self._blank)
-            for part in final.split(self._decode_batch)
-        ]
-        return torch.cat(parts).float().clamp(0, 1)
+        """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code; float32
+        on the host, so that a device holds no more of them than are decoded at once."""
+        images: Tensor | None = None
+        for rows in torch.arange(len(final)).split(self._decode_batch):
+            part = final[rows[0] : rows[-1] + 1]
+            made = self.recorder.finish(part.to(self.spec.latent_dtype), self._blank).float().clamp(0, 1)
+            if images is None:
+                images = torch.empty(len(final), *made.shape[1:])
+            images[rows[0] : rows[-1] + 1] = made
+        if images is None:
+            raise ValueError("there are no latents to decode")
+        return images
 
     def _blank(self, inputs: dict[str, Any]) -> Tensor:
         call = self.spec.calls[0]
