@@ -7,7 +7,6 @@ other (`flowrl.runtime.watch`), and agree on how a part went that each did by it
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -15,7 +14,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,10 +23,11 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from flowrl.errors import UserError, first_line, printable
+from flowrl.errors import UserError, first_line
 from flowrl.launcher import CHILDREN, Launch, launch
 from flowrl.runtime import watch as watching
 from flowrl.runtime.display import print_error
+from flowrl.runtime.rank_warnings import gather_warnings
 from flowrl.runtime.ranks import DistributedRanks, mendable, together, words_of
 from flowrl.runtime.watch import LostRankError, PeerCrashError, PeerError, Watch
 from flowrl.types import OneProcess, Ranks
@@ -37,8 +36,6 @@ MEET_S = 600.0
 """Longest wait for all processes at the start."""
 SETTLE_S = 2.0
 """Seconds in which a failure of all ranks alike shows on all of them."""
-ECHO_S = 3.0
-"""Seconds after which rank 0 prints another rank's warning, unless it had the same one itself."""
 
 
 class Job:
@@ -269,7 +266,7 @@ def joined() -> Iterator[Job]:
     job = _Launched(found)
     _JOBS.append(job)
     try:
-        with _gathered_warnings(job), _suspicious_of_signals():
+        with gather_warnings(job.rank), _suspicious_of_signals():
             try:
                 yield job
             except BaseException as error:
@@ -336,74 +333,3 @@ def _suspicious_of_signals() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is received:
             signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _gathered_warnings(job: _Launched) -> Iterator[None]:
-    """Warnings of all ranks are printed by rank 0, the same one once."""
-    watch = watching.present()
-    assert watch is not None
-    show, said = warnings.showwarning, _Said()
-    handler = _Notes(watch)
-
-    def shown(message: Any, category: type[Warning], file: str, line: int, *rest: Any) -> None:
-        text = warnings.formatwarning(message, category, file, line).strip()
-        if job.rank == 0:
-            said.remember(text)
-            show(message, category, file, line, *rest)
-        elif not watch.leave_note(text):
-            show(message, category, file, line, *rest)
-
-    watch.on_note = lambda rank, text: said.echo(rank, text)
-    warnings.showwarning = shown
-    if job.rank:
-        logging.getLogger("flowrl").addHandler(handler)
-    try:
-        yield
-    finally:
-        warnings.showwarning = show
-        logging.getLogger("flowrl").removeHandler(handler)
-        said.print_rest()
-
-
-class _Said:
-    """What rank 0 has printed of all ranks' warnings, and what it still has to."""
-
-    def __init__(self) -> None:
-        self._texts: set[str] = set()
-        self._waiting: dict[str, int] = {}
-
-    def remember(self, text: str) -> None:
-        """Rank 0 says this itself."""
-        self._texts.add(text)
-
-    def echo(self, rank: int, text: str) -> None:
-        """Print another rank's, if rank 0 does not say the same within a moment."""
-        self._waiting.setdefault(text, rank)
-        timer = threading.Timer(ECHO_S, self._print, (text,))
-        timer.daemon = True
-        timer.start()
-
-    def print_rest(self) -> None:
-        """Print what still waits."""
-        for text in list(self._waiting):
-            self._print(text)
-
-    def _print(self, text: str) -> None:
-        rank = self._waiting.pop(text, None)
-        if rank is not None and text not in self._texts:
-            self._texts.add(text)
-            print(f"rank {rank}: {printable(text)}", file=sys.stderr, flush=True)
-
-
-class _Notes(logging.Handler):
-    """Gives rank 0 what is logged."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__(logging.WARNING)
-        self._watch = watch
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        if not self._watch.leave_note(text):
-            print(text, file=sys.stderr)
