@@ -96,7 +96,14 @@ class TrainConfig(Section):
         " uint8 above 1 GiB an iteration off the CPU, else float32",
     )
     seed: NonNegativeInt = Field(default=0, description="all randomness of the run follows from it")
-    threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null = torch's default")
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads of torch, in each process; null = torch's default"
+    )
+    rank_timeout: PositiveFloat = Field(
+        default=1800.0,
+        description="several processes: seconds that they wait for one that is behind; one without a sign of life is "
+        "given up after 60 of them",
+    )
     ema: Fraction | None = Field(default=0.9, description="decay of averaged weights, per iteration; null = none")
 
 
