@@ -15,13 +15,13 @@ from flowrl.models.diffusion.recorder import Recorder, form_of, patched, predict
 
 
 class ImageDecoder:
-    """``decoder(final)`` [N, ...] -> images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1], float32.
+    """``decoder(final)`` [N, ...] -> images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1], float32 on the host.
 
     What pipelines do after their last step (unpack, scale, decode, bring to [0, 1]) reads the latents alone, so they
-    are run once, for one prompt, whose last step gives the latents of all N images; the autoencoder inside gets
-    ``rows`` images at a time, as it would in runs of ``rows`` prompts, so that the images are the same bit for bit.
-    A few pipelines keep something per prompt until then (FLUX.2 its latents' positions, Kandinsky 5 its sizes): they
-    are run once for every ``rows`` images.
+    are run for one prompt, whose last step gives the latents of many images: of all N on the CPU, of ``rows`` on a
+    device that should not hold more of them. The autoencoder inside gets ``rows`` images at a time in any case, as it
+    would in runs of ``rows`` prompts, so that the images are the same bit for bit. A few pipelines keep something per
+    prompt until then (FLUX.2 its latents' positions, Kandinsky 5 its sizes): they are run for ``rows`` prompts.
     """
 
     def __init__(self, recorder: Recorder, spec: DenoiserSpec, rows: int) -> None:
@@ -34,12 +34,27 @@ class ImageDecoder:
 
     @torch.no_grad()
     def __call__(self, final: Tensor) -> Tensor:
-        final = final.to(self._spec.latent_dtype)
+        """Raises `UserError` for a pipeline that gives no tensors."""
+        if not len(final):
+            raise ValueError("there are no latents to decode")
+        images: Tensor | None = None
+        most, done = max(self.rows, len(final)) if final.device.type == "cpu" else self.rows, 0
+        for part in final.to(self._spec.latent_dtype).split(most):
+            media = self._media(part).float().clamp(0, 1)
+            if images is None:
+                images = torch.empty(len(final), *media.shape[1:])
+            images[done : done + len(part)] = media
+            done += len(part)
+        assert images is not None
+        return images
+
+    def _media(self, final: Tensor) -> Tensor:
+        """[N, ...] as the pipeline returns them."""
         media = self._together(final) if self._one_prompt else None
         if media is None:
-            parts = [self._recorder.finish(part, self._blank, len(part)) for part in final.split(self.rows)]
-            media = torch.cat(parts)
-        return media.float().clamp(0, 1)
+            parts = final.split(self.rows)
+            media = torch.cat([self._recorder.finish(part, self._blank, len(part)) for part in parts])
+        return media
 
     def _together(self, final: Tensor) -> Tensor | None:
         """All images by a run for one prompt; ``None`` where this pipeline cannot be run so."""

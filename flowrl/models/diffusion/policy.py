@@ -178,7 +178,8 @@ class DiffusionPolicy(HasWeightSets):
 
     # ------------------------------------------------------------------------------------------------------ images
     def decode(self, final: Tensor) -> Tensor:
-        """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code."""
+        """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code; float32
+        on the host, so that a device holds no more of them than are decoded at once."""
         return self.decoder(final)
 
     # ----------------------------------------------------------------------------------------------------- weights
