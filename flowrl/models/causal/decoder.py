@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class CachedDecoder:
         groups = [lengths >= 0] if padded else [lengths == n for n in lengths.unique()]
         self._rows = [group.nonzero()[:, 0] for group in groups]
         self._batches = [_Batch(policy, condition.take(rows), select_method) for rows in self._rows]
-        self._where: list[Tensor | None] = []
+        self._where: Sequence[Tensor | None] = ()
         """On the device, the rows of every batch; ``None`` for all of them in order."""
         self._gather()
 
