@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ SUBSET_STREAM = 1001  # far from the sampler's streams of the same seeds
 class TransitionRows(StepRows):
     """Recorded steps to be trained; ``mean`` is the sampling policy's, where it was kept. An event is a step of the
     sampler's record."""
+
+    large: ClassVar[frozenset[str]] = frozenset({"x", "x_next", "mean"})
 
     x: Tensor  # [N, D, ...]
     x_next: Tensor

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Batch, Likelihood, Rollout, Scores, TokenTrace
+from flowrl.types import Batch, Likelihood, OneProcess, Ranks, Rollout, Scores, Share, TokenTrace, exchange
 
 DEVIATION = "ratio/first_max_deviation"
 """Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
@@ -20,9 +22,10 @@ NEARLY_ALL = "ratio/first_deviation_p99"
 
 
 class StepMetrics:
-    """Weighted sums over the micro-batches of an iteration, turned into means at the end."""
+    """Weighted sums over the micro-batches of an iteration, turned into means over all processes at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks: Ranks = ranks or OneProcess()
         self._sums: dict[str, list[Tensor]] = {}
         self._counts: dict[str, list[Tensor]] = {}
         self._losses: list[Tensor] = []
@@ -80,8 +83,9 @@ class StepMetrics:
         self._outside.append((ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1]))
 
     def close_batch(self) -> float:
-        """End an optimiser batch; returns its loss."""
-        loss = torch.stack(self._open).sum() if self._open else torch.zeros(())
+        """End an optimiser batch; returns its loss, over all processes."""
+        loss = torch.stack(self._open).sum() if self._open else torch.zeros((), dtype=torch.float64)
+        loss = self._ranks.total(loss.cpu()) if self._ranks.size > 1 else loss
         self._losses.append(loss)
         self._open = []
         return float(loss)
@@ -97,43 +101,56 @@ class StepMetrics:
     def metrics(self) -> dict[str, float]:
         """Means over decisions (ratios, KL, entropy), over what is clipped (decisions, or samples where they have one
         ratio) and over optimiser steps (loss, gradient norm)."""
-        counts = {name: max(sum(float(count) for count in each), 1.0) for name, each in self._counts.items()}
-        means = {name: float(torch.stack(values).sum()) / counts[name] for name, values in self._sums.items()}
+        means = self._means()
         return {
             "loss": sum(float(loss) for loss in self._losses) / max(len(self._losses), 1),
             "grad_norm": sum(self._norms) / max(len(self._norms), 1),
-            DEVIATION: max((float(d) for d in self._deviations), default=0.0),
+            DEVIATION: max((float(d) for d in self._gathered(self._deviations)), default=0.0),
             **self._rounding(),
             "clip_fraction": 0.0,
             **means,
             **self._mismatch(),
         }
 
+    def _means(self) -> dict[str, float]:
+        """Over what every quantity was noted of."""
+        counts = {name: sum(float(count) for count in each) for name, each in self._counts.items()}
+        sums = {name: float(torch.stack(values).sum()) for name, values in self._sums.items()}
+        said = exchange(self._ranks, [sums, counts])
+        names = dict.fromkeys(name for found, _ in said for name in found)
+        total, count = ({name: sum(part[i].get(name, 0.0) for part in said) for name in names} for i in (0, 1))
+        return {name: value / max(count[name], 1.0) for name, value in total.items()}
+
+    def _gathered(self, parts: Sequence[Tensor]) -> Tensor:
+        """[K] what was noted on all processes, in their order."""
+        found = torch.cat([part.reshape(-1) for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
+        return found if self._ranks.size == 1 else self._ranks.gather(found.double().cpu())
+
     def _mismatch(self) -> dict[str, float]:
         """``|log p|`` of the trainer minus that of the sampler, over the tokens of the first optimiser batch; nothing
         where the sampler does not tell its own."""
-        found = torch.cat(self._mismatches) if self._mismatches else torch.zeros(0)
+        found = self._gathered(self._mismatches)
         return {MISMATCH: float(found.mean()), MISMATCH_MAX: float(found.max())} if len(found) else {}
 
     def _rounding(self) -> dict[str, float]:
         """What the clip cuts before any update; nothing where there is no clip."""
-        if not self._first or not sum(map(len, self._first)):
+        far, outside = self._gathered(self._first).sort().values, self._gathered(self._outside)
+        if not len(far):
             return {}
-        far = torch.cat(self._first).sort().values
-        share = float(torch.cat(self._outside).double().mean())
-        return {OUTSIDE: share, NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
+        return {OUTSIDE: float(outside.double().mean()), NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
 
 
 def _largest(value: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, value.abs(), torch.zeros_like(value)).max()
 
 
-def describe_completions(rollout: Rollout) -> dict[str, float]:
-    """Lengths of completions in tokens, through the end; nothing for other families."""
+def describe_completions(rollout: Rollout, share: Share | None = None) -> dict[str, float]:
+    """Lengths of completions in tokens, through the end, of all processes; nothing for other families."""
     trace = rollout.trace
     if not isinstance(trace, TokenTrace):
         return {}
-    length = trace.mask.sum(dim=1).double()
+    length = trace.mask.sum(dim=1)
+    length = (length if share is None else share.gather(length)).double()
     return {
         "completion/length": float(length.mean()),
         "completion/full_length_fraction": float((length == trace.mask.shape[1]).double().mean()),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flowrl.types import OneProcess, Ranks
+from flowrl.errors import UserError
+from flowrl.types import IncompatibleError, OneProcess, Ranks
 
 
 class DistributedRanks:
@@ -26,16 +29,19 @@ class DistributedRanks:
         return slice(start, start + each + (self.rank < extra))
 
     def gather(self, rows: Tensor) -> Tensor:
-        """See `Ranks.gather`. Padded to the longest, because backends exchange equal shapes alone."""
+        """See `Ranks.gather`. As bytes, which every backend knows, padded to the longest, because backends exchange
+        equal shapes alone."""
         own = torch.tensor([len(rows)], device=self._device)
         counts = [torch.zeros_like(own) for _ in range(self.size)]
         dist.all_gather(counts, own)
-        sizes = [int(count) for count in counts]
-        padded = torch.zeros((max(sizes), *rows.shape[1:]), dtype=rows.dtype, device=self._device)
-        padded[: len(rows)] = rows.detach().to(self._device)
+        sizes, shape = [int(count) for count in counts], rows.shape[1:]
+        flat = rows.detach().to(self._device).reshape(len(rows), shape.numel()).contiguous().view(torch.uint8)
+        padded = flat.new_zeros(max(sizes), shape.numel() * rows.element_size())
+        padded[: len(rows)] = flat
         parts = [torch.zeros_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(rows.device)
+        found = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return found.view(rows.dtype).reshape(sum(sizes), *shape).to(rows.device)
 
     def total(self, value: Tensor) -> Tensor:
         """See `Ranks.total`."""
@@ -70,3 +76,29 @@ def launched() -> bool:
 def ranks() -> Ranks:
     """The processes that train together: those of `torch.distributed` where it is initialised, else this one."""
     return DistributedRanks() if dist.is_available() and dist.is_initialized() else OneProcess()
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """Work of each process for itself, without exchanges: what is raised on one ends all of them here.
+
+    Raises what was raised on this process, else `UserError` with what another one says.
+    """
+    if ranks.size == 1:
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if ranks.largest(int(error is not None)):
+        said = ranks.texts("" if error is None else _text(error))
+        if error is not None:
+            raise error
+        rank, text = next((rank, text) for rank, text in enumerate(said) if text)
+        raise UserError(f"rank {rank} of {ranks.size} stopped: {text}")
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError | IncompatibleError) else f"{type(error).__name__}: {error}"

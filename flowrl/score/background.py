@@ -17,9 +17,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flowrl.score.reward import CallStats, Reward
+from flowrl.score.reward import CallStats, Reward, gather_stats
 from flowrl.score.samples import joined, take
-from flowrl.types import Prompt, Samples, Scores
+from flowrl.types import Prompt, Ranks, Samples, Scores
 
 LOG = logging.getLogger("flowrl.score")
 QUEUED = 2
@@ -122,6 +122,10 @@ class Scoring:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         self._check()
         return self._scores
+
+    def gather(self, ranks: Ranks) -> None:
+        """Let the statistics be those of all processes."""
+        self.stats = gather_stats(self.stats, ranks)
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
         """``reward/seconds``: seconds spent in all rewards' calls, most of them while the next samples are made (what

@@ -20,7 +20,7 @@ from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
 from flowrl.models.weights import LIVE, HasWeightSets, WeightSets
-from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, OneProcess, Prompt, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -184,9 +184,9 @@ class TextPolicy(HasWeightSets):
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
-    def metrics(self) -> Mapping[str, float]:
-        """What the network's routers did since the last call; nothing for models without."""
-        return {} if self.network.routers is None else self.network.routers.metrics()
+    def metrics(self, ranks: Ranks | None = None) -> Mapping[str, float]:
+        """What the network's routers did since the last call, over all processes; nothing for models without."""
+        return {} if self.network.routers is None else self.network.routers.metrics(ranks or OneProcess())
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:
