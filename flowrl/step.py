@@ -110,7 +110,6 @@ def improve(
         table = tables[epoch % len(tables)]
         for index in _split(table, algorithm, settings, epoch):
             trained = _accumulate(update, table, index)
-            _check_finite(update.metrics.close_batch(), optimizer, scaler)
             norm = _apply(update, optimizer, trained)
             if norm is None:
                 skipped += 1
@@ -331,10 +330,11 @@ def _deviation(update: _Update, table: Table) -> float:
 
 
 def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> float | None:
-    """One optimiser step on the gradient summed over processes; returns the policy's norm before clipping, or None if
-    it was skipped because the scaled gradient overflowed. A critic, the optimiser's second group, is clipped by itself.
-    ``trained``: whether there were samples with a gradient, so that weights without one are an error."""
-    scaler, every = update.scaler, update.measure.policy.parameters()
+    """Close the optimiser batch and make its step on the gradient summed over processes; returns the policy's norm
+    before clipping, or None if it was skipped because the scaled gradient overflowed. A critic, the optimiser's second
+    group, is clipped by itself. Loss and norms are read off the device together: the host waits once. ``trained``:
+    whether there were samples with a gradient, so that weights without one are an error."""
+    settings, scaler, every = update.settings, update.scaler, update.measure.policy.parameters()
     for parameter, gradient in zip(every, summed([p.grad for p in every], every, update.ranks), strict=True):
         parameter.grad = gradient
     found = any(parameter.grad is not None for parameter in every)
@@ -345,8 +345,10 @@ def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> 
         )
     if found:
         scaler.unscale_(optimizer)
-    norm, *others = [_clip(group["params"], update.settings.max_grad_norm) for group in optimizer.param_groups]
-    finite = all(map(math.isfinite, (norm, *others)))
+    clipped = [_clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
+    loss, norms = update.metrics.close_batch(clipped)
+    _check_finite(loss, optimizer, scaler)
+    finite = all(map(math.isfinite, norms))
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -354,10 +356,10 @@ def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> 
         raise UserError("the gradient is not finite: lower optimizer.lr, or use dtype float32; no weight was changed")
     if found:
         scaler.update()
-    return norm if finite else None
+    return norms[0] if finite else None
 
 
-def _clip(parameters: list[torch.nn.Parameter], most: float) -> float:
+def _clip(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
     """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
     found = [p for p in parameters if p.grad is not None]
-    return float(torch.nn.utils.clip_grad_norm_(found, most)) if found else 0.0
+    return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowrl.devices import to_host
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import Batch, Likelihood, OneProcess, Ranks, Rollout, Scores, Share, TokenTrace, exchange
@@ -22,19 +23,25 @@ NEARLY_ALL = "ratio/first_deviation_p99"
 
 
 class StepMetrics:
-    """Weighted sums over the micro-batches of an iteration, turned into means over all processes at the end."""
+    """Weighted sums over the micro-batches of an iteration, turned into means over all processes at the end.
+
+    What a micro-batch adds stays on the device. It is read in one copy when the optimiser batch is closed, so the host
+    waits once for each.
+    """
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         self._ranks: Ranks = ranks or OneProcess()
         self._sums: dict[str, list[Tensor]] = {}
         self._counts: dict[str, list[Tensor]] = {}
-        self._losses: list[Tensor] = []
-        self._open: list[Tensor] = []
+        self._losses: list[float] = []
         self._norms: list[float] = []
         self._deviations: list[Tensor] = []
         self._mismatches: list[Tensor] = []
         self._first: list[Tensor] = []
         self._outside: list[Tensor] = []
+        self._open: list[tuple[list[Tensor], Tensor]] = []
+        """Of the open optimiser batch, on the device: numbers and the list that each will be put into."""
+        self._open_losses: list[Tensor] = []
 
     def add_block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
@@ -43,11 +50,12 @@ class StepMetrics:
             log_ratio = (live.logp - batch.old.logp).double()
             ratio = log_ratio.exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
-                self._deviations.append(_largest(ratio - 1, counted))
+                self._open.append((self._deviations, _largest(ratio - 1, counted)))
                 self._note_first(algorithm, live, batch, counted)
                 sampled = batch.probe.sampler_logp
                 if sampled is not None:
-                    self._mismatches.append((live.logp - sampled.to(live.logp)).abs()[counted])
+                    gap = (live.logp - sampled.to(live.logp)).abs()
+                    self._open.append((self._mismatches, torch.where(counted, gap, torch.nan)))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
@@ -56,7 +64,7 @@ class StepMetrics:
                 entropy = live.extra["entropy"].double()
                 self._note("entropy", entropy, counted & ~entropy.isnan())
             self._note_clip(algorithm, live, batch, counted)
-            self._open.append(loss.detach().double())
+            self._open_losses.append(loss.detach().double())
 
     def _note_clip(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
         """The share of what the clip acts on, decisions or samples, whose gradient it stops."""
@@ -69,26 +77,35 @@ class StepMetrics:
         self._note("clip_fraction", (beyond & (advantage != 0)).double(), counted)
 
     def _note(self, name: str, value: Tensor, counted: Tensor) -> None:
-        self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
-        self._counts.setdefault(name, []).append(counted.sum())
+        total = torch.where(counted, value, torch.zeros_like(value)).sum()
+        self._open.append((self._sums.setdefault(name, []), total))
+        self._open.append((self._counts.setdefault(name, []), counted.sum()))
 
     def _note_first(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
-        """How far what is clipped lies from 1 before any update, and which of it the clip already cuts."""
+        """How far what is clipped lies from 1 before any update, and which of it the clip already cuts; NaN for what
+        does not count, because choosing the rest on the device would wait for how many they are."""
         bounds = algorithm.objective.clip_range
         if bounds is None:
             return
         acted = algorithm.objective.log_ratio(live, batch).double()
-        ratio = acted[counted.any(dim=1) if acted.dim() == 1 else counted].exp()
-        self._first.append((ratio - 1).abs())
-        self._outside.append((ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1]))
+        ratio = torch.where(counted.any(dim=1) if acted.dim() == 1 else counted, acted.exp(), torch.nan)
+        outside = (ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1])
+        self._open.append((self._first, (ratio - 1).abs()))
+        self._open.append((self._outside, torch.where(ratio.isnan(), torch.nan, outside.double())))
 
-    def close_batch(self) -> float:
-        """End an optimiser batch; returns its loss, over all processes."""
-        loss = torch.stack(self._open).sum() if self._open else torch.zeros((), dtype=torch.float64)
-        loss = self._ranks.total(loss.cpu()) if self._ranks.size > 1 else loss
+    def close_batch(self, norms: Sequence[Tensor] = ()) -> tuple[float, list[float]]:
+        """End an optimiser batch: its loss, over all processes, and the gradient's ``norms`` as numbers, read
+        together."""
+        losses, behind = len(self._open_losses), len(self._open_losses) + len(norms)
+        found = to_host([*self._open_losses, *norms, *(value for _, value in self._open)])
+        loss = float(torch.stack(found[:losses]).sum()) if losses else 0.0
+        if self._ranks.size > 1:
+            loss = float(self._ranks.total(torch.tensor(loss, dtype=torch.float64)))
+        for (where, _), value in zip(self._open, found[behind:], strict=True):
+            where.append(value)
         self._losses.append(loss)
-        self._open = []
-        return float(loss)
+        self._open, self._open_losses = [], []
+        return loss, [float(norm) for norm in found[losses:behind]]
 
     def add_gradient_norm(self, norm: float) -> None:
         """Norm of an optimiser batch's gradient before clipping."""
@@ -103,14 +120,19 @@ class StepMetrics:
         ratio) and over optimiser steps (loss, gradient norm)."""
         means = self._means()
         return {
-            "loss": sum(float(loss) for loss in self._losses) / max(len(self._losses), 1),
+            "loss": sum(self._losses) / max(len(self._losses), 1),
             "grad_norm": sum(self._norms) / max(len(self._norms), 1),
-            DEVIATION: max((float(d) for d in self._gathered(self._deviations)), default=0.0),
+            DEVIATION: self._largest_deviation(),
             **self._rounding(),
             "clip_fraction": 0.0,
             **means,
             **self._mismatch(),
         }
+
+    def _largest_deviation(self) -> float:
+        """Of all processes; NaN if one is."""
+        every = exchange(self._ranks, [float(deviation) for deviation in self._deviations])
+        return float(torch.tensor([0.0, *(value for part in every for value in part)], dtype=torch.float64).max())
 
     def _means(self) -> dict[str, float]:
         """Over what every quantity was noted of."""
@@ -123,8 +145,8 @@ class StepMetrics:
 
     def _gathered(self, parts: Sequence[Tensor]) -> Tensor:
         """[K] what was noted on all processes, in their order."""
-        found = torch.cat([part.reshape(-1) for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
-        return found if self._ranks.size == 1 else self._ranks.gather(found.double().cpu())
+        found = _counted(parts)
+        return found if self._ranks.size == 1 else self._ranks.gather(found.double())
 
     def _mismatch(self) -> dict[str, float]:
         """``|log p|`` of the trainer minus that of the sampler, over the tokens of the first optimiser batch; nothing
@@ -137,7 +159,13 @@ class StepMetrics:
         far, outside = self._gathered(self._first).sort().values, self._gathered(self._outside)
         if not len(far):
             return {}
-        return {OUTSIDE: float(outside.double().mean()), NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
+        return {OUTSIDE: float(outside.mean()), NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
+
+
+def _counted(parts: Sequence[Tensor]) -> Tensor:
+    """All numbers of these parts but NaN, which stands for what does not count."""
+    found = torch.cat([part.flatten() for part in parts]) if parts else torch.zeros(0)
+    return found[~found.isnan()]
 
 
 def _largest(value: Tensor, where: Tensor) -> Tensor:
