@@ -213,10 +213,8 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
     )
     part, spare = session.portion(draw)
     rows = config.train.sample_batch
-    with together(session.ranks), session.rewards.scoring(part.group) as scoring:
-        rollout, samples = session.sample_and_decode(
-            part, algorithm.sampler, algorithm.behaviour, rows, timer, None if spare else scoring
-        )
+    with together(session.ranks), session.rewards.scoring(part.group, asked=not spare) as scoring:
+        rollout, samples = session.sample_and_decode(part, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
         with timer("reward"):
             rewards = scoring.wait()
     scoring.gather(session.ranks)

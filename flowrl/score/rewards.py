@@ -99,10 +99,10 @@ class Rewards:
         group = _prompt_ids(samples.prompts) if group is None else group.detach().cpu()
         return self.ask(samples, group)[0]
 
-    def scoring(self, group: Tensor) -> Scoring:
+    def scoring(self, group: Tensor, asked: bool = True) -> Scoring:
         """Scoring of samples that are about to be made, ``group`` [N] being their group numbers: chunks are added as
-        they are ready, and scored in the background."""
-        return Scoring(self.rewards, self._threads, group.detach().cpu(), self.conclude)
+        they are ready, and scored in the background; not ``asked``, no reward sees them."""
+        return Scoring(self.rewards, self._threads, group.detach().cpu(), self.conclude, asked)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise `UserError` if a reward applies to none of the prompts, or none to a prompt."""

@@ -17,7 +17,7 @@ from flowrl.math.random import seeds
 from flowrl.models.tiny_flow import TinyCondition
 from flowrl.models.weights import WeightSets
 from flowrl.types import IncompatibleError, Likelihood, Rollout, Steps
-from tests.contract.toys import rollout_of
+from tests.contract.toys import matching_rows, rollout_of
 
 GRID = torch.linspace(1, 0, 11).double()
 
@@ -164,7 +164,7 @@ def test_which_weights_vanish() -> None:
 def rows_at(*times: float) -> MatchingRows:
     count = len(times)
     clean, noise = (table([value]).expand(1, count, 2) for value in ([1.0, 0.0], [0.0, 2.0]))
-    return MatchingRows(clean, noise, table(list(times)))
+    return matching_rows(clean, noise, table(list(times)))
 
 
 def test_the_error_of_a_velocity_and_its_weights() -> None:
