@@ -217,7 +217,7 @@ def test_what_one_process_raises_ends_all() -> None:
             return f"other: {error}"
         return "nothing"
 
-    other = "other: rank 1 of 3 stopped: no such thing"
+    other = "other: rank 1: no such thing"
     assert in_threads(3, work) == [other, "own: no such thing", other]
     assert in_threads(2, lambda ranks: "fine" if _fine(ranks) else "") == ["fine", "fine"]
 

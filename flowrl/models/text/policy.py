@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
 from flowrl.models.lora import Adaptation
+from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
@@ -19,7 +20,7 @@ from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
-from flowrl.models.weights import LIVE, HasWeightSets, WeightSets
+from flowrl.models.weights import LIVE, HasWeightSets
 from flowrl.types import ALL_TOKENS, OneProcess, Prompt, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
@@ -54,7 +55,7 @@ class TextPolicy(HasWeightSets):
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
-        self.weights = WeightSets(network.adaptation.parameters, apart=extra)
+        self.weights = weight_sets(network.model, network.adaptation.parameters, apart=extra)
         self._trained = [*network.adaptation.parameters.values(), *extra.values()]
 
     @property
