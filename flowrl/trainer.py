@@ -99,6 +99,7 @@ class Trainer:
             "reference": session.policy.weights.sha256("reference"),
             "base": session.config.model.path,
             "rewards": session.rewards.versions,
+            "ranks": session.ranks.size,
             MANIFEST_KEY: dict(session.inputs),
         }
         checkpoint.save(
