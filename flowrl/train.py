@@ -16,7 +16,7 @@ from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.report import try_write
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
+from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, save_samples
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job, joined
 from flowrl.runtime.out_of_memory import explain_out_of_memory
@@ -60,10 +60,12 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             advantage,
             session.update_settings(),
             session.scaler,
+            batch.share,
         )
-        session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), policy.network_calls - calls)
+        forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls)))
+        session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
     with timer("monitor"):
-        watched = check_training(session, batch.rollout, batch.samples, updated)
+        watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
     described = describe_scores(batch.drawn, advantage)
     metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
@@ -150,9 +152,7 @@ def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
         if config.eval.every and (last or done % config.eval.every == 0):
             metrics |= trainer.evaluate()
         if config.log.samples and (last or done % config.log.samples_every == 0):
-            trainer.directory.save_samples(
-                done, batch.samples, batch.scores, advantage, seeds=batch.rollout.seeds, count=config.log.samples
-            )
+            save_samples(session, trainer.directory, batch, advantage)
         trainer.publish(metrics)
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)
