@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -95,5 +94,3 @@ def _told(ranks: Ranks, start: Checkpoint | None) -> Checkpoint | None:
 
 def _items(start: Checkpoint) -> list[tuple[str, Tensor]]:
     return sorted(start.tensors.items())
-
-
