@@ -23,12 +23,13 @@ from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
 from flowrl.models.text.policy import TextPolicy
+from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
-from flowrl.score import Rewards, Scoring, joined, load_rewards
+from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
 from flowrl.startup.inputs import fingerprint_inputs
 from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
@@ -37,6 +38,8 @@ from flowrl.step import UpdateSettings
 from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Rollout, Sampler, Samples
 
 EMA = "ema"
+PICTURES_FROM = 1 << 30
+"""Bytes of an iteration's float32 images from which on ``train.images: auto`` keeps them as uint8."""
 
 
 @dataclass
@@ -153,9 +156,9 @@ class Session:
         scoring: Scoring | None = None,
     ) -> tuple[Rollout, Samples]:
         """Sample with a weight set, ``rows`` at a time, and decode: ``(rollout, what rewards may see)``. Every chunk
-        goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled."""
-        chunks: list[Samples] = []
-
+        goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled. Without
+        ``scoring``, images are as they were made."""
+        kept = KeptSamples(len(draw), **({} if scoring is None else {"pictures_from": self._pictures_from()}))
         texts = dict(zip(draw.group.tolist(), draw.prompts, strict=True))
 
         def watched(policy: Policy, condition: Condition, part: Draw) -> Rollout:
@@ -163,17 +166,25 @@ class Session:
                 made = sampler(policy, condition, part)
             with timer("decode"):
                 prompts = [texts[group] for group in made.group.tolist()]  # of what was made, also where it is more
-                chunks.append(as_samples(prompts, policy.decode(made.final), made.feedback))
+                samples = kept.add(as_samples(prompts, policy.decode(made.final), made.feedback))
             if scoring is not None:
                 with timer("reward"):  # what it waits for rewards that are behind
-                    scoring.add(chunks[-1])
+                    scoring.add(samples)
             return made
 
         with timer("sample"):
             condition = self.policy.condition(draw.prompts)
         with self.policy.using(weights) as policy:
             rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
-        return rollout, joined(chunks)
+        return rollout, kept.all()
+
+    def _pictures_from(self) -> float:
+        """Bytes of an image from which on ``train.images`` keeps uint8 of what has been scored. ``auto`` looks at all
+        images of an iteration, whatever this process has of them."""
+        images, data = self.config.train.images, self.config.data
+        if images == "auto" and self.policy.device.type != "cpu":
+            return PICTURES_FROM / (data.prompts * data.group)
+        return 0.0 if images == "uint8" else math.inf
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
@@ -240,6 +251,8 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         train, test, notes = _fit_prompts(run, policy)
     for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
         policy.update_ema(name, 0.0)
+    if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references):
+        policy.weights.drop_reference()
     # Text rewards of flowrl and of TRL look alike; what was adapted from elsewhere is said.
     adapted = [(name, style) for name, style in rewards.styles.items() if style not in ("flowrl", "TRL")]
     return Session(

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flowrl.errors import UserError
+from flowrl.launcher import launch, own_accelerator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,12 +37,20 @@ def place(dtype: str, device: str) -> Placement:
     if dtype not in DTYPES:
         raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name == "cuda":
+        name = own_accelerator("cuda", torch.cuda.device_count())
     try:
         where = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
+    found = launch()
+    if where.index is not None and device not in ("auto", "cuda") and found is not None and found.local_size > 1:
+        raise UserError(
+            f"model.device={device} is one device, and {found.local_size} processes share this machine; set "
+            "model.device=auto, which gives each its own"
+        )
     return Placement(where, DTYPES[dtype])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowrl.media import as_floats
 from flowrl.monitor.images import measure_images
 from flowrl.monitor.texts import measure_texts
 from flowrl.types import Samples
@@ -59,7 +60,7 @@ def measure(
     """
     found: dict[str, Tensor] = {}
     if samples.images is not None:
-        found |= measure_images(samples.images, group)
+        found |= measure_images(as_floats(samples.images), group)
     if samples.completions is not None:
         found |= measure_texts(samples.completions, group)
     if latents is not None:

@@ -22,7 +22,7 @@ class Policy(Protocol):
         ...
 
     def decode(self, final: Tensor) -> Tensor | list[str]:
-        """Images [N, 3, H, W] in [0, 1], or texts, of a rollout's final samples."""
+        """Images [N, 3, H, W] in [0, 1] on the host, or texts, of a rollout's final samples."""
         ...
 
     def using(self, name: str) -> AbstractContextManager[Self]:
@@ -55,7 +55,11 @@ class Weights(Protocol):
         ...
 
     def sha256(self, name: str) -> str:
-        """Of a set's values."""
+        """Of a set's values; of a dropped reference's, as they were."""
+        ...
+
+    def drop_reference(self, *, hashed: bool = True) -> None:
+        """Free the reference where nothing compares with it; its hash stays known, unless nobody will ask."""
         ...
 
 

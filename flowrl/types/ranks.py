@@ -38,6 +38,10 @@ class Ranks(Protocol):
         """The largest of all processes' numbers."""
         ...
 
+    def first(self, value: Tensor) -> Tensor:
+        """Rank 0's value, on the device of the input, which is of the same shape and type on all."""
+        ...
+
     def texts(self, text: str) -> list[str]:
         """What every process says, in the order of ranks."""
         ...
@@ -66,6 +70,10 @@ class OneProcess:
         return value
 
     def largest(self, value: int) -> int:
+        """The value."""
+        return value
+
+    def first(self, value: Tensor) -> Tensor:
         """The value."""
         return value
 

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "flowrl").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 LAYERS = (
-    "flowrl.version flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values flowrl.types",
-    "flowrl.files flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
+    "flowrl.version flowrl.devices flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values "
+    "flowrl.types",
+    "flowrl.files flowrl.launcher flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
     "flowrl.importing flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
     "flowrl.detection flowrl.models flowrl.algorithms",
     "flowrl.composition flowrl.config flowrl.generated rewards",

@@ -68,7 +68,7 @@ def check(policy: DiffusionPolicy) -> float:
     if trace.media is None:
         raise UserError(f"{name} does not return its images as tensors for output_type='pt'; unsupported")
     # from the pipeline's own latents: a decoder may well amplify the rounding of ours
-    decoded = deviation(policy.decode(final), trace.media.clamp(0, 1))
+    decoded = deviation(policy.decode(final), trace.media.cpu().clamp(0, 1))
     if not decoded <= ROLLOUT * tolerance:
         raise UserError(
             f"decoding the final latents of {name} gives images {decoded:.2g} away from its own; unsupported"

@@ -126,7 +126,7 @@ class Recorder:
             with self.precision():
                 result = real(*args, **kwargs)
             prediction = prediction_of(result)
-            self._form = _form(result)
+            self._form = form_of(result)
             if outputs is not None:
                 prediction = outputs(prediction)
                 result = self._form(prediction)
@@ -187,9 +187,10 @@ class Recorder:
             self._run([NEUTRAL_PROMPT], steps, "latent", 0)
         return trace
 
-    def finish(self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor]) -> Tensor:
-        """Media [N, ...] the pipeline makes of ``final`` latents [N, ...]: its own code after the last step, with
-        ``blank(inputs)`` in place of the denoiser's prediction. Text is encoded once per batch size."""
+    def finish(self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor], prompts: int) -> Tensor:
+        """Media [N, ...] the pipeline makes of ``final`` latents [N, ...]: its own code after the last step of a run
+        for so many ``prompts``, with ``blank(inputs)`` in place of the denoiser's prediction. Text is encoded once per
+        number of prompts."""
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return self._form(blank(self._bind(args, kwargs)))
@@ -197,8 +198,8 @@ class Recorder:
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return _StepResult(final) if kwargs.get("return_dict", True) else (final, final)
 
-        with self._intercepted(forward, advance), self._cached_text(len(final)):
-            output = self._run([NEUTRAL_PROMPT] * len(final), 2, "pt", 0)
+        with self._intercepted(forward, advance), self._cached_text(prompts):
+            output = self._run([NEUTRAL_PROMPT] * prompts, 2, "pt", 0)
         media = _media(output)
         if media is None:
             raise UserError(
@@ -307,8 +308,8 @@ def prediction_of(result: Any) -> Tensor:
     return first if isinstance(first, Tensor) else torch.stack(list(first))
 
 
-def _form(result: Any) -> Callable[[Tensor], Any]:
-    """Wraps a prediction as this denoiser returns its own: bare, in a tuple or an output class; stacked or listed."""
+def form_of(result: Any) -> Callable[[Tensor], Any]:
+    """Wraps a prediction as this network returns its own: bare, in a tuple or an output class; stacked or listed."""
     if isinstance(result, Tensor):
         return lambda prediction: prediction
     unstack: Callable[[Tensor], Any] = (lambda p: p) if isinstance(result[0], Tensor) else list
