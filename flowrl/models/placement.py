@@ -56,16 +56,12 @@ def place(dtype: str, device: str) -> Placement:
     return Placement(where, DTYPES[dtype])
 
 
-def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
+def compile_blocks(network: nn.Module, backend: Any = "inductor") -> None:
     """Compile the blocks that repeat, with any number of rows: of one kind, named by the network itself, they share
     their graphs. There is one graph without gradients and one with them (one more for a first block, whose input needs
     none); a single row has graphs of its own, as torch always specialises on 1. Raises `UserError` where no block
     repeats."""
-    declared: Any = network
-    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
-    found = [module for module in network.modules() if type(module).__name__ in names]
-    kinds = Counter(type(module) for module in found)
-    blocks = [module for module in found if kinds[type(module)] > 1]
+    blocks = repeated_blocks(network)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks to compile; set model.compile: false")
     # graphs are counted by function, which all blocks share: blocks of other widths, or a last block that differs, go
@@ -89,6 +85,15 @@ def _any_batch(compiled: Callable[..., Any], forward: Callable[..., Any]) -> Cal
     return functools.update_wrapper(call, forward)
 
 
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks that the network itself names as repeated, in its order, of kinds that it has several of."""
+    declared: Any = network
+    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    kinds = Counter(type(module) for module in found)
+    return [module for module in found if kinds[type(module)] > 1]
+
+
 def checkpoint_blocks(network: nn.Module) -> None:
     """Recompute the activations of blocks that repeat: the members of the outermost lists of modules. Raises
     `UserError` where there are none.
@@ -96,14 +101,19 @@ def checkpoint_blocks(network: nn.Module) -> None:
     Transformers' own switch recomputes in training mode alone, in which OPT and others drop activations and whole
     layers at random by functions that no module stands for.
     """
-    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
-    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
-    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
-    blocks = blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
+    blocks = listed_blocks(network)
     for block in blocks:
         block.forward = _recomputing(block.forward)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks; set model.gradient_checkpointing: false")
+
+
+def listed_blocks(network: nn.Module) -> list[nn.Module]:
+    """The members of the outermost lists of modules that have several, else of those that have one."""
+    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
+    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
+    return blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
