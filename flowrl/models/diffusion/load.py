@@ -84,10 +84,7 @@ def load_policy(
     policy = DiffusionPolicy(
         recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
-    if attention is not None:
-        use_attention(policy, attention)
-    if compile:
-        compile_blocks(network)
+    _speed_up(policy, attention, compile)
     if parity == "check":
         check(policy)
     if shard != "none":
@@ -189,6 +186,14 @@ def _open(
     embedded = embedded_model(str(given), "diffusion")
     where = ModelSource(str(embedded or given), trust)
     return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
+
+
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool) -> None:
+    """Other kernels, once it is known how the pipeline calls its denoiser."""
+    if attention is not None:
+        use_attention(policy, attention)
+    if compile:
+        compile_blocks(policy.network)
 
 
 def _checkpoint(network: Any) -> None:
