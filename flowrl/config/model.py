@@ -74,9 +74,10 @@ class ModelConfig(Section):
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
     attention: str | None = Field(
-        default=None, description="attention backend of diffusers or transformers; null = its default"
+        default=None,
+        description="attention of diffusers or transformers: sdpa, flash, flex, xformers, ...; null = its default",
     )
-    compile: bool = Field(default=False, description="torch.compile the network")
+    compile: bool = Field(default=False, description="torch.compile the blocks that the network repeats")
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(
         default=None,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.errors import UserError
+from flowrl.models.diffusion.attention import use_attention
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
@@ -56,8 +57,8 @@ def load_policy(
         lora: the adapter to train (default: rank 32 on the attention projections); exclusive with ``full``.
         full: train every parameter of the denoiser.
         dtype: precision of the frozen parts; trained parameters are always float32.
-        attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
-        compile: compile the denoiser's repeated blocks.
+        attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
+        compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
@@ -73,7 +74,8 @@ def load_policy(
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
-    _switch_on(network, gradient_checkpointing, attention, compile)
+    if gradient_checkpointing:
+        _checkpoint(network)
     label = str(path_or_pipeline) if source else type(pipeline).__name__
     _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
@@ -82,6 +84,7 @@ def load_policy(
     policy = DiffusionPolicy(
         recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
+    _speed_up(policy, attention, compile)
     if parity == "check":
         check(policy)
     if shard != "none":
@@ -185,20 +188,16 @@ def _open(
     return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
 
 
-def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
-    kind = type(network).__name__
-    if gradient_checkpointing:
-        if not getattr(network, "_supports_gradient_checkpointing", False):
-            raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
-        network.enable_gradient_checkpointing()
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool) -> None:
+    """Other kernels, once it is known how the pipeline calls its denoiser."""
     if attention is not None:
-        try:
-            network.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"attention backend {attention!r} is not available for {kind}: {first_line(error)}"
-            ) from error
+        use_attention(policy, attention)
     if compile:
-        compile_blocks(network)
+        compile_blocks(policy.network)
+
+
+def _checkpoint(network: Any) -> None:
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        kind = type(network).__name__
+        raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
+    network.enable_gradient_checkpointing()

@@ -15,6 +15,7 @@ from flowrl.models.hub import download, read_json
 from flowrl.models.load_errors import explain, load_error
 from flowrl.models.source import ModelSource, check_model_name, without_progress_bars
 from flowrl.models.text import remote_code
+from flowrl.models.text.attention import check_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: 
     """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
     place, _ = _places(source)
     loader = _loader(place, family, source.trust_remote_code)
-    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": check_attention(attention)}
     if Path(place).is_dir():
         check_files(Path(place))
         variant = variant_of(Path(place))
