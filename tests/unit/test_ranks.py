@@ -171,9 +171,9 @@ def update(
     scores = Scores(table(ADVANTAGE).T, torch.ones(1).double(), ("r",), ids, ids, torch.ones(6).bool())
     rollout = rollout_of(Numbers(torch.tensor(numbers)), torch.zeros(len(numbers), 1), group=ids[numbers])
     optimizer = Noting(policy.parameters(), lr)
-    options = UpdateSettings(max_grad_norm=1e9, updates=2, epochs=2, **settings)
+    how = UpdateSettings(max_grad_norm=1e9, updates=2, epochs=2, **settings)
     metrics = improve(
-        policy, optimizer, algorithm, rollout, scores, table(ADVANTAGE)[0], options, scaler, share
+        policy, optimizer, algorithm, rollout, scores, table(ADVANTAGE)[0], how, scaler, share
     )  # fmt: skip
     return optimizer.seen, metrics, policy.theta.item()
 

@@ -132,7 +132,10 @@ def test_fewer_groups_than_processes_are_split_where_no_reward_compares(tmp_path
 
 
 def test_a_reward_that_compares_sees_whole_groups_and_a_process_may_be_idle(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"data": {"prompts": 2, "group": GROUP, "test": None}, "rewards": spec(tmp_path, "best_of_group")}
+    changes: dict[str, Any] = {
+        "data": {"prompts": 2, "group": GROUP, "test": None},
+        "rewards": spec(tmp_path, "best_of_group"),
+    }
     made = compare(3, lambda: session_of(["open"] * SET, tmp_path, rounds=1, **changes))
     assert [each.share.here.tolist() for each in made] == [list(range(6)), list(range(6, 12)), [-1]]
 
