@@ -12,7 +12,7 @@ from flowrl.paths import absolute_folder
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call",),
+    "diffusion": ("call", "quantize_encoders"),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
@@ -77,6 +77,12 @@ class ModelConfig(Section):
         default=None, description="attention backend of diffusers or transformers; null = its default"
     )
     compile: bool = Field(default=False, description="torch.compile the network")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None, description="hold the frozen network's linear layers in 4 or 8 bits (QLoRA); null = as dtype"
+    )
+    quantize_encoders: Literal["nf4", "int8"] | None = Field(
+        default=None, description="diffusion: the same for the text encoders"
+    )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(
         default=None,

@@ -231,6 +231,11 @@ class Config(Section):
                 self.model.full and self.model.lora != LoRAConfig(),
             ),
             (
+                f"model.full=true trains all weights, which model.quantize={self.model.quantize} holds in a few bits; "
+                "remove one of them",
+                self.model.full and self.model.quantize is not None,
+            ),
+            (
                 "model.full=true cannot start from model.adapter; set full=false, or merge the adapter first",
                 self.model.full and self.model.adapter is not None,
             ),

@@ -112,6 +112,11 @@ def _check_engine(config: Config, algorithm: Algorithm) -> None:
             f"algorithm.sampler.engine={engine} computes adapters in half precision alone, and model.dtype is float32;"
             " set model.dtype=bfloat16 or float16, or leave engine out"
         )
+    if engine is not None and config.model.quantize is not None:
+        raise UserError(
+            f"algorithm.sampler.engine={engine} would sample from the base in full precision, and"
+            f" model.quantize={config.model.quantize} trains on a rounded one; leave one of them out"
+        )
     if engine is None and config.model.vllm != VLLMConfig():
         raise UserError("model.vllm holds options of an engine that is not used; set algorithm.sampler.engine=vllm")
     if engine is not None and importlib.util.find_spec(engine) is None:

@@ -21,6 +21,7 @@ from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full
 from flowrl.models.placement import Placement, compile_blocks, place
+from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 from flowrl.worlds.shapes import CALL
 
@@ -41,6 +42,8 @@ def load_policy(
     compile: bool = False,
     trust_remote_code: bool = False,
     decode_batch: int = 16,
+    quantize: Method | None = None,
+    quantize_encoders: Method | None = None,
     parity: Literal["check", "skip"] = "check",
 ) -> DiffusionPolicy:
     """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
@@ -56,13 +59,16 @@ def load_policy(
         attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks.
         decode_batch: images decoded at once.
+        quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
+        quantize_encoders: hold those of the text encoders so.
 
     Raises:
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
     options = lora_or_full(full, lora)
-    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
+    quantized = _quantized(quantize, quantize_encoders, full, placement)
+    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -83,10 +89,22 @@ def load_policy(
     return policy
 
 
+def _quantized(network: Method | None, encoders: Method | None, full: bool, placement: Placement) -> Quantized:
+    for key, method in (("model.quantize", network), ("model.quantize_encoders", encoders)):
+        if method is not None:
+            check_quantization(method, full, key)
+            check_device(method, placement.device, key)
+    return Quantized(network, encoders, placement.device)
+
+
 def open_pipeline(
-    where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None
+    where: ModelSource,
+    dtype: torch.dtype,
+    components: Mapping[str, Any] | None = None,
+    quantized: Quantized = FULL_PRECISION,
 ) -> DiffusionPipeline:
     """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
+    ``quantized``: which of its networks are held in a few bits.
 
     Raises:
         UserError: when there is none.
@@ -112,7 +130,7 @@ def open_pipeline(
             common |= {} if variant is None else {"variant": variant}
             # parts a folder was saved without (text encoders, for ready-made embeddings) are named to be left out
             absent = {key: None for key, value in index.items() if value == [None, None]}
-            parts = {**absent, **load_networks(folder, index, dtype, given), **given}
+            parts = {**absent, **load_networks(folder, index, dtype, given, quantized), **given}
             pipeline = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **common, **parts)
     except Exception as error:  # whatever the library raises for files that are not as it wrote them
         raise load_error(source, error) from error
@@ -148,7 +166,7 @@ def single_step(scheduler: Any) -> Any:
 
 
 def _open(
-    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool
+    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool, quantized: Quantized
 ) -> tuple[ModelSource | None, DiffusionPipeline, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
@@ -159,10 +177,15 @@ def _open(
         pipeline: Any = given
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
-        return (ModelSource(origin, trust) if known else None), pipeline.to(placement.dtype), {}
+        pipeline = pipeline.to(placement.dtype)
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                quantized.finish(name, part)
+        return (ModelSource(origin, trust) if known else None), pipeline, {}
     embedded = embedded_model(str(given), "diffusion")
     where = ModelSource(str(embedded or given), trust)
-    return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
+    opened = open_pipeline(where, placement.dtype, quantized=quantized)
+    return where, opened, {} if embedded is None else CALL
 
 
 def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
