@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowrl.devices import to_host
 from flowrl.types import (
     Batch,
     Combination,
@@ -52,13 +53,14 @@ class Measure:
 def assemble(parts: Sequence[Block], shape: torch.Size) -> Likelihood:
     """Blocks put back into [N, D] matrices in float64 on the host; entries that no block covers are 0."""
     names = list(parts[0][2].extra) if parts else []
-    logp, extra = torch.zeros(shape, dtype=torch.float64), {n: torch.zeros(shape, dtype=torch.float64) for n in names}
-    for block, decisions, live in parts:
+    matrices = [torch.zeros(shape, dtype=torch.float64) for _ in ("logp", *names)]
+    # all blocks in one copy, so that the host waits once
+    found = iter(to_host([value for _, _, live in parts for value in (live.logp, *map(live.need, names))]))
+    for block, decisions, _ in parts:
         columns = torch.arange(shape[1])[decisions]
-        logp[block[:, None], columns] = live.logp.detach().double().cpu()
-        for name in names:
-            extra[name][block[:, None], columns] = live.extra[name].detach().double().cpu()
-    return Likelihood(logp, extra)
+        for matrix in matrices:
+            matrix[block[:, None], columns] = next(found).double()
+    return Likelihood(matrices[0], dict(zip(names, matrices[1:], strict=True)))
 
 
 def coupled_gradient(
@@ -114,12 +116,13 @@ def combine(
     """``sum_c w_c g_c`` with the weights that a combination makes of the inner products ``g_c . g_d``, which are those
     of the whole gradients, over all ranks and without the ``scale`` of the loss."""
     whole = [[None if g is None else sum_over_ranks(g).double() / scale for g in channel] for channel in channels]
-    weights = combination(torch.stack([torch.stack([_inner(a, b) for b in whole]) for a in whole]))
+    products = torch.stack(to_host([_inner(a, b) for a in whole for b in whole]))
+    weights = combination(products.view(len(whole), len(whole)))
     return [_weighted(weights, column) for column in zip(*channels, strict=True)]
 
 
 def _inner(a: Gradients, b: Gradients) -> Tensor:
-    pairs = [(x * y).sum().cpu() for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    pairs = [(x * y).sum() for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     return torch.stack(pairs).sum() if pairs else torch.zeros((), dtype=torch.float64)
 
 

@@ -23,6 +23,7 @@ from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
 from flowrl.models.text.policy import TextPolicy
+from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
@@ -240,6 +241,8 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         train, test, notes = _fit_prompts(run, policy)
     for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
         policy.update_ema(name, 0.0)
+    if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references):
+        policy.weights.drop_reference()
     # Text rewards of flowrl and of TRL look alike; what was adapted from elsewhere is said.
     adapted = [(name, style) for name, style in rewards.styles.items() if style not in ("flowrl", "TRL")]
     return Session(

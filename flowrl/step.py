@@ -83,8 +83,7 @@ def improve(
         table = tables[epoch % len(tables)]
         for index in _split(table, algorithm, settings, epoch):
             _accumulate(update, table, index)
-            _check_finite(update.metrics.close_batch(), optimizer, scaler)
-            norm = _apply(policy, optimizer, settings, scaler)
+            norm = _apply(update, optimizer)
             if norm is None:
                 skipped += 1
             else:
@@ -288,19 +287,21 @@ def _deviation(update: _Update, table: Table) -> float:
     return float(torch.where(table.mask[some], first - second, 0.0).expm1().abs().max())
 
 
-def _apply(
-    policy: Policy, optimizer: torch.optim.Optimizer, settings: UpdateSettings, scaler: GradScaler
-) -> float | None:
-    """One optimiser step on the summed gradient; returns the policy's norm before clipping, or None if it was skipped
-    because the scaled gradient overflowed. A critic, the optimiser's second group, is clipped by itself."""
-    parameters = [p for p in policy.parameters() if p.grad is not None]
+def _apply(update: _Update, optimizer: torch.optim.Optimizer) -> float | None:
+    """Close the optimiser batch and make its step on the summed gradient; returns the policy's norm before clipping, or
+    None if it was skipped because the scaled gradient overflowed. A critic, the optimiser's second group, is clipped by
+    itself. Loss and norms are read off the device together: the host waits once."""
+    settings, scaler = update.settings, update.scaler
+    parameters = [p for p in update.measure.policy.parameters() if p.grad is not None]
     for parameter in parameters:
         assert parameter.grad is not None
         parameter.grad = settings.sum_over_ranks(parameter.grad)
     if parameters:
         scaler.unscale_(optimizer)
-    norm, *others = [_clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
-    finite = all(map(math.isfinite, (norm, *others)))
+    clipped = [_clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
+    loss, norms = update.metrics.close_batch(clipped)
+    _check_finite(loss, optimizer, scaler)
+    finite = all(map(math.isfinite, norms))
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -308,10 +309,10 @@ def _apply(
         raise UserError("the gradient is not finite: lower optimizer.lr, or use dtype float32; no weight was changed")
     if parameters:
         scaler.update()
-    return norm if finite else None
+    return norms[0] if finite else None
 
 
-def _clip(parameters: list[torch.nn.Parameter], most: float) -> float:
+def _clip(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
     """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
     found = [p for p in parameters if p.grad is not None]
-    return float(torch.nn.utils.clip_grad_norm_(found, most)) if found else 0.0
+    return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())

@@ -29,16 +29,33 @@ SUBSET_STREAM = 1001  # far from the sampler's streams of the same seeds
 
 @dataclass(frozen=True)
 class TransitionRows(StepRows):
-    """Recorded steps to be trained; ``mean`` is the sampling policy's, where it was kept. An event is a step of the
-    sampler's record."""
+    """Recorded steps to be trained. The states are the sampler's, shared by every block and read where they are asked
+    for. An event is a step of the sampler's record."""
 
-    x: Tensor  # [N, D, ...]
-    x_next: Tensor
+    steps: Steps
     squared: Tensor
-    mean: Tensor | None
-    dynamics: Dynamics
-    guidance: float | None
+    sample: Tensor  # [N, D] int64: whose step it is
     event: Tensor  # [N, D] int64: which of the recorded steps it is
+
+    @property
+    def x(self) -> Tensor:
+        """[N, D, ...]: where the steps start."""
+        return self.steps.states[self.sample, self.event]
+
+    @property
+    def x_next(self) -> Tensor:
+        """[N, D, ...]: where the steps end."""
+        return self.steps.states[self.sample, self.event + 1]
+
+    @property
+    def mean(self) -> Tensor | None:
+        """[N, D, ...]: the sampling policy's means, where they were kept."""
+        return None if self.steps.mean is None else self.steps.mean[self.sample, self.event]
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """The kernel they were made with."""
+        return self.steps.dynamics
 
     @property
     def events(self) -> Tensor:
@@ -95,8 +112,8 @@ class Transitions:
         if self.measure == "noise" and steps.mean is None:
             raise IncompatibleError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
         event = torch.arange(steps.t.shape[1]).expand(steps.t.shape)
-        states = (steps.t, steps.t_next, steps.x, steps.x_next, steps.squared, steps.mean)
-        rows = TransitionRows(*states, steps.dynamics, steps.guidance, event)
+        sample = torch.arange(len(event))[:, None].expand(event.shape)
+        rows = TransitionRows(steps.t, steps.t_next, steps, steps.squared, sample, event)
         return rows if self.fraction >= 1 else self._subset(rows, seeds)
 
     def _subset(self, rows: TransitionRows, seeds: Tensor) -> TransitionRows:
@@ -113,7 +130,7 @@ class Transitions:
         if self.measure == "noise":
             return Likelihood(torch.zeros_like(rows.squared))
         s = rows.dynamics.coefficients(rows.t, rows.t_next)[2]
-        return Likelihood(self._log(rows.squared, s, elements(rows.x, 2)))
+        return Likelihood(self._log(rows.squared, s, elements(rows.steps.states, 2)))
 
     def __call__(
         self, policy: FlowPolicy, rows: TransitionRows, condition: Condition, references: Sequence[str] = ()
@@ -124,7 +141,7 @@ class Transitions:
         wide = condition.take(torch.arange(n).repeat_interleave(d))
 
         def velocity(model: FlowPolicy) -> Tensor:
-            return model.velocity(x, t, wide, guidance=rows.guidance, cfg_grad=self.cfg_grad)
+            return model.velocity(x, t, wide, guidance=rows.steps.guidance, cfg_grad=self.cfg_grad)
 
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
@@ -157,8 +174,9 @@ class Transitions:
         return log_density(squared, s, count) * factor
 
     def _noise_ratio(self, mean: Tensor, rows: TransitionRows, x_next: Tensor, s: Tensor) -> Tensor:
-        assert rows.mean is not None
-        old_mean = _flat(rows.mean).to(mean.device)
+        kept = rows.mean
+        assert kept is not None
+        old_mean = _flat(kept).to(mean.device)
         z = (x_next - old_mean).flatten(1).double() / s[:, None]
         shift = (mean - old_mean).flatten(1).double()
         return (z * shift).sum(dim=1) * reduce_factor(self.reduction, elements(mean, 1))

@@ -101,20 +101,28 @@ def adapt(
     options: LoRAOptions | None,
     defaults: Sequence[str] = ATTENTION_TARGETS,
     excluded: Sequence[str] = (),
-) -> Adaptation:
-    """Freeze ``network`` but for a fresh adapter (or nothing, for ``None``) and keep what is trained in float32.
+) -> None:
+    """Freeze ``network`` but for a fresh adapter (or nothing, for ``None``) and keep what is trained in float32. Its
+    parameters are collected afterwards, where the network has been placed: `trained_parameters`.
 
-    defaults: layers to adapt where the options name none. spared: full names of layers that the defaults leave out.
+    defaults: layers to adapt where the options name none. excluded: full names of layers that the defaults leave out.
     """
     network.requires_grad_(options is None)
     if options is None:
         network.float()
     else:
         _add_adapter(network, options, defaults, excluded)
-    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     network.eval()
+
+
+def trained_parameters(network: nn.Module, options: LoRAOptions | None) -> Adaptation:
+    """What is trained of a network that `adapt` prepared and that has been placed or sharded since: both may put other
+    parameters in the place of those that were there (``.to`` on XLA, FSDP2 everywhere), and the old ones would be
+    trained without effect."""
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     dropouts = [m for name, m in network.named_modules() if "lora_dropout" in name and isinstance(m, nn.Dropout)]
     return Adaptation(parameters, options, tuple(dropouts))
 

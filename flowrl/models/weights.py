@@ -32,6 +32,7 @@ class WeightSets:
         self._active = LIVE
         self._live: dict[str, Tensor] = {}
         self._reference_moved = False
+        self._reference_hash: str | None = None
         self._sets[REFERENCE] = self._copy()
 
     @property
@@ -66,6 +67,14 @@ class WeightSets:
         for key, kept in self._sets[name].items():
             kept.lerp_(live[key], 1.0 - decay) if decay else kept.copy_(live[key])
 
+    def drop_reference(self, *, hashed: bool = True) -> None:
+        """Free the reference where nothing will compare with it; its hash stays known, unless nobody will ask."""
+        if self._active == REFERENCE:
+            raise ValueError("the reference is in use")
+        if hashed:
+            self._reference_hash = self.sha256(REFERENCE)
+        self._sets.pop(REFERENCE, None)
+
     def state(self) -> dict[str, Tensor]:
         """All sets as one flat ``{"set/parameter": tensor}``. The reference is left out while it is where training
         started: loading the model again makes it, and its hash tells whether it is the same."""
@@ -87,7 +96,9 @@ class WeightSets:
                 kept.copy_(tensors[key])
 
     def sha256(self, name: str) -> str:
-        """sha256 of a set's names, shapes, types and bytes."""
+        """sha256 of a set's names, shapes, types and bytes; a dropped reference's as it was."""
+        if name == REFERENCE and name not in self._sets and self._reference_hash is not None:
+            return self._reference_hash
         digest = hashlib.sha256()
         for key, tensor in sorted(self._tensors(name).items()):
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -100,6 +111,11 @@ class WeightSets:
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if name == LIVE:
             return self._live or {key: p.detach() for key, p in self._parameters.items()}
+        if name == REFERENCE and name not in self._sets:
+            raise UserError(
+                "the reference weights were freed, because no part of the algorithm names them; a part that compares "
+                "with them names them: a regularizer of weight above 0 in its field 'to', an estimator in 'references'"
+            )
         if name not in self._sets:
             raise UserError(f"there are no weights called {name!r}" + did_you_mean(name, self.names()))
         return self._sets[name]

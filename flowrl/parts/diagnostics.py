@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from flowrl.devices import to_host
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import Batch, Likelihood, Rollout, Scores, TokenTrace
@@ -20,18 +23,24 @@ NEARLY_ALL = "ratio/first_deviation_p99"
 
 
 class StepMetrics:
-    """Weighted sums over the micro-batches of an iteration, turned into means at the end."""
+    """Weighted sums over the micro-batches of an iteration, turned into means at the end.
+
+    What a micro-batch adds stays on the device. It is read in one copy when the optimiser batch is closed, so the host
+    waits once for each.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, list[Tensor]] = {}
         self._counts: dict[str, list[Tensor]] = {}
-        self._losses: list[Tensor] = []
-        self._open: list[Tensor] = []
+        self._losses: list[float] = []
         self._norms: list[float] = []
         self._deviations: list[Tensor] = []
         self._mismatches: list[Tensor] = []
         self._first: list[Tensor] = []
         self._outside: list[Tensor] = []
+        self._open: list[tuple[list[Tensor], Tensor]] = []
+        """Of the open optimiser batch, on the device: numbers and the list that each will be put into."""
+        self._open_losses: list[Tensor] = []
 
     def add_block(self, algorithm: Algorithm, live: Likelihood, batch: Batch, loss: Tensor) -> None:
         """Note one micro-batch. Nothing is moved off the device before the batch is closed."""
@@ -40,11 +49,12 @@ class StepMetrics:
             log_ratio = (live.logp - batch.old.logp).double()
             ratio = log_ratio.exp()
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
-                self._deviations.append(_largest(ratio - 1, counted))
+                self._open.append((self._deviations, _largest(ratio - 1, counted)))
                 self._note_first(algorithm, live, batch, counted)
                 sampled = batch.probe.sampler_logp
                 if sampled is not None:
-                    self._mismatches.append((live.logp - sampled.to(live.logp)).abs()[counted])
+                    gap = (live.logp - sampled.to(live.logp)).abs()
+                    self._open.append((self._mismatches, torch.where(counted, gap, torch.nan)))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             for name, value in notes.items():
@@ -53,7 +63,7 @@ class StepMetrics:
                 entropy = live.extra["entropy"].double()
                 self._note("entropy", entropy, counted & ~entropy.isnan())
             self._note_clip(algorithm, live, batch, counted)
-            self._open.append(loss.detach().double())
+            self._open_losses.append(loss.detach().double())
 
     def _note_clip(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
         """The share of what the clip acts on, decisions or samples, whose gradient it stops."""
@@ -66,25 +76,32 @@ class StepMetrics:
         self._note("clip_fraction", (beyond & (advantage != 0)).double(), counted)
 
     def _note(self, name: str, value: Tensor, counted: Tensor) -> None:
-        self._sums.setdefault(name, []).append(torch.where(counted, value, torch.zeros_like(value)).sum())
-        self._counts.setdefault(name, []).append(counted.sum())
+        total = torch.where(counted, value, torch.zeros_like(value)).sum()
+        self._open.append((self._sums.setdefault(name, []), total))
+        self._open.append((self._counts.setdefault(name, []), counted.sum()))
 
     def _note_first(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
-        """How far what is clipped lies from 1 before any update, and which of it the clip already cuts."""
+        """How far what is clipped lies from 1 before any update, and which of it the clip already cuts; NaN for what
+        does not count, because choosing the rest on the device would wait for how many they are."""
         bounds = algorithm.objective.clip_range
         if bounds is None:
             return
         acted = algorithm.objective.log_ratio(live, batch).double()
-        ratio = acted[counted.any(dim=1) if acted.dim() == 1 else counted].exp()
-        self._first.append((ratio - 1).abs())
-        self._outside.append((ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1]))
+        ratio = torch.where(counted.any(dim=1) if acted.dim() == 1 else counted, acted.exp(), torch.nan)
+        outside = (ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1])
+        self._open.append((self._first, (ratio - 1).abs()))
+        self._open.append((self._outside, torch.where(ratio.isnan(), torch.nan, outside.double())))
 
-    def close_batch(self) -> float:
-        """End an optimiser batch; returns its loss."""
-        loss = torch.stack(self._open).sum() if self._open else torch.zeros(())
+    def close_batch(self, norms: Sequence[Tensor] = ()) -> tuple[float, list[float]]:
+        """End an optimiser batch: its loss, and the gradient's ``norms`` as numbers, read together."""
+        losses, behind = len(self._open_losses), len(self._open_losses) + len(norms)
+        found = to_host([*self._open_losses, *norms, *(value for _, value in self._open)])
+        loss = float(torch.stack(found[:losses]).sum()) if losses else 0.0
+        for (where, _), value in zip(self._open, found[behind:], strict=True):
+            where.append(value)
         self._losses.append(loss)
-        self._open = []
-        return float(loss)
+        self._open, self._open_losses = [], []
+        return loss, [float(norm) for norm in found[losses:behind]]
 
     def add_gradient_norm(self, norm: float) -> None:
         """Norm of an optimiser batch's gradient before clipping."""
@@ -100,7 +117,7 @@ class StepMetrics:
         counts = {name: max(sum(float(count) for count in each), 1.0) for name, each in self._counts.items()}
         means = {name: float(torch.stack(values).sum()) / counts[name] for name, values in self._sums.items()}
         return {
-            "loss": sum(float(loss) for loss in self._losses) / max(len(self._losses), 1),
+            "loss": sum(self._losses) / max(len(self._losses), 1),
             "grad_norm": sum(self._norms) / max(len(self._norms), 1),
             DEVIATION: max((float(d) for d in self._deviations), default=0.0),
             **self._rounding(),
@@ -112,16 +129,22 @@ class StepMetrics:
     def _mismatch(self) -> dict[str, float]:
         """``|log p|`` of the trainer minus that of the sampler, over the tokens of the first optimiser batch; nothing
         where the sampler does not tell its own."""
-        found = torch.cat(self._mismatches) if self._mismatches else torch.zeros(0)
+        found = _counted(self._mismatches)
         return {MISMATCH: float(found.mean()), MISMATCH_MAX: float(found.max())} if len(found) else {}
 
     def _rounding(self) -> dict[str, float]:
         """What the clip cuts before any update; nothing where there is no clip."""
-        if not self._first or not sum(map(len, self._first)):
+        far = _counted(self._first).sort().values
+        if not len(far):
             return {}
-        far = torch.cat(self._first).sort().values
-        share = float(torch.cat(self._outside).double().mean())
+        share = float(_counted(self._outside).mean())
         return {OUTSIDE: share, NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
+
+
+def _counted(parts: Sequence[Tensor]) -> Tensor:
+    """All numbers of these parts but NaN, which stands for what does not count."""
+    found = torch.cat([part.flatten() for part in parts]) if parts else torch.zeros(0)
+    return found[~found.isnan()]
 
 
 def _largest(value: Tensor, where: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.masking import draw_tokens, ended, is_end, through_end
+from flowrl.math.masking import draw_tokens, ended, through_end
 from flowrl.math.random import uniform
 from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace, Truncation
 
@@ -90,22 +90,27 @@ class CausalSampler:
         tokens = torch.full((count, self.length), policy.pad_token, dtype=torch.int64, device=device)
         logp = torch.zeros(count, self.length, device=device)
         numbers = uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM).to(device)
-        going = torch.arange(count, device=device)  # rows in the decoder, some of them ended
-        over = torch.zeros(count, dtype=torch.bool, device=device)
+        ends = torch.tensor(policy.end_tokens, dtype=torch.int64, device=device)
+        going = torch.arange(count, device=device)  # rows in the decoder, and which of them have not ended
+        active = torch.ones(count, dtype=torch.bool, device=device)
         decoder: Decoder = policy.decoder(condition)
         rows = 0
         for place in range(self.length):
             rows += len(going)
-            chosen, found = draw_tokens(decoder.logits, numbers[going, place], temperature[going], self.truncation)
-            active = ~over[going]
-            tokens[going[active], place] = chosen[active]
-            logp[going[active], place] = found[active]
-            over[going] |= is_end(chosen, policy.end_tokens)
-            if bool(over.all()) or place == self.length - 1:
+            chosen, found = draw_tokens(decoder.logits, numbers[:, place], temperature, self.truncation)
+            tokens[going, place] = torch.where(active, chosen, policy.pad_token)
+            logp[going, place] = torch.where(active, found, 0.0)
+            active = active & ~torch.isin(chosen, ends)
+            if place == self.length - 1:
                 break
-            active = ~over[going]
-            if int(active.sum()) <= (1 - COMPACT) * len(going):
-                decoder.keep(active.nonzero()[:, 0])
-                going, chosen = going[active], chosen[active]
+            left = active.cpu()  # the only wait for the device in this loop
+            if not bool(left.any()):
+                break
+            if int(left.sum()) <= (1 - COMPACT) * len(left):
+                decoder.keep(left.nonzero()[:, 0])
+                kept = left.nonzero()[:, 0].to(device)
+                going, active, chosen, numbers, temperature = (
+                    value[kept] for value in (going, active, chosen, numbers, temperature)
+                )
             decoder.push(chosen)
         return tokens.cpu(), logp.cpu(), rows

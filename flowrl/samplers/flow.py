@@ -156,34 +156,40 @@ class _Track:
 
     def __init__(self, ranges: StepRanges) -> None:
         self.ranges = ranges
-        self._states: list[Tensor] = []
+        self._states: Tensor | None = None  # [N, D + 1, ...]
+        self._means: Tensor | None = None  # [N, D, ...]
         self._squared: list[Tensor] = []
-        self._means: list[Tensor] = []
 
     def record(self, x: Tensor, x_next: Tensor, measured: tuple[Tensor, Tensor, Tensor], with_mean: bool) -> None:
         squared, mean, s = measured
         if not bool((s > 0).all()):
             raise IncompatibleError("a recorded step has no noise, so no density: leave it out of the sampler's window")
-        if not self._states:
-            self._states.append(x.cpu())
-        self._states.append(x_next.cpu())
-        self._squared.append(squared.cpu())
+        done, steps = len(self._squared), len(self.ranges.recorded)
+        if self._states is None:
+            self._states = _on_host(x, steps + 1)
+            self._states[:, 0] = x
+        self._states[:, done + 1] = x_next
         if with_mean:
-            self._means.append(mean.cpu())
+            self._means = _on_host(mean, steps) if self._means is None else self._means
+            self._means[:, done] = mean
+        self._squared.append(squared.cpu())
 
     def steps(self, times: Tensor, dynamics: Dynamics, guidance: float | None) -> Steps | None:
-        if not self._states:
+        if self._states is None:
             return None
-        states = torch.stack(self._states, dim=1)
-        count, first = len(states), self.ranges.recorded.start
-        grid = times[first : first + states.shape[1]].cpu().expand(count, -1)
+        first, count = self.ranges.recorded.start, len(self._squared)
+        grid = times[first : first + count + 1].cpu().expand(len(self._states), -1)
         return Steps(
-            x=states[:, :-1],
-            x_next=states[:, 1:],
+            self._states,
             t=grid[:, :-1],
             t_next=grid[:, 1:],
             squared=torch.stack(self._squared, dim=1),
             dynamics=dynamics,
             guidance=guidance,
-            mean=torch.stack(self._means, dim=1) if self._means else None,
+            mean=self._means,
         )
+
+
+def _on_host(like: Tensor, count: int) -> Tensor:
+    """Room for ``count`` tensors like [N, ...]: [N, count, ...]."""
+    return torch.empty(len(like), count, *like.shape[1:], dtype=like.dtype)

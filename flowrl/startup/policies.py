@@ -46,6 +46,7 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     policy = load_policy(**config.model.arguments(family))
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(policy, os.path.expanduser(config.model.adapter))
+    policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved
     policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in loaded.tensors.items() if k.startswith(WEIGHTS)})
     known = origin(config)
     policy.origin = None if known is None else {**known, "checkpoint": loaded.path.name}

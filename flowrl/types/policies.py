@@ -55,7 +55,11 @@ class Weights(Protocol):
         ...
 
     def sha256(self, name: str) -> str:
-        """Of a set's values."""
+        """Of a set's values; of a dropped reference's, as they were."""
+        ...
+
+    def drop_reference(self, *, hashed: bool = True) -> None:
+        """Free the reference where nothing compares with it; its hash stays known, unless nobody will ask."""
         ...
 
 

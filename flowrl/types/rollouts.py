@@ -33,10 +33,10 @@ class Dynamics(Protocol):
 
 @dataclass(frozen=True)
 class Steps:
-    """Recorded Gaussian steps ``x -> x_next``; the noise level travels with them."""
+    """Recorded Gaussian steps ``x -> x_next`` that follow one another; the noise level travels with them."""
 
-    x: Tensor  # [N, D, ...]
-    x_next: Tensor  # [N, D, ...]
+    states: Tensor
+    """[N, D + 1, ...]: step d goes from state d to state d + 1, so each is stored once."""
     t: Tensor  # [N, D] float64
     t_next: Tensor  # [N, D] float64
     squared: Tensor
@@ -47,6 +47,16 @@ class Steps:
     """Guidance scale the step was made with; ``None`` is the policy's own."""
     mean: Tensor | None = None
     """[N, D, ...] float32: the sampling policy's mean, kept only where an objective needs it (GRPO-Guard)."""
+
+    @property
+    def x(self) -> Tensor:
+        """[N, D, ...]: where every step starts, a view."""
+        return self.states[:, :-1]
+
+    @property
+    def x_next(self) -> Tensor:
+        """[N, D, ...]: where every step ends, a view."""
+        return self.states[:, 1:]
 
 
 @dataclass(frozen=True)

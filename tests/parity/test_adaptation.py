@@ -7,11 +7,14 @@ import json
 import pytest
 import torch
 
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models import export_formats, export_policy, load_adapter
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion import LoRAOptions, load_policy
 from flowrl.models.diffusion.recorder import Recorder
+from flowrl.session import open_session
+from flowrl.startup.preflight import check_run
 from flowrl.types import prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, move, points
@@ -50,6 +53,44 @@ def test_weight_sets(policy):
         assert torch.is_grad_enabled()
     assert [p.data_ptr() for p in policy.parameters()] == identities
     assert policy.weights.sha256("reference") == fingerprint != policy.weights.sha256("live")
+
+
+def held(policy) -> int:
+    """Bytes of all weight sets but live."""
+    sets = policy.weights._sets.values()
+    return sum(tensor.untyped_storage().nbytes() for kept in sets for tensor in kept.values())
+
+
+def test_a_dropped_reference_holds_nothing_and_is_still_known(policy):
+    size = sum(p.numel() * p.element_size() for p in policy.parameters())
+    fingerprint = policy.weights.sha256("reference")
+    assert held(policy) == size
+    policy.weights.drop_reference()
+    policy.weights.drop_reference()
+    assert held(policy) == 0 and policy.weights.names() == ["live"]
+    move(policy)
+    assert policy.weights.sha256("reference") == fingerprint != policy.weights.sha256("live")
+    assert {key.split("/")[0] for key in policy.weights.state()} == {"live"}
+    with pytest.raises(UserError, match="reference weights were freed, because no part"), policy.using("reference"):
+        pass
+    policy.update_ema("reference", 0.0)  # one that is renewed: a set like any other from here on
+    assert held(policy) == size and policy.weights.sha256("reference") == policy.weights.sha256("live")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kept"),
+    [
+        ({"use": "flow_grpo", "kl": 0.0}, False),
+        ({"use": "flow_grpo", "kl": 0.01}, True),
+        ({"use": "diffusion_nft", "reference": 0.0}, False),
+        ({"use": "diffusion_nft", "reference": 0.0, "estimator": {"to": "reference"}}, True),
+    ],
+)
+def test_a_run_keeps_the_reference_where_something_compares_with_it(algorithm, kept, tmp_path):
+    config = Config.load("configs/quickstart.yaml", [f"out={tmp_path / 'run'}", "eval.every=0", "data.test=null"])
+    session = open_session(check_run(config.model_copy(update={"algorithm": algorithm})))
+    assert ("reference" in session.policy.weights.names()) == kept
+    assert len(session.policy.weights.sha256("reference")) == 64
 
 
 def test_restores_after_an_error(policy):

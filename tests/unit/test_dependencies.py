@@ -22,7 +22,7 @@ from flowrl.commands import doctor
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models import check_parity
-from flowrl.models.lora import Adaptation, LoRAOptions, adapt
+from flowrl.models.lora import Adaptation, LoRAOptions, adapt, trained_parameters
 from flowrl.models.placement import Placement
 from flowrl.models.text.network import Network
 from flowrl.records import machine
@@ -47,7 +47,9 @@ def test_an_adapter_needs_peft_alone(monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "add_adapter", refuse)
     network, ids = small_llama(), torch.arange(12).view(2, 6)
     before = network(ids).logits
-    trained = adapt(network, LoRAOptions(rank=2, alpha=4), defaults=("q_proj", "v_proj"))
+    options = LoRAOptions(rank=2, alpha=4)
+    adapt(network, options, defaults=("q_proj", "v_proj"))
+    trained = trained_parameters(network, options)
     layers = [f"model.layers.{i}.self_attn.{n}.lora_{s}" for i in (0, 1) for n in ("q_proj", "v_proj") for s in "AB"]
     assert sorted(trained.parameters) == sorted(f"{name}.default.weight" for name in layers)
     assert torch.equal(network(ids).logits, before)

@@ -150,7 +150,7 @@ def test_a_deviation_measured_apart_and_norms() -> None:
     noted.add_deviation(0.125)
     noted.add_gradient_norm(3.0)
     noted.add_gradient_norm(5.0)
-    assert noted.close_batch() == 0
+    assert noted.close_batch() == (0, [])
     found = noted.metrics()
     assert found["ratio/first_max_deviation"] == 0.25 and found["grad_norm"] == 4 and found["loss"] == 0
     nothing = StepMetrics().metrics()

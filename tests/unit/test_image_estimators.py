@@ -68,14 +68,14 @@ def table(*rows: list) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-# recorded steps: from x = 0 to x' = (.1, .3) and (0, -.4) with mean -.5 v and s = .25
+# recorded steps: from 0 to (.1, .3) and on to (.1, -.1), with mean x - .5 v and s = .25
 
 
 def steps(mean: Tensor | None = None) -> Rollout:
-    x_next = table([[0.1, 0.3], [0.0, -0.4]])
+    states = table([[0.0, 0.0], [0.1, 0.3], [0.1, -0.1]])
     squared = table([0.1 / 0.0625, 0.16 / 0.0625])  # under the sampling policy, whose velocity was 0
     t, t_next = table([0.8, 0.5]), table([0.5, 0.1])
-    trace = Steps(torch.zeros(1, 2, 2).double(), x_next, t, t_next, squared, Fixed(-0.5, 0.25), 3.0, mean)
+    trace = Steps(states, t, t_next, squared, Fixed(-0.5, 0.25), 3.0, mean)
     return rollout_of(condition(1), torch.zeros(1, 2), trace)
 
 
@@ -86,7 +86,7 @@ def replay(estimator: Transitions, policy: Constant, mean: Tensor | None = None)
     return estimator(policy, rows, rollout.condition, ("reference",)), old  # type: ignore[arg-type]
 
 
-POLICY = (0.2, -0.4)  # its means are (-.1, .2), so x' - mean is (.2, .1) and (.1, -.6)
+POLICY = (0.2, -0.4)  # its means are x + (-.1, .2), so x' - mean is (.2, .1) and (.1, -.6)
 
 
 @pytest.mark.parametrize(("reduction", "factor"), [("sum", 1.0), ("mean", 0.5), ("sqrt", math.sqrt(0.5))])
@@ -105,9 +105,9 @@ def test_the_squared_distance_of_a_step() -> None:
 
 
 def test_the_normalised_log_ratio_of_a_step() -> None:
-    """z . (mean - old mean) / 2 with z = (x' - old mean) / s, the old mean 0 and .1."""
+    """z . (mean - old mean) / 2 with z = (x' - old mean) / s, the old mean x and x + .1."""
     estimator = Transitions(measure="noise")
-    live, old = replay(estimator, Constant(*POLICY), table([[0.0, 0.0], [0.1, 0.1]]))
+    live, old = replay(estimator, Constant(*POLICY), table([[0.0, 0.0], [0.2, 0.4]]))
     first = (0.1 * -0.1 + 0.3 * 0.2) / 0.25 / 2
     second = (-0.1 * -0.2 + -0.5 * 0.1) / 0.25 / 2
     assert live.logp[0].tolist() == pytest.approx([first, second])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import CPS, DDIM, FlowSDE, dpm_solver_2m
 from flowrl.math.random import derive, normal, seeds
 from flowrl.models.tiny_flow import TinyCondition
@@ -281,3 +283,46 @@ def test_some_samples_of_a_rollout() -> None:
     again = joined([take(rollout, torch.tensor([k])) for k in range(4)], condition, how.group)
     assert torch.equal(again.final, rollout.final) and again.forwards == 48
     assert take(replace(rollout, trace=None), torch.tensor([1])).trace is None
+
+
+def storages(rollout: Rollout) -> int:
+    """Bytes of the different storages that a rollout's steps and samples lie in."""
+    trace = rollout.trace
+    assert isinstance(trace, Steps)
+    every = [trace.states, trace.x, trace.x_next, rollout.final]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in every}.values())
+
+
+def test_recorded_states_are_stored_once() -> None:
+    """[N, D + 1, ...] and no more, through pieces, rows taken and joined again, and in what is trained on."""
+    sampler, how = FlowSampler(steps=3, dynamics=CPS(0.5), window=EveryStep()), draw(6)
+    condition = TinyCondition(torch.arange(6))
+    rollout = sample(sampler, Field(), condition, how, 2)  # type: ignore[arg-type]
+    size = rollout.final.untyped_storage().nbytes()
+    parts = [take(rollout, torch.tensor(rows)) for rows in ([0, 1, 2], [3, 4, 5])]
+    for made, share in ((rollout, 1.0), (joined(parts, condition, how.group), 1.0), (parts[0], 0.5)):
+        assert isinstance(made.trace, Steps) and made.trace.states.shape[:2] == (int(6 * share), 3)
+        assert storages(made) == int(share * (3 * size + size))
+        assert made.trace.x.data_ptr() == made.trace.states.data_ptr()
+    for fraction in (1.0, 0.7):
+        rows = Transitions(fraction=fraction).probe(rollout, Field(), how.seeds)  # type: ignore[arg-type]
+        block = rows.block(torch.tensor([4, 1]), slice(0, 2))
+        assert rows.steps.states is block.steps.states is rollout.trace.states  # type: ignore[union-attr]
+        assert block.x.shape[:2] == (2, rows.shape[1]) and torch.equal(block.x, rows.x[[4, 1], :2])
+        assert torch.equal(block.x_next, rows.x_next[[4, 1], :2])
+
+
+def test_pieces_are_let_go_as_they_are_put_together() -> None:
+    """The most that is held at any time: one rollout and one piece, where a list of pieces would be two rollouts."""
+    sampler, count = FlowSampler(steps=3, dynamics=CPS(0.5), window=EveryStep()), 8
+    alive: list[weakref.ref] = []
+    held: list[int] = []
+
+    def watched(policy, condition, how: Draw) -> Rollout:
+        made = sampler(policy, condition, how)
+        held.append(sum(ref() is not None for ref in alive))  # earlier pieces, but the last one's name
+        alive.append(weakref.ref(made.trace.states))  # type: ignore[union-attr]
+        return made
+
+    sample(watched, Field(), TinyCondition(torch.arange(count)), draw(count), 1)  # type: ignore[arg-type]
+    assert held == [0] * count

@@ -10,7 +10,7 @@ from flowrl import composition
 from flowrl.errors import UserError
 from flowrl.math.flow import CPS, DDIM, FlowSDE, negligible
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
-from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, describe_layers, target_layers
+from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, describe_layers, target_layers, trained_parameters
 from flowrl.models.lora_preview import preview_adapter
 from flowrl.startup.time_grid import check_time_grid
 from tests.fidelity.bench import sd3_times
@@ -140,8 +140,9 @@ def test_sd35_medium_gets_the_adapters_of_the_releases() -> None:
 
 def test_the_count_is_of_what_peft_adapted_and_none_is_refused() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    made = adapt(network, LoRAOptions(rank=2, targets=("1",)))
-    assert made.describe() == "LoRA of rank 2 on 1 layer: 1 x 1"
+    options = LoRAOptions(rank=2, targets=("1",))
+    adapt(network, options)
+    assert trained_parameters(network, options).describe() == "LoRA of rank 2 on 1 layer: 1 x 1"
     assert len([n for n, _ in network.named_modules() if n.endswith("lora_A.default")]) == 1
     with pytest.raises(UserError, match=r"name the layers to adapt in model\.lora\.targets"):
         adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoRAOptions(), ("0",), excluded=("0",))

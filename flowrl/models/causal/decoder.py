@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ class CachedDecoder:
         groups = [lengths >= 0] if padded else [lengths == n for n in lengths.unique()]
         self._rows = [group.nonzero()[:, 0] for group in groups]
         self._batches = [_Batch(policy, condition.take(rows), select_method) for rows in self._rows]
+        self._where: Sequence[Tensor | None] = ()
+        """On the device, the rows of every batch; ``None`` for all of them in order."""
         self._gather()
 
     def push(self, tokens: Tensor) -> None:
         """Append one token [n] to every row, and compute the next logits."""
-        for rows, batch in zip(self._rows, self._batches, strict=True):
-            batch.push(tokens[rows.to(tokens.device)])
+        for rows, batch in zip(self._where, self._batches, strict=True):
+            batch.push(tokens if rows is None else tokens[rows])
         self._gather()
 
     def keep(self, rows: Tensor) -> None:
@@ -46,11 +49,12 @@ class CachedDecoder:
 
     def _gather(self) -> None:
         if len(self._batches) == 1 and bool((self._rows[0].diff() > 0).all()):
-            self.logits = self._batches[0].logits
+            self.logits, self._where = self._batches[0].logits, [None]
             return
         order = torch.cat(self._rows).argsort()
         logits = torch.cat([batch.logits for batch in self._batches])
         self.logits = logits[order.to(logits.device)]
+        self._where = [rows.to(logits.device) for rows in self._rows]
 
 
 class _Batch:
@@ -61,7 +65,7 @@ class _Batch:
         self._select_method: SelectMethod = select_method
         used, expand = condition.index.unique(return_inverse=True)
         ids, inside = join_left(condition.prompts[used], condition.lengths[used], policy.pad_token)
-        self._inside = None if bool(inside.all()) else inside
+        self._inside = None if bool(inside.all()) else inside.to(policy.device)
         self._width, self._lengths = ids.shape[1], condition.lengths[used]
         position = (torch.arange(self._width) - (self._width - self._lengths[:, None])).clamp(min=0)
         self._cache: Any = None
@@ -76,16 +80,17 @@ class _Batch:
         self._policy.codec.check_position(int(position.max()))
         self._lengths, self._width = self._lengths + 1, self._width + 1
         if self._inside is not None:
-            self._inside = torch.cat([self._inside, torch.ones(len(tokens), 1, dtype=torch.bool)], dim=1)
-        self._run(tokens.cpu()[:, None], position[:, None])
+            self._inside = torch.nn.functional.pad(self._inside, (0, 1), value=True)
+        self._run(tokens[:, None], position[:, None])
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
         """As `CachedDecoder.keep`."""
-        self._cache = select_rows(self._cache, rows.to(self.logits.device), self._select_method)
-        self.logits = self.logits[rows.to(self.logits.device)]
+        there = rows.to(self.logits.device)
+        self._cache = select_rows(self._cache, there, self._select_method)
+        self.logits = self.logits[there]
         self._lengths = self._lengths[rows]
-        self._inside = None if self._inside is None else self._inside[rows]
+        self._inside = None if self._inside is None else self._inside[there]
 
     @torch.no_grad()
     def _run(self, ids: Tensor, position: Tensor) -> None:
@@ -95,7 +100,7 @@ class _Batch:
             inputs["position_ids"] = position
         if self._inside is not None:
             inputs["attention_mask"] = self._inside.long()
-        rows = torch.arange(len(ids))
+        rows = torch.arange(len(ids), device=network.device)
         reading = network.read(inputs, rows, torch.full_like(rows, ids.shape[1] - 1), keep=True, cache=self._cache)
         if reading.cache is None:
             raise NotImplementedError(f"{network.name} returns no cache")

@@ -19,7 +19,7 @@ from flowrl.models.diffusion.recorder import Recorder, denoiser_name
 from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
-from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full
+from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
 from flowrl.models.placement import Placement, compile_blocks, place
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
@@ -73,9 +73,10 @@ def load_policy(
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    adaptation = adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
+    adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
+    adaptation = trained_parameters(network, options)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
             check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full
+from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
 from flowrl.models.placement import checkpoint_blocks, compile_blocks, place
 from flowrl.models.quantization import Method, Quantized, check_device, check_quantization
 from flowrl.models.source import ModelSource, check_finite
@@ -73,14 +73,14 @@ def open_network(
     source = ModelSource(find_model(path, family), options.get("trust_remote_code", False))
     model = open_model(source, family, placement.dtype, options.get("attention"), quantized)
     tokenizer = open_tokenizer(source)
-    adaptation = adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
+    adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
     model.to(placement.device)  # pyright: ignore[reportArgumentType]  (transformers wraps it)
     check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
         checkpoint_blocks(model)
     if options.get("compile"):
         compile_blocks(model)
-    return Network(model, adaptation, placement), tokenizer, source
+    return Network(model, trained_parameters(model, adapter), placement), tokenizer, source
 
 
 def open_codec(

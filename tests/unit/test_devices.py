@@ -1,0 +1,36 @@
+"""What the host reads off a device, and in which precision it computes there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowrl import devices
+from flowrl.devices import has_float64, to_host, wide
+
+
+def test_tensors_of_all_types_arrive_as_they_are() -> None:
+    given = [
+        torch.tensor(0.1, dtype=torch.float64),
+        torch.tensor([[1, 2], [3, 2**40]]),
+        torch.tensor([True, False, True]),
+        torch.tensor([0.1, float("nan"), float("inf")]),
+        torch.zeros(0),
+        torch.tensor([0.3]).requires_grad_(),
+    ]
+    for one, found in zip(given, to_host(given), strict=True):
+        assert found.dtype == one.dtype and found.shape == one.shape and not found.requires_grad
+        assert torch.equal(found.nan_to_num(-1), one.detach().nan_to_num(-1))
+    assert to_host([]) == []
+
+
+def test_float64_is_had_on_the_host_where_a_device_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.tensor([0.1], requires_grad=True)
+    assert has_float64("cpu") and wide(x).dtype == torch.float64
+    monkeypatch.setattr(devices, "has_float64", lambda kind: False)
+    (wide(x) ** 2).sum().backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32 and float(x.grad) == pytest.approx(0.2)
+
+
+def test_a_device_that_is_not_there_has_no_float64() -> None:
+    assert not has_float64("mps") or torch.backends.mps.is_available()
