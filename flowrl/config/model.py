@@ -71,6 +71,11 @@ class ModelConfig(Section):
         default="float32",
         description="precision of the frozen network; float16 with a scaled loss (optimizer.loss_scale)",
     )
+    trained_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="precision of the trained weights in the network; bfloat16 (with dtype bfloat16) halves their "
+        "memory: see optimizer.masters",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
     attention: str | None = Field(

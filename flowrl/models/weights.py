@@ -65,7 +65,10 @@ class WeightSets:
         self._reference_moved |= name == REFERENCE and decay != 1
         live = self._tensors(LIVE)
         for key, kept in self._sets[name].items():
-            kept.lerp_(live[key], 1.0 - decay) if decay else kept.copy_(live[key])
+            if decay:  # averages are float32, also of weights in bfloat16, which would not notice small steps
+                self._sets[name][key] = kept.float().lerp_(live[key].float(), 1.0 - decay)
+            else:
+                kept.copy_(live[key])
 
     def drop_reference(self, *, hashed: bool = True) -> None:
         """Free the reference where nothing will compare with it; its hash stays known, unless nobody will ask."""
@@ -93,7 +96,10 @@ class WeightSets:
                 self._sets[name] = self._copy()
             self._reference_moved |= name == REFERENCE
             for key, kept in self._tensors(name).items():
-                kept.copy_(tensors[key])
+                if name != LIVE and kept.dtype != tensors[key].dtype:  # an average of weights in bfloat16
+                    self._sets[name][key] = tensors[key].to(kept.device)
+                else:
+                    kept.copy_(tensors[key])
 
     def sha256(self, name: str) -> str:
         """sha256 of a set's names, shapes, types and bytes; a dropped reference's as it was."""

@@ -15,6 +15,7 @@ from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
+from flowrl.runtime.optimizers import check_optimizer
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
 from flowrl.score.registry import check_reward
@@ -45,6 +46,11 @@ def check_run(config: Config) -> CheckedRun:
     counts = workload(config, algorithm)
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
+    check_optimizer(
+        config.optimizer,
+        critic=config.model.critic_for(algorithm.valued) is not None,
+        half=config.model.trained_dtype == "bfloat16",
+    )
     if config.model.router_loss:
         balanced = RouterBalance(config.model.router_loss)
         algorithm = replace(algorithm, regularizers=(*algorithm.regularizers, balanced))

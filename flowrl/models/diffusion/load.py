@@ -20,7 +20,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
-from flowrl.models.placement import Placement, compile_blocks, place
+from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 from flowrl.worlds.shapes import CALL
@@ -36,6 +36,7 @@ def load_policy(
     lora: LoRAOptions | None = None,
     full: bool = False,
     dtype: str = "float32",
+    trained_dtype: str = "float32",
     device: str = "auto",
     gradient_checkpointing: bool = False,
     attention: str | None = None,
@@ -55,7 +56,8 @@ def load_policy(
             ready-made ``prompt_embeds``, ...
         lora: the adapter to train (default: rank 32 on the attention projections); exclusive with ``full``.
         full: train every parameter of the denoiser.
-        dtype: precision of the frozen parts; trained parameters are always float32.
+        dtype: precision of the frozen parts.
+        trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
         attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks.
         decode_batch: images decoded at once.
@@ -66,14 +68,15 @@ def load_policy(
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
-    options = lora_or_full(full, lora)
+    options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
     quantized = _quantized(quantize, quantize_encoders, full, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
+    targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
+    adapt(network, options, targets, trained_dtype=trained)
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
     adaptation = trained_parameters(network, options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
-from flowrl.models.placement import checkpoint_blocks, compile_blocks, place
+from flowrl.models.placement import checkpoint_blocks, compile_blocks, place, trained_precision
 from flowrl.models.quantization import Method, Quantized, check_device, check_quantization
 from flowrl.models.source import ModelSource, check_finite
 from flowrl.models.text.codec import TextCodec, make_codec
@@ -27,7 +27,9 @@ class Options(TypedDict, total=False):
     full: bool
     """Train every parameter."""
     dtype: str
-    """Precision of the frozen parts; trained parameters are always float32."""
+    """Precision of the frozen parts."""
+    trained_dtype: str
+    """That of the trained parameters: float32, or bfloat16 where ``dtype`` is."""
     device: str
     gradient_checkpointing: bool
     attention: str | None
@@ -65,6 +67,7 @@ def open_network(
         )
     placement = place(options.get("dtype", "float32"), options.get("device", "auto"))
     adapter = lora_or_full(options.get("full", False), options.get("lora"))
+    trained = trained_precision(options.get("trained_dtype", "float32"), placement.dtype)
     method = options.get("quantize")
     if method is not None:
         check_quantization(method, adapter is None)
@@ -73,7 +76,7 @@ def open_network(
     source = ModelSource(find_model(path, family), options.get("trust_remote_code", False))
     model = open_model(source, family, placement.dtype, options.get("attention"), quantized)
     tokenizer = open_tokenizer(source)
-    adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
+    adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model), trained)
     model.to(placement.device)  # pyright: ignore[reportArgumentType]  (transformers wraps it)
     check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
