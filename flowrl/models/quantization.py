@@ -162,9 +162,11 @@ def is_whole(parameter: nn.Parameter) -> bool:
 
 def compute_dequantized(network: nn.Module) -> None:
     """Let every quantised layer of a network, by whomever it was quantised, compute with its dequantised weights."""
-    bnb: Any = sys.modules.get("bitsandbytes")
-    for layer in network.modules() if bnb is not None else ():
-        if isinstance(layer, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
+    if "bitsandbytes" not in sys.modules:
+        return
+    layers = _bitsandbytes("").nn
+    for layer in network.modules():
+        if isinstance(layer, (layers.Linear4bit, layers.Linear8bitLt)):
             layer.forward = types.MethodType(_forward, layer)
 
 

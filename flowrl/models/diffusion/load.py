@@ -80,9 +80,7 @@ def load_policy(
     _switch_on(network, gradient_checkpointing, attention, compile)
     prepare(pipeline, placement)
     adaptation = trained_parameters(network, options)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module):
-            check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)
+    _check_parts(pipeline, str(path_or_pipeline) if source else type(pipeline).__name__)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     spec = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
@@ -91,6 +89,12 @@ def load_policy(
     if parity == "check":
         check(policy)
     return policy
+
+
+def _check_parts(pipeline: DiffusionPipeline, called: str) -> None:
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            check_finite(part, called, name)
 
 
 def _quantized(network: Method | None, encoders: Method | None, full: bool, placement: Placement) -> Quantized:
