@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,47 @@ def has_float64(kind: str) -> bool:
 def wide(x: Tensor) -> Tensor:
     """``x`` in float64: on its device, or on the host where the device has none. Gradients pass through."""
     return x.double() if has_float64(x.device.type) else x.cpu().double()
+
+
+def in_use() -> list[torch.device]:
+    """The accelerators on which this process holds memory. Asking does not open any that it has not used."""
+    if not torch.accelerator.is_available():
+        return []
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    module: Any = torch.get_device_module(kind)
+    if not getattr(module, "is_initialized", lambda: True)():
+        return []
+    devices = [torch.device(kind.type, index) for index in range(module.device_count())]
+    return [device for device in devices if allocated(device) > 0]
+
+
+def synchronize() -> None:
+    """Wait until all accelerators in use have done what they were told."""
+    for device in in_use():
+        torch.accelerator.synchronize(device)
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes of tensors on an accelerator now."""
+    module: Any = torch.get_device_module(device)
+    if device.type == "mps":
+        return int(module.current_allocated_memory())
+    return int(module.memory_allocated(device))
+
+
+def peak_allocated(device: torch.device) -> int:
+    """Most bytes of tensors on an accelerator since `reset_peaks`; on Apple's, which keep none, those of now."""
+    module: Any = torch.get_device_module(device)
+    return allocated(device) if device.type == "mps" else int(module.max_memory_allocated(device))
+
+
+def reset_peaks() -> None:
+    """Begin to count `peak_allocated` anew, on all accelerators in use."""
+    for device in in_use():
+        if device.type != "mps":
+            module: Any = torch.get_device_module(device)
+            module.reset_peak_memory_stats(device)
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:

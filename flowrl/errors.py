@@ -103,6 +103,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY_SIGNS)
 
 
+DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR)
+DISK += (errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+"""What the system says of a file that is the user's to mend, and not a bug of ours."""
+
+
+def limit_of(error: BaseException) -> str | None:
+    """The sentence for a file that the system refuses, and for memory that ran out; None for any other error."""
+    if isinstance(error, OSError) and error.errno in DISK and error.filename:
+        return f"{shorten(str(error.filename), 200)}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller model or a machine with more"
+    if is_out_of_memory(error):
+        return f"out of memory; use a smaller model, fewer samples at once, or another device ({first_line(error)})"
+    return None
+
+
 class _Short(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()

@@ -32,6 +32,11 @@ class ChildError(RuntimeError):
     """What happened in a child process, as text: why it did not start, or the traceback of what it answered with."""
 
 
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What ``torchrun`` tells a process. It is that process' alone: a child with it, in which a library looks at it, would
+wait for the others."""
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that leads a group, and all of the group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended (macOS says the latter of zombies)
@@ -67,9 +72,10 @@ class Child:
         stderr: int | None = None,
         largest: int = LARGEST,
     ) -> Child:
-        """``python -m module`` with this process's import path and environment, but the variables ``without``; in a
-        session of its own, so that Ctrl-C goes to the parent alone, which ends its children."""
-        environment = {key: value for key, value in os.environ.items() if key not in without}
+        """``python -m module`` with this process's import path and environment, but the variables ``without`` and a
+        launcher's; in a session of its own, so that Ctrl-C goes to the parent alone, which ends its children."""
+        left_out = {*LAUNCHER_VARIABLES, *without}
+        environment = {key: value for key, value in os.environ.items() if key not in left_out}
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         process = subprocess.Popen(
             [sys.executable, "-u", "-P", "-m", module, *arguments],

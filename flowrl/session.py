@@ -28,17 +28,20 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
 from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
+from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
-from flowrl.score import Rewards, Scoring, joined, load_rewards
+from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
 from flowrl.startup.inputs import fingerprint_inputs
 from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.time_grid import check_time_grid
 from flowrl.step import UpdateSettings
-from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Rollout, Sampler, Samples
+from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
 
 EMA = "ema"
+PICTURES_FROM = 1 << 30
+"""Bytes of an iteration's float32 images from which on ``train.images: auto`` keeps them as uint8."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ class Session:
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
+    ranks: Ranks = field(default_factory=processes)
+    """The processes that train together."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -118,8 +123,9 @@ class Session:
         )
 
     def policy_metrics(self) -> Mapping[str, float]:
-        """What the policy itself measured since it was last asked: the routers of a mixture of experts."""
-        return self.policy.metrics() if isinstance(self.policy, TextPolicy) else {}
+        """What the policy itself measured since it was last asked, on all processes: the routers of a mixture of
+        experts."""
+        return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
         """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
@@ -146,6 +152,21 @@ class Session:
         values |= {"optimizer": numbers} if numbers else {}
         return tensors, values
 
+    def portion(self, draw: Draw) -> tuple[Draw, bool]:
+        """This process' part of a draw, and whether it is a spare sample, made of the first seed because no other is
+        left: whole groups, or single samples where there are fewer groups than processes and no reward compares the
+        samples of a group."""
+        if self.ranks.size == 1:
+            return draw, False
+        starts = first_of_group(draw.group)
+        units = len(draw)
+        place = torch.arange(units)
+        if int(starts.sum()) >= self.ranks.size or self.rewards.grouped:
+            units, place = int(starts.sum()), starts.cumsum(dim=0) - 1
+        part = self.ranks.share(units)
+        rows = ((place >= part.start) & (place < part.stop)).nonzero()[:, 0]
+        return draw.take(rows if len(rows) else torch.tensor([0])), not len(rows)
+
     def sample_and_decode(
         self,
         draw: Draw,
@@ -156,9 +177,9 @@ class Session:
         scoring: Scoring | None = None,
     ) -> tuple[Rollout, Samples]:
         """Sample with a weight set, ``rows`` at a time, and decode: ``(rollout, what rewards may see)``. Every chunk
-        goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled."""
-        chunks: list[Samples] = []
-
+        goes to ``scoring`` as soon as it is decoded, and is scored while the next one is sampled. Without
+        ``scoring``, images are as they were made."""
+        kept = KeptSamples(len(draw), **({} if scoring is None else {"pictures_from": self._pictures_from()}))
         texts = dict(zip(draw.group.tolist(), draw.prompts, strict=True))
 
         def watched(policy: Policy, condition: Condition, part: Draw) -> Rollout:
@@ -166,17 +187,25 @@ class Session:
                 made = sampler(policy, condition, part)
             with timer("decode"):
                 prompts = [texts[group] for group in made.group.tolist()]  # of what was made, also where it is more
-                chunks.append(as_samples(prompts, policy.decode(made.final), made.feedback))
+                samples = kept.add(as_samples(prompts, policy.decode(made.final), made.feedback))
             if scoring is not None:
                 with timer("reward"):  # what it waits for rewards that are behind
-                    scoring.add(chunks[-1])
+                    scoring.add(samples)
             return made
 
         with timer("sample"):
             condition = self.policy.condition(draw.prompts)
         with self.policy.using(weights) as policy:
             rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
-        return rollout, joined(chunks)
+        return rollout, kept.all()
+
+    def _pictures_from(self) -> float:
+        """Bytes of an image from which on ``train.images`` keeps uint8 of what has been scored. ``auto`` looks at all
+        images of an iteration, whatever this process has of them."""
+        images, data = self.config.train.images, self.config.data
+        if images == "auto" and self.policy.device.type != "cpu":
+            return PICTURES_FROM / (data.prompts * data.group)
+        return 0.0 if images == "uint8" else math.inf
 
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers

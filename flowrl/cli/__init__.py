@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import sys
+import time
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +23,8 @@ from flowrl.cli.report import report
 from flowrl.cli.rewards import rewards, test_reward
 from flowrl.cli.sample import sample
 from flowrl.cli.train import train
-from flowrl.errors import UserError, first_line, is_out_of_memory, printable, shorten
+from flowrl.errors import UserError, limit_of, printable
+from flowrl.launcher import forget, is_first, launch
 from flowrl.remote.command import reward_server
 from flowrl.runtime.streams import survive_closed_streams
 from flowrl.version import __version__
@@ -59,6 +62,7 @@ def main() -> None:
     usage_error: Any = typer.BadParameter.__bases__[0].__bases__[0]  # click's, wherever this typer keeps it
     with survive_closed_streams():
         try:
+            _leave_to_rank_0(sys.argv[1:])
             code = app(standalone_mode=False)
         except UserError as error:
             _fail(str(error))
@@ -67,31 +71,16 @@ def main() -> None:
                 sys.exit(2)
             _fail(error.format_message())
         except (typer.Abort, KeyboardInterrupt) as stopped:
-            print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
+            if _speaks():
+                print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
             sys.exit(130)
         except (OSError, MemoryError, RuntimeError) as error:
-            limit = limited(error)
+            limit = limit_of(error)
             if limit is None:
                 raise
             _fail(limit)
         else:
             sys.exit(code if isinstance(code, int) else 0)
-
-
-DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR)
-DISK += (errno.EISDIR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
-"""What the system says of a file that is the user's to mend, and not a bug of ours."""
-
-
-def limited(error: OSError | MemoryError | RuntimeError) -> str | None:
-    """The sentence for a file that the system refuses, and for memory that ran out; None for any other error."""
-    if isinstance(error, OSError) and error.errno in DISK and error.filename:
-        return f"{shorten(str(error.filename), 200)}: {error.strerror}"
-    if isinstance(error, MemoryError):
-        return "out of memory; use a smaller model or a machine with more"
-    if is_out_of_memory(error):
-        return f"out of memory; use a smaller model, fewer samples at once, or another device ({first_line(error)})"
-    return None
 
 
 @app.callback()
@@ -115,8 +104,33 @@ def _warned(message: Warning | str, category: type[Warning], file: str, line: in
 
 
 def _fail(message: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
+    if _speaks():
+        from flowrl.runtime.display import print_error
 
-    Console(stderr=True).print(Text(printable(f"error: {message}"), style="red"), soft_wrap=True)
+        print_error(message)
+    else:
+        time.sleep(1.0)  # once a process has ended a launcher ends the others, and rank 0 is about to say it
     sys.exit(2)
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of its launcher's that talks to the terminal."""
+    try:
+        return is_first()
+    except UserError:
+        return True
+
+
+def _leave_to_rank_0(words: Sequence[str]) -> None:
+    """Only training runs in several processes. Of any other command the others end here, and rank 0 says so."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    asks = bool({"--help", "--version", "--dry-run"} & set(words))
+    if command == "train" and not asks:
+        return
+    if not _speaks():
+        sys.exit(0)
+    with suppress(UserError):
+        found = launch()
+        if found is not None and command and not asks:
+            print(f"flowrl {command} runs in one process: rank 0 of {found.size} does it alone", file=sys.stderr)
+    forget()

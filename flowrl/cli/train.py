@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowrl.cli.options import ConfigFile, Overrides
 from flowrl.cli.printing import print_pairs, say
+from flowrl.launcher import is_first
+
+if TYPE_CHECKING:
+    from flowrl.startup.preflight import CheckedRun
 
 
 def train(
@@ -25,26 +30,34 @@ def train(
     """Train. Example: `flowrl train configs/quickstart.yaml train.iterations=50`"""
     from flowrl.runtime.display import Display  # rich alone: it shows something while the rest is imported
 
-    with Display() as display:
+    with Display(silent=not is_first()) as display:
         display.stage("starting", log=False)  # a mistake is one sentence in a log
-        from flowrl.config import Config
-        from flowrl.startup.preflight import check_run
+        from flowrl.runtime.launch import joined
 
-        plan = check_run(Config.load(config, overrides or []))
-        lines = []
-        if dry_run:
-            from flowrl.commands.train import planned
+        with joined() as job:
+            with job.in_turn():
+                plan = _checked(config, overrides or [])
+            lines = []
+            if dry_run:
+                from flowrl.commands.train import planned
 
-            lines = planned(plan, config)
-        else:
-            import faulthandler
+                lines = planned(plan, config)
+            else:
+                import faulthandler
 
-            from flowrl.train import train as run
+                from flowrl.train import train as run
 
-            with suppress(OSError):  # an error stream without a file, as in a test or a notebook
-                faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
-            run(plan.config, resume=resume, allow_changed=allow_changed, display=display)
+                with suppress(OSError):  # an error stream without a file, as in a test or a notebook
+                    faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
+                run(plan.config, resume=resume, allow_changed=allow_changed, display=display)
     if dry_run:
         print_pairs(lines)
-    else:
+    elif job.rank == 0:
         say(f"{plan.config.directory}  (open report.html in it)")
+
+
+def _checked(config: Path, overrides: list[str]) -> CheckedRun:
+    from flowrl.config import Config
+    from flowrl.startup.preflight import check_run
+
+    return check_run(Config.load(config, overrides))

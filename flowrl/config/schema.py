@@ -102,8 +102,20 @@ class TrainConfig(Section):
         default=64, description="network rows per forward and backward; changes memory, not results"
     )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
+    images: Literal["auto", "float32", "uint8"] = Field(
+        default="auto",
+        description="how scored images are kept; uint8: as a PNG file, a quarter of the memory; auto ="
+        " uint8 above 1 GiB an iteration off the CPU, else float32",
+    )
     seed: NonNegativeInt = Field(default=0, description="all randomness of the run follows from it")
-    threads: PositiveInt | None = Field(default=None, description="CPU threads of torch; null = torch's default")
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads of torch, in each process; null = torch's default"
+    )
+    rank_timeout: PositiveFloat = Field(
+        default=1800.0,
+        description="several processes: seconds that they wait for one that is behind; one without a sign of life is "
+        "given up after 60 of them",
+    )
     ema: Fraction | None = Field(default=0.9, description="decay of averaged weights, per iteration; null = none")
 
 

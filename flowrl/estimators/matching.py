@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,21 @@ NOISE_STREAM = 1003
 class MatchingRows(Rows):
     """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
 
+    large: ClassVar[frozenset[str]] = frozenset({"clean", "noise"})
+
     clean: Tensor  # [N, M, ...] the sample, repeated without copying
-    noise: Tensor  # [N, M, ...]
+    seeds: Tensor  # [N, M] int64: of the noise, one for each sample, repeated
+    number: Tensor  # [N, M] int64: which of the draws of its seed a noise is
     t: Tensor  # [N, M]
+    draws: int
+    """How many noises are drawn of one seed."""
+
+    @property
+    def noise(self) -> Tensor:
+        """[N, M, ...] standard normal, drawn anew at every access: the noises of all samples are M times as large as
+        the samples, and only those of a micro-batch are needed at once."""
+        drawn = normal(self.seeds[:, 0], (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
+        return drawn[torch.arange(len(drawn))[:, None], self.number]
 
 
 def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
@@ -33,8 +45,9 @@ def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPo
         raise IncompatibleError("matching estimators need the time grid of a continuous sampler")
     t = policy.snap(times(draws, rollout.times.cpu(), seeds))
     clean = rollout.final.float().cpu()
-    shape = (draws, *clean.shape[1:])
-    return MatchingRows(clean[:, None].expand(-1, *shape), normal(seeds, shape, stream=NOISE_STREAM), t)
+    number = torch.arange(draws).expand(len(seeds), -1)
+    wide = clean[:, None].expand(-1, draws, *clean.shape[1:])
+    return MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
 
 
 @dataclass(frozen=True)

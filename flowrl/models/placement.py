@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flowrl.errors import UserError
+from flowrl.launcher import launch, own_accelerator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,12 +37,20 @@ def place(dtype: str, device: str) -> Placement:
     if dtype not in DTYPES:
         raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name == "cuda":
+        name = own_accelerator("cuda", torch.cuda.device_count())
     try:
         where = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
+    found = launch()
+    if where.index is not None and device not in ("auto", "cuda") and found is not None and found.local_size > 1:
+        raise UserError(
+            f"model.device={device} is one device, and {found.local_size} processes share this machine; set "
+            "model.device=auto, which gives each its own"
+        )
     return Placement(where, DTYPES[dtype])
 
 
@@ -57,15 +66,20 @@ def trained_precision(name: str, frozen: torch.dtype) -> torch.dtype:
 
 def compile_blocks(network: nn.Module) -> None:
     """Compile the blocks that repeat: of one kind, named by the network itself, they share one compilation."""
-    declared: Any = network
-    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
-    found = [module for module in network.modules() if type(module).__name__ in names]
-    kinds = Counter(type(module) for module in found)
-    blocks = [module for module in found if kinds[type(module)] > 1]
+    blocks = repeated_blocks(network)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks to compile; set model.compile: false")
     for block in blocks:
         block.compile()
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks that the network itself names as repeated, in its order, of kinds that it has several of."""
+    declared: Any = network
+    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    kinds = Counter(type(module) for module in found)
+    return [module for module in found if kinds[type(module)] > 1]
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
@@ -75,14 +89,19 @@ def checkpoint_blocks(network: nn.Module) -> None:
     Transformers' own switch recomputes in training mode alone, in which OPT and others drop activations and whole
     layers at random by functions that no module stands for.
     """
-    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
-    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
-    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
-    blocks = blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
+    blocks = listed_blocks(network)
     for block in blocks:
         block.forward = _recomputing(block.forward)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks; set model.gradient_checkpointing: false")
+
+
+def listed_blocks(network: nn.Module) -> list[nn.Module]:
+    """The members of the outermost lists of modules that have several, else of those that have one."""
+    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
+    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
+    return blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:

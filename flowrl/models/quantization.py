@@ -31,8 +31,9 @@ Method = Literal["nf4", "int8"]
 METHODS: tuple[Method, ...] = ("nf4", "int8")
 
 
-def check_quantization(method: str, full: bool, key: str = "model.quantize") -> None:
-    """Raise `UserError` for a method that does not exist, one that is not installed, and full fine-tuning."""
+def check_quantization(method: str, full: bool, key: str = "model.quantize", shard: str = "none") -> None:
+    """Raise `UserError` for a method that does not exist, one that is not installed, full fine-tuning, and a network
+    that is split over processes."""
     if method not in METHODS:
         raise UserError(f"{key} must be one of {', '.join(METHODS)}, got {method!r}")
     if full and key == "model.quantize":
@@ -40,6 +41,8 @@ def check_quantization(method: str, full: bool, key: str = "model.quantize") -> 
             f"{key}={method} holds the base in a few bits, which cannot be trained, so model.full means nothing;"
             " remove one of them"
         )
+    if shard != "none" and key == "model.quantize":
+        raise UserError(f"{key}={method} and model.shard={shard} cannot be combined; remove one of them")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise missing_package(f"{key}={method}", "bitsandbytes", "quantize", "leave it out")
 

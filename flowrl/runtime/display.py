@@ -28,14 +28,19 @@ class Display:
     """Shows how far a command is. ``console`` decides where; a console that is no terminal gets plain lines.
 
     Before the first iteration it says what is being loaded (`stage`), then how training goes
-    (`start_iterations`, `update`).
+    (`start_iterations`, `update`). A ``silent`` one shows nothing: of several processes one speaks.
     """
 
     def __init__(
-        self, name: str = "flowrl", iterations: int = 0, done: int = 0, console: Console | None = None
+        self,
+        name: str = "flowrl",
+        iterations: int = 0,
+        done: int = 0,
+        console: Console | None = None,
+        silent: bool = False,
     ) -> None:
         self._name, self._iterations, self._start, self._iteration = name, iterations, done, done
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, quiet=silent)
         self._spinner = Spinner("dots")
         self._rows = MetricRows()
         self._began = time.perf_counter()
@@ -45,7 +50,7 @@ class Display:
         self._depth = 0
         self._live = (
             Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=not iterations)
-            if self._console.is_terminal
+            if self._console.is_terminal and not silent
             else None
         )
 
@@ -177,6 +182,11 @@ class Display:
         if made <= 0 or ahead <= 0:
             return ""
         return _remaining((time.perf_counter() - self._began) / made * ahead)
+
+
+def print_error(sentence: str) -> None:
+    """Print a sentence of an error on standard error, in red in a terminal."""
+    Console(stderr=True).print(Text(printable(f"error: {sentence}"), style="red"), soft_wrap=True)
 
 
 def _remaining(seconds: float) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
+from flowrl.devices import synchronize
 
 
 class PhaseTimer:
@@ -29,7 +29,7 @@ class PhaseTimer:
         """Add the time spent inside to ``name``; an accelerator's queue is emptied at both ends."""
         if self._on_phase is not None:
             self._on_phase(name)
-        _synchronize()
+        synchronize()
         start = self.clock()
         try:
             yield
@@ -37,7 +37,7 @@ class PhaseTimer:
             self.failed = self.failed or name
             raise
         else:
-            _synchronize()
+            synchronize()
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self.clock() - start
 
@@ -60,8 +60,3 @@ class RunClock:
 
     def __call__(self) -> float:
         return time.perf_counter() - self._start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()

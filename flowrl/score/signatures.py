@@ -29,6 +29,7 @@ from torch import Tensor
 from flowrl.clients.results import NOT_APPLICABLE, as_scores
 from flowrl.errors import UserError, describe_exception, did_you_mean, is_out_of_memory, short_repr
 from flowrl.exit_guard import catch_exit
+from flowrl.launcher import own_accelerator
 from flowrl.score.async_calls import wait_for
 from flowrl.score.columns import as_messages, columns_of, whole_conversations
 from flowrl.score.frameworks import VERL, VerlReward, build_flow_factory, is_flow_factory
@@ -266,4 +267,4 @@ def _settings(
 
 
 def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return own_accelerator("cuda", torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError, did_you_mean, first_line
+from flowrl.launcher import own_accelerator
 from flowrl.paths import expand_user
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,11 +19,13 @@ T = TypeVar("T")
 
 
 def device_and_dtype(device: str | None, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Device (the GPU if there is one, unless named) and precision. Raises `UserError` for either."""
+    """Device (the GPU if there is one, of several processes each its own, unless named) and precision. Raises
+    `UserError` for either."""
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not a precision of image scorers{did_you_mean(dtype, DTYPES)}")
     try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        where = torch.device(own_accelerator(name, torch.cuda.device_count()) if name == "cuda" else name)
     except RuntimeError as error:
         raise UserError(f"device {device!r} is not a torch device (cpu, cuda, cuda:1, ...)") from error
     if where.type == "cuda" and not torch.cuda.is_available():

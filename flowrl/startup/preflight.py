@@ -13,6 +13,7 @@ from flowrl.config.model import VLLMConfig
 from flowrl.data import PromptFormat, PromptSet, load_prompts
 from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
+from flowrl.launcher import is_first
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
 from flowrl.runtime.optimizers import check_optimizer
@@ -41,7 +42,8 @@ def check_run(config: Config) -> CheckedRun:
         UserError: an unknown algorithm or part, keys that mean nothing here, an impossible batch, or a missing folder,
             tracker, engine, model, reward or prompt file.
     """
-    check_writable(config.directory, "out")
+    if is_first():
+        check_writable(config.directory, "out")
     algorithm = build(config.algorithm)
     counts = workload(config, algorithm)
     _check_unused(config, algorithm)

@@ -20,6 +20,7 @@ FREE_KEYS = (
     "out",
     "train.iterations",
     "train.threads",
+    "train.rank_timeout",
     "train.micro_batch",
     "train.sample_batch",
     "eval.every",

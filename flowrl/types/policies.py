@@ -22,7 +22,7 @@ class Policy(Protocol):
         ...
 
     def decode(self, final: Tensor) -> Tensor | list[str]:
-        """Images [N, 3, H, W] in [0, 1], or texts, of a rollout's final samples."""
+        """Images [N, 3, H, W] in [0, 1] on the host, or texts, of a rollout's final samples."""
         ...
 
     def using(self, name: str) -> AbstractContextManager[Self]:

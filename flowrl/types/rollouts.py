@@ -168,7 +168,8 @@ class Samples:
     """All that rewards and evaluation may see."""
 
     prompts: Sequence[Prompt]
-    images: Tensor | None = None  # [N, 3, H, W] float in [0, 1]; video [N, F, 3, H, W]
+    images: Tensor | None = None
+    """[N, 3, H, W] float in [0, 1]; video [N, F, 3, H, W]. uint8 where they have been scored (`score.kept`)."""
     completions: Sequence[str] | None = None
     feedback: Tensor | None = None  # [N] or [N, E], see `Rollout.feedback`
 

@@ -14,7 +14,7 @@ FILES = sorted([*(ROOT / "flowrl").rglob("*.py"), *(ROOT / "rewards").rglob("*.p
 LAYERS = (
     "flowrl.version flowrl.devices flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values "
     "flowrl.types",
-    "flowrl.files flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
+    "flowrl.files flowrl.launcher flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
     "flowrl.importing flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
     "flowrl.detection flowrl.models flowrl.algorithms",
     "flowrl.composition flowrl.config flowrl.generated rewards",

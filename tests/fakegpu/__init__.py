@@ -12,6 +12,7 @@ does. The import changes torch for the whole process (a device of that name, par
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -27,9 +28,21 @@ from torch.utils.cpp_extension import load
 
 NAME = "fakegpu"
 _HERE = Path(__file__).parent
-_BUILD = Path(os.environ.get("FAKEGPU_BUILD") or Path(tempfile.gettempdir()) / f"fakegpu-{torch.__version__}")
-_BUILD.mkdir(parents=True, exist_ok=True)
-_C = load(f"{NAME}_native", [str(_HERE / "fakegpu.cpp")], extra_cflags=["-O1"], build_directory=str(_BUILD))
+_SOURCE = _HERE / "fakegpu.cpp"
+
+
+def _build() -> Path:
+    """A folder of this source and this torch, so that the extension is built once for both."""
+    key = hashlib.sha256(_SOURCE.read_bytes() + f"{torch.__version__} {sys.version}".encode()).hexdigest()[:16]
+    cache = os.environ.get("FAKEGPU_CACHE") or os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()
+    folder = Path(cache) / f"fakegpu-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+_C = load(f"{NAME}_native", [str(_SOURCE)], extra_cflags=["-O1"], build_directory=str(_build()))
+if os.environ.get("FAKEGPU_FLOAT64") == "0":  # as Apple's devices
+    _C.allow_float64(False)
 
 
 def _device_module() -> ModuleType:
@@ -42,11 +55,8 @@ def _device_module() -> ModuleType:
     module.device_count = _C.device_count
     module.current_device = _C.current_device
     module.set_device = lambda which: _C.set_device(which if isinstance(which, int) else torch.device(which).index or 0)
-    module.synchronize = lambda *_: None
+    module.synchronize = lambda *_: _C.synchronize()
     module.empty_cache = lambda: None
-    module.memory_allocated = lambda *_: _C.memory_allocated()
-    module.max_memory_allocated = lambda *_: _C.max_memory_allocated()
-    module.reset_peak_memory_stats = lambda *_: _C.reset_peak_memory_stats()
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
     module.default_generators = tuple(_C.default_generator(i) for i in range(_C.device_count()))
 
@@ -56,6 +66,9 @@ def _device_module() -> ModuleType:
         found = torch.device(device).index if device is not None else None
         return _C.current_device() if found is None else found
 
+    module.memory_allocated = lambda device=None: _C.memory_allocated(index(device))
+    module.max_memory_allocated = lambda device=None: _C.max_memory_allocated(index(device))
+    module.reset_peak_memory_stats = lambda device=None: _C.reset_peak_memory_stats(index(device))
     module.get_rng_state = lambda device=None: module.default_generators[index(device)].get_state()
     module.set_rng_state = lambda state, device=None: module.default_generators[index(device)].set_state(state)
     module.manual_seed = lambda seed: module.default_generators[index(None)].manual_seed(seed)

@@ -23,7 +23,7 @@ from flowrl.config import Config
 from flowrl.config.listing import config_table
 from flowrl.config.yaml_text import read_yaml
 from flowrl.data import load_prompts
-from flowrl.errors import UserError
+from flowrl.errors import UserError, limit_of
 from flowrl.records import checkpoint, checkpoint_folder
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write
@@ -276,7 +276,7 @@ def arguments(rng: random.Random, folder: Path) -> None:
         try:
             _command().main([command, *words], standalone_mode=False)
         except OSError as error:  # as `cli.main` says it
-            limit = cli.limited(error)
+            limit = limit_of(error)
             if limit is None:
                 raise
             raise UserError(limit) from error

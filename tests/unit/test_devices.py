@@ -34,3 +34,10 @@ def test_float64_is_had_on_the_host_where_a_device_has_none(monkeypatch: pytest.
 
 def test_a_device_that_is_not_there_has_no_float64() -> None:
     assert not has_float64("mps") or torch.backends.mps.is_available()
+
+
+def test_without_an_accelerator_there_is_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert devices.in_use() == []
+    devices.synchronize()
+    devices.reset_peaks()

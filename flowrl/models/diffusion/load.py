@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
-from flowrl.models.diffusion.parity import check
+from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
 from flowrl.models.family import embedded_model
@@ -22,6 +23,7 @@ from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
 from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
+from flowrl.models.sharding import Shard, check_exchange, check_shard, split
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 from flowrl.worlds.shapes import CALL
 
@@ -45,6 +47,7 @@ def load_policy(
     decode_batch: int = 16,
     quantize: Method | None = None,
     quantize_encoders: Method | None = None,
+    shard: Shard = "none",
     parity: Literal["check", "skip"] = "check",
 ) -> DiffusionPolicy:
     """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
@@ -63,13 +66,15 @@ def load_policy(
         decode_batch: images decoded at once.
         quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
         quantize_encoders: hold those of the text encoders so.
+        shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
     options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
-    quantized = _quantized(quantize, quantize_encoders, full, placement)
+    check_shard(shard)
+    quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
@@ -78,9 +83,9 @@ def load_policy(
     targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
     adapt(network, options, targets, trained_dtype=trained)
     _switch_on(network, gradient_checkpointing, attention, compile)
-    prepare(pipeline, placement)
+    label = str(path_or_pipeline) if source else type(pipeline).__name__
+    _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
-    _check_parts(pipeline, str(path_or_pipeline) if source else type(pipeline).__name__)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     spec = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
@@ -88,19 +93,17 @@ def load_policy(
     )
     if parity == "check":
         check(policy)
+    if shard != "none":
+        check_exchange(policy.weights, partial(predictions, policy), type(network).__name__)
     return policy
 
 
-def _check_parts(pipeline: DiffusionPipeline, called: str) -> None:
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module):
-            check_finite(part, called, name)
-
-
-def _quantized(network: Method | None, encoders: Method | None, full: bool, placement: Placement) -> Quantized:
+def _quantized(
+    network: Method | None, encoders: Method | None, full: bool, shard: Shard, placement: Placement
+) -> Quantized:
     for key, method in (("model.quantize", network), ("model.quantize_encoders", encoders)):
         if method is not None:
-            check_quantization(method, full, key)
+            check_quantization(method, full, key, shard)
             check_device(method, placement.device, key)
     return Quantized(network, encoders, placement.device)
 
@@ -146,6 +149,20 @@ def open_pipeline(
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
+
+
+def _place(
+    pipeline: DiffusionPipeline, network: torch.nn.Module, placement: Placement, label: str, shard: Shard, full: bool
+) -> None:
+    """Move the pipeline to its device, its denoiser split over the processes where that is asked for. Raises
+    `UserError` for weights that are not finite."""
+    if shard != "none":
+        check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
+        split(network, placement.device, full)
+    prepare(pipeline, placement)
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and (shard == "none" or part is not network):
+            check_finite(part, label, name)
 
 
 def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:

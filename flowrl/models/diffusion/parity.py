@@ -68,12 +68,20 @@ def check(policy: DiffusionPolicy) -> float:
     if trace.media is None:
         raise UserError(f"{name} does not return its images as tensors for output_type='pt'; unsupported")
     # from the pipeline's own latents: a decoder may well amplify the rounding of ours
-    decoded = deviation(policy.decode(final), trace.media.clamp(0, 1))
+    decoded = deviation(policy.decode(final), trace.media.cpu().clamp(0, 1))
     if not decoded <= ROLLOUT * tolerance:
         raise UserError(
             f"decoding the final latents of {name} gives images {decoded:.2g} away from its own; unsupported"
         )
     return max(worst, drift, decoded)
+
+
+@torch.no_grad()
+def predictions(policy: DiffusionPolicy) -> Tensor:
+    """Velocities [2, ...] of two prompts at fixed noise, the same at each call."""
+    noise = torch.randn(len(PROBES), *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    times = policy.snap(torch.tensor([0.4, 0.8], dtype=torch.float64))
+    return policy.velocity(noise.to(policy.device), times.to(policy.device), policy.condition(prompts_of(PROBES)))
 
 
 def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:
