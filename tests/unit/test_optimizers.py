@@ -13,7 +13,7 @@ from torch import nn
 from flowrl.config import Config
 from flowrl.config.schema import OptimizerConfig
 from flowrl.errors import UserError
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import PointerWeights
 from flowrl.runtime.half_weights import MasterWeights, StochasticRounding, add_and_cut, round_stochastically
 from flowrl.runtime.optimizers import (
     build_optimizer,
@@ -239,7 +239,7 @@ def test_gradients_of_bfloat16_weights_are_summed_in_float32() -> None:
 
 def test_an_average_of_bfloat16_weights_is_float32() -> None:
     p = nn.Parameter(torch.ones(16, dtype=torch.bfloat16))
-    sets = WeightSets({"w": p})
+    sets = PointerWeights({"w": p})
     sets.update_ema("ema", 0.0)
     with torch.no_grad():
         p.fill_(1.5)
@@ -248,7 +248,7 @@ def test_an_average_of_bfloat16_weights_is_float32() -> None:
     state = sets.state()
     expected = 1.5 - 0.5 * 0.999**100
     torch.testing.assert_close(state["ema/w"], torch.full((16,), expected), rtol=1e-5, atol=0)
-    other = WeightSets({"w": nn.Parameter(torch.zeros(16, dtype=torch.bfloat16))})
+    other = PointerWeights({"w": nn.Parameter(torch.zeros(16, dtype=torch.bfloat16))})
     other.load(state)
     assert torch.equal(other.state()["ema/w"], state["ema/w"]) and torch.equal(other.state()["live/w"], p.detach())
     with sets.using("ema"):

@@ -77,9 +77,7 @@ def load_policy(
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
+    _freeze(pipeline)
     targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
     adapt(network, options, targets, trained_dtype=trained)
     _switch_on(network, gradient_checkpointing, attention, compile)
@@ -96,6 +94,12 @@ def load_policy(
     if shard != "none":
         check_exchange(policy.weights, partial(predictions, policy), type(network).__name__)
     return policy
+
+
+def _freeze(pipeline: DiffusionPipeline) -> None:
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
 
 
 def _quantized(
