@@ -79,9 +79,10 @@ class ModelConfig(Section):
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
     attention: str | None = Field(
-        default=None, description="attention backend of diffusers or transformers; null = its default"
+        default=None,
+        description="attention of diffusers or transformers: sdpa, flash, flex, xformers, ...; null = its default",
     )
-    compile: bool = Field(default=False, description="torch.compile the network")
+    compile: bool = Field(default=False, description="torch.compile the blocks that the network repeats")
     quantize: Literal["nf4", "int8"] | None = Field(
         default=None, description="hold the frozen network's linear layers in 4 or 8 bits (QLoRA); null = as dtype"
     )

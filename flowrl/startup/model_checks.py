@@ -21,7 +21,8 @@ def check_model(config: Config, family: str) -> Config:
 
     Raises:
         UserError: a model that is not there, or of another family than the algorithm trains; a ``model.call`` that its
-            pipeline does not take; an adapter that is not there or does not fit.
+            pipeline does not take; an attention backend that is not installed; an adapter that is not there or does
+            not fit.
     """
     _check_name(config.model.path)
     _check_quantized(config.model)
@@ -30,7 +31,16 @@ def check_model(config: Config, family: str) -> Config:
         from flowrl.models.diffusion.call_arguments import check_saved_call
 
         check_saved_call(absolute_folder(config.model.path), config.model.call)
+    if config.model.attention is not None:
+        _check_attention(config.model.attention, family)
     return with_adapter_shape(config, family)
+
+
+def _check_attention(name: str, family: str) -> None:
+    from flowrl.models.diffusion import attention as of_diffusers  # the libraries: only where a backend is named
+    from flowrl.models.text import attention as of_transformers
+
+    (of_diffusers if family == "diffusion" else of_transformers).check_attention(name)
 
 
 def with_adapter_shape(config: Config, family: str) -> Config:

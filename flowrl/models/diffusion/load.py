@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.errors import UserError
+from flowrl.models.diffusion.attention import use_attention
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
@@ -61,8 +62,8 @@ def load_policy(
         full: train every parameter of the denoiser.
         dtype: precision of the frozen parts.
         trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
-        attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
-        compile: compile the denoiser's repeated blocks.
+        attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
+        compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
         quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
         quantize_encoders: hold those of the text encoders so.
@@ -77,18 +78,17 @@ def load_policy(
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
-    _freeze(pipeline)
-    targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
-    adapt(network, options, targets, trained_dtype=trained)
-    _switch_on(network, gradient_checkpointing, attention, compile)
+    _adapt(pipeline, network, options, trained)
+    if gradient_checkpointing:
+        _checkpoint(network)
     label = str(path_or_pipeline) if source else type(pipeline).__name__
     _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     spec = calibrate(recorder).to(placement.device)
-    policy = DiffusionPolicy(
-        recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
-    )
+    facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
+    policy = DiffusionPolicy(recorder, spec, adaptation, **facts)
+    _speed_up(policy, attention, compile)
     if parity == "check":
         check(policy)
     if shard != "none":
@@ -96,10 +96,15 @@ def load_policy(
     return policy
 
 
-def _freeze(pipeline: DiffusionPipeline) -> None:
+def _adapt(
+    pipeline: DiffusionPipeline, network: torch.nn.Module, options: LoRAOptions | None, trained_dtype: torch.dtype
+) -> None:
+    """Freeze the pipeline but for what is trained of its denoiser."""
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
+    targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
+    adapt(network, options, targets, trained_dtype=trained_dtype)
 
 
 def _quantized(
@@ -217,20 +222,16 @@ def _open(
     return where, opened, {} if embedded is None else CALL
 
 
-def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
-    kind = type(network).__name__
-    if gradient_checkpointing:
-        if not getattr(network, "_supports_gradient_checkpointing", False):
-            raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
-        network.enable_gradient_checkpointing()
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool) -> None:
+    """Other kernels, once it is known how the pipeline calls its denoiser."""
     if attention is not None:
-        try:
-            network.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"attention backend {attention!r} is not available for {kind}: {first_line(error)}"
-            ) from error
+        use_attention(policy, attention)
     if compile:
-        compile_blocks(network)
+        compile_blocks(policy.network)
+
+
+def _checkpoint(network: Any) -> None:
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        kind = type(network).__name__
+        raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
+    network.enable_gradient_checkpointing()

@@ -16,6 +16,7 @@ from flowrl.models.load_errors import explain, load_error
 from flowrl.models.quantization import FULL_PRECISION, Quantized, compute_dequantized, transformers_options
 from flowrl.models.source import ModelSource, check_model_name, without_progress_bars
 from flowrl.models.text import remote_code
+from flowrl.models.text.attention import check_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ def open_model(
     """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
     place, _ = _places(source)
     loader = _loader(place, family, source.trust_remote_code)
-    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": check_attention(attention)}
     if quantized.network is not None:
         _check_quantizable(place)
         chosen |= transformers_options(quantized.network, dtype, quantized.device)
