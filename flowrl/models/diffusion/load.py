@@ -89,11 +89,16 @@ def load_policy(
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
     policy = DiffusionPolicy(recorder, spec, adaptation, **facts)
     _speed_up(policy, attention, compile)
+    _check(policy, parity, shard)
+    return policy
+
+
+def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], shard: Shard) -> None:
+    """The start-up checks."""
     if parity == "check":
         check(policy)
     if shard != "none":
-        check_exchange(policy.weights, partial(predictions, policy), type(network).__name__)
-    return policy
+        check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
 
 
 def _adapt(
