@@ -65,6 +65,26 @@ def reset_peaks() -> None:
             module.reset_peak_memory_stats(device)
 
 
+PAGES = 2**16
+"""Bytes up to which CUDA takes a copy from ordinary memory at once; for a larger one it waits, unless that is pinned."""
+
+
+def pinned(device: torch.device) -> bool:
+    """Whether host memory for copies to ``device`` should be pinned, so that they need no waiting."""
+    return device.type not in ("cpu", "mps", "meta")
+
+
+def put(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """``x`` on a device and in a type, as ``x.to(device, dtype)``, which waits until the device has done all it was
+    told before; this does not."""
+    device = torch.device(device)
+    if x.device.type != "cpu" or not pinned(device):
+        return x.to(device, dtype)
+    if x.nbytes > PAGES:
+        x = x.contiguous().pin_memory()
+    return x.to(device, dtype, non_blocking=True)
+
+
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same tensors without gradient on the host, in one copy from each device, so that the host waits once.
     Numbers of all types arrive as they are, but for integers beyond 2^53."""
