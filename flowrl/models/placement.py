@@ -56,15 +56,20 @@ def place(dtype: str, device: str) -> Placement:
 
 def compile_blocks(network: nn.Module) -> None:
     """Compile the blocks that repeat: of one kind, named by the network itself, they share one compilation."""
-    declared: Any = network
-    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
-    found = [module for module in network.modules() if type(module).__name__ in names]
-    kinds = Counter(type(module) for module in found)
-    blocks = [module for module in found if kinds[type(module)] > 1]
+    blocks = repeated_blocks(network)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks to compile; set model.compile: false")
     for block in blocks:
         block.compile()
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks that the network itself names as repeated, in its order, of kinds that it has several of."""
+    declared: Any = network
+    names = set(getattr(declared, "_repeated_blocks", None) or getattr(declared, "_no_split_modules", None) or ())
+    found = [module for module in network.modules() if type(module).__name__ in names]
+    kinds = Counter(type(module) for module in found)
+    return [module for module in found if kinds[type(module)] > 1]
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
@@ -74,14 +79,19 @@ def checkpoint_blocks(network: nn.Module) -> None:
     Transformers' own switch recomputes in training mode alone, in which OPT and others drop activations and whole
     layers at random by functions that no module stands for.
     """
-    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
-    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
-    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
-    blocks = blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
+    blocks = listed_blocks(network)
     for block in blocks:
         block.forward = _recomputing(block.forward)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks; set model.gradient_checkpointing: false")
+
+
+def listed_blocks(network: nn.Module) -> list[nn.Module]:
+    """The members of the outermost lists of modules that have several, else of those that have one."""
+    lists = {f"{name}.": module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = [stack for name, stack in lists.items() if not any(name != o and name.startswith(o) for o in lists)]
+    blocks = [block for stack in outermost if len(stack) > 1 for block in stack]
+    return blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import FlowSDE
 from flowrl.math.random import seeds
 from flowrl.models.tiny_flow import TinyCondition, TinyFlow
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import PointerWeights
 from flowrl.parts.ema import Ramp
 from flowrl.parts.objectives import Clipped, ImplicitPair, ScoreFunction
 from flowrl.samplers.flow import FlowSampler
@@ -36,7 +36,7 @@ class ShiftPolicy:
     def __init__(self, m: float = 0.5, c2: float = 0.25) -> None:
         self.flow = GaussianFlow(m, c2)
         self.theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        self.weights = WeightSets({"theta": self.theta})
+        self.weights = PointerWeights({"theta": self.theta})
 
     @contextmanager
     def using(self, name: str):

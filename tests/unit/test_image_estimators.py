@@ -15,7 +15,7 @@ from flowrl.estimators.times import GridTimes, LogitNormalTimes, UniformTimes, s
 from flowrl.estimators.transitions import TransitionRows, Transitions
 from flowrl.math.random import seeds
 from flowrl.models.tiny_flow import TinyCondition
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import PointerWeights
 from flowrl.types import IncompatibleError, Likelihood, Rollout, Steps
 from tests.contract.toys import matching_rows, rollout_of
 
@@ -30,7 +30,7 @@ class Constant:
 
     def __init__(self, *theta: float) -> None:
         self.theta = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        self.weights = WeightSets({"theta": self.theta})
+        self.weights = PointerWeights({"theta": self.theta})
         self.weights.update_ema("old", 0.0)
         self.asked: list[tuple] = []
         with torch.no_grad():

@@ -134,7 +134,7 @@ class Encoder:
         return [entries[text] for text in texts]
 
     def _capture(self, texts: list[str]) -> list[_Encoded]:
-        calls = self._recorder.calls(texts, len(self._spec.calls))
+        calls = self._recorder.calls(texts, len(self._spec.calls), self._spec.blank)
         self.texts_encoded += len(texts)
         rows: list[dict[LeafPath, Any]] = []
         templates: list[dict[str, Any]] = []

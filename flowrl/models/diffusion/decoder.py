@@ -53,14 +53,14 @@ class ImageDecoder:
         media = self._together(final) if self._one_prompt else None
         if media is None:
             parts = final.split(self.rows)
-            media = torch.cat([self._recorder.finish(part, self._blank, len(part)) for part in parts])
+            media = torch.cat([self._recorder.finish(part, self._spec.blank, len(part)) for part in parts])
         return media
 
     def _together(self, final: Tensor) -> Tensor | None:
         """All images by a run for one prompt; ``None`` where this pipeline cannot be run so."""
         try:
             with self._in_portions(len(final)):
-                media = self._recorder.finish(final, self._blank, 1)
+                media = self._recorder.finish(final, self._spec.blank, 1)
         except UserError:
             if len(final) == 1:
                 raise
@@ -80,14 +80,6 @@ class ImageDecoder:
             return form_of(made[0])(torch.cat([prediction_of(part) for part in made]))
 
         return patched(autoencoder, "decode", decode)
-
-    def _blank(self, inputs: dict[str, Any]) -> Tensor:
-        """A prediction of zeros, of the shape that the denoiser would return."""
-        call = self._spec.calls[0]
-        latents = dict(call.layout.leaves(inputs))[call.latent.path]
-        axis = call.latent.kind.axis
-        first, rows = (latents[0], len(latents)) if axis is None else (latents, latents.shape[axis])
-        return first.new_zeros((rows, *self._spec.output_shape))
 
 
 def _autoencoder(recorder: Recorder) -> nn.Module | None:

@@ -116,6 +116,14 @@ class DenoiserSpec:
         """The call each branch belongs to, in order."""
         return [call for call in self.calls for _ in range(call.branches)]
 
+    def blank(self, inputs: dict[str, Any]) -> Tensor:
+        """Zeros of the shape that the denoiser returns for the ``inputs`` of a call."""
+        call = self.calls[0]
+        latents = dict(call.layout.leaves(inputs))[call.latent.path]
+        axis = call.latent.kind.axis
+        first, rows = (latents[0], len(latents)) if axis is None else (latents, latents.shape[axis])
+        return first.new_zeros((rows, *self.output_shape))
+
     def to(self, device: torch.device) -> DenoiserSpec:
         """The recipe with its tables on ``device``."""
         if not isinstance(self.coordinates, DDPMCoordinates):
@@ -138,18 +146,20 @@ def calibrate(recorder: Recorder) -> DenoiserSpec:
     name = type(recorder.pipeline).__name__
     trace = recorder.record(PROBES, 3, outputs=probe_outputs())
     first = trace.steps[0]
-    many = recorder.calls([*PROBES, PROBES[0]], len(first.calls))
+    seen = first.calls[0].prediction
+    assert seen is not None
+    blank = seen.new_zeros((len(seen) // len(PROBES) * (len(PROBES) + 1), *seen.shape[1:]))
+    many = recorder.calls([*PROBES, PROBES[0]], len(first.calls), lambda _: blank)
     if len(many) != len(first.calls):
         raise UserError(f"{name} calls its denoiser {len(first.calls)} or {len(many)} times, depending on the batch")
     calls = tuple(_call_recipe(trace, i, more.inputs, name) for i, more in enumerate(many))
     shape = tuple(first.sample.shape[1:])
     guidance = _guidance(recorder, trace, calls, shape, name)
     coordinates = scheduler_coordinates(recorder.pipeline.scheduler, _reads_shrunk_sample(first, calls[0]))
-    output = first.calls[0].prediction
-    assert output is not None and trace.timesteps is not None
+    assert trace.timesteps is not None
     if isinstance(coordinates, FlowCoordinates):
         coordinates = measured_shift(coordinates, trace.timesteps, trace.sigmas)
-    return DenoiserSpec(calls, guidance, coordinates, shape, tuple(output.shape[1:]), first.sample.dtype)
+    return DenoiserSpec(calls, guidance, coordinates, shape, tuple(seen.shape[1:]), first.sample.dtype)
 
 
 def _call_recipe(trace: RecordedRun, index: int, many: dict[str, Any], name: str) -> CallSpec:

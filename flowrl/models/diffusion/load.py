@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
-from flowrl.models.diffusion.parity import check
+from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
 from flowrl.models.family import embedded_model
@@ -21,6 +22,7 @@ from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
 from flowrl.models.placement import Placement, compile_blocks, place
+from flowrl.models.sharding import Shard, check_exchange, check_shard, split
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 from flowrl.worlds.shapes import CALL
 
@@ -41,6 +43,7 @@ def load_policy(
     compile: bool = False,
     trust_remote_code: bool = False,
     decode_batch: int = 16,
+    shard: Shard = "none",
     parity: Literal["check", "skip"] = "check",
 ) -> DiffusionPolicy:
     """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
@@ -56,12 +59,14 @@ def load_policy(
         attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks.
         decode_batch: images decoded at once.
+        shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
     options = lora_or_full(full, lora)
+    check_shard(shard)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
@@ -69,11 +74,9 @@ def load_policy(
             part.requires_grad_(False).eval()
     adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
     _switch_on(network, gradient_checkpointing, attention, compile)
-    prepare(pipeline, placement)
+    label = str(path_or_pipeline) if source else type(pipeline).__name__
+    _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module):
-            check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     spec = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
@@ -81,6 +84,8 @@ def load_policy(
     )
     if parity == "check":
         check(policy)
+    if shard != "none":
+        check_exchange(policy.weights, partial(predictions, policy), type(network).__name__)
     return policy
 
 
@@ -121,6 +126,20 @@ def open_pipeline(
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
+
+
+def _place(
+    pipeline: DiffusionPipeline, network: torch.nn.Module, placement: Placement, label: str, shard: Shard, full: bool
+) -> None:
+    """Move the pipeline to its device, its denoiser split over the processes where that is asked for. Raises
+    `UserError` for weights that are not finite."""
+    if shard != "none":
+        check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
+        split(network, placement.device, full)
+    prepare(pipeline, placement)
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and (shard == "none" or part is not network):
+            check_finite(part, label, name)
 
 
 def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:

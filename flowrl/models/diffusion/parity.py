@@ -76,6 +76,14 @@ def check(policy: DiffusionPolicy) -> float:
     return max(worst, drift, decoded)
 
 
+@torch.no_grad()
+def predictions(policy: DiffusionPolicy) -> Tensor:
+    """Velocities [2, ...] of two prompts at fixed noise, the same at each call."""
+    noise = torch.randn(len(PROBES), *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    times = policy.snap(torch.tensor([0.4, 0.8], dtype=torch.float64))
+    return policy.velocity(noise.to(policy.device), times.to(policy.device), policy.condition(prompts_of(PROBES)))
+
+
 def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:
     """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
     x = call.latents(trace.steps[k].calls[0].inputs).reshape(trace.steps[k].sample.shape).float()

@@ -17,8 +17,9 @@ from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.lora import Adaptation
+from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
-from flowrl.models.weights import HasWeightSets, WeightSets
+from flowrl.models.weights import HasWeightSets
 from flowrl.types import CfgGrad, Prompt
 
 
@@ -46,7 +47,7 @@ class DiffusionPolicy(HasWeightSets):
         self.recorder = recorder
         self.adaptation = adaptation
         self.encoder = Encoder(recorder, spec)
-        self.weights = WeightSets(adaptation.parameters)
+        self.weights = weight_sets(self.network, adaptation.parameters)
         self.dtype = dtype
         self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""

@@ -157,21 +157,23 @@ class Recorder:
         trace.media = _media(output)
         return trace
 
-    def calls(self, prompts: Sequence[str], count: int) -> list[DenoiserCall]:
-        """The inputs of the ``count`` denoiser calls of the first step; the last call is not computed."""
+    def calls(
+        self, prompts: Sequence[str], count: int, blank: Callable[[dict[str, Any]], Tensor]
+    ) -> list[DenoiserCall]:
+        """The inputs of the ``count`` denoiser calls of the first step. None is computed: ``blank(inputs)`` takes the
+        place of a prediction."""
         seen: list[DenoiserCall] = []
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             seen.append(DenoiserCall(self._bind(args, kwargs)))
             if len(seen) == count:
                 raise _StopRun
-            with self.precision():
-                return real(*args, **kwargs)
+            return self._form(blank(seen[-1].inputs))
 
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise _StopRun
 
-        with self._intercepted(forward, advance):
+        with self._intercepted(forward, advance, computes=False):
             self._run(prompts, 2, "latent", 0)
         return seen
 
@@ -183,7 +185,7 @@ class Recorder:
             self._read_schedule(trace)
             raise _StopRun
 
-        with self._intercepted(forward, forward), self._cached_text(1):
+        with self._intercepted(forward, forward, computes=False), self._cached_text(1):
             self._run([NEUTRAL_PROMPT], steps, "latent", 0)
         return trace
 
@@ -198,7 +200,7 @@ class Recorder:
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return _StepResult(final) if kwargs.get("return_dict", True) else (final, final)
 
-        with self._intercepted(forward, advance), self._cached_text(prompts):
+        with self._intercepted(forward, advance, computes=False), self._cached_text(prompts):
             output = self._run([NEUTRAL_PROMPT] * prompts, 2, "pt", 0)
         media = _media(output)
         if media is None:
@@ -248,11 +250,17 @@ class Recorder:
         trace.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
 
     @contextmanager
-    def _intercepted(self, forward: Callable[..., Any], step: Callable[..., Any]) -> Iterator[None]:
+    def _intercepted(
+        self, forward: Callable[..., Any], step: Callable[..., Any], computes: bool = True
+    ) -> Iterator[None]:
+        """Let ``forward`` and ``step`` take the place of the denoiser's and the scheduler's. Unless it ``computes``,
+        the denoiser's weights are not needed: FSDP must not gather them, and then not be told that the forward
+        ended."""
         bar = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
         try:
-            with patched(self.network, "forward", forward), patched(self.pipeline.scheduler, "step", step):
+            alone = nullcontext() if computes else without_hooks(self.network)
+            with alone, patched(self.network, "forward", forward), patched(self.pipeline.scheduler, "step", step):
                 yield
         finally:
             self.pipeline.set_progress_bar_config(**bar)
@@ -289,6 +297,18 @@ def patched(owner: Any, name: str, substitute: Callable[..., Any]) -> Iterator[N
             del owner.__dict__[name]
         else:
             owner.__dict__[name] = own
+
+
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Calls of ``module`` run its forward alone."""
+    names = ("_forward_pre_hooks", "_forward_hooks")
+    kept = {name: module.__dict__[name] for name in names}
+    module.__dict__.update({name: type(hooks)() for name, hooks in kept.items()})
+    try:
+        yield
+    finally:
+        module.__dict__.update(kept)
 
 
 def _snapshot(value: Any) -> Any:

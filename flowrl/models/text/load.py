@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
 from flowrl.models.placement import checkpoint_blocks, compile_blocks, place
+from flowrl.models.sharding import Shard, check_shard, split
 from flowrl.models.source import ModelSource, check_finite
 from flowrl.models.text.codec import TextCodec, make_codec
 from flowrl.models.text.network import Network
@@ -35,6 +36,8 @@ class Options(TypedDict, total=False):
     attention: str | None
     """An attention implementation of transformers, such as ``"sdpa"`` or ``"flash_attention_2"``."""
     compile: bool
+    shard: Shard
+    """``"fsdp"``: split the network over the processes (`flowrl.models.sharding`)."""
     trust_remote_code: bool
     chat: bool | None
     """Whether prompts go through the tokenizer's chat template; ``None``: if it has one."""
@@ -65,16 +68,21 @@ def open_network(
         )
     placement = place(options.get("dtype", "float32"), options.get("device", "auto"))
     adapter = lora_or_full(options.get("full", False), options.get("lora"))
+    shard = options.get("shard", "none")
+    check_shard(shard)
     source = ModelSource(find_model(path, family), options.get("trust_remote_code", False))
     model = open_model(source, family, placement.dtype, options.get("attention"))
     tokenizer = open_tokenizer(source)
     adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
-    model.to(placement.device)  # pyright: ignore[reportArgumentType]  (transformers wraps it)
+    if shard == "none":
+        model.to(placement.device)  # pyright: ignore[reportArgumentType]  (transformers wraps it)
     check_finite(model, source.path)
     if options.get("gradient_checkpointing"):
         checkpoint_blocks(model)
     if options.get("compile"):
         compile_blocks(model)
+    if shard != "none":
+        split(model, placement.device, adapter is None)
     return Network(model, trained_parameters(model, adapter), placement), tokenizer, source
 
 

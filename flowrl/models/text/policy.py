@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowrl.math.tokens import exclude
 from flowrl.models.lora import Adaptation
+from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
@@ -19,8 +20,8 @@ from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
-from flowrl.models.weights import LIVE, HasWeightSets, WeightSets
-from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
+from flowrl.models.weights import LIVE, HasWeightSets
+from flowrl.types import ALL_TOKENS, OneProcess, Prompt, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -54,7 +55,7 @@ class TextPolicy(HasWeightSets):
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
-        self.weights = WeightSets(network.adaptation.parameters, apart=extra)
+        self.weights = weight_sets(network.model, network.adaptation.parameters, apart=extra)
         self._trained = [*network.adaptation.parameters.values(), *extra.values()]
 
     @property
@@ -184,9 +185,9 @@ class TextPolicy(HasWeightSets):
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
-    def metrics(self) -> Mapping[str, float]:
-        """What the network's routers did since the last call; nothing for models without."""
-        return {} if self.network.routers is None else self.network.routers.metrics()
+    def metrics(self, ranks: Ranks | None = None) -> Mapping[str, float]:
+        """What the network's routers did since the last call, over all processes; nothing for models without."""
+        return {} if self.network.routers is None else self.network.routers.metrics(ranks or OneProcess())
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:
