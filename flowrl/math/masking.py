@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowrl.devices import put, wide
 from flowrl.types import ALL_TOKENS, Truncation
 
 CELLS = 2**24
@@ -15,9 +16,8 @@ CELLS = 2**24
 
 def is_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
     """[...] bool: whether each of ``tokens`` [...] is one of the end tokens."""
-    return torch.isin(
-        tokens, torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=tokens.dtype, device=tokens.device)
-    )
+    told = torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=tokens.dtype)
+    return torch.isin(tokens, put(told, tokens.device))
 
 
 def through_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
@@ -46,8 +46,8 @@ def truncate(logits: Tensor, truncation: Truncation, labels: Tensor | None = Non
         kept &= ranked >= ranked[:, min(truncation.top_k, ranked.shape[1]) - 1, None]
     if truncation.top_p < 1:
         counted = ranked if truncation.nucleus_first else ranked.masked_fill(~kept, -torch.inf)
-        mass = counted.double().softmax(dim=-1)
-        kept &= mass.cumsum(dim=-1) - mass < truncation.top_p
+        mass = wide(counted).softmax(dim=-1)
+        kept &= (mass.cumsum(dim=-1) - mass < truncation.top_p).to(kept.device)
     kept[:, 0] = True
     kept = torch.zeros_like(kept).scatter(1, index, kept)
     if labels is not None:
@@ -71,13 +71,13 @@ def draw_tokens(
 
 
 def _draw(logits: Tensor, numbers: Tensor, temperature: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor]:
-    hot = temperature > 0
-    scale = torch.where(hot, temperature, torch.ones_like(temperature)).to(logits.dtype)
+    hot = (temperature > 0).to(logits.device)
+    scale = put(torch.where(temperature > 0, temperature, 1.0), logits)
     logp = truncate(logits / scale[:, None], truncation).log_softmax(dim=-1)
     # float64: with a large vocabulary a float32 sum loses the last tokens' probabilities
-    cumulative = logp.double().exp().cumsum(dim=-1)
-    reached = cumulative > (numbers.double() * cumulative[:, -1])[:, None]
-    drawn = reached.int().argmax(dim=-1)
+    cumulative = wide(logp).exp().cumsum(dim=-1)
+    reached = cumulative > (put(numbers, cumulative) * cumulative[:, -1])[:, None]
+    drawn = reached.int().argmax(dim=-1).to(logits.device)
     tokens = torch.where(hot, drawn, logits.argmax(dim=-1))
     found = logp.gather(1, tokens[:, None])[:, 0]
     return tokens, torch.where(hot, found, torch.zeros_like(found)).float()

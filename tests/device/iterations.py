@@ -64,7 +64,9 @@ def iteration(session: Session) -> Outcome:
     with watched() as events:
         metrics, _, _ = iterate(session, PhaseTimer())
     weights = {name: tensor.cpu().clone() for name, tensor in session.policy.weights.state().items()}
-    return Outcome({k: v for k, v in metrics.items() if "seconds" not in k and not k.startswith("time")}, weights, events)
+    return Outcome(
+        {k: v for k, v in metrics.items() if "seconds" not in k and not k.startswith("time")}, weights, events
+    )
 
 
 def first_iteration(settings: dict[str, Any]) -> Outcome:

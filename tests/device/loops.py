@@ -1,2 +1,5 @@
 """placeholder"""
-def measure(): return {}
+
+
+def measure():
+    return {}

@@ -15,7 +15,7 @@ UPDATES = 2
 
 def main(chosen: Sequence[str]) -> int:
     """Print a line for each preset; 1 if one differs."""
-    print("| preset | metrics | weights | waits of sampling | waits of the update, per optimiser batch | blocking copies |")
+    print("| preset | metrics | weights | waits: sampling | waits: an optimiser batch | blocking copies of both |")
     print("|---|---|---|---|---|---|")
     wrong = []
     for preset in chosen or preset_names():

@@ -104,7 +104,7 @@ WAITS = ("item", "nonzero", "d2h")
 
 
 class Events:
-    """What happened while watched: ``rows[(phase, kind, place, what)] = [times, bytes]``; whoever knows sets ``phase``."""
+    """What happened while watched: ``rows[phase, kind, place, what] = [times, bytes]``; who watches sets ``phase``."""
 
     def __init__(self, inside: str | None) -> None:
         self.inside = inside

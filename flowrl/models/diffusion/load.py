@@ -78,7 +78,7 @@ def load_policy(
     _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
-    spec = calibrate(recorder).to(placement.device)
+    spec = calibrate(recorder)
     policy = DiffusionPolicy(
         recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
