@@ -73,7 +73,8 @@ class CausalSampler:
         if self.greedy_first:
             temperature[draw.place == 0] = 0.0
         if self.engine is None:
-            tokens, logp, rows = self._decode(policy, condition, draw, temperature)
+            heat = temperature if self.greedy_first else self.temperature
+            tokens, logp, rows = self._decode(policy, condition, draw, heat)
         else:
             engine = policy.engine(self.engine)
             made = engine.generate(condition, draw.seeds, self.length, temperature.tolist(), self.truncation)
@@ -84,14 +85,14 @@ class CausalSampler:
         return Rollout.of(draw, condition, tokens, trace, forwards=rows)
 
     def _decode(
-        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, temperature: Tensor
+        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, temperature: Tensor | float
     ) -> tuple[Tensor, Tensor, int]:
         """Tokens and their log-probabilities [N, length] on the host, and the network rows it took."""
         count, device = len(draw), policy.device
         tokens = torch.full((count, self.length), policy.pad_token, dtype=torch.int64, device=device)
         logp = torch.zeros(count, self.length, device=device)
         numbers = put(uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM), float64_device(device))
-        temperature = put(temperature, numbers)
+        temperature = put(temperature, numbers) if isinstance(temperature, Tensor) else temperature
         ends = put(torch.tensor(policy.end_tokens, dtype=torch.int64), device)
         going = torch.arange(count, device=device)  # rows in the decoder, and which of them have not ended
         active = torch.ones(count, dtype=torch.bool, device=device)
@@ -111,9 +112,11 @@ class CausalSampler:
             if int(left.sum()) <= (1 - COMPACT) * len(left):
                 kept = left.nonzero()[:, 0]
                 decoder.keep(kept)
-                going, active, chosen, numbers, temperature = (
-                    value[put(kept, value.device)] for value in (going, active, chosen, numbers, temperature)
+                going, active, chosen, numbers = (
+                    value[put(kept, value.device)] for value in (going, active, chosen, numbers)
                 )
+                if isinstance(temperature, Tensor):
+                    temperature = temperature[put(kept, temperature.device)]
             decoder.push(chosen)
         tokens, logp = to_host((tokens, logp))
         return tokens, logp, rows

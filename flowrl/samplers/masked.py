@@ -187,7 +187,7 @@ class _Canvas:
         o = self.options
         seeds = self.draw.seeds[rows]
         numbers = put(uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked], float64_device(logits.device))
-        drawn, _ = draw_tokens(logits, numbers, torch.full_like(numbers, o.temperature), o.truncation)
+        drawn, _ = draw_tokens(logits, numbers, o.temperature, o.truncation)
         found = [drawn, self._preference(logits, drawn, masked, seeds, step)]
         found += [] if o.threshold is None else [logits.softmax(dim=-1).amax(dim=-1)]
         drawn, preference, *best = to_host(found)  # the only wait for the device of a step

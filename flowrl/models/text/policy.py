@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.devices import put
-from flowrl.math.tokens import exclude
+from flowrl.math.tokens import KEPT, exclude
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -124,6 +124,7 @@ class TextPolicy(HasWeightSets):
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = put(labels.flatten(), self.device)
+        room = KEPT  # of all calls together, which live until backward
         for call in self._calls(condition, tokens, targets):
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
             place = put(call.place, self.device)
@@ -138,7 +139,9 @@ class TextPolicy(HasWeightSets):
                 excluded=self.excluded,
                 entropy=entropy,
                 truncation=truncation,
+                keep=room,
             )
+            room -= len(place) * self.vocabulary
             logp.append(found)
             places.append(place)
             if spread is not None:
