@@ -44,6 +44,7 @@ def load_policy(
     compile: bool = False,
     trust_remote_code: bool = False,
     decode_batch: int = 16,
+    prompt_cache: bool = False,
     shard: Shard = "none",
     parity: Literal["check", "skip"] = "check",
 ) -> DiffusionPolicy:
@@ -60,6 +61,7 @@ def load_policy(
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
+        prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
@@ -84,6 +86,8 @@ def load_policy(
     policy = DiffusionPolicy(
         recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
+    if prompt_cache:
+        policy.encoder.keep()
     _speed_up(policy, attention, compile)
     if parity == "check":
         check(policy)
