@@ -12,7 +12,7 @@ from flowrl.paths import absolute_folder
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call", "prompt_cache"),
+    "diffusion": ("call", "prompt_cache", "quantize_encoders"),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
@@ -76,6 +76,11 @@ class ModelConfig(Section):
         default="float32",
         description="precision of the frozen network; float16 with a scaled loss (optimizer.loss_scale)",
     )
+    trained_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="precision of the trained weights in the network; bfloat16 (with dtype bfloat16) halves their "
+        "memory: see optimizer.masters",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
     attention: str | None = Field(
@@ -83,6 +88,12 @@ class ModelConfig(Section):
         description="attention of diffusers or transformers: sdpa, flash, flex, xformers, ...; null = its default",
     )
     compile: bool = Field(default=False, description="torch.compile the blocks that the network repeats")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None, description="hold the frozen network's linear layers in 4 or 8 bits (QLoRA); null = as dtype"
+    )
+    quantize_encoders: Literal["nf4", "int8"] | None = Field(
+        default=None, description="diffusion: the same for the text encoders"
+    )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(
         default=None,

@@ -56,6 +56,16 @@ def place(dtype: str, device: str) -> Placement:
     return Placement(where, DTYPES[dtype])
 
 
+def trained_precision(name: str, frozen: torch.dtype) -> torch.dtype:
+    """The precision of trained weights by its name in a config. Raises `UserError` for one that cannot be trained."""
+    if name not in ("float32", "bfloat16") or (name == "bfloat16" and frozen != torch.bfloat16):
+        raise UserError(
+            f"model.trained_dtype must be float32, or bfloat16 with model.dtype=bfloat16, got {name!r} with"
+            f" {str(frozen).removeprefix('torch.')}"
+        )
+    return DTYPES[name]
+
+
 def compile_blocks(network: nn.Module, backend: Any = "inductor") -> None:
     """Compile the blocks that repeat, with any number of rows: of one kind, named by the network itself, they share
     their graphs. There is one graph without gradients and one with them (one more for a first block, whose input needs

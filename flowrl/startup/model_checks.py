@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowrl.config import Config
-from flowrl.config.model import LoRAConfig
+from flowrl.config.model import LoRAConfig, ModelConfig
 from flowrl.errors import UserError, did_you_mean
 from flowrl.paths import absolute_folder, expand_user
 from flowrl.worlds import world_names
@@ -25,6 +25,7 @@ def check_model(config: Config, family: str) -> Config:
             not fit.
     """
     _check_name(config.model.path)
+    _check_quantized(config.model)
     _check_family(config.model.path, family)
     if config.model.call:
         from flowrl.models.diffusion.call_arguments import check_saved_call
@@ -82,6 +83,17 @@ def _shape_of(options: LoRAOptions, dropout: float) -> LoRAConfig:
         alpha_pattern=dict(options.alpha_pattern),
         parameters=list(options.parameters),
     )
+
+
+def _check_quantized(model: ModelConfig) -> None:
+    """Raise `UserError` where what quantises is not installed."""
+    if model.quantize is None and model.quantize_encoders is None:
+        return
+    from flowrl.models.quantization import check_quantization
+
+    for key in ("quantize", "quantize_encoders"):
+        if getattr(model, key) is not None:
+            check_quantization(getattr(model, key), model.full, f"model.{key}")
 
 
 def _check_name(path: str) -> None:

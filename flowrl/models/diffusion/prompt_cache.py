@@ -112,7 +112,7 @@ def identity(recorder: Recorder) -> str:
         if isinstance(part, nn.Module):
             if name != recorder.network_name and not callable(getattr(part, "decode", None)):
                 digest.update(f"{name} {type(part).__qualname__} {getattr(part, 'config', '')}\n".encode())
-                _add(digest, {**dict(part.named_parameters()), **dict(part.named_buffers())})
+                _add(digest, {**part.state_dict(), **dict(part.named_buffers())})  # a quantised layer's scales too
         elif part is not None and name != "scheduler" and hasattr(part, "save_pretrained"):
             digest.update(f"{name} {type(part).__qualname__}\n".encode())
             with tempfile.TemporaryDirectory() as folder:
