@@ -87,12 +87,9 @@ def load_policy(
     _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
-    spec = calibrate(recorder).to(placement.device)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
-    policy = DiffusionPolicy(recorder, spec, adaptation, **facts)
-    if prompt_cache:
-        policy.encoder.keep()
-    _speed_up(policy, attention, compile)
+    policy = DiffusionPolicy(recorder, calibrate(recorder).to(placement.device), adaptation, **facts)
+    _speed_up(policy, attention, compile, prompt_cache)
     _check(policy, parity, shard)
     return policy
 
@@ -231,8 +228,10 @@ def _open(
     return where, opened, {} if embedded is None else CALL
 
 
-def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool) -> None:
-    """Other kernels, once it is known how the pipeline calls its denoiser."""
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool) -> None:
+    """What is switched on once it is known how the pipeline calls its denoiser."""
+    if prompt_cache:
+        policy.encoder.keep()
     if attention is not None:
         use_attention(policy, attention)
     if compile:
