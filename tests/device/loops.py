@@ -23,7 +23,7 @@ from tests import fakegpu
 from tests.device.iterations import config, iteration
 
 ROWS = 8
-UPDATE_PRESETS = ("flow_grpo", "diffusion_nft", "grpo", "ppo", "gspo", "trajectory_pg")
+UPDATE_PRESETS = ("flow_grpo", "diffusion_nft", "ppo", "trajectory_pg")
 
 
 def measure() -> dict[str, dict[str, float]]:
@@ -64,7 +64,12 @@ def _steps(policy: Any, prompts: list[Prompt], made: Callable[[int], Sampler], f
     condition = policy.condition(asked)
     group = torch.arange(ROWS) // (ROWS // len(prompts))
     seen = {}
-    for steps in (few, few, many, many):  # the second time, since what is made once for a number of steps does not count
+    for steps in (
+        few,
+        few,
+        many,
+        many,
+    ):  # the second time, since what is made once for a number of steps does not count
         with fakegpu.watch("/flowrl/") as seen[steps]:
             made(steps)(policy, condition, Draw.of(seeds(0, "waits", count=ROWS), group, 0, 0))
     return _slope(seen[few], seen[many], many - few)
@@ -84,4 +89,3 @@ def _updates() -> dict[str, dict[str, float]]:
         found[f"{preset}: micro-batch"] = _slope(runs[1, 4], runs[1, 1], ROWS - ROWS // 4, "update")
         session.rewards.close()
     return found
-
