@@ -1,5 +1,5 @@
-"""A run on the pretended accelerator is the run on the CPU: metrics, weights, evaluation, exports, rewards with a model;
-and its loops wait for the device no more often than they may."""
+"""A run on the pretended accelerator is the run on the CPU: metrics, weights, evaluation, exports, rewards with a
+model; and its loops wait for the device no more often than they may."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+
+from tests.tiny_scorers import save_clip
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["train.iterations=1", "data.prompts=2", "data.group=4", "eval.every=1", "eval.prompts=2", "train.threads=1",
@@ -52,6 +54,9 @@ def start(arguments: list[str], given: object = None, **variables: str) -> str:
 def commands(run: str, device: str, out: Path) -> list[list[str]]:
     """Train, go on, evaluate, export."""
     train = ["train", *RUNS[run], *SMALL, f"model.device={device}", f"out={out}"]
+    if run == "image":  # and a reward with a model on the device
+        scorer = f"{{use: clipscore, weight: 0.1, device: {device}, options: {{path: {out.parents[1] / 'clip'}}}}}"
+        train.append(f"rewards=[{{use: shapes}}, {scorer}]")
     return [
         train,
         [*train, "train.iterations=2", "--resume", "auto", "--allow-changed"],
@@ -64,6 +69,7 @@ def commands(run: str, device: str, out: Path) -> list[list[str]]:
 def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All commands of all runs on both devices, in one process: where they ran, and what the device saw."""
     out = tmp_path_factory.mktemp("device")
+    save_clip(out / "clip")
     folders = {(run, device): out / run / device for run in RUNS for device in ("cpu", "fakegpu")}
     lines = [line for (run, device), folder in folders.items() for line in commands(run, device, folder)]
     start(["run", str(out / "report.json")], lines)
