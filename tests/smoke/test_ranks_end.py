@@ -98,6 +98,18 @@ def test_a_rank_that_is_killed_is_named(undisturbed: Path, tmp_path: Path, rank:
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_killed_before_the_ranks_have_met_is_named(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    launcher = start(tmp_path, 2)
+    wait_for(lambda: len(ranks_of(launcher)) == 2, launcher)
+    places = [Path(f"/proc/{pid}/maps") for pid in ranks_of(launcher).values()]
+    wait_for(lambda: all("libtorch" in place.read_text() for place in places), launcher)  # programs are imported
+    os.kill(ranks_of(launcher)[1], signal.SIGKILL)
+    assert launcher.wait(90) != 0
+    assert_said_once((tmp_path / "errors.txt").read_text(), "rank 1 ")
+
+
+@pytest.mark.slow
 def test_what_was_finished_before_a_rank_died_is_saved(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path, "if rank == '1' and calls[0] == 6: os.kill(os.getpid(), signal.SIGKILL)")
     done = run(tmp_path, 2, "checkpoint.every=0")
