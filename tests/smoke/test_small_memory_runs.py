@@ -1,4 +1,4 @@
-"""Runs on a base in few bits, with weights in bfloat16 and with optimisers by name: they learn, and go on bit for bit."""
+"""Runs in few bits, with weights in bfloat16 and with optimisers by name: they learn, and go on bit for bit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from flowrl.config import Config
@@ -90,15 +91,9 @@ def test_an_image_model_with_all_of_it(tmp_path: Path) -> None:
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(line["ratio/first_max_deviation"] < 1e-3 and line["grad_norm"] > 0 for line in found if "loss" in line)
     folder_of = run / "checkpoints" / "step_000002"
-    pipeline = open_pipeline(ModelSource(str(folder)), config_dtype())
+    pipeline = open_pipeline(ModelSource(str(folder)), torch.float32)
     pipeline.load_lora_weights(str(folder_of / "lora"))  # as for any other base
     assert not is_quantized(pipeline.transformer)
-
-
-def config_dtype() -> Any:
-    import torch
-
-    return torch.float32
 
 
 @BITS
