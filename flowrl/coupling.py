@@ -25,6 +25,7 @@ from flowrl.types import (
     Table,
     exchange,
     iterate_blocks,
+    token_blocks,
 )
 
 
@@ -52,17 +53,26 @@ class Measure:
     """Which ones they are."""
     micro_batch: int
     """Network rows per forward."""
+    micro_tokens: int | None = None
+    """Tokens per forward instead, padding included."""
 
     def blocks(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
         """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
         sets to measure distances to."""
         numbers, places = self.share.held(index)
         probe = table.rows if table.held is None else table.held
-        for rows, decisions in iterate_blocks(len(numbers), table.mask.shape[1], probe.unit, self.micro_batch):
+        for rows, decisions in self._portions(probe, places, table.mask.shape[1]):
             place = places[rows]
             cut = probe.block(place, decisions)
             live = self.estimator(self.policy, cut, self.condition.take(place), references)
             yield Block(numbers[rows], place, decisions, cut, live)
+
+    def _portions(self, probe: Rows, places: Tensor, decisions: int) -> Iterator[tuple[Tensor | slice, slice]]:
+        """Which of the rows ``places`` are measured together, and which of their decisions."""
+        lengths = None if self.micro_tokens is None else probe.row_tokens(self.condition)
+        if self.micro_tokens is None or lengths is None:
+            return iterate_blocks(len(places), decisions, probe.unit, self.micro_batch)
+        return token_blocks(lengths[places], decisions, probe.unit, self.micro_tokens)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
