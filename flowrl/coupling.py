@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import to_host
+from flowrl.models.sharding import is_sharded
 from flowrl.runtime.ranks import together
 from flowrl.types import (
     Batch,
@@ -55,30 +56,48 @@ class Measure:
     """Network rows per forward."""
     micro_tokens: int | None = None
     """Tokens per forward instead, padding included."""
+    level: bool = False
+    """Whether all processes have to run the network equally often, because each holds a part of it."""
 
     def blocks(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
         """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
         sets to measure distances to."""
         numbers, places = self.share.held(index)
-        probe = table.rows if table.held is None else table.held
-        for rows, decisions in self._portions(probe, places, table.mask.shape[1]):
-            place = places[rows]
-            cut = probe.block(place, decisions)
-            live = self.estimator(self.policy, cut, self.condition.take(place), references)
-            yield Block(numbers[rows], place, decisions, cut, live)
+        for rows, decisions in self._cuts(table, places):
+            yield self._block(table, numbers[rows], places[rows], decisions, references)
 
-    def _portions(self, probe: Rows, places: Tensor, decisions: int) -> Iterator[tuple[Tensor | slice, slice]]:
+    def idle(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
+        """After `blocks`: as many more, of some sample, as the process with the most of ``index`` has measured beyond
+        this one, where all have to be `level`. Nothing of them counts."""
+        if not self.level:
+            return
+        own = sum(1 for _ in self._cuts(table, self.share.held(index)[1]))
+        first = torch.tensor([0])
+        for _ in range(self.share.ranks.largest(own) - own):
+            _, decisions = next(self._cuts(table, first))
+            yield self._block(table, first, first, decisions, references)
+
+    def _cuts(self, table: Table, places: Tensor) -> Iterator[tuple[Tensor | slice, slice]]:
         """Which of the rows ``places`` are measured together, and which of their decisions."""
+        probe = table.rows if table.held is None else table.held
         lengths = None if self.micro_tokens is None else probe.row_tokens(self.condition)
         if self.micro_tokens is None or lengths is None:
-            return iterate_blocks(len(places), decisions, probe.unit, self.micro_batch)
-        return token_blocks(lengths[places], decisions, probe.unit, self.micro_tokens)
+            return iterate_blocks(len(places), table.mask.shape[1], probe.unit, self.micro_batch)
+        return token_blocks(lengths[places], table.mask.shape[1], probe.unit, self.micro_tokens)
+
+    def _block(self, table: Table, numbers: Tensor, held: Tensor, decisions: slice, references: Sequence[str]) -> Block:
+        probe = (table.rows if table.held is None else table.held).block(held, decisions)
+        live = self.estimator(self.policy, probe, self.condition.take(held), references)
+        return Block(numbers, held, decisions, probe, live)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
         with together(self.share.ranks), torch.no_grad():
             parts = [(block.held, block.decisions, block.live) for block in self.blocks(table, index, references)]
             here = assemble(parts, torch.Size((len(self.share.here), table.mask.shape[1])))
+        with torch.no_grad():
+            for _ in self.idle(table, index, references):
+                pass
         return gathered(here, self.share)
 
 
@@ -138,6 +157,14 @@ def coupled_gradient(
                 if slope is not None and out.requires_grad
             ]
             torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
+    keep_level(measure, table, index, references)
+
+
+def keep_level(measure: Measure, table: Table, index: Tensor, references: Sequence[str]) -> None:
+    """The backwards of `Measure.idle` blocks, which add exactly 0 to every gradient."""
+    for block in measure.idle(table, index, references):
+        outputs = [out for out in (block.live.logp, *block.live.extra.values()) if out.requires_grad]
+        torch.autograd.backward(outputs, [torch.zeros_like(out) for out in outputs])
 
 
 Gradients = list[Tensor | None]
@@ -158,7 +185,7 @@ BUCKET = 2**25
 
 def summed(gradients: Sequence[Tensor | None], parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> Gradients:
     """The sums over processes. A parameter has a gradient on all of them or on none: where a process owns no sample
-    that moves it, its part is 0."""
+    that moves it, its part is 0. Parts of a tensor that several processes hold together are sums already."""
     if ranks.size == 1:
         return list(gradients)
     some = ranks.total(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int64)) > 0
@@ -179,7 +206,7 @@ def _buckets(gradients: Gradients) -> Iterator[list[int]]:
     bucket: list[int] = []
     size, kind = 0, None
     for index, gradient in enumerate(gradients):
-        if gradient is None:
+        if gradient is None or is_sharded(gradient):
             continue
         if bucket and (size >= BUCKET or kind != (gradient.dtype, gradient.device)):
             yield bucket

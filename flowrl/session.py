@@ -27,6 +27,7 @@ from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
+from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
@@ -146,9 +147,10 @@ class Session:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
         scale of the loss."""
         tensors = {f"weights/{key}": value for key, value in self.policy.weights.state().items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
+        moments, numbers = optimizer_state(self.optimizer)
+        tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
+        values |= {"optimizer": numbers} if numbers else {}
         return tensors, values
 
     def portion(self, draw: Draw) -> tuple[Draw, bool]:
@@ -223,13 +225,8 @@ class Session:
             self.policy.weights.load(_below(tensors, "weights/"))
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
-        packed = self.optimizer.state_dict()
-        packed["state"] = {}
         try:
-            for key, value in _below(tensors, "optimizer/").items():
-                index, name = key.split("/", 1)
-                packed["state"].setdefault(int(index), {})[name] = value
-            self.optimizer.load_state_dict(packed)
+            restore_optimizer(self.optimizer, _below(tensors, "optimizer/"), values.get("optimizer", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -294,18 +291,10 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
 
 
 def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
-    """AdamW on the policy's parameters and, as its second group, the critic's."""
-    options = config.optimizer
+    """The optimiser of the policy's parameters and, as its second group, the critic's."""
     critic = policy.critic_parameters() if isinstance(policy, CausalPolicy) else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
-    return torch.optim.AdamW(
-        [{"params": group} for group in (policy_alone, critic) if group],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    return build_optimizer(config.optimizer, [policy_alone, critic], derive(config.train.seed, "optimizer"))
 
 
 def _check_guidance(run: CheckedRun, policy: DiffusionPolicy) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl.coupling import Measure, combine, coupled_gradient, gathered, summed, take_gradients
+from flowrl.coupling import Measure, combine, coupled_gradient, gathered, keep_level, summed, take_gradients
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
@@ -102,9 +102,9 @@ def improve(
     are left as they were).
     """
     share = Share.alone(len(rollout.group)) if share is None else share
-    measure = Measure(
-        policy, algorithm.estimator, rollout.condition, share, settings.micro_batch, settings.micro_tokens
-    )
+    split = share.ranks.size > 1 and bool(getattr(policy, "is_split", False))
+    portion = (settings.micro_batch, settings.micro_tokens)
+    measure = Measure(policy, algorithm.estimator, rollout.condition, share, *portion, level=split)
     update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler)
     tables = _tables(update, rollout, scores, advantage)
     if tables[0].old is None:
@@ -273,6 +273,7 @@ def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, term
                 part = weight[block.numbers][:, block.decisions]
                 batch = table.batch(block.numbers, block.decisions, part, block.live, block.probe)
                 scale(loss(block.live, batch)).backward()
+        keep_level(measure, table, active, algorithm.references)
     return bool(len(active))
 
 
