@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowrl.devices import to_host
+from flowrl.devices import exact, put, to_host, wide
 from flowrl.models.sharding import is_sharded
 from flowrl.runtime.ranks import together
 from flowrl.types import (
@@ -88,6 +88,8 @@ class Measure:
     def _block(self, table: Table, numbers: Tensor, held: Tensor, decisions: slice, references: Sequence[str]) -> Block:
         probe = (table.rows if table.held is None else table.held).block(held, decisions)
         live = self.estimator(self.policy, probe, self.condition.take(held), references)
+        # the small space is computed in float64, where there is float64
+        live = Likelihood(exact(live.logp), {name: exact(value) for name, value in live.extra.items()})
         return Block(numbers, held, decisions, probe, live)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
@@ -151,8 +153,11 @@ def coupled_gradient(
     with together(measure.share.ranks):
         for block in measure.blocks(table, index, references):
             outputs = [block.live.logp, *block.live.extra.values()]
-            pairs = [
-                (out, scale(slope[where[block.numbers]][:, block.decisions]).to(out))  # only the network is in float16
+            pairs = [  # the loss is in float64, the network may be in float16
+                (
+                    out,
+                    put(scale(slope[where[block.numbers]][:, block.decisions]), out),
+                )
                 for out, slope in zip(outputs, slopes, strict=True)
                 if slope is not None and out.requires_grad
             ]
@@ -227,7 +232,7 @@ def combine(
     """``sum_c w_c g_c`` with the weights that a combination makes of the inner products ``g_c . g_d``, which are those
     of the whole gradients, over all processes and without the ``scale`` of the loss; the sum is of this process'."""
     sums = [summed(channel, parameters, ranks) for channel in channels]
-    whole = [[None if g is None else g.double() / scale for g in channel] for channel in sums]
+    whole = [[None if g is None else wide(g) / scale for g in channel] for channel in sums]
     products = torch.stack(to_host([_inner(a, b) for a in whole for b in whole]))
     weights = combination(products.view(len(whole), len(whole)))
     return [_weighted(weights, column) for column in zip(*channels, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.types.ranks import Share
 from flowrl.types.rollouts import ALL_TOKENS, Truncation
 
@@ -37,8 +38,8 @@ class Likelihood:
 
     def block(self, rows: Tensor, decisions: slice, device: torch.device) -> Likelihood:
         """That of some rows [n] and a range of decisions, on a device."""
-        extra = {name: value[rows][:, decisions].to(device) for name, value in self.extra.items()}
-        return Likelihood(self.logp[rows][:, decisions].to(device), extra)
+        extra = {name: put(value[rows][:, decisions], device) for name, value in self.extra.items()}
+        return Likelihood(put(self.logp[rows][:, decisions], device), extra)
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,9 @@ class Table:
         device = live.logp.device
         same = replace(live, logp=live.logp.detach())
         old = same if self.old is None else self.old.block(index, decisions, device)
-        advantage = self.advantage[index][:, decisions].to(device)
+        advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
-        return Batch(advantage, old, weight.to(device), self.group[index], probe)
+        return Batch(advantage, old, put(weight, device), self.group[index], probe)
 
 
 @dataclass(frozen=True)
