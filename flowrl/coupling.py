@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowrl.devices import to_host
+from flowrl.devices import exact, put, to_host, wide
+from flowrl.models.sharding import is_sharded
 from flowrl.runtime.ranks import together
 from flowrl.types import (
     Batch,
@@ -25,6 +26,7 @@ from flowrl.types import (
     Table,
     exchange,
     iterate_blocks,
+    token_blocks,
 )
 
 
@@ -52,23 +54,52 @@ class Measure:
     """Which ones they are."""
     micro_batch: int
     """Network rows per forward."""
+    micro_tokens: int | None = None
+    """Tokens per forward instead, padding included."""
+    level: bool = False
+    """Whether all processes have to run the network equally often, because each holds a part of it."""
 
     def blocks(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
         """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
         sets to measure distances to."""
         numbers, places = self.share.held(index)
+        for rows, decisions in self._cuts(table, places):
+            yield self._block(table, numbers[rows], places[rows], decisions, references)
+
+    def idle(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
+        """After `blocks`: as many more, of some sample, as the process with the most of ``index`` has measured beyond
+        this one, where all have to be `level`. Nothing of them counts."""
+        if not self.level:
+            return
+        own = sum(1 for _ in self._cuts(table, self.share.held(index)[1]))
+        first = torch.tensor([0])
+        for _ in range(self.share.ranks.largest(own) - own):
+            _, decisions = next(self._cuts(table, first))
+            yield self._block(table, first, first, decisions, references)
+
+    def _cuts(self, table: Table, places: Tensor) -> Iterator[tuple[Tensor | slice, slice]]:
+        """Which of the rows ``places`` are measured together, and which of their decisions."""
         probe = table.rows if table.held is None else table.held
-        for rows, decisions in iterate_blocks(len(numbers), table.mask.shape[1], probe.unit, self.micro_batch):
-            place = places[rows]
-            cut = probe.block(place, decisions)
-            live = self.estimator(self.policy, cut, self.condition.take(place), references)
-            yield Block(numbers[rows], place, decisions, cut, live)
+        lengths = None if self.micro_tokens is None else probe.row_tokens(self.condition)
+        if self.micro_tokens is None or lengths is None:
+            return iterate_blocks(len(places), table.mask.shape[1], probe.unit, self.micro_batch)
+        return token_blocks(lengths[places], table.mask.shape[1], probe.unit, self.micro_tokens)
+
+    def _block(self, table: Table, numbers: Tensor, held: Tensor, decisions: slice, references: Sequence[str]) -> Block:
+        probe = (table.rows if table.held is None else table.held).block(held, decisions)
+        live = self.estimator(self.policy, probe, self.condition.take(held), references)
+        # the small space is computed in float64, where there is float64
+        live = Likelihood(exact(live.logp), {name: exact(value) for name, value in live.extra.items()})
+        return Block(numbers, held, decisions, probe, live)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
         with together(self.share.ranks), torch.no_grad():
             parts = [(block.held, block.decisions, block.live) for block in self.blocks(table, index, references)]
             here = assemble(parts, torch.Size((len(self.share.here), table.mask.shape[1])))
+        with torch.no_grad():
+            for _ in self.idle(table, index, references):
+                pass
         return gathered(here, self.share)
 
 
@@ -122,12 +153,23 @@ def coupled_gradient(
     with together(measure.share.ranks):
         for block in measure.blocks(table, index, references):
             outputs = [block.live.logp, *block.live.extra.values()]
-            pairs = [
-                (out, scale(slope[where[block.numbers]][:, block.decisions]).to(out))  # only the network is in float16
+            pairs = [  # the loss is in float64, the network may be in float16
+                (
+                    out,
+                    put(scale(slope[where[block.numbers]][:, block.decisions]), out),
+                )
                 for out, slope in zip(outputs, slopes, strict=True)
                 if slope is not None and out.requires_grad
             ]
             torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
+    keep_level(measure, table, index, references)
+
+
+def keep_level(measure: Measure, table: Table, index: Tensor, references: Sequence[str]) -> None:
+    """The backwards of `Measure.idle` blocks, which add exactly 0 to every gradient."""
+    for block in measure.idle(table, index, references):
+        outputs = [out for out in (block.live.logp, *block.live.extra.values()) if out.requires_grad]
+        torch.autograd.backward(outputs, [torch.zeros_like(out) for out in outputs])
 
 
 Gradients = list[Tensor | None]
@@ -148,7 +190,7 @@ BUCKET = 2**25
 
 def summed(gradients: Sequence[Tensor | None], parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> Gradients:
     """The sums over processes. A parameter has a gradient on all of them or on none: where a process owns no sample
-    that moves it, its part is 0."""
+    that moves it, its part is 0. Parts of a tensor that several processes hold together are sums already."""
     if ranks.size == 1:
         return list(gradients)
     some = ranks.total(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int64)) > 0
@@ -169,7 +211,7 @@ def _buckets(gradients: Gradients) -> Iterator[list[int]]:
     bucket: list[int] = []
     size, kind = 0, None
     for index, gradient in enumerate(gradients):
-        if gradient is None:
+        if gradient is None or is_sharded(gradient):
             continue
         if bucket and (size >= BUCKET or kind != (gradient.dtype, gradient.device)):
             yield bucket
@@ -190,7 +232,7 @@ def combine(
     """``sum_c w_c g_c`` with the weights that a combination makes of the inner products ``g_c . g_d``, which are those
     of the whole gradients, over all processes and without the ``scale`` of the loss; the sum is of this process'."""
     sums = [summed(channel, parameters, ranks) for channel in channels]
-    whole = [[None if g is None else g.double() / scale for g in channel] for channel in sums]
+    whole = [[None if g is None else wide(g) / scale for g in channel] for channel in sums]
     products = torch.stack(to_host([_inner(a, b) for a in whole for b in whole]))
     weights = combination(products.view(len(whole), len(whole)))
     return [_weighted(weights, column) for column in zip(*channels, strict=True)]
