@@ -118,6 +118,7 @@ class Session:
             updates=train.updates,
             epochs=train.epochs,
             micro_batch=train.micro_batch,
+            micro_tokens=train.micro_tokens,
             max_grad_norm=self.config.optimizer.max_grad_norm,
             seed=derive(train.seed, "split", self.progress.iteration),
         )

@@ -12,13 +12,13 @@ from flowrl.paths import absolute_folder
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call", "quantize_encoders"),
+    "diffusion": ("call", "prompt_cache", "quantize_encoders"),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
 """Keys of ``model`` that only some families have."""
-TRAINED_WITH = ("critic",)
-"""Those of them that only training needs."""
+TRAINED_WITH = ("critic", "prompt_cache")
+"""Those of them that only training needs, or the machine."""
 
 
 class LoRAConfig(Section):
@@ -64,6 +64,11 @@ class ModelConfig(Section):
     )
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
+    )
+    prompt_cache: bool = Field(
+        default=False,
+        description="diffusion: keep encoded prompts on disk (in ~/.cache/flowrl/prompts, or below FLOWRL_CACHE) for"
+        " later runs; they are then encoded one by one",
     )
     lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
     full: bool = Field(default=False, description="train all weights of the network instead of LoRA")

@@ -46,6 +46,7 @@ def load_policy(
     compile: bool = False,
     trust_remote_code: bool = False,
     decode_batch: int = 16,
+    prompt_cache: bool = False,
     quantize: Method | None = None,
     quantize_encoders: Method | None = None,
     shard: Shard = "none",
@@ -65,6 +66,7 @@ def load_policy(
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
+        prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
         quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
         quantize_encoders: hold those of the text encoders so.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
@@ -85,10 +87,9 @@ def load_policy(
     _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
-    spec = calibrate(recorder).to(placement.device)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
-    policy = DiffusionPolicy(recorder, spec, adaptation, **facts)
-    _speed_up(policy, attention, compile)
+    policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
+    _speed_up(policy, attention, compile, prompt_cache)
     _check(policy, parity, shard)
     return policy
 
@@ -227,8 +228,10 @@ def _open(
     return where, opened, {} if embedded is None else CALL
 
 
-def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool) -> None:
-    """Other kernels, once it is known how the pipeline calls its denoiser."""
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool) -> None:
+    """What is switched on once it is known how the pipeline calls its denoiser."""
+    if prompt_cache:
+        policy.encoder.keep()
     if attention is not None:
         use_attention(policy, attention)
     if compile:
