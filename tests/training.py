@@ -110,7 +110,7 @@ def train(values: Mapping[str, Any], work: Work) -> Trained:
     handle = register_optimizer_step_pre_hook(note)
     try:
         if work.start is not None:
-            session.restore(*work.start)
+            session.restore(*copy.deepcopy(work.start))  # what comes over a line lies in memory that processes share
         while session.progress.iteration < work.iterations:
             metrics, batch, _ = iterate(session, PhaseTimer())
             found.metrics.append(metrics)
