@@ -26,6 +26,7 @@ from flowrl.types import (
     Table,
     exchange,
     iterate_blocks,
+    token_blocks,
 )
 
 
@@ -53,6 +54,8 @@ class Measure:
     """Which ones they are."""
     micro_batch: int
     """Network rows per forward."""
+    micro_tokens: int | None = None
+    """Tokens per forward instead, padding included."""
     level: bool = False
     """Whether all processes have to run the network equally often, because each holds a part of it."""
 
@@ -60,7 +63,7 @@ class Measure:
         """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
         sets to measure distances to."""
         numbers, places = self.share.held(index)
-        for rows, decisions in self._cuts(table, len(numbers)):
+        for rows, decisions in self._cuts(table, places):
             yield self._block(table, numbers[rows], places[rows], decisions, references)
 
     def idle(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
@@ -68,14 +71,19 @@ class Measure:
         this one, where all have to be `level`. Nothing of them counts."""
         if not self.level:
             return
-        own = sum(1 for _ in self._cuts(table, len(self.share.held(index)[0])))
+        own = sum(1 for _ in self._cuts(table, self.share.held(index)[1]))
         first = torch.tensor([0])
         for _ in range(self.share.ranks.largest(own) - own):
-            _, decisions = next(self._cuts(table, 1))
+            _, decisions = next(self._cuts(table, first))
             yield self._block(table, first, first, decisions, references)
 
-    def _cuts(self, table: Table, count: int) -> Iterator[tuple[slice, slice]]:
-        return iterate_blocks(count, table.mask.shape[1], table.rows.unit, self.micro_batch)
+    def _cuts(self, table: Table, places: Tensor) -> Iterator[tuple[Tensor | slice, slice]]:
+        """Which of the rows ``places`` are measured together, and which of their decisions."""
+        probe = table.rows if table.held is None else table.held
+        lengths = None if self.micro_tokens is None else probe.row_tokens(self.condition)
+        if self.micro_tokens is None or lengths is None:
+            return iterate_blocks(len(places), table.mask.shape[1], probe.unit, self.micro_batch)
+        return token_blocks(lengths[places], table.mask.shape[1], probe.unit, self.micro_tokens)
 
     def _block(self, table: Table, numbers: Tensor, held: Tensor, decisions: slice, references: Sequence[str]) -> Block:
         probe = (table.rows if table.held is None else table.held).block(held, decisions)
