@@ -6,6 +6,7 @@ peak bytes of each command. It stops at the first that fails.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests import fakegpu
 
 def run(arguments: list[str]) -> dict[str, object]:
     """One command, and what the device saw of it."""
+    gc.collect()  # what the command before left
     sys.argv = ["flowrl", *arguments]
     torch.fakegpu.reset_peak_memory_stats()  # type: ignore[attr-defined]
     with fakegpu.watch("/flowrl/") as events:

@@ -13,6 +13,7 @@ from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+from flowrl.models.diffusion.offload import Offload, check_offload, decode_in_parts, place_parts
 from flowrl.models.diffusion.parity import check
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
@@ -41,6 +42,9 @@ def load_policy(
     compile: bool = False,
     trust_remote_code: bool = False,
     decode_batch: int = 16,
+    vae_slicing: bool = False,
+    vae_tiling: bool = False,
+    offload: Offload = "none",
     parity: Literal["check", "skip"] = "check",
 ) -> DiffusionPolicy:
     """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
@@ -56,12 +60,16 @@ def load_policy(
         attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks.
         decode_batch: images decoded at once.
+        vae_slicing, vae_tiling: decode one by one, and in tiles that are blended.
+        offload: parts that wait on the host until they are called: ``"encoders"`` (all but the denoiser), or
+            ``"sequential"`` (the denoiser's frozen layers too).
 
     Raises:
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
     options = lora_or_full(full, lora)
+    check_offload(offload, options, compile=compile)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
     network = getattr(pipeline, denoiser_name(pipeline))
     for part in pipeline.components.values():
@@ -69,12 +77,14 @@ def load_policy(
             part.requires_grad_(False).eval()
     adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
     _switch_on(network, gradient_checkpointing, attention, compile)
-    prepare(pipeline, placement)
+    pipeline.scheduler = single_step(pipeline.scheduler)
+    decode_in_parts(pipeline, slicing=vae_slicing, tiling=vae_tiling)
+    release = place_parts(pipeline, denoiser_name(pipeline), placement.device, offload)
     adaptation = trained_parameters(network, options)
     for name, part in pipeline.components.items():
         if isinstance(part, torch.nn.Module):
             check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)
-    recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
+    recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     spec = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
         recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
@@ -121,12 +131,6 @@ def open_pipeline(
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
-
-
-def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:
-    """Move a pipeline to its device and give it a scheduler with a noise-free single step."""
-    pipeline.to(placement.device)
-    pipeline.scheduler = single_step(pipeline.scheduler)
 
 
 def single_step(scheduler: Any) -> Any:

@@ -15,6 +15,7 @@ from flowrl.models.diffusion.coordinates import time_grid
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
+from flowrl.models.host_layers import computing_device
 from flowrl.models.lora import Adaptation
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets, WeightSets
@@ -38,6 +39,7 @@ class DiffusionPolicy(HasWeightSets):
     ) -> None:
         self.pipeline = recorder.pipeline
         self.network: nn.Module = recorder.network
+        self.device = computing_device(self.network)
         self.network_calls = 0
         """Network rows evaluated so far."""
         self.latent_shape = spec.latent_shape
@@ -55,11 +57,6 @@ class DiffusionPolicy(HasWeightSets):
         self._schedules: dict[int, tuple[Tensor, float]] = {}
         """By number of steps: times, and the deviation of the pipeline's first latents."""
         self._network_takes_return_dict = recorder.network_takes_return_dict
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser computes."""
-        return next(self.network.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ conditioning
     def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
@@ -187,6 +184,7 @@ class DiffusionPolicy(HasWeightSets):
             if images is None:
                 images = torch.empty(len(final), *made.shape[1:])
             images[rows[0] : rows[-1] + 1] = made
+        self.recorder.release()
         if images is None:
             raise ValueError("there are no latents to decode")
         return images
