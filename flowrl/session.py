@@ -27,6 +27,8 @@ from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
+from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
+from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
@@ -35,7 +37,7 @@ from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.time_grid import check_time_grid
 from flowrl.step import UpdateSettings
-from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Rollout, Sampler, Samples
+from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
 
 EMA = "ema"
 PICTURES_FROM = 1 << 30
@@ -70,6 +72,8 @@ class Session:
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
+    ranks: Ranks = field(default_factory=processes)
+    """The processes that train together."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -114,13 +118,15 @@ class Session:
             updates=train.updates,
             epochs=train.epochs,
             micro_batch=train.micro_batch,
+            micro_tokens=train.micro_tokens,
             max_grad_norm=self.config.optimizer.max_grad_norm,
             seed=derive(train.seed, "split", self.progress.iteration),
         )
 
     def policy_metrics(self) -> Mapping[str, float]:
-        """What the policy itself measured since it was last asked: the routers of a mixture of experts."""
-        return self.policy.metrics() if isinstance(self.policy, TextPolicy) else {}
+        """What the policy itself measured since it was last asked, on all processes: the routers of a mixture of
+        experts."""
+        return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
         """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
@@ -141,10 +147,26 @@ class Session:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
         scale of the loss."""
         tensors = {f"weights/{key}": value for key, value in self.policy.weights.state().items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
+        moments, numbers = optimizer_state(self.optimizer)
+        tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
+        values |= {"optimizer": numbers} if numbers else {}
         return tensors, values
+
+    def portion(self, draw: Draw) -> tuple[Draw, bool]:
+        """This process' part of a draw, and whether it is a spare sample, made of the first seed because no other is
+        left: whole groups, or single samples where there are fewer groups than processes and no reward compares the
+        samples of a group."""
+        if self.ranks.size == 1:
+            return draw, False
+        starts = first_of_group(draw.group)
+        units = len(draw)
+        place = torch.arange(units)
+        if int(starts.sum()) >= self.ranks.size or self.rewards.grouped:
+            units, place = int(starts.sum()), starts.cumsum(dim=0) - 1
+        part = self.ranks.share(units)
+        rows = ((place >= part.start) & (place < part.stop)).nonzero()[:, 0]
+        return draw.take(rows if len(rows) else torch.tensor([0])), not len(rows)
 
     def sample_and_decode(
         self,
@@ -203,13 +225,8 @@ class Session:
             self.policy.weights.load(_below(tensors, "weights/"))
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
-        packed = self.optimizer.state_dict()
-        packed["state"] = {}
         try:
-            for key, value in _below(tensors, "optimizer/").items():
-                index, name = key.split("/", 1)
-                packed["state"].setdefault(int(index), {})[name] = value
-            self.optimizer.load_state_dict(packed)
+            restore_optimizer(self.optimizer, _below(tensors, "optimizer/"), values.get("optimizer", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -274,18 +291,10 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
 
 
 def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
-    """AdamW on the policy's parameters and, as its second group, the critic's."""
-    options = config.optimizer
+    """The optimiser of the policy's parameters and, as its second group, the critic's."""
     critic = policy.critic_parameters() if isinstance(policy, CausalPolicy) else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
-    return torch.optim.AdamW(
-        [{"params": group} for group in (policy_alone, critic) if group],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    return build_optimizer(config.optimizer, [policy_alone, critic], derive(config.train.seed, "optimizer"))
 
 
 def _check_guidance(run: CheckedRun, policy: DiffusionPolicy) -> list[str]:

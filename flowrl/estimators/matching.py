@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from flowrl.devices import put, wide
 from flowrl.estimators.times import GridTimes, TimeDraw
 from flowrl.math.flow import clean_of, interpolate
 from flowrl.math.gaussians import mean_square
@@ -22,9 +23,21 @@ NOISE_STREAM = 1003
 class MatchingRows(Rows):
     """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
 
+    large: ClassVar[frozenset[str]] = frozenset({"clean"})
+
     clean: Tensor  # [N, M, ...] the sample, repeated without copying
-    noise: Tensor  # [N, M, ...]
+    seeds: Tensor  # [N, M] int64: of the noise, one for each sample, repeated
+    number: Tensor  # [N, M] int64: which of the draws of its seed a noise is
     t: Tensor  # [N, M]
+    draws: int
+    """How many noises are drawn of one seed."""
+
+    @property
+    def noise(self) -> Tensor:
+        """[N, M, ...] standard normal, drawn anew at every access: the noises of all samples are M times as large as
+        the samples, and only those of a micro-batch are needed at once."""
+        drawn = normal(self.seeds[:, 0], (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
+        return drawn[torch.arange(len(drawn))[:, None], self.number]
 
 
 def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
@@ -33,8 +46,9 @@ def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPo
         raise IncompatibleError("matching estimators need the time grid of a continuous sampler")
     t = policy.snap(times(draws, rollout.times.cpu(), seeds))
     clean = rollout.final.float().cpu()
-    shape = (draws, *clean.shape[1:])
-    return MatchingRows(clean[:, None].expand(-1, *shape), normal(seeds, shape, stream=NOISE_STREAM), t)
+    number = torch.arange(draws).expand(len(seeds), -1)
+    wide = clean[:, None].expand(-1, draws, *clean.shape[1:])
+    return MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class _Point:
 
 def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Point:
     n, d = rows.t.shape
-    clean, noise = (v.reshape(n * d, *v.shape[2:]).to(policy.device) for v in (rows.clean, rows.noise))
+    clean, noise = (put(v, policy.device).flatten(0, 1) for v in (rows.clean, rows.noise))
     t = rows.t.reshape(-1)
     wide = condition.take(torch.arange(n).repeat_interleave(d))
     return _Point(interpolate(clean, noise, t), clean, noise, t, wide)
@@ -110,8 +124,8 @@ class Matching:
         point = _point(policy, rows, condition)
         frozen = _frozen(policy, point, references, self.guidance)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance, cfg_grad=self.cfg_grad)
-        error = mean_square((v - (point.noise - point.clean)).double(), 1)
-        logp = -self.link(error, point.t.to(error))
+        error = mean_square(wide(v - (point.noise - point.clean)), 1)
+        logp = -self.link(error, put(point.t, error))
         extra = {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
@@ -186,7 +200,7 @@ class ContrastedMatching:
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
     def _error(self, point: _Point, v: Tensor) -> Tensor:
-        residual = (clean_of(point.x, v, point.t) - point.clean).double().flatten(1)
+        residual = wide((clean_of(point.x, v, point.t) - point.clean).flatten(1))
         error = residual.square().mean(dim=1)
         if not self.adaptive:
             return error

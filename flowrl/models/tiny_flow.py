@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowrl.models.weights import HasWeightSets, WeightSets
+from flowrl.models.weights import HasWeightSets, PointerWeights
 from flowrl.types import CfgGrad, Prompt
 
 
@@ -51,7 +51,7 @@ class TinyFlow(HasWeightSets):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
             self.last.weight.zero_()
             self.last.bias.zero_()
-        self.weights = WeightSets(dict(self.network.named_parameters()))
+        self.weights = PointerWeights(dict(self.network.named_parameters()))
         self.network_calls = 0
 
     def parameters(self) -> list[nn.Parameter]:

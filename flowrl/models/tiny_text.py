@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
-from flowrl.models.weights import HasWeightSets, WeightSets
+from flowrl.models.weights import HasWeightSets, PointerWeights
 from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
 
 PROMPT_STREAM = 77
@@ -25,6 +25,11 @@ class TinyTextCondition:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def row_lengths(self) -> Tensor:
+        """[N]: 0, prompts are columns of a table."""
+        return torch.zeros_like(self.index)
 
     def take(self, rows: Tensor) -> TinyTextCondition:
         """The condition of the rows with these indices [n] (repeats allowed)."""
@@ -64,7 +69,7 @@ class TinyText(HasWeightSets):
         shape = (len(self.prompts) + 1, states, length)
         self.table = nn.Parameter(scale * torch.randn(*shape, vocabulary, generator=generator, dtype=dtype))
         self.critic = nn.Parameter(torch.zeros(shape, dtype=dtype))
-        self.weights = WeightSets({"table": self.table, "critic": self.critic})
+        self.weights = PointerWeights({"table": self.table, "critic": self.critic})
 
     def parameters(self) -> list[nn.Parameter]:
         """The table of logits, then the critic's."""

@@ -1,8 +1,9 @@
-"""Named copies of a policy's trainable parameters, exchanged by pointer: the same for LoRA and for full fine-tuning."""
+"""Named copies of a policy's trainable parameters: the same for LoRA and for full fine-tuning."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -14,15 +15,16 @@ from flowrl.errors import UserError, did_you_mean
 
 LIVE = "live"
 REFERENCE = "reference"
+DISTURBED = "disturbed"
 
 
-class WeightSets:
+class WeightSets(ABC):
     """Weight sets of ``parameters``; ``live`` is what the optimiser updates, ``reference`` what training started from.
 
-    ``using(name)`` points every parameter at the set's tensors and back, so it costs no copy. A graph built on ``live``
-    keeps the parameters themselves, not their data: frozen sets must be evaluated *before* it is built or after its
-    backward, never in between. ``apart``: parameters that only ``live`` has, such as a critic's; they are saved with
-    it, and are the same whatever set is in use.
+    `PointerWeights` exchanges them by pointer; `flowrl.models.sharding.ShardedWeights` by copying shards. Frozen sets
+    must be evaluated *before* a graph is built on ``live`` or after its backward, never in between. ``apart``:
+    parameters that only ``live`` has, such as a critic's; they are saved with it, and are the same whatever set is in
+    use.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], apart: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -31,6 +33,7 @@ class WeightSets:
         self._sets: dict[str, dict[str, Tensor]] = {}
         self._active = LIVE
         self._live: dict[str, Tensor] = {}
+        """Where the live tensors are while another set is in use."""
         self._reference_moved = False
         self._reference_hash: str | None = None
         self._sets[REFERENCE] = self._copy()
@@ -48,12 +51,35 @@ class WeightSets:
     def using(self, name: str) -> Iterator[None]:
         """Compute with ``name``; gradients are off unless it is ``live``. Nests; restores on any exit."""
         before = self._active
-        self._point_at(name)
+        self._switch(name)
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and name == LIVE):
                 yield
         finally:
-            self._point_at(before)
+            self._switch(before)
+
+    def drop_reference(self, *, hashed: bool = True) -> None:
+        """Free the reference where nothing will compare with it; its hash stays known, unless nobody will ask."""
+        if self._active == REFERENCE:
+            raise ValueError("the reference is in use")
+        if hashed:
+            self._reference_hash = self.sha256(REFERENCE)
+        self._sets.pop(REFERENCE, None)
+
+    @contextmanager
+    def disturbed(self) -> Iterator[None]:
+        """Compute with live weights to each of which noise is added, of a twentieth of its tensor's standard deviation:
+        for self-checks. The same on every process."""
+        noise = torch.Generator().manual_seed(0)
+        self._sets[DISTURBED] = self._copy()
+        for tensor in self._sets[DISTURBED].values():
+            scale = 0.05 * max(float(tensor.std(correction=0)), 0.02) if tensor.numel() else 0.0
+            tensor.add_(torch.randn(tensor.shape, generator=noise).to(tensor), alpha=scale)
+        try:
+            with self.using(DISTURBED):
+                yield
+        finally:
+            del self._sets[DISTURBED]
 
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
@@ -65,35 +91,33 @@ class WeightSets:
         self._reference_moved |= name == REFERENCE and decay != 1
         live = self._tensors(LIVE)
         for key, kept in self._sets[name].items():
-            kept.lerp_(live[key], 1.0 - decay) if decay else kept.copy_(live[key])
-
-    def drop_reference(self, *, hashed: bool = True) -> None:
-        """Free the reference where nothing will compare with it; its hash stays known, unless nobody will ask."""
-        if self._active == REFERENCE:
-            raise ValueError("the reference is in use")
-        if hashed:
-            self._reference_hash = self.sha256(REFERENCE)
-        self._sets.pop(REFERENCE, None)
+            if decay:  # averages are float32, also of weights in bfloat16, which would not notice small steps
+                self._sets[name][key] = kept.float().lerp_(live[key].float(), 1.0 - decay)
+            else:
+                kept.copy_(live[key])
 
     def state(self) -> dict[str, Tensor]:
         """All sets as one flat ``{"set/parameter": tensor}``. The reference is left out while it is where training
         started: loading the model again makes it, and its hash tells whether it is the same."""
         names = [n for n in self.names() if n != REFERENCE or self._reference_moved]
-        return {f"{n}/{key}": tensor for n in names for key, tensor in self._tensors(n).items()}
+        return {f"{n}/{key}": self._stated(key, tensor) for n in names for key, tensor in self._tensors(n).items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore what ``state()`` returned, in place; sets that are not in it (but ``live``) are left alone."""
-        grouped: dict[str, dict[str, Tensor]] = {}
-        for path, tensor in state.items():
+        grouped: dict[str, list[str]] = {}
+        for path in state:
             name, _, key = path.partition("/")
-            grouped.setdefault(name, {})[key] = tensor
-        for name, tensors in grouped.items():
-            self._check(name, tensors)
+            grouped.setdefault(name, []).append(key)
+        for name in grouped:
+            self._check(name, state)
             if name != LIVE and name not in self._sets:
                 self._sets[name] = self._copy()
             self._reference_moved |= name == REFERENCE
             for key, kept in self._tensors(name).items():
-                kept.copy_(tensors[key])
+                stored = state[f"{name}/{key}"]
+                if name != LIVE and kept.dtype != stored.dtype:  # an average of weights in bfloat16
+                    self._sets[name][key] = kept = kept.to(stored.dtype)
+                kept.copy_(self._own(key, stored))
 
     def sha256(self, name: str) -> str:
         """sha256 of a set's names, shapes, types and bytes; a dropped reference's as it was."""
@@ -101,16 +125,37 @@ class WeightSets:
             return self._reference_hash
         digest = hashlib.sha256()
         for key, tensor in sorted(self._tensors(name).items()):
-            digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            whole = self._whole(key, tensor)
+            digest.update(f"{key} {tuple(whole.shape)} {whole.dtype}".encode())
+            digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @abstractmethod
+    def _switch(self, name: str) -> None:
+        """Compute with the set ``name`` from here on."""
+
+    def _present(self, key: str) -> Tensor:
+        """This process' part of a parameter as it is now: it shares the parameter's memory."""
+        return self._parameters[key].detach()
+
+    def _stated(self, key: str, tensor: Tensor) -> Tensor:
+        """A set's tensor as `state` returns it."""
+        return tensor
+
+    def _own(self, key: str, stored: Tensor) -> Tensor:
+        """This process' part of a tensor that `state` returned."""
+        return stored
+
+    def _whole(self, key: str, tensor: Tensor) -> Tensor:
+        """A set's tensor, that of all processes together."""
+        return tensor
 
     def _copy(self) -> dict[str, Tensor]:
         return {key: tensor.clone() for key, tensor in self._tensors(LIVE).items() if key not in self._apart}
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if name == LIVE:
-            return self._live or {key: p.detach() for key, p in self._parameters.items()}
+            return {key: self._live[key] if key in self._live else self._present(key) for key in self._parameters}
         if name == REFERENCE and name not in self._sets:
             raise UserError(
                 "the reference weights were freed, because no part of the algorithm names them; a part that compares "
@@ -120,7 +165,35 @@ class WeightSets:
             raise UserError(f"there are no weights called {name!r}" + did_you_mean(name, self.names()))
         return self._sets[name]
 
-    def _point_at(self, name: str) -> None:
+    def _check(self, name: str, state: Mapping[str, Tensor]) -> None:
+        for key, parameter in self._parameters.items():
+            if key in self._apart and name != LIVE:
+                continue
+            path = f"{name}/{key}"
+            found = state[path].shape if path in state else None
+            if found != parameter.shape:
+                shape = "missing" if found is None else f"of shape {tuple(found)}"
+                raise UserError(
+                    f"stored weights {name!r} do not fit this model: {key} is {shape}, expected"
+                    f" {tuple(parameter.shape)}; load the model with the options it was trained with"
+                )
+
+
+class PointerWeights(WeightSets):
+    """Weight sets of parameters that every process holds whole. ``using(name)`` points every parameter at the set's
+    tensors and back, so it costs no copy; a graph built on ``live`` keeps the parameters themselves, not their data.
+
+    Raises `ValueError` for parameters that are distributed: FSDP gathers them from memory of its own, whatever they
+    point at, so that every set would compute what ``live`` computes.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], apart: Mapping[str, nn.Parameter] | None = None) -> None:
+        split = [name for name, p in {**parameters, **(apart or {})}.items() if hasattr(p, "to_local")]
+        if split:
+            raise ValueError(f"{split[0]} is a shard of a parameter, which cannot be exchanged by pointer")
+        super().__init__(parameters, apart)
+
+    def _switch(self, name: str) -> None:
         if name == self._active:
             return
         target = self._tensors(name)
@@ -131,18 +204,6 @@ class WeightSets:
         if name == LIVE:
             self._live = {}
         self._active = name
-
-    def _check(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        for key, parameter in self._parameters.items():
-            if key in self._apart and name != LIVE:
-                continue
-            found = tensors.get(key)
-            if found is None or found.shape != parameter.shape:
-                shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
-                raise UserError(
-                    f"stored weights {name!r} do not fit this model: {key} is {shape}, expected"
-                    f" {tuple(parameter.shape)}; load the model with the options it was trained with"
-                )
 
 
 class HasWeightSets:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import float64_device, put, to_host
 from flowrl.math.masking import draw_tokens, ended, through_end
 from flowrl.math.random import uniform
 from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace, Truncation
@@ -72,7 +73,8 @@ class CausalSampler:
         if self.greedy_first:
             temperature[draw.place == 0] = 0.0
         if self.engine is None:
-            tokens, logp, rows = self._decode(policy, condition, draw, temperature.to(policy.device))
+            heat = temperature if self.greedy_first else self.temperature
+            tokens, logp, rows = self._decode(policy, condition, draw, heat)
         else:
             engine = policy.engine(self.engine)
             made = engine.generate(condition, draw.seeds, self.length, temperature.tolist(), self.truncation)
@@ -83,14 +85,15 @@ class CausalSampler:
         return Rollout.of(draw, condition, tokens, trace, forwards=rows)
 
     def _decode(
-        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, temperature: Tensor
+        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, temperature: Tensor | float
     ) -> tuple[Tensor, Tensor, int]:
         """Tokens and their log-probabilities [N, length] on the host, and the network rows it took."""
         count, device = len(draw), policy.device
         tokens = torch.full((count, self.length), policy.pad_token, dtype=torch.int64, device=device)
         logp = torch.zeros(count, self.length, device=device)
-        numbers = uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM).to(device)
-        ends = torch.tensor(policy.end_tokens, dtype=torch.int64, device=device)
+        numbers = put(uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM), float64_device(device))
+        temperature = put(temperature, numbers) if isinstance(temperature, Tensor) else temperature
+        ends = put(torch.tensor(policy.end_tokens, dtype=torch.int64), device)
         going = torch.arange(count, device=device)  # rows in the decoder, and which of them have not ended
         active = torch.ones(count, dtype=torch.bool, device=device)
         decoder: Decoder = policy.decoder(condition)
@@ -107,10 +110,13 @@ class CausalSampler:
             if not bool(left.any()):
                 break
             if int(left.sum()) <= (1 - COMPACT) * len(left):
-                decoder.keep(left.nonzero()[:, 0])
-                kept = left.nonzero()[:, 0].to(device)
-                going, active, chosen, numbers, temperature = (
-                    value[kept] for value in (going, active, chosen, numbers, temperature)
+                kept = left.nonzero()[:, 0]
+                decoder.keep(kept)
+                going, active, chosen, numbers = (
+                    value[put(kept, value.device)] for value in (going, active, chosen, numbers)
                 )
+                if isinstance(temperature, Tensor):
+                    temperature = temperature[put(kept, temperature.device)]
             decoder.push(chosen)
-        return tokens.cpu(), logp.cpu(), rows
+        tokens, logp = to_host((tokens, logp))
+        return tokens, logp, rows

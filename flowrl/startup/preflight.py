@@ -16,6 +16,7 @@ from flowrl.files import check_writable
 from flowrl.launcher import is_first
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
+from flowrl.runtime.optimizers import check_optimizer
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
 from flowrl.score.registry import check_reward
@@ -47,11 +48,17 @@ def check_run(config: Config) -> CheckedRun:
     counts = workload(config, algorithm)
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
+    check_optimizer(
+        config.optimizer,
+        critic=config.model.critic_for(algorithm.valued) is not None,
+        half=config.model.trained_dtype == "bfloat16",
+    )
     if config.model.router_loss:
         balanced = RouterBalance(config.model.router_loss)
         algorithm = replace(algorithm, regularizers=(*algorithm.regularizers, balanced))
     _check_evaluation(config, algorithm)
-    check_trackers(config.log.trackers)
+    if is_first():
+        check_trackers(config.log.trackers)
     _check_engine(config, algorithm)
     config = check_model(config, algorithm.family)
     for reward in config.rewards:
@@ -68,6 +75,10 @@ def _check_unused(config: Config, algorithm: Algorithm) -> None:
     if unused:
         raise UserError(
             f"model.{unused[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
+        )
+    if config.train.micro_tokens is not None and algorithm.family == "diffusion":
+        raise UserError(
+            "train.micro_tokens counts tokens, and this algorithm trains a diffusion model; set train.micro_batch"
         )
 
 
@@ -113,6 +124,11 @@ def _check_engine(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             f"algorithm.sampler.engine={engine} computes adapters in half precision alone, and model.dtype is float32;"
             " set model.dtype=bfloat16 or float16, or leave engine out"
+        )
+    if engine is not None and config.model.quantize is not None:
+        raise UserError(
+            f"algorithm.sampler.engine={engine} would sample from the base in full precision, and"
+            f" model.quantize={config.model.quantize} trains on a rounded one; leave one of them out"
         )
     if engine is None and config.model.vllm != VLLMConfig():
         raise UserError("model.vllm holds options of an engine that is not used; set algorithm.sampler.engine=vllm")

@@ -21,6 +21,7 @@ from flowrl.types.decisions import (
     TokenScores,
     ViewRows,
     iterate_blocks,
+    token_blocks,
 )
 from flowrl.types.parts import (
     Advantage,
@@ -51,7 +52,7 @@ from flowrl.types.policies import (
     Weights,
 )
 from flowrl.types.prompts import Draw, Prompt, first_of_group, place_in_group, prompts_of
-from flowrl.types.ranks import OneProcess, Ranks
+from flowrl.types.ranks import OneProcess, Ranks, Share, exchange
 from flowrl.types.rollouts import (
     ALL_TOKENS,
     DATA,
@@ -109,6 +110,7 @@ __all__ = [
     "Samples",
     "Scores",
     "Selection",
+    "Share",
     "StepRows",
     "Steps",
     "Table",
@@ -121,8 +123,10 @@ __all__ = [
     "Truncation",
     "ViewRows",
     "Weights",
+    "exchange",
     "first_of_group",
     "iterate_blocks",
     "place_in_group",
     "prompts_of",
+    "token_blocks",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
+from flowrl.types.ranks import Share
 from flowrl.types.rollouts import ALL_TOKENS, Truncation
 
 
@@ -36,13 +38,16 @@ class Likelihood:
 
     def block(self, rows: Tensor, decisions: slice, device: torch.device) -> Likelihood:
         """That of some rows [n] and a range of decisions, on a device."""
-        extra = {name: value[rows][:, decisions].to(device) for name, value in self.extra.items()}
-        return Likelihood(self.logp[rows][:, decisions].to(device), extra)
+        extra = {name: put(value[rows][:, decisions], device) for name, value in self.extra.items()}
+        return Likelihood(put(self.logp[rows][:, decisions], device), extra)
 
 
 @dataclass(frozen=True)
 class Rows:
     """Data drawn once by an estimator's ``probe``: subclasses hold tensors whose first two axes are [N, D]."""
+
+    large: ClassVar[frozenset[str]] = frozenset()
+    """Names of fields that stay with the process that made them, such as latents; everything else is gathered."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,10 +77,30 @@ class Rows:
         n, d = self.shape
         return torch.arange(d).expand(n, d)
 
+    def row_tokens(self, condition: Any) -> Tensor | None:
+        """[N] int64: tokens that the network reads in a row of each sample, of which ``unit`` decisions come, with the
+        prompts of ``condition`` before them; ``None`` where rows are not of tokens."""
+        return None
+
     def block(self, rows: Tensor, decisions: slice) -> Self:
         """The same data for some rows [n] and a range of decisions."""
         cut = {f.name: _cut(getattr(self, f.name), rows, decisions) for f in fields(self)}
         return replace(self, **cut)
+
+    def gathered(self, share: Share) -> Self:
+        """The rows of all samples from those of a share. Fields that are `large` have a shape there and no values:
+        they are on the device ``meta``, where reading them raises."""
+        if share.whole:
+            return self
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        known = {
+            name: value.new_empty((len(share), *value.shape[1:]), device="meta")
+            if name in self.large
+            else share.gather(value)
+            for name, value in held.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **known)
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,11 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    def row_tokens(self, condition: Any) -> Tensor:
+        """A view is a row; all views of a completion are where a decision is a token of all of them."""
+        _, views, length = self.inputs.shape
+        return (condition.row_lengths + length) * (views if self.per == "token" else 1)
 
     @property
     def counted(self) -> Tensor | None:
@@ -145,6 +175,7 @@ class Table:
     act before a forward take it."""
 
     rows: Rows
+    """Of all samples; with several processes, those fields that are `Rows.large` have no values."""
     group: Tensor  # [N]
     source: Tensor  # [N], see `Rollout.source`
     feedback: Tensor | None  # [N] or [N, E], see `Rollout.feedback`
@@ -153,14 +184,20 @@ class Table:
     loss_weight: Tensor  # [N, D] float64
     old: Likelihood | None
     """Of the policy that sampled; ``None``: it is the live one, which nothing has changed yet."""
+    held: Rows | None = None
+    """[n, D] of the samples that this process holds, with all fields; ``None``: they are ``rows``."""
 
-    def batch(self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood) -> Batch:
-        """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
+    def batch(
+        self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood, probe: Rows | None = None
+    ) -> Batch:
+        """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it, and so is
+        ``probe``, which is taken of ``rows`` if it is not given."""
         device = live.logp.device
         same = replace(live, logp=live.logp.detach())
         old = same if self.old is None else self.old.block(index, decisions, device)
-        advantage = self.advantage[index][:, decisions].to(device)
-        return Batch(advantage, old, weight.to(device), self.group[index], self.rows.block(index, decisions))
+        advantage = put(self.advantage[index][:, decisions], device)
+        probe = self.rows.block(index, decisions) if probe is None else probe
+        return Batch(advantage, old, put(weight, device), self.group[index], probe)
 
 
 @dataclass(frozen=True)
@@ -191,3 +228,22 @@ def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[
     for row in range(rows):
         for start in range(0, per_sample, most):
             yield slice(row, row + 1), slice(start * unit, min(start + most, per_sample) * unit)
+
+
+def token_blocks(lengths: Tensor, decisions: int, unit: int, most: int) -> Iterator[tuple[Tensor, slice]]:
+    """Cover ``[N, decisions]`` by blocks of rows [n] whose network rows, ``lengths`` [N] tokens long and padded to the
+    longest of the block, have at most ``most`` tokens together: samples of similar length, the longest first.
+
+    Whole samples where they fit, else parts of one; a network row that is longer than ``most`` is a block of its own.
+    """
+    if decisions % unit:
+        raise ValueError(f"{decisions} decisions do not divide into network rows of {unit}")
+    per_sample = decisions // unit
+    ordered, start = lengths.argsort(descending=True, stable=True), 0
+    while start < len(ordered):
+        fitting = max(1, most // max(1, int(lengths[ordered[start]])))  # network rows
+        size = max(1, fitting // per_sample)
+        rows = ordered[start : start + size].sort().values
+        for first in range(0, per_sample, fitting):
+            yield rows, slice(first * unit, min(first + fitting, per_sample) * unit)
+        start += size

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "flowrl").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 LAYERS = (
-    "flowrl.version flowrl.devices flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values "
+    "flowrl.version flowrl.devices flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values",
     "flowrl.types",
     "flowrl.files flowrl.launcher flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
     "flowrl.importing flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
@@ -28,7 +28,7 @@ LAYERS = (
     "flowrl.session",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
     "flowrl.evaluation flowrl.heldout",
-    "flowrl.report",
+    "flowrl.report flowrl.trainer",
     "flowrl.train flowrl.remote",
     "flowrl.commands",
     "flowrl.cli",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.estimators.matching import MatchingRows
 from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
@@ -16,6 +17,24 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
+
+
+@dataclass(frozen=True)
+class GivenNoise(MatchingRows):
+    """A probe of noise that a test chose."""
+
+    given: Tensor
+
+    @property
+    def noise(self) -> Tensor:
+        return self.given
+
+
+def matching_rows(clean: Tensor, noise: Tensor, t: Tensor) -> MatchingRows:
+    """Where a policy is asked to denoise: latents and noise [N, M, ...], times [N, M]."""
+    none = torch.zeros(t.shape, dtype=torch.int64)
+    return GivenNoise(clean, none, none, t, t.shape[1], noise)
+
 
 MODES = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 PROMPTS = ("a", "b")

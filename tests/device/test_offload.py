@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,13 +27,7 @@ def config(name: str, root: Path, out: str, **model: object) -> Path:
     run = {
         "name": out,
         "out": str(root / out),
-        "model": {
-            "path": str(root / "model"),
-            "call": pipelines.CALLS[name],
-            "lora": lora,
-            "device": "fakegpu",
-            **model,
-        },
+        "model": {**own, "lora": {"rank": 4, "alpha": 8}, **model},
         "algorithm": {"use": "ddpo" if name == "sd15" else "flow_grpo", "sampler": {"steps": 3}},
         "data": {"train": str(prompts), "test": None, "prompts": 2, "group": 2},
         "rewards": [f"{mine}:brightness"],
@@ -89,8 +84,9 @@ def test_what_cannot_wait_or_decode_in_parts_is_said(tmp_path: Path) -> None:
         ({"lora": LoRAOptions(dora=True)}, r"model\.lora\.dora reads"),
         ({"compile": True}, r"model\.compile keeps"),
     ):
+        chosen: Any = options
         with pytest.raises(UserError, match=f"model.offload=sequential fetches a layer for its call, and {reason}"):
-            load_policy(folder, call=call, offload="sequential", **options)
+            load_policy(folder, call=call, offload="sequential", **chosen)
     policy = load_policy(folder, call=call, parity="skip", vae_slicing=True, vae_tiling=True)
     assert policy.pipeline.vae.use_slicing and policy.pipeline.vae.use_tiling
     policy.pipeline.vae = None

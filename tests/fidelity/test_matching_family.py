@@ -14,6 +14,7 @@ from flowrl.estimators.times import GridTimes
 from flowrl.math.random import seeds
 from flowrl.parts.objectives import AsymmetricClip, ClippedMean
 from flowrl.types import Batch, Likelihood
+from tests.contract.toys import matching_rows
 from tests.fidelity import cell, release
 from tests.fidelity.bench import Trial, alike, released_advantage, sd3_times, trial
 
@@ -171,7 +172,7 @@ def test_nft_ocr() -> None:
 
 def _small_batch(advantage: Tensor, old: Tensor) -> Batch:
     none = torch.zeros(old.shape)
-    rows = MatchingRows(none, none, none)
+    rows = matching_rows(none, none, none)
     weight = torch.full(old.shape, 1 / old.numel())
     return Batch(advantage, Likelihood(old), weight, torch.zeros(len(old)).long(), rows)
 

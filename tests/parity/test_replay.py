@@ -125,11 +125,38 @@ def test_every_text_is_encoded_once(folder):
     assert {len(v) for v in unconditional.rows.values()} == {1}  # the negative prompt is the same for all
 
 
-def test_decode_in_batches_equals_decode_at_once(policies, monkeypatch):
+PER_PROMPT = ("flux2", "kandinsky5", "kandinsky5_video")  # they keep something per prompt until they decode
+FURTHER = ("sd15", "flux", "kandinsky3", "kandinsky5", "latte", "ltx", "wan")
+DECODED = ["sd3", "flux2", *(pytest.param(name, marks=pytest.mark.slow) for name in FURTHER)]
+
+
+@pytest.mark.parametrize("name", DECODED)
+def test_the_pipeline_is_run_once_for_all_images_and_they_are_those_of_small_runs_bit_for_bit(
+    name, policies, monkeypatch
+):
+    policy = policies(name)
+    x = torch.randn(5, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    runs, finish = [], policy.recorder.finish
+
+    def watched(final, blank, prompts):
+        runs.append((len(final), prompts))
+        return finish(final, blank, prompts)
+
+    monkeypatch.setattr(policy.recorder, "finish", watched)
+    monkeypatch.setattr(policy.decoder, "rows", 2)
+    together = policy.decode(x)
+    policy.decode(x)
+    small = [(2, 2), (2, 2), (1, 1)]
+    assert runs == ([(5, 1), *small, *small] if name in PER_PROMPT else [(5, 1), (5, 1)])
+    monkeypatch.setattr(policy.decoder, "_one_prompt", False)
+    assert len(together) == 5 and torch.equal(together, policy.decode(x))
+
+
+def test_images_decoded_in_other_portions_differ_by_rounding_alone(policies, monkeypatch):
     policy = policies("sd3")
     x, _ = points(policy)
     whole = policy.decode(x)
-    monkeypatch.setattr(policy, "_decode_batch", 2)
+    monkeypatch.setattr(policy.decoder, "rows", 2)
     torch.testing.assert_close(policy.decode(x), whole, atol=1e-5, rtol=0)
 
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowrl.estimators.matching import ContrastedMatching, Matching, MatchingRows
+from flowrl.estimators.matching import ContrastedMatching, Matching
 from flowrl.estimators.times import GridTimes, LogitNormalTimes, UniformTimes
 from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import FlowSDE
 from flowrl.math.random import seeds
 from flowrl.models.tiny_flow import TinyCondition, TinyFlow
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import PointerWeights
 from flowrl.parts.ema import Ramp
 from flowrl.parts.objectives import Clipped, ImplicitPair, ScoreFunction
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
 from flowrl.types import Batch, Draw, IncompatibleError, Likelihood, Rollout
-from tests.contract.toys import rollout_of
+from tests.contract.toys import matching_rows, rollout_of
 from tests.unit.test_math_flow import GaussianFlow, sd3_grid
 
 MODES = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
@@ -36,7 +36,7 @@ class ShiftPolicy:
     def __init__(self, m: float = 0.5, c2: float = 0.25) -> None:
         self.flow = GaussianFlow(m, c2)
         self.theta = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        self.weights = WeightSets({"theta": self.theta})
+        self.weights = PointerWeights({"theta": self.theta})
 
     @contextmanager
     def using(self, name: str):
@@ -168,7 +168,7 @@ def test_awm_gradient_in_closed_form(t: float, expected: float) -> None:
     generator = torch.Generator().manual_seed(0)
     clean = 1.0 + 0.5 * torch.randn(count, 1, generator=generator)
     noise = torch.randn(count, 1, 1, generator=generator)
-    rows = MatchingRows(clean[:, None], noise, torch.full((count, 1), t, dtype=torch.float64))
+    rows = matching_rows(clean[:, None], noise, torch.full((count, 1), t, dtype=torch.float64))
     q = -Matching(weight="uniform")(policy, rows, condition(count)).logp[:, 0]
     slope = torch.autograd.grad(((clean[:, 0].double() - 1.0) * q).mean(), policy.theta)[0]
     assert float(slope) == pytest.approx(predicted, abs=0.01)

@@ -15,9 +15,9 @@ from flowrl.estimators.times import GridTimes, LogitNormalTimes, UniformTimes, s
 from flowrl.estimators.transitions import TransitionRows, Transitions
 from flowrl.math.random import seeds
 from flowrl.models.tiny_flow import TinyCondition
-from flowrl.models.weights import WeightSets
+from flowrl.models.weights import PointerWeights
 from flowrl.types import IncompatibleError, Likelihood, Rollout, Steps
-from tests.contract.toys import rollout_of
+from tests.contract.toys import matching_rows, rollout_of
 
 GRID = torch.linspace(1, 0, 11).double()
 
@@ -30,7 +30,7 @@ class Constant:
 
     def __init__(self, *theta: float) -> None:
         self.theta = nn.Parameter(torch.zeros(2, dtype=torch.float64))
-        self.weights = WeightSets({"theta": self.theta})
+        self.weights = PointerWeights({"theta": self.theta})
         self.weights.update_ema("old", 0.0)
         self.asked: list[tuple] = []
         with torch.no_grad():
@@ -164,7 +164,7 @@ def test_which_weights_vanish() -> None:
 def rows_at(*times: float) -> MatchingRows:
     count = len(times)
     clean, noise = (table([value]).expand(1, count, 2) for value in ([1.0, 0.0], [0.0, 2.0]))
-    return MatchingRows(clean, noise, table(list(times)))
+    return matching_rows(clean, noise, table(list(times)))
 
 
 def test_the_error_of_a_velocity_and_its_weights() -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.errors import UserError
-from flowrl.estimators.matching import MatchingRows
 from flowrl.parts.advantages import BestOfGroup, ExponentialWeight, GroupCentred, LeaveOneOut, PromptTracker
 from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.diagnostics import StepMetrics
@@ -22,7 +21,7 @@ from flowrl.parts.regularizers import KLToOld
 from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
 from flowrl.types import Batch, Draw, Likelihood, Rows, Scores, StepRows
-from tests.contract.toys import gradients, roll, small, start, table_of
+from tests.contract.toys import gradients, matching_rows, roll, small, start, table_of
 
 
 def scores(rewards: list, group: list[int], valid: list[bool] | None = None, weights: list | None = None) -> Scores:
@@ -281,7 +280,7 @@ def test_flat_groups_can_be_left_out_of_the_mean() -> None:
 def test_the_log_ratio_is_reported_where_the_ratio_is_0_or_infinite() -> None:
     logp = torch.tensor([[-2000.0, 0.0, 2000.0]]).double()
     it = small("ddpo_sf", 4)
-    rows = MatchingRows(logp, logp, logp)
+    rows = matching_rows(logp, logp, logp)
     batch = Batch(torch.ones(1, 3), Likelihood(torch.zeros(1, 3)), torch.ones(1, 3) / 3, torch.zeros(1).long(), rows)
     step_metrics = StepMetrics()
     step_metrics.add_block(it, Likelihood(logp), batch, torch.zeros(()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,10 +12,11 @@ from flowrl.models.causal.choose_decoding import choose_decoding
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.deviation import TOLERANCE
+from flowrl.models.sharding import check_exchange
 from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Sequences
 from flowrl.models.text.load import Options, open_codec, open_network
-from flowrl.models.text.parity import check, choose_reading, lookahead
+from flowrl.models.text.parity import check, choose_reading, lookahead, predictions
 
 
 def load_causal(
@@ -55,5 +57,7 @@ def load_causal(
         policy.critic.read_like(network.head)
     choose_decoding(policy)
     check(policy)
+    if options.get("shard", "none") != "none":
+        check_exchange(policy.weights, partial(predictions, policy), network.name)
     network.calls = 0
     return policy

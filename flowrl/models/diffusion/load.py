@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.errors import UserError
+from flowrl.models.diffusion.attention import use_attention
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.diffusion.offload import Offload, check_offload, decode_in_parts, place_parts
-from flowrl.models.diffusion.parity import check
+from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
 from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
-from flowrl.models.placement import Placement, compile_blocks, place
+from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
+from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
+from flowrl.models.sharding import Shard, check_exchange, check_shard, split
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 from flowrl.worlds.shapes import CALL
 
@@ -36,6 +40,7 @@ def load_policy(
     lora: LoRAOptions | None = None,
     full: bool = False,
     dtype: str = "float32",
+    trained_dtype: str = "float32",
     device: str = "auto",
     gradient_checkpointing: bool = False,
     attention: str | None = None,
@@ -45,6 +50,10 @@ def load_policy(
     vae_slicing: bool = False,
     vae_tiling: bool = False,
     offload: Offload = "none",
+    prompt_cache: bool = False,
+    quantize: Method | None = None,
+    quantize_encoders: Method | None = None,
+    shard: Shard = "none",
     parity: Literal["check", "skip"] = "check",
 ) -> DiffusionPolicy:
     """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
@@ -56,48 +65,81 @@ def load_policy(
             ready-made ``prompt_embeds``, ...
         lora: the adapter to train (default: rank 32 on the attention projections); exclusive with ``full``.
         full: train every parameter of the denoiser.
-        dtype: precision of the frozen parts; trained parameters are always float32.
-        attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
-        compile: compile the denoiser's repeated blocks.
+        dtype: precision of the frozen parts.
+        trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
+        attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
+        compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
         vae_slicing, vae_tiling: decode one by one, and in tiles that are blended.
         offload: parts that wait on the host until they are called: ``"encoders"`` (all but the denoiser), or
             ``"sequential"`` (the denoiser's frozen layers too).
+        prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
+        quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
+        quantize_encoders: hold those of the text encoders so.
+        shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
-    options = lora_or_full(full, lora)
-    check_offload(offload, options, compile=compile)
-    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
+    options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
+    check_shard(shard)
+    check_offload(offload, options, compile=compile, shard=shard, quantize=quantize)
+    quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
+    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-    adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
-    _switch_on(network, gradient_checkpointing, attention, compile)
-    pipeline.scheduler = single_step(pipeline.scheduler)
+    _adapt(pipeline, network, options, trained)
+    if gradient_checkpointing:
+        _checkpoint(network)
+    label = str(path_or_pipeline) if source else type(pipeline).__name__
     decode_in_parts(pipeline, slicing=vae_slicing, tiling=vae_tiling)
-    release = place_parts(pipeline, denoiser_name(pipeline), placement.device, offload)
+    release = _place(pipeline, network, placement, label, shard, full, offload)
     adaptation = trained_parameters(network, options)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module):
-            check_finite(part, str(path_or_pipeline) if source else type(pipeline).__name__, name)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
-    spec = calibrate(recorder).to(placement.device)
-    policy = DiffusionPolicy(
-        recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
-    )
-    if parity == "check":
-        check(policy)
+    facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
+    policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
+    _speed_up(policy, attention, compile, prompt_cache)
+    _check(policy, parity, shard)
     return policy
 
 
+def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], shard: Shard) -> None:
+    """The start-up checks."""
+    if parity == "check":
+        check(policy)
+    if shard != "none":
+        check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
+
+
+def _adapt(
+    pipeline: DiffusionPipeline, network: torch.nn.Module, options: LoRAOptions | None, trained_dtype: torch.dtype
+) -> None:
+    """Freeze the pipeline but for what is trained of its denoiser."""
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
+    adapt(network, options, targets, trained_dtype=trained_dtype)
+
+
+def _quantized(
+    network: Method | None, encoders: Method | None, full: bool, shard: Shard, placement: Placement
+) -> Quantized:
+    for key, method in (("model.quantize", network), ("model.quantize_encoders", encoders)):
+        if method is not None:
+            check_quantization(method, full, key, shard)
+            check_device(method, placement.device, key)
+    return Quantized(network, encoders, placement.device)
+
+
 def open_pipeline(
-    where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None
+    where: ModelSource,
+    dtype: torch.dtype,
+    components: Mapping[str, Any] | None = None,
+    quantized: Quantized = FULL_PRECISION,
 ) -> DiffusionPipeline:
     """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
+    ``quantized``: which of its networks are held in a few bits.
 
     Raises:
         UserError: when there is none.
@@ -123,7 +165,7 @@ def open_pipeline(
             common |= {} if variant is None else {"variant": variant}
             # parts a folder was saved without (text encoders, for ready-made embeddings) are named to be left out
             absent = {key: None for key, value in index.items() if value == [None, None]}
-            parts = {**absent, **load_networks(folder, index, dtype, given), **given}
+            parts = {**absent, **load_networks(folder, index, dtype, given, quantized), **given}
             pipeline = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **common, **parts)
     except Exception as error:  # whatever the library raises for files that are not as it wrote them
         raise load_error(source, error) from error
@@ -131,6 +173,29 @@ def open_pipeline(
         pipeline.register_modules(safety_checker=None)
         pipeline.register_to_config(requires_safety_checker=False)
     return pipeline
+
+
+def _place(
+    pipeline: DiffusionPipeline,
+    network: torch.nn.Module,
+    placement: Placement,
+    label: str,
+    shard: Shard,
+    full: bool,
+    offload: Offload,
+) -> Callable[[], None]:
+    """Move the pipeline to its device, its denoiser split over the processes where that is asked for, and give it a
+    scheduler with a noise-free single step: what sends parts that wait on the host back there. Raises `UserError` for
+    weights that are not finite."""
+    if shard != "none":
+        check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
+        split(network, placement.device, full)
+    pipeline.scheduler = single_step(pipeline.scheduler)
+    release = place_parts(pipeline, denoiser_name(pipeline), placement.device, offload)
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and (shard == "none" or part is not network):
+            check_finite(part, label, name)
+    return release
 
 
 def single_step(scheduler: Any) -> Any:
@@ -153,7 +218,7 @@ def single_step(scheduler: Any) -> Any:
 
 
 def _open(
-    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool
+    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool, quantized: Quantized
 ) -> tuple[ModelSource | None, DiffusionPipeline, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
@@ -164,26 +229,29 @@ def _open(
         pipeline: Any = given
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
-        return (ModelSource(origin, trust) if known else None), pipeline.to(placement.dtype), {}
+        pipeline = pipeline.to(placement.dtype)
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                quantized.finish(name, part)
+        return (ModelSource(origin, trust) if known else None), pipeline, {}
     embedded = embedded_model(str(given), "diffusion")
     where = ModelSource(str(embedded or given), trust)
-    return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
+    opened = open_pipeline(where, placement.dtype, quantized=quantized)
+    return where, opened, {} if embedded is None else CALL
 
 
-def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
-    kind = type(network).__name__
-    if gradient_checkpointing:
-        if not getattr(network, "_supports_gradient_checkpointing", False):
-            raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
-        network.enable_gradient_checkpointing()
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool) -> None:
+    """What is switched on once it is known how the pipeline calls its denoiser."""
+    if prompt_cache:
+        policy.encoder.keep()
     if attention is not None:
-        try:
-            network.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"attention backend {attention!r} is not available for {kind}: {first_line(error)}"
-            ) from error
+        use_attention(policy, attention)
     if compile:
-        compile_blocks(network)
+        compile_blocks(policy.network)
+
+
+def _checkpoint(network: Any) -> None:
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        kind = type(network).__name__
+        raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
+    network.enable_gradient_checkpointing()

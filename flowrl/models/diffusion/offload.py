@@ -21,11 +21,15 @@ Offload = Literal["none", "encoders", "sequential"]
 do, too, one by one."""
 
 
-def check_offload(mode: Offload, lora: LoRAOptions | None, *, compile: bool) -> None:
+def check_offload(
+    mode: Offload, lora: LoRAOptions | None, *, compile: bool, shard: str = "none", quantize: str | None = None
+) -> None:
     """Raise `UserError` where an adapter (``None``: full fine-tuning) cannot be trained with layers on the host."""
     if mode != "sequential":
         return
     reasons = {
+        f"model.shard={shard} has layers on several devices": shard != "none",
+        f"model.quantize={quantize} has weights that are no plain tensors": quantize is not None,
         "model.full trains every layer": lora is None,
         "model.compile keeps a layer's tensors": compile,
         "model.lora.dora reads a layer's weights without calling it": lora is not None and lora.dora,
@@ -57,7 +61,7 @@ def place_parts(pipeline: DiffusionPipeline, network: str, device: torch.device,
     denoiser: nn.Module = getattr(pipeline, network)
     if mode == "sequential":
         fetch_layers(denoiser, device)
-    else:
+    elif next(denoiser.parameters()).device.type != device.type:  # where it is quantised or split, it is there
         denoiser.to(device)
     return release
 
@@ -66,6 +70,11 @@ class _Waiting:
     """A part on the host that is copied to the device; its own tensors stay, so going back costs nothing."""
 
     def __init__(self, part: nn.Module, device: torch.device) -> None:
+        if any(type(parameter) is not nn.Parameter for parameter in part.parameters()):
+            raise UserError(
+                f"model.offload cannot move the quantised weights of {type(part).__name__}; set it to none, or leave "
+                "model.quantize_encoders out"
+            )
         self._part, self._device = part, device
         self._kept: list[tuple[dict[str, Any], str, Tensor]] = []
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from flowrl.errors import UserError
 from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
 from flowrl.models.diffusion.coordinates import time_grid
+from flowrl.models.diffusion.decoder import ImageDecoder
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.host_layers import computing_device
 from flowrl.models.lora import Adaptation
+from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
-from flowrl.models.weights import HasWeightSets, WeightSets
+from flowrl.models.weights import HasWeightSets
 from flowrl.types import CfgGrad, Prompt
 
 
@@ -47,13 +49,13 @@ class DiffusionPolicy(HasWeightSets):
         self.recorder = recorder
         self.adaptation = adaptation
         self.encoder = Encoder(recorder, spec)
-        self.weights = WeightSets(adaptation.parameters)
+        self.weights = weight_sets(self.network, adaptation.parameters)
         self.dtype = dtype
         self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""
         self.source = source
         """Where the base model is; ``None`` when a pipeline object was given."""
-        self._decode_batch = decode_batch
+        self.decoder = ImageDecoder(recorder, spec, decode_batch)
         self._schedules: dict[int, tuple[Tensor, float]] = {}
         """By number of steps: times, and the deviation of the pipeline's first latents."""
         self._network_takes_return_dict = recorder.network_takes_return_dict
@@ -103,7 +105,7 @@ class DiffusionPolicy(HasWeightSets):
         1 computes the conditional branch only. With ``cfg_grad="cond"`` the unconditional branch runs without
         gradient (what detaching it would give, at less cost), with ``"both"`` gradient passes through both.
         """
-        x, t = x.float(), t.to(x.device, torch.float64)
+        x, t = x.float(), t.to("cpu", torch.float64)
         native = self.native(x, t, condition, guidance, cfg_grad)
         return self.spec.coordinates.velocity(native, x, t)
 
@@ -163,7 +165,7 @@ class DiffusionPolicy(HasWeightSets):
         latent = call.latent.fill(read, rest)
         values[call.latent.path] = join(latent, call.latent.kind)
         for slot in call.times:
-            values[slot.path] = slot.fill(timestep)
+            values[slot.path] = slot.fill(timestep, read.device)
         inputs = call.layout.build(condition.branches[branches[0]].template, values)
         if self._network_takes_return_dict:
             inputs["return_dict"] = False
@@ -173,28 +175,12 @@ class DiffusionPolicy(HasWeightSets):
         return list(self.spec.prediction(prediction_of(output)).float().chunk(count))
 
     # ------------------------------------------------------------------------------------------------------ images
-    @torch.no_grad()
     def decode(self, final: Tensor) -> Tensor:
         """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code; float32
         on the host, so that a device holds no more of them than are decoded at once."""
-        images: Tensor | None = None
-        for rows in torch.arange(len(final)).split(self._decode_batch):
-            part = final[rows[0] : rows[-1] + 1]
-            made = self.recorder.finish(part.to(self.spec.latent_dtype), self._blank).float().clamp(0, 1)
-            if images is None:
-                images = torch.empty(len(final), *made.shape[1:])
-            images[rows[0] : rows[-1] + 1] = made
+        made = self.decoder(final)
         self.recorder.release()
-        if images is None:
-            raise ValueError("there are no latents to decode")
-        return images
-
-    def _blank(self, inputs: dict[str, Any]) -> Tensor:
-        call = self.spec.calls[0]
-        latents = dict(call.layout.leaves(inputs))[call.latent.path]
-        axis = call.latent.kind.axis
-        first, rows = (latents[0], len(latents)) if axis is None else (latents, latents.shape[axis])
-        return first.new_zeros((rows, *self.spec.output_shape))
+        return made
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:

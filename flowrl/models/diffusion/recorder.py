@@ -129,7 +129,7 @@ class Recorder:
             with self.precision():
                 result = real(*args, **kwargs)
             prediction = prediction_of(result)
-            self._form = _form(result)
+            self._form = form_of(result)
             if outputs is not None:
                 prediction = outputs(prediction)
                 result = self._form(prediction)
@@ -160,21 +160,23 @@ class Recorder:
         trace.media = _media(output)
         return trace
 
-    def calls(self, prompts: Sequence[str], count: int) -> list[DenoiserCall]:
-        """The inputs of the ``count`` denoiser calls of the first step; the last call is not computed."""
+    def calls(
+        self, prompts: Sequence[str], count: int, blank: Callable[[dict[str, Any]], Tensor]
+    ) -> list[DenoiserCall]:
+        """The inputs of the ``count`` denoiser calls of the first step. None is computed: ``blank(inputs)`` takes the
+        place of a prediction."""
         seen: list[DenoiserCall] = []
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             seen.append(DenoiserCall(self._bind(args, kwargs)))
             if len(seen) == count:
                 raise _StopRun
-            with self.precision():
-                return real(*args, **kwargs)
+            return self._form(blank(seen[-1].inputs))
 
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise _StopRun
 
-        with self._intercepted(forward, advance):
+        with self._intercepted(forward, advance, computes=False):
             self._run(prompts, 2, "latent", 0)
         return seen
 
@@ -186,14 +188,14 @@ class Recorder:
             self._read_schedule(trace)
             raise _StopRun
 
-        with self._intercepted(forward, forward), self._cached_text(1):
+        with self._intercepted(forward, forward, computes=False), self._cached_text(1):
             self._run([NEUTRAL_PROMPT], steps, "latent", 0)
         return trace
 
-    def finish(self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor]) -> Tensor:
-        """Media [N, ...] the pipeline makes of ``final`` latents [N, ...]: its own code after the last step, with
-        ``blank(inputs)`` in place of the denoiser's prediction. Text is encoded once per batch size. What decodes stays
-        on the device until `release`."""
+    def finish(self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor], prompts: int) -> Tensor:
+        """Media [N, ...] the pipeline makes of ``final`` latents [N, ...]: its own code after the last step of a run
+        for so many ``prompts``, with ``blank(inputs)`` in place of the denoiser's prediction. Text is encoded once per
+        number of prompts. What decodes stays on the device until `release`."""
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return self._form(blank(self._bind(args, kwargs)))
@@ -201,8 +203,8 @@ class Recorder:
         def advance(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return _StepResult(final) if kwargs.get("return_dict", True) else (final, final)
 
-        with self._intercepted(forward, advance), self._cached_text(len(final)):
-            output = self._run([NEUTRAL_PROMPT] * len(final), 2, "pt", 0, release=False)
+        with self._intercepted(forward, advance, computes=False), self._cached_text(prompts):
+            output = self._run([NEUTRAL_PROMPT] * prompts, 2, "pt", 0, release=False)
         media = _media(output)
         if media is None:
             raise UserError(
@@ -254,15 +256,23 @@ class Recorder:
         trace.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
 
     @contextmanager
-    def _intercepted(self, forward: Callable[..., Any], step: Callable[..., Any]) -> Iterator[None]:
-        def alone(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            self.release()  # the denoiser computes without the encoders beside it
+    def _intercepted(
+        self, forward: Callable[..., Any], step: Callable[..., Any], computes: bool = True
+    ) -> Iterator[None]:
+        """Let ``forward`` and ``step`` take the place of the denoiser's and the scheduler's. Unless it ``computes``,
+        the denoiser's weights are not needed: FSDP must not gather them, and then not be told that the forward
+        ended."""
+
+        def watched(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if computes:
+                self.release()  # the denoiser computes without the encoders beside it
             return forward(real, *args, **kwargs)
 
         bar = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
         try:
-            with patched(self.network, "forward", alone), patched(self.pipeline.scheduler, "step", step):
+            alone = nullcontext() if computes else without_hooks(self.network)
+            with alone, patched(self.network, "forward", watched), patched(self.pipeline.scheduler, "step", step):
                 yield
         finally:
             self.pipeline.set_progress_bar_config(**bar)
@@ -301,6 +311,18 @@ def patched(owner: Any, name: str, substitute: Callable[..., Any]) -> Iterator[N
             owner.__dict__[name] = own
 
 
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Calls of ``module`` run its forward alone."""
+    names = ("_forward_pre_hooks", "_forward_hooks")
+    kept = {name: module.__dict__[name] for name in names}
+    module.__dict__.update({name: type(hooks)() for name, hooks in kept.items()})
+    try:
+        yield
+    finally:
+        module.__dict__.update(kept)
+
+
 def _snapshot(value: Any) -> Any:
     """A copy of nested inputs: some pipelines write the next latents into the same tensor."""
     if isinstance(value, Tensor):
@@ -318,8 +340,8 @@ def prediction_of(result: Any) -> Tensor:
     return first if isinstance(first, Tensor) else torch.stack(list(first))
 
 
-def _form(result: Any) -> Callable[[Tensor], Any]:
-    """Wraps a prediction as this denoiser returns its own: bare, in a tuple or an output class; stacked or listed."""
+def form_of(result: Any) -> Callable[[Tensor], Any]:
+    """Wraps a prediction as this network returns its own: bare, in a tuple or an output class; stacked or listed."""
     if isinstance(result, Tensor):
         return lambda prediction: prediction
     unstack: Callable[[Tensor], Any] = (lambda p: p) if isinstance(result[0], Tensor) else list

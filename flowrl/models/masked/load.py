@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,11 +12,12 @@ from flowrl.models.hub import read_json
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.masked.reader import keeps_prefixes
+from flowrl.models.sharding import check_exchange
 from flowrl.models.source import ModelSource
 from flowrl.models.text.layout import Sequences, TokenLayout
 from flowrl.models.text.load import Options, open_codec, open_network
 from flowrl.models.text.network import Network
-from flowrl.models.text.parity import NOTHING, accepts_layout, check, choose_reading, lookahead
+from flowrl.models.text.parity import NOTHING, accepts_layout, check, choose_reading, lookahead, predictions
 
 LLADA2_BLOCK = 32
 """Default of diffusers' BlockRefinementScheduler."""
@@ -54,6 +56,8 @@ def load_masked(
     choose_reading(policy)
     policy.keeps_prefixes = keeps_prefixes(policy)
     check(policy)
+    if options.get("shard", "none") != "none":
+        check_exchange(policy.weights, partial(predictions, policy), network.name)
     network.calls = 0
     return policy
 

@@ -105,6 +105,12 @@ def check_routers(policy: TextPolicy) -> None:
         )
 
 
+@torch.no_grad()
+def predictions(policy: TextPolicy) -> Tensor:
+    """Probabilities [K, V] on random tokens, the same at each call."""
+    return policy.logits(*make_probe(policy)).softmax(dim=1)
+
+
 def layers_without_gradient(policy: TextPolicy) -> list[str]:
     """Names of modules with weights that the model runs with gradients switched off, whatever is asked of it."""
     found: list[str] = []

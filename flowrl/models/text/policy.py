@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowrl.math.tokens import exclude
+from flowrl.devices import put
+from flowrl.math.tokens import KEPT, exclude
 from flowrl.models.lora import Adaptation
+from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
@@ -19,8 +21,8 @@ from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
-from flowrl.models.weights import LIVE, HasWeightSets, WeightSets
-from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
+from flowrl.models.weights import LIVE, HasWeightSets
+from flowrl.types import ALL_TOKENS, OneProcess, Prompt, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -54,7 +56,7 @@ class TextPolicy(HasWeightSets):
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
-        self.weights = WeightSets(network.adaptation.parameters, apart=extra)
+        self.weights = weight_sets(network.model, network.adaptation.parameters, apart=extra)
         self._trained = [*network.adaptation.parameters.values(), *extra.values()]
 
     @property
@@ -121,14 +123,15 @@ class TextPolicy(HasWeightSets):
         logp, entropies, values, places = [], [], [], []
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
-        wanted = labels.flatten().to(self.device)
+        wanted = put(labels.flatten(), self.device)
+        room = KEPT  # of all calls together, which live until backward
         for call in self._calls(condition, tokens, targets):
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
-            place = call.place.to(self.device)
+            place = put(call.place, self.device)
             if reading.balance is not None:
                 sample = torch.zeros(len(reading.balance), dtype=torch.int64)
                 sample[call.rows] = call.place // tokens.shape[1]
-                balances.append((sample.to(self.device), reading.balance))
+                balances.append((put(sample, self.device), reading.balance))
             found, spread = self.network.log_softmax(
                 reading,
                 wanted[place],
@@ -136,7 +139,9 @@ class TextPolicy(HasWeightSets):
                 excluded=self.excluded,
                 entropy=entropy,
                 truncation=truncation,
+                keep=room,
             )
+            room -= len(place) * self.vocabulary
             logp.append(found)
             places.append(place)
             if spread is not None:
@@ -163,7 +168,7 @@ class TextPolicy(HasWeightSets):
             return torch.zeros(0, self.vocabulary, device=self.device)
         logits = found[0]
         if len(found) > 1:
-            logits = torch.cat(found)[torch.cat(places).argsort().to(self.device)]
+            logits = torch.cat(found)[put(torch.cat(places).argsort(), self.device)]
         return exclude(logits, self.excluded)
 
     def _calls(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
@@ -184,9 +189,9 @@ class TextPolicy(HasWeightSets):
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
-    def metrics(self) -> Mapping[str, float]:
-        """What the network's routers did since the last call; nothing for models without."""
-        return {} if self.network.routers is None else self.network.routers.metrics()
+    def metrics(self, ranks: Ranks | None = None) -> Mapping[str, float]:
+        """What the network's routers did since the last call, over all processes; nothing for models without."""
+        return {} if self.network.routers is None else self.network.routers.metrics(ranks or OneProcess())
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:
