@@ -70,12 +70,9 @@ def load_policy(
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
-        vae_slicing, vae_tiling: decode one by one, and in tiles that are blended.
-        offload: parts that wait on the host until they are called: ``"encoders"`` (all but the denoiser), or
-            ``"sequential"`` (the denoiser's frozen layers too).
+        vae_slicing, vae_tiling, offload: less memory of the device, see `flowrl.models.diffusion.offload`.
         prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
-        quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
-        quantize_encoders: hold those of the text encoders so.
+        quantize, quantize_encoders: hold the linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
@@ -83,17 +80,13 @@ def load_policy(
     """
     placement = place(dtype, device)
     options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
-    check_shard(shard)
     check_offload(offload, options, compile=compile, shard=shard, quantize=quantize)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
-    _adapt(pipeline, network, options, trained)
-    if gradient_checkpointing:
-        _checkpoint(network)
-    label = str(path_or_pipeline) if source else type(pipeline).__name__
-    decode_in_parts(pipeline, slicing=vae_slicing, tiling=vae_tiling)
-    release = _place(pipeline, network, placement, label, shard, full, offload)
+    _adapt(pipeline, network, options, trained, gradient_checkpointing)
+    decode_in_parts(pipeline, vae_slicing, vae_tiling)
+    release = _place(pipeline, network, placement, source, shard, full, offload)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
@@ -112,7 +105,11 @@ def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], shard: Sha
 
 
 def _adapt(
-    pipeline: DiffusionPipeline, network: torch.nn.Module, options: LoRAOptions | None, trained_dtype: torch.dtype
+    pipeline: DiffusionPipeline,
+    network: torch.nn.Module,
+    options: LoRAOptions | None,
+    trained_dtype: torch.dtype,
+    gradient_checkpointing: bool,
 ) -> None:
     """Freeze the pipeline but for what is trained of its denoiser."""
     for part in pipeline.components.values():
@@ -120,11 +117,14 @@ def _adapt(
             part.requires_grad_(False).eval()
     targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
     adapt(network, options, targets, trained_dtype=trained_dtype)
+    if gradient_checkpointing:
+        _checkpoint(network)
 
 
 def _quantized(
     network: Method | None, encoders: Method | None, full: bool, shard: Shard, placement: Placement
 ) -> Quantized:
+    check_shard(shard)
     for key, method in (("model.quantize", network), ("model.quantize_encoders", encoders)):
         if method is not None:
             check_quantization(method, full, key, shard)
@@ -179,7 +179,7 @@ def _place(
     pipeline: DiffusionPipeline,
     network: torch.nn.Module,
     placement: Placement,
-    label: str,
+    source: ModelSource | None,
     shard: Shard,
     full: bool,
     offload: Offload,
@@ -187,6 +187,7 @@ def _place(
     """Move the pipeline to its device, its denoiser split over the processes where that is asked for, and give it a
     scheduler with a noise-free single step: what sends parts that wait on the host back there. Raises `UserError` for
     weights that are not finite."""
+    label = source.path if source else type(pipeline).__name__
     if shard != "none":
         check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
         split(network, placement.device, full)

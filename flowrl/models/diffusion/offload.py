@@ -127,7 +127,7 @@ def _after(fetch: Callable[..., Any], method: Callable[..., Any]) -> Callable[..
     return call
 
 
-def decode_in_parts(pipeline: DiffusionPipeline, *, slicing: bool, tiling: bool) -> None:
+def decode_in_parts(pipeline: DiffusionPipeline, slicing: bool, tiling: bool) -> None:
     """Switch on diffusers' decoding row by row (``slicing``: the same numbers) and tile by tile (``tiling``: seams are
     blended, so large images change a little). Raises `UserError` for a pipeline whose decoder cannot."""
     vae: Any = getattr(pipeline, "vae", None)
