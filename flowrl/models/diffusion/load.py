@@ -63,16 +63,15 @@ def load_policy(
             (``"shapes"``), or a pipeline object, which is then the policy's own.
         call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``num_frames``,
             ready-made ``prompt_embeds``, ...
-        lora: the adapter to train (default: rank 32 on the attention projections); exclusive with ``full``.
-        full: train every parameter of the denoiser.
+        lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead.
         dtype: precision of the frozen parts.
         trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
-        vae_slicing, vae_tiling, offload: less memory of the device, see `flowrl.models.diffusion.offload`.
+        vae_slicing, vae_tiling, offload: see `flowrl.models.diffusion.offload`.
         prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
-        quantize, quantize_encoders: hold the linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
+        quantize, quantize_encoders: hold linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
