@@ -20,6 +20,7 @@ from flowrl.errors import UserError
 from flowrl.math.random import derive
 from flowrl.models import DiffusionPolicy, LoadedPolicy, export_formats, export_policy
 from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.sharding import split_alike
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
 from flowrl.models.text.policy import TextPolicy
@@ -27,6 +28,7 @@ from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
+from flowrl.records.shards import below
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
@@ -174,7 +176,7 @@ class Session:
 
         with timer("sample"):
             condition = self.policy.condition(draw.prompts)
-        with self.policy.using(weights) as policy:
+        with self.policy.using(weights) as policy, policy.own_pace():
             rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
         return rollout, kept.all()
 
@@ -189,7 +191,10 @@ class Session:
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
         and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
-        has none; its checkpoints hold the state alone."""
+        has none, and one that is split over processes writes none while it trains; their checkpoints hold the state
+        alone, and ``flowrl export`` makes the others from it."""
+        if self.policy.is_split:
+            return {}
         folders = {"diffusers": "lora", "peft": "peft"}
         return {folders[to]: partial(self._export, to) for to in export_formats(self.policy) if to in folders}
 
@@ -200,21 +205,23 @@ class Session:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         try:
-            self.policy.weights.load(_below(tensors, "weights/"))
+            self.policy.weights.load(below(tensors, "weights/"))
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         packed = self.optimizer.state_dict()
         packed["state"] = {}
         try:
-            for key, value in _below(tensors, "optimizer/").items():
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            moments = below(tensors, "optimizer/")
+            for key in moments:
                 index, name = key.split("/", 1)
-                packed["state"].setdefault(int(index), {})[name] = value
+                packed["state"].setdefault(int(index), {})[name] = split_alike(moments[key], parameters[int(index)])
             self.optimizer.load_state_dict(packed)
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
             self.progress = Progress(**values["progress"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"the checkpoint's state is not one of this flowrl ({type(error).__name__}: {error}); use the version"
                 " that wrote it"
@@ -239,7 +246,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(run.train.prompts)
     say(f"loading the model {config.model.path}")
-    policy = open_policy(config)
+    policy = open_policy(config, shard=True)
     train, test, notes = run.train, run.test, []
     if isinstance(policy, DiffusionPolicy):
         guidance = _check_guidance(run, policy)
@@ -336,7 +343,3 @@ def _fit(
         return fitting, []
     what = "left out" if dropped else "shortened"
     return fitting, [f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}"]
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

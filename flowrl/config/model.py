@@ -77,6 +77,10 @@ class ModelConfig(Section):
         default=None, description="attention backend of diffusers or transformers; null = its default"
     )
     compile: bool = Field(default=False, description="torch.compile the network")
+    shard: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="of several processes: none = each holds the whole network; fsdp = its weights are split over them",
+    )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(
         default=None,

@@ -21,6 +21,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
+from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement, compile_blocks, place
 from flowrl.models.sharding import Shard, check_exchange, check_shard, split
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
@@ -75,13 +76,14 @@ def load_policy(
     adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
     _switch_on(network, gradient_checkpointing, attention, compile)
     label = str(path_or_pipeline) if source else type(pipeline).__name__
-    _place(pipeline, network, placement, label, shard, full)
+    pace = _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     spec = calibrate(recorder).to(placement.device)
     policy = DiffusionPolicy(
         recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
     )
+    policy.pace = pace
     if parity == "check":
         check(policy)
     if shard != "none":
@@ -130,16 +132,18 @@ def open_pipeline(
 
 def _place(
     pipeline: DiffusionPipeline, network: torch.nn.Module, placement: Placement, label: str, shard: Shard, full: bool
-) -> None:
+) -> Pace | None:
     """Move the pipeline to its device, its denoiser split over the processes where that is asked for. Raises
     `UserError` for weights that are not finite."""
+    pace = None
     if shard != "none":
         check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
-        split(network, placement.device, full)
+        pace = split(network, placement.device, full)
     prepare(pipeline, placement)
     for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and (shard == "none" or part is not network):
+        if isinstance(part, torch.nn.Module) and (pace is None or part is not network):
             check_finite(part, label, name)
+    return pace
 
 
 def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:

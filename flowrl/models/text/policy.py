@@ -55,6 +55,7 @@ class TextPolicy(HasWeightSets):
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
+        self.pace = network.pace
         self.weights = weight_sets(network.model, network.adaptation.parameters, apart=extra)
         self._trained = [*network.adaptation.parameters.values(), *extra.values()]
 
