@@ -35,7 +35,7 @@ def score(guidance: float, pipeline: StableDiffusion3Pipeline | None = None) -> 
         arguments = config.model.arguments("diffusion") | {"path_or_pipeline": pipeline}
         session.policy = load_policy(**(arguments | {"call": {**config.model.call, "max_sequence_length": 1}}))
         session.policy.update_ema("ema", 0.0)
-    return evaluate_heldout(session, PhaseTimer())[0]["eval/strict/mean"]
+    return evaluate_heldout(session, PhaseTimer()).metrics["eval/strict/mean"]
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def run(arm: str, group: int, seed: int) -> dict[str, Any]:
         rounds.append(metrics.get("sampling/rounds", 1.0))
         groups.append(metrics.get(GROUPS, PROMPTS * (1 - flat[-1])))
         if session.progress.samples >= BUDGET * (len(curve) + 1) / QUARTERS:
-            curve.append(evaluate_heldout(session, timer)[0]["eval/reward/mean"])
+            curve.append(evaluate_heldout(session, timer).metrics["eval/reward/mean"])
     session.rewards.close()
     return {
         "arm": arm,

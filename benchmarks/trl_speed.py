@@ -1,13 +1,15 @@
 """GRPO on a small causal language model: flowrl against TRL, same model, prompts, group, lengths and updates.
 
-Usage (in an environment with both): python benchmarks/trl_speed.py [--repeats 3]
-Each side runs in its own process, in turns, one thread. Time is the median of the iterations after the first; memory is
-the peak resident set above what the process had after loading the model.
+Usage (in an environment with both): python benchmarks/trl_speed.py [--repeats 5] [--only 512]
+Each side runs in its own process, in turns, one thread. Time is the median of the iterations after the first, in CPU
+seconds of the process (what else the machine does matters less) and on the wall; memory is the peak resident set above
+what the process had after loading the model. ``--profile`` prints where flowrl's seconds go.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -17,14 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VOCABULARY, PROMPT_TOKENS, ITERATIONS = 32_000, 24, 8
-SETTINGS = {
-    "random Llama, vocabulary 32k, 64 tokens": {"world": None, "length": 64, "prompts": 4, "group": 8},
-    "countdown world, completions end early": {"world": "countdown", "length": 16, "prompts": 16, "group": 16},
+VOCABULARY, PROMPT_TOKENS = 32_000, 24
+SETTINGS: dict[str, dict[str, Any]] = {
+    f"{length} tokens": {"world": None, "length": length, "prompts": 2, "group": 4, "iterations": rounds}
+    for length, rounds in ((64, 8), (128, 6), (256, 5), (512, 4), (1024, 4))
 }
+"""2 prompts x 4 completions of a Llama of 4 layers, width 256, vocabulary 32k, random weights: none ends early."""
+SETTINGS["32 completions of 64 tokens"] = {**SETTINGS["64 tokens"], "prompts": 4, "group": 8}
+SETTINGS["countdown"] = {"world": "countdown", "length": 16, "prompts": 16, "group": 16, "iterations": 8}
+"""The world's base: completions end early."""
 
 
 def build(folder: Path) -> None:
@@ -44,7 +52,7 @@ def build(folder: Path) -> None:
         intermediate_size=704,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=2048,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
@@ -84,27 +92,25 @@ def run_trl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
     from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(1)
-    marks: list[float] = []
+    marks: list[Mark] = []
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(time.perf_counter())
-
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(time.perf_counter())
+            marks.append(now())
 
     path, rows, reward = place(folder, options)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     config = GRPOConfig(
         output_dir=str(folder / "out"),
-        per_device_train_batch_size=options["prompts"] * options["group"],
+        per_device_train_batch_size=micro_batch(options),
+        gradient_accumulation_steps=options["prompts"] * options["group"] // micro_batch(options),
         num_generations=options["group"],
         max_completion_length=options["length"],
         num_iterations=1,
         beta=0.0,
         temperature=1.0,
         learning_rate=1e-5,
-        max_steps=ITERATIONS,
+        max_steps=options["iterations"],
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
@@ -122,11 +128,8 @@ def run_trl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
         callbacks=[Clock()],
     )
     before = peak()
-    start = time.perf_counter()
     trainer.train()
-    ends = [start, *marks[1::2]]
-    steps = [b - a for a, b in itertools.pairwise(ends)]
-    return {"seconds": statistics.median(steps[1:]), "megabytes": peak() - before}
+    return result(marks, before)
 
 
 def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
@@ -135,13 +138,13 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
 
     import flowrl
     from flowrl.config import Config
+    from flowrl.runtime.timing import PhaseTimer
     from flowrl.session import open_session
     from flowrl.startup.preflight import check_run
 
     path, rows, _ = place(folder, options)
     data = folder / "prompts.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    samples = options["prompts"] * options["group"]
     config = Config.of(
         {
             "name": "speed",
@@ -150,7 +153,12 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
             "data": {"train": str(data), "test": None, "prompts": options["prompts"], "group": options["group"]},
             "rewards": [options["world"] or f"{__file__}:even"],
             "optimizer": {"lr": 1e-5, "weight_decay": 0.0},
-            "train": {"iterations": ITERATIONS, "micro_batch": samples, "threads": 1, "ema": None},
+            "train": {
+                "iterations": options["iterations"],
+                "micro_batch": micro_batch(options),
+                "threads": 1,
+                "ema": None,
+            },
             "eval": {"every": 0, "weights": "live"},
             "checkpoint": {"every": 0},
             "log": {"samples": 0},
@@ -158,14 +166,60 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
         }
     )
     torch.set_num_threads(1)
+    PhaseTimer.clock = time.process_time
     session = open_session(check_run(config))  # what TRL has loaded before its clock starts
     before = peak()
     del session
-    flowrl.train(config)
+    with profiled(options.get("profile", False)):
+        flowrl.train(config)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    times = [0.0, *(line["time"] for line in lines)]
-    steps = [b - a for a, b in itertools.pairwise(times)]
-    return {"seconds": statistics.median(steps[1:]), "megabytes": peak() - before}
+    marks = [Mark(0.0, line["time"]) for line in lines]
+    found = result(marks, before)
+    for phase in ("iteration", "sample", "update"):
+        found[f"cpu {phase}"] = statistics.median(line.get(f"time/{phase}", 0.0) for line in lines[1:])
+    found["cpu"] = found.pop("cpu iteration")
+    return found
+
+
+@contextlib.contextmanager
+def profiled(wanted: bool) -> Iterator[None]:
+    """Print what the inside spends its time on: operators of torch, and functions of Python."""
+    if not wanted:
+        yield
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        yield
+    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The end of an iteration."""
+
+    cpu: float
+    wall: float
+
+
+def now() -> Mark:
+    """CPU seconds of this process, and seconds on the wall."""
+    return Mark(time.process_time(), time.perf_counter())
+
+
+def result(marks: list[Mark], before: float) -> dict[str, float]:
+    """Medians of the iterations after the first, and the peak above ``before`` MB."""
+    pairs = list(itertools.pairwise(marks))
+    return {
+        "cpu": statistics.median(b.cpu - a.cpu for a, b in pairs),
+        "wall": statistics.median(b.wall - a.wall for a, b in pairs),
+        "megabytes": peak() - before,
+    }
+
+
+def micro_batch(options: dict[str, Any]) -> int:
+    """Rows per forward and backward, the same for both: what fits into memory with all logits, 2048 tokens."""
+    return min(options["prompts"] * options["group"], max(1, 2048 // options["length"]))
 
 
 def peak() -> float:
@@ -176,35 +230,42 @@ def peak() -> float:
 def main() -> None:
     """Run both sides in turns and print the ratios."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--side", choices=["trl", "flowrl"])
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--setting")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     if arguments.side:
-        found = (run_trl if arguments.side == "trl" else run_flowrl)(arguments.folder, SETTINGS[arguments.setting])
+        options = {**SETTINGS[arguments.only[0]], "profile": arguments.profile}
+        if arguments.folder is None:
+            print(_apart(arguments.side, arguments.only[0], arguments.profile))
+            return
+        found = (run_trl if arguments.side == "trl" else run_flowrl)(arguments.folder, options)
         print("RESULT " + json.dumps(found))
         return
-    for title in SETTINGS:
-        results: dict[str, list[dict[str, float]]] = {"trl": [], "flowrl": []}
-        for _ in range(arguments.repeats):
-            for side, found in results.items():
-                found.append(_apart(side, title))
-        print(title)
-        for key in ("seconds", "megabytes"):
-            trl, ours = (statistics.median(r[key] for r in results[side]) for side in ("trl", "flowrl"))
-            print(f"  {key}: TRL {trl:.2f}, flowrl {ours:.2f}, ratio {ours / trl:.2f}")
+    print(f"{'setting':>28} | CPU s TRL / flowrl, ratio (range) | wall s, ratio | peak MB, ratio")
+    for title in arguments.only:
+        pairs = [(_apart("trl", title), _apart("flowrl", title)) for _ in range(arguments.repeats)]
+        shown = [f"{title:>28}"]
+        for key in ("cpu", "wall", "megabytes"):
+            trl, ours = (statistics.median(pair[side][key] for pair in pairs) for side in (0, 1))
+            ratios = sorted(ours[key] / trl[key] for trl, ours in pairs)
+            shown.append(f"{trl:.2f} / {ours:.2f}, {ours / trl:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
+        print(" | ".join(shown), flush=True)
 
 
-def _apart(side: str, title: str) -> dict[str, float]:
+def _apart(side: str, title: str, profile: bool = False) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
-        command = [sys.executable, __file__, "--side", side, "--folder", folder, "--setting", title]
+        command = [sys.executable, __file__, "--side", side, "--folder", folder, "--only", title]
         quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, capture_output=True, text=True, env=quiet)
+        done = subprocess.run([*command, *["--profile"] * profile], capture_output=True, text=True, env=quiet)
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
         if not lines:
             raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
+        if profile:
+            print(done.stdout)
         return json.loads(lines[0].removeprefix("RESULT "))
 
 

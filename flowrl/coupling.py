@@ -1,15 +1,17 @@
 """Likelihoods and gradients of whole optimiser batches in the memory of one micro-batch: block by block, of losses that
-couple decisions, and of several channels that are combined."""
+couple decisions, and of several channels that are combined. Each process measures the samples that it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowrl.devices import to_host
+from flowrl.runtime.ranks import together
 from flowrl.types import (
     Batch,
     Combination,
@@ -17,12 +19,25 @@ from flowrl.types import (
     Estimator,
     Likelihood,
     Policy,
+    Ranks,
+    Rows,
+    Share,
     Table,
+    exchange,
     iterate_blocks,
 )
 
-Block = tuple[Tensor, slice, Likelihood]
-"""Rows [n], decisions, and the likelihood of both."""
+
+class Block(NamedTuple):
+    """A part of the matrices [N, D], measured."""
+
+    numbers: Tensor
+    """[n] numbers of its samples among all."""
+    held: Tensor
+    """[n] their rows among those that this process holds."""
+    decisions: slice
+    probe: Rows
+    live: Likelihood
 
 
 @dataclass(frozen=True)
@@ -32,25 +47,43 @@ class Measure:
     policy: Policy
     estimator: Estimator
     condition: Condition
+    """Of the samples that this process holds."""
+    share: Share
+    """Which ones they are."""
     micro_batch: int
     """Network rows per forward."""
 
     def blocks(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
-        """Of ``index`` rows, micro-batch by micro-batch; ``references`` are weight sets to measure distances to."""
-        for rows, decisions in iterate_blocks(len(index), table.mask.shape[1], table.rows.unit, self.micro_batch):
-            block = index[rows]
-            condition = self.condition.take(block)
-            cut = table.rows.block(block, decisions)
-            yield block, decisions, self.estimator(self.policy, cut, condition, references)
+        """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
+        sets to measure distances to."""
+        numbers, places = self.share.held(index)
+        probe = table.rows if table.held is None else table.held
+        for rows, decisions in iterate_blocks(len(numbers), table.mask.shape[1], probe.unit, self.micro_batch):
+            place = places[rows]
+            cut = probe.block(place, decisions)
+            live = self.estimator(self.policy, cut, self.condition.take(place), references)
+            yield Block(numbers[rows], place, decisions, cut, live)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
-        """Of ``index`` rows as [N, D] matrices, without gradient; other rows are 0."""
-        with torch.no_grad():
-            parts = list(self.blocks(table, index, references))
-        return assemble(parts, table.mask.shape)
+        """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
+        with together(self.share.ranks), torch.no_grad():
+            parts = [(block.held, block.decisions, block.live) for block in self.blocks(table, index, references)]
+            here = assemble(parts, torch.Size((len(self.share.here), table.mask.shape[1])))
+        return gathered(here, self.share)
 
 
-def assemble(parts: Sequence[Block], shape: torch.Size) -> Likelihood:
+def gathered(likelihood: Likelihood, share: Share) -> Likelihood:
+    """[N, D] of all samples from that of a share [n, D]. A process that measured nothing knows no names: it has the
+    others'."""
+    if share.whole:
+        return likelihood
+    names = next((said for said in exchange(share.ranks, list(likelihood.extra)) if said), [])
+    nothing = torch.zeros_like(likelihood.logp)
+    extra = {name: share.gather(likelihood.extra.get(name, nothing)) for name in names}
+    return Likelihood(share.gather(likelihood.logp), extra)
+
+
+def assemble(parts: Sequence[tuple[Tensor, slice, Likelihood]], shape: torch.Size) -> Likelihood:
     """Blocks put back into [N, D] matrices in float64 on the host; entries that no block covers are 0."""
     names = list(parts[0][2].extra) if parts else []
     matrices = [torch.zeros(shape, dtype=torch.float64) for _ in ("logp", *names)]
@@ -74,8 +107,9 @@ def coupled_gradient(
 ) -> None:
     """Exact gradient of a loss that couples rows or decisions, in the memory of one micro-batch.
 
-    First the whole [N, D] likelihood without gradient; then the loss on that matrix, whose derivative with respect to
-    every entry is kept; then each micro-batch again with gradient, seeded with its part of the derivative.
+    First the whole [N, D] likelihood without gradient, of all processes; then, on each of them alike, the loss on that
+    matrix, whose derivative with respect to every entry is kept; then each micro-batch again with gradient, seeded with
+    its part of the derivative.
     """
     whole = measure.whole(table, index, references)
     leaves = [whole.logp[index], *(value[index] for value in whole.extra.values())]
@@ -85,14 +119,15 @@ def coupled_gradient(
     slopes = torch.autograd.grad(value, leaves, allow_unused=True)
     where = torch.zeros(len(table.mask), dtype=torch.long)
     where[index] = torch.arange(len(index))
-    for block, decisions, again in measure.blocks(table, index, references):
-        outputs = [again.logp, *again.extra.values()]
-        pairs = [
-            (out, scale(slope[where[block]][:, decisions]).to(out))  # only the network computes in float16
-            for out, slope in zip(outputs, slopes, strict=True)
-            if slope is not None and out.requires_grad
-        ]
-        torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
+    with together(measure.share.ranks):
+        for block in measure.blocks(table, index, references):
+            outputs = [block.live.logp, *block.live.extra.values()]
+            pairs = [
+                (out, scale(slope[where[block.numbers]][:, block.decisions]).to(out))  # only the network is in float16
+                for out, slope in zip(outputs, slopes, strict=True)
+                if slope is not None and out.requires_grad
+            ]
+            torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
 
 
 Gradients = list[Tensor | None]
@@ -107,15 +142,55 @@ def take_gradients(parameters: Sequence[torch.nn.Parameter]) -> Gradients:
     return found
 
 
+BUCKET = 2**25
+"""Numbers that are summed over processes at a time, about."""
+
+
+def summed(gradients: Sequence[Tensor | None], parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> Gradients:
+    """The sums over processes. A parameter has a gradient on all of them or on none: where a process owns no sample
+    that moves it, its part is 0."""
+    if ranks.size == 1:
+        return list(gradients)
+    some = ranks.total(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int64)) > 0
+    found: Gradients = [
+        (torch.zeros_like(parameter) if gradient is None else gradient) if there else None
+        for gradient, parameter, there in zip(gradients, parameters, some.tolist(), strict=True)
+    ]
+    for bucket in _buckets(found):
+        parts = [gradient for index in bucket if (gradient := found[index]) is not None]
+        flat = ranks.total(torch.cat([part.reshape(-1) for part in parts]))
+        for index, part, whole in zip(bucket, parts, flat.split([part.numel() for part in parts]), strict=True):
+            found[index] = whole.reshape(part.shape)
+    return found
+
+
+def _buckets(gradients: Gradients) -> Iterator[list[int]]:
+    """Neighbours of one type on one device, at most about `BUCKET` numbers together."""
+    bucket: list[int] = []
+    size, kind = 0, None
+    for index, gradient in enumerate(gradients):
+        if gradient is None:
+            continue
+        if bucket and (size >= BUCKET or kind != (gradient.dtype, gradient.device)):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(index)
+        size, kind = size + gradient.numel(), (gradient.dtype, gradient.device)
+    if bucket:
+        yield bucket
+
+
 def combine(
     channels: Sequence[Gradients],
+    parameters: Sequence[torch.nn.Parameter],
     combination: Combination,
     scale: float,
-    sum_over_ranks: Callable[[Tensor], Tensor],
+    ranks: Ranks,
 ) -> Gradients:
     """``sum_c w_c g_c`` with the weights that a combination makes of the inner products ``g_c . g_d``, which are those
-    of the whole gradients, over all ranks and without the ``scale`` of the loss."""
-    whole = [[None if g is None else sum_over_ranks(g).double() / scale for g in channel] for channel in channels]
+    of the whole gradients, over all processes and without the ``scale`` of the loss; the sum is of this process'."""
+    sums = [summed(channel, parameters, ranks) for channel in channels]
+    whole = [[None if g is None else g.double() / scale for g in channel] for channel in sums]
     products = torch.stack(to_host([_inner(a, b) for a in whole for b in whole]))
     weights = combination(products.view(len(whole), len(whole)))
     return [_weighted(weights, column) for column in zip(*channels, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from flowrl.math.random import seeds
 from flowrl.models.text.policy import TextPolicy
 from flowrl.monitor import check_heldout
 from flowrl.parts.diagnostics import describe_scores
-from flowrl.records.directory import RunDirectory
+from flowrl.records.directory import RunDirectory, spaced
+from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.score import gather_stats, gathered
 from flowrl.session import Session
 from flowrl.startup.policies import evaluation_weights
-from flowrl.types import Draw, Prompt, Samples, Scores
+from flowrl.types import Draw, Prompt, Samples, Scores, Share
 
 EVAL_SEED = 20_000
 """Seed of held-out samples: the same noise in every run, so that runs and checkpoints are compared in pairs."""
@@ -29,36 +32,64 @@ def heldout_prompts(session: Session) -> list[Prompt]:
     return [every[i * len(every) // count] for i in range(count) for _ in range(options.samples)]
 
 
-def evaluate_heldout(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Samples, Scores, Tensor]:
-    """``(metrics, samples, scores, seeds [N])``, made by the sampler's held-out form. ``eval/reward/mean`` is the
-    weighted total, ``eval/<name>/mean`` each reward."""
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation."""
+
+    metrics: dict[str, float]
+    samples: Samples
+    """Of this process."""
+    share: Share
+    """Which of the samples of ``scores`` they are."""
+    prompts: list[Prompt]
+    """Of all samples."""
+    scores: Scores
+    seeds: Tensor  # [N]
+
+
+def evaluate_heldout(session: Session, timer: PhaseTimer) -> Evaluated:
+    """Evaluate, every process its share, by the sampler's held-out form. ``eval/reward/mean`` is the weighted total,
+    ``eval/<name>/mean`` each reward."""
     options = session.config.eval
     sampler = session.algorithm.sampler.heldout(options.sampling_steps, options.guidance, options.temperature)
     prompts = heldout_prompts(session)
     group = torch.arange(len(prompts)) // options.samples
-    keys = seeds(EVAL_SEED, "eval", count=len(prompts))
+    draw = Draw.of(seeds(EVAL_SEED, "eval", count=len(prompts)), group, 0, EVAL_SEED, prompts)
+    part, spare = session.portion(draw)
     rows = options.batch or session.config.train.sample_batch
     policy, prefill = session.policy, options.prefill
     begun = policy.prefilled(prefill) if prefill is not None and isinstance(policy, TextPolicy) else nullcontext()
-    with timer("eval"), begun:
-        draw = Draw.of(keys, group, 0, EVAL_SEED, prompts)
-        _, samples = session.sample_and_decode(draw, sampler, evaluation_weights(session.config), rows, PhaseTimer())
-        scores = session.rewards(samples, group)
+    with timer("eval"):
+        with together(session.ranks), begun:
+            weights = evaluation_weights(session.config)
+            _, samples = session.sample_and_decode(part, sampler, weights, rows, PhaseTimer())
+            if spare:
+                samples = samples.take(torch.zeros(0, dtype=torch.int64))
+            answers, stats = session.rewards.ask(samples, part.group[: len(samples)])
+        share = Share.following(session.ranks, len(samples))
+        stats = gather_stats(stats, session.ranks)
+        scores = session.rewards.conclude(share.gather(answers), prompts, group, stats)
     described = describe_scores(scores, torch.zeros(len(prompts)))
     metrics = {"eval/reward/mean": described["reward/mean"]}
-    return metrics | {f"eval/{n}/mean": described[f"reward/{n}/mean"] for n in scores.names}, samples, scores, keys
+    metrics |= {f"eval/{n}/mean": described[f"reward/{n}/mean"] for n in scores.names}
+    return Evaluated(metrics, samples, share, prompts, scores, draw.seeds)
 
 
 def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
     """Evaluate, keep some of the samples in the run directory and let the monitor look: metrics."""
-    metrics, samples, scores, keys = evaluate_heldout(session, timer)
-    run.save_samples(
-        session.progress.iteration,
-        samples,
-        scores,
-        torch.zeros(len(samples)),
-        seeds=keys,
-        count=session.config.log.samples,
-        folder=run.heldout_path,
-    )
-    return metrics | check_heldout(session, samples, scores)
+    found = evaluate_heldout(session, timer)
+    chosen = spaced(len(found.scores.group), session.config.log.samples)
+    shown = gathered(found.samples, found.share, chosen, found.prompts)
+    if session.ranks.rank == 0:
+        nothing = torch.zeros(len(found.seeds))
+        run.save_samples(
+            session.progress.iteration,
+            shown,
+            found.scores,
+            nothing,
+            seeds=found.seeds,
+            count=len(chosen),
+            rows=chosen,
+            folder=run.heldout_path,
+        )
+    return found.metrics | check_heldout(session, found.samples, found.scores, found.share)

@@ -1,9 +1,12 @@
-"""The samples of an iteration: one round of sampling and scoring, or several until enough groups take part."""
+"""The samples of an iteration: one round of sampling and scoring, or several until enough groups take part.
+
+Each process makes and scores its share of a draw; what was answered, numbers per sample, is known to all of them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -12,12 +15,14 @@ from torch import Tensor
 
 from flowrl.math.random import derive, seeds
 from flowrl.parts.diagnostics import describe_completions
+from flowrl.records.directory import RunDirectory, spaced
+from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import joined as joined_rollouts
 from flowrl.samplers.chunks import take
-from flowrl.score import Rewards, Scoring, joined
+from flowrl.score import Rewards, Scoring, gathered, joined
 from flowrl.session import Session
-from flowrl.types import Draw, Prompt, Rollout, Samples, Scores
+from flowrl.types import Draw, Prompt, Rollout, Samples, Scores, Share
 
 GROUPS = "sampling/groups"
 
@@ -27,7 +32,15 @@ class ScoredRollout:
     """What an iteration learns from, and what was drawn for it."""
 
     rollout: Rollout
+    """Of this process."""
     samples: Samples
+    """Of this process."""
+    share: Share
+    """Which of the samples of ``scores`` they are."""
+    prompts: list[Prompt]
+    """Of all samples."""
+    seeds: Tensor
+    """[N] of all samples."""
     scores: Scores
     drawn: Scores
     """Of all samples of all rounds; ``scores`` where there is one round."""
@@ -35,44 +48,63 @@ class ScoredRollout:
 
 
 @dataclass(frozen=True)
-class _Round:
-    """Samples, and the raw answers of all rewards."""
+class _Made:
+    """Samples that this process made."""
 
     rollout: Rollout
     samples: Samples
-    rewards: Tensor  # [N, R]
+    here: Tensor
+    """[n] their numbers among those of all processes; -1 for a spare one."""
 
-    def take(self, rows: Tensor) -> _Round:
-        """The samples with these indices [n]."""
-        return _Round(take(self.rollout, rows), self.samples.take(rows), self.rewards[rows])
+
+@dataclass(frozen=True)
+class _Answers:
+    """What is known of the samples of all processes: prompts, and the raw answers of all rewards; no media."""
+
+    prompts: list[Prompt]
+    rewards: Tensor  # [N, R]
+    group: Tensor  # [N]
+    source: Tensor  # [N]
+    feedback: Tensor | None  # [N] or [N, E]
+
+    def take(self, rows: Tensor) -> _Answers:
+        """Those of the samples with these numbers [n]."""
+        feedback = None if self.feedback is None else self.feedback[rows]
+        prompts = [self.prompts[row] for row in rows.tolist()]
+        return _Answers(prompts, self.rewards[rows], self.group[rows], self.source[rows], feedback)
+
+    def scores(self, rewards: Rewards, scoring: Scoring) -> Scores:
+        """By the declared policies. Raises `UserError` as `Rewards.conclude` does."""
+        scores = rewards.conclude(self.rewards, self.prompts, self.group, scoring.stats)
+        return replace(scores, source=self.source, feedback=self.feedback)
+
+
+def _joined_answers(parts: Sequence[_Answers]) -> _Answers:
+    feedback = [part.feedback for part in parts if part.feedback is not None]
+    return _Answers(
+        [prompt for part in parts for prompt in part.prompts],
+        torch.cat([part.rewards for part in parts]),
+        torch.cat([part.group for part in parts]),
+        torch.cat([part.source for part in parts]),
+        torch.cat(feedback) if feedback else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What an iteration learns from."""
+
+    answers: _Answers
+    made: _Made | None
+    """``None`` where all of it is with other processes."""
 
 
 @dataclass
 class _AllDrawn:
-    """What is remembered of every sample drawn, whether it stays or not: prompts and numbers, no media."""
+    """What is remembered of every sample drawn, whether it stays or not."""
 
-    prompts: list[Prompt] = field(default_factory=list)
-    rewards: list[Tensor] = field(default_factory=list)
-    groups: list[Tensor] = field(default_factory=list)
-    sources: list[Tensor] = field(default_factory=list)
-    feedback: list[Tensor] = field(default_factory=list)
+    rounds: list[_Answers] = field(default_factory=list)
     reports: list[dict[str, float]] = field(default_factory=list)
-
-    def add(self, batch: _Round, scoring: Scoring, rewards: Rewards) -> None:
-        """A round, with what its scoring and its completions were like."""
-        self.prompts += batch.samples.prompts
-        self.rewards.append(batch.rewards)
-        self.groups.append(batch.rollout.group)
-        self.sources.append(batch.rollout.source)
-        if batch.rollout.feedback is not None:
-            self.feedback.append(batch.rollout.feedback)
-        self.reports.append(scoring.metrics(rewards.names) | describe_completions(batch.rollout))
-
-    def conclude(self, rewards: Rewards, scoring: Scoring) -> Scores:
-        """Scores of all samples so far: a round without any is an error only if all rounds before it had none."""
-        scores = rewards.conclude(torch.cat(self.rewards), self.prompts, torch.cat(self.groups), scoring.stats)
-        feedback = torch.cat(self.feedback) if self.feedback else None
-        return replace(scores, source=torch.cat(self.sources), feedback=feedback)
 
     def metrics(self) -> dict[str, float]:
         """Means over the rounds, which are of one size; times and failures add up."""
@@ -86,10 +118,19 @@ def sample_and_score(session: Session, timer: PhaseTimer) -> ScoredRollout:
     if session.present_algorithm.selection.rounds > 1:
         return _replace_groups(session, timer)
     drawn = _AllDrawn()
-    batch, scoring = _sample_round(session, 0, timer)
-    drawn.add(batch, scoring, session.rewards)
-    scores = drawn.conclude(session.rewards, scoring)
-    return ScoredRollout(batch.rollout, batch.samples, scores, scores, drawn.metrics())
+    made, scoring = _sample_round(session, drawn, timer)
+    scores = drawn.rounds[0].scores(session.rewards, scoring)
+    return _scored(session, _Kept(drawn.rounds[0], made), made, scores, scores, drawn.metrics())
+
+
+def _scored(
+    session: Session, kept: _Kept, made: _Made, scores: Scores, drawn: Scores, metrics: dict[str, float]
+) -> ScoredRollout:
+    """Where none of what is kept is here, a spare sample of what was ``made`` last stands in its place."""
+    held = kept.made or _taken(made, torch.tensor([0]), torch.tensor([-1]))
+    share = Share.of(session.ranks, held.here)
+    seeds, prompts = share.gather(held.rollout.seeds), kept.answers.prompts
+    return ScoredRollout(held.rollout, held.samples, share, prompts, seeds, scores, drawn, metrics)
 
 
 def _replace_groups(session: Session, timer: PhaseTimer) -> ScoredRollout:
@@ -103,36 +144,43 @@ def _replace_groups(session: Session, timer: PhaseTimer) -> ScoredRollout:
     enough = math.ceil(selection.share * wanted)
     drawn, kept, missing = _AllDrawn(), None, wanted
     while True:
-        batch, scoring = _sample_round(session, len(drawn.groups), timer)
-        drawn.add(batch, scoring, session.rewards)
-        scores = drawn.conclude(session.rewards, scoring)
-        fresh = _groups_that_take_part(session, scores, batch)[:missing]  # what goes beyond is surplus
+        made, scoring = _sample_round(session, drawn, timer)
+        latest = drawn.rounds[-1]
+        scores = _joined_answers(drawn.rounds).scores(session.rewards, scoring)
+        fresh = _groups_that_take_part(session, scores, latest)[:missing]  # what goes beyond is surplus
         missing -= len(fresh)
-        if len(fresh) == wanted and len(drawn.groups) == 1:
-            kept = batch  # as it is, without a copy
+        if len(fresh) == wanted and len(drawn.rounds) == 1:
+            kept = _Kept(latest, made)  # as it is, without a copy
         elif len(fresh):
-            kept = _joined(session, kept, batch.take(torch.isin(batch.rollout.group, fresh).nonzero()[:, 0]), timer)
-        if wanted - missing >= enough or len(drawn.groups) == selection.rounds:
+            kept = _added(session, kept, latest, made, fresh, timer)
+        if wanted - missing >= enough or len(drawn.rounds) == selection.rounds:
             break
-        del batch, scoring  # before the next round takes as much memory again
-    chosen = kept or batch
-    rollout = chosen.rollout
-    learned = session.rewards.conclude(chosen.rewards, chosen.samples.prompts, rollout.group, scoring.stats)
-    learned = replace(learned, source=rollout.source, feedback=rollout.feedback)
+        del made, scoring  # before the next round takes as much memory again
+    kept = kept or _Kept(latest, made)
+    learned = kept.answers.scores(session.rewards, scoring)
     counts = {
-        "sampling/rounds": float(len(drawn.groups)),
-        "sampling/samples": float(len(drawn.prompts)),
+        "sampling/rounds": float(len(drawn.rounds)),
+        "sampling/samples": float(len(scores.group)),
         GROUPS: float(wanted - missing),
     }
-    return ScoredRollout(rollout, chosen.samples, learned, scores, drawn.metrics() | counts)
+    return _scored(session, kept, made, learned, scores, drawn.metrics() | counts)
 
 
-def _groups_that_take_part(session: Session, scores: Scores, batch: _Round) -> Tensor:
+def _groups_that_take_part(session: Session, scores: Scores, latest: _Answers) -> Tensor:
     """Groups of the latest round, in order, by the ``scores`` of all rounds."""
     algorithm = session.present_algorithm
     # A copy, because the state of the advantage should learn from what stays alone.
     advantage = algorithm.advantage(scores, deepcopy(session.memory))
-    return batch.rollout.group[algorithm.selection(scores, advantage)[-len(batch.rewards) :]].unique()
+    return latest.group[algorithm.selection(scores, advantage)[-len(latest.group) :]].unique()
+
+
+def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout, advantage: Tensor) -> None:
+    """Some of the samples of the iteration that ended, with their advantage [N], on disk; the first process writes."""
+    rows = spaced(len(made.prompts), session.config.log.samples)
+    samples = gathered(made.samples, made.share, rows, made.prompts)
+    if session.ranks.rank == 0:
+        done = session.progress.iteration
+        directory.save_samples(done, samples, made.scores, advantage, seeds=made.seeds, count=len(rows), rows=rows)
 
 
 def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:
@@ -149,10 +197,11 @@ def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _sample_round(session: Session, number: int, timer: PhaseTimer) -> tuple[_Round, Scoring]:
-    """Sample and score ``data.prompts`` groups. Prompts and seeds follow from the config, iteration and round."""
+def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tuple[_Made, Scoring]:
+    """Sample and score ``data.prompts`` groups, this process its share. Prompts and seeds follow from the config,
+    iteration and round."""
     config, algorithm, iteration = session.config, session.present_algorithm, session.progress.iteration
-    seed, each, count = config.train.seed, config.data.group, config.data.prompts
+    seed, each, count, number = config.train.seed, config.data.group, config.data.prompts, len(drawn.rounds)
     prompts = [p for p in session.prompts.draw(iteration, count, seed, number) for _ in range(each)]
     further = ("round", number) if number else ()
     draw = Draw.of(
@@ -162,23 +211,58 @@ def _sample_round(session: Session, number: int, timer: PhaseTimer) -> tuple[_Ro
         shared_seed=derive(seed, "shared", iteration),
         prompts=prompts,
     )
+    part, spare = session.portion(draw)
     rows = config.train.sample_batch
-    with session.rewards.scoring(draw.group) as scoring:
-        rollout, samples = session.sample_and_decode(draw, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
+    with together(session.ranks), session.rewards.scoring(part.group, asked=not spare) as scoring:
+        rollout, samples = session.sample_and_decode(part, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
         with timer("reward"):
             rewards = scoring.wait()
-    return _Round(rollout, samples, rewards), scoring
+    scoring.gather(session.ranks)
+    share = Share.following(session.ranks, len(rollout.group), spare)
+    group = share.gather(rollout.group)
+    asked = dict(zip(draw.group.tolist(), prompts, strict=True))
+    drawn.rounds.append(
+        _Answers(
+            [asked[key] for key in group.tolist()],
+            share.gather(rewards),
+            group,
+            share.gather(rollout.source),
+            None if rollout.feedback is None else share.gather(rollout.feedback),
+        )
+    )
+    drawn.reports.append(scoring.metrics(session.rewards.names) | describe_completions(rollout, share))
+    return _Made(rollout, samples, share.here), scoring
 
 
-def _joined(session: Session, before: _Round | None, fresh: _Round, timer: PhaseTimer) -> _Round:
-    """Both, with groups counted from 0 as if they had been drawn in one round."""
+def _taken(made: _Made, rows: Tensor, here: Tensor) -> _Made:
+    """Some rows [n] of what this process made, under other numbers [n]."""
+    return _Made(take(made.rollout, rows), made.samples.take(rows), here)
+
+
+def _added(
+    session: Session, before: _Kept | None, latest: _Answers, made: _Made, groups: Tensor, timer: PhaseTimer
+) -> _Kept:
+    """What is kept, with these groups of the latest round; groups are counted from 0 as if they had been drawn in one
+    round."""
+    rows = torch.isin(latest.group, groups).nonzero()[:, 0]
+    parts = [latest.take(rows)] if before is None else [before.answers, latest.take(rows)]
+    answers = _joined_answers(parts)
+    answers = replace(answers, group=torch.arange(len(answers.prompts)) // session.config.data.group)
+    number = torch.full((len(latest.prompts),), -1)
+    number[rows] = torch.arange(len(answers.prompts) - len(rows), len(answers.prompts))
+    here = torch.where(made.here >= 0, number[made.here], -1)
+    mine = (here >= 0).nonzero()[:, 0]
+    held = None if before is None else before.made
+    with together(session.ranks):
+        if len(mine):
+            held = _joined(session, held, _taken(made, mine, here[mine]), answers.group, timer)
+    return _Kept(answers, held)
+
+
+def _joined(session: Session, before: _Made | None, fresh: _Made, group: Tensor, timer: PhaseTimer) -> _Made:
+    """Both, of the groups [N] that all samples have now."""
     parts = [fresh] if before is None else [before, fresh]
-    samples = joined([part.samples for part in parts])
-    group = torch.arange(len(samples)) // session.config.data.group
+    samples, here = joined([part.samples for part in parts]), torch.cat([part.here for part in parts])
     with timer("sample"):  # encoded anew, so that no more than the prompts that stay are held
         condition = session.policy.condition(samples.prompts)
-    return _Round(
-        joined_rollouts([part.rollout for part in parts], condition, group),
-        samples,
-        torch.cat([part.rewards for part in parts]),
-    )
+    return _Made(joined_rollouts([part.rollout for part in parts], condition, group[here]), samples, here)

@@ -29,6 +29,7 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
 from flowrl.records.shards import below
+from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
@@ -37,7 +38,7 @@ from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.time_grid import check_time_grid
 from flowrl.step import UpdateSettings
-from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Rollout, Sampler, Samples
+from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
 
 EMA = "ema"
 PICTURES_FROM = 1 << 30
@@ -72,6 +73,8 @@ class Session:
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
+    ranks: Ranks = field(default_factory=processes)
+    """The processes that train together."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -121,8 +124,9 @@ class Session:
         )
 
     def policy_metrics(self) -> Mapping[str, float]:
-        """What the policy itself measured since it was last asked: the routers of a mixture of experts."""
-        return self.policy.metrics() if isinstance(self.policy, TextPolicy) else {}
+        """What the policy itself measured since it was last asked, on all processes: the routers of a mixture of
+        experts."""
+        return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
         """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
@@ -147,6 +151,21 @@ class Session:
             tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         return tensors, values
+
+    def portion(self, draw: Draw) -> tuple[Draw, bool]:
+        """This process' part of a draw, and whether it is a spare sample, made of the first seed because no other is
+        left: whole groups, or single samples where there are fewer groups than processes and no reward compares the
+        samples of a group."""
+        if self.ranks.size == 1:
+            return draw, False
+        starts = first_of_group(draw.group)
+        units = len(draw)
+        place = torch.arange(units)
+        if int(starts.sum()) >= self.ranks.size or self.rewards.grouped:
+            units, place = int(starts.sum()), starts.cumsum(dim=0) - 1
+        part = self.ranks.share(units)
+        rows = ((place >= part.start) & (place < part.stop)).nonzero()[:, 0]
+        return draw.take(rows if len(rows) else torch.tensor([0])), not len(rows)
 
     def sample_and_decode(
         self,

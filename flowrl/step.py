@@ -2,26 +2,40 @@
 method by name.
 
 The loss of an optimiser batch is ``sum weight * (loss masks * objective + regularizers)`` with weights fixed before the
-first forward, so its gradient is the same for every micro-batch size and number of ranks.
+first forward, so its gradient is the same, but for rounding, for every micro-batch size and number of processes. Each
+process measures the samples that it holds; numbers [N, D] are known to all, and the gradient is summed over them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl.coupling import Measure, combine, coupled_gradient, take_gradients
+from flowrl.coupling import Measure, combine, coupled_gradient, gathered, summed, take_gradients
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.diagnostics import StepMetrics
-from flowrl.types import Batch, IncompatibleError, Likelihood, Policy, Rollout, Rows, Scores, Table, TokenTrace
+from flowrl.runtime.ranks import together
+from flowrl.types import (
+    Batch,
+    IncompatibleError,
+    Likelihood,
+    Policy,
+    Ranks,
+    Rollout,
+    Rows,
+    Scores,
+    Share,
+    Table,
+    TokenTrace,
+)
 
 CHECK_ROWS = 8
 """Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
@@ -41,7 +55,6 @@ class UpdateSettings:
     """Network rows per forward and backward."""
     max_grad_norm: float = 1.0
     seed: int = 0
-    sum_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda value: value)
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,16 @@ class _Update:
     metrics: StepMetrics
     scaler: GradScaler
 
+    @property
+    def share(self) -> Share:
+        """Which samples are here."""
+        return self.measure.share
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who has the others."""
+        return self.share.ranks
+
 
 def improve(
     policy: Policy,
@@ -64,17 +87,21 @@ def improve(
     advantage: Tensor,
     settings: UpdateSettings,
     scaler: GradScaler = UNSCALED,
+    share: Share | None = None,
 ) -> dict[str, float]:
     """Update the live weights from a scored rollout. Returns the iteration's diagnostics.
 
     ``advantage`` is what the algorithm's advantage answered: [N] per sample, or per event or channel as well.
+    ``share`` says which of the N samples of ``scores`` and ``advantage`` those of ``rollout`` are; all of them by
+    default. With several processes each calls this with its own, and has the same weights and diagnostics afterwards.
     ``scaler`` multiplies the loss, whose gradient would fall below what float16 can hold, and skips a step whose scaled
     gradient is beyond it (arXiv:1710.03740, section 3.2).
-    Raises `UserError` if a loss term has no gradient, or if loss or gradient is not finite (the weights are left as
-    they were).
+    Raises `UserError` if a loss term or all weights have no gradient, or if loss or gradient is not finite (the weights
+    are left as they were).
     """
-    measure = Measure(policy, algorithm.estimator, rollout.condition, settings.micro_batch)
-    update = _Update(algorithm, measure, settings, StepMetrics(), scaler)
+    share = Share.alone(len(rollout.group)) if share is None else share
+    measure = Measure(policy, algorithm.estimator, rollout.condition, share, settings.micro_batch)
+    update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler)
     tables = _tables(update, rollout, scores, advantage)
     if tables[0].old is None:
         update.metrics.add_deviation(_deviation(update, tables[0]))
@@ -82,8 +109,8 @@ def improve(
     for epoch in range(settings.epochs):
         table = tables[epoch % len(tables)]
         for index in _split(table, algorithm, settings, epoch):
-            _accumulate(update, table, index)
-            norm = _apply(update, optimizer)
+            trained = _accumulate(update, table, index)
+            norm = _apply(update, optimizer, trained)
             if norm is None:
                 skipped += 1
             else:
@@ -99,15 +126,17 @@ def _tables(update: _Update, rollout: Rollout, scores: Scores, advantage: Tensor
     algorithm = update.algorithm
     keep = algorithm.selection(scores, advantage)
     if algorithm.mask_truncated_completions:
-        keep = keep & _ended(rollout)
+        keep = keep & update.share.gather(_ended(rollout))
     found = []
     for epoch in range(update.settings.epochs if algorithm.redraw else 1):
         seeds = rollout.seeds
         if epoch:
             seeds = torch.tensor([derive(int(seed), "epoch", epoch) for seed in seeds])
-        rows = algorithm.estimator.probe(rollout, update.measure.policy, seeds)
+        with together(update.ranks):
+            held = algorithm.estimator.probe(rollout, update.measure.policy, seeds)
+        rows = held.gathered(update.share)
         wide = spread(advantage, rows, channels=algorithm.combination is not None)
-        found.append(_table(update, rollout, rows, wide, keep))
+        found.append(_table(update, rollout, rows, held, wide, keep))
     return found
 
 
@@ -146,16 +175,19 @@ def _wide(mask: Tensor, values: Tensor) -> Tensor:
     return mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim()))
 
 
-def _table(update: _Update, rollout: Rollout, rows: Rows, advantage: Tensor, keep: Tensor) -> Table:
-    """The table of a probe. The old likelihood is measured unless the rollout tells it or nothing changes before it is
-    used."""
-    algorithm, settings = update.algorithm, update.settings
+def _table(update: _Update, rollout: Rollout, rows: Rows, held: Rows, advantage: Tensor, keep: Tensor) -> Table:
+    """The table of a probe, ``rows`` of all processes and ``held`` here. The old likelihood is measured unless the
+    rollout tells it or nothing changes before it is used."""
+    algorithm, settings, share = update.algorithm, update.settings, update.share
     mask = keep[:, None].expand(rows.shape)
     if rows.counted is not None:
         mask = mask & rows.counted
-    old = algorithm.estimator.recorded_logp(rollout, rows)
+    old = algorithm.estimator.recorded_logp(rollout, held)
+    old = old if old is None else gathered(old, share)
     even = torch.ones(rows.shape, dtype=torch.float64)
-    table = Table(rows, rollout.group, rollout.source, rollout.feedback, advantage, mask, even, old)
+    feedback = None if rollout.feedback is None else share.gather(rollout.feedback)
+    of_all = (share.gather(rollout.group), share.gather(rollout.source), feedback)
+    table = Table(rows, *of_all, advantage, mask, even, old, None if share.whole else held)
     changes = algorithm.objective.needs_old_logp and settings.updates * settings.epochs > 1
     if algorithm.token_advantage or (old is None and changes):
         table = replace(table, old=_old(update, table, torch.arange(len(mask))))
@@ -192,42 +224,51 @@ Terms = Literal["all", "objective", "regularizers"]
 """Which terms of the loss."""
 
 
-def _accumulate(update: _Update, table: Table, index: Tensor) -> None:
-    """Accumulate the (scaled) gradient of one optimiser batch."""
+def _accumulate(update: _Update, table: Table, index: Tensor) -> bool:
+    """Accumulate the (scaled) gradient of one optimiser batch, as far as its samples are here; whether any sample, here
+    or elsewhere, has one."""
     algorithm = update.algorithm
     weight = torch.zeros(table.mask.shape, dtype=torch.float64)
     shares = algorithm.aggregation(table.mask[index], table.rows.unit, table.source[index])
     weight[index] = shares * table.loss_weight[index]
     if algorithm.combination is None:
-        _gradient(update, table, index, weight, "all")
-        return
-    parameters, channels = update.measure.policy.parameters(), []
+        return _gradient(update, table, index, weight, "all")
+    parameters, channels, trained = update.measure.policy.parameters(), [], False
     for channel in range(table.advantage.shape[2]):
         one = replace(table, advantage=table.advantage[..., channel])
-        _gradient(update, one, index, weight, "objective")
+        trained |= _gradient(update, one, index, weight, "objective")
         channels.append(take_gradients(parameters))
     if algorithm.penalised:
-        _gradient(update, replace(table, advantage=table.advantage[..., 0]), index, weight, "regularizers")
-    combined = combine(channels, algorithm.combination, update.scaler.get_scale(), update.settings.sum_over_ranks)
+        one = replace(table, advantage=table.advantage[..., 0])
+        trained |= _gradient(update, one, index, weight, "regularizers")
+    scale = update.scaler.get_scale()
+    combined = combine(channels, parameters, algorithm.combination, scale, update.ranks)
     for parameter, gradient in zip(parameters, combined, strict=True):
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return trained
 
 
-def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, terms: Terms) -> None:
-    """Accumulate the gradient of some terms of the loss; ``table.advantage`` is [N, D] here."""
+def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, terms: Terms) -> bool:
+    """Accumulate the gradient of some terms of the loss; ``table.advantage`` is [N, D] here. Whether there are
+    samples that have one."""
     algorithm, measure, scale = update.algorithm, update.measure, update.scaler.scale
+    # A coupled loss is that of all samples, on every process alike: one of them notes it.
+    noted = update.metrics if not algorithm.coupled or update.ranks.rank == 0 else None
 
     def loss(live: Likelihood, batch: Batch) -> Tensor:
-        return _loss(algorithm, live, batch, update.metrics, terms)
+        return _loss(algorithm, live, batch, noted, terms)
 
     active = index[_active(algorithm, table, weight, terms)[index]]
     if algorithm.coupled and len(active):
         coupled_gradient(measure, table, active, weight, algorithm.references, loss, scale)
     elif len(active):
-        for block, decisions, live in measure.blocks(table, active, algorithm.references):
-            batch = table.batch(block, decisions, weight[block][:, decisions], live)
-            scale(loss(live, batch)).backward()
+        with together(update.ranks):
+            for block in measure.blocks(table, active, algorithm.references):
+                part = weight[block.numbers][:, block.decisions]
+                batch = table.batch(block.numbers, block.decisions, part, block.live, block.probe)
+                scale(loss(block.live, batch)).backward()
+    return bool(len(active))
 
 
 def _active(algorithm: Algorithm, table: Table, weight: Tensor, terms: Terms) -> Tensor:
@@ -239,8 +280,8 @@ def _active(algorithm: Algorithm, table: Table, weight: Tensor, terms: Terms) ->
     return active
 
 
-def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, metrics: StepMetrics, terms: Terms) -> Tensor:
-    """``sum weight * (loss masks * objective + regularizers)`` of a block; also notes the diagnostics."""
+def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, metrics: StepMetrics | None, terms: Terms) -> Tensor:
+    """``sum weight * (loss masks * objective + regularizers)`` of a block; also notes its diagnostics."""
     total = torch.zeros((), dtype=torch.float64, device=live.logp.device)
     if terms != "regularizers":
         objective = algorithm.objective(live, batch)
@@ -251,7 +292,8 @@ def _loss(algorithm: Algorithm, live: Likelihood, batch: Batch, metrics: StepMet
             penalty = term(live, batch)
             _check_gradient(term.name, penalty)
             total = total + term.weight * (batch.weight * penalty).sum()
-    metrics.add_block(algorithm, live, batch, total)
+    if metrics is not None:
+        metrics.add_block(algorithm, live, batch, total)
     return total
 
 
@@ -287,16 +329,21 @@ def _deviation(update: _Update, table: Table) -> float:
     return float(torch.where(table.mask[some], first - second, 0.0).expm1().abs().max())
 
 
-def _apply(update: _Update, optimizer: torch.optim.Optimizer) -> float | None:
-    """Close the optimiser batch and make its step on the summed gradient; returns the policy's norm before clipping, or
-    None if it was skipped because the scaled gradient overflowed. A critic, the optimiser's second group, is clipped by
-    itself. Loss and norms are read off the device together: the host waits once."""
-    settings, scaler = update.settings, update.scaler
-    parameters = [p for p in update.measure.policy.parameters() if p.grad is not None]
-    for parameter in parameters:
-        assert parameter.grad is not None
-        parameter.grad = settings.sum_over_ranks(parameter.grad)
-    if parameters:
+def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> float | None:
+    """Close the optimiser batch and make its step on the gradient summed over processes; returns the policy's norm
+    before clipping, or None if it was skipped because the scaled gradient overflowed. A critic, the optimiser's second
+    group, is clipped by itself. Loss and norms are read off the device together: the host waits once. ``trained``:
+    whether there were samples with a gradient, so that weights without one are an error."""
+    settings, scaler, every = update.settings, update.scaler, update.measure.policy.parameters()
+    for parameter, gradient in zip(every, summed([p.grad for p in every], every, update.ranks), strict=True):
+        parameter.grad = gradient
+    found = any(parameter.grad is not None for parameter in every)
+    if trained and all(parameter.grad is None for parameter in optimizer.param_groups[0]["params"]):
+        raise UserError(
+            "no trained weight has a gradient: what the optimiser holds is not what the network computes with; were "
+            "parameters replaced or wrapped after the optimiser was made?"
+        )
+    if found:
         scaler.unscale_(optimizer)
     clipped = [_clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
     loss, norms = update.metrics.close_batch(clipped)
@@ -307,7 +354,7 @@ def _apply(update: _Update, optimizer: torch.optim.Optimizer) -> float | None:
     optimizer.zero_grad(set_to_none=True)
     if not finite and (not scaler.is_enabled() or scaler.get_scale() <= 1):
         raise UserError("the gradient is not finite: lower optimizer.lr, or use dtype float32; no weight was changed")
-    if parameters:
+    if found:
         scaler.update()
     return norms[0] if finite else None
 

@@ -19,7 +19,7 @@ from flowrl.ratio_check import RatioCheck
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.report import try_write
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
+from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, save_samples
 from flowrl.runtime.display import Display
 from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.signals import Interrupts
@@ -62,10 +62,12 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             advantage,
             session.update_settings(),
             session.scaler,
+            batch.share,
         )
-        session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), policy.network_calls - calls)
+        forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls)))
+        session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
     with timer("monitor"):
-        watched = check_training(session, batch.rollout, batch.samples, updated)
+        watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
     described = describe_scores(batch.drawn, advantage)
     metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
@@ -216,9 +218,7 @@ def _loop(trainer: _Trainer, interrupts: Interrupts, fresh: bool) -> None:
         if config.eval.every and (last or done % config.eval.every == 0):
             metrics |= trainer.evaluate()
         if config.log.samples and (last or done % config.log.samples_every == 0):
-            trainer.directory.save_samples(
-                done, batch.samples, batch.scores, advantage, seeds=batch.rollout.seeds, count=config.log.samples
-            )
+            save_samples(session, trainer.directory, batch, advantage)
         trainer.publish(metrics)
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)

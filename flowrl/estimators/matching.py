@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ NOISE_STREAM = 1003
 @dataclass(frozen=True)
 class MatchingRows(Rows):
     """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
+
+    large: ClassVar[frozenset[str]] = frozenset({"clean", "noise"})
 
     clean: Tensor  # [N, M, ...] the sample, repeated without copying
     seeds: Tensor  # [N, M] int64: of the noise, one for each sample, repeated

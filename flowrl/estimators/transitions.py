@@ -20,6 +20,7 @@ from flowrl.types import (
     IncompatibleError,
     Likelihood,
     Rollout,
+    Share,
     StepRows,
     Steps,
 )
@@ -60,6 +61,14 @@ class TransitionRows(StepRows):
     @property
     def events(self) -> Tensor:
         return self.event
+
+    def gathered(self, share: Share) -> TransitionRows:
+        """The states stay where they were made."""
+        if share.whole:
+            return self
+        known, mean = super().gathered(share), self.steps.mean
+        elsewhere = {"states": self.steps.states.to("meta"), "mean": None if mean is None else mean.to("meta")}
+        return replace(known, steps=replace(self.steps, **elsewhere))
 
 
 @dataclass(frozen=True, kw_only=True)

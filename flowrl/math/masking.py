@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -56,31 +57,44 @@ def truncate(logits: Tensor, truncation: Truncation, labels: Tensor | None = Non
 
 
 def draw_tokens(
-    logits: Tensor, numbers: Tensor, temperature: Tensor, truncation: Truncation = ALL_TOKENS
+    logits: Tensor, numbers: Tensor, temperature: Tensor | float, truncation: Truncation = ALL_TOKENS
 ) -> tuple[Tensor, Tensor]:
     """One token per row from ``softmax(logits / temperature)``, truncated, by the inverse distribution function.
 
-    logits [K, V]; numbers [K] uniform in [0, 1); temperature [K], 0 for the most likely token.
+    logits [K, V]; numbers [K] uniform in [0, 1); temperature [K] or one for all rows, 0 for the most likely token.
     Returns the tokens [K] and their log-probabilities [K] float32 under the distribution drawn from (0 for greedy).
     The sums are taken in float64, of as many rows at a time as have `CELLS` entries.
     """
     rows = max(1, CELLS // logits.shape[-1])
-    parts = zip(logits.split(rows), numbers.split(rows), temperature.split(rows), strict=True)
+    heat = temperature.split(rows) if isinstance(temperature, Tensor) else itertools.repeat(temperature)
+    parts = zip(logits.split(rows), numbers.split(rows), heat, strict=False)
     tokens, logp = zip(*(_draw(*part, truncation) for part in parts), strict=True)
     return torch.cat(tokens), torch.cat(logp)
 
 
-def _draw(logits: Tensor, numbers: Tensor, temperature: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor]:
+def _draw(
+    logits: Tensor, numbers: Tensor, temperature: Tensor | float, truncation: Truncation
+) -> tuple[Tensor, Tensor]:
+    if not isinstance(temperature, Tensor):
+        if temperature == 0:
+            return logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
+        return _draw_hot(logits if temperature == 1 else logits / temperature, numbers, truncation)
     hot = temperature > 0
     scale = torch.where(hot, temperature, torch.ones_like(temperature)).to(logits.dtype)
-    logp = truncate(logits / scale[:, None], truncation).log_softmax(dim=-1)
-    # float64: with a large vocabulary a float32 sum loses the last tokens' probabilities
-    cumulative = logp.double().exp().cumsum(dim=-1)
-    reached = cumulative > (numbers.double() * cumulative[:, -1])[:, None]
-    drawn = reached.int().argmax(dim=-1)
+    drawn, found = _draw_hot(logits / scale[:, None], numbers, truncation)
     tokens = torch.where(hot, drawn, logits.argmax(dim=-1))
-    found = logp.gather(1, tokens[:, None])[:, 0]
-    return tokens, torch.where(hot, found, torch.zeros_like(found)).float()
+    return tokens, torch.where(hot, found, torch.zeros_like(found))
+
+
+def _draw_hot(logits: Tensor, numbers: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor]:
+    logp = truncate(logits, truncation).log_softmax(dim=-1)
+    # float64: with a large vocabulary a float32 sum loses the last tokens' probabilities
+    cumulative = logp.to(torch.float64, copy=True).exp_().cumsum_(dim=-1)
+    total = cumulative[:, -1]
+    # below the total, whatever the product rounds to: the token drawn is a possible one
+    wanted = torch.minimum(numbers.double() * total, total.nextafter(torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulative, wanted[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
+    return tokens[:, 0], logp.gather(1, tokens)[:, 0].float()
 
 
 def random_subset(numbers: Tensor, among: Tensor, count: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from flowrl.monitor.alarms import Check, State, check_rewards, check_statistics,
 from flowrl.monitor.statistics import measure, subsample
 from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
-from flowrl.types import Rollout, Samples, Scores, TokenTrace
+from flowrl.types import Rollout, Samples, Scores, Share, TokenTrace
 
 if TYPE_CHECKING:  # it loads diffusers, which a report has no need of
     from flowrl.session import Session
@@ -21,21 +21,24 @@ STATE_KEY = "monitor"
 
 
 def check_training(
-    session: Session, rollout: Rollout, samples: Samples, metrics: Mapping[str, float]
+    session: Session, rollout: Rollout, samples: Samples, metrics: Mapping[str, float], share: Share | None = None
 ) -> dict[str, float]:
-    """Metrics of an iteration's samples against those of the first iteration, and of the KL (``metrics``).
+    """Metrics of an iteration's samples against those of the first iteration, and of the KL (``metrics``). ``share``:
+    which of the samples of all processes these are.
 
     Raises `UserError` where a limit of the KL is set and the algorithm does not measure it.
     """
     options, state = session.config.monitor, _state(session)
     checks = []
     if options.samples:
-        rows = subsample(rollout.group, options.samples)
-        trace = rollout.trace
+        share = Share.alone(len(rollout.group)) if share is None else share
+        group = share.gather(rollout.group)
+        chosen = subsample(group, options.samples)
+        part, rows = share.take(chosen)
+        trace, group = rollout.trace, group[chosen]
         full = trace.mask[rows].all(dim=1) if isinstance(trace, TokenTrace) else None
         latents = rollout.final[rows] if rollout.final.is_floating_point() else None
-        group = rollout.group[rows]
-        measured = measure(samples.take(rows), group, latents=latents, full=full)
+        measured = measure(samples.take(rows), group, latents=latents, full=full, share=part)
         checks = check_statistics("train", measured, group, state, options)
     if options.kl is not None:
         if "kl/reference" not in metrics:
@@ -48,14 +51,17 @@ def check_training(
     return _metrics(checks)
 
 
-def check_heldout(session: Session, samples: Samples, scores: Scores) -> dict[str, float]:
-    """Metrics of held-out samples against those of the first evaluation, and of rewards that are only watched."""
+def check_heldout(session: Session, samples: Samples, scores: Scores, share: Share | None = None) -> dict[str, float]:
+    """Metrics of held-out samples against those of the first evaluation, and of rewards that are only watched.
+    ``share``: which of the samples that ``scores`` are of are these."""
     options, state = session.config.monitor, _state(session)
     checks = check_rewards(scores, state, options)
     if options.samples:
-        rows = subsample(scores.group, options.samples)
-        measured = measure(samples.take(rows), scores.group[rows])
-        checks += check_statistics("heldout", measured, scores.group[rows], state, options)
+        share = Share.alone(len(samples)) if share is None else share
+        chosen = subsample(scores.group, options.samples)
+        part, rows = share.take(chosen)
+        measured = measure(samples.take(rows), scores.group[chosen], share=part)
+        checks += check_statistics("heldout", measured, scores.group[chosen], state, options)
     return _metrics(checks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 
 import torch
 from PIL import Image
@@ -26,7 +27,9 @@ QUALITY = 75
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def measure_images(images: Tensor, group: Tensor) -> dict[str, Tensor]:
+def measure_images(
+    images: Tensor, group: Tensor, gather: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> dict[str, Tensor]:
     """Statistics of images [N, 3, H, W] in [0, 1] (of videos [N, F, 3, H, W]: their middle frame), each [N] float32 on
     the host.
 
@@ -38,15 +41,16 @@ def measure_images(images: Tensor, group: Tensor) -> dict[str, Tensor]:
     ``diversity`` mean distance to the others of its group, NaN in a group of one
 
     Images that are not finite have NaN, and the others are measured as if they were not there; nothing is measured if
-    there are no others.
+    there are no others. With several processes ``images`` are those of this one, and ``gather`` makes what is measured
+    of them that of all N.
     """
     images = (images if images.ndim == 4 else images[:, images.shape[1] // 2]).detach()
-    texture, whole = (part.float().clamp(0, 1) for part in (_centre(images), _thinned(images)))
-    finite = images.flatten(1).sum(dim=1, dtype=torch.float32).isfinite()  # without a copy of large images
+    texture, whole = (gather(part.float().clamp(0, 1)) for part in (_centre(images), _thinned(images)))
+    finite = gather(images.flatten(1).sum(dim=1, dtype=torch.float32).isfinite())  # without a copy of large images
     if not bool(finite.any()):
         return {}
     found = _measure(texture[finite], whole[finite], group[finite.cpu()])
-    return {name: torch.full((len(images),), torch.nan).masked_scatter(finite.cpu(), v) for name, v in found.items()}
+    return {name: torch.full((len(finite),), torch.nan).masked_scatter(finite.cpu(), v) for name, v in found.items()}
 
 
 def _measure(texture: Tensor, whole: Tensor, group: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowrl.media import as_floats
 from flowrl.monitor.images import measure_images
 from flowrl.monitor.texts import measure_texts
-from flowrl.types import Samples
+from flowrl.types import Samples, Share
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,29 @@ STATISTICS = {
 
 
 def measure(
-    samples: Samples, group: Tensor, *, latents: Tensor | None = None, full: Tensor | None = None
+    samples: Samples,
+    group: Tensor,
+    *,
+    latents: Tensor | None = None,
+    full: Tensor | None = None,
+    share: Share | None = None,
 ) -> dict[str, Tensor]:
     """Statistics of samples, each [N] float32; NaN where one means nothing for a sample.
 
     ``group`` [N] numbers the prompts. ``latents`` [N, ...] are what images were decoded from, ``full`` [N] bool marks
-    completions that used all the room there is.
+    completions that used all the room there is. With several processes all but ``group`` is that of this one, whose
+    ``share`` of the N samples it is, and every process finds the same.
     """
+    share = Share.alone(len(samples)) if share is None else share
     found: dict[str, Tensor] = {}
     if samples.images is not None:
-        found |= measure_images(as_floats(samples.images), group)
+        found |= measure_images(as_floats(samples.images), group, share.gather)
     if samples.completions is not None:
-        found |= measure_texts(samples.completions, group)
+        found |= measure_texts(share.values(samples.completions), group)
     if latents is not None:
-        found["latent"] = latents.detach().float().flatten(1).square().mean(dim=1).sqrt().cpu()
+        found["latent"] = share.gather(latents.detach().float().flatten(1).square().mean(dim=1).sqrt().cpu())
     if full is not None:
-        found["full"] = full.float().cpu()
+        found["full"] = share.gather(full.float().cpu())
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowrl.devices import to_host
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Batch, Likelihood, Rollout, Scores, TokenTrace
+from flowrl.types import Batch, Likelihood, OneProcess, Ranks, Rollout, Scores, Share, TokenTrace, exchange
 
 DEVIATION = "ratio/first_max_deviation"
 """Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
@@ -23,13 +23,14 @@ NEARLY_ALL = "ratio/first_deviation_p99"
 
 
 class StepMetrics:
-    """Weighted sums over the micro-batches of an iteration, turned into means at the end.
+    """Weighted sums over the micro-batches of an iteration, turned into means over all processes at the end.
 
     What a micro-batch adds stays on the device. It is read in one copy when the optimiser batch is closed, so the host
     waits once for each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks: Ranks = ranks or OneProcess()
         self._sums: dict[str, list[Tensor]] = {}
         self._counts: dict[str, list[Tensor]] = {}
         self._losses: list[float] = []
@@ -93,10 +94,13 @@ class StepMetrics:
         self._open.append((self._outside, torch.where(ratio.isnan(), torch.nan, outside.double())))
 
     def close_batch(self, norms: Sequence[Tensor] = ()) -> tuple[float, list[float]]:
-        """End an optimiser batch: its loss, and the gradient's ``norms`` as numbers, read together."""
+        """End an optimiser batch: its loss, over all processes, and the gradient's ``norms`` as numbers, read
+        together."""
         losses, behind = len(self._open_losses), len(self._open_losses) + len(norms)
         found = to_host([*self._open_losses, *norms, *(value for _, value in self._open)])
         loss = float(torch.stack(found[:losses]).sum()) if losses else 0.0
+        if self._ranks.size > 1:
+            loss = float(self._ranks.total(torch.tensor(loss, dtype=torch.float64)))
         for (where, _), value in zip(self._open, found[behind:], strict=True):
             where.append(value)
         self._losses.append(loss)
@@ -114,31 +118,48 @@ class StepMetrics:
     def metrics(self) -> dict[str, float]:
         """Means over decisions (ratios, KL, entropy), over what is clipped (decisions, or samples where they have one
         ratio) and over optimiser steps (loss, gradient norm)."""
-        counts = {name: max(sum(float(count) for count in each), 1.0) for name, each in self._counts.items()}
-        means = {name: float(torch.stack(values).sum()) / counts[name] for name, values in self._sums.items()}
+        means = self._means()
         return {
             "loss": sum(self._losses) / max(len(self._losses), 1),
             "grad_norm": sum(self._norms) / max(len(self._norms), 1),
-            DEVIATION: max((float(d) for d in self._deviations), default=0.0),
+            DEVIATION: self._largest_deviation(),
             **self._rounding(),
             "clip_fraction": 0.0,
             **means,
             **self._mismatch(),
         }
 
+    def _largest_deviation(self) -> float:
+        """Of all processes; NaN if one is."""
+        every = exchange(self._ranks, [float(deviation) for deviation in self._deviations])
+        return float(torch.tensor([0.0, *(value for part in every for value in part)], dtype=torch.float64).max())
+
+    def _means(self) -> dict[str, float]:
+        """Over what every quantity was noted of."""
+        counts = {name: sum(float(count) for count in each) for name, each in self._counts.items()}
+        sums = {name: float(torch.stack(values).sum()) for name, values in self._sums.items()}
+        said = exchange(self._ranks, [sums, counts])
+        names = dict.fromkeys(name for found, _ in said for name in found)
+        total, count = ({name: sum(part[i].get(name, 0.0) for part in said) for name in names} for i in (0, 1))
+        return {name: value / max(count[name], 1.0) for name, value in total.items()}
+
+    def _gathered(self, parts: Sequence[Tensor]) -> Tensor:
+        """[K] what was noted on all processes, in their order."""
+        found = _counted(parts)
+        return found if self._ranks.size == 1 else self._ranks.gather(found.double())
+
     def _mismatch(self) -> dict[str, float]:
         """``|log p|`` of the trainer minus that of the sampler, over the tokens of the first optimiser batch; nothing
         where the sampler does not tell its own."""
-        found = _counted(self._mismatches)
+        found = self._gathered(self._mismatches)
         return {MISMATCH: float(found.mean()), MISMATCH_MAX: float(found.max())} if len(found) else {}
 
     def _rounding(self) -> dict[str, float]:
         """What the clip cuts before any update; nothing where there is no clip."""
-        far = _counted(self._first).sort().values
+        far, outside = self._gathered(self._first).sort().values, self._gathered(self._outside)
         if not len(far):
             return {}
-        share = float(_counted(self._outside).mean())
-        return {OUTSIDE: share, NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
+        return {OUTSIDE: float(outside.mean()), NEARLY_ALL: float(far[int(0.99 * (len(far) - 1))])}
 
 
 def _counted(parts: Sequence[Tensor]) -> Tensor:
@@ -151,12 +172,13 @@ def _largest(value: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, value.abs(), torch.zeros_like(value)).max()
 
 
-def describe_completions(rollout: Rollout) -> dict[str, float]:
-    """Lengths of completions in tokens, through the end; nothing for other families."""
+def describe_completions(rollout: Rollout, share: Share | None = None) -> dict[str, float]:
+    """Lengths of completions in tokens, through the end, of all processes; nothing for other families."""
     trace = rollout.trace
     if not isinstance(trace, TokenTrace):
         return {}
-    length = trace.mask.sum(dim=1).double()
+    length = trace.mask.sum(dim=1)
+    length = (length if share is None else share.gather(length)).double()
     return {
         "completion/length": float(length.mean()),
         "completion/full_length_fraction": float((length == trace.mask.shape[1]).double().mean()),

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
@@ -151,27 +152,29 @@ class RunDirectory:
         seeds: Tensor,
         count: int,
         folder: Path | None = None,
+        rows: Tensor | None = None,
     ) -> Path | None:
-        """Save ``count`` evenly spaced samples (so: of different groups): images as ``samples/step_000123/0000.png``,
+        """Save ``count`` evenly `spaced` samples (so: of different groups): images as ``samples/step_000123/0000.png``,
         completions and all else in ``samples.jsonl`` beside them: prompt, every reward, total, advantage, seed.
         Returns the folder.
 
-        ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to ``samples``, row by row.
+        ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to ``samples``, row by row, or to ``rows`` [n], the
+        numbers of samples that were chosen from N before.
         """
-        chosen = range(0, len(samples), max(1, len(samples) // count)) if count else range(0)
-        chosen = chosen[:count]
+        chosen = spaced(len(samples), count).tolist()
         if not chosen:
             return None
+        numbers = chosen if rows is None else rows[chosen].tolist()
         folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            rows = [
-                _save_sample(partial, place, row, samples) | _numbers(row, scores, advantage, seeds)
-                for place, row in enumerate(chosen)
+            lines = [
+                _save_sample(partial, place, row, samples) | _numbers(number, scores, advantage, seeds)
+                for place, (row, number) in enumerate(zip(chosen, numbers, strict=True))
             ]
-            (partial / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         except OSError as error:
@@ -179,6 +182,11 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
+
+
+def spaced(total: int, count: int) -> Tensor:
+    """[count] numbers of evenly spaced samples of ``total``, all of them where there are no more."""
+    return torch.arange(0, total, max(1, total // count))[:count] if count else torch.zeros(0, dtype=torch.int64)
 
 
 def _step(step: int) -> str:

@@ -72,7 +72,8 @@ class CausalSampler:
         if self.greedy_first:
             temperature[draw.place == 0] = 0.0
         if self.engine is None:
-            tokens, logp, rows = self._decode(policy, condition, draw, temperature.to(policy.device))
+            heat = temperature.to(policy.device) if self.greedy_first else self.temperature
+            tokens, logp, rows = self._decode(policy, condition, draw, heat)
         else:
             engine = policy.engine(self.engine)
             made = engine.generate(condition, draw.seeds, self.length, temperature.tolist(), self.truncation)
@@ -83,7 +84,7 @@ class CausalSampler:
         return Rollout.of(draw, condition, tokens, trace, forwards=rows)
 
     def _decode(
-        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, temperature: Tensor
+        self, policy: CausalPolicy, condition: TextCondition, draw: Draw, temperature: Tensor | float
     ) -> tuple[Tensor, Tensor, int]:
         """Tokens and their log-probabilities [N, length] on the host, and the network rows it took."""
         count, device = len(draw), policy.device
@@ -109,8 +110,7 @@ class CausalSampler:
             if int(left.sum()) <= (1 - COMPACT) * len(left):
                 decoder.keep(left.nonzero()[:, 0])
                 kept = left.nonzero()[:, 0].to(device)
-                going, active, chosen, numbers, temperature = (
-                    value[kept] for value in (going, active, chosen, numbers, temperature)
-                )
+                going, active, chosen, numbers = (value[kept] for value in (going, active, chosen, numbers))
+                temperature = temperature[kept] if isinstance(temperature, Tensor) else temperature
             decoder.push(chosen)
         return tokens.cpu(), logp.cpu(), rows

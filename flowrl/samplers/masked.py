@@ -187,8 +187,7 @@ class _Canvas:
         where = masked.to(logits.device)
         seeds = self.draw.seeds[rows]
         numbers = uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked].to(logits.device)
-        temperatures = torch.full((len(logits),), o.temperature, dtype=torch.float64, device=logits.device)
-        drawn, _ = draw_tokens(logits, numbers, temperatures, o.truncation)
+        drawn, _ = draw_tokens(logits, numbers, o.temperature, o.truncation)
         score = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=logits.device)
         score[where] = self._preference(logits, drawn, masked, seeds, step).to(score)
         score = score.cpu()

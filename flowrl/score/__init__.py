@@ -4,7 +4,18 @@ from flowrl.clients.results import RewardError
 from flowrl.score.background import Scoring
 from flowrl.score.kept import KeptSamples
 from flowrl.score.registry import list_rewards
+from flowrl.score.reward import gather_stats
 from flowrl.score.rewards import Rewards, load_rewards
-from flowrl.score.samples import joined
+from flowrl.score.samples import gathered, joined
 
-__all__ = ["KeptSamples", "RewardError", "Rewards", "Scoring", "joined", "list_rewards", "load_rewards"]
+__all__ = [
+    "KeptSamples",
+    "RewardError",
+    "Rewards",
+    "Scoring",
+    "gather_stats",
+    "gathered",
+    "joined",
+    "list_rewards",
+    "load_rewards",
+]

@@ -17,9 +17,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flowrl.score.reward import CallStats, Reward
+from flowrl.score.reward import CallStats, Reward, gather_stats
 from flowrl.score.samples import joined, take
-from flowrl.types import Prompt, Samples, Scores
+from flowrl.types import Prompt, Ranks, Samples, Scores
 
 LOG = logging.getLogger("flowrl.score")
 QUEUED = 2
@@ -74,12 +74,19 @@ class RewardThread:
 class Scoring:
     """The scores of one iteration, in the making. Use as a context manager: leaving it ends what is still queued.
 
-    ``add`` the chunks in order, then ``finish``. A failure in the background is raised by whichever comes next.
+    ``add`` the chunks in order, then ``finish``. A failure in the background is raised by whichever comes next. Without
+    ``asked`` no reward is asked, and every score stays NaN.
     """
 
     def __init__(
-        self, rewards: Sequence[Reward], threads: Sequence[RewardThread | None], group: Tensor, conclude: Conclude
+        self,
+        rewards: Sequence[Reward],
+        threads: Sequence[RewardThread | None],
+        group: Tensor,
+        conclude: Conclude,
+        asked: bool = True,
     ) -> None:
+        self._asked = asked
         self._rewards, self._threads, self._group, self._conclude = rewards, threads, group, conclude
         self.stats = [CallStats() for _ in rewards]
         self._scores = torch.full((len(group), len(rewards)), torch.nan, dtype=torch.float64)
@@ -101,6 +108,8 @@ class Scoring:
 
     def add(self, samples: Samples) -> None:
         """Hand over the next samples. Waits while a reward is `QUEUED` chunks behind."""
+        if not self._asked:
+            return
         start, stop = len(self._prompts), len(self._prompts) + len(samples)
         self._prompts += samples.prompts
         whole = self._completed(samples, stop)
@@ -122,6 +131,10 @@ class Scoring:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         self._check()
         return self._scores
+
+    def gather(self, ranks: Ranks) -> None:
+        """Let the statistics be those of all processes."""
+        self.stats = gather_stats(self.stats, ranks)
 
     def metrics(self, names: Sequence[str]) -> dict[str, float]:
         """``reward/seconds``: seconds spent in all rewards' calls, most of them while the next samples are made (what

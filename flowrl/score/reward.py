@@ -18,7 +18,7 @@ from flowrl.exit_guard import catch_exit
 from flowrl.score.combination import Gate, applies_to
 from flowrl.score.reward_function import RewardFunction
 from flowrl.score.samples import split_by_group, take, without_broken_images
-from flowrl.types import Samples
+from flowrl.types import Ranks, Samples, exchange
 
 LOG = logging.getLogger("flowrl.score")
 WAIT = 0.5
@@ -37,6 +37,16 @@ class CallStats:
     last_failure: str = ""
     number_type: str = ""
     """What the last result consisted of: float32, float64, int64, list."""
+
+
+def gather_stats(stats: Sequence[CallStats], ranks: Ranks) -> list[CallStats]:
+    """Those of all processes: times and failures added up, and the first failure that one has to tell."""
+    every = exchange(ranks, [[its.seconds, its.failures, its.last_failure] for its in stats])
+    columns = [list(zip(*column, strict=True)) for column in zip(*every, strict=True)]
+    return [
+        replace(its, seconds=sum(seconds), failures=sum(failures), last_failure=next(filter(None, said), ""))
+        for its, (seconds, failures, said) in zip(stats, columns, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,16 @@ class Rewards:
         raises or returns anything but N finite-or-NaN numbers and its policy is ``raise``, `UserError` when it
         changes the images, or when a sample could not be scored and the policy is ``raise``.
         """
-        stats, group = [CallStats() for _ in self.rewards], group.detach().cpu()
+        group = group.detach().cpu()
+        scored, stats = self.ask(samples, group)
+        return self.conclude(scored, samples.prompts, group, stats)
+
+    def ask(self, samples: Samples, group: Tensor) -> tuple[Tensor, list[CallStats]]:
+        """``([N, R] float64, R)``: what all rewards return, before any policy, and the statistics of their calls.
+        Raises what calling does, but for the policy for what could not be scored."""
+        stats = [CallStats() for _ in self.rewards]
         columns = [reward.score(samples, group, its) for reward, its in zip(self.rewards, stats, strict=True)]
-        return self.conclude(torch.stack(columns, dim=1), samples.prompts, group, stats)
+        return torch.stack(columns, dim=1), stats
 
     def raw(self, samples: Samples, group: Tensor | None = None) -> Tensor:
         """[N, R] float64 scores, NaN = could not score or does not apply, whatever the policy for NaN. Without
@@ -90,12 +97,12 @@ class Rewards:
     def _raw(self, samples: Samples, group: Tensor | None) -> Tensor:
         """As `raw`, with `NOT_APPLICABLE` where a reward said None."""
         group = _prompt_ids(samples.prompts) if group is None else group.detach().cpu()
-        return torch.stack([reward.score(samples, group, CallStats()) for reward in self.rewards], dim=1)
+        return self.ask(samples, group)[0]
 
-    def scoring(self, group: Tensor) -> Scoring:
+    def scoring(self, group: Tensor, asked: bool = True) -> Scoring:
         """Scoring of samples that are about to be made, ``group`` [N] being their group numbers: chunks are added as
-        they are ready, and scored in the background."""
-        return Scoring(self.rewards, self._threads, group.detach().cpu(), self.conclude)
+        they are ready, and scored in the background; not ``asked``, no reward sees them."""
+        return Scoring(self.rewards, self._threads, group.detach().cpu(), self.conclude, asked)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise `UserError` if a reward applies to none of the prompts, or none to a prompt."""

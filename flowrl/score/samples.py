@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flowrl.types import Samples
+from flowrl.types import Prompt, Samples, Share
 
 
 def take(samples: Samples, rows: Sequence[int]) -> Samples:
@@ -33,6 +33,19 @@ def joined(parts: Sequence[Samples]) -> Samples:
     completions = texts if parts[0].completions is not None else None
     said = [part.feedback for part in parts if part.feedback is not None]
     return Samples(prompts, torch.cat(images) if images else None, completions, torch.cat(said) if said else None)
+
+
+def gathered(samples: Samples, share: Share, rows: Tensor, prompts: Sequence[Prompt]) -> Samples:
+    """The samples with these numbers [n] on every process, from those of each process' share; ``prompts`` are those of
+    all samples."""
+    part, held = share.take(rows)
+    mine = samples.take(held)
+    return Samples(
+        [prompts[row] for row in rows.tolist()],
+        None if mine.images is None else part.gather(mine.images),
+        None if mine.completions is None else part.values(mine.completions),
+        None if mine.feedback is None else part.gather(mine.feedback),
+    )
 
 
 def split_by_group(group: Tensor, rows: Sequence[int]) -> list[list[int]]:

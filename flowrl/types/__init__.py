@@ -51,7 +51,7 @@ from flowrl.types.policies import (
     Weights,
 )
 from flowrl.types.prompts import Draw, Prompt, first_of_group, place_in_group, prompts_of
-from flowrl.types.ranks import OneProcess, Ranks
+from flowrl.types.ranks import OneProcess, Ranks, Share, exchange
 from flowrl.types.rollouts import (
     ALL_TOKENS,
     DATA,
@@ -109,6 +109,7 @@ __all__ = [
     "Samples",
     "Scores",
     "Selection",
+    "Share",
     "StepRows",
     "Steps",
     "Table",
@@ -121,6 +122,7 @@ __all__ = [
     "Truncation",
     "ViewRows",
     "Weights",
+    "exchange",
     "first_of_group",
     "iterate_blocks",
     "place_in_group",

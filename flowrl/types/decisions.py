@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from flowrl.types.ranks import Share
 from flowrl.types.rollouts import ALL_TOKENS, Truncation
 
 
@@ -44,6 +45,9 @@ class Likelihood:
 class Rows:
     """Data drawn once by an estimator's ``probe``: subclasses hold tensors whose first two axes are [N, D]."""
 
+    large: ClassVar[frozenset[str]] = frozenset()
+    """Names of fields that stay with the process that made them, such as latents; everything else is gathered."""
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(N, D)``."""
@@ -76,6 +80,21 @@ class Rows:
         """The same data for some rows [n] and a range of decisions."""
         cut = {f.name: _cut(getattr(self, f.name), rows, decisions) for f in fields(self)}
         return replace(self, **cut)
+
+    def gathered(self, share: Share) -> Self:
+        """The rows of all samples from those of a share. Fields that are `large` have a shape there and no values:
+        they are on the device ``meta``, where reading them raises."""
+        if share.whole:
+            return self
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        known = {
+            name: value.new_empty((len(share), *value.shape[1:]), device="meta")
+            if name in self.large
+            else share.gather(value)
+            for name, value in held.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **known)
 
 
 @dataclass(frozen=True)
@@ -145,6 +164,7 @@ class Table:
     act before a forward take it."""
 
     rows: Rows
+    """Of all samples; with several processes, those fields that are `Rows.large` have no values."""
     group: Tensor  # [N]
     source: Tensor  # [N], see `Rollout.source`
     feedback: Tensor | None  # [N] or [N, E], see `Rollout.feedback`
@@ -153,14 +173,20 @@ class Table:
     loss_weight: Tensor  # [N, D] float64
     old: Likelihood | None
     """Of the policy that sampled; ``None``: it is the live one, which nothing has changed yet."""
+    held: Rows | None = None
+    """[n, D] of the samples that this process holds, with all fields; ``None``: they are ``rows``."""
 
-    def batch(self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood) -> Batch:
-        """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it."""
+    def batch(
+        self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood, probe: Rows | None = None
+    ) -> Batch:
+        """The block of ``index`` rows, on the device of the live likelihood; ``weight`` is already cut to it, and so is
+        ``probe``, which is taken of ``rows`` if it is not given."""
         device = live.logp.device
         same = replace(live, logp=live.logp.detach())
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = self.advantage[index][:, decisions].to(device)
-        return Batch(advantage, old, weight.to(device), self.group[index], self.rows.block(index, decisions))
+        probe = self.rows.block(index, decisions) if probe is None else probe
+        return Batch(advantage, old, weight.to(device), self.group[index], probe)
 
 
 @dataclass(frozen=True)

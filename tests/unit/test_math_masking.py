@@ -50,6 +50,22 @@ def test_a_number_at_an_edge_draws_the_token_that_begins_there() -> None:
     assert logp.tolist() == pytest.approx([-math.log(2), -math.log(2), 0]) and logp.dtype == torch.float32
 
 
+def test_the_largest_number_draws_a_possible_token() -> None:
+    """Its product with the total may round to the total itself, beyond which there is nothing."""
+    most = 1 - 2.0**-53
+    for logits in (torch.tensor([[0.0, 0.0, NINF]]), torch.tensor([[0.3, 0.1, 0.2, NINF, NINF]])):
+        tokens, logp = draw_tokens(logits, double(most), 1.0)
+        assert tokens.tolist() == [logits.isfinite().sum() - 1] and bool(logp.isfinite().all())
+
+
+def test_one_temperature_is_that_of_all_rows() -> None:
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    numbers = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for heat in (0.0, 0.7, 1.0):
+        one, each = draw_tokens(logits, numbers, heat), draw_tokens(logits, numbers, torch.full((50,), heat).double())
+        assert one[0].equal(each[0]) and one[1].equal(each[1])
+
+
 def test_greedy_and_tempered_rows_in_one_batch() -> None:
     logits = double(0.0, math.log(3)).expand(3, 2)
     tokens, logp = draw_tokens(logits, double(0.2, 0.2, 0.05), double(0.0, 1.0, 0.5))

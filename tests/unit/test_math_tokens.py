@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
+from flowrl.math import tokens as math_tokens
 from flowrl.math.tokens import Readout, exclude, log_softmax_at, selective_log_softmax, vocabulary_logits
+from flowrl.types import Truncation
 
 ROWS, WIDTH, WORDS = 37, 12, 53
 
@@ -145,3 +147,26 @@ def test_logits_are_those_of_single_precision_whatever_is_cast_around(case, trai
         slope = torch.autograd.grad(found.sum(), leaf)[0]
         logits = hidden @ weight.T + bias
         torch.testing.assert_close(slope, (0.5 * (1 - (logits * 0.5 / 2).tanh() ** 2)) @ weight, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "excluded": (0,)}, {"truncation": Truncation(top_k=9)}])
+@pytest.mark.parametrize("readout", [Readout(), Readout(scale=0.5), Readout(softcap=3.0)])
+def test_probabilities_kept_or_computed_again_are_the_same(case, options, readout, monkeypatch):
+    """Bit for bit, also of a second backward, whose kept ones the first has overwritten."""
+    found, made = [], []
+    product = math_tokens._product
+    monkeypatch.setattr(math_tokens, "_product", lambda *given: made.append(0) or product(*given))
+    for keep in (ROWS * WORDS, ROWS * WORDS - 1):
+        made.clear()
+        leaves = [t.clone().requires_grad_() for t in case[:3]]
+        logp, entropy = selective_log_softmax(
+            *leaves, case[3], entropy=True, chunk=10, readout=readout, keep=keep, **options
+        )
+        assert len(made) == 4
+        first = torch.autograd.grad(logp, leaves, case[4], retain_graph=True)
+        kept = keep == ROWS * WORDS and readout.softcap is None
+        assert len(made) == (4 if kept else 8)
+        second = torch.autograd.grad(logp, leaves, case[4])
+        assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+        found.append([logp, entropy, *first])
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))

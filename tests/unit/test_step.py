@@ -392,11 +392,6 @@ def test_blocks_are_put_back_where_they_come_from() -> None:
     assert assemble([], torch.Size((1, 2))).logp.tolist() == [[0, 0]]
 
 
-def test_gradients_are_summed_over_ranks() -> None:
-    gradients, _, _ = run(line(X), A, sum_over_ranks=lambda gradient: 3 * gradient)
-    assert gradients == pytest.approx([3 * WHOLE])
-
-
 class Pair(Slope):
     """With a second parameter, in the place of a critic."""
 

@@ -61,6 +61,8 @@ class _Batch:
     """Rows that are decoded together: padded on the left, with an attention mask only where that is needed."""
 
     def __init__(self, policy: TextPolicy, condition: TextCondition, select_method: SelectMethod) -> None:
+        from flowrl.models.causal.growing import grow  # transformers: only once a model of it is loaded
+
         self._policy, self._network = policy, policy.network
         self._select_method: SelectMethod = select_method
         used, expand = condition.index.unique(return_inverse=True)
@@ -70,6 +72,7 @@ class _Batch:
         position = (torch.arange(self._width) - (self._width - self._lengths[:, None])).clamp(min=0)
         self._cache: Any = None
         self._run(ids, position)
+        grow(self._cache)
         if len(expand) != len(used) or bool((expand.diff() != 1).any()):
             self.keep(expand)
 

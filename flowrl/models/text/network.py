@@ -189,8 +189,9 @@ class Network:
         excluded: tuple[int, ...],
         entropy: bool,
         truncation: Truncation,
+        keep: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(logp [k], entropy [k] or None)`` float32."""
+        """``(logp [k], entropy [k] or None)`` float32; at most ``keep`` probabilities are kept for backward."""
         options: dict[str, Any] = {
             "temperature": temperature,
             "excluded": excluded,
@@ -201,7 +202,13 @@ class Network:
             return token_math.log_softmax_at(reading.logits, labels, **options)
         assert reading.states is not None
         return token_math.selective_log_softmax(
-            reading.states, self._layer.weight, self._layer.bias, labels, readout=self.head.readout, **options
+            reading.states,
+            self._layer.weight,
+            self._layer.bias,
+            labels,
+            readout=self.head.readout,
+            keep=keep,
+            **options,
         )
 
     def eager(self) -> AbstractContextManager[Any]:

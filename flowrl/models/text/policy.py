@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowrl.math.tokens import exclude
+from flowrl.math.tokens import KEPT, exclude
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -21,7 +21,7 @@ from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
 from flowrl.models.weights import LIVE, HasWeightSets
-from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, OneProcess, Prompt, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -124,6 +124,7 @@ class TextPolicy(HasWeightSets):
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = labels.flatten().to(self.device)
+        room = KEPT  # of all calls together, which live until backward
         for call in self._calls(condition, tokens, targets):
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
             place = call.place.to(self.device)
@@ -138,7 +139,9 @@ class TextPolicy(HasWeightSets):
                 excluded=self.excluded,
                 entropy=entropy,
                 truncation=truncation,
+                keep=room,
             )
+            room -= len(place) * self.vocabulary
             logp.append(found)
             places.append(place)
             if spread is not None:
@@ -186,9 +189,9 @@ class TextPolicy(HasWeightSets):
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
-    def metrics(self) -> Mapping[str, float]:
-        """What the network's routers did since the last call; nothing for models without."""
-        return {} if self.network.routers is None else self.network.routers.metrics()
+    def metrics(self, ranks: Ranks | None = None) -> Mapping[str, float]:
+        """What the network's routers did since the last call, over all processes; nothing for models without."""
+        return {} if self.network.routers is None else self.network.routers.metrics(ranks or OneProcess())
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.models.text.config import text_config
+from flowrl.types import Ranks, exchange
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,14 +68,16 @@ class Routers:
             self.loads = [a + b for a, b in zip(self.loads, loads, strict=True)] if self.loads else loads
         return torch.stack([loss for loss, _ in found]).mean(dim=0)
 
-    def metrics(self) -> Mapping[str, float]:
+    def metrics(self, ranks: Ranks) -> Mapping[str, float]:
         """Means over the layers of the share of choices that fall on the busiest expert (1 / E at least), of the
         entropy of the shares over its largest value log E (1 is even), and of the share of experts never chosen; they
         start anew. Nothing where nothing was trained."""
-        if not self.loads:
-            return {}
-        share = torch.stack(self.loads).double().cpu()
+        said = exchange(ranks, [load.tolist() for load in self.loads])
         self.loads = []
+        loads = [torch.tensor(each, dtype=torch.float64) for each in said if each]
+        if not loads:
+            return {}
+        share = torch.stack(loads).sum(dim=0)
         share = share / share.sum(dim=1, keepdim=True)
         even = torch.special.entr(share).sum(dim=1) / torch.tensor(float(share.shape[1])).log()
         return {

@@ -1,0 +1,174 @@
+"""A few iterations of a run on several processes: gradients, weights and metrics, to be compared with those of one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+LENGTHS = {"countdown": 14, "sudoku": 16}
+
+
+@dataclass
+class Trained:
+    """What a process has seen of a run."""
+
+    gradients: list[Tensor] = field(default_factory=list)
+    """[parameters] of every optimiser step, all parameters after each other, before clipping cuts nothing off."""
+    weights: list[Tensor] = field(default_factory=list)
+    """[sets x parameters] after every iteration: all weight sets."""
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    """How many groups were sampled or kept here, in every iteration."""
+    heldout: dict[str, float] = field(default_factory=dict)
+
+
+def config_of(preset: str, base: str, **changes: Any) -> dict[str, Any]:
+    """A small run on an embedded world; keys of ``changes`` with a dot or two, as ``train__updates``."""
+    from flowrl.composition import build
+
+    family = build(preset).family
+    sizes: dict[str, Any] = {
+        "diffusion": {"sampler": {"steps": 4}},
+        "causal": {"length": LENGTHS.get(base, 0)},
+        "masked": {"length": 16, "steps": 4, "block": 8},
+    }[family]
+    full = base == "sudoku" and family == "causal"
+    rewards = {"use": base} if base == "countdown" else {"use": base, "options": {"mode": "mixed"}}
+    values: dict[str, Any] = {
+        "name": preset,
+        "model": {"path": base, **({"full": True} if full else {"lora": {"rank": 4, "alpha": 8}})},
+        "algorithm": {"use": preset, **sizes},
+        "data": {"train": f"{base}:train", "test": f"{base}:test", "prompts": 5, "group": 4},
+        "rewards": [rewards],
+        "optimizer": {"lr": 1e-3, "max_grad_norm": 1e9},
+        "train": {"iterations": 5, "updates": 2, "micro_batch": 8, "sample_batch": 7, "threads": 1},
+        "eval": {"every": 0, "prompts": 5},
+        "monitor": {"samples": 8},
+    }
+    if family == "diffusion":
+        values["model"]["call"] = {"guidance_scale": 1.0}
+    for key, value in changes.items():
+        at, (*path, last) = values, key.split("__")
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    return values
+
+
+def train(values: Mapping[str, Any], iterations: int, evaluate: bool = False) -> Trained:
+    """The iterations, on the processes that are connected."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    from flowrl.config import Config
+    from flowrl.heldout import evaluate_heldout
+    from flowrl.monitor import check_heldout
+    from flowrl.runtime.timing import PhaseTimer
+    from flowrl.session import open_session
+    from flowrl.startup.preflight import check_run
+    from flowrl.train import iterate
+
+    found = Trained()
+
+    def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        found.gradients.append(
+            torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in every])
+        )
+
+    session = open_session(check_run(Config.of(dict(values))))
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        for _ in range(iterations):
+            metrics, batch, _ = iterate(session, PhaseTimer())
+            found.metrics.append(metrics)
+            found.groups.append(len(batch.rollout.group[batch.share.here >= 0].unique()))
+            state = session.policy.weights.state()
+            found.weights.append(torch.cat([state[key].flatten().double() for key in sorted(state)]))
+        if evaluate:
+            made = evaluate_heldout(session, PhaseTimer())
+            found.heldout = made.metrics | check_heldout(session, made.samples, made.scores, made.share)
+    finally:
+        handle.remove()
+        session.rewards.close()
+    return found
+
+
+def _serve(line: Connection, rank: int) -> None:
+    """A process that trains what it is told to, until the line is closed."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            size, place, values, iterations, evaluate = line.recv()
+        except EOFError:
+            return
+        try:
+            if size > 1:
+                dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size)
+            line.send(train(values, iterations, evaluate))
+        except Exception:
+            line.send(traceback.format_exc())
+        finally:
+            if size > 1:
+                dist.destroy_process_group()
+
+
+class Processes:
+    """Processes that train together; use as a context manager. They start once, because importing takes long."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._jobs = 0
+
+    def __enter__(self) -> Self:
+        context = multiprocessing.get_context("spawn")
+        self._folder = TemporaryDirectory()
+        self._lines, self._processes = [], []
+        for rank in range(self._most):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, rank), daemon=True)
+            process.start()
+            there.close()
+            self._lines.append(here)
+            self._processes.append(process)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for line in self._lines:
+            line.close()
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+        self._folder.cleanup()
+
+    def train(self, size: int, values: Mapping[str, Any], iterations: int, evaluate: bool = False) -> list[Trained]:
+        """What each of ``size`` processes has seen. Raises `RuntimeError` with what they say if they fail."""
+        self._jobs += 1
+        place = Path(self._folder.name) / f"job{self._jobs}"
+        for line in self._lines[:size]:
+            line.send((size, str(place), {**values, "out": self._folder.name}, iterations, evaluate))
+        found = [line.recv() for line in self._lines[:size]]
+        wrong = [each for each in found if isinstance(each, str)]
+        if wrong:
+            raise RuntimeError("\n".join(wrong))
+        return found
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """The norm of the difference over that of what was wanted."""
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+
+
+def largest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """`apart` of the worst of several."""
+    return max(apart(a, b) for a, b in zip(found, wanted, strict=True))
