@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import to_host
+from flowrl.models.sharding import is_sharded
 from flowrl.runtime.ranks import together
 from flowrl.types import (
     Batch,
@@ -38,6 +39,14 @@ class Block(NamedTuple):
     decisions: slice
     probe: Rows
     live: Likelihood
+    padding: bool = False
+    """Whether it stands for nothing: it was measured because another process measures one, and a network that is split
+    over processes computes with all of them."""
+
+    def zero(self) -> Tensor:
+        """0, of which every weight that was used has a gradient, 0 too."""
+        outputs = [self.live.logp, *self.live.extra.values()]
+        return torch.stack([(0 * out).sum().double() for out in outputs if out.requires_grad]).sum()
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,27 @@ class Measure:
         sets to measure distances to."""
         numbers, places = self.share.held(index)
         probe = table.rows if table.held is None else table.held
-        for rows, decisions in iterate_blocks(len(numbers), table.mask.shape[1], probe.unit, self.micro_batch):
-            place = places[rows]
-            cut = probe.block(place, decisions)
-            live = self.estimator(self.policy, cut, self.condition.take(place), references)
-            yield Block(numbers[rows], place, decisions, cut, live)
+        shape = (table.mask.shape[1], probe.unit, self.micro_batch)
+        spans = list(iterate_blocks(len(numbers), *shape))
+        for rows, decisions in spans:
+            yield self._block(probe, numbers[rows], places[rows], decisions, references)
+        if getattr(self.policy, "is_split", False):
+            for _ in range(self.share.ranks.largest(len(spans)) - len(spans)):
+                _, decisions = next(iterate_blocks(1, *shape))
+                yield self._block(probe, numbers[:0], torch.tensor([0]), decisions, references)
+
+    def _block(
+        self, probe: Rows, numbers: Tensor, places: Tensor, decisions: slice, references: Sequence[str]
+    ) -> Block:
+        cut = probe.block(places, decisions)
+        live = self.estimator(self.policy, cut, self.condition.take(places), references)
+        return Block(numbers, places, decisions, cut, live, padding=len(numbers) < len(places))
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
         with together(self.share.ranks), torch.no_grad():
-            parts = [(block.held, block.decisions, block.live) for block in self.blocks(table, index, references)]
+            every = list(self.blocks(table, index, references))
+            parts = [(block.held, block.decisions, block.live) for block in every if not block.padding]
             here = assemble(parts, torch.Size((len(self.share.here), table.mask.shape[1])))
         return gathered(here, self.share)
 
@@ -121,6 +141,9 @@ def coupled_gradient(
     where[index] = torch.arange(len(index))
     with together(measure.share.ranks):
         for block in measure.blocks(table, index, references):
+            if block.padding:
+                block.zero().backward()
+                continue
             outputs = [block.live.logp, *block.live.extra.values()]
             pairs = [
                 (out, scale(slope[where[block.numbers]][:, block.decisions]).to(out))  # only the network is in float16
@@ -148,9 +171,15 @@ BUCKET = 2**25
 
 def summed(gradients: Sequence[Tensor | None], parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> Gradients:
     """The sums over processes. A parameter has a gradient on all of them or on none: where a process owns no sample
-    that moves it, its part is 0."""
+    that moves it, its part is 0. Those of parameters that are split over the processes were summed in the backward."""
     if ranks.size == 1:
         return list(gradients)
+    if any(map(is_sharded, parameters)):
+        whole = [place for place, parameter in enumerate(parameters) if not is_sharded(parameter)]
+        sums = dict(
+            zip(whole, summed([gradients[i] for i in whole], [parameters[i] for i in whole], ranks), strict=True)
+        )
+        return [sums.get(place, gradient) for place, gradient in enumerate(gradients)]
     some = ranks.total(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int64)) > 0
     found: Gradients = [
         (torch.zeros_like(parameter) if gradient is None else gradient) if there else None

@@ -41,8 +41,12 @@ class Pace:
                 with torch.no_grad():
                     self.stand_in()
 
+    def most(self, count: int) -> int:
+        """The largest of all processes' counts."""
+        found = torch.tensor([count])
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(found)
+
     def _anybody(self, here: bool) -> bool:
         """Whether any process computes a forward now."""
-        found = torch.tensor([int(here)])
-        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=self._group)
-        return bool(found)
+        return self.most(int(here)) > 0

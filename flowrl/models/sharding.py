@@ -74,6 +74,8 @@ def split(network: nn.Module, device: torch.device, full: bool) -> Pace:
     for module in sharded_modules(network):
         module.set_gradient_divide_factor(1.0)  # our weights of the loss sum to 1 over all processes
         module.set_force_sum_reduction_for_comms(True)
+        if hasattr(module, "set_reduce_scatter_unused_params"):  # experts that no token of a process chose
+            module.set_reduce_scatter_unused_params(True)
     network.to(device)  # what is not split
     return Pace()
 
@@ -170,8 +172,13 @@ class ShardedWeights(WeightSets):
         return local_part(stored, self._parameters[key])
 
     def _whole(self, key: str, tensor: Tensor) -> Tensor:
-        found: Any = self._stated(key, tensor)
-        return found.full_tensor() if is_sharded(found) else found
+        return whole_of(self._stated(key, tensor))
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    """The tensor of which this may be a process' part; all of them ask."""
+    found: Any = tensor
+    return found.full_tensor() if is_sharded(found) else found
 
 
 def as_shard(local: Tensor, like: Tensor) -> Tensor:

@@ -149,12 +149,26 @@ class TextPolicy(HasWeightSets):
             if valued:
                 assert self.critic is not None
                 values.append(self.critic(reading, call))
+        scores = self._spread(logp, places, tokens.shape)
+        if self.pace is not None:
+            scores = scores + self._idle(condition, tokens, self.pace.most(len(logp)) - len(logp))
         return TokenScores(
-            self._spread(logp, places, tokens.shape),
+            scores,
             self._spread(entropies, places, tokens.shape) if entropy else None,
             self._spread(values, places, tokens.shape) if valued else None,
             self._balance(balances, len(tokens)),
         )
+
+    def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
+        """0, with a gradient, of further calls of the network: another process makes so many more for its rows."""
+        total = torch.zeros((), device=self.device)
+        for _ in range(calls):
+            one = tokens[:1].cpu()
+            call = next(
+                iter(self.layout(condition.take(torch.tensor([0])), one, torch.ones_like(one, dtype=torch.bool)))
+            )
+            total = total + 0 * self.network.logits(self.network.read(call.inputs, call.rows, call.columns)).sum()
+        return total
 
     def logits(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
         """[K, V] float32 logits at the K True entries of ``targets`` [N, T], row by row; impossible tokens have
