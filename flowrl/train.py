@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,27 +11,25 @@ from torch import Tensor
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.heldout import evaluate_and_save
 from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
-from flowrl.records import checkpoint
-from flowrl.records.directory import RunDirectory
 from flowrl.report import try_write
 from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, save_samples
 from flowrl.runtime.display import Display
+from flowrl.runtime.launch import Job, joined
 from flowrl.runtime.out_of_memory import explain_out_of_memory
+from flowrl.runtime.ranks import together
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import survive_closed_streams
-from flowrl.runtime.timing import PhaseTimer, RunClock
-from flowrl.runtime.trackers import Trackers
+from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
-from flowrl.startup.inputs import MANIFEST_KEY, fingerprint_inputs
-from flowrl.startup.preflight import check_run
-from flowrl.startup.resume import start_or_resume
+from flowrl.startup.opening import open_run
+from flowrl.startup.preflight import CheckedRun, check_run
 from flowrl.step import improve
-from flowrl.types import IncompatibleError
+from flowrl.trainer import Trainer
+from flowrl.types import IncompatibleError, Ranks
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
@@ -87,106 +85,35 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when the iteration has been finished and saved (SIGTERM ends a run the same
             way, without an error).
     """
-    with display or Display(config.name) as shown:
-        signal = _train(config, resume, allow_changed, shown)
-    if signal == "SIGINT":
-        raise KeyboardInterrupt(f"saved; go on with --resume auto ({config.directory})")
+    with joined() as job, display or Display(config.name, silent=job.rank > 0) as shown:
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        with together(job):
+            checked = check_run(config)
+        with job.connect(config.train.rank_timeout) as ranks:
+            signal = _train(job, ranks, checked, resume, allow_changed, shown)
+        if signal == "SIGINT":
+            raise KeyboardInterrupt(f"saved; go on with --resume auto ({config.directory})")
     return config.directory
 
 
-def _train(config: Config, resume: str | None, allow_changed: bool, display: Display) -> str | None:
+def _train(
+    job: Job, ranks: Ranks, run: CheckedRun, resume: str | None, allow_changed: bool, display: Display
+) -> str | None:
     """The signal that ended the run, if one did."""
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
-    checked = check_run(config)
-    config = checked.config
-    with RunDirectory(config.directory.absolute()) as directory:  # a reward may change the working directory
-        inputs = fingerprint_inputs(config, checked.train, checked.test)
-        start = start_or_resume(config, directory, resume, inputs=inputs, allow_changed=allow_changed)
-        # Trackers before the model: a login can fail.
-        with survive_closed_streams(), Trackers(config, directory, start.step if start else None) as trackers:
-            with explain_out_of_memory(config, "load"):
-                session = open_session(checked, display.stage)
-            with closing(session.rewards):
-                if start is not None:
-                    with explain_out_of_memory(config, "load"):
-                        session.restore(start.tensors, start.values)
-                return _run(_Trainer(session, directory, trackers, display), fresh=start is None)
+    # Files and trackers before the model: a login can fail.
+    with survive_closed_streams(), open_run(job, ranks, run, resume, allow_changed=allow_changed) as opened:
+        directory, trackers, start = opened
+        with together(ranks), explain_out_of_memory(run.config, "load"):
+            session = open_session(run, display.stage)
+        with closing(session.rewards):
+            if start is not None:
+                with together(ranks), explain_out_of_memory(run.config, "load"):
+                    session.restore(start.tensors, start.values)
+            return _run(Trainer(session, directory, trackers, display, job), fresh=start is None)
 
 
-@dataclass
-class _Trainer:
-    """A session, and where its results go."""
-
-    session: Session
-    directory: RunDirectory
-    trackers: Trackers
-    display: Display
-    timer: PhaseTimer = field(init=False)
-    clock: RunClock = field(init=False)
-    heldout: dict[str, float] = field(default_factory=dict)
-    """Metrics of the latest evaluation."""
-
-    def __post_init__(self) -> None:
-        self.timer, self.clock = PhaseTimer(self.display.phase), RunClock(self.session.progress.seconds)
-
-    def iterate(self) -> tuple[dict[str, float], ScoredRollout, Tensor]:
-        """`iterate`. Where it fails, what was finished before is saved first."""
-        with explain_out_of_memory(self.session.config, "update", self.timer, self.save):
-            return iterate(self.session, self.timer)
-
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on held-out prompts. Where it fails, what was finished before is saved first."""
-        with explain_out_of_memory(self.session.config, "eval", self.timer, self.save):
-            self.heldout = evaluate_and_save(self.session, self.directory, self.timer)
-        return self.heldout
-
-    def publish(self, metrics: dict[str, float]) -> None:
-        """A line of ``metrics.jsonl``, also for the trackers and the display."""
-        session, progress = self.session, self.session.progress
-        progress.seconds = self.clock()
-        line = {
-            "step": progress.iteration,
-            "samples": progress.samples,
-            "time": progress.seconds,
-            "network/forwards": progress.forwards,
-            "lr": session.learning_rate(),
-            **metrics,
-            **self.timer.collect(),
-        }
-        self.directory.log(line)
-        self.trackers.log(line, progress.iteration)
-        self.display.update(progress.iteration, line)
-        self.trackers.tell(self.display.note)
-
-    def save(self) -> None:
-        """A checkpoint, once an iteration is finished."""
-        session, options = self.session, self.session.config.checkpoint
-        if not session.progress.iteration:
-            return
-        session.progress.seconds = self.clock()
-        with explain_out_of_memory(session.config, "save"):
-            tensors, values = session.state()
-            facts = {
-                "reference": session.policy.weights.sha256("reference"),
-                "base": session.config.model.path,
-                "rewards": session.rewards.versions,
-                MANIFEST_KEY: dict(session.inputs),
-            }
-            checkpoint.save(
-                self.directory.checkpoints,
-                session.progress.iteration,
-                tensors,
-                values,
-                session.exporters(),
-                self.heldout,
-                facts=facts,
-                keep=options.keep,
-                best=options.best,
-            )
-
-
-def _run(trainer: _Trainer, fresh: bool) -> str | None:
+def _run(trainer: Trainer, fresh: bool) -> str | None:
     """Train, with what is said before and after it. The signal that ended the run, if one did."""
     session, display = trainer.session, trainer.display
     display.start_iterations(session.config.name, session.config.train.iterations, session.progress.iteration)
@@ -195,23 +122,30 @@ def _run(trainer: _Trainer, fresh: bool) -> str | None:
             display.note(note)
         trainer.trackers.tell(display.note)
         _loop(trainer, interrupts, fresh)
-        scores = [line["eval/reward/mean"] for line in trainer.directory.metrics() if "eval/reward/mean" in line]
-        if len(scores) > 1:
-            display.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
-        trainer.trackers.close()
-        trainer.trackers.tell(display.note)
-        for note in try_write(trainer.directory.path, display.stage):
-            display.note(note)
-        return interrupts.requested
+        trainer.job.write(partial(_conclude, trainer))
+        return trainer.agree(interrupts.requested)[0]
 
 
-def _loop(trainer: _Trainer, interrupts: Interrupts, fresh: bool) -> None:
+def _conclude(trainer: Trainer) -> None:
+    """What is said and written of a whole run."""
+    display, directory = trainer.display, trainer.directory
+    scores = [line["eval/reward/mean"] for line in directory.metrics() if "eval/reward/mean" in line]
+    if len(scores) > 1:
+        display.note(f"held-out reward {scores[0]:.3f} -> {scores[-1]:.3f}")
+    trainer.trackers.close()
+    trainer.trackers.tell(display.note)
+    for note in try_write(directory.path, display.stage):
+        display.note(note)
+
+
+def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
     session, progress, config = trainer.session, trainer.session.progress, trainer.session.config
     ratio = RatioCheck()
     if fresh and config.eval.every:
         trainer.publish(trainer.evaluate())
     while progress.iteration < config.train.iterations:
-        metrics, batch, advantage = trainer.iterate()
+        with trainer.iteration():
+            metrics, batch, advantage = iterate(session, trainer.timer)
         ratio.check(session, metrics)
         done = progress.iteration
         last = done == config.train.iterations
@@ -222,13 +156,13 @@ def _loop(trainer: _Trainer, interrupts: Interrupts, fresh: bool) -> None:
         trainer.publish(metrics)
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)
-        alarmed = should_stop(session, trainer.directory)
+        signal, alarmed = trainer.agree(interrupts.requested, should_stop(session, trainer.directory))
         due = config.checkpoint.every and done % config.checkpoint.every == 0
-        if alarmed.save if alarmed else due or last or interrupts.requested:
+        if alarmed.save if alarmed else due or last or signal:
             trainer.save()
         if alarmed:
             trainer.display.note(alarmed.reason)
             return
-        if interrupts.requested:
-            trainer.display.note(f"{interrupts.requested}: saved after iteration {done}; go on with --resume auto")
+        if signal:
+            trainer.display.note(f"{signal}: saved after iteration {done}; go on with --resume auto")
             return

@@ -13,6 +13,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from flowrl.errors import DISTRIBUTION
+from flowrl.launcher import launch
 from flowrl.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
@@ -79,12 +80,14 @@ def describe_machine() -> dict[str, Any]:
     """Everything that goes into a run's ``environment.json``."""
     import torch
 
+    found = launch()
     return {
         "versions": versions(),
         "commit": commit(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": found.size if found else 1,
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

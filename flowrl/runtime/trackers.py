@@ -64,7 +64,7 @@ class Trackers:
     ``tell`` says so once. Use as a context manager.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, resumed: int | None = None) -> None:
+    def __init__(self, config: Config | None, run: RunDirectory, resumed: int | None = None) -> None:
         """``resumed``: the iteration a run goes on from; its trackers go on with the same curves, and forget what was
         shown after it as far as they can (TensorBoard can; Weights & Biases draws it over the ``step`` axis again).
 
@@ -74,6 +74,8 @@ class Trackers:
         self._run = run
         self._notes: list[str] = []
         self._open: list[_Tracker] = []
+        if config is None:
+            return
         try:
             for name in dict.fromkeys(config.log.trackers):
                 self._open.append(_OPENERS[name](run.path, config, resumed))
@@ -81,6 +83,11 @@ class Trackers:
             self.close(failed=True)
             raise
         self._notes += [f"{tracker.name}: {tracker.place}" for tracker in self._open]
+
+    @classmethod
+    def none(cls, run: RunDirectory) -> Self:
+        """Those of a rank that writes nothing."""
+        return cls(None, run)
 
     def __enter__(self) -> Self:
         return self

@@ -52,7 +52,8 @@ def check_run(config: Config) -> CheckedRun:
         balanced = RouterBalance(config.model.router_loss)
         algorithm = replace(algorithm, regularizers=(*algorithm.regularizers, balanced))
     _check_evaluation(config, algorithm)
-    check_trackers(config.log.trackers)
+    if is_first():
+        check_trackers(config.log.trackers)
     _check_engine(config, algorithm)
     config = check_model(config, algorithm.family)
     for reward in config.rewards:

@@ -76,7 +76,7 @@ def start_or_resume(
 
 def changed_keys(old: Config, new: Config) -> list[str]:
     """``key: old -> new`` for every key whose change would alter what a resumed run computes."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in dict.fromkeys([*before, *after])
@@ -170,7 +170,7 @@ def _changed_schedule(before: Config, after: Config) -> list[str]:
     return [f"train.iterations: {old} -> {new}, which changes every rate of optimizer.schedule={schedule}"]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys and their plain values."""
     if isinstance(value, dict):
         items = value.items()
@@ -178,4 +178,4 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         items = enumerate(value)
     else:
         return {prefix.removesuffix("."): value}
-    return {k: v for key, item in items for k, v in _flat(item, f"{prefix}{key}.").items()} or {prefix[:-1]: value}
+    return {k: v for key, item in items for k, v in flat(item, f"{prefix}{key}.").items()} or {prefix[:-1]: value}

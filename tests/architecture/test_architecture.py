@@ -28,7 +28,7 @@ LAYERS = (
     "flowrl.session",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
     "flowrl.evaluation flowrl.heldout",
-    "flowrl.report",
+    "flowrl.report flowrl.trainer",
     "flowrl.train flowrl.remote",
     "flowrl.commands",
     "flowrl.cli",

@@ -1,0 +1,128 @@
+"""What training leaves behind: metrics, evaluations, samples, checkpoints. Of several processes rank 0 writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from flowrl.heldout import evaluate_and_save
+from flowrl.monitor import Stop
+from flowrl.records import checkpoint
+from flowrl.records.directory import RunDirectory
+from flowrl.runtime.display import Display
+from flowrl.runtime.launch import Job
+from flowrl.runtime.out_of_memory import explain_out_of_memory
+from flowrl.runtime.timing import PhaseTimer, RunClock
+from flowrl.runtime.trackers import Trackers
+from flowrl.session import Session
+from flowrl.startup.inputs import MANIFEST_KEY
+from flowrl.types import exchange
+
+
+@dataclass
+class Trainer:
+    """A session, and where its results go."""
+
+    session: Session
+    directory: RunDirectory
+    trackers: Trackers
+    display: Display
+    job: Job
+    timer: PhaseTimer = field(init=False)
+    clock: RunClock = field(init=False)
+    heldout: dict[str, float] = field(default_factory=dict)
+    """Metrics of the latest evaluation."""
+    _steps: int = 0
+    """Optimiser steps of this process."""
+
+    def __post_init__(self) -> None:
+        self.timer, self.clock = PhaseTimer(self._begin), RunClock(self.session.progress.seconds)
+        self.session.optimizer.register_step_post_hook(self._count)
+
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """Inside is an iteration. Where it fails before it has changed the weights, what was finished before is saved;
+        after that nobody could go on from there as if nothing had been."""
+        session = self.session
+        memory, scale = deepcopy(session.memory), session.scaler.state_dict()
+        done, steps = session.progress.iteration, self._steps
+
+        def save() -> None:
+            if (session.progress.iteration, self._steps, session.scaler.state_dict()) == (done, steps, scale):
+                session.memory = memory
+                self.save()
+
+        with explain_out_of_memory(session.config, "update", self.timer, save):
+            yield
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on held-out prompts. Where it fails, what was finished before is saved first."""
+        with explain_out_of_memory(self.session.config, "eval", self.timer, self.save):
+            self.heldout = evaluate_and_save(self.session, self.directory, self.timer)
+        return self.heldout
+
+    def publish(self, metrics: dict[str, float]) -> None:
+        """A line of ``metrics.jsonl``, also for the trackers and the display."""
+        session, progress = self.session, self.session.progress
+        progress.seconds = self.clock()
+        line = {
+            "step": progress.iteration,
+            "samples": progress.samples,
+            "time": progress.seconds,
+            "network/forwards": progress.forwards,
+            "lr": session.learning_rate(),
+            **metrics,
+            **self.timer.collect(),
+        }
+        self.job.write(partial(self.directory.log, line))
+        self.trackers.log(line, progress.iteration)
+        self.display.update(progress.iteration, line)
+        self.trackers.tell(self.display.note)
+
+    def save(self) -> None:
+        """A checkpoint, once an iteration is finished."""
+        session = self.session
+        if not session.progress.iteration:
+            return
+        session.progress.seconds = self.clock()
+        with explain_out_of_memory(session.config, "save"):
+            tensors, values = session.state()
+            self.job.write(partial(self._write, tensors, values))
+
+    def _write(self, tensors: dict[str, Any], values: dict[str, Any]) -> None:
+        session, options = self.session, self.session.config.checkpoint
+        facts = {
+            "reference": session.policy.weights.sha256("reference"),
+            "base": session.config.model.path,
+            "rewards": session.rewards.versions,
+            "ranks": session.ranks.size,
+            MANIFEST_KEY: dict(session.inputs),
+        }
+        checkpoint.save(
+            self.directory.checkpoints,
+            session.progress.iteration,
+            tensors,
+            values,
+            session.exporters(),
+            self.heldout,
+            facts=facts,
+            keep=options.keep,
+            best=options.best,
+        )
+
+    def agree(self, signal: str | None, stop: Stop | None = None) -> tuple[str | None, Stop | None]:
+        """What all ranks do about a ``signal`` that any of them got and a ``stop`` that rank 0 sees."""
+        said = exchange(self.session.ranks, [signal, None if stop is None else [stop.reason, stop.save]])
+        found = next((theirs for theirs, _ in said if theirs), None)
+        return found, None if said[0][1] is None else Stop(*said[0][1])
+
+    def _begin(self, phase: str) -> None:
+        self.job.begin(phase)
+        self.display.phase(phase)
+
+    def _count(self, *_: Any) -> None:
+        self._steps += 1
