@@ -69,12 +69,13 @@ class Measure:
         probe = table.rows if table.held is None else table.held
         shape = (table.mask.shape[1], probe.unit, self.micro_batch)
         spans = list(iterate_blocks(len(numbers), *shape))
+        split = getattr(self.policy, "is_split", False)
+        most = self.share.ranks.largest(len(spans)) if split else len(spans)  # asked first: the others compute then
         for rows, decisions in spans:
             yield self._block(probe, numbers[rows], places[rows], decisions, references)
-        if getattr(self.policy, "is_split", False):
-            for _ in range(self.share.ranks.largest(len(spans)) - len(spans)):
-                _, decisions = next(iterate_blocks(1, *shape))
-                yield self._block(probe, numbers[:0], torch.tensor([0]), decisions, references)
+        for _ in range(most - len(spans)):
+            _, decisions = next(iterate_blocks(1, *shape))
+            yield self._block(probe, numbers[:0], torch.tensor([0]), decisions, references)
 
     def _block(
         self, probe: Rows, numbers: Tensor, places: Tensor, decisions: slice, references: Sequence[str]

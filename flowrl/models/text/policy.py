@@ -125,7 +125,9 @@ class TextPolicy(HasWeightSets):
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = labels.flatten().to(self.device)
         room = KEPT  # of all calls together, which live until backward
-        for call in self._calls(condition, tokens, targets):
+        calls = list(self._calls(condition, tokens, targets))
+        further = 0 if self.pace is None else self.pace.most(len(calls)) - len(calls)  # asked before the others compute
+        for call in calls:
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
             place = call.place.to(self.device)
             if reading.balance is not None:
@@ -150,8 +152,8 @@ class TextPolicy(HasWeightSets):
                 assert self.critic is not None
                 values.append(self.critic(reading, call))
         scores = self._spread(logp, places, tokens.shape)
-        if self.pace is not None:
-            scores = scores + self._idle(condition, tokens, self.pace.most(len(logp)) - len(logp))
+        if further:
+            scores = scores + self._idle(condition, tokens, further)
         return TokenScores(
             scores,
             self._spread(entropies, places, tokens.shape) if entropy else None,
