@@ -39,14 +39,16 @@ class Block(NamedTuple):
     decisions: slice
     probe: Rows
     live: Likelihood
-    padding: bool = False
-    """Whether it stands for nothing: it was measured because another process measures one, and a network that is split
-    over processes computes with all of them."""
 
-    def zero(self) -> Tensor:
-        """0, of which every weight that was used has a gradient, 0 too."""
-        outputs = [self.live.logp, *self.live.extra.values()]
-        return torch.stack([(0 * out).sum().double() for out in outputs if out.requires_grad]).sum()
+    @property
+    def idle(self) -> bool:
+        """Whether it stands for nothing: it was measured because another process measures one meanwhile."""
+        return not len(self.numbers)
+
+    def pass_nothing(self) -> None:
+        """A backward that adds exactly 0 to every gradient."""
+        outputs = [out for out in (self.live.logp, *self.live.extra.values()) if out.requires_grad]
+        torch.autograd.backward(outputs, [torch.zeros_like(out) for out in outputs])
 
 
 @dataclass(frozen=True)
@@ -61,34 +63,35 @@ class Measure:
     """Which ones they are."""
     micro_batch: int
     """Network rows per forward."""
+    level: bool = False
+    """Whether all processes have to run the network equally often, because each holds a part of it."""
 
     def blocks(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
         """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
-        sets to measure distances to."""
+        sets to measure distances to. Where all have to be `level`, `idle` ones follow, until there are as many as on
+        the process with the most."""
         numbers, places = self.share.held(index)
-        probe = table.rows if table.held is None else table.held
-        shape = (table.mask.shape[1], probe.unit, self.micro_batch)
-        spans = list(iterate_blocks(len(numbers), *shape))
-        split = getattr(self.policy, "is_split", False)
-        most = self.share.ranks.largest(len(spans)) if split else len(spans)  # asked first: the others compute then
-        for rows, decisions in spans:
-            yield self._block(probe, numbers[rows], places[rows], decisions, references)
-        for _ in range(most - len(spans)):
-            _, decisions = next(iterate_blocks(1, *shape))
-            yield self._block(probe, numbers[:0], torch.tensor([0]), decisions, references)
+        cuts = list(self._cuts(table, len(numbers)))
+        most = self.share.ranks.largest(len(cuts)) if self.level else len(cuts)  # asked first: the others compute then
+        for rows, decisions in cuts:
+            yield self._block(table, numbers[rows], places[rows], decisions, references)
+        for _ in range(most - len(cuts)):
+            _, decisions = next(self._cuts(table, 1))
+            yield self._block(table, numbers[:0], torch.tensor([0]), decisions, references)
 
-    def _block(
-        self, probe: Rows, numbers: Tensor, places: Tensor, decisions: slice, references: Sequence[str]
-    ) -> Block:
-        cut = probe.block(places, decisions)
-        live = self.estimator(self.policy, cut, self.condition.take(places), references)
-        return Block(numbers, places, decisions, cut, live, padding=len(numbers) < len(places))
+    def _cuts(self, table: Table, count: int) -> Iterator[tuple[slice, slice]]:
+        return iterate_blocks(count, table.mask.shape[1], table.rows.unit, self.micro_batch)
+
+    def _block(self, table: Table, numbers: Tensor, held: Tensor, decisions: slice, references: Sequence[str]) -> Block:
+        probe = (table.rows if table.held is None else table.held).block(held, decisions)
+        live = self.estimator(self.policy, probe, self.condition.take(held), references)
+        return Block(numbers, held, decisions, probe, live)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
         with together(self.share.ranks), torch.no_grad():
             every = list(self.blocks(table, index, references))
-            parts = [(block.held, block.decisions, block.live) for block in every if not block.padding]
+            parts = [(block.held, block.decisions, block.live) for block in every if not block.idle]
             here = assemble(parts, torch.Size((len(self.share.here), table.mask.shape[1])))
         return gathered(here, self.share)
 
@@ -142,8 +145,8 @@ def coupled_gradient(
     where[index] = torch.arange(len(index))
     with together(measure.share.ranks):
         for block in measure.blocks(table, index, references):
-            if block.padding:
-                block.zero().backward()
+            if block.idle:
+                block.pass_nothing()
                 continue
             outputs = [block.live.logp, *block.live.extra.values()]
             pairs = [
@@ -172,15 +175,9 @@ BUCKET = 2**25
 
 def summed(gradients: Sequence[Tensor | None], parameters: Sequence[torch.nn.Parameter], ranks: Ranks) -> Gradients:
     """The sums over processes. A parameter has a gradient on all of them or on none: where a process owns no sample
-    that moves it, its part is 0. Those of parameters that are split over the processes were summed in the backward."""
+    that moves it, its part is 0. Parts of a tensor that several processes hold together are sums already."""
     if ranks.size == 1:
         return list(gradients)
-    if any(map(is_sharded, parameters)):
-        whole = [place for place, parameter in enumerate(parameters) if not is_sharded(parameter)]
-        sums = dict(
-            zip(whole, summed([gradients[i] for i in whole], [parameters[i] for i in whole], ranks), strict=True)
-        )
-        return [sums.get(place, gradient) for place, gradient in enumerate(gradients)]
     some = ranks.total(torch.tensor([gradient is not None for gradient in gradients], dtype=torch.int64)) > 0
     found: Gradients = [
         (torch.zeros_like(parameter) if gradient is None else gradient) if there else None
@@ -199,7 +196,7 @@ def _buckets(gradients: Gradients) -> Iterator[list[int]]:
     bucket: list[int] = []
     size, kind = 0, None
     for index, gradient in enumerate(gradients):
-        if gradient is None:
+        if gradient is None or is_sharded(gradient):
             continue
         if bucket and (size >= BUCKET or kind != (gradient.dtype, gradient.device)):
             yield bucket

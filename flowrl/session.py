@@ -20,7 +20,6 @@ from flowrl.errors import UserError
 from flowrl.math.random import derive
 from flowrl.models import DiffusionPolicy, LoadedPolicy, export_formats, export_policy
 from flowrl.models.causal.policy import CausalPolicy
-from flowrl.models.sharding import split_alike
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
 from flowrl.models.text.policy import TextPolicy
@@ -29,6 +28,7 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
 from flowrl.records.shards import below
+from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
@@ -147,9 +147,10 @@ class Session:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
         scale of the loss."""
         tensors = {f"weights/{key}": value for key, value in self.policy.weights.state().items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{key}": value for key, value in entry.items()}
+        moments, numbers = optimizer_state(self.optimizer)
+        tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
+        values |= {"optimizer": numbers} if numbers else {}
         return tensors, values
 
     def portion(self, draw: Draw) -> tuple[Draw, bool]:
@@ -227,20 +228,13 @@ class Session:
             self.policy.weights.load(below(tensors, "weights/"))
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
-        packed = self.optimizer.state_dict()
-        packed["state"] = {}
         try:
-            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            moments = below(tensors, "optimizer/")
-            for key in moments:
-                index, name = key.split("/", 1)
-                packed["state"].setdefault(int(index), {})[name] = split_alike(moments[key], parameters[int(index)])
-            self.optimizer.load_state_dict(packed)
+            restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
             self.progress = Progress(**values["progress"])
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"the checkpoint's state is not one of this flowrl ({type(error).__name__}: {error}); use the version"
                 " that wrote it"
@@ -300,18 +294,10 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
 
 
 def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
-    """AdamW on the policy's parameters and, as its second group, the critic's."""
-    options = config.optimizer
+    """The optimiser of the policy's parameters and, as its second group, the critic's."""
     critic = policy.critic_parameters() if isinstance(policy, CausalPolicy) else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
-    return torch.optim.AdamW(
-        [{"params": group} for group in (policy_alone, critic) if group],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    return build_optimizer(config.optimizer, [policy_alone, critic], derive(config.train.seed, "optimizer"))
 
 
 def _check_guidance(run: CheckedRun, policy: DiffusionPolicy) -> list[str]:

@@ -101,7 +101,8 @@ def improve(
     are left as they were).
     """
     share = Share.alone(len(rollout.group)) if share is None else share
-    measure = Measure(policy, algorithm.estimator, rollout.condition, share, settings.micro_batch)
+    split = share.ranks.size > 1 and bool(getattr(policy, "is_split", False))
+    measure = Measure(policy, algorithm.estimator, rollout.condition, share, settings.micro_batch, level=split)
     update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler)
     tables = _tables(update, rollout, scores, advantage)
     if tables[0].old is None:
@@ -266,8 +267,8 @@ def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, term
     elif len(active):
         with together(update.ranks):
             for block in measure.blocks(table, active, algorithm.references):
-                if block.padding:
-                    block.zero().backward()
+                if block.idle:
+                    block.pass_nothing()
                     continue
                 part = weight[block.numbers][:, block.decisions]
                 batch = table.batch(block.numbers, block.decisions, part, block.live, block.probe)

@@ -58,6 +58,9 @@ class ThreadRanks:
     def largest(self, value: int) -> int:
         return max(self._exchange("largest", value))
 
+    def first(self, value: Tensor) -> Tensor:
+        return self._exchange(f"first {value.dtype} {tuple(value.shape)}", value.detach().clone())[0]
+
     def texts(self, text: str) -> list[str]:
         return self._exchange("texts", text)
 

@@ -32,6 +32,8 @@ EXTRAS = {
     "server": ("fastapi", "uvicorn", "httpx"),
     "tracking": ("tensorboard", "wandb"),
     "ray": ("ray",),
+    "quantize": ("bitsandbytes",),
+    "optimizers": ("prodigyopt",),
     "vllm": ("vllm",),
     "xformers": ("xformers",),
 }

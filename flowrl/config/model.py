@@ -12,13 +12,13 @@ from flowrl.paths import absolute_folder
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call",),
+    "diffusion": ("call", "prompt_cache", "quantize_encoders"),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
 """Keys of ``model`` that only some families have."""
-TRAINED_WITH = ("critic",)
-"""Those of them that only training needs."""
+TRAINED_WITH = ("critic", "prompt_cache")
+"""Those of them that only training needs, or the machine."""
 
 
 class LoRAConfig(Section):
@@ -65,18 +65,35 @@ class ModelConfig(Section):
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
     )
+    prompt_cache: bool = Field(
+        default=False,
+        description="diffusion: keep encoded prompts on disk (in ~/.cache/flowrl/prompts, or below FLOWRL_CACHE) for"
+        " later runs; they are then encoded one by one",
+    )
     lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
     full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
         description="precision of the frozen network; float16 with a scaled loss (optimizer.loss_scale)",
     )
+    trained_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="precision of the trained weights in the network; bfloat16 (with dtype bfloat16) halves their "
+        "memory: see optimizer.masters",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, slower")
     attention: str | None = Field(
-        default=None, description="attention backend of diffusers or transformers; null = its default"
+        default=None,
+        description="attention of diffusers or transformers: sdpa, flash, flex, xformers, ...; null = its default",
     )
-    compile: bool = Field(default=False, description="torch.compile the network")
+    compile: bool = Field(default=False, description="torch.compile the blocks that the network repeats")
+    quantize: Literal["nf4", "int8"] | None = Field(
+        default=None, description="hold the frozen network's linear layers in 4 or 8 bits (QLoRA); null = as dtype"
+    )
+    quantize_encoders: Literal["nf4", "int8"] | None = Field(
+        default=None, description="diffusion: the same for the text encoders"
+    )
     shard: Literal["none", "fsdp"] = Field(
         default="none",
         description="of several processes: none = each holds the whole network; fsdp = its weights are split over them",

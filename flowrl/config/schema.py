@@ -62,8 +62,20 @@ Preset = Annotated[str | dict[str, Any], BeforeValidator(_preset)]
 
 
 class OptimizerConfig(Section):
-    """AdamW."""
+    """The optimiser and its rates."""
 
+    use: str = Field(
+        default="AdamW",
+        min_length=1,
+        description="a class of torch.optim, bitsandbytes.optim (AdamW8bit, ...) or prodigyopt (Prodigy) by name, or "
+        "package.module.Class; betas, weight_decay and eps go to those that have them",
+    )
+    options: dict[str, Any] = Field(default={}, description="further arguments of the class")
+    masters: bool = Field(
+        default=True,
+        description="model.trained_dtype bfloat16: float32 copies of the weights collect the steps; false = none, and "
+        "steps are rounded stochastically",
+    )
     lr: NonNegativeFloat = Field(default=3e-4, description="learning rate")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="decay of the gradient's two moments")
     weight_decay: NonNegativeFloat = Field(default=1e-4, description="decoupled weight decay")
@@ -241,6 +253,21 @@ class Config(Section):
             (
                 "model.full=true trains all weights, so model.lora means nothing; remove one of them",
                 self.model.full and self.model.lora != LoRAConfig(),
+            ),
+            (
+                f"model.full=true trains all weights, which model.quantize={self.model.quantize} holds in a few bits; "
+                "remove one of them",
+                self.model.full and self.model.quantize is not None,
+            ),
+            (
+                f"model.trained_dtype=bfloat16 needs a network in bfloat16, and model.dtype is {self.model.dtype}; set "
+                "model.dtype=bfloat16",
+                self.model.trained_dtype == "bfloat16" and self.model.dtype != "bfloat16",
+            ),
+            (
+                "optimizer.masters=false means nothing while model.trained_dtype is float32; remove it, or set "
+                "model.trained_dtype=bfloat16",
+                not self.optimizer.masters and self.model.trained_dtype == "float32",
             ),
             (
                 "model.full=true cannot start from model.adapter; set full=false, or merge the adapter first",

@@ -101,20 +101,23 @@ def adapt(
     options: LoRAOptions | None,
     defaults: Sequence[str] = ATTENTION_TARGETS,
     excluded: Sequence[str] = (),
+    trained_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Freeze ``network`` but for a fresh adapter (or nothing, for ``None``) and keep what is trained in float32. Its
     parameters are collected afterwards, where the network has been placed: `trained_parameters`.
 
     defaults: layers to adapt where the options name none. excluded: full names of layers that the defaults leave out.
+    trained_dtype: another precision of the adapter, in which a network that is trained whole was loaded; what its class
+    keeps in float32 stays so.
     """
     network.requires_grad_(options is None)
-    if options is None:
+    if options is None and trained_dtype == torch.float32:
         network.float()
-    else:
+    elif options is not None:
         _add_adapter(network, options, defaults, excluded)
-    for parameter in network.parameters():
+    for parameter in network.parameters() if options is not None else ():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(trained_dtype)
     network.eval()
 
 

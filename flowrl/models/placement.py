@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flowrl.errors import UserError
 from flowrl.launcher import launch, own_accelerator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GRAPHS = 128
+"""How many graphs torch may compile of one function before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,43 @@ def place(dtype: str, device: str) -> Placement:
     return Placement(where, DTYPES[dtype])
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """Compile the blocks that repeat: of one kind, named by the network itself, they share one compilation."""
+def trained_precision(name: str, frozen: torch.dtype) -> torch.dtype:
+    """The precision of trained weights by its name in a config. Raises `UserError` for one that cannot be trained."""
+    if name not in ("float32", "bfloat16") or (name == "bfloat16" and frozen != torch.bfloat16):
+        raise UserError(
+            f"model.trained_dtype must be float32, or bfloat16 with model.dtype=bfloat16, got {name!r} with"
+            f" {str(frozen).removeprefix('torch.')}"
+        )
+    return DTYPES[name]
+
+
+def compile_blocks(network: nn.Module, backend: Any = "inductor") -> None:
+    """Compile the blocks that repeat, with any number of rows: of one kind, named by the network itself, they share
+    their graphs. There is one graph without gradients and one with them (one more for a first block, whose input needs
+    none); a single row has graphs of its own, as torch always specialises on 1. Raises `UserError` where no block
+    repeats."""
     blocks = repeated_blocks(network)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks to compile; set model.compile: false")
+    # graphs are counted by function, which all blocks share: blocks of other widths, or a last block that differs, go
+    # beyond torch's 8, where it would run them uncompiled from then on
+    limits: Any = torch._dynamo.config
+    name = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"
+    setattr(limits, name, max(getattr(limits, name), GRAPHS))
     for block in blocks:
-        block.compile()
+        block.forward = _any_batch(torch.compile(block.forward, backend=backend), block.forward)
+
+
+def _any_batch(compiled: Callable[..., Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``compiled`` with the first axis of every tensor declared to vary."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.dim() and len(value) > 1:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return compiled(*args, **kwargs)
+
+    return functools.update_wrapper(call, forward)
 
 
 def repeated_blocks(network: nn.Module) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.hub import is_hub_id
+from flowrl.models.quantization import is_whole
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ def check_model_name(source: str) -> None:
 def check_finite(module: nn.Module, source: str, part: str = "") -> None:
     """Raise `UserError` for weights that are NaN or infinite, by name: a sum per tensor, on its own device."""
     for name, parameter in module.named_parameters():
+        if not is_whole(parameter):
+            full = f"{part}.{name}" if part else name
+            raise UserError(f"model {source!r} is damaged: numbers of {full} are NaN or infinite; download it again")
         if parameter.device.type != "meta" and not torch.isfinite(parameter.detach().sum(dtype=torch.float32)):
             broken = int((~torch.isfinite(parameter.detach())).sum())
             if broken:

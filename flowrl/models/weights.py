@@ -92,7 +92,10 @@ class WeightSets(ABC):
         self._reference_moved |= name == REFERENCE and decay != 1
         live = self._tensors(LIVE)
         for key, kept in self._sets[name].items():
-            kept.lerp_(live[key], 1.0 - decay) if decay else kept.copy_(live[key])
+            if decay:  # averages are float32, also of weights in bfloat16, which would not notice small steps
+                self._sets[name][key] = kept.float().lerp_(live[key].float(), 1.0 - decay)
+            else:
+                kept.copy_(live[key])
 
     def state(self) -> dict[str, Tensor]:
         """All sets as one flat ``{"set/parameter": tensor}``. The reference is left out while it is where training
@@ -112,7 +115,10 @@ class WeightSets(ABC):
                 self._sets[name] = self._copy()
             self._reference_moved |= name == REFERENCE
             for key, kept in self._tensors(name).items():
-                kept.copy_(self._own(key, state[f"{name}/{key}"]))
+                stored = state[f"{name}/{key}"]
+                if name != LIVE and kept.dtype != stored.dtype:  # an average of weights in bfloat16
+                    self._sets[name][key] = kept = kept.to(stored.dtype)
+                kept.copy_(self._own(key, stored))
 
     def sha256(self, name: str) -> str:
         """sha256 of a set's names, shapes, types and bytes; a dropped reference's as it was."""

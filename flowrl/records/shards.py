@@ -49,7 +49,7 @@ class StoredTensors(Mapping[str, Tensor]):
     """Tensors by name: those given, and those whose parts lie in files, each put together when it is asked for."""
 
     def __init__(self, whole: Mapping[str, Tensor], files: list[Path]) -> None:
-        self._whole = whole
+        self.whole, self.files = whole, files
         self._parts: dict[str, list[tuple[Path, list[int]]]] = {}
         self._shapes: dict[str, list[int]] = {}
         for file in files:
@@ -60,8 +60,8 @@ class StoredTensors(Mapping[str, Tensor]):
                 self._parts.setdefault(name, []).extend([(file, place["start"])] if name in held else [])
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._whole:
-            return self._whole[name]
+        if name in self.whole:
+            return self.whole[name]
         found: Tensor | None = None
         filled = 0
         for file, start in self._parts[name]:
@@ -78,11 +78,11 @@ class StoredTensors(Mapping[str, Tensor]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._whole
+        yield from self.whole
         yield from self._parts
 
     def __len__(self) -> int:
-        return len(self._whole) + len(self._parts)
+        return len(self.whole) + len(self._parts)
 
 
 class _Below(Mapping[str, Tensor]):

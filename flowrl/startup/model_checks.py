@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowrl.config import Config
-from flowrl.config.model import LoRAConfig
+from flowrl.config.model import LoRAConfig, ModelConfig
 from flowrl.errors import UserError, did_you_mean
 from flowrl.paths import absolute_folder, expand_user
 from flowrl.worlds import world_names
@@ -21,15 +21,26 @@ def check_model(config: Config, family: str) -> Config:
 
     Raises:
         UserError: a model that is not there, or of another family than the algorithm trains; a ``model.call`` that its
-            pipeline does not take; an adapter that is not there or does not fit.
+            pipeline does not take; an attention backend that is not installed; an adapter that is not there or does
+            not fit.
     """
     _check_name(config.model.path)
+    _check_quantized(config.model)
     _check_family(config.model.path, family)
     if config.model.call:
         from flowrl.models.diffusion.call_arguments import check_saved_call
 
         check_saved_call(absolute_folder(config.model.path), config.model.call)
+    if config.model.attention is not None:
+        _check_attention(config.model.attention, family)
     return with_adapter_shape(config, family)
+
+
+def _check_attention(name: str, family: str) -> None:
+    from flowrl.models.diffusion import attention as of_diffusers  # the libraries: only where a backend is named
+    from flowrl.models.text import attention as of_transformers
+
+    (of_diffusers if family == "diffusion" else of_transformers).check_attention(name)
 
 
 def with_adapter_shape(config: Config, family: str) -> Config:
@@ -72,6 +83,17 @@ def _shape_of(options: LoRAOptions, dropout: float) -> LoRAConfig:
         alpha_pattern=dict(options.alpha_pattern),
         parameters=list(options.parameters),
     )
+
+
+def _check_quantized(model: ModelConfig) -> None:
+    """Raise `UserError` where what quantises is not installed."""
+    if model.quantize is None and model.quantize_encoders is None:
+        return
+    from flowrl.models.quantization import check_quantization
+
+    for key in ("quantize", "quantize_encoders"):
+        if getattr(model, key) is not None:
+            check_quantization(getattr(model, key), model.full, f"model.{key}")
 
 
 def _check_name(path: str) -> None:

@@ -73,7 +73,7 @@ def origin(config: Config) -> dict[str, Any] | None:
         spec = {"use": STAND_IN[family], "sampler": describe(algorithm.sampler.heldout(None, None, None))}
     if own_code(spec):
         return None
-    keys = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
+    keys = {"dtype", "quantize", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
     return {
         "flowrl": __version__,
         "base": config.model.path,

@@ -16,6 +16,7 @@ from flowrl.files import check_writable
 from flowrl.launcher import is_first
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
+from flowrl.runtime.optimizers import check_optimizer
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
 from flowrl.score.registry import check_reward
@@ -48,6 +49,11 @@ def check_run(config: Config) -> CheckedRun:
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
     _check_shard(config, algorithm)
+    check_optimizer(
+        config.optimizer,
+        critic=config.model.critic_for(algorithm.valued) is not None,
+        half=config.model.trained_dtype == "bfloat16",
+    )
     if config.model.router_loss:
         balanced = RouterBalance(config.model.router_loss)
         algorithm = replace(algorithm, regularizers=(*algorithm.regularizers, balanced))
@@ -106,6 +112,12 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
     conflicts = {
         "has no critic that is a network of its own; set model.critic=head": model.critic_for(algorithm.valued)
         == "network",
+        "cannot be compiled as well; set model.compile=false": model.compile,
+        "cannot hold frozen weights in few bits (model.quantize)": model.quantize is not None,
+        "with model.full=true keeps trained weights in float32; set model.trained_dtype=float32": model.full
+        and model.trained_dtype != "float32",
+        "with model.full=true is updated by AdamW; set optimizer.use=adamw": model.full
+        and config.optimizer.use.lower() != "adamw",
         "cannot adapt model.lora.parameters, which are no layers; remove them": bool(model.lora.parameters),
         "with model.full=true computes in bfloat16 or float32; change model.dtype": model.full
         and model.dtype == "float16",
@@ -137,6 +149,11 @@ def _check_engine(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             f"algorithm.sampler.engine={engine} computes adapters in half precision alone, and model.dtype is float32;"
             " set model.dtype=bfloat16 or float16, or leave engine out"
+        )
+    if engine is not None and config.model.quantize is not None:
+        raise UserError(
+            f"algorithm.sampler.engine={engine} would sample from the base in full precision, and"
+            f" model.quantize={config.model.quantize} trains on a rounded one; leave one of them out"
         )
     if engine is None and config.model.vllm != VLLMConfig():
         raise UserError("model.vllm holds options of an engine that is not used; set algorithm.sampler.engine=vllm")

@@ -1,6 +1,7 @@
 """The config: strict keys, clear errors, overrides, a round trip, and the work that follows from it."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -196,11 +197,29 @@ def test_impossible_groups(file: Path) -> None:
         ("data.train=nowhere.txt", "nowhere.txt do not exist"),
         ("data.test=shapes:tset", "did you mean 'test'"),
         ("model.adapter=nowhere", "model.adapter"),
+        ("model.attention=flsh", "model.attention: attention backend 'flsh' is not available.*did you mean 'flash'"),
+        ("model.attention=sage", r"Please install `sageattention>=[\d.]*`; or set model.attention: null"),
     ],
 )
 def test_what_does_not_exist_is_found_before_loading(file: Path, override: str, match: str) -> None:
     with pytest.raises(UserError, match=match):
         check_run(Config.load(file, [override]))
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("flsh", "did you mean 'flash'"),
+        ("xformers", "there is none of that name; known: eager, flash, "),
+        ("flash", "flash-attn is not installed"),
+    ],
+)
+def test_attention_of_language_models_is_checked_before_loading(file: Path, name: str, match: str) -> None:
+    overrides = ["model.path=sudoku", "algorithm=grpo", "rewards=[sudoku]", "data.train=sudoku:train", "eval.every=0"]
+    if name == "flash" and (find_spec("flash_attn") or find_spec("kernels")):
+        pytest.skip("flash-attn is installed")
+    with pytest.raises(UserError, match=f"model.attention: attention {name!r} is not available: .*{match}"):
+        check_run(Config.load(file, [*overrides, "data.test=sudoku:test", f"model.attention={name}"]))
 
 
 BOMB = "x0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

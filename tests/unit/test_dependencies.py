@@ -229,6 +229,10 @@ def test_the_doctor_knows_every_extra(monkeypatch):
         ("pyarrow", "data", {"data": {"train": "PROMPTS.parquet"}}),
         ("wandb", "tracking", {"log": {"trackers": ["wandb"]}}),
         ("tensorboard", "tracking", {"log": {"trackers": ["tensorboard"]}}),
+        ("bitsandbytes", "quantize", {"model": {"path": "shapes", "quantize": "nf4"}}),
+        ("bitsandbytes", "quantize", {"model": {"path": "shapes", "quantize_encoders": "int8"}}),
+        ("bitsandbytes", "quantize", {"optimizer": {"use": "bitsandbytes.optim.AdamW8bit"}}),
+        ("prodigyopt", "optimizers", {"optimizer": {"use": "Prodigy"}}),
         (
             "vllm",
             "vllm",

@@ -151,12 +151,19 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def update(
-    share: Share, policy: Slope, options: dict[str, Any], lr: float = 0.05, scaler: Any = UNSCALED, **settings: Any
+    share: Share,
+    policy: Any,
+    options: dict[str, Any],
+    lr: float = 0.05,
+    scaler: Any = UNSCALED,
+    forwards: list[int] | None = None,
+    **settings: Any,
 ) -> tuple[list[float], dict[str, float], float]:
     """Gradients of every step, metrics and theta, of the samples of a share."""
     parts = dict(options)
     numbers = [number if number >= 0 else 0 for number in share.here.tolist()]
-    estimator = Held(X, mask=parts.pop("mask", None), here=tuple(numbers))
+    noted = [] if forwards is None else forwards
+    estimator = Held(X, mask=parts.pop("mask", None), here=tuple(numbers), forwards=noted)
     algorithm = Algorithm(
         sampler=FlowSampler(), estimator=estimator, advantage=lambda scores, memory: scores.total, **parts
     )  # fmt: skip
@@ -164,9 +171,9 @@ def update(
     scores = Scores(table(ADVANTAGE).T, torch.ones(1).double(), ("r",), ids, ids, torch.ones(6).bool())
     rollout = rollout_of(Numbers(torch.tensor(numbers)), torch.zeros(len(numbers), 1), group=ids[numbers])
     optimizer = Noting(policy.parameters(), lr)
-    options = UpdateSettings(max_grad_norm=1e9, updates=2, epochs=2, **settings)
+    how = UpdateSettings(max_grad_norm=1e9, updates=2, epochs=2, **settings)
     metrics = improve(
-        policy, optimizer, algorithm, rollout, scores, table(ADVANTAGE)[0], options, scaler, share
+        policy, optimizer, algorithm, rollout, scores, table(ADVANTAGE)[0], how, scaler, share
     )  # fmt: skip
     return optimizer.seen, metrics, policy.theta.item()
 
@@ -202,6 +209,30 @@ def test_processes_exchange_little_whatever_the_micro_batch() -> None:
         return in_threads(2, work)[0]
 
     assert count(1) == count(64)
+
+
+class Split(Slope):
+    """Says that every process holds a part of its network."""
+
+    is_split = True
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_split_network_is_run_equally_often_everywhere(case: str) -> None:
+    """The first process holds four samples and the second two; what is measured in the place of the missing ones adds
+    nothing to the gradient."""
+    steps, wanted, _ = update(Share.alone(6), Slope(0.1), CASES[case](), micro_batch=1)
+
+    def work(ranks: ThreadRanks) -> tuple[list[float], int, dict[str, float]]:
+        share, options = Share.of(ranks, torch.tensor([[0, 1, 2, 4], [3, 5]][ranks.rank])), CASES[case]()
+        forwards: list[int] = []
+        seen, metrics, _ = update(share, Split(0.1), options, micro_batch=1, forwards=forwards)
+        return seen, len(forwards), metrics
+
+    (first, often, metrics), (second, as_often, _) = in_threads(2, work)
+    assert often == as_often > 0
+    assert first == second == pytest.approx(steps, rel=1e-12)
+    assert metrics == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -265,7 +296,7 @@ def test_a_batch_of_no_consequence_is_none() -> None:
     ids = torch.tensor(GROUP)
     scores = Scores(torch.zeros(6, 1).double(), torch.ones(1).double(), ("r",), ids, ids, torch.ones(6).bool())
     rollout = rollout_of(Numbers(torch.arange(6)), torch.zeros(6, 1), group=ids)
-    policy = Slope()
+    policy: Any = Slope()
     metrics = improve(
         policy, Noting(policy.parameters()), algorithm, rollout, scores, torch.zeros(6).double(), UpdateSettings()
     )  # fmt: skip
@@ -282,7 +313,8 @@ def test_a_parameter_moved_by_samples_elsewhere_alone_has_a_zero_here() -> None:
             return Likelihood(policy.theta * rows.x + (policy.other * rows.x if bool(sixth) else 0.0))
 
     def work(ranks: ThreadRanks) -> list[float]:
-        share, policy = Share.of(ranks, torch.tensor(HERE[2][ranks.rank])), Pair()
+        share = Share.of(ranks, torch.tensor(HERE[2][ranks.rank]))
+        policy: Any = Pair()
         ids = torch.tensor(GROUP)
         estimator = Sixth(X, here=tuple(share.here.tolist()))
         algorithm = Algorithm(

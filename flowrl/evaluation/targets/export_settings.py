@@ -59,7 +59,7 @@ def read_export_settings(path: Path) -> ExportSettings | None:
     try:
         facts = translated(json.loads(file.read_text(encoding="utf-8")))
         family, model, evaluation = facts["family"], dict(facts["model"]), facts["eval"]
-        allowed = {"dtype", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
+        allowed = {"dtype", "quantize", *FAMILY_KEYS[family]} - set(TRAINED_WITH)
         load = {key: value for key, value in model.items() if key in allowed}
         call = dict(load.pop("call", {}))
         steps, guidance, temperature = (evaluation[key] for key in ("sampling_steps", "guidance", "temperature"))

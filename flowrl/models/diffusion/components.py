@@ -17,16 +17,22 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from flowrl.errors import UserError
 from flowrl.models.files import variant_of
+from flowrl.models.quantization import FULL_PRECISION, Quantized
 
 UNCHECKED = ("safety_checker",)
 """Components that no policy keeps."""
 
 
 def load_networks(
-    folder: Path, index: Mapping[str, Any], dtype: torch.dtype, given: Collection[str] = ()
+    folder: Path,
+    index: Mapping[str, Any],
+    dtype: torch.dtype,
+    given: Collection[str] = (),
+    quantized: Quantized = FULL_PRECISION,
 ) -> dict[str, Any]:
     """The networks that ``model_index.json`` (its content: ``index``) names and ``folder`` holds, by name, those in
     ``given`` excepted. What is neither a diffusers nor a transformers model is left to the pipeline.
+    ``quantized``: which of them are held in a few bits.
 
     Raises:
         UserError: for a network whose files lack weights. Whatever else the libraries raise is passed on.
@@ -35,7 +41,7 @@ def load_networks(
     for name, entry in index.items():
         kind = _kind(entry)
         if kind is not None and name not in (*given, *UNCHECKED) and (folder / name).is_dir():
-            made[name] = _load_whole(kind, folder / name, name, dtype)
+            made[name] = _load_whole(kind, folder / name, name, dtype, quantized)
     return made
 
 
@@ -56,13 +62,14 @@ def _kind(entry: Any) -> Any:
     return kind if known else None
 
 
-def _load_whole(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
+def _load_whole(kind: Any, folder: Path, name: str, dtype: torch.dtype, quantized: Quantized) -> Any:
     from transformers import PreTrainedModel
 
     transformer = issubclass(kind, PreTrainedModel)
     variant = variant_of(folder)
     chosen: dict[str, Any] = {} if variant is None else {"variant": variant}
     chosen |= {"dtype" if transformer else "torch_dtype": dtype}
+    chosen |= quantized.options(name, dtype, transformer)
     model, report = kind.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True, **chosen)
     missing = sorted(set(report["missing_keys"]) & _needed(model))
     if missing:
@@ -70,6 +77,7 @@ def _load_whole(kind: Any, folder: Path, name: str, dtype: torch.dtype) -> Any:
             f"model {str(folder.parent)!r} is not whole: {name} lacks {len(missing)} of the weights of {kind.__name__} "
             f"({missing[0]}, ...), which would be random; download it again"
         )
+    quantized.finish(name, model)
     return model
 
 

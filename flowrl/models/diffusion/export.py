@@ -25,6 +25,7 @@ from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import prediction_of
 from flowrl.models.export_folder import into_folder
 from flowrl.models.lora import ADAPTER
+from flowrl.models.quantization import check_mergeable, is_quantized
 from flowrl.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -51,17 +52,19 @@ def export(policy: DiffusionPolicy, directory: Path, to: str) -> float:
 
 def formats(policy: DiffusionPolicy) -> tuple[str, ...]:
     """The formats this model can be exported to: some pipelines load no LoRA files, kohya's names are those of few
-    models and have no magnitudes of DoRA that diffusers reads, a fully trained model has no adapter."""
+    models and have no magnitudes of DoRA that diffusers reads, a fully trained model has no adapter, and a base in a
+    few bits no room for merged weights."""
     lora = policy.adaptation.lora
     if lora is None:
         return ("merged",)
+    whole = () if is_quantized(policy.network) else ("merged",)
     saver = getattr(policy.pipeline, "save_lora_weights", None)
     takes = set() if saver is None else set(inspect.signature(saver).parameters)
     loads = f"{policy.recorder.network_name}_lora_layers" in takes and hasattr(policy.network, "load_lora_adapter")
     if not loads:
-        return ("peft", "merged")
+        return ("peft", *whole)
     named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora
-    return FORMATS if named else ("diffusers", "peft", "merged")
+    return ("diffusers", "peft", *(("kohya",) if named else ()), *whole)
 
 
 def _network(policy: DiffusionPolicy, pipeline: DiffusionPipeline) -> nn.Module:
@@ -143,6 +146,7 @@ def _kohya_tensors(policy: DiffusionPolicy, kind: str) -> dict[str, Tensor]:
 
 
 def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
+    check_mergeable(policy.network)
     base = _fresh(policy)
     peft.merge(_network(policy, base), policy.network, policy.adaptation)
     _network(policy, base).requires_grad_(False)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from flowrl.errors import UserError, first_line, is_out_of_memory
+from flowrl.errors import UserError
+from flowrl.models.diffusion.attention import use_attention
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
@@ -22,7 +23,8 @@ from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
 from flowrl.models.pace import Pace
-from flowrl.models.placement import Placement, compile_blocks, place
+from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
+from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.sharding import Shard, check_exchange, check_shard, split
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
 from flowrl.worlds.shapes import CALL
@@ -38,12 +40,16 @@ def load_policy(
     lora: LoRAOptions | None = None,
     full: bool = False,
     dtype: str = "float32",
+    trained_dtype: str = "float32",
     device: str = "auto",
     gradient_checkpointing: bool = False,
     attention: str | None = None,
     compile: bool = False,
     trust_remote_code: bool = False,
     decode_batch: int = 16,
+    prompt_cache: bool = False,
+    quantize: Method | None = None,
+    quantize_encoders: Method | None = None,
     shard: Shard = "none",
     parity: Literal["check", "skip"] = "check",
 ) -> DiffusionPolicy:
@@ -56,45 +62,77 @@ def load_policy(
             ready-made ``prompt_embeds``, ...
         lora: the adapter to train (default: rank 32 on the attention projections); exclusive with ``full``.
         full: train every parameter of the denoiser.
-        dtype: precision of the frozen parts; trained parameters are always float32.
-        attention: a backend of diffusers' attention dispatcher, such as ``"flash"`` or ``"xformers"``.
-        compile: compile the denoiser's repeated blocks.
+        dtype: precision of the frozen parts.
+        trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
+        attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
+        compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
+        prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
+        quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
+        quantize_encoders: hold those of the text encoders so.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
         UserError: for a model that is missing, unsuitable or not replayable, or options that exclude each other.
     """
     placement = place(dtype, device)
-    options = lora_or_full(full, lora)
+    options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
     check_shard(shard)
-    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code)
+    quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
+    source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-    adapt(network, options, LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS))
-    _switch_on(network, gradient_checkpointing, attention, compile)
+    _adapt(pipeline, network, options, trained)
+    if gradient_checkpointing:
+        _checkpoint(network)
     label = str(path_or_pipeline) if source else type(pipeline).__name__
     pace = _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
-    spec = calibrate(recorder).to(placement.device)
-    policy = DiffusionPolicy(
-        recorder, spec, adaptation, dtype=placement.dtype, decode_batch=decode_batch, source=source
-    )
+    facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
+    policy = DiffusionPolicy(recorder, calibrate(recorder).to(placement.device), adaptation, **facts)
+    _speed_up(policy, attention, compile, prompt_cache)
     policy.pace = pace
-    if parity == "check":
-        check(policy)
-    if shard != "none":
-        check_exchange(policy.weights, partial(predictions, policy), type(network).__name__)
+    _check(policy, parity)
     return policy
 
 
+def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"]) -> None:
+    """The start-up checks."""
+    if parity == "check":
+        check(policy)
+    if policy.is_split:
+        check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
+
+
+def _adapt(
+    pipeline: DiffusionPipeline, network: torch.nn.Module, options: LoRAOptions | None, trained_dtype: torch.dtype
+) -> None:
+    """Freeze the pipeline but for what is trained of its denoiser."""
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
+    adapt(network, options, targets, trained_dtype=trained_dtype)
+
+
+def _quantized(
+    network: Method | None, encoders: Method | None, full: bool, shard: Shard, placement: Placement
+) -> Quantized:
+    for key, method in (("model.quantize", network), ("model.quantize_encoders", encoders)):
+        if method is not None:
+            check_quantization(method, full, key, shard)
+            check_device(method, placement.device, key)
+    return Quantized(network, encoders, placement.device)
+
+
 def open_pipeline(
-    where: ModelSource, dtype: torch.dtype, components: Mapping[str, Any] | None = None
+    where: ModelSource,
+    dtype: torch.dtype,
+    components: Mapping[str, Any] | None = None,
+    quantized: Quantized = FULL_PRECISION,
 ) -> DiffusionPipeline:
     """The pipeline saved at ``where``, safetensors only; given ``components`` are used instead of reading them.
+    ``quantized``: which of its networks are held in a few bits.
 
     Raises:
         UserError: when there is none.
@@ -120,7 +158,7 @@ def open_pipeline(
             common |= {} if variant is None else {"variant": variant}
             # parts a folder was saved without (text encoders, for ready-made embeddings) are named to be left out
             absent = {key: None for key, value in index.items() if value == [None, None]}
-            parts = {**absent, **load_networks(folder, index, dtype, given), **given}
+            parts = {**absent, **load_networks(folder, index, dtype, given, quantized), **given}
             pipeline = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **common, **parts)
     except Exception as error:  # whatever the library raises for files that are not as it wrote them
         raise load_error(source, error) from error
@@ -172,7 +210,7 @@ def single_step(scheduler: Any) -> Any:
 
 
 def _open(
-    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool
+    given: str | Path | DiffusionPipeline, placement: Placement, trust: bool, quantized: Quantized
 ) -> tuple[ModelSource | None, DiffusionPipeline, Mapping[str, Any]]:
     """``(source, pipeline, default call)``."""
     if not isinstance(given, (str, Path)):
@@ -183,26 +221,29 @@ def _open(
         pipeline: Any = given
         origin = str(pipeline.config.get("_name_or_path") or "")
         known = (Path(origin) / "model_index.json").is_file()
-        return (ModelSource(origin, trust) if known else None), pipeline.to(placement.dtype), {}
+        pipeline = pipeline.to(placement.dtype)
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                quantized.finish(name, part)
+        return (ModelSource(origin, trust) if known else None), pipeline, {}
     embedded = embedded_model(str(given), "diffusion")
     where = ModelSource(str(embedded or given), trust)
-    return where, open_pipeline(where, placement.dtype), {} if embedded is None else CALL
+    opened = open_pipeline(where, placement.dtype, quantized=quantized)
+    return where, opened, {} if embedded is None else CALL
 
 
-def _switch_on(network: Any, gradient_checkpointing: bool, attention: str | None, compile: bool) -> None:
-    kind = type(network).__name__
-    if gradient_checkpointing:
-        if not getattr(network, "_supports_gradient_checkpointing", False):
-            raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
-        network.enable_gradient_checkpointing()
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool) -> None:
+    """What is switched on once it is known how the pipeline calls its denoiser."""
+    if prompt_cache:
+        policy.encoder.keep()
     if attention is not None:
-        try:
-            network.set_attention_backend(attention)
-        except (ValueError, RuntimeError, ImportError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"attention backend {attention!r} is not available for {kind}: {first_line(error)}"
-            ) from error
+        use_attention(policy, attention)
     if compile:
-        compile_blocks(network)
+        compile_blocks(policy.network)
+
+
+def _checkpoint(network: Any) -> None:
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        kind = type(network).__name__
+        raise UserError(f"{kind} does not support gradient checkpointing; set model.gradient_checkpointing: false")
+    network.enable_gradient_checkpointing()

@@ -17,6 +17,7 @@ from flowrl.models.adapters.verify import check_adapter, swapped_in
 from flowrl.models.deviation import deviation
 from flowrl.models.export_folder import into_folder
 from flowrl.models.lora import Adaptation
+from flowrl.models.quantization import check_mergeable, is_quantized
 from flowrl.models.source import ModelSource
 from flowrl.models.text.network import Network
 from flowrl.models.text.parity import make_probe, single_row_logits
@@ -47,8 +48,11 @@ def export(policy: TextPolicy, directory: Path, to: str) -> float:
 
 
 def formats(policy: TextPolicy) -> tuple[str, ...]:
-    """What this model can be exported to: a fully trained one has no adapter."""
-    return ("merged",) if policy.adaptation.lora is None else FORMATS
+    """What this model can be exported to: a fully trained one has no adapter, one on a base in a few bits cannot be
+    merged."""
+    if policy.adaptation.lora is None:
+        return ("merged",)
+    return ("peft",) if is_quantized(policy.network.model) else FORMATS
 
 
 def task_of(policy: TextPolicy) -> dict[str, Any]:
@@ -66,6 +70,7 @@ def task_of(policy: TextPolicy) -> dict[str, Any]:
 def _merged(policy: TextPolicy, work: Path) -> PreTrainedModel:
     """The model with merged weights and its tokenizer in ``work``, and everything else that a pipeline had."""
     source, network = policy.source, policy.network
+    check_mergeable(network.model)
     base = open_model(source, policy.family, policy.dtype)
     untie(base, network.adaptation)
     merged = peft.merge(base, network.model, network.adaptation)

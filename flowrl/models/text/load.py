@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
-from flowrl.models.placement import checkpoint_blocks, compile_blocks, place
+from flowrl.models.placement import checkpoint_blocks, compile_blocks, place, trained_precision
+from flowrl.models.quantization import Method, Quantized, check_device, check_quantization
 from flowrl.models.sharding import Shard, check_shard, split
 from flowrl.models.source import ModelSource, check_finite
 from flowrl.models.text.codec import TextCodec, make_codec
 from flowrl.models.text.network import Network
-from flowrl.models.text.pretrained import find_model, generation_config, open_model, open_tokenizer
+from flowrl.models.text.pretrained import STATE_SPACE, find_model, generation_config, open_model, open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
-"""Model types whose output projections are used by their kernels directly."""
 
 
 class Options(TypedDict, total=False):
@@ -30,12 +28,16 @@ class Options(TypedDict, total=False):
     full: bool
     """Train every parameter."""
     dtype: str
-    """Precision of the frozen parts; trained parameters are always float32."""
+    """Precision of the frozen parts."""
+    trained_dtype: str
+    """That of the trained parameters: float32, or bfloat16 where ``dtype`` is."""
     device: str
     gradient_checkpointing: bool
     attention: str | None
     """An attention implementation of transformers, such as ``"sdpa"`` or ``"flash_attention_2"``."""
     compile: bool
+    quantize: Method | None
+    """Hold the frozen linear layers in ``"nf4"`` or ``"int8"``."""
     shard: Shard
     """``"fsdp"``: split the network over the processes (`flowrl.models.sharding`)."""
     trust_remote_code: bool
@@ -68,12 +70,17 @@ def open_network(
         )
     placement = place(options.get("dtype", "float32"), options.get("device", "auto"))
     adapter = lora_or_full(options.get("full", False), options.get("lora"))
-    shard = options.get("shard", "none")
+    trained = trained_precision(options.get("trained_dtype", "float32"), placement.dtype)
+    shard, method = options.get("shard", "none"), options.get("quantize")
     check_shard(shard)
+    if method is not None:
+        check_quantization(method, adapter is None, shard=shard)
+        check_device(method, placement.device)
+    quantized = Quantized(method, device=placement.device)
     source = ModelSource(find_model(path, family), options.get("trust_remote_code", False))
-    model = open_model(source, family, placement.dtype, options.get("attention"))
+    model = open_model(source, family, placement.dtype, options.get("attention"), quantized)
     tokenizer = open_tokenizer(source)
-    adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model))
+    adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model), trained)
     if shard == "none":
         model.to(placement.device)  # pyright: ignore[reportArgumentType]  (transformers wraps it)
     check_finite(model, source.path)

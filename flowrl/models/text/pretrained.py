@@ -13,12 +13,16 @@ from flowrl.models.family import declared_family, embedded_model
 from flowrl.models.files import check_files, variant_of
 from flowrl.models.hub import download, read_json
 from flowrl.models.load_errors import explain, load_error
+from flowrl.models.quantization import FULL_PRECISION, Quantized, compute_dequantized, transformers_options
 from flowrl.models.source import ModelSource, check_model_name, without_progress_bars
 from flowrl.models.text import remote_code
+from flowrl.models.text.attention import check_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Model types whose kernels use the weights of layers directly."""
 KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
 
 
@@ -69,11 +73,20 @@ def _places(source: ModelSource) -> tuple[str, str]:
     return str(model), str(tokenizer)
 
 
-def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+def open_model(
+    source: ModelSource,
+    family: str,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    quantized: Quantized = FULL_PRECISION,
+) -> PreTrainedModel:
     """The network, in evaluation mode and without gradients. Raises `UserError` where it cannot be loaded whole."""
     place, _ = _places(source)
     loader = _loader(place, family, source.trust_remote_code)
-    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    chosen: dict[str, Any] = {} if attention is None else {"attn_implementation": check_attention(attention)}
+    if quantized.network is not None:
+        _check_quantizable(place)
+        chosen |= transformers_options(quantized.network, dtype, quantized.device)
     if Path(place).is_dir():
         check_files(Path(place))
         variant = variant_of(Path(place))
@@ -99,7 +112,14 @@ def open_model(source: ModelSource, family: str, dtype: torch.dtype, attention: 
             f"model {place!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, ...), which would"
             " be random; use a checkpoint with a language-model head"
         )
+    compute_dequantized(model)
     return model.requires_grad_(False).eval()
+
+
+def _check_quantizable(place: str) -> None:
+    kind = str((read_json(place, "config.json") or {}).get("model_type", ""))
+    if kind in STATE_SPACE:
+        raise UserError(f"model.quantize: the kernels of {kind} read its layers' weights themselves; leave it out")
 
 
 def generation_config(source: ModelSource) -> dict[str, Any] | None:
