@@ -91,13 +91,13 @@ def load_policy(
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
     policy = DiffusionPolicy(recorder, calibrate(recorder).to(placement.device), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache)
-    policy.pace = pace
-    _check(policy, parity)
+    _check(policy, parity, pace)
     return policy
 
 
-def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"]) -> None:
-    """The start-up checks."""
+def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> None:
+    """The start-up checks, of a network that is run at this pace from here on."""
+    policy.pace = pace
     if parity == "check":
         check(policy)
     if policy.is_split:
