@@ -54,6 +54,8 @@ class UpdateSettings:
     epochs: int = 1
     micro_batch: int = 64
     """Network rows per forward and backward."""
+    micro_tokens: int | None = None
+    """Of language models: tokens per forward and backward instead, padding included."""
     max_grad_norm: float = 1.0
     seed: int = 0
 
@@ -102,7 +104,8 @@ def improve(
     """
     share = Share.alone(len(rollout.group)) if share is None else share
     split = share.ranks.size > 1 and bool(getattr(policy, "is_split", False))
-    measure = Measure(policy, algorithm.estimator, rollout.condition, share, settings.micro_batch, level=split)
+    portion = (settings.micro_batch, settings.micro_tokens)
+    measure = Measure(policy, algorithm.estimator, rollout.condition, share, *portion, level=split)
     update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler)
     tables = _tables(update, rollout, scores, advantage)
     if tables[0].old is None:
@@ -200,10 +203,11 @@ def _table(update: _Update, rollout: Rollout, rows: Rows, held: Rows, advantage:
     return replace(table, loss_weight=algorithm.loss_weight(table))
 
 
-def _old(update: _Update, table: Table, index: Tensor, micro_batch: int | None = None) -> Likelihood:
-    """The live policy's likelihood of ``index`` rows before any update, without gradient."""
+def _old(update: _Update, table: Table, index: Tensor, alone: bool = False) -> Likelihood:
+    """The live policy's likelihood of ``index`` rows before any update, without gradient; with ``alone`` measured one
+    by one."""
     references = tuple(dict.fromkeys(part.reference for part in update.algorithm.token_advantage if part.reference))
-    measure = replace(update.measure, micro_batch=micro_batch or update.measure.micro_batch)
+    measure = replace(update.measure, micro_batch=1, micro_tokens=None) if alone else update.measure
     return measure.whole(table, index, references)
 
 
@@ -330,7 +334,7 @@ def _deviation(update: _Update, table: Table) -> float:
     some = table.mask.any(dim=1).nonzero()[: max(1, CHECK_ROWS // network_rows), 0]
     if not len(some):
         return 0.0
-    first, second = (_old(update, table, some, most).logp[some] for most in (None, 1))
+    first, second = (_old(update, table, some, alone).logp[some] for alone in (False, True))
     return float(torch.where(table.mask[some], first - second, 0.0).expm1().abs().max())
 
 

@@ -101,6 +101,11 @@ class TrainConfig(Section):
     micro_batch: PositiveInt = Field(
         default=64, description="network rows per forward and backward; changes memory, not results"
     )
+    micro_tokens: PositiveInt | None = Field(
+        default=None,
+        description="language: tokens per forward and backward instead of micro_batch, padding included: rows of "
+        "similar length together, so that a long completion pads no short ones; null = micro_batch",
+    )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
     images: Literal["auto", "float32", "uint8"] = Field(
         default="auto",

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import float64_device, put, to_host, wide
 from flowrl.math.masking import (
     commit_counts,
     draw_tokens,
@@ -184,17 +185,18 @@ class _Canvas:
     def _step(self, logits: Tensor, rows: Tensor, masked: Tensor, step: int, count: Tensor, chance: float) -> None:
         """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows; with order ``origin`` each by chance."""
         o = self.options
-        where = masked.to(logits.device)
         seeds = self.draw.seeds[rows]
-        numbers = uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked].to(logits.device)
+        numbers = put(uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked], float64_device(logits.device))
         drawn, _ = draw_tokens(logits, numbers, o.temperature, o.truncation)
-        score = torch.full(masked.shape, -torch.inf, dtype=torch.float64, device=logits.device)
-        score[where] = self._preference(logits, drawn, masked, seeds, step).to(score)
-        score = score.cpu()
+        found = [drawn, self._preference(logits, drawn, masked, seeds, step)]
+        found += [] if o.threshold is None else [logits.softmax(dim=-1).amax(dim=-1)]
+        drawn, preference, *best = to_host(found)  # the only wait for the device of a step
+        score = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
+        score[masked] = preference.double()
         if o.threshold is not None:
-            best = torch.full(masked.shape, 0.0, dtype=torch.float64, device=logits.device)
-            best[where] = logits.softmax(dim=-1).amax(dim=-1).double()
-            chosen = masked & (best.cpu() >= o.threshold)
+            sure = torch.zeros(masked.shape, dtype=torch.bool)
+            sure[masked] = best[0].double() >= o.threshold
+            chosen = masked & sure
             chosen |= random_subset(-score, masked, torch.ones(len(rows), dtype=torch.int64))
         elif o.order == "origin":
             coin = uniform(seeds, (o.length,), stream=PLACE_STREAM + step)
@@ -202,7 +204,7 @@ class _Canvas:
         else:
             chosen = random_subset(-score, masked, count)
         proposals = torch.zeros(masked.shape, dtype=torch.int64)
-        proposals[masked] = drawn.cpu()
+        proposals[masked] = drawn
         self.tokens[rows] = torch.where(chosen, proposals, self.tokens[rows])
         self.order[rows] = torch.where(chosen, torch.full_like(proposals, step), self.order[rows])
 
@@ -230,8 +232,10 @@ class _Canvas:
         if not order_temperature:
             return found
         # the largest of these, and then the next, are draws from the softmax without replacement (Gumbel)
-        coin = uniform(seeds, (length,), stream=PLACE_STREAM + step)[masked].to(found.device)
-        return found.double() / order_temperature - (-coin.clamp(min=1e-300).log()).log()
+        coin = uniform(seeds, (length,), stream=PLACE_STREAM + step)[masked]
+        found = wide(found)
+        coin = put(coin, found.device)
+        return found / order_temperature - (-coin.clamp(min=1e-300).log()).log()
 
     def _confidence(self, logits: Tensor, drawn: Tensor) -> Tensor:
         """[K] how sure the model is of each masked position."""

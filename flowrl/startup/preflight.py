@@ -77,6 +77,10 @@ def _check_unused(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             f"model.{unused[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
+    if config.train.micro_tokens is not None and algorithm.family == "diffusion":
+        raise UserError(
+            "train.micro_tokens counts tokens, and this algorithm trains a diffusion model; set train.micro_batch"
+        )
 
 
 def _check_evaluation(config: Config, algorithm: Algorithm) -> None:

@@ -22,6 +22,7 @@ FREE_KEYS = (
     "train.threads",
     "train.rank_timeout",
     "train.micro_batch",
+    "train.micro_tokens",
     "train.sample_batch",
     "eval.every",
     "eval.batch",

@@ -44,7 +44,7 @@ def play(lines: list[list[str]], report: Path) -> list[dict[str, Any]]:
     """Run the commands in a process that has the device."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.device", str(report)],
+        [sys.executable, "-m", "tests.device", "run", str(report)],
         input=json.dumps(lines), cwd=ROOT, env=env, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

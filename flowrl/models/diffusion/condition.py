@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
 from flowrl.models.diffusion.prompt_cache import PromptCache
@@ -51,7 +52,7 @@ class DiffusionCondition:
 
     def take(self, rows: Tensor) -> DiffusionCondition:
         """The condition of the rows with these indices [n] (repeats allowed)."""
-        return replace(self, index=self.index[rows.to(self.index.device)])
+        return replace(self, index=self.index[put(rows, self.index.device)])
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Encoder:
         texts = list(dict.fromkeys(prompts))
         entries = self._together(texts) if self.ragged else self._one_by_one(texts)
         position = {text: i for i, text in enumerate(texts)}
-        index = torch.tensor([position[text] for text in prompts], device=self._recorder.pipeline._execution_device)
+        index = put(torch.tensor([position[text] for text in prompts]), self._recorder.pipeline._execution_device)
         branches = tuple(self._branch(entries, i) for i in range(len(self._spec.branches)))
         return DiffusionCondition(branches, index)
 

@@ -89,7 +89,7 @@ def load_policy(
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
-    policy = DiffusionPolicy(recorder, calibrate(recorder).to(placement.device), adaptation, **facts)
+    policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache)
     _check(policy, parity, pace)
     return policy

@@ -108,7 +108,7 @@ class DiffusionPolicy(HasWeightSets):
         1 computes the conditional branch only. With ``cfg_grad="cond"`` the unconditional branch runs without
         gradient (what detaching it would give, at less cost), with ``"both"`` gradient passes through both.
         """
-        x, t = x.float(), t.to(x.device, torch.float64)
+        x, t = x.float(), t.to("cpu", torch.float64)
         native = self.native(x, t, condition, guidance, cfg_grad)
         return self.spec.coordinates.velocity(native, x, t)
 
@@ -168,7 +168,7 @@ class DiffusionPolicy(HasWeightSets):
         latent = call.latent.fill(read, rest)
         values[call.latent.path] = join(latent, call.latent.kind)
         for slot in call.times:
-            values[slot.path] = slot.fill(timestep)
+            values[slot.path] = slot.fill(timestep, read.device)
         inputs = call.layout.build(condition.branches[branches[0]].template, values)
         if self._network_takes_return_dict:
             inputs["return_dict"] = False

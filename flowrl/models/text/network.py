@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flowrl.devices import put
 from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.lora import Adaptation
@@ -125,7 +126,7 @@ class Network:
         """Run the model on ``inputs`` and read it at ``(rows, columns)`` [k]; with ``keep`` behind what ``cache``
         (``None``: nothing) holds of earlier columns, and with the cache in the result, if the model returns one. With
         the places ``inside`` [n, W] that are no padding, the routers of a mixture of experts are watched."""
-        where = rows.to(self.device), columns.to(self.device)
+        where = put(rows, self.device), put(columns, self.device)
         kept: list[Tensor] = []
 
         def show(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -154,7 +155,7 @@ class Network:
     def run(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """The model's own output."""
         on_device = {
-            key: value.to(self.device, self.placement.dtype if value.is_floating_point() else None)
+            key: put(value, self.device, self.placement.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
         self.calls += len(next(iter(on_device.values())))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowrl.devices import put
 from flowrl.math.tokens import KEPT, exclude
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
@@ -123,17 +124,17 @@ class TextPolicy(HasWeightSets):
         logp, entropies, values, places = [], [], [], []
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
-        wanted = labels.flatten().to(self.device)
+        wanted = put(labels.flatten(), self.device)
         room = KEPT  # of all calls together, which live until backward
         calls = list(self._calls(condition, tokens, targets))
         further = 0 if self.pace is None else self.pace.most(len(calls)) - len(calls)  # asked before the others compute
         for call in calls:
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
-            place = call.place.to(self.device)
+            place = put(call.place, self.device)
             if reading.balance is not None:
                 sample = torch.zeros(len(reading.balance), dtype=torch.int64)
                 sample[call.rows] = call.place // tokens.shape[1]
-                balances.append((sample.to(self.device), reading.balance))
+                balances.append((put(sample, self.device), reading.balance))
             found, spread = self.network.log_softmax(
                 reading,
                 wanted[place],
@@ -184,7 +185,7 @@ class TextPolicy(HasWeightSets):
             return torch.zeros(0, self.vocabulary, device=self.device)
         logits = found[0]
         if len(found) > 1:
-            logits = torch.cat(found)[torch.cat(places).argsort().to(self.device)]
+            logits = torch.cat(found)[put(torch.cat(places).argsort(), self.device)]
         return exclude(logits, self.excluded)
 
     def _calls(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:
