@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer, RunClock
 from flowrl.runtime.trackers import Trackers
+from flowrl.runtime.watch import LostRankError, present
 from flowrl.session import Session
 from flowrl.startup.inputs import MANIFEST_KEY
 from flowrl.types import exchange
@@ -48,19 +49,23 @@ class Trainer:
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Inside is an iteration. Where it fails before it has changed the weights, what was finished before is saved;
-        after that nobody could go on from there as if nothing had been."""
+        """Inside is an iteration. Where it fails before it has changed the weights, what was finished before is saved,
+        also where it fails because a rank is lost; after that nobody could go on from there as if nothing had been."""
         session = self.session
         memory, scale = deepcopy(session.memory), session.scaler.state_dict()
         done, steps = session.progress.iteration, self._steps
 
-        def save() -> None:
+        def save(write: Callable[[], object]) -> None:
             if (session.progress.iteration, self._steps, session.scaler.state_dict()) == (done, steps, scale):
                 session.memory = memory
-                self.save()
+                write()
 
-        with explain_out_of_memory(session.config, "update", self.timer, save):
-            yield
+        try:
+            with explain_out_of_memory(session.config, "update", self.timer, partial(save, self.save)):
+                yield
+        except LostRankError:
+            save(self._save_alone)
+            raise
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on held-out prompts. Where it fails, what was finished before is saved first."""
@@ -101,7 +106,16 @@ class Trainer:
                 shards = checkpoint.write_shards(root, step, parts, session.ranks)
             self.job.write(partial(self._write, tensors, values, reference, shards))
 
-    def _write(self, tensors: dict[str, Any], values: dict[str, Any], reference: str, shards: Path | None) -> None:
+    def _save_alone(self) -> None:
+        """A checkpoint without exchanges, of weights that rank 0 has whole."""
+        watch = present()
+        if self.job.rank == 0 and self.session.progress.iteration and watch is not None and not watch.sharded:
+            with suppress(Exception):  # what ended the run has been said
+                self._write(*self.session.state(), self.session.policy.weights.sha256("reference"))
+
+    def _write(
+        self, tensors: dict[str, Any], values: dict[str, Any], reference: str, shards: Path | None = None
+    ) -> None:
         session, options = self.session, self.session.config.checkpoint
         facts = {
             "reference": reference,
