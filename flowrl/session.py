@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from flowrl.config import Config
@@ -20,6 +20,7 @@ from flowrl.errors import UserError
 from flowrl.math.random import derive
 from flowrl.models import DiffusionPolicy, LoadedPolicy, export_formats, export_policy
 from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.quantization import describe_quantized
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
 from flowrl.models.text.policy import TextPolicy
@@ -284,10 +285,16 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         inputs=fingerprint_inputs(config, run.train, run.test),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),
+            *([] if config.model.quantize is None else [describe_quantized(trained_network(policy))]),
             *notes,
             *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted),
         ],
     )
+
+
+def trained_network(policy: LoadedPolicy) -> nn.Module:
+    """The network that is trained."""
+    return policy.network if isinstance(policy, DiffusionPolicy) else policy.network.model
 
 
 def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:

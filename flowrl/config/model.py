@@ -38,7 +38,9 @@ class LoRAConfig(Section):
     )
     alpha_pattern: dict[str, PositiveFloat] = Field(default={}, description="other alphas, likewise")
     parameters: list[str] = Field(
-        default=[], description="parameters that are no layers, by the ends of their names: experts in one tensor"
+        default=[],
+        description="parameters that are no layers, by the ends of their names: experts of a mixture that lie in one "
+        "tensor (experts.gate_up_proj, experts.down_proj), which no name in targets reaches",
     )
 
 
