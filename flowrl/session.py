@@ -118,6 +118,7 @@ class Session:
         return UpdateSettings(
             updates=train.updates,
             epochs=train.epochs,
+            split=train.split,
             micro_batch=train.micro_batch,
             micro_tokens=train.micro_tokens,
             max_grad_norm=self.config.optimizer.max_grad_norm,

@@ -52,6 +52,9 @@ class UpdateSettings:
     updates: int = 1
     """Optimiser steps per epoch; the samples are split among them."""
     epochs: int = 1
+    split: Literal["random", "even"] = "random"
+    """How: at random, or evenly from every group (of a loss that couples rows: from neighbouring groups), so that every
+    process, which holds whole groups, has about as many samples of each batch. Neither depends on the processes."""
     micro_batch: int = 64
     """Network rows per forward and backward."""
     micro_tokens: int | None = None
@@ -213,16 +216,21 @@ def _old(update: _Update, table: Table, index: Tensor, alone: bool = False) -> L
 
 def _split(table: Table, algorithm: Algorithm, settings: UpdateSettings, epoch: int) -> Iterator[Tensor]:
     """Row indices of each optimiser batch. Losses that couple rows keep groups whole."""
-    group = table.group
-    if settings.updates == 1:
+    group, updates = table.group, settings.updates
+    if updates == 1:
         yield torch.arange(len(group))
         return
-    if algorithm.coupled:
-        ids = group.unique()
-        order = ids[permutation(settings.seed + epoch, len(ids))]
-        chunks = [torch.isin(group, part).nonzero()[:, 0] for part in order.tensor_split(settings.updates)]
+    ids, which = group.unique(return_inverse=True)
+    count = len(ids) if algorithm.coupled else len(group)
+    order = permutation(settings.seed + epoch, count)
+    if settings.split == "even":
+        strata = torch.arange(count) // updates if algorithm.coupled else which
+        order = order[strata[order].argsort(stable=True)]
+        chunks = [order[start::updates] for start in range(updates)]
     else:
-        chunks = list(permutation(settings.seed + epoch, len(group)).tensor_split(settings.updates))
+        chunks = list(order.tensor_split(updates))
+    if algorithm.coupled:
+        chunks = [torch.isin(group, ids[part]).nonzero()[:, 0] for part in chunks]
     yield from (chunk for chunk in chunks if len(chunk))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from flowrl.runtime.launch import Job
 from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.timing import PhaseTimer, RunClock
 from flowrl.runtime.trackers import Trackers
+from flowrl.runtime.watch import LostRankError, present
 from flowrl.session import Session
 from flowrl.startup.inputs import MANIFEST_KEY
 from flowrl.types import exchange
@@ -45,19 +46,23 @@ class Trainer:
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Inside is an iteration. Where it fails before it has changed the weights, what was finished before is saved;
-        after that nobody could go on from there as if nothing had been."""
+        """Inside is an iteration. Where it fails before it has changed the weights, what was finished before is saved,
+        also where it fails because a rank is lost; after that nobody could go on from there as if nothing had been."""
         session = self.session
         memory, scale = deepcopy(session.memory), session.scaler.state_dict()
         done, steps = session.progress.iteration, self._steps
 
-        def save() -> None:
+        def save(write: Callable[[], object]) -> None:
             if (session.progress.iteration, self._steps, session.scaler.state_dict()) == (done, steps, scale):
                 session.memory = memory
-                self.save()
+                write()
 
-        with explain_out_of_memory(session.config, "update", self.timer, save):
-            yield
+        try:
+            with explain_out_of_memory(session.config, "update", self.timer, partial(save, self.save)):
+                yield
+        except LostRankError:
+            save(self._save_alone)
+            raise
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on held-out prompts. Where it fails, what was finished before is saved first."""
@@ -92,6 +97,13 @@ class Trainer:
         with explain_out_of_memory(session.config, "save"):
             tensors, values = session.state()
             self.job.write(partial(self._write, tensors, values))
+
+    def _save_alone(self) -> None:
+        """A checkpoint without exchanges, of weights that rank 0 has whole."""
+        watch = present()
+        if self.job.rank == 0 and self.session.progress.iteration and watch is not None and not watch.sharded:
+            with suppress(Exception):  # what ended the run has been said
+                self._write(*self.session.state())
 
     def _write(self, tensors: dict[str, Any], values: dict[str, Any]) -> None:
         session, options = self.session, self.session.config.checkpoint

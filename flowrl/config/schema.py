@@ -98,6 +98,11 @@ class TrainConfig(Section):
     iterations: PositiveInt = Field(description="rounds of sampling and updating")
     updates: PositiveInt = Field(default=1, description="optimiser steps per pass over the samples")
     epochs: PositiveInt = Field(default=1, description="passes over the samples of an iteration")
+    split: Literal["random", "even"] = Field(
+        default="random",
+        description="which samples are of which update: at random, or evenly many of every group, so that several "
+        "processes have equally much to do in each",
+    )
     micro_batch: PositiveInt = Field(
         default=64, description="network rows per forward and backward; changes memory, not results"
     )

@@ -18,7 +18,7 @@ from flowrl.parts.objectives import Clipped, ClippedMean, ObjectiveDefaults
 from flowrl.parts.regularizers import KLToOld
 from flowrl.runtime.ranks import together
 from flowrl.samplers.flow import FlowSampler
-from flowrl.step import UNSCALED, UpdateSettings, improve
+from flowrl.step import UNSCALED, UpdateSettings, _split, improve
 from flowrl.types import Batch, IncompatibleError, Likelihood, OneProcess, Rollout, Rows, Scores, Share, Table, exchange
 from tests.contract.toys import rollout_of
 from tests.threads import ThreadRanks, in_threads
@@ -335,3 +335,30 @@ def test_a_parameter_moved_by_samples_elsewhere_alone_has_a_zero_here() -> None:
 def test_a_rank_that_makes_another_exchange_is_noticed_by_the_threads() -> None:
     with pytest.raises(AssertionError, match=re.escape("different calls")):
         in_threads(2, lambda ranks: ranks.wait() if ranks.rank else ranks.largest(1))
+
+
+# ------------------------------------------------------------------------------------------------ optimiser batches
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("updates", [2, 3, 5])
+def test_an_even_split_gives_every_process_as_much_of_each_batch(updates: int, coupled: bool) -> None:
+    """12 groups of 6 samples on 2, 3 or 4 processes."""
+    group = torch.arange(12).repeat_interleave(6)
+    grid = torch.ones(72, 1)
+    table = Table(LineRows(grid), group, group, None, grid, grid.bool(), grid, None)
+    objective = ClippedMean() if coupled else Clipped()
+    algorithm = Algorithm(
+        sampler=FlowSampler(), estimator=Line(grid), advantage=lambda scores, memory: scores.total, objective=objective
+    )  # fmt: skip
+    settings = UpdateSettings(updates=updates, split="even", seed=3)
+    batches = list(_split(table, algorithm, settings, 0))
+    assert len(batches) == updates and torch.cat(batches).sort().values.tolist() == list(range(72))
+    assert any(a.tolist() != b.tolist() for a, b in zip(batches, _split(table, algorithm, settings, 1), strict=True))
+    unit = 6 if coupled else 1
+    for batch in batches:
+        for size in (1, 2, 3, 4):
+            held = [int(((batch >= start) & (batch < start + 72 // size)).sum()) for start in range(0, 72, 72 // size)]
+            assert max(held) - min(held) <= (2 * unit if coupled else 12 // size)
+            assert abs(sum(held) - 72 / updates) < unit
+        if not coupled:
+            each = group[batch].bincount(minlength=12)
+            assert int(each.max() - each.min()) <= 1
