@@ -38,8 +38,9 @@ from flowrl.types import (
     TokenTrace,
 )
 
-CHECK_ROWS = 8
-"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
+CHECK_ROWS, CHECK_DECISIONS = 8, 256
+"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed; of
+long completions fewer, of about so many tokens, but two: one alone would be in no other company."""
 
 UNSCALED = GradScaler("cpu", enabled=False)
 """Leaves loss and gradient as they are."""
@@ -339,7 +340,8 @@ def _deviation(update: _Update, table: Table) -> float:
     """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer depends
     on the micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
     network_rows = table.mask.shape[1] // table.rows.unit
-    some = table.mask.any(dim=1).nonzero()[: max(1, CHECK_ROWS // network_rows), 0]
+    most = min(max(1, CHECK_ROWS // network_rows), max(2, CHECK_DECISIONS // table.mask.shape[1]))
+    some = table.mask.any(dim=1).nonzero()[:most, 0]
     if not len(some):
         return 0.0
     first, second = (_old(update, table, some, alone).logp[some] for alone in (False, True))
