@@ -23,6 +23,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
+from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.sharding import Shard, check_exchange, check_shard, split
@@ -85,21 +86,22 @@ def load_policy(
     network = getattr(pipeline, denoiser_name(pipeline))
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
-    release = _place(pipeline, network, placement, source, shard, full, offload)
+    release, pace = _place(pipeline, network, placement, source, shard, full, offload)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache)
-    _check(policy, parity, shard)
+    _check(policy, parity, pace)
     return policy
 
 
-def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], shard: Shard) -> None:
-    """The start-up checks."""
+def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> None:
+    """The start-up checks, of a network that is run at this pace from here on."""
+    policy.pace = pace
     if parity == "check":
         check(policy)
-    if shard != "none":
+    if policy.is_split:
         check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
 
 
@@ -182,20 +184,21 @@ def _place(
     shard: Shard,
     full: bool,
     offload: Offload,
-) -> Callable[[], None]:
+) -> tuple[Callable[[], None], Pace | None]:
     """Move the pipeline to its device, its denoiser split over the processes where that is asked for, and give it a
-    scheduler with a noise-free single step: what sends parts that wait on the host back there. Raises `UserError` for
-    weights that are not finite."""
+    scheduler with a noise-free single step: what sends parts that wait on the host back there,
+    and the pace of a split one. Raises `UserError` for weights that are not finite."""
+    pace = None
     label = source.path if source else type(pipeline).__name__
     if shard != "none":
         check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
-        split(network, placement.device, full)
+        pace = split(network, placement.device, full)
     pipeline.scheduler = single_step(pipeline.scheduler)
     release = place_parts(pipeline, denoiser_name(pipeline), placement.device, offload)
     for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and (shard == "none" or part is not network):
+        if isinstance(part, torch.nn.Module) and (pace is None or part is not network):
             check_finite(part, label, name)
-    return release
+    return release, pace
 
 
 def single_step(scheduler: Any) -> Any:
