@@ -28,6 +28,7 @@ from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
+from flowrl.records.shards import below
 from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
@@ -198,7 +199,7 @@ class Session:
 
         with timer("sample"):
             condition = self.policy.condition(draw.prompts)
-        with self.policy.using(weights) as policy:
+        with self.policy.using(weights) as policy, policy.own_pace():
             rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
         return rollout, kept.all()
 
@@ -213,7 +214,10 @@ class Session:
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
         and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
-        has none; its checkpoints hold the state alone."""
+        has none, and one that is split over processes writes none while it trains; their checkpoints hold the state
+        alone, and ``flowrl export`` makes the others from it."""
+        if self.policy.is_split:
+            return {}
         folders = {"diffusers": "lora", "peft": "peft"}
         return {folders[to]: partial(self._export, to) for to in export_formats(self.policy) if to in folders}
 
@@ -224,11 +228,11 @@ class Session:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         try:
-            self.policy.weights.load(_below(tensors, "weights/"))
+            self.policy.weights.load(below(tensors, "weights/"))
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         try:
-            restore_optimizer(self.optimizer, _below(tensors, "optimizer/"), values.get("optimizer", {}))
+            restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -281,7 +285,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(run.train.prompts)
     say(f"loading the model {config.model.path}")
-    policy = open_policy(config)
+    policy = open_policy(config, shard=True)
     train, test, notes = run.train, run.test, []
     if isinstance(policy, DiffusionPolicy):
         guidance = _check_guidance(run, policy)
@@ -377,7 +381,3 @@ def _fit(
         return fitting, []
     what = "left out" if dropped else "shortened"
     return fitting, [f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}"]
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -96,6 +96,10 @@ class ModelConfig(Section):
     quantize_encoders: Literal["nf4", "int8"] | None = Field(
         default=None, description="diffusion: the same for the text encoders"
     )
+    shard: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="of several processes: none = each holds the whole network; fsdp = its weights are split over them",
+    )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(
         default=None,

@@ -77,6 +77,9 @@ class Watch:
         self._limit, self._patience = SILENCE_S, 1800.0
         self._suspected: float | None = None
         self._leaving = False
+        self.sharded = False
+        """Whether networks exchange by themselves, in which the main thread cannot be told that a rank failed."""
+        self._checked = self._stuck = now
         self._lost: str | None = None
         self._wake, self._closed = threading.Event(), threading.Event()
         self.on_note: Callable[[int, str], None] = lambda rank, text: None
@@ -152,7 +155,7 @@ class Watch:
             LostRankError: a rank is gone, or keeps the others waiting for too long.
             PeerError, PeerCrashError: a rank failed.
         """
-        now = time.monotonic()
+        now = self._checked = time.monotonic()
         if self._lost is None and now - self._round > self._limit + 2 * BEAT_S:
             self._give_up(self._store_is_gone(f"has been silent for {self._limit:.0f} s"))
         if self._lost is None and waiting_since is not None and now - waiting_since > self._patience:
@@ -211,6 +214,7 @@ class Watch:
                 self.on_note(rank, self._store.get(f"note/{rank}/{number}").decode())
         self.signs, self._round = signs, now
         self._judge(now)
+        self._end_if_stuck(now)
 
     def _judge(self, now: float) -> None:
         limit = min(SUSPECTED_S, self._limit) if self._suspected else self._limit
@@ -232,6 +236,16 @@ class Watch:
 
     def _last_sign(self, rank: int) -> Sign:
         return Sign(**json.loads(self._store.get(f"sign/{rank}")))
+
+    def _end_if_stuck(self, now: float) -> None:
+        """Another rank failed while this one waits for it inside a sharded network."""
+        if not self.sharded or not any(sign.state in ("failed", "crashed") for sign in self.signs):
+            self._stuck = now
+        elif now - max(self._stuck, self._checked) > LEAVE_S and self._sign.state == "working":
+            with self._mine:
+                self._sign = replace(self._sign, state="ended")
+            self._give_sign()
+            _end(2)
 
     def _is_gone(self, rank: int) -> bool:
         """Whether a process of this machine is no longer there."""

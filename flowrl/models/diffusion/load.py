@@ -22,6 +22,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
+from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.sharding import Shard, check_exchange, check_shard, split
@@ -84,21 +85,22 @@ def load_policy(
     if gradient_checkpointing:
         _checkpoint(network)
     label = str(path_or_pipeline) if source else type(pipeline).__name__
-    _place(pipeline, network, placement, label, shard, full)
+    pace = _place(pipeline, network, placement, label, shard, full)
     adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache)
-    _check(policy, parity, shard)
+    _check(policy, parity, pace)
     return policy
 
 
-def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], shard: Shard) -> None:
-    """The start-up checks."""
+def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> None:
+    """The start-up checks, of a network that is run at this pace from here on."""
+    policy.pace = pace
     if parity == "check":
         check(policy)
-    if shard != "none":
+    if policy.is_split:
         check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
 
 
@@ -168,16 +170,18 @@ def open_pipeline(
 
 def _place(
     pipeline: DiffusionPipeline, network: torch.nn.Module, placement: Placement, label: str, shard: Shard, full: bool
-) -> None:
+) -> Pace | None:
     """Move the pipeline to its device, its denoiser split over the processes where that is asked for. Raises
     `UserError` for weights that are not finite."""
+    pace = None
     if shard != "none":
         check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
-        split(network, placement.device, full)
+        pace = split(network, placement.device, full)
     prepare(pipeline, placement)
     for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and (shard == "none" or part is not network):
+        if isinstance(part, torch.nn.Module) and (pace is None or part is not network):
             check_finite(part, label, name)
+    return pace
 
 
 def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -172,10 +172,15 @@ class DiffusionPolicy(HasWeightSets):
         inputs = call.layout.build(condition.branches[branches[0]].template, values)
         if self._network_takes_return_dict:
             inputs["return_dict"] = False
-        with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
-            output = self.network(**inputs)
+        if self.pace is not None:
+            self.pace.announce(lambda: self._run(inputs))
+        output = self._run(inputs)
         self.network_calls += len(read)
         return list(self.spec.prediction(prediction_of(output)).float().chunk(count))
+
+    def _run(self, inputs: Mapping[str, Any]) -> Any:
+        with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
+            return self.network(**inputs)
 
     # ------------------------------------------------------------------------------------------------------ images
     def decode(self, final: Tensor) -> Tensor:
