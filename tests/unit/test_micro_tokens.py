@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowrl import load_policy
+from flowrl import load_policy, step
 from flowrl.config import Config
 from flowrl.coupling import Measure
 from flowrl.errors import UserError
 from flowrl.estimators.tokens import TokenRows, Tokens
 from flowrl.models.text.condition import TextCondition
 from flowrl.startup.preflight import check_run
-from flowrl.types import Share, Table, token_blocks
+from flowrl.types import Likelihood, Share, Table, token_blocks
 
 
 @pytest.mark.parametrize("most", [1, 9, 30, 64, 10**6])
@@ -68,3 +68,19 @@ def test_images_have_no_tokens() -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match=r"train\.micro_tokens counts tokens.*train\.micro_batch"):
         check_run(Config.of(values))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(16, 8), (64, 4), (1000, 2)])
+def test_the_replay_check_measures_fewer_of_long_completions(length: int, expected: int, monkeypatch) -> None:
+    """But two, so that one is measured in company."""
+    measured: list[int] = []
+
+    def old(update: object, table: Table, some: torch.Tensor, alone: bool) -> Likelihood:
+        measured.append(len(some))
+        return Likelihood(torch.zeros(table.mask.shape, dtype=torch.float64))
+
+    monkeypatch.setattr(step, "_old", old)
+    ones = torch.ones(20, length)
+    rows = TokenRows(ones.long(), ones.bool(), None, 1.0)
+    assert step._deviation(None, Table(rows, ones[:, 0], ones[:, 0], None, ones, ones.bool(), ones, None)) == 0  # type: ignore[arg-type]
+    assert measured == [expected, expected]
