@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowrl.devices import to_host
+from flowrl.devices import exact, put, to_host, wide
 from flowrl.models.sharding import is_sharded
 from flowrl.runtime.ranks import together
 from flowrl.types import (
@@ -26,6 +26,7 @@ from flowrl.types import (
     Table,
     exchange,
     iterate_blocks,
+    token_blocks,
 )
 
 
@@ -40,6 +41,16 @@ class Block(NamedTuple):
     probe: Rows
     live: Likelihood
 
+    @property
+    def idle(self) -> bool:
+        """Whether it stands for nothing: it was measured because another process measures one meanwhile."""
+        return not len(self.numbers)
+
+    def pass_nothing(self) -> None:
+        """A backward that adds exactly 0 to every gradient."""
+        outputs = [out for out in (self.live.logp, *self.live.extra.values()) if out.requires_grad]
+        torch.autograd.backward(outputs, [torch.zeros_like(out) for out in outputs])
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -53,43 +64,46 @@ class Measure:
     """Which ones they are."""
     micro_batch: int
     """Network rows per forward."""
+    micro_tokens: int | None = None
+    """Tokens per forward instead, padding included."""
     level: bool = False
     """Whether all processes have to run the network equally often, because each holds a part of it."""
 
     def blocks(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
         """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
-        sets to measure distances to."""
+        sets to measure distances to. Where all have to be `level`, `idle` ones follow, until there are as many as on
+        the process with the most."""
         numbers, places = self.share.held(index)
-        for rows, decisions in self._cuts(table, len(numbers)):
+        cuts = list(self._cuts(table, places))
+        most = self.share.ranks.largest(len(cuts)) if self.level else len(cuts)  # asked first: the others compute then
+        for rows, decisions in cuts:
             yield self._block(table, numbers[rows], places[rows], decisions, references)
-
-    def idle(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
-        """After `blocks`: as many more, of some sample, as the process with the most of ``index`` has measured beyond
-        this one, where all have to be `level`. Nothing of them counts."""
-        if not self.level:
-            return
-        own = sum(1 for _ in self._cuts(table, len(self.share.held(index)[0])))
         first = torch.tensor([0])
-        for _ in range(self.share.ranks.largest(own) - own):
-            _, decisions = next(self._cuts(table, 1))
-            yield self._block(table, first, first, decisions, references)
+        for _ in range(most - len(cuts)):
+            _, decisions = next(self._cuts(table, first))
+            yield self._block(table, numbers[:0], first, decisions, references)
 
-    def _cuts(self, table: Table, count: int) -> Iterator[tuple[slice, slice]]:
-        return iterate_blocks(count, table.mask.shape[1], table.rows.unit, self.micro_batch)
+    def _cuts(self, table: Table, places: Tensor) -> Iterator[tuple[Tensor | slice, slice]]:
+        """Which of the rows ``places`` are measured together, and which of their decisions."""
+        probe = table.rows if table.held is None else table.held
+        lengths = None if self.micro_tokens is None else probe.row_tokens(self.condition)
+        if self.micro_tokens is None or lengths is None:
+            return iterate_blocks(len(places), table.mask.shape[1], probe.unit, self.micro_batch)
+        return token_blocks(lengths[places], table.mask.shape[1], probe.unit, self.micro_tokens)
 
     def _block(self, table: Table, numbers: Tensor, held: Tensor, decisions: slice, references: Sequence[str]) -> Block:
         probe = (table.rows if table.held is None else table.held).block(held, decisions)
         live = self.estimator(self.policy, probe, self.condition.take(held), references)
+        # the small space is computed in float64, where there is float64
+        live = Likelihood(exact(live.logp), {name: exact(value) for name, value in live.extra.items()})
         return Block(numbers, held, decisions, probe, live)
 
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
         with together(self.share.ranks), torch.no_grad():
-            parts = [(block.held, block.decisions, block.live) for block in self.blocks(table, index, references)]
+            every = list(self.blocks(table, index, references))
+            parts = [(block.held, block.decisions, block.live) for block in every if not block.idle]
             here = assemble(parts, torch.Size((len(self.share.here), table.mask.shape[1])))
-        with torch.no_grad():
-            for _ in self.idle(table, index, references):
-                pass
         return gathered(here, self.share)
 
 
@@ -142,21 +156,19 @@ def coupled_gradient(
     where[index] = torch.arange(len(index))
     with together(measure.share.ranks):
         for block in measure.blocks(table, index, references):
+            if block.idle:
+                block.pass_nothing()
+                continue
             outputs = [block.live.logp, *block.live.extra.values()]
-            pairs = [
-                (out, scale(slope[where[block.numbers]][:, block.decisions]).to(out))  # only the network is in float16
+            pairs = [  # the loss is in float64, the network may be in float16
+                (
+                    out,
+                    put(scale(slope[where[block.numbers]][:, block.decisions]), out),
+                )
                 for out, slope in zip(outputs, slopes, strict=True)
                 if slope is not None and out.requires_grad
             ]
             torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
-    keep_level(measure, table, index, references)
-
-
-def keep_level(measure: Measure, table: Table, index: Tensor, references: Sequence[str]) -> None:
-    """The backwards of `Measure.idle` blocks, which add exactly 0 to every gradient."""
-    for block in measure.idle(table, index, references):
-        outputs = [out for out in (block.live.logp, *block.live.extra.values()) if out.requires_grad]
-        torch.autograd.backward(outputs, [torch.zeros_like(out) for out in outputs])
 
 
 Gradients = list[Tensor | None]
@@ -219,7 +231,7 @@ def combine(
     """``sum_c w_c g_c`` with the weights that a combination makes of the inner products ``g_c . g_d``, which are those
     of the whole gradients, over all processes and without the ``scale`` of the loss; the sum is of this process'."""
     sums = [summed(channel, parameters, ranks) for channel in channels]
-    whole = [[None if g is None else g.double() / scale for g in channel] for channel in sums]
+    whole = [[None if g is None else wide(g) / scale for g in channel] for channel in sums]
     products = torch.stack(to_host([_inner(a, b) for a in whole for b in whole]))
     weights = combination(products.view(len(whole), len(whole)))
     return [_weighted(weights, column) for column in zip(*channels, strict=True)]

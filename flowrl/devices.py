@@ -19,9 +19,44 @@ def has_float64(kind: str) -> bool:
         return False
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device, or the host where the device has no float64."""
+    return device if has_float64(device.type) else torch.device("cpu")
+
+
+def exact(x: Tensor) -> Tensor:
+    """``x`` where float64 is: on its device, or on the host where the device has none. Gradients pass through."""
+    return x.to(float64_device(x.device))
+
+
 def wide(x: Tensor) -> Tensor:
     """``x`` in float64: on its device, or on the host where the device has none. Gradients pass through."""
-    return x.double() if has_float64(x.device.type) else x.cpu().double()
+    return exact(x).double()
+
+
+def count(kind: str) -> int:
+    """How many devices of a type (``cuda``, ``xpu``, ``mps``, ...) this machine has for torch."""
+    try:
+        module: Any = torch.get_device_module(kind)
+        return int(module.device_count()) if module.is_available() else 0
+    except (RuntimeError, AttributeError):  # a type this torch was not built with
+        return 0
+
+
+def default_kind() -> str:
+    """The type of this machine's accelerator, or ``cpu``."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if kind is None or not count(kind.type) else kind.type
+
+
+def accelerators() -> list[str]:
+    """The names of this machine's accelerators."""
+    kind = default_kind()
+    if kind == "cpu":
+        return []
+    module: Any = torch.get_device_module(kind)
+    name = getattr(module, "get_device_name", lambda index: f"{kind}:{index}")
+    return [str(name(index)) for index in range(count(kind))]
 
 
 def in_use() -> list[torch.device]:
@@ -63,6 +98,34 @@ def reset_peaks() -> None:
         if device.type != "mps":
             module: Any = torch.get_device_module(device)
             module.reset_peak_memory_stats(device)
+
+
+PAGES = 2**16
+"""Bytes up to which CUDA takes a copy from ordinary memory at once; a larger one waits, unless it is pinned."""
+
+
+def pinned(device: torch.device) -> bool:
+    """Whether host memory for copies to ``device`` should be pinned, so that they need no waiting."""
+    return device.type not in ("cpu", "mps", "meta")
+
+
+def put(x: Tensor, device: torch.device | str | Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``x`` on a device and in a type, as ``x.to(device, dtype)``, which waits until the device has done all it was
+    told before; this does not. A tensor stands for its device and, unless one is given, its type."""
+    if isinstance(device, Tensor):
+        device, dtype = device.device, dtype or device.dtype
+    device = torch.device(device)
+    if x.device.type != "cpu" or not pinned(device):
+        return x.to(device, dtype)
+    if x.nbytes > PAGES:
+        x = x.contiguous().pin_memory()
+    return x.to(device, dtype, non_blocking=True)
+
+
+def fetch(x: Tensor, into: Tensor) -> None:
+    """Copy a tensor into host memory. If that is pinned, it holds the numbers only after the next wait for the device:
+    another copy to the host, or `synchronize`."""
+    into.copy_(x, non_blocking=pinned(x.device))
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
+import signal
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from flowrl.errors import UserError
 from flowrl.processes import LAUNCHER_VARIABLES
@@ -59,6 +66,38 @@ def is_first() -> bool:
     """Whether this process is rank 0, which alone writes files and talks to the terminal. Raises as `launch`."""
     found = launch()
     return found is None or found.rank == 0
+
+
+def watch_the_start() -> None:
+    """Until the ranks have met (`flowrl.runtime.launch`), say which one died where the launcher ends this process
+    because of it."""
+    if launch() is not None:
+        signal.signal(signal.SIGTERM, ended_early)
+
+
+def ended_early(number: int, frame: FrameType | None) -> NoReturn:
+    """The handler of SIGTERM while programs are imported: the first process of the machine that is left says it."""
+    found, left = launch(), _local_ranks_left()
+    if found is not None and left and min(left) == found.local_rank:
+        for local in sorted(set(range(found.local_size)) - left):
+            print(
+                f"error: rank {found.rank - found.local_rank + local} on {platform.node()} ended before the ranks had "
+                "met; nothing was changed, so start again",
+                file=sys.stderr,
+                flush=True,
+            )
+    os._exit(128 + number)
+
+
+def _local_ranks_left() -> set[int]:
+    """Of the launcher's processes on this machine; empty where the system does not tell."""
+    found = set()
+    for file in Path("/proc").glob(f"{os.getppid()}/task/*/children"):
+        for child in file.read_text().split():
+            with suppress(OSError, ValueError):  # it has ended
+                said = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                found |= {int(entry.partition(b"=")[2]) for entry in said if entry.startswith(b"LOCAL_RANK=")}
+    return found
 
 
 def forget() -> None:

@@ -1,4 +1,4 @@
-"""Paths that users write."""
+"""Paths that users write, and where things are kept between runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import os
 from pathlib import Path
 
 from flowrl.errors import UserError, shorten
+
+CACHE = "FLOWRL_CACHE"
+"""Environment variable that names another folder than ``~/.cache/flowrl``."""
+
+
+def cache_folder(name: str) -> Path:
+    """Where things of one kind are kept; removing it is safe."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "flowrl") / name
 
 
 def expand_user(path: str | Path, key: str = "path") -> Path:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl.coupling import Measure, combine, coupled_gradient, gathered, keep_level, summed, take_gradients
+from flowrl.coupling import Measure, combine, coupled_gradient, gathered, summed, take_gradients
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
+from flowrl.models.sharding import is_sharded, whole_of
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.runtime.ranks import together
@@ -37,8 +38,9 @@ from flowrl.types import (
     TokenTrace,
 )
 
-CHECK_ROWS = 8
-"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
+CHECK_ROWS, CHECK_DECISIONS = 8, 256
+"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed; of
+long completions fewer, of about so many tokens, but two: one alone would be in no other company."""
 
 UNSCALED = GradScaler("cpu", enabled=False)
 """Leaves loss and gradient as they are."""
@@ -51,8 +53,13 @@ class UpdateSettings:
     updates: int = 1
     """Optimiser steps per epoch; the samples are split among them."""
     epochs: int = 1
+    split: Literal["random", "even"] = "random"
+    """How: at random, or evenly from every group (of a loss that couples rows: from neighbouring groups), so that every
+    process, which holds whole groups, has about as many samples of each batch. Neither depends on the processes."""
     micro_batch: int = 64
     """Network rows per forward and backward."""
+    micro_tokens: int | None = None
+    """Of language models: tokens per forward and backward instead, padding included."""
     max_grad_norm: float = 1.0
     seed: int = 0
 
@@ -101,7 +108,8 @@ def improve(
     """
     share = Share.alone(len(rollout.group)) if share is None else share
     split = share.ranks.size > 1 and bool(getattr(policy, "is_split", False))
-    measure = Measure(policy, algorithm.estimator, rollout.condition, share, settings.micro_batch, level=split)
+    portion = (settings.micro_batch, settings.micro_tokens)
+    measure = Measure(policy, algorithm.estimator, rollout.condition, share, *portion, level=split)
     update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler)
     tables = _tables(update, rollout, scores, advantage)
     if tables[0].old is None:
@@ -199,25 +207,31 @@ def _table(update: _Update, rollout: Rollout, rows: Rows, held: Rows, advantage:
     return replace(table, loss_weight=algorithm.loss_weight(table))
 
 
-def _old(update: _Update, table: Table, index: Tensor, micro_batch: int | None = None) -> Likelihood:
-    """The live policy's likelihood of ``index`` rows before any update, without gradient."""
+def _old(update: _Update, table: Table, index: Tensor, alone: bool = False) -> Likelihood:
+    """The live policy's likelihood of ``index`` rows before any update, without gradient; with ``alone`` measured one
+    by one."""
     references = tuple(dict.fromkeys(part.reference for part in update.algorithm.token_advantage if part.reference))
-    measure = replace(update.measure, micro_batch=micro_batch or update.measure.micro_batch)
+    measure = replace(update.measure, micro_batch=1, micro_tokens=None) if alone else update.measure
     return measure.whole(table, index, references)
 
 
 def _split(table: Table, algorithm: Algorithm, settings: UpdateSettings, epoch: int) -> Iterator[Tensor]:
     """Row indices of each optimiser batch. Losses that couple rows keep groups whole."""
-    group = table.group
-    if settings.updates == 1:
+    group, updates = table.group, settings.updates
+    if updates == 1:
         yield torch.arange(len(group))
         return
-    if algorithm.coupled:
-        ids = group.unique()
-        order = ids[permutation(settings.seed + epoch, len(ids))]
-        chunks = [torch.isin(group, part).nonzero()[:, 0] for part in order.tensor_split(settings.updates)]
+    ids, which = group.unique(return_inverse=True)
+    count = len(ids) if algorithm.coupled else len(group)
+    order = permutation(settings.seed + epoch, count)
+    if settings.split == "even":
+        strata = torch.arange(count) // updates if algorithm.coupled else which
+        order = order[strata[order].argsort(stable=True)]
+        chunks = [order[start::updates] for start in range(updates)]
     else:
-        chunks = list(permutation(settings.seed + epoch, len(group)).tensor_split(settings.updates))
+        chunks = list(order.tensor_split(updates))
+    if algorithm.coupled:
+        chunks = [torch.isin(group, ids[part]).nonzero()[:, 0] for part in chunks]
     yield from (chunk for chunk in chunks if len(chunk))
 
 
@@ -266,10 +280,12 @@ def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, term
     elif len(active):
         with together(update.ranks):
             for block in measure.blocks(table, active, algorithm.references):
+                if block.idle:
+                    block.pass_nothing()
+                    continue
                 part = weight[block.numbers][:, block.decisions]
                 batch = table.batch(block.numbers, block.decisions, part, block.live, block.probe)
                 scale(loss(block.live, batch)).backward()
-        keep_level(measure, table, active, algorithm.references)
     return bool(len(active))
 
 
@@ -324,10 +340,11 @@ def _deviation(update: _Update, table: Table) -> float:
     """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer depends
     on the micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
     network_rows = table.mask.shape[1] // table.rows.unit
-    some = table.mask.any(dim=1).nonzero()[: max(1, CHECK_ROWS // network_rows), 0]
+    most = min(max(1, CHECK_ROWS // network_rows), max(2, CHECK_DECISIONS // table.mask.shape[1]))
+    some = table.mask.any(dim=1).nonzero()[:most, 0]
     if not len(some):
         return 0.0
-    first, second = (_old(update, table, some, most).logp[some] for most in (None, 1))
+    first, second = (_old(update, table, some, alone).logp[some] for alone in (False, True))
     return float(torch.where(table.mask[some], first - second, 0.0).expm1().abs().max())
 
 
@@ -364,4 +381,11 @@ def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> 
 def _clip(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
     """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
     found = [p for p in parameters if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())
+    if not any(map(is_sharded, found)):
+        return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())
+    parts = [[p for p in found if is_sharded(p)], [p for p in found if not is_sharded(p)]]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts if part]
+    norm = torch.stack([whole_of(norm) for norm in norms]).norm()
+    for part in parts:
+        torch.nn.utils.clip_grads_with_norm_(part, most, norm)
+    return norm

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -84,8 +85,9 @@ def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, int]:
     found = {}
     for task in Path(f"/proc/{launcher.pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            said = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            found |= {int(entry[5:]): int(child) for entry in said if entry.startswith(b"RANK=")}
+            with suppress(OSError):  # it has ended
+                said = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                found |= {int(entry[5:]): int(child) for entry in said if entry.startswith(b"RANK=")}
     return found
 
 

@@ -24,7 +24,7 @@ from flowrl.cli.rewards import rewards, test_reward
 from flowrl.cli.sample import sample
 from flowrl.cli.train import train
 from flowrl.errors import UserError, limit_of, printable
-from flowrl.launcher import forget, is_first, launch
+from flowrl.launcher import forget, is_first, launch, watch_the_start
 from flowrl.remote.command import reward_server
 from flowrl.runtime.streams import survive_closed_streams
 from flowrl.version import __version__
@@ -126,6 +126,7 @@ def _leave_to_rank_0(words: Sequence[str]) -> None:
     command = next((word for word in words if not word.startswith("-")), "")
     asks = bool({"--help", "--version", "--dry-run"} & set(words))
     if command == "train" and not asks:
+        watch_the_start()
         return
     if not _speaks():
         sys.exit(0)

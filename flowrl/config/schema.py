@@ -98,8 +98,18 @@ class TrainConfig(Section):
     iterations: PositiveInt = Field(description="rounds of sampling and updating")
     updates: PositiveInt = Field(default=1, description="optimiser steps per pass over the samples")
     epochs: PositiveInt = Field(default=1, description="passes over the samples of an iteration")
+    split: Literal["random", "even"] = Field(
+        default="random",
+        description="which samples are of which update: at random, or evenly many of every group, so that several "
+        "processes have equally much to do in each",
+    )
     micro_batch: PositiveInt = Field(
         default=64, description="network rows per forward and backward; changes memory, not results"
+    )
+    micro_tokens: PositiveInt | None = Field(
+        default=None,
+        description="language: tokens per forward and backward instead of micro_batch, padding included: rows of "
+        "similar length together, so that a long completion pads no short ones; null = micro_batch",
     )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
     images: Literal["auto", "float32", "uint8"] = Field(

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import put, wide
 from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_recorded, distances_to
 from flowrl.estimators.views import RandomCount, ViewDraw
 from flowrl.math.random import derive
@@ -123,17 +124,18 @@ class MaskedViews:
             if len(asked) == n * m:
                 return values.reshape(n, m, length)
             empty = values.new_zeros(n * m, length)
-            return empty.index_put((asked.to(empty.device),), values).reshape(n, m, length)
+            return empty.index_put((put(asked, empty.device),), values).reshape(n, m, length)
 
         balance = scores.balance
         if balance is not None:
-            balance = balance.new_zeros(n * m).index_copy(0, asked.to(balance.device), balance).view(n, m)
+            balance = balance.new_zeros(n * m).index_copy(0, put(asked, balance.device), balance).view(n, m)
         return spread(scores.logp), None if scores.entropy is None else spread(scores.entropy), balance
 
     def _reduced(self, rows: ViewRows, cells: Tensor) -> Tensor:
         if self.per == "cell":
             return cells.flatten(1)
-        weighted = cells.double() * rows.weights.to(cells.device)
+        cells = wide(cells)
+        weighted = cells * put(rows.weights, cells.device)
         return weighted.sum(dim=2) if self.per == "view" else weighted.mean(dim=1)
 
     def _mean_views(self, rows: ViewRows, balance: Tensor) -> Tensor:
@@ -142,12 +144,12 @@ class MaskedViews:
             return balance
         if self.per == "cell":
             return balance.repeat_interleave(rows.inputs.shape[2], dim=1)
-        asked = rows.targets.to(balance.device).any(dim=2)
+        asked = put(rows.targets, balance.device).any(dim=2)
         return (balance.sum(dim=1) / asked.sum(dim=1).clamp(min=1))[:, None]
 
     def _mean_asked(self, rows: ViewRows, cells: Tensor) -> Tensor:
         """The mean of [n, m, L] cells over what a decision asks for; NaN where that is nothing."""
-        asked = rows.targets.to(cells.device)
+        asked = put(rows.targets, cells.device)
         if self.per == "cell":
             return torch.where(asked, cells, torch.nan).flatten(1)
         dim = 2 if self.per == "view" else 1

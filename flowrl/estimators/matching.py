@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import put, wide
 from flowrl.estimators.times import GridTimes, TimeDraw
 from flowrl.math.flow import clean_of, interpolate
 from flowrl.math.gaussians import mean_square
@@ -22,7 +23,7 @@ NOISE_STREAM = 1003
 class MatchingRows(Rows):
     """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
 
-    large: ClassVar[frozenset[str]] = frozenset({"clean", "noise"})
+    large: ClassVar[frozenset[str]] = frozenset({"clean"})
 
     clean: Tensor  # [N, M, ...] the sample, repeated without copying
     seeds: Tensor  # [N, M] int64: of the noise, one for each sample, repeated
@@ -63,7 +64,7 @@ class _Point:
 
 def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Point:
     n, d = rows.t.shape
-    clean, noise = (v.reshape(n * d, *v.shape[2:]).to(policy.device) for v in (rows.clean, rows.noise))
+    clean, noise = (put(v, policy.device).flatten(0, 1) for v in (rows.clean, rows.noise))
     t = rows.t.reshape(-1)
     wide = condition.take(torch.arange(n).repeat_interleave(d))
     return _Point(interpolate(clean, noise, t), clean, noise, t, wide)
@@ -123,8 +124,8 @@ class Matching:
         point = _point(policy, rows, condition)
         frozen = _frozen(policy, point, references, self.guidance)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance, cfg_grad=self.cfg_grad)
-        error = mean_square((v - (point.noise - point.clean)).double(), 1)
-        logp = -self.link(error, point.t.to(error))
+        error = mean_square(wide(v - (point.noise - point.clean)), 1)
+        logp = -self.link(error, put(point.t, error))
         extra = {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
@@ -199,7 +200,7 @@ class ContrastedMatching:
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
     def _error(self, point: _Point, v: Tensor) -> Tensor:
-        residual = (clean_of(point.x, v, point.t) - point.clean).double().flatten(1)
+        residual = wide((clean_of(point.x, v, point.t) - point.clean).flatten(1))
         error = residual.square().mean(dim=1)
         if not self.adaptive:
             return error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from flowrl.math.masking import log_ratio_kl
@@ -40,6 +41,12 @@ class TokenRows(Rows):
     @property
     def unit(self) -> int:
         return self.tokens.shape[1]
+
+    def row_tokens(self, condition: Any) -> Tensor:
+        """Up to the last token that counts: an autoregressive model need not read further."""
+        length = self.tokens.shape[1]
+        behind = self.mask.flip(1).int().argmax(dim=1)
+        return condition.row_lengths + torch.where(self.mask.any(dim=1), length - behind, 0)
 
     @property
     def counted(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import put, wide
 from flowrl.math.flow import mean_of, measure_step
 from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
 from flowrl.math.random import uniform
@@ -145,7 +146,7 @@ class Transitions:
         self, policy: FlowPolicy, rows: TransitionRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
         n, d = rows.t.shape
-        x, x_next = (_flat(value).to(policy.device) for value in (rows.x, rows.x_next))
+        x, x_next = (put(_flat(value), policy.device) for value in (rows.x, rows.x_next))
         t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
         wide = condition.take(torch.arange(n).repeat_interleave(d))
 
@@ -161,7 +162,7 @@ class Transitions:
         extra = {}
         for name, other in frozen.items():
             shift = mean - mean_of(rows.dynamics, x, other, t, t_next)
-            extra[f"kl/{name}"] = self._divergence(shift, s, (t - t_next).to(s))
+            extra[f"kl/{name}"] = self._divergence(shift, s, put(t - t_next, s))
             extra[f"prediction/{name}"] = mean_square(v - other, 1)
         if self.measure == "noise":
             logp = self._noise_ratio(mean, rows, x_next, s)
@@ -172,7 +173,7 @@ class Transitions:
     def _divergence(self, shift: Tensor, s: Tensor, step: Tensor) -> Tensor:
         """[B] per latent element, from the shift [B, ...] of the mean."""
         if self.kl == "shift":
-            return mean_square(shift.double(), 1)
+            return mean_square(wide(shift), 1)
         kl = kl_equal_variance(shift, s, 1) / elements(shift, 1)
         return kl * step if self.kl == "per_time" else kl
 
@@ -185,9 +186,9 @@ class Transitions:
     def _noise_ratio(self, mean: Tensor, rows: TransitionRows, x_next: Tensor, s: Tensor) -> Tensor:
         kept = rows.mean
         assert kept is not None
-        old_mean = _flat(kept).to(mean.device)
-        z = (x_next - old_mean).flatten(1).double() / s[:, None]
-        shift = (mean - old_mean).flatten(1).double()
+        old_mean = put(_flat(kept), mean.device)
+        z = wide((x_next - old_mean).flatten(1)) / s[:, None]
+        shift = wide((mean - old_mean).flatten(1))
         return (z * shift).sum(dim=1) * reduce_factor(self.reduction, elements(mean, 1))
 
 

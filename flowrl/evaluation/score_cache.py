@@ -16,15 +16,8 @@ from torch import Tensor
 
 from flowrl.evaluation.suite import SuiteScores
 from flowrl.media import quantise
+from flowrl.paths import cache_folder
 from flowrl.types import Prompt, Samples
-
-VARIABLE = "FLOWRL_CACHE"
-"""Environment variable that names another folder than ``~/.cache/flowrl``."""
-
-
-def cache_folder() -> Path:
-    """Where scores are kept; removing it is safe."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "flowrl") / "verdicts"
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class ScoreCache:
     """The scores of one scorer, a file of JSON lines that grows; ``version`` names all that its scores depend on."""
 
     version: str
-    folder: Path = field(default_factory=cache_folder)
+    folder: Path = field(default_factory=lambda: cache_folder("verdicts"))
     _known: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.math.gaussians import squared_norm
 from flowrl.types import Dynamics
 
@@ -56,8 +57,9 @@ def measure_step(
     Sampler and estimator both call this one function, so the ratio of an unchanged policy is exactly 1.
     """
     mean = mean_of(dynamics, x, v, t, t_next)
-    s = dynamics.coefficients(t, t_next)[2].to(x.device)
-    return squared_norm(x_next - mean, t.ndim) / s**2, mean, s
+    squared = squared_norm(x_next - mean, t.ndim)
+    s = put(dynamics.coefficients(t, t_next)[2], squared.device)
+    return squared / s**2, mean, s
 
 
 def negligible(dynamics: Dynamics, times: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def negligible(dynamics: Dynamics, times: Tensor) -> Tensor:
 
 def _like(scalar: Tensor, x: Tensor) -> Tensor:
     """``scalar`` in the dtype and device of ``x``, with trailing axes to broadcast."""
-    return scalar.to(device=x.device, dtype=x.dtype).reshape(scalar.shape + (1,) * (x.ndim - scalar.ndim))
+    return put(scalar, x).reshape(scalar.shape + (1,) * (x.ndim - scalar.ndim))
 
 
 def _from_prediction(clean: Tensor, noise: Tensor, t: Tensor, s: Tensor) -> Coefficients:

@@ -8,13 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import wide
+
 Reduction = Literal["mean", "sum", "sqrt"]
 
 
 def squared_norm(x: Tensor, lead: int) -> Tensor:
-    """Sum of squares over all axes after the first ``lead``; accumulated in float64."""
+    """Sum of squares over all axes after the first ``lead``; accumulated in float64 (`flowrl.devices.wide`)."""
     # float32 sums over 1e5 elements lose the 1e-6 that clip ranges of 1e-5 are compared with
-    return x.flatten(lead).double().square().sum(dim=-1)
+    return wide(x.flatten(lead)).square().sum(dim=-1)
 
 
 def elements(x: Tensor, lead: int) -> int:

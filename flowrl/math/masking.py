@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowrl.devices import exact, put, wide
 from flowrl.types import ALL_TOKENS, Truncation
 
 CELLS = 2**24
@@ -16,9 +17,8 @@ CELLS = 2**24
 
 def is_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
     """[...] bool: whether each of ``tokens`` [...] is one of the end tokens."""
-    return torch.isin(
-        tokens, torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=tokens.dtype, device=tokens.device)
-    )
+    told = torch.tensor([ends] if isinstance(ends, int) else list(ends), dtype=tokens.dtype)
+    return torch.isin(tokens, put(told, tokens.device))
 
 
 def through_end(tokens: Tensor, ends: int | Sequence[int]) -> Tensor:
@@ -47,8 +47,8 @@ def truncate(logits: Tensor, truncation: Truncation, labels: Tensor | None = Non
         kept &= ranked >= ranked[:, min(truncation.top_k, ranked.shape[1]) - 1, None]
     if truncation.top_p < 1:
         counted = ranked if truncation.nucleus_first else ranked.masked_fill(~kept, -torch.inf)
-        mass = counted.double().softmax(dim=-1)
-        kept &= mass.cumsum(dim=-1) - mass < truncation.top_p
+        mass = wide(counted).softmax(dim=-1)
+        kept &= (mass.cumsum(dim=-1) - mass < truncation.top_p).to(kept.device)
     kept[:, 0] = True
     kept = torch.zeros_like(kept).scatter(1, index, kept)
     if labels is not None:
@@ -79,8 +79,8 @@ def _draw(
         if temperature == 0:
             return logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
         return _draw_hot(logits if temperature == 1 else logits / temperature, numbers, truncation)
-    hot = temperature > 0
-    scale = torch.where(hot, temperature, torch.ones_like(temperature)).to(logits.dtype)
+    hot = (temperature > 0).to(logits.device)
+    scale = put(torch.where(temperature > 0, temperature, 1.0), logits)
     drawn, found = _draw_hot(logits / scale[:, None], numbers, truncation)
     tokens = torch.where(hot, drawn, logits.argmax(dim=-1))
     return tokens, torch.where(hot, found, torch.zeros_like(found))
@@ -89,11 +89,12 @@ def _draw(
 def _draw_hot(logits: Tensor, numbers: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor]:
     logp = truncate(logits, truncation).log_softmax(dim=-1)
     # float64: with a large vocabulary a float32 sum loses the last tokens' probabilities
-    cumulative = logp.to(torch.float64, copy=True).exp_().cumsum_(dim=-1)
+    cumulative = exact(logp).to(torch.float64, copy=True).exp_().cumsum_(dim=-1)
     total = cumulative[:, -1]
     # below the total, whatever the product rounds to: the token drawn is a possible one
-    wanted = torch.minimum(numbers.double() * total, total.nextafter(torch.zeros_like(total)))
+    wanted = torch.minimum(put(numbers, total) * total, total.nextafter(torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulative, wanted[:, None], right=True).clamp_(max=logits.shape[-1] - 1)
+    tokens = tokens.to(logits.device)
     return tokens[:, 0], logp.gather(1, tokens)[:, 0].float()
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+
+from flowrl.devices import pinned, put
+
+WORTHWHILE = 2**18
+"""Numbers, about 2 ms of one core's work, from which on they are drawn in threads."""
 
 
 def derive(seed: int, *keys: int | str) -> int:
@@ -31,9 +37,21 @@ def normal(
 
     Drawn on the CPU in float32 whatever the device, so a run gives the same noise on every machine.
     """
-    rows = [torch.randn(shape, generator=_generator(int(seed), stream)) for seed in seeds]
-    out = torch.stack(rows) if rows else torch.empty((0, *shape))
-    return out.to(device=device, dtype=dtype)
+    device = torch.device(device or "cpu")
+    out = torch.empty((len(seeds), *shape), pin_memory=pinned(device))
+    streams = [_generator(int(seed), stream) for seed in seeds]
+    threads = min(torch.get_num_threads(), len(streams))
+
+    def draw(row: int) -> None:
+        torch.randn(shape, generator=streams[row], out=out[row])
+
+    if threads > 1 and out.numel() >= WORTHWHILE:  # torch lets go of Python's lock while it draws
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw, range(len(streams))))
+    else:
+        for row in range(len(streams)):
+            draw(row)
+    return put(out, device, dtype)
 
 
 def uniform(seeds: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.math.masking import truncate
 from flowrl.types import ALL_TOKENS, Truncation
 
@@ -114,7 +115,7 @@ def exclude(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     """``logits`` [..., V] with -inf at ``tokens``."""
     if not tokens:
         return logits
-    return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), -torch.inf)
+    return logits.index_fill(-1, put(torch.tensor(tokens), logits.device), -torch.inf)
 
 
 def vocabulary_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, readout: Readout = PLAIN) -> Tensor:
@@ -284,7 +285,7 @@ def _heat_(logits: Tensor, options: _Options, labels: Tensor) -> Tensor:
         return truncate(logits, options.truncation, labels)
     capped = options.readout.softcap is not None
     heated = logits / options.temperature if capped else logits.div_(options.temperature)
-    outside = torch.tensor(options.excluded, device=logits.device, dtype=torch.int64)
+    outside = put(torch.tensor(options.excluded, dtype=torch.int64), logits.device)
     return truncate(heated.index_fill_(-1, outside, -torch.inf), options.truncation, labels)
 
 

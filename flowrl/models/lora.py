@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -55,7 +55,8 @@ class LoRAOptions:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
     """Parameters that are no layers, by the ends of their names, as in PEFT: the experts of a mixture in one tensor.
-    PEFT adds them by itself where ``targets`` name the parts of experts."""
+    PEFT adds them by itself where ``targets`` name the parts of experts; where none does, they are not adapted, and
+    `Adaptation.describe` says so."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -77,6 +78,8 @@ class Adaptation:
     lora: LoRAOptions | None
     """``None`` for full fine-tuning."""
     dropouts: tuple[nn.Module, ...] = ()
+    untouched: tuple[str, ...] = ()
+    """Experts of a mixture in one tensor each, by the ends of their names, that no adapter is on."""
 
     def describe(self) -> str:
         """How many layers an adapter sits on and how they are called, or that all parameters are trained."""
@@ -86,7 +89,9 @@ class Adaptation:
         layers = list(dict.fromkeys(name.removesuffix(".base_layer") for name in adapted))
         experts = [name for name in layers if f"{name}.base_layer" in adapted or name.endswith(".experts")]
         held = f"; {len(experts)} of them hold all experts of a layer: {', '.join(experts)}" if experts else ""
-        return describe_layers(layers, self.lora) + held
+        names = ", ".join(self.untouched)
+        spared = f"; experts without one: {names} (model.lora.parameters: [{names}] adapts them)" if names else ""
+        return describe_layers(layers, self.lora) + held + spared
 
     @contextmanager
     def dropout(self, active: bool) -> Iterator[None]:
@@ -127,7 +132,14 @@ def trained_parameters(network: nn.Module, options: LoRAOptions | None) -> Adapt
     trained without effect."""
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     dropouts = [m for name, m in network.named_modules() if "lora_dropout" in name and isinstance(m, nn.Dropout)]
-    return Adaptation(parameters, options, tuple(dropouts))
+    return Adaptation(parameters, options, tuple(dropouts), _untouched_experts(network) if options else ())
+
+
+def _untouched_experts(network: nn.Module) -> tuple[str, ...]:
+    """``experts.gate_up_proj, ...``: tensors [experts, out, in], which no layer's name reaches."""
+    found = [name for name, p in network.named_parameters() if p.dim() == 3 and not p.requires_grad]
+    ends = [".".join(name.split(".")[-2:]) for name in found]
+    return tuple(dict.fromkeys(end for end in ends if end.startswith("experts.")))
 
 
 def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[str], excluded: Sequence[str]) -> None:
@@ -151,7 +163,7 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
         alpha_pattern=cast(Any, dict(options.alpha_pattern)),
     )
     # the same start on every rank and in every run, whatever was drawn before
-    with torch.random.fork_rng(devices=_cuda_devices(network)):
+    with _forked_generators(network):
         torch.manual_seed(0)
         try:
             # PEFT's own function: the `add_adapter` of transformers and diffusers only wrap it, and ask for releases
@@ -254,6 +266,8 @@ def _ending(name: str) -> str:
     return ".".join(parts[-2:]) if ending[-1].isdigit() else ".".join(ending)
 
 
-def _cuda_devices(network: nn.Module) -> list[int]:
-    devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
-    return [d.index or 0 for d in devices]
+def _forked_generators(network: nn.Module) -> AbstractContextManager[None]:
+    """What is drawn inside changes no generator outside, of the host or of the device that holds the network."""
+    devices = {p.device for p in network.parameters() if p.device.type not in ("cpu", "meta", "mps")}
+    kind = next((device.type for device in devices), "cuda")
+    return torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind)

@@ -148,6 +148,19 @@ def is_quantized(network: nn.Module) -> bool:
     return any(_scales(parameter) is not None for parameter in network.parameters())
 
 
+def describe_quantized(network: nn.Module) -> str:
+    """How much of a network is held in few bits, and what large is not: experts of a mixture that lie in one tensor."""
+    few = [parameter for parameter in network.parameters() if _scales(parameter) is not None]
+    held = sum(parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1) for parameter in few)  # two in a byte
+    frozen = [(name, p) for name, p in network.named_parameters() if not p.requires_grad and _scales(p) is None]
+    whole = sum(parameter.numel() for _, parameter in frozen)
+    experts = sum(parameter.numel() for _, parameter in frozen if parameter.dim() == 3)
+    said = f"quantised: {held:,} of {held + whole:,} frozen weights"
+    if experts > held:
+        said += f"; {experts:,} lie in tensors of several experts, which bitsandbytes does not quantise"
+    return said
+
+
 def check_mergeable(network: nn.Module) -> None:
     """Raise `UserError` where merged weights would have to be rounded to the few bits of a base."""
     if is_quantized(network):

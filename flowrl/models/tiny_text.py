@@ -26,6 +26,11 @@ class TinyTextCondition:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def row_lengths(self) -> Tensor:
+        """[N]: 0, prompts are columns of a table."""
+        return torch.zeros_like(self.index)
+
     def take(self, rows: Tensor) -> TinyTextCondition:
         """The condition of the rows with these indices [n] (repeats allowed)."""
         return TinyTextCondition(self.index[rows], self.prompts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowrl.devices import to_host
+from flowrl.devices import put, to_host
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import Batch, Likelihood, OneProcess, Ranks, Rollout, Scores, Share, TokenTrace, exchange
@@ -54,7 +54,7 @@ class StepMetrics:
                 self._note_first(algorithm, live, batch, counted)
                 sampled = batch.probe.sampler_logp
                 if sampled is not None:
-                    gap = (live.logp - sampled.to(live.logp)).abs()
+                    gap = (live.logp - put(sampled, live.logp)).abs()
                     self._open.append((self._mismatches, torch.where(counted, gap, torch.nan)))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from flowrl.errors import UserError, first_line
-from flowrl.launcher import CHILDREN, Launch, launch
+from flowrl.launcher import CHILDREN, Launch, ended_early, launch
 from flowrl.runtime import watch as watching
 from flowrl.runtime.display import print_error
 from flowrl.runtime.rank_warnings import gather_warnings
@@ -332,4 +332,4 @@ def _suspicious_of_signals() -> Iterator[None]:
         yield
     finally:
         if signal.getsignal(signal.SIGTERM) is received:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is ended_early else before)

@@ -47,6 +47,8 @@ def _advice(config: Config, phase: str) -> tuple[str, str]:
         smaller += ", or train LoRA instead of model.full"
     recompute = "" if config.model.gradient_checkpointing else ", set model.gradient_checkpointing=true"
     batch, key = (evaluation.batch, "eval.batch") if evaluation.batch else (train.sample_batch, "train.sample_batch")
+    tokens = train.micro_tokens
+    portion = f"micro_batch={train.micro_batch}" if tokens is None else f"micro_tokens={tokens}"
     return {
         "load": ("loading the model", f"use {smaller}, or another model.device"),
         "sample": ("sampling", f"lower train.sample_batch={train.sample_batch}, or use {smaller}"),
@@ -59,6 +61,6 @@ def _advice(config: Config, phase: str) -> tuple[str, str]:
         phase,
         (
             "updating the policy" if phase == "update" else phase,
-            f"lower train.micro_batch={train.micro_batch}{recompute}, or use {smaller}",
+            f"lower train.{portion}{recompute}, or use {smaller}",
         ),
     )

@@ -138,6 +138,9 @@ def together(ranks: _Agreeing) -> Iterator[None]:
         raise
     except Exception as raised:
         error = raised
+        watch = watching.present()
+        if watch is not None and watch.sharded:  # others may be inside an exchange of the network
+            raise
     if not ranks.largest(int(error is not None)):
         return
     said = ranks.texts("" if error is None else f"{int(mendable(error))}{words_of(error)}")

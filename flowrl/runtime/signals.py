@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
+from flowrl.runtime.watch import present
+
 
 class Interrupts:
     """While active, the first SIGINT, SIGTERM or SIGHUP (the terminal was closed) sets ``requested``; a second SIGINT
@@ -42,5 +44,8 @@ class Interrupts:
         if self.requested is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        watch = present()
+        if watch is not None:  # a launcher ends all processes when one has died
+            watch.suspect()
         if self._on_request is not None:
             self._on_request()

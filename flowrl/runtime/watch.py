@@ -23,8 +23,10 @@ BEAT_S = 0.5
 """Seconds between two signs of life."""
 SILENCE_S = 60.0
 """Seconds without one after which a rank is given up."""
-SUSPECTED_S = 4.0
+SUSPECTED_S = 12.0
 """The same, once something says that a rank is gone: a connection that broke, a launcher that ends its processes."""
+LEAVING_S = 4.0
+"""Seconds in which a death shows on this machine, to a process that was asked to end and has nothing to save."""
 LEAVE_S = 20.0
 """Seconds that the other ranks have to end by themselves, once one is given up."""
 RESUME = "go on with --resume auto"
@@ -75,6 +77,9 @@ class Watch:
         self._limit, self._patience = SILENCE_S, 1800.0
         self._suspected: float | None = None
         self._leaving = False
+        self.sharded = False
+        """Whether networks exchange by themselves, in which the main thread cannot be told that a rank failed."""
+        self._checked = self._stuck = now
         self._lost: str | None = None
         self._wake, self._closed = threading.Event(), threading.Event()
         self.on_note: Callable[[int, str], None] = lambda rank, text: None
@@ -150,7 +155,7 @@ class Watch:
             LostRankError: a rank is gone, or keeps the others waiting for too long.
             PeerError, PeerCrashError: a rank failed.
         """
-        now = time.monotonic()
+        now = self._checked = time.monotonic()
         if self._lost is None and now - self._round > self._limit + 2 * BEAT_S:
             self._give_up(self._store_is_gone(f"has been silent for {self._limit:.0f} s"))
         if self._lost is None and waiting_since is not None and now - waiting_since > self._patience:
@@ -160,6 +165,8 @@ class Watch:
         for rank, sign in enumerate(self.signs):
             if rank != self.rank and sign.state in ("failed", "crashed"):
                 raise (PeerError if sign.state == "failed" else PeerCrashError)(f"{self.name(rank)}: {sign.text}")
+            if waiting_since is not None and sign.state == "ended" and sign.exchanges < self._sign.exchanges:
+                raise PeerError(f"{self.name(rank)} has ended, and this exchange needs it")
 
     def explain(self, error: Exception) -> None:
         """An exchange failed: give the watch the time to find out which rank is gone, or failed. Returns where it finds
@@ -207,9 +214,10 @@ class Watch:
                 self.on_note(rank, self._store.get(f"note/{rank}/{number}").decode())
         self.signs, self._round = signs, now
         self._judge(now)
+        self._end_if_stuck(now)
 
     def _judge(self, now: float) -> None:
-        limit = SUSPECTED_S if self._suspected else self._limit
+        limit = min(SUSPECTED_S, self._limit) if self._suspected else self._limit
         for rank, sign in enumerate(self.signs):
             if rank == self.rank or sign.state != "working":
                 continue
@@ -220,13 +228,24 @@ class Watch:
                     f"{self.name(rank)} has given no sign of life for {limit:.0f} s: it was stopped or killed, or its "
                     f"machine or network is gone; {RESUME}"
                 )
-        if self._suspected and now - self._suspected > SUSPECTED_S + 4 * BEAT_S:
+        since = 0.0 if self._suspected is None else now - self._suspected
+        if self._leaving and since > LEAVING_S:
+            _end(143)
+        if since > SUSPECTED_S + 4 * BEAT_S:
             self._suspected = None
-            if self._leaving:
-                _end(143)
 
     def _last_sign(self, rank: int) -> Sign:
         return Sign(**json.loads(self._store.get(f"sign/{rank}")))
+
+    def _end_if_stuck(self, now: float) -> None:
+        """Another rank failed while this one waits for it inside a sharded network."""
+        if not self.sharded or not any(sign.state in ("failed", "crashed") for sign in self.signs):
+            self._stuck = now
+        elif now - max(self._stuck, self._checked) > LEAVE_S and self._sign.state == "working":
+            with self._mine:
+                self._sign = replace(self._sign, state="ended")
+            self._give_sign()
+            _end(2)
 
     def _is_gone(self, rank: int) -> bool:
         """Whether a process of this machine is no longer there."""
@@ -278,7 +297,7 @@ class Watch:
 
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
-        asking.join(SUSPECTED_S)
+        asking.join(LEAVING_S)
         return answer[0] if answer else self.rank <= 1
 
     def _beside(self, rank: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import float64_device, put, to_host
 from flowrl.math.masking import draw_tokens, ended, through_end
 from flowrl.math.random import uniform
 from flowrl.types import CausalPolicy, Decoder, Draw, Rollout, TextCondition, TokenTrace, Truncation
@@ -72,7 +73,7 @@ class CausalSampler:
         if self.greedy_first:
             temperature[draw.place == 0] = 0.0
         if self.engine is None:
-            heat = temperature.to(policy.device) if self.greedy_first else self.temperature
+            heat = temperature if self.greedy_first else self.temperature
             tokens, logp, rows = self._decode(policy, condition, draw, heat)
         else:
             engine = policy.engine(self.engine)
@@ -90,8 +91,9 @@ class CausalSampler:
         count, device = len(draw), policy.device
         tokens = torch.full((count, self.length), policy.pad_token, dtype=torch.int64, device=device)
         logp = torch.zeros(count, self.length, device=device)
-        numbers = uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM).to(device)
-        ends = torch.tensor(policy.end_tokens, dtype=torch.int64, device=device)
+        numbers = put(uniform(draw.seeds, (self.length,), stream=TOKEN_STREAM), float64_device(device))
+        temperature = put(temperature, numbers) if isinstance(temperature, Tensor) else temperature
+        ends = put(torch.tensor(policy.end_tokens, dtype=torch.int64), device)
         going = torch.arange(count, device=device)  # rows in the decoder, and which of them have not ended
         active = torch.ones(count, dtype=torch.bool, device=device)
         decoder: Decoder = policy.decoder(condition)
@@ -108,9 +110,13 @@ class CausalSampler:
             if not bool(left.any()):
                 break
             if int(left.sum()) <= (1 - COMPACT) * len(left):
-                decoder.keep(left.nonzero()[:, 0])
-                kept = left.nonzero()[:, 0].to(device)
-                going, active, chosen, numbers = (value[kept] for value in (going, active, chosen, numbers))
-                temperature = temperature[kept] if isinstance(temperature, Tensor) else temperature
+                kept = left.nonzero()[:, 0]
+                decoder.keep(kept)
+                going, active, chosen, numbers = (
+                    value[put(kept, value.device)] for value in (going, active, chosen, numbers)
+                )
+                if isinstance(temperature, Tensor):
+                    temperature = temperature[put(kept, temperature.device)]
             decoder.push(chosen)
-        return tokens.cpu(), logp.cpu(), rows
+        tokens, logp = to_host((tokens, logp))
+        return tokens, logp, rows

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowrl.devices import fetch, pinned, put
 from flowrl.math.flow import ODE, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
 from flowrl.math.random import derive, normal
 from flowrl.samplers.windows import StepRanges, Window
@@ -137,10 +138,14 @@ class FlowSampler:
 
     def _noisy_step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, draw: Draw, k: int, track: _Track) -> Tensor:
         mean = mean_of(self.dynamics, x, v, t, t_next)
-        s = self.dynamics.coefficients(t, t_next)[2].to(x)
+        s = self.dynamics.coefficients(t, t_next)[2]
         z = normal(draw.seeds, tuple(x.shape[1:]), stream=k + 1, device=x.device)
-        x_next = mean + s.reshape(-1, *[1] * (x.ndim - 1)) * z
+        x_next = mean + put(s, x).reshape(-1, *[1] * (x.ndim - 1)) * z
         if k in track.ranges.recorded:
+            if not bool((s > 0).all()):
+                raise IncompatibleError(
+                    "a recorded step has no noise, so no density: leave it out of the sampler's window"
+                )
             track.record(x, x_next, measure_step(self.dynamics, x, v, x_next, t, t_next), self.record_mean)
         return x_next
 
@@ -151,8 +156,8 @@ def _as_latents(x: Tensor, t: Tensor) -> Tensor:
 
 
 class _Track:
-    """The recorded part of a trajectory, on the host; each state is stored once although it ends one step and starts
-    the next."""
+    """The recorded part of a trajectory, on the host, where a device writes it while it goes on; each state is stored
+    once although it ends one step and starts the next."""
 
     def __init__(self, ranges: StepRanges) -> None:
         self.ranges = ranges
@@ -161,29 +166,29 @@ class _Track:
         self._squared: list[Tensor] = []
 
     def record(self, x: Tensor, x_next: Tensor, measured: tuple[Tensor, Tensor, Tensor], with_mean: bool) -> None:
-        squared, mean, s = measured
-        if not bool((s > 0).all()):
-            raise IncompatibleError("a recorded step has no noise, so no density: leave it out of the sampler's window")
+        squared, mean, _ = measured
         done, steps = len(self._squared), len(self.ranges.recorded)
         if self._states is None:
             self._states = _on_host(x, steps + 1)
-            self._states[:, 0] = x
-        self._states[:, done + 1] = x_next
+            fetch(x, self._states[:, 0])
+        fetch(x_next, self._states[:, done + 1])
         if with_mean:
             self._means = _on_host(mean, steps) if self._means is None else self._means
-            self._means[:, done] = mean
-        self._squared.append(squared.cpu())
+            fetch(mean, self._means[:, done])
+        self._squared.append(squared)
 
     def steps(self, times: Tensor, dynamics: Dynamics, guidance: float | None) -> Steps | None:
         if self._states is None:
             return None
+        # the only wait of a trajectory: what was fetched before is there as well
+        squared = torch.stack(self._squared, dim=1).cpu()
         first, count = self.ranges.recorded.start, len(self._squared)
         grid = times[first : first + count + 1].cpu().expand(len(self._states), -1)
         return Steps(
             self._states,
             t=grid[:, :-1],
             t_next=grid[:, 1:],
-            squared=torch.stack(self._squared, dim=1),
+            squared=squared,
             dynamics=dynamics,
             guidance=guidance,
             mean=self._means,
@@ -191,5 +196,6 @@ class _Track:
 
 
 def _on_host(like: Tensor, count: int) -> Tensor:
-    """Room for ``count`` tensors like [N, ...]: [N, count, ...]."""
-    return torch.empty(len(like), count, *like.shape[1:], dtype=like.dtype)
+    """Room for ``count`` tensors like [N, ...]: [N, count, ...], each of them in one piece."""
+    room = torch.empty(count, *like.shape, dtype=like.dtype, pin_memory=pinned(like.device))
+    return room.transpose(0, 1)

@@ -21,6 +21,7 @@ from flowrl.types.decisions import (
     TokenScores,
     ViewRows,
     iterate_blocks,
+    token_blocks,
 )
 from flowrl.types.parts import (
     Advantage,
@@ -127,4 +128,5 @@ __all__ = [
     "iterate_blocks",
     "place_in_group",
     "prompts_of",
+    "token_blocks",
 ]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.types.ranks import Share
 from flowrl.types.rollouts import ALL_TOKENS, Truncation
 
@@ -37,8 +38,8 @@ class Likelihood:
 
     def block(self, rows: Tensor, decisions: slice, device: torch.device) -> Likelihood:
         """That of some rows [n] and a range of decisions, on a device."""
-        extra = {name: value[rows][:, decisions].to(device) for name, value in self.extra.items()}
-        return Likelihood(self.logp[rows][:, decisions].to(device), extra)
+        extra = {name: put(value[rows][:, decisions], device) for name, value in self.extra.items()}
+        return Likelihood(put(self.logp[rows][:, decisions], device), extra)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Rows:
         every decision is its own event."""
         n, d = self.shape
         return torch.arange(d).expand(n, d)
+
+    def row_tokens(self, condition: Any) -> Tensor | None:
+        """[N] int64: tokens that the network reads in a row of each sample, of which ``unit`` decisions come, with the
+        prompts of ``condition`` before them; ``None`` where rows are not of tokens."""
+        return None
 
     def block(self, rows: Tensor, decisions: slice) -> Self:
         """The same data for some rows [n] and a range of decisions."""
@@ -128,6 +134,11 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    def row_tokens(self, condition: Any) -> Tensor:
+        """A view is a row; all views of a completion are where a decision is a token of all of them."""
+        _, views, length = self.inputs.shape
+        return (condition.row_lengths + length) * (views if self.per == "token" else 1)
 
     @property
     def counted(self) -> Tensor | None:
@@ -184,9 +195,9 @@ class Table:
         device = live.logp.device
         same = replace(live, logp=live.logp.detach())
         old = same if self.old is None else self.old.block(index, decisions, device)
-        advantage = self.advantage[index][:, decisions].to(device)
+        advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
-        return Batch(advantage, old, weight.to(device), self.group[index], probe)
+        return Batch(advantage, old, put(weight, device), self.group[index], probe)
 
 
 @dataclass(frozen=True)
@@ -217,3 +228,22 @@ def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[
     for row in range(rows):
         for start in range(0, per_sample, most):
             yield slice(row, row + 1), slice(start * unit, min(start + most, per_sample) * unit)
+
+
+def token_blocks(lengths: Tensor, decisions: int, unit: int, most: int) -> Iterator[tuple[Tensor, slice]]:
+    """Cover ``[N, decisions]`` by blocks of rows [n] whose network rows, ``lengths`` [N] tokens long and padded to the
+    longest of the block, have at most ``most`` tokens together: samples of similar length, the longest first.
+
+    Whole samples where they fit, else parts of one; a network row that is longer than ``most`` is a block of its own.
+    """
+    if decisions % unit:
+        raise ValueError(f"{decisions} decisions do not divide into network rows of {unit}")
+    per_sample = decisions // unit
+    ordered, start = lengths.argsort(descending=True, stable=True), 0
+    while start < len(ordered):
+        fitting = max(1, most // max(1, int(lengths[ordered[start]])))  # network rows
+        size = max(1, fitting // per_sample)
+        rows = ordered[start : start + size].sort().values
+        for first in range(0, per_sample, fitting):
+            yield rows, slice(first * unit, min(first + fitting, per_sample) * unit)
+        start += size

@@ -104,6 +104,11 @@ class FlowPolicy(Policy, Protocol):
 class TextCondition(Condition, Protocol):
     """Prompts as tokens."""
 
+    @property
+    def row_lengths(self) -> Tensor:
+        """[N] int64: prompt tokens of each row."""
+        ...
+
     def take(self, rows: Tensor) -> TextCondition:
         """The prompts of the rows with these indices [n] (repeats allowed)."""
         ...

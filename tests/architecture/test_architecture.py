@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "flowrl").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 LAYERS = (
-    "flowrl.version flowrl.devices flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values "
+    "flowrl.version flowrl.devices flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values",
     "flowrl.types",
     "flowrl.files flowrl.launcher flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
     "flowrl.importing flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",

@@ -48,6 +48,10 @@ def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
     for micro_batch in (1, 3, 50):
         pieces = gradients(algorithm, it, micro_batch=micro_batch)[0]
         assert torch.allclose(pieces, whole, rtol=2e-4, atol=2e-6 * float(whole.norm()))
+    if algorithm.family != "diffusion":
+        for micro_tokens in (1, 7, 40):
+            pieces = gradients(algorithm, it, micro_tokens=micro_tokens)[0]
+            assert torch.allclose(pieces, whole, rtol=2e-4, atol=2e-6 * float(whole.norm()))
 
 
 @pytest.mark.parametrize("name", ALL)

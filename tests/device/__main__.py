@@ -1,7 +1,10 @@
-"""Commands of flowrl in a process with the pretended accelerator: ``python -m tests.device REPORT < commands.json``.
+"""Commands of flowrl in a process with the pretended accelerator.
 
-Standard input is a JSON list of argument lists. REPORT becomes a JSON list: exit code, events by kind, host waits and
-peak bytes of each command. It stops at the first that fails.
+    python -m tests.device run REPORT < commands.json     a list of command lines; REPORT: what the device saw of each
+    python -m tests.device sweep [PRESET ...]              every preset, an iteration each, against the CPU
+    python -m tests.device waits                           how often each loop waits for the device
+
+The import of the device changes torch for the whole process, so tests start this in one of its own.
 """
 
 from __future__ import annotations
@@ -10,30 +13,21 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
-from flowrl.cli import main
-from tests import fakegpu
-
-
-def run(arguments: list[str]) -> dict[str, object]:
-    """One command, and what the device saw of it."""
-    sys.argv = ["flowrl", *arguments]
-    torch.fakegpu.reset_peak_memory_stats()  # type: ignore[attr-defined]
-    with fakegpu.watch("/flowrl/") as events:
-        try:
-            main()
-            code: object = 0
-        except SystemExit as ended:
-            code = ended.code or 0
-    peak = torch.fakegpu.max_memory_allocated()  # type: ignore[attr-defined]
-    return {"code": code, "events": dict(events.totals), "waits": events.waits, "peak": peak, "table": events.table()}
-
+from tests.device import loops, sweep
+from tests.device.commands import run
 
 if __name__ == "__main__":
-    report, found = Path(sys.argv[1]), []
-    for line in json.load(sys.stdin):
-        found.append(run(line))
-        if found[-1]["code"] != 0:
-            break
-    report.write_text(json.dumps(found))
+    task, *given = sys.argv[1:] or ["help"]
+    if task == "run":
+        found = []
+        for line in json.load(sys.stdin):
+            found.append(run(line))
+            if found[-1]["code"] != 0:
+                break
+        Path(given[0]).write_text(json.dumps(found))
+    elif task == "sweep":
+        sys.exit(sweep.main(given))
+    elif task == "waits":
+        print(json.dumps(loops.measure(), indent=1))
+    else:
+        sys.exit(str(__doc__))

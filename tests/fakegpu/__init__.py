@@ -100,13 +100,18 @@ torch.utils.generate_methods_for_privateuse1_backend(unsupported_dtype=_QUANTIZE
 torch.__future__.set_swap_module_params_on_conversion(os.environ.get("FAKEGPU_SWAP", "1") == "1")
 
 
+WAITS = ("item", "nonzero", "d2h")
+
+
 class Events:
-    """What happened while watched: ``rows[(kind, place, what)] = [times, bytes]``."""
+    """What happened while watched: ``rows[phase, kind, place, what] = [times, bytes]``; who watches sets ``phase``."""
 
     def __init__(self, inside: str | None) -> None:
         self.inside = inside
-        self.rows: dict[tuple[str, str, str], list[int]] = {}
+        self.phase = ""
+        self.rows: dict[tuple[str, str, str, str], list[int]] = {}
         self.totals: Counter[str] = Counter()
+        self.phases: dict[str, Counter[str]] = {}
         self.bytes: Counter[str] = Counter()
         self.on = True
 
@@ -114,9 +119,10 @@ class Events:
         if not self.on:
             return
         self.totals[kind] += 1
+        self.phases.setdefault(self.phase, Counter())[kind] += 1
         self.bytes[kind] += count
         detail = what if kind in ("float64", "nonzero", "host_index") else ""
-        row = self.rows.setdefault((kind, self._place(), detail), [0, 0])
+        row = self.rows.setdefault((self.phase, kind, self._place(), detail), [0, 0])
         row[0] += 1
         row[1] += count
 
@@ -136,16 +142,23 @@ class Events:
         inner = (first or "").split("site-packages/")[-1]
         return outer if self.inside and self.inside in (first or "") else f"{outer} <- {inner}"
 
-    @property
-    def waits(self) -> int:
+    def waits(self, phase: str | None = None) -> int:
         """How often the host waited for the device: for a number, for a shape that depends on data, for a copy."""
-        return self.totals["item"] + self.totals["nonzero"] + self.totals["d2h"]
+        return self._count(WAITS, phase)
+
+    def blocking_copies(self, phase: str | None = None) -> int:
+        """How many copies to the device were of the kind for which CUDA waits as well."""
+        return self._count(("h2d", "h2d_pageable"), phase)
+
+    def _count(self, kinds: tuple[str, ...], phase: str | None) -> int:
+        found = self.totals if phase is None else self.phases.get(phase, Counter())
+        return sum(found[kind] for kind in kinds)
 
     def table(self, kinds: tuple[str, ...] | None = None, most: int = 60) -> str:
-        """The most frequent events, one line each: times, bytes, kind, place, kernel."""
-        rows = [(k, v) for k, v in self.rows.items() if kinds is None or k[0] in kinds]
+        """The most frequent events, one line each: times, bytes, phase, kind, place, kernel."""
+        rows = [(k, v) for k, v in self.rows.items() if kinds is None or k[1] in kinds]
         rows.sort(key=lambda kv: -kv[1][0])
-        return "\n".join(f"{v[0]:6d} {v[1]:12d} B  {k[0]:10s} {k[1]}  {k[2]}" for k, v in rows[:most])
+        return "\n".join(f"{v[0]:6d} {v[1]:12d} B  {k[0]:10s} {k[1]:12s} {k[2]}  {k[3]}" for k, v in rows[:most])
 
 
 @contextmanager

@@ -540,6 +540,18 @@ def test_mixtures_of_experts_merge_as_in_peft_and_read_their_own_exports(tmp_pat
         load_adapter(other, tmp_path / "peft")
 
 
+def test_experts_in_one_tensor_are_adapted_where_they_are_named_and_said_to_be_left_out_where_not() -> None:
+    folder = components_text.folder("diffusion_gemma")
+    plain = load_policy(folder, lora=LoRAOptions(rank=4))
+    said = plain.adaptation.describe()
+    assert "experts without one: experts.gate_up_proj, experts.down_proj (model.lora.parameters: [" in said
+    assert not any(".experts." in name for name in plain.adaptation.parameters)
+    named = load_policy(folder, lora=LoRAOptions(rank=4, parameters=("experts.gate_up_proj", "experts.down_proj")))
+    assert "experts without one" not in named.adaptation.describe()
+    assert any(".experts." in name for name in named.adaptation.parameters)
+    assert "experts without one" not in load_policy(components_text.folder("llama")).adaptation.describe()
+
+
 VALUES = (None, True, -1, 0, 1e400, 10**400, "16", "", [], [[]], {}, {"a": {}}, {"(": 2}, {"q_proj": "x"})
 
 

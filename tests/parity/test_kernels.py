@@ -139,11 +139,11 @@ def velocities(policy: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor, list
     return free, bound.detach(), gradients
 
 
-# the last block of SD3 and the three widths of the UNet are kinds of their own
-KINDS = {"sd3": (2, False), "sd15": (3, False), "flux": (2, True)}
+# the last block of SD3 is a kind of its own
+KINDS = {"sd3": 2, "sd15": 3}
 
 
-@pytest.mark.parametrize("name", ["sd3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sd15", "flux"))])
+@pytest.mark.parametrize("name", ["sd3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sd15",))])
 def test_compiled_blocks_share_their_graphs_over_numbers_of_rows(name, folder, graphs):
     policy = load_policy(folder(name), call=pipelines.CALLS[name], parity="skip")
     move(policy)
@@ -156,7 +156,7 @@ def test_compiled_blocks_share_their_graphs_over_numbers_of_rows(name, folder, g
         assert all(deviation(a, b) < 1e-5 for a, b in zip(found[2], gradients, strict=True))
         first = first or len(graphs.gradients)
     assert len(graphs.gradients) == first  # further numbers of rows compile nothing
-    kinds = KINDS[name][0]
+    kinds = KINDS[name]
     assert graphs.gradients.count(False) <= kinds and graphs.gradients.count(True) <= 2 * kinds
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from flowrl.models.causal.load import load_causal
 from flowrl.models.diffusion import DiffusionPolicy
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.masked.load import load_masked
-from flowrl.models.quantization import dequantized, is_quantized
+from flowrl.models.quantization import Quantized, dequantized, describe_quantized, diffusers_options, is_quantized
 from flowrl.models.source import ModelSource
 from flowrl.models.text.policy import TextPolicy
 from flowrl.types import prompts_of
@@ -94,11 +95,11 @@ def test_denoiser(name, method, folder):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_language_models(method):
-    for load, name in ((load_causal, "qwen3"), (load_masked, "bert")):
-        folder = components_text.folder(name)
-        policy = load(folder, quantize=method)
+    for load, name in ((load_causal, "qwen3"), (load_masked, "bert"), (load_masked, "llada")):
+        folder, trust = components_text.folder(name), name == "llada"
+        policy = load(folder, quantize=method, trust_remote_code=trust)
         move(policy)
-        plain = on_dequantized(policy, load(folder))
+        plain = on_dequantized(policy, load(folder, trust_remote_code=trust))
         same_numbers(policy, plain, text_loss)
         head = policy.network.model.get_output_embeddings()
         assert not quantized_layers(head) and type(head) is nn.Linear
@@ -128,3 +129,35 @@ def test_the_adapter_is_as_any_other(method, folder, tmp_path):
         policy.network = user.transformer  # the same call, of the network that a user loaded
         again = policy.velocity(x, t, policy.condition(prompts_of(PROMPTS)))
     torch.testing.assert_close(again, made, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_held_in_few_bits_is_told(folder):
+    dense = load_causal(components_text.folder("qwen3"), quantize="nf4").network.model
+    linear = sum(layer.in_features * layer.out_features for layer in quantized_layers(dense).values())
+    assert describe_quantized(dense).startswith(f"quantised: {linear:,} of ")
+    assert "experts" not in describe_quantized(dense)
+    sparse = load_masked(components_text.folder("diffusion_gemma"), quantize="int8").network.model
+    assert ("experts" in describe_quantized(sparse)) == (
+        sum(p.numel() for p in sparse.parameters() if p.dim() == 3)
+        > sum(layer.in_features * layer.out_features for layer in quantized_layers(sparse).values())
+    )
+
+
+def test_the_way_of_accelerators_is_that_of_the_cpu(folder, monkeypatch):
+    """Diffusers' own quantiser, which asks for an accelerator, and ours on the CPU make the same numbers."""
+    from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
+
+    for quantiser in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
+        monkeypatch.setattr(quantiser, "validate_environment", lambda self, *args, **kwargs: None)
+    place = str(folder("sd3") / "transformer")
+    for method in METHODS:
+        ours = diffusers.SD3Transformer2DModel.from_pretrained(place)
+        Quantized(network=method).finish("transformer", ours)
+        options = diffusers_options(method, torch.float32, torch.device("cuda"))
+        options |= {"device_map": {"": "cpu"}, "torch_dtype": torch.float32}
+        theirs = diffusers.SD3Transformer2DModel.from_pretrained(place, **options)
+        Quantized(network=method).finish("transformer", theirs)
+        first, second = quantized_layers(ours), quantized_layers(theirs)
+        assert first.keys() == second.keys()
+        for name, layer in first.items():
+            assert torch.equal(dequantized(layer, torch.float32), dequantized(second[name], torch.float32))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -192,6 +193,31 @@ def test_memory_that_runs_out_names_the_phase(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=f"out of memory while {words[method]}"):
         training(config)
     assert checkpoints(tmp_path) == ["step_000002"]
+
+
+@pytest.mark.parametrize(("failing", "kept"), [(5, ["step_000002"]), (6, [])])
+def test_an_iteration_that_fails_is_saved_before_it_has_changed_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, kept: list[str]
+) -> None:
+    """In the first of an iteration's two updates, or in the second: then the checkpoint would be of neither."""
+    from flowrl import step
+    from flowrl import train as training
+
+    prepare(tmp_path)
+    overrides = [f"out={tmp_path}/run", f"rewards=['{tmp_path}/mine.py:reward']", "train.updates=2"]
+    config = Config.load(tmp_path / "tiny.yaml", overrides)
+    real, calls = step._apply, []
+
+    def limited(*args: Any) -> Any:
+        calls.append(0)
+        if len(calls) == failing:
+            raise UserError("enough")
+        return real(*args)
+
+    monkeypatch.setattr(step, "_apply", limited)
+    with pytest.raises(UserError, match="enough"):
+        training(config)
+    assert checkpoints(tmp_path) == kept
 
 
 def test_what_counts_as_memory_that_ran_out() -> None:

@@ -15,7 +15,6 @@ from flowrl.models.adapters.diffusion import ENCODERS
 from flowrl.models.adapters.peft import without_adapter
 from flowrl.models.adapters.read import read
 from flowrl.models.adapters.text_encoders import load_text_encoders
-from flowrl.models.diffusion.condition import Encoder
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.lora import ADAPTER, Adaptation
 from flowrl.models.text.policy import TextPolicy
@@ -39,7 +38,7 @@ def load_adapter(policy: DiffusionPolicy | TextPolicy, name: str | Path) -> None
                 without_adapter(policy.pipeline.components[encoder])
         load_text_encoders(policy.pipeline, adapter, ADAPTER)
     copy_weights(policy.network, policy.adaptation, adapter)
-    policy.encoder = Encoder(policy.recorder, policy.spec)
+    policy.encoder = policy.encoder.renewed()
 
 
 def copy_weights(network: nn.Module, adaptation: Adaptation, adapter: Adapter) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.models.causal.caches import SelectMethod, select_rows
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.layout import join_left
@@ -53,8 +54,8 @@ class CachedDecoder:
             return
         order = torch.cat(self._rows).argsort()
         logits = torch.cat([batch.logits for batch in self._batches])
-        self.logits = logits[order.to(logits.device)]
-        self._where = [rows.to(logits.device) for rows in self._rows]
+        self.logits = logits[put(order, logits.device)]
+        self._where = [put(rows, logits.device) for rows in self._rows]
 
 
 class _Batch:
@@ -67,7 +68,7 @@ class _Batch:
         self._select_method: SelectMethod = select_method
         used, expand = condition.index.unique(return_inverse=True)
         ids, inside = join_left(condition.prompts[used], condition.lengths[used], policy.pad_token)
-        self._inside = None if bool(inside.all()) else inside.to(policy.device)
+        self._inside = None if bool(inside.all()) else put(inside, policy.device)
         self._width, self._lengths = ids.shape[1], condition.lengths[used]
         position = (torch.arange(self._width) - (self._width - self._lengths[:, None])).clamp(min=0)
         self._cache: Any = None
@@ -89,7 +90,7 @@ class _Batch:
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:
         """As `CachedDecoder.keep`."""
-        there = rows.to(self.logits.device)
+        there = put(rows, self.logits.device)
         self._cache = select_rows(self._cache, there, self._select_method)
         self.logits = self.logits[there]
         self._lengths = self._lengths[rows]

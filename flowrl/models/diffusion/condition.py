@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
+from flowrl.models.diffusion.prompt_cache import PromptCache
 from flowrl.models.diffusion.recorder import Recorder
 
 CHUNK = 16
@@ -50,7 +52,7 @@ class DiffusionCondition:
 
     def take(self, rows: Tensor) -> DiffusionCondition:
         """The condition of the rows with these indices [n] (repeats allowed)."""
-        return replace(self, index=self.index[rows.to(self.index.device)])
+        return replace(self, index=self.index[put(rows, self.index.device)])
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,7 @@ class _Encoded:
     def fits(self, other: _Encoded) -> bool:
         """Whether both can share tensors: equal shapes, and equal inputs besides."""
         return same(self.templates, other.templates) and all(
-            {path: _shape(value) for path, value in mine.items()}
-            == {path: _shape(value) for path, value in theirs.items()}
-            for mine, theirs in zip(self.rows, other.rows, strict=True)
+            mine == theirs for mine, theirs in zip(_shapes(self.rows), _shapes(other.rows), strict=True)
         )
 
 
@@ -96,24 +96,38 @@ class Encoder:
     """Texts to conditions, remembering the most recent ones up to ``limit_bytes``.
 
     A pipeline that pads to the longest prompt of the batch gives a text different shapes in different batches; for
-    those the prompts of one condition are encoded together and that set of prompts is what is remembered.
+    those the prompts of one condition are encoded together and that set of prompts is what is remembered. Others
+    can be kept on disk (`keep`).
     """
 
     def __init__(self, recorder: Recorder, spec: DenoiserSpec, limit_bytes: int = 1 << 30) -> None:
         self._recorder = recorder
         self._spec = spec
         self._recent = RecentPrompts(limit_bytes)
+        self._cache: PromptCache | None = None
         self.texts_encoded = 0
         """Prompts the text encoders have seen."""
         self._interned: dict[int, dict[LeafPath, Any]] = {}
         short, long = self._capture([PROBES[1]])[0], self._capture([PROBES[0]])[0]
         self.ragged = not short.fits(long)
+        self._example = short
+
+    def keep(self) -> None:
+        """From now on encode prompts one by one, and keep them on disk for later runs."""
+        self._cache = PromptCache(self._recorder)
+
+    def renewed(self) -> Encoder:
+        """One that remembers nothing, for text encoders that have changed."""
+        fresh = Encoder(self._recorder, self._spec)
+        if self._cache is not None:
+            fresh.keep()
+        return fresh
 
     def __call__(self, prompts: Sequence[str]) -> DiffusionCondition:
         texts = list(dict.fromkeys(prompts))
         entries = self._together(texts) if self.ragged else self._one_by_one(texts)
         position = {text: i for i, text in enumerate(texts)}
-        index = torch.tensor([position[text] for text in prompts], device=self._recorder.pipeline._execution_device)
+        index = put(torch.tensor([position[text] for text in prompts]), self._recorder.pipeline._execution_device)
         branches = tuple(self._branch(entries, i) for i in range(len(self._spec.branches)))
         return DiffusionCondition(branches, index)
 
@@ -128,10 +142,21 @@ class Encoder:
         missing = [text for text in texts if text not in entries]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            for text, entry in zip(chunk, self._capture(chunk), strict=True):
+            found = self._capture(chunk) if self._cache is None else [self._cached(text) for text in chunk]
+            for text, entry in zip(chunk, found, strict=True):
                 entries[text] = entry
                 self._recent[(text,)] = [entry]
         return [entries[text] for text in texts]
+
+    def _cached(self, text: str) -> _Encoded:
+        """A prompt from the cache on disk, or encoded alone and put there."""
+        assert self._cache is not None
+        rows = self._cache.load(text)
+        if rows is not None and _shapes(rows) == _shapes(self._example.rows):
+            return self._encoded(rows, list(self._example.templates), 0)
+        (entry,) = self._capture([text])
+        self._cache.save(text, list(entry.rows))
+        return entry
 
     def _capture(self, texts: list[str]) -> list[_Encoded]:
         calls = self._recorder.calls(texts, len(self._spec.calls), self._spec.blank)
@@ -196,6 +221,10 @@ def _concatenate(rows: list[Any]) -> Any:
 def _shape(value: Any) -> Any:
     """What must agree for rows to share a tensor: the shape; entries of lists may differ in size."""
     return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _shapes(branches: Sequence[dict[LeafPath, Any]]) -> list[dict[LeafPath, Any]]:
+    return [{path: _shape(value) for path, value in branch.items()} for branch in branches]
 
 
 def _bytes(value: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.errors import UserError
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -210,5 +211,5 @@ def _interpolate(xs: Tensor, ys: Tensor, at: Tensor) -> Tensor:
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
-    """[N] -> [N, 1, ...] in ``x``'s type."""
-    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    """[N] -> [N, 1, ...] in ``x``'s type and on its device."""
+    return put(values, x).reshape(-1, *[1] * (x.ndim - 1))

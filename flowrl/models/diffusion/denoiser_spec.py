@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowrl.devices import put, wide
 from flowrl.errors import UserError
 from flowrl.models.diffusion.coordinates import (
     Coordinates,
-    DDPMCoordinates,
     FlowCoordinates,
     measured_shift,
     scheduler_coordinates,
@@ -65,9 +65,9 @@ class TimeSlot:
     shape: tuple[int, ...]
     """Of one row: () or (tokens,)."""
 
-    def fill(self, timestep: Tensor) -> Tensor:
-        """The input for ``timestep`` [N], one value per row."""
-        value = (self.scale * timestep + self.offset).to(self.dtype)
+    def fill(self, timestep: Tensor, device: torch.device) -> Tensor:
+        """The input for ``timestep`` [N] float64, one value per row."""
+        value = put((self.scale * timestep + self.offset).to(self.dtype), device)
         return value.reshape(-1, *[1] * len(self.shape)).expand(-1, *self.shape)
 
 
@@ -123,12 +123,6 @@ class DenoiserSpec:
         axis = call.latent.kind.axis
         first, rows = (latents[0], len(latents)) if axis is None else (latents, latents.shape[axis])
         return first.new_zeros((rows, *self.output_shape))
-
-    def to(self, device: torch.device) -> DenoiserSpec:
-        """The recipe with its tables on ``device``."""
-        if not isinstance(self.coordinates, DDPMCoordinates):
-            return self
-        return replace(self, coordinates=replace(self.coordinates, times=self.coordinates.times.to(device)))
 
     def prediction(self, output: Tensor) -> Tensor:
         """The part of the denoiser's output [N, ...] that is the prediction, in the latents' shape: channels of a
@@ -271,7 +265,7 @@ def _cut(output: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _parallel(rows: Tensor, sample: Tensor) -> bool:
     if rows.numel() != sample.numel():
         return False
-    left, right = rows.reshape(sample.shape).double(), sample.double()
+    left, right = wide(rows.reshape(sample.shape)), wide(sample)
     scale = (left * right).sum() / (right * right).sum()
     tolerance = 1e-5 if rows.dtype == sample.dtype == torch.float32 else 2e-2
     return bool(scale > 0 and (left - scale * right).abs().max() <= tolerance * left.abs().max())
@@ -280,5 +274,6 @@ def _parallel(rows: Tensor, sample: Tensor) -> bool:
 def _reads_shrunk_sample(step: RecordedStep, spec: CallSpec) -> bool:
     """Whether the denoiser reads the sample shrunk: the latents are ``clean + ratio * noise``."""
     rows = spec.latents(step.calls[0].inputs)
-    scale = (rows.double().flatten() @ step.sample.double().flatten()) / step.sample.double().square().sum()
+    read, sample = wide(rows).flatten(), wide(step.sample).flatten()
+    scale = (read @ sample) / sample.square().sum()
     return bool(abs(scale - 1) > 1e-2)

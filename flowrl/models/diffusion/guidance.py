@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowrl.devices import wide
 from flowrl.errors import UserError
 
 Correction = Callable[[Tensor, Tensor], Tensor]
@@ -124,8 +125,8 @@ def _two_branches(branches: Sequence[Tensor], seen: Tensor, rescale: float) -> l
     found: list[Guidance] = []
     for sign in (1.0, -1.0):
         for conditional in (0, 1):
-            cond, uncond = branches[conditional].double(), branches[1 - conditional].double()
-            for scale in _scales(cond, uncond, sign * seen.double()):
+            cond, uncond = wide(branches[conditional]), wide(branches[1 - conditional])
+            for scale in _scales(cond, uncond, sign * wide(seen)):
                 base = Guidance(sign, scale, conditional, 1 - conditional)
                 found += [replace(base, correction=c) for c in GUIDANCE_CORRECTIONS]
                 found.append(replace(base, rescale=rescale))
@@ -152,5 +153,5 @@ def _equal(ours: Tensor, seen: Tensor) -> bool:
     if ours.shape != seen.shape:
         return False
     tolerance = 1e-4 if seen.dtype == torch.float32 else 5e-2
-    gap = (ours.double() - seen.double()).abs().max()
-    return bool(gap <= tolerance * seen.double().abs().max())
+    gap = (wide(ours) - wide(seen)).abs().max()
+    return bool(gap <= tolerance * wide(seen).abs().max())

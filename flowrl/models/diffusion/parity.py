@@ -48,7 +48,7 @@ def check(policy: DiffusionPolicy) -> float:
 
     worst = 0.0
     for step, x, t in zip(trace.steps, points, levels, strict=True):
-        native = policy.native(x, t.expand(len(x)).to(x.device), condition, None, "cond")
+        native = policy.native(x, t.expand(len(x)), condition, None, "cond")
         worst = max(worst, deviation(native.reshape(step.model_output.shape), step.model_output))
     tolerance = TOLERANCE[policy.dtype]
     if not worst <= tolerance:
@@ -87,7 +87,7 @@ def predictions(policy: DiffusionPolicy) -> Tensor:
 def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:
     """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
     x = call.latents(trace.steps[k].calls[0].inputs).reshape(trace.steps[k].sample.shape).float()
-    return coordinates.from_network(x, levels[k].expand(len(x)).to(x.device))
+    return coordinates.from_network(x, levels[k].expand(len(x)))
 
 
 def _check_start(x: Tensor, policy: DiffusionPolicy, levels: Tensor, init_noise_sigma: float, name: str) -> None:
@@ -114,7 +114,7 @@ def _euler(recorder: Recorder, coordinates: Coordinates) -> Callable[[Tensor, in
         sigmas = getattr(scheduler, "sigmas", None)
         timesteps = torch.as_tensor(scheduler.timesteps).cpu().double()
         levels = coordinates.levels(timesteps, None if sigmas is None else torch.as_tensor(sigmas).cpu().double())
-        t = levels[index].expand(len(sample)).to(sample.device)
+        t = levels[index].expand(len(sample))
         t_next = (levels[index + 1] if index + 1 < len(levels) else torch.zeros(())).expand(len(sample)).to(t)
         x = coordinates.from_network(sample.float(), t)
         x = x + float(t_next[0] - t[0]) * coordinates.velocity(model_output.float(), x, t)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flowrl.devices import put
 from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.lora import Adaptation
+from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement
 from flowrl.models.text.config import text_config
 from flowrl.models.text.routers import Routers, experts_per_token
@@ -63,10 +65,13 @@ def _cache_of(output: Any) -> Any:
 class Network:
     """A transformers language model, counted and read at chosen positions."""
 
-    def __init__(self, model: PreTrainedModel, adaptation: Adaptation, placement: Placement) -> None:
+    def __init__(
+        self, model: PreTrainedModel, adaptation: Adaptation, placement: Placement, pace: Pace | None = None
+    ) -> None:
         self.model = model
         self.adaptation = adaptation
         self.placement = placement
+        self.pace = pace
         self.head = Head("whole")
         self.calls = 0
         """Rows evaluated so far."""
@@ -121,7 +126,7 @@ class Network:
         """Run the model on ``inputs`` and read it at ``(rows, columns)`` [k]; with ``keep`` behind what ``cache``
         (``None``: nothing) holds of earlier columns, and with the cache in the result, if the model returns one. With
         the places ``inside`` [n, W] that are no padding, the routers of a mixture of experts are watched."""
-        where = rows.to(self.device), columns.to(self.device)
+        where = put(rows, self.device), put(columns, self.device)
         kept: list[Tensor] = []
 
         def show(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -150,12 +155,18 @@ class Network:
     def run(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """The model's own output."""
         on_device = {
-            key: value.to(self.device, self.placement.dtype if value.is_floating_point() else None)
+            key: put(value, self.device, self.placement.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
         self.calls += len(next(iter(on_device.values())))
         if "use_cache" in self.takes:
             options.setdefault("use_cache", False)
+        if self.pace is not None:
+            alone = {"use_cache": False} if "use_cache" in self.takes else {}
+            self.pace.announce(lambda: self._call(on_device, alone))
+        return self._call(on_device, options)
+
+    def _call(self, on_device: Mapping[str, Tensor], options: Mapping[str, Any]) -> Any:
         with (
             self.placement.precision(),
             self.adaptation.dropout(torch.is_grad_enabled()),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowrl.devices import put
 from flowrl.math.tokens import KEPT, exclude
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
@@ -55,6 +56,7 @@ class TextPolicy(HasWeightSets):
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
+        self.pace = network.pace
         self.weights = weight_sets(network.model, network.adaptation.parameters, apart=extra)
         self._trained = [*network.adaptation.parameters.values(), *extra.values()]
 
@@ -122,15 +124,17 @@ class TextPolicy(HasWeightSets):
         logp, entropies, values, places = [], [], [], []
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
-        wanted = labels.flatten().to(self.device)
+        wanted = put(labels.flatten(), self.device)
         room = KEPT  # of all calls together, which live until backward
-        for call in self._calls(condition, tokens, targets):
+        calls = list(self._calls(condition, tokens, targets))
+        further = 0 if self.pace is None else self.pace.most(len(calls)) - len(calls)  # asked before the others compute
+        for call in calls:
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
-            place = call.place.to(self.device)
+            place = put(call.place, self.device)
             if reading.balance is not None:
                 sample = torch.zeros(len(reading.balance), dtype=torch.int64)
                 sample[call.rows] = call.place // tokens.shape[1]
-                balances.append((sample.to(self.device), reading.balance))
+                balances.append((put(sample, self.device), reading.balance))
             found, spread = self.network.log_softmax(
                 reading,
                 wanted[place],
@@ -148,12 +152,26 @@ class TextPolicy(HasWeightSets):
             if valued:
                 assert self.critic is not None
                 values.append(self.critic(reading, call))
+        scores = self._spread(logp, places, tokens.shape)
+        if further:
+            scores = scores + self._idle(condition, tokens, further)
         return TokenScores(
-            self._spread(logp, places, tokens.shape),
+            scores,
             self._spread(entropies, places, tokens.shape) if entropy else None,
             self._spread(values, places, tokens.shape) if valued else None,
             self._balance(balances, len(tokens)),
         )
+
+    def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
+        """0, with a gradient, of further calls of the network: another process makes so many more for its rows."""
+        total = torch.zeros((), device=self.device)
+        for _ in range(calls):
+            one = tokens[:1].cpu()
+            call = next(
+                iter(self.layout(condition.take(torch.tensor([0])), one, torch.ones_like(one, dtype=torch.bool)))
+            )
+            total = total + 0 * self.network.logits(self.network.read(call.inputs, call.rows, call.columns)).sum()
+        return total
 
     def logits(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
         """[K, V] float32 logits at the K True entries of ``targets`` [N, T], row by row; impossible tokens have
@@ -167,7 +185,7 @@ class TextPolicy(HasWeightSets):
             return torch.zeros(0, self.vocabulary, device=self.device)
         logits = found[0]
         if len(found) > 1:
-            logits = torch.cat(found)[torch.cat(places).argsort().to(self.device)]
+            logits = torch.cat(found)[put(torch.cat(places).argsort(), self.device)]
         return exclude(logits, self.excluded)
 
     def _calls(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Iterator[Forward]:

@@ -107,6 +107,9 @@ def _patch_class(kind: Any) -> None:
         del kind.from_pretrained  # Dream's: only adds settings of its own generation, with an interface of before
     if not hasattr(kind, "all_tied_weights_keys"):
         kind.all_tied_weights_keys = {}  # set by post_init, which LLaDA does not call
+    for plan in ("_tp_plan", "_ep_plan"):  # likewise, and read where a model is quantised
+        if getattr(kind, plan, {}) is None:
+            setattr(kind, plan, {})
     given = inspect.signature(kind.tie_weights).parameters.values()
     if not any(p.name == "missing_keys" or p.kind is p.VAR_KEYWORD for p in given):
         kind.tie_weights = _ignoring_arguments(kind.tie_weights)
