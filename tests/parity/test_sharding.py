@@ -23,7 +23,7 @@ from flowrl.records import checkpoint
 from flowrl.startup.preflight import check_run
 from tests import pipelines
 from tests.launching import run
-from tests.training import Processes, apart, config_of
+from tests.training import Processes, Work, apart, config_of
 
 LORA = {"rank": 4, "alpha": 8}
 SIZES = {"train__updates": 1, "data__prompts": 3, "data__group": 4, "train__micro_batch": 4, "monitor__samples": 0}
@@ -54,9 +54,9 @@ def test_training_is_that_of_one_process(
     values = config_of(preset, base, **{**SIZES, **changes})
     values["model"] = {k: v for k, v in values["model"].items() if k not in ("full", "lora")}
     values["model"] |= {"full": True} if full else {"lora": LORA}
-    one = processes.train(1, values, 2)[0]
+    one = processes.train(1, values, Work(2))[0]
     values["model"]["shard"] = "fsdp"
-    first, second = processes.train(2, values, 2)
+    first, second = processes.train(2, values, Work(2))
     assert first.metrics == second.metrics
     assert all(torch.equal(a, b) for a, b in zip(first.weights, second.weights, strict=True))
     assert float(one.gradients[-1].norm()) > 1e-4
