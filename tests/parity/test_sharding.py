@@ -221,13 +221,20 @@ def test_one_process_does_not_split() -> None:
         load_policy("sudoku", family="causal", shard="fsdp")
 
 
+@pytest.mark.parametrize(("plugin", "kind"), [("DEEPSPEED", "none"), ("DEEPSPEED", "fsdp"), ("FSDP", "none")])
+def test_plugins_of_accelerate_are_not_passed_over(monkeypatch: pytest.MonkeyPatch, plugin: str, kind: Any) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(UserError, match=r"(?i)configured for .*set model.shard=fsdp"):
+        check_shard(kind)
+
+
 @pytest.mark.parametrize(
     ("preset", "base", "model", "said"),
     [
         ("ppo", "sudoku", {}, "has no critic that is a network of its own; set model.critic=head"),
         ("grpo", "sudoku", {"compile": True}, "cannot be compiled as well"),
         ("grpo", "sudoku", {"dtype": "float16"}, "computes in bfloat16 or float32"),
-        ("grpo", "sudoku", {"shard": "deepspeed"}, "model.shard"),
+        ("grpo", "sudoku", {"shard": "deepspeed"}, "fsdp splits weights, gradients"),
     ],
 )
 def test_what_a_split_network_cannot_do_is_said_before_it_is_loaded(
