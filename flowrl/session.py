@@ -251,6 +251,29 @@ def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback:
     return Samples(prompts, completions=decoded, feedback=feedback)
 
 
+def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:
+    """What to say where processes have unequal shares of an iteration's ``groups`` of ``each`` samples; ``grouped``:
+    whether a reward compares the samples of a group."""
+    size = ranks.size
+    if groups >= size:
+        least, more = divmod(groups, size)
+        if not more:
+            return []
+        return [
+            f"{groups} groups on {size} processes: {more} make {least + 1}, and the others, which make {least}, "
+            f"wait for them; data.prompts={(least + 1) * size} takes as long"
+        ]
+    busy = groups if grouped else min(groups * each, size)
+    if busy == size:
+        return []
+    why = (
+        "a reward compares the samples of a group, which therefore stays whole"
+        if grouped
+        else "there are no more samples"
+    )
+    return [f"{busy} of {size} processes have something to do, because {why}; raise data.prompts to {size} or more"]
+
+
 def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
     """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next.
 
@@ -292,6 +315,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
             policy.adaptation.describe(),
             *([] if config.model.quantize is None else [describe_quantized(trained_network(policy))]),
             *notes,
+            *describe_shares(processes(), config.data.prompts, config.data.group, rewards.grouped),
             *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted),
         ],
     )

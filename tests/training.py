@@ -136,9 +136,12 @@ def _serve(line: Connection, rank: int) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            size, place, values, work = line.recv()
+            job = line.recv()
         except EOFError:
             return
+        if job is None:
+            return
+        size, place, values, work = job
         try:
             if size > 1:
                 dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size)
@@ -172,6 +175,7 @@ class Processes:
 
     def __exit__(self, *error: object) -> None:
         for line in self._lines:
+            line.send(None)
             line.close()
         for process in self._processes:
             process.join(10)

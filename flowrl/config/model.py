@@ -12,13 +12,13 @@ from flowrl.paths import absolute_folder
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call", "prompt_cache", "quantize_encoders"),
+    "diffusion": ("call", "decode_batch", "vae_slicing", "vae_tiling", "offload", "prompt_cache", "quantize_encoders"),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
 """Keys of ``model`` that only some families have."""
-TRAINED_WITH = ("critic", "prompt_cache")
-"""Those of them that only training needs, or the machine."""
+TRAINED_WITH = ("critic", "prompt_cache", "decode_batch", "vae_slicing", "offload")
+"""Those of them that only training needs, or the machine: an export does not remember them."""
 
 
 class LoRAConfig(Section):
@@ -66,6 +66,18 @@ class ModelConfig(Section):
     )
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
+    )
+    decode_batch: PositiveInt = Field(default=16, description="diffusion: images decoded at once")
+    vae_slicing: bool = Field(
+        default=False, description="diffusion: decode image by image inside the VAE; less memory, the same images"
+    )
+    vae_tiling: bool = Field(
+        default=False, description="diffusion: decode large images in tiles, whose seams are blended; much less memory"
+    )
+    offload: Literal["none", "encoders", "sequential"] = Field(
+        default="none",
+        description="diffusion: what waits on the host until it is called; encoders = text encoders and VAE; sequential"
+        " = the denoiser's frozen layers too, which is slow",
     )
     prompt_cache: bool = Field(
         default=False,
