@@ -41,6 +41,16 @@ class Block(NamedTuple):
     probe: Rows
     live: Likelihood
 
+    @property
+    def idle(self) -> bool:
+        """Whether it stands for nothing: it was measured because another process measures one meanwhile."""
+        return not len(self.numbers)
+
+    def pass_nothing(self) -> None:
+        """A backward that adds exactly 0 to every gradient."""
+        outputs = [out for out in (self.live.logp, *self.live.extra.values()) if out.requires_grad]
+        torch.autograd.backward(outputs, [torch.zeros_like(out) for out in outputs])
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -61,21 +71,17 @@ class Measure:
 
     def blocks(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
         """Of those of the samples ``index`` that are held here, micro-batch by micro-batch; ``references`` are weight
-        sets to measure distances to."""
+        sets to measure distances to. Where all have to be `level`, `idle` ones follow, until there are as many as on
+        the process with the most."""
         numbers, places = self.share.held(index)
-        for rows, decisions in self._cuts(table, places):
+        cuts = list(self._cuts(table, places))
+        most = self.share.ranks.largest(len(cuts)) if self.level else len(cuts)  # asked first: the others compute then
+        for rows, decisions in cuts:
             yield self._block(table, numbers[rows], places[rows], decisions, references)
-
-    def idle(self, table: Table, index: Tensor, references: Sequence[str]) -> Iterator[Block]:
-        """After `blocks`: as many more, of some sample, as the process with the most of ``index`` has measured beyond
-        this one, where all have to be `level`. Nothing of them counts."""
-        if not self.level:
-            return
-        own = sum(1 for _ in self._cuts(table, self.share.held(index)[1]))
         first = torch.tensor([0])
-        for _ in range(self.share.ranks.largest(own) - own):
+        for _ in range(most - len(cuts)):
             _, decisions = next(self._cuts(table, first))
-            yield self._block(table, first, first, decisions, references)
+            yield self._block(table, numbers[:0], first, decisions, references)
 
     def _cuts(self, table: Table, places: Tensor) -> Iterator[tuple[Tensor | slice, slice]]:
         """Which of the rows ``places`` are measured together, and which of their decisions."""
@@ -95,11 +101,9 @@ class Measure:
     def whole(self, table: Table, index: Tensor, references: Sequence[str]) -> Likelihood:
         """Of the samples ``index`` of all processes as [N, D] matrices, without gradient; other rows are 0."""
         with together(self.share.ranks), torch.no_grad():
-            parts = [(block.held, block.decisions, block.live) for block in self.blocks(table, index, references)]
+            every = list(self.blocks(table, index, references))
+            parts = [(block.held, block.decisions, block.live) for block in every if not block.idle]
             here = assemble(parts, torch.Size((len(self.share.here), table.mask.shape[1])))
-        with torch.no_grad():
-            for _ in self.idle(table, index, references):
-                pass
         return gathered(here, self.share)
 
 
@@ -152,6 +156,9 @@ def coupled_gradient(
     where[index] = torch.arange(len(index))
     with together(measure.share.ranks):
         for block in measure.blocks(table, index, references):
+            if block.idle:
+                block.pass_nothing()
+                continue
             outputs = [block.live.logp, *block.live.extra.values()]
             pairs = [  # the loss is in float64, the network may be in float16
                 (
@@ -162,14 +169,6 @@ def coupled_gradient(
                 if slope is not None and out.requires_grad
             ]
             torch.autograd.backward([out for out, _ in pairs], [slope for _, slope in pairs])
-    keep_level(measure, table, index, references)
-
-
-def keep_level(measure: Measure, table: Table, index: Tensor, references: Sequence[str]) -> None:
-    """The backwards of `Measure.idle` blocks, which add exactly 0 to every gradient."""
-    for block in measure.idle(table, index, references):
-        outputs = [out for out in (block.live.logp, *block.live.extra.values()) if out.requires_grad]
-        torch.autograd.backward(outputs, [torch.zeros_like(out) for out in outputs])
 
 
 Gradients = list[Tensor | None]

@@ -28,6 +28,7 @@ from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
+from flowrl.records.shards import below
 from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
@@ -198,7 +199,7 @@ class Session:
 
         with timer("sample"):
             condition = self.policy.condition(draw.prompts)
-        with self.policy.using(weights) as policy:
+        with self.policy.using(weights) as policy, policy.own_pace():
             rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
         return rollout, kept.all()
 
@@ -213,7 +214,10 @@ class Session:
     def exporters(self) -> dict[str, Exporter]:
         """What a checkpoint holds besides its state, in the formats users load elsewhere: the adapter, for diffusers
         and for PEFT, with the weights that the run evaluates (the average, where it has one). A fully trained network
-        has none; its checkpoints hold the state alone."""
+        has none, and one that is split over processes writes none while it trains; their checkpoints hold the state
+        alone, and ``flowrl export`` makes the others from it."""
+        if self.policy.is_split:
+            return {}
         folders = {"diffusers": "lora", "peft": "peft"}
         return {folders[to]: partial(self._export, to) for to in export_formats(self.policy) if to in folders}
 
@@ -224,11 +228,11 @@ class Session:
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         try:
-            self.policy.weights.load(_below(tensors, "weights/"))
+            self.policy.weights.load(below(tensors, "weights/"))
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         try:
-            restore_optimizer(self.optimizer, _below(tensors, "optimizer/"), values.get("optimizer", {}))
+            restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -247,6 +251,29 @@ def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback:
     return Samples(prompts, completions=decoded, feedback=feedback)
 
 
+def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:
+    """What to say where processes have unequal shares of an iteration's ``groups`` of ``each`` samples; ``grouped``:
+    whether a reward compares the samples of a group."""
+    size = ranks.size
+    if groups >= size:
+        least, more = divmod(groups, size)
+        if not more:
+            return []
+        return [
+            f"{groups} groups on {size} processes: {more} make {least + 1}, and the others, which make {least}, "
+            f"wait for them; data.prompts={(least + 1) * size} takes as long"
+        ]
+    busy = groups if grouped else min(groups * each, size)
+    if busy == size:
+        return []
+    why = (
+        "a reward compares the samples of a group, which therefore stays whole"
+        if grouped
+        else "there are no more samples"
+    )
+    return [f"{busy} of {size} processes have something to do, because {why}; raise data.prompts to {size} or more"]
+
+
 def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
     """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next.
 
@@ -258,7 +285,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
     rewards = load_rewards(config.rewards, on_nan=config.on_nan)
     rewards.check(run.train.prompts)
     say(f"loading the model {config.model.path}")
-    policy = open_policy(config)
+    policy = open_policy(config, shard=True)
     train, test, notes = run.train, run.test, []
     if isinstance(policy, DiffusionPolicy):
         guidance = _check_guidance(run, policy)
@@ -288,6 +315,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
             policy.adaptation.describe(),
             *([] if config.model.quantize is None else [describe_quantized(trained_network(policy))]),
             *notes,
+            *describe_shares(processes(), config.data.prompts, config.data.group, rewards.grouped),
             *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted),
         ],
     )
@@ -353,7 +381,3 @@ def _fit(
         return fitting, []
     what = "left out" if dropped else "shortened"
     return fitting, [f"data.{name}: {dropped or cut} of {len(prompts)} prompts are too long and were {what}"]
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl.coupling import Measure, combine, coupled_gradient, gathered, keep_level, summed, take_gradients
+from flowrl.coupling import Measure, combine, coupled_gradient, gathered, summed, take_gradients
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
+from flowrl.models.sharding import is_sharded, whole_of
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.runtime.ranks import together
@@ -37,8 +38,9 @@ from flowrl.types import (
     TokenTrace,
 )
 
-CHECK_ROWS = 8
-"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed."""
+CHECK_ROWS, CHECK_DECISIONS = 8, 256
+"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed; of
+long completions fewer, of about so many tokens, but two: one alone would be in no other company."""
 
 UNSCALED = GradScaler("cpu", enabled=False)
 """Leaves loss and gradient as they are."""
@@ -278,10 +280,12 @@ def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, term
     elif len(active):
         with together(update.ranks):
             for block in measure.blocks(table, active, algorithm.references):
+                if block.idle:
+                    block.pass_nothing()
+                    continue
                 part = weight[block.numbers][:, block.decisions]
                 batch = table.batch(block.numbers, block.decisions, part, block.live, block.probe)
                 scale(loss(block.live, batch)).backward()
-        keep_level(measure, table, active, algorithm.references)
     return bool(len(active))
 
 
@@ -336,7 +340,8 @@ def _deviation(update: _Update, table: Table) -> float:
     """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer depends
     on the micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
     network_rows = table.mask.shape[1] // table.rows.unit
-    some = table.mask.any(dim=1).nonzero()[: max(1, CHECK_ROWS // network_rows), 0]
+    most = min(max(1, CHECK_ROWS // network_rows), max(2, CHECK_DECISIONS // table.mask.shape[1]))
+    some = table.mask.any(dim=1).nonzero()[:most, 0]
     if not len(some):
         return 0.0
     first, second = (_old(update, table, some, alone).logp[some] for alone in (False, True))
@@ -376,4 +381,11 @@ def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> 
 def _clip(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
     """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
     found = [p for p in parameters if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())
+    if not any(map(is_sharded, found)):
+        return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())
+    parts = [[p for p in found if is_sharded(p)], [p for p in found if not is_sharded(p)]]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts if part]
+    norm = torch.stack([whole_of(norm) for norm in norms]).norm()
+    for part in parts:
+        torch.nn.utils.clip_grads_with_norm_(part, most, norm)
+    return norm

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.models.sharding import check_shard
 from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
@@ -24,6 +25,7 @@ from flowrl.runtime.ranks import together
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import survive_closed_streams
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.runtime.watch import present
 from flowrl.session import Session, open_session
 from flowrl.startup.opening import open_run
 from flowrl.startup.preflight import CheckedRun, check_run
@@ -101,6 +103,10 @@ def _train(
     job: Job, ranks: Ranks, run: CheckedRun, resume: str | None, allow_changed: bool, display: Display
 ) -> str | None:
     """The signal that ended the run, if one did."""
+    check_shard(run.config.model.shard)
+    watch = present()
+    if watch is not None:
+        watch.sharded = run.config.model.shard != "none"
     # Files and trackers before the model: a login can fail.
     with survive_closed_streams(), open_run(job, ranks, run, resume, allow_changed=allow_changed) as opened:
         directory, trackers, start = opened

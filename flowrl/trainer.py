@@ -7,15 +7,18 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flowrl.heldout import evaluate_and_save
 from flowrl.monitor import Stop
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
+from flowrl.records.shards import split_off
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job
 from flowrl.runtime.out_of_memory import explain_out_of_memory
+from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer, RunClock
 from flowrl.runtime.trackers import Trackers
 from flowrl.runtime.watch import LostRankError, present
@@ -96,19 +99,26 @@ class Trainer:
         session.progress.seconds = self.clock()
         with explain_out_of_memory(session.config, "save"):
             tensors, values = session.state()
-            self.job.write(partial(self._write, tensors, values))
+            tensors, parts = split_off(tensors)
+            reference = session.policy.weights.sha256("reference")  # all ranks are asked for their parts of it
+            root, step = self.directory.checkpoints, session.progress.iteration
+            with together(session.ranks):
+                shards = checkpoint.write_shards(root, step, parts, session.ranks)
+            self.job.write(partial(self._write, tensors, values, reference, shards))
 
     def _save_alone(self) -> None:
         """A checkpoint without exchanges, of weights that rank 0 has whole."""
         watch = present()
         if self.job.rank == 0 and self.session.progress.iteration and watch is not None and not watch.sharded:
             with suppress(Exception):  # what ended the run has been said
-                self._write(*self.session.state())
+                self._write(*self.session.state(), self.session.policy.weights.sha256("reference"))
 
-    def _write(self, tensors: dict[str, Any], values: dict[str, Any]) -> None:
+    def _write(
+        self, tensors: dict[str, Any], values: dict[str, Any], reference: str, shards: Path | None = None
+    ) -> None:
         session, options = self.session, self.session.config.checkpoint
         facts = {
-            "reference": session.policy.weights.sha256("reference"),
+            "reference": reference,
             "base": session.config.model.path,
             "rewards": session.rewards.versions,
             "ranks": session.ranks.size,
@@ -124,6 +134,7 @@ class Trainer:
             facts=facts,
             keep=options.keep,
             best=options.best,
+            shards=shards,
         )
 
     def agree(self, signal: str | None, stop: Stop | None = None) -> tuple[str | None, Stop | None]:

@@ -92,6 +92,7 @@ def train(values: Mapping[str, Any], work: Work) -> Trained:
 
     from flowrl.config import Config
     from flowrl.heldout import evaluate_heldout
+    from flowrl.models.sharding import whole_of
     from flowrl.monitor import check_heldout
     from flowrl.runtime.timing import PhaseTimer
     from flowrl.session import open_session
@@ -102,9 +103,8 @@ def train(values: Mapping[str, Any], work: Work) -> Trained:
 
     def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         every = [p for group in optimizer.param_groups for p in group["params"]]
-        found.gradients.append(
-            torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().double() for p in every])
-        )
+        grads = [whole_of(torch.zeros_like(p) if p.grad is None else p.grad) for p in every]
+        found.gradients.append(torch.cat([grad.flatten().double() for grad in grads]))
 
     session = open_session(check_run(Config.of(dict(values))))
     handle = register_optimizer_step_pre_hook(note)
@@ -116,9 +116,10 @@ def train(values: Mapping[str, Any], work: Work) -> Trained:
             found.metrics.append(metrics)
             found.groups.append(len(batch.rollout.group[batch.share.here >= 0].unique()))
             state = session.policy.weights.state()
-            found.weights.append(torch.cat([state[key].flatten().double() for key in sorted(state)]))
+            found.weights.append(torch.cat([whole_of(state[key]).flatten().double() for key in sorted(state)]))
         found.forwards = session.progress.forwards
-        found.state = copy.deepcopy(session.state())
+        tensors, values = session.state()
+        found.state = copy.deepcopy(({key: whole_of(value) for key, value in tensors.items()}, values))
         if work.evaluate:
             made = evaluate_heldout(session, PhaseTimer())
             found.heldout = made.metrics | check_heldout(session, made.samples, made.scores, made.share)
@@ -135,9 +136,12 @@ def _serve(line: Connection, rank: int) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            size, place, values, work = line.recv()
+            job = line.recv()
         except EOFError:
             return
+        if job is None:
+            return
+        size, place, values, work = job
         try:
             if size > 1:
                 dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size)
@@ -171,6 +175,7 @@ class Processes:
 
     def __exit__(self, *error: object) -> None:
         for line in self._lines:
+            line.send(None)
             line.close()
         for process in self._processes:
             process.join(10)

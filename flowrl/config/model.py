@@ -12,13 +12,13 @@ from flowrl.paths import absolute_folder
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call", "prompt_cache", "quantize_encoders"),
+    "diffusion": ("call", "decode_batch", "vae_slicing", "vae_tiling", "offload", "prompt_cache", "quantize_encoders"),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
 }
 """Keys of ``model`` that only some families have."""
-TRAINED_WITH = ("critic", "prompt_cache")
-"""Those of them that only training needs, or the machine."""
+TRAINED_WITH = ("critic", "prompt_cache", "decode_batch", "vae_slicing", "offload")
+"""Those of them that only training needs, or the machine: an export does not remember them."""
 
 
 class LoRAConfig(Section):
@@ -67,6 +67,18 @@ class ModelConfig(Section):
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
     )
+    decode_batch: PositiveInt = Field(default=16, description="diffusion: images decoded at once")
+    vae_slicing: bool = Field(
+        default=False, description="diffusion: decode image by image inside the VAE; less memory, the same images"
+    )
+    vae_tiling: bool = Field(
+        default=False, description="diffusion: decode large images in tiles, whose seams are blended; much less memory"
+    )
+    offload: Literal["none", "encoders", "sequential"] = Field(
+        default="none",
+        description="diffusion: what waits on the host until it is called; encoders = text encoders and VAE; sequential"
+        " = the denoiser's frozen layers too, which is slow",
+    )
     prompt_cache: bool = Field(
         default=False,
         description="diffusion: keep encoded prompts on disk (in ~/.cache/flowrl/prompts, or below FLOWRL_CACHE) for"
@@ -95,6 +107,10 @@ class ModelConfig(Section):
     )
     quantize_encoders: Literal["nf4", "int8"] | None = Field(
         default=None, description="diffusion: the same for the text encoders"
+    )
+    shard: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="of several processes: none = each holds the whole network; fsdp = its weights are split over them",
     )
     trust_remote_code: bool = Field(default=False, description="run code that comes with the model")
     adapter: str | None = Field(
@@ -128,6 +144,15 @@ class ModelConfig(Section):
     shift_logits: bool | None = Field(
         default=None, description="masked: position i is predicted at i - 1, as by Dream; null = by model type"
     )
+
+    @field_validator("shard", mode="before")
+    @classmethod
+    def _no_deepspeed(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower().startswith(("deepspeed", "zero")):
+            raise ValueError(
+                f"{value!r} is not offered; fsdp splits weights, gradients and the optimiser's state as ZeRO-3 does"
+            )
+        return value
 
     @field_validator("critic", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ every process holds them whole.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.models.deviation import deviation
+from flowrl.models.pace import Pace
 from flowrl.models.placement import listed_blocks, repeated_blocks
 from flowrl.models.weights import LIVE, PointerWeights, WeightSets
 
@@ -24,7 +26,14 @@ Shard = Literal["none", "fsdp"]
 
 
 def check_shard(kind: Shard) -> None:
-    """Raise `UserError` where this process cannot shard: it trains alone, or torch is too old."""
+    """Raise `UserError` where this process cannot shard: it trains alone, or torch is too old; and where accelerate was
+    told to, whose own plugins are not used."""
+    for variable, plugin in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
+        if os.environ.get(variable, "").lower() in ("1", "true") and (kind == "none" or plugin == "DeepSpeed"):
+            raise UserError(
+                f"accelerate was configured for {plugin}, whose plugin flowrl does not use: take a configuration "
+                "without it, and set model.shard=fsdp to split the network over the processes"
+            )
     if kind == "none":
         return
     import torch.distributed as dist
@@ -46,13 +55,13 @@ def check_shard(kind: Shard) -> None:
         )
 
 
-def split(network: nn.Module, device: torch.device, full: bool) -> None:
+def split(network: nn.Module, device: torch.device, full: bool) -> Pace:
     """Split ``network``, whose weights are the same on every process, block by block, and move it to ``device``. Of
     ``full`` fine-tuning all weights are split; else those that are trained stay whole. Gradients of split weights are
-    summed over the processes in the backward.
+    summed over the processes in the backward. The pace is that of the network's forwards from here on.
 
     Raises:
-        UserError: as `check_shard`, and for a network without repeated blocks.
+        UserError: as `check_shard`, and for a network without repeated blocks or with adapters of parameters.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -61,6 +70,11 @@ def split(network: nn.Module, device: torch.device, full: bool) -> None:
     blocks = repeated_blocks(network) or listed_blocks(network)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks to split; set model.shard: none")
+    if any(type(module).__name__ == "ParamWrapper" for module in network.modules()):
+        raise UserError(
+            "model.shard=fsdp cannot adapt experts that are one tensor; leave them out of model.lora.targets, or set "
+            "model.shard=none"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     whole = set() if full else {parameter for parameter in network.parameters() if parameter.requires_grad}
     for module in (*reversed(blocks), network):  # inner ones first
@@ -68,7 +82,10 @@ def split(network: nn.Module, device: torch.device, full: bool) -> None:
     for module in sharded_modules(network):
         module.set_gradient_divide_factor(1.0)  # our weights of the loss sum to 1 over all processes
         module.set_force_sum_reduction_for_comms(True)
+        if hasattr(module, "set_reduce_scatter_unused_params"):  # experts that no token of a process chose
+            module.set_reduce_scatter_unused_params(True)
     network.to(device)  # what is not split
+    return Pace()
 
 
 def sharded_modules(network: nn.Module) -> list[Any]:
@@ -163,8 +180,13 @@ class ShardedWeights(WeightSets):
         return local_part(stored, self._parameters[key])
 
     def _whole(self, key: str, tensor: Tensor) -> Tensor:
-        found: Any = self._stated(key, tensor)
-        return found.full_tensor() if is_sharded(found) else found
+        return whole_of(self._stated(key, tensor))
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    """The tensor of which this may be a process' part; all of them ask."""
+    found: Any = tensor
+    return found.full_tensor() if is_sharded(found) else found
 
 
 def as_shard(local: Tensor, like: Tensor) -> Tensor:
@@ -193,6 +215,21 @@ def local_part(stored: Tensor, like: Tensor) -> Tensor:
     for axis, (size, start) in enumerate(zip(shape, offset, strict=True)):
         found = found.narrow(axis, min(start, found.shape[axis]), size)
     return found
+
+
+def split_alike(stored: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor of the shape of ``like`` split as that is; any other, such as a count, as it is."""
+    if not is_sharded(like) or stored.shape != like.shape:
+        return stored
+    return as_shard(local_part(stored, like).to(like.device), like)
+
+
+def offset_of(tensor: Tensor) -> tuple[int, ...]:
+    """Where in the whole tensor this process' part begins, axis by axis."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    split: Any = tensor
+    return tuple(compute_local_shape_and_global_offset(split.shape, split.device_mesh, split.placements)[1])
 
 
 @torch.no_grad()

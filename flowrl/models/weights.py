@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.models.pace import Pace
 
 LIVE = "live"
 REFERENCE = "reference"
@@ -210,6 +211,8 @@ class HasWeightSets:
     """What every policy does with its weight sets (see `flowrl.types.Policy`)."""
 
     weights: WeightSets
+    pace: Pace | None = None
+    """Where the network is split over processes: how often each runs it."""
     parity: Callable[[Any], float]
     """The start-up check of its family, where `flowrl.load_policy` loaded it."""
 
@@ -222,6 +225,15 @@ class HasWeightSets:
         """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
         with self.weights.using(name):
             yield self
+
+    @property
+    def is_split(self) -> bool:
+        """Whether this process holds a part of the network alone."""
+        return self.pace is not None
+
+    def own_pace(self) -> AbstractContextManager[None]:
+        """Inside, this process may run the network more or less often than others (`flowrl.models.pace`)."""
+        return nullcontext() if self.pace is None else self.pace.own()
 
     def update_ema(self, name: str, decay: float) -> None:
         """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""

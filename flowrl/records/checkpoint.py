@@ -29,6 +29,8 @@ from flowrl.errors import UserError, describe_exception, first_line, is_out_of_m
 from flowrl.files import raise_if_full, sync, sync_tree, use_default_permissions, write_atomically
 from flowrl.records.checkpoint_folder import LATEST, REPLACED, TEMPORARY, directory, finished, note_best, prune
 from flowrl.records.manifest import MANIFEST, STATE, UNREADABLE, VALUES, build_manifest, find_damage, read_json
+from flowrl.records.shards import PATTERN, StoredTensors, write_shard
+from flowrl.types import Ranks
 
 Exporter = Callable[[Path], None]
 """Fills a folder of a checkpoint."""
@@ -40,7 +42,7 @@ class Checkpoint:
 
     path: Path
     step: int
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     values: dict[str, Any]
     manifest: dict[str, Any]
 
@@ -56,12 +58,14 @@ def save(
     facts: Mapping[str, Any] | None = None,
     keep: int = 2,
     best: str | None = None,
+    shards: Path | None = None,
 ) -> Path:
     """Write checkpoint ``step`` below ``root`` (a run's ``checkpoints``) and point ``latest`` at it.
 
     tensors: state, kept bit for bit. values: JSON state (RNG counters, trackers, ...), floats kept exactly.
     exporters: subdirectory name -> function that fills it. metrics: recorded in the manifest.
     facts: further lines of the manifest, such as config hash and reference fingerprint.
+    shards: a folder that `write_shards` filled, whose files become part of the checkpoint.
     keep: latest checkpoints that stay. best: metric of the checkpoint that always stays; higher is better.
     An exporter that fails, whatever it raises, costs its own folder only: a warning says so.
 
@@ -75,6 +79,10 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write_state(partial, tensors, values)
+        if shards is not None:
+            for file in sorted(shards.glob(PATTERN)):
+                os.replace(file, partial / "state" / file.name)
+            shards.rmdir()
         failed = _export(partial, exporters, step)
         manifest = build_manifest(partial, step, metrics, facts or {}, failed)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -92,6 +100,26 @@ def save(
     return final
 
 
+def write_shards(root: Path, step: int, parts: Mapping[str, Tensor], ranks: Ranks) -> Path | None:
+    """Every process writes what it holds of ``parts`` for checkpoint ``step``, into a folder below ``root`` that all of
+    them see; None where there are no such tensors. The folder goes to `save`, which one process calls. Raises as
+    `save`."""
+    if not parts:
+        return None
+    folder = root / f"{TEMPORARY}shards-{step:06d}"
+    if ranks.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    ranks.wait()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _system_errors(folder):
+            use_default_permissions(write_shard(folder, ranks.rank, parts))
+    except OSError as error:
+        raise_if_full(error, root)
+        raise
+    return folder
+
+
 def load(path: Path, *, verified: bool = False) -> Checkpoint:
     """Read a checkpoint directory, and verify it unless it was ``verified`` just now.
 
@@ -103,7 +131,9 @@ def load(path: Path, *, verified: bool = False) -> Checkpoint:
     try:
         manifest, values = read_json(path / MANIFEST), read_json(path / VALUES)
         with _system_errors(path / STATE):
-            tensors = load_file(path / STATE)
+            tensors: Mapping[str, Tensor] = load_file(path / STATE)
+        files = [path / name for name in manifest["files"] if Path(name).match(PATTERN)]
+        tensors = StoredTensors(tensors, files) if files else tensors
         return Checkpoint(path, int(manifest["step"]), tensors, dict(values), manifest)
     except OSError as error:
         if is_out_of_memory(error):

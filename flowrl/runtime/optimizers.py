@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flowrl.config.schema import OptimizerConfig
 from flowrl.errors import UserError, did_you_mean, first_line, is_out_of_memory, missing_package
+from flowrl.models.sharding import is_sharded, split_alike
 from flowrl.runtime.half_weights import MasterWeights, StochasticRounding
 
 SHARED = ("betas", "eps", "weight_decay")
@@ -201,7 +202,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
         for key, value in group.items():
             if key not in ("params", "lr", "initial_lr") and not _same(value, optimizer.defaults.get(key, found)):
                 found[f"groups/{number}/{key}"] = value
-    odd = [v for v in found.values() if isinstance(v, Tensor) and type(v) not in (Tensor, nn.Parameter)]
+    odd = [
+        v
+        for v in found.values()
+        if isinstance(v, Tensor) and type(v) not in (Tensor, nn.Parameter) and not is_sharded(v)
+    ]
     if odd:
         raise UserError(f"optimizer.use: its state is a {type(odd[0]).__name__}, which a checkpoint cannot hold")
     tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
@@ -214,7 +219,9 @@ def restore_optimizer(
     """Continue from what `optimizer_state` returned. Raises `KeyError` or `ValueError` for what does not fit."""
     packed = optimizer.state_dict()
     packed["state"] = {}
-    for path, value in {**tensors, **values}.items():
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for path in (*tensors, *values):
+        value = tensors[path] if path in tensors else values[path]
         first, *names = path.split("/")
         if first == "groups":
             number, key = int(names[0]), names[1]
@@ -224,7 +231,7 @@ def restore_optimizer(
         entry = packed["state"].setdefault(int(first), {})
         for name in names[:-1]:
             entry = entry.setdefault(name, {})
-        entry[names[-1]] = value
+        entry[names[-1]] = split_alike(value, parameters[int(first)]) if isinstance(value, Tensor) else value
     optimizer.load_state_dict(packed)
 
 

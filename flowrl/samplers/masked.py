@@ -26,6 +26,8 @@ from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition, TokenTrace,
 TOKEN_STREAM, PLACE_STREAM = 0, 1_000_000
 """Step k draws its tokens from the first stream plus k and its random positions from the second plus k."""
 
+UNSEEN = ("random", "origin", "leftmost")
+"""Orders that know the positions before the model says anything of them."""
 Order = Literal["max_prob", "margin", "neg_entropy", "random", "origin", "leftmost", "low_confidence"]
 
 
@@ -83,7 +85,7 @@ class MaskedSampler:
             raise ValueError(f"threshold={self.threshold} is a probability: give one from 0 to 1")
         if self.guidance < 0:
             raise ValueError(f"guidance={self.guidance} should be 0 (off) or above")
-        if self.order_temperature < 0 or (self.order_temperature and self.order in ("random", "origin", "leftmost")):
+        if self.order_temperature < 0 or (self.order_temperature and self.order in UNSEEN):
             raise ValueError(
                 f"order_temperature={self.order_temperature} softens a preference: it is 0 (off) or above, and the "
                 f"order {self.order} has none"
@@ -178,35 +180,54 @@ class _Canvas:
             open_rows = (left > 0) & ((count > 0) | (o.order == "origin"))
             if bool(open_rows.any()):
                 now, where = rows[open_rows], masked[open_rows]
-                logits = self._logits(now, where, settled=block * o.width)
                 chance = float(time_share(k, share)) if timed else 1 / (share - k)
-                self._step(logits, now, where, before + k, count[open_rows], chance)
+                self._step(now, where, block * o.width, before + k, count[open_rows], chance)
 
-    def _step(self, logits: Tensor, rows: Tensor, masked: Tensor, step: int, count: Tensor, chance: float) -> None:
-        """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows; with order ``origin`` each by chance."""
+    def _step(self, rows: Tensor, masked: Tensor, settled: int, step: int, count: Tensor, chance: float) -> None:
+        """Fix ``count`` [n] of the ``masked`` [n, L] positions of some rows; with order ``origin`` each by chance. The
+        model is asked about the positions that may be fixed: those alone where they are known before it answers."""
         o = self.options
-        seeds = self.draw.seeds[rows]
+        chosen = self._chosen_unseen(masked, self.draw.seeds[rows], step, count, chance)
+        if chosen is not None:
+            some = chosen.any(dim=1)
+            rows, masked, chosen = rows[some], chosen[some], chosen[some]
+            if not len(rows):
+                return
+        logits, seeds = self._logits(rows, masked, settled), self.draw.seeds[rows]
         numbers = put(uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked], float64_device(logits.device))
-        drawn, _ = draw_tokens(logits, numbers, o.temperature, o.truncation)
-        found = [drawn, self._preference(logits, drawn, masked, seeds, step)]
-        found += [] if o.threshold is None else [logits.softmax(dim=-1).amax(dim=-1)]
-        drawn, preference, *best = to_host(found)  # the only wait for the device of a step
-        score = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
-        score[masked] = preference.double()
-        if o.threshold is not None:
-            sure = torch.zeros(masked.shape, dtype=torch.bool)
-            sure[masked] = best[0].double() >= o.threshold
-            chosen = masked & sure
-            chosen |= random_subset(-score, masked, torch.ones(len(rows), dtype=torch.int64))
-        elif o.order == "origin":
-            coin = uniform(seeds, (o.length,), stream=PLACE_STREAM + step)
-            chosen = masked & (coin < chance)
-        else:
-            chosen = random_subset(-score, masked, count)
+        found = [draw_tokens(logits, numbers, o.temperature, o.truncation)[0]]
+        if chosen is None:
+            found.append(self._preference(logits, found[0], masked, seeds, step))
+            found += [] if o.threshold is None else [logits.softmax(dim=-1).amax(dim=-1)]
+        drawn, *seen = to_host(found)  # the only wait for the device of a step
+        if chosen is None:
+            chosen = self._chosen(masked, count, *seen)
         proposals = torch.zeros(masked.shape, dtype=torch.int64)
         proposals[masked] = drawn
         self.tokens[rows] = torch.where(chosen, proposals, self.tokens[rows])
         self.order[rows] = torch.where(chosen, torch.full_like(proposals, step), self.order[rows])
+
+    def _chosen_unseen(self, masked: Tensor, seeds: Tensor, step: int, count: Tensor, chance: float) -> Tensor | None:
+        """[n, L] bool: the positions to fix; ``None`` where that depends on what the model says of them."""
+        o = self.options
+        if o.threshold is not None or o.order not in UNSEEN:
+            return None
+        if o.order == "leftmost":
+            return random_subset(torch.arange(o.length).expand(masked.shape).double(), masked, count)
+        coin = uniform(seeds, (o.length,), stream=PLACE_STREAM + step)
+        return masked & (coin < chance) if o.order == "origin" else random_subset(-coin, masked, count)
+
+    def _chosen(self, masked: Tensor, count: Tensor, preference: Tensor, best: Tensor | None = None) -> Tensor:
+        """[n, L] bool: the positions to fix, by the ``preference`` [K] and the ``best`` probability of every masked
+        one."""
+        score = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
+        score[masked] = preference.double()
+        if best is None:
+            return random_subset(-score, masked, count)
+        assert self.options.threshold is not None
+        sure = torch.zeros(masked.shape, dtype=torch.bool)
+        sure[masked] = best.double() >= self.options.threshold
+        return masked & sure | random_subset(-score, masked, torch.ones(len(masked), dtype=torch.int64))
 
     def _logits(self, rows: Tensor, masked: Tensor, settled: int) -> Tensor:
         """[K, V] logits at the masked positions of some rows."""
@@ -247,8 +268,10 @@ class _Canvas:
             return probability.gather(1, drawn[:, None])[:, 0]
         if o.order == "neg_entropy":
             return torch.xlogy(probability, probability).sum(dim=-1)
+        if o.order == "max_prob":
+            return probability.amax(dim=-1)
         best = probability.topk(2, dim=-1).values
-        return best[:, 0] if o.order == "max_prob" else best[:, 0] - best[:, 1]
+        return best[:, 0] - best[:, 1]
 
 
 def _share(steps: int, blocks: int, block: int) -> int:

@@ -14,7 +14,9 @@ from flowrl.errors import UserError
 from flowrl.records.checkpoint import Checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.records.machine import versions
+from flowrl.records.shards import StoredTensors
 from flowrl.runtime.launch import Job
+from flowrl.runtime.ranks import together
 from flowrl.runtime.trackers import Trackers
 from flowrl.runtime.watch import name_of
 from flowrl.startup.inputs import fingerprint_inputs
@@ -73,24 +75,32 @@ def _check_alike(ranks: Ranks, config: Config, inputs: Mapping[str, str]) -> Non
 
 
 def _told(ranks: Ranks, start: Checkpoint | None) -> Checkpoint | None:
-    """Rank 0's checkpoint, on every rank."""
+    """Rank 0's checkpoint, on every rank. Parts of tensors are read by each, from the folder itself."""
     if ranks.size == 1:
         return start
-    facts = None
+    facts, own, parts = None, {}, []
     if start is not None:
-        shapes = {name: [str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in _items(start)}
-        facts = [str(start.path), start.step, start.values, start.manifest, shapes]
+        own, parts = _items(start)
+        shapes = {name: [str(value.dtype).removeprefix("torch."), list(value.shape)] for name, value in own.items()}
+        facts = [str(start.path), start.step, start.values, start.manifest, shapes, [str(file) for file in parts]]
     facts = exchange(ranks, facts)[0]
     if facts is None:
         return None
-    path, step, values, manifest, shapes = facts
-    own = dict(_items(start)) if start is not None else {}
-    tensors = {}
-    for name, (dtype, shape) in shapes.items():
-        value = own[name] if start is not None else torch.empty(shape, dtype=getattr(torch, dtype))
-        tensors[name] = ranks.first(value)
+    path, step, values, manifest, shapes, parts = facts
+    tensors: Mapping[str, Tensor] = {
+        name: ranks.first(own[name] if start is not None else torch.empty(shape, dtype=getattr(torch, dtype)))
+        for name, (dtype, shape) in shapes.items()
+    }
+    with together(ranks):
+        missing = next((file for file in parts if not Path(file).is_file()), None)
+        if missing is not None:
+            raise UserError(f"{missing} is not seen here: model.shard=fsdp needs a run directory that all ranks share")
+        tensors = StoredTensors(tensors, [Path(file) for file in parts]) if parts else tensors
     return Checkpoint(Path(path), step, tensors, values, manifest)
 
 
-def _items(start: Checkpoint) -> list[tuple[str, Tensor]]:
-    return sorted(start.tensors.items())
+def _items(start: Checkpoint) -> tuple[dict[str, Tensor], list[Path]]:
+    """``(tensors by name in order, files of the parts of others)``."""
+    stored = start.tensors
+    whole, files = (stored.whole, stored.files) if isinstance(stored, StoredTensors) else (stored, [])
+    return dict(sorted(whole.items())), files

@@ -12,6 +12,7 @@ from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import LoadedPolicy, load_adapter, load_policy
 from flowrl.records.directory import CONFIG, RunDirectory
+from flowrl.records.shards import below
 from flowrl.startup.model_checks import with_adapter_shape
 from flowrl.startup.resume import load_checkpoint
 from flowrl.version import __version__
@@ -20,11 +21,13 @@ WEIGHTS = "weights/"
 """Prefix of the weight sets among a checkpoint's tensors."""
 
 
-def open_policy(config: Config) -> LoadedPolicy:
-    """The policy a run starts from, with ``model.adapter`` loaded if there is one."""
+def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
+    """The policy a run starts from, with ``model.adapter`` loaded if there is one; split over the processes as
+    ``model.shard`` says where it is trained (``shard``)."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
-    policy = load_policy(**fitted.model.arguments(algorithm.family, algorithm.valued))
+    arguments = fitted.model.arguments(algorithm.family, algorithm.valued)
+    policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
         load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.origin = origin(config)
@@ -43,11 +46,11 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     named = checkpoint in ("best", "latest")
     loaded = load_checkpoint(path, str(checkpoint)) if named else load_checkpoint(Path(checkpoint))
     family = build(config.algorithm).family
-    policy = load_policy(**config.model.arguments(family))
+    policy = load_policy(**{**config.model.arguments(family), "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(policy, os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved
-    policy.weights.load({k.removeprefix(WEIGHTS): v for k, v in loaded.tensors.items() if k.startswith(WEIGHTS)})
+    policy.weights.load(below(loaded.tensors, WEIGHTS))
     known = origin(config)
     policy.origin = None if known is None else {**known, "checkpoint": loaded.path.name}
     return policy

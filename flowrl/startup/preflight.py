@@ -48,6 +48,7 @@ def check_run(config: Config) -> CheckedRun:
     counts = workload(config, algorithm)
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
+    _check_shard(config, algorithm)
     check_optimizer(
         config.optimizer,
         critic=config.model.critic_for(algorithm.valued) is not None,
@@ -104,6 +105,34 @@ def _check_critic(config: Config, algorithm: Algorithm) -> None:
             f"optimizer.critic_warmup={options.critic_warmup} leaves no iteration of {config.train.iterations} in which"
             " the policy learns; lower it"
         )
+
+
+def _check_shard(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` for what a network that is split over the processes cannot do."""
+    model, sampler = config.model, algorithm.sampler
+    if model.shard == "none":
+        return
+    engine = isinstance(sampler, CausalSampler) and sampler.engine is not None
+    conflicts = {
+        "has no critic that is a network of its own; set model.critic=head": model.critic_for(algorithm.valued)
+        == "network",
+        "cannot be compiled as well; set model.compile=false": model.compile,
+        "cannot hold frozen weights in few bits (model.quantize)": model.quantize is not None,
+        "with model.full=true keeps trained weights in float32; set model.trained_dtype=float32": model.full
+        and model.trained_dtype != "float32",
+        "with model.full=true is updated by AdamW; set optimizer.use=adamw": model.full
+        and config.optimizer.use.lower() != "adamw",
+        "cannot adapt model.lora.parameters, which are no layers; remove them": bool(model.lora.parameters),
+        "with model.full=true computes in bfloat16 or float32; change model.dtype": model.full
+        and model.dtype == "float16",
+        "with model.full=true cannot combine the gradients of several channels; use model.lora": model.full
+        and algorithm.combination is not None,
+        "with model.full=true cannot hand its weights to an engine; leave algorithm.sampler.engine out": model.full
+        and engine,
+    }
+    for problem, wrong in conflicts.items():
+        if wrong:
+            raise UserError(f"model.shard={model.shard} {problem}, or set model.shard=none")
 
 
 def read_prompts(config: Config, spec: str) -> PromptSet:

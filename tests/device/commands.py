@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ def watched() -> Iterator[fakegpu.Events]:
 
 def run(arguments: list[str]) -> dict[str, Any]:
     """Exit code, events by kind and by phase, waits, and the peak of allocated bytes of a command."""
+    gc.collect()  # what the command before left
     sys.argv = ["flowrl", *arguments]
     reset_peaks()
     with watched() as events:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from flowrl import load_policy
+from flowrl import step
 from flowrl.config import Config
 from flowrl.coupling import Measure
 from flowrl.errors import UserError
 from flowrl.estimators.tokens import TokenRows, Tokens
+from flowrl.models.causal.load import load_causal
 from flowrl.models.text.condition import TextCondition
 from flowrl.startup.preflight import check_run
-from flowrl.types import Share, Table, token_blocks
+from flowrl.types import Likelihood, Share, Table, token_blocks
 
 
 @pytest.mark.parametrize("most", [1, 9, 30, 64, 10**6])
@@ -36,7 +39,8 @@ def test_rows_of_similar_length_are_together() -> None:
 
 def test_no_forward_reads_more_tokens() -> None:
     """On a real model: prompts count, what follows a completion's end does not, and the answer is the same."""
-    policy = load_policy("countdown", family="causal")
+    policy = load_causal("countdown")
+    model: Any = policy.network.model
     draw = torch.Generator().manual_seed(0)
     prompts = [torch.randint(5, policy.vocabulary, (n,), generator=draw).tolist() for n in (4, 9, 2)]
     condition = TextCondition.of(prompts, torch.arange(9) % 3)
@@ -47,7 +51,7 @@ def test_no_forward_reads_more_tokens() -> None:
     assert rows.row_tokens(condition).tolist() == (condition.row_lengths + ends).tolist()
     table = Table(rows, torch.arange(9), torch.zeros(9), None, torch.ones(9, 40), rows.mask, torch.ones(9, 40), None)
     read: list[int] = []
-    hook = policy.network.model.register_forward_pre_hook(
+    hook = model.register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].numel()), with_kwargs=True
     )
     found = []
@@ -68,3 +72,19 @@ def test_images_have_no_tokens() -> None:
     }  # fmt: skip
     with pytest.raises(UserError, match=r"train\.micro_tokens counts tokens.*train\.micro_batch"):
         check_run(Config.of(values))
+
+
+@pytest.mark.parametrize(("length", "expected"), [(16, 8), (64, 4), (1000, 2)])
+def test_the_replay_check_measures_fewer_of_long_completions(length: int, expected: int, monkeypatch) -> None:
+    """But two, so that one is measured in company."""
+    measured: list[int] = []
+
+    def old(update: object, table: Table, some: torch.Tensor, alone: bool) -> Likelihood:
+        measured.append(len(some))
+        return Likelihood(torch.zeros(table.mask.shape, dtype=torch.float64))
+
+    monkeypatch.setattr(step, "_old", old)
+    ones = torch.ones(20, length)
+    rows = TokenRows(ones.long(), ones.bool(), None, 1.0)
+    assert step._deviation(None, Table(rows, ones[:, 0], ones[:, 0], None, ones, ones.bool(), ones, None)) == 0  # type: ignore[arg-type]
+    assert measured == [expected, expected]

@@ -18,6 +18,7 @@ from flowrl.parts.objectives import Clipped, ClippedMean, ObjectiveDefaults
 from flowrl.parts.regularizers import KLToOld
 from flowrl.runtime.ranks import together
 from flowrl.samplers.flow import FlowSampler
+from flowrl.session import describe_shares
 from flowrl.step import UNSCALED, UpdateSettings, _split, improve
 from flowrl.types import Batch, IncompatibleError, Likelihood, OneProcess, Rollout, Rows, Scores, Share, Table, exchange
 from tests.contract.toys import rollout_of
@@ -136,6 +137,14 @@ class Whiten:
         return replace(table, advantage=advantage)
 
 
+@dataclass(frozen=True)
+class ByNorm:
+    """Every channel divided by the norm of its gradient over all samples."""
+
+    def __call__(self, gram: Tensor) -> Tensor:
+        return 1 / gram.diagonal().sqrt().clamp(min=1e-12)
+
+
 X = table([1, -2], [3, 1], [-1, 4], [2, 2], [5, -1], [0.5, 1])
 ADVANTAGE = [1.0, -1.0, 0.5, 2.0, 0.0, -2.0]
 GROUP = [0, 0, 1, 1, 2, 2]
@@ -146,6 +155,12 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "batch": lambda: {"objective": BatchMean()},
     "masked": lambda: {"objective": Clipped(0.2, 0.2), "loss_masks": (UpperHalf(),)},
     "whitened": lambda: {"objective": Clipped(0.2, 0.2), "token_advantage": (Whiten(),)},
+    "channels": lambda: {
+        "objective": Clipped(0.2, 0.2),
+        "combination": ByNorm(),
+        "regularizers": (KLToOld(weight=0.1),),
+        "given": torch.stack([table(ADVANTAGE)[0], table(ADVANTAGE)[0].flip(0) ** 2], dim=1),
+    },
     "decisions": lambda: {"objective": Clipped(0.2, 0.2), "aggregation": DecisionMean(), "mask": X > -1.5},
 }
 
@@ -161,6 +176,7 @@ def update(
 ) -> tuple[list[float], dict[str, float], float]:
     """Gradients of every step, metrics and theta, of the samples of a share."""
     parts = dict(options)
+    advantage = parts.pop("given", table(ADVANTAGE)[0])
     numbers = [number if number >= 0 else 0 for number in share.here.tolist()]
     noted = [] if forwards is None else forwards
     estimator = Held(X, mask=parts.pop("mask", None), here=tuple(numbers), forwards=noted)
@@ -173,7 +189,7 @@ def update(
     optimizer = Noting(policy.parameters(), lr)
     how = UpdateSettings(max_grad_norm=1e9, updates=2, epochs=2, **settings)
     metrics = improve(
-        policy, optimizer, algorithm, rollout, scores, table(ADVANTAGE)[0], how, scaler, share
+        policy, optimizer, algorithm, rollout, scores, advantage, how, scaler, share
     )  # fmt: skip
     return optimizer.seen, metrics, policy.theta.item()
 
@@ -270,6 +286,28 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all() -> None:
     assert len(set(in_threads(2, work))) == 1
 
 
+@dataclass(frozen=True)
+class SteepAtFive(ObjectiveDefaults):
+    """Its gradient is infinite at the decision of ``x = 5``, which one process has; the loss is finite."""
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        assert isinstance(batch.probe, LineRows)
+        gap = likelihood.logp - batch.old.logp
+        return torch.where(batch.probe.x == 5, gap.abs().sqrt(), gap)
+
+
+def test_a_step_that_overflows_on_one_process_is_skipped_by_all() -> None:
+    def work(ranks: ThreadRanks) -> tuple[float, float, float]:
+        share = Share.of(ranks, torch.tensor(HERE[2][ranks.rank]))
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        options = {"objective": SteepAtFive(), "given": torch.ones(6).double()}
+        _, metrics, theta = update(share, Slope(0.1), options, scaler=scaler)
+        return metrics["scaler/skipped_steps"], metrics["scaler/scale"], theta
+
+    first, second = in_threads(2, work)
+    assert first == second and first[0] >= 1 and first[1] < 64
+
+
 class Loose(Slope):
     """A policy whose parameters are not those that the network computes with."""
 
@@ -362,3 +400,23 @@ def test_an_even_split_gives_every_process_as_much_of_each_batch(updates: int, c
         if not coupled:
             each = group[batch].bincount(minlength=12)
             assert int(each.max() - each.min()) <= 1
+
+
+# --------------------------------------------------------------------------------------------------- unequal shares
+@pytest.mark.parametrize(
+    ("size", "groups", "each", "grouped", "words"),
+    [
+        (1, 5, 4, True, None),
+        (4, 8, 4, True, None),
+        (4, 5, 4, False, "1 make 2, and the others, which make 1, wait .* data.prompts=8"),
+        (4, 2, 4, False, None),  # four processes share eight samples
+        (4, 2, 4, True, "2 of 4 processes .* compares the samples of a group.* to 4 or more"),
+        (8, 2, 3, False, "6 of 8 processes .* no more samples"),
+    ],
+)
+def test_unequal_shares_are_said(size: int, groups: int, each: int, grouped: bool, words: str | None) -> None:
+    ranks = ThreadRanks.__new__(ThreadRanks)
+    ranks.size = size
+    said = describe_shares(ranks, groups, each, grouped)
+    assert len(said) == (words is not None)
+    assert words is None or re.search(words, said[0])

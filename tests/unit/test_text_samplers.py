@@ -422,6 +422,27 @@ def test_readers_are_told_what_is_settled() -> None:
     assert settled == [(0, 0, 4), (2, 2, 4), (4, 4, 4)]
 
 
+@pytest.mark.parametrize("order", ["leftmost", "random", "origin"])
+def test_only_positions_that_are_fixed_are_asked_for_where_they_are_known_before(order) -> None:
+    """Of 6 masked positions 2 in each of 3 steps: 6 predictions a row instead of 12, and the same tokens."""
+    policy, asked = TinyText(3, 6), []
+    reader = policy.reader
+
+    def watched(condition):
+        read = reader(condition)
+
+        def note(rows, tokens, targets, done):
+            asked.append(int(targets.sum()))
+            return read(rows, tokens, targets, done)
+
+        return note
+
+    policy.reader = watched  # type: ignore[method-assign]
+    rollout = make(MaskedSampler(length=6, steps=3, block=6, order=order), policy, 20)
+    assert sum(asked) == 20 * 6
+    assert bool((trace(rollout).order >= 0).all())
+
+
 def test_a_completion_of_blocks_ends_with_padding() -> None:
     policy = TinyText(3, 6, ("a", "b"), end=0)
     policy.pad_token = 2

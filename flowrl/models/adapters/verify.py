@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.host_layers import computing_device, fetch_layers, has_host_layers
 
 
 def check_adapter(ours: nn.Module, theirs: nn.Module, to: str) -> None:
@@ -63,8 +64,13 @@ def _layers(network: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 @contextmanager
 def swapped_in(ours: nn.Module, theirs: nn.Module) -> Iterator[None]:
-    """``theirs`` on the device of ``ours``, which waits in the host's memory: the device never holds both."""
-    device = next(ours.parameters()).device
+    """``theirs`` on the device of ``ours``, which waits in the host's memory: the device never holds both. Where
+    layers of ours wait on the host, those of theirs do, too."""
+    device = computing_device(ours)
+    if has_host_layers(ours):
+        fetch_layers(theirs, device)
+        yield
+        return
     if next(theirs.parameters()).device == device:
         yield
         return

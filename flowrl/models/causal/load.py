@@ -37,6 +37,8 @@ def load_causal(
     Raises:
         UserError: for a model that is missing or unsuitable, or options that exclude each other.
     """
+    if critic == "network" and options.get("shard", "none") != "none":
+        raise UserError("a network that is split over processes has no critic of its own; use critic=head")
     network, tokenizer, source = open_network(path, "causal", options)
     codec = open_codec(network, tokenizer, source, options)
     layout = Sequences(shift=True, causal=True, padded=True, pad=codec.pad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
+from flowrl.models.diffusion.offload import Offload, check_offload, decode_in_parts, place_parts
 from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
@@ -22,6 +23,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
+from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.sharding import Shard, check_exchange, check_shard, split
@@ -46,6 +48,9 @@ def load_policy(
     compile: bool = False,
     trust_remote_code: bool = False,
     decode_batch: int = 16,
+    vae_slicing: bool = False,
+    vae_tiling: bool = False,
+    offload: Offload = "none",
     prompt_cache: bool = False,
     quantize: Method | None = None,
     quantize_encoders: Method | None = None,
@@ -59,16 +64,15 @@ def load_policy(
             (``"shapes"``), or a pipeline object, which is then the policy's own.
         call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``num_frames``,
             ready-made ``prompt_embeds``, ...
-        lora: the adapter to train (default: rank 32 on the attention projections); exclusive with ``full``.
-        full: train every parameter of the denoiser.
+        lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead.
         dtype: precision of the frozen parts.
         trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once.
+        vae_slicing, vae_tiling, offload: see `flowrl.models.diffusion.offload`.
         prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
-        quantize: hold the denoiser's linear layers in ``"nf4"`` or ``"int8"``; the adapter is trained as ever.
-        quantize_encoders: hold those of the text encoders so.
+        quantize, quantize_encoders: hold linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
     Raises:
@@ -76,34 +80,37 @@ def load_policy(
     """
     placement = place(dtype, device)
     options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
-    check_shard(shard)
+    check_offload(offload, options, compile=compile, shard=shard, quantize=quantize)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
-    _adapt(pipeline, network, options, trained)
-    if gradient_checkpointing:
-        _checkpoint(network)
-    label = str(path_or_pipeline) if source else type(pipeline).__name__
-    _place(pipeline, network, placement, label, shard, full)
+    _adapt(pipeline, network, options, trained, gradient_checkpointing)
+    decode_in_parts(pipeline, vae_slicing, vae_tiling)
+    release, pace = _place(pipeline, network, placement, source, shard, full, offload)
     adaptation = trained_parameters(network, options)
-    recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision)
+    recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache)
-    _check(policy, parity, shard)
+    _check(policy, parity, pace)
     return policy
 
 
-def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], shard: Shard) -> None:
-    """The start-up checks."""
+def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> None:
+    """The start-up checks, of a network that is run at this pace from here on."""
+    policy.pace = pace
     if parity == "check":
         check(policy)
-    if shard != "none":
+    if policy.is_split:
         check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
 
 
 def _adapt(
-    pipeline: DiffusionPipeline, network: torch.nn.Module, options: LoRAOptions | None, trained_dtype: torch.dtype
+    pipeline: DiffusionPipeline,
+    network: torch.nn.Module,
+    options: LoRAOptions | None,
+    trained_dtype: torch.dtype,
+    gradient_checkpointing: bool,
 ) -> None:
     """Freeze the pipeline but for what is trained of its denoiser."""
     for part in pipeline.components.values():
@@ -111,11 +118,14 @@ def _adapt(
             part.requires_grad_(False).eval()
     targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
     adapt(network, options, targets, trained_dtype=trained_dtype)
+    if gradient_checkpointing:
+        _checkpoint(network)
 
 
 def _quantized(
     network: Method | None, encoders: Method | None, full: bool, shard: Shard, placement: Placement
 ) -> Quantized:
+    check_shard(shard)
     for key, method in (("model.quantize", network), ("model.quantize_encoders", encoders)):
         if method is not None:
             check_quantization(method, full, key, shard)
@@ -167,23 +177,28 @@ def open_pipeline(
 
 
 def _place(
-    pipeline: DiffusionPipeline, network: torch.nn.Module, placement: Placement, label: str, shard: Shard, full: bool
-) -> None:
-    """Move the pipeline to its device, its denoiser split over the processes where that is asked for. Raises
-    `UserError` for weights that are not finite."""
+    pipeline: DiffusionPipeline,
+    network: torch.nn.Module,
+    placement: Placement,
+    source: ModelSource | None,
+    shard: Shard,
+    full: bool,
+    offload: Offload,
+) -> tuple[Callable[[], None], Pace | None]:
+    """Move the pipeline to its device, its denoiser split over the processes where that is asked for, and give it a
+    scheduler with a noise-free single step: what sends parts that wait on the host back there,
+    and the pace of a split one. Raises `UserError` for weights that are not finite."""
+    pace = None
+    label = source.path if source else type(pipeline).__name__
     if shard != "none":
         check_finite(network, label, denoiser_name(pipeline))  # the last time that it is whole
-        split(network, placement.device, full)
-    prepare(pipeline, placement)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and (shard == "none" or part is not network):
-            check_finite(part, label, name)
-
-
-def prepare(pipeline: DiffusionPipeline, placement: Placement) -> None:
-    """Move a pipeline to its device and give it a scheduler with a noise-free single step."""
-    pipeline.to(placement.device)
+        pace = split(network, placement.device, full)
     pipeline.scheduler = single_step(pipeline.scheduler)
+    release = place_parts(pipeline, denoiser_name(pipeline), placement.device, offload)
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and (pace is None or part is not network):
+            check_finite(part, label, name)
+    return release, pace
 
 
 def single_step(scheduler: Any) -> Any:

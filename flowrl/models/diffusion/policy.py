@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from flowrl.models.diffusion.decoder import ImageDecoder
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
+from flowrl.models.host_layers import computing_device
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -40,6 +41,7 @@ class DiffusionPolicy(HasWeightSets):
     ) -> None:
         self.pipeline = recorder.pipeline
         self.network: nn.Module = recorder.network
+        self.device = computing_device(self.network)
         self.network_calls = 0
         """Network rows evaluated so far."""
         self.latent_shape = spec.latent_shape
@@ -57,11 +59,6 @@ class DiffusionPolicy(HasWeightSets):
         self._schedules: dict[int, tuple[Tensor, float]] = {}
         """By number of steps: times, and the deviation of the pipeline's first latents."""
         self._network_takes_return_dict = recorder.network_takes_return_dict
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser computes."""
-        return next(self.network.parameters()).device
 
     # ------------------------------------------------------------------------------------------------ conditioning
     def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
@@ -172,16 +169,23 @@ class DiffusionPolicy(HasWeightSets):
         inputs = call.layout.build(condition.branches[branches[0]].template, values)
         if self._network_takes_return_dict:
             inputs["return_dict"] = False
-        with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
-            output = self.network(**inputs)
+        if self.pace is not None:
+            self.pace.announce(lambda: self._run(inputs))
+        output = self._run(inputs)
         self.network_calls += len(read)
         return list(self.spec.prediction(prediction_of(output)).float().chunk(count))
+
+    def _run(self, inputs: Mapping[str, Any]) -> Any:
+        with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
+            return self.network(**inputs)
 
     # ------------------------------------------------------------------------------------------------------ images
     def decode(self, final: Tensor) -> Tensor:
         """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code; float32
         on the host, so that a device holds no more of them than are decoded at once."""
-        return self.decoder(final)
+        made = self.decoder(final)
+        self.recorder.release()
+        return made
 
     # ----------------------------------------------------------------------------------------------------- weights
     def parameters(self) -> list[nn.Parameter]:

@@ -87,10 +87,13 @@ class Recorder:
         pipeline: DiffusionPipeline,
         call: Mapping[str, Any],
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self.pipeline = pipeline
         self.precision = precision
         """Context the denoiser computes in."""
+        self.release = release
+        """Sends parts that wait on the host, and were fetched, back there."""
         self.network_name = denoiser_name(pipeline)
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self._signature = inspect.signature(type(pipeline).__call__)
@@ -192,7 +195,7 @@ class Recorder:
     def finish(self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor], prompts: int) -> Tensor:
         """Media [N, ...] the pipeline makes of ``final`` latents [N, ...]: its own code after the last step of a run
         for so many ``prompts``, with ``blank(inputs)`` in place of the denoiser's prediction. Text is encoded once per
-        number of prompts."""
+        number of prompts. What decodes stays on the device until `release`."""
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return self._form(blank(self._bind(args, kwargs)))
@@ -201,7 +204,7 @@ class Recorder:
             return _StepResult(final) if kwargs.get("return_dict", True) else (final, final)
 
         with self._intercepted(forward, advance, computes=False), self._cached_text(prompts):
-            output = self._run([NEUTRAL_PROMPT] * prompts, 2, "pt", 0)
+            output = self._run([NEUTRAL_PROMPT] * prompts, 2, "pt", 0, release=False)
         media = _media(output)
         if media is None:
             raise UserError(
@@ -209,7 +212,7 @@ class Recorder:
             )
         return media
 
-    def _run(self, prompts: Sequence[str], steps: int, output_type: str, seed: int) -> Any:
+    def _run(self, prompts: Sequence[str], steps: int, output_type: str, seed: int, release: bool = True) -> Any:
         arguments = batch_call(self.call, len(prompts))
         if not any("prompt_embeds" in key and not key.startswith("negative") for key in arguments):
             arguments["prompt"] = list(prompts)
@@ -232,6 +235,9 @@ class Recorder:
                 f"{type(self.pipeline).__name__} itself fails on {len(prompts)} prompts with model.call"
                 f" {', '.join(sorted(self.call)) or '(none)'}: {first_line(error)}"
             ) from error
+        finally:
+            if release:
+                self.release()
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         bound = self._network_signature.bind(*args, **kwargs).arguments
@@ -256,11 +262,17 @@ class Recorder:
         """Let ``forward`` and ``step`` take the place of the denoiser's and the scheduler's. Unless it ``computes``,
         the denoiser's weights are not needed: FSDP must not gather them, and then not be told that the forward
         ended."""
+
+        def watched(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if computes:
+                self.release()  # the denoiser computes without the encoders beside it
+            return forward(real, *args, **kwargs)
+
         bar = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
         try:
             alone = nullcontext() if computes else without_hooks(self.network)
-            with alone, patched(self.network, "forward", forward), patched(self.pipeline.scheduler, "step", step):
+            with alone, patched(self.network, "forward", watched), patched(self.pipeline.scheduler, "step", step):
                 yield
         finally:
             self.pipeline.set_progress_bar_config(**bar)

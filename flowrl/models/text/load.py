@@ -88,9 +88,8 @@ def open_network(
         checkpoint_blocks(model)
     if options.get("compile"):
         compile_blocks(model)
-    if shard != "none":
-        split(model, placement.device, adapter is None)
-    return Network(model, trained_parameters(model, adapter), placement), tokenizer, source
+    pace = None if shard == "none" else split(model, placement.device, adapter is None)
+    return Network(model, trained_parameters(model, adapter), placement, pace), tokenizer, source
 
 
 def open_codec(

@@ -15,8 +15,10 @@ from flowrl.devices import put
 from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.lora import Adaptation
+from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement
 from flowrl.models.text.config import text_config
+from flowrl.models.text.known_masks import known
 from flowrl.models.text.routers import Routers, experts_per_token
 from flowrl.types import Truncation
 
@@ -64,10 +66,13 @@ def _cache_of(output: Any) -> Any:
 class Network:
     """A transformers language model, counted and read at chosen positions."""
 
-    def __init__(self, model: PreTrainedModel, adaptation: Adaptation, placement: Placement) -> None:
+    def __init__(
+        self, model: PreTrainedModel, adaptation: Adaptation, placement: Placement, pace: Pace | None = None
+    ) -> None:
         self.model = model
         self.adaptation = adaptation
         self.placement = placement
+        self.pace = pace
         self.head = Head("whole")
         self.calls = 0
         """Rows evaluated so far."""
@@ -157,10 +162,17 @@ class Network:
         self.calls += len(next(iter(on_device.values())))
         if "use_cache" in self.takes:
             options.setdefault("use_cache", False)
+        if self.pace is not None:
+            alone = {"use_cache": False} if "use_cache" in self.takes else {}
+            self.pace.announce(lambda: self._call(on_device, alone))
+        return self._call(on_device, options)
+
+    def _call(self, on_device: Mapping[str, Tensor], options: Mapping[str, Any]) -> Any:
         with (
             self.placement.precision(),
             self.adaptation.dropout(torch.is_grad_enabled()),
             self.eager() if options.get("use_cache") else nullcontext(),
+            known(one_sequence="position_ids" not in on_device),
         ):
             return self.model(**on_device, **options)
 

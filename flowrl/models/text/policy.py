@@ -56,6 +56,7 @@ class TextPolicy(HasWeightSets):
         self.vocabulary = 0
         """Width of the logits."""
         extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.parameters().items()}
+        self.pace = network.pace
         self.weights = weight_sets(network.model, network.adaptation.parameters, apart=extra)
         self._trained = [*network.adaptation.parameters.values(), *extra.values()]
 
@@ -125,7 +126,9 @@ class TextPolicy(HasWeightSets):
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = put(labels.flatten(), self.device)
         room = KEPT  # of all calls together, which live until backward
-        for call in self._calls(condition, tokens, targets):
+        calls = list(self._calls(condition, tokens, targets))
+        further = 0 if self.pace is None else self.pace.most(len(calls)) - len(calls)  # asked before the others compute
+        for call in calls:
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
             place = put(call.place, self.device)
             if reading.balance is not None:
@@ -149,12 +152,26 @@ class TextPolicy(HasWeightSets):
             if valued:
                 assert self.critic is not None
                 values.append(self.critic(reading, call))
+        scores = self._spread(logp, places, tokens.shape)
+        if further:
+            scores = scores + self._idle(condition, tokens, further)
         return TokenScores(
-            self._spread(logp, places, tokens.shape),
+            scores,
             self._spread(entropies, places, tokens.shape) if entropy else None,
             self._spread(values, places, tokens.shape) if valued else None,
             self._balance(balances, len(tokens)),
         )
+
+    def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
+        """0, with a gradient, of further calls of the network: another process makes so many more for its rows."""
+        total = torch.zeros((), device=self.device)
+        for _ in range(calls):
+            one = tokens[:1].cpu()
+            call = next(
+                iter(self.layout(condition.take(torch.tensor([0])), one, torch.ones_like(one, dtype=torch.bool)))
+            )
+            total = total + 0 * self.network.logits(self.network.read(call.inputs, call.rows, call.columns)).sum()
+        return total
 
     def logits(self, condition: TextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
         """[K, V] float32 logits at the K True entries of ``targets`` [N, T], row by row; impossible tokens have
