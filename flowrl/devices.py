@@ -34,6 +34,31 @@ def wide(x: Tensor) -> Tensor:
     return exact(x).double()
 
 
+def count(kind: str) -> int:
+    """How many devices of a type (``cuda``, ``xpu``, ``mps``, ...) this machine has for torch."""
+    try:
+        module: Any = torch.get_device_module(kind)
+        return int(module.device_count()) if module.is_available() else 0
+    except (RuntimeError, AttributeError):  # a type this torch was not built with
+        return 0
+
+
+def default_kind() -> str:
+    """The type of this machine's accelerator, or ``cpu``."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if kind is None or not count(kind.type) else kind.type
+
+
+def accelerators() -> list[str]:
+    """The names of this machine's accelerators."""
+    kind = default_kind()
+    if kind == "cpu":
+        return []
+    module: Any = torch.get_device_module(kind)
+    name = getattr(module, "get_device_name", lambda index: f"{kind}:{index}")
+    return [str(name(index)) for index in range(count(kind))]
+
+
 def in_use() -> list[torch.device]:
     """The accelerators on which this process holds memory. Asking does not open any that it has not used."""
     if not torch.accelerator.is_available():

@@ -6,24 +6,20 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
+from flowrl.commands.trial import Finding, open_trial, try_iteration
 from flowrl.config import Config
 from flowrl.errors import UserError, counted, install_command
-from flowrl.evaluation.generation import generate
-from flowrl.math.random import seeds
 from flowrl.models import check_parity
 from flowrl.records import machine
 from flowrl.runtime.out_of_memory import explain_out_of_memory
-from flowrl.score import load_rewards
-from flowrl.startup.policies import open_policy
-from flowrl.startup.preflight import CheckedRun, check_run
-from flowrl.startup.time_grid import check_time_grid
-from flowrl.types import Draw, Policy
+from flowrl.startup.doubts import doubts
+from flowrl.startup.preflight import check_run
 
 EXTRAS = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
@@ -41,22 +37,8 @@ EXTRAS = {
 GIB = 2**30
 SCARCE_GIB = 5.0
 """Less free disk than this is reported."""
-TRIED = 4
-"""Samples made and scored as a trial."""
 NAMED = 8
 """Releases to name."""
-SHOWN = 80
-"""Characters of a completion to show."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's report."""
-
-    name: str
-    state: str
-    """``ok``, ``note`` or ``bad``."""
-    detail: str
 
 
 def check_machine(folder: Path) -> list[Finding]:
@@ -104,18 +86,21 @@ def _extras() -> Finding:
 
 
 def check_config(config: Config) -> Iterator[Finding]:
-    """A trial of everything a run does before its first update. Stops at the first thing that fails."""
+    """A trial of everything a run does, through its first update. Stops at the first thing that fails."""
     try:
         plan = check_run(config)
         yield Finding("config", "ok", f"{config.name}: {plan.workload.samples} samples per iteration")
+        yield from (Finding("config", "note", sentence) for sentence in doubts(plan))
         start = time.perf_counter()
         with explain_out_of_memory(config, "load"):
-            policy = open_policy(config)
+            session = open_trial(plan)
+        policy = session.policy
         trained = sum(parameter.numel() for parameter in policy.parameters())
         loaded = f"{config.model.path} in {time.perf_counter() - start:.1f} s, {trained:,} trained parameters"
         yield Finding("model", "ok", loaded)
-        yield Finding("trained", "ok", policy.adaptation.describe())
-        yield from (Finding("time grid", "note", sentence) for sentence in check_time_grid(plan.algorithm, policy))
+        described, *notes = session.notes
+        yield Finding("trained", "ok", described)
+        yield from (Finding("model", "note", sentence) for sentence in notes)
         with explain_out_of_memory(config, "sample"):
             deviation = check_parity(policy)
         equal = (
@@ -126,38 +111,10 @@ def check_config(config: Config) -> Iterator[Finding]:
         copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None)
         size = f"{4 * copies * trained / GIB:.3f} GiB for the trained weights, their copies and optimiser"
         yield Finding("memory", "ok", f"{size}; activations come on top")
-        yield from _trial(plan, policy)
+        with closing(session.rewards):
+            yield from try_iteration(session, plan)
     except UserError as error:
         yield Finding("stopped", "bad", str(error))
-
-
-def _trial(plan: CheckedRun, policy: Policy) -> Iterator[Finding]:
-    """Sample and score a few prompts."""
-    prompts = plan.train.draw(0, min(TRIED, len(plan.train)), plan.config.train.seed)
-    sampler = plan.algorithm.sampler.heldout(None, None, None)
-    draw = Draw.of(seeds(0, "doctor", count=len(prompts)), torch.arange(len(prompts)), 0, 0, prompts)
-    start = time.perf_counter()
-    with explain_out_of_memory(plan.config, "sample"):
-        made = generate(policy, sampler, "live", draw)
-    pace = (time.perf_counter() - start) / len(prompts)
-    yield Finding("samples", "ok", f"{pace:.2f} s per sample of {sampler.forwards} steps in a batch of {len(prompts)}")
-    if made.samples.completions is not None:
-        yield _completions(made.samples.completions, made.tokens)
-    rewards = load_rewards(plan.config.rewards, plan.config.on_nan)
-    with explain_out_of_memory(plan.config, "reward"):
-        scores = rewards(made.samples, draw.group)
-    for name, column in zip(scores.names, scores.rewards.T, strict=True):
-        values = ", ".join(f"{value:.3g}" for value in column.tolist())
-        yield Finding(f"reward {name}", "note" if bool(column.isnan().any()) else "ok", f"scores {values}")
-    rewards.close()
-
-
-def _completions(texts: Sequence[str], tokens: Sequence[int]) -> Finding:
-    """What a language model says, since a wrong template or a missing end token shows at once."""
-    empty = sum(not text.strip() for text in texts)
-    shown = repr(texts[0] if len(texts[0]) <= SHOWN else texts[0][:SHOWN] + "...")
-    count = f"{min(tokens)} to {max(tokens)} tokens, {empty} of {len(texts)} empty"
-    return Finding("completion", "note" if empty else "ok", f"{count}; the first: {shown}")
 
 
 def _devices() -> list[Finding]:

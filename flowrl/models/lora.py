@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -163,7 +163,7 @@ def _add_adapter(network: nn.Module, options: LoRAOptions, defaults: Sequence[st
         alpha_pattern=cast(Any, dict(options.alpha_pattern)),
     )
     # the same start on every rank and in every run, whatever was drawn before
-    with torch.random.fork_rng(devices=_cuda_devices(network)):
+    with _forked_generators(network):
         torch.manual_seed(0)
         try:
             # PEFT's own function: the `add_adapter` of transformers and diffusers only wrap it, and ask for releases
@@ -266,6 +266,8 @@ def _ending(name: str) -> str:
     return ".".join(parts[-2:]) if ending[-1].isdigit() else ".".join(ending)
 
 
-def _cuda_devices(network: nn.Module) -> list[int]:
-    devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
-    return [d.index or 0 for d in devices]
+def _forked_generators(network: nn.Module) -> AbstractContextManager[None]:
+    """What is drawn inside changes no generator outside, of the host or of the device that holds the network."""
+    devices = {p.device for p in network.parameters() if p.device.type not in ("cpu", "meta", "mps")}
+    kind = next((device.type for device in devices), "cuda")
+    return torch.random.fork_rng([device.index or 0 for device in devices], device_type=kind)

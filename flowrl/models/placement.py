@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowrl.devices import count, default_kind
 from flowrl.errors import UserError
 from flowrl.launcher import launch, own_accelerator
 
@@ -38,17 +39,20 @@ def place(dtype: str, device: str) -> Placement:
     """Placement by the names of a config. Raises `UserError` for unknown ones and for what cannot train there."""
     if dtype not in DTYPES:
         raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if name == "cuda":
-        name = own_accelerator("cuda", torch.cuda.device_count())
+    name = default_kind() if device == "auto" else device
     try:
         where = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"model.device {device!r} is not a torch device (auto, cpu, cuda, cuda:1, ...)") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model.device is {device!r} but torch sees no CUDA device; use device: cpu")
+    if where.type not in ("cpu", "meta"):
+        if not count(where.type):
+            raise UserError(
+                f"model.device is {device!r} but torch sees no {where.type.upper()} device; use device: cpu"
+            )
+        if where.index is None:
+            where = torch.device(own_accelerator(where.type, count(where.type)))
     found = launch()
-    if where.index is not None and device not in ("auto", "cuda") and found is not None and found.local_size > 1:
+    if where.index is not None and device not in ("auto", where.type) and found is not None and found.local_size > 1:
         raise UserError(
             f"model.device={device} is one device, and {found.local_size} processes share this machine; set "
             "model.device=auto, which gives each its own"

@@ -81,6 +81,8 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     found = launch()
+    from flowrl.devices import accelerators
+
     return {
         "versions": versions(),
         "commit": commit(),
@@ -88,7 +90,7 @@ def describe_machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "ranks": found.size if found else 1,
-        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "accelerators": accelerators(),
     }
 
 

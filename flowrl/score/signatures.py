@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from flowrl.clients.results import NOT_APPLICABLE, as_scores
+from flowrl.devices import count, default_kind
 from flowrl.errors import UserError, describe_exception, did_you_mean, is_out_of_memory, short_repr
 from flowrl.exit_guard import catch_exit
 from flowrl.launcher import own_accelerator
@@ -267,4 +268,5 @@ def _settings(
 
 
 def _default_device() -> str:
-    return own_accelerator("cuda", torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
+    kind = default_kind()
+    return kind if kind == "cpu" else own_accelerator(kind, count(kind))

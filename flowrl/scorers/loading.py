@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from flowrl.devices import count, default_kind
 from flowrl.errors import UserError, did_you_mean, first_line
 from flowrl.launcher import own_accelerator
 from flowrl.paths import expand_user
@@ -24,12 +25,14 @@ def device_and_dtype(device: str | None, dtype: str) -> tuple[torch.device, torc
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not a precision of image scorers{did_you_mean(dtype, DTYPES)}")
     try:
-        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        where = torch.device(own_accelerator(name, torch.cuda.device_count()) if name == "cuda" else name)
+        where = torch.device(device or default_kind())
     except RuntimeError as error:
         raise UserError(f"device {device!r} is not a torch device (cpu, cuda, cuda:1, ...)") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {device!r} but torch sees no CUDA device; use device: cpu")
+    if where.type != "cpu":
+        if not count(where.type):
+            raise UserError(f"device is {device!r} but torch sees no {where.type.upper()} device; use device: cpu")
+        if where.index is None:
+            where = torch.device(own_accelerator(where.type, count(where.type)))
     return where, DTYPES[dtype]
 
 

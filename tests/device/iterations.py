@@ -34,6 +34,8 @@ def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
         sizes["draws"] = 2
     if preset == "tracerl":
         sizes["merge"] = 2
+    if preset in ("flow_grpo_fast", "mix_grpo"):  # whose windows need room
+        sizes["sampler"] = {"steps": 8}
     made: dict[str, Any] = {
         "name": preset,
         "model": {"path": world, "device": device, "lora": {"rank": 4, "alpha": 8}},

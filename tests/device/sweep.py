@@ -8,8 +8,9 @@ from flowrl.composition import preset_names
 from flowrl.errors import UserError
 from tests.device.iterations import config, distance, first_iteration
 
-TOLERANCE = 1e-5
-"""Relative, of metrics and weights after an iteration; kernels are the CPU's, so 0 is expected."""
+TOLERANCE = 1e-4
+"""Relative, of metrics and weights after an iteration. Kernels are the CPU's, so 0 is expected; but where the CPU and
+a device are given chunks of other sizes, sums are rounded otherwise, and AdamW's first step divides by their square."""
 UPDATES = 2
 
 

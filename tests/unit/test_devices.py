@@ -41,3 +41,28 @@ def test_without_an_accelerator_there_is_nothing_to_wait_for(monkeypatch: pytest
     assert devices.in_use() == []
     devices.synchronize()
     devices.reset_peaks()
+
+
+def test_a_device_that_torch_does_not_see_is_refused_by_name() -> None:
+    from flowrl.errors import UserError
+    from flowrl.models.placement import place
+    from flowrl.scorers.loading import device_and_dtype
+
+    for kind in ("cuda", "xpu", "mps"):
+        if not devices.count(kind):
+            with pytest.raises(UserError, match=f"model.device is '{kind}' but torch sees no {kind.upper()} device"):
+                place("float32", kind)
+            with pytest.raises(UserError, match=f"torch sees no {kind.upper()} device"):
+                device_and_dtype(kind, "float32")
+    if not torch.accelerator.is_available():
+        assert place("float32", "auto").device.type == "cpu" and devices.accelerators() == []
+
+
+def test_the_accelerator_of_any_kind_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flowrl.models.placement import place
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True, raising=False)
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 1)
+    assert place("float32", "auto").device.type == "mps"

@@ -48,7 +48,7 @@ def check(policy: DiffusionPolicy) -> float:
 
     worst = 0.0
     for step, x, t in zip(trace.steps, points, levels, strict=True):
-        native = policy.native(x, t.expand(len(x)).to(x.device), condition, None, "cond")
+        native = policy.native(x, t.expand(len(x)), condition, None, "cond")
         worst = max(worst, deviation(native.reshape(step.model_output.shape), step.model_output))
     tolerance = TOLERANCE[policy.dtype]
     if not worst <= tolerance:

@@ -1,0 +1,42 @@
+"""What is legal in a run and yet seldom meant, seen in its config and prompts alone."""
+
+from __future__ import annotations
+
+from flowrl.startup.preflight import CheckedRun
+
+
+def doubts(run: CheckedRun) -> list[str]:
+    """A sentence for each, with the key to change."""
+    found = (_seen_prompts(run), _repeated_prompts(run), _single_update(run))
+    return [sentence for sentence in found if sentence]
+
+
+def _seen_prompts(run: CheckedRun) -> str:
+    if run.test is None:
+        return ""
+    trained = {prompt.text for prompt in run.train.prompts}
+    seen = sum(prompt.text in trained for prompt in run.test.prompts)
+    if not seen:
+        return ""
+    return f"{seen} of {len(run.test)} prompts of data.test are in data.train too: scores on them are no held-out ones"
+
+
+def _repeated_prompts(run: CheckedRun) -> str:
+    wanted, there = run.config.data.prompts, len(run.train)
+    if wanted <= there:
+        return ""
+    return (
+        f"data.prompts={wanted} are drawn in an iteration, and data.train has {there}: lower it, and raise data.group "
+        "instead, so that samples of a prompt are compared in one group"
+    )
+
+
+def _single_update(run: CheckedRun) -> str:
+    """A clipped ratio that can never leave 1."""
+    objective = run.algorithm.objective
+    if run.workload.optimizer_steps > 1 or not objective.clip_range or not objective.needs_old_logp:
+        return ""
+    return (
+        "train.updates=1 and train.epochs=1: every ratio is 1 when it is used, so the clip never acts (on-policy); "
+        "raise one of them to use samples more than once"
+    )
