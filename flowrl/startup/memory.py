@@ -118,15 +118,18 @@ class _Given:
         return self.found.network * QUANTIZED.get(getattr(model, "quantize", None) or "", self.number)
 
     def part(self, name: str) -> float:
+        """Bytes of a part of a pipeline, by its name."""
         method = getattr(self.config.model, "quantize_encoders", None) if name != "vae" else None
         return self.found.others[name] * QUANTIZED.get(method or "", self.number)
 
     @property
     def encoders(self) -> list[float]:
+        """Bytes of every part but the denoiser and the VAE."""
         return [self.part(name) for name in self.found.others if name != "vae"]
 
     @property
     def vae(self) -> float:
+        """Its bytes; 0 without one."""
         return self.part("vae") if "vae" in self.found.others else 0.0
 
     @property
