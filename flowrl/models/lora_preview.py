@@ -60,6 +60,7 @@ def untrained_denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] |
 
 
 def untrained_language_model(folder: Path, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
+    """``(network, default targets, spared layers)`` of a language model."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     from flowrl.models.text.load import untargeted_layers
