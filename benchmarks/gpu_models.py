@@ -64,7 +64,8 @@ def _save_pipeline(name: str, folder: Path, tiny: bool) -> int:
 def _vae() -> Any:
     import diffusers
 
-    return diffusers.AutoencoderKL(
+    kind: Any = diffusers.AutoencoderKL  # annotated as of one block
+    return kind(
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, sample_size=1024,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, shift_factor=0.0609,
         scaling_factor=1.5305, use_quant_conv=False, use_post_quant_conv=False,
@@ -126,18 +127,18 @@ def _save_text(name: str, folder: Path, tiny: bool) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 
 
 def _qwen3(tiny: bool) -> Any:
     """Qwen3 8B: 8.2 billion parameters."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
     }  # fmt: skip
-    small = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    small: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     return Qwen3ForCausalLM(Qwen3Config(**{**sizes, **(small if tiny else {})}, **SPECIAL))
 
@@ -147,11 +148,11 @@ def _llada(tiny: bool) -> Any:
     comes with its weights, so a ModernBERT of full attention stands in for it."""
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 126_464, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 32,
         "num_attention_heads": 32, "max_position_embeddings": 4096, "global_attn_every_n_layers": 1,
     }  # fmt: skip
-    small = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    small: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     small |= {"num_attention_heads": 2}
     special = {**SPECIAL, "cls_token_id": 1, "sep_token_id": 1}
     return ModernBertForMaskedLM(ModernBertConfig(**{**sizes, **(small if tiny else {})}, **special))
