@@ -112,6 +112,11 @@ class TrainConfig(Section):
         "similar length together, so that a long completion pads no short ones; null = micro_batch",
     )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
+    staleness: NonNegativeInt = Field(
+        default=0,
+        description="how many iterations older than the trained weights those are that sample, as where both work at "
+        "the same time; needs an importance correction, and keeps so many copies of the weights",
+    )
     images: Literal["auto", "float32", "uint8"] = Field(
         default="auto",
         description="how scored images are kept; uint8: as a PNG file, a quarter of the memory; auto ="
