@@ -1,6 +1,6 @@
 """Samples of older weights, as where sampling and training work at the same time (``train.staleness``).
 
-Iteration i, counted from 0, learns from samples that the weights after ``max(i - staleness, 0)`` iterations made. In one
+Iteration i, from 0, learns from samples that the weights after ``max(i - staleness, 0)`` iterations made. In one
 process nothing is won by it: it is what an asynchronous run computes, in an order that does not depend on clocks.
 The weights are kept as sets ``version_<iterations>``, at most ``staleness`` of them between two iterations, and are
 part of a checkpoint.
