@@ -25,6 +25,7 @@ from flowrl.runtime.ranks import together
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import survive_closed_streams
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.runtime.watch import present
 from flowrl.session import Session, open_session
 from flowrl.staleness import drop_version, keep_version
 from flowrl.startup.opening import open_run
@@ -106,6 +107,9 @@ def _train(
 ) -> str | None:
     """The signal that ended the run, if one did."""
     check_shard(run.config.model.shard)
+    watch = present()
+    if watch is not None:
+        watch.sharded = run.config.model.shard != "none"
     # Files and trackers before the model: a login can fail.
     with survive_closed_streams(), open_run(job, ranks, run, resume, allow_changed=allow_changed) as opened:
         directory, trackers, start = opened

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.heldout import Evaluated, evaluate_heldout
+from flowrl.monitor import check_heldout
 from flowrl.rounds import ScoredRollout
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.score import gathered
 from flowrl.session import Session
 from flowrl.train import iterate
+from flowrl.types import Samples
 from tests.threads import ThreadRanks, in_threads
 from tests.unit.test_rounds import GROUP, SET, WANTED, alternating, session_of
 
@@ -152,6 +156,36 @@ def test_idle_processes_ask_no_reward(tmp_path: Path) -> None:
     sessions = [session_of(["open"] * SET, tmp_path, rounds=1, **changes) for _ in range(3)]
     made = on(sessions, lambda session: iterate(session, PhaseTimer())[0]["reward/mean"])
     assert made[0] == made[1] == made[2] and log.read_text() == "11"
+
+
+@pytest.mark.parametrize("function", ["texts", "best_of_group"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_an_evaluation_is_that_of_one_process(size: int, function: str, tmp_path: Path) -> None:
+    """Three prompts of two samples: on four processes single samples, or, where a reward compares, an idle process."""
+    changes: dict[str, Any] = {
+        "rewards": spec(tmp_path, function),
+        "eval": {"every": 0, "weights": "live", "prompts": 3, "samples": 2},
+        "monitor": {"samples": 6},
+    }
+
+    def make() -> Session:
+        session = session_of(["open"] * SET, tmp_path, rounds=1, **changes)
+        session.heldout = session.prompts
+        return session
+
+    def evaluate(session: Session) -> tuple[Evaluated, dict[str, float], Samples]:
+        found = evaluate_heldout(session, PhaseTimer())
+        shown = gathered(found.samples, found.share, torch.tensor([5, 0, 2]), found.prompts)
+        return found, check_heldout(session, found.samples, found.scores, found.share), shown
+
+    alone, watched, shown = evaluate(make())
+    answers = on([make() for _ in range(size)], evaluate)
+    for found, seen, pictures in answers:
+        assert found.metrics == alone.metrics and torch.equal(found.scores.rewards, alone.scores.rewards)
+        assert seen == pytest.approx(watched, nan_ok=True) and seen.keys() == watched.keys()
+        assert pictures.completions == shown.completions and pictures.prompts == shown.prompts
+    held = [len(found.samples) for found, _, _ in answers]
+    assert held == ({2: [4, 2], 4: [2, 2, 2, 0]} if function == "best_of_group" else {2: [4, 2], 4: [2, 2, 1, 1]})[size]
 
 
 @pytest.mark.parametrize("action", ["raise", "drop_group"])
