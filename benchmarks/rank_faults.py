@@ -24,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.launching import assert_same_run, errors_said, iterations, prepare, ranks_of, run, start
 
+LINES = 7
+"""Of the metrics of a whole run."""
+
 
 def main() -> None:
     """Print a line for every kill, and the counts at the end."""
@@ -72,7 +75,13 @@ def _disturb(folder: Path, draw: random.Random, length: float, counts: Counter[s
     left = [pid for pid in processes.values() if Path(f"/proc/{pid}").exists()]
     named = len(said) == 1 and f"rank {rank} (process {processes[rank]} on " in said[0]
     counts["kills"] += 1
-    counts["one sentence that names the rank" if named else "before the ranks had met" if not said else "else"] += 1
+    if named:
+        counts["one sentence that names the rank"] += 1
+    elif said:
+        counts["something else said"] += 1
+    else:  # programs were being imported, or all was written
+        done = (folder / "run/report.html").exists() and iterations(folder) == LINES
+        counts["nothing said, once the run was done" if done else "nothing said, before the ranks had met"] += 1
     counts["processes left"] += len(left)
     print(
         f"{counts['kills']:3d}  rank {rank} after {moment:5.1f} s, {iterations(folder)} lines; ended in "

@@ -1,11 +1,12 @@
 """Several processes against one: gradients and weights after a few iterations, beside what another micro-batch does.
 
-    python -m benchmarks.ranks [PRESET@WORLD ...] [--iterations 5]
+    python -m benchmarks.ranks [PRESET@WORLD ...] [--iterations 5] [--quick]
 
 Runs each preset at toy size on an embedded world, in float32 on CPU (gloo), with 5 groups: on one process with
 micro-batches of 8 (what the others are compared with), 1, 3 and all, and with gradient checkpointing; on 2, 3 and 4
 processes with all of these; and resumed after two iterations on another number of processes. Prints a table: the
-relative difference of the first gradient, the largest of all gradients, and that of all weight sets at the end.
+relative difference of the first gradient, the largest of all gradients, and that of all weight sets at the end. With
+``--quick`` every number of processes once, and two other micro-batches.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ AFTER = 2
 """Iterations before a run is continued on another number of processes."""
 
 
-def measured(team: Processes, name: str, iterations: int) -> Iterator[tuple[str, list[Trained], Trained]]:
+QUICK = ("1, micro-batch 1", "1, micro-batch 3", "2, checkpointing", "3", "4, micro-batch 1", "2, resumed on 3")
+
+
+def measured(team: Processes, name: str, iterations: int, quick: bool) -> Iterator[tuple[str, list[Trained], Trained]]:
     """``(what was changed, all processes, one process)``."""
     preset, world = name.split("@")
 
@@ -48,31 +52,30 @@ def measured(team: Processes, name: str, iterations: int) -> Iterator[tuple[str,
 
     work = Work(iterations)
     one = team.train(1, config({}), work)[0]
-    for what, changes in OTHERS.items():
-        yield f"1, {what}", team.train(1, config(changes), work), one
+    jobs: dict[str, tuple[int, dict[str, Any]]] = {f"1, {what}": (1, changes) for what, changes in OTHERS.items()}
     for size, what in ((2, "micro-batch 3"), (2, "checkpointing"), (3, "micro-batch all"), (4, "micro-batch 1")):
-        yield f"{size}", team.train(size, config({}), work), one
-        yield f"{size}, {what}", team.train(size, config(OTHERS[what]), work), one
+        jobs |= {f"{size}": (size, {}), f"{size}, {what}": (size, OTHERS[what])}
+    for what, (size, changes) in jobs.items():
+        if not quick or what in QUICK:
+            yield what, team.train(size, config(changes), work), one
     for before, after in ((2, 3), (3, 1), (1, 4)):
-        begun = team.train(before, config({}), Work(AFTER))[0]
-        made = team.train(after, config({}), Work(iterations, start=begun.state))
-        yield f"{before}, resumed on {after}", made, one
+        what = f"{before}, resumed on {after}"
+        if not quick or what in QUICK:
+            begun = team.train(before, config({}), Work(AFTER))[0]
+            yield what, team.train(after, config({}), Work(iterations, start=begun.state)), one
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="*", default=PRESETS)
     parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     print("| preset | processes | first gradient | worst gradient | weights at the end | processes agree |")
     print("|---|---|---|---|---|---|")
     with Processes(4) as team:
         for name in options.presets:
-            seen: set[str] = set()
-            for what, every, one in measured(team, name, options.iterations):
-                if what in seen:
-                    continue
-                seen.add(what)
+            for what, every, one in measured(team, name, options.iterations, options.quick):
                 first, worst, weights = drift(every[0], one)
                 alike = all(bool((each.weights[-1] == every[0].weights[-1]).all()) for each in every)
                 numbers = f"{first:.1e} | {worst:.1e} | {weights:.1e} | {'bit for bit' if alike else 'NO'}"

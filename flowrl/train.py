@@ -25,7 +25,9 @@ from flowrl.runtime.ranks import together
 from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import survive_closed_streams
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.runtime.watch import present
 from flowrl.session import Session, open_session
+from flowrl.staleness import drop_version, keep_version
 from flowrl.startup.opening import open_run
 from flowrl.startup.preflight import CheckedRun, check_run
 from flowrl.step import improve
@@ -52,6 +54,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         advantage = algorithm.advantage(batch.scores, session.memory)
     with timer("update"):
         session.set_learning_rates()
+        keep_version(session)
         updated = improve(
             policy,
             session.optimizer,
@@ -65,6 +68,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         )
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls)))
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
+        drop_version(session)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
     described = describe_scores(batch.drawn, advantage)
@@ -103,6 +107,9 @@ def _train(
 ) -> str | None:
     """The signal that ended the run, if one did."""
     check_shard(run.config.model.shard)
+    watch = present()
+    if watch is not None:
+        watch.sharded = run.config.model.shard != "none"
     # Files and trackers before the model: a login can fail.
     with survive_closed_streams(), open_run(job, ranks, run, resume, allow_changed=allow_changed) as opened:
         directory, trackers, start = opened

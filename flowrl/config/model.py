@@ -145,6 +145,15 @@ class ModelConfig(Section):
         default=None, description="masked: position i is predicted at i - 1, as by Dream; null = by model type"
     )
 
+    @field_validator("shard", mode="before")
+    @classmethod
+    def _no_deepspeed(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower().startswith(("deepspeed", "zero")):
+            raise ValueError(
+                f"{value!r} is not offered; fsdp splits weights, gradients and the optimiser's state as ZeRO-3 does"
+            )
+        return value
+
     @field_validator("critic", mode="before")
     @classmethod
     def _switched(cls, value: object) -> object:

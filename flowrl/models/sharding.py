@@ -8,6 +8,7 @@ every process holds them whole.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -25,7 +26,14 @@ Shard = Literal["none", "fsdp"]
 
 
 def check_shard(kind: Shard) -> None:
-    """Raise `UserError` where this process cannot shard: it trains alone, or torch is too old."""
+    """Raise `UserError` where this process cannot shard: it trains alone, or torch is too old; and where accelerate was
+    told to, whose own plugins are not used."""
+    for variable, plugin in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
+        if os.environ.get(variable, "").lower() in ("1", "true") and (kind == "none" or plugin == "DeepSpeed"):
+            raise UserError(
+                f"accelerate was configured for {plugin}, whose plugin flowrl does not use: take a configuration "
+                "without it, and set model.shard=fsdp to split the network over the processes"
+            )
     if kind == "none":
         return
     import torch.distributed as dist

@@ -224,6 +224,7 @@ class _Canvas:
         score[masked] = preference.double()
         if best is None:
             return random_subset(-score, masked, count)
+        assert self.options.threshold is not None
         sure = torch.zeros(masked.shape, dtype=torch.bool)
         sure[masked] = best.double() >= self.options.threshold
         return masked & sure | random_subset(-score, masked, torch.ones(len(masked), dtype=torch.int64))

@@ -23,7 +23,7 @@ from flowrl.records import checkpoint
 from flowrl.startup.preflight import check_run
 from tests import pipelines
 from tests.launching import run
-from tests.training import Processes, apart, config_of
+from tests.training import Processes, Work, apart, config_of
 
 LORA = {"rank": 4, "alpha": 8}
 SIZES = {"train__updates": 1, "data__prompts": 3, "data__group": 4, "train__micro_batch": 4, "monitor__samples": 0}
@@ -54,9 +54,9 @@ def test_training_is_that_of_one_process(
     values = config_of(preset, base, **{**SIZES, **changes})
     values["model"] = {k: v for k, v in values["model"].items() if k not in ("full", "lora")}
     values["model"] |= {"full": True} if full else {"lora": LORA}
-    one = processes.train(1, values, 2)[0]
+    one = processes.train(1, values, Work(2))[0]
     values["model"]["shard"] = "fsdp"
-    first, second = processes.train(2, values, 2)
+    first, second = processes.train(2, values, Work(2))
     assert first.metrics == second.metrics
     assert all(torch.equal(a, b) for a, b in zip(first.weights, second.weights, strict=True))
     assert float(one.gradients[-1].norm()) > 1e-4
@@ -221,13 +221,20 @@ def test_one_process_does_not_split() -> None:
         load_policy("sudoku", family="causal", shard="fsdp")
 
 
+@pytest.mark.parametrize(("plugin", "kind"), [("DEEPSPEED", "none"), ("DEEPSPEED", "fsdp"), ("FSDP", "none")])
+def test_plugins_of_accelerate_are_not_passed_over(monkeypatch: pytest.MonkeyPatch, plugin: str, kind: Any) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(UserError, match=r"(?i)configured for .*set model.shard=fsdp"):
+        check_shard(kind)
+
+
 @pytest.mark.parametrize(
     ("preset", "base", "model", "said"),
     [
         ("ppo", "sudoku", {}, "has no critic that is a network of its own; set model.critic=head"),
         ("grpo", "sudoku", {"compile": True}, "cannot be compiled as well"),
         ("grpo", "sudoku", {"dtype": "float16"}, "computes in bfloat16 or float32"),
-        ("grpo", "sudoku", {"shard": "deepspeed"}, "model.shard"),
+        ("grpo", "sudoku", {"shard": "deepspeed"}, "fsdp splits weights, gradients"),
     ],
 )
 def test_what_a_split_network_cannot_do_is_said_before_it_is_loaded(

@@ -159,6 +159,19 @@ def test_asked_to_end(undisturbed: Path, tmp_path: Path, whom: str) -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c(undisturbed: Path, tmp_path: Path) -> None:
+    prepare(tmp_path, "time.sleep(0.2)")
+    launcher = start(tmp_path, 2)
+    wait_for(lambda: iterations(tmp_path) >= 2, launcher)
+    launcher.send_signal(signal.SIGINT)
+    launcher.wait(90)
+    said = (tmp_path / "errors.txt").read_text()
+    assert not errors_said(said) and said.count("SIGINT: saved after iteration") == 1, said
+    assert "KeyboardInterrupt" not in said
+    assert_goes_on(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_processes(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
     launcher = start(tmp_path, 2)

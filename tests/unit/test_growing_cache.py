@@ -28,7 +28,9 @@ def test_the_same_as_by_concatenation_through_every_change() -> None:
     }
     for step in range(2 * SPARE):
         if step in changes:
-            changes[step](plain), changes[step](growing)
+            for layer in (plain, growing):
+                changes[step](layer)
+        assert plain.keys is not None
         new = states(step + 1, len(plain.keys))
         for ours, theirs in zip(growing.update(*new), plain.update(*new), strict=True):
             assert ours.equal(theirs)

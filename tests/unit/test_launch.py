@@ -141,6 +141,24 @@ def test_what_a_rank_fails_of_is_known(pair: tuple[Watch, Watch], state: str, ki
     assert until(first, kind).endswith(": the server is down")
 
 
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_rank_stuck_in_a_sharded_network_ends(
+    pair: tuple[Watch, Watch], monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    """Elsewhere it reaches an exchange in time, and may have something to save."""
+    ended: list[int] = []
+    monkeypatch.setattr(watching, "_end", ended.append)
+    monkeypatch.setattr(watching, "LEAVE_S", 0.3)
+    first, second = pair
+    first.sharded = sharded
+    second.start()
+    time.sleep(0.5)
+    assert not ended
+    second.tell(state="failed", text="out of memory")
+    time.sleep(1.5)
+    assert bool(ended) == sharded
+
+
 def test_a_rank_that_has_ended_is_waited_for_no_longer(pair: tuple[Watch, Watch]) -> None:
     first, second = pair
     second.start()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from flowrl import load_policy, step
+from flowrl import step
 from flowrl.config import Config
 from flowrl.coupling import Measure
 from flowrl.errors import UserError
 from flowrl.estimators.tokens import TokenRows, Tokens
+from flowrl.models.causal.load import load_causal
 from flowrl.models.text.condition import TextCondition
 from flowrl.startup.preflight import check_run
 from flowrl.types import Likelihood, Share, Table, token_blocks
@@ -36,7 +39,8 @@ def test_rows_of_similar_length_are_together() -> None:
 
 def test_no_forward_reads_more_tokens() -> None:
     """On a real model: prompts count, what follows a completion's end does not, and the answer is the same."""
-    policy = load_policy("countdown", family="causal")
+    policy = load_causal("countdown")
+    model: Any = policy.network.model
     draw = torch.Generator().manual_seed(0)
     prompts = [torch.randint(5, policy.vocabulary, (n,), generator=draw).tolist() for n in (4, 9, 2)]
     condition = TextCondition.of(prompts, torch.arange(9) % 3)
@@ -47,7 +51,7 @@ def test_no_forward_reads_more_tokens() -> None:
     assert rows.row_tokens(condition).tolist() == (condition.row_lengths + ends).tolist()
     table = Table(rows, torch.arange(9), torch.zeros(9), None, torch.ones(9, 40), rows.mask, torch.ones(9, 40), None)
     read: list[int] = []
-    hook = policy.network.model.register_forward_pre_hook(
+    hook = model.register_forward_pre_hook(
         lambda _, args, given: read.append(given["input_ids"].numel()), with_kwargs=True
     )
     found = []

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowrl.devices import put
 from flowrl.models.causal.caches import SelectMethod, select_rows
 from flowrl.models.text.condition import TextCondition
+from flowrl.models.text.known_masks import known
 from flowrl.models.text.layout import join_left
 from flowrl.models.text.policy import TextPolicy
 
@@ -85,7 +86,8 @@ class _Batch:
         self._lengths, self._width = self._lengths + 1, self._width + 1
         if self._inside is not None:
             self._inside = torch.nn.functional.pad(self._inside, (0, 1), value=True)
-        self._run(tokens[:, None], position[:, None])
+        with known(padded=bool((self._lengths < self._width).any())):
+            self._run(tokens[:, None], position[:, None])
 
     @torch.no_grad()
     def keep(self, rows: Tensor) -> None:

@@ -18,6 +18,7 @@ from flowrl.models.lora import Adaptation
 from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement
 from flowrl.models.text.config import text_config
+from flowrl.models.text.known_masks import known
 from flowrl.models.text.routers import Routers, experts_per_token
 from flowrl.types import Truncation
 
@@ -171,6 +172,7 @@ class Network:
             self.placement.precision(),
             self.adaptation.dropout(torch.is_grad_enabled()),
             self.eager() if options.get("use_cache") else nullcontext(),
+            known(one_sequence="position_ids" not in on_device),
         ):
             return self.model(**on_device, **options)
 
