@@ -34,6 +34,7 @@ from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import sample
 from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
+from flowrl.score.kept import PICTURES_FROM
 from flowrl.startup.inputs import fingerprint_inputs
 from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
@@ -42,8 +43,6 @@ from flowrl.step import UpdateSettings
 from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
 
 EMA = "ema"
-PICTURES_FROM = 1 << 30
-"""Bytes of an iteration's float32 images from which on ``train.images: auto`` keeps them as uint8."""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from flowrl.files import check_writable
 from flowrl.launcher import is_first
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
+from flowrl.parts.token_advantages import TruncatedImportance
 from flowrl.runtime.optimizers import check_optimizer
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
@@ -49,6 +50,7 @@ def check_run(config: Config) -> CheckedRun:
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
     _check_shard(config, algorithm)
+    _check_staleness(config, algorithm)
     check_optimizer(
         config.optimizer,
         critic=config.model.critic_for(algorithm.valued) is not None,
@@ -133,6 +135,30 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
     for problem, wrong in conflicts.items():
         if wrong:
             raise UserError(f"model.shard={model.shard} {problem}, or set model.shard=none")
+
+
+def _check_staleness(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` where samples of older weights would be taken for those of the present ones.
+
+    They are corrected for by a ratio to the sampler's own likelihood, or by importance weights of the tokens. A token
+    advantage has the old likelihood measured anew, so that the ratio is no longer one to the sampler.
+    """
+    if not config.train.staleness:
+        return
+    weighted = any(isinstance(part, TruncatedImportance) for part in algorithm.token_advantage)
+    recorded = algorithm.estimator.has_recorded_logp and not algorithm.token_advantage
+    if algorithm.family == "causal" and weighted:
+        return
+    if recorded and algorithm.objective.needs_old_logp and algorithm.behaviour == "live":
+        return
+    fix = "set train.staleness=0"
+    if algorithm.family == "causal":
+        fix = f"add algorithm.token_advantage: [truncated_importance], or {fix}"
+    raise UserError(
+        f"train.staleness={config.train.staleness} samples with older weights, and nothing in this algorithm corrects"
+        " for them: that needs a ratio to the likelihood that the sampler records, or importance weights of tokens; "
+        f"{fix}"
+    )
 
 
 def read_prompts(config: Config, spec: str) -> PromptSet:

@@ -26,6 +26,7 @@ LAYERS = (
     "flowrl.coupling",
     "flowrl.step",
     "flowrl.session",
+    "flowrl.staleness",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
     "flowrl.evaluation flowrl.heldout",
     "flowrl.report flowrl.trainer",
