@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowrl.clients.rollouts import rollout_workers
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models.sharding import check_shard
@@ -115,7 +116,7 @@ def _train(
         directory, trackers, start = opened
         with together(ranks), explain_out_of_memory(run.config, "load"):
             session = open_session(run, display.stage)
-        with closing(session.rewards):
+        with closing(session.rewards), rollout_workers(run.config) as session.workers:
             if start is not None:
                 with together(ranks), explain_out_of_memory(run.config, "load"):
                     session.restore(start.tensors, start.values)

@@ -189,6 +189,19 @@ class MonitorConfig(Section):
     )
 
 
+class RolloutsConfig(Section):
+    """Sampling in other processes, on other GPUs or machines."""
+
+    workers: NonNegativeInt = Field(
+        default=0, description="actors of a Ray cluster that sample, for each training process; 0 = it samples itself"
+    )
+    ray: dict[str, Any] = Field(
+        default={},
+        description="their placement, such as num_gpus: 1, and the cluster's address (local starts one), timeout in "
+        "seconds",
+    )
+
+
 class Config(Section):
     """A run."""
 
@@ -202,6 +215,7 @@ class Config(Section):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+    rollouts: RolloutsConfig = RolloutsConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
