@@ -46,11 +46,15 @@ class RatioCheck:
         return [*self._engine_notes(session, metrics), *self._clip_notes(session, metrics)]
 
     def _engine_notes(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
-        """How far an inference engine is from the trainer at the first step, and whether that is usual."""
-        engine = getattr(session.algorithm.sampler, "engine", None)
-        if self._compared or engine is None or MISMATCH not in metrics:
+        """How far an inference engine, or a rollout worker, is from the trainer at the first step, and whether that is
+        usual: by log-probabilities of tokens, or by the ratio of recorded steps that the trainer replayed."""
+        engine = getattr(session.algorithm.sampler, "engine", None) or (session.workers and "the rollout workers")
+        if self._compared or not engine:
             return []
         self._compared = True
+        if MISMATCH not in metrics:
+            off = f"steps of {engine}, replayed by the trainer, have ratios within {metrics[DEVIATION]:.2g} of 1"
+            return [off] if session.algorithm.estimator.has_recorded_logp else []
         mean, most = metrics[MISMATCH], metrics[MISMATCH_MAX]
         found = f"log-probabilities of {engine} and of the trainer differ by {mean:.2g} on average, {most:.2g} at most"
         if mean <= MISMATCH_LIMIT:
@@ -75,4 +79,4 @@ class RatioCheck:
 
 def _stale(session: Session, metrics: Mapping[str, float]) -> bool:
     """Whether the samples of the iteration that ended were made by older weights, so that the ratio was not 1."""
-    return metrics.get(VERSION, session.progress.iteration - 1) < session.progress.iteration - 1
+    return VERSION in metrics and metrics[VERSION] < session.progress.iteration - 1

@@ -69,7 +69,7 @@ def unpack_rollout(header: str, data: bytes, condition: Condition, sampler: obje
     for recorded steps of a sampler whose kernel is not its field ``dynamics``."""
     known, found = json.loads(header), load(data)
     found = {name: value.to(device) if name in known["placed"] else value for name, value in found.items()}
-    own = {name: value for name, value in found.items() if not name.startswith(TRACE)}
+    own: dict[str, Any] = {name: value for name, value in found.items() if not name.startswith(TRACE)}
     record = {name.removeprefix(TRACE): value for name, value in found.items() if name.startswith(TRACE)}
     trace: Steps | TokenTrace | None = None
     if known["trace"] is not None:

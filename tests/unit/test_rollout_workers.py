@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
-from flowrl.clients.rollouts import rollout_workers
+from flowrl.clients.rollouts import RolloutWorkers, rollout_workers
 from flowrl.clients.transfer import pack_draw, pack_rollout, unpack_draw, unpack_rollout
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_MAX
+from flowrl.ratio_check import RatioCheck
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
 from flowrl.startup.preflight import check_run
@@ -76,6 +78,22 @@ def test_a_draw_travels_with_conversations_and_columns() -> None:
 def test_workers_that_cannot_be_are_a_sentence(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         check_run(Config.of(values_of("flow_grpo", tmp_path, **changes)))
+
+
+def test_the_first_step_tells_how_far_workers_are_from_the_trainer(tmp_path: Path) -> None:
+    measured = {DEVIATION: 2e-5, MISMATCH: 0.001, MISMATCH_MAX: 0.004, "sampling/version": 0.0}
+    for preset, told in (
+        ("flow_grpo", "replayed by the trainer, have ratios within 2e-05 of 1"),
+        ("grpo", "0.004 at most"),
+    ):
+        session = opened(values_of(preset, tmp_path))
+        metrics = measured if preset == "grpo" else {DEVIATION: 2e-5, "sampling/version": 0.0}
+        assert RatioCheck().notes(session, metrics) == [], "no workers, nothing to compare"
+        session.workers = cast(RolloutWorkers, object())
+        watch = RatioCheck()
+        (said,) = watch.notes(session, metrics)
+        assert told in said and "the rollout workers" in said and watch.notes(session, metrics) == []
+        session.rewards.close()
 
 
 @pytest.mark.slow
