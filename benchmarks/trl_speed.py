@@ -111,7 +111,7 @@ def run_trl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
         temperature=1.0,
         learning_rate=1e-5,
         max_steps=options["iterations"],
-        use_cpu=True,
+        use_cpu=options.get("device", "cpu") == "cpu",
         bf16=False,
         gradient_checkpointing=False,
         report_to="none",
@@ -148,7 +148,7 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
     config = Config.of(
         {
             "name": "speed",
-            "model": {"path": str(path), "full": True},
+            "model": {"path": str(path), "full": True, "device": options.get("device", "cpu")},
             "algorithm": {"use": "grpo", "kl": 0.0, "length": options["length"]},
             "data": {"train": str(data), "test": None, "prompts": options["prompts"], "group": options["group"]},
             "rewards": [options["world"] or f"{__file__}:even"],
@@ -234,12 +234,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--side", choices=["trl", "flowrl"])
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--device", default="cpu", help="of one --side; times are then of the wall")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     if arguments.side:
-        options = {**SETTINGS[arguments.only[0]], "profile": arguments.profile}
+        options = {**SETTINGS[arguments.only[0]], "profile": arguments.profile, "device": arguments.device}
         if arguments.folder is None:
-            print(_apart(arguments.side, arguments.only[0], arguments.profile))
+            print(json.dumps(_apart(arguments.side, arguments.only[0], arguments.profile, arguments.device)))
             return
         found = (run_trl if arguments.side == "trl" else run_flowrl)(arguments.folder, options)
         print("RESULT " + json.dumps(found))
@@ -255,10 +256,11 @@ def main() -> None:
         print(" | ".join(shown), flush=True)
 
 
-def _apart(side: str, title: str, profile: bool = False) -> dict[str, float]:
+def _apart(side: str, title: str, profile: bool = False, device: str = "cpu") -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         command = [sys.executable, __file__, "--side", side, "--folder", folder, "--only", title]
+        command += ["--device", device]
         quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run([*command, *["--profile"] * profile], capture_output=True, text=True, env=quiet)
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

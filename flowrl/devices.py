@@ -86,18 +86,35 @@ def allocated(device: torch.device) -> int:
     return int(module.memory_allocated(device))
 
 
-def peak_allocated(device: torch.device) -> int:
-    """Most bytes of tensors on an accelerator since `reset_peaks`; on Apple's, which keep none, those of now."""
+_highest: dict[torch.device, int] = {}
+"""Of the peaks that `next_peak` has begun anew."""
+
+
+def _peak(device: torch.device) -> int:
     module: Any = torch.get_device_module(device)
     return allocated(device) if device.type == "mps" else int(module.max_memory_allocated(device))
+
+
+def peak_allocated(device: torch.device) -> int:
+    """Most bytes of tensors on an accelerator since `reset_peaks`; on Apple's, which keep none, those of now."""
+    return max(_highest.get(device, 0), _peak(device))
+
+
+def next_peak(device: torch.device) -> int:
+    """Most bytes of tensors on an accelerator since the last call of it."""
+    found = _peak(device)
+    _highest[device] = max(_highest.get(device, 0), found)
+    if device.type != "mps":
+        module: Any = torch.get_device_module(device)
+        module.reset_peak_memory_stats(device)
+    return found
 
 
 def reset_peaks() -> None:
     """Begin to count `peak_allocated` anew, on all accelerators in use."""
     for device in in_use():
-        if device.type != "mps":
-            module: Any = torch.get_device_module(device)
-            module.reset_peak_memory_stats(device)
+        next_peak(device)
+    _highest.clear()
 
 
 PAGES = 2**16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flowrl.errors import UserError
-from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_MAX, NEARLY_ALL, OUTSIDE
+from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_MAX, NEARLY_ALL, OUTSIDE, VERSION
 from flowrl.session import Session
 
 RATIO_LIMIT = 1e-3
@@ -31,6 +31,8 @@ class RatioCheck:
     def check(self, session: Session, metrics: Mapping[str, float]) -> None:
         """Raise `UserError` where sampler and trainer disagree: ratios, and so gradients, would mean nothing."""
         off = metrics[DEVIATION]
+        if _stale(session, metrics):
+            return
         if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
             raise UserError(
                 f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers "
@@ -60,7 +62,7 @@ class RatioCheck:
 
     def _clip_notes(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
         share = metrics.get(OUTSIDE, 0.0)
-        if self._said or not share > OUTSIDE_LIMIT:
+        if self._said or _stale(session, metrics) or not share > OUTSIDE_LIMIT:
             return []
         self._said = True
         dtype, clip = session.config.model.dtype, max(session.algorithm.objective.clip_range or (0.0,))
@@ -69,3 +71,8 @@ class RatioCheck:
             f"{share:.1%} of decisions lie outside the clip of {clip:.2g} before any update, by rounding in {dtype} "
             f"alone: {finer}widen the clip (99 % of them lie within {metrics[NEARLY_ALL]:.2g})"
         ]
+
+
+def _stale(session: Session, metrics: Mapping[str, float]) -> bool:
+    """Whether the samples of the iteration that ended were made by older weights, so that the ratio was not 1."""
+    return metrics.get(VERSION, session.progress.iteration - 1) < session.progress.iteration - 1

@@ -17,6 +17,7 @@ from flowrl.records.directory import RunDirectory
 from flowrl.records.shards import split_off
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job
+from flowrl.runtime.memory_log import MemoryLog
 from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer, RunClock
@@ -24,6 +25,7 @@ from flowrl.runtime.trackers import Trackers
 from flowrl.runtime.watch import LostRankError, present
 from flowrl.session import Session
 from flowrl.startup.inputs import MANIFEST_KEY
+from flowrl.startup.memory import estimated_peaks
 from flowrl.types import exchange
 
 
@@ -38,12 +40,14 @@ class Trainer:
     job: Job
     timer: PhaseTimer = field(init=False)
     clock: RunClock = field(init=False)
+    peaks: MemoryLog = field(init=False)
     heldout: dict[str, float] = field(default_factory=dict)
     """Metrics of the latest evaluation."""
     _steps: int = 0
     """Optimiser steps of this process."""
 
     def __post_init__(self) -> None:
+        self.peaks = MemoryLog(estimated_peaks(self.session.config, self.session.algorithm))
         self.timer, self.clock = PhaseTimer(self._begin), RunClock(self.session.progress.seconds)
         self.session.optimizer.register_step_post_hook(self._count)
 
@@ -86,7 +90,7 @@ class Trainer:
             **metrics,
             **self.timer.collect(),
         }
-        self.job.write(partial(self.directory.log, line))
+        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration)))
         self.trackers.log(line, progress.iteration)
         self.display.update(progress.iteration, line)
         self.trackers.tell(self.display.note)
@@ -97,6 +101,7 @@ class Trainer:
         if not session.progress.iteration:
             return
         session.progress.seconds = self.clock()
+        self.peaks.begin("save")
         with explain_out_of_memory(session.config, "save"):
             tensors, values = session.state()
             tensors, parts = split_off(tensors)
@@ -146,6 +151,7 @@ class Trainer:
     def _begin(self, phase: str) -> None:
         self.job.begin(phase)
         self.display.phase(phase)
+        self.peaks.begin(phase)
 
     def _count(self, *_: Any) -> None:
         self._steps += 1

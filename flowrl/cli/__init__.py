@@ -23,6 +23,7 @@ from flowrl.cli.report import report
 from flowrl.cli.rewards import rewards, test_reward
 from flowrl.cli.sample import sample
 from flowrl.cli.train import train
+from flowrl.cli.tune import tune
 from flowrl.errors import UserError, limit_of, printable
 from flowrl.launcher import forget, is_first, launch, watch_the_start
 from flowrl.remote.command import reward_server
@@ -44,6 +45,7 @@ COMMANDS = {
     "export": export,
     "report": report,
     "doctor": doctor,
+    "tune": tune,
     "algorithms": algorithms,
     "checkpoints": checkpoints,
     "rewards": rewards,

@@ -10,7 +10,10 @@ import typer
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes, such as train.iterations=50.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[key=value]...", help="Changes, such as train.iterations=50, or YAML files of keys to change."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint directory.")]

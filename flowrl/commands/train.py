@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flowrl.commands.algorithms import part_text, parts_of
 from flowrl.models.lora_preview import preview_adapter
+from flowrl.startup.memory import estimate
 from flowrl.startup.preflight import CheckedRun
 
 
@@ -14,11 +15,13 @@ def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:
     config, algorithm = plan.config, plan.algorithm
     options = config.model.arguments(algorithm.family).get("lora")
     adapter = preview_adapter(config.model.path, algorithm.family, options)
+    memory = estimate(config, algorithm, plan.workload)
     return [
         ("run", config.name),
         ("directory", str(config.directory)),
         ("config", str(file)),
         *plan.workload.lines(),
         *([("trained", adapter)] if adapter else []),
+        *([("memory", memory)] if isinstance(memory, str) else memory.lines()),
         *((slot, part_text(part)) for slot, part in parts_of(algorithm).items()),
     ]

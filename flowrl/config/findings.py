@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any
 
@@ -15,19 +15,16 @@ from pydantic_core import ErrorDetails
 from flowrl import renamed
 from flowrl.errors import UserError, short_repr, shorten
 
-COMMAND_LINE = "command line"
-"""The source of what an override set."""
-
 
 def explain_errors(
-    error: ValidationError, root: type[BaseModel], source: str, overridden: Sequence[str] = ()
+    error: ValidationError, root: type[BaseModel], source: str, overridden: Mapping[str, str] | None = None
 ) -> UserError:
     """One `UserError` that names every bad key, the value found and the remedy, and where it was written: in
-    ``source``, or on the command line, whose keys are ``overridden``."""
+    ``source``, or where the override stands that set it (``overridden``: the places by key)."""
     found: dict[str, dict[str, None]] = {}
     for finding in error.errors():
         sentence = _sentence(finding, root)
-        found.setdefault(_source(finding, sentence, source, overridden), {})[sentence] = None
+        found.setdefault(_source(finding, sentence, source, overridden or {}), {})[sentence] = None
     return UserError("\n".join(f"{where}: {_listed(list(sentences))}" for where, sentences in found.items()))
 
 
@@ -35,13 +32,13 @@ def _listed(sentences: list[str]) -> str:
     return sentences[0] if len(sentences) == 1 else "".join(f"\n  - {sentence}" for sentence in sentences)
 
 
-def _source(finding: ErrorDetails, sentence: str, source: str, overridden: Sequence[str]) -> str:
+def _source(finding: ErrorDetails, sentence: str, source: str, overridden: Mapping[str, str]) -> str:
     """Where the key of a finding was written; of keys that do not fit together, where one of them was."""
     location = ".".join(str(part) for part in _location(finding))
-    for key in overridden:
+    for key, place in overridden.items():
         within = f"{location}.".startswith(f"{key}.") or f"{key}.".startswith(f"{location}.")
         if within if location else re.search(rf"(?<![\w.]){re.escape(key)}\b", sentence):
-            return COMMAND_LINE
+            return place
     return source
 
 

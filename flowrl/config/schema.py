@@ -22,7 +22,7 @@ from pydantic import (
 from flowrl import renamed
 from flowrl.config.findings import explain_errors
 from flowrl.config.model import LoRAConfig, ModelConfig
-from flowrl.config.overrides import apply_overrides
+from flowrl.config.overrides import apply_overrides, read_overrides
 from flowrl.config.reward import Reward
 from flowrl.config.section import Fraction, Section
 from flowrl.config.yaml_text import read_config, read_yaml, write_yaml
@@ -112,6 +112,11 @@ class TrainConfig(Section):
         "similar length together, so that a long completion pads no short ones; null = micro_batch",
     )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
+    staleness: NonNegativeInt = Field(
+        default=0,
+        description="how many iterations older than the trained weights those are that sample, as where both work at "
+        "the same time; needs an importance correction, and keeps so many copies of the weights",
+    )
     images: Literal["auto", "float32", "uint8"] = Field(
         default="auto",
         description="how scored images are kept; uint8: as a PNG file, a quarter of the memory; auto ="
@@ -184,6 +189,19 @@ class MonitorConfig(Section):
     )
 
 
+class RolloutsConfig(Section):
+    """Sampling in other processes, on other GPUs or machines."""
+
+    workers: NonNegativeInt = Field(
+        default=0, description="actors of a Ray cluster that sample, for each training process; 0 = it samples itself"
+    )
+    ray: dict[str, Any] = Field(
+        default={},
+        description="their placement, such as num_gpus: 1, and the cluster's address (local starts one), timeout in "
+        "seconds",
+    )
+
+
 class Config(Section):
     """A run."""
 
@@ -197,6 +215,7 @@ class Config(Section):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+    rollouts: RolloutsConfig = RolloutsConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -205,9 +224,11 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file, apply ``key.path=value`` overrides, check everything. Raises `UserError`."""
-        keys = [text.partition("=")[0].strip() for text in overrides]
-        return cls.of(apply_overrides(read_config(Path(path)), overrides), str(path), keys)
+        """Read a YAML file, apply overrides (``key.path=value``, or YAML files of some keys, a later one over an
+        earlier), check everything. Raises `UserError`."""
+        found = read_overrides(overrides)
+        places = {override.key: override.place for override in found}
+        return cls.of(apply_overrides(read_config(Path(path)), found), str(path), places)
 
     @classmethod
     def of_run(cls, path: Path) -> Self:
@@ -215,13 +236,13 @@ class Config(Section):
         return cls.of(renamed.translated(read_yaml(path)), str(path))
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> Self:
-        """A config from plain data. Raises `UserError` naming every bad key, and as its place ``source``, or the
-        command line where it is one of the keys ``overridden`` there."""
+    def of(cls, values: Mapping[str, Any], source: str = "config", overridden: Mapping[str, str] | None = None) -> Self:
+        """A config from plain data. Raises `UserError` naming every bad key, and as its place ``source``, or that
+        of the override that set it (``overridden``: the places by key)."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise explain_errors(error, cls, source, overridden) from None
+            raise explain_errors(error, cls, source, overridden or {}) from None
 
     @property
     def directory(self) -> Path:

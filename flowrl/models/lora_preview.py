@@ -30,7 +30,7 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
 
     try:
         with init_empty_weights(include_buffers=False):
-            found = _denoiser(folder) if family == "diffusion" else _language_model(folder, family)
+            found = untrained_denoiser(folder) if family == "diffusion" else untrained_language_model(folder, family)
     except UNTOLD as error:
         if is_out_of_memory(error):
             raise
@@ -41,7 +41,7 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
     return describe_layers(target_layers(network, options, defaults, excluded), options)
 
 
-def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
+def untrained_denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
     """``(network, default targets, spared layers)`` of a pipeline."""
     import diffusers
 
@@ -59,7 +59,8 @@ def _denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] | None:
     return network, LORA_TARGETS.get(kind.__name__, ATTENTION_TARGETS), []
 
 
-def _language_model(folder: Path, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
+def untrained_language_model(folder: Path, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
+    """``(network, default targets, spared layers)`` of a language model."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     from flowrl.models.text.load import untargeted_layers

@@ -12,6 +12,9 @@ from flowrl.media import quantise
 from flowrl.score.samples import joined
 from flowrl.types import Samples
 
+PICTURES_FROM = 1 << 30
+"""Bytes of an iteration's float32 images from which on ``train.images: auto`` keeps them as uint8."""
+
 
 class KeptSamples:
     """Chunks of ``count`` samples in all, with their images in one tensor [N, 3, H, W] that is there from the first

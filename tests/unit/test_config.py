@@ -330,3 +330,42 @@ def test_a_mistyped_key_is_suggested_in_full(file: Path, override: str, meant: s
     with pytest.raises(UserError) as raised:
         Config.load(file, [override])
     assert str(raised.value).endswith(f"; did you mean {meant}?")
+
+
+def test_a_file_of_overrides_is_merged_in_turn(file: Path, tmp_path: Path) -> None:
+    fast = tmp_path / "fast.yaml"
+    fast.write_text(
+        "train: {micro_batch: 4, sample_batch: 8}\nalgorithm: {sampler: {steps: 12}}\nrewards: [jpeg_size]\n"
+    )
+    loaded = Config.load(file, ["train.micro_batch=2", str(fast), "train.sample_batch=16"])
+    assert (loaded.train.micro_batch, loaded.train.sample_batch, loaded.train.iterations) == (4, 16, 3)
+    assert loaded.algorithm == {"use": "flow_grpo", "sampler": {"steps": 12}}
+    assert [reward.use for reward in loaded.rewards] == ["jpeg_size"]
+    fast.write_text("")
+    assert "should hold keys and values" in _error(file, str(fast))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {micro_bach: 4}", ["did you mean 'train.micro_batch'"]),
+        ("train: {micro_batch: many}", ["train.micro_batch='many'"]),
+        ("train: [", ["not valid YAML"]),
+        ("name: {first: 1}", ["name is 'quick'", "first"]),
+    ],
+)
+def test_a_mistake_in_a_file_of_overrides_names_the_file(file: Path, text: str, words: list[str]) -> None:
+    fast = file.with_name("fast.yaml")
+    fast.write_text(text)
+    found = _error(file, "train.seed=1", str(fast))
+    assert all(word in found for word in ["fast.yaml", *words]) and "quick.yaml" not in found
+
+
+def test_a_file_of_overrides_that_is_not_there(file: Path) -> None:
+    assert "nowhere.yaml does not exist" in _error(file, "nowhere.yaml")
+
+
+def _error(file: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        Config.load(file, overrides)
+    return str(caught.value)

@@ -39,13 +39,13 @@ def load_networks(
     """
     made: dict[str, Any] = {}
     for name, entry in index.items():
-        kind = _kind(entry)
+        kind = kind_of(entry)
         if kind is not None and name not in (*given, *UNCHECKED) and (folder / name).is_dir():
             made[name] = _load_whole(kind, folder / name, name, dtype, quantized)
     return made
 
 
-def _kind(entry: Any) -> Any:
+def kind_of(entry: Any) -> Any:
     """The class of a network by its entry ``[library, class]``; None for tokenizers, schedulers and unknown ones."""
     import diffusers
     import transformers
