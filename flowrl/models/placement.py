@@ -132,7 +132,7 @@ def listed_blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def _recomputing(block: nn.Module) -> Callable[..., Any]:
-    """A forward bound to its block, so that a copy of the block, such as a critic's, recomputes with its own weights."""
+    """A forward bound to its block, so that a copy of it, such as a critic has, recomputes with its own weights."""
     once = type(block).forward
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
