@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flowrl.errors import UserError
-from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_MAX, NEARLY_ALL, OUTSIDE
+from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_MAX, NEARLY_ALL, OUTSIDE, VERSION
 from flowrl.session import Session
 
 RATIO_LIMIT = 1e-3
@@ -31,6 +31,8 @@ class RatioCheck:
     def check(self, session: Session, metrics: Mapping[str, float]) -> None:
         """Raise `UserError` where sampler and trainer disagree: ratios, and so gradients, would mean nothing."""
         off = metrics[DEVIATION]
+        if _stale(session, metrics):
+            return
         if session.config.model.dtype == "float32" and not off <= RATIO_LIMIT:
             raise UserError(
                 f"the ratio is off by {off:.2g} before the first update, where it should be 1: the model answers "
@@ -44,11 +46,15 @@ class RatioCheck:
         return [*self._engine_notes(session, metrics), *self._clip_notes(session, metrics)]
 
     def _engine_notes(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
-        """How far an inference engine is from the trainer at the first step, and whether that is usual."""
-        engine = getattr(session.algorithm.sampler, "engine", None)
-        if self._compared or engine is None or MISMATCH not in metrics:
+        """How far an inference engine, or a rollout worker, is from the trainer at the first step, and whether that is
+        usual: by log-probabilities of tokens, or by the ratio of recorded steps that the trainer replayed."""
+        engine = getattr(session.algorithm.sampler, "engine", None) or (session.workers and "the rollout workers")
+        if self._compared or not engine:
             return []
         self._compared = True
+        if MISMATCH not in metrics:
+            off = f"steps of {engine}, replayed by the trainer, have ratios within {metrics[DEVIATION]:.2g} of 1"
+            return [off] if session.algorithm.estimator.has_recorded_logp else []
         mean, most = metrics[MISMATCH], metrics[MISMATCH_MAX]
         found = f"log-probabilities of {engine} and of the trainer differ by {mean:.2g} on average, {most:.2g} at most"
         if mean <= MISMATCH_LIMIT:
@@ -60,7 +66,7 @@ class RatioCheck:
 
     def _clip_notes(self, session: Session, metrics: Mapping[str, float]) -> list[str]:
         share = metrics.get(OUTSIDE, 0.0)
-        if self._said or not share > OUTSIDE_LIMIT:
+        if self._said or _stale(session, metrics) or not share > OUTSIDE_LIMIT:
             return []
         self._said = True
         dtype, clip = session.config.model.dtype, max(session.algorithm.objective.clip_range or (0.0,))
@@ -69,3 +75,8 @@ class RatioCheck:
             f"{share:.1%} of decisions lie outside the clip of {clip:.2g} before any update, by rounding in {dtype} "
             f"alone: {finer}widen the clip (99 % of them lie within {metrics[NEARLY_ALL]:.2g})"
         ]
+
+
+def _stale(session: Session, metrics: Mapping[str, float]) -> bool:
+    """Whether the samples of the iteration that ended were made by older weights, so that the ratio was not 1."""
+    return VERSION in metrics and metrics[VERSION] < session.progress.iteration - 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.random import derive, seeds
-from flowrl.parts.diagnostics import describe_completions
+from flowrl.parts.diagnostics import VERSION, describe_completions
 from flowrl.records.directory import RunDirectory, spaced
 from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer
@@ -22,6 +22,7 @@ from flowrl.samplers.chunks import joined as joined_rollouts
 from flowrl.samplers.chunks import take
 from flowrl.score import Rewards, Scoring, gathered, joined
 from flowrl.session import Session
+from flowrl.staleness import sampling_version, sampling_weights
 from flowrl.types import Draw, Prompt, Rollout, Samples, Scores, Share
 
 GROUPS = "sampling/groups"
@@ -128,6 +129,7 @@ def _scored(
 ) -> ScoredRollout:
     """Where none of what is kept is here, a spare sample of what was ``made`` last stands in its place."""
     held = kept.made or _taken(made, torch.tensor([0]), torch.tensor([-1]))
+    metrics = metrics | {VERSION: float(held.rollout.version)}
     share = Share.of(session.ranks, held.here)
     seeds, prompts = share.gather(held.rollout.seeds), kept.answers.prompts
     return ScoredRollout(held.rollout, held.samples, share, prompts, seeds, scores, drawn, metrics)
@@ -214,7 +216,11 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
     part, spare = session.portion(draw)
     rows = config.train.sample_batch
     with together(session.ranks), session.rewards.scoring(part.group, asked=not spare) as scoring:
-        rollout, samples = session.sample_and_decode(part, algorithm.sampler, algorithm.behaviour, rows, timer, scoring)
+        weights = sampling_weights(session)
+        if session.workers is not None:
+            session.workers.send(session.policy, weights, sampling_version(session), iteration)
+        rollout, samples = session.sample_and_decode(part, algorithm.sampler, weights, rows, timer, scoring)
+        rollout = replace(rollout, version=sampling_version(session))
         with timer("reward"):
             rewards = scoring.wait()
     scoring.gather(session.ranks)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from flowrl.clients.rollouts import RolloutWorkers
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
@@ -32,7 +33,7 @@ from flowrl.records.shards import below
 from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
-from flowrl.samplers.chunks import sample
+from flowrl.samplers.chunks import joined, sample
 from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
 from flowrl.score.kept import PICTURES_FROM
 from flowrl.startup.inputs import fingerprint_inputs
@@ -75,6 +76,8 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     ranks: Ranks = field(default_factory=processes)
     """The processes that train together."""
+    workers: RolloutWorkers | None = None
+    """What samples for training instead of this process."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -185,6 +188,18 @@ class Session:
         kept = KeptSamples(len(draw), **({} if scoring is None else {"pictures_from": self._pictures_from()}))
         texts = dict(zip(draw.group.tolist(), draw.prompts, strict=True))
 
+        with timer("sample"):
+            condition = self.policy.condition(draw.prompts)
+        if self.workers is not None and scoring is not None:
+            memory = self.memory if self.algorithm.coefficients else {}
+            with timer("sample"):
+                found = self.workers.sample(draw, condition, sampler, rows, memory, self.policy.device)
+            for made, decoded in found:
+                samples = kept.add(as_samples([texts[group] for group in made.group.tolist()], decoded, made.feedback))
+                with timer("reward"):
+                    scoring.add(samples)
+            return joined([made for made, _ in found], condition, draw.group), kept.all()
+
         def watched(policy: Policy, condition: Condition, part: Draw) -> Rollout:
             with timer("sample"):
                 made = sampler(policy, condition, part)
@@ -196,8 +211,6 @@ class Session:
                     scoring.add(samples)
             return made
 
-        with timer("sample"):
-            condition = self.policy.condition(draw.prompts)
         with self.policy.using(weights) as policy, policy.own_pace():
             rollout = sample(cast(Sampler, watched), policy, condition, draw, rows)
         return rollout, kept.all()

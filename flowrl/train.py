@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowrl.clients.rollouts import rollout_workers
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models.sharding import check_shard
@@ -27,6 +28,7 @@ from flowrl.runtime.streams import survive_closed_streams
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.runtime.watch import present
 from flowrl.session import Session, open_session
+from flowrl.staleness import drop_version, keep_version
 from flowrl.startup.opening import open_run
 from flowrl.startup.preflight import CheckedRun, check_run
 from flowrl.step import improve
@@ -53,6 +55,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         advantage = algorithm.advantage(batch.scores, session.memory)
     with timer("update"):
         session.set_learning_rates()
+        keep_version(session)
         updated = improve(
             policy,
             session.optimizer,
@@ -66,6 +69,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         )
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls)))
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
+        drop_version(session)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
     described = describe_scores(batch.drawn, advantage)
@@ -112,7 +116,7 @@ def _train(
         directory, trackers, start = opened
         with together(ranks), explain_out_of_memory(run.config, "load"):
             session = open_session(run, display.stage)
-        with closing(session.rewards):
+        with closing(session.rewards), rollout_workers(run.config) as session.workers:
             if start is not None:
                 with together(ranks), explain_out_of_memory(run.config, "load"):
                     session.restore(start.tensors, start.values)

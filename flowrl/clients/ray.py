@@ -50,15 +50,15 @@ class RayReward(RemoteReward):
                 raise UserError(f"reward 'ray:{use}': ray has no key {key!r}{did_you_mean(key, PLACEMENT)}")
         self._use = use
         self._timeout = float(given.pop("timeout", 300.0))
-        self._ray: Any = _import_ray()
-        self._join(str(given.pop("address", "auto")))
+        self._ray: Any = import_ray()
+        join(self._ray, f"reward 'ray:{use}'", str(given.pop("address", "auto")))
         spec = {"use": use, **settings}
         kind = importlib.import_module(ACTOR).RewardActor
         self._actor = self._ray.remote(kind).options(**given).remote(spec)
         try:
             self.grouped, self.version = self._ray.get(self._actor.facts.remote(), timeout=START_SECONDS)
         except self._ray.exceptions.RayError as error:  # also what its constructor raised
-            raise UserError(f"reward 'ray:{use}' does not load in its actor: {_cause(error)}") from error
+            raise UserError(f"reward 'ray:{use}' does not load in its actor: {cause(error)}") from error
 
     def score(self, inputs: ScoreInputs) -> Tensor:
         """As a call, exactly as here."""
@@ -69,29 +69,29 @@ class RayReward(RemoteReward):
         try:
             scores = self._ray.get(call, timeout=self._timeout)
         except self._ray.exceptions.RayError as error:
-            raise RewardError(f"reward 'ray:{self._use}' failed in its actor: {_cause(error)}") from error
+            raise RewardError(f"reward 'ray:{self._use}' failed in its actor: {cause(error)}") from error
         return torch.tensor([NOT_APPLICABLE if score is None else score for score in scores], dtype=torch.float64)
 
     def close(self) -> None:
         """End the actor."""
         self._ray.kill(self._actor)
 
-    def _join(self, address: str) -> None:
-        if self._ray.is_initialized():
-            return
-        try:
-            self._ray.init(address=address, include_dashboard=None if address != "local" else False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"reward 'ray:{self._use}': no Ray cluster at {address!r} ({error}); start one with `ray start --head`"
-            ) from error
+
+def join(ray: Any, who: str, address: str) -> None:
+    """Connect to a cluster, or start one here (``local``). Raises `UserError` that names ``who`` needs it."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, include_dashboard=None if address != "local" else False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"{who}: no Ray cluster at {address!r} ({error}); start one with `ray start --head`") from error
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
     """Ray, which is an extra, and slow to import."""
     return importlib.import_module("ray")
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """The last line of what Ray says, which is the exception of the actor."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:500]

@@ -108,7 +108,7 @@ def check_config(config: Config) -> Iterator[Finding]:
         )
         yield Finding("parity", "ok", f"{equal} within {deviation:.1e}")
         # Weights, gradient and Adam's two moments in float32, and one copy per weight set.
-        copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None)
+        copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None) + config.train.staleness
         size = f"{4 * copies * trained / GIB:.3f} GiB for the trained weights, their copies and optimiser"
         yield Finding("memory", "ok", f"{size}; activations come on top")
         with closing(session.rewards):

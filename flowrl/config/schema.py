@@ -112,6 +112,11 @@ class TrainConfig(Section):
         "similar length together, so that a long completion pads no short ones; null = micro_batch",
     )
     sample_batch: PositiveInt = Field(default=256, description="samples per forward of the sampler; as micro_batch")
+    staleness: NonNegativeInt = Field(
+        default=0,
+        description="how many iterations older than the trained weights those are that sample, as where both work at "
+        "the same time; needs an importance correction, and keeps so many copies of the weights",
+    )
     images: Literal["auto", "float32", "uint8"] = Field(
         default="auto",
         description="how scored images are kept; uint8: as a PNG file, a quarter of the memory; auto ="
@@ -184,6 +189,19 @@ class MonitorConfig(Section):
     )
 
 
+class RolloutsConfig(Section):
+    """Sampling in other processes, on other GPUs or machines."""
+
+    workers: NonNegativeInt = Field(
+        default=0, description="actors of a Ray cluster that sample, for each training process; 0 = it samples itself"
+    )
+    ray: dict[str, Any] = Field(
+        default={},
+        description="their placement, such as num_gpus: 1, and the cluster's address (local starts one), timeout in "
+        "seconds",
+    )
+
+
 class Config(Section):
     """A run."""
 
@@ -197,6 +215,7 @@ class Config(Section):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+    rollouts: RolloutsConfig = RolloutsConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

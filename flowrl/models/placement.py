@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def checkpoint_blocks(network: nn.Module) -> None:
     """
     blocks = listed_blocks(network)
     for block in blocks:
-        block.forward = _recomputing(block.forward)
+        block.forward = _recomputing(block)
     if not blocks:
         raise UserError(f"{type(network).__name__} has no repeated blocks; set model.gradient_checkpointing: false")
 
@@ -130,10 +131,14 @@ def listed_blocks(network: nn.Module) -> list[nn.Module]:
     return blocks or [block for stack in outermost for block in stack]  # ALBERT runs one block many times
 
 
-def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
+def _recomputing(block: nn.Module) -> Callable[..., Any]:
+    """A forward bound to its block, so that a copy of it, such as a critic has, recomputes with its own weights."""
+    once = type(block).forward
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward = functools.partial(once, self)
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
-    return functools.update_wrapper(call, forward)
+    return MethodType(functools.update_wrapper(call, once), block)

@@ -67,6 +67,12 @@ class WeightSets(ABC):
             self._reference_hash = self.sha256(REFERENCE)
         self._sets.pop(REFERENCE, None)
 
+    def drop(self, name: str) -> None:
+        """Free a set that is not in use; nothing where there is none of that name."""
+        if name in (LIVE, self._active):
+            raise ValueError(f"the weights {name!r} are in use")
+        self._sets.pop(name, None)
+
     @contextmanager
     def disturbed(self) -> Iterator[None]:
         """Compute with live weights to each of which noise is added, of a twentieth of its tensor's standard deviation:

@@ -7,15 +7,17 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from flowrl.clients.ray import PLACEMENT
 from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import VLLMConfig
 from flowrl.data import PromptFormat, PromptSet, load_prompts
-from flowrl.errors import UserError, missing_package
+from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.files import check_writable
 from flowrl.launcher import is_first
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.regularizers import RouterBalance
+from flowrl.parts.token_advantages import TruncatedImportance
 from flowrl.runtime.optimizers import check_optimizer
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
@@ -49,6 +51,8 @@ def check_run(config: Config) -> CheckedRun:
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
     _check_shard(config, algorithm)
+    _check_staleness(config, algorithm)
+    _check_workers(config)
     check_optimizer(
         config.optimizer,
         critic=config.model.critic_for(algorithm.valued) is not None,
@@ -133,6 +137,49 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
     for problem, wrong in conflicts.items():
         if wrong:
             raise UserError(f"model.shard={model.shard} {problem}, or set model.shard=none")
+
+
+def _check_workers(config: Config) -> None:
+    """Raise `UserError` for rollout workers that cannot be, or options of ones that are not there."""
+    rollouts = config.rollouts
+    if not rollouts.workers:
+        if rollouts.ray:
+            raise UserError("rollouts.ray places workers, and rollouts.workers is 0; set it, or remove rollouts.ray")
+        return
+    for key in rollouts.ray:
+        if key not in PLACEMENT:
+            raise UserError(f"rollouts.ray has no key {key!r}{did_you_mean(key, PLACEMENT)}")
+    if config.model.shard != "none":
+        raise UserError(
+            f"model.shard={config.model.shard} splits the weights, which rollouts.workers need whole; set"
+            " model.shard=none, or rollouts.workers=0"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise missing_package(f"rollouts.workers={rollouts.workers}", "ray", "ray", "set it to 0")
+
+
+def _check_staleness(config: Config, algorithm: Algorithm) -> None:
+    """Raise `UserError` where samples of older weights would be taken for those of the present ones.
+
+    They are corrected for by a ratio to the sampler's own likelihood, or by importance weights of the tokens. A token
+    advantage has the old likelihood measured anew, so that the ratio is no longer one to the sampler.
+    """
+    if not config.train.staleness:
+        return
+    weighted = any(isinstance(part, TruncatedImportance) for part in algorithm.token_advantage)
+    recorded = algorithm.estimator.has_recorded_logp and not algorithm.token_advantage
+    if algorithm.family == "causal" and weighted:
+        return
+    if recorded and algorithm.objective.needs_old_logp and algorithm.behaviour == "live":
+        return
+    fix = "set train.staleness=0"
+    if algorithm.family == "causal":
+        fix = f"add algorithm.token_advantage: [truncated_importance], or {fix}"
+    raise UserError(
+        f"train.staleness={config.train.staleness} samples with older weights, and nothing in this algorithm corrects"
+        " for them: that needs a ratio to the likelihood that the sampler records, or importance weights of tokens; "
+        f"{fix}"
+    )
 
 
 def read_prompts(config: Config, spec: str) -> PromptSet:

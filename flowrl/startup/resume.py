@@ -24,6 +24,7 @@ FREE_KEYS = (
     "train.micro_batch",
     "train.micro_tokens",
     "train.sample_batch",
+    "rollouts",
     "eval.every",
     "eval.batch",
     "log",

@@ -144,6 +144,8 @@ class Rollout:
     """Network rows evaluated to make it."""
     feedback: Tensor | None = None
     """[N] or [N, E] float64: what a data set or an environment says of each sample, or of each of its E events."""
+    version: int = 0
+    """The number of finished iterations of the weights that sampled: a sample is a function of its seed and this."""
     judge: Judge | None = None
     """Set once, after all samples are gathered; a rollout with a judge is neither cut nor joined."""
 

@@ -330,7 +330,16 @@ def test_a_critic_on_the_policys_states():
         assert policy.score(*case).value is None  # only the live policy is valued
 
 
-@pytest.mark.parametrize(("name", "options"), [("llama", {}), ("llama", {"full": True, "lora": None}), ("gpt2", {})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"gradient_checkpointing": True}),
+        ("llama", {"full": True, "lora": None}),
+        ("gpt2", {}),
+        ("gpt2", {"gradient_checkpointing": True}),
+    ],
+)
 def test_a_critic_with_a_network_of_its_own(name: str, options: dict):
     """It starts as the policy's, shares what is frozen, and learns without moving the policy, and the other way
     round."""

@@ -559,7 +559,7 @@ class FakeRay(SimpleNamespace):
 
 def test_a_ray_actor_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay()
-    monkeypatch.setattr(ray_client, "_import_ray", lambda: fake)
+    monkeypatch.setattr(ray_client, "import_ray", lambda: fake)
     monkeypatch.setattr("flowrl.clients.find_spec", lambda package: object())
     spec = {"use": "ray:mine.py:targeted", "options": {"shift": 2.0, "ray": {"num_gpus": 0.5, "address": "local"}}}
     scorer = load_rewards([spec])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Literal
 
 import torch
@@ -70,6 +71,9 @@ def _copy(policy: Network) -> Network:
     everything = (*policy.model.parameters(), *policy.model.buffers())
     shared = [tensor for tensor in everything if not tensor.requires_grad or id(tensor) in unused]
     model = copy.deepcopy(policy.model, {id(tensor): tensor for tensor in shared})
+    for module in model.modules():  # a compiled forward is the policy's: the copy of a function is the function
+        if inspect.isfunction(vars(module).get("forward")):
+            del module.forward
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in unused}
     dropouts = tuple(m for name, m in model.named_modules() if "lora_dropout" in name and isinstance(m, nn.Dropout))
     return Network(model, Adaptation(trained, policy.adaptation.lora, dropouts), policy.placement)
