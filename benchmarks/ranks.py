@@ -3,7 +3,8 @@
     python -m benchmarks.ranks [PRESET@WORLD ...] [--iterations 5] [--quick]
 
 Runs each preset at toy size on an embedded world, in float32 on CPU (gloo), with 5 groups: on one process with
-micro-batches of 8 (what the others are compared with), 1, 3 and all, and with gradient checkpointing; on 2, 3 and 4
+micro-batches of 8 (what the others are compared with), 1, 3 and all, with other batches to sample, and with gradient
+checkpointing; on 2, 3 and 4
 processes with all of these; and resumed after two iterations on another number of processes. Prints a table: the
 relative difference of the first gradient, the largest of all gradients, and that of all weight sets at the end. With
 ``--quick`` every number of processes once, and two other micro-batches.
@@ -34,13 +35,14 @@ OTHERS: dict[str, dict[str, Any]] = {
     "micro-batch 1": {"train__micro_batch": 1},
     "micro-batch 3": {"train__micro_batch": 3},
     "micro-batch all": {"train__micro_batch": 10_000},
+    "sample-batch 3": {"train__sample_batch": 3},  # a process samples fewer rows at once than one alone does
     "checkpointing": CHECKPOINTING,
 }
 AFTER = 2
 """Iterations before a run is continued on another number of processes."""
 
 
-QUICK = ("1, micro-batch 1", "1, micro-batch 3", "2, checkpointing", "3", "4, micro-batch 1", "2, resumed on 3")
+QUICK = ("1, micro-batch 1", "1, sample-batch 3", "2, checkpointing", "3", "4, micro-batch 1", "2, resumed on 3")
 
 
 def measured(team: Processes, name: str, iterations: int, quick: bool) -> Iterator[tuple[str, list[Trained], Trained]]:
