@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from diffusers import FluxPipeline
 from flowrl.errors import UserError
 from flowrl.models.diffusion import LoRAOptions, load_policy
 from tests import pipelines
-from tests.device.test_device import play, untimed
+from tests.device.test_device import start, untimed
 
 MODES = {"none": {}, "encoders": {"offload": "encoders"}, "sequential": {"offload": "sequential"}}
 
@@ -39,6 +40,14 @@ def config(name: str, root: Path, out: str, **model: object) -> Path:
     return file
 
 
+def play(files: list[Path], report: Path) -> list[dict[str, Any]]:
+    """Train all of them in one process: what the device saw of each."""
+    start(["run", str(report)], [["train", str(file)] for file in files])
+    found = json.loads(report.read_text())
+    assert [entry["code"] for entry in found] == [0] * len(files)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended accelerator is built with g++")
 @pytest.mark.parametrize("name", ["sd3", "sd15", "flux"])
@@ -46,7 +55,7 @@ def test_what_waits_on_the_host_changes_no_number(name: str, tmp_path: Path) -> 
     """Metrics, and the exports of the last checkpoint, which are verified as they are written."""
     pipelines.save(name, tmp_path / "model")
     files = [config(name, tmp_path, out, gradient_checkpointing=True, **model) for out, model in MODES.items()]
-    found = play([["train", str(file)] for file in files], tmp_path / "report.json")
+    found = play(files, tmp_path / "report.json")
     none, encoders, sequential = (entry["peak"] for entry in found)
     assert sequential < 0.9 * encoders and encoders < 0.9 * none
     rows = [untimed(tmp_path / out) for out in MODES]
@@ -69,7 +78,7 @@ def test_a_vae_decodes_in_little_memory(tmp_path: Path) -> None:
         run["train"]["sample_batch"] = 16
         run["model"]["call"] |= {"height": 64, "width": 64}
         file.write_text(yaml.safe_dump(run))
-    found = play([["train", str(file)] for file in files], tmp_path / "report.json")
+    found = play(files, tmp_path / "report.json")
     many, one, sliced = (entry["peak"] for entry in found)
     assert one < many and sliced < many
     rewards = [untimed(tmp_path / out)[-1]["reward/mean"] for out in ways]

@@ -69,7 +69,7 @@ def test_no_clip_no_share() -> None:
 
 def session(dtype: str) -> Any:
     config = SimpleNamespace(model=SimpleNamespace(dtype=dtype))
-    return SimpleNamespace(config=config, algorithm=composition.build("flow_grpo"))
+    return SimpleNamespace(config=config, algorithm=composition.build("flow_grpo"), workers=None)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ CLASS_OF = {"sd15": "sd15", "sdxl": "sdxl", "sd35": "sd3", "flux": "flux", "qwen
 BY_MEMORY = ("24gb", "16gb")
 """Folders of recipes for a size of card, of several models each."""
 CONFIGS = Path(__file__).parents[2] / "configs"
-EVERY_RECIPE = [p for p in sorted(CONFIGS.rglob("*.yaml")) if "quickstart" not in p.stem]
+EVERY_RECIPE = [
+    p for p in sorted(CONFIGS.rglob("*.yaml")) if "quickstart" not in p.stem and p.parent.stem != "accelerate"
+]
 
 
 def kind(path: Path) -> str:

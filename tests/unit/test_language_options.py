@@ -148,6 +148,7 @@ def test_the_clip_fraction_counts_what_is_clipped() -> None:
             known,
             torch.zeros(()),
         )
+        step_metrics.close_batch()
         assert step_metrics.metrics()["clip_fraction"] == pytest.approx(expected)
 
 

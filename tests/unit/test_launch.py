@@ -238,8 +238,8 @@ def test_a_checkpoint_is_told_bit_for_bit() -> None:
     start = Checkpoint(Path("/run/step_000003"), 3, tensors, {"seconds": 0.1, "memory": {"x": [1e-300]}}, {"format": 1})
     spy = Told("null", tensors=(tensors["a"], tensors["b"]))
     assert _told(spy, None) is None
-    spy = Told("null", tensors=(tensors["a"], tensors["b"]))
+    spy = Told("null", "0", tensors=(tensors["a"], tensors["b"]))
     _told(spy, start)
-    found = _told(Told(spy.said[0], tensors=(tensors["a"], tensors["b"])), None)
+    found = _told(Told(spy.said[0], "0", tensors=(tensors["a"], tensors["b"])), None)
     assert found is not None and (found.path, found.step, found.values) == (start.path, 3, start.values)
     assert all(torch.equal(found.tensors[name].view(torch.uint8), tensors[name].view(torch.uint8)) for name in tensors)
