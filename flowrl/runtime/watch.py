@@ -282,7 +282,11 @@ class Watch:
         self._lost = sentence
         if self._speaks():
             print(f"error: {sentence}", file=sys.stderr, flush=True)
-        threading.Thread(target=_end_later, args=(LEAVE_S,), daemon=True).start()
+        threading.Thread(target=self._end_unless_closed, daemon=True).start()
+
+    def _end_unless_closed(self) -> None:
+        if not self._closed.wait(LEAVE_S):
+            _end(2)
 
     def _speaks(self) -> bool:
         """Whether this rank is the one to say it: the first to write its number, where the store still answers."""
@@ -335,11 +339,6 @@ def _namespace() -> str | None:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return None
-
-
-def _end_later(seconds: float) -> None:
-    time.sleep(seconds)
-    _end(2)
 
 
 def _end(code: int) -> None:

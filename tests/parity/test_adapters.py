@@ -222,6 +222,7 @@ def test_adapters_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """From the hub's cache as it lies on a disk, without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--owner--lora"
     place = made_by_peft(repository / "snapshots" / "abc", target_modules=[Q], use_rslora=True)
     (repository / "refs").mkdir()
