@@ -45,6 +45,13 @@ if os.environ.get("FAKEGPU_FLOAT64") == "0":  # as Apple's devices
     _C.allow_float64(False)
 
 
+class _NoGrad(torch.no_grad):
+    """`torch.inference_mode` without inference tensors."""
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__()
+
+
 def _device_module() -> ModuleType:
     module = ModuleType(f"torch.{NAME}")
     module.is_available = lambda: True
@@ -97,6 +104,8 @@ torch.utils.generate_methods_for_privateuse1_backend(unsupported_dtype=_QUANTIZE
 
 # `module.to("cuda")` keeps the parameters' identity; for a PrivateUse1 device torch does so only if asked. Without it,
 # whoever holds parameters from before `.to` trains tensors that the network no longer uses (FAKEGPU_SWAP=0 shows it).
+# Tensors of the fallback's kernels have a version counter, which inference tensors must not get.
+torch.inference_mode = _NoGrad  # type: ignore[misc]
 torch.__future__.set_swap_module_params_on_conversion(os.environ.get("FAKEGPU_SWAP", "1") == "1")
 
 
