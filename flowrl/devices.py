@@ -60,7 +60,8 @@ def accelerators() -> list[str]:
 
 
 def in_use() -> list[torch.device]:
-    """The accelerators on which this process holds memory. Asking does not open any that it has not used."""
+    """The accelerators on which this process holds memory, or has held it since peaks were counted anew. Asking does
+    not open any that it has not used."""
     if not torch.accelerator.is_available():
         return []
     kind = torch.accelerator.current_accelerator()
@@ -69,7 +70,7 @@ def in_use() -> list[torch.device]:
     if not getattr(module, "is_initialized", lambda: True)():
         return []
     devices = [torch.device(kind.type, index) for index in range(module.device_count())]
-    return [device for device in devices if allocated(device) > 0]
+    return [device for device in devices if _peak(device) > 0]
 
 
 def synchronize() -> None:

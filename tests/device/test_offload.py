@@ -57,7 +57,7 @@ def test_what_waits_on_the_host_changes_no_number(name: str, tmp_path: Path) -> 
     files = [config(name, tmp_path, out, gradient_checkpointing=True, **model) for out, model in MODES.items()]
     found = play(files, tmp_path / "report.json")
     none, encoders, sequential = (entry["peak"] for entry in found)
-    assert sequential < 0.9 * encoders and encoders < 0.9 * none
+    assert sequential < 0.95 * encoders and encoders < 0.95 * none
     rows = [untimed(tmp_path / out) for out in MODES]
     assert rows[0] == rows[1] == rows[2]
     for out in MODES:
@@ -78,9 +78,13 @@ def test_a_vae_decodes_in_little_memory(tmp_path: Path) -> None:
         run["train"]["sample_batch"] = 16
         run["model"]["call"] |= {"height": 64, "width": 64}
         file.write_text(yaml.safe_dump(run))
-    found = play(files, tmp_path / "report.json")
-    many, one, sliced = (entry["peak"] for entry in found)
-    assert one < many and sliced < many
+    play(files, tmp_path / "report.json")
+    lines = {out: (tmp_path / out / "memory.jsonl").read_text().splitlines() for out in ways}
+    found = {out: [json.loads(line) for line in every] for out, every in lines.items()}
+    many, one, sliced = (
+        next(row["devices"]["fakegpu:0"] for row in found[out] if row["phase"] == "decode") for out in ways
+    )
+    assert one < 0.9 * many and sliced < 0.9 * many, (many, one, sliced)
     rewards = [untimed(tmp_path / out)[-1]["reward/mean"] for out in ways]
     assert rewards[1:] == pytest.approx(rewards[:1] * 2, abs=1e-6)
 
