@@ -144,6 +144,7 @@ KINDS = {"sd3": 2, "sd15": 3}
 
 
 @pytest.mark.parametrize("name", ["sd3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sd15",))])
+@pytest.mark.slow
 def test_compiled_blocks_share_their_graphs_over_numbers_of_rows(name, folder, graphs):
     policy = load_policy(folder(name), call=pipelines.CALLS[name], parity="skip")
     move(policy)
@@ -160,6 +161,7 @@ def test_compiled_blocks_share_their_graphs_over_numbers_of_rows(name, folder, g
     assert graphs.gradients.count(False) <= kinds and graphs.gradients.count(True) <= 2 * kinds
 
 
+@pytest.mark.slow
 def test_compiled_blocks_follow_weight_sets_and_checkpoints(folder, graphs):
     policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], gradient_checkpointing=True, parity="skip")
     reference = velocities(policy, 3)[0]

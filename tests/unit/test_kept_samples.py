@@ -60,6 +60,7 @@ def test_all_at_once_texts_and_other_numbers_of_rows(limit: float) -> None:
     assert texts.all().completions == ["a", "b", "c", "d", "e", "f"] and texts.all().images is None
 
 
+@pytest.mark.slow
 def test_a_run_scores_the_same_whatever_is_kept(tmp_path) -> None:
     """And says the same of everything but what the monitor measures on pictures, which is close."""
     small = ["train.iterations=1", "data.prompts=2", "data.group=4", "eval.every=0", "train.sample_batch=3"]

@@ -60,6 +60,7 @@ def estimated(*changes: str, device: str = "cuda") -> Estimate:
     return found
 
 
+@pytest.mark.slow
 def test_every_named_key_lowers_its_phase() -> None:
     plain = estimated()
     assert list(plain.phases) == ["load", "encode", "sample", "decode", "reward", "update", "save"]

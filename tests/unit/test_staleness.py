@@ -58,6 +58,7 @@ def test_samples_are_those_of_the_weights_so_many_iterations_ago(staleness: int,
     session.rewards.close()
 
 
+@pytest.mark.slow
 def test_nothing_but_the_weights_changes_it(tmp_path: Path) -> None:
     """Where the weights stand still, samples of older ones are those of the present ones."""
     found = []
@@ -76,6 +77,7 @@ def test_tokens_are_weighted_by_what_the_present_policy_says_of_them(tmp_path: P
     assert second["ratio/first_max_deviation"] < 1e-4, "the clip is around the policy at arrival"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same(tmp_path: Path) -> None:
     def run(name: str, iterations: int, resume: str | None = None) -> Path:
         values = values_of(2, train__iterations=iterations)
