@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ class Pace:
     def __init__(self) -> None:
         import torch.distributed as dist
 
-        self._group = dist.new_group(backend="gloo")  # votes are of the host: no device is waited for
+        self._group: Any = dist.new_group(backend="gloo")  # votes are of the host: no device is waited for
         self._open = False
         self.stand_in: Callable[[], object] | None = None
         """A forward of any size; the first one that was run."""

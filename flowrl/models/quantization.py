@@ -230,7 +230,7 @@ def _bitsandbytes(method: str) -> Any:
     log = logging.getLogger("bitsandbytes.backends.cpu.ops")  # says which kernels it looked for, which are not used
     log.setLevel(logging.ERROR)
     try:
-        import bitsandbytes
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
     except Exception as error:  # its compiled part does not load
         if is_out_of_memory(error):
             raise
