@@ -14,12 +14,14 @@ import torch
 
 from flowrl.commands.trial import Finding, open_trial, try_iteration
 from flowrl.config import Config
+from flowrl.devices import accelerators
 from flowrl.errors import UserError, counted, install_command
 from flowrl.models import check_parity
 from flowrl.records import machine
 from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.startup.doubts import doubts
-from flowrl.startup.preflight import check_run
+from flowrl.startup.memory import estimate, size
+from flowrl.startup.preflight import CheckedRun, check_run
 
 EXTRAS = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
@@ -107,22 +109,28 @@ def check_config(config: Config) -> Iterator[Finding]:
             "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
         )
         yield Finding("parity", "ok", f"{equal} within {deviation:.1e}")
-        # Weights, gradient and Adam's two moments in float32, and one copy per weight set.
-        copies = 4 + len(plan.algorithm.weight_sets) + (config.train.ema is not None) + config.train.staleness
-        size = f"{4 * copies * trained / GIB:.3f} GiB for the trained weights, their copies and optimiser"
-        yield Finding("memory", "ok", f"{size}; activations come on top")
+        yield _memory(plan)
         with closing(session.rewards):
             yield from try_iteration(session, plan)
     except UserError as error:
         yield Finding("stopped", "bad", str(error))
 
 
+def _memory(plan: CheckedRun) -> Finding:
+    found = estimate(plan.config, plan.algorithm, plan.workload)
+    if isinstance(found, str):
+        return Finding("memory", "note", found)
+    name, phase = max(found.phases.items(), key=lambda item: (item[1].device, item[1].host))
+    where = f"{size(phase.device)} of the device" if phase.device else f"{size(phase.host)} of the host"
+    return Finding("memory", "ok", f"about {where} at the peak, in the phase {name}; lower: {phase.keys}")
+
+
 def _devices() -> list[Finding]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return [Finding("gpu", "ok", ", ".join(f"{p.name} ({p.total_memory / GIB:.0f} GiB)" for p in names))]
-    if torch.backends.mps.is_available():
-        return [Finding("gpu", "ok", "Apple MPS")]
+    if accelerators():
+        return [Finding("gpu", "ok", ", ".join(accelerators()))]
     return [Finding("gpu", "note", "none: fine for the embedded worlds, too slow for large models")]
 
 

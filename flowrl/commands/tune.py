@@ -27,6 +27,7 @@ from flowrl.files import write_atomically
 from flowrl.models import DiffusionPolicy
 from flowrl.parts.selections import AllSamples
 from flowrl.rounds import ScoredRollout, sample_and_score
+from flowrl.runtime.memory_log import resident
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
 from flowrl.startup.doublings import Cost, DoesNotFitError, Tried, double, fastest
@@ -311,16 +312,12 @@ def room() -> int | None:
         free = getattr(torch.get_device_module(devices[0]), "mem_get_info", None)
         return None if free is None else min(int(free(device)[1]) for device in devices)
     available = next((line.split()[1] for line in _meminfo() if line.startswith("MemAvailable:")), None)
-    return None if available is None else _resident() + 1024 * int(available)
+    return None if available is None else resident() + 1024 * int(available)
 
 
 def _meminfo() -> Iterator[str]:
     path = Path("/proc/meminfo")
     yield from path.read_text().splitlines() if path.is_file() else ()
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _free() -> None:

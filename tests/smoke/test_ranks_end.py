@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(folder, 2)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def start_and_iterate(folder: Path) -> subprocess.Popen[str]:
+    """The launcher of two processes that have finished two iterations."""
+    launcher = start(folder, 2)
+    wait_for(lambda: iterations(folder) >= 2, launcher)
+    return launcher
 
 
 def assert_goes_on(folder: Path, undisturbed: Path) -> None:
@@ -122,8 +130,7 @@ def test_what_was_finished_before_a_rank_died_is_saved(undisturbed: Path, tmp_pa
 @pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
-    launcher = start(tmp_path, 2)
-    wait_for(lambda: iterations(tmp_path) >= 2, launcher)
+    launcher = start_and_iterate(tmp_path)
     processes = ranks_of(launcher)
     os.kill(processes[1], signal.SIGSTOP)
     assert launcher.wait(120) != 0  # 8 s of silence, and the launcher's 30 until it kills what does not end
@@ -145,8 +152,7 @@ def test_a_rank_that_hangs_is_named(undisturbed: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("whom", ["launcher", "rank 0", "rank 1"])
 def test_asked_to_end(undisturbed: Path, tmp_path: Path, whom: str) -> None:
     prepare(tmp_path, "time.sleep(0.2)")
-    launcher = start(tmp_path, 2)
-    wait_for(lambda: iterations(tmp_path) >= 2, launcher)
+    launcher = start_and_iterate(tmp_path)
     processes = ranks_of(launcher)
     os.kill({"launcher": launcher.pid, "rank 0": processes[0], "rank 1": processes[1]}[whom], signal.SIGTERM)
     code = launcher.wait(90)
@@ -161,8 +167,7 @@ def test_asked_to_end(undisturbed: Path, tmp_path: Path, whom: str) -> None:
 @pytest.mark.slow
 def test_ctrl_c(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path, "time.sleep(0.2)")
-    launcher = start(tmp_path, 2)
-    wait_for(lambda: iterations(tmp_path) >= 2, launcher)
+    launcher = start_and_iterate(tmp_path)
     launcher.send_signal(signal.SIGINT)
     launcher.wait(90)
     said = (tmp_path / "errors.txt").read_text()
@@ -174,8 +179,7 @@ def test_ctrl_c(undisturbed: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_no_processes(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
-    launcher = start(tmp_path, 2)
-    wait_for(lambda: iterations(tmp_path) >= 2, launcher)
+    launcher = start_and_iterate(tmp_path)
     processes = ranks_of(launcher)
     launcher.kill()
     launcher.wait()
