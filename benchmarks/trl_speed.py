@@ -1,6 +1,6 @@
 """GRPO on a small causal language model: flowrl against TRL, same model, prompts, group, lengths and updates.
 
-Usage (in an environment with both): python benchmarks/trl_speed.py [--repeats 5] [--only 512]
+Usage (in an environment with both): python benchmarks/trl_speed.py [--repeats 5] [--only "512 tokens"]
 Each side runs in its own process, in turns, one thread. Time is the median of the iterations after the first, in CPU
 seconds of the process (what else the machine does matters less) and on the wall; memory is the peak resident set above
 what the process had after loading the model. ``--profile`` prints where flowrl's seconds go.

@@ -218,7 +218,7 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
     with together(session.ranks), session.rewards.scoring(part.group, asked=not spare) as scoring:
         weights = sampling_weights(session)
         if session.workers is not None:
-            session.workers.send(session.policy, weights, sampling_version(session), iteration)
+            session.workers.send(session.policy, weights, sampling_version(session))
         rollout, samples = session.sample_and_decode(part, algorithm.sampler, weights, rows, timer, scoring)
         rollout = replace(rollout, version=sampling_version(session))
         with timer("reward"):

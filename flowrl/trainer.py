@@ -47,7 +47,8 @@ class Trainer:
     """Optimiser steps of this process."""
 
     def __post_init__(self) -> None:
-        self.peaks = MemoryLog(estimated_peaks(self.session.config, self.session.algorithm))
+        writes = self.job.rank == 0
+        self.peaks = MemoryLog(estimated_peaks(self.session.config, self.session.algorithm) if writes else {})
         self.timer, self.clock = PhaseTimer(self._begin), RunClock(self.session.progress.seconds)
         self.session.optimizer.register_step_post_hook(self._count)
 

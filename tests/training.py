@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-GROUPS = {"diffusion": 2}
 LENGTHS = {"countdown": 14, "sudoku": 16}
 
 
@@ -24,7 +23,7 @@ class Trained:
     """What a process has seen of a run."""
 
     gradients: list[Tensor] = field(default_factory=list)
-    """[parameters] of every optimiser step, all parameters after each other, before clipping cuts nothing off."""
+    """[parameters] of every optimiser step, all parameters after each other, as the optimiser gets them."""
     weights: list[Tensor] = field(default_factory=list)
     """[sets x parameters] after every iteration: all weight sets."""
     metrics: list[dict[str, float]] = field(default_factory=list)

@@ -9,6 +9,7 @@ import typer
 
 from flowrl.cli.options import ConfigFile, Overrides
 from flowrl.cli.printing import print_table, say
+from flowrl.errors import UserError
 
 if TYPE_CHECKING:
     from flowrl.commands.tune import Arm
@@ -41,7 +42,7 @@ def tune(
     best = command.winner(arms)
     _show(arms)
     if best is None:
-        raise command.UserError("nothing that was tried fits this machine; flowrl doctor names what makes it smaller")
+        raise UserError("nothing that was tried fits this machine; flowrl doctor names what makes it smaller")
     changes = command.overrides_of(best, loaded)
     first = arms[0]
     gain = "" if first.stopped or best is first else f"; {first.name}: {first.seconds:.3g} s"

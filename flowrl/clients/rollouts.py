@@ -45,16 +45,16 @@ class RolloutWorkers:
         self._sent: tuple[str, int] | None = None
         self._get([actor.facts.remote() for actor in self._actors], "does not load")
 
-    def send(self, policy: Any, weights: str, version: int, iteration: int) -> None:
-        """Give the workers a weight set of the policy, unless they have it since this iteration began."""
-        if self._sent == (weights, iteration):
+    def send(self, policy: Any, weights: str, version: int) -> None:
+        """Give the workers a weight set of the policy, unless they have it."""
+        if self._sent == (weights, version):
             return
         prefix = f"{weights}/"
         state = policy.weights.state()
         data = pack({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
         shared = self._ray.put(data)
         self._get([actor.load.remote(version, shared) for actor in self._actors], "does not take the weights")
-        self._sent = (weights, iteration)
+        self._sent = (weights, version)
 
     def sample(
         self, draw: Draw, condition: Condition, sampler: object, rows: int, memory: Mapping[str, Any], device: Any

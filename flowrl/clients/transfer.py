@@ -10,11 +10,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from flowrl.samplers.chunks import TRACE, rows_of
 from flowrl.types import Condition, Draw, IncompatibleError, Prompt, Rollout, Steps, TokenTrace, Truncation
 from flowrl.types.chats import Chat
-
-TRACE = "trace."
-"""Prefix of the tensors of a rollout's record."""
 
 
 def pack(tensors: dict[str, Tensor]) -> bytes:
@@ -50,12 +48,11 @@ def unpack_draw(header: str, data: bytes) -> Draw:
 
 def pack_rollout(rollout: Rollout) -> tuple[str, bytes]:
     """A rollout without its condition, which the receiver has, and without its kernel, which its sampler has."""
-    own = {name: getattr(rollout, name) for name in ("final", "group", "seeds", "source", "times", "feedback")}
+    own = rows_of(rollout) | {"group": rollout.group, "times": rollout.times}
     header: dict[str, Any] = {"forwards": rollout.forwards, "version": rollout.version, "trace": None}
     trace = rollout.trace
     if trace is not None:
         values = {field.name: getattr(trace, field.name) for field in fields(trace)}
-        own |= {TRACE + name: value for name, value in values.items() if isinstance(value, Tensor)}
         plain = {k: v for k, v in values.items() if not isinstance(v, Tensor) and v is not None and k != "dynamics"}
         header["trace"] = {k: asdict(v) if isinstance(v, Truncation) else v for k, v in plain.items()}
         header["kind"] = type(trace).__name__

@@ -25,6 +25,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.hub import downloaded, is_hub_id
 from flowrl.models.lora import LoRAOptions, adapt
 from flowrl.models.lora_preview import UNTOLD, untrained_denoiser, untrained_language_model
+from flowrl.models.placement import listed_blocks
 
 HALF = 1.25
 """Autocast keeps casts of what it reads beside it: measured 11.6 against 9.3 MB held on a tiny network."""
@@ -212,7 +213,7 @@ def measured_activations(network: nn.Module, inputs: Mapping[str, Any]) -> Activ
         blocks[-1] += sum(kept.values())
 
     hooks = []
-    for block in _repeated(network):
+    for block in listed_blocks(network):
         hooks += [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]
     try:
         with _fused_attention(), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -224,12 +225,6 @@ def measured_activations(network: nn.Module, inputs: Mapping[str, Any]) -> Activ
     del out
     largest = max(blocks, default=whole)
     return Activations(whole, whole - sum(blocks) + sum(fed.values()) + largest, largest)
-
-
-def _repeated(network: nn.Module) -> list[nn.Module]:
-    """The members of the outermost lists of modules, which checkpointing recomputes."""
-    lists = {f"{name}.": m for name, m in network.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 1}
-    return [b for name, m in lists.items() if not any(name != o and name.startswith(o) for o in lists) for b in m]
 
 
 class _Attention(torch.autograd.Function):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flowrl.devices import pinned
 from flowrl.errors import UserError
 
 
@@ -50,7 +51,7 @@ def fetch_layers(network: nn.Module, device: torch.device) -> None:
         module._apply(lambda tensor: tensor if id(tensor) in kept else tensor.to(device), recurse=False)
     for layer in waiting:
         frozen = {name: p for name, p in layer.named_parameters(recurse=False) if not p.requires_grad}
-        for parameter in frozen.values() if device.type == "cuda" else ():
+        for parameter in frozen.values() if pinned(device) else ():
             parameter.data = parameter.data.pin_memory()
         layer.register_forward_pre_hook(_fetch(frozen, device))
         layer.register_forward_hook(_put_back(frozen), always_call=True)

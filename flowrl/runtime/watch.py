@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from flowrl.errors import UserError
+from flowrl.errors import UserError, first_line
 
 BEAT_S = 0.5
 """Seconds between two signs of life."""
@@ -126,11 +126,10 @@ class Watch:
         with self._mine:
             self._sign = replace(self._sign, phase=name)
 
-    def exchange_begins(self) -> int:
-        """Count an exchange with the others; its number."""
+    def exchange_begins(self) -> None:
+        """Count an exchange with the others."""
         with self._mine:
             self._sign = replace(self._sign, exchanges=self._sign.exchanges + 1)
-            return self._sign.exchanges
 
     def leave_note(self, text: str) -> bool:
         """Give rank 0 a sentence to print; whether it will."""
@@ -176,7 +175,7 @@ class Watch:
         while time.monotonic() < end:
             self.check()
             time.sleep(0.05)
-        self._give_up(f"the connection between the ranks broke ({str(error).splitlines()[0][:200]}); {RESUME}")
+        self._give_up(f"the connection between the ranks broke ({first_line(error)[:200]}); {RESUME}")
         self.check()
 
     def settled(self) -> bool:
@@ -191,7 +190,7 @@ class Watch:
                 self._read_signs(begun)
             except Exception as error:  # the store's host is gone: whatever the client raises
                 if not self._closed.is_set():
-                    self._give_up(self._store_is_gone(f"is gone ({str(error).splitlines()[0][:100]})"))
+                    self._give_up(self._store_is_gone(f"is gone ({first_line(error)[:100]})"))
                 return
             self._wake.wait(BEAT_S)
             self._wake.clear()
@@ -257,7 +256,7 @@ class Watch:
         except ProcessLookupError:
             return True
         except OSError:
-            return False
+            pass
         return False
 
     def _behind(self) -> str:

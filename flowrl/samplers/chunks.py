@@ -56,7 +56,7 @@ class Pieces:
         before, after = self.rows, self.rows + len(part.group)
         if after > self._count:
             return after
-        given = _rows_of(part)
+        given = rows_of(part)
         if self._first is None:
             self._tensors = {name: value.new_empty(self._count, *value.shape[1:]) for name, value in given.items()}
             self._first = _without_rows(part)
@@ -95,7 +95,7 @@ TRACE = "trace."
 """Prefix of the tensors of a rollout's record."""
 
 
-def _rows_of(rollout: Rollout) -> dict[str, Tensor]:
+def rows_of(rollout: Rollout) -> dict[str, Tensor]:
     """The tensors of a rollout that have a row for every sample."""
     own = {"final": rollout.final, "seeds": rollout.seeds, "source": rollout.source}
     own |= {} if rollout.feedback is None else {"feedback": rollout.feedback}
@@ -104,7 +104,7 @@ def _rows_of(rollout: Rollout) -> dict[str, Tensor]:
 
 def _without_rows(rollout: Rollout) -> Rollout:
     """What is left of a rollout without them: its tensors are empty and hold no memory."""
-    empty = {name: value.new_empty(0) for name, value in _rows_of(rollout).items() if not name.startswith(TRACE)}
+    empty = {name: value.new_empty(0) for name, value in rows_of(rollout).items() if not name.startswith(TRACE)}
     trace = rollout.trace
     kept = None if trace is None else replace(trace, **{k: v.new_empty(0) for k, v in _tensors(trace).items()})
     return replace(rollout, trace=kept, **empty)

@@ -1,6 +1,7 @@
 """What memory a run takes, phase by phase, before anything of it is paid: from the config and shapes alone.
 
-Exact: parameters, weight sets, gradients, states of the optimiser, recorded states, images, noise, keys and values.
+Exact: frozen parameters, recorded states, images, noise, keys and values. Trained weights are counted in float32, with
+AdamW's moments (a quarter of them for 8-bit classes), whatever model.trained_dtype and optimizer.use are.
 Measured on shapes: what the backward keeps (`flowrl.models.footprint`). Rough: what a forward without gradient and the
 VAE hold while they compute. Not counted: the rewards' own models, the libraries (about 1 GB of the host; CUDA's own
 memory), memory that an allocator keeps in reserve.
@@ -8,6 +9,7 @@ memory), memory that an allocator keeps in reserve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -115,11 +117,11 @@ class _Given:
         model = self.config.model
         if model.full or model.offload == "sequential":
             return 0.0
-        return self.found.network * QUANTIZED.get(getattr(model, "quantize", None) or "", self.number)
+        return self.found.network * QUANTIZED.get(model.quantize or "", self.number)
 
     def part(self, name: str) -> float:
         """Bytes of a part of a pipeline, by its name."""
-        method = getattr(self.config.model, "quantize_encoders", None) if name != "vae" else None
+        method = self.config.model.quantize_encoders if name != "vae" else None
         return self.found.others[name] * QUANTIZED.get(method or "", self.number)
 
     @property
@@ -156,12 +158,12 @@ class _Given:
     @property
     def image(self) -> int:
         """Numbers of an image."""
-        return _product(self.found.image)
+        return math.prod(self.found.image) if self.found.image else 0
 
     @property
     def latent(self) -> int:
         """Bytes of a sample's latents."""
-        return FULL * _product(self.found.latent)
+        return FULL * math.prod(self.found.latent) if self.found.latent else 0
 
     def kept(self) -> float:
         """On the host through the update: images, recorded states, noise."""
@@ -225,10 +227,3 @@ def _off_cpu(config: Config) -> bool:
 
     wanted = config.model.device
     return torch.accelerator.is_available() if wanted == "auto" else not wanted.startswith("cpu")
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1 if shape else 0
-    for length in shape:
-        total *= length
-    return total

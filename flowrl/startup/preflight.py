@@ -121,11 +121,11 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
         "has no critic that is a network of its own; set model.critic=head": model.critic_for(algorithm.valued)
         == "network",
         "cannot be compiled as well; set model.compile=false": model.compile,
-        "cannot hold frozen weights in few bits (model.quantize)": model.quantize is not None,
+        "cannot hold frozen weights in few bits; remove model.quantize": model.quantize is not None,
         "with model.full=true keeps trained weights in float32; set model.trained_dtype=float32": model.full
         and model.trained_dtype != "float32",
-        "with model.full=true is updated by AdamW; set optimizer.use=adamw": model.full
-        and config.optimizer.use.lower() != "adamw",
+        "with model.full=true is updated by AdamW; set optimizer.use=AdamW": model.full
+        and config.optimizer.use != "AdamW",
         "cannot adapt model.lora.parameters, which are no layers; remove them": bool(model.lora.parameters),
         "with model.full=true computes in bfloat16 or float32; change model.dtype": model.full
         and model.dtype == "float16",

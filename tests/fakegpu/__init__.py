@@ -121,15 +121,10 @@ class Events:
         self.rows: dict[tuple[str, str, str, str], list[int]] = {}
         self.totals: Counter[str] = Counter()
         self.phases: dict[str, Counter[str]] = {}
-        self.bytes: Counter[str] = Counter()
-        self.on = True
 
     def __call__(self, kind: str, what: str, count: int) -> None:
-        if not self.on:
-            return
         self.totals[kind] += 1
         self.phases.setdefault(self.phase, Counter())[kind] += 1
-        self.bytes[kind] += count
         detail = what if kind in ("float64", "nonzero", "host_index") else ""
         row = self.rows.setdefault((self.phase, kind, self._place(), detail), [0, 0])
         row[0] += 1
@@ -163,10 +158,9 @@ class Events:
         found = self.totals if phase is None else self.phases.get(phase, Counter())
         return sum(found[kind] for kind in kinds)
 
-    def table(self, kinds: tuple[str, ...] | None = None, most: int = 60) -> str:
+    def table(self, most: int = 60) -> str:
         """The most frequent events, one line each: times, bytes, phase, kind, place, kernel."""
-        rows = [(k, v) for k, v in self.rows.items() if kinds is None or k[1] in kinds]
-        rows.sort(key=lambda kv: -kv[1][0])
+        rows = sorted(self.rows.items(), key=lambda kv: -kv[1][0])
         return "\n".join(f"{v[0]:6d} {v[1]:12d} B  {k[0]:10s} {k[1]:12s} {k[2]}  {k[3]}" for k, v in rows[:most])
 
 

@@ -38,7 +38,7 @@ class ImageDecoder:
         if not len(final):
             raise ValueError("there are no latents to decode")
         images: Tensor | None = None
-        most, done = max(self.rows, len(final)) if final.device.type == "cpu" else self.rows, 0
+        most, done = len(final) if final.device.type == "cpu" else self.rows, 0
         for part in final.to(self._spec.latent_dtype).split(most):
             media = self._media(part).float().clamp(0, 1)
             if images is None:

@@ -164,12 +164,9 @@ class TextPolicy(HasWeightSets):
 
     def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
         """0, with a gradient, of further calls of the network: another process makes so many more for its rows."""
-        total = torch.zeros((), device=self.device)
+        total, one = torch.zeros((), device=self.device), tokens[:1].cpu()
+        call = next(iter(self.layout(condition.take(torch.tensor([0])), one, torch.ones_like(one, dtype=torch.bool))))
         for _ in range(calls):
-            one = tokens[:1].cpu()
-            call = next(
-                iter(self.layout(condition.take(torch.tensor([0])), one, torch.ones_like(one, dtype=torch.bool)))
-            )
             total = total + 0 * self.network.logits(self.network.read(call.inputs, call.rows, call.columns)).sum()
         return total
 
