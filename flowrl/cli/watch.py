@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,5 +19,6 @@ def watch(
     from flowrl.records.directory import RunDirectory
     from flowrl.report.watching import serve
 
-    serve([RunDirectory.open(run).path for run in runs], port, lambda text: print(text, flush=True))
+    with suppress(KeyboardInterrupt):  # the way to end it
+        serve([RunDirectory.open(run).path for run in runs], port, lambda text: print(text, flush=True))
     say("the page has ended; the runs go on")

@@ -91,7 +91,9 @@ def figures(metrics: Metrics, config: Mapping[str, Any]) -> list[Figure]:
         keys = sorted(keys, key=lambda key: -float(np.nanmax(np.abs(metrics[key]), initial=0.0)))[:SHOWN]
         if keys:
             curves = [Curve(key, key.split("/")[2], dots=where == "heldout") for key in keys]
-            out.append(Figure("alarms", words, f"{note}; alarm at ±{limit:g}", curves, rule=limit))
+            out.append(
+                Figure("alarms", words[:1].upper() + words[1:], f"{note}; alarm at ±{limit:g}", curves, rule=limit)
+            )
     return out
 
 

@@ -74,7 +74,15 @@ class Columns:
         self._flat = flat or (lambda line: line)
         """Makes numbers by name of a line."""
         self._generation = 0
-        self.columns: dict[str, list[Value]] = {"step": []}
+        self._columns: dict[str, list[Value]] = {"step": []}
+        """Those of a key that later rows lack are shorter."""
+
+    @property
+    def columns(self) -> dict[str, list[Value]]:
+        """Values by key, None where a row has none."""
+        for values in self._columns.values():
+            values.extend([None] * (len(self) - len(values)))
+        return self._columns
 
     def update(self) -> None:
         """Read what is new. Raises `UserError` as `GrowingFile.new_lines`."""
@@ -85,7 +93,7 @@ class Columns:
             self._add(self._flat(line))
 
     def __len__(self) -> int:
-        return len(self.columns["step"])
+        return len(self._columns["step"])
 
     def since(self, cursor: str) -> dict[str, Any]:
         """``{cursor, reset, columns}``: rows that a reader with this cursor lacks, and the last that it has, to which
@@ -93,8 +101,8 @@ class Columns:
         generation, rows = _numbers(cursor)
         reset = generation != self._generation or rows > len(self)
         start = 0 if reset else max(0, rows - 1)
-        cut = {key: _short(values[start:]) for key, values in self.columns.items()}
-        known = {key: values for key, values in cut.items() if any(value is not None for value in values)}
+        known = {key: _short(values[start:]) for key, values in self.columns.items()}
+        known = {key: values for key, values in known.items() if values.count(None) < len(values)}
         return {"cursor": f"{self._generation}-{len(self)}", "reset": reset, "columns": known}
 
     def metrics(self) -> Metrics:
@@ -104,26 +112,24 @@ class Columns:
     def _restart(self, rows: int) -> None:
         """Keep so many rows; readers are sent everything."""
         self._generation += 1
-        self.columns = {key: values[:rows] for key, values in self.columns.items()} if rows else {"step": []}
+        self._columns = {key: values[:rows] for key, values in self._columns.items()} if rows else {"step": []}
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        step, steps = finite(line.get("step", len(self))), self.columns["step"]
+        step, steps = finite(line.get("step", len(self))), self._columns["step"]
         if math.isnan(step):  # not a line of ours
             return
         while steps and steps[-1] is not None and steps[-1] > step:
             self._restart(next(row for row, known in enumerate(steps) if known is not None and known >= step))
-            steps = self.columns["step"]
-        fresh = not steps or steps[-1] != step
-        count = len(steps)
-        if fresh:
-            for values in self.columns.values():
-                values.append(None)
-            count += 1
+            steps = self._columns["step"]
+        if not steps or steps[-1] != step:
+            steps.append(step)
+        row = len(steps) - 1
         for key, value in line.items():
-            number = finite(value)
-            values = self.columns.setdefault(key, [None] * count)
-            values[-1] = None if math.isnan(number) else number
-        self.columns["step"][-1] = step
+            if key != "step":
+                values = self._columns.setdefault(key, [])
+                if len(values) <= row:
+                    values.extend([None] * (row + 1 - len(values)))
+                values[row] = value if type(value) is float and value - value == 0 else _known(value)
 
 
 class Lines:
@@ -160,14 +166,23 @@ def memory_row(line: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _short(values: Sequence[Value]) -> list[Value]:
+class Numbers(list[Value]):
+    """Numbers and None that need no further look before they are sent."""
+
+
+def _known(value: Any) -> Value:
+    number = finite(value)
+    return None if math.isnan(number) else number
+
+
+def _short(values: Sequence[Value]) -> Numbers:
     """Six significant digits: a third of the bytes, and more than a chart can show. Whole numbers stay whole."""
     array = np.array(values, dtype=np.float64)
     whole = array == np.floor(array)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 10.0 ** np.clip(5 - np.floor(np.log10(np.abs(array))), 0, 300)
         short = np.where(whole, array, np.round(array * scale) / scale)
-    return [None if value != value else int(value) if value.is_integer() else value for value in short.tolist()]
+    return Numbers(None if value != value else int(value) if value.is_integer() else value for value in short.tolist())
 
 
 def _status(file: int) -> tuple[int, int]:

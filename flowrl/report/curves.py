@@ -55,8 +55,6 @@ class Figure:
     title: str
     note: str
     curves: Sequence[Curve]
-    axis: str = "step"
-    """Key of the horizontal axis."""
     rule: float | None = None
     """Where a horizontal line is drawn."""
     stacked: bool = False
@@ -65,20 +63,16 @@ class Figure:
 
 def figures(metrics: Metrics) -> list[Figure]:
     """All charts of a run, in the order of the page."""
-    against = _reward(metrics, "total against samples", "reward/mean", "eval/reward/mean", "samples")
-    rewards = reward_figures(metrics)
-    if rewards and against.curves and "samples" in metrics:
-        rewards.insert(1, against)
-    return [*rewards, *diagnostic_figures(metrics), *other_figures(metrics), *time_figures(metrics)]
+    return [*reward_figures(metrics), *diagnostic_figures(metrics), *other_figures(metrics), *time_figures(metrics)]
 
 
 def reward_figures(metrics: Metrics) -> list[Figure]:
-    """One per reward and one of the total, against iterations."""
+    """One per reward and one of the total."""
     names = [key.split("/")[1] for key in metrics.starting("reward/", "/mean") if key.count("/") == 2]
     names += [key.split("/")[1] for key in metrics.starting("eval/", "/mean") if key.count("/") == 2]
     names = [name for name in dict.fromkeys(names) if name != "reward"]
-    found = [_reward(metrics, name, f"reward/{name}/mean", f"eval/{name}/mean", "step") for name in names]
-    total = _reward(metrics, "total", "reward/mean", "eval/reward/mean", "step")
+    found = [_reward(metrics, name, f"reward/{name}/mean", f"eval/{name}/mean") for name in names]
+    total = _reward(metrics, "total", "reward/mean", "eval/reward/mean")
     if total.curves and not any(_is_total(metrics, name) for name in names):
         found.insert(0, total)
     return found
@@ -150,7 +144,7 @@ def phase_name(phase: str) -> str:
     return PHASES.get(phase, phase)
 
 
-def _reward(metrics: Metrics, name: str, train: str, held_out: str, axis: str) -> Figure:
+def _reward(metrics: Metrics, name: str, train: str, held_out: str) -> Figure:
     curves, words = [], ""
     if train in metrics:
         curve, words = _banded(metrics, train)
@@ -159,7 +153,7 @@ def _reward(metrics: Metrics, name: str, train: str, held_out: str, axis: str) -
         curve, more = _banded(metrics, held_out, "held-out", dots=True)
         curves.append(curve)
         words = words or more
-    return Figure("rewards", name, f"mean{words}", curves, axis)
+    return Figure("rewards", name, f"mean{words}", curves)
 
 
 def _banded(metrics: Metrics, key: str, label: str = "training", dots: bool = False) -> tuple[Curve, str]:

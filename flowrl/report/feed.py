@@ -14,7 +14,7 @@ from flowrl.errors import UserError, printable
 from flowrl.records.directory import RunDirectory
 from flowrl.records.owner import owner
 from flowrl.report import alarms, curves, gallery, summary
-from flowrl.report.columns import Columns, Lines, memory_row
+from flowrl.report.columns import Columns, Lines, Numbers, memory_row
 from flowrl.report.pictures import Show
 from flowrl.report.record import Record, Snapshot, read, snapshots
 
@@ -147,6 +147,8 @@ def as_json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Numbers):
+        return value
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, float):

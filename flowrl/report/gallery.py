@@ -160,7 +160,7 @@ def inside(folder: Path, name: str) -> Path:
     missing = folder / "missing.png"
     try:
         path = (folder / name).resolve()
-    except (OSError, ValueError, RuntimeError):
+        good = path.is_relative_to(folder.resolve()) and path.suffix.lower() in SUFFIXES and path.is_file()
+    except (OSError, ValueError, RuntimeError):  # no file can have this name, or links lead in a circle
         return missing
-    good = path.is_relative_to(folder.resolve()) and path.suffix.lower() in SUFFIXES
     return path if good else missing

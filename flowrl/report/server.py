@@ -46,7 +46,7 @@ STATIC = {name: "text/javascript" for name in page.SCRIPTS} | {name: "text/css" 
 HOSTS = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 """Names of this machine itself, and of the near end of an SSH tunnel to it."""
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -110,10 +110,10 @@ class Watched:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode())
 
 
-def build_app(runs: Sequence[Path], token: str, stop: Callable[[Path], str] = ask_to_stop) -> FastAPI:
+def build_app(feeds: Sequence[Feed], token: str, stop: Callable[[Path], str] = ask_to_stop) -> FastAPI:
     """The application for these run directories, which need not have begun."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.watched = Watched([Feed(path) for path in runs], token, stop)
+    app.state.watched = Watched(feeds, token, stop)
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=1)
     app.add_middleware(_Headers)
     app.add_exception_handler(_RefusedError, _refuse)
@@ -173,8 +173,9 @@ def static(name: str) -> Response:
 @private.get("/runs")
 def runs(watched: Known) -> Response:
     """Which runs are shown, and what a request to stop one carries."""
-    known = [_overview(feed) for feed in watched.feeds]
-    listed = [{"id": i, "name": each["name"], "path": each["path"]} for i, each in enumerate(known)]
+    listed = [
+        {"id": i, "name": feed.path.resolve().name, "path": str(feed.path)} for i, feed in enumerate(watched.feeds)
+    ]
     return _json({"runs": listed, "token": watched.token})
 
 

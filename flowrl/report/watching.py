@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flowrl.errors import UserError
 from flowrl.processes import LAUNCHER_VARIABLES
+from flowrl.report.feed import Feed
 
 PORT = 8421
 """Where the page is, unless that is taken: an SSH tunnel is easier to set up to a port that is known."""
@@ -30,17 +31,25 @@ def serve(runs: Sequence[Path], port: int | None, say: Callable[[str], None]) ->
         from flowrl.report.server import build_app
     except ImportError as error:
         raise UserError(f"the live page needs {error.name}; install the extra: pip install -e '.[server]'") from error
-    token = secrets.token_urlsafe(24)
+    token, feeds = secrets.token_urlsafe(24), [Feed(run) for run in runs]
     with _listener(port) as listener:
         number = listener.getsockname()[1]
         say(f"http://127.0.0.1:{number}/?token={token}")
         if "SSH_CONNECTION" in os.environ:
             say(f"from your own machine: ssh -L {number}:127.0.0.1:{number} {socket.gethostname()}, then that address")
         config = uvicorn.Config(
-            build_app(runs, token), log_level="warning", server_header=False, ws="none", lifespan="off",
+            build_app(feeds, token), log_level="warning", server_header=False, ws="none", lifespan="off",
             timeout_graceful_shutdown=1,
         )  # fmt: skip
+        threading.Thread(target=_read_ahead, args=(feeds,), daemon=True).start()
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _read_ahead(feeds: Sequence[Feed]) -> None:
+    """A long run's files take a second to read: that happens while somebody goes to the page."""
+    for feed in feeds:
+        with suppress(UserError):  # the page says it
+            feed.overview()
 
 
 def _listener(port: int | None) -> socket.socket:
@@ -50,6 +59,7 @@ def _listener(port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", number))
+            listener.listen(128)  # who is quicker than the server waits
         except OSError as error:
             listener.close()
             if number == port:

@@ -4,7 +4,7 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const saved = JSON.parse($("data").textContent);
-  const COLORS = 8, PICTURES_PER_PAGE = 48, OVERVIEW_MS = 3000, GROUPS = ["rewards", "diagnostics", "others", "time", "memory", "alarms"];
+  const COLORS = 8, OVERVIEW_MS = 3000, GROUPS = ["rewards", "diagnostics", "others", "time", "memory", "alarms"];
   const runs = [];
   const look = { smoothing: 0, axis: "step", focus: 0, zoom: null };
   let token = "";
@@ -23,6 +23,14 @@
     return node;
   }
   const fill = (node, ...children) => node.replaceChildren(...children.filter((child) => child !== null && child !== undefined));
+  /* Whether something that a node shows is another than it shows now; what people opened or focused in it stays otherwise. */
+  const presented = new WeakMap();
+  function isNew(node, value) {
+    const text = JSON.stringify(value);
+    if (presented.get(node) === text) return false;
+    presented.set(node, text);
+    return true;
+  }
   const upper = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
 
   function number(value) {
@@ -109,6 +117,11 @@
       this.shown = true;
       this.asked = 0;
     }
+    /* Its name; where another has the same, its folder's. */
+    get title() {
+      const { name } = this.overview;
+      return runs.some((run) => run !== this && run.overview.name === name) ? this.name : name;
+    }
     at(part) { return `runs/${this.id}/${part}`; }
     async grow(part) {
       const answer = await ask(this.at(`${part}?cursor=${this[part].cursor}`));
@@ -163,7 +176,7 @@
       curves.forEach((curve, place) => {
         const raw = run.column(curve.key);
         const tint = several() && !figure.stacked ? run.id % COLORS : (color++) % COLORS;
-        const label = several() && !figure.stacked ? (curves.length > 1 ? `${run.overview.name}: ${curve.label}` : run.overview.name) : curve.label;
+        const label = several() && !figure.stacked ? (curves.length > 1 ? `${run.title}: ${curve.label}` : run.title) : curve.label;
         const facts = { label, tint, dots: curve.dots, dash: several() && place ? [6, 4] : null, group: series.length, raw };
         let values = curve.dots || figure.stacked ? raw : smooth(raw, look.smoothing);
         if (figure.stacked) {
@@ -216,14 +229,13 @@
       this.dirty = true;
       this.visible = false;
       this.hidden = new Set();
-      this.plotted = make("div", { class: "plot", tabindex: "0", role: "img" });
+      this.plotted = make("div", { class: "plot", tabindex: "0", role: "img", "aria-label": figure.title });
       this.plotted.chart = this;
       this.plotted.addEventListener("keydown", (event) => this.step(event));
       this.now = make("span", { class: "at" });
       this.legend = make("div", { class: "legend" });
-      const title = upper(figure.title);
       this.node = make("figure", { class: "card chart" },
-        make("div", { class: "top" }, make("h3", { text: title }), this.now),
+        make("div", { class: "top" }, make("h3", { text: figure.title }), this.now),
         make("p", { class: "note", text: figure.note }), this.plotted, this.legend);
       observer.observe(this.plotted);
       resized.observe(this.plotted);
@@ -277,9 +289,9 @@
         const stroke = ink(`--c${each.tint}`, each.faint ? 0.35 : 1);
         return {
           label: each.label, show: !this.hidden.has(each.group), stroke: each.edge || each.bars ? "transparent" : stroke,
-          width: each.edge ? 0 : each.faint ? 1 : each.area ? 1 : 1.8, dash: each.dots ? [4, 4] : each.dash || undefined, spanGaps: Boolean(each.dots),
+          width: each.edge ? 0 : each.faint ? 1 : each.area ? 1 : 1.8, dash: each.dots ? [4, 4] : each.dash || undefined, spanGaps: Boolean(each.dots) || figure.group === "memory",
           fill: each.bars ? ink(`--c${each.tint}`, 0.75) : each.area && each.group === 0 ? ink(`--c${each.tint}`, 0.6) : undefined,
-          paths: each.bars ? uPlot.paths.bars({ size: [0.96, 100] }) : undefined,
+          paths: each.bars ? uPlot.paths.bars({ size: [0.96, 100] }) : each.area ? uPlot.paths.stepped({ align: -1 }) : undefined,
           points: { show: each.edge || each.faint || each.bars ? false : each.dots || (few && !each.area) || found.data[0].length === 1, size: each.dots ? 7 : 4, fill: stroke, stroke },
         };
       });
@@ -405,7 +417,9 @@
   function distinct(ticks) {
     const largest = Math.max(...ticks.map(Math.abs));
     if (ticks.length < 2 || largest < 1e-4 || largest >= 1e4) return (tick) => (tick === 0 ? "0" : number(Number(tick.toPrecision(3))));
-    const places = Math.max(0, -Math.floor(Math.log10(ticks[1] - ticks[0]) + 1e-9));
+    const gap = ticks[1] - ticks[0];
+    let places = 0;
+    while (places < 8 && Math.abs(gap * 10 ** places - Math.round(gap * 10 ** places)) > 1e-6) places++;
     return (tick) => (tick + 0).toFixed(places).replace(/^-(0\.?0*)$/, "$1");
   }
 
@@ -467,15 +481,19 @@
     $("title").textContent = several() ? `${runs.length} runs` : overview.name;
     $("problem").hidden = !overview.problem;
     $("problem").textContent = overview.problem || "";
+    if (isNew($("tiles"), [overview.tiles, overview.problem])) showTiles(overview);
+    if (isNew($("alarms"), overview.alarms)) showAlarms(overview.alarms);
+    if (isNew($("shares"), overview.time)) showShares(overview.time || []);
+    if (isNew($("evaluation"), [overview.tables, overview.manifest])) showEvaluation(overview);
+    if (isNew($("setup"), [look.focus, overview.config_text, overview.facts, ...runs.map((run) => [run.title, run.overview.config])])) showSetup(overview);
+  }
+
+  function showTiles(overview) {
     fill($("tiles"), ...(overview.tiles || []).map((tile) => make("div", { class: `card tile${tile.wide ? " wide" : ""}` },
       make("div", { class: "label", text: tile.label }),
       make("div", { class: `value${tile.good === true ? " good" : tile.good === false ? " bad" : ""}`, text: tile.value + (tile.good === true ? " ✓" : tile.good === false ? " ✗" : "") }),
       tile.note ? make("div", { class: "note", text: tile.note }) : null)));
     if (!(overview.tiles || []).length) fill($("tiles"), make("p", { class: "empty", text: overview.problem ? "" : "Nothing logged yet: the first iteration has not finished." }));
-    showAlarms(overview.alarms);
-    showShares(overview.time || []);
-    showEvaluation(overview);
-    showSetup(overview);
   }
 
   function showAlarms(found) {
@@ -520,10 +538,10 @@
     $("method").hidden = !method;
     if (method) fill($("method"), make("h3", { text: method.name }), make("p", { class: "lead", text: method.summary + (method.summary.includes(method.paper) ? "" : ` (${method.paper})`) }), facts(method.parts));
     $("config-text").textContent = overview.config_text;
-    const known = runs.map((run) => new Map(run.overview.config || []));
-    const keys = [...new Set(known.flatMap((each) => [...each.keys()]))].filter((key) => new Set(known.map((each) => each.get(key))).size > 1);
+    const configs = runs.map((run) => new Map(run.overview.config || []));
+    const keys = [...new Set(configs.flatMap((each) => [...each.keys()]))].filter((key) => new Set(configs.map((each) => each.get(key))).size > 1);
     $("differences").hidden = !several();
-    fill($("differences"), keys.length ? table(["key", ...runs.map((run) => run.overview.name)], keys.map((key) => row([key, ...known.map((each) => each.get(key) ?? "–")])), { caption: "What differs between the configs" })
+    fill($("differences"), keys.length ? table(["key", ...runs.map((run) => run.title)], keys.map((key) => row([key, ...configs.map((each) => each.get(key) ?? "–")])), { caption: "What differs between the configs" })
       : make("p", { class: "empty", text: "The configs do not differ." }));
   }
 
@@ -550,7 +568,7 @@
     }
     return gallery.cards.get(key);
   }
-  const perPage = () => Math.max(1, Math.round(PICTURES_PER_PAGE / Math.max(1, gallery.perStep || 16)));
+  const perPage = () => Math.max(1, Math.round((innerWidth < 700 ? 16 : 48) / Math.max(1, gallery.perStep || 16)));
 
   async function showSamples(fresh = false) {
     const run = focus(), kinds = Object.keys(KINDS).filter((kind) => run.steps[kind].length);
@@ -558,10 +576,7 @@
     if (!kinds.length) return;
     if (!kinds.includes(gallery.kind)) gallery.kind = kinds[0];
     const select = $("samples-kind");
-    if (select.dataset.known !== kinds.join()) {
-      fill(select, ...kinds.map((kind) => make("option", { value: kind, text: KINDS[kind] })));
-      select.dataset.known = kinds.join();
-    }
+    if (isNew(select, kinds)) fill(select, ...kinds.map((kind) => make("option", { value: kind, text: KINDS[kind] })));
     select.value = gallery.kind;
     const heldout = gallery.kind === "heldout";
     $("samples-view").parentElement.hidden = !heldout;
@@ -597,7 +612,7 @@
     const content = $("samples-content");
     if (byPrompt) fill(content, ...histories(shown, found));
     else fill(content, ...shown.map((step, i) => make("div", { class: "moment" }, make("h3", {}, `Iteration ${step} `, make("small", { text: `${found[i].length} samples` })),
-      texts ? completions(found[i]) : make("div", { class: "shots" }, ...found[i].map((card) => shot(card, gallery.shown))))));
+      texts ? completions(found[i], `Completions of iteration ${step}`) : make("div", { class: "shots" }, ...found[i].map((card) => shot(card, gallery.shown))))));
     if (!gallery.shown.length) fill(content, make("p", { class: "empty", text: "none of these could be read" }));
   }
   const evenly = (values, most) => (values.length <= most ? values : Array.from({ length: most }, (_, i) => values[Math.round((i * (values.length - 1)) / (most - 1))]));
@@ -625,16 +640,16 @@
   }
 
   /* A table of completions; a click on a head sorts by it. */
-  function completions(cards) {
+  function completions(cards, label) {
     const names = [...new Set(cards.flatMap((card) => Object.keys(card.rewards)))];
     const columns = [["prompt", (card) => card.prompt], ["completion", (card) => card.text],
       ["total", (card) => card.total], ...names.map((name) => [name, (card) => card.rewards[name]]),
       ["advantage", (card) => card.advantage], ["seed", (card) => card.seed]]
-      .filter(([name, of]) => cards.some((card) => of(card) !== null && of(card) !== undefined) && !(name === "total" && names.length === 1));
+      .filter(([name, of]) => cards.some((card) => of(card) !== null && of(card) !== undefined) && !(name === "total" && names.some((reward) => cards.every((card) => card.rewards[reward] === card.total))));
     const largest = Math.max(1e-9, ...cards.map((card) => Math.abs(card.advantage || 0)));
     const body = make("tbody");
     const heads = columns.map(([name, of]) => {
-      const head = make("th", { scope: "col" }, make("button", { type: "button", text: name }));
+      const head = make("th", { scope: "col", class: ["prompt", "completion"].includes(name) ? "text" : null }, make("button", { type: "button", text: name }));
       head.firstChild.addEventListener("click", () => {
         const down = head.getAttribute("aria-sort") !== "descending";
         heads.forEach((each) => each.removeAttribute("aria-sort"));
@@ -653,7 +668,7 @@
       return cell;
     }))));
     order(cards);
-    return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Completions" }, make("table", { class: "completions" }, make("thead", {}, make("tr", {}, ...heads)), body));
+    return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, make("table", { class: "completions" }, make("thead", {}, make("tr", {}, ...heads)), body));
   }
   const compared = (a, b) => (typeof a === "string" ? a.localeCompare(b) : (a ?? -Infinity) - (b ?? -Infinity));
   const tint = (name, share) => `color-mix(in srgb, var(${name}) ${Math.round(100 * Math.min(1, share))}%, transparent)`;
@@ -665,13 +680,12 @@
   };
   function showColors(cards) {
     const recorded = ["logp", "order"].filter((key) => cards.some((card) => card.tokens?.[key]));
-    const known = recorded.length && cards.some((card) => card.advantage !== null) ? [...recorded, "advantage"] : recorded;
-    $("samples-color-label").hidden = !known.length;
+    const offered = recorded.length && cards.some((card) => card.advantage !== null) ? [...recorded, "advantage"] : recorded;
+    $("samples-color-label").hidden = !offered.length;
     const select = $("samples-color");
-    if (select.dataset.known === known.join()) return;
-    select.dataset.known = known.join();
-    fill(select, make("option", { value: "", text: "nothing" }), ...known.map((key) => make("option", { value: key, text: TOKENS[key].words })));
-    select.value = known[0] || "";
+    if (!isNew(select, offered)) return;
+    fill(select, make("option", { value: "", text: "nothing" }), ...offered.map((key) => make("option", { value: key, text: TOKENS[key].words })));
+    select.value = offered[0] || "";
   }
   function completion(card, tag = "pre", kind = "completion") {
     if (!card.text) return make("span", { class: "empty", text: "empty completion" });
@@ -688,16 +702,21 @@
 
   /* ------------------------------------------------------------------------------------------ base against tuned */
   const compare = { found: null, of: "" };
+  async function askPairs(run) {
+    const found = await ask(run.at("pairs")).catch(() => null);
+    if (run !== focus()) return;
+    compare.found = found;
+    showPairs();
+  }
   function showPairs() {
     const { found } = compare;
-    const known = [["evaluation", found?.evaluation], ["heldout", found?.heldout]].filter(([, each]) => each);
-    $("pairs").hidden = !known.length;
-    if (!known.length) return;
-    const names = known.map(([key, each]) => [key, key === "heldout" ? "evaluations while training" : `flowrl eval: ${each.suite}`]);
+    const there = [["evaluation", found?.evaluation], ["heldout", found?.heldout]].filter(([, each]) => each);
+    $("pairs").hidden = !there.length;
+    if (!there.length) return;
+    const names = there.map(([key, each]) => [key, key === "heldout" ? "evaluations while training" : `flowrl eval: ${each.suite}`]);
     const select = $("pairs-of");
-    if (select.dataset.known !== JSON.stringify(names)) {
+    if (isNew(select, names)) {
       fill(select, ...names.map(([value, text]) => make("option", { value, text })));
-      select.dataset.known = JSON.stringify(names);
       select.value = names.some(([key]) => key === compare.of) ? compare.of : names[0][0];
     }
     $("pairs-of-label").hidden = names.length < 2;
@@ -751,7 +770,7 @@
     const names = Object.keys(rows[last]).filter((key) => rows[last][key]?.counts);
     for (const name of names)
       if (!spread.charts.has(name)) {
-        const figure = { title: name, note: "", axis: false, curves: [], made: () => histogram(name), range: () => rangeOf(name) };
+        const figure = { title: upper(name), note: "", axis: false, curves: [], made: () => histogram(name), range: () => rangeOf(name) };
         spread.charts.set(name, new Chart(figure));
         $("spread-charts").append(spread.charts.get(name).node);
       }
@@ -797,6 +816,7 @@
   /* ------------------------------------------------------------------------------------------- what people can do */
   function showRuns() {
     $("runs").hidden = !several();
+    if (!isNew($("runs"), runs.map((run) => [run.title, run.state.running]))) return;
     fill($("chips"), ...(several() ? runs : []).map((run) => {
       const key = make("span", { class: "key" }), box = make("input", { type: "checkbox" });
       key.style.setProperty("--color", `var(--c${run.id % COLORS})`);
@@ -805,13 +825,11 @@
         run.shown = box.checked;
         touchCharts();
       });
-      return make("li", {}, make("label", {}, box, key, make("span", { text: run.overview.name })), make("span", { class: "path", text: `${run.path}${run.state.running ? ", training" : ""}` }));
+      return make("li", {}, make("label", {}, box, key, make("span", { text: run.title })), make("span", { class: "path", text: `${run.path}${run.state.running ? ", training" : ""}` }));
     }));
     $("focus-label").hidden = !several();
-    if ($("focus").children.length !== runs.length) {
-      fill($("focus"), ...runs.map((run) => make("option", { value: run.id, text: run.overview.name })));
-      $("focus").value = String(look.focus);
-    }
+    fill($("focus"), ...runs.map((run) => make("option", { value: run.id, text: run.title })));
+    $("focus").value = String(look.focus);
   }
   function showStatus(lost) {
     const { state, overview } = focus(), status = $("status");
@@ -824,8 +842,7 @@
   function showSections() {
     const open = [...document.querySelectorAll("main > section")].filter((section) => !section.hidden);
     const names = open.map((section) => section.id).join();
-    if ($("sections").dataset.known === names) return;
-    $("sections").dataset.known = names;
+    if (!isNew($("sections"), names)) return;
     fill($("sections"), ...open.map((section) => make("li", {}, make("a", { href: `#${section.id}`, text: section.querySelector("h2").textContent }))));
   }
 
@@ -863,9 +880,9 @@
   }
 
   function listen() {
-    let known = "auto";
-    try { known = localStorage.getItem("flowrl-theme") || "auto"; } catch { /* as above */ }
-    setTheme(["light", "dark"].includes(known) ? known : "auto");
+    let chosen = "auto";
+    try { chosen = localStorage.getItem("flowrl-theme") || "auto"; } catch { /* as above */ }
+    setTheme(["light", "dark"].includes(chosen) ? chosen : "auto");
     $("theme").addEventListener("click", () => setTheme({ auto: "light", light: "dark", dark: "auto" }[$("theme").dataset.theme]));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
     $("stop").addEventListener("click", stopRun);
@@ -874,8 +891,7 @@
       Object.assign(gallery, { page: 0, what: null });
       spread.at = null;
       showAll();
-      compare.found = await ask(focus().at("pairs")).catch(() => null);
-      showPairs();
+      await askPairs(focus());
       showSections();
     });
     $("smoothing").addEventListener("input", () => {
@@ -960,14 +976,20 @@
           if (first) showAll();
         }
         const evaluations = run.steps.heldout.length;
-        const [, , , , steps] = await Promise.all([run.grow("metrics"), run.grow("memory"), run.grow("histograms"), run.grow("said"), ask(run.at("steps"))]);
-        run.steps = steps || run.steps;
-        if (run === focus() && (first || run.steps.heldout.length !== evaluations || run.evaluated !== run.overview.tables?.length)) {
-          run.evaluated = run.overview.tables?.length;
-          compare.found = await ask(run.at("pairs")).catch(() => null);
-          showPairs();
-        }
-        showAll();
+        const here = (show) => () => { if (run === focus()) show(); };
+        await Promise.all([
+          run.grow("metrics").then(touchCharts), run.grow("memory").then(touchCharts),
+          run.grow("histograms").then(here(showSpread)), run.grow("said").then(here(showLog)),
+          ask(run.at("steps")).then(async (steps) => {
+            run.steps = steps || run.steps;
+            if (run !== focus()) return;
+            await showSamples();
+            if (!first && run.steps.heldout.length === evaluations && run.evaluated === run.overview.tables?.length) return;
+            run.evaluated = run.overview.tables?.length;
+            await askPairs(run);
+          }),
+        ]);
+        showSections();
       } while (run.again);
       if (performance.now() - run.asked < OVERVIEW_MS && !saved) {
         clearTimeout(run.timer);
