@@ -182,14 +182,14 @@ def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout,
     """Some of the samples of the iteration that ended, with their advantage [N], on disk; the first process writes."""
     rows = spaced(len(made.prompts), session.config.log.samples)
     samples = gathered(made.samples, made.share, rows, made.prompts)
-    facts = _token_facts(session.policy, made, rows)
+    facts = token_facts(session.policy, made, rows)
     if session.ranks.rank == 0:
         done = session.progress.iteration
         numbers = {"seeds": made.seeds, "count": len(rows), "rows": rows, "facts": facts}
         directory.save_samples(done, samples, made.scores, advantage, **numbers)
 
 
-def _token_facts(policy: Policy, made: ScoredRollout, rows: Tensor) -> list[dict[str, Any]] | None:
+def token_facts(policy: Policy, made: ScoredRollout, rows: Tensor) -> list[dict[str, Any]] | None:
     """Of the completions with these numbers [n]: ``tokens``, the text of each token that counts, with its
     log-probability as the sampler computed it, or the decoding step at which it was fixed. None of other media."""
     trace = made.rollout.trace

@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 
 import pytest
 
@@ -15,6 +18,7 @@ from flowrl.records.owner import ask_to_stop, owner
 from flowrl.records.sample_files import write_image
 from flowrl.report.columns import Columns, Lines, memory_row
 from flowrl.report.feed import Feed
+from flowrl.report.watching import beside
 from tests.unit.test_report import EVIL, add_heldout, add_samples, metrics, new_run, picture
 
 testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra `server`")
@@ -198,6 +202,20 @@ def test_a_run_is_stopped_by_who_has_the_token_twice(tmp_path):
     assert answer.status_code == 200 and answer.json() == {"said": "stopped run"}
     refused = guest(run, stop=ask_to_stop).post("/runs/0/stop", headers={PROOF: TOKEN})
     assert refused.status_code == 409 and "nothing to stop" in refused.text
+
+
+@pytest.mark.slow
+def test_a_page_beside_a_run_ends_with_it(tmp_path):
+    said = []
+    with beside(new_run(tmp_path / "run"), said.append):
+        end = time.monotonic() + 60
+        while not said and time.monotonic() < end:
+            time.sleep(0.02)
+        (address,) = re.findall(r"live page: (http://127\.0\.0\.1:\d+/\?token=[\w-]+)", said[0])
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(), urllib.request.ProxyHandler({}))
+        assert b"What the run said" in opener.open(address, timeout=60).read()
+    with pytest.raises(OSError):
+        opener.open(address, timeout=5)
 
 
 HOLDER = """

@@ -71,7 +71,7 @@
     return make("dl", { class: "facts" }, ...pairs.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
   }
   function marks(pairs) {
-    return make("dl", { class: "marks" }, ...pairs.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
+    return make("dl", { class: "marks" }, ...pairs.map(([name, value]) => make("div", {}, make("dt", { text: name }), make("dd", { text: value }))));
   }
   function scores(card) {
     const values = Object.entries(card.rewards || {});
@@ -305,7 +305,7 @@
           y: { range: (_, low, high) => reach(low, high, rule, found.series.some((each) => each.area || each.bars)) },
         },
         axes: [
-          { ...axis, values: (_, ticks) => ticks.map((tick) => (look.axis !== "time" && figure.axis !== false && tick % 1 ? "" : number(tick))), size: 32, space: 56 },
+          { ...axis, values: (_, ticks) => ticks.map(number), size: 32, space: 56, ...(look.axis === "time" || figure.axis === false ? {} : { incrs: WHOLE }) },
           { ...axis, values: (_, ticks) => ticks.map(distinct(ticks)), size: 58, space: 34 },
         ],
         series: [{}, ...series],
@@ -423,6 +423,7 @@
     return (tick) => (tick + 0).toFixed(places).replace(/^-(0\.?0*)$/, "$1");
   }
 
+  const WHOLE = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8].flatMap((power) => [power, 2 * power, 5 * power]);
   const charts = new Map();
   const figureId = (figure) => `${figure.group}: ${figure.title}`;
 
