@@ -23,6 +23,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
+from flowrl.models.merging import MergedAdapter, check_merging
 from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
@@ -40,6 +41,7 @@ def load_policy(
     call: Mapping[str, Any] | None = None,
     lora: LoRAOptions | None = None,
     full: bool = False,
+    merge_adapters: bool = False,
     dtype: str = "float32",
     trained_dtype: str = "float32",
     device: str = "auto",
@@ -65,6 +67,7 @@ def load_policy(
         call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``num_frames``,
             ready-made ``prompt_embeds``, ...
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead.
+        merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
         dtype: precision of the frozen parts.
         trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
@@ -81,6 +84,8 @@ def load_policy(
     placement = place(dtype, device)
     options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
     check_offload(offload, options, compile=compile, shard=shard, quantize=quantize)
+    if merge_adapters:
+        check_merging(options, dtype=dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
@@ -91,6 +96,7 @@ def load_policy(
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
+    policy.merged = MergedAdapter(network, policy.weights) if merge_adapters else None
     _speed_up(policy, attention, compile, prompt_cache)
     _check(policy, parity, pace)
     return policy
