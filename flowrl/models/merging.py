@@ -16,16 +16,19 @@ from flowrl.models.weights import LIVE, WeightSets
 
 
 def check_merging(
+    merge: bool,
     lora: LoRAOptions | None,
-    *,
     dtype: str,
+    *,
     compile: bool = False,
     shard: str = "none",
     quantize: str | None = None,
     offload: str = "none",
 ) -> None:
-    """Raise `UserError` where an adapter (``None``: full fine-tuning) cannot be merged, or predictions would differ
-    from the adapter's by more than float32 rounds."""
+    """Raise `UserError` where an adapter (``None``: full fine-tuning) that is to be merged (``merge``) cannot be, or
+    predictions would differ from its own by more than float32 rounds."""
+    if not merge:
+        return
     reasons = {
         "model.full trains every layer, so there is no adapter": lora is None,
         f"model.dtype={dtype} rounds merged weights, so that ratios are not 1 before the first update": (
@@ -39,9 +42,7 @@ def check_merging(
     }
     for reason, found in reasons.items():
         if found:
-            raise UserError(
-                f"model.merge_adapters adds adapters to float32 weights, and {reason}; set it to false"
-            )
+            raise UserError(f"model.merge_adapters adds adapters to float32 weights, and {reason}; set it to false")
 
 
 class MergedAdapter:

@@ -103,7 +103,7 @@ def _check_merging(model: ModelConfig) -> None:
     from flowrl.models.merging import check_merging
 
     options = {key: getattr(model, key) for key in ("dtype", "compile", "shard", "quantize", "offload")}
-    check_merging(model.arguments("diffusion")["lora"], **options)
+    check_merging(True, model.arguments("diffusion")["lora"], **options)
 
 
 def _check_name(path: str) -> None:

@@ -17,7 +17,7 @@ from flowrl.models.lora import LoRAOptions, adapt, trained_parameters
 from flowrl.models.merging import MergedAdapter, check_merging
 from flowrl.models.weights import PointerWeights
 from flowrl.runtime.timing import PhaseTimer
-from flowrl.session import Session, open_session
+from flowrl.session import open_session
 from flowrl.startup.model_checks import check_model
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
@@ -167,7 +167,7 @@ def test_the_base_comes_back_bit_for_bit_also_after_an_error() -> None:
 )
 def test_what_cannot_be_merged_is_refused_by_its_key(options: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=rf"^model\.merge_adapters .*{key}.*false$"):
-        check_merging(**{"lora": LoRAOptions(), "dtype": "float32", **options})
+        check_merging(**{"merge": True, "lora": LoRAOptions(), "dtype": "float32", **options})
 
 
 def test_a_config_is_refused_before_a_model_is_loaded() -> None:

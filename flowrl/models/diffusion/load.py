@@ -68,12 +68,10 @@ def load_policy(
             ready-made ``prompt_embeds``, ...
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead.
         merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
-        dtype: precision of the frozen parts.
-        trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
+        dtype: precision of the frozen parts; ``trained_dtype``: of the trained ones, float32 or this one's bfloat16.
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks, once for all numbers of rows.
-        decode_batch: images decoded at once.
-        vae_slicing, vae_tiling, offload: see `flowrl.models.diffusion.offload`.
+        decode_batch: images decoded at once; vae_slicing, vae_tiling, offload: `flowrl.models.diffusion.offload`.
         prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
         quantize, quantize_encoders: hold linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
@@ -84,20 +82,17 @@ def load_policy(
     placement = place(dtype, device)
     options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
     check_offload(offload, options, compile=compile, shard=shard, quantize=quantize)
-    if merge_adapters:
-        check_merging(options, dtype=dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
+    check_merging(merge_adapters, options, dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
-    adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
-    policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
-    policy.merged = MergedAdapter(network, policy.weights) if merge_adapters else None
-    _speed_up(policy, attention, compile, prompt_cache)
+    policy = DiffusionPolicy(recorder, calibrate(recorder), trained_parameters(network, options), **facts)
+    _speed_up(policy, attention, compile, prompt_cache, merge_adapters)
     _check(policy, parity, pace)
     return policy
 
@@ -249,7 +244,7 @@ def _open(
     return where, opened, {} if embedded is None else CALL
 
 
-def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool) -> None:
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool, merge: bool) -> None:
     """What is switched on once it is known how the pipeline calls its denoiser."""
     if prompt_cache:
         policy.encoder.keep()
@@ -257,6 +252,8 @@ def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, pro
         use_attention(policy, attention)
     if compile:
         compile_blocks(policy.network)
+    if merge:
+        policy.merged = MergedAdapter(policy.network, policy.weights)
 
 
 def _checkpoint(network: Any) -> None:
