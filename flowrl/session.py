@@ -196,10 +196,9 @@ class Session:
             parts: list[Rollout] = []
             while True:
                 with timer("sample"):  # what it waits for the next worker, while the samples before are scored
-                    answer = next(found, None)
-                if answer is None:
+                    made, decoded = next(found, (None, []))
+                if made is None:
                     break
-                made, decoded = answer
                 samples = kept.add(as_samples([texts[group] for group in made.group.tolist()], decoded, made.feedback))
                 with timer("reward"):
                     scoring.add(samples)
