@@ -202,7 +202,9 @@ def _phases(given: _Given) -> dict[str, Phase]:
     keys = "model.offload, model.quantize, model.dtype"
     phases = {
         "load": Phase(given.resident, host + found.network * given.number, keys),
-        "encode": Phase(trained + (max(given.encoders, default=0.0) if waits else 0.0), host, keys),
+        "encode": Phase(
+            trained + (max(given.encoders, default=0.0) if config.model.offload == "encoders" else 0.0), host, keys
+        ),
         "sample": Phase(trained + sampling, host + given.kept(), "train.sample_batch, train.images"),
         "decode": Phase(
             trained + decoding + (given.vae if waits else 0.0),
