@@ -27,6 +27,7 @@ from flowrl.models.hub import downloaded, is_hub_id
 from flowrl.models.lora import LoRAOptions, adapt
 from flowrl.models.lora_preview import UNTOLD, untrained_denoiser, untrained_language_model
 from flowrl.models.placement import DTYPES, checkpoint_blocks, listed_blocks
+from flowrl.models.text.network import CACHE_NAMES, cache_of
 
 PROBES = 2
 """Prompts of the checks when a model is loaded, and of those of an export."""
@@ -394,14 +395,11 @@ def _decoding_tokens(network: Any, body: Any, tokens: int, at: Portions) -> int:
 
     drawing = _drawing(network, at.sampled) + 4 * at.sampled * network.config.get_text_config().vocab_size
     before = max(tokens - 1, 1)
-    with torch.no_grad(), counting(at.lower) as (held, _):
-        first = body(_ids(at.sampled, before), use_cache=True)
-        cache = first.past_key_values
-        del first
+    name = next(name for name in CACHE_NAMES if name in inspect.signature(body.forward).parameters)
+    with torch.no_grad(), counting(at.lower) as (held, _), fetched_layers(network) if at.fetched else nullcontext():
+        cache = cache_of(body(_ids(at.sampled, before), use_cache=True))
         held.restart()
         kept = held.now
-        with fetched_layers(network) if at.fetched else nullcontext():
-            step = body(_ids(at.sampled, 1), past_key_values=cache, use_cache=True)
+        body(_ids(at.sampled, 1), **{name: cache}, use_cache=True)
         peak = held.peak
-        del step
     return peak + int(kept * (reserved(at.prompt, tokens) / before - 1)) + drawing

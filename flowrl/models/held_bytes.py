@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ class HeldBytes(TorchDispatchMode):
         self.peak = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return args[0].dtype == torch.bool  # of a question such as whether nothing is padded: yes
         before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
@@ -94,6 +96,15 @@ class _AsOnDevice(TorchFunctionMode):
             return _Attention.apply(*args[:3], *(kwargs[key] for key in ("query", "key", "value")[len(args) :]))
         return func(*args, **kwargs)
 
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Inside there is no autocast."""
+        before, self._lower = self._lower, None
+        try:
+            yield
+        finally:
+            self._lower = before
+
     def _lowered(self, x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == self._lower:
             return x
@@ -126,12 +137,20 @@ class _Attention(torch.autograd.Function):
 @contextmanager
 def counting(lower: torch.dtype | None = None) -> Iterator[tuple[HeldBytes, Callable[[], None]]]:
     """Inside, meta tensors are counted; ``lower``: under autocast to it. Also what to call where autocast ends."""
-    as_on_device = _AsOnDevice(lower)
-    held = HeldBytes()
+    as_on_device, held = _AsOnDevice(lower), HeldBytes()
+    real: Any = torch.autocast
+
+    def autocast(device_type: str, *args: Any, enabled: bool = True, **kwargs: Any) -> Any:
+        if device_type != "meta":
+            return real(device_type, *args, enabled=enabled, **kwargs)
+        return nullcontext() if enabled else as_on_device.switched_off()
+
+    torch.autocast = autocast  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with as_on_device, held:
             yield held, as_on_device.forget
     finally:
+        torch.autocast = real
         as_on_device.forget()
 
 
@@ -149,7 +168,10 @@ def training_bytes(call: Callable[[], Any], trained: Iterable[nn.Parameter], low
     with torch.enable_grad(), counting(lower) as (held, end):
         outputs = [out for out in tree_leaves(call()) if isinstance(out, Tensor) and out.requires_grad]
         end()
-        torch.autograd.backward(outputs, [torch.empty_like(out) for out in outputs])
+        slopes = tuple(torch.empty_like(out) for out in outputs)
+        # not `torch.autograd.backward`, inside of which there are no modes, and blocks would be recomputed without
+        engine: Any = torch.autograd.Variable._execution_engine
+        engine.run_backward(tuple(outputs), slopes, False, False, (), allow_unreachable=True, accumulate_grad=True)
         return held.peak
 
 
