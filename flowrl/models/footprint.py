@@ -45,6 +45,8 @@ class Portions:
     """Samples."""
     updated: int
     """Network rows of an update, a pair of guidance's branches being one."""
+    groups: int = 1
+    """Of those samples: prompts that are read once for all of a group."""
     decoded: int = 1
     """Images."""
     prompts: int = 1
@@ -126,7 +128,9 @@ class Footprint:
     """Bytes of an encoded prompt."""
 
 
-def footprint(path: str, family: str, lora: LoRAOptions | None, call: Mapping[str, Any], at: Portions) -> Footprint | None:
+def footprint(
+    path: str, family: str, lora: LoRAOptions | None, call: Mapping[str, Any], at: Portions
+) -> Footprint | None:
     """Of the model in a local folder, embedded world or the hub's local cache; ``None`` where its files are not here or
     do not tell."""
     folder = embedded_model(path, family) or Path(path).expanduser()
@@ -135,6 +139,21 @@ def footprint(path: str, family: str, lora: LoRAOptions | None, call: Mapping[st
         if found is None:
             return None
         folder = found
+    stamp = max((file.stat().st_mtime_ns for file in folder.rglob("*.json")), default=0)
+    key = repr((folder, stamp, family, lora, sorted(call.items()), at))
+    if key not in _FOUND:
+        _FOUND.clear()  # it is for what is asked twice: by a plan and its run, or run after run
+        _FOUND[key] = _footprint(folder, family, lora, call, at)
+    return _FOUND[key]
+
+
+_FOUND: dict[str, Footprint | None] = {}
+"""The latest."""
+
+
+def _footprint(
+    folder: Path, family: str, lora: LoRAOptions | None, call: Mapping[str, Any], at: Portions
+) -> Footprint | None:
     from accelerate import init_empty_weights
 
     try:
@@ -144,7 +163,7 @@ def footprint(path: str, family: str, lora: LoRAOptions | None, call: Mapping[st
                 return None
             network, defaults, excluded = made
             size = _numbers(network)
-            network.to(at.frozen if lora is not None else at.trained)
+            nn.Module.to(network, at.frozen if lora is not None else at.trained)  # diffusers' own warns
             adapt(network, lora, defaults, excluded, at.trained)
             sizes = Footprint(size, _trained(network), largest=_largest(network), gathered=_gathered(network, lora))
             if family == "diffusion":
@@ -228,8 +247,8 @@ def _image_model(folder: Path, network: Any, sizes: Footprint, call: Mapping[str
     state = _numbers_of(latent) * 4
     decoding = 0 if vae is None else _decoding(vae, latent, at)
     encoding = max((_encoding(part, call, at) for name, part in parts.items() if name != "vae"), default=0)
-    probing = max(_without_gradient(network, lambda: run(probed), at), decoding // max(at.decoded, 1) * PROBES)
-    sampling = _without_gradient(network, lambda: run(sampled), at) + 4 * at.sampled * state
+    sampling = _without_gradient(network, lambda: run(sampled), at)
+    probing = max(sampling * probed // sampled, decoding * PROBES // at.decoded)
     if at.checkpointed:
         network.enable_gradient_checkpointing()
     updating = _in_training(network, lambda: run(at.updated * (branches if at.both else 1)), at)
@@ -240,7 +259,7 @@ def _image_model(folder: Path, network: Any, sizes: Footprint, call: Mapping[str
     return replace(
         sizes,
         others={name: _numbers(part) for name, part in parts.items()},
-        computing=Computing(probing, encoding, sampling, decoding, known),
+        computing=Computing(probing, encoding, sampling + 4 * at.sampled * state, decoding, known),
         latent=latent,
         image=image,
         encoded=encoded * BRANCHES,
@@ -283,7 +302,7 @@ def _other_parts(folder: Path, index: Mapping[str, Any], at: Portions) -> dict[s
             part = kind.from_config(kind.load_config(folder / name))
         else:
             part = kind(kind.config_class.from_pretrained(folder / name))
-        found[name] = part.to(at.frozen).eval()
+        found[name] = nn.Module.to(part, at.frozen).eval()
     return found
 
 
@@ -354,10 +373,11 @@ def _text_model(network: Any, family: str, at: Portions) -> Computing:
         sampling = whole and max(whole, _drawing(network, at.sampled * at.drawn))
     if at.checkpointed:
         checkpoint_blocks(network)
-    weight = network.get_output_embeddings().weight
-    if not at.widened:  # whose products are in float32 without
+    layer = network.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if weight is not None and not at.widened:  # whose products are in float32 without
         weight = weight.detach().float().requires_grad_(weight.requires_grad)
-    updating = _in_training(network, lambda: _scored(network, body, weight, tokens, at), at)
+    updating = _in_training(network, lambda: _scored(body, weight, getattr(layer, "bias", None), tokens, at), at)
     return Computing(probing=probing, sampling=sampling, updating=updating)
 
 
@@ -369,14 +389,16 @@ def _uncached(body: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
 
 
-def _scored(network: Any, body: Any, weight: Tensor, tokens: int, at: Portions) -> Any:
-    """The log-probabilities of the completions of a micro-batch, and what a critic's copy of the network keeps."""
+def _scored(body: Any, weight: Tensor | None, bias: Tensor | None, tokens: int, at: Portions) -> Any:
+    """The log-probabilities of the completions of a micro-batch, and what a critic's copy of the network keeps; of a
+    model without a vocabulary layer its states."""
     states = body(_ids(at.updated, tokens), **_uncached(body))[0]
     kept = body(_ids(at.updated, tokens), **_uncached(body))[0] if at.valued else None
     count = at.updated * min(at.length, tokens)
     picked = states.flatten(0, 1).index_select(0, torch.zeros(count, dtype=torch.int64))
-    bias, labels = getattr(network.get_output_embeddings(), "bias", None), torch.zeros(count, dtype=torch.int64)
-    logp, _ = selective_log_softmax(picked, weight, bias, labels, entropy=True)
+    if weight is None:
+        return picked, kept
+    logp, _ = selective_log_softmax(picked, weight, bias, torch.zeros(count, dtype=torch.int64), entropy=True)
     return logp, kept
 
 
@@ -390,16 +412,18 @@ def _drawing(network: Any, count: int) -> int:
 
 
 def _decoding_tokens(network: Any, body: Any, tokens: int, at: Portions) -> int:
-    """Of making completions token by token: the cache of all rows as wide as it gets, a step, and its draw."""
+    """Of making completions token by token: reading the prompts, or the cache of all rows as wide as it gets, a step
+    and its draw."""
     from flowrl.models.causal.growing import reserved
 
     drawing = _drawing(network, at.sampled) + 4 * at.sampled * network.config.get_text_config().vocab_size
     before = max(tokens - 1, 1)
     name = next(name for name in CACHE_NAMES if name in inspect.signature(body.forward).parameters)
-    with torch.no_grad(), counting(at.lower) as (held, _), fetched_layers(network) if at.fetched else nullcontext():
+    reading = forward_bytes(lambda: body(_ids(at.groups, at.prompt), use_cache=True), at.lower)
+    with torch.no_grad(), counting(at.lower) as (held, _):
         cache = cache_of(body(_ids(at.sampled, before), use_cache=True))
         held.restart()
         kept = held.now
         body(_ids(at.sampled, 1), **{name: cache}, use_cache=True)
         peak = held.peak
-    return peak + int(kept * (reserved(at.prompt, tokens) / before - 1)) + drawing
+    return max(reading, peak + int(kept * (reserved(at.prompt, tokens) / before - 1)) + drawing)

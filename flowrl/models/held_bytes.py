@@ -21,13 +21,52 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 LOWERED = frozenset(
-    "linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm einsum chain_matmul prelu conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d scaled_dot_product_attention".split()
+    [
+        "linear",
+        "matmul",
+        "__matmul__",
+        "__rmatmul__",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "addbmm",
+        "einsum",
+        "chain_matmul",
+        "prelu",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "scaled_dot_product_attention",
+    ]
 )
 """Functions whose floating-point arguments autocast casts to the lower precision, by their names in Python."""
 RAISED = frozenset(
-    "layer_norm group_norm softmax log_softmax pow __pow__ __rpow__ rsqrt sum prod cumsum cumprod norm exp log softplus "
-    "cosine_similarity mse_loss renorm cdist".split()
+    [
+        "layer_norm",
+        "group_norm",
+        "softmax",
+        "log_softmax",
+        "pow",
+        "__pow__",
+        "__rpow__",
+        "rsqrt",
+        "sum",
+        "prod",
+        "cumsum",
+        "cumprod",
+        "norm",
+        "exp",
+        "log",
+        "softplus",
+        "cosine_similarity",
+        "mse_loss",
+        "renorm",
+        "cdist",
+    ]
 )
 """Those whose arguments it casts to float32."""
 

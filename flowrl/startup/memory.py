@@ -1,6 +1,6 @@
 """What memory a run takes, phase by phase, before anything of it is paid: from the config and shapes alone.
 
-The phases are those that `flowrl.runtime.memory_log` measures. Counted are the tensors of this process, at most at once:
+The phases are those that `flowrl.runtime.memory_log` measures. Counted are this process' tensors, at most at once:
 - weights: the frozen network and the other parts in their precisions, in a few bits where they are quantised; every
   weight set in model.trained_dtype, its averages in float32; of model.shard=fsdp a rank's part and what is gathered;
 - the optimiser's state, measured on one matrix: moments of whatever class optimizer.use names, and masters;
@@ -16,22 +16,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowrl.config import Config
 from flowrl.config.schema import OptimizerConfig
-from flowrl.devices import default_kind
+from flowrl.devices import count, default_kind
 from flowrl.errors import counted, is_out_of_memory
 from flowrl.launcher import launch
 from flowrl.models.footprint import Footprint, Portions, footprint
 from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
-from flowrl.runtime.optimizers import build_optimizer, optimizer_state
+from flowrl.runtime.memory_log import room
+from flowrl.runtime.optimizers import build_optimizer, optimizer_class, optimizer_state
 from flowrl.score.kept import PICTURES_FROM
 from flowrl.startup.workload import Workload, workload
 
@@ -41,6 +42,9 @@ QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 """Bytes of a number: of NF4 its 4 bits and a scale for every 64 (arXiv:2305.14314, without its double quantisation)."""
 PROMPTS_KEPT = 1 << 30
 """Bytes of encoded prompts that a policy remembers at most (`flowrl.models.diffusion.condition.Encoder`)."""
+NEAR = 0.85
+"""Share of the memory above which a run is near its end: what the estimate does not count comes on top."""
+ON_HOST = "data.prompts, data.group, train.images"
 TRIAL = 256
 """Rows and columns of the matrix that an optimiser's state is measured on: as large as the layers of small networks,
 and above the 4096 numbers below which bitsandbytes keeps 32 bits."""
@@ -97,6 +101,8 @@ def estimate(config: Config, algorithm: Algorithm, work: Workload) -> Estimate |
     notes = [] if found.computing.known else ["what its backward keeps is not known: update counts weights alone"]
     if algorithm.family != "diffusion" and config.model.max_prompt is None:
         notes.append(f"prompts are taken to have {at.prompt} tokens (model.max_prompt)")
+    if getattr(algorithm.sampler, "engine", None) is not None:
+        notes.append("what vLLM takes beside the trainer (model.vllm.gpu_memory_utilization) is not counted")
     if config.model.shard != "none":
         notes.append(f"model.shard: as one of {counted(given.ranks, 'ranks')}")
     return Estimate(_phases(given), tuple(notes))
@@ -111,6 +117,7 @@ def _portions(config: Config, algorithm: Algorithm, work: Workload) -> Portions:
     most = max(1, work.training_forwards // (train.epochs * train.updates))
     return Portions(
         sampled=sampled,
+        groups=-(-sampled // config.data.group),
         updated=min(rows, most),
         decoded=min(model.decode_batch, sampled),
         prompts=work.prompts,
@@ -129,6 +136,38 @@ def _portions(config: Config, algorithm: Algorithm, work: Workload) -> Portions:
         valued=model.critic_for(algorithm.valued) == "network",
         widened=_kind(config) != "cuda",
     )
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """What a machine has too little of."""
+
+    lacking: bool
+    """Whether the estimate is above what there is; else it is near it."""
+    sentence: str
+
+
+def shortage(found: Estimate, config: Config) -> Shortage | None:
+    """Whether the machine at hand has less memory than a run takes, of the device first; ``None`` where it has enough
+    or nobody knows what it has."""
+    kind = _kind(config)
+    which = torch.device(config.model.device if ":" in config.model.device else kind)
+    places = [("the host", "host", room([]))]
+    if kind != "cpu":
+        devices = [which] if which.index is not None else [torch.device(kind, i) for i in range(count(kind))]
+        places.insert(0, ("the device", "device", room(devices) if devices else None))
+    for lacking, share in ((True, 1.0), (False, NEAR)):
+        for place, name, there in places:
+            phase, needed = max(((p, getattr(v, name)) for p, v in found.phases.items()), key=lambda item: item[1])
+            if there is None or needed <= share * there:
+                continue
+            keys = found.phases[phase].keys if name == "device" or kind == "cpu" else ON_HOST
+            than = "which has" if lacking else "which has no more than"
+            return Shortage(
+                lacking,
+                f"the phase {phase} takes about {size(needed)} of {place}, {than} {size(there)} for it; lower: {keys}",
+            )
+    return None
 
 
 def estimated_peaks(config: Config, algorithm: Algorithm) -> dict[str, tuple[float, float]]:
@@ -229,7 +268,8 @@ class _Given:
     @property
     def sets(self) -> float:
         """All weight sets after an update."""
-        plain = self.learnt + self.numbers * len(self.named - self.averages)
+        older = self.config.train.staleness
+        plain = self.learnt + self.numbers * (len(self.named - self.averages) + older)
         return plain * self.trained_number + self.numbers * len(self.averages) * FULL
 
     @property
@@ -254,10 +294,12 @@ class _Given:
 
     @property
     def stepping(self) -> float:
-        """What a step holds beside gradients and state: nothing where it is fused, or one tensor after the other; else
-        an intermediate result of all tensors."""
-        fused = self.config.optimizer.use == "AdamW" or "bit" in self.config.optimizer.use
-        return 0.0 if fused else self.gradients
+        """What a step holds beside gradients and state: classes of torch.optim but fused AdamW an intermediate result
+        of all tensors, others that of one."""
+        options = self.config.optimizer
+        alone = self.config.model.trained_dtype != "float32" and not options.masters
+        of_torch = optimizer_class(options.use).__module__.startswith("torch.optim")
+        return self.gradients if of_torch and options.use != "AdamW" and not alone else 0.0
 
     @property
     def remembered(self) -> float:
@@ -309,7 +351,8 @@ def _phases(given: _Given) -> dict[str, Phase]:
     )
     encoder, vae = (max(given.encoders, default=0.0), given.vae) if waits else (0.0, 0.0)
     resident, kept = given.resident, host + given.kept()
-    update = given.gradients + max(given.fetched + held.updating, given.stepping)
+    gathered = given.fetched * (2 if config.model.full else 1)  # FSDP's gradients too, before they are parted
+    update = given.gradients + max(gathered + held.updating, given.stepping)
     written = given.sets + given.state
     exported = 0.0 if config.model.full or given.ranks > 1 else given.fetched + max(held.probing, encoder, vae)
     phases = {
@@ -321,7 +364,9 @@ def _phases(given: _Given) -> dict[str, Phase]:
         "sample": Phase(
             resident + max(encoder + held.encoding, given.fetched + held.sampling),
             kept,
-            "train.sample_batch, train.images" if held.sampling >= encoder + held.encoding else "model.quantize_encoders",
+            "train.sample_batch, train.images"
+            if held.sampling >= encoder + held.encoding
+            else "model.quantize_encoders",
         ),
         "decode": Phase(
             resident + vae + held.decoding, kept, "model.decode_batch, model.vae_slicing, model.vae_tiling"
@@ -334,7 +379,11 @@ def _phases(given: _Given) -> dict[str, Phase]:
         del phases["decode"]
     if _kind(config) != "cpu":
         return phases
-    return {name: replace(p, device=0.0, host=p.device + p.host) for name, p in phases.items()}
+    samples = given.kept()  # of a run on the CPU that is mostly samples, other keys hardly lower it
+    return {
+        name: Phase(0.0, p.device + p.host, ON_HOST if samples > p.device and name != "load" else p.keys)
+        for name, p in phases.items()
+    }
 
 
 def state_bytes(options: OptimizerConfig, *, half: bool) -> float:
