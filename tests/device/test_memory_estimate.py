@@ -61,12 +61,12 @@ def save_text_model(folder: Path, kind: str, width: int, depth: int, vocabulary:
 
 IMAGES: dict[str, dict[str, Any]] = {
     "image, small": {"width": 128, "depth": 4, "latents": 16, "vae": (32, 64, 64)},
-    "image, medium": {"width": 320, "depth": 6, "latents": 16, "vae": (32, 64, 64)},
-    "image, large": {"width": 448, "depth": 6, "latents": 24, "vae": (48, 64, 96)},
+    "image, medium": {"width": 256, "depth": 4, "latents": 16, "vae": (32, 64, 64)},
+    "image, large": {"width": 320, "depth": 5, "latents": 24, "vae": (32, 64, 64)},
 }
 TEXTS: dict[str, dict[str, Any]] = {
-    "text, causal": {"kind": "causal", "width": 256, "depth": 6, "vocabulary": 4000},
-    "text, masked": {"kind": "masked", "width": 384, "depth": 4, "vocabulary": 2000},
+    "text, causal": {"kind": "causal", "width": 256, "depth": 4, "vocabulary": 4000},
+    "text, masked": {"kind": "masked", "width": 256, "depth": 4, "vocabulary": 2000},
 }
 
 
@@ -78,22 +78,22 @@ def run_of(name: str, root: Path, **changes: Any) -> Path:
     prompts.write_text("\n".join(lines) + "\n")
     mine.write_text(
         "def brightness(images, prompts, **columns):\n    return images.flatten(1).mean(dim=1)\n"
-        "def digits(completions, prompts, **columns):\n    return [float(sum(map(str.isdigit, c))) for c in completions]\n"
+        "def digits(completions, prompts, **columns):\n    return [sum(map(str.isdigit, c)) / 9 for c in completions]\n"
     )
     made: dict[str, Any] = {
         "model": {"path": str(root / name), "device": "fakegpu", "lora": {"rank": 16, "alpha": 16}},
-        "data": {"train": str(prompts), "test": None, "prompts": 2, "group": 2},
-        "train": {"iterations": 2, "micro_batch": 2, "sample_batch": 4, "threads": 1},
+        "data": {"train": str(prompts), "test": None, "prompts": 1, "group": 2},
+        "train": {"iterations": 2, "micro_batch": 1, "sample_batch": 2, "threads": 1},
         "eval": {"every": 0, "weights": "ema"},
         "checkpoint": {"every": 1},
         "monitor": {"samples": 0},
     }
     if image:
-        made["model"] |= {"call": {"guidance_scale": 4.0, "max_sequence_length": 64}, "decode_batch": 2}
+        made["model"] |= {"call": {"guidance_scale": 4.0, "max_sequence_length": 32}, "decode_batch": 2}
         made["algorithm"] = {"use": "flow_grpo", "sampler": {"steps": 2}}
     else:
         made["model"] |= {"max_prompt": 64}
-        sizes = {"length": 64} if "causal" in name else {"length": 64, "steps": 8, "block": 32}
+        sizes = {"length": 32} if "causal" in name else {"length": 32, "steps": 2, "block": 32}
         made["algorithm"] = {"use": "grpo" if "causal" in name else "diffu_grpo", **sizes}
     for section, values in changes.items():
         made[section] = {**made.get(section, {}), **values}
@@ -122,7 +122,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "text, full in bf16, no masters": ("text, causal", {**model(**FULL), "optimizer": {"masters": False}}),
     "text, full, SGD": ("text, masked", {**model(full=True), "optimizer": {"use": "SGD", "lr": 1e-3}}),
     "text, full, Adafactor": ("text, masked", {**model(full=True), "optimizer": {"use": "Adafactor", "lr": 1e-3}}),
-    "text, a critic": ("text, causal", {"algorithm": {"use": "ppo", "length": 64}}),
+    "text, a critic": ("text, causal", {"algorithm": {"use": "ppo", "length": 32}}),
 }
 
 
