@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flowrl.commands.train import planned
+from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.schema import OptimizerConfig
 from flowrl.launcher import Launch
@@ -22,6 +23,7 @@ from flowrl.runtime.memory_log import resident, room
 from flowrl.startup import memory
 from flowrl.startup.memory import Estimate, Phase, estimate, shortage, state_bytes
 from flowrl.startup.preflight import check_run
+from flowrl.startup.workload import workload
 from flowrl.train import train
 
 SMALL = ["train.iterations=1", "data.prompts=2", "data.group=2", "eval.every=0"]
@@ -133,7 +135,11 @@ SIZES = Footprint(1000, 100, {"text": 300, "vae": 50}, Computing(1, 2, 3, 4, 5),
 def of_sizes(monkeypatch: pytest.MonkeyPatch, *changes: str, device: str = "cuda") -> Estimate:
     """For a model of which nothing is known but `SIZES`."""
     monkeypatch.setattr(memory, "footprint", lambda *_: SIZES)
-    return estimated(*changes, device=device)
+    config = Config.load("configs/quickstart.yaml", [*SMALL, f"model.device={device}", *changes])
+    algorithm = build(config.algorithm)
+    found = estimate(config, algorithm, workload(config, algorithm))
+    assert isinstance(found, Estimate)
+    return found
 
 
 def estimated(*changes: str, device: str = "cuda") -> Estimate:
@@ -157,10 +163,12 @@ def test_weights_and_state_follow_the_config(monkeypatch: pytest.MonkeyPatch) ->
     assert held(*half) == pytest.approx(2 * 1000 + parts / 2 + 100 * (3 * 4 + 8), rel=1e-3)
     assert held(*half, "model.offload=encoders") == pytest.approx(2 * 1000 + 100 * (3 * 4 + 8), rel=1e-3)
     assert held(*half, "model.offload=sequential") == pytest.approx(100 * (3 * 4 + 8), rel=1e-3)
-    full = ["model={path: shapes, full: true, dtype: bfloat16, trained_dtype: bfloat16}"]
+    full = ["model={path: shapes, device: cuda, full: true, dtype: bfloat16, trained_dtype: bfloat16}"]
     assert held(*full) == pytest.approx(parts / 2 + 100 * (2 + 2 * 4 + 4 + 8), rel=1e-3)
     assert held(*full, "optimizer.masters=false") == pytest.approx(parts / 2 + 100 * (2 + 2 * 4 + 8), rel=1e-3)
-    assert held("model={path: shapes, full: true}", "optimizer={use: SGD}") == pytest.approx(parts + 100 * 12, rel=1e-3)
+    assert held("model={path: shapes, device: cuda, full: true}", "optimizer={use: SGD}") == pytest.approx(
+        parts + 100 * 12, rel=1e-3
+    )
 
 
 def test_a_split_network_is_a_ranks_part_and_what_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +178,10 @@ def test_a_split_network_is_a_ranks_part_and_what_is_gathered(monkeypatch: pytes
     gathered = split["sample"].device - split["reward"].device
     assert gathered - 4 * 500 * 3 / 4 == plain["sample"].device - plain["reward"].device
     kinds = ("none", "fsdp")
-    full = [of_sizes(monkeypatch, f"model={{path: shapes, full: true, shard: {kind}}}").phases for kind in kinds]
+    full = [
+        of_sizes(monkeypatch, f"model={{path: shapes, device: cuda, full: true, shard: {kind}}}").phases
+        for kind in kinds
+    ]
     assert full[0]["reward"].device - full[1]["reward"].device == pytest.approx(100 * (3 * 4 + 8) * 3 / 4, rel=1e-3)
 
 
