@@ -20,8 +20,9 @@ from flowrl.models import check_parity
 from flowrl.records import machine
 from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.startup.doubts import doubts
-from flowrl.startup.memory import estimate, shortage, size
+from flowrl.startup.memory import estimate, size
 from flowrl.startup.preflight import CheckedRun, check_run
+from flowrl.startup.shortage import shortage
 
 EXTRAS = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),

@@ -7,8 +7,9 @@ from pathlib import Path
 from flowrl.commands.algorithms import part_text, parts_of
 from flowrl.config import Config
 from flowrl.models.lora_preview import preview_adapter
-from flowrl.startup.memory import Estimate, estimate, shortage
+from flowrl.startup.memory import Estimate, estimate
 from flowrl.startup.preflight import CheckedRun
+from flowrl.startup.shortage import shortage
 
 
 def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:

@@ -10,102 +10,26 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowrl.errors import is_out_of_memory
-from flowrl.math.tokens import selective_log_softmax
 from flowrl.models.family import embedded_model
-from flowrl.models.held_bytes import counting, fetched_layers, forward_bytes, training_bytes
+from flowrl.models.footprint_text import text_computing
+from flowrl.models.held_bytes import forward_bytes
 from flowrl.models.hub import downloaded, is_hub_id
 from flowrl.models.lora import LoRAOptions, adapt
 from flowrl.models.lora_preview import UNTOLD, untrained_denoiser, untrained_language_model
-from flowrl.models.placement import DTYPES, checkpoint_blocks, listed_blocks
-from flowrl.models.text.network import CACHE_NAMES, cache_of
+from flowrl.models.placement import listed_blocks
+from flowrl.models.portions import PROBES, Computing, Portions, in_training, tried, without_gradient
 
-PROBES = 2
-"""Prompts of the checks when a model is loaded, and of those of an export."""
-PROBE_TOKENS = 16
-"""Of a language model's."""
 BRANCHES = 2
 """Of classifier-free guidance."""
-
-
-@dataclass(frozen=True)
-class Portions:
-    """How much a run computes at once, and how."""
-
-    sampled: int
-    """Samples."""
-    updated: int
-    """Network rows of an update, a pair of guidance's branches being one."""
-    groups: int = 1
-    """Of those samples: prompts that are read once for all of a group."""
-    decoded: int = 1
-    """Images."""
-    prompts: int = 1
-    """Of an iteration."""
-    prompt: int = 0
-    """Tokens of a language model's prompt."""
-    length: int = 0
-    """Of its completion."""
-    drawn: int = 0
-    """Positions of a completion that are predicted at once while it is made."""
-    sampled_guidance: float | None = None
-    """Scale of guidance; ``None`` is the pipeline's own."""
-    updated_guidance: float | None = None
-    both: bool = True
-    """Whether an update has gradient through both branches of guidance."""
-    dtype: str = "float32"
-    trained_dtype: str = "float32"
-    checkpointed: bool = False
-    fetched: bool = False
-    """Whether frozen layers wait on the host."""
-    slicing: bool = False
-    tiling: bool = False
-    valued: bool = False
-    """Whether a critic of its own reads what the policy reads."""
-    widened: bool = True
-    """Whether the vocabulary's weights are converted to float32 before they are used, as everywhere but on CUDA."""
-
-    @property
-    def frozen(self) -> torch.dtype:
-        """Of the parts that are not trained."""
-        return DTYPES[self.dtype]
-
-    @property
-    def lower(self) -> torch.dtype | None:
-        """That autocast casts to, if it is on."""
-        return None if self.dtype == "float32" else self.frozen
-
-    @property
-    def trained(self) -> torch.dtype:
-        """Of trained weights."""
-        return DTYPES[self.trained_dtype]
-
-
-@dataclass(frozen=True)
-class Computing:
-    """Bytes of a device that are held beside weights, gradients and the optimiser's state, at most; 0 where a network
-    cannot be run without its weights."""
-
-    probing: int = 0
-    """In the checks when a model is loaded or exported."""
-    encoding: int = 0
-    sampling: int = 0
-    decoding: int = 0
-    updating: int = 0
-    """A forward with gradient and its backward."""
-
-    @property
-    def known(self) -> bool:
-        return self.updating > 0
 
 
 @dataclass(frozen=True)
@@ -168,7 +92,7 @@ def _footprint(
             sizes = Footprint(size, _trained(network), largest=_largest(network), gathered=_gathered(network, lora))
             if family == "diffusion":
                 return _image_model(folder, network, sizes, call, at)
-            return replace(sizes, computing=_text_model(network, family, at))
+            return replace(sizes, computing=text_computing(network, family, at))
     except UNTOLD as error:
         if is_out_of_memory(error):
             raise
@@ -198,28 +122,6 @@ def _gathered(network: nn.Module, lora: LoRAOptions | None) -> int:
     return count(network) - sum(blocks) + 2 * max(blocks, default=0)
 
 
-def _tried(run: Callable[[], int]) -> int:
-    """Bytes, or 0 where a network wants other inputs, or looks at numbers."""
-    try:
-        return run()
-    except UNTOLD as error:
-        if is_out_of_memory(error):
-            raise
-        return 0
-
-
-def _in_training(network: nn.Module, run: Callable[[], Any], at: Portions) -> int:
-    """Bytes of a forward and a backward, recomputed and fetched as the run has it."""
-    with fetched_layers(network) if at.fetched else nullcontext():
-        trained = [p for p in network.parameters() if p.requires_grad]
-        return _tried(lambda: training_bytes(run, trained, at.lower))
-
-
-def _without_gradient(network: nn.Module, run: Callable[[], Any], at: Portions) -> int:
-    with fetched_layers(network) if at.fetched else nullcontext():
-        return _tried(lambda: forward_bytes(run, at.lower))
-
-
 # ---- image models
 
 
@@ -247,13 +149,13 @@ def _image_model(folder: Path, network: Any, sizes: Footprint, call: Mapping[str
     state = _numbers_of(latent) * 4
     decoding = 0 if vae is None else _decoding(vae, latent, at)
     encoding = max((_encoding(part, call, at) for name, part in parts.items() if name != "vae"), default=0)
-    sampling = _without_gradient(network, lambda: run(sampled), at)
+    sampling = without_gradient(network, lambda: run(sampled), at)
     probing = max(sampling * probed // sampled, decoding * PROBES // at.decoded)
     if at.checkpointed:
         network.enable_gradient_checkpointing()
-    updating = _in_training(network, lambda: run(at.updated * (branches if at.both else 1)), at)
+    updating = in_training(network, lambda: run(at.updated * (branches if at.both else 1)), at)
     if branches > 1 and not at.both and updating:
-        updating = max(updating, _without_gradient(network, lambda: run(at.updated), at))
+        updating = max(updating, without_gradient(network, lambda: run(at.updated), at))
     known = updating + 4 * at.updated * state if updating else 0
     encoded = sum(t.nbytes for t in _denoiser_inputs(network, 1, 2, 2, packed, call).values()) * at.frozen.itemsize // 4
     return replace(
@@ -317,7 +219,7 @@ def _decoding(vae: Any, latent: tuple[int, ...], at: Portions) -> int:
         made = vae.decode(torch.empty(at.decoded, *latent, dtype=at.frozen), return_dict=False)[0]
         return (made * 0.5 + 0.5).clamp(0, 1).float().clamp(0, 1)
 
-    return _tried(lambda: forward_bytes(run))
+    return tried(lambda: forward_bytes(run))
 
 
 def _encoding(part: Any, call: Mapping[str, Any], at: Portions) -> int:
@@ -327,7 +229,7 @@ def _encoding(part: Any, call: Mapping[str, Any], at: Portions) -> int:
     longest = getattr(part.config, "max_position_embeddings", None)
     tokens = longest if longest and longest < 512 else int(call.get("max_sequence_length") or 256)
     count = min(at.prompts, CHUNK)
-    return _tried(lambda: forward_bytes(lambda: part(torch.zeros(count, tokens, dtype=torch.int64))))
+    return tried(lambda: forward_bytes(lambda: part(torch.zeros(count, tokens, dtype=torch.int64))))
 
 
 def _denoiser_inputs(
@@ -357,73 +259,3 @@ def _denoiser_inputs(
     if "pooled_projections" in takes:
         given["pooled_projections"] = torch.zeros(count, config["pooled_projection_dim"])
     return given
-
-
-# ---- language models
-
-
-def _text_model(network: Any, family: str, at: Portions) -> Computing:
-    body, most = network.base_model, getattr(network.config, "max_position_embeddings", None)
-    tokens = min(at.prompt + at.length, most or at.prompt + at.length)
-    probing = _without_gradient(network, lambda: body(_ids(PROBES, PROBE_TOKENS), **_uncached(body)), at)
-    if family == "causal":
-        sampling = _tried(lambda: _decoding_tokens(network, body, tokens, at))
-    else:
-        whole = _without_gradient(network, lambda: body(_ids(at.sampled, tokens), **_uncached(body)), at)
-        sampling = whole and max(whole, _drawing(network, at.sampled * at.drawn))
-    if at.checkpointed:
-        checkpoint_blocks(network)
-    layer = network.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
-    if weight is not None and not at.widened:  # whose products are in float32 without
-        weight = weight.detach().float().requires_grad_(weight.requires_grad)
-    updating = _in_training(network, lambda: _scored(body, weight, getattr(layer, "bias", None), tokens, at), at)
-    return Computing(probing=probing, sampling=sampling, updating=updating)
-
-
-def _ids(rows: int, tokens: int) -> Tensor:
-    return torch.zeros(rows, tokens, dtype=torch.int64)
-
-
-def _uncached(body: nn.Module) -> dict[str, Any]:
-    return {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
-
-
-def _scored(body: Any, weight: Tensor | None, bias: Tensor | None, tokens: int, at: Portions) -> Any:
-    """The log-probabilities of the completions of a micro-batch, and what a critic's copy of the network keeps; of a
-    model without a vocabulary layer its states."""
-    states = body(_ids(at.updated, tokens), **_uncached(body))[0]
-    kept = body(_ids(at.updated, tokens), **_uncached(body))[0] if at.valued else None
-    count = at.updated * min(at.length, tokens)
-    picked = states.flatten(0, 1).index_select(0, torch.zeros(count, dtype=torch.int64))
-    if weight is None:
-        return picked, kept
-    logp, _ = selective_log_softmax(picked, weight, bias, torch.zeros(count, dtype=torch.int64), entropy=True)
-    return logp, kept
-
-
-def _drawing(network: Any, count: int) -> int:
-    """Of drawing so many tokens: float32 logits and, of as many rows as are looked at together, probabilities in
-    float32 and their sums in float64 (`flowrl.math.masking.draw_tokens`)."""
-    from flowrl.math.masking import CELLS
-
-    wide = network.config.get_text_config().vocab_size
-    return 4 * count * wide + 12 * max(wide, min(count * wide, CELLS))
-
-
-def _decoding_tokens(network: Any, body: Any, tokens: int, at: Portions) -> int:
-    """Of making completions token by token: reading the prompts, or the cache of all rows as wide as it gets, a step
-    and its draw."""
-    from flowrl.models.causal.growing import reserved
-
-    drawing = _drawing(network, at.sampled) + 4 * at.sampled * network.config.get_text_config().vocab_size
-    before = max(tokens - 1, 1)
-    name = next(name for name in CACHE_NAMES if name in inspect.signature(body.forward).parameters)
-    reading = forward_bytes(lambda: body(_ids(at.groups, at.prompt), use_cache=True), at.lower)
-    with torch.no_grad(), counting(at.lower) as (held, _):
-        cache = cache_of(body(_ids(at.sampled, before), use_cache=True))
-        held.restart()
-        kept = held.now
-        body(_ids(at.sampled, 1), **{name: cache}, use_cache=True)
-        peak = held.peak
-    return max(reading, peak + int(kept * (reserved(at.prompt, tokens) / before - 1)) + drawing)

@@ -25,13 +25,12 @@ from torch import nn
 
 from flowrl.config import Config
 from flowrl.config.schema import OptimizerConfig
-from flowrl.devices import count, default_kind
 from flowrl.errors import counted, is_out_of_memory
 from flowrl.launcher import launch
-from flowrl.models.footprint import Footprint, Portions, footprint
+from flowrl.models.footprint import Footprint, footprint
+from flowrl.models.portions import Portions
 from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
-from flowrl.runtime.memory_log import room
 from flowrl.runtime.optimizers import build_optimizer, optimizer_class, optimizer_state
 from flowrl.score.kept import PICTURES_FROM
 from flowrl.startup.workload import Workload, workload
@@ -42,8 +41,6 @@ QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
 """Bytes of a number: of NF4 its 4 bits and a scale for every 64 (arXiv:2305.14314, without its double quantisation)."""
 PROMPTS_KEPT = 1 << 30
 """Bytes of encoded prompts that a policy remembers at most (`flowrl.models.diffusion.condition.Encoder`)."""
-NEAR = 0.85
-"""Share of the memory above which a run is near its end: what the estimate does not count comes on top."""
 ON_HOST = "data.prompts, data.group, train.images"
 TRIAL = 256
 """Rows and columns of the matrix that an optimiser's state is measured on: as large as the layers of small networks,
@@ -134,40 +131,8 @@ def _portions(config: Config, algorithm: Algorithm, work: Workload) -> Portions:
         slicing=model.vae_slicing,
         tiling=model.vae_tiling,
         valued=model.critic_for(algorithm.valued) == "network",
-        widened=_kind(config) != "cuda",
+        widened=device_kind(config) != "cuda",
     )
-
-
-@dataclass(frozen=True)
-class Shortage:
-    """What a machine has too little of."""
-
-    lacking: bool
-    """Whether the estimate is above what there is; else it is near it."""
-    sentence: str
-
-
-def shortage(found: Estimate, config: Config) -> Shortage | None:
-    """Whether the machine at hand has less memory than a run takes, of the device first; ``None`` where it has enough
-    or nobody knows what it has."""
-    kind = _kind(config)
-    which = torch.device(config.model.device if ":" in config.model.device else kind)
-    places = [("the host", "host", room([]))]
-    if kind != "cpu":
-        devices = [which] if which.index is not None else [torch.device(kind, i) for i in range(count(kind))]
-        places.insert(0, ("the device", "device", room(devices) if devices else None))
-    for lacking, share in ((True, 1.0), (False, NEAR)):
-        for place, name, there in places:
-            phase, needed = max(((p, getattr(v, name)) for p, v in found.phases.items()), key=lambda item: item[1])
-            if there is None or needed <= share * there:
-                continue
-            keys = found.phases[phase].keys if name == "device" or kind == "cpu" else ON_HOST
-            than = "which has" if lacking else "which has no more than"
-            return Shortage(
-                lacking,
-                f"the phase {phase} takes about {size(needed)} of {place}, {than} {size(there)} for it; lower: {keys}",
-            )
-    return None
 
 
 def estimated_peaks(config: Config, algorithm: Algorithm) -> dict[str, tuple[float, float]]:
@@ -335,7 +300,7 @@ class _Given:
         train, samples = self.config.train, self.work.samples
         images = samples * self.image * FULL
         small = train.images == "uint8" or (
-            train.images == "auto" and images >= PICTURES_FROM and _kind(self.config) != "cpu"
+            train.images == "auto" and images >= PICTURES_FROM and device_kind(self.config) != "cpu"
         )
         recorded = self.algorithm.sampler.recorded
         states = samples * (recorded + 1) * self.latent if recorded else 0
@@ -377,7 +342,7 @@ def _phases(given: _Given) -> dict[str, Phase]:
     }
     if not found.image:
         del phases["decode"]
-    if _kind(config) != "cpu":
+    if device_kind(config) != "cpu":
         return phases
     samples = given.kept()  # of a run on the CPU that is mostly samples, other keys hardly lower it
     return {
@@ -402,6 +367,6 @@ def state_bytes(options: OptimizerConfig, *, half: bool) -> float:
     return sum(tensor.nbytes for tensor in tensors.values()) / weight.numel()
 
 
-def _kind(config: Config) -> str:
+def device_kind(config: Config) -> str:
     """The type of the device that is trained on."""
     return default_kind() if config.model.device == "auto" else config.model.device.partition(":")[0]

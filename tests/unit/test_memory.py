@@ -15,14 +15,17 @@ from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.schema import OptimizerConfig
 from flowrl.launcher import Launch
-from flowrl.models.footprint import Computing, Footprint, Portions, footprint
+from flowrl.models.footprint import Footprint, footprint
 from flowrl.models.held_bytes import counting, fetched_layers, forward_bytes, training_bytes
 from flowrl.models.lora import LoRAOptions
 from flowrl.models.placement import checkpoint_blocks
+from flowrl.models.portions import Computing, Portions
 from flowrl.runtime.memory_log import resident, room
 from flowrl.startup import memory
-from flowrl.startup.memory import Estimate, Phase, estimate, shortage, state_bytes
+from flowrl.startup import shortage as shortages
+from flowrl.startup.memory import Estimate, Phase, estimate, state_bytes
 from flowrl.startup.preflight import check_run
+from flowrl.startup.shortage import shortage
 from flowrl.startup.workload import workload
 from flowrl.train import train
 
@@ -196,8 +199,8 @@ def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config.load("configs/quickstart.yaml", ["model.device=cuda"])
     found = Estimate({"load": Phase(1e9, 2e9, "model.dtype"), "update": Phase(24e9, 1e9, "train.micro_batch")})
     rooms = {0: 64e9, 1: 16e9}  # by the number of devices asked about
-    monkeypatch.setattr(memory, "count", lambda kind: 1)
-    monkeypatch.setattr(memory, "room", lambda devices: rooms[len(devices)])
+    monkeypatch.setattr(shortages, "count", lambda kind: 1)
+    monkeypatch.setattr(shortages, "room", lambda devices: rooms[len(devices)])
     said = shortage(found, config)
     assert said is not None and said.lacking
     assert "the phase update takes about 24.00 GB of the device, which has 16.00 GB" in said.sentence
@@ -240,7 +243,7 @@ def test_a_dry_run_shows_it_and_says_where_it_cannot(tmp_path: Path, monkeypatch
     text = " | ".join(text for _, text in planned(run, tmp_path / "a.yaml"))
     assert "update: " in text and "train.micro_batch, model.gradient_checkpointing" in text
     assert "which has" not in text
-    monkeypatch.setattr(memory, "room", lambda devices: 1000)
+    monkeypatch.setattr(shortages, "room", lambda devices: 1000)
     assert "which has 0.0 MB for it; lower: " in " | ".join(text for _, text in planned(run, tmp_path / "a.yaml"))
 
 
