@@ -110,5 +110,6 @@ def in_training(network: nn.Module, run: Callable[[], Any], at: Portions) -> int
 
 
 def without_gradient(network: nn.Module, run: Callable[[], Any], at: Portions) -> int:
+    """Bytes of a forward alone."""
     with fetched_layers(network) if at.fetched else nullcontext():
         return tried(lambda: forward_bytes(run, at.lower))

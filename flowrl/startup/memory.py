@@ -25,6 +25,7 @@ from torch import nn
 
 from flowrl.config import Config
 from flowrl.config.schema import OptimizerConfig
+from flowrl.devices import default_kind
 from flowrl.errors import counted, is_out_of_memory
 from flowrl.launcher import launch
 from flowrl.models.footprint import Footprint, footprint
