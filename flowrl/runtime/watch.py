@@ -223,10 +223,7 @@ class Watch:
             if self._is_gone(rank) and self._last_sign(rank).state == "working":
                 self._give_up(f"{self.name(rank)} ended without a word: it was killed, or crashed; {RESUME}")
             elif now - self._seen[rank] > limit:
-                self._give_up(
-                    f"{self.name(rank)} has given no sign of life for {limit:.0f} s: it was stopped or killed, or its "
-                    f"machine or network is gone; {RESUME}"
-                )
+                self._give_up(self._silent(rank, limit))
         since = 0.0 if self._suspected is None else now - self._suspected
         if self._leaving and since > LEAVING_S:
             _end(143)
@@ -265,9 +262,18 @@ class Watch:
         rank = min(late, key=lambda it: self.signs[it].exchanges) if late else None
         if rank is None:
             return f"the ranks have waited for each other for {self._patience:.0f} s (train.rank_timeout); {RESUME}"
+        silence = time.monotonic() - self._seen[rank]
+        if silence > 6 * BEAT_S:
+            return self._silent(rank, silence)
         return (
             f"{self.name(rank)} has kept the others waiting for {self._patience:.0f} s (train.rank_timeout), in its "
             f"phase {self.signs[rank].phase!r}; {RESUME}"
+        )
+
+    def _silent(self, rank: int, seconds: float) -> str:
+        return (
+            f"{self.name(rank)} has given no sign of life for {seconds:.0f} s: it was stopped or killed, or its "
+            f"machine or network is gone; {RESUME}"
         )
 
     def _store_is_gone(self, how: str) -> str:

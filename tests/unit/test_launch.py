@@ -133,6 +133,18 @@ def test_a_rank_that_gives_signs_is_not_lost_but_may_be_behind(pair: tuple[Watch
     assert "rank 1" in said and "waiting for 1 s (train.rank_timeout), in its phase 'sample'" in said
 
 
+def test_a_rank_that_was_stopped_is_not_said_to_be_busy(pair: tuple[Watch, Watch]) -> None:
+    """Whichever limit ends first: that of signs of life, or that of the exchange that had begun before."""
+    first, second = pair
+    second.start()
+    time.sleep(0.3)
+    first.exchange_begins()
+    second._closed.set()
+    time.sleep(0.4)
+    said = until(first, LostRankError, time.monotonic() - 1.0)
+    assert "rank 1" in said and "given no sign of life for 0 s" in said
+
+
 @pytest.mark.parametrize(("state", "kind"), [("failed", PeerError), ("crashed", PeerCrashError)])
 def test_what_a_rank_fails_of_is_known(pair: tuple[Watch, Watch], state: str, kind: type[Exception]) -> None:
     first, second = pair
