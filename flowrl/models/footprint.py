@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from flowrl.errors import is_out_of_memory
 from flowrl.models.family import embedded_model
@@ -157,7 +158,8 @@ def _image_model(folder: Path, network: Any, sizes: Footprint, call: Mapping[str
     if branches > 1 and not at.both and updating:
         updating = max(updating, without_gradient(network, lambda: run(at.updated), at))
     known = updating + 4 * at.updated * state if updating else 0
-    encoded = sum(t.nbytes for t in _denoiser_inputs(network, 1, 2, 2, packed, call).values()) * at.frozen.itemsize // 4
+    told = tree_leaves(_denoiser_inputs(network, 1, 2, 2, packed, call))
+    encoded = sum(tensor.nbytes for tensor in told) * at.frozen.itemsize // 4
     return replace(
         sizes,
         others={name: _numbers(part) for name, part in parts.items()},
