@@ -185,8 +185,7 @@ def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout,
     facts = token_facts(session.policy, made, rows)
     if session.ranks.rank == 0:
         done = session.progress.iteration
-        numbers = {"seeds": made.seeds, "count": len(rows), "rows": rows, "facts": facts}
-        directory.save_samples(done, samples, made.scores, advantage, **numbers)
+        directory.save_samples(done, samples, made.scores, advantage, seeds=made.seeds, rows=rows, facts=facts)
 
 
 def token_facts(policy: Policy, made: ScoredRollout, rows: Tensor) -> list[dict[str, Any]] | None:
