@@ -17,6 +17,7 @@ from flowrl.report.curves import diagnostic_figures, reward_figures, time_figure
 from flowrl.report.gallery import spaced
 from flowrl.report.numbers import number
 from flowrl.report.record import Metrics, read_metrics
+from flowrl.report.summary import flat
 from flowrl.worlds.shapes.scenes import Scene, Thing, render
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -276,6 +277,17 @@ def test_time_is_named_as_in_the_terminal_and_is_a_share_of_the_iteration():
     (figure,) = time_figures(metrics)
     assert [curve.key for curve in figure.curves] == ["time/update", "time/reward"] and figure.stacked
     assert [figure.title for figure in diagnostic_figures(metrics)] == ["Entropy"]
+
+
+def test_nested_settings_are_one_line_each():
+    config = {"a": {"b": None, "c": 1}, "rewards": [{"use": "x", "options": {"mode": "m"}}, "y"], "betas": [0.9, 0.99]}
+    assert list(flat(config)) == [
+        ("a.c", "1"),
+        ("rewards.0.use", "x"),
+        ("rewards.0.options.mode", "m"),
+        ("rewards.1", "y"),
+        ("betas", "[0.9, 0.99]"),
+    ]
 
 
 def test_numbers_read_well():

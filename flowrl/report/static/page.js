@@ -162,10 +162,14 @@
   }
   const AXES = { step: "iteration", samples: "samples", time: "hours" };
 
+  /* Of several runs a chart of many curves shows one. */
+  const isAlone = (figure) => figure.stacked || figure.group === "alarms" || figure.curves.length > 4;
+
   /* What a figure draws: aligned columns, what each is, and the bands between them. */
   function content(figure) {
     const tables = [], series = [], bands = [];
-    const chosen = figure.stacked ? [focus()] : shownRuns();
+    const alone = isAlone(figure), overlaid = several() && !alone;
+    const chosen = alone ? [focus()] : shownRuns();
     let color = 0;
     for (const run of chosen) {
       const curves = figure.curves.filter((curve) => run.column(curve.key));
@@ -175,9 +179,9 @@
       let below = null;
       curves.forEach((curve, place) => {
         const raw = run.column(curve.key);
-        const tint = several() && !figure.stacked ? run.id % COLORS : (color++) % COLORS;
-        const label = several() && !figure.stacked ? (curves.length > 1 ? `${run.title}: ${curve.label}` : run.title) : curve.label;
-        const facts = { label, tint, dots: curve.dots, dash: several() && place ? [6, 4] : null, group: series.length, raw };
+        const tint = overlaid ? run.id % COLORS : (color++) % COLORS;
+        const label = overlaid ? (curves.length > 1 ? `${run.title}: ${curve.label}` : run.title) : curve.label;
+        const facts = { label, tint, dots: curve.dots, dash: overlaid && place ? [6, 4] : null, group: series.length, raw };
         let values = curve.dots || figure.stacked ? raw : smooth(raw, look.smoothing);
         if (figure.stacked) {
           const base = below;
@@ -193,7 +197,7 @@
           const at = series.length + 1;
           series.push({ ...facts, edge: true }, { ...facts, edge: true });
           columns.push(high, low);
-          bands.push({ series: [at, at + 1], tint });
+          bands.push({ series: [at, at + 1], tint, alpha: overlaid ? 0.08 : 0.15 });
         } else if (look.smoothing && !curve.dots) {
           series.push({ ...facts, faint: true });
           columns.push(raw);
@@ -236,7 +240,7 @@
       this.legend = make("div", { class: "legend" });
       this.node = make("figure", { class: "card chart" },
         make("div", { class: "top" }, make("h3", { text: figure.title }), this.now),
-        make("p", { class: "note", text: figure.note }), this.plotted, this.legend);
+        (this.note = make("p", { class: "note", text: figure.note })), this.plotted, this.legend);
       observer.observe(this.plotted);
       resized.observe(this.plotted);
     }
@@ -256,6 +260,8 @@
     refresh() {
       if (!this.dirty || !this.plotted.clientWidth) return;
       this.dirty = false;
+      const whose = several() && isAlone(this.figure) ? `of ${focus().title}` : "";
+      this.note.textContent = [this.figure.note, whose].filter(Boolean).join("; ");
       const found = this.figure.made ? this.figure.made() : content(this.figure);
       const empty = !found || !found.data.slice(1).some((column) => column.some((value) => value !== null && value !== undefined));
       this.plotted.classList.toggle("empty", empty);
@@ -309,7 +315,7 @@
           { ...axis, values: (_, ticks) => ticks.map(distinct(ticks)), size: 58, space: 34 },
         ],
         series: [{}, ...series],
-        bands: found.bands.map((band) => ({ series: band.series, fill: ink(`--c${band.tint}`, band.area ? 0.6 : 0.15) })),
+        bands: found.bands.map((band) => ({ series: band.series, fill: ink(`--c${band.tint}`, band.area ? 0.6 : band.alpha) })),
         hooks: {
           setCursor: [(plot) => this.read(plot.cursor.idx)],
           setScale: [(plot, key) => { if (key === "x" && plot.status && figure.axis !== false) this.zoomed(plot); }],
