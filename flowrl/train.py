@@ -18,7 +18,7 @@ from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.report import try_write
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, save_samples
+from flowrl.rounds import ScoredRollout, are_saved, missing_groups, recording, sample_and_score, save_samples
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job, joined
 from flowrl.runtime.out_of_memory import explain_out_of_memory
@@ -50,7 +50,7 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Scor
 def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
     policy, algorithm = session.policy, session.present_algorithm
     calls = policy.network_calls
-    batch = sample_and_score(session, timer)
+    batch = recording(session, sample_and_score(session, timer))
     with timer("advantage"):
         advantage = algorithm.advantage(batch.scores, session.memory)
     with timer("update"):
@@ -66,6 +66,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             session.update_settings(),
             session.scaler,
             batch.share,
+            batch.record,
         )
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls)))
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
@@ -164,7 +165,7 @@ def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
         last = done == config.train.iterations
         if config.eval.every and (last or done % config.eval.every == 0):
             metrics |= trainer.evaluate()
-        if config.log.samples and (last or done % config.log.samples_every == 0):
+        if are_saved(session, done):
             save_samples(session, trainer.directory, batch, advantage)
         trainer.publish(metrics, {"reward": batch.drawn.total, "advantage": advantage})
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):

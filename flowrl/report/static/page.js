@@ -681,12 +681,13 @@
   const tint = (name, share) => `color-mix(in srgb, var(${name}) ${Math.round(100 * Math.min(1, share))}%, transparent)`;
 
   const TOKENS = {
+    entropy: { words: "entropy", of: (tokens) => tokens.entropy, most: (values) => Math.max(0.5, ...values), unit: "nats" },
     logp: { words: "surprise (−log p of the sampler)", of: (tokens) => tokens.logp.map((value) => (value === null ? null : -value)), most: (values) => Math.max(2, ...values), unit: "nats" },
     order: { words: "decoding step (early to late)", of: (tokens) => tokens.order, most: (values) => Math.max(1, ...values), unit: "step" },
-    advantage: { words: "advantage of the sample", of: (tokens, card) => tokens.text.map(() => card.advantage), most: (values) => Math.max(1e-9, ...values.map(Math.abs)), unit: "advantage", signed: true },
+    advantage: { words: "advantage", of: (tokens, card) => tokens.advantage || tokens.text.map(() => card.advantage), most: (values) => Math.max(1e-9, ...values.map(Math.abs)), unit: "advantage", signed: true },
   };
   function showColors(cards) {
-    const recorded = ["logp", "order"].filter((key) => cards.some((card) => card.tokens?.[key]));
+    const recorded = ["entropy", "logp", "order"].filter((key) => cards.some((card) => card.tokens?.[key]));
     const offered = recorded.length && cards.some((card) => card.advantage !== null) ? [...recorded, "advantage"] : recorded;
     $("samples-color-label").hidden = !offered.length;
     const select = $("samples-color");
