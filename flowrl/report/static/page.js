@@ -703,7 +703,7 @@
     return make(tag, { class: kind }, ...tokens.text.map((text, i) => {
       const token = make("span", { class: "token", text: text === "" ? "␃" : text, title: `${how.unit} ${number(values[i])}` });
       const value = values[i];
-      if (value !== null) token.style.background = tint(how.signed ? (value > 0 ? "--c2" : "--c7") : "--c1", (0.6 * Math.abs(value)) / most);
+      if (value !== null) token.style.background = tint(how.signed ? (value > 0 ? "--c2" : "--c7") : "--c1", (0.45 * Math.abs(value)) / most);
       return token;
     }));
   }
