@@ -20,6 +20,7 @@ from flowrl.cli.doctor import doctor
 from flowrl.cli.eval import evaluate
 from flowrl.cli.export import export
 from flowrl.cli.report import report
+from flowrl.cli.reproduce import reproduce
 from flowrl.cli.rewards import rewards, test_reward
 from flowrl.cli.sample import sample
 from flowrl.cli.train import train
@@ -44,6 +45,7 @@ COMMANDS = {
     "sample": sample,
     "export": export,
     "report": report,
+    "reproduce": reproduce,
     "doctor": doctor,
     "tune": tune,
     "algorithms": algorithms,
