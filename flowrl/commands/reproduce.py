@@ -76,7 +76,9 @@ def record(file: Path, seeds: Sequence[int], metric: str | None, out: Path | Non
     for less than three seeds, or a curve that does not rise beyond its band.
     """
     if len(set(seeds)) < 3 or len(set(seeds)) < len(seeds):
-        raise UserError(f"--record {','.join(map(str, seeds))}: a band needs three different seeds or more, as in 0,1,2")
+        raise UserError(
+            f"--record {','.join(map(str, seeds))}: a band needs three or more different seeds, as in 0,1,2"
+        )
     folder = out or _free(OUT / f"{Config.load(file).name}-record")
     runs = [train(Config.load(file, [f"train.seed={seed}", f"out={folder / f'seed{seed}'}"]), None) for seed in seeds]
     metric = metric or _present_metric(file) or _metric_of(runs[0])

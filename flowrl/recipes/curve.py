@@ -21,8 +21,8 @@ FOLDER = "curves"
 DEVIATIONS = 3.0
 """Half a band's width, in standard deviations of what a further run shows."""
 FLOOR = 0.05
-"""Half a band's least width, as a share of the curve's range: of the first point, at which all seeds are equal but other
-machines round differently."""
+"""Half a band's least width, as a share of the curve's range: that of the first point, at which all seeds are equal but
+other machines round differently."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ def level_of(path: Path) -> str:
     """The level of a recipe: the line ``# Level: NAME`` of its header. Raises `UserError` if it has none."""
     found = _LEVEL.findall(header_of(path))
     if len(found) != 1:
-        raise UserError(f"{path}: its header has {len(found)} lines '# Level: NAME', and needs one of {', '.join(LEVELS)}")
+        raise UserError(
+            f"{path}: its header has {len(found)} lines '# Level: NAME', and needs one, of {', '.join(LEVELS)}"
+        )
     if found[0] not in LEVELS:
         raise UserError(f"{path}: no level {found[0]!r}{did_you_mean(found[0], LEVELS)}")
     return found[0]

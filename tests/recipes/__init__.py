@@ -23,6 +23,7 @@ PIPELINES = {"sd15": "sd15", "sdxl": "sdxl", "sd35": "sd3", "flux": "flux", "qwe
 LANGUAGE_MODELS = {"llada": "llada", "dream": "dream", "qwen": "qwen3", "qwen3": "qwen3"}
 """The tiny model that a recipe of a kind is trained on (`tests.pipelines`, `tests.components_text`)."""
 
+
 def kind(path: Path) -> str:
     """The model of a recipe: its folder, or what its name begins with."""
     named = path.parent != CONFIGS and path.parent.name not in BY_MEMORY
@@ -64,15 +65,16 @@ def render() -> str:
     rows = "\n".join(_row(path) for path in sorted(EVERY_CONFIG, key=_rank))
     return f"""# Recipes and what they show
 
-Written by `python -m tests.recipes` from the headers of `configs/` and the curves in `configs/curves/`; a test compares. Levels:
+Written by `python -m tests.recipes` from the headers of `configs/` and the curves in `configs/curves/`; a test compares.
+Levels:
 {levels}
 
-`flowrl reproduce CONFIG` runs a recipe that has a curve and says whether its own lies inside the band (exit code 0), or where
-and by how much it does not (1). Half a band is {curve.DEVIATIONS:g} standard deviations of a further seed's distance from the mean, at least
-{curve.FLOOR:.0%} of the curve's range. `--smoke` stops at the first iteration at which learning shows: it notices what breaks or slows the
-beginning, and says nothing of the end. `--record SEEDS` writes the curve anew. Minutes are those of the recording's quickest
-and slowest run, on the machine that the curve's file names; memory is the most that a run held (resident), or, where the header
-has an estimate that nobody has measured, that.
+`flowrl reproduce CONFIG` runs a recipe that has a curve and says whether its own lies inside the band (exit code 0), or
+where and by how much it does not (1). Half a band is {curve.DEVIATIONS:g} standard deviations of a further seed's distance
+from the mean, at least {curve.FLOOR:.0%} of the curve's range. `--smoke` stops at the first iteration at which learning
+shows: it notices what breaks or slows the beginning, and says nothing of the end. `--record SEEDS` writes the curve anew.
+Minutes are those of the recording's quickest and slowest run on the machine that the curve's file names, which had
+other work to do; memory is the most that a run held (resident), or the header's estimate, which nobody has measured.
 
 | config | level | curve | expected | band at the end | minutes | memory |
 |---|---|---|---|---|---|---|

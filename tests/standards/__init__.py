@@ -38,8 +38,8 @@ ROUNDING = ("ratio/first_", "sampler/m", "advantage/mean")
 """Metrics that are rounding itself, 0 but for it: elsewhere below `NOISE`."""
 NOISE = 1e-3
 FLIPPED, CHANGED = 2, 1.0
-"""From the second iteration on rounding may make a token or a pixel fall out otherwise, which no run above has shown: as
-many cases may leave `LATER`, though not by more than this."""
+"""From the second iteration on rounding may make a token or a pixel fall out otherwise, which no run above has shown:
+so many cases may leave `LATER`, though not by more than this."""
 Metrics = list[dict[str, float | None]]
 
 
@@ -86,10 +86,9 @@ def read(preset: str) -> Standard:
 
 def write(preset: str, metrics: Metrics) -> None:
     """Commit what a case reports here, a metric a line so that a diff shows which changed."""
-    lines = [
-        "  {\n" + ",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in line.items()) + "\n  }" for line in metrics
-    ]
-    text = f'{{\n "kind": {json.dumps(kind())},\n "metrics": [\n' + ",\n".join(lines) + "\n ]\n}\n"
+    iterations = [",\n".join(f"   {json.dumps(k)}: {json.dumps(v)}" for k, v in line.items()) for line in metrics]
+    inner = ",\n".join(f"  {{\n{text}\n  }}" for text in iterations)
+    text = f'{{\n "kind": {json.dumps(kind())},\n "metrics": [\n{inner}\n ]\n}}\n'
     (KEPT / f"{preset}.json").write_text(text)
 
 
@@ -109,7 +108,8 @@ class Difference:
         """The difference over the scale; infinite where one of the two is missing or not finite."""
         if self.old is None or self.new is None:
             return math.inf
-        return abs(self.new - self.old) / max(self.scale, SMALL)
+        least = 1.0 if self.metric.endswith("/z") else SMALL  # these are in standard deviations already
+        return abs(self.new - self.old) / max(self.scale, least)
 
     @property
     def tolerated(self) -> bool:
