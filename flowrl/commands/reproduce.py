@@ -39,7 +39,7 @@ class Verdict:
     def sentence(self) -> str:
         """Inside or outside, where and by how much."""
         metric, last, end = self.curve.metric, self.places[-1].point.step, self.curve.points[-1].step
-        part = f" until iteration {last} of {end}, which says nothing of the rest" if last < end else ""
+        part = f"; stopped at iteration {last} of {end}, which says nothing of the rest" if last < end else ""
         count = len(self.places)
         if self.inside:
             return f"inside: {metric} is within the band at all {count} points{part}"

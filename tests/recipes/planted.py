@@ -1,4 +1,4 @@
-"""Planted regressions: the command line with one expression of the package changed in memory, as `tests/mutation` does.
+"""Planted regressions: the command line with a mistake in one module, put there in memory, as `tests/mutation` does.
 
 ``python -m tests.recipes.planted NAME reproduce CONFIG ...``
 """
@@ -16,37 +16,40 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Fault:
-    """``before`` occurs once in the file, and becomes ``after``."""
+    """Each expression occurs once in the file, and becomes the other."""
 
     path: str
-    before: str
-    after: str
+    edits: tuple[tuple[str, str], ...]
 
 
+ADVANTAGE = "algorithm.advantage(batch.scores, session.memory)"
+RATE = "options.lr * self._schedule()"
+KEPT = "if session.config.train.staleness:\n        session.policy.update_ema"
+SAMPLES = "if version == session.progress.iteration else _name(version)"
 FAULTS = {
-    "sign": Fault(
-        "flowrl/train.py",
-        "algorithm.advantage(batch.scores, session.memory)",
-        "-algorithm.advantage(batch.scores, session.memory)",
-    ),
-    "factor": Fault("flowrl/session.py", "options.lr * self._schedule()", "0.1 * options.lr * self._schedule()"),
+    "sign": Fault("flowrl/train.py", ((ADVANTAGE, f"-{ADVANTAGE}"),)),
+    "factor": Fault("flowrl/session.py", ((RATE, f"0.1 * {RATE}"),)),
     "stale": Fault(
         "flowrl/staleness.py",
-        "session.algorithm.behaviour if version == session.progress.iteration",
-        '"reference" if version == session.progress.iteration',
+        (
+            (KEPT, KEPT.replace("session.config.train.staleness", "not session.progress.iteration")),
+            (SAMPLES, "if not session.progress.iteration else _name(0)"),
+        ),
     ),
 }
-"""An advantage of the wrong sign, a rate of a tenth, samples of the base model instead of the weights in training."""
+"""An advantage of the wrong sign; a rate of a tenth; samples of the weights before the first update, for ever."""
 
 
 def plant(name: str) -> None:
     """Change the module before anything imports it."""
     fault = FAULTS[name]
     source = (ROOT / fault.path).read_text()
-    assert source.count(fault.before) == 1, f"{fault.path} has {source.count(fault.before)} times {fault.before}"
+    for before, after in fault.edits:
+        assert source.count(before) == 1, f"{fault.path} has {source.count(before)} times {before}"
+        source = source.replace(before, after)
     module = fault.path.removesuffix(".py").replace("/", ".")
     assert module not in sys.modules
-    sys.meta_path.insert(0, Finder(module, ROOT / fault.path, source.replace(fault.before, fault.after).encode()))
+    sys.meta_path.insert(0, Finder(module, ROOT / fault.path, source.encode()))
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_inside_is_0_and_outside_is_1_with_where_and_by_how_much(
     assert flowrl(monkeypatch, "small.yaml", "--seed", "5") == 1
     assert "0.2107 above 0.4507 to 0.5893 (expected 0.52)" in capsys.readouterr().out
     assert flowrl(monkeypatch, "small.yaml", "--seed", "4", "--smoke") == 0
-    assert "until iteration 10 of 20, which says nothing of the rest" in capsys.readouterr().out
+    assert "stopped at iteration 10 of 20, which says nothing of the rest" in capsys.readouterr().out
 
 
 def test_every_run_has_a_folder_of_its_own(recipe: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import tempfile
 import types
@@ -79,9 +80,10 @@ def shared_base(network: nn.Module) -> Any:
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     other = copy.deepcopy(network, shared)
     for module in other.modules():
-        wrapped = getattr(module.__dict__.get("forward"), "__wrapped__", None)
-        if wrapped is not None:  # recomputation of activations, bound to the original's method
-            module.forward = types.MethodType(wrapped.__func__, module)
+        forward = module.__dict__.get("forward")
+        if hasattr(forward, "__wrapped__"):  # recomputation of activations, or a compiled block
+            own = inspect.unwrap(forward)
+            module.forward = types.MethodType(getattr(own, "__func__", own), module)
     return without_adapter(other)
 
 
