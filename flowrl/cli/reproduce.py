@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,8 @@ from flowrl.cli.printing import print_table, say
 from flowrl.errors import UserError
 
 if TYPE_CHECKING:
-    from flowrl.recipes.curve import Curve, Place
+    from flowrl.config import Config
+    from flowrl.recipes.curve import Place
 
 
 def reproduce(
@@ -37,7 +39,7 @@ def reproduce(
     Example: `flowrl reproduce configs/quickstart.yaml --smoke`
     """
     from flowrl.commands import reproduce as command
-    from flowrl.config import Config
+    from flowrl.recipes.curve import Place
     from flowrl.train import train
 
     if record is not None:
@@ -45,8 +47,8 @@ def reproduce(
             raise UserError("--record runs the recipe as it stands: leave out --smoke, --seed and key=value")
         seeds = _numbers(record)
         curve = command.record(config, seeds, metric, out, lambda run, until: train(run, resume="auto", until=until))
-        _show(curve, None)
-        say(f"committed: {curve.metric} ends at {curve.points[-1].mean:.4g}")
+        _show([Place(name, point, point.mean) for name, found in curve.points.items() for point in found], judged=False)
+        say(f"committed: {curve.metric} ends at {curve.expected[-1].mean:.4g}")
         return 0
     if metric is not None:
         raise UserError(f"--metric {metric} is for --record; a curve is compared by the metric that it has")
@@ -55,7 +57,7 @@ def reproduce(
         return train(planned, until=until)
 
     verdict = command.reproduce(config, overrides or [], seed, smoke, out, run)
-    _show(verdict.curve, verdict.places)
+    _show(verdict.places, judged=True)
     say(verdict.sentence)
     say(f"{verdict.run}  (open report.html in it)")
     return 0 if verdict.inside else 1
@@ -68,13 +70,11 @@ def _numbers(text: str) -> list[int]:
         raise UserError(f"--record {text}: give seeds, as in 0,1,2") from None
 
 
-def _show(curve: Curve, places: tuple[Place, ...] | None) -> None:
+def _show(places: Sequence[Place], *, judged: bool) -> None:
     """The band, and what a run has at each of its points."""
     rows = []
-    for number, point in enumerate(curve.points[: len(places)] if places else curve.points):
-        row = [str(point.step), f"{point.mean:.4f}", f"{point.low:.4f} to {point.high:.4f}"]
-        if places:
-            off = places[number].outside
-            row += [f"{places[number].value:.4f}", f"{off:+.4f}" if off else "inside"]
-        rows.append(row)
-    print_table(["iteration", "expected", "band", *(["found", ""] if places else [])], rows)
+    for place in places:
+        point, off = place.point, place.outside
+        row = [place.metric, str(point.step), f"{point.mean:.4f}", f"{point.low:.4f} to {point.high:.4f}"]
+        rows.append([*row, f"{place.value:.4f}", f"{off:+.4f}" if off else "inside"] if judged else row)
+    print_table(["metric", "iteration", "expected", "band", *(["found", ""] if judged else [])], rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 from flowrl.config import Config
 from flowrl.errors import UserError, did_you_mean
 from flowrl.recipes import curve as curves
-from flowrl.recipes.curve import Curve, Place
+from flowrl.recipes.curve import Curve, Place, Point
 from flowrl.records.directory import RunDirectory
 from flowrl.records.machine import describe_machine
 from flowrl.records.sample_files import read_json_lines
@@ -38,18 +38,18 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """Inside or outside, where and by how much."""
-        metric, last, end = self.curve.metric, self.places[-1].point.step, self.curve.points[-1].step
+        last, end = self.places[-1].point.step, self.curve.expected[-1].step
         part = f"; stopped at iteration {last} of {end}, which says nothing of the rest" if last < end else ""
         count = len(self.places)
         if self.inside:
-            return f"inside: {metric} is within the band at all {count} points{part}"
+            return f"inside: {' and '.join(self.curve.points)} are within their bands at all {count} points{part}"
         wrong = [place for place in self.places if place.outside]
-        worst = max(wrong, key=lambda place: abs(place.outside))
+        worst = max(wrong, key=lambda place: abs(place.outside) / (place.point.high - place.point.low))
         point, side = worst.point, "above" if worst.outside > 0 else "below"
         if not math.isfinite(worst.value):
-            return f"outside: the run has no {metric} at iteration {point.step}{part}"
+            return f"outside: the run has no {worst.metric} at iteration {point.step}{part}"
         return (
-            f"outside: {metric} leaves the band at {len(wrong)} of {count} points, farthest at iteration {point.step}: "
+            f"outside at {len(wrong)} of {count} points, farthest {worst.metric} at iteration {point.step}: "
             f"{worst.value:.4g} is {abs(worst.outside):.4g} {side} {point.low:.4g} to {point.high:.4g} "
             f"(expected {point.mean:.4g}){part}"
         )
@@ -66,7 +66,7 @@ def reproduce(
     folder = out or _free(OUT / f"{config.name}-seed{seed}")
     until = curve.smoke if smoke else None
     run = train(Config.load(file, [*overrides, f"train.seed={seed}", f"out={folder}"]), until)
-    return Verdict(run, curve, tuple(curves.place(curve, values_by_step(run, curve.metric), until)))
+    return Verdict(run, curve, tuple(curves.place(curve, RunDirectory.open(run).metrics(), until)))
 
 
 def record(file: Path, seeds: Sequence[int], metric: str | None, out: Path | None, train: Train) -> Curve:
@@ -82,19 +82,14 @@ def record(file: Path, seeds: Sequence[int], metric: str | None, out: Path | Non
     folder = out or _free(OUT / f"{Config.load(file).name}-record")
     runs = [train(Config.load(file, [f"train.seed={seed}", f"out={folder / f'seed{seed}'}"]), None) for seed in seeds]
     metric = metric or _present_metric(file) or _metric_of(runs[0])
-    found = [values_by_step(run, metric) for run in runs]
-    if not found[0] or any(one.keys() != found[0].keys() for one in found):
-        known = {name for line in RunDirectory.open(runs[0]).metrics() for name in line}
-        raise UserError(f"the runs have no {metric} at the same iterations{did_you_mean(metric, known)}")
-    steps = sorted(found[0])
-    points = curves.points_of(steps, [[one[step] for step in steps] for one in found])
-    if points[-1].low <= points[0].high:
+    points = {name: _points(runs, metric, name) for name in dict.fromkeys((metric, TRAIN))}
+    first, last = points[metric][0], points[metric][-1]
+    if last.low <= first.high:
         raise UserError(
-            f"{metric} goes from {points[0].mean:.4g} to {points[-1].mean:.4g}, within its band of "
-            f"{points[-1].low:.4g} to {points[-1].high:.4g}: that is not learning; train longer, or take more seeds"
+            f"{metric} goes from {first.mean:.4g} to {last.mean:.4g}, within its band of {last.low:.4g} to "
+            f"{last.high:.4g}: that is not learning; train longer, or take more seeds"
         )
     curve = Curve(
-        metric=metric,
         command=f"flowrl reproduce {file} --record {','.join(map(str, seeds))} --metric {metric}",
         recipe=curves.digest(file),
         seeds=tuple(seeds),
@@ -107,10 +102,15 @@ def record(file: Path, seeds: Sequence[int], metric: str | None, out: Path | Non
     return curve
 
 
-def values_by_step(run: Path, metric: str) -> dict[int, float]:
-    """A metric of a run, by iteration."""
-    lines = RunDirectory.open(run).metrics()
-    return {line["step"]: line[metric] for line in lines if line.get(metric) is not None}
+def _points(runs: Sequence[Path], headline: str, metric: str) -> tuple[Point, ...]:
+    """The points of a metric, where the headline's are."""
+    lines = [RunDirectory.open(run).metrics() for run in runs]
+    steps = sorted({line["step"] for line in lines[0] if line.get(headline) is not None})
+    found = [curves.values_at(steps, each, metric) for each in lines]
+    if not found[0] or any(one.keys() != found[0].keys() for one in found):
+        known = {name for line in lines[0] for name in line}
+        raise UserError(f"the runs have no {metric} at the same iterations{did_you_mean(metric, known)}")
+    return curves.points_of(list(found[0]), [list(one.values()) for one in found])
 
 
 def peak_memory(runs: Sequence[Path]) -> Mapping[str, int]:
@@ -135,4 +135,4 @@ def _present_metric(file: Path) -> str | None:
 
 
 def _metric_of(run: Path) -> str:
-    return HELDOUT if values_by_step(run, HELDOUT) else TRAIN
+    return HELDOUT if any(line.get(HELDOUT) is not None for line in RunDirectory.open(run).metrics()) else TRAIN

@@ -27,7 +27,8 @@ other machines round differently."""
 
 @dataclass(frozen=True)
 class Point:
-    """What is expected after ``step`` iterations."""
+    """What is expected after ``step`` iterations: of a metric that is logged every iteration, its mean since the point
+    before."""
 
     step: int
     mean: float
@@ -41,13 +42,14 @@ class Point:
 class Curve:
     """A committed curve."""
 
-    metric: str
+    points: Mapping[str, tuple[Point, ...]]
+    """By metric; the first is what the recipe is judged by, the reward in training shows what that cannot: samples of
+    weights that are not those in training may teach as well."""
     command: str
     """Records it anew."""
     recipe: str
     """`digest` of the config that was run."""
     seeds: tuple[int, ...]
-    points: tuple[Point, ...]
     seconds: tuple[float, ...]
     """Of the runs."""
     memory: Mapping[str, int]
@@ -56,18 +58,29 @@ class Curve:
     """As in a run's ``environment.json``."""
 
     @property
+    def metric(self) -> str:
+        """What the recipe is judged by."""
+        return next(iter(self.points))
+
+    @property
+    def expected(self) -> tuple[Point, ...]:
+        """Its points."""
+        return self.points[self.metric]
+
+    @property
     def smoke(self) -> int:
         """The first step at which the band has left that of the first point: a shorter run cannot tell whether it
         learns. The last step where none does."""
-        first, *later = self.points
+        first, *later = self.expected
         apart = [p.step for p in later if p.low > first.high or p.high < first.low]
-        return (apart or [self.points[-1].step])[0]
+        return (apart or [self.expected[-1].step])[0]
 
 
 @dataclass(frozen=True)
 class Place:
     """A point of a run against the band."""
 
+    metric: str
     point: Point
     value: float
 
@@ -82,27 +95,45 @@ def points_of(steps: Sequence[int], runs: Sequence[Sequence[float]]) -> tuple[Po
     """The points [T] of ``runs`` [S][T], S >= 3.
 
     Half a band is `DEVIATIONS` s sqrt(1 + 1/S), where s is the standard deviation of the seeds at the step, or that of
-    all steps after the first (root mean square) if it is larger: three seeds tell little of their spread, all steps
+    all steps but 0 (root mean square) if it is larger: three seeds tell little of their spread, all steps
     together tell more. The root is that of a further run's distance from a mean of S.
     """
     columns = [tuple(column) for column in zip(*runs, strict=True)]
     spread = [statistics.stdev(column) for column in columns]
     means = [statistics.fmean(column) for column in columns]
-    typical = math.sqrt(statistics.fmean(s * s for s in spread[1:])) if len(spread) > 1 else spread[0]
+    trained = [s for step, s in zip(steps, spread, strict=True) if step]
+    typical = math.sqrt(statistics.fmean(s * s for s in trained)) if trained else 0.0
     floor = FLOOR * (max(means) - min(means))
     made = []
     for place, (step, mean, column) in enumerate(zip(steps, means, columns, strict=True)):
-        s = max(spread[place], typical if place else 0.0)
+        s = max(spread[place], typical if step else 0.0)
         half = max(DEVIATIONS * s * math.sqrt(1 + 1 / len(runs)), floor)
         made.append(Point(step, mean, mean - half, mean + half, column))
     return tuple(made)
 
 
-def place(curve: Curve, found: Mapping[int, float], until: int | None = None) -> list[Place]:
-    """Every point of the curve, up to step ``until``, against what a run has ``found`` by step. A step that the run did
-    not reach or measure is outside by infinity."""
-    last = curve.points[-1].step if until is None else until
-    return [Place(point, found.get(point.step, -math.inf)) for point in curve.points if point.step <= last]
+def values_at(steps: Sequence[int], lines: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float]:
+    """A metric of a run's ``lines`` at ``steps``: the mean of all values since the step before. Steps without any are
+    left out."""
+    found = {}
+    for before, step in zip([-1, *steps], steps, strict=False):
+        values = [line[metric] for line in lines if before < line["step"] <= step and line.get(metric) is not None]
+        if values and max(line["step"] for line in lines) >= step:
+            found[step] = statistics.fmean(values)
+    return found
+
+
+def place(curve: Curve, lines: Sequence[Mapping[str, Any]], until: int | None = None) -> list[Place]:
+    """Every point of the curve, up to step ``until``, against the ``lines`` of a run. A step that the run did not reach
+    or measure is outside by infinity."""
+    steps = [point.step for point in curve.expected]
+    last = steps[-1] if until is None else until
+    return [
+        Place(metric, point, values_at(steps, lines, metric).get(point.step, -math.inf))
+        for metric, points in curve.points.items()
+        for point in points
+        if point.step <= last
+    ]
 
 
 def file_of(config: Path) -> Path:
@@ -133,7 +164,10 @@ def parse(path: Path) -> Curve:
     """The curve in a file. Raises `UserError` if it is none."""
     try:
         values = json.loads(path.read_text("utf-8"))
-        points = tuple(Point(**{**point, "values": tuple(point["values"])}) for point in values.pop("points"))
+        points = {
+            metric: tuple(Point(**{**point, "values": tuple(point["values"])}) for point in listed)
+            for metric, listed in values.pop("points").items()
+        }
         several = {key: tuple(values.pop(key)) for key in ("seeds", "seconds")}
         return Curve(points=points, **several, **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

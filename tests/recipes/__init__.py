@@ -65,18 +65,21 @@ def render() -> str:
     rows = "\n".join(_row(path) for path in sorted(EVERY_CONFIG, key=_rank))
     return f"""# Recipes and what they show
 
-Written by `python -m tests.recipes` from the headers of `configs/` and the curves in `configs/curves/`. A test compares.
+Written by `python -m tests.recipes` from the headers of `configs/` and the curves in `configs/curves/`.
 
 Levels:
 {levels}
 
 `flowrl reproduce CONFIG` runs a recipe that has a curve and says whether its own lies inside the band (exit code 0), or
-where and by how much it does not (1). Half a band is {curve.DEVIATIONS:g} standard deviations of a further seed's distance
-from the mean, at least {curve.FLOOR:.0%} of the curve's range. `--smoke` stops at the first iteration at which learning
-shows: it notices what breaks or slows the beginning, and says nothing of the end. `--record SEEDS` writes the curve
-anew. Minutes are those of the recording's quickest run, on the machine that the curve's file names (two cores with some
-twenty other processes at work; the header says what an idle core takes). Memory is the most that a run held (resident),
-or the header's estimate, which nobody has measured.
+where and by how much it does not (1). Two metrics are compared: what the table shows, and the reward in training (mean
+since the point before), for samples of stale weights may teach as well and show there alone. Half a band is
+{curve.DEVIATIONS:g} standard deviations of a further seed's distance from the mean, at least {curve.FLOOR:.0%} of the
+curve's range. `--smoke` stops at the first iteration at which learning shows: it notices what breaks or slows the
+beginning, and says nothing of the end. `--record SEEDS` writes the curve anew.
+
+Minutes are those of the recording's quickest run, on the machine that the curve's file names (two cores with some twenty
+other processes at work; the header says what an idle core takes). Memory is the most that a run held (resident), or the
+header's estimate, which nobody has measured. What is noticed: [benchmarks/README.md](../benchmarks/README.md).
 
 | config | level | curve | expected | band at the end | minutes | memory |
 |---|---|---|---|---|---|---|
@@ -95,7 +98,7 @@ def _row(path: Path) -> str:
         memory = expected_memory(path)
         cells = ["", "", "", "", f"{memory} (estimate)" if memory else ""]
     else:
-        first, last = known.points[0], known.points[-1]
+        first, last = known.expected[0], known.expected[-1]
         cells = [
             f"`{known.metric}`, {len(known.seeds)} seeds",
             f"{first.mean:.3f} -> {last.mean:.3f}",

@@ -22,9 +22,10 @@ def test_a_recipe_has_the_level_that_it_states(recipe: Path) -> None:
 def test_a_committed_curve_is_of_its_recipe_and_rises(file: Path) -> None:
     found = curve.read(file.parents[1] / f"{file.stem}.yaml")
     assert len(found.seeds) >= 3 and len(found.seconds) == len(found.seeds)
-    again = curve.points_of([p.step for p in found.points], list(zip(*(p.values for p in found.points), strict=True)))
-    assert found.points == again
-    assert found.points[-1].low > found.points[0].high
+    for points in found.points.values():
+        runs = list(zip(*(point.values for point in points), strict=True))
+        assert points == curve.points_of([point.step for point in points], runs)
+        assert points[-1].low > points[0].high
     assert found.machine["versions"] and found.memory["host"] > 0
 
 

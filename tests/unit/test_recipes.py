@@ -39,16 +39,20 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("small.yaml")
 
 
-def trainer(values_of: dict[int, tuple[float, ...]]):
-    """Stands for training: writes what a run of a seed leaves behind."""
+def trainer(values_of: dict[int, tuple[float, ...]], rise: float = 1 / 20):
+    """Stands for training: writes what a run of a seed leaves behind, its reward rising with the iterations."""
 
     def train(config: Config, until: int | None = None, **options: object) -> Path:
         folder = config.directory
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("name: small\n")
         reached = [s for s in STEPS if until is None or s <= until]
-        rows = zip(reached, values_of[config.train.seed], strict=False)
-        lines = [{"step": step, "time": 60.0 + step, "eval/reward/mean": value} for step, value in rows]
+        rows = dict(zip(reached, values_of[config.train.seed], strict=False))
+        lines = []
+        for step in range(max(rows) + 1):
+            heldout = {"eval/reward/mean": rows[step]} if step in rows else {}
+            training = {"reward/mean": rise * step} if step else {}
+            lines.append({"step": step, "time": 60.0 + step, **heldout, **training})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         held = {"step": 1, "phase": "update", "devices": {"cuda:0": 7}, "host": 1000 + config.train.seed}
         (folder / "memory.jsonl").write_text(json.dumps(held) + "\n")
@@ -103,6 +107,9 @@ def test_a_curve_is_recorded_beside_its_config_and_read_again(recipe: Path) -> N
     assert curve.read(recipe) == made
     assert Path("curves/small.json").is_file()
     assert made.command == "flowrl reproduce small.yaml --record 0,1,2 --metric eval/reward/mean"
+    assert list(made.points) == ["eval/reward/mean", "reward/mean"] and made.metric == "eval/reward/mean"
+    assert [point.step for point in made.points["reward/mean"]] == [10, 20]
+    assert [point.mean for point in made.points["reward/mean"]] == pytest.approx([5.5 / 20, 15.5 / 20])
     assert made.seconds == (80.0, 80.0, 80.0) and made.memory == {"host": 1002, "cuda:0": 7}
     assert {"processor", "versions", "platform"} <= made.machine.keys()
     assert made.smoke == 10
@@ -138,15 +145,26 @@ def test_inside_is_0_and_outside_is_1_with_where_and_by_how_much(
     others = {3: (0.2, 0.53, 0.80), 4: (0.2, 0.53, 0.60), 5: (0.2, 0.8, 0.8)}
     monkeypatch.setattr(importlib.import_module("flowrl.train"), "train", trainer(others))
     assert flowrl(monkeypatch, "small.yaml", "--seed", "3") == 0
-    assert "inside: eval/reward/mean is within the band at all 3 points" in capsys.readouterr().out
+    inside = "inside: eval/reward/mean and reward/mean are within their bands at all 5 points"
+    assert inside in capsys.readouterr().out
     assert flowrl(monkeypatch, "small.yaml", "--seed", "4") == 1
     said = capsys.readouterr().out
-    assert "outside: eval/reward/mean leaves the band at 1 of 3 points, farthest at iteration 20: " in said
+    assert "outside at 1 of 5 points, farthest eval/reward/mean at iteration 20: " in said
     assert "0.6 is 0.1507 below 0.7507 to 0.8893 (expected 0.82)" in said
     assert flowrl(monkeypatch, "small.yaml", "--seed", "5") == 1
     assert "0.2107 above 0.4507 to 0.5893 (expected 0.52)" in capsys.readouterr().out
     assert flowrl(monkeypatch, "small.yaml", "--seed", "4", "--smoke") == 0
     assert "stopped at iteration 10 of 20, which says nothing of the rest" in capsys.readouterr().out
+
+
+def test_the_reward_in_training_is_looked_at_too(recipe: Path) -> None:
+    """Samples of stale weights may teach as well; only their reward shows."""
+    recorded(recipe)
+    verdict = command.reproduce(recipe, [], 3, True, None, trainer({3: (0.2, 0.52, 0.82)}, rise=0.01))
+    assert not verdict.inside
+    assert verdict.sentence.startswith(
+        "outside at 1 of 3 points, farthest reward/mean at iteration 10: 0.055 is 0.195 below"
+    )
 
 
 def test_every_run_has_a_folder_of_its_own(recipe: Path) -> None:

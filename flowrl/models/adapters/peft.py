@@ -81,7 +81,7 @@ def shared_base(network: nn.Module) -> Any:
     other = copy.deepcopy(network, shared)
     for module in other.modules():
         forward = module.__dict__.get("forward")
-        if hasattr(forward, "__wrapped__"):  # recomputation of activations, or a compiled block
+        if forward is not None and hasattr(forward, "__wrapped__"):  # recomputation of activations, or a compiled block
             own = inspect.unwrap(forward)
             module.forward = types.MethodType(getattr(own, "__func__", own), module)
     return without_adapter(other)
