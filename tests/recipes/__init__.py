@@ -77,8 +77,8 @@ since the point before), for samples of stale weights may teach as well and show
 curve's range. `--smoke` stops at the first iteration at which learning shows: it notices what breaks or slows the
 beginning, and says nothing of the end. `--record SEEDS` writes the curve anew.
 
-Minutes are those of the recording's quickest run, beside twenty other processes on two cores (the curve's file names the
-machine, the header says what an idle core takes). Memory is the most that a run held (resident), or the header's
+Minutes are those of the recording's quickest run, beside twenty other processes on two cores (the curve's file names
+the machine, the header says what an idle core takes). Memory is the most that a run held (resident), or the header's
 estimate, which nobody has measured. What the bands notice: [benchmarks/README.md](../benchmarks/README.md).
 
 | config | level | curve | expected | band at the end | minutes | memory |
