@@ -182,7 +182,7 @@ def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout,
     samples = gathered(made.samples, made.share, rows, made.prompts)
     if session.ranks.rank == 0:
         done = session.progress.iteration
-        directory.save_samples(done, samples, made.scores, advantage, seeds=made.seeds, count=len(rows), rows=rows)
+        directory.save_samples(done, samples, made.scores, advantage, seeds=made.seeds, rows=rows)
 
 
 def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:

@@ -77,7 +77,7 @@ class ModelConfig(Section):
     offload: Literal["none", "encoders", "sequential"] = Field(
         default="none",
         description="diffusion: what waits on the host until it is called; encoders = text encoders and VAE; sequential"
-        " = the denoiser's frozen layers too, which is slow",
+        " = the denoiser's frozen layers too, and all but the VAE layer by layer, which is slow",
     )
     prompt_cache: bool = Field(
         default=False,

@@ -159,29 +159,26 @@ class RunDirectory:
         advantage: Tensor,
         *,
         seeds: Tensor,
-        count: int,
         folder: Path | None = None,
         rows: Tensor | None = None,
     ) -> Path | None:
-        """Save ``count`` evenly `spaced` samples (so: of different groups): images as ``samples/step_000123/0000.png``,
-        completions and all else in ``samples.jsonl`` beside them: prompt, every reward, total, advantage, seed.
-        Returns the folder.
+        """Save ``samples``: images as ``samples/step_000123/0000.png``, completions and all else in ``samples.jsonl``
+        beside them: prompt, every reward, total, advantage, seed. Returns the folder, None without samples.
 
-        ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to ``samples``, row by row, or to ``rows`` [n], the
-        numbers of samples that were chosen from N before.
+        ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to them row by row, or to the N of which ``rows`` [n]
+        were chosen.
         """
-        chosen = spaced(len(samples), count).tolist()
-        if not chosen:
+        if not len(samples):
             return None
-        numbers = chosen if rows is None else rows[chosen].tolist()
+        numbers = range(len(samples)) if rows is None else rows.tolist()
         folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             lines = [
-                _save_sample(partial, place, row, samples) | _numbers(number, scores, advantage, seeds)
-                for place, (row, number) in enumerate(zip(chosen, numbers, strict=True))
+                _save_sample(partial, row, samples) | _numbers(number, scores, advantage, seeds)
+                for row, number in enumerate(numbers)
             ]
             (partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
@@ -207,12 +204,12 @@ def _step_of(line: Mapping[str, Any]) -> float:
     return step if isinstance(step, int | float) else math.inf  # not a line of ours
 
 
-def _save_sample(folder: Path, place: int, row: int, samples: Samples) -> dict[str, Any]:
+def _save_sample(folder: Path, row: int, samples: Samples) -> dict[str, Any]:
     prompt = samples.prompts[row]
     facts: dict[str, Any] = {"prompt": prompt.text, "prompt_id": prompt.id}
     if samples.images is not None:
         image = samples.images[row]
-        name = f"{place:04d}.png"
+        name = f"{row:04d}.png"
         write_image(folder / name, image if image.ndim == 3 else image[len(image) // 2])  # a video's middle frame
         facts = {"file": name, **facts}
     if samples.completions is not None:

@@ -23,7 +23,7 @@ import flowrl
 from flowrl.config import Config
 from flowrl.errors import UserError, is_out_of_memory
 from flowrl.records import checkpoint, checkpoint_folder
-from flowrl.records.directory import RunDirectory
+from flowrl.records.directory import RunDirectory, spaced
 from flowrl.runtime.display import Display
 from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.ranks import ranks
@@ -323,7 +323,8 @@ def test_samples_are_spread_over_the_batch_and_rewound(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     samples, scores, advantage, seeds = made(12)
     for step in (1, 3):
-        folder = run.save_samples(step, samples, scores, advantage, seeds=seeds, count=4)
+        chosen = spaced(12, 4)
+        folder = run.save_samples(step, samples.take(chosen), scores, advantage, seeds=seeds, rows=chosen)
     assert folder is not None
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["p0", "p3", "p6", "p9"]
@@ -339,7 +340,8 @@ def test_samples_are_spread_over_the_batch_and_rewound(tmp_path: Path) -> None:
     assert all((folder / row["file"]).is_file() for row in rows)
     run.rewind(1)
     assert names(run.samples_path) == ["step_000001"]
-    assert run.save_samples(5, samples, scores, advantage, seeds=seeds, count=0) is None
+    nothing = spaced(12, 0)
+    assert run.save_samples(5, samples.take(nothing), scores, advantage, seeds=seeds, rows=nothing) is None
 
 
 LOCKING = """

@@ -57,7 +57,7 @@ class Reading:
     """[n] float32: how unevenly the experts of a mixture are used by each row (`routing.balance`)."""
 
 
-def _cache_of(output: Any) -> Any:
+def cache_of(output: Any) -> Any:
     """A model's cache by its name in the output. Only one the output has is asked for: transformers 5.24 warns at the
     old names and removes them in 5.40; before, and in code of checkpoints, there are only these."""
     return next((getattr(output, name) for name in CACHE_NAMES if hasattr(output, name)), None)
@@ -144,7 +144,7 @@ class Network:
         finally:
             if hook is not None:
                 hook.remove()
-        cache = _cache_of(output) if keep else None
+        cache = cache_of(output) if keep else None
         balance = watched(output, inside) if watched is not None and inside is not None else None
         if self.head.route == "states":
             return Reading(kept[0], None, cache, balance)
