@@ -88,6 +88,7 @@ def offline(config: Config, folder: Path) -> str:
     return json.dumps(kept)
 
 
+@pytest.mark.filterwarnings("error:checkpoint .* is saved without its export")
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [needing_bits(recipe) for recipe in ON_A_PIPELINE])
 def test_a_recipe_trains_on_a_tiny_pipeline_of_its_class(recipe: Path, tmp_path: Path) -> None:

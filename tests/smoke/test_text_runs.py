@@ -136,6 +136,7 @@ ROW = {
 """A row with the columns of every task."""
 
 
+@pytest.mark.filterwarnings("error:checkpoint .* is saved without its export")
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [needing_bits(recipe) for recipe in ON_A_LANGUAGE_MODEL])
 def test_a_recipe_trains_on_a_tiny_model_of_its_kind(recipe: Path, tmp_path: Path) -> None:
