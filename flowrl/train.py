@@ -113,8 +113,11 @@ def _train(
     if watch is not None:
         watch.sharded = run.config.model.shard != "none"
     # Files and trackers before the model: a login can fail.
-    with survive_closed_streams(), open_run(job, ranks, run, resume, allow_changed=allow_changed) as opened:
-        directory, trackers, start = opened
+    with (
+        survive_closed_streams(),
+        open_run(job, ranks, run, resume, allow_changed=allow_changed) as (directory, trackers, start),
+        display.heard_by(directory.say if job.rank == 0 else None),
+    ):
         with together(ranks), explain_out_of_memory(run.config, "load"):
             session = open_session(run, display.stage)
         with closing(session.rewards), rollout_workers(run.config) as session.workers:
@@ -164,7 +167,7 @@ def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
             metrics |= trainer.evaluate()
         if config.log.samples and (last or done % config.log.samples_every == 0):
             save_samples(session, trainer.directory, batch, advantage)
-        trainer.publish(metrics)
+        trainer.publish(metrics, {"reward": batch.drawn.total, "advantage": advantage})
         for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)
         signal, alarmed = trainer.agree(interrupts.requested, should_stop(session, trainer.directory))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -10,8 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from flowrl.heldout import evaluate_and_save
 from flowrl.monitor import Stop
+from flowrl.parts.diagnostics import histogram
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.records.shards import split_off
@@ -78,8 +81,8 @@ class Trainer:
             self.heldout = evaluate_and_save(self.session, self.directory, self.timer)
         return self.heldout
 
-    def publish(self, metrics: dict[str, float]) -> None:
-        """A line of ``metrics.jsonl``, also for the trackers and the display."""
+    def publish(self, metrics: dict[str, float], spread: Mapping[str, Tensor] | None = None) -> None:
+        """A line of ``metrics.jsonl``, also for the trackers and the display, and histograms of ``spread``."""
         session, progress = self.session, self.session.progress
         progress.seconds = self.clock()
         line = {
@@ -91,7 +94,8 @@ class Trainer:
             **metrics,
             **self.timer.collect(),
         }
-        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration)))
+        histograms = {name: histogram(values) for name, values in (spread or {}).items()}
+        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration), histograms))
         self.trackers.log(line, progress.iteration)
         self.display.update(progress.iteration, line)
         self.trackers.tell(self.display.note)

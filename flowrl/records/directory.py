@@ -10,6 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -29,8 +30,8 @@ CONFIG = "config.yaml"
 class RunDirectory:
     """Paths of a run and the lock on it. Use as a context manager while writing; reading needs no lock.
 
-    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  samples/step_000123/  checkpoints/  eval/
-    report.html``
+    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  histograms.jsonl  log.jsonl  samples/step_000123/
+    heldout/step_000123/  checkpoints/  eval/  report.html``
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,6 +39,9 @@ class RunDirectory:
         self.config_path = path / CONFIG
         self.metrics_path = path / "metrics.jsonl"
         self.memory_path = path / "memory.jsonl"
+        self.histograms_path = path / "histograms.jsonl"
+        self.log_path = path / "log.jsonl"
+        """What the run said, with the time."""
         self.samples_path = path / "samples"
         self.heldout_path = path / "heldout"
         """Held-out samples of the evaluations during training, laid out like ``samples``."""
@@ -114,9 +118,15 @@ class RunDirectory:
         write_atomically(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
         write_atomically(self.config_path, config_yaml)
 
-    def log(self, metrics: Mapping[str, float], memory: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Append one line, at once visible to readers, and those of ``memory``, bytes that were held at most in the
-        phases of the iteration, to ``memory.jsonl``. Values that are not finite become null."""
+    def log(
+        self,
+        metrics: Mapping[str, float],
+        memory: Sequence[Mapping[str, Any]] = (),
+        histograms: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one line, at once visible to readers, those of ``memory``, bytes that were held at most in the phases
+        of the iteration, to ``memory.jsonl``, and ``histograms`` by name to ``histograms.jsonl``. Values that are not
+        finite become null."""
         line = json.dumps({name: _plain(value) for name, value in metrics.items()}, allow_nan=False)
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
@@ -124,9 +134,19 @@ class RunDirectory:
             if memory:
                 with self.memory_path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row) + "\n" for row in memory)
+            if histograms:
+                with self.histograms_path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": metrics.get("step"), **histograms}) + "\n")
         except OSError as error:
             raise_if_full(error, self.path)
             raise
+
+    def say(self, text: str) -> None:
+        """Append what the run said to ``log.jsonl``. A disk that is full does not end a run here, where nothing of the
+        run would be lost."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with suppress(OSError), self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, "text": text}) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line logged so far; a last line cut short by a kill is left out. Raises `UserError` for a damaged
@@ -138,9 +158,10 @@ class RunDirectory:
         if self.metrics_path.is_file():
             kept = [line for line in self.metrics() if _step_of(line) <= step]
             write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
-        if self.memory_path.is_file():
-            rows = read_json_lines(self.memory_path, growing=True)
-            write_atomically(self.memory_path, "".join(json.dumps(r) + "\n" for r in rows if _step_of(r) <= step))
+        for path in (self.memory_path, self.histograms_path):
+            if path.is_file():
+                rows = read_json_lines(path, growing=True)
+                write_atomically(path, "".join(json.dumps(r) + "\n" for r in rows if _step_of(r) <= step))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
             if digits.isdigit() and int(digits) > step:
@@ -161,12 +182,13 @@ class RunDirectory:
         seeds: Tensor,
         folder: Path | None = None,
         rows: Tensor | None = None,
+        facts: Sequence[Mapping[str, Any]] | None = None,
     ) -> Path | None:
         """Save ``samples``: images as ``samples/step_000123/0000.png``, completions and all else in ``samples.jsonl``
         beside them: prompt, every reward, total, advantage, seed. Returns the folder, None without samples.
 
         ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to them row by row, or to the N of which ``rows`` [n]
-        were chosen.
+        were chosen. ``facts`` are further keys of each of these samples.
         """
         if not len(samples):
             return None
@@ -177,7 +199,9 @@ class RunDirectory:
         try:
             partial.mkdir(parents=True)
             lines = [
-                _save_sample(partial, row, samples) | _numbers(number, scores, advantage, seeds)
+                _save_sample(partial, row, samples)
+                | _numbers(number, scores, advantage, seeds)
+                | (dict(facts[row]) if facts else {})
                 for row, number in enumerate(numbers)
             ]
             (partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -315,7 +315,8 @@ def _phases(given: _Given) -> dict[str, Phase]:
     host = (sum(given.encoders) + given.vae if waits else 0.0) + (
         given.frozen if config.model.offload == "sequential" else 0.0
     )
-    encoder, vae = (max(given.encoders, default=0.0), given.vae) if waits else (0.0, 0.0)
+    encoder = max(given.encoders, default=0.0) if config.model.offload == "encoders" else 0.0  # else layer by layer
+    vae = given.vae if waits else 0.0
     resident, kept = given.resident, host + given.kept()
     gathered = given.fetched * (2 if config.model.full else 1)  # FSDP's gradients too, before they are parted
     update = given.gradients + max(gathered + held.updating, given.stepping)

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,16 +20,17 @@ from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.groups import flat_groups
+from flowrl.models.text.policy import TextPolicy
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
+from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, token_facts
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import load_rewards
 from flowrl.session import Session
 from flowrl.startup.workload import workload
 from flowrl.step import UpdateSettings, improve
 from flowrl.train import iterate, train
-from flowrl.types import Draw, Prompt
+from flowrl.types import Draw, Prompt, Share, TokenTrace
 from tests import pipelines
 from tests.contract.toys import MODES, Recorder
 from tests.launching import settled
@@ -326,3 +328,25 @@ def test_a_pipeline_that_pads_prompts_together_is_refused(tmp_path: Path) -> Non
     values["rewards"] = ["jpeg_compressibility"]
     with pytest.raises(UserError, match=r"pads a prompt to the longest of its batch.*drop_flat_groups"):
         train(Config.of(values))
+
+
+def test_the_tokens_of_saved_completions_are_told() -> None:
+    """Those that count, of the chosen rows alone; nothing of a policy that is no language model."""
+    policy: Any = object.__new__(TextPolicy)
+    policy.codec = SimpleNamespace(token_text=lambda token: chr(token))
+    tokens = torch.tensor([[97, 98, 99], [100, 101, 0], [102, 0, 0]])
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+
+    def told(policy: Any, **more: Any) -> Any:
+        rollout = SimpleNamespace(trace=TokenTrace(tokens, mask, 1.0, **more))
+        made: Any = SimpleNamespace(rollout=rollout, share=Share.alone(3))
+        return token_facts(policy, made, torch.tensor([1, 2]))
+
+    assert told(policy, logp=torch.tensor([[-1.0, -2.0, -3.0], [-0.123456, -5.0, 0.0], [-6.0, 0.0, 0.0]])) == [
+        {"tokens": {"text": ["d", "e"], "logp": [-0.1235, -5.0]}},
+        {"tokens": {"text": ["f"], "logp": [-6.0]}},
+    ]
+    assert told(policy, order=torch.tensor([[0, 1, 2], [2, 0, 1], [0, 0, 0]]))[0] == {
+        "tokens": {"text": ["d", "e"], "order": [2, 0]}
+    }
+    assert told(TinyText()) is None

@@ -15,6 +15,7 @@ from flowrl.devices import put
 from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.lora import Adaptation
+from flowrl.models.merging import MergedAdapter
 from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement
 from flowrl.models.text.config import text_config
@@ -73,6 +74,8 @@ class Network:
         self.adaptation = adaptation
         self.placement = placement
         self.pace = pace
+        self.merged: MergedAdapter | None = None
+        """What predicts without gradient, where adapters are merged for it."""
         self.head = Head("whole")
         self.calls = 0
         """Rows evaluated so far."""
@@ -173,6 +176,7 @@ class Network:
             self.adaptation.dropout(torch.is_grad_enabled()),
             self.eager() if options.get("use_cache") else nullcontext(),
             known(one_sequence="position_ids" not in on_device),
+            nullcontext() if self.merged is None else self.merged.predicting(),
         ):
             return self.model(**on_device, **options)
 
