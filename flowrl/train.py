@@ -18,7 +18,7 @@ from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.report import try_write
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, save_samples
+from flowrl.rounds import ScoredRollout, missing_groups, sample_ahead, sample_and_score, save_samples
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job, joined
 from flowrl.runtime.out_of_memory import explain_out_of_memory
@@ -56,6 +56,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     with timer("update"):
         session.set_learning_rates()
         keep_version(session)
+        sample_ahead(session)
         updated = improve(
             policy,
             session.optimizer,
