@@ -28,7 +28,7 @@ LAYERS = (
     "flowrl.session",
     "flowrl.staleness",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
-    "flowrl.evaluation flowrl.heldout",
+    "flowrl.evaluation flowrl.heldout flowrl.recipes",
     "flowrl.report flowrl.trainer",
     "flowrl.train flowrl.remote",
     "flowrl.commands",
