@@ -34,6 +34,7 @@ from flowrl.startup.preflight import CheckedRun, check_run
 from flowrl.step import improve
 from flowrl.trainer import Trainer
 from flowrl.types import IncompatibleError, Ranks
+from flowrl.update_checks import UpdateChecks, due
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
@@ -56,6 +57,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     with timer("update"):
         session.set_learning_rates()
         keep_version(session)
+        iteration = session.progress.iteration
+        checks = UpdateChecks(due(session.config.monitor.checks, iteration), first=iteration == 0)
         updated = improve(
             policy,
             session.optimizer,
@@ -66,8 +69,9 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             session.update_settings(),
             session.scaler,
             batch.share,
+            checks,
         )
-        forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls)))
+        forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
         drop_version(session)
     with timer("monitor"):
