@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowrl.checks import Spoken, judge, measure
 from flowrl.clients.rollouts import rollout_workers
 from flowrl.config import Config
 from flowrl.errors import UserError
@@ -154,12 +155,13 @@ def _conclude(trainer: Trainer) -> None:
 
 def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
     session, progress, config = trainer.session, trainer.session.progress, trainer.session.config
-    ratio = RatioCheck()
+    ratio, spoken = RatioCheck(), Spoken()
     if fresh and config.eval.every:
         trainer.publish(trainer.evaluate())
     while progress.iteration < config.train.iterations:
         with trainer.iteration():
             metrics, batch, advantage = iterate(session, trainer.timer)
+            metrics |= measure(session, batch, trainer.timer)
         ratio.check(session, metrics)
         done = progress.iteration
         last = done == config.train.iterations
@@ -167,8 +169,10 @@ def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
             metrics |= trainer.evaluate()
         if config.log.samples and (last or done % config.log.samples_every == 0):
             save_samples(session, trainer.directory, batch, advantage)
-        trainer.publish(metrics)
-        for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):
+        verdicts = judge(session, metrics)
+        trainer.publish(metrics, [verdict.row(done) for verdict in verdicts])
+        checked = ratio.notes(session, metrics) + spoken.notes(verdicts)
+        for note in checked + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)
         signal, alarmed = trainer.agree(interrupts.requested, should_stop(session, trainer.directory))
         due = config.checkpoint.every and done % config.checkpoint.every == 0

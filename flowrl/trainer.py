@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -78,8 +78,8 @@ class Trainer:
             self.heldout = evaluate_and_save(self.session, self.directory, self.timer)
         return self.heldout
 
-    def publish(self, metrics: dict[str, float]) -> None:
-        """A line of ``metrics.jsonl``, also for the trackers and the display."""
+    def publish(self, metrics: dict[str, float], checks: Sequence[Mapping[str, Any]] = ()) -> None:
+        """A line of ``metrics.jsonl``, also for the trackers and the display, and those of ``checks.jsonl``."""
         session, progress = self.session, self.session.progress
         progress.seconds = self.clock()
         line = {
@@ -91,7 +91,7 @@ class Trainer:
             **metrics,
             **self.timer.collect(),
         }
-        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration)))
+        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration), checks))
         self.trackers.log(line, progress.iteration)
         self.display.update(progress.iteration, line)
         self.trackers.tell(self.display.note)

@@ -39,17 +39,20 @@ BINS, TIMES = 4, 64
 """Into how many bins times are put that are drawn from a continuum, which more than `TIMES` different ones are."""
 LOOKED_AT = 4096
 """Evenly spaced numbers of a weight that are remembered to see how far a step moves it, about."""
-VALUED = 1e-10
-"""Value of a penalty from which on it has a gradient; smaller ones are rounding."""
+VALUED = 1e-13
+"""Value of a penalty from which on it has a gradient; in float16 that of a smaller one may vanish."""
+EARLY = (1, 2, 10)
+"""Iterations that are checked in any case: the first, the next, in which weights have moved, and one in which penalties
+have grown, also with a warm-up."""
 
 Alone = Callable[[Algorithm, Literal["objective", "regularizers"]], tuple[float, Gradients]]
 """Loss and gradient, of all processes, of the terms of an algorithm, of a few samples."""
 
 
 def due(every: int, iteration: int) -> bool:
-    """Whether the iteration after ``iteration`` finished ones is checked: the first, the second, in which weights have
-    moved, and each whose number is a multiple of ``every``; none where that is 0."""
-    return bool(every) and (iteration < 2 or (iteration + 1) % every == 0)
+    """Whether the iteration after ``iteration`` finished ones is checked: those of `EARLY` and each whose number is a
+    multiple of ``every``; none where that is 0."""
+    return bool(every) and (iteration + 1 in EARLY or (iteration + 1) % every == 0)
 
 
 def few_samples(table: Table) -> int:

@@ -188,7 +188,7 @@ class MonitorConfig(Section):
         default="none", description="on an alarm: go on; save and stop; stop with the last checkpoint before it"
     )
     checks: NonNegativeInt = Field(
-        default=100, description="iterations between self-checks, after those of the first two; 0 = none"
+        default=100, description="iterations between self-checks, beside those of iterations 1, 2 and 10; 0 = none"
     )
 
 

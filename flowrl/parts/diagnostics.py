@@ -17,8 +17,8 @@ DEVIATION = "ratio/first_max_deviation"
 MISMATCH, MISMATCH_MAX = "sampler/mean_log_ratio", "sampler/max_log_ratio"
 """Mean and largest ``|log p(trainer) - log p(sampler)|`` of a token before an iteration's first update."""
 MISMATCH_K1, MISMATCH_K3 = "sampler/k1", "sampler/k3"
-"""Of the same tokens, with ``d = log p(trainer) - log p(sampler)``: the means of ``-d`` and of ``exp(d) - 1 - d``, which
-both estimate the KL of the sampler to the trainer (J. Schulman, Approximating KL Divergence, 2020)."""
+"""Of the same tokens, with ``d = log p(trainer) - log p(sampler)``: the means of ``-d`` and of ``exp(d) - 1 - d``. Both
+estimate the KL of the sampler to the trainer (J. Schulman, Approximating KL Divergence, 2020)."""
 VERSION = "sampling/version"
 """`Rollout.version` of the samples that were learned from."""
 OUTSIDE = "ratio/first_outside_clip"

@@ -29,8 +29,8 @@ CONFIG = "config.yaml"
 class RunDirectory:
     """Paths of a run and the lock on it. Use as a context manager while writing; reading needs no lock.
 
-    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  samples/step_000123/  checkpoints/  eval/
-    report.html``
+    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  checks.jsonl  samples/step_000123/  checkpoints/
+    eval/  report.html``
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,6 +38,7 @@ class RunDirectory:
         self.config_path = path / CONFIG
         self.metrics_path = path / "metrics.jsonl"
         self.memory_path = path / "memory.jsonl"
+        self.checks_path = path / "checks.jsonl"
         self.samples_path = path / "samples"
         self.heldout_path = path / "heldout"
         """Held-out samples of the evaluations during training, laid out like ``samples``."""
@@ -114,16 +115,23 @@ class RunDirectory:
         write_atomically(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
         write_atomically(self.config_path, config_yaml)
 
-    def log(self, metrics: Mapping[str, float], memory: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Append one line, at once visible to readers, and those of ``memory``, bytes that were held at most in the
-        phases of the iteration, to ``memory.jsonl``. Values that are not finite become null."""
+    def log(
+        self,
+        metrics: Mapping[str, float],
+        memory: Sequence[Mapping[str, Any]] = (),
+        checks: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Append one line, at once visible to readers, those of ``memory``, bytes that were held at most in the phases
+        of the iteration, to ``memory.jsonl``, and those of self-checks to ``checks.jsonl``. Values that are not finite
+        become null."""
         line = json.dumps({name: _plain(value) for name, value in metrics.items()}, allow_nan=False)
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            if memory:
-                with self.memory_path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in memory)
+            for path, rows in ((self.memory_path, memory), (self.checks_path, checks)):
+                if rows:
+                    with path.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(row) + "\n" for row in rows)
         except OSError as error:
             raise_if_full(error, self.path)
             raise
@@ -138,9 +146,10 @@ class RunDirectory:
         if self.metrics_path.is_file():
             kept = [line for line in self.metrics() if _step_of(line) <= step]
             write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
-        if self.memory_path.is_file():
-            rows = read_json_lines(self.memory_path, growing=True)
-            write_atomically(self.memory_path, "".join(json.dumps(r) + "\n" for r in rows if _step_of(r) <= step))
+        for path in (self.memory_path, self.checks_path):
+            if path.is_file():
+                rows = read_json_lines(path, growing=True)
+                write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if _step_of(row) <= step))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
             if digits.isdigit() and int(digits) > step:
