@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_K1, MISMATCH_K3, MISMATCH_MAX, OUTSIDE
@@ -262,11 +263,11 @@ class Verdict:
         says = f"{self.check.name} is {self.value:.3g} (healthy: {span(self.low, self.high)})"
         return says if self.healthy else f"{says}: {self.check.outside}; {self.check.fix}"
 
-    def row(self, step: int) -> dict[str, object]:
+    def row(self, step: int) -> dict[str, Any]:
         """A line of checks.jsonl; ``None`` for a bound or value that is not finite."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-        name = {"step": step, "check": self.check.name, "metric": self.check.metric}
+        name: dict[str, Any] = {"step": step, "check": self.check.name, "metric": self.check.metric}
         return name | finite | {"healthy": self.healthy}
 
 

@@ -3,6 +3,8 @@ bit for bit what it was."""
 
 from __future__ import annotations
 
+import io
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,16 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from flowrl.checks import CHECKS, Facts, Spoken, explain, find, judge, measure, verdicts
+from flowrl.cli.doctor import doctor
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.parts.regularizers import KL
+from flowrl.records.directory import RunDirectory
+from flowrl.runtime.display import Display
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session
-from flowrl.train import iterate
+from flowrl.train import iterate, train
 from flowrl.types import Batch, Likelihood, Table
 from flowrl.update_checks import covered, due
+from tests.training import config_of
 from tests.unit.test_ranks_iterations import on
 from tests.unit.test_rounds import SET, session_of
 
@@ -216,6 +224,10 @@ def weights(session: Session) -> Tensor:
     return torch.cat([value.flatten().double() for _, value in sorted(session.policy.weights.state().items())])
 
 
+def generators() -> tuple[Any, ...]:
+    return random.getstate(), repr(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_is_bit_for_bit_the_same_with_and_without(family: str, tmp_path: Path) -> None:
     ends = []
@@ -223,10 +235,10 @@ def test_a_run_is_bit_for_bit_the_same_with_and_without(family: str, tmp_path: P
         session = honest(tmp_path, family, monitor={"samples": 0, "checks": every})
         told = []
         for _ in range(3):
-            states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+            states = generators()
             metrics, batch, _ = iterate(session, PhaseTimer())
             metrics |= measure(session, batch, PhaseTimer())
-            assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+            assert states == generators()
             assert any(key.startswith("check/") for key in metrics) == bool(every)
             told.append({k: v for k, v in metrics.items() if not k.startswith("check/") and k != "reward/seconds"})
         ends.append((told, weights(session), vars(session.progress)))
@@ -248,6 +260,34 @@ def test_two_processes_find_what_one_finds(family: str, tmp_path: Path) -> None:
     assert repr(found[0]) == repr(found[1])
     for step, expected in zip(found[0], wanted, strict=True):
         assert step == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_verdicts_are_written_and_forgotten_with_their_steps(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (1, 2):
+        run.log({"step": step}, checks=[v.row(step) for v in verdicts({"check/trainable": 5.0}, Facts())])
+    run.rewind(1)
+    (line,) = run.checks_path.read_text().splitlines()
+    assert json.loads(line) == {"step": 1, "check": "trainable", "metric": "check/trainable", "value": 5.0, "low": 1,
+                                "high": None, "healthy": True}  # fmt: skip
+
+
+def test_the_doctor_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor(explain=True)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [check.name for check in CHECKS]
+    doctor(Path("update_to_weight"), explain=True)
+    assert "optimizer.lr" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_says_and_writes_what_it_found(tmp_path: Path) -> None:
+    values = config_of("flow_grpo", "shapes", train__iterations=2, train__ema=None, eval__weights="live",
+                       optimizer__lr=3.0, algorithm__sampler={"steps": 4}, out=str(tmp_path / "run"))  # fmt: skip
+    said = io.StringIO()
+    train(Config.of(values), display=Display("tiny", 2, console=Console(file=said, width=10_000)))
+    assert " self-checks healthy" in said.getvalue() and "self-check update_to_weight is" in said.getvalue()
+    lines = [json.loads(line) for line in (tmp_path / "run/checks.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {1, 2} and not all(line["healthy"] for line in lines)
 
 
 def test_when_it_is_looked() -> None:
