@@ -1,6 +1,6 @@
 """Self-checks in honest runs: which values they find, how often they raise a false alarm, and what they cost.
 
-    python -m benchmarks.self_checks [PRESET@WORLD ...] [--cost CONFIG ...] [--iterations 3]
+    python -m benchmarks.self_checks [PRESET@WORLD ...] [--cost CONFIG ... --set KEY=VALUE ...] [--iterations 3]
 
 Runs presets of every family at small size on the embedded worlds, on the CPU, and prints for every check the least and
 the largest value over all runs, what is healthy there, in how many runs it meant something, and in how many it was
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from flowrl import update_checks
 from flowrl.checks import CHECKS, Verdict, judge, measures
 from flowrl.checks.registry import span
 from flowrl.config import Config
@@ -85,12 +86,14 @@ class Clock:
         return timed
 
 
-def cost(path: Path) -> tuple[float, list[float]]:
+def cost(path: Path, changes: list[str]) -> tuple[float, list[float]]:
     """CPU seconds of an iteration without checks, and those of the checks in the first two."""
-    config = Config.load(path, ["out=runs/self_checks", "train.threads=1"])
+    config = Config.load(path, ["out=runs/self_checks", "train.threads=1", *changes])
     clock, spent = Clock(), []
     for name in ("see_batch", "see_gradients", "see_terms"):
         setattr(UpdateChecks, name, clock(getattr(UpdateChecks, name)))
+    for name in ("_some", "_length"):
+        setattr(update_checks, name, clock(getattr(update_checks, name)))
     session = open_session(check_run(config))
     with closing(session.rewards):
         for _ in range(3):
@@ -120,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", default=list(RUNS))
     parser.add_argument("--cost", nargs="*", type=Path, default=[])
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of those configs")
     parser.add_argument("--iterations", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -130,7 +134,7 @@ def main() -> None:
         print(f"{run}: {len(found[run])} values, outside: {'; '.join(outside) or 'none'}", flush=True)
     show(found)
     for path in options.cost:
-        whole, spent = cost(path)
+        whole, spent = cost(path, options.set)
         shares = ", ".join(f"{seconds:.3f} s ({seconds / whole:.2%})" for seconds in spent)
         print(f"{path}: an iteration {whole:.2f} s of CPU, checks at iterations 1 and 2: {shares}", flush=True)
 

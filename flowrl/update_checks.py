@@ -37,7 +37,7 @@ CHANCE = 1e-4
 """Probability with which a batch may lack a time by chance that the check expects in it, all times together."""
 BINS, TIMES = 4, 64
 """Into how many bins times are put that are drawn from a continuum, which more than `TIMES` different ones are."""
-LOOKED_AT = 4096
+LOOKED_AT = 1024
 """Evenly spaced numbers of a weight that are remembered to see how far a step moves it, about."""
 VALUED = 1e-13
 """Value of a penalty from which on it has a gradient; in float16 that of a smaller one may vanish."""

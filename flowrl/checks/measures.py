@@ -128,14 +128,14 @@ def velocity(session: Session, batch: ScoredRollout) -> dict[str, float]:
 
 
 def _norms(policy: FlowPolicy, session: Session, batch: ScoredRollout, rows: Tensor) -> Tensor:
-    """[n, times] float64: root mean square of the velocities."""
-    rollout, found = batch.rollout, []
+    """[n, times] float64: the norm of the velocities over that of what they predict, noise minus clean sample, which
+    differs between samples and would hide a change where there is no reference to compare with."""
+    rollout, count = batch.rollout, len(TIMES)
     clean = rollout.final[rows].float().cpu()
     noise = normal(rollout.seeds[rows], tuple(clean.shape[1:]), stream=STREAM)
-    for time in TIMES:
-        t = policy.snap(torch.full((len(rows),), time, dtype=torch.float64))
-        x = interpolate(clean, noise, t).to(policy.device)
-        guidance = vars(session.algorithm.sampler).get("guidance")
-        v = policy.velocity(x, t, rollout.condition.take(rows), guidance=guidance)
-        found.append(v.double().cpu().flatten(1).square().mean(dim=1).sqrt())
-    return torch.stack(found, dim=1)
+    clean, noise = (value.repeat_interleave(count, dim=0) for value in (clean, noise))  # all in one forward
+    t = policy.snap(torch.tensor(TIMES, dtype=torch.float64).repeat(len(rows)))
+    x, condition = interpolate(clean, noise, t).to(policy.device), rollout.condition.take(rows.repeat_interleave(count))
+    guidance = vars(session.algorithm.sampler).get("guidance")
+    v = policy.velocity(x, t, condition, guidance=guidance).double().cpu()
+    return (v.flatten(1).norm(dim=1) / (noise - clean).double().flatten(1).norm(dim=1)).view(len(rows), count)

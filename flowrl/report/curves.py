@@ -86,7 +86,7 @@ def other_figures(metrics: Metrics) -> list[Figure]:
     shown = {key for _, patterns, _, _ in DIAGNOSTICS for p in patterns for key in _matching(metrics, p)}
     plotted = {*UNPLOTTED, *metrics.starting("time/"), *metrics.starting("eval/", "/mean")}
     plotted |= {*metrics.starting("reward/", "mean"), *metrics.starting("reward/", "std")}
-    plotted |= {*metrics.starting("monitor/"), *metrics.starting("alarm/")}
+    plotted |= {*metrics.starting("monitor/"), *metrics.starting("alarm/"), *metrics.starting("check/")}
     keys = [key for key in metrics.columns if key not in shown | plotted]
     return [_figure(metrics, key, "", [key], None) for key in keys if np.isfinite(metrics[key]).any()]
 
