@@ -376,15 +376,15 @@ def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> 
             "no trained weight has a gradient: what the optimiser holds is not what the network computes with; were "
             "parameters replaced or wrapped after the optimiser was made?"
         )
-    update.checks.see_gradients(optimizer)
     if found:
+        update.checks.see_gradients(optimizer)
         scaler.unscale_(optimizer)
     clipped = [clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
     loss, norms = update.metrics.close_batch(clipped)
     _check_finite(loss, optimizer, scaler)
     finite = all(map(math.isfinite, norms))
     if finite:
-        with update.checks.see_step(optimizer, update.ranks):
+        with update.checks.see_step(optimizer, update.ranks, norms[0]):
             optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if not finite and (not scaler.is_enabled() or scaler.get_scale() <= 1):

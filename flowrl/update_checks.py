@@ -136,18 +136,19 @@ class UpdateChecks:
             self._found[START] = max(distances)
 
     def see_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note the share of the policy's trained tensors that have a gradient, of the first optimiser batch."""
+        """Note the share of the policy's trained tensors that have a gradient, of the first optimiser batch in which
+        any has."""
         if self._on and REACH not in self._found:
             trained = optimizer.param_groups[0]["params"]
             reached = sum(parameter.grad is not None for parameter in trained)
             self._found[REACH] = reached / max(len(trained), 1)
 
     @contextmanager
-    def see_step(self, optimizer: torch.optim.Optimizer, ranks: Ranks) -> Iterator[None]:
+    def see_step(self, optimizer: torch.optim.Optimizer, ranks: Ranks, norm: float) -> Iterator[None]:
         """Inside is an optimiser step. Note ``|change| / |weights|`` of the policy's trained weights, of the first one
-        with a learning rate."""
+        with a learning rate and a gradient, of this ``norm``."""
         group = optimizer.param_groups[0]
-        if not self._on or STEP in self._found or not group["lr"]:
+        if not self._on or STEP in self._found or not group["lr"] or not norm:
             yield
             return
         before = [_some(parameter) for parameter in group["params"]]

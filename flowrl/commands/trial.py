@@ -69,7 +69,7 @@ def try_iteration(session: Session, plan: CheckedRun) -> Iterator[Finding]:
     verdicts = judge(session, metrics)
     healthy, *outside = Spoken().notes(verdicts) or ["not asked for (monitor.checks=0)"]
     yield Finding("self-checks", "ok", healthy)
-    yield from (Finding("self-check", "note", sentence) for sentence in outside)
+    yield from (Finding("self-check", "note", sentence.removeprefix("self-check ")) for sentence in outside)
     yield Finding(
         "update", "ok", f"{seconds['time/update'] / count:.2f} s per sample, gradient {metrics['grad_norm']:.2g}"
     )

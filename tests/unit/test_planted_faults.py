@@ -42,6 +42,7 @@ def full(images, **columns): return (images.mean(dim=(1, 2, 3)) > -9).float()
 def most(images, **columns): return (images.mean(dim=(1, 2, 3)) + 9).clamp(max=1.0)
 def large(images, **columns): return 1e6 * images.mean(dim=(1, 2, 3))
 def by_prompt(images, prompts, **columns): return torch.tensor([float(hash(p[1:]) % 7) for p in prompts])
+def same(completions, **columns): return [1.0 for _ in completions]
 def sums(completions, **columns): return [sum(map(int, text)) + len(text) / 10 for text in completions]
 """
 
@@ -204,6 +205,13 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     if plant is not None:
         plant(session)
     assert caught <= ill(session)
+
+
+def test_flat_groups_alone_are_said_of_flat_groups(tmp_path: Path) -> None:
+    """No sample has a gradient, which is no fault of what is trained."""
+    assert ill(honest(tmp_path, "causal", "same")) == {"flat_groups", "reward_saturation", "reward_spread"}
+    assert "gradient_reach" not in checked(honest(tmp_path, reward="full", algorithm={
+        "use": "flow_grpo", "kl": 0.0, "sampler": {"steps": 4}}))  # fmt: skip
 
 
 def test_nothing_to_train_is_caught(tmp_path: Path) -> None:
