@@ -48,7 +48,7 @@ class Model:
 
 
 MODELS = (
-    Model("SD3.5-M 512, LoRA 32", 2.47e9, 24e6, 1024 + 333, 512, 2),
+    Model("SD3.5-M 512, LoRA 32", 2.47e9, 18.8e6, 1024 + 333, 512, 2),
     Model("FLUX.1-dev 512, LoRA 64", 11.9e9, 105e6, 1024 + 512, 512, 1),
 )
 

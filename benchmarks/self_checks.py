@@ -3,9 +3,9 @@
     python -m benchmarks.self_checks [PRESET@WORLD ...] [--cost CONFIG ... --set KEY=VALUE ...] [--iterations 3]
 
 Runs presets of every family at small size on the embedded worlds, on the CPU, and prints for every check the least and
-the largest value over all runs, what is healthy there (bfloat16 and texts apart, where that differs), in how many runs it
-meant something, and in how many it was outside. Then, for each config of ``--cost`` at its full size: CPU seconds of the checks at iterations 1 and 2, as a
-share of an iteration without them (the third).
+the largest value over all runs, what is healthy there (bfloat16 and texts apart, where that differs), in how many runs
+it meant something, and in how many it was outside. Then, for each config of ``--cost`` at its full size: CPU seconds of
+the checks at iterations 1 and 2, as a share of an iteration without them (the third).
 """
 
 from __future__ import annotations

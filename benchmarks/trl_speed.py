@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,13 @@ def run_trl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
     from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(1)
-    marks: list[Mark] = []
+    cpu: list[float] = []
+    wall: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            marks.append(now())
+            cpu.append(time.process_time())
+            wall.append(time.perf_counter())
 
     path, rows, reward = place(folder, options)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -129,7 +130,7 @@ def run_trl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
     )
     before = peak()
     trainer.train()
-    return result(marks, before)
+    return {"cpu": per_iteration(cpu), "wall": per_iteration(wall), "megabytes": peak() - before}
 
 
 def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
@@ -173,8 +174,7 @@ def run_flowrl(folder: Path, options: dict[str, Any]) -> dict[str, float]:
     with profiled(options.get("profile", False)):
         flowrl.train(config)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    marks = [Mark(0.0, line["time"]) for line in lines]
-    found = result(marks, before)
+    found = {"wall": per_iteration([line["time"] for line in lines]), "megabytes": peak() - before}
     for phase in ("iteration", "sample", "update"):
         found[f"cpu {phase}"] = statistics.median(line.get(f"time/{phase}", 0.0) for line in lines[1:])
     found["cpu"] = found.pop("cpu iteration")
@@ -194,27 +194,9 @@ def profiled(wanted: bool) -> Iterator[None]:
     print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40))
 
 
-@dataclass(frozen=True)
-class Mark:
-    """The end of an iteration."""
-
-    cpu: float
-    wall: float
-
-
-def now() -> Mark:
-    """CPU seconds of this process, and seconds on the wall."""
-    return Mark(time.process_time(), time.perf_counter())
-
-
-def result(marks: list[Mark], before: float) -> dict[str, float]:
-    """Medians of the iterations after the first, and the peak above ``before`` MB."""
-    pairs = list(itertools.pairwise(marks))
-    return {
-        "cpu": statistics.median(b.cpu - a.cpu for a, b in pairs),
-        "wall": statistics.median(b.wall - a.wall for a, b in pairs),
-        "megabytes": peak() - before,
-    }
+def per_iteration(ends: list[float]) -> float:
+    """Median seconds of the iterations after the first, by the times at which iterations ended."""
+    return statistics.median(after - before for before, after in itertools.pairwise(ends))
 
 
 def micro_batch(options: dict[str, Any]) -> int:

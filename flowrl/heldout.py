@@ -88,7 +88,6 @@ def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) ->
             found.scores,
             nothing,
             seeds=found.seeds,
-            count=len(chosen),
             rows=chosen,
             folder=run.heldout_path,
         )

@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowrl.math.random import derive, seeds
+from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.diagnostics import VERSION, describe_completions
 from flowrl.records.directory import RunDirectory, spaced
 from flowrl.runtime.ranks import together
@@ -23,7 +25,7 @@ from flowrl.samplers.chunks import take
 from flowrl.score import Rewards, Scoring, gathered, joined
 from flowrl.session import Session
 from flowrl.staleness import sampling_version, sampling_weights
-from flowrl.types import Draw, Prompt, Rollout, Samples, Scores, Share
+from flowrl.types import Draw, Policy, Prompt, Rollout, Samples, Scores, Share, TokenTrace
 
 GROUPS = "sampling/groups"
 
@@ -180,9 +182,29 @@ def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout,
     """Some of the samples of the iteration that ended, with their advantage [N], on disk; the first process writes."""
     rows = spaced(len(made.prompts), session.config.log.samples)
     samples = gathered(made.samples, made.share, rows, made.prompts)
+    facts = token_facts(session.policy, made, rows)
     if session.ranks.rank == 0:
         done = session.progress.iteration
-        directory.save_samples(done, samples, made.scores, advantage, seeds=made.seeds, count=len(rows), rows=rows)
+        directory.save_samples(done, samples, made.scores, advantage, seeds=made.seeds, rows=rows, facts=facts)
+
+
+def token_facts(policy: Policy, made: ScoredRollout, rows: Tensor) -> list[dict[str, Any]] | None:
+    """Of the completions with these numbers [n]: ``tokens``, the text of each token that counts, with its
+    log-probability as the sampler computed it, or the decoding step at which it was fixed. None of other media."""
+    trace = made.rollout.trace
+    if not isinstance(trace, TokenTrace) or not isinstance(policy, TextPolicy):
+        return None
+    part, held = made.share.take(rows)
+    found = []
+    for row in held.tolist():
+        kept = trace.mask[row]
+        facts: dict[str, Any] = {"text": [policy.codec.token_text(token) for token in trace.tokens[row][kept].tolist()]}
+        if trace.logp is not None:
+            facts["logp"] = [round(value, 4) for value in trace.logp[row][kept].tolist()]
+        if trace.order is not None:
+            facts["order"] = trace.order[row][kept].tolist()
+        found.append({"tokens": facts})
+    return part.values(found)
 
 
 def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:

@@ -192,13 +192,18 @@ class Session:
             condition = self.policy.condition(draw.prompts)
         if self.workers is not None and scoring is not None:
             memory = self.memory if self.algorithm.coefficients else {}
-            with timer("sample"):
-                found = self.workers.sample(draw, condition, sampler, rows, memory, self.policy.device)
-            for made, decoded in found:
+            found = self.workers.sample(draw, condition, sampler, rows, memory, self.policy.device)
+            parts: list[Rollout] = []
+            while True:
+                with timer("sample"):  # what it waits for the next worker, while the samples before are scored
+                    made, decoded = next(found, (None, []))
+                if made is None:
+                    break
                 samples = kept.add(as_samples([texts[group] for group in made.group.tolist()], decoded, made.feedback))
                 with timer("reward"):
                     scoring.add(samples)
-            return joined([made for made, _ in found], condition, draw.group), kept.all()
+                parts.append(made)
+            return joined(parts, condition, draw.group), kept.all()
 
         def watched(policy: Policy, condition: Condition, part: Draw) -> Rollout:
             with timer("sample"):

@@ -117,8 +117,11 @@ def _train(
     if watch is not None:
         watch.sharded = run.config.model.shard != "none"
     # Files and trackers before the model: a login can fail.
-    with survive_closed_streams(), open_run(job, ranks, run, resume, allow_changed=allow_changed) as opened:
-        directory, trackers, start = opened
+    with (
+        survive_closed_streams(),
+        open_run(job, ranks, run, resume, allow_changed=allow_changed) as (directory, trackers, start),
+        display.heard_by(directory.say if job.rank == 0 else None),
+    ):
         with together(ranks), explain_out_of_memory(run.config, "load"):
             session = open_session(run, display.stage)
         with closing(session.rewards), rollout_workers(run.config) as session.workers:
@@ -170,7 +173,8 @@ def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
         if config.log.samples and (last or done % config.log.samples_every == 0):
             save_samples(session, trainer.directory, batch, advantage)
         verdicts = judge(session, metrics)
-        trainer.publish(metrics, [verdict.row(done) for verdict in verdicts])
+        rows = [verdict.row(done) for verdict in verdicts]
+        trainer.publish(metrics, {"reward": batch.drawn.total, "advantage": advantage}, rows)
         checked = ratio.notes(session, metrics) + spoken.notes(verdicts)
         for note in checked + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)

@@ -10,8 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from flowrl.heldout import evaluate_and_save
 from flowrl.monitor import Stop
+from flowrl.parts.diagnostics import histogram
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.records.shards import split_off
@@ -78,8 +81,14 @@ class Trainer:
             self.heldout = evaluate_and_save(self.session, self.directory, self.timer)
         return self.heldout
 
-    def publish(self, metrics: dict[str, float], checks: Sequence[Mapping[str, Any]] = ()) -> None:
-        """A line of ``metrics.jsonl``, also for the trackers and the display, and those of ``checks.jsonl``."""
+    def publish(
+        self,
+        metrics: dict[str, float],
+        spread: Mapping[str, Tensor] | None = None,
+        checks: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """A line of ``metrics.jsonl``, also for the trackers and the display, histograms of ``spread``, and the lines
+        of ``checks.jsonl``."""
         session, progress = self.session, self.session.progress
         progress.seconds = self.clock()
         line = {
@@ -91,7 +100,8 @@ class Trainer:
             **metrics,
             **self.timer.collect(),
         }
-        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration), checks))
+        histograms = {name: histogram(values) for name, values in (spread or {}).items()}
+        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration), histograms, checks))
         self.trackers.log(line, progress.iteration)
         self.display.update(progress.iteration, line)
         self.trackers.tell(self.display.note)

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -38,8 +39,8 @@ def reward(images, prompts):
     {body}
     return images.mean(dim=(1, 2, 3))
 """
-NOT_COMPARED = ("time", "reward/seconds", "memory")
-"""Beginnings of metrics that are of the machine, not of the run."""
+OF_THE_MACHINE = ("time", "reward/seconds", "memory")
+"""Beginnings of metrics that say nothing of the run."""
 
 
 def prepare(folder: Path, body: str = "pass", config: str = CONFIG) -> None:
@@ -103,7 +104,12 @@ def wait_for(condition: Callable[[], bool], launcher: subprocess.Popen[str], sec
 def lines(folder: Path) -> list[dict[str, float]]:
     """Of ``metrics.jsonl``, without what is of the machine."""
     found = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(NOT_COMPARED)} for line in found]
+    return [settled(line) for line in found]
+
+
+def settled(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config alone decides, whatever the machine: no times, no memory."""
+    return {key: value for key, value in metrics.items() if not key.startswith(OF_THE_MACHINE)}
 
 
 def iterations(folder: Path) -> int:

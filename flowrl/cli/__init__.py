@@ -24,6 +24,7 @@ from flowrl.cli.rewards import rewards, test_reward
 from flowrl.cli.sample import sample
 from flowrl.cli.train import train
 from flowrl.cli.tune import tune
+from flowrl.cli.watch import watch
 from flowrl.errors import UserError, limit_of, printable
 from flowrl.launcher import forget, is_first, launch, watch_the_start
 from flowrl.remote.command import reward_server
@@ -44,6 +45,7 @@ COMMANDS = {
     "sample": sample,
     "export": export,
     "report": report,
+    "watch": watch,
     "doctor": doctor,
     "tune": tune,
     "algorithms": algorithms,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +26,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and show the plan; load and train nothing.")
     ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the run on a local page meanwhile.")] = False,
 ) -> None:
     """Train. Example: `flowrl train configs/quickstart.yaml train.iterations=50`"""
     from flowrl.runtime.display import Display  # rich alone: it shows something while the rest is imported
@@ -49,7 +50,11 @@ def train(
 
                 with suppress(OSError):  # an error stream without a file, as in a test or a notebook
                     faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
-                run(plan.config, resume=resume, allow_changed=allow_changed, display=display)
+                from flowrl.report.watching import beside
+
+                page = beside(plan.config.directory, display.note) if watch and job.rank == 0 else nullcontext()
+                with page:
+                    run(plan.config, resume=resume, allow_changed=allow_changed, display=display)
     if dry_run:
         print_pairs(lines)
     elif job.rank == 0:

@@ -22,6 +22,13 @@ ACTOR = "flowrl.remote.actor"
 """The module of what runs in the actor. It imports rewards, so nothing here may import it."""
 
 
+def check_placement(given: Mapping[str, Any], where: str) -> None:
+    """Raise `UserError` for a key that places no actor; ``where`` is whose keys they are."""
+    for key in given:
+        if key not in PLACEMENT:
+            raise UserError(f"{where} has no key {key!r}{did_you_mean(key, PLACEMENT)}")
+
+
 def connect_to_ray(
     use: str,
     *,
@@ -45,9 +52,7 @@ class RayReward(RemoteReward):
 
     def __init__(self, use: str, settings: Mapping[str, Any], ray: Mapping[str, Any]) -> None:
         given = dict(ray)
-        for key in given:
-            if key not in PLACEMENT:
-                raise UserError(f"reward 'ray:{use}': ray has no key {key!r}{did_you_mean(key, PLACEMENT)}")
+        check_placement(given, f"reward 'ray:{use}': ray")
         self._use = use
         self._timeout = float(given.pop("timeout", 300.0))
         self._ray: Any = import_ray()

@@ -58,8 +58,9 @@ class RolloutWorkers:
 
     def sample(
         self, draw: Draw, condition: Condition, sampler: object, rows: int, memory: Mapping[str, Any], device: Any
-    ) -> list[tuple[Rollout, Tensor | list[str]]]:
-        """Rollouts of the workers, in the draw's order, with what was decoded of each: images [n, 3, H, W] or texts."""
+    ) -> Iterator[tuple[Rollout, Tensor | list[str]]]:
+        """Rollouts of the workers, each as soon as it and those before it in the draw are there, with what was decoded
+        of it: images [n, 3, H, W] or texts."""
         groups = first_of_group(draw.group).cumsum(dim=0) - 1
         parts = [part for part in torch.arange(int(groups[-1]) + 1).tensor_split(len(self._actors)) if len(part)]
         shares = [torch.isin(groups, part).nonzero()[:, 0] for part in parts]
@@ -68,14 +69,12 @@ class RolloutWorkers:
             actor.sample.remote(*packed, share.tolist(), rows, dict(memory))
             for actor, share in zip(self._actors, shares, strict=False)
         ]
-        found: list[tuple[Rollout, Tensor | list[str]]] = []
         for call, share in zip(calls, shares, strict=True):
             header, data, images, texts = self._get(call, "failed")
             made = unpack_rollout(header, data, condition.take(share), sampler, device)
             if not torch.equal(made.seeds, draw.seeds[share]):
                 raise UserError(f"{type(sampler).__name__} makes other rows than were drawn; set rollouts.workers=0")
-            found.append((made, texts if images is None else load(images)["images"]))
-        return found
+            yield made, texts if images is None else load(images)["images"]
 
     def close(self) -> None:
         """End the actors."""

@@ -17,7 +17,12 @@ from flowrl.types.chats import Chat
 
 def pack(tensors: dict[str, Tensor]) -> bytes:
     """Tensors as safetensors, whatever device or memory they share."""
-    return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()})
+    return save({name: _alone(tensor.detach()) for name, tensor in tensors.items()})
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """On the CPU in memory of its own, copied once."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 def pack_draw(draw: Draw) -> tuple[str, bytes]:

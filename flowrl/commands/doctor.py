@@ -22,6 +22,7 @@ from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.startup.doubts import doubts
 from flowrl.startup.memory import estimate, size
 from flowrl.startup.preflight import CheckedRun, check_run
+from flowrl.startup.shortage import shortage
 
 EXTRAS = {
     "rewards": ("rapidocr", "onnxruntime", "rapidfuzz"),
@@ -93,6 +94,10 @@ def check_config(config: Config) -> Iterator[Finding]:
         plan = check_run(config)
         yield Finding("config", "ok", f"{config.name}: {plan.workload.samples} samples per iteration")
         yield from (Finding("config", "note", sentence) for sentence in doubts(plan))
+        memory = _memory(plan)
+        yield memory
+        if memory.state == "bad":
+            return  # trying might end this process
         start = time.perf_counter()
         with explain_out_of_memory(config, "load"):
             session = open_trial(plan)
@@ -109,7 +114,6 @@ def check_config(config: Config) -> Iterator[Finding]:
             "our sampler equals the pipeline" if plan.algorithm.family == "diffusion" else "a batch equals single rows"
         )
         yield Finding("parity", "ok", f"{equal} within {deviation:.1e}")
-        yield _memory(plan)
         with closing(session.rewards):
             yield from try_iteration(session, plan)
     except UserError as error:
@@ -120,6 +124,9 @@ def _memory(plan: CheckedRun) -> Finding:
     found = estimate(plan.config, plan.algorithm, plan.workload)
     if isinstance(found, str):
         return Finding("memory", "note", found)
+    short = shortage(found, plan.config)
+    if short is not None:
+        return Finding("memory", "bad" if short.lacking else "note", short.sentence)
     name, phase = max(found.phases.items(), key=lambda item: (item[1].device, item[1].host))
     where = f"{size(phase.device)} of the device" if phase.device else f"{size(phase.host)} of the host"
     return Finding("memory", "ok", f"about {where} at the peak, in the phase {name}; lower: {phase.keys}")

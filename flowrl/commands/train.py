@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowrl.commands.algorithms import part_text, parts_of
+from flowrl.config import Config
 from flowrl.models.lora_preview import preview_adapter
-from flowrl.startup.memory import estimate
+from flowrl.startup.memory import Estimate, estimate
 from flowrl.startup.preflight import CheckedRun
+from flowrl.startup.shortage import shortage
 
 
 def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:
@@ -22,6 +24,14 @@ def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:
         ("config", str(file)),
         *plan.workload.lines(),
         *([("trained", adapter)] if adapter else []),
-        *([("memory", memory)] if isinstance(memory, str) else memory.lines()),
+        *_memory(config, memory),
         *((slot, part_text(part)) for slot, part in parts_of(algorithm).items()),
     ]
+
+
+def _memory(config: Config, found: Estimate | str) -> list[tuple[str, str]]:
+    """The estimate, and whether this machine has less."""
+    if isinstance(found, str):
+        return [("memory", found)]
+    short = shortage(found, config)
+    return found.lines() + ([] if short is None else [("too little memory" if short.lacking else "", short.sentence)])

@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from flowrl.files import write_atomically
 from flowrl.models import DiffusionPolicy
 from flowrl.parts.selections import AllSamples
 from flowrl.rounds import ScoredRollout, sample_and_score
-from flowrl.runtime.memory_log import resident
+from flowrl.runtime.memory_log import room
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import Session, open_session
 from flowrl.startup.doublings import Cost, DoesNotFitError, Tried, double, fastest
@@ -182,7 +182,7 @@ def _search(arm: Arm, probe: _Probe, keys: Sequence[str], say: Callable[[str], N
         if fixed:
             tried = [_once(partial(measure, arm.chosen), min(arm.chosen[key], cap))]
         else:
-            tried = double(partial(measure, arm.chosen), cap, room())
+            tried = double(partial(measure, arm.chosen), cap, room(in_use()))
         arm.rows += [Row(arm.name, key, each) for each in tried]
         best = fastest(tried)
         if best is None or best.cost is None:
@@ -303,21 +303,6 @@ def peak() -> int:
     if devices:
         return max(peak_allocated(device) for device in devices)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def room() -> int | None:
-    """Bytes that `peak` can reach on this machine; ``None`` where nobody knows."""
-    devices = in_use()
-    if devices:
-        free = getattr(torch.get_device_module(devices[0]), "mem_get_info", None)
-        return None if free is None else min(int(free(device)[1]) for device in devices)
-    available = next((line.split()[1] for line in _meminfo() if line.startswith("MemAvailable:")), None)
-    return None if available is None else resident() + 1024 * int(available)
-
-
-def _meminfo() -> Iterator[str]:
-    path = Path("/proc/meminfo")
-    yield from path.read_text().splitlines() if path.is_file() else ()
 
 
 def _free() -> None:

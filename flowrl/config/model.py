@@ -77,7 +77,7 @@ class ModelConfig(Section):
     offload: Literal["none", "encoders", "sequential"] = Field(
         default="none",
         description="diffusion: what waits on the host until it is called; encoders = text encoders and VAE; sequential"
-        " = the denoiser's frozen layers too, which is slow",
+        " = the denoiser's frozen layers too, and all but the VAE layer by layer, which is slow",
     )
     prompt_cache: bool = Field(
         default=False,
@@ -86,6 +86,11 @@ class ModelConfig(Section):
     )
     lora: LoRAConfig = Field(default=LoRAConfig(), description="low-rank adapters")
     full: bool = Field(default=False, description="train all weights of the network instead of LoRA")
+    merge_adapters: bool = Field(
+        default=False,
+        description="add LoRA to copies of the weights it adapts wherever no gradient is taken: sampling, frozen weight"
+        " sets; in float32, for memory of the adapted layers once more",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32",
         description="precision of the frozen network; float16 with a scaled loss (optimizer.loss_scale)",

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,32 @@ ORIGIN_FILE = "flowrl.json"
 """What an export says of the run it came from; other tools pass over it."""
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Largest differences of a reloaded model's predictions, relative to the largest value. Predictions are those of
+    the network itself: guidance would multiply their rounding by its scale."""
+
+    found: float
+    """Of the reloaded model from the policy."""
+    rounding: float
+    """Of the policy with its adapter merged into the base's precision from itself: what rounding alone does to this
+    network."""
+
+
 def into_folder(
     directory: Path,
     to: str,
     known: tuple[str, ...],
     adaptation: Adaptation,
     dtype: torch.dtype,
-    write: Callable[[Path], float],
+    write: Callable[[Path], Difference],
     origin: Mapping[str, Any] | None = None,
 ) -> float:
     """Let ``write`` fill a new folder and compare, and move it to ``directory`` (new or empty) if it is good.
     ``origin``, what is known of the run, becomes `ORIGIN_FILE`.
 
     Returns:
-        What ``write`` returned: the largest difference between the policy's predictions and the reloaded model's,
-        relative to the largest value. Predictions are those of the network itself: guidance would multiply their
-        rounding by its scale.
+        `Difference.found`.
 
     Raises:
         UserError: for a format that cannot hold the weights, an occupied folder, or a reloaded model that differs.
@@ -46,9 +57,10 @@ def into_folder(
     _check(directory, to, known, adaptation)
     with _work_folder(directory) as work:
         difference = write(work)
-        if not difference <= TOLERANCE[dtype]:
+        if not difference.found <= max(TOLERANCE[dtype], 2 * difference.rounding):
             raise UserError(
-                f"the {to} export differs from the trained model by {difference:.2g} once reloaded; nothing was written"
+                f"the {to} export differs from the trained model by {difference.found:.2g} once reloaded; nothing was"
+                " written"
             )
         if origin is not None:
             (work / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -58,7 +70,7 @@ def into_folder(
         if directory.exists():
             directory.rmdir()
         work.rename(directory)
-    return difference
+    return difference.found
 
 
 def _check(directory: Path, to: str, known: tuple[str, ...], adaptation: Adaptation) -> None:

@@ -48,6 +48,12 @@ class WeightSets(ABC):
         """The sets that exist, ``live`` first."""
         return [LIVE, *self._sets]
 
+    def stamps(self) -> list[tuple[Tensor, int]]:
+        """Tensors of the set in use, and how often torch saw each written to; it sees no fused optimiser's steps."""
+        live = self._active == LIVE
+        held = self._parameters.values() if live else self._tensors(self._active).values()
+        return [(tensor, tensor._version) for tensor in held]
+
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
         """Compute with ``name``; gradients are off unless it is ``live``. Nests; restores on any exit."""

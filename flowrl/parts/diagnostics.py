@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ OUTSIDE = "ratio/first_outside_clip"
 """Share of the ratios that are clipped that lie outside the clip before an iteration's first update."""
 NEARLY_ALL = "ratio/first_deviation_p99"
 """99th percentile of their ``|ratio - 1|``: the clip that would leave out one of a hundred."""
+
+
+BINS = 24
+"""Of a `histogram`."""
 
 
 class StepMetrics:
@@ -201,6 +206,19 @@ def describe_completions(rollout: Rollout, share: Share | None = None) -> dict[s
 def per_sample(advantage: Tensor) -> Tensor:
     """[N] one number for a person to read: the mean over the events and channels of a sample, where it has any."""
     return advantage if advantage.dim() == 1 else advantage.flatten(1).mean(dim=1)
+
+
+def histogram(values: Tensor) -> dict[str, Any]:
+    """How values are spread: ``counts`` of `BINS` bins of equal width between ``low`` and ``high``. What is not finite
+    is left out."""
+    known = values[values.isfinite()].double().flatten()
+    if not len(known):
+        return {"low": 0.0, "high": 0.0, "counts": []}
+    low, high = float(known.min()), float(known.max())
+    if low == high:  # torch would widen the range by itself
+        return {"low": low, "high": high, "counts": [len(known)]}
+    place = ((known - low) / (high - low) * BINS).long().clamp(max=BINS - 1)
+    return {"low": low, "high": high, "counts": torch.bincount(place, minlength=BINS).tolist()}
 
 
 def describe_scores(scores: Scores, advantage: Tensor) -> dict[str, float]:

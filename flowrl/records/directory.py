@@ -10,6 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -29,8 +30,8 @@ CONFIG = "config.yaml"
 class RunDirectory:
     """Paths of a run and the lock on it. Use as a context manager while writing; reading needs no lock.
 
-    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  checks.jsonl  samples/step_000123/  checkpoints/
-    eval/  report.html``
+    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  histograms.jsonl  checks.jsonl  log.jsonl
+    samples/step_000123/  heldout/step_000123/  checkpoints/  eval/  report.html``
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,6 +40,9 @@ class RunDirectory:
         self.metrics_path = path / "metrics.jsonl"
         self.memory_path = path / "memory.jsonl"
         self.checks_path = path / "checks.jsonl"
+        self.histograms_path = path / "histograms.jsonl"
+        self.log_path = path / "log.jsonl"
+        """What the run said, with the time."""
         self.samples_path = path / "samples"
         self.heldout_path = path / "heldout"
         """Held-out samples of the evaluations during training, laid out like ``samples``."""
@@ -119,22 +123,35 @@ class RunDirectory:
         self,
         metrics: Mapping[str, float],
         memory: Sequence[Mapping[str, Any]] = (),
+        histograms: Mapping[str, Any] | None = None,
         checks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Append one line, at once visible to readers, those of ``memory``, bytes that were held at most in the phases
-        of the iteration, to ``memory.jsonl``, and those of self-checks to ``checks.jsonl``. Values that are not finite
-        become null."""
+        of the iteration, to ``memory.jsonl``, ``histograms`` by name to ``histograms.jsonl``, and those of self-checks
+        to ``checks.jsonl``. Values that are not finite become null."""
         line = json.dumps({name: _plain(value) for name, value in metrics.items()}, allow_nan=False)
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            for path, rows in ((self.memory_path, memory), (self.checks_path, checks)):
+            found = [{"step": metrics.get("step"), **histograms}] if histograms else []
+            for path, rows in (
+                (self.memory_path, memory),
+                (self.histograms_path, found),
+                (self.checks_path, checks),
+            ):
                 if rows:
                     with path.open("a", encoding="utf-8") as file:
                         file.writelines(json.dumps(row) + "\n" for row in rows)
         except OSError as error:
             raise_if_full(error, self.path)
             raise
+
+    def say(self, text: str) -> None:
+        """Append what the run said to ``log.jsonl``. A disk that is full does not end a run here, where nothing of the
+        run would be lost."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with suppress(OSError), self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, "text": text}) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line logged so far; a last line cut short by a kill is left out. Raises `UserError` for a damaged
@@ -146,10 +163,10 @@ class RunDirectory:
         if self.metrics_path.is_file():
             kept = [line for line in self.metrics() if _step_of(line) <= step]
             write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
-        for path in (self.memory_path, self.checks_path):
+        for path in (self.memory_path, self.histograms_path, self.checks_path):
             if path.is_file():
                 rows = read_json_lines(path, growing=True)
-                write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows if _step_of(row) <= step))
+                write_atomically(path, "".join(json.dumps(r) + "\n" for r in rows if _step_of(r) <= step))
         for folder in [*self.samples_path.glob("step_*"), *self.heldout_path.glob("step_*")]:
             digits = folder.name.removeprefix("step_")
             if digits.isdigit() and int(digits) > step:
@@ -168,29 +185,29 @@ class RunDirectory:
         advantage: Tensor,
         *,
         seeds: Tensor,
-        count: int,
         folder: Path | None = None,
         rows: Tensor | None = None,
+        facts: Sequence[Mapping[str, Any]] | None = None,
     ) -> Path | None:
-        """Save ``count`` evenly `spaced` samples (so: of different groups): images as ``samples/step_000123/0000.png``,
-        completions and all else in ``samples.jsonl`` beside them: prompt, every reward, total, advantage, seed.
-        Returns the folder.
+        """Save ``samples``: images as ``samples/step_000123/0000.png``, completions and all else in ``samples.jsonl``
+        beside them: prompt, every reward, total, advantage, seed. Returns the folder, None without samples.
 
-        ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to ``samples``, row by row, or to ``rows`` [n], the
-        numbers of samples that were chosen from N before.
+        ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to them row by row, or to the N of which ``rows`` [n]
+        were chosen. ``facts`` are further keys of each of these samples.
         """
-        chosen = spaced(len(samples), count).tolist()
-        if not chosen:
+        if not len(samples):
             return None
-        numbers = chosen if rows is None else rows[chosen].tolist()
+        numbers = range(len(samples)) if rows is None else rows.tolist()
         folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
             lines = [
-                _save_sample(partial, place, row, samples) | _numbers(number, scores, advantage, seeds)
-                for place, (row, number) in enumerate(zip(chosen, numbers, strict=True))
+                _save_sample(partial, row, samples)
+                | _numbers(number, scores, advantage, seeds)
+                | (dict(facts[row]) if facts else {})
+                for row, number in enumerate(numbers)
             ]
             (partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
@@ -216,12 +233,12 @@ def _step_of(line: Mapping[str, Any]) -> float:
     return step if isinstance(step, int | float) else math.inf  # not a line of ours
 
 
-def _save_sample(folder: Path, place: int, row: int, samples: Samples) -> dict[str, Any]:
+def _save_sample(folder: Path, row: int, samples: Samples) -> dict[str, Any]:
     prompt = samples.prompts[row]
     facts: dict[str, Any] = {"prompt": prompt.text, "prompt_id": prompt.id}
     if samples.images is not None:
         image = samples.images[row]
-        name = f"{place:04d}.png"
+        name = f"{row:04d}.png"
         write_image(folder / name, image if image.ndim == 3 else image[len(image) // 2])  # a video's middle frame
         facts = {"file": name, **facts}
     if samples.completions is not None:

@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML page."""
+"""A run as one page: saved as a self-contained file, or served while it trains."""
 
 from flowrl.report.page import try_write, write
 

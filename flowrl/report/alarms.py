@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from flowrl.config.schema import MonitorConfig
 from flowrl.monitor.alarms import WHERE, Check, sentence
 from flowrl.monitor.statistics import STATISTICS
-from flowrl.report.charts import Line, line_chart, number
-from flowrl.report.record import Metrics, Record
-from flowrl.report.rendering import render
+from flowrl.report.curves import Curve, Figure
+from flowrl.report.numbers import number
+from flowrl.report.record import Metrics
 
 SHOWN = 8
 """Curves of a chart; those that moved most."""
@@ -42,23 +41,21 @@ class Row:
     last: str
     z: str
     state: str
-    """Class of the style sheet: ``bad`` raised at its last check, ``unclear`` was raised before, or nothing."""
+    """``bad``: raised at its last check, ``unclear``: was raised before, or nothing."""
 
 
-def section(record: Record) -> Markup:
-    """The section as HTML; empty for a run that was not watched."""
-    names = [key.removeprefix("alarm/") for key in record.metrics.starting("alarm/")]
+def watched(metrics: Metrics, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the monitor found; None for a run that was not watched."""
+    names = [key.removeprefix("alarm/") for key in metrics.starting("alarm/")]
     if not names:
-        return Markup("")
-    options = settings(record.config)
-    values = {
-        "alarms": alarms(record.metrics, names, options),
-        "charts": charts(record.metrics, options),
-        "rows": rows(record.metrics, names),
+        return None
+    options = settings(config)
+    return {
+        "alarms": alarms(metrics, names, options),
+        "rows": rows(metrics, names),
         "checked": len(names),
         "limit": options.limit,
     }
-    return Markup(render("alarms.html.jinja", values))
 
 
 def settings(config: Mapping[str, Any]) -> MonitorConfig:
@@ -84,22 +81,19 @@ def alarms(metrics: Metrics, names: list[str], options: MonitorConfig) -> list[A
     return [alarm for _, alarm in sorted(found, key=lambda pair: pair[0])]
 
 
-def charts(metrics: Metrics, options: MonitorConfig) -> list[dict[str, Any]]:
+def figures(metrics: Metrics, config: Mapping[str, Any]) -> list[Figure]:
     """How far statistics moved, in robust standard deviations beyond sampling; a chart of held-out and of training
     samples."""
-    out = []
+    out, limit = [], settings(config).limit
+    note = "robust standard deviations of the base model that a median moved beyond what sampling explains"
     for where, words in WHERE.items():
         keys = metrics.starting(f"monitor/{where}/", "/z")
-        if not keys:
-            continue
-        keys = sorted(keys, key=lambda key: -float(np.nanmax(np.abs(metrics[key]))))[:SHOWN]
-        lines = []
-        for color, key in enumerate(keys):
-            seen = np.isfinite(metrics[key])
-            label = key.split("/")[2]
-            lines.append(Line(label, metrics["step"][seen], metrics[key][seen], color=color, dots=where == "heldout"))
-        legend = [(line.label, line.color) for line in lines]
-        out.append({"title": words, "svg": line_chart(lines, rule=options.limit), "legend": legend})
+        keys = sorted(keys, key=lambda key: -float(np.nanmax(np.abs(metrics[key]), initial=0.0)))[:SHOWN]
+        if keys:
+            curves = [Curve(key, key.split("/")[2], dots=where == "heldout") for key in keys]
+            out.append(
+                Figure("alarms", words[:1].upper() + words[1:], f"{note}; alarm at ±{limit:g}", curves, rule=limit)
+            )
     return out
 
 

@@ -1,4 +1,4 @@
-"""Which charts a run's metrics make."""
+"""Which charts a run's metrics make; the page draws them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup
 
-from flowrl.report.charts import SMALL, Line, line_chart, stacked_chart
 from flowrl.report.record import Metrics
 from flowrl.runtime.metric_rows import PHASES
 
-COLORS = 8  # classes c0..c7 of the style sheet
-TRAIN, HELD_OUT = 0, 1
 BUSY = "time/reward_busy"
 """Of older runs: seconds in rewards that were scored in the background, no part of the iteration's own time."""
 UNPLOTTED = ("step", "samples", "time", "images")
+BANDS = (("p10", "p90", "10 % to 90 % of the samples"), ("min", "max", "smallest to largest"))
+"""Metrics beside a mean that are the edges of its band, the first pair that was logged."""
 
 DIAGNOSTICS = (
     ("First ratio", ("ratio/first_max_deviation",), None, "max |ρ − 1| before any update: 0 up to rounding"),
@@ -33,28 +31,51 @@ DIAGNOSTICS = (
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One line of a chart."""
+
+    key: str
+    """Of the metrics."""
+    label: str
+    low: str = ""
+    high: str = ""
+    """Keys of the edges of its band."""
+    spread: str = ""
+    """Or the key of a standard deviation: the band is the curve plus and minus it."""
+    dots: bool = False
+    """Its values are far apart, such as those of evaluations: they are marked and joined."""
+
+
+@dataclass(frozen=True)
 class Figure:
     """A chart with its words."""
 
+    group: str
+    """Section of the page."""
     title: str
     note: str
-    svg: Markup
-    legend: Sequence[tuple[str, int]]
-    """Label and colour class of every curve."""
-    latest: str = ""
-    """The last value, for a chart of one curve."""
+    curves: Sequence[Curve]
+    rule: float | None = None
+    """Where a horizontal line is drawn."""
+    stacked: bool = False
+    unit: str = ""
+
+
+def figures(metrics: Metrics) -> list[Figure]:
+    """All charts of a run, in the order of the page."""
+    return [*reward_figures(metrics), *diagnostic_figures(metrics), *other_figures(metrics), *time_figures(metrics)]
 
 
 def reward_figures(metrics: Metrics) -> list[Figure]:
-    """One per reward and one of the total, against iterations."""
+    """One per reward and one of the total."""
     names = [key.split("/")[1] for key in metrics.starting("reward/", "/mean") if key.count("/") == 2]
     names += [key.split("/")[1] for key in metrics.starting("eval/", "/mean") if key.count("/") == 2]
     names = [name for name in dict.fromkeys(names) if name != "reward"]
-    figures = [_reward(metrics, name, f"reward/{name}/mean", f"eval/{name}/mean", "step") for name in names]
-    total = _reward(metrics, "total", "reward/mean", "eval/reward/mean", "step")
-    if total.legend and not any(_is_total(metrics, name) for name in names):
-        figures.insert(0, total)
-    return figures
+    found = [_reward(metrics, name, f"reward/{name}/mean", f"eval/{name}/mean") for name in names]
+    total = _reward(metrics, "total", "reward/mean", "eval/reward/mean")
+    if total.curves and not any(_is_total(metrics, name) for name in names):
+        found.insert(0, total)
+    return found
 
 
 def _is_total(metrics: Metrics, name: str) -> bool:
@@ -63,21 +84,13 @@ def _is_total(metrics: Metrics, name: str) -> bool:
     return all(np.allclose(metrics[one], metrics[all_], equal_nan=True) for one, all_ in keys)
 
 
-def reward_against_samples(metrics: Metrics) -> Figure | None:
-    """The total reward against samples generated: the axis on which algorithms are compared."""
-    if "samples" not in metrics:
-        return None
-    figure = _reward(metrics, "total against samples", "reward/mean", "eval/reward/mean", "samples")
-    return figure if figure.legend else None
-
-
 def diagnostic_figures(metrics: Metrics) -> list[Figure]:
     """Small multiples, each with the reading of a healthy run."""
     out = []
     for title, patterns, rule, note in DIAGNOSTICS:
         keys = [key for pattern in patterns for key in _matching(metrics, pattern)]
         if keys:
-            out.append(_figure(metrics, title, note, keys, rule))
+            out.append(Figure("diagnostics", title, note, _curves(keys), rule=rule))
     return out
 
 
@@ -85,54 +98,77 @@ def other_figures(metrics: Metrics) -> list[Figure]:
     """Everything else that was logged, one chart per key."""
     shown = {key for _, patterns, _, _ in DIAGNOSTICS for p in patterns for key in _matching(metrics, p)}
     plotted = {*UNPLOTTED, *metrics.starting("time/"), *metrics.starting("eval/", "/mean")}
-    plotted |= {*metrics.starting("reward/", "mean"), *metrics.starting("reward/", "std")}
     plotted |= {*metrics.starting("monitor/"), *metrics.starting("alarm/"), *metrics.starting("check/")}
-    keys = [key for key in metrics.columns if key not in shown | plotted]
-    return [_figure(metrics, key, "", [key], None) for key in keys if np.isfinite(metrics[key]).any()]
+    for part in ("mean", "std", *(edge for low, high, _ in BANDS for edge in (low, high))):
+        plotted |= {*metrics.starting("reward/", f"/{part}")}
+    keys = [key for key in metrics.columns if key not in shown | plotted and np.isfinite(metrics[key]).any()]
+    return [Figure("others", key, "", _curves([key])) for key in keys]
 
 
-def time_figure(metrics: Metrics) -> Figure | None:
-    """Seconds of every phase of an iteration, stacked."""
+def time_figures(metrics: Metrics) -> list[Figure]:
+    """Seconds of every phase of an iteration, stacked, the longest first."""
     keys = [key for key in metrics.starting("time/") if key not in ("time/total", "time/iteration", BUSY)]
     if not keys:
-        return None
+        return []
     keys.sort(key=lambda key: -float(np.nansum(metrics[key])))
-    names = [key.removeprefix("time/") for key in keys]
-    lines = [_line(metrics, f"time/{name}", PHASES.get(name, name), index) for index, name in enumerate(names)]
-    parts = sum(float(np.nansum(metrics[key])) for key in keys)
+    curves = [Curve(key, phase_name(key.removeprefix("time/"))) for key in keys]
+    note = "seconds per iteration, by phase"
+    return [Figure("time", "Where the time goes", note, curves, stacked=True, unit="s")]
+
+
+def time_shares(metrics: Metrics) -> list[tuple[str, float, float]]:
+    """``(phase, seconds, share of the iterations' time)``, the longest first."""
+    found = time_figures(metrics)
+    if not found:
+        return []
+    seconds = [(curve.label, float(np.nansum(metrics[curve.key]))) for curve in found[0].curves]
     whole = float(np.nansum(metrics["time/iteration"])) if "time/iteration" in metrics else 0.0
-    total = max(parts, whole) or 1.0
-    shares = [f"{line.label} {np.nansum(line.y) / total:.0%}" for line in lines]
-    legend = [(share, line.color) for share, line in zip(shares, lines, strict=True)]
-    return Figure("Where the time goes", "seconds per iteration, by phase", stacked_chart(lines), legend)
+    total = max(sum(spent for _, spent in seconds), whole) or 1.0
+    return [(label, spent, spent / total) for label, spent in seconds]
 
 
-def _reward(metrics: Metrics, name: str, train: str, held_out: str, axis: str) -> Figure:
-    lines = []
+def memory_figures(peaks: Metrics) -> list[Figure]:
+    """Of the columns of `columns.memory_row`: the most that was held in every phase, of a device and of the host."""
+    out = []
+    for where, title in (("device", "Memory of the accelerator"), ("host", "Memory of the host")):
+        keys = [key for key in peaks.starting(f"{where}/") if np.nanmax(peaks[key], initial=0.0) > 0]
+        if keys:
+            note = "GiB, the most that was held in a phase" if where == "device" else "GiB, held at the end of a phase"
+            curves = [Curve(key, phase_name(key.split("/", 1)[1])) for key in keys]
+            out.append(Figure("memory", title, note, curves, unit="GiB"))
+    return out
+
+
+def phase_name(phase: str) -> str:
+    """As in the terminal."""
+    return PHASES.get(phase, phase)
+
+
+def _reward(metrics: Metrics, name: str, train: str, held_out: str) -> Figure:
+    curves, words = [], ""
     if train in metrics:
-        mean, spread = metrics[train], metrics[train.removesuffix("mean") + "std"]
-        # A missing std leaves the curve without its band, not without itself.
-        lines.append(Line("training", metrics[axis], mean, mean - spread, mean + spread, TRAIN))
+        curve, words = _banded(metrics, train)
+        curves.append(curve)
     if held_out in metrics:
-        evaluated = np.isfinite(metrics[held_out])
-        x, y = metrics[axis][evaluated], metrics[held_out][evaluated]
-        lines.append(Line("held-out", x, y, color=HELD_OUT, dots=True, dashed=True))
-    banded = any(line.low is not None and np.isfinite(line.low).any() for line in lines)
-    note = "mean ± standard deviation over the samples of an iteration" if banded else "mean"
-    label = "iteration" if axis == "step" else "samples generated"
-    return Figure(name, note, line_chart(lines, label), [(line.label, line.color) for line in lines])
+        curve, more = _banded(metrics, held_out, "held-out", dots=True)
+        curves.append(curve)
+        words = words or more
+    return Figure("rewards", name, f"mean{words}", curves)
 
 
-def _figure(metrics: Metrics, title: str, note: str, keys: Sequence[str], rule: float | None) -> Figure:
-    labels = [key.split("/", 1)[1] if len(keys) > 1 else key for key in keys]
-    lines = [_line(metrics, key, label, index) for index, (key, label) in enumerate(zip(keys, labels, strict=True))]
-    legend = [(line.label, line.color) for line in lines] if len(lines) > 1 else []
-    latest = f"{metrics.last(keys[0]):.4g}" if len(lines) == 1 else ""
-    return Figure(title, note, line_chart(lines, rule=rule, size=SMALL), legend, latest)
+def _banded(metrics: Metrics, key: str, label: str = "training", dots: bool = False) -> tuple[Curve, str]:
+    """A mean with what was logged of its spread, and the words for it."""
+    stem = key.removesuffix("mean")
+    for low, high, words in BANDS:
+        if stem + low in metrics and stem + high in metrics:
+            return Curve(key, label, stem + low, stem + high, dots=dots), f"; band: {words}"
+    if np.isfinite(metrics[stem + "std"]).any():
+        return Curve(key, label, spread=stem + "std", dots=dots), " ± standard deviation over the samples"
+    return Curve(key, label, dots=dots), ""
 
 
-def _line(metrics: Metrics, key: str, label: str, index: int) -> Line:
-    return Line(label, metrics["step"], metrics[key], color=index % COLORS)
+def _curves(keys: Sequence[str]) -> list[Curve]:
+    return [Curve(key, key.split("/", 1)[1] if len(keys) > 1 else key) for key in keys]
 
 
 def _matching(metrics: Metrics, pattern: str) -> list[str]:

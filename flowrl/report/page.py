@@ -1,43 +1,37 @@
-"""The report of a run: one HTML file that opens anywhere, offline."""
+"""The page of a run: as one HTML file that opens anywhere, offline, or as the frame that a server fills."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import base64
+import functools
+import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from flowrl.composition import build, describe, paper, summary
-from flowrl.errors import UserError, describe_exception
-from flowrl.evaluation.table import VARIANTS, decimals, format_estimate, nested, notes, rows
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from flowrl.errors import UserError, describe_exception, printable
 from flowrl.records.sample_files import write_text
-from flowrl.report import alarms, curves, gallery
-from flowrl.report.charts import number
-from flowrl.report.record import Metrics, Record, read
-from flowrl.report.rendering import render
+from flowrl.report.feed import Feed, as_json
+from flowrl.report.gallery import KINDS, spaced
+from flowrl.report.pictures import embed
 
-RATIO_TOLERANCE = 1e-3
-"""Above this the sampler and the trainer disagree about the same policy (the trainer's own check is stricter)."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One headline number."""
-
-    label: str
-    value: str
-    note: str = ""
-    good: bool | None = None
-    wide: bool = False
+SCRIPTS = ("uPlot.iife.min.js", "page.js")
+STYLES = ("uPlot.min.css", "page.css")
+ITERATIONS = 8
+"""Whose samples a saved page holds, of each kind, first and last included."""
+IMAGES = 8
+"""Of each of them."""
 
 
 def write(run: Path) -> Path:
     """Write ``RUN/report.html`` and return its path. Raises UserError when ``run`` is not a run directory."""
-    record = read(Path(run))
-    path = record.path / "report.html"
-    write_text(path, render("report.html.jinja", contents(record)))
+    path = Path(run) / "report.html"
+    write_text(path, saved_page(Feed(Path(run))))
     return path
 
 
@@ -52,172 +46,74 @@ def try_write(run: Path, say: Callable[[str], None]) -> list[str]:
     return []
 
 
-def contents(record: Record) -> dict[str, Any]:
-    """Everything the template shows."""
-    metrics, evaluation = record.metrics, record.evaluation or {}
-    return {
-        "name": str(record.config.get("name") or record.path.resolve().name),
+def saved_page(feed: Feed) -> str:
+    """The whole page with everything it needs inside."""
+    overview = feed.overview()
+    scripts, styles = (Markup("\n".join(map(static, names))) for names in (SCRIPTS, STYLES))
+    values = {
+        "title": overview["name"],
+        "policy": f"default-src 'none'; script-src '{_digest(scripts)}'; style-src '{_digest(styles)}'; img-src data:",
+        "scripts": scripts,
+        "styles": styles,
+        "data": Markup(as_json(answers(feed, overview))),
+    }
+    return _render(values)
+
+
+def live_page() -> str:
+    """The frame, which asks its server for the rest."""
+    return _render({"title": "flowrl", "policy": None, "scripts": "", "styles": "", "data": Markup("null")})
+
+
+def answers(feed: Feed, overview: dict[str, Any]) -> dict[str, Any]:
+    """What a server would answer, by address; of samples evenly spaced iterations and rows, with images inside."""
+    found: dict[str, Any] = {
+        "runs": [{"id": 0, "name": overview["name"], "path": str(feed.path)}],
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "iterations": len(metrics),
-        "facts": [*overview(record.config), *environment(record.environment)],
-        "method": method(record.config.get("algorithm")),
-        "tiles": [*progress_tiles(metrics), *evaluation_tiles(evaluation), *check_tiles(metrics)],
-        "alarms": alarms.section(record),
-        "rewards": curves.reward_figures(metrics),
-        "against_samples": curves.reward_against_samples(metrics),
-        "diagnostics": curves.diagnostic_figures(metrics),
-        "others": curves.other_figures(metrics),
-        "time": curves.time_figure(metrics),
-        "samples": gallery.iterations(record),
-        "histories": gallery.heldout_histories(record),
-        "best_and_worst": gallery.best_and_worst(record),
-        "base_and_tuned": gallery.base_and_tuned(record),
-        "tables": [table(suite) for suite in evaluation.get("suites", {}).values()],
-        "manifest": list(flat(evaluation.get("manifest", {}))),
-        "config": record.config_text,
+        "runs/0/overview": overview,
+        "runs/0/metrics": feed.metrics(),
+        "runs/0/memory": feed.memory(),
+        "runs/0/histograms": feed.histograms(),
+        "runs/0/said": feed.said(),
+        "runs/0/pairs": feed.pairs(embed),
     }
+    steps: dict[str, list[int]] = {}
+    for kind in KINDS:
+        every = feed.steps()[kind]
+        steps[kind] = [every[index] for index in spaced(len(every), ITERATIONS)]
+        for step in steps[kind]:
+            cards = feed.samples(kind, step, embed)
+            found[f"runs/0/samples/{kind}/{step}"] = [cards[index] for index in spaced(len(cards), IMAGES)]
+    found["runs/0/steps"] = steps
+    return found
 
 
-def overview(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The settings a reader asks for first."""
-    algorithm = config.get("algorithm")
-    out = [("algorithm", algorithm.get("use") if isinstance(algorithm, Mapping) else algorithm)]
-    model = config.get("model")
-    out.append(("model", model.get("path") if isinstance(model, Mapping) else model))
-    out.append(("rewards", ", ".join(_rewards(config.get("rewards")))))
-    for section in ("data", "optimizer", "train"):
-        values = config.get(section)
-        out += [(f"{section}.{key}", value) for key, value in flat(values if isinstance(values, Mapping) else {})]
-    return [(label, str(value)) for label, value in out if value not in (None, "", "None")]
+def static(name: str) -> str:
+    """A file of ours that the page loads."""
+    return (resources.files("flowrl.report") / "static" / name).read_text(encoding="utf-8")
 
 
-def environment(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Versions and machine, as the run recorded them."""
-    return list(flat(values))
+def _digest(text: str) -> str:
+    """As a content security policy names what may run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def method(spec: Any) -> dict[str, Any] | None:
-    """The parts of the run's algorithm; None where this version of flowrl no longer knows it."""
-    try:
-        algorithm = build(spec)
-        name = spec if isinstance(spec, str) else spec["use"]
-        source, line = paper(name), summary(name)
-    except (UserError, TypeError):
-        return None
-    described = describe(algorithm)
-    parts = [(slot, _part(value)) for slot, value in described.items() if slot != "use" and value not in ([], ())]
-    return {"name": name, "paper": source, "summary": line, "parts": parts}
+def _render(values: dict[str, Any]) -> str:
+    return _environment().get_template("page.html.jinja").render(values)
 
 
-def progress_tiles(metrics: Metrics) -> list[Tile]:
-    """Where the run got to."""
-    if not len(metrics):
-        return []
-    first, last = metrics.first("reward/mean"), metrics.last("reward/mean")
-    tiles = [
-        Tile("iterations", number(metrics.last("step"))),
-        Tile("samples generated", number(metrics.last("samples"))),
-    ]
-    if not math.isnan(metrics.last("time")):
-        tiles.append(Tile("time", _duration(metrics.last("time"))))
-    tiles.append(Tile("training reward", number(last), f"{number(first)} at the start"))
-    held_out = metrics.last("eval/reward/mean")
-    if not math.isnan(held_out):
-        start = metrics.first("eval/reward/mean")
-        tiles.append(Tile("held-out reward", number(held_out), f"{number(start)} at the start"))
-    return tiles
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("flowrl.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
-def check_tiles(metrics: Metrics) -> list[Tile]:
-    """The outcome of the self-checks that leave a trace in the metrics."""
-    worst = metrics.worst("ratio/first_max_deviation")
-    if math.isnan(worst):
-        return []
-    good = worst <= RATIO_TOLERANCE
-    return [
-        Tile("ratio off 1 before an update", number(worst), "self-check: at most; should be 0 but for rounding", good)
-    ]
-
-
-def evaluation_tiles(evaluation: Mapping[str, Any]) -> list[Tile]:
-    """Headline of every suite."""
-    out = []
-    for suite in evaluation.get("suites", {}).values():
-        path = (suite["primary"], "overall")
-        arms = suite["arms"]
-        values = [(name, nested(arms[name]["measures"], path)) for name in VARIANTS if name in arms]
-        text = " → ".join(f"{value['value']:.3f}" for _, value in values if value and value["value"] is not None)
-        gain = format_estimate(nested(suite["difference"], path), signed=True)
-        partial = " (partial)" if suite["partial"] else ""
-        note = " → ".join(name for name, _ in values) + (f", difference {gain}" if gain != "-" else "")
-        out.append(Tile(suite["title"] + partial, text or "–", note, wide=True))
-    return out
-
-
-def table(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """A suite's table: header, lines of cells, notes and failure reasons."""
-    arms = {name: suite["arms"][name] for name in VARIANTS if name in suite["arms"]}
-    compared = bool(suite["difference"])
-    lines = []
-    for label, prompts, path, last in rows(suite):
-        places = decimals(path)
-        cells = [format_estimate(nested(each["measures"], path), places=places) for each in arms.values()]
-        change = _change(nested(suite["difference"], path) if compared else None, places)
-        lines.append({"label": label, "prompts": prompts, "cells": cells, "last": last, "change": change})
-    reasons = dict.fromkeys(reason for each in arms.values() for reason in each["reasons"])
-    counted = [(reason, [each["reasons"].get(reason, 0) for each in arms.values()]) for reason in reasons]
-    counted.sort(key=lambda item: -max(item[1]))
-    return {
-        "title": suite["title"] + (" (partial)" if suite["partial"] else ""),
-        "variants": list(arms),
-        "compared": compared,
-        "lines": lines,
-        "notes": notes(suite),
-        "reasons": counted[:15],
-    }
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested keys joined by dots, values as text."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}", str(value)
-
-
-def _change(estimate: Mapping[str, Any] | None, places: int) -> dict[str, str]:
-    """A difference, and whether its interval leaves zero out."""
-    text = format_estimate(estimate, signed=True, places=places)
-    if estimate is None or estimate["low"] is None or estimate["low"] <= 0 <= estimate["high"]:
-        return {"text": text, "sign": "unclear"}
-    return {"text": text, "sign": "up" if estimate["low"] > 0 else "down"}
-
-
-def _rewards(specs: object) -> list[str]:
-    out = []
-    for spec in specs if isinstance(specs, list) else [specs]:
-        if isinstance(spec, Mapping):
-            weight = spec.get("weight", 1)
-            out.append(f"{spec.get('name') or spec.get('use')}" + ("" if weight == 1 else f" × {weight}"))
-        elif spec is not None:
-            out.append(str(spec))
-    return out
-
-
-def _part(value: object) -> str:
-    """``Clipped(low=0.0001, high=0.0001)`` from a described part; unset fields are left out."""
-    if isinstance(value, list):
-        return ", ".join(_part(item) for item in value)
-    if not isinstance(value, Mapping):
-        return str(value)
-    inner = ", ".join(f"{k}={_part(v)}" for k, v in value.items() if k != "use" and v is not None)
-    return f"{value['use']}({inner})"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def _visible(value: object) -> object:
+    """Users' words without control characters, which HTML does not allow; our own markup as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,90 +1,60 @@
-"""Images and completions for the page, embedded so that the file stands alone."""
+"""Images and completions as the page shows them."""
 
 from __future__ import annotations
 
 import base64
 import io
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
-LARGEST = 320  # longer sides are shrunk to this many pixels, so that a page of SD3 samples stays small
-LONGEST = 4000  # characters of a completion that are shown
-LINES, COLUMNS = 8, 32  # of a completion that fits into a narrow column
-SMALL = 128  # below this an image is shown enlarged with hard pixel edges
+from flowrl.errors import printable
+
+LARGEST = 320
+"""Longer sides are shrunk to this many pixels in a grid, and in a saved page, so that one of large images is small."""
+SMALL = 128
+"""Up to this many pixels images are kept as they are: the page enlarges them with hard pixel edges."""
+LONGEST = 4000
+"""Characters of a completion that are shown."""
+
+Show = Callable[[Path], str | None]
+"""The address of an image for the page; None where there is none that could be shown."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image or a completion, and the words under it."""
-
-    source: str
-    """``data:`` URI of an image."""
-    pixelated: bool
-    caption: str
-    marks: tuple[tuple[str, str], ...] = ()
-    """Label and value of scores."""
-    correct: bool | None = None
-    """A verdict to mark, where there is one."""
-    text: str | None = None
-    """The completion, of a language model."""
-
-    @property
-    def column(self) -> str:
-        """Name of the column width it needs: ``image``, ``text``, or ``wide`` for a long text."""
-        if self.text is None:
-            return "image"
-        lines = self.text.split("\n")
-        return "wide" if len(lines) > LINES or max(map(len, lines)) > COLUMNS else "text"
+def embed(path: Path) -> str | None:
+    """The image as a ``data:`` URI; None if it is missing or damaged, which must not cost the rest of the page."""
+    found = shrunk(path)
+    if found is None:
+        return None
+    content, kind = found
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def widest(pictures: Iterable[Picture]) -> str:
-    """The column that all of some pictures, side by side, need."""
-    return max((picture.column for picture in pictures), key=("image", "text", "wide").index, default="image")
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An image as text, and whether it is so small that it is enlarged."""
-
-    source: str
-    pixelated: bool
-
-
-def embed(path: Path) -> Embedded | None:
-    """The image as a ``data:`` URI; None if it is missing or damaged, which must not cost the rest of the report."""
+def shrunk(path: Path) -> tuple[bytes, str] | None:
+    """``(content, media type)`` of an image, no larger than `LARGEST`; None if it is missing or damaged."""
     try:
         with Image.open(path) as image:
             image.load()
-            small = max(image.size) <= SMALL
-            if small:
-                return Embedded(_uri(image.convert("RGB"), "PNG"), True)
+            if max(image.size) <= SMALL:
+                return _encoded(image.convert("RGB"), "PNG")
             image.thumbnail((LARGEST, LARGEST))
-            return Embedded(_uri(image.convert("RGB"), "JPEG"), False)
+            return _encoded(image.convert("RGB"), "JPEG")
     except (OSError, Image.DecompressionBombError):
         return None
 
 
 def readable(text: str) -> str:
-    """A completion as text for the page: signs that would be invisible or turn the text around are written out."""
-    shown = "".join(f"\\u{ord(sign):04x}" if _hidden(sign) else sign for sign in text[:LONGEST])
+    """A completion for the page: signs that would be invisible or turn the text around are written out, and a very long
+    one is cut."""
+    shown = printable(text[:LONGEST])
     return shown + (f"\n... {len(text) - LONGEST} more characters" if len(text) > LONGEST else "")
 
 
-def _hidden(sign: str) -> bool:
-    kind = unicodedata.category(sign)
-    turning = unicodedata.bidirectional(sign) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-    return (kind in ("Cc", "Cs") and sign not in "\n\t") or turning
-
-
-def _uri(image: Image.Image, kind: str) -> str:
+def _encoded(image: Image.Image, kind: str) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     if kind == "JPEG":
         image.save(buffer, "JPEG", quality=88)
     else:
         image.save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/{kind.lower()};base64,{data}"
+    return buffer.getvalue(), f"image/{kind.lower()}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,29 +64,30 @@ class Snapshot:
 
     step: int
     folder: Path
-    rows: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """A line for each sample."""
+        return read_lines(self.folder / "samples.jsonl")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run directory."""
+    """What a run directory says of the run."""
 
     path: Path
     config: Mapping[str, Any]
     config_text: str
     metrics: Metrics
-    snapshots: Sequence[Snapshot]
-    """Training samples."""
-    heldout: Sequence[Snapshot]
-    """Samples of the evaluations while training: the same prompts and seeds every time."""
     environment: Mapping[str, Any]
     """Versions, commit and the like, where the run wrote them."""
     evaluation: Mapping[str, Any] | None
     """``eval/results.json``."""
 
 
-def read(run: Path) -> Record:
-    """Read a run directory. Raises UserError when there is no run there or a file of it is damaged."""
+def read(run: Path, metrics: Metrics | None = None) -> Record:
+    """Read a run directory, its ``metrics`` too where they are not given. Raises UserError when there is no run there
+    or a file of it is damaged."""
     config_path = run / "config.yaml"
     if not config_path.is_file():
         what = "has no config.yaml" if run.is_dir() else "does not exist"
@@ -95,9 +97,7 @@ def read(run: Path) -> Record:
         run,
         config,
         config_path.read_text(encoding="utf-8"),
-        read_metrics(run / "metrics.jsonl"),
-        _snapshots(run / "samples"),
-        _snapshots(run / "heldout"),
+        read_metrics(run / "metrics.jsonl") if metrics is None else metrics,
         _optional_json(run / "environment.json") or {},
         _evaluation(run / "eval" / "results.json"),
     )
@@ -107,12 +107,12 @@ def read_metrics(path: Path) -> Metrics:
     """Columns of a metrics file, one row per step, ascending; of a step logged twice (resume) the last."""
     rows: dict[float, Mapping[str, Any]] = {}
     for row in read_lines(path):
-        step = _number(row.get("step", len(rows)))
+        step = finite(row.get("step", len(rows)))
         if math.isfinite(step):  # else not a line of ours
             rows[step] = row
     ordered = [rows[step] for step in sorted(rows)]
     keys = dict.fromkeys(key for row in ordered for key in row)
-    columns = {key: np.array([_number(row.get(key)) for row in ordered]) for key in keys}
+    columns = {key: np.array([finite(row.get(key)) for row in ordered]) for key in keys}
     if ordered and "step" not in columns:
         columns["step"] = np.array(sorted(rows))
     return Metrics(columns)
@@ -123,24 +123,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, growing=True) if path.is_file() else []
 
 
-def _number(value: object) -> float:
-    """Strict JSON has no NaN, so writers may use null or a string for it."""
+def finite(value: object) -> float:
+    """A number, or NaN for what is none: strict JSON has no NaN, so writers may use null or a string for it."""
     if isinstance(value, bool | int | float):
         try:
-            return float(value)
+            return float(value) if math.isfinite(value) else math.nan
         except OverflowError:  # an integer of hundreds of digits
             return math.nan
     return math.nan
 
 
-def _snapshots(folder: Path) -> list[Snapshot]:
-    out = []
-    for path in sorted(folder.glob("step_*")):
-        digits = path.name.removeprefix("step_")
-        rows = read_lines(path / "samples.jsonl")
-        if digits.isdigit() and rows:
-            out.append(Snapshot(int(digits), path, rows))
-    return out
+def snapshots(folder: Path) -> list[Snapshot]:
+    """Those of ``samples`` or ``heldout``, in order."""
+    found = [(path.name.removeprefix("step_"), path) for path in folder.glob("step_*")]
+    return sorted(
+        (Snapshot(int(digits), path) for digits, path in found if digits.isdigit()), key=lambda each: each.step
+    )
 
 
 def _evaluation(path: Path) -> Mapping[str, Any] | None:

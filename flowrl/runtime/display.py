@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from flowrl.errors import printable
+from flowrl.errors import first_line, printable
 from flowrl.runtime.metric_rows import PHASES, MetricRows
 
 BAR = 60
@@ -48,6 +49,7 @@ class Display:
         self._done = self._total = 0
         self._stopping = False
         self._depth = 0
+        self._listener: Callable[[str], None] | None = None
         self._live = (
             Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=not iterations)
             if self._console.is_terminal and not silent
@@ -76,6 +78,8 @@ class Display:
         if text == self._now:
             return
         self._now, self._since = text, time.perf_counter()
+        if self._listener and log:
+            self._listener(text)
         if self._live is None and log:
             self._print(f"{self._name}: {text}")
 
@@ -131,7 +135,31 @@ class Display:
 
     def note(self, text: str) -> None:
         """A sentence above the rest."""
+        if self._listener:
+            self._listener(text)
         self._print(text)
+
+    @contextmanager
+    def heard_by(self, listener: Callable[[str], None] | None) -> Iterator[None]:
+        """Inside, ``listener`` gets every stage, sentence and warning as well, and why the block was left early."""
+        shown = warnings.showwarning
+
+        def heard(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if listener is not None and issubclass(category, UserWarning):
+                listener(f"warning: {message}")
+            shown(message, category, *where, **more)
+
+        self._listener, warnings.showwarning = listener, heard
+        try:
+            yield
+        except BaseException as error:
+            if listener is not None:
+                listener(f"ended: {first_line(error)}")
+            raise
+        finally:
+            self._listener = None
+            if warnings.showwarning is heard:
+                warnings.showwarning = shown
 
     def _print(self, text: str) -> None:
         """Names and prompts of users are text: neither markup nor escape codes."""

@@ -1,11 +1,14 @@
-"""Measured peaks of memory, phase by phase."""
+"""Measured peaks of memory, phase by phase, and how much there is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flowrl.devices import in_use, next_peak
 
@@ -52,3 +55,34 @@ def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def room(devices: Sequence[torch.device]) -> int | None:
+    """Bytes that this process can hold on each of some accelerators, or, of none, of the host: what is free and what it
+    holds already. ``None`` where nobody knows."""
+    return min((_room_of(device) for device in devices), key=_known) if devices else _room_of_host()
+
+
+def _room_of(device: torch.device) -> int | None:
+    module: Any = torch.get_device_module(device)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    free, total = module.mem_get_info(device)
+    return min(int(total), int(free) + int(module.memory_reserved(device)))
+
+
+def _known(count: int | None) -> int:
+    """What is not known comes first."""
+    return -1 if count is None else count
+
+
+def _room_of_host() -> int | None:
+    """By what the kernel says is available, and by the limit of a container (cgroup v2)."""
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(resident() + 1024 * int(next(li.split()[1] for li in lines if li.startswith("MemAvailable:"))))
+    with suppress(OSError, ValueError):  # "max": no limit
+        most, now = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(resident() + max(most - now, 0))
+    return min(found, default=None)

@@ -272,8 +272,8 @@ class Watch:
 
     def _silent(self, rank: int, seconds: float) -> str:
         return (
-            f"{self.name(rank)} has given no sign of life for {seconds:.0f} s: it was stopped or killed, or its machine "
-            f"or network is gone; {RESUME}"
+            f"{self.name(rank)} has given no sign of life for {seconds:.0f} s: it was stopped or killed, or its "
+            f"machine or network is gone; {RESUME}"
         )
 
     def _store_is_gone(self, how: str) -> str:

@@ -26,6 +26,8 @@ def check_model(config: Config, family: str) -> Config:
     """
     _check_name(config.model.path)
     _check_quantized(config.model)
+    if config.model.merge_adapters:
+        _check_merging(config.model)
     _check_family(config.model.path, family)
     if config.model.call:
         from flowrl.models.diffusion.call_arguments import check_saved_call
@@ -94,6 +96,14 @@ def _check_quantized(model: ModelConfig) -> None:
     for key in ("quantize", "quantize_encoders"):
         if getattr(model, key) is not None:
             check_quantization(getattr(model, key), model.full, f"model.{key}")
+
+
+def _check_merging(model: ModelConfig) -> None:
+    """Raise `UserError` where the adapter cannot be merged."""
+    from flowrl.models.merging import check_merging
+
+    options = {key: getattr(model, key) for key in ("dtype", "compile", "shard", "quantize", "offload")}
+    check_merging(True, model.arguments("diffusion")["lora"], **options)
 
 
 def _check_name(path: str) -> None:

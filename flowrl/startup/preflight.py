@@ -7,12 +7,12 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flowrl.clients.ray import PLACEMENT
+from flowrl.clients.ray import check_placement
 from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import VLLMConfig
 from flowrl.data import PromptFormat, PromptSet, load_prompts
-from flowrl.errors import UserError, did_you_mean, missing_package
+from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
 from flowrl.launcher import is_first
 from flowrl.parts.algorithm import Algorithm
@@ -146,9 +146,7 @@ def _check_workers(config: Config) -> None:
         if rollouts.ray:
             raise UserError("rollouts.ray places workers, and rollouts.workers is 0; set it, or remove rollouts.ray")
         return
-    for key in rollouts.ray:
-        if key not in PLACEMENT:
-            raise UserError(f"rollouts.ray has no key {key!r}{did_you_mean(key, PLACEMENT)}")
+    check_placement(rollouts.ray, "rollouts.ray")
     if config.model.shard != "none":
         raise UserError(
             f"model.shard={config.model.shard} splits the weights, which rollouts.workers need whole; set"

@@ -32,6 +32,7 @@ FREE_KEYS = (
     "monitor",
     "model.device",
     "model.gradient_checkpointing",
+    "model.merge_adapters",
     "model.shard",
 )
 """Keys (or sections) that may change on resume: they do not change what is computed, or only for how long."""

@@ -105,6 +105,7 @@ def test_programs_of_other_processes_are_started_by_name_and_imported_by_nobody(
         "flowrl.remote.worker",
         "flowrl.remote.actor",
         "flowrl.remote.rollout_actor",
+        "flowrl.report.follow",
         "flowrl.sandbox.worker",
     }
     assert programs <= MODULES.keys()

@@ -20,12 +20,12 @@ from flowrl.session import Session
 from flowrl.train import iterate
 from flowrl.types import Prompt
 from tests.contract.toy_worlds import Growing, PerTurn, TwoTurns
+from tests.launching import settled
 
 REWARD = """
 def said(completions, prompts, feedback, **columns):
     return [sum(turns) for turns in feedback]
 """
-TIMES = ("time/", "reward/seconds")
 
 
 def session_of(where: Path, **parts: Any) -> Session:
@@ -69,8 +69,7 @@ def test_coefficients_go_on_where_a_run_ended(tmp_path: Path) -> None:
     parts = {"coefficients": (Growing("regularizers.0.weight", 1.5), Growing("objective.high", 0.5))}
 
     def lines(session: Session, count: int) -> list[dict[str, float]]:
-        found = [iterate(session, PhaseTimer())[0] for _ in range(count)]
-        return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in found]
+        return [settled(iterate(session, PhaseTimer())[0]) for _ in range(count)]
 
     whole = lines(session_of(tmp_path, **parts), 3)
     assert [line["coefficient/regularizers.0.weight"] for line in whole] == [0.04, 0.06, 0.09]

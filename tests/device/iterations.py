@@ -17,6 +17,7 @@ from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from tests import fakegpu
 from tests.device.commands import watched
+from tests.launching import settled
 
 WORLDS = {"diffusion": "shapes", "causal": "countdown", "masked": "sudoku"}
 SIZES: dict[str, dict[str, Any]] = {
@@ -66,9 +67,7 @@ def iteration(session: Session) -> Outcome:
     with watched() as events:
         metrics, _, _ = iterate(session, PhaseTimer())
     weights = {name: tensor.cpu().clone() for name, tensor in session.policy.weights.state().items()}
-    return Outcome(
-        {k: v for k, v in metrics.items() if "seconds" not in k and not k.startswith("time")}, weights, events
-    )
+    return Outcome(settled(metrics), weights, events)
 
 
 def first_iteration(settings: dict[str, Any]) -> Outcome:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from diffusers import FluxPipeline
+from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion import LoRAOptions, load_policy
+from flowrl.models.diffusion.offload import place_parts
 from tests import pipelines
 from tests.device.test_device import start, untimed
 
@@ -87,6 +91,23 @@ def test_a_vae_decodes_in_little_memory(tmp_path: Path) -> None:
     assert one < 0.9 * many and sliced < 0.9 * many, (many, one, sliced)
     rewards = [untimed(tmp_path / out)[-1]["reward/mean"] for out in ways]
     assert rewards[1:] == pytest.approx(rewards[:1] * 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["encoders", "sequential"])
+def test_an_encoder_comes_whole_or_layer_by_layer(mode: Any) -> None:
+    """Whose layers are on the device while its second one computes."""
+    encoder = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3))).requires_grad_(False)
+    seen: list[list[str]] = []
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    pipeline: Any = SimpleNamespace(components={"text_encoder": encoder, "transformer": network}, transformer=network)
+    release = place_parts(pipeline, "transformer", torch.device("meta"), mode)
+    encoder[1].register_forward_hook(lambda *_: seen.append([layer.weight.device.type for layer in encoder]))
+    with torch.no_grad():
+        assert encoder(torch.ones(1, 4)).device.type == "meta"
+    release()
+    # the first weight tells pipelines where the encoder is, and stays there
+    assert seen == [["meta", "meta", "meta"] if mode == "encoders" else ["meta", "cpu", "cpu"]]
+    assert encoder[1].weight.device.type == encoder[2].weight.device.type == "cpu"
 
 
 def test_what_cannot_wait_or_decode_in_parts_is_said(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _run_template() -> Path:
                 {"step": step, "samples": 4 * step, "time": 1.0, "reward/mean": 0.5, "eval/reward/mean": 0.1 * step}
             )
             for place in (run.samples_path, run.heldout_path):
-                run.save_samples(step, samples, scores, torch.zeros(4), seeds=torch.arange(4), count=4, folder=place)
+                run.save_samples(step, samples, scores, torch.zeros(4), seeds=torch.arange(4), folder=place)
             tensors = {"weights/live/a": torch.rand(3), "optimizer/0/step": torch.tensor(1.0)}
             values = {"progress": {"iteration": step}, "memory": {}}
             checkpoint.save(

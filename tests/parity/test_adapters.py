@@ -21,7 +21,8 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.evaluation.targets import Request, find_target
 from flowrl.models import LoRAOptions, check_parity, export_policy, load_adapter, load_policy
-from flowrl.models.adapters import is_adapter_name, kohya, read
+from flowrl.models.adapters import is_adapter_name, kohya, peft, read
+from flowrl.models.adapters.verify import check_updates
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.recorder import Recorder
 from flowrl.startup.model_checks import with_adapter_shape
@@ -496,6 +497,71 @@ def test_guidance_does_not_spoil_the_check_in_half_precision(folder: Any, tmp_pa
     move(policy, 0.3)
     for to in ("diffusers", "peft"):
         assert export_policy(policy, tmp_path / to, to) < 5e-2
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "kohya",
+        "merged",
+        pytest.param("peft", marks=pytest.mark.slow),
+        pytest.param("diffusers", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", [pytest.param("sd15", marks=pytest.mark.slow), "sd3", pytest.param("flux", marks=pytest.mark.slow)]
+)
+def test_rounding_does_not_spoil_the_check_in_half_precision(name: str, to: str, folder: Any, tmp_path: Path) -> None:
+    """An adapter so large that a merged weight's rounding moves predictions by more than 5 %."""
+    lora = LoRAOptions(rank=4, alpha=10)
+    policy = load_policy(folder(name), call=pipelines.CALLS[name], dtype="bfloat16", lora=lora, parity="skip")
+    move(policy, 0.3)
+    found = export_policy(policy, tmp_path / "out", to)
+    assert found < 0.2 and (to not in ("peft", "diffusers") or found == 0)
+
+
+@pytest.mark.parametrize("to", ["kohya", "merged"])
+def test_what_is_more_than_rounding_is_refused_in_half_precision(
+    to: str, folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strength that is 5 % too large on one layer."""
+    lora = LoRAOptions(rank=4, alpha=10)
+    policy = load_policy(folder("sd3"), call=pipelines.CALLS["sd3"], dtype="bfloat16", lora=lora, parity="skip")
+    move(policy, 0.3)
+    adapter_tensors = peft.adapter_tensors
+
+    def strong(adaptation: Any) -> dict[str, Tensor]:
+        tensors = adapter_tensors(adaptation)
+        return {key: value * 1.05 if key == min(tensors) else value for key, value in tensors.items()}
+
+    monkeypatch.setattr(peft, "adapter_tensors", strong)
+    with pytest.raises(UserError, match=r"another (update|weight)"):
+        export_policy(policy, tmp_path / "out", to)
+    assert not list(tmp_path.iterdir())
+
+
+def adapted_layer(down: Tensor, up: Tensor, alpha: float = 16, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    config = LoraConfig(r=16, lora_alpha=alpha, target_modules=["0"])
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(48, 64)), config)
+    layer: Any = model.base_model.model[0]
+    layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = down.to(dtype), up.to(dtype)
+    return model
+
+
+def test_updates_are_compared_up_to_the_rounding_of_their_factors() -> None:
+    half = torch.bfloat16
+    torch.manual_seed(0)
+    down, up = torch.randn(16, 48), torch.randn(64, 16)
+    ours = adapted_layer(down, up)
+    check_updates(ours, adapted_layer(down * 2, up, alpha=8), "x")
+    check_updates(ours, adapted_layer(down, up, dtype=half), "x")
+    row = up.clone()
+    row[3] = 0
+    for other in (adapted_layer(down, row, dtype=half), adapted_layer(down, up * 1.03, dtype=half)):
+        with pytest.raises(UserError, match="another update"):
+            check_updates(ours, other, "x")
+    down[8:], up[:, 8:] = down[:8], 0.01 * up[:, 8:] - up[:, :8]  # parts that cancel: the sum is smaller than its error
+    check_updates(adapted_layer(down, up), adapted_layer(down, up, dtype=half), "x")
 
 
 def mixture(place: Path) -> Path:

@@ -46,6 +46,7 @@ PLANTED = {
     "another family's algorithm": (IMAGES, ["model.path=sudoku"], "change the algorithm"),
     "a reward that raises": (IMAGES, ["rewards=[mine.py:broken]"], "mine.py:3"),
     "blocks that do not divide": ("quickstart_masked_lm.yaml", ["algorithm.sampler.block=5"], "change one of them"),
+    "too little memory": (IMAGES, ["data.prompts=800000"], "lower: data.prompts, data.group, train.images"),
     "a size that does not divide": (IMAGES, ["model.call.height=30"], "divisible by 16"),
 }
 

@@ -74,7 +74,11 @@ def test_a_run_says_what_it_does_and_ends_with_a_report(trained: tuple[Path, str
         assert any(words.replace("tiny: ", "") in line for line in lines), (words, err)
     assert "busy" not in err and "left 0 s" not in err and "0 s left" not in err
     page = (folder / "run/report.html").read_text()
-    assert "Where the time goes" in page and "reward_busy" not in page
+    assert '"Where the time goes"' in page and "reward_busy" not in page
+    said = [json.loads(line)["text"] for line in (folder / "run/log.jsonl").read_text().splitlines()]
+    assert "loading the model shapes" in said and any(text.startswith("held-out reward ") for text in said)
+    spreads = [json.loads(line) for line in (folder / "run/histograms.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in spreads] == [1, 2] and sum(spreads[0]["reward"]["counts"]) > 0
     metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     trained_lines = [line for line in metrics if "loss" in line]
     assert trained_lines and all("reward/seconds" in line and "time/reward_busy" not in line for line in trained_lines)

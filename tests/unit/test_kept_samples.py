@@ -13,6 +13,7 @@ from flowrl.records.directory import RunDirectory
 from flowrl.score import KeptSamples
 from flowrl.train import train
 from flowrl.types import Samples, prompts_of
+from tests.launching import settled
 
 IMAGES = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 PROMPTS = prompts_of(["a", "b", "c", "d", "e", "f"])
@@ -78,4 +79,4 @@ def test_a_run_scores_the_same_whatever_is_kept(tmp_path) -> None:
 
 
 def untimed(row: dict) -> dict:
-    return {k: v for k, v in row.items() if not k.startswith("time") and "seconds" not in k and "/z" not in k}
+    return {k: v for k, v in settled(row).items() if "/z" not in k}

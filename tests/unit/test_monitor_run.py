@@ -9,7 +9,7 @@ from rich.console import Console
 from flowrl.config import Config
 from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
-from flowrl.report.alarms import section
+from flowrl.report.alarms import watched
 from flowrl.report.record import read
 from flowrl.runtime.display import Display
 from flowrl.train import train
@@ -27,15 +27,22 @@ def test_the_report_tells_what_was_raised_and_when(tmp_path):
         key = "heldout/contrast"
         return {"step": step, f"monitor/{key}": value, f"monitor/{key}/z": z, f"alarm/{key}": alarm}
 
-    told = section(run_directory(tmp_path, line(0, 0.5, 0.0, 0), line(5, 0.05, -2.5, 1), line(10, 0.01, -3.25, 1)))
-    assert "Contrast of held-out samples is 0.01, below the base model&#39;s 0.5 by 3.2" in told
-    assert "iterations 5 to 10<" in told and "1 check for" in told
-    over = section(run_directory(tmp_path, line(0, 0.5, 0.0, 0), line(5, 0.05, -2.5, 1), line(10, 0.4, 0.0, 0)))
-    assert "iteration 5, then over" in over
-    assert "None was raised" in section(run_directory(tmp_path, line(0, 0.5, 0.0, 0)))
-    assert section(run_directory(tmp_path, {"step": 1})) == ""
-    late = section(run_directory(tmp_path, line(20, 0.05, -2.5, 1)))
-    assert "below that of the base model by 2.5" in late  # the log began after the base model
+    def told(*lines):
+        record = run_directory(tmp_path, *lines)
+        return watched(record.metrics, record.config)
+
+    found = told(line(0, 0.5, 0.0, 0), line(5, 0.05, -2.5, 1), line(10, 0.01, -3.25, 1))
+    (alarm,) = found["alarms"]
+    assert "contrast of held-out samples is 0.01, below the base model's 0.5 by 3.2" in alarm.text
+    assert alarm.when == "iterations 5 to 10" and alarm.raised and found["checked"] == 1
+    (row,) = found["rows"]
+    assert (row.base, row.last, row.z, row.state) == ("0.5", "0.01", "-3.2", "bad")
+    (over,) = told(line(0, 0.5, 0.0, 0), line(5, 0.05, -2.5, 1), line(10, 0.4, 0.0, 0))["alarms"]
+    assert over.when == "iteration 5, then over" and not over.raised
+    assert told(line(0, 0.5, 0.0, 0))["alarms"] == []
+    assert told({"step": 1}) is None
+    (late,) = told(line(20, 0.05, -2.5, 1))["alarms"]
+    assert "below that of the base model by 2.5" in late.text  # the log began after the base model
 
 
 CONFIG = {

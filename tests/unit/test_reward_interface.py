@@ -41,6 +41,7 @@ from flowrl.score.signatures import adapt
 from flowrl.train import train
 from flowrl.types import Prompt, Samples, Scores
 from tests.contract.toys import Iteration, gradients, roll, small, start
+from tests.launching import settled
 
 PROMPTS = [Prompt(name, index + 3, {"tag": tag}) for index, (name, tag) in enumerate(zip("abcd", "xxyz", strict=True))]
 GROUP = torch.arange(4).repeat_interleave(3)
@@ -1019,9 +1020,7 @@ def test_a_run_does_not_depend_on_the_overlap(tmp_path: Path) -> None:
         states.append(load_file(state))
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert all({"time/reward", "reward/seconds", "time/sample"} <= set(line) for line in lines)
-        stories.append(
-            [{k: v for k, v in line.items() if not k.startswith("time") and k != "reward/seconds"} for line in lines]
-        )
+        stories.append([settled(line) for line in lines])
     assert stories[0] == stories[1] and len(stories[0]) == 3
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
 from flowrl.clients.rollouts import RolloutWorkers, rollout_workers
-from flowrl.clients.transfer import pack_draw, pack_rollout, unpack_draw, unpack_rollout
+from flowrl.clients.transfer import pack, pack_draw, pack_rollout, unpack_draw, unpack_rollout
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_MAX
 from flowrl.ratio_check import RatioCheck
 from flowrl.runtime.timing import PhaseTimer
+from flowrl.samplers.chunks import take
 from flowrl.session import Session, open_session
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
@@ -94,6 +96,56 @@ def test_the_first_step_tells_how_far_workers_are_from_the_trainer(tmp_path: Pat
         (said,) = watch.notes(session, metrics)
         assert told in said and "the rollout workers" in said and watch.notes(session, metrics) == []
         session.rewards.close()
+
+
+class FakeRay:
+    """Answers are made where they are asked for, in this process."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def get(self, call: Any, timeout: float) -> Any:
+        name, answer = call
+        self._events.append(f"waited for {name}")
+        return answer
+
+
+@pytest.mark.parametrize("preset", ["flow_grpo", "grpo"])
+def test_what_a_worker_made_is_scored_while_the_next_is_waited_for(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(values_of(preset, tmp_path))
+    _, batch, _ = iterate(session, PhaseTimer())
+    whole, events = batch.rollout, list[str]()
+
+    def actor(name: str) -> Any:
+        def remote(header: str, numbers: bytes, share: list[int], rows: int, memory: Any) -> Any:
+            part = take(whole, torch.tensor(share))
+            decoded = session.policy.decode(part.final)
+            images = pack({"images": decoded}) if isinstance(decoded, torch.Tensor) else None
+            return name, (*pack_rollout(part), images, None if images else decoded)
+
+        return SimpleNamespace(sample=SimpleNamespace(remote=remote))
+
+    workers = object.__new__(RolloutWorkers)
+    workers.__dict__ |= {"_ray": FakeRay(events), "_timeout": 9.0, "_actors": [actor("a"), actor("b")]}
+    session.workers = workers
+    draw = Draw.of(whole.seeds, whole.group, 0, 0, batch.samples.prompts)
+    with session.rewards.scoring(draw.group) as scoring:
+        add = scoring.add
+        monkeypatch.setattr(scoring, "add", lambda samples: (events.append(f"scored {len(samples)}"), add(samples)))
+        made, samples = session.sample_and_decode(draw, session.algorithm.sampler, "live", 2, PhaseTimer(), scoring)
+        scores = scoring.finish()
+    session.rewards.close()
+    each = len(draw) // 3
+    assert events == ["waited for a", f"scored {2 * each}", "waited for b", f"scored {each}"]
+    assert torch.equal(made.final, whole.final) and torch.equal(made.seeds, whole.seeds)
+    assert len(samples) == len(draw) and torch.equal(scores.rewards, batch.scores.rewards)
 
 
 @pytest.mark.slow

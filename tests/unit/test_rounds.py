@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,18 +20,20 @@ from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.groups import flat_groups
+from flowrl.models.text.policy import TextPolicy
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score
+from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, token_facts
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import load_rewards
 from flowrl.session import Session
 from flowrl.startup.workload import workload
 from flowrl.step import UpdateSettings, improve
 from flowrl.train import iterate, train
-from flowrl.types import Draw, Prompt
+from flowrl.types import Draw, Prompt, Share, TokenTrace
 from tests import pipelines
 from tests.contract.toys import MODES, Recorder
+from tests.launching import settled
 
 WANTED, GROUP, SET = 4, 6, 24
 REWARDS = """
@@ -148,8 +151,8 @@ def test_one_round_that_suffices_is_the_iteration_without_replacement(family: st
     )
     assert torch.equal(weights, others)
     assert metrics["sampling/rounds"] == 1 and "sampling/rounds" not in plain
-    same = [key for key in plain if not key.startswith(("time/", "reward/seconds"))]
-    assert {key: metrics[key] for key in same} == {key: plain[key] for key in same}
+    same = settled(plain)
+    assert {key: metrics[key] for key in same} == same
 
 
 def test_rounds_are_bounded_and_the_update_learns_from_what_there_is(tmp_path: Path) -> None:
@@ -259,10 +262,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     stories = [
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, split)
     ]
-    plain = [
-        [{k: v for k, v in line.items() if not k.startswith(("time", "reward/seconds"))} for line in story]
-        for story in stories
-    ]
+    plain = [[settled(line) for line in story] for story in stories]
     assert plain[0] == plain[1]
     assert max(line["sampling/rounds"] for line in plain[0]) > 1
     assert plain[0][-1]["samples"] == sum(line["sampling/samples"] for line in plain[0])
@@ -328,3 +328,25 @@ def test_a_pipeline_that_pads_prompts_together_is_refused(tmp_path: Path) -> Non
     values["rewards"] = ["jpeg_compressibility"]
     with pytest.raises(UserError, match=r"pads a prompt to the longest of its batch.*drop_flat_groups"):
         train(Config.of(values))
+
+
+def test_the_tokens_of_saved_completions_are_told() -> None:
+    """Those that count, of the chosen rows alone; nothing of a policy that is no language model."""
+    policy: Any = object.__new__(TextPolicy)
+    policy.codec = SimpleNamespace(token_text=lambda token: chr(token))
+    tokens = torch.tensor([[97, 98, 99], [100, 101, 0], [102, 0, 0]])
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+
+    def told(policy: Any, **more: Any) -> Any:
+        rollout = SimpleNamespace(trace=TokenTrace(tokens, mask, 1.0, **more))
+        made: Any = SimpleNamespace(rollout=rollout, share=Share.alone(3))
+        return token_facts(policy, made, torch.tensor([1, 2]))
+
+    assert told(policy, logp=torch.tensor([[-1.0, -2.0, -3.0], [-0.123456, -5.0, 0.0], [-6.0, 0.0, 0.0]])) == [
+        {"tokens": {"text": ["d", "e"], "logp": [-0.1235, -5.0]}},
+        {"tokens": {"text": ["f"], "logp": [-6.0]}},
+    ]
+    assert told(policy, order=torch.tensor([[0, 1, 2], [2, 0, 1], [0, 0, 0]]))[0] == {
+        "tokens": {"text": ["d", "e"], "order": [2, 0]}
+    }
+    assert told(TinyText()) is None

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from torch import Tensor
 import flowrl
 from flowrl.config import Config
 from flowrl.errors import UserError, is_out_of_memory
+from flowrl.parts.diagnostics import histogram
 from flowrl.records import checkpoint, checkpoint_folder
-from flowrl.records.directory import RunDirectory
+from flowrl.records.directory import RunDirectory, spaced
+from flowrl.records.sample_files import read_json_lines
 from flowrl.runtime.display import Display
 from flowrl.runtime.out_of_memory import explain_out_of_memory
 from flowrl.runtime.ranks import ranks
@@ -310,6 +313,37 @@ def test_metrics_are_strict_json_and_survive_a_cut_line(tmp_path: Path) -> None:
     assert [line["step"] for line in run.metrics()] == [1, 2, 3]
 
 
+def test_histograms_and_what_was_said_lie_beside_the_metrics(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        run.log({"step": step}, histograms={"reward": histogram(torch.tensor([0.0, 0.5, 1.0, math.nan, math.inf]))})
+    run.rewind(2)
+    lines = read_json_lines(run.histograms_path)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[0]["reward"] == {"low": 0.0, "high": 1.0, "counts": [1] + [0] * 11 + [1] + [0] * 10 + [1]}
+    assert histogram(torch.full((4,), 2.5)) == {"low": 2.5, "high": 2.5, "counts": [4]}
+    assert histogram(torch.tensor([math.nan])) == {"low": 0.0, "high": 0.0, "counts": []}
+    run.say("loading")
+    assert read_json_lines(run.log_path)[0]["text"] == "loading"
+    RunDirectory(tmp_path / "gone").say("nothing is lost")
+
+
+@pytest.mark.filterwarnings("ignore:of a library")
+def test_what_a_display_shows_is_heard(tmp_path: Path) -> None:
+    heard: list[str] = []
+    with Display("run", console=Console(file=io.StringIO())) as display:
+        display.note("before")
+        with pytest.raises(UserError), pytest.warns(UserWarning, match="odd"), display.heard_by(heard.append):
+            display.stage("loading")
+            display.stage("passing", log=False)
+            display.note("a sentence")
+            warnings.warn("odd", stacklevel=1)
+            warnings.warn("of a library", DeprecationWarning, stacklevel=1)
+            raise UserError("no such model")
+        display.note("after")
+    assert heard == ["loading", "a sentence", "warning: odd", "ended: no such model"]
+
+
 def made(count: int) -> tuple[Samples, Scores, Tensor, Tensor]:
     images = torch.linspace(0, 1, count)[:, None, None, None].expand(-1, 3, 4, 4)
     samples = Samples([Prompt(f"p{i}", i) for i in range(count)], images)
@@ -323,7 +357,8 @@ def test_samples_are_spread_over_the_batch_and_rewound(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     samples, scores, advantage, seeds = made(12)
     for step in (1, 3):
-        folder = run.save_samples(step, samples, scores, advantage, seeds=seeds, count=4)
+        chosen = spaced(12, 4)
+        folder = run.save_samples(step, samples.take(chosen), scores, advantage, seeds=seeds, rows=chosen)
     assert folder is not None
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["p0", "p3", "p6", "p9"]
@@ -339,7 +374,8 @@ def test_samples_are_spread_over_the_batch_and_rewound(tmp_path: Path) -> None:
     assert all((folder / row["file"]).is_file() for row in rows)
     run.rewind(1)
     assert names(run.samples_path) == ["step_000001"]
-    assert run.save_samples(5, samples, scores, advantage, seeds=seeds, count=0) is None
+    nothing = spaced(12, 0)
+    assert run.save_samples(5, samples.take(nothing), scores, advantage, seeds=seeds, rows=nothing) is None
 
 
 LOCKING = """

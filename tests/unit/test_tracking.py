@@ -47,7 +47,7 @@ def save(run: RunDirectory, step: int, kind: str, **media) -> None:
     rows = torch.arange(2)
     scores = Scores(rewards, torch.ones(1), ("bright",), rows, rows, torch.ones(2, dtype=torch.bool))
     folder = run.samples_path if kind == "samples" else run.heldout_path
-    run.save_samples(step, Samples(prompts, **media), scores, torch.zeros(2), seeds=rows, count=2, folder=folder)
+    run.save_samples(step, Samples(prompts, **media), scores, torch.zeros(2), seeds=rows, folder=folder)
 
 
 def pictures() -> torch.Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -121,3 +125,79 @@ def merge(network: nn.Module, adapted: nn.Module, adaptation: Adaptation) -> Any
     with tempfile.TemporaryDirectory() as folder:
         save_peft(adapted, adaptation, None, Path(folder))
         return load_peft(network, Path(folder)).merge_and_unload()
+
+
+@contextmanager
+def as_merged(network: nn.Module) -> Iterator[None]:
+    """Adapted layers compute with the sum of their weight and their adapter's, rounded to the base's precision, as they
+    will when merged. Each sum is made for its call alone. For predictions without gradient."""
+    outer = _adapted(network)
+    # what torch compiled knows nothing of the other forwards; importing its compiler takes seconds
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    for module in outer.values():
+        module.forward = _merged_forward(module)
+    try:
+        with eager:
+            yield
+    finally:
+        for module in outer.values():
+            del module.forward
+
+
+def merged_weights(network: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """How to make every tensor of the network with its adapter merged, by its name there."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    outer = _adapted(network)
+    for name, tensor in network.state_dict().items():
+        found[name.replace("base_layer.", "")] = lambda tensor=tensor: tensor
+    for place, module in outer.items():
+        for name, make in _sums(module).items():
+            found[f"{place}.{name}"] = make
+    return found
+
+
+def _adapted(network: nn.Module) -> dict[str, Any]:
+    """The layers that PEFT wrapped; of those that it wrapped several times, the outermost."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    wrapped = {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+    return {name: module for name, module in wrapped.items() if name.rpartition(".")[0] not in wrapped}
+
+
+def _sums(layer: Any) -> dict[str, Callable[[], nn.Parameter]]:
+    """How to make the merged weights of a layer, by name: one, or for experts one of each adapted parameter."""
+    base, wrappers = layer.get_base_layer(), [layer]
+    while wrappers[-1].base_layer is not base:
+        wrappers.append(wrappers[-1].base_layer)
+    return {getattr(one, "parameter_name", "weight"): functools.partial(_merged_weight, one, base) for one in wrappers}
+
+
+def _merged_forward(layer: Any) -> Callable[..., Any]:
+    """The base layer's own forward, without its hooks: those would fetch the weights that wait on the host."""
+    base, sums = layer.get_base_layer(), _sums(layer)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        made = {name: make() for name, make in sums.items()}
+        device = next(iter(made.values())).device
+        own = dict(base._parameters)
+        others = {name: nn.Parameter(p.to(device), requires_grad=False) for name, p in own.items() if p is not None}
+        base._parameters.update(others | made)
+        try:
+            return base.forward(*args, **kwargs)
+        finally:
+            base._parameters.update(own)
+
+    return forward
+
+
+def _merged_weight(layer: Any, base: nn.Module) -> nn.Parameter:
+    """``weight + scale * B @ A`` in the weight's precision; with DoRA its columns have the trained lengths."""
+    delta = layer.get_delta_weight(ADAPTER)
+    weight = getattr(base, getattr(layer, "parameter_name", "weight")).to(delta.device)
+    merged = weight + delta
+    lengths = getattr(layer, "lora_magnitude_vector", None) or {}
+    if ADAPTER in lengths:
+        inputs = 0 if getattr(layer, "fan_in_fan_out", False) else tuple(range(1, merged.ndim))
+        norm = merged.norm(dim=inputs, keepdim=True)
+        merged = lengths[ADAPTER].weight.reshape(norm.shape) / norm * merged
+    return nn.Parameter(merged.to(weight.dtype), requires_grad=False)

@@ -17,6 +17,15 @@ SPARE, SHARE = 64, 4
 is then copied about four times on the way, however long the completion."""
 
 
+def reserved(first: int, last: int) -> int:
+    """The columns that are reserved in the end where a cache of ``first`` of them grows one by one to ``last``."""
+    room = first
+    for width in range(first + 1, last + 1):
+        if width > room:
+            room = width + max(SPARE, width // SHARE)
+    return room
+
+
 class _Column:
     """A tensor [n, H, T, d] that grows along T. The tensor shown is the front of a larger one."""
 

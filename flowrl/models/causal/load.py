@@ -12,6 +12,7 @@ from flowrl.models.causal.choose_decoding import choose_decoding
 from flowrl.models.causal.engine import EngineOptions
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.deviation import TOLERANCE
+from flowrl.models.merging import MergedAdapter
 from flowrl.models.sharding import check_exchange
 from flowrl.models.text.critic import Critic, Kind
 from flowrl.models.text.layout import Sequences
@@ -43,6 +44,7 @@ def load_causal(
     codec = open_codec(network, tokenizer, source, options)
     layout = Sequences(shift=True, causal=True, padded=True, pad=codec.pad)
     policy = CausalPolicy(network, codec, layout, source, critic=Critic(network, critic) if critic else None)
+    network.merged = MergedAdapter(network.model, policy.weights) if options.get("merge_adapters") else None
     policy.engine_options = EngineOptions(**(vllm or {}))
     ahead = lookahead(policy)
     if ahead > TOLERANCE[policy.dtype]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ from flowrl.models.adapters.adapter import DOWN, UP
 from flowrl.models.adapters.diffusion import ENCODERS, without_log
 from flowrl.models.adapters.read import DIFFUSERS_FILE
 from flowrl.models.adapters.text_encoders import fold_alphas
-from flowrl.models.adapters.verify import check_adapter, check_updates, swapped_in
+from flowrl.models.adapters.verify import check_adapter, check_merged, check_updates, swapped_in
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.denoiser_spec import PROBES
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.diffusion.policy import DiffusionPolicy
-from flowrl.models.diffusion.recorder import prediction_of
-from flowrl.models.export_folder import into_folder
+from flowrl.models.diffusion.recorder import DenoiserCall, prediction_of
+from flowrl.models.export_folder import Difference, into_folder
 from flowrl.models.lora import ADAPTER
 from flowrl.models.quantization import check_mergeable, is_quantized
 from flowrl.models.source import ModelSource
@@ -39,11 +40,13 @@ def export(policy: DiffusionPolicy, directory: Path, to: str) -> float:
     are loaded into a copy of the network that shares the base's tensors; merged weights are read back on the CPU and
     take the network's place on its device."""
 
-    def write(work: Path) -> float:
+    def write(work: Path) -> Difference:
         reloaded = _network(policy, _WRITERS[to](policy, work, directory.name))
         if to == "kohya":
             check_updates(policy.network, reloaded, to)
-        elif to != "merged":
+        elif to == "merged":
+            check_merged(policy.network, reloaded)
+        else:
             check_adapter(policy.network, reloaded, to)
         return _difference(policy, reloaded)
 
@@ -221,13 +224,19 @@ def _fresh(policy: DiffusionPolicy) -> DiffusionPipeline:
 
 
 @torch.no_grad()
-def _difference(policy: DiffusionPolicy, network: nn.Module) -> float:
-    """Largest relative deviation of the reloaded network's own predictions, before guidance, at the inputs of two
-    steps of the pipeline."""
+def _difference(policy: DiffusionPolicy, network: nn.Module) -> Difference:
+    """How far the reloaded network's predictions are, at the inputs of two steps of the pipeline."""
     calls = [call for step in policy.recorder.record(PROBES, 2).steps for call in step.calls]
+    with policy.recorder.precision():
+        with peft.as_merged(policy.network):
+            rounding = _gap(calls, policy.network)
+        with swapped_in(policy.network, network):
+            return Difference(_gap(calls, network), rounding)
+
+
+def _gap(calls: Sequence[DenoiserCall], network: nn.Module) -> float:
     gaps = []
-    with swapped_in(policy.network, network), policy.recorder.precision():
-        for call in calls:
-            assert call.prediction is not None
-            gaps.append(deviation(call.prediction, prediction_of(network.eval()(**call.inputs))))
+    for call in calls:
+        assert call.prediction is not None
+        gaps.append(deviation(call.prediction, prediction_of(network.eval()(**call.inputs))))
     return max(gaps)

@@ -23,6 +23,7 @@ from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
+from flowrl.models.merging import MergedAdapter, check_merging
 from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement, compile_blocks, place, trained_precision
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
@@ -40,6 +41,7 @@ def load_policy(
     call: Mapping[str, Any] | None = None,
     lora: LoRAOptions | None = None,
     full: bool = False,
+    merge_adapters: bool = False,
     dtype: str = "float32",
     trained_dtype: str = "float32",
     device: str = "auto",
@@ -65,12 +67,11 @@ def load_policy(
         call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``num_frames``,
             ready-made ``prompt_embeds``, ...
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead.
-        dtype: precision of the frozen parts.
-        trained_dtype: that of the trained parameters: float32, or bfloat16 where ``dtype`` is.
+        merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
+        dtype: precision of the frozen parts; ``trained_dtype``: of the trained ones, float32 or this one's bfloat16.
         attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
         compile: compile the denoiser's repeated blocks, once for all numbers of rows.
-        decode_batch: images decoded at once.
-        vae_slicing, vae_tiling, offload: see `flowrl.models.diffusion.offload`.
+        decode_batch: images decoded at once; vae_slicing, vae_tiling, offload: `flowrl.models.diffusion.offload`.
         prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
         quantize, quantize_encoders: hold linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
@@ -81,17 +82,17 @@ def load_policy(
     placement = place(dtype, device)
     options, trained = lora_or_full(full, lora), trained_precision(trained_dtype, placement.dtype)
     check_offload(offload, options, compile=compile, shard=shard, quantize=quantize)
+    check_merging(merge_adapters, options, dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
     network = getattr(pipeline, denoiser_name(pipeline))
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
-    adaptation = trained_parameters(network, options)
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
-    policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
-    _speed_up(policy, attention, compile, prompt_cache)
+    policy = DiffusionPolicy(recorder, calibrate(recorder), trained_parameters(network, options), **facts)
+    _speed_up(policy, attention, compile, prompt_cache, merge_adapters)
     _check(policy, parity, pace)
     return policy
 
@@ -243,7 +244,7 @@ def _open(
     return where, opened, {} if embedded is None else CALL
 
 
-def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool) -> None:
+def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, prompt_cache: bool, merge: bool) -> None:
     """What is switched on once it is known how the pipeline calls its denoiser."""
     if prompt_cache:
         policy.encoder.keep()
@@ -251,6 +252,8 @@ def _speed_up(policy: DiffusionPolicy, attention: str | None, compile: bool, pro
         use_attention(policy, attention)
     if compile:
         compile_blocks(policy.network)
+    if merge:
+        policy.merged = MergedAdapter(policy.network, policy.weights)
 
 
 def _checkpoint(network: Any) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Offload = Literal["none", "encoders", "sequential"]
 """Everything stays on the device; text encoders, image encoders and VAE wait on the host; the denoiser's frozen layers
-do, too, one by one."""
+do, too, and the encoders come layer by layer as they do."""
 
 
 def check_offload(
@@ -42,7 +42,8 @@ def check_offload(
 def place_parts(pipeline: DiffusionPipeline, network: str, device: torch.device, mode: Offload) -> Callable[[], None]:
     """Put a pipeline's parts where they wait: a function that sends back what was fetched.
 
-    Parts but the denoiser named ``network`` come to the device when they are called, one at a time. Accelerate's hooks,
+    Parts but the denoiser named ``network`` come to the device when they are called, one at a time; with
+    ``sequential``, the VAE alone comes whole, because an encoder may be larger than the device. Accelerate's hooks,
     which do that for diffusers' ``enable_model_cpu_offload``, are not used because diffusers' adapter loaders remove
     them, and put one on the denoiser. Raises `UserError` for a denoiser whose layers cannot wait.
     """
@@ -50,7 +51,7 @@ def place_parts(pipeline: DiffusionPipeline, network: str, device: torch.device,
         pipeline.to(device)
         return lambda: None
     parts = [p for name, p in pipeline.components.items() if isinstance(p, nn.Module) and name != network]
-    waiting = [_Waiting(part, device) for part in parts]
+    waiting = [_Waiting(part, device, mode == "sequential" and not hasattr(part, "decode")) for part in parts]
 
     def release() -> None:
         for part in waiting:
@@ -67,15 +68,18 @@ def place_parts(pipeline: DiffusionPipeline, network: str, device: torch.device,
 
 
 class _Waiting:
-    """A part on the host that is copied to the device; its own tensors stay, so going back costs nothing."""
+    """A part on the host that is copied to the device, whole or ``by_layer``; its own tensors stay, so going back costs
+    nothing."""
 
-    def __init__(self, part: nn.Module, device: torch.device) -> None:
+    def __init__(self, part: nn.Module, device: torch.device, by_layer: bool) -> None:
         if any(type(parameter) is not nn.Parameter for parameter in part.parameters()):
             raise UserError(
                 f"model.offload cannot move the quantised weights of {type(part).__name__}; set it to none, or leave "
                 "model.quantize_encoders out"
             )
-        self._part, self._device = part, device
+        if by_layer:
+            fetch_layers(part, device)
+        self._part, self._device, self._by_layer = part, device, by_layer
         self._kept: list[tuple[dict[str, Any], str, Tensor]] = []
 
     def fetched_by_calls(self, release: Callable[[], None]) -> None:
@@ -86,6 +90,7 @@ class _Waiting:
         def fetch(_: Any, args: Any, kwargs: Any) -> Any:
             if not self._kept:
                 release()
+            if not self._kept and not self._by_layer:
                 self._fetch()
             return send_to_device((args, kwargs), self._device)  # pipelines send inputs where a part says that it is
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.host_layers import computing_device
 from flowrl.models.lora import Adaptation
+from flowrl.models.merging import MergedAdapter
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
@@ -58,6 +60,8 @@ class DiffusionPolicy(HasWeightSets):
         self.decoder = ImageDecoder(recorder, spec, decode_batch)
         self._schedules: dict[int, tuple[Tensor, float]] = {}
         """By number of steps: times, and the deviation of the pipeline's first latents."""
+        self.merged: MergedAdapter | None = None
+        """What predicts without gradient, where adapters are merged for it."""
         self._network_takes_return_dict = recorder.network_takes_return_dict
 
     # ------------------------------------------------------------------------------------------------ conditioning
@@ -176,7 +180,8 @@ class DiffusionPolicy(HasWeightSets):
         return list(self.spec.prediction(prediction_of(output)).float().chunk(count))
 
     def _run(self, inputs: Mapping[str, Any]) -> Any:
-        with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()):
+        merged = nullcontext() if self.merged is None else self.merged.predicting()
+        with self.recorder.precision(), self.adaptation.dropout(torch.is_grad_enabled()), merged:
             return self.network(**inputs)
 
     # ------------------------------------------------------------------------------------------------------ images

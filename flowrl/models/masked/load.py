@@ -12,6 +12,7 @@ from flowrl.models.hub import read_json
 from flowrl.models.masked.layout import Blocks, Canvases
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.masked.reader import keeps_prefixes
+from flowrl.models.merging import MergedAdapter
 from flowrl.models.sharding import check_exchange
 from flowrl.models.source import ModelSource
 from flowrl.models.text.layout import Sequences, TokenLayout
@@ -46,6 +47,7 @@ def load_masked(
     codec = open_codec(network, tokenizer, source, options, mask)
     layout = _layout(network, source, shift_logits, codec.pad, mask)
     policy = MaskedPolicy(network, codec, layout, source, mask_token=mask)
+    network.merged = MergedAdapter(network.model, policy.weights) if options.get("merge_adapters") else None
     if isinstance(layout, Blocks) and not accepts_layout(policy):
         policy.layout = replace(layout, square=False)
     if isinstance(layout, Sequences) and lookahead(policy) <= NOTHING:

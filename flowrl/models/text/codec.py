@@ -88,6 +88,11 @@ class TextCodec:
             )
         return found
 
+    def token_text(self, token: int) -> str:
+        """What one token stands for; a part of a sign, which is no text by itself, is shown as the tokenizer shows
+        it."""
+        return self.tokenizer.decode([token], clean_up_tokenization_spaces=False) if token < len(self.tokenizer) else ""
+
     # ---------------------------------------------------------------------------------------------------- prompts
     def encode(self, prompts: Sequence[str | Chat]) -> list[list[int]]:
         """Token ids of each prompt, many at a time; raises `UserError` for one that the tokenizer or template does not

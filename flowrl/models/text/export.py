@@ -13,9 +13,9 @@ from torch import nn
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import peft
-from flowrl.models.adapters.verify import check_adapter, swapped_in
+from flowrl.models.adapters.verify import check_adapter, check_merged, swapped_in
 from flowrl.models.deviation import deviation
-from flowrl.models.export_folder import into_folder
+from flowrl.models.export_folder import Difference, into_folder
 from flowrl.models.lora import Adaptation
 from flowrl.models.quantization import check_mergeable, is_quantized
 from flowrl.models.source import ModelSource
@@ -35,14 +35,16 @@ def export(policy: TextPolicy, directory: Path, to: str) -> float:
     :func:`flowrl.models.export_folder.into_folder`. The critic is not part of it."""
     network = policy.network
 
-    def write(work: Path) -> float:
+    def write(work: Path) -> Difference:
         if to == "peft":
             base = peft.shared_base(network.model)
             peft.save_peft(network.model, network.adaptation, policy.source, work, task_of(policy))
             peft.load_peft(base, work)
             check_adapter(network.model, base, to)
             return _difference(policy, base)
-        return _difference(policy, _merged(policy, work))
+        merged = _merged(policy, work)
+        check_merged(network.model, merged)
+        return _difference(policy, merged)
 
     return into_folder(directory, to, FORMATS, network.adaptation, policy.dtype, write, policy.origin)
 
@@ -121,13 +123,15 @@ def untie(network: PreTrainedModel, adaptation: Adaptation) -> None:
 
 
 @torch.no_grad()
-def _difference(policy: TextPolicy, reloaded: PreTrainedModel) -> float:
-    """Largest relative deviation of the reloaded model's own logits from the policy's."""
+def _difference(policy: TextPolicy, reloaded: PreTrainedModel) -> Difference:
+    """How far the reloaded model's own logits are, row by row on both sides: in half precision, batches differ."""
     probe = make_probe(policy)
-    ours = policy.logits(*probe).cpu()
+    ours = single_row_logits(policy, probe).cpu()
+    with peft.as_merged(policy.network.model):
+        rounded = single_row_logits(policy, probe).cpu()
     other = copy.copy(policy)
     with swapped_in(policy.network.model, reloaded):
         other.network = Network(reloaded.eval(), Adaptation({}, None), policy.network.placement)
         theirs = single_row_logits(other, probe).cpu()
     possible = ~theirs.isinf()
-    return deviation(ours[possible], theirs[possible])
+    return Difference(*(deviation(other[possible], ours[possible]) for other in (theirs, rounded)))

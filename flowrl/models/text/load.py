@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.lora import LANGUAGE_TARGETS, LoRAOptions, adapt, lora_or_full, trained_parameters
+from flowrl.models.merging import check_merging
 from flowrl.models.placement import checkpoint_blocks, compile_blocks, place, trained_precision
 from flowrl.models.quantization import Method, Quantized, check_device, check_quantization
 from flowrl.models.sharding import Shard, check_shard, split
@@ -27,6 +28,8 @@ class Options(TypedDict, total=False):
     """The adapter to train (default: rank 32 on attention and feed-forward projections); exclusive with ``full``."""
     full: bool
     """Train every parameter."""
+    merge_adapters: bool
+    """Predict without gradient with merged weights (`flowrl.models.merging`)."""
     dtype: str
     """Precision of the frozen parts."""
     trained_dtype: str
@@ -76,6 +79,8 @@ def open_network(
     if method is not None:
         check_quantization(method, adapter is None, shard=shard)
         check_device(method, placement.device)
+    merge, dtype = options.get("merge_adapters", False), options.get("dtype", "float32")
+    check_merging(merge, adapter, dtype, compile=options.get("compile", False), shard=shard, quantize=method)
     quantized = Quantized(method, device=placement.device)
     source = ModelSource(find_model(path, family), options.get("trust_remote_code", False))
     model = open_model(source, family, placement.dtype, options.get("attention"), quantized)

@@ -15,6 +15,7 @@ from flowrl.devices import put
 from flowrl.math import tokens as token_math
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.lora import Adaptation
+from flowrl.models.merging import MergedAdapter
 from flowrl.models.pace import Pace
 from flowrl.models.placement import Placement
 from flowrl.models.text.config import text_config
@@ -57,7 +58,7 @@ class Reading:
     """[n] float32: how unevenly the experts of a mixture are used by each row (`routing.balance`)."""
 
 
-def _cache_of(output: Any) -> Any:
+def cache_of(output: Any) -> Any:
     """A model's cache by its name in the output. Only one the output has is asked for: transformers 5.24 warns at the
     old names and removes them in 5.40; before, and in code of checkpoints, there are only these."""
     return next((getattr(output, name) for name in CACHE_NAMES if hasattr(output, name)), None)
@@ -73,6 +74,8 @@ class Network:
         self.adaptation = adaptation
         self.placement = placement
         self.pace = pace
+        self.merged: MergedAdapter | None = None
+        """What predicts without gradient, where adapters are merged for it."""
         self.head = Head("whole")
         self.calls = 0
         """Rows evaluated so far."""
@@ -144,7 +147,7 @@ class Network:
         finally:
             if hook is not None:
                 hook.remove()
-        cache = _cache_of(output) if keep else None
+        cache = cache_of(output) if keep else None
         balance = watched(output, inside) if watched is not None and inside is not None else None
         if self.head.route == "states":
             return Reading(kept[0], None, cache, balance)
@@ -173,6 +176,7 @@ class Network:
             self.adaptation.dropout(torch.is_grad_enabled()),
             self.eager() if options.get("use_cache") else nullcontext(),
             known(one_sequence="position_ids" not in on_device),
+            nullcontext() if self.merged is None else self.merged.predicting(),
         ):
             return self.model(**on_device, **options)
 
