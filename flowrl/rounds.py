@@ -224,17 +224,8 @@ def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:
 def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tuple[_Made, Scoring]:
     """Sample and score ``data.prompts`` groups, this process its share. Prompts and seeds follow from the config,
     iteration and round."""
-    config, algorithm, iteration = session.config, session.present_algorithm, session.progress.iteration
-    seed, each, count, number = config.train.seed, config.data.group, config.data.prompts, len(drawn.rounds)
-    prompts = [p for p in session.prompts.draw(iteration, count, seed, number) for _ in range(each)]
-    further = ("round", number) if number else ()
-    draw = Draw.of(
-        seeds=seeds(seed, "sample", iteration, *further, count=len(prompts)),
-        group=torch.arange(number * count, (number + 1) * count).repeat_interleave(each),
-        iteration=iteration,
-        shared_seed=derive(seed, "shared", iteration),
-        prompts=prompts,
-    )
+    config, algorithm = session.config, session.present_algorithm
+    draw = _draw(session, session.progress.iteration, len(drawn.rounds))
     part, spare = session.portion(draw)
     rows = config.train.sample_batch
     with together(session.ranks), session.rewards.scoring(part.group, asked=not spare) as scoring:
@@ -248,7 +239,7 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
     scoring.gather(session.ranks)
     share = Share.following(session.ranks, len(rollout.group), spare)
     group = share.gather(rollout.group)
-    asked = dict(zip(draw.group.tolist(), prompts, strict=True))
+    asked = dict(zip(draw.group.tolist(), draw.prompts, strict=True))
     drawn.rounds.append(
         _Answers(
             [asked[key] for key in group.tolist()],
@@ -260,6 +251,35 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
     )
     drawn.reports.append(scoring.metrics(session.rewards.names) | describe_completions(rollout, share))
     return _Made(rollout, samples, share.here), scoring
+
+
+def _draw(session: Session, iteration: int, number: int) -> Draw:
+    """What all processes together make in a round of an iteration, both counted from 0."""
+    config = session.config
+    seed, each, count = config.train.seed, config.data.group, config.data.prompts
+    prompts = [p for p in session.prompts.draw(iteration, count, seed, number) for _ in range(each)]
+    further = ("round", number) if number else ()
+    return Draw.of(
+        seeds=seeds(seed, "sample", iteration, *further, count=len(prompts)),
+        group=torch.arange(number * count, (number + 1) * count).repeat_interleave(each),
+        iteration=iteration,
+        shared_seed=derive(seed, "shared", iteration),
+        prompts=prompts,
+    )
+
+
+def sample_ahead(session: Session) -> None:
+    """Let the rollout workers begin the next iteration's first round while this one updates: where it samples with
+    weights that are there before (``train.staleness``) and no part of the sampler changes from one to the next."""
+    following, config = session.progress.iteration + 1, session.config
+    if session.workers is None or not config.train.staleness or session.algorithm.coefficients:
+        return
+    if following == config.train.iterations:
+        return
+    part, _ = session.portion(_draw(session, following, 0))
+    with together(session.ranks):
+        session.workers.send(session.policy, sampling_weights(session, following), sampling_version(session, following))
+        session.workers.begin(part, config.train.sample_batch, {})
 
 
 def _taken(made: _Made, rows: Tensor, here: Tensor) -> _Made:

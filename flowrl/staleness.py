@@ -1,7 +1,8 @@
 """Samples of older weights, as where sampling and training work at the same time (``train.staleness``).
 
-Iteration i, from 0, learns from samples that the weights after ``max(i - staleness, 0)`` iterations made. In one
-process nothing is won by it: it is what an asynchronous run computes, in an order that does not depend on clocks.
+Iteration i, from 0, learns from samples that the weights after ``max(i - staleness, 0)`` iterations made. With
+rollout workers they sample for the next iteration while this one updates (`flowrl.rounds.sample_ahead`); in one process
+nothing is won by it: it computes the same, in an order that does not depend on clocks.
 The weights are kept as sets ``version_<iterations>``, at most ``staleness`` of them between two iterations, and are
 part of a checkpoint.
 """
@@ -11,15 +12,17 @@ from __future__ import annotations
 from flowrl.session import Session
 
 
-def sampling_version(session: Session) -> int:
-    """The number of finished iterations of the weights that sample in the coming one."""
-    return max(session.progress.iteration - session.config.train.staleness, 0)
+def sampling_version(session: Session, iteration: int | None = None) -> int:
+    """The number of finished iterations of the weights that sample in an iteration, counted from 0; the coming one."""
+    at = session.progress.iteration if iteration is None else iteration
+    return max(at - session.config.train.staleness, 0)
 
 
-def sampling_weights(session: Session) -> str:
-    """The weight set that samples in the coming iteration."""
-    version = sampling_version(session)
-    return session.algorithm.behaviour if version == session.progress.iteration else _name(version)
+def sampling_weights(session: Session, iteration: int | None = None) -> str:
+    """The weight set that samples in an iteration, counted from 0; the coming one."""
+    at = session.progress.iteration if iteration is None else iteration
+    version = sampling_version(session, at)
+    return session.algorithm.behaviour if version == at else _name(version)
 
 
 def keep_version(session: Session) -> None:

@@ -19,7 +19,7 @@ from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.report import try_write
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, save_samples
+from flowrl.rounds import ScoredRollout, missing_groups, sample_ahead, sample_and_score, save_samples
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job, joined
 from flowrl.runtime.out_of_memory import explain_out_of_memory
@@ -58,6 +58,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     with timer("update"):
         session.set_learning_rates()
         keep_version(session)
+        sample_ahead(session)
         iteration = session.progress.iteration
         checks = UpdateChecks(due(session.config.monitor.checks, iteration), first=iteration == 0)
         updated = improve(
@@ -84,12 +85,18 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
 
 
 def train(
-    config: Config, *, resume: str | None = None, allow_changed: bool = False, display: Display | None = None
+    config: Config,
+    *,
+    resume: str | None = None,
+    allow_changed: bool = False,
+    display: Display | None = None,
+    until: int | None = None,
 ) -> Path:
     """Run a config; returns the run directory.
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
-    from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then.
+    from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then. until: stop
+    after this iteration, with the schedules of the whole run.
 
     Raises:
         UserError: anything the user can mend; what was finished before is on disk.
@@ -102,14 +109,20 @@ def train(
         with together(job):
             checked = check_run(config)
         with job.connect(config.train.rank_timeout) as ranks:
-            signal = _train(job, ranks, checked, resume, allow_changed, shown)
+            signal = _train(job, ranks, checked, resume, allow_changed, shown, until)
         if signal == "SIGINT":
             raise KeyboardInterrupt(f"saved; go on with --resume auto ({config.directory})")
     return config.directory
 
 
 def _train(
-    job: Job, ranks: Ranks, run: CheckedRun, resume: str | None, allow_changed: bool, display: Display
+    job: Job,
+    ranks: Ranks,
+    run: CheckedRun,
+    resume: str | None,
+    allow_changed: bool,
+    display: Display,
+    until: int | None,
 ) -> str | None:
     """The signal that ended the run, if one did."""
     check_shard(run.config.model.shard)
@@ -128,18 +141,19 @@ def _train(
             if start is not None:
                 with together(ranks), explain_out_of_memory(run.config, "load"):
                     session.restore(start.tensors, start.values)
-            return _run(Trainer(session, directory, trackers, display, job), fresh=start is None)
+            end = min(run.config.train.iterations, until or run.config.train.iterations)
+            return _run(Trainer(session, directory, trackers, display, job), end, fresh=start is None)
 
 
-def _run(trainer: Trainer, fresh: bool) -> str | None:
+def _run(trainer: Trainer, end: int, fresh: bool) -> str | None:
     """Train, with what is said before and after it. The signal that ended the run, if one did."""
     session, display = trainer.session, trainer.display
-    display.start_iterations(session.config.name, session.config.train.iterations, session.progress.iteration)
+    display.start_iterations(session.config.name, end, session.progress.iteration)
     with Interrupts(display.stopping) as interrupts:
         for note in session.notes:
             display.note(note)
         trainer.trackers.tell(display.note)
-        _loop(trainer, interrupts, fresh)
+        _loop(trainer, interrupts, end, fresh)
         trainer.job.write(partial(_conclude, trainer))
         return trainer.agree(interrupts.requested)[0]
 
@@ -156,18 +170,18 @@ def _conclude(trainer: Trainer) -> None:
         display.note(note)
 
 
-def _loop(trainer: Trainer, interrupts: Interrupts, fresh: bool) -> None:
+def _loop(trainer: Trainer, interrupts: Interrupts, end: int, fresh: bool) -> None:
     session, progress, config = trainer.session, trainer.session.progress, trainer.session.config
     ratio, spoken = RatioCheck(), Spoken()
     if fresh and config.eval.every:
         trainer.publish(trainer.evaluate())
-    while progress.iteration < config.train.iterations:
+    while progress.iteration < end:
         with trainer.iteration():
             metrics, batch, advantage = iterate(session, trainer.timer)
             metrics |= measure(session, batch, trainer.timer)
         ratio.check(session, metrics)
         done = progress.iteration
-        last = done == config.train.iterations
+        last = done == end
         if config.eval.every and (last or done % config.eval.every == 0):
             metrics |= trainer.evaluate()
         if config.log.samples and (last or done % config.log.samples_every == 0):

@@ -20,6 +20,7 @@ from flowrl.cli.doctor import doctor
 from flowrl.cli.eval import evaluate
 from flowrl.cli.export import export
 from flowrl.cli.report import report
+from flowrl.cli.reproduce import reproduce
 from flowrl.cli.rewards import rewards, test_reward
 from flowrl.cli.sample import sample
 from flowrl.cli.train import train
@@ -45,6 +46,7 @@ COMMANDS = {
     "sample": sample,
     "export": export,
     "report": report,
+    "reproduce": reproduce,
     "watch": watch,
     "doctor": doctor,
     "tune": tune,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,17 @@ from flowrl.types import Condition, Draw, Rollout, first_of_group
 ACTOR = "flowrl.remote.rollout_actor"
 """The module of what runs in the actors. It opens policies, so nothing here may import it."""
 WHO = "rollouts"
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Samples that were asked for."""
+
+    seeds: Tensor
+    weights: tuple[str, int] | None
+    """By which weight set and version."""
+    calls: list[tuple[Any, Tensor]]
+    """Of every worker, with its rows of the draw."""
 
 
 class RolloutWorkers:
@@ -43,6 +55,7 @@ class RolloutWorkers:
         place = self._ray.remote(kind).options(**given)
         self._actors = [place.remote(config.model_dump(mode="json")) for _ in range(config.rollouts.workers)]
         self._sent: tuple[str, int] | None = None
+        self._begun: _Begun | None = None
         self._get([actor.facts.remote() for actor in self._actors], "does not load")
 
     def send(self, policy: Any, weights: str, version: int) -> None:
@@ -56,11 +69,8 @@ class RolloutWorkers:
         self._get([actor.load.remote(version, shared) for actor in self._actors], "does not take the weights")
         self._sent = (weights, version)
 
-    def sample(
-        self, draw: Draw, condition: Condition, sampler: object, rows: int, memory: Mapping[str, Any], device: Any
-    ) -> Iterator[tuple[Rollout, Tensor | list[str]]]:
-        """Rollouts of the workers, each as soon as it and those before it in the draw are there, with what was decoded
-        of it: images [n, 3, H, W] or texts."""
+    def begin(self, draw: Draw, rows: int, memory: Mapping[str, Any]) -> None:
+        """Ask for samples of the weights that were sent last, and do not wait for them: `sample` hands them out."""
         groups = first_of_group(draw.group).cumsum(dim=0) - 1
         parts = [part for part in torch.arange(int(groups[-1]) + 1).tensor_split(len(self._actors)) if len(part)]
         shares = [torch.isin(groups, part).nonzero()[:, 0] for part in parts]
@@ -69,7 +79,20 @@ class RolloutWorkers:
             actor.sample.remote(*packed, share.tolist(), rows, dict(memory))
             for actor, share in zip(self._actors, shares, strict=False)
         ]
-        for call, share in zip(calls, shares, strict=True):
+        self._begun = _Begun(draw.seeds, self._sent, list(zip(calls, shares, strict=True)))
+
+    def sample(
+        self, draw: Draw, condition: Condition, sampler: object, rows: int, memory: Mapping[str, Any], device: Any
+    ) -> Iterator[tuple[Rollout, Tensor | list[str]]]:
+        """Rollouts of the workers, each as soon as it and those before it in the draw are there, with what was decoded
+        of it: images [n, 3, H, W] or texts."""
+        begun = self._begun
+        if begun is None or begun.weights != self._sent or not torch.equal(begun.seeds, draw.seeds):
+            self.begin(draw, rows, memory)
+            begun = self._begun
+        assert begun is not None
+        self._begun = None
+        for call, share in begun.calls:
             header, data, images, texts = self._get(call, "failed")
             made = unpack_rollout(header, data, condition.take(share), sampler, device)
             if not torch.equal(made.seeds, draw.seeds[share]):

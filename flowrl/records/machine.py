@@ -64,6 +64,18 @@ def refused() -> dict[str, tuple[str, str]]:
 
 
 @cache
+def processor() -> str:
+    """The processor's model, with family, model and stepping numbers where the system tells them."""
+    try:
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].split("\n")]
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in lines}
+    numbers = "/".join(facts.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return f"{facts.get('model name', platform.machine())} ({numbers})"
+
+
+@cache
 def commit() -> str | None:
     """Git commit of flowrl's source tree, with ``+changes`` if it differs; None when it is not in one."""
     root = Path(__file__).parents[2]
@@ -87,6 +99,7 @@ def describe_machine() -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "platform": platform.platform(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "ranks": found.size if found else 1,

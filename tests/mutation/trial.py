@@ -40,7 +40,9 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return compile(self.source, self.path, "exec", dont_inherit=True)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class Finder(importlib.abc.MetaPathFinder):
+    """Imports one module from changed source."""
+
     def __init__(self, name: str, path: Path, source: bytes) -> None:
         self.name, self.path, self.source = name, str(path), source
 
@@ -119,7 +121,7 @@ def attempt(root: Path, mutant: Mutant, tests: list[str], scratch: Path, seconds
     def work() -> int:
         source = mutant.applied((root / mutant.path).read_bytes())
         module = mutant.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        sys.meta_path.insert(0, _Finder(module, root / mutant.path, source))
+        sys.meta_path.insert(0, Finder(module, root / mutant.path, source))
         files = list(dict.fromkeys(name.split("::")[0] for name in tests))
         say = told.write_text
         return int(pytest.main([*ARGUMENTS, "-x", *files], plugins=[_Chosen(tests, say)]))

@@ -8,9 +8,11 @@ from typing import Any
 import diffusers.models.attention_dispatch as dispatch
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flowrl.errors import UserError
+from flowrl.models.adapters.peft import shared_base
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion import load_policy
 from flowrl.models.diffusion.attention import use_attention
@@ -196,3 +198,31 @@ def test_compiled_blocks_of_a_language_model(recomputed, graphs):
         bound.sum().backward()
         assert deviation(free, logits) < 1e-6 and deviation(bound, logits) < 1e-6
     assert len(graphs.gradients) <= 3
+
+
+class Blocks(nn.Module):
+    """Two blocks of a linear layer."""
+
+    _no_split_modules = ("Linear",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("changes", [(checkpoint_blocks,), (compile_blocks,), (checkpoint_blocks, compile_blocks)])
+def test_a_base_for_exports_computes_without_what_was_put_around_its_blocks(changes):
+    network, x = Blocks(), torch.randn(2, 3)
+    before = network(x)
+    for change in changes:
+        change(network)
+    other = shared_base(network)
+    assert torch.equal(other(x), before)
+    for block, theirs in zip(other.blocks, network.blocks, strict=True):
+        assert block.weight is theirs.weight and block is not theirs
+        assert block.forward.__func__ is nn.Linear.forward and block.forward.__self__ is block

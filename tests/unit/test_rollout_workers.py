@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,12 @@ from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_MAX
 from flowrl.ratio_check import RatioCheck
+from flowrl.remote.rollout_actor import RolloutActor
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import take
 from flowrl.session import Session, open_session
 from flowrl.startup.preflight import check_run
+from flowrl.step import improve
 from flowrl.train import iterate
 from flowrl.types import Chat, Draw, Prompt, Rollout
 from tests.training import config_of
@@ -115,6 +118,12 @@ class FakeRay:
         return answer
 
 
+def workers_of(ray: FakeRay, actors: list[Any]) -> RolloutWorkers:
+    workers = object.__new__(RolloutWorkers)
+    workers.__dict__ |= {"_ray": ray, "_timeout": 9.0, "_actors": actors, "_sent": None, "_begun": None}
+    return workers
+
+
 @pytest.mark.parametrize("preset", ["flow_grpo", "grpo"])
 def test_what_a_worker_made_is_scored_while_the_next_is_waited_for(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,9 +141,7 @@ def test_what_a_worker_made_is_scored_while_the_next_is_waited_for(
 
         return SimpleNamespace(sample=SimpleNamespace(remote=remote))
 
-    workers = object.__new__(RolloutWorkers)
-    workers.__dict__ |= {"_ray": FakeRay(events), "_timeout": 9.0, "_actors": [actor("a"), actor("b")]}
-    session.workers = workers
+    session.workers = workers_of(FakeRay(events), [actor("a"), actor("b")])
     draw = Draw.of(whole.seeds, whole.group, 0, 0, batch.samples.prompts)
     with session.rewards.scoring(draw.group) as scoring:
         add = scoring.add
@@ -148,6 +155,53 @@ def test_what_a_worker_made_is_scored_while_the_next_is_waited_for(
     assert len(samples) == len(draw) and torch.equal(scores.rewards, batch.scores.rewards)
 
 
+class HereRay(FakeRay):
+    """Actors that sample where they are called, in this process."""
+
+    def get(self, call: Any, timeout: float) -> Any:
+        return call
+
+
+class HereActor:
+    """One of `HereRay`."""
+
+    def __init__(self, values: dict[str, Any], events: list[str]) -> None:
+        actor = RolloutActor(values)
+
+        def sample(*given: Any) -> Any:
+            events.append("begun")
+            return actor.sample(*given)
+
+        self.load = SimpleNamespace(remote=lambda version, weights: actor.load(version, weights))
+        self.sample = SimpleNamespace(remote=sample)
+
+
+def test_workers_sample_for_the_next_iteration_while_this_one_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = values_of(
+        "flow_grpo", tmp_path, train__staleness=1, train__iterations=3, train__updates=1, optimizer__lr=0.01
+    )
+    events = list[str]()
+    loop = sys.modules["flowrl.train"]
+    monkeypatch.setattr(loop, "improve", lambda *given: (events.append("update"), improve(*given))[1])
+    found = []
+    for count in (0, 2):
+        session = opened(values)
+        if count:
+            session.workers = workers_of(HereRay(events), [HereActor(values, events) for _ in range(count)])
+        events.clear()
+        made = [iterate(session, PhaseTimer())[:2] for _ in range(3)]
+        session.rewards.close()
+        found.append((made, session.policy.weights.sha256("live")))
+    # Both workers begin iteration 1 before the update of 0, and 2 before that of 1; nothing is begun after the last.
+    assert events == ["begun", "begun", *["begun", "begun", "update"] * 2, "update"]
+    for (metrics, batch), (others, other) in zip(found[0][0], found[1][0], strict=True):
+        equal(other.rollout, batch.rollout)
+        assert others["loss"] == metrics["loss"] and other.rollout.version == batch.rollout.version
+    assert found[0][1] == found[1][1]
+
+
 @pytest.mark.slow
 def test_two_actors_make_the_run_that_one_process_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="the extra ray")
@@ -156,12 +210,13 @@ def test_two_actors_make_the_run_that_one_process_makes(tmp_path: Path, monkeypa
     )
     place = {"workers": 2, "ray": {"address": "local", "num_cpus": 0.1}}
     try:
-        for preset in ("flow_grpo", "grpo"):
+        for preset, staleness in (("flow_grpo", 0), ("grpo", 0), ("flow_grpo", 1)):
             found = []
             for rollouts in ({}, place):
-                session = opened({**values_of(preset, tmp_path / preset, optimizer__lr=0.01), "rollouts": rollouts})
+                values = values_of(preset, tmp_path / preset, optimizer__lr=0.01, train__staleness=staleness)
+                session = opened({**values, "rollouts": rollouts})
                 with rollout_workers(session.config) as session.workers:
-                    made = [iterate(session, PhaseTimer())[:2] for _ in range(2)]
+                    made = [iterate(session, PhaseTimer())[:2] for _ in range(2 + staleness)]
                 session.rewards.close()
                 found.append((made, session.policy.weights.sha256("live")))
             (alone, weights), (shared, theirs) = found

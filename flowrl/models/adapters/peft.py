@@ -7,7 +7,6 @@ import functools
 import json
 import sys
 import tempfile
-import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from flowrl.models.adapters.adapter import MAGNITUDE
 from flowrl.models.lora import ADAPTER, Adaptation
+from flowrl.models.quantization import is_quantized
 from flowrl.models.source import ModelSource
 
 PEFT_FILE = "adapter_model.safetensors"
@@ -83,9 +83,8 @@ def shared_base(network: nn.Module) -> Any:
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     other = copy.deepcopy(network, shared)
     for module in other.modules():
-        wrapped = getattr(module.__dict__.get("forward"), "__wrapped__", None)
-        if wrapped is not None:  # recomputation of activations, bound to the original's method
-            module.forward = types.MethodType(wrapped.__func__, module)
+        if hasattr(module.__dict__.get("forward"), "__wrapped__"):  # recomputation of activations, or a compiled block
+            del module.forward  # so that it is the class's own again
     return without_adapter(other)
 
 
@@ -130,8 +129,9 @@ def merge(network: nn.Module, adapted: nn.Module, adaptation: Adaptation) -> Any
 @contextmanager
 def as_merged(network: nn.Module) -> Iterator[None]:
     """Adapted layers compute with the sum of their weight and their adapter's, rounded to the base's precision, as they
-    will when merged. Each sum is made for its call alone. For predictions without gradient."""
-    outer = _adapted(network)
+    will when merged. Each sum is made for its call alone. For predictions without gradient. Layers in a few bits, which
+    nobody merges, compute as ever."""
+    outer = {name: layer for name, layer in _adapted(network).items() if not is_quantized(layer.get_base_layer())}
     # what torch compiled knows nothing of the other forwards; importing its compiler takes seconds
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     for module in outer.values():
