@@ -10,13 +10,14 @@ from flowrl.types import Likelihood
 
 
 class DecisionRecord:
-    """Advantage and entropy of every decision of the samples ``rows`` [k], by their numbers among all.
+    """Advantage and entropy of every decision of the samples ``rows`` [k], by their numbers among all; of
+    none by default.
 
     What is noted stays on the device until `entropy` is asked for, so that an update does not wait for it.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
+    def __init__(self, rows: Tensor | None = None) -> None:
+        self.rows = torch.zeros(0, dtype=torch.int64) if rows is None else rows
         self.advantage: Tensor | None = None
         """[k, D] what they were trained with; of channels [k, D, C]."""
         self._noted: list[tuple[Tensor, slice, Tensor]] = []
