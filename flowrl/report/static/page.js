@@ -490,6 +490,7 @@
     $("problem").textContent = overview.problem || "";
     if (isNew($("tiles"), [overview.tiles, overview.problem])) showTiles(overview);
     if (isNew($("alarms"), overview.alarms)) showAlarms(overview.alarms);
+    if (isNew($("checks"), overview.checks)) showChecks(overview.checks || []);
     if (isNew($("shares"), overview.time)) showShares(overview.time || []);
     if (isNew($("evaluation"), [overview.tables, overview.manifest])) showEvaluation(overview);
     if (isNew($("setup"), [look.focus, overview.config_text, overview.facts, ...runs.map((run) => [run.title, run.overview.config])])) showSetup(overview);
@@ -515,6 +516,18 @@
     fill($("alarms-rows"), found.rows.length ? table(["statistic (median)", "of", "base model", "last", "moved"],
       found.rows.map((each) => row([each.label, each.where, each.base, each.last, [each.z, each.state]])), { label: "Statistics of samples" }) : null);
     $("alarms-rows").hidden = !found.rows.length;
+  }
+
+  function showChecks(found) {
+    const outside = found.filter((each) => each.outside);
+    $("checks").hidden = !found.length;
+    $("checks-lead").textContent = `${found.length} numbers with a healthy range. `
+      + (outside.length ? `${outside.length} ${outside.length === 1 ? "was" : "were"} outside it:` : "All have stayed inside.");
+    $("checks-list").hidden = !outside.length;
+    fill($("checks-list"), ...outside.map((each) => make("li", {}, make("b", { class: each.state, text: each.name }),
+      make("span", { text: `${each.value} at ${each.when} (healthy: ${each.healthy}); outside ${each.outside} time${each.outside === 1 ? "" : "s"}. ${upper(each.meaning)}` }))));
+    fill($("checks-rows"), table(["check", "what it looks at", "last", "healthy", "when", "outside"],
+      found.map((each) => row([each.name, [each.what, "text"], [each.value, each.state], each.healthy, each.when, each.outside])), { label: "Self-checks" }));
   }
 
   function showShares(found) {
