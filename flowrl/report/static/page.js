@@ -527,7 +527,7 @@
     fill($("checks-list"), ...outside.map((each) => make("li", {}, make("b", { class: each.state, text: each.name }),
       make("span", { text: `${each.value} at ${each.when} (healthy: ${each.healthy}); outside ${each.outside} time${each.outside === 1 ? "" : "s"}. ${upper(each.meaning)}` }))));
     fill($("checks-rows"), table(["check", "what it looks at", "last", "healthy", "when", "outside"],
-      found.map((each) => row([each.name, [each.what, "text"], [each.value, each.state], each.healthy, each.when, each.outside])), { label: "Self-checks" }));
+      found.map((each) => row([each.name, [each.what, "text"], [each.value, each.state], each.healthy, each.when, each.outside])), { label: "Values of all self-checks" }));
   }
 
   function showShares(found) {
