@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import exact, put, to_host, wide
-from flowrl.models.sharding import is_sharded
+from flowrl.models.sharding import is_sharded, whole_of
 from flowrl.runtime.ranks import together
 from flowrl.types import (
     Batch,
@@ -245,3 +245,16 @@ def _inner(a: Gradients, b: Gradients) -> Tensor:
 def _weighted(weights: Tensor, column: Sequence[Tensor | None]) -> Tensor | None:
     terms = [weight.to(g) * g for weight, g in zip(weights, column, strict=True) if g is not None]
     return torch.stack(terms).sum(dim=0) if terms else None
+
+
+def clip(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
+    """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
+    found = [p for p in parameters if p.grad is not None]
+    if not any(map(is_sharded, found)):
+        return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())
+    parts = [[p for p in found if is_sharded(p)], [p for p in found if not is_sharded(p)]]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts if part]
+    norm = torch.stack([whole_of(norm) for norm in norms]).norm()
+    for part in parts:
+        torch.nn.utils.clip_grads_with_norm_(part, most, norm)
+    return norm

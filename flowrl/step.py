@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl.coupling import Measure, combine, coupled_gradient, gathered, summed, take_gradients
+from flowrl.coupling import Gradients, Measure, clip, combine, coupled_gradient, gathered, summed, take_gradients
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
-from flowrl.models.sharding import is_sharded, whole_of
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.runtime.ranks import together
@@ -37,10 +36,7 @@ from flowrl.types import (
     Table,
     TokenTrace,
 )
-
-CHECK_ROWS, CHECK_DECISIONS = 8, 256
-"""Network rows, about, that are measured twice to check the ratio when the old likelihood is otherwise not needed; of
-long completions fewer, of about so many tokens, but two: one alone would be in no other company."""
+from flowrl.update_checks import UpdateChecks, few_samples
 
 UNSCALED = GradScaler("cpu", enabled=False)
 """Leaves loss and gradient as they are."""
@@ -73,6 +69,7 @@ class _Update:
     settings: UpdateSettings
     metrics: StepMetrics
     scaler: GradScaler
+    checks: UpdateChecks
 
     @property
     def share(self) -> Share:
@@ -95,6 +92,7 @@ def improve(
     settings: UpdateSettings,
     scaler: GradScaler = UNSCALED,
     share: Share | None = None,
+    checks: UpdateChecks | None = None,
 ) -> dict[str, float]:
     """Update the live weights from a scored rollout. Returns the iteration's diagnostics.
 
@@ -102,7 +100,7 @@ def improve(
     ``share`` says which of the N samples of ``scores`` and ``advantage`` those of ``rollout`` are; all of them by
     default. With several processes each calls this with its own, and has the same weights and diagnostics afterwards.
     ``scaler`` multiplies the loss, whose gradient would fall below what float16 can hold, and skips a step whose scaled
-    gradient is beyond it (arXiv:1710.03740, section 3.2).
+    gradient is beyond it (arXiv:1710.03740, section 3.2). ``checks`` look at the update on its way.
     Raises `UserError` if a loss term or all weights have no gradient, or if loss or gradient is not finite (the weights
     are left as they were).
     """
@@ -110,7 +108,7 @@ def improve(
     split = share.ranks.size > 1 and bool(getattr(policy, "is_split", False))
     portion = (settings.micro_batch, settings.micro_tokens)
     measure = Measure(policy, algorithm.estimator, rollout.condition, share, *portion, level=split)
-    update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler)
+    update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler, checks or UpdateChecks())
     tables = _tables(update, rollout, scores, advantage)
     if tables[0].old is None:
         update.metrics.add_deviation(_deviation(update, tables[0]))
@@ -126,7 +124,8 @@ def improve(
                 update.metrics.add_gradient_norm(norm)
                 steps += 1
     scaling = {"scaler/scale": scaler.get_scale(), "scaler/skipped_steps": float(skipped)}
-    return update.metrics.metrics() | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})
+    metrics = update.metrics.metrics() | update.checks.metrics()
+    return metrics | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})
 
 
 def _tables(update: _Update, rollout: Rollout, scores: Scores, advantage: Tensor) -> list[Table]:
@@ -235,6 +234,20 @@ def _split(table: Table, algorithm: Algorithm, settings: UpdateSettings, epoch: 
     yield from (chunk for chunk in chunks if len(chunk))
 
 
+def _terms(update: _Update, table: Table, index: Tensor, weight: Tensor) -> None:
+    """Let the checks see the gradient that each term of the loss has alone, of a few samples that have an advantage."""
+    every, channels = update.measure.policy.parameters(), update.algorithm.combination is not None
+    one = replace(table, advantage=table.advantage.mean(dim=-1)) if channels else table
+    some = index[((weight != 0) & (one.advantage != 0)).any(dim=1)[index]][: few_samples(table)]
+
+    def alone(only: Algorithm, terms: Terms) -> tuple[float, Gradients]:
+        noted = StepMetrics(update.ranks)
+        _gradient(replace(update, algorithm=only, metrics=noted), one, some, weight, terms)
+        return noted.close_batch()[0], summed(take_gradients(every), every, update.ranks)
+
+    update.checks.see_terms(update.measure.policy, update.algorithm, float(weight[some].sum()), alone)
+
+
 Terms = Literal["all", "objective", "regularizers"]
 """Which terms of the loss."""
 
@@ -246,6 +259,9 @@ def _accumulate(update: _Update, table: Table, index: Tensor) -> bool:
     weight = torch.zeros(table.mask.shape, dtype=torch.float64)
     shares = algorithm.aggregation(table.mask[index], table.rows.unit, table.source[index])
     weight[index] = shares * table.loss_weight[index]
+    update.checks.see_batch(table, index, weight)
+    if update.checks.wants_terms(algorithm):
+        _terms(update, table, index, weight)
     if algorithm.combination is None:
         return _gradient(update, table, index, weight, "all")
     parameters, channels, trained = update.measure.policy.parameters(), [], False
@@ -339,9 +355,7 @@ def _check_finite(loss: float, optimizer: torch.optim.Optimizer, scaler: GradSca
 def _deviation(update: _Update, table: Table) -> float:
     """``max |ratio - 1|`` of a few samples measured twice, together and one by one: an estimator whose answer depends
     on the micro-batch, or draws anew, shows here. Used where the rollout holds no old likelihood to compare with."""
-    network_rows = table.mask.shape[1] // table.rows.unit
-    most = min(max(1, CHECK_ROWS // network_rows), max(2, CHECK_DECISIONS // table.mask.shape[1]))
-    some = table.mask.any(dim=1).nonzero()[:most, 0]
+    some = table.mask.any(dim=1).nonzero()[: few_samples(table), 0]
     if not len(some):
         return 0.0
     first, second = (_old(update, table, some, alone).logp[some] for alone in (False, True))
@@ -363,29 +377,18 @@ def _apply(update: _Update, optimizer: torch.optim.Optimizer, trained: bool) -> 
             "parameters replaced or wrapped after the optimiser was made?"
         )
     if found:
+        update.checks.see_gradients(optimizer)
         scaler.unscale_(optimizer)
-    clipped = [_clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
+    clipped = [clip(group["params"], settings.max_grad_norm) for group in optimizer.param_groups]
     loss, norms = update.metrics.close_batch(clipped)
     _check_finite(loss, optimizer, scaler)
     finite = all(map(math.isfinite, norms))
     if finite:
-        optimizer.step()
+        with update.checks.see_step(optimizer, update.ranks, norms[0]):
+            optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if not finite and (not scaler.is_enabled() or scaler.get_scale() <= 1):
         raise UserError("the gradient is not finite: lower optimizer.lr, or use dtype float32; no weight was changed")
     if found:
         scaler.update()
     return norms[0] if finite else None
-
-
-def _clip(parameters: list[torch.nn.Parameter], most: float) -> Tensor:
-    """Scale the gradients of a group down to a norm of at most ``most``; returns their norm before."""
-    found = [p for p in parameters if p.grad is not None]
-    if not any(map(is_sharded, found)):
-        return torch.nn.utils.clip_grad_norm_(found, most) if found else torch.zeros(())
-    parts = [[p for p in found if is_sharded(p)], [p for p in found if not is_sharded(p)]]
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts if part]
-    norm = torch.stack([whole_of(norm) for norm in norms]).norm()
-    for part in parts:
-        torch.nn.utils.clip_grads_with_norm_(part, most, norm)
-    return norm

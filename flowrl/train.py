@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowrl.checks import Spoken, judge, measure
 from flowrl.clients.rollouts import rollout_workers
 from flowrl.config import Config
 from flowrl.errors import UserError
@@ -34,6 +35,7 @@ from flowrl.startup.preflight import CheckedRun, check_run
 from flowrl.step import improve
 from flowrl.trainer import Trainer
 from flowrl.types import IncompatibleError, Ranks
+from flowrl.update_checks import UpdateChecks, due
 
 
 def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
@@ -57,6 +59,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         session.set_learning_rates()
         keep_version(session)
         sample_ahead(session)
+        iteration = session.progress.iteration
+        checks = UpdateChecks(due(session.config.monitor.checks, iteration), first=iteration == 0)
         updated = improve(
             policy,
             session.optimizer,
@@ -67,8 +71,9 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             session.update_settings(),
             session.scaler,
             batch.share,
+            checks,
         )
-        forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls)))
+        forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
         drop_version(session)
     with timer("monitor"):
@@ -167,12 +172,13 @@ def _conclude(trainer: Trainer) -> None:
 
 def _loop(trainer: Trainer, interrupts: Interrupts, end: int, fresh: bool) -> None:
     session, progress, config = trainer.session, trainer.session.progress, trainer.session.config
-    ratio = RatioCheck()
+    ratio, spoken = RatioCheck(), Spoken()
     if fresh and config.eval.every:
         trainer.publish(trainer.evaluate())
     while progress.iteration < end:
         with trainer.iteration():
             metrics, batch, advantage = iterate(session, trainer.timer)
+            metrics |= measure(session, batch, trainer.timer)
         ratio.check(session, metrics)
         done = progress.iteration
         last = done == end
@@ -180,8 +186,11 @@ def _loop(trainer: Trainer, interrupts: Interrupts, end: int, fresh: bool) -> No
             metrics |= trainer.evaluate()
         if config.log.samples and (last or done % config.log.samples_every == 0):
             save_samples(session, trainer.directory, batch, advantage)
-        trainer.publish(metrics, {"reward": batch.drawn.total, "advantage": advantage})
-        for note in ratio.notes(session, metrics) + missing_groups(session, metrics) + new_alarms(session, metrics):
+        verdicts = judge(session, metrics)
+        rows = [verdict.row(done) for verdict in verdicts]
+        trainer.publish(metrics, {"reward": batch.drawn.total, "advantage": advantage}, rows)
+        checked = ratio.notes(session, metrics) + spoken.notes(verdicts)
+        for note in checked + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)
         signal, alarmed = trainer.agree(interrupts.requested, should_stop(session, trainer.directory))
         due = config.checkpoint.every and done % config.checkpoint.every == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -81,8 +81,14 @@ class Trainer:
             self.heldout = evaluate_and_save(self.session, self.directory, self.timer)
         return self.heldout
 
-    def publish(self, metrics: dict[str, float], spread: Mapping[str, Tensor] | None = None) -> None:
-        """A line of ``metrics.jsonl``, also for the trackers and the display, and histograms of ``spread``."""
+    def publish(
+        self,
+        metrics: dict[str, float],
+        spread: Mapping[str, Tensor] | None = None,
+        checks: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """A line of ``metrics.jsonl``, also for the trackers and the display, histograms of ``spread``, and the lines
+        of ``checks.jsonl``."""
         session, progress = self.session, self.session.progress
         progress.seconds = self.clock()
         line = {
@@ -95,7 +101,7 @@ class Trainer:
             **self.timer.collect(),
         }
         histograms = {name: histogram(values) for name, values in (spread or {}).items()}
-        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration), histograms))
+        self.job.write(partial(self.directory.log, line, self.peaks.collect(progress.iteration), histograms, checks))
         self.trackers.log(line, progress.iteration)
         self.display.update(progress.iteration, line)
         self.trackers.tell(self.display.note)

@@ -56,6 +56,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10",
     }
 
 

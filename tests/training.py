@@ -89,6 +89,7 @@ def train(values: Mapping[str, Any], work: Work) -> Trained:
     """The iterations, on the processes that are connected."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+    from flowrl.checks import measure
     from flowrl.config import Config
     from flowrl.heldout import evaluate_heldout
     from flowrl.models.sharding import whole_of
@@ -112,6 +113,7 @@ def train(values: Mapping[str, Any], work: Work) -> Trained:
             session.restore(*copy.deepcopy(work.start))  # what comes over a line lies in memory that processes share
         while session.progress.iteration < work.iterations:
             metrics, batch, _ = iterate(session, PhaseTimer())
+            metrics |= measure(session, batch, PhaseTimer())
             found.metrics.append(metrics)
             found.groups.append(len(batch.rollout.group[batch.share.here >= 0].unique()))
             state = session.policy.weights.state()

@@ -16,8 +16,14 @@ def doctor(
         Path | None, typer.Argument(metavar="[CONFIG]", help="Also try this run's model and rewards.")
     ] = None,
     overrides: Overrides = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Explain the self-check named instead of CONFIG, or list all of them.")
+    ] = False,
 ) -> None:
     """Check the machine, and a config on it. Example: `flowrl doctor configs/quickstart.yaml`"""
+    if explain:
+        _explain(None if config is None else str(config))
+        return
     from flowrl.commands.doctor import check_config, check_machine
     from flowrl.config import Config
 
@@ -30,3 +36,10 @@ def doctor(
         bad |= finding.state == "bad"
     if bad:
         raise typer.Exit(2)
+
+
+def _explain(name: str | None) -> None:
+    from flowrl.checks import CHECKS, explain, find
+
+    for check in CHECKS if name is None else [find(name)]:
+        typer.echo(explain(check) if name else f"{check.name:<20} {check.what}")

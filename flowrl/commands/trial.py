@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from flowrl.checks import Spoken, judge, measure
 from flowrl.errors import counted
 from flowrl.models.weights import LIVE
 from flowrl.parts.diagnostics import DEVIATION
@@ -55,6 +56,7 @@ def try_iteration(session: Session, plan: CheckedRun) -> Iterator[Finding]:
     timer.collect()
     with explain_out_of_memory(plan.config, "update", timer):
         metrics, batch, _ = iterate(session, timer)
+        metrics |= measure(session, batch, timer)
     seconds, count = timer.collect(), len(batch.samples)
     steps = plan.algorithm.sampler.forwards
     pace = seconds["time/sample"] / count
@@ -64,6 +66,10 @@ def try_iteration(session: Session, plan: CheckedRun) -> Iterator[Finding]:
     RatioCheck().check(session, metrics)
     yield Finding("ratio", "ok", f"within {metrics[DEVIATION]:.1e} of 1 before the first update")
     yield from (Finding("ratio", "note", sentence) for sentence in RatioCheck().notes(session, metrics))
+    verdicts = judge(session, metrics)
+    healthy, *outside = Spoken().notes(verdicts) or ["not asked for (monitor.checks=0)"]
+    yield Finding("self-checks", "ok", healthy)
+    yield from (Finding("self-check", "note", sentence.removeprefix("self-check ")) for sentence in outside)
     yield Finding(
         "update", "ok", f"{seconds['time/update'] / count:.2f} s per sample, gradient {metrics['grad_norm']:.2g}"
     )

@@ -174,7 +174,7 @@ class LogConfig(Section):
 
 
 class MonitorConfig(Section):
-    """Alarms for reward hacking: samples are compared with the base model's."""
+    """Alarms for reward hacking: samples are compared with the base model's. Self-checks of the training itself."""
 
     samples: NonNegativeInt = Field(default=200, description="samples measured each time; 0 = no alarms of samples")
     limit: PositiveFloat = Field(
@@ -186,6 +186,9 @@ class MonitorConfig(Section):
     kl: PositiveFloat | None = Field(default=None, description="largest KL to the reference; null = any")
     action: Literal["none", "stop", "rollback"] = Field(
         default="none", description="on an alarm: go on; save and stop; stop with the last checkpoint before it"
+    )
+    checks: NonNegativeInt = Field(
+        default=100, description="iterations between self-checks, beside those of iterations 1, 2 and 10; 0 = none"
     )
 
 

@@ -17,6 +17,9 @@ DEVIATION = "ratio/first_max_deviation"
 """Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
 MISMATCH, MISMATCH_MAX = "sampler/mean_log_ratio", "sampler/max_log_ratio"
 """Mean and largest ``|log p(trainer) - log p(sampler)|`` of a token before an iteration's first update."""
+MISMATCH_K1, MISMATCH_K3 = "sampler/k1", "sampler/k3"
+"""Of the same tokens, with ``d = log p(trainer) - log p(sampler)``: the means of ``-d`` and of ``exp(d) - 1 - d``. Both
+estimate the KL of the sampler to the trainer (J. Schulman, Approximating KL Divergence, 2020)."""
 VERSION = "sampling/version"
 """`Rollout.version` of the samples that were learned from."""
 OUTSIDE = "ratio/first_outside_clip"
@@ -61,7 +64,7 @@ class StepMetrics:
                 self._note_first(algorithm, live, batch, counted)
                 sampled = batch.probe.sampler_logp
                 if sampled is not None:
-                    gap = (live.logp - put(sampled, live.logp)).abs()
+                    gap = live.logp - put(sampled, live.logp)
                     self._open.append((self._mismatches, torch.where(counted, gap, torch.nan)))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
@@ -156,10 +159,18 @@ class StepMetrics:
         return found if self._ranks.size == 1 else self._ranks.gather(found.double())
 
     def _mismatch(self) -> dict[str, float]:
-        """``|log p|`` of the trainer minus that of the sampler, over the tokens of the first optimiser batch; nothing
-        where the sampler does not tell its own."""
-        found = self._gathered(self._mismatches)
-        return {MISMATCH: float(found.mean()), MISMATCH_MAX: float(found.max())} if len(found) else {}
+        """How far the trainer is from the sampler, over the tokens of the first optimiser batch; nothing where the
+        sampler does not tell its own."""
+        gap = self._gathered(self._mismatches)
+        if not len(gap):
+            return {}
+        far, wide = gap.abs(), gap.double()
+        return {
+            MISMATCH: float(far.mean()),
+            MISMATCH_MAX: float(far.max()),
+            MISMATCH_K1: float(-wide.mean()),
+            MISMATCH_K3: float((wide.expm1() - wide).mean()),
+        }
 
     def _rounding(self) -> dict[str, float]:
         """What the clip cuts before any update; nothing where there is no clip."""

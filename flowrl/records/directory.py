@@ -30,8 +30,8 @@ CONFIG = "config.yaml"
 class RunDirectory:
     """Paths of a run and the lock on it. Use as a context manager while writing; reading needs no lock.
 
-    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  histograms.jsonl  log.jsonl  samples/step_000123/
-    heldout/step_000123/  checkpoints/  eval/  report.html``
+    ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  histograms.jsonl  checks.jsonl  log.jsonl
+    samples/step_000123/  heldout/step_000123/  checkpoints/  eval/  report.html``
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,6 +39,7 @@ class RunDirectory:
         self.config_path = path / CONFIG
         self.metrics_path = path / "metrics.jsonl"
         self.memory_path = path / "memory.jsonl"
+        self.checks_path = path / "checks.jsonl"
         self.histograms_path = path / "histograms.jsonl"
         self.log_path = path / "log.jsonl"
         """What the run said, with the time."""
@@ -123,20 +124,24 @@ class RunDirectory:
         metrics: Mapping[str, float],
         memory: Sequence[Mapping[str, Any]] = (),
         histograms: Mapping[str, Any] | None = None,
+        checks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Append one line, at once visible to readers, those of ``memory``, bytes that were held at most in the phases
-        of the iteration, to ``memory.jsonl``, and ``histograms`` by name to ``histograms.jsonl``. Values that are not
-        finite become null."""
+        of the iteration, to ``memory.jsonl``, ``histograms`` by name to ``histograms.jsonl``, and those of self-checks
+        to ``checks.jsonl``. Values that are not finite become null."""
         line = json.dumps({name: _plain(value) for name, value in metrics.items()}, allow_nan=False)
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            if memory:
-                with self.memory_path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in memory)
-            if histograms:
-                with self.histograms_path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": metrics.get("step"), **histograms}) + "\n")
+            found = [{"step": metrics.get("step"), **histograms}] if histograms else []
+            for path, rows in (
+                (self.memory_path, memory),
+                (self.histograms_path, found),
+                (self.checks_path, checks),
+            ):
+                if rows:
+                    with path.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(row) + "\n" for row in rows)
         except OSError as error:
             raise_if_full(error, self.path)
             raise
@@ -158,7 +163,7 @@ class RunDirectory:
         if self.metrics_path.is_file():
             kept = [line for line in self.metrics() if _step_of(line) <= step]
             write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in kept))
-        for path in (self.memory_path, self.histograms_path):
+        for path in (self.memory_path, self.histograms_path, self.checks_path):
             if path.is_file():
                 rows = read_json_lines(path, growing=True)
                 write_atomically(path, "".join(json.dumps(r) + "\n" for r in rows if _step_of(r) <= step))

@@ -98,7 +98,7 @@ def other_figures(metrics: Metrics) -> list[Figure]:
     """Everything else that was logged, one chart per key."""
     shown = {key for _, patterns, _, _ in DIAGNOSTICS for p in patterns for key in _matching(metrics, p)}
     plotted = {*UNPLOTTED, *metrics.starting("time/"), *metrics.starting("eval/", "/mean")}
-    plotted |= {*metrics.starting("monitor/"), *metrics.starting("alarm/")}
+    plotted |= {*metrics.starting("monitor/"), *metrics.starting("alarm/"), *metrics.starting("check/")}
     for part in ("mean", "std", *(edge for low, high, _ in BANDS for edge in (low, high))):
         plotted |= {*metrics.starting("reward/", f"/{part}")}
     keys = [key for key in metrics.columns if key not in shown | plotted and np.isfinite(metrics[key]).any()]

@@ -34,7 +34,7 @@ the five iterations (`SMALL` at least). Other micro-batches, two threads, and a 
 vector instructions (ATEN_CPU_CAPABILITY, MKL_CBWR, ONEDNN_MAX_CPU_ISA) moved first iterations by up to 8e-5 and later
 ones by up to 2e-4 (torch 2.14). A count of less than 200 is therefore exact."""
 SMALL = 1e-4
-ROUNDING = ("ratio/first_", "sampler/m", "advantage/mean")
+ROUNDING = ("ratio/first_", "sampler/", "check/start_distance", "advantage/mean")
 """Metrics that are rounding itself, 0 but for it: elsewhere below `NOISE`."""
 NOISE = 1e-3
 FLIPPED, CHANGED = 1, 1.0

@@ -1,0 +1,53 @@
+"""When self-checks speak: all values once an iteration is checked, sentences only of those that are outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flowrl.checks.measures import is_due
+from flowrl.checks.registry import Facts, Verdict, verdicts
+from flowrl.errors import counted
+from flowrl.parts.diagnostics import VERSION
+from flowrl.session import Session
+
+
+def judge(session: Session, metrics: Mapping[str, float]) -> list[Verdict]:
+    """The verdicts of the iteration that ended; none where it is not checked."""
+    return verdicts(metrics, facts_of(session, metrics)) if is_due(session) else []
+
+
+def facts_of(session: Session, metrics: Mapping[str, float]) -> Facts:
+    """What the ranges depend on."""
+    config, sampler = session.config, session.algorithm.sampler
+    elsewhere = getattr(sampler, "engine", None) is not None or session.workers is not None
+    return Facts(
+        exact=config.model.dtype == "float32" and not elsewhere,
+        stale=VERSION in metrics and metrics[VERSION] < session.progress.iteration - 1,
+        samples=config.data.prompts * config.data.group,
+        groups=config.data.prompts,
+        group=config.data.group,
+        text=session.algorithm.family != "diffusion",
+    )
+
+
+class Spoken:
+    """What a run has said of its self-checks: each that is outside once, until it was healthy again."""
+
+    def __init__(self) -> None:
+        self._outside: set[str] = set()
+        self._began = False
+
+    def notes(self, found: Sequence[Verdict]) -> list[str]:
+        """Sentences of the checks that are outside and were not before; at the first time also how many are not."""
+        outside = [verdict for verdict in found if not verdict.healthy]
+        said = [
+            f"self-check {verdict.sentence()} (flowrl doctor --explain {verdict.check.name})"
+            for verdict in outside
+            if verdict.check.name not in self._outside and not verdict.check.told
+        ]
+        if found and not self._began:
+            self._began = True
+            said = [f"{counted(len(found) - len(outside), 'self-checks')} healthy", *said]
+        self._outside -= {verdict.check.name for verdict in found}
+        self._outside |= {verdict.check.name for verdict in outside}
+        return said
