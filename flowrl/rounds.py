@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowrl.math.random import derive, seeds
 from flowrl.models.text.policy import TextPolicy
+from flowrl.parts.decision_record import DecisionRecord
 from flowrl.parts.diagnostics import VERSION, describe_completions
 from flowrl.records.directory import RunDirectory, spaced
 from flowrl.runtime.ranks import together
@@ -48,6 +49,8 @@ class ScoredRollout:
     drawn: Scores
     """Of all samples of all rounds; ``scores`` where there is one round."""
     metrics: dict[str, float]
+    record: DecisionRecord | None = None
+    """Of the completions that will be saved, in an iteration whose samples are."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,23 @@ def _groups_that_take_part(session: Session, scores: Scores, latest: _Answers) -
     return latest.group[algorithm.selection(scores, advantage)[-len(latest.group) :]].unique()
 
 
+def are_saved(session: Session, done: int) -> bool:
+    """Whether samples of iteration ``done`` are saved."""
+    options, last = session.config.log, session.config.train.iterations
+    return options.samples > 0 and (done == last or done % options.samples_every == 0)
+
+
+def recording(session: Session, made: ScoredRollout) -> ScoredRollout:
+    """With a record of the decisions of the completions of an autoregressive model that will be saved: their decisions
+    are their tokens."""
+    trace = made.rollout.trace
+    if not isinstance(trace, TokenTrace) or trace.order is not None:
+        return made
+    if not are_saved(session, session.progress.iteration + 1):
+        return made
+    return replace(made, record=DecisionRecord(spaced(len(made.prompts), session.config.log.samples)))
+
+
 def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout, advantage: Tensor) -> None:
     """Some of the samples of the iteration that ended, with their advantage [N], on disk; the first process writes."""
     rows = spaced(len(made.prompts), session.config.log.samples)
@@ -190,21 +210,41 @@ def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout,
 
 def token_facts(policy: Policy, made: ScoredRollout, rows: Tensor) -> list[dict[str, Any]] | None:
     """Of the completions with these numbers [n]: ``tokens``, the text of each token that counts, with its
-    log-probability as the sampler computed it, or the decoding step at which it was fixed. None of other media."""
+    log-probability as the sampler computed it, or the decoding step at which it was fixed; where they were recorded,
+    its entropy, and its advantage if tokens of the sample have others. None of other media."""
     trace = made.rollout.trace
     if not isinstance(trace, TokenTrace) or not isinstance(policy, TextPolicy):
         return None
     part, held = made.share.take(rows)
+    recorded = _recorded(made.record, trace)
     found = []
-    for row in held.tolist():
+    for place, row in zip(part.here.tolist(), held.tolist(), strict=True):
         kept = trace.mask[row]
         facts: dict[str, Any] = {"text": [policy.codec.token_text(token) for token in trace.tokens[row][kept].tolist()]}
         if trace.logp is not None:
-            facts["logp"] = [round(value, 4) for value in trace.logp[row][kept].tolist()]
+            facts["logp"] = _shortened(trace.logp[row][kept])
         if trace.order is not None:
             facts["order"] = trace.order[row][kept].tolist()
+        facts |= {name: _shortened(values[place][kept]) for name, values in recorded.items()}
+        if len(set(facts.get("advantage", [0]))) == 1:
+            facts.pop("advantage", None)
         found.append({"tokens": facts})
     return part.values(found)
+
+
+def _recorded(record: DecisionRecord | None, trace: TokenTrace) -> dict[str, Tensor]:
+    """Values [k, T] of the record's samples by name, where decisions are tokens."""
+    known = {} if record is None else {"entropy": record.entropy(), "advantage": record.advantage}
+    return {
+        name: values
+        for name, values in known.items()
+        if values is not None and values.dim() == 2 and values.shape[1] == trace.tokens.shape[1]
+    }
+
+
+def _shortened(values: Tensor) -> list[float | None]:
+    """Four decimals; None for NaN."""
+    return [None if value != value else round(value, 4) for value in values.tolist()]
 
 
 def missing_groups(session: Session, metrics: Mapping[str, float]) -> list[str]:

@@ -21,6 +21,7 @@ from flowrl.coupling import Gradients, Measure, clip, combine, coupled_gradient,
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.decision_record import DecisionRecord
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.runtime.ranks import together
 from flowrl.types import (
@@ -70,6 +71,7 @@ class _Update:
     metrics: StepMetrics
     scaler: GradScaler
     checks: UpdateChecks
+    record: DecisionRecord
 
     @property
     def share(self) -> Share:
@@ -93,6 +95,7 @@ def improve(
     scaler: GradScaler = UNSCALED,
     share: Share | None = None,
     checks: UpdateChecks | None = None,
+    record: DecisionRecord | None = None,
 ) -> dict[str, float]:
     """Update the live weights from a scored rollout. Returns the iteration's diagnostics.
 
@@ -100,7 +103,7 @@ def improve(
     ``share`` says which of the N samples of ``scores`` and ``advantage`` those of ``rollout`` are; all of them by
     default. With several processes each calls this with its own, and has the same weights and diagnostics afterwards.
     ``scaler`` multiplies the loss, whose gradient would fall below what float16 can hold, and skips a step whose scaled
-    gradient is beyond it (arXiv:1710.03740, section 3.2). ``checks`` look at the update on its way.
+    gradient is beyond it (arXiv:1710.03740, section 3.2). ``checks`` and ``record`` look at the update on its way.
     Raises `UserError` if a loss term or all weights have no gradient, or if loss or gradient is not finite (the weights
     are left as they were).
     """
@@ -108,8 +111,10 @@ def improve(
     split = share.ranks.size > 1 and bool(getattr(policy, "is_split", False))
     portion = (settings.micro_batch, settings.micro_tokens)
     measure = Measure(policy, algorithm.estimator, rollout.condition, share, *portion, level=split)
-    update = _Update(algorithm, measure, settings, StepMetrics(share.ranks), scaler, checks or UpdateChecks())
+    parts = (StepMetrics(share.ranks), scaler, checks or UpdateChecks(), record or DecisionRecord())
+    update = _Update(algorithm, measure, settings, *parts)
     tables = _tables(update, rollout, scores, advantage)
+    update.record.begin(tables[0].advantage)
     if tables[0].old is None:
         update.metrics.add_deviation(_deviation(update, tables[0]))
     steps = skipped = 0
@@ -302,6 +307,7 @@ def _gradient(update: _Update, table: Table, index: Tensor, weight: Tensor, term
                 part = weight[block.numbers][:, block.decisions]
                 batch = table.batch(block.numbers, block.decisions, part, block.live, block.probe)
                 scale(loss(block.live, batch)).backward()
+                update.record.note(block.numbers, block.decisions, block.live)
     return bool(len(active))
 
 

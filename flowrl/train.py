@@ -19,7 +19,15 @@ from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
 from flowrl.report import try_write
-from flowrl.rounds import ScoredRollout, missing_groups, sample_ahead, sample_and_score, save_samples
+from flowrl.rounds import (
+    ScoredRollout,
+    are_saved,
+    missing_groups,
+    recording,
+    sample_ahead,
+    sample_and_score,
+    save_samples,
+)
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job, joined
 from flowrl.runtime.out_of_memory import explain_out_of_memory
@@ -52,7 +60,7 @@ def iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Scor
 def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], ScoredRollout, Tensor]:
     policy, algorithm = session.policy, session.present_algorithm
     calls = policy.network_calls
-    batch = sample_and_score(session, timer)
+    batch = recording(session, sample_and_score(session, timer))
     with timer("advantage"):
         advantage = algorithm.advantage(batch.scores, session.memory)
     with timer("update"):
@@ -72,6 +80,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             session.scaler,
             batch.share,
             checks,
+            batch.record,
         )
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
@@ -184,7 +193,7 @@ def _loop(trainer: Trainer, interrupts: Interrupts, end: int, fresh: bool) -> No
         last = done == end
         if config.eval.every and (last or done % config.eval.every == 0):
             metrics |= trainer.evaluate()
-        if config.log.samples and (last or done % config.log.samples_every == 0):
+        if are_saved(session, done) or (last and config.log.samples):
             save_samples(session, trainer.directory, batch, advantage)
         verdicts = judge(session, metrics)
         rows = [verdict.row(done) for verdict in verdicts]

@@ -76,7 +76,7 @@ def alarms(metrics: Metrics, names: list[str], options: MonitorConfig) -> list[A
         at = raised[-1]
         value, z = (float(metrics[f"monitor/{name}{part}"][at]) for part in ("", "/z"))
         text = sentence(Check(name, value, z, True, _base(metrics, name)), options)
-        still = at == np.flatnonzero(np.isfinite(column))[-1]
+        still = bool(at == np.flatnonzero(np.isfinite(column))[-1])
         found.append((raised[0], Alarm(_when(metrics, raised, still), text, still)))
     return [alarm for _, alarm in sorted(found, key=lambda pair: pair[0])]
 

@@ -140,13 +140,18 @@ class Lines:
         self._generation = 0
         self._lines: list[dict[str, Any]] = []
 
-    def since(self, cursor: str, most: int = MOST_ROWS, latest: bool = False) -> dict[str, Any]:
-        """``{cursor, reset, rows}``; of more than ``most`` rows evenly spaced ones, both ends included, or the
-        ``latest``."""
+    def all(self) -> list[dict[str, Any]]:
+        """Every line so far."""
         fresh, anew = self._file.new_lines()
         if anew:
             self._generation, self._lines = self._generation + 1, []
         self._lines += fresh
+        return self._lines
+
+    def since(self, cursor: str, most: int = MOST_ROWS, latest: bool = False) -> dict[str, Any]:
+        """``{cursor, reset, rows}``; of more than ``most`` rows evenly spaced ones, both ends included, or the
+        ``latest``."""
+        self.all()
         generation, rows = _numbers(cursor)
         reset = generation != self._generation or rows > len(self._lines)
         lacking = self._lines[0 if reset else rows :]

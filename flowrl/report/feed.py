@@ -13,7 +13,7 @@ from typing import Any
 from flowrl.errors import UserError, printable
 from flowrl.records.directory import RunDirectory
 from flowrl.records.owner import owner
-from flowrl.report import alarms, curves, gallery, summary
+from flowrl.report import alarms, curves, gallery, self_checks, summary
 from flowrl.report.columns import Columns, Lines, Numbers, memory_row
 from flowrl.report.pictures import Show
 from flowrl.report.record import Record, Snapshot, read, snapshots
@@ -31,6 +31,7 @@ class Feed:
         self._metrics = Columns(run.metrics_path)
         self._memory = Columns(run.memory_path, memory_row)
         self._histograms, self._said = Lines(run.histograms_path), Lines(run.log_path)
+        self._checks = Lines(run.checks_path)
         self._watched = (run.metrics_path, run.memory_path, run.log_path, run.samples_path, run.heldout_path,
                          run.eval_path / "results.json", run.config_path)  # fmt: skip
         self._lock = threading.Lock()
@@ -58,6 +59,7 @@ class Feed:
             self._metrics.update()
             self._memory.update()
             metrics, peaks = self._metrics.metrics(), self._memory.metrics()
+            checked = self_checks.rows(self._checks.all())
         record = read(self.path, metrics)
         evaluation = record.evaluation or {}
         charts = [*curves.figures(metrics), *curves.memory_figures(peaks), *alarms.figures(metrics, record.config)]
@@ -66,6 +68,7 @@ class Feed:
             "iterations": len(metrics),
             "tiles": summary.tiles(metrics, evaluation),
             "alarms": alarms.watched(metrics, record.config),
+            "checks": checked,
             "figures": charts,
             "time": curves.time_shares(metrics),
             "tables": [summary.table(suite) for suite in evaluation.get("suites", {}).values()],

@@ -107,7 +107,7 @@ def _tokens(tokens: Any) -> dict[str, list[Any]] | None:
     if not isinstance(texts, list) or not 0 < len(texts) <= MOST_TOKENS:
         return None
     out: dict[str, list[Any]] = {"text": [readable(str(text)) for text in texts]}
-    for key in ("logp", "order"):
+    for key in ("logp", "order", "entropy", "advantage"):
         values = tokens.get(key)
         if isinstance(values, list) and len(values) == len(texts):
             out[key] = [_known(value) for value in values]

@@ -130,6 +130,8 @@ def table(suite: Mapping[str, Any]) -> dict[str, Any]:
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested keys joined by dots, values as text."""
     for key, value in values.items():
+        if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            value = {str(place): each for place, each in enumerate(value)}
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
         elif value is not None:

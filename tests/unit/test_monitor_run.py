@@ -9,6 +9,7 @@ from rich.console import Console
 from flowrl.config import Config
 from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
+from flowrl.report import write
 from flowrl.report.alarms import watched
 from flowrl.report.record import read
 from flowrl.runtime.display import Display
@@ -29,6 +30,7 @@ def test_the_report_tells_what_was_raised_and_when(tmp_path):
 
     def told(*lines):
         record = run_directory(tmp_path, *lines)
+        write(tmp_path)  # the whole page of it
         return watched(record.metrics, record.config)
 
     found = told(line(0, 0.5, 0.0, 0), line(5, 0.05, -2.5, 1), line(10, 0.01, -3.25, 1))

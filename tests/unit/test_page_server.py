@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from flowrl.records.owner import ask_to_stop, owner
 from flowrl.records.sample_files import write_image
 from flowrl.report.columns import Columns, Lines, memory_row
 from flowrl.report.feed import Feed
-from flowrl.report.watching import beside
+from flowrl.report.watching import beside, serve
 from tests.unit.test_report import EVIL, add_heldout, add_samples, metrics, new_run, picture
 
 testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra `server`")
@@ -202,6 +203,18 @@ def test_a_run_is_stopped_by_who_has_the_token_twice(tmp_path):
     assert answer.status_code == 200 and answer.json() == {"said": "stopped run"}
     refused = guest(run, stop=ask_to_stop).post("/runs/0/stop", headers={PROOF: TOKEN})
     assert refused.status_code == 409 and "nothing to stop" in refused.text
+
+
+def test_a_missing_package_and_a_taken_port_are_named(tmp_path, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port: {port} cannot be listened on"):
+            serve([tmp_path], port, lambda text: None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"the live page needs uvicorn; .*\[server\]"):
+        serve([tmp_path], None, lambda text: None)
 
 
 @pytest.mark.slow

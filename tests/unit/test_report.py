@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 
+from flowrl.checks import CHECKS
 from flowrl.errors import UserError
 from flowrl.evaluation.results import VariantScores, summarise
 from flowrl.records.sample_files import sample_path, write_image, write_text
@@ -17,6 +18,7 @@ from flowrl.report.curves import diagnostic_figures, reward_figures, time_figure
 from flowrl.report.gallery import spaced
 from flowrl.report.numbers import number
 from flowrl.report.record import Metrics, read_metrics
+from flowrl.report.summary import flat
 from flowrl.worlds.shapes.scenes import Scene, Thing, render
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -276,6 +278,34 @@ def test_time_is_named_as_in_the_terminal_and_is_a_share_of_the_iteration():
     (figure,) = time_figures(metrics)
     assert [curve.key for curve in figure.curves] == ["time/update", "time/reward"] and figure.stacked
     assert [figure.title for figure in diagnostic_figures(metrics)] == ["Entropy"]
+
+
+def test_self_checks_are_told_with_what_outside_means(tmp_path):
+    run = new_run(tmp_path / "run", [metrics(1), metrics(2)])
+    check = CHECKS[0]
+    facts = {"metric": check.metric, "low": 0.5, "high": None}
+    lines = [
+        {"step": 1, "check": "of the future", "value": 1.0, "low": 0.0, "high": 2.0, "healthy": True},
+        {"step": 1, "check": check.name, "value": 0.25, "healthy": False, **facts},
+        {"step": 2, "check": check.name, "value": 3.0, "healthy": True, **facts},
+    ]
+    assert answers(write(run).read_text())["runs/0/overview"]["checks"] == []
+    (run / "checks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = answers(write(run).read_text())["runs/0/overview"]["checks"]
+    assert (first["name"], first["value"], first["outside"], first["state"]) == (check.name, "3", 1, "unclear")
+    assert first["healthy"] == "0.5 or more" and first["meaning"] == f"{check.outside}; {check.fix}"
+    assert (second["name"], second["healthy"], second["state"]) == ("of the future", "0 to 2", "good")
+
+
+def test_nested_settings_are_one_line_each():
+    config = {"a": {"b": None, "c": 1}, "rewards": [{"use": "x", "options": {"mode": "m"}}, "y"], "betas": [0.9, 0.99]}
+    assert list(flat(config)) == [
+        ("a.c", "1"),
+        ("rewards.0.use", "x"),
+        ("rewards.0.options.mode", "m"),
+        ("rewards.1", "y"),
+        ("betas", "[0.9, 0.99]"),
+    ]
 
 
 def test_numbers_read_well():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +24,15 @@ from flowrl.math.groups import flat_groups
 from flowrl.models.text.policy import TextPolicy
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
-from flowrl.rounds import ScoredRollout, missing_groups, sample_and_score, token_facts
+from flowrl.parts.decision_record import DecisionRecord
+from flowrl.rounds import ScoredRollout, missing_groups, recording, sample_and_score, token_facts
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import load_rewards
 from flowrl.session import Session
 from flowrl.startup.workload import workload
 from flowrl.step import UpdateSettings, improve
 from flowrl.train import iterate, train
-from flowrl.types import Draw, Prompt, Share, TokenTrace
+from flowrl.types import Draw, Likelihood, Prompt, Share, TokenTrace
 from tests import pipelines
 from tests.contract.toys import MODES, Recorder
 from tests.launching import settled
@@ -337,9 +339,9 @@ def test_the_tokens_of_saved_completions_are_told() -> None:
     tokens = torch.tensor([[97, 98, 99], [100, 101, 0], [102, 0, 0]])
     mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
 
-    def told(policy: Any, **more: Any) -> Any:
+    def told(policy: Any, record: Any = None, **more: Any) -> Any:
         rollout = SimpleNamespace(trace=TokenTrace(tokens, mask, 1.0, **more))
-        made: Any = SimpleNamespace(rollout=rollout, share=Share.alone(3))
+        made: Any = SimpleNamespace(rollout=rollout, share=Share.alone(3), record=record)
         return token_facts(policy, made, torch.tensor([1, 2]))
 
     assert told(policy, logp=torch.tensor([[-1.0, -2.0, -3.0], [-0.123456, -5.0, 0.0], [-6.0, 0.0, 0.0]])) == [
@@ -349,4 +351,35 @@ def test_the_tokens_of_saved_completions_are_told() -> None:
     assert told(policy, order=torch.tensor([[0, 1, 2], [2, 0, 1], [0, 0, 0]]))[0] == {
         "tokens": {"text": ["d", "e"], "order": [2, 0]}
     }
+    record = DecisionRecord(torch.tensor([1, 2]))
+    record.begin(torch.tensor([[0.0] * 3, [0.5, -0.5, 0.0], [0.25] * 3]))
+    record.note(torch.tensor([1]), slice(0, 3), Likelihood(torch.zeros(1, 3), {"entropy": torch.tensor([[1.0, 2, 3]])}))
+    assert [each["tokens"] for each in told(policy, record)] == [
+        {"text": ["d", "e"], "entropy": [1.0, 2.0], "advantage": [0.5, -0.5]},
+        {"text": ["f"], "entropy": [None]},  # one advantage for all is that of the sample
+    ]
     assert told(TinyText()) is None
+
+
+def test_an_iteration_whose_samples_are_saved_records_its_tokens(tmp_path: Path) -> None:
+    """Entropy as the update saw it, which is a distribution of three tokens', and the same update without it."""
+    found = []
+    for every in (1, 3):
+        session = session_of(["open"] * SET, tmp_path, log={"samples": 4, "samples_every": every})
+        metrics, batch, _ = iterate(session, PhaseTimer())
+        found.append((metrics, batch, session.policy.parameters()))
+    (metrics, batch, weights), (plain, unsaved, others) = found
+    assert unsaved.record is None and batch.record is not None
+    assert {k: v for k, v in metrics.items() if "seconds" not in k} == {
+        k: v for k, v in plain.items() if "seconds" not in k
+    }
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
+    rows, entropy = batch.record.rows, batch.record.entropy()
+    assert rows.tolist() == [0, 6, 12, 18] and entropy is not None
+    told = entropy[batch.rollout.trace.mask[rows]]  # type: ignore[union-attr]
+    assert bool(((told > 0) & (told <= math.log(3) + 1e-6)).all())
+    assert batch.record.advantage is not None and batch.record.advantage.shape == entropy.shape
+    session.progress.iteration = 5 - 1
+    assert recording(session, unsaved).record is not None  # the last is saved, whatever its number
+    image = session_of(["open"] * SET, tmp_path, "diffusion", log={"samples": 4, "samples_every": 1})
+    assert iterate(image, PhaseTimer())[1].record is None

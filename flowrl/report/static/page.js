@@ -162,10 +162,14 @@
   }
   const AXES = { step: "iteration", samples: "samples", time: "hours" };
 
+  /* Of several runs a chart of many curves shows one. */
+  const isAlone = (figure) => figure.stacked || figure.group === "alarms" || figure.curves.length > 4;
+
   /* What a figure draws: aligned columns, what each is, and the bands between them. */
   function content(figure) {
     const tables = [], series = [], bands = [];
-    const chosen = figure.stacked ? [focus()] : shownRuns();
+    const alone = isAlone(figure), overlaid = several() && !alone;
+    const chosen = alone ? [focus()] : shownRuns();
     let color = 0;
     for (const run of chosen) {
       const curves = figure.curves.filter((curve) => run.column(curve.key));
@@ -175,9 +179,9 @@
       let below = null;
       curves.forEach((curve, place) => {
         const raw = run.column(curve.key);
-        const tint = several() && !figure.stacked ? run.id % COLORS : (color++) % COLORS;
-        const label = several() && !figure.stacked ? (curves.length > 1 ? `${run.title}: ${curve.label}` : run.title) : curve.label;
-        const facts = { label, tint, dots: curve.dots, dash: several() && place ? [6, 4] : null, group: series.length, raw };
+        const tint = overlaid ? run.id % COLORS : (color++) % COLORS;
+        const label = overlaid ? (curves.length > 1 ? `${run.title}: ${curve.label}` : run.title) : curve.label;
+        const facts = { label, tint, dots: curve.dots, dash: overlaid && place ? [6, 4] : null, group: series.length, raw };
         let values = curve.dots || figure.stacked ? raw : smooth(raw, look.smoothing);
         if (figure.stacked) {
           const base = below;
@@ -193,7 +197,7 @@
           const at = series.length + 1;
           series.push({ ...facts, edge: true }, { ...facts, edge: true });
           columns.push(high, low);
-          bands.push({ series: [at, at + 1], tint });
+          bands.push({ series: [at, at + 1], tint, alpha: overlaid ? 0.08 : 0.15 });
         } else if (look.smoothing && !curve.dots) {
           series.push({ ...facts, faint: true });
           columns.push(raw);
@@ -236,7 +240,7 @@
       this.legend = make("div", { class: "legend" });
       this.node = make("figure", { class: "card chart" },
         make("div", { class: "top" }, make("h3", { text: figure.title }), this.now),
-        make("p", { class: "note", text: figure.note }), this.plotted, this.legend);
+        (this.note = make("p", { class: "note", text: figure.note })), this.plotted, this.legend);
       observer.observe(this.plotted);
       resized.observe(this.plotted);
     }
@@ -256,6 +260,8 @@
     refresh() {
       if (!this.dirty || !this.plotted.clientWidth) return;
       this.dirty = false;
+      const whose = several() && isAlone(this.figure) ? `of ${focus().title}` : "";
+      this.note.textContent = [this.figure.note, whose].filter(Boolean).join("; ");
       const found = this.figure.made ? this.figure.made() : content(this.figure);
       const empty = !found || !found.data.slice(1).some((column) => column.some((value) => value !== null && value !== undefined));
       this.plotted.classList.toggle("empty", empty);
@@ -309,7 +315,7 @@
           { ...axis, values: (_, ticks) => ticks.map(distinct(ticks)), size: 58, space: 34 },
         ],
         series: [{}, ...series],
-        bands: found.bands.map((band) => ({ series: band.series, fill: ink(`--c${band.tint}`, band.area ? 0.6 : 0.15) })),
+        bands: found.bands.map((band) => ({ series: band.series, fill: ink(`--c${band.tint}`, band.area ? 0.6 : band.alpha) })),
         hooks: {
           setCursor: [(plot) => this.read(plot.cursor.idx)],
           setScale: [(plot, key) => { if (key === "x" && plot.status && figure.axis !== false) this.zoomed(plot); }],
@@ -484,6 +490,7 @@
     $("problem").textContent = overview.problem || "";
     if (isNew($("tiles"), [overview.tiles, overview.problem])) showTiles(overview);
     if (isNew($("alarms"), overview.alarms)) showAlarms(overview.alarms);
+    if (isNew($("checks"), overview.checks)) showChecks(overview.checks || []);
     if (isNew($("shares"), overview.time)) showShares(overview.time || []);
     if (isNew($("evaluation"), [overview.tables, overview.manifest])) showEvaluation(overview);
     if (isNew($("setup"), [look.focus, overview.config_text, overview.facts, ...runs.map((run) => [run.title, run.overview.config])])) showSetup(overview);
@@ -509,6 +516,18 @@
     fill($("alarms-rows"), found.rows.length ? table(["statistic (median)", "of", "base model", "last", "moved"],
       found.rows.map((each) => row([each.label, each.where, each.base, each.last, [each.z, each.state]])), { label: "Statistics of samples" }) : null);
     $("alarms-rows").hidden = !found.rows.length;
+  }
+
+  function showChecks(found) {
+    const outside = found.filter((each) => each.outside);
+    $("checks").hidden = !found.length;
+    $("checks-lead").textContent = `${found.length} numbers with a healthy range. `
+      + (outside.length ? `${outside.length} ${outside.length === 1 ? "was" : "were"} outside it:` : "All have stayed inside.");
+    $("checks-list").hidden = !outside.length;
+    fill($("checks-list"), ...outside.map((each) => make("li", {}, make("b", { class: each.state, text: each.name }),
+      make("span", { text: `${each.value} at ${each.when} (healthy: ${each.healthy}); outside ${each.outside} time${each.outside === 1 ? "" : "s"}. ${upper(each.meaning)}` }))));
+    fill($("checks-rows"), table(["check", "what it looks at", "last", "healthy", "when", "outside"],
+      found.map((each) => row([each.name, [each.what, "text"], [each.value, each.state], each.healthy, each.when, each.outside])), { label: "Self-checks" }));
   }
 
   function showShares(found) {
@@ -675,12 +694,13 @@
   const tint = (name, share) => `color-mix(in srgb, var(${name}) ${Math.round(100 * Math.min(1, share))}%, transparent)`;
 
   const TOKENS = {
+    entropy: { words: "entropy", of: (tokens) => tokens.entropy, most: (values) => Math.max(0.5, ...values), unit: "nats" },
     logp: { words: "surprise (−log p of the sampler)", of: (tokens) => tokens.logp.map((value) => (value === null ? null : -value)), most: (values) => Math.max(2, ...values), unit: "nats" },
     order: { words: "decoding step (early to late)", of: (tokens) => tokens.order, most: (values) => Math.max(1, ...values), unit: "step" },
-    advantage: { words: "advantage of the sample", of: (tokens, card) => tokens.text.map(() => card.advantage), most: (values) => Math.max(1e-9, ...values.map(Math.abs)), unit: "advantage", signed: true },
+    advantage: { words: "advantage", of: (tokens, card) => tokens.advantage || tokens.text.map(() => card.advantage), most: (values) => Math.max(1e-9, ...values.map(Math.abs)), unit: "advantage", signed: true },
   };
   function showColors(cards) {
-    const recorded = ["logp", "order"].filter((key) => cards.some((card) => card.tokens?.[key]));
+    const recorded = ["entropy", "logp", "order"].filter((key) => cards.some((card) => card.tokens?.[key]));
     const offered = recorded.length && cards.some((card) => card.advantage !== null) ? [...recorded, "advantage"] : recorded;
     $("samples-color-label").hidden = !offered.length;
     const select = $("samples-color");
@@ -696,7 +716,7 @@
     return make(tag, { class: kind }, ...tokens.text.map((text, i) => {
       const token = make("span", { class: "token", text: text === "" ? "␃" : text, title: `${how.unit} ${number(values[i])}` });
       const value = values[i];
-      if (value !== null) token.style.background = tint(how.signed ? (value > 0 ? "--c2" : "--c7") : "--c1", (0.6 * Math.abs(value)) / most);
+      if (value !== null) token.style.background = tint(how.signed ? (value > 0 ? "--c2" : "--c7") : "--c1", (0.45 * Math.abs(value)) / most);
       return token;
     }));
   }
