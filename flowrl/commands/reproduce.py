@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowrl.config import Config
 from flowrl.errors import UserError, did_you_mean
 from flowrl.recipes import curve as curves
 from flowrl.recipes.curve import Curve, Place, Point
 from flowrl.records.directory import RunDirectory
-from flowrl.records.machine import describe_machine
 from flowrl.records.sample_files import read_json_lines
 
 OUT = Path("runs/reproduce")
@@ -96,7 +97,7 @@ def record(file: Path, seeds: Sequence[int], metric: str | None, out: Path | Non
         points=points,
         seconds=tuple(round(RunDirectory.open(run).metrics()[-1]["time"], 1) for run in runs),
         memory=peak_memory(runs),
-        machine=describe_machine(),
+        machine=_machine_of(runs[0]),
     )
     curves.write(file, curve)
     return curve
@@ -121,6 +122,12 @@ def peak_memory(runs: Sequence[Path]) -> Mapping[str, int]:
             for place, held in {"host": line["host"], **line["devices"]}.items():
                 peaks[place] = max(peaks.get(place, 0), held)
     return peaks
+
+
+def _machine_of(run: Path) -> dict[str, Any]:
+    """What the run noted of the machine, versions and commit."""
+    noted = json.loads((run / "environment.json").read_text("utf-8"))
+    return {key: value for key, value in noted.items() if key != "started"}
 
 
 def _free(folder: Path) -> Path:

@@ -25,7 +25,7 @@ class Fault:
 ADVANTAGE = "algorithm.advantage(batch.scores, session.memory)"
 RATE = "options.lr * self._schedule()"
 KEPT = "if session.config.train.staleness:\n        session.policy.update_ema"
-SAMPLES = "if version == session.progress.iteration else _name(version)"
+SAMPLES = "if version == at else _name(version)"
 FAULTS = {
     "sign": Fault("flowrl/train.py", ((ADVANTAGE, f"-{ADVANTAGE}"),)),
     "factor": Fault("flowrl/session.py", ((RATE, f"0.1 * {RATE}"),)),
@@ -33,20 +33,26 @@ FAULTS = {
         "flowrl/staleness.py",
         (
             (KEPT, KEPT.replace("session.config.train.staleness", "not session.progress.iteration")),
-            (SAMPLES, "if not session.progress.iteration else _name(0)"),
+            (SAMPLES, "if at == 0 else _name(0)"),
         ),
     ),
 }
 """An advantage of the wrong sign; a rate of a tenth; samples of the weights before the first update, for ever."""
 
 
-def plant(name: str) -> None:
-    """Change the module before anything imports it."""
-    fault = FAULTS[name]
+def faulty(fault: Fault) -> str:
+    """The module's source with the fault."""
     source = (ROOT / fault.path).read_text()
     for before, after in fault.edits:
         assert source.count(before) == 1, f"{fault.path} has {source.count(before)} times {before}"
         source = source.replace(before, after)
+    return source
+
+
+def plant(name: str) -> None:
+    """Change the module before anything imports it."""
+    fault = FAULTS[name]
+    source = faulty(fault)
     module = fault.path.removesuffix(".py").replace("/", ".")
     assert module not in sys.modules
     sys.meta_path.insert(0, Finder(module, ROOT / fault.path, source.encode()))

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.recipes import CONFIGS
-from tests.recipes.planted import FAULTS
+from tests.recipes.planted import FAULTS, faulty
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_still_fits_the_module(name: str) -> None:
+    compile(faulty(FAULTS[name]), name, "exec")
 
 
 @pytest.mark.slow
