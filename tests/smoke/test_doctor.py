@@ -77,7 +77,8 @@ def test_a_flat_reward_teaches_nothing() -> None:
 
 @pytest.mark.slow
 def test_a_clip_finer_than_rounding() -> None:
-    found = _findings(IMAGES, "algorithm={use: flow_grpo, clip: 1.0e-12}")
+    # Rows one by one, because in equal batches rounding may be the same.
+    found = _findings(IMAGES, "algorithm={use: flow_grpo, clip: 1.0e-12}", "train.micro_batch=1")
     assert any("widen the clip" in finding.detail for finding in found), found
 
 
