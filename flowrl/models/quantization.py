@@ -30,6 +30,9 @@ from flowrl.errors import UserError, first_line, is_out_of_memory, missing_packa
 Method = Literal["nf4", "int8"]
 METHODS: tuple[Method, ...] = ("nf4", "int8")
 
+# Says which kernels it looked for, which are not used: also where peft imports it of itself.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def check_quantization(method: str, full: bool, key: str = "model.quantize", shard: str = "none") -> None:
     """Raise `UserError` for a method that does not exist, one that is not installed, full fine-tuning, and a network
@@ -227,8 +230,6 @@ def _scales(parameter: Any) -> Tensor | None:
 
 
 def _bitsandbytes(method: str) -> Any:
-    log = logging.getLogger("bitsandbytes.backends.cpu.ops")  # says which kernels it looked for, which are not used
-    log.setLevel(logging.ERROR)
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except Exception as error:  # its compiled part does not load

@@ -94,7 +94,7 @@ def test_a_package_that_datasets_lacks_is_not_called_datasets(monkeypatch: pytes
 def test_a_report_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (sentence,) = try_write(tmp_path / "nowhere", lambda _: None)
     assert "nowhere is not a run directory" in sentence and "UserError" not in sentence
-    monkeypatch.setattr("flowrl.report.page.read", lambda _: 1 // 0)
+    monkeypatch.setattr("flowrl.report.page.Feed", lambda _: 1 // 0)
     (sentence,) = try_write(tmp_path, lambda _: None)
     assert "ZeroDivisionError" in sentence
 

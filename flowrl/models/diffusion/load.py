@@ -64,13 +64,12 @@ def load_policy(
     Args:
         path_or_pipeline: a folder written by ``save_pretrained``, a hub name, the name of an embedded world
             (``"shapes"``), or a pipeline object, which is then the policy's own.
-        call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``num_frames``,
-            ready-made ``prompt_embeds``, ...
-        lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead.
-        merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
+        call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``prompt_embeds``, ...
+        lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead;
+            merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
         dtype: precision of the frozen parts; ``trained_dtype``: of the trained ones, float32 or this one's bfloat16.
-        attention: a backend of diffusers' attention dispatcher, such as ``"sdpa"``, ``"flash"`` or ``"xformers"``.
-        compile: compile the denoiser's repeated blocks, once for all numbers of rows.
+        attention: a backend of diffusers' attention dispatcher (``"sdpa"``, ``"flash"``, ``"xformers"``, ...);
+            compile: the denoiser's repeated blocks, once for all numbers of rows.
         decode_batch: images decoded at once; vae_slicing, vae_tiling, offload: `flowrl.models.diffusion.offload`.
         prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
         quantize, quantize_encoders: hold linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
@@ -89,9 +88,10 @@ def load_policy(
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
+    adaptation = trained_parameters(network, options)  # before it runs: FSDP then leaves gathered ones in their place
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
-    policy = DiffusionPolicy(recorder, calibrate(recorder), trained_parameters(network, options), **facts)
+    policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache, merge_adapters)
     _check(policy, parity, pace)
     return policy
