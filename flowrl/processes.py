@@ -37,6 +37,17 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "M
 wait for the others."""
 
 
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that number, also where it is another user's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that leads a group, and all of the group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended (macOS says the latter of zombies)

@@ -24,7 +24,6 @@ from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import OneProcess, Policy, Ranks, Table
 
-PREFIX = "check/"
 REACH, COVERAGE, STEP = "check/gradient_reach", "check/step_coverage", "check/update_to_weight"
 SHARE = "check/gradient_share/"
 """And the name of a term of the loss: the norm of its gradient over the sum of those of all terms."""

@@ -19,13 +19,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from flowrl.errors import is_out_of_memory
 from flowrl.models.family import embedded_model
 from flowrl.models.footprint_text import text_computing
 from flowrl.models.held_bytes import forward_bytes
 from flowrl.models.hub import downloaded, is_hub_id
 from flowrl.models.lora import LoRAOptions, adapt
-from flowrl.models.lora_preview import UNTOLD, untrained_denoiser, untrained_language_model
+from flowrl.models.lora_preview import told, untrained_denoiser, untrained_language_model
 from flowrl.models.placement import listed_blocks
 from flowrl.models.portions import PROBES, Computing, Portions, in_training, tried, without_gradient
 
@@ -68,7 +67,7 @@ def footprint(
     key = repr((folder, stamp, family, lora, sorted(call.items()), at))
     if key not in _FOUND:
         _FOUND.clear()  # it is for what is asked twice: by a plan and its run, or run after run
-        _FOUND[key] = _footprint(folder, family, lora, call, at)
+        _FOUND[key] = told(lambda: _footprint(folder, family, lora, call, at))
     return _FOUND[key]
 
 
@@ -81,23 +80,18 @@ def _footprint(
 ) -> Footprint | None:
     from accelerate import init_empty_weights
 
-    try:
-        with init_empty_weights(include_buffers=True), torch.device("meta"):
-            made = untrained_denoiser(folder) if family == "diffusion" else untrained_language_model(folder, family)
-            if made is None:
-                return None
-            network, defaults, excluded = made
-            size = _numbers(network)
-            nn.Module.to(network, at.frozen if lora is not None else at.trained)  # diffusers' own warns
-            adapt(network, lora, defaults, excluded, at.trained)
-            sizes = Footprint(size, _trained(network), largest=_largest(network), gathered=_gathered(network, lora))
-            if family == "diffusion":
-                return _image_model(folder, network, sizes, call, at)
-            return replace(sizes, computing=text_computing(network, family, at))
-    except UNTOLD as error:
-        if is_out_of_memory(error):
-            raise
-        return None
+    with init_empty_weights(include_buffers=True), torch.device("meta"):
+        made = untrained_denoiser(folder) if family == "diffusion" else untrained_language_model(folder, family)
+        if made is None:
+            return None
+        network, defaults, excluded = made
+        size = _numbers(network)
+        nn.Module.to(network, at.frozen if lora is not None else at.trained)  # diffusers' own warns
+        adapt(network, lora, defaults, excluded, at.trained)
+        sizes = Footprint(size, _trained(network), largest=_largest(network), gathered=_gathered(network, lora))
+        if family == "diffusion":
+            return _image_model(folder, network, sizes, call, at)
+        return replace(sizes, computing=text_computing(network, family, at))
 
 
 def _numbers(module: nn.Module) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flowrl.errors import is_out_of_memory
 from flowrl.models.family import embedded_model
@@ -12,6 +13,18 @@ from flowrl.models.lora import ATTENTION_TARGETS, LANGUAGE_TARGETS, LoRAOptions,
 
 UNTOLD = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 """What a configuration raises that cannot be built without its weights; loading will tell then."""
+
+Told = TypeVar("Told")
+
+
+def told(run: Callable[[], Told]) -> Told | None:
+    """What ``run`` returns; ``None`` where it raises one of `UNTOLD`, but that memory ran out."""
+    try:
+        return run()
+    except UNTOLD as error:
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str | None:
@@ -28,13 +41,10 @@ def preview_adapter(path: str, family: str, options: LoRAOptions | None) -> str 
         return None
     from accelerate import init_empty_weights
 
-    try:
-        with init_empty_weights(include_buffers=False):
-            found = untrained_denoiser(folder) if family == "diffusion" else untrained_language_model(folder, family)
-    except UNTOLD as error:
-        if is_out_of_memory(error):
-            raise
-        return None
+    with init_empty_weights(include_buffers=False):
+        found = told(
+            lambda: untrained_denoiser(folder) if family == "diffusion" else untrained_language_model(folder, family)
+        )
     if found is None:
         return None
     network, defaults, excluded = found

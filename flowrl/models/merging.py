@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flowrl.errors import UserError
+from flowrl.models.adapters.peft import merged_weight
 from flowrl.models.lora import ADAPTER, LoRAOptions
 from flowrl.models.weights import LIVE, WeightSets
 
@@ -104,8 +105,7 @@ def _merged(layer: Any) -> nn.Parameter | None:
     """``W + s B A``; ``None`` where that is W."""
     if not layer.lora_B[ADAPTER].weight.any():
         return None
-    weight = layer.base_layer.weight
-    return nn.Parameter(layer.get_delta_weight(ADAPTER).add_(weight), requires_grad=False)
+    return merged_weight(layer, layer.base_layer)
 
 
 class _Steps:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowrl.errors import is_out_of_memory
 from flowrl.models.held_bytes import fetched_layers, forward_bytes, training_bytes
-from flowrl.models.lora_preview import UNTOLD
+from flowrl.models.lora_preview import told
 from flowrl.models.placement import DTYPES
 
 PROBES = 2
@@ -94,12 +93,7 @@ class Computing:
 
 def tried(run: Callable[[], int]) -> int:
     """Bytes, or 0 where a network wants other inputs, or looks at numbers."""
-    try:
-        return run()
-    except UNTOLD as error:
-        if is_out_of_memory(error):
-            raise
-        return 0
+    return told(run) or 0
 
 
 def in_training(network: nn.Module, run: Callable[[], Any], at: Portions) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl.errors import UserError
+from flowrl.processes import is_running
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def owner(run: Path) -> Owner | None:
     if found is None:
         return None
     named = Owner(int(found[1]), found[2])
-    return named if not named.here or _lives(named.process) else None
+    return named if not named.here or is_running(named.process) else None
 
 
 def ask_to_stop(run: Path) -> str:
@@ -52,16 +53,6 @@ def ask_to_stop(run: Path) -> str:
         raise UserError(f"{run}: process {named.process} no longer holds the run's lock; nothing was stopped")
     os.kill(named.process, signal.SIGTERM)
     return f"process {named.process} was asked to stop: it finishes its iteration, saves and ends"
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def _is_held(lock: Path) -> bool:

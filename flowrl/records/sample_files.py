@@ -143,16 +143,28 @@ def read_json_lines(path: Path, growing: bool = False) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # beside syntax: numbers of thousands of digits, deep nesting
+            out.append(json_object(line, path, number))
+        except NotJsonError:
             if growing and number == len(lines):
                 break
-            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(f"{path} line {number} is not JSON ({what}); repair it") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path} line {number} should be a JSON object, found {line[:40]!r}; repair it")
-        out.append(value)
+            raise
     return out
+
+
+class NotJsonError(UserError):
+    """A line that is no JSON at all, such as one that somebody is still writing."""
+
+
+def json_object(line: str | bytes, path: Path, number: int) -> dict[str, Any]:
+    """The object that a line of a file holds. Raises `NotJsonError`, or `UserError` for other JSON."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:  # beside syntax: numbers of thousands of digits, deep nesting
+        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise NotJsonError(f"{path} line {number} is not JSON ({what}); repair it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} line {number} should be a JSON object, found {line[:40]!r}; repair it")
+    return value
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

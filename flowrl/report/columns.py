@@ -6,7 +6,6 @@ an earlier checkpoint, begins a new generation, of which a reader is sent everyt
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flowrl.errors import UserError
+from flowrl.records.sample_files import json_object
+from flowrl.report.numbers import spaced
 from flowrl.report.record import Metrics, finite
 
 GIB = 2**30
@@ -36,10 +36,10 @@ class GrowingFile:
         later. Raises `UserError` for a line that is no JSON object."""
         try:
             with self.path.open("rb") as file:
-                status = _status(file.fileno())
-                anew = status[0] != self._inode or status[1] < self._offset
+                status = os.fstat(file.fileno())
+                anew = status.st_ino != self._inode or status.st_size < self._offset
                 if anew:
-                    self._inode, self._offset, self._line = status[0], 0, 0
+                    self._inode, self._offset, self._line = status.st_ino, 0, 0
                 file.seek(self._offset)
                 content = file.read()
         except FileNotFoundError:
@@ -47,22 +47,11 @@ class GrowingFile:
             self._inode, self._offset, self._line = -1, 0, 0
             return [], anew
         content = content[: content.rfind(b"\n") + 1]
-        lines = [self._parsed(line, number) for number, line in enumerate(content.split(b"\n"), start=self._line + 1)]
+        numbered = enumerate(content.split(b"\n"), start=self._line + 1)
+        lines = [json_object(line, self.path, number) for number, line in numbered if line.strip()]
         self._offset += len(content)
         self._line += content.count(b"\n")
-        return [line for line in lines if line is not None], anew
-
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any] | None:
-        if not line.strip():
-            return None
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(f"{self.path} line {number} is not JSON ({what}); repair it") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{self.path} line {number} should be a JSON object, found {line[:40]!r}; repair it")
-        return value
+        return lines, anew
 
 
 class Columns:
@@ -156,8 +145,7 @@ class Lines:
         reset = generation != self._generation or rows > len(self._lines)
         lacking = self._lines[0 if reset else rows :]
         if len(lacking) > most:
-            chosen = [round(i * (len(lacking) - 1) / (most - 1)) for i in range(most)]
-            lacking = lacking[-most:] if latest else [lacking[i] for i in chosen]
+            lacking = lacking[-most:] if latest else [lacking[i] for i in spaced(len(lacking), most)]
         return {"cursor": f"{self._generation}-{len(self._lines)}", "reset": reset, "rows": lacking}
 
 
@@ -188,12 +176,6 @@ def _short(values: Sequence[Value]) -> Numbers:
         scale = 10.0 ** np.clip(5 - np.floor(np.log10(np.abs(array))), 0, 300)
         short = np.where(whole, array, np.round(array * scale) / scale)
     return Numbers(None if value != value else int(value) if value.is_integer() else value for value in short.tolist())
-
-
-def _status(file: int) -> tuple[int, int]:
-
-    status = os.fstat(file)
-    return status.st_ino, status.st_size
 
 
 def _numbers(cursor: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from flowrl.records.owner import owner
 from flowrl.report import alarms, curves, gallery, self_checks, summary
 from flowrl.report.columns import Columns, Lines, Numbers, memory_row
 from flowrl.report.pictures import Show
-from flowrl.report.record import Record, Snapshot, read, snapshots
+from flowrl.report.record import Record, Snapshot, read, read_evaluation, snapshots
 
 MOST_SAID = 2000
 """Lines of the log that are sent at once, the latest."""
@@ -108,10 +108,9 @@ class Feed:
 
     def pairs(self, show: Show) -> dict[str, Any]:
         """Base and tuned, at equal prompt and seed: of the evaluations while training, and of ``flowrl eval``."""
-        evaluation = read(self.path, self._metrics.metrics()).evaluation
         return {
             "heldout": gallery.heldout_pairs(self.path, show),
-            "evaluation": gallery.evaluation_pairs(self.path, evaluation, show),
+            "evaluation": gallery.evaluation_pairs(self.path, read_evaluation(self.path), show),
         }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowrl.records.sample_files import FILE_KEYS, SUFFIXES
-from flowrl.report.numbers import number
+from flowrl.report.numbers import number, spaced
 from flowrl.report.pictures import Show, readable
 from flowrl.report.record import Snapshot, finite, read_lines, snapshots
 
@@ -56,13 +56,6 @@ def evaluation_pairs(run: Path, evaluation: Mapping[str, Any] | None, show: Show
         if pairs:
             return {"suite": str(facts.get("title", suite)), "pairs": pairs}
     return None
-
-
-def spaced(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of ``count`` indices, evenly, with both ends."""
-    if count <= wanted:
-        return list(range(count))
-    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers as a person reads them, and which of many are shown."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def spaced(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of ``count`` indices, evenly, with both ends."""
+    if count <= wanted:
+        return list(range(count))
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from flowrl.errors import UserError, describe_exception, printable
 from flowrl.records.sample_files import write_text
 from flowrl.report.feed import Feed, as_json
-from flowrl.report.gallery import KINDS, spaced
+from flowrl.report.numbers import spaced
 from flowrl.report.pictures import embed
 
 SCRIPTS = ("uPlot.iife.min.js", "page.js")
@@ -78,8 +78,7 @@ def answers(feed: Feed, overview: dict[str, Any]) -> dict[str, Any]:
         "runs/0/pairs": feed.pairs(embed),
     }
     steps: dict[str, list[int]] = {}
-    for kind in KINDS:
-        every = feed.steps()[kind]
+    for kind, every in feed.steps().items():
         steps[kind] = [every[index] for index in spaced(len(every), ITERATIONS)]
         for step in steps[kind]:
             cards = feed.samples(kind, step, embed)

@@ -99,7 +99,7 @@ def read(run: Path, metrics: Metrics | None = None) -> Record:
         config_path.read_text(encoding="utf-8"),
         read_metrics(run / "metrics.jsonl") if metrics is None else metrics,
         _optional_json(run / "environment.json") or {},
-        _evaluation(run / "eval" / "results.json"),
+        read_evaluation(run),
     )
 
 
@@ -141,7 +141,9 @@ def snapshots(folder: Path) -> list[Snapshot]:
     )
 
 
-def _evaluation(path: Path) -> Mapping[str, Any] | None:
+def read_evaluation(run: Path) -> Mapping[str, Any] | None:
+    """``eval/results.json`` of a run; None without one. Raises UserError for a damaged file or another schema."""
+    path = run / "eval" / "results.json"
     results = _optional_json(path)
     if results is not None and results.get("schema", SCHEMA) != SCHEMA:
         raise UserError(

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flowrl.errors import UserError, first_line
+from flowrl.processes import is_running
 
 BEAT_S = 0.5
 """Seconds between two signs of life."""
@@ -248,13 +249,7 @@ class Watch:
         facts = self._who[rank]
         if facts["place"] is None or facts["place"] != self._who[self.rank]["place"]:
             return False
-        try:
-            os.kill(facts["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass
-        return False
+        return not is_running(facts["pid"])
 
     def _behind(self) -> str:
         most = self._sign.exchanges

@@ -118,7 +118,7 @@ def wrong_reference(session: Session) -> None:
 
 def burnt(session: Session) -> None:
     with torch.no_grad():
-        session.policy.last.bias += 5.0  # type: ignore[union-attr]
+        session.policy.last.bias += 5.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def stale_weights(session: Session) -> None:
         for parameter in policy.parameters():
             parameter += waves(parameter)
     ask = session.sample_and_decode
-    session.sample_and_decode = lambda draw, sampler, weights, *rest: ask(draw, sampler, "stale", *rest)  # type: ignore
+    session.sample_and_decode = lambda draw, sampler, weights, *rest: ask(draw, sampler, "stale", *rest)
 
 
 PLANTED: dict[str, tuple[str, str, Callable[[Session], None] | None, set[str]]] = {

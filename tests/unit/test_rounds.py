@@ -376,7 +376,7 @@ def test_an_iteration_whose_samples_are_saved_records_its_tokens(tmp_path: Path)
     assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
     rows, entropy = batch.record.rows, batch.record.entropy()
     assert rows.tolist() == [0, 6, 12, 18] and entropy is not None
-    told = entropy[batch.rollout.trace.mask[rows]]  # type: ignore[union-attr]
+    told = entropy[batch.rollout.trace.mask[rows]]
     assert bool(((told > 0) & (told <= math.log(3) + 1e-6)).all())
     assert batch.record.advantage is not None and batch.record.advantage.shape == entropy.shape
     session.progress.iteration = 5 - 1

@@ -169,7 +169,7 @@ def _sums(layer: Any) -> dict[str, Callable[[], nn.Parameter]]:
     base, wrappers = layer.get_base_layer(), [layer]
     while wrappers[-1].base_layer is not base:
         wrappers.append(wrappers[-1].base_layer)
-    return {getattr(one, "parameter_name", "weight"): functools.partial(_merged_weight, one, base) for one in wrappers}
+    return {getattr(one, "parameter_name", "weight"): functools.partial(merged_weight, one, base) for one in wrappers}
 
 
 def _merged_forward(layer: Any) -> Callable[..., Any]:
@@ -190,7 +190,7 @@ def _merged_forward(layer: Any) -> Callable[..., Any]:
     return forward
 
 
-def _merged_weight(layer: Any, base: nn.Module) -> nn.Parameter:
+def merged_weight(layer: Any, base: nn.Module) -> nn.Parameter:
     """``weight + scale * B @ A`` in the weight's precision; with DoRA its columns have the trained lengths."""
     delta = layer.get_delta_weight(ADAPTER)
     weight = getattr(base, getattr(layer, "parameter_name", "weight")).to(delta.device)

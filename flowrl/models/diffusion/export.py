@@ -223,17 +223,19 @@ def _fresh(policy: DiffusionPolicy) -> DiffusionPipeline:
     return base
 
 
-@torch.no_grad()
 def _difference(policy: DiffusionPolicy, network: nn.Module) -> Difference:
     """How far the reloaded network's predictions are, at the inputs of two steps of the pipeline."""
     calls = [call for step in policy.recorder.record(PROBES, 2).steps for call in step.calls]
-    with policy.recorder.precision():
-        with peft.as_merged(policy.network):
-            rounding = _gap(calls, policy.network)
-        with swapped_in(policy.network, network):
-            return Difference(_gap(calls, network), rounding)
+
+    def rounding() -> float:
+        with policy.recorder.precision(), peft.as_merged(policy.network):
+            return _gap(calls, policy.network)
+
+    with policy.recorder.precision(), swapped_in(policy.network, network):
+        return Difference(_gap(calls, network), rounding)
 
 
+@torch.no_grad()
 def _gap(calls: Sequence[DenoiserCall], network: nn.Module) -> float:
     gaps = []
     for call in calls:

@@ -127,11 +127,15 @@ def _difference(policy: TextPolicy, reloaded: PreTrainedModel) -> Difference:
     """How far the reloaded model's own logits are, row by row on both sides: in half precision, batches differ."""
     probe = make_probe(policy)
     ours = single_row_logits(policy, probe).cpu()
-    with peft.as_merged(policy.network.model):
-        rounded = single_row_logits(policy, probe).cpu()
     other = copy.copy(policy)
     with swapped_in(policy.network.model, reloaded):
         other.network = Network(reloaded.eval(), Adaptation({}, None), policy.network.placement)
         theirs = single_row_logits(other, probe).cpu()
     possible = ~theirs.isinf()
-    return Difference(*(deviation(other[possible], ours[possible]) for other in (theirs, rounded)))
+
+    @torch.no_grad()
+    def rounding() -> float:
+        with peft.as_merged(policy.network.model):
+            return deviation(single_row_logits(policy, probe).cpu()[possible], ours[possible])
+
+    return Difference(deviation(theirs[possible], ours[possible]), rounding)
