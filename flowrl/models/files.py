@@ -16,11 +16,20 @@ from flowrl.errors import UserError, first_line, is_out_of_memory
 LARGEST_JSON = 8 << 20
 """Bytes; larger ones are vocabularies, which their reader checks."""
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+FIELDS: dict[str, tuple[type, str]] = {
+    "architectures": (list, "a list"),
+    "auto_map": (dict, "an object"),
+    "block_length": (int, "a whole number"),
+    "model_type": (str, "a text"),
+    "weight_map": (dict, "an object"),
+}
+"""What the fields hold that are read before a library has checked the file; null is as good as no field."""
 WEIGHTS = re.compile(r"^(?:diffusion_pytorch_model|model)(?:\.(?P<variant>[a-z]\w*))?(?:-\d+-of-\d+)?\.safetensors$")
 
 
 def read_object(path: Path, key: str = "model.path") -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` for anything else, which begins with ``key`` where there is one."""
+    """The JSON object in a file. Raises `UserError` for anything else and for a field of `FIELDS` that is of another
+    kind, which begins with ``key`` where there is one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -34,6 +43,12 @@ def read_object(path: Path, key: str = "model.path") -> dict[str, Any]:
             f"{_named(key, path)} is damaged: it should hold an object, found {type(value).__name__}; download or"
             " save it again"
         )
+    for field, (kind, words) in FIELDS.items():
+        if not isinstance(found := value.get(field), kind | None):
+            raise UserError(
+                f"{_named(key, path)} is damaged: its {field} should be {words}, found {type(found).__name__};"
+                " download or save it again"
+            )
     return value
 
 

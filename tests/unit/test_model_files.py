@@ -18,6 +18,7 @@ from flowrl.errors import UserError
 from flowrl.models import LoRAOptions, load_policy
 from flowrl.models.diffusion.call_arguments import batch_call, check_call, check_saved_call, guidance_advice
 from flowrl.models.diffusion.load import open_pipeline
+from flowrl.models.family import declared_family
 from flowrl.models.files import check_files, variant_of
 from flowrl.models.source import ModelSource
 from flowrl.startup.preflight import check_run
@@ -138,6 +139,17 @@ def test_damaged_folders_are_told_by_the_dry_run(copy: Path) -> None:
     (copy / weights).rename(copy / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match=r"pickle.*flowrl\.scorers\.convert"):
         check_files(copy)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("auto_map", ["a", "b"]), ("auto_map", 3), ("architectures", 1), ("model_type", ["llama"])]
+)
+def test_fields_of_another_kind_are_named(tmp_path: Path, field: str, value: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", field: value}))
+    with pytest.raises(UserError, match=rf"config\.json is damaged: its {field} should be .*; download"):
+        declared_family(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "auto_map": None, "architectures": None}))
+    assert declared_family(str(tmp_path)) == ("causal", True)
 
 
 def without(file: Path, key: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,39 @@
+"""``python -m benchmarks.evidence run|write``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.evidence.page import write_page
+from benchmarks.evidence.runs import DATA, Page, pilot, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="run what is missing of a page")
+    runs.add_argument("page")
+    runs.add_argument("--out", type=Path, required=True, help="where the runs go")
+    runs.add_argument("--arms", nargs="*")
+    runs.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    runs.add_argument("--jobs", type=int, default=1)
+    runs.add_argument("--pilot", action="store_true", help="choose learning rates, and no more")
+    pages = commands.add_parser("write", help="bring pages up to their data")
+    pages.add_argument("pages", nargs="*")
+    given = parser.parse_args()
+    if given.command == "write":
+        for name in given.pages or sorted(path.stem for path in DATA.glob("*.json")):
+            write_page(name)
+        return
+    page = Page.load(given.page)
+    arms = given.arms or list(page.arms)
+    if given.pilot:
+        pilot(page, given.out.resolve(), arms, given.jobs)
+    else:
+        run(page, given.out.resolve(), arms, given.seeds, given.jobs)
+        write_page(page.name)
+
+
+if __name__ == "__main__":
+    main()
