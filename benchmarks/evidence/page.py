@@ -46,6 +46,7 @@ def measured(page: Page, data: dict[str, Any]) -> str:
         f"![Held-out score of every arm: mean and range of the seeds](data/{page.name}.svg)",
         *([_pilot(page, data["pilot"])] if page.rates else []),
         _scores(curves, page.unit),
+        *([_also(page, data)] if page.also else []),
         _costs(curves, page.mark, page.unit),
         _pairs(page, curves),
         "What each arm sets:\n\n" + "\n".join(f"- `{arm}`: {_said(data['arms'][arm]['overrides'])}" for arm in curves),
@@ -82,10 +83,17 @@ def _scores(curves: Curves, unit: str) -> str:
     for arm, runs in curves.items():
         means = [statistics.fmean(column) for column in zip(*_column(runs, SCORE), strict=True)]
         ends = [points[-1][SCORE] for points in runs.values()]
-        rows.append(
-            f"| `{arm}` | {' '.join(f'{mean:.3f}' for mean in means)} | **{means[-1]:.3f}** [{min(ends):.3f},"
-            f" {max(ends):.3f}] | {' '.join(f'{end:.3f}' for end in ends)} | {statistics.fmean(means[1:]):.3f} |"
-        )
+        cells = [_spaced(means), written_range(ends, 3), _spaced(ends), f"{statistics.fmean(means[1:]):.3f}"]
+        rows.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _also(page: Page, data: dict[str, Any]) -> str:
+    rows = ["Other rewards at the end, mean and range of the seeds.\n"]
+    rows += [f"| arm | {' | '.join(f'`{key}`' for key in page.also)} |", "|---" * (1 + len(page.also)) + "|"]
+    for arm, kept in data["arms"].items():
+        cells = [written_range([run["also"][key] for run in kept["runs"].values()], 3) for key in page.also]
+        rows.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -128,7 +136,7 @@ def _pairs(page: Page, curves: Curves) -> str:
         end = [a[-1][SCORE] - b[-1][SCORE] for a, b in both]
         reached = [(reach(a, page.mark), reach(b, page.mark)) for a, b in both]
         ratios = [
-            _range([b[column] / a[column] for a, b in reached if a is not None and b is not None])
+            _ratio([b[column] / a[column] for a, b in reached if a is not None and b is not None])
             for column in (SAMPLES, FORWARDS, SECONDS)
         ]
         rows.append(f"| `{first}` | `{second}` | {interval(area)} | {interval(end)} | {' | '.join(ratios)} |")
@@ -144,10 +152,17 @@ def interval(differences: list[float]) -> str:
     return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
 
 
-def _range(values: list[float]) -> str:
-    if not values:
-        return "-"
-    return f"{statistics.fmean(values):.1f} [{min(values):.1f}, {max(values):.1f}], {len(values)} seeds"
+def written_range(values: list[float], digits: int) -> str:
+    """Mean, least and largest."""
+    return f"{statistics.fmean(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def _spaced(values: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
+def _ratio(values: list[float]) -> str:
+    return f"{written_range(values, 1)}, {len(values)} seeds" if values else "-"
 
 
 def _area(points: list[list[float]]) -> float:
@@ -180,15 +195,18 @@ def draw(page: Page, curves: Curves, path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def written(page: Page, text: str) -> str:
-    """The page's text with what is measured put in its place."""
+def put(name: str, title: str, block: str) -> None:
+    """Put what is measured in its place on ``docs/evidence/NAME.md``; a new page has it under its title."""
+    path = DATA.parent / f"{name}.md"
+    text = path.read_text() if path.exists() else f"# {title}\n\n{BEGIN}\n{END}\n"
     between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    block = f"{BEGIN}\n{measured(page, read(page.name))}\n{END}"
-    return between.sub(lambda _: block, text) if between.search(text) else f"{text.rstrip()}\n\n{block}\n"
+    if not between.search(text):
+        raise SystemExit(f"{path} has no place for what is measured: the lines\n{BEGIN}\n{END}")
+    path.write_text(between.sub(lambda _: f"{BEGIN}\n{block}\n{END}", text))
 
 
 def write_page(name: str) -> None:
     """Bring ``docs/evidence/NAME.md`` and its picture up to the data."""
-    page, path = Page.load(name), DATA.parent / f"{name}.md"
-    draw(page, curves_of(page, read(name)), DATA / f"{name}.svg")
-    path.write_text(written(page, path.read_text() if path.exists() else f"# {page.title}\n"))
+    page, data = Page.load(name), read(name)
+    draw(page, curves_of(page, data), DATA / f"{name}.svg")
+    put(name, page.title, measured(page, data))

@@ -31,6 +31,7 @@ class Page:
     unit: what a sample is. score: the metric of the held-out evaluation.
     rates: learning rates among which a pilot of ``pilot_iterations`` on ``pilot_seed`` chooses one for each arm, by the
         mean of its held-out scores; empty for rates that the overrides name. borrows: arms that take another's rate.
+    processes: arms that run in more than one. also: further metrics whose last value is kept.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Page:
     pilot_iterations: int = 0
     pilot_seed: int = 100
     borrows: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, int] = field(default_factory=dict)
+    also: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, name: str) -> Page:
@@ -59,13 +62,15 @@ class Page:
         return f"{pilot}python -m benchmarks.evidence run {self.name} --out DIR"
 
 
-def train(page: Page, directory: Path, overrides: list[str], seed: int, iterations: int) -> bool:
+def train(page: Page, arm: str, directory: Path, overrides: list[str], seed: int, iterations: int) -> bool:
     """One training run, not repeated where it is there already. Whether it came to its end."""
     done, failed = directory / "done", directory / "failed"
     if not done.exists() and not failed.exists():
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "benchmarks.cpu_clock", "train", page.config, f"out={directory}"]
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={page.processes.get(arm, 1)}", "-m"]
+        command = [sys.executable, "-m", *(launcher if arm in page.processes else [])]
+        command += ["benchmarks.cpu_clock", "train", page.config, f"out={directory}"]
         command += [f"train.seed={seed}", f"train.iterations={iterations}", *overrides]
         log = directory.with_suffix(".log")
         with log.open("w") as sink:
@@ -76,6 +81,12 @@ def train(page: Page, directory: Path, overrides: list[str], seed: int, iteratio
         (done if code == 0 else failed).touch()
         print(f"{directory.name}: exit {code}", flush=True)
     return done.exists()
+
+
+def last(directory: Path, keys: list[str]) -> dict[str, float]:
+    """The last value of metrics of a run."""
+    lines = list(map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()))
+    return {key: next(round(line[key], 4) for line in reversed(lines) if key in line) for key in keys}
 
 
 def curve(directory: Path, score: str) -> list[list[float]]:
@@ -99,7 +110,7 @@ def pilot(page: Page, out: Path, arms: list[str], jobs: int) -> None:
     def score(arm: str, rate: float) -> float:
         directory = out / page.name / "pilot" / f"{arm}-{rate:g}"
         overrides = [*page.arms[arm], f"optimizer.lr={rate}"]
-        whole = train(page, directory, overrides, page.pilot_seed, page.pilot_iterations)
+        whole = train(page, arm, directory, overrides, page.pilot_seed, page.pilot_iterations)
         return statistics.fmean(point[0] for point in curve(directory, page.score)[1:]) if whole else 0.0
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -122,9 +133,9 @@ def run(page: Page, out: Path, arms: list[str], seeds: list[int], jobs: int) -> 
             scores = data["pilot"][page.borrows.get(arm, arm)]
             overrides.append(f"optimizer.lr={max(scores, key=lambda rate: scores[rate])}")
         directory = out / page.name / f"{arm}-{seed}"
-        whole = train(page, directory, overrides, seed, page.iterations)
-        points = curve(directory, page.score)
-        return arm, seed, {"overrides": overrides, "whole": whole, "points": points, **_circumstances(directory)}
+        whole = train(page, arm, directory, overrides, seed, page.iterations)
+        found = {"points": curve(directory, page.score), "also": last(directory, page.also)}
+        return arm, seed, {"overrides": overrides, "whole": whole, **found, **_circumstances(directory)}
 
     with ThreadPoolExecutor(jobs) as pool:
         for arm, seed, found in pool.map(lambda job: one(*job), [(arm, seed) for seed in seeds for arm in arms]):
