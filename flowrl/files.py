@@ -41,7 +41,8 @@ def _is_file(path: Path) -> bool:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's text atomically and durably. Raises `UserError` when the disk is full."""
+    """Replace a file's text atomically and durably. Raises `UserError` when the disk is full, and where a folder has
+    the file's name."""
     partial = path.with_name(f".tmp-{path.name}")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -49,11 +50,28 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except IsADirectoryError as error:
+        remove_file(partial)  # which may be the folder itself
+        raise _in_the_way(path) from error
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise_if_full(error, path)
         raise
     sync(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if there is one. Raises `UserError` where a folder has its name."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if path.is_dir():
+            raise _in_the_way(path) from error
+        raise
+
+
+def _in_the_way(folder: Path) -> UserError:
+    return UserError(f"{folder} is a folder, where flowrl keeps a file; move it away")
 
 
 def sync(path: Path) -> None:

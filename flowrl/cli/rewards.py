@@ -31,8 +31,8 @@ def test_reward(
     prompts: Annotated[
         str | None, typer.Option(help="Prompts (and columns) to score with [default: shapes:test or sudoku:test].")
     ] = None,
-    count: Annotated[int, typer.Option(min=2, help="Samples to score.")] = 8,
-    size: Annotated[int, typer.Option(min=1, help="Side of the test images in pixels.")] = 32,
+    count: Annotated[int, typer.Option(min=2, max=4096, help="Samples to score.")] = 8,
+    size: Annotated[int, typer.Option(min=1, max=8192, help="Side of the test images in pixels.")] = 32,
     text: Annotated[bool, typer.Option("--text", help="Score texts instead of images.")] = False,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the reward.")] = None,
 ) -> None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from flowrl.files import write_atomically
+from flowrl.files import remove_file, write_atomically
 from flowrl.records.manifest import MANIFEST, find_damage, read_manifest
 
 LATEST, BEST = "latest", "best"
@@ -128,7 +128,7 @@ def discard_after(root: Path, step: int) -> None:
         elif step_of(path) > step:
             _set_aside(path)
     if best(root) is None:
-        (root / BEST).unlink(missing_ok=True)
+        remove_file(root / BEST)
     if directory(root, step).is_dir():
         write_atomically(root / LATEST, directory(root, step).name + "\n")
 

@@ -72,7 +72,7 @@ class RunDirectory:
         check_writable(self.path, "out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+            lock = (self.path / ".lock").open("a+", encoding="utf-8", errors="replace")
             self._lock = lock if self._claim(lock) else None
         except OSError as error:
             raise UserError(f"out: {self.path} cannot be written to: {error.strerror}; name another place") from error

@@ -86,18 +86,15 @@ def one(case: Case, name: str, number: int) -> tuple[str, str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def explore(cases: Mapping[str, Case], seconds: float, first: int = 0, most: int | None = None) -> dict[str, Count]:
-    """Cases of all targets in turn, as many as there is computing time for, from number ``first`` on and at most
-    ``most`` of each; each target gets an equal share. On a busy machine it takes longer, `PATIENCE` times at most."""
+def explore(cases: Mapping[str, Case], seconds: float, first: int = 0) -> dict[str, Count]:
+    """Cases of all targets in turn, as many as there is computing time for, from number ``first`` on; each target gets
+    an equal share. On a busy machine it takes longer, `PATIENCE` times at most."""
     counts = {name: Count() for name in cases}
     spent = dict.fromkeys(cases, 0.0)
     number = dict.fromkeys(cases, first)
     end, latest = time.process_time() + seconds, time.monotonic() + PATIENCE * seconds
     while time.process_time() < end and time.monotonic() < latest:
-        open_ = [name for name in cases if most is None or number[name] < first + most]
-        if not open_:
-            break
-        name = min(open_, key=spent.__getitem__)
+        name = min(spent, key=spent.__getitem__)
         began = time.process_time()
         outcome, said = one(cases[name], name, number[name])
         spent[name] += max(time.process_time() - began, 1e-3)

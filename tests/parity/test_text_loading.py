@@ -383,6 +383,8 @@ def test_mistakes_are_explained(tmp_path):
     tokenizer.save_pretrained(endless)
     config = json.loads((endless / "config.json").read_text())
     (endless / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    hollow = shutil.copytree(folder("bert"), tmp_path / "hollow")
+    (hollow / "tokenizer_config.json").unlink()
     speechless = shutil.copytree(folder("llada2"), tmp_path / "speechless")
     shutil.rmtree(speechless / "tokenizer")
     causal = [
@@ -404,6 +406,7 @@ def test_mistakes_are_explained(tmp_path):
         (folder("llada"), {}, "comes with code of its own; read it, then set model.trust_remote_code: true"),
         (folder("llada2"), {}, "comes with code of its own"),
         (endless, {}, "names an end token"),
+        (hollow, {}, "knows special tokens alone; a file of it is missing"),
         (speechless, {"trust_remote_code": True}, "was saved without a tokenizer; save one in its folder 'tokenizer'"),
     ]
     for loader, cases in ((load_causal, causal), (load_masked, masked)):

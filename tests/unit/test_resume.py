@@ -16,7 +16,7 @@ from flowrl.commands.checkpoints import checkpoint_rows
 from flowrl.config import Config
 from flowrl.data import load_prompts
 from flowrl.errors import UserError
-from flowrl.files import sha256
+from flowrl.files import sha256, write_atomically
 from flowrl.records import checkpoint, checkpoint_folder, manifest
 from flowrl.records.directory import RunDirectory
 from flowrl.records.manifest import MANIFEST, SEAL, STATE, read_manifest, seal
@@ -351,3 +351,24 @@ def test_a_run_that_called_its_keys_otherwise_is_continued(tmp_path: Path) -> No
     assert Config.of_run(run.config_path) == config
     resumed = start_or_resume(config, run, "auto")
     assert resumed is not None and resumed.step == 2
+
+
+def test_folders_in_the_place_of_a_runs_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.mkdir()
+    with pytest.raises(UserError, match=r"config\.yaml is a folder, where flowrl keeps a file; move it away"):
+        write_atomically(path, "name: x\n")
+    assert not list(tmp_path.glob(".tmp-*"))
+    (tmp_path / ".tmp-latest").mkdir()
+    with pytest.raises(UserError, match=r"\.tmp-latest is a folder"):
+        write_atomically(tmp_path / "latest", "step_000002\n")
+    best = tmp_path / "checkpoints" / checkpoint_folder.BEST
+    best.mkdir(parents=True)
+    with pytest.raises(UserError, match="best is a folder"):
+        checkpoint_folder.discard_after(tmp_path / "checkpoints", 2)
+
+
+def test_a_lock_file_of_other_bytes_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_bytes(b"\x89PNG")
+    with pytest.warns(UserWarning, match="the last run here"), RunDirectory(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith("process ")

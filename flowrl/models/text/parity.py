@@ -43,6 +43,10 @@ def _random(policy: TextPolicy, count: int, seed: int) -> list[int]:
     special = set(policy.codec.tokenizer.all_special_ids) | set(policy.excluded)
     words = min(len(policy.codec.tokenizer), policy.codec.embedded or 1000, 1000)
     usable = [i for i in range(words) if i not in special]
+    if not usable:
+        raise UserError(
+            f"the tokenizer of {policy.codec.tokenizer.name_or_path} knows special tokens alone; a file of it is missing"
+        )
     draw = torch.randint(len(usable), (count,), generator=torch.Generator().manual_seed(seed))
     return [usable[i] for i in draw.tolist()]
 
