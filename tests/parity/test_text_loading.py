@@ -18,6 +18,7 @@ from flowrl.models import LoRAOptions, check_parity, export_formats, export_poli
 from flowrl.models.causal.load import load_causal
 from flowrl.models.masked.load import load_masked
 from flowrl.models.text import remote_code
+from flowrl.models.text.parity import random_completions
 from flowrl.types import prompts_of
 from tests import components_text
 from tests.components_text import CHAT, character_tokenizer, folder
@@ -383,8 +384,6 @@ def test_mistakes_are_explained(tmp_path):
     tokenizer.save_pretrained(endless)
     config = json.loads((endless / "config.json").read_text())
     (endless / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
-    hollow = shutil.copytree(folder("bert"), tmp_path / "hollow")
-    (hollow / "tokenizer_config.json").unlink()
     speechless = shutil.copytree(folder("llada2"), tmp_path / "speechless")
     shutil.rmtree(speechless / "tokenizer")
     causal = [
@@ -406,7 +405,6 @@ def test_mistakes_are_explained(tmp_path):
         (folder("llada"), {}, "comes with code of its own; read it, then set model.trust_remote_code: true"),
         (folder("llada2"), {}, "comes with code of its own"),
         (endless, {}, "names an end token"),
-        (hollow, {}, "knows special tokens alone; a file of it is missing"),
         (speechless, {"trust_remote_code": True}, "was saved without a tokenizer; save one in its folder 'tokenizer'"),
     ]
     for loader, cases in ((load_causal, causal), (load_masked, masked)):
@@ -414,6 +412,10 @@ def test_mistakes_are_explained(tmp_path):
             with pytest.raises(UserError, match=message):
                 loader(source, **options)
     assert load_masked(folder("unmasked"), mask_token_id=2).mask_token == 2
+    wordless_policy = load_masked(folder("bert"))
+    wordless_policy.excluded = tuple(range(1000))
+    with pytest.raises(UserError, match="knows special tokens alone; a file of it is missing"):
+        random_completions(wordless_policy, 1, 4)
 
 
 def test_the_hub_may_be_out_of_reach(monkeypatch):
