@@ -414,7 +414,7 @@ def test_mistakes_are_explained(tmp_path):
     assert load_masked(folder("unmasked"), mask_token_id=2).mask_token == 2
     wordless_policy = load_masked(folder("bert"))
     wordless_policy.excluded = tuple(range(1000))
-    with pytest.raises(UserError, match="knows special tokens alone; a file of it is missing"):
+    with pytest.raises(UserError, match="knows special tokens alone; a file is missing"):
         random_completions(wordless_policy, 1, 4)
 
 

@@ -45,7 +45,7 @@ def _random(policy: TextPolicy, count: int, seed: int) -> list[int]:
     usable = [i for i in range(words) if i not in special]
     if not usable:
         raise UserError(
-            f"the tokenizer of {policy.codec.tokenizer.name_or_path} knows special tokens alone; a file of it is missing"
+            f"the tokenizer of {policy.codec.tokenizer.name_or_path} knows special tokens alone; a file is missing"
         )
     draw = torch.randint(len(usable), (count,), generator=torch.Generator().manual_seed(seed))
     return [usable[i] for i in draw.tolist()]
