@@ -30,7 +30,7 @@ from flowrl.train import iterate
 NAME = "draws"
 OVERRIDES = ["algorithm.use=vrpo", "data.prompts=8"]
 WARM_UP = 3
-ESTIMATES, GRADIENTS = 100, 24
+ESTIMATES, GRADIENTS = 60, 20
 """Repetitions of each measurement, with other views."""
 PLANS: dict[str, tuple[str, ViewDraw]] = {
     "time": ("independent times, weight 1/t", RandomTime(draws=2)),
