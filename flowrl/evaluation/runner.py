@@ -7,18 +7,21 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowrl.errors import UserError, counted
 from flowrl.evaluation.decoding import check_varied, deterministic, grid, sampler_facts
+from flowrl.evaluation.protocol import check_alone, departures, find_protocol
 from flowrl.evaluation.results import SCHEMA, VariantScores, summarise
 from flowrl.evaluation.samples import SampleSource, complete_samples, prompts_digest
 from flowrl.evaluation.scoring import score_samples
-from flowrl.evaluation.statistics import RESAMPLES
-from flowrl.evaluation.suite import Suite, prompt_tag
-from flowrl.evaluation.suites import find
+from flowrl.evaluation.statistics import RESAMPLES, Floats
+from flowrl.evaluation.suite import Suite, Weighted, prompt_tag
+from flowrl.evaluation.suites import entries, find
 from flowrl.evaluation.target import Target, Variant
 from flowrl.evaluation.targets import Request, Samplers, find_target
 from flowrl.records.machine import versions
@@ -89,22 +92,28 @@ def evaluate(
 
     ``target`` is a model (folder, hub id, or the name of a world, with ``family`` if it has several), a run directory,
     a LoRA folder (on ``model`` where it does not name its own), or images. A run or LoRA is evaluated twice, ``base``
-    and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here; of several
-    lengths (tokens), steps and temperatures every combination is evaluated. Run again to resume: samples made with the
-    same settings are kept, and scores follow from the files alone. ``limit`` takes that many prompts, evenly over tags.
+    and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here or by the
+    suite's protocol; of several lengths (tokens), steps and temperatures every combination is evaluated. Run again to
+    resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
+    many prompts, evenly over tags.
     ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of gsm8k or math500, or the prompts
     of a suite of images; ``options`` are settings by suite, such as ``{"geneval": {"detector":
     "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
     """
     _check(samples, limit, suites)
     out = Path(out)
+    protocol = find_protocol(suites)
+    if protocol is not None:
+        steps, samples = steps or protocol.steps, samples or protocol.samples
+        guidance = protocol.guidance if guidance is None else guidance
     decodings = grid(steps=steps, guidance=guidance, length=length, temperature=temperature)
-    request = Request(checkpoint, decodings, call, base, family, model=model)
+    request = Request(checkpoint, decodings, call, protocol.size if protocol else None, base, family, model=model)
     subject, samplers = find_target(target, request)
     points = _points(samplers, samples)
     with ExitStack() as stack:
         display = stack.enter_context(display or Display())
         display.stage("loading what judges", log=False)
+        check_alone(suites, subject)
         found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
@@ -184,7 +193,10 @@ def _load(variant: Variant, display: Display) -> Policy:
 def _source(target: Target, variant: Variant, case: Case, seed: int) -> SampleSource:
     sampler = case.point.sampler
     assert sampler is not None
-    source = SampleSource(variant.open, sampler, seed, variant.identity, variant.weights, target.medium)
+    by_words = entries()[case.suite.name].protocol is not None
+    source = SampleSource(
+        variant.open, sampler, seed, variant.identity, variant.weights, target.medium, noise_by_words=by_words
+    )
     if target.kind != "run" or target.medium != "completions" or target.config is None:
         return source
     return replace(source, overlong=target.config.data.overlong, prefill=target.config.eval.prefill)
@@ -198,6 +210,8 @@ def _results(
     first = next(iter(made.values()))
     rows = case.rows if target.folder is not None else [entry.index for entry in first]  # some may be left out
     prompts = [suite.prompts[row] for row in rows]
+    tags, weights = [prompt_tag(prompt) for prompt in prompts], _weights(suite, prompts)
+    samples = max((len(entry.files) for entry in target.entries), default=point.samples)
     scores = {name: _scores(case, target, name, entries, out, display) for name, entries in made.items()}
     return {
         "suite": suite.name,
@@ -211,11 +225,27 @@ def _results(
         "partial": len(prompts) < suite.size,
         "prompts": len(prompts),
         "prompts_available": suite.size,
-        "samples_per_prompt": max((len(entry.files) for entry in target.entries), default=point.samples),
+        "samples_per_prompt": samples,
         **({"resolution": _resolution(first)} if target.medium == "images" else {}),
+        **_protocol(case, samples, first),
         "metadata_sha256": prompts_digest(suite.prompts),
-        **summarise(scores, [prompt_tag(prompt) for prompt in prompts], suite.tags, RESAMPLES, seed),
+        **summarise(scores, tags, suite.tags, RESAMPLES, seed, weights),
     }
+
+
+def _protocol(case: Case, samples: int, made: Sequence[Entry]) -> dict[str, Any]:
+    """What the benchmark says of how samples are made, and what was not so."""
+    protocol = entries()[case.suite.name].protocol
+    if protocol is None:
+        return {}
+    sampling = sampler_facts(case.point.sampler) if case.point.sampler else {}
+    return {"protocol": asdict(protocol), "departures": departures(protocol, sampling, samples, _resolution(made))}
+
+
+def _weights(suite: Suite, prompts: Sequence[Prompt]) -> dict[str, Floats]:
+    """[P] by measure, where a suite's prompts count differently."""
+    rows = [suite.weights(prompt) for prompt in prompts] if isinstance(suite, Weighted) else []
+    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
 
 def _scores(
