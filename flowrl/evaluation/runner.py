@@ -49,6 +49,16 @@ class GridPoint:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What all stages of an evaluation need."""
+
+    target: Target
+    out: Path
+    seed: int
+    display: Display
+
+
+@dataclass(frozen=True)
 class Case:
     """A suite at one decoding."""
 
@@ -95,13 +105,11 @@ def evaluate(
     and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here or by the
     suite's protocol; of several lengths (tokens), steps and temperatures every combination is evaluated. Run again to
     resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
-    many prompts, evenly over tags.
-    ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of gsm8k or math500, or the prompts
-    of a suite of images; ``options`` are settings by suite, such as ``{"geneval": {"detector":
-    "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
+    many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of
+    gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
+    {"detector": "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
     """
     _check(samples, limit, suites)
-    out = Path(out)
     protocol = find_protocol(suites)
     if protocol is not None:
         steps, samples = steps or protocol.steps, samples or protocol.samples
@@ -111,23 +119,28 @@ def evaluate(
     subject, samplers = find_target(target, request)
     points = _points(samplers, samples)
     with ExitStack() as stack:
-        display = stack.enter_context(display or Display())
-        display.stage("loading what judges", log=False)
+        job = Job(subject, Path(out), seed, stack.enter_context(display or Display()))
+        job.display.stage("loading what judges", log=False)
         check_alone(suites, subject)
         found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
         cases = [Case(suite, point, choose_prompts(suite.prompts, limit)) for suite in found for point in points]
-        made = _make_samples(cases, subject, seed, out, display)
-        entries = {case.name: _results(case, subject, made[case.name], seed, out, display) for case in cases}
+        made = _make_samples(cases, job)
+        entries = {case.name: _results(case, job, made[case.name]) for case in cases}
+    return _write(job, target, entries, {"limit": limit, "seed": seed, **_manifest(subject, points)})
+
+
+def _write(job: Job, target: str, entries: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``results.json``; its content is returned."""
     results = {
         "schema": SCHEMA,
         "target": target,
-        "kind": subject.kind,
+        "kind": job.target.kind,
         "suites": entries,
-        "manifest": {"limit": limit, "seed": seed, **_manifest(subject, points)},
+        "manifest": manifest,
     }
-    write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(job.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return results
 
 
@@ -168,17 +181,16 @@ def _points(samplers: Samplers, samples: int | None) -> list[GridPoint]:
     return points or [GridPoint("", None, 0)]
 
 
-def _make_samples(
-    cases: Sequence[Case], target: Target, seed: int, out: Path, display: Display
-) -> dict[str, dict[str, list[Entry]]]:
+def _make_samples(cases: Sequence[Case], job: Job) -> dict[str, dict[str, list[Entry]]]:
     """The samples of every case and variant, made where they are missing; each variant is loaded at most once."""
+    target, display = job.target, job.display
     if target.folder is not None:
         return {case.name: {"images": [target.entries[row] for row in case.rows]} for case in cases}
     made: dict[str, dict[str, list[Entry]]] = {case.name: {} for case in cases}
     for variant in target.variants:
         variant = replace(variant, open=functools.cache(functools.partial(_load, variant, display)))
         for case in cases:
-            source, folder = _source(target, variant, case, seed), out / case.folder(variant.name)
+            source, folder = _source(target, variant, case, job.seed), job.out / case.folder(variant.name)
             made[case.name][variant.name] = complete_samples(
                 source, case.suite.prompts, case.rows, case.point.samples, folder, display
             )
@@ -202,17 +214,15 @@ def _source(target: Target, variant: Variant, case: Case, seed: int) -> SampleSo
     return replace(source, overlong=target.config.data.overlong, prefill=target.config.eval.prefill)
 
 
-def _results(
-    case: Case, target: Target, made: Mapping[str, list[Entry]], seed: int, out: Path, display: Display
-) -> dict[str, Any]:
+def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str, Any]:
     """A case's entry in ``results.json``, from its samples by variant."""
-    suite, point = case.suite, case.point
+    suite, point, target = case.suite, case.point, job.target
     first = next(iter(made.values()))
     rows = case.rows if target.folder is not None else [entry.index for entry in first]  # some may be left out
     prompts = [suite.prompts[row] for row in rows]
     tags, weights = [prompt_tag(prompt) for prompt in prompts], _weights(suite, prompts)
     samples = max((len(entry.files) for entry in target.entries), default=point.samples)
-    scores = {name: _scores(case, target, name, entries, out, display) for name, entries in made.items()}
+    scores = {name: _scores(case, job, name, entries) for name, entries in made.items()}
     return {
         "suite": suite.name,
         "decoding": point.label,
@@ -229,7 +239,7 @@ def _results(
         **({"resolution": _resolution(first)} if target.medium == "images" else {}),
         **_protocol(case, samples, first),
         "metadata_sha256": prompts_digest(suite.prompts),
-        **summarise(scores, tags, suite.tags, RESAMPLES, seed, weights),
+        **summarise(scores, tags, suite.tags, RESAMPLES, job.seed, weights),
     }
 
 
@@ -248,12 +258,11 @@ def _weights(suite: Suite, prompts: Sequence[Prompt]) -> dict[str, Floats]:
     return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
 
-def _scores(
-    case: Case, target: Target, variant: str, entries: Sequence[Entry], out: Path, display: Display
-) -> VariantScores:
-    file, count = out / variant / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
+def _scores(case: Case, job: Job, variant: str, entries: Sequence[Entry]) -> VariantScores:
+    target, display = job.target, job.display
+    file, count = job.out / variant / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
     with display.counting(f"judging {counted(count, target.medium)} ({variant}) by {case.name}", count) as advance:
-        return score_samples(case.suite, entries, target.folder or out / variant, file, advance)
+        return score_samples(case.suite, entries, target.folder or job.out / variant, file, advance)
 
 
 def _resolution(entries: Sequence[Entry]) -> str:
