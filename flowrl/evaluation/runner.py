@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -78,9 +79,9 @@ class Case:
 
 
 def evaluate(
-    target: str,
-    suites: Sequence[str],
-    out: Path,
+    target: str | os.PathLike[str],
+    suites: str | Sequence[str],
+    out: str | Path,
     *,
     checkpoint: str = "best",
     samples: int | None = None,
@@ -100,6 +101,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
 
+    >>> results = flowrl.evaluate(run, "geneval", run.path / "eval", limit=20)  # of a run: base and tuned
+    >>> results["suites"]["geneval"]["arms"]["tuned"]["measures"]["correct"]["samples"]["value"]
+
     ``target`` is a model (folder, hub id, or the name of a world, with ``family`` if it has several), a run directory,
     a LoRA folder (on ``model`` where it does not name its own), or images. A run or LoRA is evaluated twice, ``base``
     and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here or by the
@@ -109,6 +113,7 @@ def evaluate(
     gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
     {"detector": "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
     """
+    target, suites, out = os.fspath(target), [suites] if isinstance(suites, str) else suites, Path(out)
     _check(samples, limit, suites)
     protocol = find_protocol(suites)
     if protocol is not None:
@@ -119,7 +124,7 @@ def evaluate(
     subject, samplers = find_target(target, request)
     points = _points(samplers, samples)
     with ExitStack() as stack:
-        job = Job(subject, Path(out), seed, stack.enter_context(display or Display()))
+        job = Job(subject, out, seed, stack.enter_context(display or Display()))
         job.display.stage("loading what judges", log=False)
         check_alone(suites, subject)
         found = find(suites, subject, data, options)
