@@ -42,6 +42,9 @@ def evaluate(
     model: BaseModel = None,
     data: SuiteData = None,
     option: SuiteOptions = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Check anew what judges, and say how; nothing is scored where it fails.")
+    ] = False,
     call: Call = None,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +80,7 @@ def evaluate(
             model=model,
             data=data,
             options=apply_overrides({}, option or []),
+            self_test=self_test,
             display=display,
         )
     if as_json:

@@ -20,6 +20,7 @@ from flowrl.evaluation.protocol import check_alone, departures, find_protocol
 from flowrl.evaluation.results import SCHEMA, VariantScores, summarise
 from flowrl.evaluation.samples import SampleSource, complete_samples, prompts_digest
 from flowrl.evaluation.scoring import score_samples
+from flowrl.evaluation.self_test import check_judges
 from flowrl.evaluation.statistics import RESAMPLES, Floats
 from flowrl.evaluation.suite import Suite, Weighted, prompt_tag
 from flowrl.evaluation.suites import entries, find
@@ -97,6 +98,7 @@ def evaluate(
     model: str | None = None,
     data: Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    self_test: bool = False,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Evaluate ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
@@ -111,7 +113,8 @@ def evaluate(
     resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
     many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of
     gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
-    {"detector": "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
+    {"detector": "weights/mask2former"}}``. ``self_test`` repeats the self-test of what judges, which otherwise is run
+    once for each detector and device; nothing is scored where it fails. Raises UserError for what cannot be evaluated.
     """
     target, suites, out = os.fspath(target), [suites] if isinstance(suites, str) else suites, Path(out)
     _check(samples, limit, suites)
@@ -130,9 +133,10 @@ def evaluate(
         found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
+        tests = check_judges(found, self_test, job.display)
         cases = [Case(suite, point, choose_prompts(suite.prompts, limit)) for suite in found for point in points]
         made = _make_samples(cases, job)
-        entries = {case.name: _results(case, job, made[case.name]) for case in cases}
+        entries = {case.name: _results(case, job, made[case.name], tests.get(case.suite.name)) for case in cases}
     return _write(job, target, entries, {"limit": limit, "seed": seed, **_manifest(subject, points)})
 
 
@@ -219,7 +223,7 @@ def _source(target: Target, variant: Variant, case: Case, seed: int) -> SampleSo
     return replace(source, overlong=target.config.data.overlong, prefill=target.config.eval.prefill)
 
 
-def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str, Any]:
+def _results(case: Case, job: Job, made: Mapping[str, list[Entry]], test: Mapping[str, Any] | None) -> dict[str, Any]:
     """A case's entry in ``results.json``, from its samples by variant."""
     suite, point, target = case.suite, case.point, job.target
     first = next(iter(made.values()))
@@ -243,6 +247,7 @@ def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str,
         "samples_per_prompt": samples,
         **({"resolution": _resolution(first)} if target.medium == "images" else {}),
         **_protocol(case, samples, first),
+        **({} if test is None else {"self_test": test}),
         "metadata_sha256": prompts_digest(suite.prompts),
         **summarise(scores, tags, suite.tags, RESAMPLES, job.seed, weights),
     }
