@@ -103,6 +103,9 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
         out.append(f"No overall: no prompts of {', '.join(suite['missing_tags'])}; raise the limit.")
     elif suite["partial"]:
         out.append(f"Partial: {suite['prompts']} of {suite['prompts_available']} prompts.")
+    if suite.get("departures"):
+        out.append(f"Not as the benchmark's protocol says: {'; '.join(suite['departures'])}.")
+    out += _self_test(suite.get("self_test"))
     unscored = {name: each["unscored"] for name, each in suite["arms"].items() if each["unscored"]}
     out += [
         f"{count} {suite['medium']} of {name} could not be scored and are left out." for name, count in unscored.items()
@@ -110,6 +113,18 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
     if suite["medium"] == "completions" and suite["samples_per_prompt"] == 1 and suite["sampling"]["temperature"] == 0:
         out.append("Greedy decoding: one completion per prompt, as further ones would be equal.")
     return out
+
+
+def _self_test(test: Mapping[str, Any] | None) -> list[str]:
+    """A line for all checks of what judges; of a test that was asked for, a line for each."""
+    if test is None:
+        return []
+    words = {True: "passed", None: "undecided"}
+    if test["afresh"]:
+        return [f"Self-test, {check['name']}: {words[check['passed']]}; {check['found']}." for check in test["checks"]]
+    open_ones = [check["name"] for check in test["checks"] if check["passed"] is None]
+    rest = f"; undecided: {', '.join(open_ones)}" if open_ones else ""
+    return [f"What judges has passed its self-test ({counted(len(test['checks']), 'checks')}{rest})."]
 
 
 def nested(values: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
