@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Brightness:
     """A dog in every bright picture."""
 
     version = "brightness"
-    labels = ("dog", "cat")
+    labels: Sequence[str] = ("dog", "cat")
 
     def __call__(self, pixels: torch.Tensor) -> list[list[Detection]]:
         means = pixels.float().mean(dim=(1, 2, 3))

@@ -190,7 +190,8 @@ def build(target: Target, data: Path | None, options: Options) -> Suite:
     ``data`` is GenEval's ``evaluation_metadata.jsonl`` or another file with its metadata; without it, prompts of our
     own generator. ``options``: folders or hub names of the `detector` and `clip`, `device`, `dtype`, `batch_size`,
     `official` and `known` (see `GenEvalOptions`); or `results`, the ``results.jsonl`` of the official tool, whose
-    verdicts on an image folder are taken over. Raises UserError for prompts without metadata, and weights that cannot be loaded.
+    verdicts on an image folder are taken over.
+    Raises UserError for prompts without metadata, and weights that cannot be loaded.
     """
     check_options("geneval", GenEvalOptions, options)
     chosen = GenEvalOptions(**options)
