@@ -19,6 +19,7 @@ from flowrl.cli.config import show_config
 from flowrl.cli.doctor import doctor
 from flowrl.cli.eval import evaluate
 from flowrl.cli.export import export
+from flowrl.cli.push import push
 from flowrl.cli.report import report
 from flowrl.cli.reproduce import reproduce
 from flowrl.cli.rewards import rewards, test_reward
@@ -45,6 +46,7 @@ COMMANDS = {
     "eval": evaluate,
     "sample": sample,
     "export": export,
+    "push": push,
     "report": report,
     "reproduce": reproduce,
     "watch": watch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from flowrl.cli.options import (
     ModelFamily,
     Results,
     SamplesPerPrompt,
+    SelfTest,
     StepsGrid,
     SuiteData,
     SuiteOptions,
@@ -42,6 +43,7 @@ def evaluate(
     model: BaseModel = None,
     data: SuiteData = None,
     option: SuiteOptions = None,
+    self_test: SelfTest = False,
     call: Call = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +57,6 @@ def evaluate(
         display.stage("starting", log=False)
         from flowrl.config.overrides import apply_overrides
         from flowrl.evaluation import evaluate as run
-        from flowrl.evaluation import show
         from flowrl.evaluation.decoding import numbers
 
         folder = _results_folder(target, out)
@@ -77,8 +78,15 @@ def evaluate(
             model=model,
             data=data,
             options=apply_overrides({}, option or []),
+            self_test=self_test,
             display=display,
         )
+    _print(results, folder, as_json)
+
+
+def _print(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from flowrl.evaluation import show
+
     if as_json:
         print(json.dumps(results, indent=1))
         return

@@ -34,6 +34,9 @@ Call = Annotated[
     list[str] | None,
     typer.Option("--call", metavar="KEY=VALUE", help="Argument of the pipeline's call, such as height=512."),
 ]
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="Check anew what judges, and say how; nothing is scored where it fails.")
+]
 Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
 
 
