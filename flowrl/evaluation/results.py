@@ -16,6 +16,8 @@ interval over prompts, null where unknown::
       samples_per_prompt, resolution (of images), metadata_sha256
       protocol, departures        of a benchmark that says how samples are made: what it says, and what was not so
       self_test                   afresh, and checks: name, passed (null: undecided) and found, of what judges
+      agreement                   of our verdicts with the official tool's (option official), overall and tags.TAG:
+                                  images, both, ours, theirs, neither, agree, wilson, kappa
       tags.TAG                    prompts: how many
       arms.ARM                    ARM is base and tuned, or model, or images
         samples, unscored         samples scored, and those without a primary measure

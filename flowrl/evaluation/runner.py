@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flowrl.errors import UserError, counted
+from flowrl.evaluation.agreement import OFFICIAL, agreement
 from flowrl.evaluation.decoding import check_varied, deterministic, grid, sampler_facts
 from flowrl.evaluation.protocol import check_alone, departures, find_protocol
 from flowrl.evaluation.results import SCHEMA, VariantScores, summarise
@@ -248,6 +249,7 @@ def _results(case: Case, job: Job, made: Mapping[str, list[Entry]], test: Mappin
         **({"resolution": _resolution(first)} if target.medium == "images" else {}),
         **_protocol(case, samples, first),
         **({} if test is None else {"self_test": test}),
+        **_agreement(scores, tags),
         "metadata_sha256": prompts_digest(suite.prompts),
         **summarise(scores, tags, suite.tags, RESAMPLES, job.seed, weights),
     }
@@ -260,6 +262,12 @@ def _protocol(case: Case, samples: int, made: Sequence[Entry]) -> dict[str, Any]
         return {}
     sampling = sampler_facts(case.point.sampler) if case.point.sampler else {}
     return {"protocol": asdict(protocol), "departures": departures(protocol, sampling, samples, _resolution(made))}
+
+
+def _agreement(scores: Mapping[str, VariantScores], tags: Sequence[str]) -> dict[str, Any]:
+    """Of our verdicts with those of the official tool, where the suite was given some."""
+    measures = next(iter(scores.values())).measures
+    return {"agreement": agreement(measures["correct"], measures[OFFICIAL], tags)} if OFFICIAL in measures else {}
 
 
 def _weights(suite: Suite, prompts: Sequence[Prompt]) -> dict[str, Floats]:

@@ -36,6 +36,10 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
             title = f"{name}: {first['primary']} of {counted(first['prompts'], 'prompts')} by decoding"
         console.print(Text(printable(title), style="bold"))
         console.print(suite_table(first) if len(suites) == 1 else grid_table(suites))
+        for suite in suites:
+            if "agreement" in suite:
+                console.print(Text("Agreement with the official tool, in images", style="bold"))
+                console.print(agreement_table(suite["agreement"]))
         for note in dict.fromkeys(note for suite in suites for note in notes(suite)):
             console.print(Text(printable(note), style="dim"))
 
@@ -54,6 +58,20 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
     table, variants = _table(suite)
     for label, _, path, last in rows(suite):
         table.add_row(Text(printable(label)), *_cells(suite, variants, path), end_section=last)
+    return table
+
+
+def agreement_table(found: Mapping[str, Any]) -> Table:
+    """Rows are tags and overall; columns how many images both judges, one of them or none calls right."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("", overflow="fold")
+    for name in ("both right", "ours alone", "official alone", "neither", "agree", "kappa"):
+        table.add_column(name, justify="right", no_wrap=True)
+    tags = found["tags"] if len(found["tags"]) > 1 else {}
+    for label, row in (*tags.items(), ("overall", found["overall"])):
+        counts = [str(row[key]) for key in ("both", "ours", "theirs", "neither")]
+        shares = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("agree", "kappa")]
+        table.add_row(Text(printable(label)), *counts, *shares)
     return table
 
 

@@ -27,7 +27,14 @@ from flowrl.detection.objects import OBJECTS
 from flowrl.detection.prompts import generate
 from flowrl.detection.self_test import Check, Judge, Known, self_test
 from flowrl.errors import UserError
-from flowrl.evaluation.imported_geneval import imported_geneval
+from flowrl.evaluation.agreement import OFFICIAL, shared_boxes
+from flowrl.evaluation.imported_geneval import (
+    OfficialVerdicts,
+    boxes_of,
+    correct_of,
+    imported_geneval,
+    official_verdicts,
+)
 from flowrl.evaluation.prompt_files import read
 from flowrl.evaluation.score_cache import ScoreCache, files_digest
 from flowrl.evaluation.scorer_suite import check_options
@@ -45,7 +52,7 @@ from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SIZE
 
 WORLD = "shapes"
 SOURCE = "shapes:test"
-OFFICIAL = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
+NUMBERS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 """Prompts of the benchmark by tag."""
 GENERATED_SEED = 0
 
@@ -62,6 +69,8 @@ class GenEvalOptions:
     batch_size: Annotated[int, Field(ge=1)] = 4
     results: str | None = None
     """``results.jsonl`` of the official tool, whose verdicts are taken over instead."""
+    official: str | None = None
+    """``results.jsonl`` of the official tool, whose verdicts on the same images are compared with ours."""
     known: str | None = None
     """Folder of pictures with known content, in GenEval's layout: the self-test judges them too."""
 
@@ -118,14 +127,29 @@ class DetectedGenEval:
     title: str
     version: str
     size: int
+    theirs: OfficialVerdicts | None = None
     name: str = "geneval"
     primary: str = "correct"
     tags: Sequence[str] = OFFICIAL_TAGS
 
     def score(self, samples: Samples) -> SuiteScores:
         """Official ``correct`` (0 or 1), ``strict`` (exactly what was asked for) and continuous ``score``; ``details``
-        are the boxes that counted, as official GenEval writes them."""
-        return self.cache.score(samples, self._score)
+        are the boxes that counted, as official GenEval writes them.
+
+        With the results of the official tool also its verdict ``official``, the share of its boxes that ours have
+        (``boxes_found``), and of ours that it has (``boxes_confirmed``).
+        """
+        scores = self.cache.score(samples, self._score)
+        if self.theirs is None:
+            return scores
+        results = self.theirs.of(samples.prompts)
+        pairs = [
+            (torch.nan, torch.nan) if result is None else shared_boxes(ours, boxes_of(result))
+            for ours, result in zip(scores.details, results, strict=True)
+        ]
+        found, confirmed = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        further = {OFFICIAL: correct_of(results), "boxes_found": found, "boxes_confirmed": confirmed}
+        return replace(scores, measures={**scores.measures, **further})
 
     def self_test(self, afresh: bool) -> list[Check]:
         """The checks of detector and colour classifier on the device in use, and on the pictures of ``known``."""
@@ -164,9 +188,9 @@ def build(target: Target, data: Path | None, options: Options) -> Suite:
     """The suite with the detector that fits the target.
 
     ``data`` is GenEval's ``evaluation_metadata.jsonl`` or another file with its metadata; without it, prompts of our
-    own generator. ``options``: folders or hub names of the `detector` and `clip`, `device`, `dtype`, `batch_size`, and
-    `known` (see `GenEvalOptions`); or `results`, the ``results.jsonl`` of the official tool, whose verdicts on an image
-    folder are taken over.
+    own generator. ``options``: folders or hub names of the `detector` and `clip`, `device`, `dtype`, `batch_size`,
+    `official` and `known` (see `GenEvalOptions`); or `results`, the ``results.jsonl`` of the official tool, whose
+    verdicts on an image folder are taken over.
     Raises UserError for prompts without metadata, and weights that cannot be loaded.
     """
     check_options("geneval", GenEvalOptions, options)
@@ -214,7 +238,7 @@ def _detected(
             "the official GenEval tool"
         ) from error
     version = f"1:{evaluator.version}{weights}"
-    style = "" if Counter(prompt.columns.get("tag") for prompt in prompts) == OFFICIAL else "-style"
+    style = "" if Counter(prompt.columns.get("tag") for prompt in prompts) == NUMBERS else "-style"
     return DetectedGenEval(
         prompts=prompts,
         source=source,
@@ -224,6 +248,7 @@ def _detected(
         title=f"geneval{style}[mask2former]",
         version=version,
         size=len(prompts),
+        theirs=None if options.official is None else official_verdicts(target, Path(options.official)),
     )
 
 
