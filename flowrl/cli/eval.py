@@ -12,9 +12,11 @@ from flowrl.cli.options import (
     BaseModel,
     Call,
     Checkpoint,
+    Features,
     Guidance,
     Json,
     ModelFamily,
+    Reference,
     Results,
     SamplesPerPrompt,
     SelfTest,
@@ -44,6 +46,8 @@ def evaluate(
     data: SuiteData = None,
     option: SuiteOptions = None,
     self_test: SelfTest = False,
+    features: Features = None,
+    reference: Reference = None,
     call: Call = None,
     as_json: Json = False,
 ) -> None:
@@ -79,6 +83,8 @@ def evaluate(
             data=data,
             options=apply_overrides({}, option or []),
             self_test=self_test,
+            features=features,
+            reference=reference,
             display=display,
         )
     _print(results, folder, as_json)
