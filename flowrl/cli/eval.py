@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flowrl.cli.completion import run_folders
 from flowrl.cli.options import (
     BaseModel,
     Call,
@@ -29,7 +30,7 @@ from flowrl.errors import UserError
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR")],
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR", autocompletion=run_folders)],
     suite: Annotated[str, typer.Option(help="Names of suites, separated by commas.")],
     out: Results = None,
     checkpoint: Checkpoint = "best",

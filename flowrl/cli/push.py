@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from flowrl.cli.options import Checkpoint, ExportFormat, Weights
+from flowrl.cli.options import Checkpoint, ExportFormat, RunFolder, Weights
 from flowrl.cli.printing import print_table, say
 from flowrl.errors import UserError
 
 
 def push(
-    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    run: RunFolder,
     hub_id: Annotated[str, typer.Argument(metavar="HUB_ID", help="Repository, OWNER/NAME.")],
     to: Annotated[
         ExportFormat | None, typer.Option(help="As of flowrl export [default: what diffusers or PEFT loads].")
