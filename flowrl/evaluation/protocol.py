@@ -16,6 +16,18 @@ def find_protocol(suites: Sequence[str]) -> SamplingProtocol | None:
     return next((entries()[name].protocol for name in suites if name in entries() and entries()[name].protocol), None)
 
 
+def filled(
+    protocol: SamplingProtocol | None,
+    steps: int | Sequence[int] | None,
+    guidance: float | None,
+    samples: int | None,
+) -> tuple[int | Sequence[int] | None, float | None, int | None]:
+    """Steps, guidance and samples per prompt as the user says, else as the protocol says."""
+    if protocol is None:
+        return steps, guidance, samples
+    return steps or protocol.steps, protocol.guidance if guidance is None else guidance, samples or protocol.samples
+
+
 def check_alone(suites: Sequence[str], target: Target) -> None:
     """Raise `UserError` for suites whose samples would be made differently; images that exist are made already."""
     known = [name for name in suites if name in entries()]
