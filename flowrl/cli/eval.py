@@ -13,9 +13,11 @@ from flowrl.cli.options import (
     BaseModel,
     Call,
     Checkpoint,
+    Features,
     Guidance,
     Json,
     ModelFamily,
+    Reference,
     Results,
     SamplesPerPrompt,
     SelfTest,
@@ -45,6 +47,8 @@ def evaluate(
     data: SuiteData = None,
     option: SuiteOptions = None,
     self_test: SelfTest = False,
+    features: Features = None,
+    reference: Reference = None,
     call: Call = None,
     as_json: Json = False,
 ) -> None:
@@ -80,6 +84,8 @@ def evaluate(
             data=data,
             options=apply_overrides({}, option or []),
             self_test=self_test,
+            features=features,
+            reference=reference,
             display=display,
         )
     _print(results, folder, as_json)

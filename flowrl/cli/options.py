@@ -43,6 +43,10 @@ Call = Annotated[
     list[str] | None,
     typer.Option("--call", metavar="KEY=VALUE", help="Argument of the pipeline's call, such as height=512."),
 ]
+Features = Annotated[
+    str | None, typer.Option(help="CLIP or DINO (folder or hub name) whose features tell how diverse images are.")
+]
+Reference = Annotated[Path | None, typer.Option(help="Folder of images whose distance from the made ones is measured.")]
 SelfTest = Annotated[
     bool, typer.Option("--self-test", help="Check anew what judges, and say how; nothing is scored where it fails.")
 ]

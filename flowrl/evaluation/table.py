@@ -123,6 +123,7 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
         out.append(f"Partial: {suite['prompts']} of {suite['prompts_available']} prompts.")
     if suite.get("departures"):
         out.append(f"Not as the benchmark's protocol says: {'; '.join(suite['departures'])}.")
+    out += _distances(suite["distances"]) if "distances" in suite else []
     out += _self_test(suite.get("self_test"))
     unscored = {name: each["unscored"] for name, each in suite["arms"].items() if each["unscored"]}
     out += [
@@ -131,6 +132,19 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
     if suite["medium"] == "completions" and suite["samples_per_prompt"] == 1 and suite["sampling"]["temperature"] == 0:
         out.append("Greedy decoding: one completion per prompt, as further ones would be equal.")
     return out
+
+
+def _distances(found: Mapping[str, Any]) -> list[str]:
+    """A line for every two sets of pictures that were compared."""
+    out = []
+    for row in found["between"]:
+        numbers = [
+            f"{label} {'-' if row[key] is None else format(row[key], '.4g')}"
+            for key, label in (("frechet", "Fréchet"), ("cmmd", "CMMD"), ("cmmd_unbiased", "unbiased"))
+        ]
+        counts = " and ".join(map(str, row["pictures"]))
+        out.append(f"Distance of {row['of']} from {row['from']} ({counts} pictures): {', '.join(numbers)}.")
+    return [*out, f"Diversity and distances are of the features of {found['features']}."]
 
 
 def _self_test(test: Mapping[str, Any] | None) -> list[str]:

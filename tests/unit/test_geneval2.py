@@ -104,6 +104,8 @@ def test_a_score_is_the_released_one(llava: str, tmp_path: Path) -> None:
     assert measures["soft_tifa_gm"] == pytest.approx([math.prod(row) ** (1 / len(row)) for row in wanted], abs=1e-5)
     assert measures["count"][0] == pytest.approx(wanted[0][0], abs=1e-5) and math.isnan(measures["count"][1])
     assert math.isnan(measures["verb"][0]) and next(iter(measures)) == "soft_tifa_gm"
+    (kept,) = (tmp_path / "cache/verdicts").iterdir()  # though no prompt has every skill
+    assert len(kept.read_text().splitlines()) == 2
 
 
 def test_the_arithmetic_of_soft_tifa() -> None:
@@ -210,6 +212,7 @@ def test_the_protocol_is_that_of_the_recipes() -> None:
     facts = {"steps": 40, "guidance": 1.0}
     assert departures(PROTOCOL, facts, 1, "512x512") == []
     assert departures(PROTOCOL, {**facts, "guidance": 4.5}, 1, "512x512") == ["guidance 4.5 (1.0)"]
+    assert departures(PROTOCOL, {**facts, "guidance": None}, 1, "512x512") == []  # an argument of the call
     assert pipeline_call("somewhere/model", None, None, 512) == {"height": 512, "width": 512}
     assert pipeline_call("somewhere/model", {"height": 256}, None, 512) == {"height": 256, "width": 512}
     assert (
