@@ -50,5 +50,7 @@ def departures(protocol: SamplingProtocol, sampling: dict[str, Any], samples: in
         "steps": protocol.steps,
         "guidance": protocol.guidance,
     }
+    if found.get("guidance") is None:  # it is an argument of the pipeline's call, as was asked for
+        found["guidance"] = protocol.guidance
     out = [f"{name} {found[name]} ({value})" for name, value in wanted.items() if found.get(name, value) != value]
     return out if sampling else [*out, "steps, guidance and noise of images made elsewhere are not known"]

@@ -21,7 +21,9 @@ from flowrl.detection.self_test import Check, Judge, Known, deviation, overlap, 
 from flowrl.errors import UserError
 from flowrl.evaluation import evaluate
 from flowrl.evaluation.self_test import check_judges, remembered
+from flowrl.evaluation.suites import find, geneval
 from flowrl.evaluation.table import notes
+from flowrl.evaluation.target import Target
 from flowrl.records.sample_files import sample_path, write_image, write_text
 from flowrl.runtime.display import Display
 from tests.tiny_detector import quick, save_mask2former, taught
@@ -267,6 +269,37 @@ def folder_of(path: Path) -> str:
     write_text(path / "00000/metadata.jsonl", json.dumps(METADATA))
     write_image(sample_path(path, 0, 0), pictures(1)[0])
     return str(path)
+
+
+class Copied(Mask2Former):
+    """An oracle in the detector's clothes, weaker by ``factor``."""
+
+    def __init__(self, factor: float) -> None:
+        self.labels, self.version, self._oracle = OBJECTS, "copied", Oracle(fault=scaled(lambda _: factor))
+
+    def candidates(self, pixels: Tensor) -> Found:
+        return self._oracle.candidates(pixels)
+
+
+@pytest.mark.parametrize(("elsewhere", "passed"), [(1.0, True), (0.9, False)])
+def test_on_an_accelerator_the_same_weights_are_opened_on_the_cpu(
+    elsewhere: float, passed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(geneval, "device_and_dtype", lambda device, dtype: (torch.device("cuda", 0), torch.float32))
+    opened: list[str | None] = []
+
+    def open_one(options: geneval.GenEvalOptions) -> Evaluator:
+        opened.append(options.device)
+        return Evaluator(Copied(elsewhere if options.device == "cpu" else 1.0), Eyes())
+
+    monkeypatch.setattr(geneval, "_evaluator", open_one)
+    (suite,) = find(["geneval"], Target("somewhere/model", "model"))
+    assert isinstance(suite, geneval.DetectedGenEval)
+    checks = verdicts(suite.self_test(False))
+    assert checks["device"] is passed and opened == [None, "cpu"]
+    suite.self_test(False)
+    assert len(opened) == (2 if passed else 3)  # a failed test is not remembered
 
 
 @pytest.mark.slow
