@@ -25,12 +25,14 @@ TOKEN = re.compile(
     r"|\b(?=\w*\d)(?=\w*[G-Zg-z])\w{40,}\b"
 )
 """Tokens of well-known services by how they begin, and long words of letters and digits that are no hash."""
-ADDRESS = re.compile(r"\w+://")
+ADDRESS = re.compile(r"\w+://|^(?:\d{1,3}(?:\.\d{1,3}){3}|localhost|[\w-]+(?:\.[\w-]+)*:\d{2,5})(?:[:/]\S*)?$")
+"""Of servers, with a scheme, by number, or with a port."""
 FOLDER = re.compile(r"(?:[A-Za-z]:[\\/]|\\\\|~|/|\.{1,2}/)[^\n]*")
 """What a config's value that names a file begins with."""
 DEEP = re.compile(r"(?:~[\w.-]*|[A-Za-z]:)?[/\\][^\s/\\][^\n/\\]*[/\\][^\n]+")
 """A path of two parts at least: one alone may be a word of a model, such as ``/think``."""
-OWN_CODE = re.compile(r"[^:\n]*\.py:\w+")
+OWN_CODE = re.compile(r"[^:\n]*\.py:\w+|callable:.*")
+"""What is not in the repository: functions of a file, or of the program that called `flowrl.train`."""
 PLACES = ("model.path", "model.adapter", "data.train", "data.test")
 """Keys that name folders and files, also by relative paths."""
 FREE = ("rewards", "algorithm", "model.call", "model.chat_template_kwargs", "optimizer.options", "data.columns")
@@ -40,7 +42,8 @@ SAME = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
 def public_config(config: Config) -> tuple[dict[str, Any], list[str]]:
-    """The keys that are not their defaults, as plain data, and those of them whose values were shortened or hidden."""
+    """The keys that are not their defaults, as plain data, and those of them whose values were shortened or hidden, or
+    name code that others do not have."""
     changed: list[str] = []
     whole = config.model_dump(mode="json", exclude_defaults=True, exclude=set(PRIVATE))
     return {key: _public(key, value, changed) for key, value in whole.items()}, changed
@@ -65,7 +68,7 @@ def _public(key: str, value: Any, changed: list[str]) -> Any:
     shown = _shown(key, value) if isinstance(value, str) else value
     if key.startswith(FREE) and value is not None and any(map(SECRET_KEY.search, key.split("."))):
         shown = HIDDEN
-    if shown != value:
+    if shown != value or (isinstance(value, str) and OWN_CODE.fullmatch(value)):
         changed.append(key)
     return shown
 

@@ -6,7 +6,8 @@ import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from flowrl.evaluation.targets.world_models import pipeline_call
 from flowrl.records.sample_files import read_images, sample_path, write_image, write_text
 from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Prompt, Samples
+from rewards._vlm import LocalVlm
 from tests.tiny_scorers import CLOSE, as_pil, pictures
 from tests.tiny_vlm import save_llava
 
@@ -128,6 +130,27 @@ def test_an_answer_has_the_released_spellings() -> None:
     assert set(spellings("Are there any cats?", "Yes", "p")) == {"Yes", " Yes", "yes", " yes"}
     with pytest.raises(UserError, match="should be 'Yes', found 'No'"):
         spellings("Are there any cats?", "No", "p")
+
+
+class Pieces:
+    """A tokenizer as Qwen's: a digit after a space is a space and a digit, a word may be several tokens."""
+
+    unk_token_id = 0
+    ids: ClassVar = {"4": [4], " 4": [9, 4], "four": [1, 2], " four": [3], "Four": [0], "": []}
+    words: ClassVar = {4: "4", 9: " ", 1: "fo", 3: " four", 0: "?"}
+
+    def __call__(self, text: str, add_special_tokens: bool) -> Any:
+        return SimpleNamespace(input_ids=self.ids[text])
+
+    def decode(self, ids: list[int]) -> str:
+        return self.words[ids[0]]
+
+
+def test_a_spelling_is_its_first_token_and_a_bare_space_is_none() -> None:
+    vlm = object.__new__(LocalVlm)
+    vlm.processor = SimpleNamespace(tokenizer=Pieces())
+    found = {word: vlm._begin(word) for word in Pieces.ids}
+    assert found == {"4": [4], " 4": [], "four": [1], " four": [3], "Four": [], "": []}
 
 
 def test_the_skills_are_means_over_questions_not_over_images(llava: str, tmp_path: Path) -> None:

@@ -197,6 +197,11 @@ def test_nothing_secret_or_local_is_sent(tmp_path: Path, monkeypatch: pytest.Mon
     rewards = [
         {"use": f"{home}/code/my.py:bright", "options": {"api_key": "sekret1", "url": "https://judge.inner/v1"}},
         {"use": "http://10.0.0.5:8000/hps", "options": {"headers": {"x": "sekret2"}, "mode": "strict"}},
+        {
+            "use": "callable:f",
+            "name": "g",
+            "options": {"a": "judge.inner:8000/v1", "b": "10.0.0.7", "c": "localhost:99"},
+        },
         {"use": "judge", "options": {"model": "hf_abcdefghijklmnop", "path": "~alice/w"}},
     ]
     run, exported = make_run(
@@ -212,13 +217,18 @@ def test_nothing_secret_or_local_is_sent(tmp_path: Path, monkeypatch: pytest.Mon
     hub = Hub()
     sent(run, exported, hub)
     for name, content in hub.sent["files"].items():
-        for word in ("alice", "sekret", "judge.inner", "10.0.0", "hf_abc", str(tmp_path)):
+        for word in ("alice", "sekret", "judge.inner", "10.0.0", "localhost", "hf_abc", str(tmp_path)):
             assert word.encode() not in content, f"{word} in {name}"
     kept = yaml.safe_load(hub.sent["files"]["flowrl_config.yaml"])
     assert kept["model"]["path"] == "sd35" and kept["data"] == {"train": "prompts.txt", "test": "t.txt"}
     assert kept["rewards"][0]["use"] == "my.py:bright" and kept["rewards"][1]["options"]["mode"] == "strict"
     text = hub.sent["files"]["README.md"].decode()
-    assert "`model.path`" in text and "a model in a local folder, `sd35`" in text and "base_model:" not in text
+    assert (
+        "`model.path`" in text
+        and "`rewards.2.use`" in text
+        and "a model in a local folder, `sd35`" in text
+        and "base_model:" not in text
+    )
     (tmp_path / "w.safetensors").write_bytes(hub.sent["files"]["pytorch_lora_weights.safetensors"])
     with safe_open(tmp_path / "w.safetensors", "pt") as opened:
         assert json.loads(opened.metadata()["lora_adapter_metadata"])["transformer.r"] == 8
