@@ -32,9 +32,10 @@ from flowrl.evaluation.suite import Options, Suite, SuiteEntry, SuiteScores
 from flowrl.evaluation.target import Target, prompt_of
 from flowrl.media import quantise
 from flowrl.types import Prompt, Samples
+from flowrl.worlds.images.scenes import CLASSES, COLORS
 from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
-from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SIZE
+from flowrl.worlds.shapes.scenes import SIZE
 
 WORLD = "shapes"
 SOURCE = "shapes:test"
