@@ -55,10 +55,8 @@ def main() -> None:
         _, finish = lessons(pipeline.vae, 1.0, 0)[-1]  # on what the base was finished
         recipe = Recipe(seconds=options.seconds, lr=options.lr, decay_from=0.3, seed=1000 + seed)
         longer = continue_pretraining(pipeline, recipe, finish)
-        line = (
-            f"more pre-training, {options.seconds:g} CPU s, seed {seed}: strict {score(options.world, 1.0, longer):.3f}"
-        )
-        print(line, flush=True)
+        strict = score(options.world, 1.0, longer)
+        print(f"more pre-training, {options.seconds:g} CPU s, seed {seed}: strict {strict:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the image worlds' autoencoders share: architecture, loss and optimiser. Latents have an eighth of an image's side.
+"""What the image worlds' autoencoders share: architecture, loss, optimiser. Latents have an eighth of the side.
 
 Latents trained on reconstruction alone are useless here: figures differ from the grey background with either sign, so
 presence and shape explain 1 % and 0.2 % of their variance, and a flow model learns no layout, count or binding from

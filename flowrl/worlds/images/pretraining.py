@@ -219,7 +219,8 @@ def train(
 ) -> None:
     """Trains a base as the command line says, autoencoder first; the folder is usable from the first checkpoint on.
 
-    `train_autoencoder(seconds, seed, log)`, `build_pipeline(vae, seed)`, `lessons(vae, seconds, seed)`; the minutes are the defaults.
+    `train_autoencoder(seconds, seed, log)`, `build_pipeline(vae, seed)` and `lessons(vae, seconds, seed)` are the
+    world's; the minutes are the defaults.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
