@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers import StableDiffusion3Pipeline as Pipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.worlds.images.autoencoder import Vae
@@ -193,8 +194,9 @@ def _averaged(pipe: Pipeline, parts: list[torch.nn.Module], average: list[Tensor
     return Pipeline(**copies)
 
 
-def save(pipe: Pipeline, folder: Path) -> None:
-    """Writes beside `folder`, then swaps: a reader never sees half a model."""
+def save(pipe: Pipeline, folder: Path, half: bool = False) -> None:
+    """Writes beside `folder`, then swaps: a reader never sees half a model. `half`: files of float16 numbers; the
+    configs say float32, so whoever opens them computes in that."""
     fresh, stale = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -203,6 +205,8 @@ def save(pipe: Pipeline, folder: Path) -> None:
         write_slow_tokenizer(pipe.components[name], fresh / name)
     index = fresh / "model_index.json"  # the name this class has in every version of transformers
     index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    for file in fresh.rglob("*.safetensors") if half else ():
+        save_file({name: value.half() for name, value in load_file(file).items()}, file, {"format": "pt"})
     if folder.exists():
         folder.rename(stale)
     fresh.rename(folder)
@@ -216,6 +220,7 @@ def train(
     *,
     minutes: float,
     vae_minutes: float,
+    half: bool = False,
 ) -> None:
     """Trains a base as the command line says, autoencoder first; the folder is usable from the first checkpoint on.
 
@@ -240,10 +245,9 @@ def train(
     else:
         vae = train_autoencoder(60 * args.vae_minutes, args.seed, log)
     pipe = build_pipeline(vae, args.seed)
-    save(pipe, args.out)
     for recipe, draw in lessons(vae, 60 * args.minutes, args.seed):
         pipe = continue_pretraining(pipe, recipe, draw, log, _saver(args.out))
-        save(pipe, args.out)
+        save(pipe, args.out, half)
 
 
 def _saver(folder: Path, every: float = 0.1) -> Callable[[Pipeline, float], None]:
