@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -87,6 +87,27 @@ class Suite(Protocol):
         ...
 
 
+@runtime_checkable
+class Weighted(Protocol):
+    """A suite with measures that are means over the parts of samples, of which prompts have different numbers."""
+
+    def weights(self, prompt: Prompt) -> Mapping[str, float]:
+        """By measure, how much a sample of this prompt counts in its mean; 1 for a measure that is left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class SamplingProtocol:
+    """How a benchmark's samples are made where the user says nothing else."""
+
+    steps: int
+    guidance: float
+    size: int
+    """Pixels per side; a run, and an export of one that states it, keep their own."""
+    samples: int
+    """Per prompt."""
+
+
 @dataclass(frozen=True)
 class SuiteEntry:
     """How a suite is made when it is asked for by its name."""
@@ -98,6 +119,8 @@ class SuiteEntry:
     takes_data: bool = False
     """Whether it reads a file of prompts or problems."""
     takes_options: bool = False
+    protocol: SamplingProtocol | None = None
+    """With one, noise follows from the prompt's words, not from its place in the file."""
 
 
 def prompt_tag(prompt: Prompt) -> str:

@@ -103,6 +103,8 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
         out.append(f"No overall: no prompts of {', '.join(suite['missing_tags'])}; raise the limit.")
     elif suite["partial"]:
         out.append(f"Partial: {suite['prompts']} of {suite['prompts_available']} prompts.")
+    if suite.get("departures"):
+        out.append(f"Not as the benchmark's protocol says: {'; '.join(suite['departures'])}.")
     unscored = {name: each["unscored"] for name, each in suite["arms"].items() if each["unscored"]}
     out += [
         f"{count} {suite['medium']} of {name} could not be scored and are left out." for name, count in unscored.items()

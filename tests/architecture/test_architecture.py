@@ -33,6 +33,7 @@ LAYERS = (
     "flowrl.report flowrl.trainer",
     "flowrl.train flowrl.remote",
     "flowrl.commands",
+    "flowrl.notebook",
     "flowrl.cli",
     "flowrl",
 )

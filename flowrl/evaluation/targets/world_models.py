@@ -42,15 +42,17 @@ def completion_length(world: str | None) -> int | None:
     return None if world is None else getattr(_module(world), "LENGTH", None)
 
 
-def pipeline_call(model: str, call: Mapping[str, Any] | None, guidance: float | None) -> dict[str, Any]:
-    """Arguments of the pipeline's call; an export of a world's model is called as the world's own.
+def pipeline_call(
+    model: str, call: Mapping[str, Any] | None, guidance: float | None, size: int | None = None
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call; an export of a world's model is called as the world's own, whatever ``size``.
 
     The world's call has no guidance, and a pipeline loaded without it has no unconditional branch to turn on later, so
     ``guidance`` is one of the arguments.
     """
     world = world_of(model, "diffusion")
     if world is None or "diffusion" not in base_models(world):
-        return dict(call or {})
+        return {**({"height": size, "width": size} if size else {}), **(call or {})}
     guided = {"guidance_scale": guidance} if guidance not in (None, 1.0) else {}
     return {**CALL, **guided, **(call or {})}
 

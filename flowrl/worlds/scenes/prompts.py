@@ -55,6 +55,11 @@ def wording(include: list[Metadata]) -> str:
     return " and ".join(map(_phrase, include))
 
 
+def asks_for_text(metadata: Metadata) -> str | None:
+    """The word a prompt asks for."""
+    return next((item["text"] for item in metadata["include"] if item["class"] == TEXT), None)
+
+
 def word_clause(word: str) -> Metadata:
     """An include clause that asks for a word."""
     return {"class": TEXT, "count": 1, "text": word}
