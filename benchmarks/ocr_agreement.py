@@ -1,8 +1,8 @@
-"""Does an optical character reader read what the scenes world's verifier reads? On renderings and on the base's pictures.
+"""Does an optical character reader read what the scenes world's verifier reads? On renderings and a base's pictures.
 
     OMP_NUM_THREADS=1 python -m benchmarks.ocr_agreement --repeats 4
 
-The reader is the reward `ocr` (rapidocr: detector and recogniser inside its wheel) in its strict mode; a word is read if
+The reader is the reward `ocr` (rapidocr, its models inside its wheel) in its strict mode; a word is read if
 that is 1. Prompts: all of both splits that ask for a text.
 """
 
