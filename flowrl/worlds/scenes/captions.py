@@ -15,13 +15,14 @@ from flowrl.worlds.scenes.prompts import NUMBERS, TAGS, draw
 from flowrl.worlds.scenes.scenes import TEXT, random_scene
 
 SHARES = {
+    "colors": 0.08,
     "counting": 0.13,
     "color_attr": 0.12,
-    "three_object": 0.13,
-    "two_counts": 0.14,
+    "three_object": 0.11,
+    "two_counts": 0.12,
     "position": 0.18,
-    "text": 0.14,
-    "text_position": 0.16,
+    "text": 0.13,
+    "text_position": 0.13,
 }
 """Of captions, by kind."""
 

@@ -1,4 +1,4 @@
-"""Seven kinds of prompts about shapes and words, split into train and test.
+"""Eight kinds of prompts about shapes and words, split into train and test.
 
 "Held out" means held out from RL training: pre-training draws its captions from the whole space, so the test
 split measures whether what RL improves carries over to prompts it never rewarded.
@@ -16,7 +16,8 @@ from flowrl.worlds.scenes.scenes import LONGEST, TEXT
 
 NUMBERS = {1: "a", 2: "two", 3: "three", 4: "four", 5: "five"}
 MOST_OF_TWO = 3  # of either shape where two are counted
-TRAIN_SIZE = 48  # train prompts per tag
+TRAIN_SIZE = 48  # train prompts per tag where there are so many
+FEW = {"colors": len(CLASSES) * len(COLORS)}  # all there are
 TEST_SIZE = 12  # test prompts per tag
 
 
@@ -28,7 +29,7 @@ def prompts(split: Literal["train", "test"]) -> list[Metadata]:
     for tag in TAGS:
         rng = random.Random(f"scenes-{tag}")
         found: dict[str, Metadata] = {}
-        while len(found) < TEST_SIZE + TRAIN_SIZE:
+        while len(found) < min(TEST_SIZE + TRAIN_SIZE, FEW.get(tag, TEST_SIZE + TRAIN_SIZE)):
             row = draw(tag, rng)
             found.setdefault(row["prompt"], row)
         every = list(found.values())
@@ -83,6 +84,10 @@ def _shapes(rng: random.Random, *counts: int) -> list[Metadata]:
     return [noun(*parts) for parts in zip(shapes, counts, colors, strict=True)]
 
 
+def _colors(rng: random.Random) -> list[Metadata]:
+    return _shapes(rng, 1)
+
+
 def _counting(rng: random.Random) -> list[Metadata]:
     return _shapes(rng, rng.randint(2, max(NUMBERS)))
 
@@ -115,6 +120,7 @@ def _text_position(rng: random.Random) -> list[Metadata]:
 
 
 _DRAW: dict[str, Callable[[random.Random], list[Metadata]]] = {
+    "colors": _colors,
     "counting": _counting,
     "color_attr": _color_attr,
     "three_object": _three_object,
