@@ -172,7 +172,7 @@ def test_label_noise_leaves_room_for_reinforcement() -> None:
     rng = random.Random(1)
     rows = [draw(tag, rng) for tag in TAGS for _ in range(40)]
     wrong = score(render([random_scene(corrupt(row, rng, NOISY), rng) for row in rows]), rows)[0].mean()
-    assert 0.4 < wrong < 0.7
+    assert 0.7 < wrong < 0.92
 
 
 def test_reward_reads_columns() -> None:

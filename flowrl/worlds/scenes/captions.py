@@ -35,12 +35,12 @@ class Noise:
     pre-training cannot.
     """
 
-    extra: float = 0.15  # an unrequested shape
-    wrong_count: float = 0.30  # of a clause that asks for several
-    swapped_colors: float = 0.15  # of two or three shapes
-    wrong_color: float = 0.10
-    any_layout: float = 0.25  # placed at random, which still satisfies a third of relations
-    wrong_letter: float = 0.25  # of a word: one letter replaced
+    extra: float = 0.05  # an unrequested shape
+    wrong_count: float = 0.12  # of a clause that asks for several
+    swapped_colors: float = 0.06  # of two or three shapes
+    wrong_color: float = 0.04
+    any_layout: float = 0.10  # placed at random, which still satisfies a third of relations
+    wrong_letter: float = 0.10  # of a word: one letter replaced
 
 
 NOISY = Noise()
