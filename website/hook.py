@@ -13,6 +13,9 @@ sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
 
 from website import generated, marks  # noqa: E402
 
+FIRST = "---\nsearch: {boost: 4}\n---\n"
+"""Of pages that a search for a key or a command should name first."""
+
 
 def on_files(files: Files, config: Any) -> Files:
     """Pages of the repository, pages made from the code, and every file that one of them links to."""
@@ -21,7 +24,7 @@ def on_files(files: Files, config: Any) -> Files:
     made = {marks.page_of(path): marks.for_site(text, path) for path, text in shown.items()}
     wanted = {file for path, text in shown.items() for _, file in marks.linked(text, path)}
     for place, text in generated.pages().items():
-        made[place] = marks.with_blank_lines(text)
+        made[place] = (FIRST if "/" not in place else "") + marks.with_blank_lines(text)
         links = (file for _, file in marks.linked(text, place) if file.startswith(marks.FILES))
         wanted |= {file.removeprefix(marks.FILES).removesuffix(".md") for file in links}
     for path in sorted(wanted):

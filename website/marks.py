@@ -15,6 +15,7 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
+    "examples/README.md": "examples.md",
     "flowrl/worlds/shapes/README.md": "worlds/shapes.md",
     "flowrl/worlds/scenes/README.md": "worlds/scenes.md",
     "flowrl/worlds/sudoku/README.md": "worlds/sudoku.md",

@@ -16,6 +16,18 @@ def find_protocol(suites: Sequence[str]) -> SamplingProtocol | None:
     return next((entries()[name].protocol for name in suites if name in entries() and entries()[name].protocol), None)
 
 
+def filled(
+    protocol: SamplingProtocol | None,
+    steps: int | Sequence[int] | None,
+    guidance: float | None,
+    samples: int | None,
+) -> tuple[int | Sequence[int] | None, float | None, int | None]:
+    """Steps, guidance and samples per prompt as the user says, else as the protocol says."""
+    if protocol is None:
+        return steps, guidance, samples
+    return steps or protocol.steps, protocol.guidance if guidance is None else guidance, samples or protocol.samples
+
+
 def check_alone(suites: Sequence[str], target: Target) -> None:
     """Raise `UserError` for suites whose samples would be made differently; images that exist are made already."""
     known = [name for name in suites if name in entries()]
@@ -38,5 +50,7 @@ def departures(protocol: SamplingProtocol, sampling: dict[str, Any], samples: in
         "steps": protocol.steps,
         "guidance": protocol.guidance,
     }
+    if found.get("guidance") is None:  # it is an argument of the pipeline's call, as was asked for
+        found["guidance"] = protocol.guidance
     out = [f"{name} {found[name]} ({value})" for name, value in wanted.items() if found.get(name, value) != value]
     return out if sampling else [*out, "steps, guidance and noise of images made elsewhere are not known"]

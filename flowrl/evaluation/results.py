@@ -15,6 +15,11 @@ interval over prompts, null where unknown::
       prompts, prompts_available  prompts used, and how many the suite has
       samples_per_prompt, resolution (of images), metadata_sha256
       protocol, departures        of a benchmark that says how samples are made: what it says, and what was not so
+      self_test                   afresh, and checks: name, passed (null: undecided) and found, of what judges
+      agreement                   of our verdicts with the official tool's (option official), overall and tags.TAG:
+                                  images, both, ours, theirs, neither, agree, wilson, kappa
+      distances                   with features: their encoder, and between: of, from, pictures (of both), frechet, cmmd
+                                  (as released) and cmmd_unbiased
       tags.TAG                    prompts: how many
       arms.ARM                    ARM is base and tuned, or model, or images
         samples, unscored         samples scored, and those without a primary measure

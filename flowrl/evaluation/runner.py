@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from flowrl.errors import UserError, counted
+from flowrl.evaluation.agreement import OFFICIAL, agreement
 from flowrl.evaluation.decoding import check_varied, deterministic, grid, sampler_facts
-from flowrl.evaluation.protocol import check_alone, departures, find_protocol
+from flowrl.evaluation.features import FeatureSpace, distances, open_space, with_diversity
+from flowrl.evaluation.protocol import check_alone, departures, filled, find_protocol
 from flowrl.evaluation.results import SCHEMA, VariantScores, summarise
 from flowrl.evaluation.samples import SampleSource, complete_samples, prompts_digest
 from flowrl.evaluation.scoring import score_samples
+from flowrl.evaluation.self_test import check_judges
 from flowrl.evaluation.statistics import RESAMPLES, Floats
 from flowrl.evaluation.suite import Suite, Weighted, prompt_tag
 from flowrl.evaluation.suites import entries, find
@@ -57,6 +60,10 @@ class Job:
     out: Path
     seed: int
     display: Display
+    space: FeatureSpace | None
+    """Where diversity and distances are measured."""
+    tests: Mapping[str, Mapping[str, Any]]
+    """The self-tests by suite."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,9 @@ def evaluate(
     model: str | None = None,
     data: Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    self_test: bool = False,
+    features: str | None = None,
+    reference: Path | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Evaluate ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
@@ -111,29 +121,35 @@ def evaluate(
     resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
     many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of
     gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
-    {"detector": "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
+    {"detector": "weights/mask2former"}}``. ``self_test`` repeats the self-test of what judges, otherwise run once.
+    ``features`` (a CLIP or DINO) and ``reference`` (a folder of images) add diversity within prompts and distances
+    between sets of images (see `features`). Raises UserError for what cannot be evaluated.
     """
     target, suites, out = os.fspath(target), [suites] if isinstance(suites, str) else suites, Path(out)
     _check(samples, limit, suites)
     protocol = find_protocol(suites)
-    if protocol is not None:
-        steps, samples = steps or protocol.steps, samples or protocol.samples
-        guidance = protocol.guidance if guidance is None else guidance
+    steps, guidance, samples = filled(protocol, steps, guidance, samples)
     decodings = grid(steps=steps, guidance=guidance, length=length, temperature=temperature)
     request = Request(checkpoint, decodings, call, protocol.size if protocol else None, base, family, model=model)
     subject, samplers = find_target(target, request)
     points = _points(samplers, samples)
     with ExitStack() as stack:
-        job = Job(subject, out, seed, stack.enter_context(display or Display()))
-        job.display.stage("loading what judges", log=False)
+        shown = stack.enter_context(display or Display())
+        shown.stage("loading what judges", log=False)
         check_alone(suites, subject)
         found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
+        tests = check_judges(found, self_test, shown)
+        job = Job(subject, out, seed, shown, open_space(features, reference, subject), tests)
         cases = [Case(suite, point, choose_prompts(suite.prompts, limit)) for suite in found for point in points]
-        made = _make_samples(cases, job)
-        entries = {case.name: _results(case, job, made[case.name]) for case in cases}
+        entries = _entries(cases, job)
     return _write(job, target, entries, {"limit": limit, "seed": seed, **_manifest(subject, points)})
+
+
+def _entries(cases: Sequence[Case], job: Job) -> dict[str, dict[str, Any]]:
+    made = _make_samples(cases, job)
+    return {case.name: _results(case, job, made[case.name]) for case in cases}
 
 
 def _write(job: Job, target: str, entries: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,6 +244,8 @@ def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str,
     tags, weights = [prompt_tag(prompt) for prompt in prompts], _weights(suite, prompts)
     samples = max((len(entry.files) for entry in target.entries), default=point.samples)
     scores = {name: _scores(case, job, name, entries) for name, entries in made.items()}
+    seen = {name: job.space.of(entries) for name, entries in made.items()} if job.space else {}
+    scores = {name: with_diversity(each, seen[name]) if seen else each for name, each in scores.items()}
     return {
         "suite": suite.name,
         "decoding": point.label,
@@ -243,6 +261,9 @@ def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str,
         "samples_per_prompt": samples,
         **({"resolution": _resolution(first)} if target.medium == "images" else {}),
         **_protocol(case, samples, first),
+        **({"self_test": job.tests[suite.name]} if suite.name in job.tests else {}),
+        **({"distances": distances(job.space, seen)} if job.space else {}),
+        **_agreement(scores, tags),
         "metadata_sha256": prompts_digest(suite.prompts),
         **summarise(scores, tags, suite.tags, RESAMPLES, job.seed, weights),
     }
@@ -255,6 +276,12 @@ def _protocol(case: Case, samples: int, made: Sequence[Entry]) -> dict[str, Any]
         return {}
     sampling = sampler_facts(case.point.sampler) if case.point.sampler else {}
     return {"protocol": asdict(protocol), "departures": departures(protocol, sampling, samples, _resolution(made))}
+
+
+def _agreement(scores: Mapping[str, VariantScores], tags: Sequence[str]) -> dict[str, Any]:
+    """Of our verdicts with those of the official tool, where the suite was given some."""
+    measures = next(iter(scores.values())).measures
+    return {"agreement": agreement(measures["correct"], measures[OFFICIAL], tags)} if OFFICIAL in measures else {}
 
 
 def _weights(suite: Suite, prompts: Sequence[Prompt]) -> dict[str, Floats]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from flowrl.detection.self_test import Check
 from flowrl.evaluation.target import Medium, Target
 from flowrl.types import Prompt, Samples
 
@@ -84,6 +85,15 @@ class Suite(Protocol):
 
     def close(self) -> None:
         """Free what scoring needed."""
+        ...
+
+
+@runtime_checkable
+class SelfTesting(Protocol):
+    """A suite that can tell whether what judges works."""
+
+    def self_test(self, afresh: bool) -> Sequence[Check]:
+        """The checks of what judges; those it passed before are remembered unless ``afresh``."""
         ...
 
 

@@ -245,6 +245,8 @@ def _step_of(line: Mapping[str, Any]) -> float:
 def _save_sample(folder: Path, row: int, samples: Samples) -> dict[str, Any]:
     prompt = samples.prompts[row]
     facts: dict[str, Any] = {"prompt": prompt.text, "prompt_id": prompt.id}
+    if isinstance(prompt.columns.get("tag"), str):
+        facts["tag"] = prompt.columns["tag"]
     if samples.images is not None:
         image = samples.images[row]
         name = f"{row:04d}.png"

@@ -6,7 +6,8 @@ import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from flowrl.evaluation.targets.world_models import pipeline_call
 from flowrl.records.sample_files import read_images, sample_path, write_image, write_text
 from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Prompt, Samples
+from rewards._vlm import LocalVlm
 from tests.tiny_scorers import CLOSE, as_pil, pictures
 from tests.tiny_vlm import save_llava
 
@@ -104,6 +106,8 @@ def test_a_score_is_the_released_one(llava: str, tmp_path: Path) -> None:
     assert measures["soft_tifa_gm"] == pytest.approx([math.prod(row) ** (1 / len(row)) for row in wanted], abs=1e-5)
     assert measures["count"][0] == pytest.approx(wanted[0][0], abs=1e-5) and math.isnan(measures["count"][1])
     assert math.isnan(measures["verb"][0]) and next(iter(measures)) == "soft_tifa_gm"
+    (kept,) = (tmp_path / "cache/verdicts").iterdir()  # though no prompt has every skill
+    assert len(kept.read_text().splitlines()) == 2
 
 
 def test_the_arithmetic_of_soft_tifa() -> None:
@@ -126,6 +130,27 @@ def test_an_answer_has_the_released_spellings() -> None:
     assert set(spellings("Are there any cats?", "Yes", "p")) == {"Yes", " Yes", "yes", " yes"}
     with pytest.raises(UserError, match="should be 'Yes', found 'No'"):
         spellings("Are there any cats?", "No", "p")
+
+
+class Pieces:
+    """A tokenizer as Qwen's: a digit after a space is a space and a digit, a word may be several tokens."""
+
+    unk_token_id = 0
+    ids: ClassVar = {"4": [4], " 4": [9, 4], "four": [1, 2], " four": [3], "Four": [0], "": []}
+    words: ClassVar = {4: "4", 9: " ", 1: "fo", 3: " four", 0: "?"}
+
+    def __call__(self, text: str, add_special_tokens: bool) -> Any:
+        return SimpleNamespace(input_ids=self.ids[text])
+
+    def decode(self, ids: list[int]) -> str:
+        return self.words[ids[0]]
+
+
+def test_a_spelling_is_its_first_token_and_a_bare_space_is_none() -> None:
+    vlm = object.__new__(LocalVlm)
+    vlm.processor = SimpleNamespace(tokenizer=Pieces())
+    found = {word: vlm._begin(word) for word in Pieces.ids}
+    assert found == {"4": [4], " 4": [], "four": [1], " four": [3], "Four": [], "": []}
 
 
 def test_the_skills_are_means_over_questions_not_over_images(llava: str, tmp_path: Path) -> None:
@@ -210,6 +235,7 @@ def test_the_protocol_is_that_of_the_recipes() -> None:
     facts = {"steps": 40, "guidance": 1.0}
     assert departures(PROTOCOL, facts, 1, "512x512") == []
     assert departures(PROTOCOL, {**facts, "guidance": 4.5}, 1, "512x512") == ["guidance 4.5 (1.0)"]
+    assert departures(PROTOCOL, {**facts, "guidance": None}, 1, "512x512") == []  # an argument of the call
     assert pipeline_call("somewhere/model", None, None, 512) == {"height": 512, "width": 512}
     assert pipeline_call("somewhere/model", {"height": 256}, None, 512) == {"height": 256, "width": 512}
     assert (
