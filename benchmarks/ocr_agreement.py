@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ocr_agreement --repeats 4
 
-The reader is the reward `ocr` (rapidocr, its models inside its wheel) in its strict mode; a word is read if
-that is 1. Prompts: all of both splits that ask for a text.
+The reader is the reward `ocr` (rapidocr, its models inside its wheel) by Flow-GRPO's rule: a word is read if it occurs in
+what is read, for a circle is an O to a reader of letters. Prompts: all of both splits that ask for a text.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for split in ("train", "test") for row in prompts(split) if asks_for_text(row)] * options.repeats
-    reader, rng = ocr(mode="strict", workers=1), random.Random(0)
+    reader, rng = ocr(workers=1), random.Random(0)
     pipeline = StableDiffusion3Pipeline.from_pretrained(options.model, torch_dtype=torch.float32)
     made = {
         "renderings": render([random_scene(row, rng) for row in rows]),
