@@ -15,6 +15,8 @@ from flowrl.report.gallery import inside
 from flowrl.report.record import Snapshot, finite, read_lines, read_results, snapshots
 
 BASE = "base"
+REWARDS = "rewards"
+"""The suite of a run's own rewards."""
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"tIME")
 HOW = (
@@ -136,12 +138,13 @@ def _eval_arm(path: Path, arm: str, any_arm: bool) -> _Made | None:
     rows: dict[tuple[str, ...], Mapping[str, Any]] = {}
     folders: dict[tuple[str, ...], Path] = {}
     measure = ""
-    for suite, facts in results.get("suites", {}).items():
+    suites = results.get("suites", {})
+    for suite, facts in sorted(suites.items(), key=lambda item: item[0].partition("@")[0] != REWARDS):
         arms = list(facts.get("arms", {}))
         chosen = arms[0] if any_arm and arm not in arms and len(arms) == 1 else arm
         for row in read_lines(folder / chosen / suite / "results.jsonl"):
             key = (str(row.get("filename")), str(row.get("prompt")))
-            if key not in rows:  # suites of the same prompts share their samples
+            if key not in rows:  # suites of the same prompts share their samples; the run's own rewards go first
                 primary = str(facts.get("primary", ""))
                 measures = row.get("measures")
                 rows[key] = {**row, "total": measures.get(primary) if isinstance(measures, dict) else None}

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from flowrl.records.directory import RunDirectory
 from flowrl.runtime.callbacks import Callback, Started
 
 REDRAW_S = 1.0
@@ -38,14 +39,23 @@ class LiveCurve(Callback):
         self._drawn = -math.inf
 
     def start(self, run: Started) -> None:
-        """Begin anew."""
+        """Begin anew, where a run is resumed with what it had reached."""
         self._clear()
         self._name, self._end = run.config.name, run.end
+        for line in RunDirectory(run.path).metrics():
+            if line["step"]:
+                self._add(line)
+            if line.get(self._evaluated) is not None:
+                self.heldout.append((line["step"], line[self._evaluated]))
+
+    def _add(self, line: dict[str, Any]) -> tuple[int, float, float]:
+        mean, spread = (line.get(f"{self._of}/{what}") for what in ("mean", "std"))
+        self.train.append((int(line["step"]), _number(mean), _number(spread)))
+        return self.train[-1]
 
     def iteration(self, metrics: dict[str, float]) -> None:
         """A further point of the line."""
-        step, mean, spread = (metrics.get(key, math.nan) for key in ("step", f"{self._of}/mean", f"{self._of}/std"))
-        self.train.append((int(step), mean, spread))
+        step, mean, spread = self._add(metrics)
         if not in_notebook():
             print(f"{self._name} {step}/{self._end}: {self._of} {mean:.4f} (std {spread:.4f})", flush=True)
         elif time.monotonic() - self._drawn >= REDRAW_S:
@@ -96,6 +106,10 @@ class LiveCurve(Callback):
         else:
             self._handle.update(image)
         self._drawn = time.monotonic()
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def in_notebook() -> bool:

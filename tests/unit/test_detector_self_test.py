@@ -61,13 +61,14 @@ class Eyes:
 
     version = "eyes"
 
-    def __init__(self, swapped: bool = False) -> None:
-        self.swapped = swapped
+    def __init__(self, swapped: bool = False, **mistaken: str) -> None:
+        self.swapped, self.mistaken = swapped, mistaken
 
     def __call__(self, image: Tensor, detections: Sequence[Detection]) -> list[str]:
         seen = image.float().mean(dim=(1, 2))
         seen = seen.flip(0) if self.swapped else seen
-        return [min(COLORS, key=lambda name: float((torch.tensor(COLORS[name]) - seen).norm())) for _ in detections]
+        name = min(COLORS, key=lambda color: float((torch.tensor(COLORS[color]) - seen).norm()))
+        return [self.mistaken.get(name, name) for _ in detections]
 
 
 def judge(fault: Callable[[Tensor, Found], Found] | None = None, **more: Any) -> Judge:
@@ -169,6 +170,18 @@ def test_faults_of_the_list_of_classes_the_device_and_the_colours() -> None:
     assert swapped.passed is False and "red is called blue" in swapped.found
 
 
+@pytest.mark.parametrize(
+    ("mistaken", "passed"),
+    [
+        ({"red": "pink"}, False),
+        ({"pink": "red", "orange": "yellow", "brown": "orange"}, True),
+        ({"pink": "red", "orange": "yellow", "brown": "orange", "purple": "blue"}, False),
+    ],
+)
+def test_a_few_colours_may_be_mistaken_but_not_red_or_blue(mistaken: dict[str, str], passed: bool) -> None:
+    assert verdicts(self_test(judge(colors=Eyes(**mistaken)), "float32"))["colors"] is passed
+
+
 def test_pictures_of_the_users_decide() -> None:
     stop = {"tag": "single_object", "include": [{"class": "stop sign", "count": 1}], "prompt": "a stop sign"}
     known = [Known(Path(f"{name}.png"), image, stop) for name, image in zip(NAMES, PIXELS, strict=True)]
@@ -183,6 +196,8 @@ def test_the_distance_of_two_answers() -> None:
     assert deviation([one], [replace(one, box=(50.0, 0.0, 150.0, 100.0))]) == 1.0
     assert deviation([one], [replace(one, label="cat")]) == 1.0
     assert deviation([one], [one, replace(one, score=0.39, label="cat")]) == 0.0  # less than half of the best
+    more = [one, replace(one, label="cat")]
+    assert deviation([one], more) == deviation(more, [one]) == 1.0
     assert deviation([], []) == 0.0
     assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7) and overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
 

@@ -98,7 +98,7 @@ def test_pairs_of_an_evaluation_are_base_and_tuned_once_each(tmp_path):
     add_heldout(run, 9, "green")
     add_evaluation(run / "eval", {"base": "red", "tuned": "green"})
     found = find_pairs(run)
-    assert (found.this, found.other, found.measure) == ("tuned (step_000040)", "base", "geneval/correct")
+    assert (found.this, found.other, found.measure) == ("tuned (step_000040)", "base", "rewards/correct")
     assert [pair.prompt for pair in found.pairs] == ["prompt 0", "prompt 1", "prompt 2"]
     assert {(pair.this.reward, pair.other.reward, pair.tag) for pair in found.pairs} == {(1.0, 0.0, "colors")}
     assert "tuned" in found.pairs[0].this.picture.parts and "base" in found.pairs[0].other.picture.parts

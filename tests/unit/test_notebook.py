@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -242,6 +243,15 @@ def test_the_live_curve_prints_where_there_is_no_notebook(tmp_path, capsys):
         "quick 1/2: reward 0.5000 (std 0.1250)",
         "quick 1/2: held-out reward 0.7500",
     ]
+
+
+def test_the_curve_of_a_resumed_run_begins_where_the_run_did(tmp_path):
+    lines = [{"step": 0, "eval/reward/mean": 0.25}, {"step": 1, "reward/mean": 0.5, "reward/std": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = flowrl.LiveCurve()
+    curve.start(told(tmp_path))
+    curve.iteration({"step": 2, "reward/mean": 0.75, "reward/std": 0.5})
+    assert [point[:2] for point in curve.train] == [(1, 0.5), (2, 0.75)] and curve.heldout == [(0, 0.25)]
 
 
 def test_in_a_notebook_one_picture_is_updated(tmp_path, monkeypatch, capsys):
