@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ocr_agreement --repeats 4
 
-The reader is the reward `ocr` (rapidocr, its models inside its wheel) by Flow-GRPO's rule: a word is read if it occurs in
+The reader is the reward `ocr` (rapidocr, its models inside its wheel) by Flow-GRPO's rule: a word is read if it is part of
 what is read, for a circle is an O to a reader of letters. Prompts: all of both splits that ask for a text.
 """
 
