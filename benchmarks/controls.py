@@ -51,7 +51,7 @@ def main() -> None:
     base = importlib.import_module(f"flowrl.worlds.{options.world}").BASE
     lessons = importlib.import_module(f"flowrl.worlds.{options.world}.pretrain").lessons
     for seed in options.seeds:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(base, torch_dtype=torch.float32)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(base, dtype=torch.float32)
         _, finish = lessons(pipeline.vae, 1.0, 0)[-1]  # on what the base was finished
         recipe = Recipe(seconds=options.seconds, lr=options.lr, decay_from=0.3, seed=1000 + seed)
         longer = continue_pretraining(pipeline, recipe, finish)

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.ocr_agreement --repeats 4
 
-The reader is the reward `ocr` (rapidocr, its models inside its wheel) by Flow-GRPO's rule: a word is read if it is part of
+The reader is the reward `ocr` (rapidocr, its models inside its wheel) by Flow-GRPO's rule: a word is read if it is in
 what is read, for a circle is an O to a reader of letters. Prompts: all of both splits that ask for a text.
 """
 
@@ -54,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [row for split in ("train", "test") for row in prompts(split) if asks_for_text(row)] * options.repeats
     reader, rng = ocr(workers=1), random.Random(0)
-    pipeline = StableDiffusion3Pipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(options.model, dtype=torch.float32)
     made = {
         "renderings": render([random_scene(row, rng) for row in rows]),
         "generated": sample(pipeline, rows, 0, options.guidance, steps=8),

@@ -69,7 +69,7 @@ def measure(base: Path, prompts: Callable[[Any], list[Metadata]], report: Report
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipe = Pipeline.from_pretrained(args.base, torch_dtype=torch.float32)
+    pipe = Pipeline.from_pretrained(args.base, dtype=torch.float32)
     rows = prompts(args.split) * args.repeats
     for guidance in args.guidance:
         result = report(sample(pipe, rows, args.seed, guidance, args.steps), rows)
