@@ -1,6 +1,7 @@
-"""Held-out score on the shapes world against generated images and network forwards, for every method and seed.
+"""Held-out score on an image world against generated images and network forwards, for every method and seed.
 
     python -m benchmarks.sample_efficiency --out /tmp/efficiency --seeds 0 1 2 --jobs 2
+    python -m benchmarks.sample_efficiency --config benchmarks/scenes.yaml --out /tmp/scenes    # on another world
     python -m benchmarks.sample_efficiency --out /tmp/efficiency --table      # only tabulate what is there
 
 Same base, prompts, group size, images per iteration and evaluation for all; per method only the settings in arms.json
@@ -26,14 +27,14 @@ CONFIG = ROOT / "benchmarks" / "shapes.yaml"
 ARMS: dict[str, list[str]] = json.loads((ROOT / "benchmarks" / "arms.json").read_text())
 
 
-def run(arm: str, overrides: list[str], seed: int, out: Path, iterations: int) -> None:
+def run(config: Path, arm: str, seed: int, out: Path, iterations: int) -> None:
     """One training run in its own process, one thread."""
     directory = out / f"{arm}-{seed}"
     if (directory / "done").exists():
         return
     subprocess.run(["rm", "-rf", str(directory)], check=True)
-    command = [sys.executable, "-m", "benchmarks.cpu_clock", "train", str(CONFIG), f"out={directory}", f"name={arm}"]
-    command += [f"train.seed={seed}", f"train.iterations={iterations}", *overrides]
+    command = [sys.executable, "-m", "benchmarks.cpu_clock", "train", str(config), f"out={directory}", f"name={arm}"]
+    command += [f"train.seed={seed}", f"train.iterations={iterations}", *ARMS[arm]]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = out / f"{arm}-{seed}.log"
     with log.open("w") as sink:
@@ -97,6 +98,7 @@ def _spent(points: Sequence[Point | None]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="what every arm shares")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -107,9 +109,10 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.table:
+        config = options.config.resolve()  # runs start in the repository's root
         jobs = [(arm, seed) for seed in options.seeds for arm in options.arms]
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(lambda j: run(j[0], ARMS[j[0]], j[1], options.out, options.iterations), jobs))
+            list(pool.map(lambda job: run(config, *job, options.out, options.iterations), jobs))
     print(table(options.out, options.seeds, options.mark))
 
 

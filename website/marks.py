@@ -17,6 +17,7 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "examples/README.md": "examples.md",
     "flowrl/worlds/shapes/README.md": "worlds/shapes.md",
+    "flowrl/worlds/scenes/README.md": "worlds/scenes.md",
     "flowrl/worlds/sudoku/README.md": "worlds/sudoku.md",
 }
 """Pages that are not in ``docs``, with their places in the site."""

@@ -46,9 +46,10 @@ from flowrl.paths import expand_user
 from flowrl.records.sample_files import read_folder, read_images
 from flowrl.scorers.loading import device_and_dtype
 from flowrl.types import Prompt, Samples
+from flowrl.worlds.images.scenes import CLASSES, COLORS
 from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
-from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SIZE
+from flowrl.worlds.shapes.scenes import SIZE
 
 WORLD = "shapes"
 SOURCE = "shapes:test"
