@@ -12,11 +12,23 @@ from flowrl.version import __version__
 if TYPE_CHECKING:
     from flowrl.evaluation import evaluate as evaluate
     from flowrl.models import load_policy as load_policy
-    from flowrl.train import train as train
+    from flowrl.notebook import LiveCurve as LiveCurve
+    from flowrl.notebook import Run as Run
+    from flowrl.notebook import train as train
+    from flowrl.runtime.callbacks import Callback as Callback
+    from flowrl.runtime.callbacks import Stop as Stop
 
-__all__ = ["__version__", "evaluate", "load_policy", "train"]
+__all__ = ["Callback", "LiveCurve", "Run", "Stop", "__version__", "evaluate", "load_policy", "train"]
 
-_HOMES = {"evaluate": "flowrl.evaluation", "load_policy": "flowrl.models", "train": "flowrl.train"}
+_HOMES = {
+    "Callback": "flowrl.runtime.callbacks",
+    "LiveCurve": "flowrl.notebook",
+    "Run": "flowrl.notebook",
+    "Stop": "flowrl.runtime.callbacks",
+    "evaluate": "flowrl.evaluation",
+    "load_policy": "flowrl.models",
+    "train": "flowrl.notebook",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -299,7 +299,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
     """
     config, algorithm = run.config, run.algorithm
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
-    rewards = load_rewards(config.rewards, on_nan=config.on_nan)
+    rewards = load_rewards(config.rewards, on_nan=config.on_nan, given=run.given)
     rewards.check(run.train.prompts)
     say(f"loading the model {config.model.path}")
     policy = open_policy(config, shard=True)
@@ -316,8 +316,6 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         policy.update_ema(name, 0.0)
     if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references):
         policy.weights.drop_reference()
-    # Text rewards of flowrl and of TRL look alike; what was adapted from elsewhere is said.
-    adapted = [(name, style) for name, style in rewards.styles.items() if style not in ("flowrl", "TRL")]
     return Session(
         config,
         policy,
@@ -327,13 +325,13 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         rewards,
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
-        inputs=fingerprint_inputs(config, run.train, run.test),  # now that the hub's files are here
+        inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),
             *([] if config.model.quantize is None else [describe_quantized(trained_network(policy))]),
             *notes,
             *describe_shares(processes(), config.data.prompts, config.data.group, rewards.grouped),
-            *(f"reward {name}: {style}'s signature, adapted" for name, style in adapted),
+            *rewards.remarks,
         ],
     )
 

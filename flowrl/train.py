@@ -28,6 +28,7 @@ from flowrl.rounds import (
     sample_and_score,
     save_samples,
 )
+from flowrl.runtime.callbacks import Callbacks, Started
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job, joined
 from flowrl.runtime.out_of_memory import explain_out_of_memory
@@ -36,6 +37,7 @@ from flowrl.runtime.signals import Interrupts
 from flowrl.runtime.streams import survive_closed_streams
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.runtime.watch import present
+from flowrl.score.given import Given
 from flowrl.session import Session, open_session
 from flowrl.staleness import drop_version, keep_version
 from flowrl.startup.opening import open_run
@@ -100,12 +102,15 @@ def train(
     allow_changed: bool = False,
     display: Display | None = None,
     until: int | None = None,
+    given: Given | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Path:
     """Run a config; returns the run directory.
 
     resume: ``None`` starts a new run, ``"auto"`` goes on from the newest intact checkpoint or starts, a path goes on
     from there; allow_changed: also where prompts, rewards, base weights or libraries are others than then. until: stop
-    after this iteration, with the schedules of the whole run.
+    after this iteration, with the schedules of the whole run. given: rewards that are functions of this process, by
+    their names in the config.
 
     Raises:
         UserError: anything the user can mend; what was finished before is on disk.
@@ -116,9 +121,10 @@ def train(
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         with together(job):
-            checked = check_run(config)
+            checked = check_run(config, given)
         with job.connect(config.train.rank_timeout) as ranks:
-            signal = _train(job, ranks, checked, resume, allow_changed, shown, until)
+            told = callbacks or Callbacks()
+            signal = _train(job, ranks, checked, resume, allow_changed, shown, until, told)
         if signal == "SIGINT":
             raise KeyboardInterrupt(f"saved; go on with --resume auto ({config.directory})")
     return config.directory
@@ -132,6 +138,7 @@ def _train(
     allow_changed: bool,
     display: Display,
     until: int | None,
+    callbacks: Callbacks,
 ) -> str | None:
     """The signal that ended the run, if one did."""
     check_shard(run.config.model.shard)
@@ -151,7 +158,7 @@ def _train(
                 with together(ranks), explain_out_of_memory(run.config, "load"):
                     session.restore(start.tensors, start.values)
             end = min(run.config.train.iterations, until or run.config.train.iterations)
-            return _run(Trainer(session, directory, trackers, display, job), end, fresh=start is None)
+            return _run(Trainer(session, directory, trackers, display, job, callbacks), end, fresh=start is None)
 
 
 def _run(trainer: Trainer, end: int, fresh: bool) -> str | None:
@@ -162,9 +169,13 @@ def _run(trainer: Trainer, end: int, fresh: bool) -> str | None:
         for note in session.notes:
             display.note(note)
         trainer.trackers.tell(display.note)
-        _loop(trainer, interrupts, end, fresh)
-        trainer.job.write(partial(_conclude, trainer))
-        return trainer.agree(interrupts.requested)[0]
+        done = session.progress.iteration
+        with trainer.callbacks.told(Started(trainer.directory.path, session.config, done, end)):
+            _loop(trainer, interrupts, end, fresh)
+            trainer.job.write(partial(_conclude, trainer))
+            signal = trainer.agree(interrupts.requested)[0]
+        trainer.callbacks.conclude(signal or "finished", session.progress.iteration)
+        return signal
 
 
 def _conclude(trainer: Trainer) -> None:
@@ -182,8 +193,11 @@ def _conclude(trainer: Trainer) -> None:
 def _loop(trainer: Trainer, interrupts: Interrupts, end: int, fresh: bool) -> None:
     session, progress, config = trainer.session, trainer.session.progress, trainer.session.config
     ratio, spoken = RatioCheck(), Spoken()
-    if fresh and config.eval.every:
+    if fresh and config.eval.every and not trainer.callbacks.stop:
         trainer.publish(trainer.evaluate())
+    if trainer.callbacks.stop:
+        trainer.display.note(trainer.callbacks.stop.reason)
+        return
     while progress.iteration < end:
         with trainer.iteration():
             metrics, batch, advantage = iterate(session, trainer.timer)
@@ -201,12 +215,13 @@ def _loop(trainer: Trainer, interrupts: Interrupts, end: int, fresh: bool) -> No
         checked = ratio.notes(session, metrics) + spoken.notes(verdicts)
         for note in checked + missing_groups(session, metrics) + new_alarms(session, metrics):
             trainer.display.note(note)
-        signal, alarmed = trainer.agree(interrupts.requested, should_stop(session, trainer.directory))
+        asked = should_stop(session, trainer.directory) or trainer.callbacks.stop
+        signal, stop = trainer.agree(interrupts.requested, asked)
         due = config.checkpoint.every and done % config.checkpoint.every == 0
-        if alarmed.save if alarmed else due or last or signal:
+        if stop.save if stop else due or last or signal:
             trainer.save()
-        if alarmed:
-            trainer.display.note(alarmed.reason)
+        if stop:
+            trainer.display.note(stop.reason)
             return
         if signal:
             trainer.display.note(f"{signal}: saved after iteration {done}; go on with --resume auto")

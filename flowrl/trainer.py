@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.heldout import evaluate_and_save
-from flowrl.monitor import Stop
 from flowrl.parts.diagnostics import histogram
 from flowrl.records import checkpoint
 from flowrl.records.directory import RunDirectory
 from flowrl.records.shards import split_off
+from flowrl.runtime.callbacks import Callbacks, Stop
 from flowrl.runtime.display import Display
 from flowrl.runtime.launch import Job
 from flowrl.runtime.memory_log import MemoryLog
@@ -41,6 +41,7 @@ class Trainer:
     trackers: Trackers
     display: Display
     job: Job
+    callbacks: Callbacks = field(default_factory=Callbacks)
     timer: PhaseTimer = field(init=False)
     clock: RunClock = field(init=False)
     peaks: MemoryLog = field(init=False)
@@ -87,8 +88,8 @@ class Trainer:
         spread: Mapping[str, Tensor] | None = None,
         checks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """A line of ``metrics.jsonl``, also for the trackers and the display, histograms of ``spread``, and the lines
-        of ``checks.jsonl``."""
+        """A line of ``metrics.jsonl``, also for trackers, display and callbacks, histograms of ``spread``, and lines of
+        ``checks.jsonl``."""
         session, progress = self.session, self.session.progress
         progress.seconds = self.clock()
         line = {
@@ -105,6 +106,7 @@ class Trainer:
         self.trackers.log(line, progress.iteration)
         self.display.update(progress.iteration, line)
         self.trackers.tell(self.display.note)
+        self.callbacks.publish(line, list(self.directory.saved(progress.iteration).values()))
 
     def save(self) -> None:
         """A checkpoint, once an iteration is finished."""

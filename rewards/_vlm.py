@@ -34,6 +34,11 @@ class Backend(Protocol):
         """[n, W] float64 probabilities that the answer starts with each of W words; NaN where not known."""
         ...
 
+    def beginnings(self, pixels: Tensor, questions: Sequence[str], spellings: Sequence[Sequence[str]]) -> Tensor:
+        """[n] float64 probabilities that the first token of an answer is that of one of its spellings, each token once;
+        NaN where not known."""
+        ...
+
     def replies(self, pixels: Tensor, questions: Sequence[str]) -> list[str | None]:
         """The most likely answers; None where there is none."""
         ...
@@ -80,8 +85,18 @@ class LocalVlm:
     def chances(self, pixels: Tensor, questions: Sequence[str], words: Sequence[str]) -> Tensor:
         """Softmax over the whole vocabulary at the first position of the answer; a word is one token."""
         columns = [self._token(word) for word in words]
-        logits = self.model(**self._inputs(pixels, questions), logits_to_keep=1).logits[:, -1]
-        return logits.double().log_softmax(dim=-1)[:, columns].exp().cpu()
+        return self._first(pixels, questions)[:, columns].exp().cpu()
+
+    def beginnings(self, pixels: Tensor, questions: Sequence[str], spellings: Sequence[Sequence[str]]) -> Tensor:
+        """From the same softmax; a spelling may be several tokens."""
+        columns = [sorted({token for word in words for token in self._begin(word)}) for words in spellings]
+        if [] in columns:
+            unknown = list(spellings[columns.index([])])
+            raise UserError(
+                f"{self._reward}: the model's tokenizer knows none of the answers {unknown}; ask another one"
+            )
+        chances = self._first(pixels, questions).exp()
+        return torch.stack([row[some].sum() for row, some in zip(chances, columns, strict=True)]).cpu()
 
     def replies(self, pixels: Tensor, questions: Sequence[str]) -> list[str | None]:
         """Greedy decoding."""
@@ -108,6 +123,17 @@ class LocalVlm:
         """A word should be one token, and a known one."""
         for word in words:
             self._token(word)
+
+    def _first(self, pixels: Tensor, questions: Sequence[str]) -> Tensor:
+        """[n, V] log-probabilities of the answer's first token."""
+        logits = self.model(**self._inputs(pixels, questions), logits_to_keep=1).logits[:, -1]
+        return logits.double().log_softmax(dim=-1)
+
+    def _begin(self, word: str) -> list[int]:
+        """The word's first token; none where it is unknown or nothing but space, which begins any word."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(word, add_special_tokens=False).input_ids[:1]
+        return [token for token in ids if token != tokenizer.unk_token_id and tokenizer.decode([token]).strip()]
 
     def _token(self, word: str) -> int:
         ids = self.processor.tokenizer(word, add_special_tokens=False).input_ids
@@ -139,6 +165,15 @@ class RemoteVlm:
                 [value or 0.0 for value in row] if any(value is not None for value in row) else [torch.nan] * len(row)
             )
         return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), len(words))
+
+    def beginnings(self, pixels: Tensor, questions: Sequence[str], spellings: Sequence[Sequence[str]]) -> Tensor:
+        """From the same alternatives; a spelling that is not among them counts as 0, which is a lower bound."""
+        answers = self._first.complete([message(p, q) for p, q in zip(pixels, questions, strict=True)])
+        rows = []
+        for answer, words in zip(answers, spellings, strict=True):
+            known = {} if answer is None else json.loads(answer)
+            rows.append(sum(known.get(word, 0.0) for word in {w.strip() for w in words}) if known else torch.nan)
+        return torch.tensor(rows, dtype=torch.float64)
 
     def check(self, words: Sequence[str]) -> None:
         """The server's tokens are not known before it answers."""

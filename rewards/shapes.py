@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from flowrl.worlds.images.reward import Mode, reward
 from flowrl.worlds.shapes.verifier import score
 
 RANGE = "[0, 1]"
 NEEDS = ("include",)
 
 
-def shapes(
-    images: Tensor,
-    prompts: Sequence[str],
-    *,
-    mode: Literal["mixed", "strict", "continuous"] = "mixed",
-    **columns: Sequence[Any],
-) -> Tensor:
+def shapes(images: Tensor, prompts: Sequence[str], *, mode: Mode = "mixed", **columns: Sequence[Any]) -> Tensor:
     """Score per image [N] in [0, 1], NaN for non-finite images; `mixed` is the mean of strict and continuous.
 
     `columns` holds the prompts' other fields, N values each: `include` is needed, `tag` and `exclude` are used.
     """
-    if mode not in ("mixed", "strict", "continuous"):
-        raise ValueError(f"mode must be 'mixed', 'strict' or 'continuous', found {mode!r}")
-    if "include" not in columns:
-        raise ValueError(
-            "the shapes reward needs GenEval metadata: give every prompt an `include` list such as "
-            "[{'class': 'circle', 'count': 1}] (see flowrl.worlds.shapes.prompts); "
-            f"found the columns {sorted(columns) or 'none'}"
-        )
-    if not len(images) == len(prompts) == len(columns["include"]):
-        counts = f"{len(images)} images, {len(prompts)} prompts, {len(columns['include'])} include"
-        raise ValueError(f"the shapes reward needs one prompt and one include per image, found {counts}")
-    wanted = zip(columns["include"], columns.get("exclude", [None] * len(prompts)), strict=True)
-    strict, graded = score(images, [{"include": include, "exclude": exclude} for include, exclude in wanted])
-    if mode == "strict":
-        return strict
-    return graded if mode == "continuous" else 0.5 * (strict + graded)
+    return reward("shapes", score, images, prompts, mode, columns)

@@ -41,6 +41,8 @@ class dino_similarity:  # noqa: N801 - the name a config uses
     bilinear), by Pillow.
     """
 
+    TYPES = ("dinov2", "dinov2_with_registers", "vit")
+
     def __init__(
         self,
         path: str = "facebook/dinov2-base",
@@ -51,8 +53,7 @@ class dino_similarity:  # noqa: N801 - the name a config uses
         from transformers import AutoModel
 
         self._place = device_and_dtype(device, dtype)
-        types = ("dinov2", "dinov2_with_registers", "vit")
-        self._model = load_pretrained(AutoModel, path, "dino_similarity", types, unused="pooler.").to(*self._place)
+        self._model = load_pretrained(AutoModel, path, "dino_similarity", self.TYPES, unused="pooler.").to(*self._place)
         self._preprocess = read_preprocessing(path, "dino_similarity")
         self._batch_size = batch_size
         self.version = f"dino_similarity:{path}:{dtype}:pil-1"
@@ -64,15 +65,16 @@ class dino_similarity:  # noqa: N801 - the name a config uses
         def embed(given: Any) -> Tensor:
             key = str(given) if isinstance(given, str | Path) else id(given)
             if key not in known:
-                known[key] = self._embed(read_reference(given)[None])[0]
+                known[key] = self.embed(read_reference(given)[None])[0]
             return known[key]
 
         def score(pixels: Tensor, rows: slice) -> Tensor:
-            return _where_given(reference[rows], pixels, lambda some, given: _cosines(self._embed(some), embed, given))
+            return _where_given(reference[rows], pixels, lambda some, given: _cosines(self.embed(some), embed, given))
 
         return score_images(images, prompts, self._batch_size, score)
 
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Unit embeddings [n, E] of images uint8 [n, 3, H, W]."""
         answer = self._model(pixel_values=self._preprocess(pixels).to(*self._place))
         return unit(answer.last_hidden_state[:, 0])
 

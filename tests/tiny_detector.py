@@ -46,6 +46,25 @@ def save_mask2former(folder: Path) -> Path:
     return folder
 
 
+def taught(folder: Path, label: str = "vase") -> Path:
+    """A CLIP's folder whose visual projection is solved for: flat pictures in the ten colours get the embeddings of the
+    colour classifier's sentences about them."""
+    from transformers import CLIPModel
+
+    from flowrl.detection.colors import ClipColors
+    from flowrl.detection.drawings import COLORS, flat
+
+    colors, model = ClipColors(str(folder), device="cpu"), CLIPModel.from_pretrained(folder)
+    clip = colors._clip
+    pixels = clip.preprocess(torch.stack([flat(color, 32) for color in COLORS]))
+    with torch.no_grad():
+        seen = model.vision_model(pixel_values=pixels).pooler_output.double()
+        wanted = torch.linalg.pinv(colors._prototypes(label).double()).T  # near its own sentences, at 0 to the others
+        model.visual_projection.weight.copy_(torch.linalg.lstsq(seen, wanted).solution.T)
+    model.save_pretrained(folder)
+    return folder
+
+
 def quick(folder: Path, activation: str = "quick_gelu") -> Path:
     """A CLIP's folder with another activation in its configuration."""
     config = json.loads((folder / "config.json").read_text())

@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
+from flowrl.cli.completion import preset_names
 from flowrl.cli.options import Json
 from flowrl.cli.printing import print_pairs, print_table
 from flowrl.errors import UserError
 
 
 def algorithms(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
-    diff: Annotated[str | None, typer.Option(metavar="OTHER", help="Show only what OTHER does differently.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", autocompletion=preset_names)] = None,
+    diff: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="Show only what OTHER does differently.", autocompletion=preset_names),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List algorithms, or show the parts of one. Example: `flowrl algorithms flow_grpo --diff dance_grpo`"""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from flowrl.cli.options import Json
+from flowrl.cli.options import Json, RunFolder
 from flowrl.cli.printing import print_table
 
 
-def checkpoints(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+def checkpoints(run: RunFolder, as_json: Json = False) -> None:
     """List a run's checkpoints with their scores. Example: `flowrl checkpoints runs/quickstart`"""
     from flowrl.commands.checkpoints import checkpoint_rows
 

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from flowrl.cli.completion import config_files
 from flowrl.cli.printing import print_table
 
 
 def compare(
-    configs: Annotated[list[Path], typer.Argument(metavar="A.yaml B.yaml... [key=value]...")],
+    configs: Annotated[
+        list[Path], typer.Argument(metavar="A.yaml B.yaml... [key=value]...", autocompletion=config_files)
+    ],
     seeds: Annotated[int, typer.Option(min=1, help="Runs per config, with train.seed 0, 1, ...")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for the runs; finished ones are not trained again.")] = Path(
         "runs/compare"

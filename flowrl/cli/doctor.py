@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from flowrl.cli.completion import config_files
 from flowrl.cli.options import Overrides
 from flowrl.cli.printing import print_findings
 
 
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="Also try this run's model and rewards.")
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="Also try this run's model and rewards.", autocompletion=config_files),
     ] = None,
     overrides: Overrides = None,
     explain: Annotated[

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from flowrl.cli.completion import run_folders
 from flowrl.cli.options import (
     BaseModel,
     Call,
     Checkpoint,
+    Features,
     Guidance,
     Json,
     ModelFamily,
+    Reference,
     Results,
     SamplesPerPrompt,
+    SelfTest,
     StepsGrid,
     SuiteData,
     SuiteOptions,
@@ -26,7 +30,7 @@ from flowrl.errors import UserError
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR")],
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN_OR_IMAGE_DIR", autocompletion=run_folders)],
     suite: Annotated[str, typer.Option(help="Names of suites, separated by commas.")],
     out: Results = None,
     checkpoint: Checkpoint = "best",
@@ -42,6 +46,9 @@ def evaluate(
     model: BaseModel = None,
     data: SuiteData = None,
     option: SuiteOptions = None,
+    self_test: SelfTest = False,
+    features: Features = None,
+    reference: Reference = None,
     call: Call = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +62,6 @@ def evaluate(
         display.stage("starting", log=False)
         from flowrl.config.overrides import apply_overrides
         from flowrl.evaluation import evaluate as run
-        from flowrl.evaluation import show
         from flowrl.evaluation.decoding import numbers
 
         folder = _results_folder(target, out)
@@ -77,8 +83,17 @@ def evaluate(
             model=model,
             data=data,
             options=apply_overrides({}, option or []),
+            self_test=self_test,
+            features=features,
+            reference=reference,
             display=display,
         )
+    _print(results, folder, as_json)
+
+
+def _print(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from flowrl.evaluation import show
+
     if as_json:
         print(json.dumps(results, indent=1))
         return

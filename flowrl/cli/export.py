@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from flowrl.cli.options import Checkpoint, ExportFormat, Weights
+from flowrl.cli.options import Checkpoint, ExportFormat, RunFolder, Weights
 from flowrl.cli.printing import say
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    run: RunFolder,
     to: Annotated[ExportFormat, typer.Option(help="LoRA for diffusers, PEFT, kohya and ComfyUI; or the model.")],
     out: Annotated[Path, typer.Option(help="New folder.")],
     checkpoint: Checkpoint = "best",

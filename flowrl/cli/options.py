@@ -8,15 +8,24 @@ from typing import Annotated
 
 import typer
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
+from flowrl.cli.completion import checkpoint_names, config_files, run_folders, weight_sets
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", autocompletion=config_files)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", autocompletion=run_folders)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[key=value]...", help="Changes, such as train.iterations=50, or YAML files of keys to change."
+        metavar="[key=value]...",
+        help="Changes, such as train.iterations=50, or YAML files of keys to change.",
+        autocompletion=config_files,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
-Checkpoint = Annotated[str, typer.Option(help="best, latest or a checkpoint directory.")]
+Checkpoint = Annotated[
+    str, typer.Option(help="best, latest or a checkpoint directory.", autocompletion=checkpoint_names)
+]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
 ModelFamily = Annotated[str | None, typer.Option("--family", help="masked or causal, of a world that has both.")]
 BaseModel = Annotated[str | None, typer.Option(help="Base model of a LoRA folder that does not name it.")]
@@ -34,7 +43,16 @@ Call = Annotated[
     list[str] | None,
     typer.Option("--call", metavar="KEY=VALUE", help="Argument of the pipeline's call, such as height=512."),
 ]
-Weights = Annotated[str | None, typer.Option(help="ema or live; by default what the run evaluates.")]
+Features = Annotated[
+    str | None, typer.Option(help="CLIP or DINO (folder or hub name) whose features tell how diverse images are.")
+]
+Reference = Annotated[Path | None, typer.Option(help="Folder of images whose distance from the made ones is measured.")]
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="Check anew what judges, and say how; nothing is scored where it fails.")
+]
+Weights = Annotated[
+    str | None, typer.Option(help="ema or live; by default what the run evaluates.", autocompletion=weight_sets)
+]
 
 
 class ExportFormat(StrEnum):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from flowrl.cli.options import RunFolder
 from flowrl.cli.printing import say
 
 
-def report(run: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
+def report(run: RunFolder) -> None:
     """Write RUN/report.html, one self-contained page. Example: `flowrl report runs/quickstart`"""
     from flowrl.report import write
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from flowrl.cli.completion import run_folders
 from flowrl.cli.options import BaseModel, Call, Checkpoint, Guidance, ModelFamily, Weights
 from flowrl.cli.printing import say
 
 
 def sample(
-    source: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN")],
+    source: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", autocompletion=run_folders)],
     prompt: Annotated[list[str], typer.Option(help="A prompt, or prompts:SPEC such as prompts:shapes:test.")],
     out: Annotated[Path, typer.Option(help="Folder for the images, or for completions.jsonl.")],
     count: Annotated[int, typer.Option(min=1, help="Samples per prompt.")] = 1,

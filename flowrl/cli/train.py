@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowrl.cli.completion import resumable
 from flowrl.cli.options import ConfigFile, Overrides
 from flowrl.cli.printing import print_pairs, say
 from flowrl.launcher import is_first
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[str | None, typer.Option(help="auto, a run, or a checkpoint to go on from.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="auto, a run, or a checkpoint to go on from.", autocompletion=resumable)
+    ] = None,
     allow_changed: Annotated[
         bool, typer.Option("--allow-changed", help="Resume although prompts, rewards, model or libraries changed.")
     ] = False,

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from flowrl.cli.completion import run_folders
 from flowrl.cli.printing import say
 
 
 def watch(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", autocompletion=run_folders)],
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of this machine [default: 8421].")] = None,
 ) -> None:
     """Follow runs on a local page, until Ctrl-C. Example: `flowrl watch runs/quickstart`"""

@@ -135,9 +135,18 @@ def _memory(plan: CheckedRun) -> Finding:
 def _devices() -> list[Finding]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return [Finding("gpu", "ok", ", ".join(f"{p.name} ({p.total_memory / GIB:.0f} GiB)" for p in names))]
+        listed = ", ".join(f"{p.name} ({p.total_memory / GIB:.0f} GiB)" for p in names)
+        several = f"; flowrl train uses one, torchrun --nproc-per-node {len(names)} -m flowrl train CONFIG all"
+        return [Finding("gpu", "ok", listed + (several if len(names) > 1 else ""))]
     if accelerators():
         return [Finding("gpu", "ok", ", ".join(accelerators()))]
+    if shutil.which("nvidia-smi"):
+        why = (
+            f"its driver is too old for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else "it was built without CUDA"
+        )
+        return [Finding("gpu", "note", f"none that torch {torch.__version__} sees, although nvidia-smi is here: {why}")]
     return [Finding("gpu", "note", "none: fine for the embedded worlds, too slow for large models")]
 
 

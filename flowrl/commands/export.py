@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.models import export_policy
+from flowrl.models import export_formats, export_policy
 from flowrl.records.directory import RunDirectory
 from flowrl.runtime.display import Display
 from flowrl.startup.policies import evaluation_weights, make_live, policy_of_run
@@ -17,6 +17,8 @@ from flowrl.startup.policies import evaluation_weights, make_live, policy_of_run
 class Exported:
     """What was written."""
 
+    to: str
+    """The format."""
     weights: str
     """The weight set."""
     difference: float
@@ -24,11 +26,12 @@ class Exported:
 
 
 def export(
-    run: Path, to: str, out: Path, display: Display, *, checkpoint: str = "best", weights: str | None = None
+    run: Path, to: str | None, out: Path, display: Display, *, checkpoint: str = "best", weights: str | None = None
 ) -> Exported:
     """Write the weight set ``weights`` (by default the one that the run evaluates) of a checkpoint as ``to`` (see
-    `flowrl.cli.options.ExportFormat`) into the new folder ``out``, load it again and compare. Raises `UserError` for a
-    folder that is not empty, a run without checkpoints, and weights that the format cannot hold."""
+    `flowrl.cli.options.ExportFormat`; by default what the model's own library loads) into the new folder ``out``, load
+    it again and compare. Raises `UserError` for a folder that is not empty, a run without checkpoints, and weights that
+    the format cannot hold."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} already exists and is not empty; name a new folder")
     config = Config.of_run(RunDirectory.open(run).config_path)
@@ -37,4 +40,5 @@ def export(
     policy = policy_of_run(run, checkpoint)
     make_live(policy, chosen)
     display.stage("writing, loading again and comparing")
-    return Exported(chosen, export_policy(policy, out, to))
+    to = to or export_formats(policy)[0]
+    return Exported(to, chosen, export_policy(policy, out, to))

@@ -44,6 +44,8 @@ class SampleOptions:
     """What a LoRA adapts, where it does not say."""
     call: Mapping[str, Any] | None = None
     """Arguments of the pipeline's call, such as height."""
+    base: bool = False
+    """Of a run or a LoRA: the model before training."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def sample(
     if not target.variants:
         raise UserError(f"{source} holds images; name a model or a run to make more")
     check_varied(samplers.values(), options.count, "--count")
-    variant, sampler = target.variants[-1], samplers[""]
+    variant, sampler = target.variants[0 if options.base else -1], samplers[""]
     display.stage(f"loading {source}")
     policy, weights = variant.open(), options.weights or variant.weights
     out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ def _request(options: SampleOptions) -> Request:
     return Request(
         options.checkpoint,
         {"": options.decoding},
-        base=False,
+        base=options.base,
         family=options.family,
         device=options.device,
         model=options.model,

@@ -71,10 +71,18 @@ class Mask2Former:
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> list[list[Detection]]:
         """Detections of each of N images, uint8 [N, 3, H, W] in RGB, most confident first."""
-        parts = pixels.split(self._batch_size) if len(pixels) else ()
-        return [found for part in parts for found in self._detect(part)]
+        return self._above(pixels, self._least)
 
-    def _detect(self, pixels: Tensor) -> list[list[Detection]]:
+    @torch.inference_mode()
+    def candidates(self, pixels: Tensor) -> list[list[Detection]]:
+        """The same, of everything that is considered, however unsure."""
+        return self._above(pixels, 0.0)
+
+    def _above(self, pixels: Tensor, least: float) -> list[list[Detection]]:
+        parts = pixels.split(self._batch_size) if len(pixels) else ()
+        return [found for part in parts for found in self._detect(part, least)]
+
+    def _detect(self, pixels: Tensor, least: float) -> list[list[Detection]]:
         image = (pixels.shape[-2], pixels.shape[-1])
         size = input_size(*image, self._shortest, self._longest)
         prepare = Preprocessing(None, size, MEAN, STD, Image.Resampling.BILINEAR)
@@ -82,7 +90,7 @@ class Mask2Former:
         found = self.model(pixel_values=values.to(*self._place))
         padded = (values.shape[-2], values.shape[-1])
         pairs = zip(found.class_queries_logits.float(), found.masks_queries_logits.float(), strict=True)
-        return [instances(classes, masks, padded, size, image, self._least) for classes, masks in pairs]
+        return [instances(classes, masks, padded, size, image, least) for classes, masks in pairs]
 
 
 def input_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 import torch
+from torch import Tensor
 
 from flowrl.detection.results import Result, read_results
 from flowrl.errors import UserError
@@ -21,37 +22,54 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
+class OfficialVerdicts:
+    """The results of a file by prompt, given out image by image."""
+
+    results: Mapping[int, Sequence[Result | None]]
+    """By prompt, of its images in their order; None where the file has none."""
+    _done: dict[int, int] = field(default_factory=lambda: defaultdict(int), init=False, repr=False)
+
+    def of(self, prompts: Sequence[Prompt]) -> list[Result | None]:
+        """The results of the next images of these prompts. A prompt's images have to come in their order."""
+        found = []
+        for prompt in prompts:
+            found.append(self.results[prompt.id][self._done[prompt.id]])
+            self._done[prompt.id] += 1
+        return found
+
+
+@dataclass(frozen=True)
 class ImportedGenEval:
     """The verdicts of a results file on an image folder; nothing is detected here."""
 
     prompts: Sequence[Prompt]
     source: str
-    results: Mapping[int, Sequence[Result | None]]
-    """By prompt, of its images in their order; None where the file has none."""
+    verdicts: OfficialVerdicts
     tags: Sequence[str]
     size: int
     version: str
     name: str = "geneval"
     title: str = "geneval[imported]"
     primary: str = "correct"
-    _done: dict[int, int] = field(default_factory=lambda: defaultdict(int), init=False, repr=False)
 
     def score(self, samples: Samples) -> SuiteScores:
         """``correct`` (0 or 1), NaN for an image without a result. A prompt's images have to come in their order."""
-        found = [self._next(prompt.id) for prompt in samples.prompts]
-        values = [torch.nan if result is None else float(result.correct) for result in found]
+        found = self.verdicts.of(samples.prompts)
         reasons = [result.reason.split("\n") if result and result.reason else [] for result in found]
-        return SuiteScores({"correct": torch.tensor(values)}, reasons, [_boxes(result) for result in found])
+        return SuiteScores({"correct": correct_of(found)}, reasons, [boxes_of(result) for result in found])
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _next(self, prompt: int) -> Result | None:
-        self._done[prompt] += 1
-        return self.results[prompt][self._done[prompt] - 1]
-
 
 def imported_geneval(target: Target, path: Path, tags: Sequence[str]) -> ImportedGenEval:
+    """A suite of the verdicts of an official ``results.jsonl``. Raises UserError as `official_verdicts`."""
+    prompts = target.prompts()
+    version = f"1:{path.name}"
+    return ImportedGenEval(prompts, target.text, official_verdicts(target, path), tags, len(prompts), version=version)
+
+
+def official_verdicts(target: Target, path: Path) -> OfficialVerdicts:
     """The verdicts of an official ``results.jsonl`` on the images of a folder in GenEval's layout.
 
     Raises UserError for a target without images, a file that is not understood, or one about other images.
@@ -64,8 +82,12 @@ def imported_geneval(target: Target, path: Path, tags: Sequence[str]) -> Importe
         raise UserError(
             f"suite geneval: {path} has no result of an image in {target.text!r}; give the folder it judged"
         )
-    prompts = target.prompts()
-    return ImportedGenEval(prompts, target.text, results, tags, len(prompts), version=f"1:{path.name}")
+    return OfficialVerdicts(results)
+
+
+def correct_of(results: Sequence[Result | None]) -> Tensor:
+    """[n] 0 or 1; NaN for an image without a result."""
+    return torch.tensor([torch.nan if result is None else float(result.correct) for result in results])
 
 
 def _of(known: Mapping[Place, Result], file: Path, entry: Entry) -> Result | None:
@@ -83,7 +105,8 @@ def _place(file: PurePath) -> Place:
     return file.parent.parent.name, file.name
 
 
-def _boxes(result: Result | None) -> dict[str, list[list[float]]]:
+def boxes_of(result: Result | None) -> dict[str, list[list[float]]]:
+    """What was detected, ``{label: [[x0, y0, x1, y1, score], ...]}``."""
     boxes: dict[str, list[list[float]]] = {}
     for one in result.detections if result else ():
         boxes.setdefault(one.label, []).append([*one.box, one.score])

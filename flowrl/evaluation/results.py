@@ -14,12 +14,18 @@ interval over prompts, null where unknown::
       partial, missing_tags       whether only a part of the prompts was used, and the tags without any
       prompts, prompts_available  prompts used, and how many the suite has
       samples_per_prompt, resolution (of images), metadata_sha256
+      protocol, departures        of a benchmark that says how samples are made: what it says, and what was not so
+      self_test                   afresh, and checks: name, passed (null: undecided) and found, of what judges
+      agreement                   of our verdicts with the official tool's (option official), overall and tags.TAG:
+                                  images, both, ours, theirs, neither, agree, wilson, kappa
+      distances                   with features: their encoder, and between: of, from, pictures (of both), frechet, cmmd
+                                  (as released) and cmmd_unbiased
       tags.TAG                    prompts: how many
       arms.ARM                    ARM is base and tuned, or model, or images
         samples, unscored         samples scored, and those without a primary measure
         measures.MEASURE
           overall                 unweighted mean over tags; null while tags are missing
-          samples                 mean over samples
+          samples                 mean over samples (of GenEval2's skills, over questions)
           any_of_n                share of prompts with at least one success (measures of 0 and 1 only)
           pass_at.K               chance that one of K samples is a success, K = 1, 2, 4, ... (0 and 1 only)
           wilson                  [low, high] of ``samples`` if all samples were independent (0 and 1 only)
@@ -57,38 +63,51 @@ class VariantScores:
 
 
 def summarise(
-    variants: Mapping[str, VariantScores], tags: Sequence[str], expected_tags: Sequence[str], resamples: int, seed: int
+    variants: Mapping[str, VariantScores],
+    tags: Sequence[str],
+    expected_tags: Sequence[str],
+    resamples: int,
+    seed: int,
+    weights: Mapping[str, Floats] | None = None,
 ) -> dict[str, Any]:
-    """``arms``, ``difference``, ``tags`` and ``missing_tags`` of a suite; ``tags`` [P] names every prompt's tag."""
+    """``arms``, ``difference``, ``tags`` and ``missing_tags`` of a suite; ``tags`` [P] names every prompt's tag.
+
+    ``weights`` [P] by measure say how much the samples of a prompt count in its means.
+    """
+    weights = weights or {}
     draws = Resamples.draw(tags, resamples, seed)
     missing = [tag for tag in expected_tags if tag not in draws.rows]
     out: dict[str, Any] = {
         "missing_tags": missing,
         "tags": {tag: {"prompts": len(rows)} for tag, rows in draws.rows.items()},
-        "arms": {name: _variant(scores, draws, not missing) for name, scores in variants.items()},
+        "arms": {name: _variant(scores, draws, not missing, weights) for name, scores in variants.items()},
         "difference": {},
     }
     if {"base", "tuned"} <= variants.keys():
         base, tuned = variants["base"].measures, variants["tuned"].measures
         out["difference"] = {
-            name: _difference(base[name], tuned[name], draws, not missing) for name in base if name in tuned
+            name: _difference(base[name], tuned[name], draws, not missing, weights.get(name))
+            for name in base
+            if name in tuned
         }
     return out
 
 
-def _variant(scores: VariantScores, draws: Resamples, complete: bool) -> dict[str, Any]:
+def _variant(scores: VariantScores, draws: Resamples, complete: bool, weights: Mapping[str, Floats]) -> dict[str, Any]:
     samples = int(scores.present.sum())
     first = next(iter(scores.measures.values()))
     return {
         "samples": samples,
         "unscored": samples - int((~np.isnan(first)).sum()),
-        "measures": {name: _measure(values, draws, complete) for name, values in scores.measures.items()},
+        "measures": {
+            name: _measure(values, draws, complete, weights.get(name)) for name, values in scores.measures.items()
+        },
         "reasons": dict(Counter(scores.reasons).most_common(MAX_REASONS)),
     }
 
 
-def _measure(values: Floats, draws: Resamples, complete: bool) -> dict[str, Any]:
-    out = _spread(values, draws, complete)
+def _measure(values: Floats, draws: Resamples, complete: bool, weights: Floats | None) -> dict[str, Any]:
+    out = _spread(values, draws, complete, weights)
     if _binary(values):
         known = values[~np.isnan(values)]
         best = np.where(np.isnan(values).all(axis=1), np.nan, np.nan_to_num(values).max(axis=1))
@@ -99,8 +118,10 @@ def _measure(values: Floats, draws: Resamples, complete: bool) -> dict[str, Any]
     return out
 
 
-def _difference(base: Floats, tuned: Floats, draws: Resamples, complete: bool) -> dict[str, Any]:
-    out = _spread(difference(base, tuned), draws, complete)
+def _difference(
+    base: Floats, tuned: Floats, draws: Resamples, complete: bool, weights: Floats | None
+) -> dict[str, Any]:
+    out = _spread(difference(base, tuned), draws, complete, weights)
     if _binary(base) and _binary(tuned):
         changes = {k: difference(pass_at(base, k), pass_at(tuned, k)) for k in _attempts(base)}
         out["pass_at"] = {str(k): draws.samples(change).json() for k, change in changes.items()}
@@ -118,10 +139,10 @@ def _attempts(values: Floats) -> list[int]:
     return sorted({*(2**power for power in range(most.bit_length())), most})
 
 
-def _spread(values: Floats, draws: Resamples, complete: bool) -> dict[str, Any]:
+def _spread(values: Floats, draws: Resamples, complete: bool, weights: Floats | None) -> dict[str, Any]:
     """A mean over tags that lacks tags would be read as the benchmark's number, so it is withheld."""
     return {
-        "overall": draws.overall(values).json() if complete else None,
-        "samples": draws.samples(values).json(),
-        "tags": {tag: estimate.json() for tag, estimate in draws.by_tag(values).items()},
+        "overall": draws.overall(values, weights).json() if complete else None,
+        "samples": draws.samples(values, weights).json(),
+        "tags": {tag: estimate.json() for tag, estimate in draws.by_tag(values, weights).items()},
     }

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flowrl.errors import UserError, counted
+from flowrl.evaluation.agreement import OFFICIAL, agreement
 from flowrl.evaluation.decoding import check_varied, deterministic, grid, sampler_facts
+from flowrl.evaluation.features import FeatureSpace, distances, open_space, with_diversity
+from flowrl.evaluation.protocol import check_alone, departures, filled, find_protocol
 from flowrl.evaluation.results import SCHEMA, VariantScores, summarise
 from flowrl.evaluation.samples import SampleSource, complete_samples, prompts_digest
 from flowrl.evaluation.scoring import score_samples
-from flowrl.evaluation.statistics import RESAMPLES
-from flowrl.evaluation.suite import Suite, prompt_tag
-from flowrl.evaluation.suites import find
+from flowrl.evaluation.self_test import check_judges
+from flowrl.evaluation.statistics import RESAMPLES, Floats
+from flowrl.evaluation.suite import Suite, Weighted, prompt_tag
+from flowrl.evaluation.suites import entries, find
 from flowrl.evaluation.target import Target, Variant
 from flowrl.evaluation.targets import Request, Samplers, find_target
 from flowrl.records.machine import versions
@@ -46,6 +53,20 @@ class GridPoint:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What all stages of an evaluation need."""
+
+    target: Target
+    out: Path
+    seed: int
+    display: Display
+    space: FeatureSpace | None
+    """Where diversity and distances are measured."""
+    tests: Mapping[str, Mapping[str, Any]]
+    """The self-tests by suite."""
+
+
+@dataclass(frozen=True)
 class Case:
     """A suite at one decoding."""
 
@@ -65,9 +86,9 @@ class Case:
 
 
 def evaluate(
-    target: str,
-    suites: Sequence[str],
-    out: Path,
+    target: str | os.PathLike[str],
+    suites: str | Sequence[str],
+    out: str | Path,
     *,
     checkpoint: str = "best",
     samples: int | None = None,
@@ -83,42 +104,64 @@ def evaluate(
     model: str | None = None,
     data: Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    self_test: bool = False,
+    features: str | None = None,
+    reference: Path | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Evaluate ``target`` on ``suites`` and write ``out/results.json``; its content is returned (schema: ``results``).
 
+    >>> results = flowrl.evaluate(run, "geneval", run.path / "eval", limit=20)  # of a run: base and tuned
+    >>> results["suites"]["geneval"]["arms"]["tuned"]["measures"]["correct"]["samples"]["value"]
+
     ``target`` is a model (folder, hub id, or the name of a world, with ``family`` if it has several), a run directory,
     a LoRA folder (on ``model`` where it does not name its own), or images. A run or LoRA is evaluated twice, ``base``
-    and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here; of several
-    lengths (tokens), steps and temperatures every combination is evaluated. Run again to resume: samples made with the
-    same settings are kept, and scores follow from the files alone. ``limit`` takes that many prompts, evenly over tags.
-    ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of gsm8k or math500, or the prompts
-    of a suite of images; ``options`` are settings by suite, such as ``{"geneval": {"detector":
-    "weights/mask2former"}}``. Raises UserError for what cannot be evaluated.
+    and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here or by the
+    suite's protocol; of several lengths (tokens), steps and temperatures every combination is evaluated. Run again to
+    resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
+    many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of
+    gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
+    {"detector": "weights/mask2former"}}``. ``self_test`` repeats the self-test of what judges, otherwise run once.
+    ``features`` (a CLIP or DINO) and ``reference`` (a folder of images) add diversity within prompts and distances
+    between sets of images (see `features`). Raises UserError for what cannot be evaluated.
     """
+    target, suites, out = os.fspath(target), [suites] if isinstance(suites, str) else suites, Path(out)
     _check(samples, limit, suites)
-    out = Path(out)
+    protocol = find_protocol(suites)
+    steps, guidance, samples = filled(protocol, steps, guidance, samples)
     decodings = grid(steps=steps, guidance=guidance, length=length, temperature=temperature)
-    request = Request(checkpoint, decodings, call, base, family, model=model)
+    request = Request(checkpoint, decodings, call, protocol.size if protocol else None, base, family, model=model)
     subject, samplers = find_target(target, request)
     points = _points(samplers, samples)
     with ExitStack() as stack:
-        display = stack.enter_context(display or Display())
-        display.stage("loading what judges", log=False)
+        shown = stack.enter_context(display or Display())
+        shown.stage("loading what judges", log=False)
+        check_alone(suites, subject)
         found = find(suites, subject, data, options)
         for suite in found:
             stack.callback(suite.close)
+        tests = check_judges(found, self_test, shown)
+        job = Job(subject, out, seed, shown, open_space(features, reference, subject), tests)
         cases = [Case(suite, point, choose_prompts(suite.prompts, limit)) for suite in found for point in points]
-        made = _make_samples(cases, subject, seed, out, display)
-        entries = {case.name: _results(case, subject, made[case.name], seed, out, display) for case in cases}
+        entries = _entries(cases, job)
+    return _write(job, target, entries, {"limit": limit, "seed": seed, **_manifest(subject, points)})
+
+
+def _entries(cases: Sequence[Case], job: Job) -> dict[str, dict[str, Any]]:
+    made = _make_samples(cases, job)
+    return {case.name: _results(case, job, made[case.name]) for case in cases}
+
+
+def _write(job: Job, target: str, entries: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``results.json``; its content is returned."""
     results = {
         "schema": SCHEMA,
         "target": target,
-        "kind": subject.kind,
+        "kind": job.target.kind,
         "suites": entries,
-        "manifest": {"limit": limit, "seed": seed, **_manifest(subject, points)},
+        "manifest": manifest,
     }
-    write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(job.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return results
 
 
@@ -159,17 +202,16 @@ def _points(samplers: Samplers, samples: int | None) -> list[GridPoint]:
     return points or [GridPoint("", None, 0)]
 
 
-def _make_samples(
-    cases: Sequence[Case], target: Target, seed: int, out: Path, display: Display
-) -> dict[str, dict[str, list[Entry]]]:
+def _make_samples(cases: Sequence[Case], job: Job) -> dict[str, dict[str, list[Entry]]]:
     """The samples of every case and variant, made where they are missing; each variant is loaded at most once."""
+    target, display = job.target, job.display
     if target.folder is not None:
         return {case.name: {"images": [target.entries[row] for row in case.rows]} for case in cases}
     made: dict[str, dict[str, list[Entry]]] = {case.name: {} for case in cases}
     for variant in target.variants:
         variant = replace(variant, open=functools.cache(functools.partial(_load, variant, display)))
         for case in cases:
-            source, folder = _source(target, variant, case, seed), out / case.folder(variant.name)
+            source, folder = _source(target, variant, case, job.seed), job.out / case.folder(variant.name)
             made[case.name][variant.name] = complete_samples(
                 source, case.suite.prompts, case.rows, case.point.samples, folder, display
             )
@@ -184,21 +226,26 @@ def _load(variant: Variant, display: Display) -> Policy:
 def _source(target: Target, variant: Variant, case: Case, seed: int) -> SampleSource:
     sampler = case.point.sampler
     assert sampler is not None
-    source = SampleSource(variant.open, sampler, seed, variant.identity, variant.weights, target.medium)
+    by_words = entries()[case.suite.name].protocol is not None
+    source = SampleSource(
+        variant.open, sampler, seed, variant.identity, variant.weights, target.medium, noise_by_words=by_words
+    )
     if target.kind != "run" or target.medium != "completions" or target.config is None:
         return source
     return replace(source, overlong=target.config.data.overlong, prefill=target.config.eval.prefill)
 
 
-def _results(
-    case: Case, target: Target, made: Mapping[str, list[Entry]], seed: int, out: Path, display: Display
-) -> dict[str, Any]:
+def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str, Any]:
     """A case's entry in ``results.json``, from its samples by variant."""
-    suite, point = case.suite, case.point
+    suite, point, target = case.suite, case.point, job.target
     first = next(iter(made.values()))
     rows = case.rows if target.folder is not None else [entry.index for entry in first]  # some may be left out
     prompts = [suite.prompts[row] for row in rows]
-    scores = {name: _scores(case, target, name, entries, out, display) for name, entries in made.items()}
+    tags, weights = [prompt_tag(prompt) for prompt in prompts], _weights(suite, prompts)
+    samples = max((len(entry.files) for entry in target.entries), default=point.samples)
+    scores = {name: _scores(case, job, name, entries) for name, entries in made.items()}
+    seen = {name: job.space.of(entries) for name, entries in made.items()} if job.space else {}
+    scores = {name: with_diversity(each, seen[name]) if seen else each for name, each in scores.items()}
     return {
         "suite": suite.name,
         "decoding": point.label,
@@ -211,19 +258,43 @@ def _results(
         "partial": len(prompts) < suite.size,
         "prompts": len(prompts),
         "prompts_available": suite.size,
-        "samples_per_prompt": max((len(entry.files) for entry in target.entries), default=point.samples),
+        "samples_per_prompt": samples,
         **({"resolution": _resolution(first)} if target.medium == "images" else {}),
+        **_protocol(case, samples, first),
+        **({"self_test": job.tests[suite.name]} if suite.name in job.tests else {}),
+        **({"distances": distances(job.space, seen)} if job.space else {}),
+        **_agreement(scores, tags),
         "metadata_sha256": prompts_digest(suite.prompts),
-        **summarise(scores, [prompt_tag(prompt) for prompt in prompts], suite.tags, RESAMPLES, seed),
+        **summarise(scores, tags, suite.tags, RESAMPLES, job.seed, weights),
     }
 
 
-def _scores(
-    case: Case, target: Target, variant: str, entries: Sequence[Entry], out: Path, display: Display
-) -> VariantScores:
-    file, count = out / variant / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
+def _protocol(case: Case, samples: int, made: Sequence[Entry]) -> dict[str, Any]:
+    """What the benchmark says of how samples are made, and what was not so."""
+    protocol = entries()[case.suite.name].protocol
+    if protocol is None:
+        return {}
+    sampling = sampler_facts(case.point.sampler) if case.point.sampler else {}
+    return {"protocol": asdict(protocol), "departures": departures(protocol, sampling, samples, _resolution(made))}
+
+
+def _agreement(scores: Mapping[str, VariantScores], tags: Sequence[str]) -> dict[str, Any]:
+    """Of our verdicts with those of the official tool, where the suite was given some."""
+    measures = next(iter(scores.values())).measures
+    return {"agreement": agreement(measures["correct"], measures[OFFICIAL], tags)} if OFFICIAL in measures else {}
+
+
+def _weights(suite: Suite, prompts: Sequence[Prompt]) -> dict[str, Floats]:
+    """[P] by measure, where a suite's prompts count differently."""
+    rows = [suite.weights(prompt) for prompt in prompts] if isinstance(suite, Weighted) else []
+    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def _scores(case: Case, job: Job, variant: str, entries: Sequence[Entry]) -> VariantScores:
+    target, display = job.target, job.display
+    file, count = job.out / variant / case.name / "results.jsonl", sum(len(entry.files) for entry in entries)
     with display.counting(f"judging {counted(count, target.medium)} ({variant}) by {case.name}", count) as advance:
-        return score_samples(case.suite, entries, target.folder or out / variant, file, advance)
+        return score_samples(case.suite, entries, target.folder or job.out / variant, file, advance)
 
 
 def _resolution(entries: Sequence[Entry]) -> str:

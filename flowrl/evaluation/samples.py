@@ -57,6 +57,9 @@ class SampleSource:
     when their turn comes."""
     prefill: str | None = None
     """How every answer begins: a run's ``eval.prefill``. None: as the policy has it."""
+    noise_by_words: bool = False
+    """The noise of a sample follows from its prompt's words instead of the prompt's number, so a part or another order
+    of the prompts is made of the same noise."""
 
     def settings(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Everything a sample depends on besides its prompt's number and its own."""
@@ -71,6 +74,8 @@ class SampleSource:
             settings["overlong"] = self.overlong
         if self.prefill is not None:
             settings["prefill"] = self.prefill
+        if self.noise_by_words:
+            settings["noise"] = "by the prompt's words"
         return settings
 
     @property
@@ -89,8 +94,8 @@ def complete_samples(
 ) -> list[Entry]:
     """Make what is missing of ``samples`` samples for each chosen prompt; return all of them.
 
-    The noise of a sample follows from ``(seed, prompt number, sample number)``, so neither the batch nor the number
-    of samples changes it. A folder made with other settings is made again. Prompts that the source leaves out
+    The noise of a sample follows from ``(seed, prompt number or words, sample number)``, so neither the batch nor the
+    number of samples changes it. A folder made with other settings is made again. Prompts that the source leaves out
     (``overlong``) have no entry. Raises UserError for a folder we did not make, and for prompts that do not fit.
     """
     _claim(folder, source.settings(prompts))
@@ -158,7 +163,8 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 
 def _generate(source: SampleSource, policy: Policy, prompts: Mapping[int, Prompt], jobs: Sequence[Job]) -> Generated:
-    seeds = [derive(source.seed, "evaluation", entry.index, sample) for entry, sample in jobs]
+    keys = [prompts[entry.index].text if source.noise_by_words else entry.index for entry, _ in jobs]
+    seeds = [derive(source.seed, "evaluation", key, sample) for key, (_, sample) in zip(keys, jobs, strict=True)]
     numbers = [entry.index for entry, _ in jobs]
     asked = [prompts[number] for number in numbers]
     draw = Draw.of(torch.tensor(seeds), torch.tensor(numbers), 0, source.seed, asked)

@@ -70,8 +70,10 @@ class ScoreCache:
                 "details": dict(scores.details[row]),
             }
             self._known[key] = known
-            # What could not be scored, such as by a server that was down, is tried again by the next evaluation.
-            lines += [] if None in known["measures"].values() else [json.dumps(known) + "\n"]
+            # What could not be scored, such as by a server that was down, is tried again by the next evaluation. The
+            # first measure tells: of the others a sample may have none, such as a category that is not in its prompt.
+            primary = next(iter(known["measures"].values()), None)
+            lines += [] if primary is None else [json.dumps(known) + "\n"]
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))

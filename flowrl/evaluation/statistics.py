@@ -60,27 +60,27 @@ class Resamples:
             counts[tag] = rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)
         return cls(rows, counts)
 
-    def by_tag(self, values: Floats) -> dict[str, Estimate]:
-        """Mean over the samples of each tag; ``values`` [P, S], NaN = could not score."""
-        return {tag: _estimate(*self._means(values, tag)) for tag in self.rows}
+    def by_tag(self, values: Floats, weights: Floats | None = None) -> dict[str, Estimate]:
+        """Mean over the samples of each tag; ``values`` [P, S], NaN = could not score; ``weights`` [P] of samples."""
+        return {tag: _estimate(*self._means(values, tag, weights)) for tag in self.rows}
 
-    def overall(self, values: Floats) -> Estimate:
+    def overall(self, values: Floats, weights: Floats | None = None) -> Estimate:
         """Unweighted mean of the tags' means (GenEval's Overall)."""
-        parts = [self._means(values, tag) for tag in self.rows]
+        parts = [self._means(values, tag, weights) for tag in self.rows]
         point = float(np.mean([point for point, _ in parts]))
         return _estimate(point, np.mean([means for _, means in parts], axis=0))
 
-    def samples(self, values: Floats) -> Estimate:
+    def samples(self, values: Floats, weights: Floats | None = None) -> Estimate:
         """Mean over all samples, whatever their tag."""
-        total, count = _sums(values)
+        total, count = _sums(values, weights)
         sums = sum(self.counts[tag] @ total[rows] for tag, rows in self.rows.items())
         sizes = sum(self.counts[tag] @ count[rows] for tag, rows in self.rows.items())
         means = _unless_alone(_ratios(np.asarray(sums), np.asarray(sizes)), count)
         return _estimate(_ratio(total.sum(), count.sum()), means)
 
-    def _means(self, values: Floats, tag: str) -> tuple[float, Floats]:
+    def _means(self, values: Floats, tag: str, weights: Floats | None) -> tuple[float, Floats]:
         rows, counts = self.rows[tag], self.counts[tag]
-        total, count = _sums(values[rows])
+        total, count = _sums(values[rows], None if weights is None else weights[rows])
         means = _unless_alone(_ratios(counts @ total, counts @ count), count)
         return _ratio(total.sum(), count.sum()), means
 
@@ -145,9 +145,10 @@ def _table(values: ArrayLike) -> Floats:
     return array[:, None] if array.ndim == 1 else array
 
 
-def _sums(values: Floats) -> tuple[Floats, Floats]:
-    """Per prompt: the sum of its scored samples and how many there are."""
-    return np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1).astype(np.float64)
+def _sums(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
+    """Per prompt: the sum of its scored samples and how many there are, times its weight."""
+    weight = 1.0 if weights is None else weights
+    return np.nansum(values, axis=1) * weight, (~np.isnan(values)).sum(axis=1) * weight
 
 
 def _ratio(total: float, count: float) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from flowrl.detection.self_test import Check
 from flowrl.evaluation.target import Medium, Target
 from flowrl.types import Prompt, Samples
 
@@ -87,6 +88,36 @@ class Suite(Protocol):
         ...
 
 
+@runtime_checkable
+class SelfTesting(Protocol):
+    """A suite that can tell whether what judges works."""
+
+    def self_test(self, afresh: bool) -> Sequence[Check]:
+        """The checks of what judges; those it passed before are remembered unless ``afresh``."""
+        ...
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """A suite with measures that are means over the parts of samples, of which prompts have different numbers."""
+
+    def weights(self, prompt: Prompt) -> Mapping[str, float]:
+        """By measure, how much a sample of this prompt counts in its mean; 1 for a measure that is left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class SamplingProtocol:
+    """How a benchmark's samples are made where the user says nothing else."""
+
+    steps: int
+    guidance: float
+    size: int
+    """Pixels per side; a run, and an export of one that states it, keep their own."""
+    samples: int
+    """Per prompt."""
+
+
 @dataclass(frozen=True)
 class SuiteEntry:
     """How a suite is made when it is asked for by its name."""
@@ -98,6 +129,8 @@ class SuiteEntry:
     takes_data: bool = False
     """Whether it reads a file of prompts or problems."""
     takes_options: bool = False
+    protocol: SamplingProtocol | None = None
+    """With one, noise follows from the prompt's words, not from its place in the file."""
 
 
 def prompt_tag(prompt: Prompt) -> str:

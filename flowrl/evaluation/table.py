@@ -36,6 +36,10 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
             title = f"{name}: {first['primary']} of {counted(first['prompts'], 'prompts')} by decoding"
         console.print(Text(printable(title), style="bold"))
         console.print(suite_table(first) if len(suites) == 1 else grid_table(suites))
+        for suite in suites:
+            if "agreement" in suite:
+                console.print(Text("Agreement with the official tool, in images", style="bold"))
+                console.print(agreement_table(suite["agreement"]))
         for note in dict.fromkeys(note for suite in suites for note in notes(suite)):
             console.print(Text(printable(note), style="dim"))
 
@@ -54,6 +58,20 @@ def suite_table(suite: Mapping[str, Any]) -> Table:
     table, variants = _table(suite)
     for label, _, path, last in rows(suite):
         table.add_row(Text(printable(label)), *_cells(suite, variants, path), end_section=last)
+    return table
+
+
+def agreement_table(found: Mapping[str, Any]) -> Table:
+    """Rows are tags and overall; columns how many images both judges, one of them or none calls right."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("", overflow="fold")
+    for name in ("both right", "ours alone", "official alone", "neither", "agree", "kappa"):
+        table.add_column(name, justify="right", no_wrap=True)
+    tags = found["tags"] if len(found["tags"]) > 1 else {}
+    for label, row in (*tags.items(), ("overall", found["overall"])):
+        counts = [str(row[key]) for key in ("both", "ours", "theirs", "neither")]
+        shares = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("agree", "kappa")]
+        table.add_row(Text(printable(label)), *counts, *shares)
     return table
 
 
@@ -103,6 +121,10 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
         out.append(f"No overall: no prompts of {', '.join(suite['missing_tags'])}; raise the limit.")
     elif suite["partial"]:
         out.append(f"Partial: {suite['prompts']} of {suite['prompts_available']} prompts.")
+    if suite.get("departures"):
+        out.append(f"Not as the benchmark's protocol says: {'; '.join(suite['departures'])}.")
+    out += _distances(suite["distances"]) if "distances" in suite else []
+    out += _self_test(suite.get("self_test"))
     unscored = {name: each["unscored"] for name, each in suite["arms"].items() if each["unscored"]}
     out += [
         f"{count} {suite['medium']} of {name} could not be scored and are left out." for name, count in unscored.items()
@@ -110,6 +132,31 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
     if suite["medium"] == "completions" and suite["samples_per_prompt"] == 1 and suite["sampling"]["temperature"] == 0:
         out.append("Greedy decoding: one completion per prompt, as further ones would be equal.")
     return out
+
+
+def _distances(found: Mapping[str, Any]) -> list[str]:
+    """A line for every two sets of pictures that were compared."""
+    out = []
+    for row in found["between"]:
+        numbers = [
+            f"{label} {'-' if row[key] is None else format(row[key], '.4g')}"
+            for key, label in (("frechet", "Fréchet"), ("cmmd", "CMMD"), ("cmmd_unbiased", "unbiased"))
+        ]
+        counts = " and ".join(map(str, row["pictures"]))
+        out.append(f"Distance of {row['of']} from {row['from']} ({counts} pictures): {', '.join(numbers)}.")
+    return [*out, f"Diversity and distances are of the features of {found['features']}."]
+
+
+def _self_test(test: Mapping[str, Any] | None) -> list[str]:
+    """A line for all checks of what judges; of a test that was asked for, a line for each."""
+    if test is None:
+        return []
+    words = {True: "passed", None: "undecided"}
+    if test["afresh"]:
+        return [f"Self-test, {check['name']}: {words[check['passed']]}; {check['found']}." for check in test["checks"]]
+    open_ones = [check["name"] for check in test["checks"] if check["passed"] is None]
+    rest = f"; undecided: {', '.join(open_ones)}" if open_ones else ""
+    return [f"What judges has passed its self-test ({counted(len(test['checks']), 'checks')}{rest})."]
 
 
 def nested(values: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:

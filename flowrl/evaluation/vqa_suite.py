@@ -1,4 +1,5 @@
-"""Suites that ask a vision-language model several questions about every image: DPG-Bench, T2I-CompBench.
+"""Suites that ask a vision-language model several questions about every image: DPG-Bench, T2I-CompBench; and
+opening the model, for GenEval 2 too.
 
 They have the benchmarks' prompts and arithmetic, but another model answers than in the papers, which their titles say.
 """
@@ -108,11 +109,20 @@ class VqaOptions:
     concurrency: Annotated[int, Field(ge=1)] = 8
 
 
-def vqa_suite(
-    name: str, prompts: Sequence[Prompt], source: str, options: Options, *, version: str, product: bool
-) -> VqaSuite:
-    """A suite of prompts that carry questions. ``options``: `path`, or `url` and `model`; `device`, `dtype`,
-    `batch_size`, `key_variable`, `concurrency`. Raises UserError where no model is given."""
+@dataclass(frozen=True)
+class Judge:
+    """Who answers the questions of a suite."""
+
+    backend: Backend
+    title: str
+    """Such as ``vqa=Qwen/Qwen3-VL-8B-Instruct``."""
+    version: str
+    """Changes where it would answer otherwise."""
+    batch_size: int
+
+
+def open_judge(name: str, options: Options) -> Judge:
+    """The model that a suite's options give (see `VqaOptions`). Raises UserError where none is given."""
     check_options(name, VqaOptions, options)
     chosen = VqaOptions(**options)
     if chosen.path is None and chosen.url is None:
@@ -124,22 +134,32 @@ def vqa_suite(
         chosen.url or "", chosen.model or "", chosen.key_variable, concurrency=chosen.concurrency
     )
     backend = open_backend(name, chosen.path, chosen.device, chosen.dtype, endpoint)
-    backend.check(WORDS)
+    version = f"{backend.name}{files_digest(options)}"
+    return Judge(backend, f"vqa={chosen.model or chosen.path}", version, chosen.batch_size)
+
+
+def vqa_suite(
+    name: str, prompts: Sequence[Prompt], source: str, options: Options, *, version: str, product: bool
+) -> VqaSuite:
+    """A suite of prompts that carry questions. ``options``: `path`, or `url` and `model`; `device`, `dtype`,
+    `batch_size`, `key_variable`, `concurrency`. Raises UserError where no model is given."""
+    judge = open_judge(name, options)
+    judge.backend.check(WORDS)
     for prompt in prompts:
         questions_of(prompt)
-    full = f"{version}:{backend.name}{files_digest(options)}"
+    full = f"{version}:{judge.version}"
     return VqaSuite(
         name=name,
-        title=f"{name}-like[vqa={chosen.model or chosen.path}]",
+        title=f"{name}-like[{judge.title}]",
         version=full,
         prompts=prompts,
         source=source,
         primary=name,
         tags=prompt_tags(prompts),
         size=len(prompts),
-        backend=backend,
+        backend=judge.backend,
         cache=ScoreCache(f"{name}:{full}"),
-        batch_size=chosen.batch_size,
+        batch_size=judge.batch_size,
         product=product,
     )
 

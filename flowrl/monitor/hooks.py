@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowrl.errors import UserError
@@ -11,6 +10,7 @@ from flowrl.monitor.alarms import Check, State, check_rewards, check_statistics,
 from flowrl.monitor.statistics import measure, subsample
 from flowrl.records import checkpoint_folder
 from flowrl.records.directory import RunDirectory
+from flowrl.runtime.callbacks import Stop
 from flowrl.types import Rollout, Samples, Scores, Share, TokenTrace
 
 if TYPE_CHECKING:  # it loads diffusers, which a report has no need of
@@ -77,15 +77,6 @@ def new_alarms(session: Session, metrics: Mapping[str, float]) -> list[str]:
     elif state.get("since") is None:
         state["since"] = session.progress.iteration
     return [f"alarm: {sentence(_check(name, metrics, state), options)}" for name in active if name not in before]
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why a run ends because of an alarm, and how."""
-
-    reason: str
-    save: bool
-    """Whether the state that raised the alarm becomes a checkpoint."""
 
 
 def should_stop(session: Session, run: RunDirectory) -> Stop | None:

@@ -31,7 +31,7 @@ class RunDirectory:
     """Paths of a run and the lock on it. Use as a context manager while writing; reading needs no lock.
 
     ``config.yaml  environment.json  metrics.jsonl  memory.jsonl  histograms.jsonl  checks.jsonl  log.jsonl
-    samples/step_000123/  heldout/step_000123/  checkpoints/  eval/  report.html``
+    samples/step_000123/  heldout/step_000123/  checkpoints/  eval/  rewards/  judgements.jsonl  report.html``
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,6 +48,8 @@ class RunDirectory:
         """Held-out samples of the evaluations during training, laid out like ``samples``."""
         self.checkpoints = path / "checkpoints"
         self.eval_path = path / "eval"
+        self.rewards_path = path / "rewards"
+        """Source of rewards that were given as Python functions."""
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -118,6 +120,13 @@ class RunDirectory:
         facts = {"started": started, **machine.describe_machine()}
         write_atomically(self.path / "environment.json", json.dumps(facts, indent=1) + "\n")
         write_atomically(self.config_path, config_yaml)
+
+    def keep_rewards(self, sources: Mapping[str, str]) -> None:
+        """Write the sources of rewards, by file name."""
+        if sources:
+            self.rewards_path.mkdir(exist_ok=True)
+        for name, text in sources.items():
+            write_atomically(self.rewards_path / name, text)
 
     def log(
         self,
@@ -236,6 +245,8 @@ def _step_of(line: Mapping[str, Any]) -> float:
 def _save_sample(folder: Path, row: int, samples: Samples) -> dict[str, Any]:
     prompt = samples.prompts[row]
     facts: dict[str, Any] = {"prompt": prompt.text, "prompt_id": prompt.id}
+    if isinstance(prompt.columns.get("tag"), str):
+        facts["tag"] = prompt.columns["tag"]
     if samples.images is not None:
         image = samples.images[row]
         name = f"{row:04d}.png"

@@ -143,7 +143,11 @@ def snapshots(folder: Path) -> list[Snapshot]:
 
 def read_evaluation(run: Path) -> Mapping[str, Any] | None:
     """``eval/results.json`` of a run; None without one. Raises UserError for a damaged file or another schema."""
-    path = run / "eval" / "results.json"
+    return read_results(run / "eval" / "results.json")
+
+
+def read_results(path: Path) -> Mapping[str, Any] | None:
+    """As `read_evaluation`, of the file itself."""
     results = _optional_json(path)
     if results is not None and results.get("schema", SCHEMA) != SCHEMA:
         raise UserError(

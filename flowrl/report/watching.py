@@ -11,37 +11,53 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowrl.errors import UserError
 from flowrl.processes import LAUNCHER_VARIABLES
 from flowrl.report.feed import Feed
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 PORT = 8421
 """Where the page is, unless that is taken: an SSH tunnel is easier to set up to a port that is known."""
 
 
 def serve(runs: Sequence[Path], port: int | None, say: Callable[[str], None]) -> None:
-    """Serve the page of these runs on this machine until interrupted; ``say`` is told its address.
+    """Serve the page of these runs on this machine until interrupted; ``say`` is told its address. Raises `UserError`
+    as `serve_page`."""
+    feeds = [Feed(run) for run in runs]
+
+    def build(token: str) -> FastAPI:
+        from flowrl.report.server import build_app
+
+        threading.Thread(target=_read_ahead, args=(feeds,), daemon=True).start()
+        return build_app(feeds, token)
+
+    serve_page(build, port, say)
+
+
+def serve_page(build: Callable[[str], FastAPI], port: int | None, say: Callable[[str], None]) -> None:
+    """Serve what ``build`` makes for a token on this machine until interrupted; ``say`` is told its address.
 
     Raises `UserError` where the extra is not installed, or the ``port`` is taken.
     """
+    token = secrets.token_urlsafe(24)
     try:
         import uvicorn
 
-        from flowrl.report.server import build_app
+        app = build(token)
     except ImportError as error:
         raise UserError(f"the live page needs {error.name}; install the extra: pip install -e '.[server]'") from error
-    token, feeds = secrets.token_urlsafe(24), [Feed(run) for run in runs]
     with _listener(port) as listener:
         number = listener.getsockname()[1]
         say(f"http://127.0.0.1:{number}/?token={token}")
         if "SSH_CONNECTION" in os.environ:
             say(f"from your own machine: ssh -L {number}:127.0.0.1:{number} {socket.gethostname()}, then that address")
         config = uvicorn.Config(
-            build_app(feeds, token), log_level="warning", server_header=False, ws="none", lifespan="off",
-            timeout_graceful_shutdown=1,
-        )  # fmt: skip
-        threading.Thread(target=_read_ahead, args=(feeds,), daemon=True).start()
+            app, log_level="warning", server_header=False, ws="none", lifespan="off", timeout_graceful_shutdown=1
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

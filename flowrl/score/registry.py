@@ -17,6 +17,7 @@ import rewards as shipped
 from flowrl.clients import check_remote_reward, find_remote_reward, is_remote_reward
 from flowrl.errors import UserError, did_you_mean, missing_package
 from flowrl.importing import Place, parse
+from flowrl.score.given import Given, is_given, not_given
 
 KIND = "reward"
 """What messages call it."""
@@ -50,9 +51,11 @@ def list_rewards() -> list[RewardEntry]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def find_reward(use: str) -> Callable[..., Any]:
+def find_reward(use: str, given: Given | None = None) -> Callable[..., Any]:
     """The function or class of ``name``, ``path.py:function``, ``module:function``, ``http://host:port/NAME`` or
-    ``ray:`` and one of these. Raises `UserError`."""
+    ``ray:`` and one of these, or a ``given`` one. Raises `UserError`."""
+    if given and use in given:
+        return given[use].function
     if is_remote_reward(use):
         return find_remote_reward(use)
     return place_of(use).find()
@@ -60,18 +63,24 @@ def find_reward(use: str) -> Callable[..., Any]:
 
 def place_of(use: str) -> Place:
     """Where a reward of this machine is defined. Raises `UserError` where there is none of that name."""
+    if is_given(use):
+        raise not_given(use)
     return Place.of(use, KIND) or _shipped(use)
 
 
 def with_absolute_path(use: str) -> str:
     """``path.py:function`` with an absolute path, so that it holds after a reward has changed the working directory;
     other names as they are."""
-    place = None if is_remote_reward(use) else Place.of(use, KIND)
+    place = None if is_remote_reward(use) or is_given(use) else Place.of(use, KIND)
     return use if place is None else place.with_absolute_path()
 
 
-def check_reward(use: str) -> None:
+def check_reward(use: str, given: Given | None = None) -> None:
     """Raise `UserError` if a reward cannot exist; cheap, because a file is parsed and not run."""
+    if is_given(use):
+        if use not in (given or {}):
+            raise not_given(use)
+        return None
     if is_remote_reward(use):
         inner = check_remote_reward(use)
         return check_reward(inner) if inner else None

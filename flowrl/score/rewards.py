@@ -23,6 +23,7 @@ from flowrl.score.combination import (
     describe_uncovered_prompts,
     dropped_samples,
 )
+from flowrl.score.given import Given
 from flowrl.score.registry import find_reward, with_absolute_path
 from flowrl.score.reward import CallStats, Reward
 from flowrl.score.signatures import adapt
@@ -36,8 +37,12 @@ SHOWN = 3
 class Rewards:
     """All rewards of a run; calling it scores samples, `scoring` does so while they are made."""
 
-    def __init__(self, rewards: Sequence[Reward], on_nan: NanPolicy) -> None:
+    def __init__(self, rewards: Sequence[Reward], on_nan: NanPolicy, remarks: Sequence[str] = ()) -> None:
         self.rewards = tuple(rewards)
+        # Text rewards of flowrl and of TRL look alike; what was adapted from elsewhere is said.
+        adapted = [(name, style) for name, style in self.styles.items() if style not in ("flowrl", "TRL")]
+        self.remarks = [*(f"reward {name}: {style}'s signature, adapted" for name, style in adapted), *remarks]
+        """What a run says of them at its start."""
         self._on_nan: NanPolicy = on_nan
         self._threads = [RewardThread(reward.name) if reward.overlap else None for reward in self.rewards]
 
@@ -200,8 +205,10 @@ class Rewards:
         )
 
 
-def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan: NanPolicy = "raise") -> Rewards:
-    """Rewards ready to score. ``specs`` are entries of a config's ``rewards``.
+def load_rewards(
+    specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan: NanPolicy = "raise", given: Given | None = None
+) -> Rewards:
+    """Rewards ready to score. ``specs`` are entries of a config's ``rewards``; ``given`` are functions they name.
 
     Raises `UserError` for a reward that does not exist, an option it does not have, or two of the same name.
     """
@@ -214,12 +221,14 @@ def load_rewards(specs: Sequence[RewardConfig | Mapping[str, Any] | str], on_nan
     places = [with_absolute_path(spec.use) for spec in read]  # before any of them runs
     try:
         for spec, use in zip(read, places, strict=True):
-            loaded.append(_load(spec, use))
+            loaded.append(_load(spec, use, given))
     except BaseException:  # worker processes that have started would outlive the mistake
         for reward in loaded:
             reward.function.close()
         raise
-    return Rewards(loaded, on_nan)
+    unknown = [reward.name for reward in (given or {}).values() if reward.source is None]
+    said = [f"reward {name}: Python keeps no source of it, so the run cannot say what it was" for name in unknown]
+    return Rewards(loaded, on_nan, said)
 
 
 def _read(spec: Mapping[str, Any] | str) -> RewardConfig:
@@ -233,11 +242,13 @@ def _name(spec: RewardConfig) -> str:
     return spec.name or spec.use.rpartition(":")[2].rpartition("/")[2]
 
 
-def _load(spec: RewardConfig, use: str) -> Reward:
+def _load(spec: RewardConfig, use: str, given: Given | None) -> Reward:
     name = _name(spec)
     settings = spec.model_dump(include={"options", "device", "dtype", "batch_size", "messages"})
     function = (
-        ProcessReward(use, name, spec.timeout, settings) if spec.process else adapt(find_reward(use), name, **settings)
+        ProcessReward(use, name, spec.timeout, settings)
+        if spec.process
+        else adapt(find_reward(use, given), name, **settings)
     )
     return Reward(name, spec.factor, function, spec.batch_size, spec.applies, spec.gate, spec.on_error, spec.overlap)
 

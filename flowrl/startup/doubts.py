@@ -1,13 +1,15 @@
-"""What is legal in a run and yet seldom meant, seen in its config and prompts alone."""
+"""What is legal in a run and yet seldom meant, seen in its config and prompts, and in the device it is for."""
 
 from __future__ import annotations
 
+from flowrl.startup.memory import device_kind
 from flowrl.startup.preflight import CheckedRun
+from flowrl.worlds import world_names
 
 
 def doubts(run: CheckedRun) -> list[str]:
     """A sentence for each, with the key to change."""
-    found = (_seen_prompts(run), _repeated_prompts(run), _single_update(run))
+    found = (_seen_prompts(run), _repeated_prompts(run), _single_update(run), _full_precision(run))
     return [sentence for sentence in found if sentence]
 
 
@@ -39,4 +41,15 @@ def _single_update(run: CheckedRun) -> str:
     return (
         "train.updates=1 and train.epochs=1: every ratio is 1 when it is used, so the clip never acts (on-policy); "
         "raise one of them to use samples more than once"
+    )
+
+
+def _full_precision(run: CheckedRun) -> str:
+    """The default, which is right for small models and on CPUs."""
+    model = run.config.model
+    if model.dtype != "float32" or device_kind(run.config) == "cpu" or model.path in world_names():
+        return ""
+    return (
+        "model.dtype=float32, the default, on an accelerator: model.dtype=bfloat16, or float16, takes half the memory "
+        "for the frozen network, and less time"
     )

@@ -16,6 +16,7 @@ from flowrl.composition import own_code
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.records.machine import versions
+from flowrl.score.given import Given
 from flowrl.score.registry import place_of
 from flowrl.worlds import world_names
 
@@ -27,13 +28,15 @@ MANIFEST_KEY = "inputs"
 """Of the manifest."""
 
 
-def fingerprint_inputs(config: Config, train: PromptSet, test: PromptSet | None) -> dict[str, str]:
+def fingerprint_inputs(
+    config: Config, train: PromptSet, test: PromptSet | None, given: Given | None = None
+) -> dict[str, str]:
     """Fingerprint by the key of the config that names the input; what is not on this machine is left out.
 
     Prompts: all texts and columns in order. Rewards and the user's own parts of the algorithm: the syntax trees (so:
-    not comments or layout) of the file and of the files beside it that it imports; files and folders that options of
-    rewards name. Base model and adapter: every file's name and size, small files whole, of large ones the header and a
-    sample of 1 MiB; for models of the hub, the commit.
+    not comments or layout) of the file and of the files beside it that it imports, of ``given`` ones of their source;
+    files and folders that options of rewards name. Base model and adapter: every file's name and size, small files
+    whole, of large ones the header and a sample of 1 MiB; for models of the hub, the commit.
     """
     found = {"data.train": _prompts(train), "data.test": _prompts(test) if test else None}
     found["model.path"] = _model(config.model.path)
@@ -41,7 +44,7 @@ def fingerprint_inputs(config: Config, train: PromptSet, test: PromptSet | None)
         found["model.adapter"] = _model(config.model.adapter)
     for reward in config.rewards:
         label = f"rewards.{reward.name or reward.use}"
-        found[label] = _reward(reward.use)
+        found[label] = given[reward.use].fingerprint if given and reward.use in given else _reward(reward.use)
         for key, value in reward.options.items():
             if isinstance(value, str) and _exists(value):
                 found[f"{label}.{key}"] = fingerprint_files(Path(value).expanduser())

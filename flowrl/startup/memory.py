@@ -28,6 +28,7 @@ from flowrl.config.schema import OptimizerConfig
 from flowrl.devices import default_kind
 from flowrl.errors import counted, is_out_of_memory
 from flowrl.launcher import launch
+from flowrl.models.family import embedded_models
 from flowrl.models.footprint import Footprint, footprint
 from flowrl.models.portions import Portions
 from flowrl.models.weights import REFERENCE
@@ -143,9 +144,10 @@ def estimated_peaks(config: Config, algorithm: Algorithm) -> dict[str, tuple[flo
 
 
 def _call(config: Config) -> dict[str, Any]:
-    from flowrl.worlds.shapes import CALL
+    from flowrl.worlds.images import CALL
 
-    return {**(CALL if config.model.path == "shapes" else {}), **config.model.call}
+    own = CALL if embedded_models(config.model.path) is not None else {}
+    return {**own, **config.model.call}
 
 
 @dataclass(frozen=True)

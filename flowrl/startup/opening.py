@@ -38,7 +38,7 @@ def open_run(
     Raises `UserError` as `start_or_resume` and `Trackers`, and where a rank reads other inputs than rank 0.
     """
     config = run.config
-    inputs = fingerprint_inputs(config, run.train, run.test)
+    inputs = fingerprint_inputs(config, run.train, run.test, run.given)
     _check_alike(ranks, config, inputs)
     directory = RunDirectory(config.directory.absolute())  # a reward may change the working directory
     start: Checkpoint | None = None
@@ -49,6 +49,7 @@ def open_run(
             nonlocal start, trackers
             opened.enter_context(directory)
             start = start_or_resume(config, directory, resume, inputs=inputs, allow_changed=allow_changed)
+            directory.keep_rewards({reward.file_name: reward.record for reward in run.given.values()})
             trackers = opened.enter_context(Trackers(config, directory, start.step if start else None))
 
         job.write(open_files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flowrl.clients.ray import check_placement
 from flowrl.composition import build
@@ -21,6 +21,7 @@ from flowrl.parts.token_advantages import TruncatedImportance
 from flowrl.runtime.optimizers import check_optimizer
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
+from flowrl.score.given import Given, is_given
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
 from flowrl.startup.workload import Workload, workload
@@ -35,10 +36,13 @@ class CheckedRun:
     workload: Workload
     train: PromptSet
     test: PromptSet | None
+    given: Given = field(default_factory=dict)
+    """Rewards that are functions of this process."""
 
 
-def check_run(config: Config) -> CheckedRun:
-    """Check a run before anything of it is loaded, what is cheap first.
+def check_run(config: Config, given: Given | None = None) -> CheckedRun:
+    """Check a run before anything of it is loaded, what is cheap first. ``given``: rewards that are functions of this
+    process.
 
     Raises:
         UserError: an unknown algorithm or part, keys that mean nothing here, an impossible batch, or a missing folder,
@@ -67,12 +71,17 @@ def check_run(config: Config) -> CheckedRun:
     _check_engine(config, algorithm)
     config = check_model(config, algorithm.family)
     for reward in config.rewards:
-        check_reward(reward.use)
+        check_reward(reward.use, given)
+        if is_given(reward.use) and reward.process:
+            raise UserError(
+                f"rewards: {reward.use} is a function of this process, and process=true is for code in a file; write it"
+                " into one and name it path.py:function, or remove process"
+            )
     train = read_prompts(config, config.data.train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
     if algorithm.family == "diffusion":
         _check_texts((train, test))
-    return CheckedRun(config, algorithm, counts, train, test)
+    return CheckedRun(config, algorithm, counts, train, test, dict(given or {}))
 
 
 def _check_unused(config: Config, algorithm: Algorithm) -> None:

@@ -31,8 +31,9 @@ LAYERS = (
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
     "flowrl.evaluation flowrl.heldout flowrl.recipes flowrl.checks",
     "flowrl.report flowrl.trainer",
-    "flowrl.train flowrl.remote",
+    "flowrl.train flowrl.remote flowrl.judging",
     "flowrl.commands",
+    "flowrl.notebook",
     "flowrl.cli",
     "flowrl",
 )

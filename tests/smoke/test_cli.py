@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flowrl import cli
+from flowrl.composition import build
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 CONFIG = """
 name: quick
@@ -164,6 +168,47 @@ def test_test_reward_on_a_users_file(flowrl) -> None:
 def test_doctor_examines_the_machine(flowrl) -> None:
     result = flowrl("doctor")
     assert "packages" in result.out and "disk" in result.out and "torch uses" in result.out
+
+
+def test_doctor_says_what_becomes_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from flowrl.commands import doctor
+
+    def told() -> str:
+        return next(f.detail for f in doctor.check_machine(Path()) if f.name == "gpu")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor, "accelerators", list)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert f"none that torch {torch.__version__} sees" in told() and told().endswith("built without CUDA")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    assert told().endswith("driver is too old for CUDA 13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    card = SimpleNamespace(name="H200", total_memory=140 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: card)
+    assert told().startswith("H200 (140 GiB), H200 (140 GiB); flowrl train uses one, torchrun --nproc-per-node 2")
+
+
+def test_doctor_doubts_full_precision_of_a_model_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flowrl.config import Config
+    from flowrl.startup.doubts import doubts
+
+    monkeypatch.setattr("flowrl.startup.doubts.device_kind", lambda config: "cuda")
+    config = Config.load(CONFIGS / "quickstart.yaml")
+    plan = SimpleNamespace(config=config, test=None, train=range(100), algorithm=build(config.algorithm))
+    plan.workload = SimpleNamespace(optimizer_steps=4)
+
+    def told(**changes: str) -> bool:
+        model = config.model.model_copy(update=changes)
+        plan.config = config.model_copy(update={"model": model})
+        return any("model.dtype=bfloat16" in sentence for sentence in doubts(plan))
+
+    assert told(path="owner/name") and not told(path="owner/name", dtype="bfloat16") and not told()
+    monkeypatch.setattr("flowrl.startup.doubts.device_kind", lambda config: "cpu")
+    assert not told(path="owner/name")
 
 
 def test_bugs_keep_their_traceback(flowrl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def test_the_doctor_names_what_was_not_tested(monkeypatch):
 
 
 def test_the_doctor_knows_every_extra(monkeypatch):
-    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k not in ("test", "dev")}
+    extras = {k: v for k, v in PROJECT["optional-dependencies"].items() if k not in ("docs", "test", "dev")}
     packages = {name: [Requirement(line).name.replace("-", "_") for line in lines] for name, lines in extras.items()}
     assert packages == {name: list(modules) for name, modules in doctor.EXTRAS.items()}
     real = importlib.util.find_spec

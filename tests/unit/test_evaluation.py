@@ -29,8 +29,9 @@ from flowrl.records.sample_files import is_image_folder, read_folder, read_image
 from flowrl.samplers.flow import FlowSampler
 from flowrl.startup.policies import open_policy, policy_of_run
 from flowrl.types import Prompt, Samples
+from flowrl.worlds.images.scenes import Scene, Thing
 from flowrl.worlds.shapes import prompts as world_prompts
-from flowrl.worlds.shapes.scenes import Scene, Thing, random_scene, render
+from flowrl.worlds.shapes.scenes import random_scene, render
 
 # --- statistics ------------------------------------------------------------------------------------------------------
 

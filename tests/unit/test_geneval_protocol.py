@@ -16,10 +16,11 @@ from flowrl.detection.evaluator import Evaluator, details, line
 from flowrl.detection.prompts import generate, main, plural
 from flowrl.detection.results import read_results, summary
 from flowrl.errors import UserError
+from flowrl.worlds.images.scenes import CLASSES, Scene, Thing
+from flowrl.worlds.images.scenes import COLORS as PALETTE
 from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import prompts as shapes_prompts
-from flowrl.worlds.shapes.scenes import CLASSES, Scene, Thing, random_scene, render
-from flowrl.worlds.shapes.scenes import COLORS as PALETTE
+from flowrl.worlds.shapes.scenes import random_scene, render
 
 BOX = (10.0, 10.0, 30.0, 30.0)
 

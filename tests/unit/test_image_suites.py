@@ -25,7 +25,7 @@ from flowrl.records.sample_files import read_images, sample_path, write_image, w
 from flowrl.types import Prompt, Samples
 from rewards.pickscore import pickscore
 from rewards.vqascore import vqascore
-from tests.tiny_detector import quick, save_mask2former
+from tests.tiny_detector import quick, save_mask2former, taught
 from tests.tiny_scorers import PROMPTS, pictures, save_aesthetic, save_clip, save_open_clip
 from tests.tiny_vlm import save_llava
 
@@ -42,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     make = tmp_path_factory.mktemp
     return {
         "detector": str(save_mask2former(make("mask2former"))),
-        "quick": str(quick(save_clip(make("quick")))),
+        "quick": str(taught(quick(save_clip(make("quick"))))),
         "clip": str(save_clip(make("clip"))),
         "open_clip": str(save_open_clip(make("open_clip"))),
         "aesthetic": str(save_aesthetic(make("aesthetic"))),

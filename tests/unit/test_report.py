@@ -19,7 +19,8 @@ from flowrl.report.gallery import spaced
 from flowrl.report.numbers import number
 from flowrl.report.record import Metrics, read_metrics
 from flowrl.report.summary import flat
-from flowrl.worlds.shapes.scenes import Scene, Thing, render
+from flowrl.worlds.images.scenes import Scene, Thing
+from flowrl.worlds.shapes.scenes import render
 
 EVIL = '"><script>alert(1)</script><img src=x onerror="alert(2)">'
 CONFIG = "name: a run\nmodel: {path: shapes}\nalgorithm: {use: flow_grpo, kl: 0.0}\nrewards:\n- {use: shapes}\n"

@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from flowrl.worlds.images.scenes import CLASSES, COLORS, SLOT, Scene, Thing
 from flowrl.worlds.shapes import BASE, CALL, prompts
 from flowrl.worlds.shapes.captions import caption, corrupt
 from flowrl.worlds.shapes.prompts import TAGS, vocabulary
-from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SLOT, Scene, Thing, random_scene, render
+from flowrl.worlds.shapes.scenes import random_scene, render
 from flowrl.worlds.shapes.verifier import detect, score, verify
 from rewards.shapes import shapes
 

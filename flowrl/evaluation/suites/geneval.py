@@ -8,9 +8,10 @@ published numbers, and these numbers compare with each other only.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,26 +20,40 @@ from pydantic import Field
 
 from flowrl.data import load_prompts
 from flowrl.detection.evaluator import Evaluator, details, load
+from flowrl.detection.mask2former import Mask2Former
 from flowrl.detection.metadata import TAGS as OFFICIAL_TAGS
 from flowrl.detection.metadata import check
 from flowrl.detection.objects import OBJECTS
 from flowrl.detection.prompts import generate
+from flowrl.detection.self_test import Check, Judge, Known, self_test
 from flowrl.errors import UserError
-from flowrl.evaluation.imported_geneval import imported_geneval
+from flowrl.evaluation.agreement import OFFICIAL, shared_boxes
+from flowrl.evaluation.imported_geneval import (
+    OfficialVerdicts,
+    boxes_of,
+    correct_of,
+    imported_geneval,
+    official_verdicts,
+)
 from flowrl.evaluation.prompt_files import read
 from flowrl.evaluation.score_cache import ScoreCache, files_digest
 from flowrl.evaluation.scorer_suite import check_options
+from flowrl.evaluation.self_test import remembered
 from flowrl.evaluation.suite import Options, Suite, SuiteEntry, SuiteScores
 from flowrl.evaluation.target import Target, prompt_of
 from flowrl.media import quantise
+from flowrl.paths import expand_user
+from flowrl.records.sample_files import read_folder, read_images
+from flowrl.scorers.loading import device_and_dtype
 from flowrl.types import Prompt, Samples
+from flowrl.worlds.images.scenes import CLASSES, COLORS
 from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
-from flowrl.worlds.shapes.scenes import CLASSES, COLORS, SIZE
+from flowrl.worlds.shapes.scenes import SIZE
 
 WORLD = "shapes"
 SOURCE = "shapes:test"
-OFFICIAL = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
+NUMBERS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 """Prompts of the benchmark by tag."""
 GENERATED_SEED = 0
 
@@ -55,6 +70,10 @@ class GenEvalOptions:
     batch_size: Annotated[int, Field(ge=1)] = 4
     results: str | None = None
     """``results.jsonl`` of the official tool, whose verdicts are taken over instead."""
+    official: str | None = None
+    """``results.jsonl`` of the official tool, whose verdicts on the same images are compared with ours."""
+    known: str | None = None
+    """Folder of pictures with known content, in GenEval's layout: the self-test judges them too."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +123,49 @@ class DetectedGenEval:
     prompts: Sequence[Prompt]
     source: str
     evaluator: Evaluator
+    options: GenEvalOptions
     cache: ScoreCache
     title: str
     version: str
     size: int
+    theirs: OfficialVerdicts | None = None
     name: str = "geneval"
     primary: str = "correct"
     tags: Sequence[str] = OFFICIAL_TAGS
 
     def score(self, samples: Samples) -> SuiteScores:
         """Official ``correct`` (0 or 1), ``strict`` (exactly what was asked for) and continuous ``score``; ``details``
-        are the boxes that counted, as official GenEval writes them."""
-        return self.cache.score(samples, self._score)
+        are the boxes that counted, as official GenEval writes them.
+
+        With the results of the official tool also its verdict ``official``, the share of its boxes that ours have
+        (``boxes_found``), and of ours that it has (``boxes_confirmed``).
+        """
+        scores = self.cache.score(samples, self._score)
+        if self.theirs is None:
+            return scores
+        results = self.theirs.of(samples.prompts)
+        pairs = [
+            (torch.nan, torch.nan) if result is None else shared_boxes(ours, boxes_of(result))
+            for ours, result in zip(scores.details, results, strict=True)
+        ]
+        found, confirmed = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        further = {OFFICIAL: correct_of(results), "boxes_found": found, "boxes_confirmed": confirmed}
+        return replace(scores, measures={**scores.measures, **further})
+
+    def self_test(self, afresh: bool) -> list[Check]:
+        """The checks of detector and colour classifier on the device in use, and on the pictures of ``known``."""
+        device, _ = device_and_dtype(self.options.device, self.options.dtype)
+        known = _known_pictures(self.options.known)
+        digests = [
+            hashlib.sha256(repr(one.metadata).encode() + one.pixels.numpy().tobytes()).hexdigest() for one in known
+        ]
+        facts = {"test": 1, "judge": self.version, "device": str(device), "known": digests}
+
+        def run() -> list[Check]:
+            on_host = None if device.type == "cpu" else lambda: _judge(_evaluator(replace(self.options, device="cpu")))
+            return self_test(_judge(self.evaluator), self.options.dtype, on_host, known)
+
+        return remembered(facts, afresh, run)
 
     def close(self) -> None:
         """Nothing is held but memory."""
@@ -139,8 +189,9 @@ def build(target: Target, data: Path | None, options: Options) -> Suite:
     """The suite with the detector that fits the target.
 
     ``data`` is GenEval's ``evaluation_metadata.jsonl`` or another file with its metadata; without it, prompts of our
-    own generator. ``options``: folders or hub names of the `detector` and `clip`, `device`, `dtype`, `batch_size`; or
-    `results`, the ``results.jsonl`` of the official tool, whose verdicts on an image folder are taken over.
+    own generator. ``options``: folders or hub names of the `detector` and `clip`, `device`, `dtype`, `batch_size`,
+    `official` and `known` (see `GenEvalOptions`); or `results`, the ``results.jsonl`` of the official tool, whose
+    verdicts on an image folder are taken over.
     Raises UserError for prompts without metadata, and weights that cannot be loaded.
     """
     check_options("geneval", GenEvalOptions, options)
@@ -161,7 +212,8 @@ def build(target: Target, data: Path | None, options: Options) -> Suite:
         prompts, source = generated(), f"generated:geneval-{GENERATED_SEED}"
     for prompt in prompts:
         check({**prompt.columns, "prompt": prompt.text}, OBJECTS)
-    return _detected(prompts, source, target, chosen, files_digest(options))
+    weights = {name: options[name] for name in ("detector", "clip") if name in options}
+    return _detected(prompts, source, target, chosen, files_digest(weights))
 
 
 SUITES = {"geneval": SuiteEntry(build, ("images",), takes_data=True, takes_options=True)}
@@ -178,9 +230,7 @@ def _detected(
 ) -> DetectedGenEval:
     """Prompts with the benchmark's numbers of tags are taken for the benchmark; others are only in its style."""
     try:
-        evaluator = load(
-            options.detector, options.clip, device=options.device, dtype=options.dtype, batch_size=options.batch_size
-        )
+        evaluator = _evaluator(options)
     except UserError as error:
         missing = not target.entries and not Path(target.text).exists()
         taken = f" ({target.text!r} is no such folder here, so it was taken for a hub name)" if missing else ""
@@ -189,16 +239,43 @@ def _detected(
             "the official GenEval tool"
         ) from error
     version = f"1:{evaluator.version}{weights}"
-    style = "" if Counter(prompt.columns.get("tag") for prompt in prompts) == OFFICIAL else "-style"
+    style = "" if Counter(prompt.columns.get("tag") for prompt in prompts) == NUMBERS else "-style"
     return DetectedGenEval(
         prompts=prompts,
         source=source,
         evaluator=evaluator,
+        options=options,
         cache=ScoreCache(f"geneval:{version}"),
         title=f"geneval{style}[mask2former]",
         version=version,
         size=len(prompts),
+        theirs=None if options.official is None else official_verdicts(target, Path(options.official)),
     )
+
+
+def _evaluator(options: GenEvalOptions) -> Evaluator:
+    return load(
+        options.detector, options.clip, device=options.device, dtype=options.dtype, batch_size=options.batch_size
+    )
+
+
+def _judge(evaluator: Evaluator) -> Judge:
+    assert isinstance(evaluator.detector, Mask2Former)
+    return Judge(evaluator, evaluator.detector.candidates)
+
+
+def _known_pictures(folder: str | None) -> list[Known]:
+    """The pictures of a folder with what its metadata say is in them. Raises UserError."""
+    if folder is None:
+        return []
+    path = expand_user(folder, "--option geneval.known")
+    if not path.is_dir():
+        raise UserError(f"--option geneval.known: there is no folder {folder}; give one in GenEval's layout")
+    entries = read_folder(path)
+    for entry in entries:
+        check(entry.metadata, OBJECTS)
+    jobs = [(entry, file) for entry in entries for file in entry.files]
+    return [Known(file, quantise(read_images([file]))[0], entry.metadata) for entry, file in jobs]
 
 
 def _of_the_world(prompt: Prompt) -> bool:

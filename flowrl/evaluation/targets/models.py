@@ -68,7 +68,8 @@ def _load_options(model: str, request: Request) -> tuple[str, dict[str, Any]]:
     exported = dict(export.load) if export is not None and export.family == family else {}
     if family == "diffusion":
         guidance = next(iter(request.decodings.values())).guidance
-        return family, {"family": family, "call": pipeline_call(model, request.call, guidance), **exported}
+        call = pipeline_call(model, request.call, guidance, request.size)
+        return family, {"family": family, "call": call, **exported}
     if request.call is not None:
         raise UserError(f"{model} is a language model, which has no pipeline to call; leave call out")
     return family, {"family": family, **exported}

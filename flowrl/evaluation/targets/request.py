@@ -22,6 +22,8 @@ class Request:
     decodings: Mapping[str, Decoding] = field(default_factory=lambda: {"": Decoding()})
     call: Mapping[str, Any] | None = None
     """Arguments of the pipeline's call, such as height."""
+    size: int | None = None
+    """Pixels per side that a suite's protocol asks for, where neither ``call`` nor the target's own files say more."""
     base: bool = True
     """Whether the model before training is a variant too."""
     family: str | None = None

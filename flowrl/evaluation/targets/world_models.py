@@ -10,17 +10,15 @@ from types import ModuleType
 from typing import Any
 
 from flowrl.errors import UserError
-from flowrl.worlds import shapes, world_names
+from flowrl.worlds import world_names
+from flowrl.worlds.images import CALL
 
-SHAPES = "shapes"
 INCIDENTAL = ("dtype", "torch_dtype", "transformers_version")
 """Keys of a model's config that say nothing about its architecture, besides those with a leading underscore."""
 
 
 def base_models(world: str) -> Mapping[str, Path]:
     """The base models of a world by family; none for a word that is no world's name."""
-    if world == SHAPES:
-        return {"diffusion": shapes.BASE}
     return getattr(_module(world), "BASES", {}) if world in world_names() else {}
 
 
@@ -44,16 +42,19 @@ def completion_length(world: str | None) -> int | None:
     return None if world is None else getattr(_module(world), "LENGTH", None)
 
 
-def pipeline_call(model: str, call: Mapping[str, Any] | None, guidance: float | None) -> dict[str, Any]:
-    """Arguments of the pipeline's call; an export of a world's model is called as the world's own.
+def pipeline_call(
+    model: str, call: Mapping[str, Any] | None, guidance: float | None, size: int | None = None
+) -> dict[str, Any]:
+    """Arguments of the pipeline's call; an export of a world's model is called as the world's own, whatever ``size``.
 
     The world's call has no guidance, and a pipeline loaded without it has no unconditional branch to turn on later, so
     ``guidance`` is one of the arguments.
     """
-    if world_of(model, "diffusion") != SHAPES:
-        return dict(call or {})
+    world = world_of(model, "diffusion")
+    if world is None or "diffusion" not in base_models(world):
+        return {**({"height": size, "width": size} if size else {}), **(call or {})}
     guided = {"guidance_scale": guidance} if guidance not in (None, 1.0) else {}
-    return {**shapes.CALL, **guided, **(call or {})}
+    return {**CALL, **guided, **(call or {})}
 
 
 def _module(world: str) -> ModuleType:

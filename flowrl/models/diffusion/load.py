@@ -29,7 +29,7 @@ from flowrl.models.placement import Placement, compile_blocks, place, trained_pr
 from flowrl.models.quantization import FULL_PRECISION, Method, Quantized, check_device, check_quantization
 from flowrl.models.sharding import Shard, check_exchange, check_shard, split
 from flowrl.models.source import ModelSource, check_finite, check_model_name, without_progress_bars
-from flowrl.worlds.shapes import CALL
+from flowrl.worlds.images import CALL
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

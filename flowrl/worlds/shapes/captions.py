@@ -1,28 +1,17 @@
-"""Pre-training captions, their deliberately noisy scenes, and the stream of (latents, captions) batches."""
+"""Pre-training captions and their deliberately noisy scenes."""
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
-from flowrl.worlds.shapes.autoencoder import encode
-from flowrl.worlds.shapes.prompts import FRAMES, NUMBERS, entry, noun
-from flowrl.worlds.shapes.scenes import (
-    CLASSES,
-    COLORS,
-    PLURALS,
-    RELATIONS,
-    SLOTS,
-    Metadata,
-    random_scene,
-    render,
-)
+from flowrl.worlds.images.autoencoder import Vae, encode
+from flowrl.worlds.images.scenes import CLASSES, COLORS, PLURALS, RELATIONS, Metadata, noun
+from flowrl.worlds.shapes.prompts import FRAMES, NUMBERS, entry
+from flowrl.worlds.shapes.scenes import SLOTS, random_scene, render
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,6 @@ KINDS = (
     "color_attr",
     "colored_position",
 )
-UNCONDITIONAL = 0.10  # captions replaced by "" for classifier-free guidance
 
 
 def caption(rng: random.Random, mix: Mix = NOISY) -> Metadata:
@@ -127,29 +115,8 @@ def corrupt(metadata: Metadata, rng: random.Random, mix: Mix = NOISY) -> Metadat
     return shown
 
 
-def batches(
-    vae: AutoencoderKL, batch_size: int, seed: int, mix: Mix = NOISY, pool: int = 12_288, reuse: int = 6
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """Endless (clean latents [batch_size, C, 4, 4], captions). Each scene is seen about `reuse` times.
-
-    A rolling pool: a quarter of it is replaced whenever `reuse` times that many samples have been drawn.
-    """
-    rng = random.Random(seed)
-    generator = torch.Generator().manual_seed(seed)
-    quarters = [_fresh(vae, rng, mix, pool // 4) for _ in range(4)]
-    while True:
-        latents = torch.cat([z for z, _ in quarters])
-        captions = [c for _, chunk in quarters for c in chunk]
-        for _ in range(reuse * (pool // 4) // batch_size):
-            rows = torch.randint(len(captions), (batch_size,), generator=generator)
-            texts = [captions[i] for i in rows.tolist()]
-            yield latents[rows], ["" if rng.random() < UNCONDITIONAL else text for text in texts]
-        quarters = [*quarters[1:], _fresh(vae, rng, mix, pool // 4)]
-
-
-@torch.no_grad()
-def _fresh(vae: AutoencoderKL, rng: random.Random, mix: Mix, size: int) -> tuple[Tensor, list[str]]:
+def draw_pairs(size: int, rng: random.Random, vae: Vae, mix: Mix = NOISY) -> tuple[Tensor, list[str]]:
+    """(clean latents [size, C, 4, 4], captions)."""
     rows = [caption(rng, mix) for _ in range(size)]
-    images = render([random_scene(corrupt(row, rng, mix), rng) for row in rows]) * 2 - 1
-    latents = torch.cat([encode(vae, chunk) for chunk in images.split(256)])
-    return latents, [row["prompt"] for row in rows]
+    images = render([random_scene(corrupt(row, rng, mix), rng) for row in rows])
+    return encode(vae, images), [row["prompt"] for row in rows]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import permutations, product
 from typing import Literal
 
-from flowrl.worlds.shapes.scenes import CLASSES, COLORS, PLURALS, RELATIONS, Metadata
+from flowrl.worlds.images.scenes import CLASSES, COLORS, PLURALS, RELATIONS, Metadata, noun
 
 Plain = tuple[list[Metadata], str]  # include clauses and the shortest wording
 
@@ -111,8 +111,3 @@ def entry(tag: str, include: list[Metadata], text: str) -> Metadata:
     if tag == "counting":
         row["exclude"] = [{"class": i["class"], "count": i["count"] + 1} for i in include]
     return row | {"prompt": text}
-
-
-def noun(shape: str, count: int = 1, color: str | None = None) -> Metadata:
-    """One include clause."""
-    return {"class": shape, "count": count} | ({"color": color} if color else {})

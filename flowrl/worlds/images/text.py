@@ -1,9 +1,10 @@
-"""The base model's text side: a tokenizer of whole words, two small CLIP encoders, and a mute T5."""
+"""A base model's text side: a tokenizer of whole words, two small CLIP encoders, and a mute T5."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,32 @@ from transformers import (
     T5EncoderModel,
 )
 
-from flowrl.worlds.shapes.prompts import vocabulary
-
-CONTEXT = 10  # tokens: the longest caption has eight words
 ONE = 2.0  # of the one-hot encoder: on a par with the contextual one's features
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_tokenizer() -> CLIPTokenizer:
+@dataclass(frozen=True)
+class Language:
+    """What a world's captions consist of."""
+
+    words: Sequence[str]
+    context: int  # tokens of the longest caption, its start and end included
+    spelled: Sequence[str] = ()  # lower-case letters of words that are read letter by letter
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """What means something of its own; a spelled letter is the same one within a word and at its end."""
+        return [
+            *([special] for special in (START, END)),
+            *([f"{word}</w>"] for word in self.words),
+            *([letter, f"{letter}</w>"] for letter in self.spelled),
+        ]
+
+
+def build_tokenizer(language: Language) -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer whose merges make one token of every word of the world."""
-    words = vocabulary()
-    letters = sorted({letter for word in words for letter in word})
+    words = language.words
+    letters = sorted({letter for word in [*words, *language.spelled] for letter in word})
     vocab = [START, END, *letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
     for word in words:
@@ -41,7 +57,7 @@ def build_tokenizer() -> CLIPTokenizer:
     return kind(
         vocab={token: i for i, token in enumerate(vocab)},
         merges=merges,
-        model_max_length=CONTEXT,
+        model_max_length=language.context,
         unk_token=END,
         bos_token=START,
         eos_token=END,
@@ -59,29 +75,30 @@ def _apply(merges: Sequence[tuple[str, str]], pieces: list[str]) -> list[str]:
     return pieces
 
 
-def contextual_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextModelWithProjection:
+def contextual_encoder(tokenizer: CLIPTokenizer, language: Language, width: int = 64) -> CLIPTextModelWithProjection:
     """Two layers; SD3 reads the first one's output, in which each word has seen those before it."""
-    model = CLIPTextModelWithProjection(_text_config(tokenizer, width, layers=2))
+    model = CLIPTextModelWithProjection(_text_config(tokenizer, language.context, width, layers=2))
     torch.nn.init.normal_(_embeddings(model).token_embedding.weight, std=0.7)
     torch.nn.init.normal_(_embeddings(model).position_embedding.weight, std=0.4)
     return model.eval()
 
 
-def one_hot_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+def one_hot_encoder(tokenizer: CLIPTokenizer, language: Language) -> CLIPTextModelWithProjection:
     """One layer, so SD3 reads the embeddings themselves: word and position one-hot, nothing to disentangle."""
-    words = [START, END, *(f"{word}</w>" for word in vocabulary())]
-    width = -(-(len(words) + CONTEXT) // 8) * 8
-    model = CLIPTextModelWithProjection(_text_config(tokenizer, width, layers=1))
+    meanings, context = language.tokens, language.context
+    width = -(-(len(meanings) + context) // 8) * 8
+    model = CLIPTextModelWithProjection(_text_config(tokenizer, context, width, layers=1))
     with torch.no_grad():
         tokens, positions = _embeddings(model).token_embedding, _embeddings(model).position_embedding
         tokens.weight.zero_()
-        tokens.weight[tokenizer.convert_tokens_to_ids(words), range(len(words))] = ONE
+        for i, spellings in enumerate(meanings):
+            tokens.weight[tokenizer.convert_tokens_to_ids(spellings), i] = ONE
         positions.weight.zero_()
-        positions.weight[range(CONTEXT), range(len(words), len(words) + CONTEXT)] = ONE
+        positions.weight[range(context), range(len(meanings), len(meanings) + context)] = ONE
     return model.eval()
 
 
-def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+def _text_config(tokenizer: CLIPTokenizer, context: int, width: int, layers: int) -> CLIPTextConfig:
     ids = tokenizer.get_vocab()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -90,7 +107,7 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextC
         projection_dim=width,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         bos_token_id=ids[START],
         eos_token_id=ids[END],
         pad_token_id=ids[END],
