@@ -32,13 +32,14 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return float((a.mean(dim=0) - b.mean(dim=0)).square().sum() + spread)
 
 
-def cmmd(a: Tensor, b: Tensor) -> tuple[float, float]:
+def cmmd(a: Tensor, b: Tensor, paired: bool = False) -> tuple[float, float]:
     """``(released, unbiased)`` squared maximum mean discrepancy of features [N, E] and [M, E], times 1000.
 
     Gaussian kernel ``exp(-|x - y|^2 / (2 * 10^2))``: CMMD (Jayasumana et al., arXiv:2401.09603) where the features are
     CLIP ViT-L/14@336's. The release takes means over all pairs, a picture with itself among them, which is never
     negative and 0 for equal sets; the unbiased one leaves those out, and is 0 in the mean for sets of one distribution.
-    Source: Gretton et al. 2012, equations 3 and 5. NaN for fewer than one, and two, of either.
+    ``paired`` says that row i of both was made from one noise: the unbiased one then also leaves out such pairs, and is
+    0 for equal sets. Source: Gretton et al. 2012, equations 3 to 5. NaN for fewer than one, and two, of either.
     """
     n, m = len(a), len(b)
     if min(n, m) < 1:
@@ -47,6 +48,8 @@ def cmmd(a: Tensor, b: Tensor) -> tuple[float, float]:
     released = own / n**2 + other / m**2 - 2 * cross
     if min(n, m) < 2:
         return SCALE * released, math.nan
+    if paired:
+        cross = (cross * n * m - float(_kernel((a.double() - b.double()).square().sum(dim=1)).sum())) / (n * (n - 1))
     unbiased = (own - n) / (n * (n - 1)) + (other - m) / (m * (m - 1)) - 2 * cross
     return SCALE * released, SCALE * unbiased
 
@@ -78,8 +81,12 @@ def _kernel_sum(a: Tensor, b: Tensor) -> float:
     total = 0.0
     for part in a.double().split(ROWS):
         squares = part.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * part @ b.T
-        total += float((squares.clamp(min=0) / (-2 * SIGMA**2)).exp().sum())
+        total += float(_kernel(squares.clamp(min=0)).sum())
     return total
+
+
+def _kernel(squares: Tensor) -> Tensor:
+    return (squares / (-2 * SIGMA**2)).exp()
 
 
 def _root(matrix: Tensor) -> Tensor:

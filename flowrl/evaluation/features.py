@@ -97,7 +97,8 @@ def distances(space: FeatureSpace, features: Mapping[str, Sequence[Tensor]]) -> 
 
 
 def _between(one: str, other: str, sets: Mapping[str, Tensor]) -> dict[str, Any]:
-    released, unbiased = cmmd(sets[one], sets[other])
+    paired = (one, other) == ("tuned", "base") and len(sets[one]) == len(sets[other])  # equal prompts and seeds
+    released, unbiased = cmmd(sets[one], sets[other], paired)
     numbers = {"frechet": frechet(sets[one], sets[other]), "cmmd": released, "cmmd_unbiased": unbiased}
     known = {name: None if math.isnan(value) else value for name, value in numbers.items()}
     return {"of": one, "from": other, "pictures": [len(sets[one]), len(sets[other])], **known}

@@ -67,6 +67,11 @@ def test_cmmd_is_the_release_s_and_its_unbiased_form() -> None:
     assert released == pytest.approx(1000 * (mean(a, a, False) + mean(b, b, False) - cross), abs=1e-6)
     assert unbiased == pytest.approx(1000 * (mean(a, a, True) + mean(b, b, True) - cross), abs=1e-6)
     assert cmmd(a, a)[0] == pytest.approx(0.0, abs=1e-9)
+    apart = [(i, j) for i in range(5) for j in range(5) if i != j]
+    paired = float(np.mean([math.exp(-float((a[i] - b[j]).double().square().sum()) / 200) for i, j in apart]))
+    wanted = 1000 * (mean(a, a, True) + mean(b[:5], b[:5], True) - 2 * paired)
+    assert cmmd(a, b[:5], paired=True)[1] == pytest.approx(wanted, abs=1e-6)
+    assert cmmd(a, a, paired=True)[1] == pytest.approx(0.0, abs=1e-9) and cmmd(a, a)[1] < -0.1
     far = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]])
     assert cmmd(*far)[0] == pytest.approx(1000 * (2 - 2 * math.exp(-4 / 200))) and math.isnan(cmmd(*far)[1])
 
@@ -121,6 +126,8 @@ def test_what_is_compared() -> None:
     assert [(row["of"], row["from"]) for row in found["between"]] == pairs
     assert found["between"][1]["cmmd"] == pytest.approx(cmmd(rows[:3], rows[6:])[0])
     assert found["between"][1]["pictures"] == [3, 3]
+    assert found["between"][0]["cmmd_unbiased"] == pytest.approx(cmmd(rows[3:6], rows[:3], paired=True)[1])
+    assert found["between"][2]["cmmd_unbiased"] == pytest.approx(cmmd(rows[3:6], rows[6:])[1])
     alone = distances(FeatureSpace("clip", lambda pixels: pixels), {"model": [rows[:1]]})
     assert alone["between"] == []
 
