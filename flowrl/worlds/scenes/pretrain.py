@@ -28,14 +28,14 @@ def lessons(vae: Vae, seconds: float, seed: int) -> list[tuple[Recipe, DrawPairs
     """The shipped base's curriculum: what captions mean from clean scenes, then wrong ways of painting them."""
     clean, noisy = (partial(draw_pairs, noise=noise) for noise in (CLEAN, NOISY))
     return [
-        (Recipe(0.5 * seconds, decay_from=1.0, high_noise=0.3, seed=seed), clean),
-        (Recipe(0.5 * seconds, lr=1.5e-3, decay_from=0.4, high_noise=0.3, seed=seed + 1), noisy),
+        (Recipe(0.3 * seconds, decay_from=1.0, high_noise=0.3, seed=seed), clean),
+        (Recipe(0.7 * seconds, lr=1.5e-3, decay_from=0.5, high_noise=0.3, seed=seed + 1), noisy),
     ]
 
 
 def main() -> None:
     """The command."""
-    pretraining.train(latents.train, build, lessons, minutes=18, vae_minutes=6, half=True)
+    pretraining.train(latents.train, build, lessons, minutes=22, vae_minutes=6, half=True)
 
 
 if __name__ == "__main__":
