@@ -49,13 +49,14 @@ def measured(page: Page, data: dict[str, Any]) -> str:
         *([_also(page, data)] if page.also else []),
         _costs(curves, page.mark, page.unit),
         _pairs(page, curves),
-        "What each arm sets:\n\n" + "\n".join(f"- `{arm}`: {_said(data['arms'][arm]['overrides'])}" for arm in curves),
+        "What each arm sets:\n\n" + "\n".join(f"- `{arm}`: {_said(page, arm, data)}" for arm in curves),
     ]
     return "\n\n".join(parts)
 
 
-def _said(overrides: list[str]) -> str:
-    return " ".join(f"`{each}`" for each in overrides) or "nothing"
+def _said(page: Page, arm: str, data: dict[str, Any]) -> str:
+    started = [f"{page.processes[arm]} processes (seconds are those of the first)"] if arm in page.processes else []
+    return " ".join([*started, *(f"`{each}`" for each in data["arms"][arm]["overrides"])])
 
 
 def _pilot(page: Page, scores: dict[str, dict[str, float]]) -> str:
