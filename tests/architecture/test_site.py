@@ -17,7 +17,7 @@ from flowrl.config import Config
 from website import marks
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*marks.PAGES, *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [*marks.PAGES, *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 @pytest.mark.parametrize("path", PAGES)

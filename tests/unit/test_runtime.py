@@ -620,7 +620,7 @@ def test_train_is_a_function_even_after_its_module_was_imported() -> None:
     import flowrl.train
 
     assert callable(flowrl.train)
-    assert flowrl.train is sys.modules["flowrl.train"].train  # type: ignore[attr-defined]
+    assert flowrl.train is sys.modules["flowrl.notebook.training"].train
 
 
 def test_unknown_attributes_are_reported() -> None:
