@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -114,23 +113,34 @@ def block(found: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(rows)
 
 
-def ratio(found: dict[str, dict[str, dict[str, float]]], value: Callable[[dict[str, dict[str, float]]], float]) -> str:
-    """Mean and range over the seeds of a number of a seed's measurements."""
-    return written_range([value(of_seed) for of_seed in found.values()], 2)
+def paired(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """What a plan's variances are of those of independent times, seed by seed, in Markdown."""
+    columns = {"deviation": 2, "shared": 2, "gradient": 1}
+    rows = ["| views | variance of the bound | of the difference, shared views | of the gradient |", "|---" * 4 + "|"]
+    for name, (words, _) in PLANS.items():
+        shares = [
+            [(seed[name][key] / seed["time"][key]) ** power for seed in found.values()]
+            for key, power in columns.items()
+        ]
+        rows.append(f"| {words} | {' | '.join(written_range(share, 2) for share in shares)} |")
+    return "\n".join(rows)
 
 
 def write_page() -> None:
     """Bring the page up to its data."""
     data = read(NAME)
-    versions = ", ".join(f"{name} {data[name]}" for name in PACKAGES)
-    shared = ratio(data["seeds"], lambda s: statistics.fmean(s[p]["own"] ** 2 / s[p]["shared"] ** 2 for p in PLANS))
-    put(
-        NAME,
-        "Draws: antithetic views and quadrature",
-        f"`python -m benchmarks.evidence.draws`\n\nSeeds {', '.join(data['seeds'])}; {data['processor']}, one thread;"
-        f" {versions}; flowrl at {data['commit']}. Mean and range over the seeds, two forwards a completion.\n\n"
-        f"{block(data['seeds'])}\n\nSharing the views divides the variance of the difference by {shared}.",
-    )
+    found, versions = data["seeds"], ", ".join(f"{name} {data[name]}" for name in PACKAGES)
+    gains = [statistics.fmean((seed[p]["own"] / seed[p]["shared"]) ** 2 for p in PLANS) for seed in found.values()]
+    parts = [
+        "`python -m benchmarks.evidence.draws`",
+        f"Seeds {', '.join(found)}; {data['processor']}, one thread; {versions}; flowrl at {data['commit']}."
+        " Mean and range over the seeds, two forwards a completion.",
+        block(found),
+        "As a share of that of independent times, paired by seed:",
+        paired(found),
+        f"Sharing the views divides the variance of the difference by {written_range(gains, 1)}.",
+    ]
+    put(NAME, "Draws: antithetic views and quadrature", "\n\n".join(parts))
 
 
 def main() -> None:
