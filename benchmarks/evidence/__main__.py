@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.evidence import draws
 from benchmarks.evidence.page import write_page
 from benchmarks.evidence.runs import DATA, Page, pilot, run
 
@@ -24,7 +25,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.command == "write":
         for name in given.pages or sorted(path.stem for path in DATA.glob("*.json")):
-            write_page(name)
+            draws.write_page() if name == draws.NAME else write_page(name)
         return
     page = Page.load(given.page)
     arms = given.arms or list(page.arms)
