@@ -137,7 +137,7 @@ def overlap(distance: np.ndarray, alpha: np.ndarray) -> np.ndarray:  # [K, M, W,
     """Soft IoU of coverage with templates of signed distance (negative inside)."""
     templates = (0.5 - distance).clip(0, 1)
     both = np.minimum(templates, alpha).sum((2, 3))
-    return (both / (alpha.sum((1, 2)) + templates.sum((2, 3)) - both + 1e-6)).T
+    return (both / (np.maximum(templates, alpha).sum((2, 3)) + 1e-6)).T
 
 
 def shape_distance(x: np.ndarray, y: np.ndarray, area: np.ndarray) -> np.ndarray:  # [4, M, W, W], in CLASSES' order
