@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from benchmarks.cpu_clock import seconds_of
+from flowrl.records.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "docs" / "evidence" / "data"
@@ -85,7 +86,7 @@ def train(page: Page, arm: str, directory: Path, overrides: list[str], seed: int
 
 def last(directory: Path, keys: list[str]) -> dict[str, float]:
     """The last value of metrics of a run."""
-    lines = list(map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()))
+    lines = RunDirectory(directory).metrics()
     return {key: next(round(line[key], 4) for line in reversed(lines) if key in line) for key in keys}
 
 
@@ -96,7 +97,7 @@ def curve(directory: Path, score: str) -> list[list[float]]:
     sampling, decoding, scoring and updates on one thread.
     """
     points, seconds = [], 0.0
-    for line in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()):
+    for line in RunDirectory(directory).metrics():
         seconds += seconds_of(line)
         if score in line:
             points.append([line[score], line["samples"], line["network/forwards"], seconds])
