@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 SIDE = 384
-COLORS = {
+RGB = tuple[int, int, int]
+COLORS: dict[str, RGB] = {
     "red": (215, 25, 25),
     "orange": (255, 135, 0),
     "yellow": (250, 225, 20),
@@ -43,9 +44,9 @@ def _drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def _circle(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: object, edge: int = 0) -> None:
+def _circle(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: RGB, edge: int = 0) -> None:
     box = (x - radius, y - radius, x + radius, y + radius)
-    draw.ellipse(box, fill=fill, outline=(20, 20, 20) if edge else None, width=edge)  # type: ignore[arg-type]
+    draw.ellipse(box, fill=fill, outline=(20, 20, 20) if edge else None, width=edge)
 
 
 def _ring(x: float, y: float, radius: float, corners: int, turn: float = 0.0) -> list[tuple[float, float]]:
