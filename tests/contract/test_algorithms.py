@@ -97,9 +97,12 @@ TOY = {
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole
 }
 RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02}
+QUICK = ("diffusion_nft", "flow_grpo", "fpo", "grpo", "ppo", "rwr", "spg", "trajectory_pg")
+"""One of every kind; the others learn in the slow tests."""
+LEARNING = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ALL]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", LEARNING)
 def test_learns_its_toy(name: str) -> None:
     """The reward is the indicator of one of three modes: every method must raise it well above the base's third."""
     algorithm = small(name, 8, **TOY.get(name, {}))
