@@ -70,6 +70,12 @@ class Algorithm:
         return self.objective.coupled or any(part.coupled for part in self.loss_masks)
 
     @property
+    def judged(self) -> bool:
+        """Whether its estimator asks rewards for a gradient (its attribute ``judged``; then the rollout has a
+        judge)."""
+        return bool(getattr(self.estimator, "judged", False))
+
+    @property
     def penalised(self) -> bool:
         """Whether there is a regularizer that counts."""
         return any(term.weight > 0 for term in self.regularizers)

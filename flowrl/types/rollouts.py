@@ -117,7 +117,12 @@ class Judge(Protocol):
         ...
 
     def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
-        """[n, R] rewards with gradient of clean latents [n, ...] that belong to these rows [n] of the rollout."""
+        """[n, R] rewards with gradient, each as it counts in the total, of clean latents [n, ...] that belong to these
+        rows [n] of the rollout."""
+        ...
+
+    def reworded(self, template: str) -> Judge:
+        """The same for other prompts: ``template`` with the prompt in place of ``{}``."""
         ...
 
 
