@@ -221,7 +221,7 @@ One preset per published method; each is data, and any part of it can be exchang
         f"\n## {title}\n\n"
         + table(
             ["name", "source", "objective", "advantage", "method"],
-            [_row(row) for row in rows if row["families"][0] == family],
+            [_row(row) for row in rows if family in row["families"]],
         )
         for family, title in FAMILIES.items()
     ]

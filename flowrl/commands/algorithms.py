@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowrl.composition import build, describe, paper, preset_names, summary
+from flowrl.composition import build, describe, families, paper, preset_names, summary
 from flowrl.parts.algorithm import Algorithm
 
 
@@ -19,7 +19,7 @@ def _row(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "paper": paper(name),
-        "families": list(algorithm.families),
+        "families": list(families(name)),
         "parts": parts_of(algorithm),
         "summary": summary(name),
     }
