@@ -48,7 +48,9 @@ class Slot:
 
 
 SLOTS: dict[str, Slot] = {
-    "sampler": Slot(Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal")),
+    "sampler": Slot(
+        Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal", "flowrl.samplers.rivals")
+    ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
     "estimator": Slot(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl.math.groups import group_mean
 from flowrl.parts.sample_scores import mean_over_rivals, rivals
-from flowrl.types import RIVAL, Memory, Scores
+from flowrl.types import RIVAL, IncompatibleError, Memory, Scores
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,11 @@ class WinRate:
         counted = valid[i] & valid[j]
         own = torch.ones_like(valid)
         if self.against == "rivals":
-            assert scores.source is not None, "rivals are marked by the sampler that makes them"
+            if scores.source is None or not bool((scores.source == RIVAL).any()):
+                raise IncompatibleError(
+                    "advantage WinRate compares with rivals: use the sampler MixtureSampler with opponents=true, or "
+                    "against=group"
+                )
             own = scores.source != RIVAL
             counted &= own[i] & ~own[j]
         i, j = i[counted], j[counted]
