@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from flowrl.composition import SLOTS, build, describe, paper, preset_names, shipped_parts, summary
+from flowrl.composition import SLOTS, build, describe, families, paper, preset_names, shipped_parts, summary
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.algorithm import Algorithm, Family
 from flowrl.renamed import plain
@@ -22,7 +22,7 @@ def _row(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "paper": paper(name),
-        "families": list(algorithm.families),
+        "families": list(families(name)),
         "parts": parts_of(algorithm),
         "summary": summary(name),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flowrl.commands.algorithms import algorithm_rows, chosen, differences, without_paper
-from flowrl.composition import paper, preset_names, summary
+from flowrl.composition import families, paper, preset_names, summary
 from flowrl.errors import UserError, counted
 
 
@@ -59,3 +59,14 @@ def test_algorithms_are_chosen_by_family_slot_and_source():
     ):
         with pytest.raises(UserError, match=said):
             chosen(rows, **by)
+
+
+def test_families_of_a_preset_are_those_its_argument_may_name(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from typing import Literal\nfrom flowrl.algorithms.grpo import grpo\n"
+        'def either(*, family: Literal["masked", "causal"] = "causal"):\n    return grpo()\n'
+    )
+    assert families(f"{own}:either") == ("causal", "masked")
+    assert families("flow_grpo") == ("diffusion",) and families("grpo") == ("causal",)
+    assert all(row["families"] == list(families(row["name"])) for row in algorithm_rows())
