@@ -51,6 +51,8 @@ class Algorithm:
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
     ema_weights: tuple[EmaWeights, ...] = ()
+    teachers: tuple[str, ...] = ()
+    """Names of frozen policies that it learns from, which a config describes under ``teachers``."""
     redraw: bool = False
     """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
     mask_truncated_completions: bool = False
