@@ -51,6 +51,8 @@ class Algorithm:
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
     ema_weights: tuple[EmaWeights, ...] = ()
+    teachers: tuple[str, ...] = ()
+    """Names of frozen policies that it learns from, which a config describes under ``teachers``."""
     redraw: bool = False
     """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
     mask_truncated_completions: bool = False
@@ -102,4 +104,6 @@ class Algorithm:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
         compared = (advantage.reference for advantage in self.token_advantage if advantage.reference)
-        return tuple(dict.fromkeys((*behaviour, *self.references, *compared, *(f.name for f in self.ema_weights))))
+        sampled: tuple[str, ...] = getattr(self.sampler, "weight_sets", ())  # samplers that ask no other have no such
+        known = (*behaviour, *self.references, *compared, *sampled, *(f.name for f in self.ema_weights))
+        return tuple(dict.fromkeys(known))

@@ -25,6 +25,7 @@ from flowrl.score.given import Given, is_given
 from flowrl.score.gradients import check_gradients
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
+from flowrl.startup.teachers import check_teachers
 from flowrl.startup.workload import Workload, workload
 
 
@@ -82,6 +83,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
         _check_judged(config)
         check_gradients(config.rewards, given)
     train = read_prompts(config, config.data.train)
+    check_teachers(config, algorithm, train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
     if algorithm.family == "diffusion":
         _check_texts((train, test))

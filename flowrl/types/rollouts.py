@@ -126,8 +126,9 @@ class Judge(Protocol):
         ...
 
 
-POLICY, DATA, REPLAY = 0, 1, 2
-"""Values of `Rollout.source`: made by the policy, taken from a data set, kept of an earlier rollout."""
+POLICY, DATA, REPLAY, RIVAL = 0, 1, 2, 3
+"""Values of `Rollout.source`: made by the policy, taken from a data set, kept of an earlier rollout, made by another
+policy that it is compared with."""
 
 
 @dataclass(frozen=True)

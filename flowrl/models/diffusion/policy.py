@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from flowrl.models.merging import MergedAdapter
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import CfgGrad, Prompt
+from flowrl.types import CfgGrad, Prompt, PromptRows
 
 
 class DiffusionPolicy(HasWeightSets):
@@ -67,7 +68,8 @@ class DiffusionPolicy(HasWeightSets):
     # ------------------------------------------------------------------------------------------------ conditioning
     def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
         """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
-        return self.encoder([prompt.text for prompt in prompts])
+        made = self.encoder([prompt.text for prompt in prompts])
+        return replace(made, origin=PromptRows.of(prompts)) if self.teachers else made
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:
