@@ -19,6 +19,9 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.causal": "causal",
     "flowrl.estimators.transitions": "diffusion",
     "flowrl.estimators.matching": "diffusion",
+    "flowrl.estimators.pathwise": "diffusion",
+    "flowrl.estimators.renoise": "diffusion",
+    "flowrl.estimators.adjoint": "diffusion",
     "flowrl.estimators.masked": "masked",
     "flowrl.estimators.tokens": "causal",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +108,20 @@ def reward(policy: Any, final: Tensor) -> Tensor:
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
 
 
+@dataclass(frozen=True)
+class ToyJudge:
+    """The toys' reward with its gradient; of other words than the first of several it likes little."""
+
+    policy: Any
+    names: tuple[str, ...] = ("toy",)
+
+    def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
+        return reward(self.policy, self.policy.decode(clean, graph=True)[:, 0, 0])[:, None]
+
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        return [self(clean, rows) * 0.2**k for k in range(len(templates))]
+
+
 def rollout_of(
     condition: Any, final: Tensor, trace: Any = None, *, group: Any = None, seeds: Any = None, times: Any = None
 ) -> Rollout:
@@ -133,6 +148,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
+    if algorithm.judged:
+        rollout = replace(rollout, judge=ToyJudge(policy))
     rewards = reward(policy, rollout.final)[:, None]
     said = {"source": rollout.source, "feedback": rollout.feedback}
     scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool(), **said)
