@@ -69,7 +69,7 @@ class Field:
 
     def velocity(self, x: Tensor, t: Tensor, condition: Any, *, guidance: Any = None, cfg_grad: str = "cond") -> Tensor:
         self.calls.append(t)
-        return self.field(self.theta, x, t.to(x)[:, None])
+        return self.field(self.theta, x.double(), t.double()[:, None])
 
 
 @dataclass(frozen=True)
@@ -410,12 +410,8 @@ def test_srpo_recovers_the_sample_where_the_velocity_is_right_and_errs_both_ways
         return held["noise"] - held["clean"] + theta[:2]
 
     policy = Field(right, torch.zeros(2, dtype=torch.float64), GRID)
-    rollout = replace(
-        sampled(policy, FlowSampler(steps=1)) if False else rollout_of(clean, policy), judge=Total((first,))
-    )
-    estimator = RelativeRenoise(
-        low=0.6, high=0.8, width=0.05, denoise=(0.0, 0.0), invert=(0.0, 0.0), good="12{}", bad="1{}"
-    )
+    rollout, plain = replace(rollout_of(clean), judge=Total((first,))), (0.0, 0.0)
+    estimator = RelativeRenoise(low=0.6, high=0.8, width=0.05, denoise=plain, invert=plain, good="12{}", bad="1{}")
     rows = estimator.probe(rollout, policy, rollout.seeds)  # type: ignore[arg-type]
     rows = replace(rows, t=torch.full((4, 2), 0.7).double(), start=torch.tensor([[0.75, 0.65]]).double().expand(4, 2))
     held |= {"noise": rows.noise.flatten(0, 1).double(), "clean": clean.repeat_interleave(2, dim=0)}
@@ -430,7 +426,7 @@ def test_srpo_recovers_the_sample_where_the_velocity_is_right_and_errs_both_ways
         assert pull.tolist() == pytest.approx([-1 / 6, 0], abs=1e-6)  # opposite errors, texts exchanged: they add
 
 
-def rollout_of(clean: Tensor, policy: Field) -> Rollout:
+def rollout_of(clean: Tensor) -> Rollout:
     group = torch.zeros(len(clean), dtype=torch.long)
     draw = Draw.of(seeds(0, "pathwise", count=len(clean)), group, 0, 0)
     return Rollout.of(draw, TinyCondition(group), clean, times=GRID)
@@ -438,7 +434,7 @@ def rollout_of(clean: Tensor, policy: Field) -> Rollout:
 
 def test_times_and_emphasis_of_srpo() -> None:
     estimator = composition.build("srpo").estimator
-    rollout = replace(rollout_of(torch.zeros(200, 2), network()), judge=Total((first,)))
+    rollout = replace(rollout_of(torch.zeros(200, 2)), judge=Total((first,)))
     rows = estimator.probe(rollout, network(), rollout.seeds)  # type: ignore[arg-type]
     assert torch.equal(rows.t[:, 0], rows.t[:, 1]) and bool((rows.start[:, 0] > rows.t[:, 0]).all())
     assert bool((rows.start[:, 1] < rows.t[:, 1]).all()) and rows.down[0].tolist() == [True, False]
@@ -491,7 +487,7 @@ def test_the_end_shift_of_adjoint_matching(dynamics: Dynamics, pairing: str, num
         shift, variance = tilted(dynamics, pairing, steps)
         assert shift == pytest.approx(wanted, abs=6e-5 if steps > 10 else 1.1e-4)
         if pairing == "next" and isinstance(dynamics, FlowSDE) and dynamics.noise_level < 1:
-            assert steps > 10 or shift / variance == pytest.approx(0.759, abs=0.02)  # keeps memory of its noise
+            assert steps > 10 or shift / variance == pytest.approx(0.759 / 0.8, abs=1e-3)  # keeps memory of its noise
         elif pairing == "next":
             assert shift == pytest.approx(variance, rel=0.02)  # forgets it: the shift is the whole variance's
 
