@@ -48,7 +48,10 @@ class Slot:
 
 
 SLOTS: dict[str, Slot] = {
-    "sampler": Slot(Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal")),
+    "sampler": Slot(
+        Sampler,
+        ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal", "flowrl.samplers.recorded"),
+    ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
     "estimator": Slot(
@@ -62,12 +65,12 @@ SLOTS: dict[str, Slot] = {
     ),
     "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages",)),
+    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.labels")),
     "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages",)),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ()),
-    "objective": Slot(Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds")),
+    "objective": Slot(Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.preferences")),
     "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ()),

@@ -39,6 +39,10 @@ class MatchingRows(Rows):
         drawn = normal(self.seeds[:, 0], (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
         return drawn[torch.arange(len(drawn))[:, None], self.number]
 
+    def total(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Every draw estimates the error of the whole sample."""
+        return super().total(values, counted) / counted.sum(dim=1).clamp(min=1)
+
 
 def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
     """Draw M times and noises for each sample of a rollout."""

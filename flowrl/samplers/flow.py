@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class FlowSampler:
     sample's seed and the step, so a sample does not depend on the batch it is made in.
     """
 
+    family: ClassVar[str] = "diffusion"
     steps: int = 10
     dynamics: Dynamics = ODE()
     window: Window | None = None

@@ -24,6 +24,7 @@ from flowrl.samplers.causal import CausalSampler
 from flowrl.score.given import Given, is_given
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
+from flowrl.startup.records import fit_records, prepared_records
 from flowrl.startup.workload import Workload, workload
 
 
@@ -51,6 +52,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     if is_first():
         check_writable(config.directory, "out")
     algorithm = build(config.algorithm)
+    config = fit_records(config, algorithm)
     counts = workload(config, algorithm)
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
@@ -77,7 +79,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
                 f"rewards: {reward.use} is a function of this process, and process=true is for code in a file; write it"
                 " into one and name it path.py:function, or remove process"
             )
-    train = read_prompts(config, config.data.train)
+    train = prepared_records(algorithm, read_prompts(config, config.data.train), f"data.train {config.data.train}")
     test = None if config.data.test is None else read_prompts(config, config.data.test)
     if algorithm.family == "diffusion":
         _check_texts((train, test))

@@ -77,6 +77,16 @@ class Rows:
         n, d = self.shape
         return torch.arange(d).expand(n, d)
 
+    def total(self, values: Tensor, counted: Tensor) -> Tensor:
+        """[N] of whole samples from [N, D] log-probabilities (or their differences) of the decisions that count: the
+        sum, unless a decision estimates that of the whole sample."""
+        return torch.where(counted, values, torch.zeros_like(values)).sum(dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N]: what `total` is divided by for a mean per token; 1 for samples that are not of tokens."""
+        return torch.ones(self.shape[0])
+
     def row_tokens(self, condition: Any) -> Tensor | None:
         """[N] int64: tokens that the network reads in a row of each sample, of which ``unit`` decisions come, with the
         prompts of ``condition`` before them; ``None`` where rows are not of tokens."""
@@ -134,6 +144,19 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    def total(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Each view estimates the bound of the whole completion; a cell is a term of one."""
+        if self.per == "token":
+            return super().total(values, counted)
+        if self.per == "cell":
+            values = (values * put(self.weights.flatten(1), values.device)).reshape(self.inputs.shape).sum(dim=2)
+            return values.mean(dim=1)
+        return super().total(values, counted) / counted.sum(dim=1).clamp(min=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.content.sum(dim=1).clamp(min=1)
 
     def row_tokens(self, condition: Any) -> Tensor:
         """A view is a row; all views of a completion are where a decision is a token of all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +14,12 @@ from flowrl.estimators.matching import MatchingRows
 from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
+from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,51 @@ def family(variant: str) -> str:
 
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
-    kind = family(name)
-    sizes = {**spec_of(name), **SIZES[kind]}
+    kind, preset = family(name), composition.find_preset(name.partition("/")[0])
+    known = inspect.signature(preset).parameters
+    sizes = {**spec_of(name), **{key: value for key, value in SIZES[kind].items() if key in known}}
+    if kind == "masked" and {"family", "draws"} <= set(known):
+        sizes["draws"] = 2
     if name == "spg":
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
     algorithm = composition.build({**sizes, **spec})
+    if is_recorded(algorithm):
+        changes = {"steps": steps} if kind == "diffusion" else {} if kind == "causal" else SIZES["masked"]
+        sampler: Any = algorithm.sampler
+        return replace(algorithm, sampler=replace(sampler, sampler=replace(sampler.sampler, **changes)))
     if kind == "diffusion":
         return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
     return algorithm
+
+
+def is_recorded(algorithm: Algorithm) -> bool:
+    """Whether it reads its samples from a data set."""
+    return isinstance(algorithm.sampler, Recorded)
+
+
+def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed: int) -> list[Prompt]:
+    """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
+    ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
+    sampler: Any = algorithm.sampler
+    each = (
+        8 if len(sampler.columns) == 1 and not sampler.ratings else len(sampler.columns)
+    )  # of which the best is taken
+    texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
+    group = torch.arange(count).repeat_interleave(each)
+    draw = Draw.of(seeds(seed, "records", iteration, count=count * each), group, iteration, 0, prompts_of(texts))
+    base = start(algorithm, disturbed=False)
+    final = sampler.sampler(base, base.condition(draw.prompts), draw).final
+    rewards, made = reward(base, final), base.decode(final)
+    found = []
+    for index in range(count):
+        rows = (group == index).nonzero()[:, 0]
+        rows = rows[rewards[rows].argsort(descending=True, stable=True)].tolist()
+        columns = {name: made[row] for name, row in zip(sampler.columns, rows, strict=False)}
+        said = [bool(rewards[row] > rewards.median()) if each == 1 else float(rewards[row]) for row in rows]
+        columns |= dict(zip(sampler.ratings, said, strict=False))
+        found.append(Prompt(texts[index * each], index, columns))
+    return sampler.prepared(found, "toys")
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
@@ -125,17 +164,29 @@ def table_of(advantage: Tensor, mask: Tensor, old: Likelihood | None = None, row
 
 
 def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
-    count = GROUP * len(PROMPTS)
-    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
-    prompts = [prompts_of(PROMPTS)[g] for g in group]
+    count, each, asked = GROUP * len(PROMPTS), GROUP, prompts_of(PROMPTS)
+    if is_recorded(algorithm):
+        each = algorithm.sampler.group
+        asked = records(algorithm, policy, count // each, iteration, seed)
+    group = torch.arange(count // each).repeat_interleave(each)
+    prompts = [asked[g] for g in group]
     shared = derive(seed, "shared", iteration)
     draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, shared, prompts)
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
     rewards = reward(policy, rollout.final)[:, None]
-    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool())
+    said = {"source": rollout.source, "feedback": rollout.feedback}
+    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
+
+
+def level(algorithm: Algorithm, policy: Any, iteration: int) -> float:
+    """The mean reward of what the policy makes."""
+    if is_recorded(algorithm):
+        heldout = algorithm.sampler.heldout(None, None, None)
+        algorithm = replace(algorithm, sampler=heldout, advantage=RawReward())
+    return float(roll(algorithm, policy, iteration).scores.rewards.mean())
 
 
 class Recorder(torch.optim.SGD):

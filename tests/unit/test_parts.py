@@ -305,15 +305,6 @@ def test_a_loss_term_without_gradient_is_an_error() -> None:
         gradients(algorithm, it)
 
 
-@pytest.mark.parametrize(("name", "per"), [("grpo", None), ("vrpo", "cell")])
-def test_a_preference_pair_needs_views(name: str, per: str | None) -> None:
-    """The mean of unweighted cells, or of tokens, is not a bound."""
-    algorithm = small(name, objective="preferred_pair", **({"estimator": {"per": per}} if per else {}))
-    policy = start(algorithm)
-    with pytest.raises(ValueError, match=r"PreferredPair compares bounds: set estimator\.per=view"):
-        gradients(algorithm, roll(algorithm, policy))
-
-
 def test_a_likelihood_that_is_not_measured_is_explained() -> None:
     algorithm = small("awm", 4, regularizers=[{"use": "kl"}])
     policy = start(algorithm)
