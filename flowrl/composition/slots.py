@@ -60,7 +60,9 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.tokens",
         ),
     ),
-    "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
+    "views": Slot(
+        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+    ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
     "advantage": Slot(Advantage, ("flowrl.parts.advantages",)),
     "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages",)),
