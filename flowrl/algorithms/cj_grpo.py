@@ -27,13 +27,15 @@ def cj_grpo(
     temperature: float = 1.0,
 ) -> Algorithm:
     """As released (yjyddq/EOSER-ASS-RL, 30 Sep 2025, ``slurm_scripts/train.yaml``: semi-autoregressive decoding): every
-    step of the rollout is scored at its own state, with diffu-GRPO's clip and k3, mean over the tokens that step k fixed
-    in all samples, then over steps. Every ``sync`` updates the reference becomes .4 of itself and .6 of the policy.
+    step of the rollout is scored at its own state, with diffu-GRPO's clip and k3, mean over the tokens that step k
+    fixed in all samples, then over steps. Every ``sync`` updates the reference becomes .4 of itself and .6 of the
+    policy.
 
     Its other decodings: ``{end_reserve: 0.01, block: null}`` is EOSER; ``{schedule: doubling, steps: 8, length: 256,
     block: null}`` is ASS, where ``aggregation: decision_mean`` keeps the first tokens from counting more than the last
-    ones (`StepMean`). Positions are chosen by the drawn token, so the score is not that of the path. Optimiser and group
-    are diffu-GRPO's. The tokens behind the end that a block was filled up with are scored; later blocks are not sampled.
+    ones (`StepMean`). Positions are chosen by the drawn token, so the score is not that of the path. Optimiser and
+    group are diffu-GRPO's. Tokens behind the end that a block was filled up with are scored; later blocks are not
+    sampled.
     """
     views = Trajectory(limit=steps)
     return replace(

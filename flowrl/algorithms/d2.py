@@ -31,6 +31,4 @@ def d2(
     """
     sizes = {"length": length, "steps": steps, "block": block, "temperature": temperature}
     views = Trajectory(limit=segments, merge=-(-steps // max(segments, 1)), through="end", by="steps")
-    return replace(
-        diffu_grpo(clip=clip, kl=kl, **sizes), estimator=MaskedViews(views=views, per="cell"), redraw=False
-    )
+    return replace(diffu_grpo(clip=clip, kl=kl, **sizes), estimator=MaskedViews(views=views, per="cell"), redraw=False)

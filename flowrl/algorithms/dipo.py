@@ -27,10 +27,10 @@ def dipo(
     block: int | None = 4,
     temperature: float = 1.0,
 ) -> Algorithm:
-    """A port of DiRL (commit ec4bfb3, for block-diffusion models, SDAR) to any masked model: every step of the rollout is
-    a view, where a block model scores the r-th steps of all blocks together. Clip 1.28 above, fixed in its code; mean
-    over all tokens, k3 to the reference, groups without spread left out. Tokens are drawn from the 50 most likely and
-    scored among all, as released; ``estimator: {tempered: true}`` scores what was sampled.
+    """A port of DiRL (commit ec4bfb3, for block-diffusion models, SDAR) to any masked model: every step of the rollout
+    is a view, where a block model scores the r-th steps of all blocks together. Clip 1.28 above, fixed in its code;
+    mean over all tokens, k3 to the reference, groups without spread left out. Tokens are drawn from the 50 most likely
+    and scored among all, as released; ``estimator: {tempered: true}`` scores what was sampled.
 
     Left out: its bounds of a group's accuracy, .1 to .9, and the clamp of log-ratios at 10. Optimiser: rate 1e-6; 128
     prompts x 8. ``threshold`` fixes whatever is sure, ``steps`` counts without it.

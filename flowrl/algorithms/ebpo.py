@@ -37,7 +37,7 @@ def ebpo(
         diffu_grpo(kl=0.0, **sizes),
         estimator=MaskedViews(views=EveryBlock(length=length, block=block, repeats=draws)),
         objective=ClippedMean(clip, clip),
-        regularizers=(BoundKL(kl),) if kl else (),
+        regularizers=(BoundKL(kl, by_length=False),) if kl else (),
         aggregation=SampleMean(),
         redraw=False,
     )

@@ -27,7 +27,7 @@ def espo(
     block: int | None = 32,
     temperature: float = 1.0,
 ) -> Algorithm:
-    """As released (ML-GSAI/ESPO, ``espo_trainer.py`` and ``run_gsm8k_llada.sh``, Dec 2025): ``r = exp((B - B_old) / L)``,
+    """As released (ML-GSAI/ESPO, ``espo_trainer.py``, ``run_gsm8k_llada.sh``, Dec 2025): ``r = exp((B - B_old) / L)``,
     B from ``pairs`` of complementary masks (`CountPairs`), new ones for every epoch; clipped, mean over completions;
     leave-one-out advantage; ``kl (B - B_ref)^2 / (2 L)``. Every ``sync`` updates the reference becomes .4 of itself and
     .6 of the policy.

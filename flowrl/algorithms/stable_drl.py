@@ -24,8 +24,9 @@ def stable_drl(
     temperature: float = 0.9,
 ) -> Algorithm:
     """As released (JianyuanZhong/StableDRL, ``networks/llada_svpo.py`` and ``math_spg_snis.yaml``, 2026): ``-sum_i w_i
-    A_i S_i`` with SPG's score S per token and ``w = softmax(min(log r, log high))``, r the ratio of the lower bounds per
-    token, over the batch; clipped from above alone. The paper's text clips on both sides: ``{low: 0.8, high: 1.2}``.
+    A_i S_i`` with SPG's score S per token and ``w = softmax(min(log r, log high))``, r the ratio of the lower bounds
+    per token, over the batch; clipped from above alone. The paper's text clips on both sides: ``{low: 0.8, high:
+    1.2}``.
 
     Differs: new and old are scored on the same masks, so that w is 1/n before the first update; the release draws
     others, whose noise is in its weights. The sum is over the optimiser batch of all processes, there over a process's.

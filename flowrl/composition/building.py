@@ -190,11 +190,13 @@ def _check_views(algorithm: Algorithm) -> None:
     if isinstance(views, Leftmost | EveryBlock):
         key, most = ("limit", views.limit) if isinstance(views, Leftmost) else ("length", views.length)
         if sampler.length > most:
-            raise UserError(f"algorithm.estimator.views.{key}={most}: raise it to the sampler's length {sampler.length}")
+            raise UserError(
+                f"algorithm.estimator.views.{key}={most}: raise it to the sampler's length {sampler.length}"
+            )
     if isinstance(views, Leftmost) and not sampler.left_to_right:
         raise UserError(
-            "algorithm.estimator.views: Leftmost scores completions that were decoded from left to right, one token per "
-            f"step; set algorithm.sampler.order=leftmost and algorithm.sampler.steps={sampler.length}"
+            "algorithm.estimator.views: Leftmost scores completions that were decoded from left to right, one token "
+            f"per step; set algorithm.sampler.order=leftmost and algorithm.sampler.steps={sampler.length}"
         )
     if getattr(views, "needs_scores", False) and not sampler.keep_scores:
         raise UserError(

@@ -1,5 +1,5 @@
-"""Views whose mean is a likelihood bound, by numbers of hidden positions: a subset and its complement, and all blocks at
-once."""
+"""Views whose mean is a likelihood bound, by numbers of hidden positions: subsets and their complements, and all
+blocks."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class CountPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class EveryBlock:
-    """A view for every block of ``block`` positions, ``repeats`` times: earlier blocks shown, later ones hidden, k of its
-    n positions hidden and asked for, k uniform on 1..n; weight n / k, times the blocks: the mean over views is the sum
-    over blocks of each one's any-order bound, that of a sampler which decodes blocks from left to right, without bias.
+    """A view for every block of ``block`` positions, ``repeats`` times: earlier blocks shown, later ones hidden, k of
+    its n positions hidden and asked for, k uniform on 1..n; weight n / k, times the blocks: the mean over views is the
+    sum over blocks of each one's any-order bound, that of a sampler which decodes blocks from left to right, without bias.
     The composite of EBPO (LLaDA 2.1, arXiv:2602.08676; as re-implemented in DARE).
 
     A block-diffusion model answers all blocks in one forward of twice the length, noisy beside clean; a model with full

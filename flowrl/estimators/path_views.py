@@ -18,9 +18,9 @@ from flowrl.types import IncompatibleError, TokenTrace
 
 @dataclass(frozen=True, kw_only=True)
 class Leftmost:
-    """One view for every position: it and all later ones hidden, it alone asked for, weight 1. The sum over views is the
-    exact log-probability of a completion that was decoded from left to right, one token per step, whatever the model's
-    attention. JustGRPO (arXiv:2601.15165). With ``per: view`` a decision is a token, and one view is in memory at once.
+    """One view for every position: it and all later ones hidden, it alone asked for, weight 1. The sum over views is
+    the exact log-probability of a completion that was decoded from left to right, one token per step, whatever the
+    model's attention. JustGRPO (arXiv:2601.15165). With ``per: view`` a decision is a token, and one view is in memory at once.
 
     limit: the most tokens of a completion.
     positions: which ones are scored: ``all``; or ``share`` of the completion's, rounded up: ``random`` ones (the mean
@@ -49,7 +49,7 @@ class Leftmost:
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask
-        count, length = content.shape
+        length = content.shape[1]
         if length > self.limit:
             raise IncompatibleError(f"completions have {length} positions; raise estimator.views.limit={self.limit}")
         asked = content if self.positions == "all" else self._chosen(trace, seeds)
@@ -76,11 +76,11 @@ class SampledSteps:
     """``draws`` of the steps in which a completion came about, each as one view: what was fixed earlier is shown, what
     the step fixed is asked for. Every view is an unbiased estimate, AGRPO's (arXiv:2510.04019).
 
-    law: steps are drawn ``uniform``ly, or by the ``entropy`` of the tokens that they drew (``sampler.keep_scores``), with
-        replacement and stratified: the draws lie in equal parts of the law's distribution function. The weight is the
-        inverse of the step's chance, times
-    of: ``step`` over the number of steps, which makes the mean over views that of a step (as released); ``path`` 1: the
-        mean over views is the log-probability of the whole trajectory.
+    law: steps are drawn ``uniform``ly, or by the ``entropy`` of the tokens that they drew (``sampler.keep_scores``),
+        with replacement and stratified: the draws lie in equal parts of the law's distribution function. The weight is
+        the inverse of the step's chance.
+    of: ``step`` divides it by the number of steps, so that the mean over views is that of a step (as released); with
+        ``path`` it is the log-probability of the whole trajectory.
 
     Steps count up to the last one that fixed content other than the end token. The released uniform law draws
     ``floor(u S)`` with S the *last* step's number, which never takes that one; here it is as likely as the others.

@@ -133,8 +133,8 @@ class Quadrature:
 
     counts: ``bernoulli`` as above; ``floor`` hides exactly max(1, floor(t L)) random positions, as the public codes
         derived from GDPO's do. That takes the variance over the number away, and is biased by the rounding: the
-        weights stay w / t, so a constant log-probability is estimated at .72, .87 and .99 of its value for L = 8, 16
-        and 64 with three nodes.
+        weights stay w / t, so a constant log-probability is estimated at 1.03, .87 and .99 of its value for L = 8, 16
+        and 64 with three nodes (.72 for 8 where the first node hides none).
     """
 
     nodes: int = 3

@@ -80,8 +80,8 @@ class Sandwich(ObjectiveDefaults):
 
 @dataclass(frozen=True)
 class SelfNormalised(Sandwich):
-    """`Sandwich` with weights ``n clip(r, low, high) / sum clip(r, low, high)``, without gradient, over the n samples of
-    the optimiser batch; r is the ratio of the samples' lower bounds per token, ``exp((B - B_old) / L)``. StableDRL
+    """`Sandwich` with weights ``n clip(r, low, high) / sum clip(r, low, high)``, without gradient, over the n samples
+    of the optimiser batch; r is the ratio of the samples' lower bounds per token, ``exp((B - B_old) / L)``. StableDRL
     (arXiv:2603.06743).
 
     The gradient is within the convex hull of the samples' own, whatever the ratios, so it is never longer than the

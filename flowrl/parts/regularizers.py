@@ -90,11 +90,13 @@ class BoundKL:
     estimate of the sequences' divergence, per token. ESPO (arXiv:2512.03759).
 
     Squared after the mean over views; `KL` with the estimator's ``k2`` squares every view, whose noise then counts. The
-    square is divided by L, not the bounds before it: that would be L times smaller.
+    square is divided by L, not the bounds before it: that would be L times smaller. ``by_length=False`` does not divide
+    (EBPO as in DARE).
     """
 
     weight: float = 1e-3
     to: str = "reference"
+    by_length: bool = True
     coupled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -111,7 +113,7 @@ class BoundKL:
         bound = sample_mean(likelihood.logp, counted)
         # the ratio's value is data; its gradient is the live bound's
         gap = sample_mean(likelihood.need(f"log_ratio/{self.to}"), counted) + bound - bound.detach()
-        length = batch.probe.content.sum(dim=1).clamp(min=1).to(gap)
+        length = batch.probe.content.sum(dim=1).clamp(min=1).to(gap) if self.by_length else 1
         return (gap**2 / (2 * length))[:, None].expand_as(likelihood.logp)
 
 

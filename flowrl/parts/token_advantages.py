@@ -124,8 +124,8 @@ class SurrogateImportance:
         rows = table.rows
         if not isinstance(rows, ViewRows) or rows.per == "view" or rows.drawn_logp is None:
             raise IncompatibleError(
-                "token_advantage SurrogateImportance needs tokens of a masked sampler that keeps its log-probabilities: "
-                "set sampler.keep_scores: true, and estimator.per=cell or token"
+                "token_advantage SurrogateImportance needs tokens of a masked sampler that keeps its "
+                "log-probabilities: set sampler.keep_scores: true, and estimator.per=cell or token"
             )
         true = rows.drawn_logp.double()
         if rows.per == "cell":
