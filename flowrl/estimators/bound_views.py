@@ -48,8 +48,8 @@ class CountPairs:
 class EveryBlock:
     """A view for every block of ``block`` positions, ``repeats`` times: earlier blocks shown, later ones hidden, k of
     its n positions hidden and asked for, k uniform on 1..n; weight n / k, times the blocks: the mean over views is the
-    sum over blocks of each one's any-order bound, that of a sampler which decodes blocks from left to right, without bias.
-    The composite of EBPO (LLaDA 2.1, arXiv:2602.08676; as re-implemented in DARE).
+    sum over blocks of each one's any-order bound, that of a sampler which decodes blocks from left to right, without
+    bias. The composite of EBPO (LLaDA 2.1, arXiv:2602.08676; as re-implemented in DARE).
 
     A block-diffusion model answers all blocks in one forward of twice the length, noisy beside clean; a model with full
     attention needs a forward for each, so this costs as many rows as there are blocks. Numbers of hidden positions are
