@@ -20,7 +20,7 @@ from flowrl.types import IncompatibleError, TokenTrace
 class Leftmost:
     """One view for every position: it and all later ones hidden, it alone asked for, weight 1. The sum over views is
     the exact log-probability of a completion that was decoded from left to right, one token per step, whatever the
-    model's attention. JustGRPO (arXiv:2601.15165). With ``per: view`` a decision is a token, and views are in memory one
+    model's attention. JustGRPO (arXiv:2601.15165). With ``per: view`` a decision is a token; views are in memory one
     at a time.
 
     limit: the most tokens of a completion.
