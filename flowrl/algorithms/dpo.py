@@ -7,8 +7,8 @@ from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import Tokens
 from flowrl.estimators.views import RandomCount
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.labels import RatedPair
 from flowrl.parts.preferences import PairLoss, Preference
+from flowrl.parts.records import RatedPair
 from flowrl.parts.selections import NonzeroAdvantage
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler

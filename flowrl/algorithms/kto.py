@@ -6,8 +6,8 @@ from typing import Literal
 
 from flowrl.algorithms.dpo import dpo
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.labels import Labelled
 from flowrl.parts.preferences import Desirable
+from flowrl.parts.records import Labelled
 from flowrl.parts.selections import AllSamples
 from flowrl.samplers.recorded import Recorded
 

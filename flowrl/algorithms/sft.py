@@ -7,9 +7,9 @@ from flowrl.estimators.tokens import Tokens
 from flowrl.estimators.views import RandomCount
 from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.labels import Imitate
 from flowrl.parts.loss_weights import PerToken, Uniform
 from flowrl.parts.objectives import ScoreFunction
+from flowrl.parts.records import Imitate
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.samplers.recorded import Recorded

@@ -50,7 +50,13 @@ class Slot:
 SLOTS: dict[str, Slot] = {
     "sampler": Slot(
         Sampler,
-        ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal", "flowrl.samplers.recorded"),
+        (
+            "flowrl.samplers.flow",
+            "flowrl.samplers.masked",
+            "flowrl.samplers.causal",
+            "flowrl.samplers.rivals",
+            "flowrl.samplers.recorded",
+        ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
@@ -63,14 +69,25 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.tokens",
         ),
     ),
-    "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
+    "views": Slot(
+        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+    ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.labels")),
-    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages",)),
+    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons", "flowrl.parts.records")),
+    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences")),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ()),
-    "objective": Slot(Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.preferences")),
+    "objective": Slot(
+        Objective,
+        (
+            "flowrl.parts.objectives",
+            "flowrl.parts.bounds",
+            "flowrl.parts.regressions",
+            "flowrl.parts.labels",
+            "flowrl.parts.preferences",
+        ),
+    ),
     "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ()),

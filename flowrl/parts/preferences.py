@@ -18,7 +18,8 @@ from torch.nn.functional import logsigmoid
 
 from flowrl.devices import put
 from flowrl.parts.objectives import ObjectiveDefaults
-from flowrl.types import Batch, Likelihood
+from flowrl.parts.sample_scores import of_samples
+from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 PairLoss = Literal[
     "sigmoid",
@@ -48,6 +49,13 @@ def pairs_of(batch: Batch) -> tuple[Tensor, Tensor]:
     group = put(batch.group, advantage.device)
     found = ((group[:, None] == group) & (advantage[:, None] > 0) & (advantage < 0)).nonzero()
     return found[:, 0], found[:, 1]
+
+
+def _of_samples(values: Tensor, batch: Batch) -> Tensor:
+    """[N] as `of_samples`; refuses cells, which are terms of several bounds."""
+    if isinstance(batch.probe, ViewRows) and batch.probe.per == "cell":
+        raise IncompatibleError("this objective compares whole samples: set estimator.per=view on MaskedViews")
+    return of_samples(values, batch)
 
 
 def _placed(loss: Tensor, winners: Tensor, like: Tensor) -> Tensor:
@@ -151,12 +159,11 @@ class Preference(ObjectiveDefaults):
             raise ValueError(f"link={self.link} replaces scores, and aot compares log-ratios; use link=log")
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        counted, probe = batch.weight > 0, batch.probe
-        live = probe.total(likelihood.logp, counted)
+        live = _of_samples(likelihood.logp, batch)
         # the ratio's value is data; its gradient is the live likelihood's
-        shift = probe.total(likelihood.need(f"log_ratio/{self.reference}"), counted)
+        shift = _of_samples(likelihood.need(f"log_ratio/{self.reference}"), batch)
         score = shift + live - live.detach()
-        length = put(probe.lengths, live.device).to(live)
+        length = put(batch.probe.lengths, live.device).to(live)
         if self.per_token:
             score = score / length
         winners, losers = pairs_of(batch)
@@ -214,7 +221,7 @@ class ReferenceFree(ObjectiveDefaults):
             raise ValueError("alpha=0 divides by 0: its limit is score=mean")
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        live = batch.probe.total(likelihood.logp, batch.weight > 0).double()
+        live = _of_samples(likelihood.logp, batch).double()
         length = put(batch.probe.lengths, live.device).to(live)
         score = self._scored(live, live / length)
         winners, losers = pairs_of(batch)
@@ -260,9 +267,8 @@ class Desirable(ObjectiveDefaults):
             raise ValueError(f"desirable={self.desirable}, undesirable={self.undesirable} are weights: give 0 or more")
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        counted = batch.weight > 0
-        live = batch.probe.total(likelihood.logp, counted)
-        shift = batch.probe.total(likelihood.need(f"log_ratio/{self.reference}"), counted)
+        live = _of_samples(likelihood.logp, batch)
+        shift = _of_samples(likelihood.need(f"log_ratio/{self.reference}"), batch)
         score, label = shift + live - live.detach(), batch.advantage[:, 0].sign()
         others = score.detach()[label == 0]
         z = others.mean().clamp(min=0) if len(others) else torch.zeros_like(score[:1]).squeeze(0)

@@ -77,14 +77,15 @@ class Rows:
         n, d = self.shape
         return torch.arange(d).expand(n, d)
 
-    def total(self, values: Tensor, counted: Tensor) -> Tensor:
-        """[N] of whole samples from [N, D] log-probabilities (or their differences) of the decisions that count: the
-        sum, unless a decision estimates that of the whole sample."""
-        return torch.where(counted, values, torch.zeros_like(values)).sum(dim=1)
+    @property
+    def of_whole(self) -> bool:
+        """Whether the log-probability of every decision estimates that of its whole sample, as one (time, noise) draw
+        or one view does: a sample's is then their mean. Otherwise decisions are its parts, and it is their sum."""
+        return False
 
     @property
     def lengths(self) -> Tensor:
-        """[N]: what `total` is divided by for a mean per token; 1 for samples that are not of tokens."""
+        """[N]: tokens of each sample, by which a mean per token divides; 1 for samples that are not of tokens."""
         return torch.ones(self.shape[0])
 
     def row_tokens(self, condition: Any) -> Tensor | None:
@@ -135,6 +136,9 @@ class ViewRows(Rows):
     per: Literal["view", "cell", "token"]
     temperature: float
     truncation: Truncation = ALL_TOKENS
+    drawn_logp: Tensor | None = None
+    """[N, L] log-probability of each token as the sampler drew it, in whatever state that was; ``None`` where it does
+    not tell. Not `sampler_logp`: a view may show another state."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,14 +149,9 @@ class ViewRows(Rows):
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
 
-    def total(self, values: Tensor, counted: Tensor) -> Tensor:
-        """Each view estimates the bound of the whole completion; a cell is a term of one."""
-        if self.per == "token":
-            return super().total(values, counted)
-        if self.per == "cell":
-            values = (values * put(self.weights.flatten(1), values.device)).reshape(self.inputs.shape).sum(dim=2)
-            return values.mean(dim=1)
-        return super().total(values, counted) / counted.sum(dim=1).clamp(min=1)
+    @property
+    def of_whole(self) -> bool:
+        return self.per == "view"
 
     @property
     def lengths(self) -> Tensor:
@@ -175,7 +174,9 @@ class ViewRows(Rows):
         if self.per == "cell" and decisions != slice(None):
             views = slice(decisions.start // self.unit, decisions.stop // self.unit)
         names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
-        return replace(self, content=self.content[rows], **{n: getattr(self, n)[rows][:, views] for n in names})
+        drawn = None if self.drawn_logp is None else self.drawn_logp[rows]
+        cut = {name: getattr(self, name)[rows][:, views] for name in names}
+        return replace(self, content=self.content[rows], drawn_logp=drawn, **cut)
 
 
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
@@ -220,7 +221,7 @@ class Table:
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
-        return Batch(advantage, old, put(weight, device), self.group[index], probe)
+        return Batch(advantage, old, put(weight, device), self.group[index], probe, source=self.source[index])
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,7 @@ class Batch:
     group: Tensor  # [N]
     probe: Rows
     reference: Likelihood | None = None
+    source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
 
 
 def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[tuple[slice, slice]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,14 +76,24 @@ def family(variant: str) -> str:
     return variant.partition("/")[2] or composition.families(variant)[0]
 
 
+def known_options(variant: str) -> Mapping[str, Any]:
+    """The options of a preset by name."""
+    return inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+
+
+def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these sizes that a preset has: one that decodes token by token has no steps and blocks of its own."""
+    known = known_options(variant)
+    return {key: value for key, value in sizes.items() if key in known or key not in ("steps", "block")}
+
+
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
-    kind, preset = family(name), composition.find_preset(name.partition("/")[0])
-    known = inspect.signature(preset).parameters
-    sizes = {**spec_of(name), **{key: value for key, value in SIZES[kind].items() if key in known}}
-    if kind == "masked" and {"family", "draws"} <= set(known):
+    kind = family(name)
+    sizes = {**spec_of(name), **taken(name, SIZES[kind])}
+    if kind == "masked" and {"family", "draws"} <= set(known_options(name)):
         sizes["draws"] = 2
-    if name == "spg":
+    if name in ("spg", "stable_drl"):
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
     algorithm = composition.build({**sizes, **spec})

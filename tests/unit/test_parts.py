@@ -305,6 +305,13 @@ def test_a_loss_term_without_gradient_is_an_error() -> None:
         gradients(algorithm, it)
 
 
+def test_a_preference_pair_needs_bounds_of_whole_samples() -> None:
+    algorithm = small("vrpo", estimator={"per": "cell"})
+    policy = start(algorithm)
+    with pytest.raises(ValueError, match=r"whole samples: set estimator\.per=view"):
+        gradients(algorithm, roll(algorithm, policy))
+
+
 def test_a_likelihood_that_is_not_measured_is_explained() -> None:
     algorithm = small("awm", 4, regularizers=[{"use": "kl"}])
     policy = start(algorithm)
