@@ -56,18 +56,30 @@ class Iteration:
     draw: Draw
 
 
-def family(name: str) -> str:
-    return composition.build(name).family
+def variants() -> list[str]:
+    """All presets; those for several families once more for each but the default, as ``sft/masked``."""
+    pairs = [(name, composition.families(name)) for name in composition.preset_names()]
+    return [each for name, kinds in pairs for each in (name, *(f"{name}/{kind}" for kind in kinds[1:]))]
+
+
+def spec_of(variant: str) -> dict[str, Any]:
+    """The preset of `variants` as a config has it."""
+    name, _, kind = variant.partition("/")
+    return {"use": name, **({"family": kind} if kind else {})}
+
+
+def family(variant: str) -> str:
+    return variant.partition("/")[2] or composition.families(variant)[0]
 
 
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
-    """The preset at toy sizes; only resource-like arguments are changed."""
+    """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = dict(SIZES[kind])
+    sizes = {**spec_of(name), **SIZES[kind]}
     if name == "spg":
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
-    algorithm = composition.build({"use": name, **sizes, **spec})
+    algorithm = composition.build({**sizes, **spec})
     if kind == "diffusion":
         return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
     return algorithm

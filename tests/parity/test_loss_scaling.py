@@ -25,7 +25,8 @@ from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train
 from flowrl.types import Draw, Scores, prompts_of
 from tests import components_text, pipelines
-from tests.contract.toys import Recorder
+from tests.contract.toys import Recorder, spec_of, variants
+from tests.contract.toys import family as family_of
 from tests.parity.conftest import PROMPTS, move
 
 SMALL = 1e-7
@@ -210,16 +211,16 @@ HALF: dict[tuple[str, str], Any] = {}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", composition.preset_names())
+@pytest.mark.parametrize("name", variants())
 def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder: Callable[[str], Path]) -> None:
     """What the sampler keeps, what the estimator says, and the gradient of every trained weight."""
-    family = composition.build(name).family
+    family = family_of(name)
     sizes: dict[str, Any] = {"diffusion": {}, "causal": {"length": 4}}.get(
         family, {"length": 4, "steps": 2, "block": 4}
     )
     if name == "spg":
         sizes["estimator"] = {"views": {"block": 2}}  # its views take blocks of their own
-    algorithm = composition.build({"use": name, **sizes})
+    algorithm = composition.build({**spec_of(name), **sizes})
     if family == "diffusion":
         sampler: Any = algorithm.sampler
         algorithm = replace(algorithm, sampler=replace(sampler, steps=6, guidance=1.0))
