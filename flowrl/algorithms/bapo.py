@@ -10,8 +10,16 @@ from flowrl.parts.surrogates import SearchedClip
 PAPER = "arXiv:2510.18927"
 
 
-def bapo(*, low: float = 0.6, high: float = 1.2, balance: float = 1.0, dual: float = 10.0, length: int = 256,
-    temperature: float = 1.0) -> Algorithm: """Ratios from .6 and 1.2, raised by .05 up to .9 and 3, as released
+def bapo(
+    *,
+    low: float = 0.6,
+    high: float = 1.2,
+    balance: float = 1.0,
+    dual: float = 10.0,
+    length: int = 256,
+    temperature: float = 1.0,
+) -> Algorithm:
+    """Ratios from .6 and 1.2, raised by .05 up to .9 and 3, as released
     (WooooDyy/BAPO; its example has a balance of .5), over an optimiser batch instead of a micro-batch.
 
     Deviation: bad tokens count by their gradient; the release's own count, whose first stage cannot succeed, is

@@ -11,8 +11,10 @@ from flowrl.parts.shaping import PriorBounds
 PAPER = "arXiv:2509.02333"
 
 
-def dcpo_clip(*, low: float = 0.16, high: float = 0.2, dual: float = 10.0, length: int = 256, temperature: float = 1.0)
-    -> Algorithm: """As released (lime-RL/DCPO), no KL.
+def dcpo_clip(
+    *, low: float = 0.16, high: float = 0.2, dual: float = 10.0, length: int = 256, temperature: float = 1.0
+) -> Algorithm:
+    """As released (lime-RL/DCPO), no KL.
 
     Deviation: a completion's mean over tokens is averaged over completions, where the release adds them up; a rate of
     the optimiser takes that in.

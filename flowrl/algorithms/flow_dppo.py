@@ -14,8 +14,16 @@ from flowrl.samplers.windows import RandomWindow
 PAPER = "arXiv:2606.11025"
 
 
-def flow_dppo(*, threshold: float = 1e-5, kl: float = 0.0, noise_level: float = 0.7, steps: int = 10, size: int = 3,
-    guidance: float | None = 1.0) -> Algorithm: """As released in UniRL (``flowdppo.py``) for SD3.5: no guidance, noise
+def flow_dppo(
+    *,
+    threshold: float = 1e-5,
+    kl: float = 0.0,
+    noise_level: float = 0.7,
+    steps: int = 10,
+    size: int = 3,
+    guidance: float | None = 1.0,
+) -> Algorithm:
+    """As released in UniRL (``flowdppo.py``) for SD3.5: no guidance, noise
     level .7, three steps that lie in the first half, standard deviation of the whole batch, no KL; 48 prompts of 16,
     two updates, learning rate 3e-4. The kernel's own deviation is in the divergence (UniRL had that of `FlowSDE` for
     every kernel until its pull request 38).

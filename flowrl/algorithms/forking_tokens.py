@@ -9,8 +9,10 @@ from flowrl.parts.loss_masks import TopEntropy
 PAPER = "arXiv:2506.01939"
 
 
-def forking_tokens(*, share: float = 0.2, low: float = 0.2, high: float = 0.28, length: int = 256, temperature: float =
-    1.0) -> Algorithm: """The paper's setting: `dapo` with its overlong filtering, and TRL's ``top_entropy_quantile``:
+def forking_tokens(
+    *, share: float = 0.2, low: float = 0.2, high: float = 0.28, length: int = 256, temperature: float = 1.0
+) -> Algorithm:
+    """The paper's setting: `dapo` with its overlong filtering, and TRL's ``top_entropy_quantile``:
     the quantile is that of the whole optimiser batch, and the tokens left out stay in the mean. ``share=1`` is the
     base."""
     return replace(

@@ -12,8 +12,10 @@ from flowrl.parts.surrogates import EntropyClip
 PAPER = "arXiv:2509.16591"
 
 
-def hapo(*, clip: float = 0.2, strength: float = 1.0, dual: float = 10.0, length: int = 256, temperature: float = 1.0)
-    -> Algorithm: """As the paper means it and starriver030515/HAPO nearly has it: see `EntropyClip` for the sign that
+def hapo(
+    *, clip: float = 0.2, strength: float = 1.0, dual: float = 10.0, length: int = 256, temperature: float = 1.0
+) -> Algorithm:
+    """As the paper means it and starriver030515/HAPO nearly has it: see `EntropyClip` for the sign that
     its code loses (``objective: {signed: false}``).
 
     Deviation: the entropy-dependent temperature of its sampler (5 %) is left out, so that what is sampled is scored.
