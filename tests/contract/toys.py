@@ -133,8 +133,10 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
-    rewards = reward(policy, rollout.final)[:, None]
-    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool())
+    kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
+    rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
+    weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
+    scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool())
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 
