@@ -189,7 +189,8 @@ class PassAtK:
             p = 1 - math.comb(n - c, self.k) / math.comb(n, self.k)
             s = math.sqrt(p * (1 - p)) + 1e-6
             wrong = 1 - p - _choose(n - c - 1, self.k - 1) / math.comb(n - 1, self.k - 1)
-            found[rows] = torch.where(right, (1 - p) / s, wrong / s) if 0 < c < n else 0.0
+            if 0 < c < n:
+                found[rows] = torch.full_like(found[rows], wrong / s).masked_fill(right, (1 - p) / s)
         return _of_valid(scores, found)
 
 

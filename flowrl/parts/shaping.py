@@ -192,7 +192,7 @@ class LengthGate(NoReference):
         wrong = (advantage < 0) & (length < self.longest)
         mean = group_mean(length, table.group, wrong)
         useful = (advantage > 0) & (length > mean)
-        gate = torch.where(group_count(table.group, useful) > 0, 1.0, self.factor)
+        gate = torch.full_like(length, self.factor).masked_fill(group_count(table.group, useful) > 0, 1.0)
         return replace(table, advantage=table.advantage * gate[:, None])
 
 

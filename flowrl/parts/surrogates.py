@@ -96,7 +96,7 @@ class SoftGate(ObjectiveDefaults):
             raise ValueError(f"positive={self.positive}, negative={self.negative} divide the gate; give more than 0")
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        tau = torch.where(batch.advantage > 0, self.positive, self.negative)
+        tau = _by_sign(batch.advantage, self.positive, self.negative)
         return -batch.advantage * 4 / tau * (tau * (_ratio(likelihood, batch) - 1)).sigmoid()
 
 
@@ -132,9 +132,7 @@ class GammaWeight(ObjectiveDefaults):
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         whole = _sample_sum(likelihood, batch)
-        k, rate = (
-            torch.where(batch.advantage > 0, self.positive[i], self.negative[i]).to(whole) for i in (0, 1)
-        )  # [N, D]
+        k, rate = (_by_sign(batch.advantage, self.positive[i], self.negative[i]) for i in (0, 1))  # [N, D]
         weight = (rate + k * whole - rate * whole.exp()).exp()
         return -weight * batch.advantage * likelihood.logp
 
@@ -352,6 +350,11 @@ def divergence_range(delta: float) -> tuple[float, float]:
 def _exponential(x: Tensor, most: float = 10.0) -> Tensor:
     """``exp(x) - 1``, a straight line beyond ``most``."""
     return x.clamp(max=most).expm1() + math.exp(most) * (x - most).clamp(min=0)
+
+
+def _by_sign(advantage: Tensor, positive: float, negative: float) -> Tensor:
+    """[N, D] one number for good decisions, another one for others."""
+    return torch.where(advantage > 0, torch.full_like(advantage, positive), torch.full_like(advantage, negative))
 
 
 def _ratio(likelihood: Likelihood, batch: Batch) -> Tensor:

@@ -46,6 +46,12 @@ SIZES = {
     "diffusion": {},
 }
 
+NEEDS: dict[str, dict[str, Any]] = {
+    "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
+    "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
+}
+"""Arguments without which a preset would have nothing to do in these worlds."""
+
 
 @dataclass
 class Iteration:
@@ -75,10 +81,7 @@ def family(variant: str) -> str:
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = {**spec_of(name), **SIZES[kind]}
-    if name == "spg":
-        sizes["block"] = 2  # two blocks, the second one cut short
-        sizes["length"] = 4
+    sizes = {**spec_of(name), **SIZES[kind], **NEEDS.get(name.partition("/")[0], {})}
     algorithm = composition.build({**sizes, **spec})
     if kind == "diffusion":
         return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
