@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flowrl.algorithms.grpo import grpo
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.regularizers import LikelihoodDrop
+from flowrl.parts.trust_regions import LikelihoodDrop
 
 PAPER = "arXiv:2512.04220"
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from flowrl.algorithms.grpo import grpo
 from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.regularizers import ReverseKLToOld
 from flowrl.parts.surrogates import Importance
+from flowrl.parts.trust_regions import ReverseKLToOld
 
 PAPER = "arXiv:2005.09814"
 

@@ -6,8 +6,8 @@ from flowrl.algorithms.grpo import grpo
 from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.controllers import Dual
-from flowrl.parts.regularizers import RatioVariance
 from flowrl.parts.surrogates import Importance
+from flowrl.parts.trust_regions import RatioVariance
 
 PAPER = "arXiv:2601.03320"
 

@@ -48,7 +48,9 @@ class Slot:
 
 
 SLOTS: dict[str, Slot] = {
-    "sampler": Slot(Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal")),
+    "sampler": Slot(
+        Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal", "flowrl.samplers.rivals")
+    ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
     "estimator": Slot(
@@ -60,15 +62,30 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.tokens",
         ),
     ),
-    "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
+    "views": Slot(
+        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+    ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.group_advantages")),
-    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.shaping")),
+    "advantage": Slot(
+        Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons", "flowrl.parts.group_advantages")
+    ),
+    "token_advantage": Slot(
+        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+    ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ("flowrl.parts.loss_masks",)),
-    "objective": Slot(Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.surrogates")),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
+    "objective": Slot(
+        Objective,
+        (
+            "flowrl.parts.objectives",
+            "flowrl.parts.bounds",
+            "flowrl.parts.regressions",
+            "flowrl.parts.labels",
+            "flowrl.parts.surrogates",
+        ),
+    ),
+    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "coefficients": Slot(Coefficient, ("flowrl.parts.controllers",)),

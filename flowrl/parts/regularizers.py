@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flowrl.types import Batch, IncompatibleError, Likelihood
-
-MOST = 20.0
-"""Of a log-ratio before it is exponentiated."""
+from flowrl.parts.objectives import sample_mean
+from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 
-def _not_negative(weight: float) -> None:
+def not_negative(weight: float) -> None:
+    """Raise `ValueError` for a weight below 0."""
     if not weight >= 0:
         raise ValueError(f"a divergence of weight {weight} would be rewarded; use 0 for none, or more")
 
@@ -28,7 +28,7 @@ class KL:
     to: str = "reference"
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ class KLToOld(ComparedWithOld):
     to: str = ""
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
@@ -92,66 +92,36 @@ class KLToOld(ComparedWithOld):
 
 
 @dataclass(frozen=True)
-class RatioVariance(ComparedWithOld):
-    """``(rho - 1)^2`` to the policy that sampled: the variance of the ratio, instead of a clip. R2VPO
-    (arXiv:2601.03320)."""
+class BoundKL:
+    """``(B - B_set)^2 / (2 L)`` of two likelihood bounds of a completion of L tokens, means over its views: the k2
+    estimate of the sequences' divergence, per token. ESPO (arXiv:2512.03759).
 
-    weight: float = 0.04
-    to: str = ""
+    Squared after the mean over views; `KL` with the estimator's ``k2`` squares every view, whose noise then counts. The
+    square is divided by L, not the bounds before it: that would be L times smaller. ``by_length=False`` does not divide
+    (EBPO as in DARE).
+    """
+
+    weight: float = 1e-3
+    to: str = "reference"
+    by_length: bool = True
+    coupled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
-        return "ratio/variance"
+        return f"kl/{self.to}"
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        return ((likelihood.logp - batch.old.logp).clamp(max=MOST).exp() - 1) ** 2
-
-
-@dataclass(frozen=True)
-class ReverseKLToOld(ComparedWithOld):
-    """``rho log rho - rho + 1``, whose mean over samples of the old policy is ``KL(policy, old)``, also after updates.
-    The proximal term of mirror descent policy optimisation (arXiv:2005.09814)."""
-
-    weight: float = 1.0
-    to: str = ""
-
-    def __post_init__(self) -> None:
-        _not_negative(self.weight)
-
-    @property
-    def name(self) -> str:
-        return "kl/old"
-
-    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        d = (likelihood.logp - batch.old.logp).clamp(max=MOST)
-        return d.exp() * (d - 1) + 1
-
-
-@dataclass(frozen=True)
-class LikelihoodDrop(ComparedWithOld):
-    """``max(0, log p_old - log p)`` of the decisions of samples that are not bad (``A >= 0``) and that have become less
-    likely as a whole: what was good should not be forgotten by the way. LLDS (arXiv:2512.04220). Reads whole samples,
-    so a network row has to answer all decisions of one."""
-
-    weight: float = 0.2
-    to: str = ""
-
-    def __post_init__(self) -> None:
-        _not_negative(self.weight)
-
-    @property
-    def name(self) -> str:
-        return "likelihood_drop"
-
-    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        if batch.probe.unit != likelihood.logp.shape[1]:
-            raise IncompatibleError("regularizer LikelihoodDrop reads whole samples: use it with the tokens estimator")
-        drop = torch.where(batch.weight > 0, batch.old.logp - likelihood.logp, torch.zeros_like(likelihood.logp))
-        gate = (drop.detach().sum(dim=1, keepdim=True) > 0) & (batch.advantage >= 0)
-        return torch.where(gate, drop.clamp(min=0), torch.zeros_like(drop))
+        if not isinstance(batch.probe, ViewRows) or batch.probe.per != "view":
+            raise IncompatibleError("BoundKL compares the bounds of completions: set estimator.per=view on MaskedViews")
+        counted = batch.weight > 0
+        bound = sample_mean(likelihood.logp, counted)
+        # the ratio's value is data; its gradient is the live bound's
+        gap = sample_mean(likelihood.need(f"log_ratio/{self.to}"), counted) + bound - bound.detach()
+        length = batch.probe.content.sum(dim=1).clamp(min=1).to(gap) if self.by_length else 1
+        return (gap**2 / (2 * length))[:, None].expand_as(likelihood.logp)
 
 
 @dataclass(frozen=True)
@@ -170,7 +140,7 @@ class RouterBalance:
     to: str = ""
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:

@@ -122,3 +122,11 @@ class MostVaried(OneRound):
         found = torch.zeros_like(scores.valid)
         found[rows[order.indices[best]]] = True
         return found
+
+
+@dataclass(frozen=True)
+class OwnSamples(OneRound):
+    """The samples that the policy made itself: those of a rival or of a data set are only compared with."""
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        return scores.own

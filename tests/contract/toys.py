@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +50,7 @@ SIZES = {
 
 NEEDS: dict[str, dict[str, Any]] = {
     "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
+    "stable_drl": {"length": 4, "block": 2},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -78,10 +81,16 @@ def family(variant: str) -> str:
     return variant.partition("/")[2] or composition.families(variant)[0]
 
 
+def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these sizes that a preset has: one that decodes token by token has no steps and blocks of its own."""
+    known = inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+    return {key: value for key, value in sizes.items() if key in known or key not in ("steps", "block")}
+
+
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = {**spec_of(name), **SIZES[kind], **NEEDS.get(name.partition("/")[0], {})}
+    sizes = {**spec_of(name), **taken(name, SIZES[kind]), **NEEDS.get(name.partition("/")[0], {})}
     algorithm = composition.build({**sizes, **spec})
     if kind == "diffusion":
         return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
@@ -139,7 +148,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
-    scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool())
+    said = {"source": rollout.source, "feedback": rollout.feedback}
+    scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from flowrl import composition
 from flowrl.parts.loss_masks import RatioMask, TokenDivergence
 from flowrl.parts.objectives import Clipped, ClippedWeight, ScoreFunction
-from flowrl.parts.regularizers import LikelihoodDrop, RatioVariance, ReverseKLToOld
 from flowrl.parts.surrogates import (
     ChiSquared,
     CovariancePenalty,
@@ -28,6 +27,7 @@ from flowrl.parts.surrogates import (
     Tapered,
     divergence_range,
 )
+from flowrl.parts.trust_regions import LikelihoodDrop, RatioVariance, ReverseKLToOld
 from flowrl.types import Batch, IncompatibleError, Likelihood, Rows
 from tests.unit.test_objectives import batch, table
 
