@@ -327,7 +327,7 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
         ({"kl": 1}, "algorithm.use"),
         (
             {"use": "grpo", "objective": ["clipped"]},
-            "algorithm.objective: ['clipped'] names no part; known: AsymmetricClip, C",
+            "algorithm.objective: ['clipped'] names no part; known: A",
         ),
         ({"use": "grpo", "sampler": None}, "algorithm.sampler: None names no part"),
         ({"use": "grpo", "token_advantage": None}, "algorithm.token_advantage.0: None names no part"),
