@@ -48,7 +48,15 @@ class Slot:
 
 
 SLOTS: dict[str, Slot] = {
-    "sampler": Slot(Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal")),
+    "sampler": Slot(
+        Sampler,
+        (
+            "flowrl.samplers.flow",
+            "flowrl.samplers.branching",
+            "flowrl.samplers.masked",
+            "flowrl.samplers.causal",
+        ),
+    ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
     "estimator": Slot(
@@ -62,7 +70,7 @@ SLOTS: dict[str, Slot] = {
     ),
     "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages",)),
+    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.tree_advantages")),
     "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages",)),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),

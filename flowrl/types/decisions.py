@@ -77,6 +77,12 @@ class Rows:
         n, d = self.shape
         return torch.arange(d).expand(n, d)
 
+    @property
+    def node(self) -> Tensor | None:
+        """[N, D] int64: decisions of a group's samples that are one and the same have the same number within their
+        event (`Steps.node`); ``None``: there are none."""
+        return None
+
     def row_tokens(self, condition: Any) -> Tensor | None:
         """[N] int64: tokens that the network reads in a row of each sample, of which ``unit`` decisions come, with the
         prompts of ``condition`` before them; ``None`` where rows are not of tokens."""

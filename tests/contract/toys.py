@@ -14,6 +14,7 @@ from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
+from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
@@ -69,8 +70,20 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
         sizes["length"] = 4
     algorithm = composition.build({"use": name, **sizes, **spec})
     if kind == "diffusion":
-        return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
+        return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
+
+
+def small_sampler(sampler: Any, steps: int) -> Any:
+    """With few steps, and trees that fit into a group."""
+    if isinstance(sampler, TreeSampler):
+        return replace(sampler, steps=steps, forks=(0, 1), width=2)
+    if isinstance(sampler, OneStepSampler):
+        merge = sampler.merge if len(sampler.merge) == 1 else (1, 2)
+        candidates = None if sampler.candidates is None else (0, 2)
+        siblings = min(sampler.siblings, 4)
+        return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
+    return replace(sampler, steps=steps)
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
@@ -123,6 +136,7 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
     rewards = reward(policy, rollout.final)[:, None]
     scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool())
+    scores = replace(scores, nodes=rollout.nodes)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 
