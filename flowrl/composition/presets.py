@@ -7,12 +7,13 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
+from typing import get_args, get_type_hints
 
 from flowrl import algorithms, renamed
 from flowrl.composition.slots import KIND
 from flowrl.errors import UserError, did_you_mean
 from flowrl.importing import Place
-from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.algorithm import Algorithm, Family
 
 
 def preset_names() -> list[str]:
@@ -37,6 +38,17 @@ def find_preset(name: str) -> Callable[..., Algorithm]:
         remedy = did_you_mean(name, preset_names()) if new is None else f": it was renamed, write {new}"
         raise UserError(f"algorithm: there is no {name!r}{remedy} (or give path.py:function)")
     return getattr(importlib.import_module(f"{algorithms.__name__}.{name}"), name)
+
+
+def families(name: str) -> tuple[Family, ...]:
+    """The kinds of model that a preset trains: those its argument ``family`` may name, the default first; those of its
+    algorithm where it has no such argument."""
+    preset = find_preset(name)
+    argument = inspect.signature(preset).parameters.get("family")
+    if argument is None:
+        return preset().families
+    named = get_args(get_type_hints(preset)["family"])
+    return tuple(sorted(named, key=lambda family: family != argument.default))
 
 
 def paper(name: str) -> str:

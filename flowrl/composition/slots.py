@@ -55,6 +55,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.branching",
             "flowrl.samplers.masked",
             "flowrl.samplers.causal",
+            "flowrl.samplers.rivals",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -68,14 +69,21 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.tokens",
         ),
     ),
-    "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
+    "views": Slot(
+        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+    ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.tree_advantages")),
-    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages",)),
+    "advantage": Slot(
+        Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons", "flowrl.parts.tree_advantages")
+    ),
+    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences")),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ()),
-    "objective": Slot(Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds")),
+    "objective": Slot(
+        Objective,
+        ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.regressions", "flowrl.parts.labels"),
+    ),
     "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ()),

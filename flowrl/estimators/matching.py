@@ -12,7 +12,8 @@ from torch import Tensor
 from flowrl.devices import put, wide
 from flowrl.estimators.times import GridTimes, TimeDraw
 from flowrl.math.flow import clean_of, interpolate
-from flowrl.math.gaussians import mean_square
+from flowrl.math.gaussians import mean_square, squared_norm
+from flowrl.math.groups import group_index
 from flowrl.math.random import normal
 from flowrl.types import CfgGrad, Condition, FlowPolicy, IncompatibleError, Likelihood, Rollout, Rows
 
@@ -33,22 +34,48 @@ class MatchingRows(Rows):
     """How many noises are drawn of one seed."""
 
     @property
+    def of_whole(self) -> bool:
+        return True
+
+    @property
     def noise(self) -> Tensor:
         """[N, M, ...] standard normal, drawn anew at every access: the noises of all samples are M times as large as
         the samples, and only those of a micro-batch are needed at once."""
-        drawn = normal(self.seeds[:, 0], (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
-        return drawn[torch.arange(len(drawn))[:, None], self.number]
+        seeds, which = self.seeds[:, 0].unique(return_inverse=True)  # samples of a group may share theirs
+        drawn = normal(seeds, (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
+        return drawn[which[:, None], self.number]
 
 
-def probe_matching(times: TimeDraw, draws: int, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
-    """Draw M times and noises for each sample of a rollout."""
+Sharing = Literal["sample", "group"]
+"""Whose the times and noises of a probe are: each sample's own, or the same ones for all samples of a group."""
+
+
+def probe_matching(
+    times: TimeDraw,
+    draws: int,
+    rollout: Rollout,
+    policy: FlowPolicy,
+    seeds: Tensor,
+    shared_by: Sharing = "sample",
+) -> MatchingRows:
+    """Draw M times and noises for each sample of a rollout, or for each group."""
     if rollout.times is None:
         raise IncompatibleError("matching estimators need the time grid of a continuous sampler")
+    if shared_by == "group":
+        seeds = group_seeds(seeds, rollout.group)
     t = policy.snap(times(draws, rollout.times.cpu(), seeds))
     clean = rollout.final.float().cpu()
     number = torch.arange(draws).expand(len(seeds), -1)
     wide = clean[:, None].expand(-1, draws, *clean.shape[1:])
     return MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
+
+
+def group_seeds(seeds: Tensor, group: Tensor) -> Tensor:
+    """[N] one of the seeds [N] for all rows of a group, whatever their order. Processes hold whole groups, so that it
+    is the same on any number of them."""
+    index, count = group_index(group)
+    least = torch.full((count,), torch.iinfo(torch.int64).max)
+    return least.scatter_reduce(0, index, seeds, "amin")[index]
 
 
 @dataclass(frozen=True)
@@ -84,17 +111,25 @@ class Matching:
 
     weight: ``uniform`` q, ``t`` t q, ``t2`` t^2 q, ``noise`` (1-t)^2 q (the error of the predicted noise: FPO,
     arXiv:2507.21053),
-        ``huber`` t (sqrt(q + e) - sqrt(e)), ``ghuber`` (t/p) ((q + e)^p - e^p) with p = ``power``, e = 1e-10.
+        ``huber`` t (sqrt(q + e) - sqrt(e)), ``ghuber`` (t/p) ((q + e)^p - e^p) with p = ``power``, e = 1e-10;
+        ``adaptive`` t q / mean |v - (noise - clean)|, the error of the predicted clean latent over its own size, which
+        has no gradient (DiffusionNFT's normalisation).
     draws: M, the (time, noise) pairs per sample; the same for the new, old and reference policy.
     guidance: scale of the trained prediction; 1 trains the conditional branch, as the papers do.
+    share: whether every sample has times and noises of its own, or all samples of a group the same ones, so that what
+    compares them is not the luck of the draw (Diffusion-DPO, arXiv:2311.12908; DGPO, arXiv:2510.08425).
+
+    Of every weight set S it is asked for: ``prediction/S`` mean (v - v_S)^2; ``log_ratio/S`` the log-ratio of the live
+    policy to S, without gradient; ``norm_growth/S`` |v| / |v_S| - 1.
     """
 
     draws: int = 4
     times: TimeDraw = GridTimes()
-    weight: Literal["uniform", "t", "t2", "noise", "huber", "ghuber"] = "uniform"
+    weight: Literal["uniform", "t", "t2", "noise", "huber", "ghuber", "adaptive"] = "uniform"
     power: float = 0.25
     guidance: float | None = 1.0
     cfg_grad: CfgGrad = "cond"
+    share: Sharing = "sample"
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -110,10 +145,10 @@ class Matching:
     @property
     def weight_vanishes(self) -> bool:
         """Whether the weight vanishes with t, at least as fast as the sight that a network has of the noise."""
-        return self.weight in ("t", "t2", "huber", "ghuber")
+        return self.weight in ("t", "t2", "huber", "ghuber", "adaptive")
 
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
-        return probe_matching(self.times, self.draws, rollout, policy, seeds)
+        return probe_matching(self.times, self.draws, rollout, policy, seeds, self.share)
 
     def recorded_logp(self, rollout: Rollout, rows: MatchingRows) -> None:
         return None
@@ -124,15 +159,28 @@ class Matching:
         point = _point(policy, rows, condition)
         frozen = _frozen(policy, point, references, self.guidance)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance, cfg_grad=self.cfg_grad)
-        error = mean_square(wide(v - (point.noise - point.clean)), 1)
-        logp = -self.link(error, put(point.t, error))
-        extra = {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
+        logp, extra = self._logp(v, point), {}
+        for name, other in frozen.items():
+            extra[f"prediction/{name}"] = mean_square(v - other, 1)
+            extra[f"log_ratio/{name}"] = logp.detach() - self._logp(other, point)
+            extra[f"norm_growth/{name}"] = (squared_norm(v, 1) / squared_norm(other, 1).clamp(min=1e-30)).sqrt() - 1
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
-    def link(self, q: Tensor, t: Tensor) -> Tensor:
-        """The weighted error; ``huber`` is ``ghuber`` with power 1/2, halved, and ``t`` is ``ghuber`` with power 1."""
+    def _logp(self, v: Tensor, point: _Point) -> Tensor:
+        """[n] of a velocity at the points of a block."""
+        residual = wide(v - (point.noise - point.clean))
+        error = mean_square(residual, 1)
+        size = residual.detach().abs().flatten(1).mean(dim=1) if self.weight == "adaptive" else None
+        return -self.link(error, put(point.t, error), size)
+
+    def link(self, q: Tensor, t: Tensor, size: Tensor | None = None) -> Tensor:
+        """The weighted error; ``huber`` is ``ghuber`` with power 1/2, halved, and ``t`` is ``ghuber`` with power 1.
+        ``size`` is the mean absolute error, which ``adaptive`` needs."""
         tiny = 1e-10
         match self.weight:
+            case "adaptive":
+                assert size is not None
+                return t**2 * q / (t * size).clamp(min=1e-5)
             case "uniform":
                 return q
             case "t":
@@ -164,6 +212,8 @@ class ContrastedMatching:
     adaptive: bool = True
     """Divide by ``w``; ``False`` keeps the plain squared error (for tests of the exact decomposition)."""
     guidance: float | None = 1.0
+    share: Sharing = "sample"
+    """Whose times and noises are, as in `Matching`."""
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -182,7 +232,7 @@ class ContrastedMatching:
         return self.draws, self.draws
 
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> MatchingRows:
-        return probe_matching(self.times, self.draws, rollout, policy, seeds)
+        return probe_matching(self.times, self.draws, rollout, policy, seeds, self.share)
 
     def recorded_logp(self, rollout: Rollout, rows: MatchingRows) -> None:
         return None

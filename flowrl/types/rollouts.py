@@ -102,7 +102,11 @@ class TokenTrace:
     temperature: float
     """Of the distribution the tokens were drawn from; 0 is greedy."""
     logp: Tensor | None = None
-    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive)."""
+    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive; masked diffusion where
+    the sampler has ``keep_scores``)."""
+    entropy: Tensor | None = None
+    """[N, T] float32: entropy in nats of the distribution that each token was drawn from, where the sampler has
+    ``keep_scores``; 0 where none was."""
     order: Tensor | None = None
     """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
     ended: Tensor | None = None
@@ -126,12 +130,18 @@ class Judge(Protocol):
         ...
 
     def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
-        """[n, R] rewards with gradient of clean latents [n, ...] that belong to these rows [n] of the rollout."""
+        """[n, R] rewards with gradient, each as it counts in the total, of clean latents [n, ...] that belong to these
+        rows [n] of the rollout."""
+        ...
+
+    def reworded(self, template: str) -> Judge:
+        """The same for other prompts: ``template`` with the prompt in place of ``{}``."""
         ...
 
 
-POLICY, DATA, REPLAY = 0, 1, 2
-"""Values of `Rollout.source`: made by the policy, taken from a data set, kept of an earlier rollout."""
+POLICY, DATA, REPLAY, RIVAL = 0, 1, 2, 3
+"""Values of `Rollout.source`: made by the policy, taken from a data set, kept of an earlier rollout, made by another
+policy that it is compared with."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 
 from flowrl import composition
 from flowrl.step import UpdateSettings, improve
-from tests.contract.toys import Recorder, disturb, family, gradients, roll, small, start
+from tests.contract.toys import Recorder, disturb, family, gradients, roll, small, start, variants
 
-ALL = composition.preset_names()
+ALL = variants()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -73,8 +73,10 @@ def test_finite_at_extreme_advantage(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_prints_and_cites_its_source(name: str) -> None:
-    assert composition.paper(name)
-    assert len(composition.summary(name)) > 20
+    preset = name.partition("/")[0]
+    assert composition.paper(preset)
+    assert len(composition.summary(preset)) > 20
+    assert family(name) in composition.families(preset) and small(name).families[0] == family(name)
     described = composition.describe(small(name))
     assert described["use"] == "Algorithm" and described["estimator"]["use"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,18 +59,36 @@ class Iteration:
     draw: Draw
 
 
-def family(name: str) -> str:
-    return composition.build(name).family
+def variants() -> list[str]:
+    """All presets; those for several families once more for each but the default, as ``sft/masked``."""
+    pairs = [(name, composition.families(name)) for name in composition.preset_names()]
+    return [each for name, kinds in pairs for each in (name, *(f"{name}/{kind}" for kind in kinds[1:]))]
+
+
+def spec_of(variant: str) -> dict[str, Any]:
+    """The preset of `variants` as a config has it."""
+    name, _, kind = variant.partition("/")
+    return {"use": name, **({"family": kind} if kind else {})}
+
+
+def family(variant: str) -> str:
+    return variant.partition("/")[2] or composition.families(variant)[0]
+
+
+def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these sizes that a preset has: one that decodes token by token has no steps and blocks of its own."""
+    known = inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+    return {key: value for key, value in sizes.items() if key in known or key not in ("steps", "block")}
 
 
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
-    """The preset at toy sizes; only resource-like arguments are changed."""
+    """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = dict(SIZES[kind])
-    if name == "spg":
+    sizes = {**spec_of(name), **taken(name, SIZES[kind])}
+    if name in ("spg", "stable_drl"):
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
-    algorithm = composition.build({"use": name, **sizes, **spec})
+    algorithm = composition.build({**sizes, **spec})
     if kind == "diffusion":
         return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
@@ -135,8 +155,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
     rewards = reward(policy, rollout.final)[:, None]
-    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool())
-    scores = replace(scores, nodes=rollout.nodes)
+    said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
+    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 
