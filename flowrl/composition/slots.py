@@ -49,7 +49,14 @@ class Slot:
 
 SLOTS: dict[str, Slot] = {
     "sampler": Slot(
-        Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal", "flowrl.samplers.rivals")
+        Sampler,
+        (
+            "flowrl.samplers.flow",
+            "flowrl.samplers.branching",
+            "flowrl.samplers.masked",
+            "flowrl.samplers.causal",
+            "flowrl.samplers.rivals",
+        ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
@@ -67,7 +74,13 @@ SLOTS: dict[str, Slot] = {
     ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
     "advantage": Slot(
-        Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons", "flowrl.parts.group_advantages")
+        Advantage,
+        (
+            "flowrl.parts.advantages",
+            "flowrl.parts.comparisons",
+            "flowrl.parts.tree_advantages",
+            "flowrl.parts.group_advantages",
+        ),
     ),
     "token_advantage": Slot(
         TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")

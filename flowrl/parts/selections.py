@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class ReplaceFlatGroups:
     share: float = 1.0
     """Sampling goes on until so much of ``data.prompts`` groups differ; what there is beyond that is learned from too,
     up to ``data.prompts`` (GPG's ``min_inverse_alpha``, .5 there)."""
+    by: Literal["reward", "advantage"] = "reward"
+    """What is flat: all rewards of a group equal, or all its advantages 0, as where rewards are sorted into labels."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -67,7 +70,10 @@ class ReplaceFlatGroups:
             raise ValueError(f"share={self.share} of the groups should be above 0 and at most 1")
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
-        return DropFlatGroups()(scores, advantage)
+        if self.by == "reward":
+            return DropFlatGroups()(scores, advantage)
+        differ = NonzeroAdvantage()(scores, advantage)
+        return scores.valid & (group_count(scores.group, differ) > 0)
 
 
 @dataclass(frozen=True)

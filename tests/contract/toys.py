@@ -16,6 +16,7 @@ from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
+from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
@@ -93,8 +94,20 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     sizes = {**spec_of(name), **taken(name, SIZES[kind]), **NEEDS.get(name.partition("/")[0], {})}
     algorithm = composition.build({**sizes, **spec})
     if kind == "diffusion":
-        return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
+        return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
+
+
+def small_sampler(sampler: Any, steps: int) -> Any:
+    """With few steps, and trees that fit into a group."""
+    if isinstance(sampler, TreeSampler):
+        return replace(sampler, steps=steps, forks=(0, 1), width=2)
+    if isinstance(sampler, OneStepSampler):
+        merge = sampler.merge if len(sampler.merge) == 1 else (1, 2)
+        candidates = None if sampler.candidates is None else (0, 2)
+        siblings = min(sampler.siblings, 4)
+        return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
+    return replace(sampler, steps=steps)
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
@@ -148,7 +161,7 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
-    said = {"source": rollout.source, "feedback": rollout.feedback}
+    said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
