@@ -17,6 +17,7 @@ from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
+from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
@@ -49,6 +50,13 @@ SIZES = {
     "causal": {"length": LENGTH},
     "diffusion": {},
 }
+
+NEEDS: dict[str, dict[str, Any]] = {
+    "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
+    "stable_drl": {"length": 4, "block": 2},
+    "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
+}
+"""Arguments without which a preset would have nothing to do in these worlds."""
 
 
 @dataclass
@@ -90,19 +98,16 @@ def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = {**spec_of(name), **taken(name, SIZES[kind])}
+    sizes = {**spec_of(name), **taken(name, SIZES[kind]), **NEEDS.get(name.partition("/")[0], {})}
     if kind == "masked" and {"family", "draws"} <= set(known_options(name)):
         sizes["draws"] = 2
-    if name in ("spg", "stable_drl"):
-        sizes["block"] = 2  # two blocks, the second one cut short
-        sizes["length"] = 4
     algorithm = composition.build({**sizes, **spec})
     if is_recorded(algorithm):
         changes = {"steps": steps} if kind == "diffusion" else {} if kind == "causal" else SIZES["masked"]
         sampler: Any = algorithm.sampler
         return replace(algorithm, sampler=replace(sampler, sampler=replace(sampler.sampler, **changes)))
     if kind == "diffusion":
-        return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
+        return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
 
 
@@ -115,9 +120,8 @@ def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed:
     """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
     ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
     sampler: Any = algorithm.sampler
-    each = (
-        8 if len(sampler.columns) == 1 and not sampler.ratings else len(sampler.columns)
-    )  # of which the best is taken
+    alone = len(sampler.columns) == 1 and not sampler.ratings
+    each = 8 if alone else len(sampler.columns)  # demonstrations are the best of eight
     texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
     group = torch.arange(count).repeat_interleave(each)
     draw = Draw.of(seeds(seed, "records", iteration, count=count * each), group, iteration, 0, prompts_of(texts))
@@ -133,6 +137,18 @@ def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed:
         columns |= dict(zip(sampler.ratings, said, strict=False))
         found.append(Prompt(texts[index * each], index, columns))
     return sampler.prepared(found, "toys")
+
+
+def small_sampler(sampler: Any, steps: int) -> Any:
+    """With few steps, and trees that fit into a group."""
+    if isinstance(sampler, TreeSampler):
+        return replace(sampler, steps=steps, forks=(0, 1), width=2)
+    if isinstance(sampler, OneStepSampler):
+        merge = sampler.merge if len(sampler.merge) == 1 else (1, 2)
+        candidates = None if sampler.candidates is None else (0, 2)
+        siblings = min(sampler.siblings, 4)
+        return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
+    return replace(sampler, steps=steps)
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
@@ -186,9 +202,11 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
-    rewards = reward(policy, rollout.final)[:, None]
-    said = {"source": rollout.source, "feedback": rollout.feedback}
-    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool(), **said)
+    kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
+    rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
+    weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
+    said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
+    scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 
