@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -19,10 +20,10 @@ from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
-from flowrl.models.text.network import Network
+from flowrl.models.text.network import Network, Reading
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
 from flowrl.models.weights import LIVE, HasWeightSets
-from flowrl.types import ALL_TOKENS, OneProcess, Prompt, PromptRows, Ranks, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Distributions, OneProcess, Prompt, PromptRows, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -115,14 +116,20 @@ class TextPolicy(HasWeightSets):
         temperature: float = 1.0,
         entropy: bool = False,
         truncation: Truncation = ALL_TOKENS,
+        show: bool = False,
+        beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
+        beta: float = 0.5,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
 
         ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy``
         is that of the distribution so made; values are the critic's, where there is one and the live weights are in
-        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk.
+        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk. ``show``, ``beside`` and
+        ``beta``: see `flowrl.types.TokenPolicy.score`.
         """
         logp, entropies, values, places = [], [], [], []
+        readings: list[Reading] = []
+        apart: dict[str, list[Tensor]] = {name: [] for name in beside}
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = put(labels.flatten(), self.device)
@@ -150,6 +157,11 @@ class TextPolicy(HasWeightSets):
             places.append(place)
             if spread is not None:
                 entropies.append(spread)
+            if show:
+                readings.append(reading)
+            for name, others in beside.items():
+                options = {"beta": beta, "temperature": temperature, "excluded": self.excluded}
+                apart[name].append(self._divergence(reading, others, call.place, options))
             if valued:
                 assert self.critic is not None
                 values.append(self.critic(reading, call))
@@ -161,7 +173,34 @@ class TextPolicy(HasWeightSets):
             self._spread(entropies, places, tokens.shape) if entropy else None,
             self._spread(values, places, tokens.shape) if valued else None,
             self._balance(balances, len(tokens)),
+            self._shown(readings, [call.place for call in calls], tokens.shape) if show else (),
+            {name: self._spread(parts, places, tokens.shape) for name, parts in apart.items()},
         )
+
+    def _divergence(
+        self, reading: Reading, others: Sequence[Distributions], place: Tensor, options: Mapping[str, Any]
+    ) -> Tensor:
+        """[k] at the flat places of a call, each of which is in one of ``others``."""
+        found = torch.zeros(len(place), device=self.device)
+        for other in others:
+            rows = other.where.flatten()[place]
+            if bool((rows >= 0).all()):
+                return self.network.divergence(reading, other, rows, **options)
+            some = (rows >= 0).nonzero()[:, 0]
+            if len(some):
+                there = put(some, self.device)
+                part = self.network.divergence(reading.rows(there), other, rows[some], **options)
+                found = found.index_copy(0, there, part)
+        return found
+
+    def _shown(self, readings: Sequence[Reading], places: Sequence[Tensor], shape: torch.Size) -> tuple[Distributions]:
+        """What the distributions are computed of, or nothing where no position was asked for."""
+        where = torch.full((shape.numel(),), -1, dtype=torch.int64)
+        if not readings:
+            return (Distributions(torch.zeros(0, self.vocabulary, device=self.device), where.view(shape)),)
+        flat = torch.cat(list(places))
+        where[flat] = torch.arange(len(flat))
+        return (self.network.shown(readings, where.view(shape)),)
 
     def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
         """0, with a gradient, of further calls of the network: another process makes so many more for its rows."""
