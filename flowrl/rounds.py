@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import joined as joined_rollouts
 from flowrl.samplers.chunks import take
 from flowrl.score import Rewards, Scoring, gathered, joined
+from flowrl.score.gradients import judge
 from flowrl.session import Session
 from flowrl.staleness import sampling_version, sampling_weights
 from flowrl.types import Draw, Policy, Prompt, Rollout, Samples, Scores, Share, TokenTrace
@@ -137,7 +139,12 @@ def _scored(
     metrics = metrics | {VERSION: float(held.rollout.version)}
     share = Share.of(session.ranks, held.here)
     seeds, prompts = share.gather(held.rollout.seeds), kept.answers.prompts
-    return ScoredRollout(held.rollout, held.samples, share, prompts, seeds, scores, drawn, metrics)
+    rollout = held.rollout
+    if session.present_algorithm.judged:
+        decode = partial(session.policy.decode, graph=True)  # pyright: ignore[reportCallIssue]
+        told = judge(session.rewards, scores, held.samples.prompts, held.here, decode)
+        rollout = replace(rollout, judge=told)
+    return ScoredRollout(rollout, held.samples, share, prompts, seeds, scores, drawn, metrics)
 
 
 def _replace_groups(session: Session, timer: PhaseTimer) -> ScoredRollout:

@@ -34,6 +34,7 @@ from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import joined, sample
 from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
+from flowrl.score.gradients import check_loaded_gradients
 from flowrl.score.kept import PICTURES_FROM
 from flowrl.startup.inputs import fingerprint_inputs
 from flowrl.startup.policies import evaluation_weights, open_policy
@@ -299,6 +300,8 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan, given=run.given)
     rewards.check(run.train.prompts)
+    if algorithm.judged:
+        check_loaded_gradients(rewards)
     say(f"loading the model {config.model.path}")
     policy = open_policy(config, shard=True)
     train, test, notes = run.train, run.test, []

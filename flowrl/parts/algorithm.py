@@ -72,6 +72,12 @@ class Algorithm:
         return self.objective.coupled or any(part.coupled for part in self.loss_masks)
 
     @property
+    def judged(self) -> bool:
+        """Whether its estimator asks rewards for a gradient (its attribute ``judged``; then the rollout has a
+        judge)."""
+        return bool(getattr(self.estimator, "judged", False))
+
+    @property
     def penalised(self) -> bool:
         """Whether there is a regularizer that counts."""
         return any(term.weight > 0 for term in self.regularizers)
@@ -98,4 +104,6 @@ class Algorithm:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
         compared = (advantage.reference for advantage in self.token_advantage if advantage.reference)
-        return tuple(dict.fromkeys((*behaviour, *self.references, *compared, *(f.name for f in self.ema_weights))))
+        sampled: tuple[str, ...] = getattr(self.sampler, "weight_sets", ())  # samplers that ask no other have no such
+        known = (*behaviour, *self.references, *compared, *sampled, *(f.name for f in self.ema_weights))
+        return tuple(dict.fromkeys(known))

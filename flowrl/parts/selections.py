@@ -83,3 +83,11 @@ class AllButFirst(OneRound):
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~first_of_group(scores.group)
+
+
+@dataclass(frozen=True)
+class OwnSamples(OneRound):
+    """The samples that the policy made itself: those of a rival or of a data set are only compared with."""
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        return scores.own

@@ -77,6 +77,12 @@ class Rows:
         n, d = self.shape
         return torch.arange(d).expand(n, d)
 
+    @property
+    def of_whole(self) -> bool:
+        """Whether the log-probability of every decision estimates that of its whole sample, as one (time, noise) draw
+        or one view does: a sample's is then their mean. Otherwise decisions are its parts, and it is their sum."""
+        return False
+
     def row_tokens(self, condition: Any) -> Tensor | None:
         """[N] int64: tokens that the network reads in a row of each sample, of which ``unit`` decisions come, with the
         prompts of ``condition`` before them; ``None`` where rows are not of tokens."""
@@ -134,6 +140,10 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    @property
+    def of_whole(self) -> bool:
+        return self.per == "view"
 
     def row_tokens(self, condition: Any) -> Tensor:
         """A view is a row; all views of a completion are where a decision is a token of all of them."""
@@ -214,7 +224,7 @@ class Table:
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
-        return Batch(advantage, old, put(weight, device), self.group[index], probe)
+        return Batch(advantage, old, put(weight, device), self.group[index], probe, source=self.source[index])
 
 
 @dataclass(frozen=True)
@@ -229,6 +239,7 @@ class Batch:
     group: Tensor  # [N]
     probe: Rows
     reference: Likelihood | None = None
+    source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
 
 
 def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[tuple[slice, slice]]:

@@ -117,12 +117,18 @@ class Judge(Protocol):
         ...
 
     def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
-        """[n, R] rewards with gradient of clean latents [n, ...] that belong to these rows [n] of the rollout."""
+        """[n, R] rewards with gradient, each as it counts in the total, of clean latents [n, ...] that belong to these
+        rows [n] of the rollout."""
+        ...
+
+    def reworded(self, template: str) -> Judge:
+        """The same for other prompts: ``template`` with the prompt in place of ``{}``."""
         ...
 
 
-POLICY, DATA, REPLAY = 0, 1, 2
-"""Values of `Rollout.source`: made by the policy, taken from a data set, kept of an earlier rollout."""
+POLICY, DATA, REPLAY, RIVAL = 0, 1, 2, 3
+"""Values of `Rollout.source`: made by the policy, taken from a data set, kept of an earlier rollout, made by another
+policy that it is compared with."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def gradient(
     algorithm = replace(algorithm, aggregation=lambda *given: aggregation(*given) * small)
     count = len(rollout.group)
     rewards = torch.arange(count).double()[:, None]
-    scores = Scores(rewards, torch.ones(1).double(), ("r",), rollout.group, rollout.group, torch.ones(count).bool())
+    who, valid = {"source": rollout.source}, torch.ones(count).bool()
+    scores = Scores(rewards, torch.ones(1).double(), ("r",), rollout.group, rollout.group, valid, **who)
     advantage = algorithm.advantage(scores, {})
     recorder = Recorder(policy.parameters())
     options = UpdateSettings(micro_batch=micro_batch, max_grad_norm=1e9)

@@ -187,9 +187,12 @@ class DiffusionPolicy(HasWeightSets):
             return self.network(**inputs)
 
     # ------------------------------------------------------------------------------------------------------ images
-    def decode(self, final: Tensor) -> Tensor:
+    def decode(self, final: Tensor, graph: bool = False) -> Tensor:
         """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code; float32
-        on the host, so that a device holds no more of them than are decoded at once."""
+        on the host, so that a device holds no more of them than are decoded at once. With ``graph`` they are where they
+        were made, with a gradient to the latents (none where a pixel lies outside of [0, 1])."""
+        if graph:
+            return self.decoder.with_gradient(final)
         made = self.decoder(final)
         self.recorder.release()
         return made
