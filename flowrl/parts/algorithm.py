@@ -69,7 +69,9 @@ class Algorithm:
     @property
     def coupled(self) -> bool:
         """Whether the loss of a decision depends on other decisions."""
-        return self.objective.coupled or any(part.coupled for part in self.loss_masks)
+        terms = (term for term in self.regularizers if term.weight > 0)
+        alone = not self.objective.coupled and not any(part.coupled for part in self.loss_masks)
+        return not alone or any(getattr(term, "coupled", False) for term in terms)
 
     @property
     def judged(self) -> bool:

@@ -54,6 +54,19 @@ class EqualViews:
 
 
 @dataclass(frozen=True)
+class ViewWeight:
+    """A cell counts by the weight of its view over the number of views, so that a sum over a sample's cells
+    (`SampleSum`) is the mean over views of what each of them estimates, with a ratio per token. AGRPO's importance
+    weights of drawn steps (arXiv:2510.04019)."""
+
+    def __call__(self, table: Table) -> Tensor:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per != "cell":
+            raise IncompatibleError("loss_weight ViewWeight needs cells: set estimator.per=cell on MaskedViews")
+        return (rows.weights / rows.weights.shape[1]).reshape(rows.shape)
+
+
+@dataclass(frozen=True)
 class ByLength:
     """``(length / mean length) ^ power`` of the completion: 1 lets every token count the same (SPG), -1 divides a
     sequence's loss by its length (GDPO)."""

@@ -131,6 +131,9 @@ class ViewRows(Rows):
     per: Literal["view", "cell", "token"]
     temperature: float
     truncation: Truncation = ALL_TOKENS
+    drawn_logp: Tensor | None = None
+    """[N, L] log-probability of each token as the sampler drew it, in whatever state that was; ``None`` where it does
+    not tell. Not `sampler_logp`: a view may show another state."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,7 +165,9 @@ class ViewRows(Rows):
         if self.per == "cell" and decisions != slice(None):
             views = slice(decisions.start // self.unit, decisions.stop // self.unit)
         names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
-        return replace(self, content=self.content[rows], **{n: getattr(self, n)[rows][:, views] for n in names})
+        drawn = None if self.drawn_logp is None else self.drawn_logp[rows]
+        cut = {name: getattr(self, name)[rows][:, views] for name in names}
+        return replace(self, content=self.content[rows], drawn_logp=drawn, **cut)
 
 
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:

@@ -96,7 +96,11 @@ class TokenTrace:
     temperature: float
     """Of the distribution the tokens were drawn from; 0 is greedy."""
     logp: Tensor | None = None
-    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive)."""
+    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive; masked diffusion where
+    the sampler has ``keep_scores``)."""
+    entropy: Tensor | None = None
+    """[N, T] float32: entropy in nats of the distribution that each token was drawn from, where the sampler has
+    ``keep_scores``; 0 where none was."""
     order: Tensor | None = None
     """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
     ended: Tensor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,11 +74,17 @@ def family(variant: str) -> str:
     return variant.partition("/")[2] or composition.families(variant)[0]
 
 
+def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these sizes that a preset has: one that decodes token by token has no steps and blocks of its own."""
+    known = inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+    return {key: value for key, value in sizes.items() if key in known or key not in ("steps", "block")}
+
+
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = {**spec_of(name), **SIZES[kind]}
-    if name == "spg":
+    sizes = {**spec_of(name), **taken(name, SIZES[kind])}
+    if name in ("spg", "stable_drl"):
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
     algorithm = composition.build({**sizes, **spec})
