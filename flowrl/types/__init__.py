@@ -27,6 +27,7 @@ from flowrl.types.decisions import (
 from flowrl.types.parts import (
     Advantage,
     Aggregation,
+    Bounds,
     Coefficient,
     Combination,
     Estimator,
@@ -81,6 +82,7 @@ __all__ = [
     "Advantage",
     "Aggregation",
     "Batch",
+    "Bounds",
     "CausalPolicy",
     "CfgGrad",
     "Chat",

@@ -78,6 +78,12 @@ class Rows:
         return torch.arange(d).expand(n, d)
 
     @property
+    def node(self) -> Tensor | None:
+        """[N, D] int64: decisions of a group's samples that are one and the same have the same number within their
+        event (`Steps.node`); ``None``: there are none."""
+        return None
+
+    @property
     def of_whole(self) -> bool:
         """Whether the log-probability of every decision estimates that of its whole sample, as one (time, noise) draw
         or one view does: a sample's is then their mean. Otherwise decisions are its parts, and it is their sum."""
