@@ -83,7 +83,13 @@ SLOTS: dict[str, Slot] = {
         ),
     ),
     "token_advantage": Slot(
-        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+        TokenAdvantage,
+        (
+            "flowrl.parts.token_advantages",
+            "flowrl.parts.divergences",
+            "flowrl.parts.shaping",
+            "flowrl.parts.distillation",
+        ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
@@ -96,9 +102,12 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.regressions",
             "flowrl.parts.labels",
             "flowrl.parts.surrogates",
+            "flowrl.parts.distillation",
         ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
+    "regularizers": Slot(
+        Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
+    ),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "coefficients": Slot(Coefficient, ("flowrl.parts.controllers",)),

@@ -72,10 +72,12 @@ class Tokens:
         what is trained is the policy that sampled. The set of tokens kept is that of the weights in use, and always
         holds the token drawn; no gradient flows through the choice of the set. ``False``: the full distribution, as
         TRL and verl have it, whose ratio to the sampler's probabilities is not 1.
+    tempered: score at the sampler's temperature; ``False``: at temperature 1, as GKD's code does, whose samples are
+        cooler.
     divergence: also measure, to every weight set or teacher compared with, the divergence of the whole distributions
         over the vocabulary at each token, with gradient, as ``divergence/<set>``: GKD's of this ``beta``, 0 the forward
         ``KL(set | policy)``, 1 the reverse ``KL(policy | set)`` (`flowrl.math.divergences`). Of the full distributions
-        at the sampler's temperature, whatever ``top_p`` and ``top_k`` cut. ``None``: not.
+        at the same temperature, whatever ``top_p`` and ``top_k`` cut. ``None``: not.
     trust_rollout: take the sampler's own log-probabilities as the old policy's instead of computing them again. They
         agree to rounding in float32; an inference engine, or a low precision, differs by more.
     """
@@ -84,6 +86,7 @@ class Tokens:
     entropy: bool = True
     truncated: bool = True
     trust_rollout: bool = False
+    tempered: bool = True
     divergence: float | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +113,13 @@ class Tokens:
                 "estimator.truncated=false scores others; change one of them"
             )
         truncation = trace.truncation if self.truncated else ALL_TOKENS
-        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation, trace.event)
+        heat = (trace.temperature or 1.0) if self.tempered else 1.0
+        if self.trust_rollout and heat != (trace.temperature or 1.0):
+            raise IncompatibleError(
+                "estimator.trust_rollout takes the sampler's probabilities, at its temperature, and "
+                "estimator.tempered=false scores others; change one of them"
+            )
+        return TokenRows(trace.tokens, trace.mask, trace.logp, heat, truncation, trace.event)
 
     def recorded_logp(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
         if not self.trust_rollout:
