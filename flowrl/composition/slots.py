@@ -53,6 +53,7 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.samplers.flow",
             "flowrl.samplers.branching",
+            "flowrl.samplers.previews",
             "flowrl.samplers.masked",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
@@ -74,7 +75,13 @@ SLOTS: dict[str, Slot] = {
     ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
     "advantage": Slot(
-        Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons", "flowrl.parts.tree_advantages")
+        Advantage,
+        (
+            "flowrl.parts.advantages",
+            "flowrl.parts.comparisons",
+            "flowrl.parts.tree_advantages",
+            "flowrl.parts.step_advantages",
+        ),
     ),
     "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences")),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),

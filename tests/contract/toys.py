@@ -19,7 +19,7 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Steps, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
     rewards = reward(policy, rollout.final)[:, None]
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
+    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+        said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
