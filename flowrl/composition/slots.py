@@ -56,6 +56,7 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.estimators.transitions",
             "flowrl.estimators.matching",
+            "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
         ),
@@ -67,7 +68,9 @@ SLOTS: dict[str, Slot] = {
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ()),
-    "objective": Slot(Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds")),
+    "objective": Slot(
+        Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.evidence", "flowrl.parts.contrasts")
+    ),
     "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ()),
