@@ -25,7 +25,6 @@ from flowrl.models.quantization import describe_quantized
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
 from flowrl.models.text.policy import TextPolicy
-from flowrl.models.weights import REFERENCE
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
@@ -35,15 +34,15 @@ from flowrl.runtime.ranks import ranks as processes
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import joined, sample
 from flowrl.score import KeptSamples, Rewards, Scoring, load_rewards
+from flowrl.score.gradients import check_loaded_gradients
 from flowrl.score.kept import PICTURES_FROM
 from flowrl.startup.inputs import fingerprint_inputs
 from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
+from flowrl.startup.teachers import EMA, open_weight_sets
 from flowrl.startup.time_grid import check_time_grid
 from flowrl.step import UpdateSettings
 from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
-
-EMA = "ema"
 
 
 @dataclass
@@ -301,6 +300,8 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan, given=run.given)
     rewards.check(run.train.prompts)
+    if algorithm.judged:
+        check_loaded_gradients(rewards)
     say(f"loading the model {config.model.path}")
     policy = open_policy(config, shard=True)
     train, test, notes = run.train, run.test, []
@@ -312,10 +313,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         if config.model.router_loss:
             check_routers(policy)
         train, test, notes = _fit_prompts(run, policy)
-    for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
-        policy.update_ema(name, 0.0)
-    if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references):
-        policy.weights.drop_reference()
+    taught = open_weight_sets(config, policy, algorithm)
     return Session(
         config,
         policy,
@@ -328,6 +326,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),
+            *taught,
             *([] if config.model.quantize is None else [describe_quantized(trained_network(policy))]),
             *notes,
             *describe_shares(processes(), config.data.prompts, config.data.group, rewards.grouped),

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.scorers.clip import HuggingFaceClip
-from flowrl.scorers.images import score_images
+from flowrl.scorers.images import judge_images, score_images
 from flowrl.scorers.loading import find_safetensors, linear_stack, read_safetensors
 
 RANGE = "about 2 to 8"
@@ -55,3 +55,11 @@ class aesthetic:  # noqa: N801 - the name a config uses
             return self._head(self._clip.images(pixels))[:, 0]
 
         return score_images(images, prompts, self._batch_size, score)
+
+    def gradient(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+        """The same scores with a gradient to the images: not quantised, resized by torch."""
+
+        def score(pixels: Tensor, rows: slice) -> Tensor:
+            return self._head(self._clip.smooth_images(pixels))[:, 0]
+
+        return judge_images(images, prompts, self._batch_size, score)

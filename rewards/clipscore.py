@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.scorers.clip import HuggingFaceClip, OpenClip
-from flowrl.scorers.images import score_images
+from flowrl.scorers.images import judge_images, score_images
 
 Backend = Literal["transformers", "open_clip"]
 Convention = Literal["cosine", "clipscore", "torchmetrics"]
@@ -66,10 +66,22 @@ class clipscore:  # noqa: N801 - the name a config uses
         """Scores [N] of images [N, 3, H, W] in [0, 1]; NaN for an image that is not finite."""
 
         def score(pixels: Tensor, rows: slice) -> Tensor:
-            texts = self._clip.texts([self._prefix + prompt for prompt in prompts[rows]])
-            return (self._clip.images(pixels) * texts).sum(dim=1)
+            return (self._clip.images(pixels) * self._texts(prompts[rows])).sum(dim=1)
 
-        cosines = score_images(images, prompts, self._batch_size, score)
+        return self._in_convention(score_images(images, prompts, self._batch_size, score))
+
+    def gradient(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+        """The same scores with a gradient to the images: not quantised, resized by torch."""
+
+        def score(pixels: Tensor, rows: slice) -> Tensor:
+            return (self._clip.smooth_images(pixels) * self._texts(prompts[rows])).sum(dim=1)
+
+        return self._in_convention(judge_images(images, prompts, self._batch_size, score))
+
+    def _texts(self, prompts: Sequence[str]) -> Tensor:
+        return self._clip.texts([self._prefix + prompt for prompt in prompts])
+
+    def _in_convention(self, cosines: Tensor) -> Tensor:
         if self._convention == "cosine":
             return cosines
         return (2.5 if self._convention == "clipscore" else 100.0) * cosines.clamp(min=0)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.scorers.clip import OpenClip
-from flowrl.scorers.images import CLIP_MEAN, CLIP_STD, score_images
+from flowrl.scorers.images import CLIP_MEAN, CLIP_STD, judge_images, score_images
 
 RANGE = "about 0.2 to 0.35 (papers print 100 times that)"
 NEEDS = ("weights xswu/HPSv2, converted to safetensors",)
@@ -40,7 +40,8 @@ class hpsv2:  # noqa: N801 - the name a config uses
     ) -> None:
         self._clip = OpenClip(path, "hpsv2", architecture="ViT-H-14", device=device, dtype=dtype, batch_size=batch_size)
         size, where = self._clip.size, self._clip.device
-        self._clip.preprocess = lambda pixels: letterbox(pixels.to(where), size, antialias)
+        self._clip.preprocess = lambda pixels: letterbox(pixels.to(where).float() / 255, size, antialias)
+        self._clip.smooth = lambda images: letterbox(images.to(where).clamp(0, 1), size, antialias)
         self._batch_size = batch_size
         self.version = f"hpsv2:{path}:{dtype}:letterbox-{'antialias' if antialias else 'plain'}-1"
 
@@ -52,13 +53,20 @@ class hpsv2:  # noqa: N801 - the name a config uses
 
         return score_images(images, prompts, self._batch_size, score)
 
+    def gradient(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+        """The same scores with a gradient to the images: not quantised."""
 
-def letterbox(pixels: Tensor, size: int, antialias: bool) -> Tensor:
-    """Normalised float32 [N, 3, size, size] of uint8 [N, 3, H, W]: longest edge to `size`, black bars around."""
+        def score(pixels: Tensor, rows: slice) -> Tensor:
+            return (self._clip.smooth_images(pixels) * self._clip.texts(prompts[rows])).sum(dim=1)
+
+        return judge_images(images, prompts, self._batch_size, score)
+
+
+def letterbox(values: Tensor, size: int, antialias: bool) -> Tensor:
+    """Normalised [N, 3, size, size] of values [N, 3, H, W] in [0, 1]: longest edge to `size`, black bars around."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as transform
 
-    values = pixels.float() / 255
     height, width = values.shape[-2:]
     scale = size / max(height, width)
     inner = [round(height * scale), round(width * scale)]

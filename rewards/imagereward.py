@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.scorers.clip import warn_cut
-from flowrl.scorers.images import Preprocessing, score_images
+from flowrl.scorers.images import Preprocessing, judge_images, score_images
 from flowrl.scorers.loading import (
     device_and_dtype,
     find_safetensors,
@@ -86,15 +86,28 @@ class imagereward:  # noqa: N801 - the name a config uses
         tokens = self._tokens(prompts)
 
         def score(pixels: Tensor, rows: slice) -> Tensor:
-            seen = self._image(pixel_values=self._preprocess(pixels).to(*self._place)).last_hidden_state
-            ids, mask = torch.stack([tokens[prompt] for prompt in prompts[rows]], dim=1).to(self._place[0])
-            # is_decoder=False: cross-attention without the causal mask of a captioner
-            states = self._text(
-                input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
-            ).last_hidden_state
-            return (self._head(states[:, 0].float())[:, 0] - MEAN) / STD
+            return self._score(self._preprocess(pixels), [tokens[prompt] for prompt in prompts[rows]])
 
         return score_images(images, prompts, self._batch_size, score)
+
+    def gradient(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+        """The same scores with a gradient to the images: not quantised, resized by torch."""
+        tokens = self._tokens(prompts)
+
+        def score(pixels: Tensor, rows: slice) -> Tensor:
+            return self._score(self._preprocess.smooth(pixels), [tokens[prompt] for prompt in prompts[rows]])
+
+        return judge_images(images, prompts, self._batch_size, score)
+
+    def _score(self, values: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+        """[n] of preprocessed images [n, 3, h, w] and the tokens of their prompts."""
+        seen = self._image(pixel_values=values.to(*self._place)).last_hidden_state
+        ids, mask = torch.stack(list(tokens), dim=1).to(self._place[0])
+        # is_decoder=False: cross-attention without the causal mask of a captioner
+        states = self._text(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
+        ).last_hidden_state
+        return (self._head(states[:, 0].float())[:, 0] - MEAN) / STD
 
     def _tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and attention mask [2, 35] of every different prompt."""

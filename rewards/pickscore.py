@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from flowrl.scorers.clip import HuggingFaceClip
-from flowrl.scorers.images import score_images
+from flowrl.scorers.images import judge_images, score_images
 
 RANGE = "about 18 to 24 (divided by 26 with scaled: true: 0.7 to 0.9)"
 NEEDS = ("weights yuvalkirstain/PickScore_v1",)
@@ -53,3 +53,11 @@ class pickscore:  # noqa: N801 - the name a config uses
             return self._factor * (self._clip.images(pixels) * self._clip.texts(prompts[rows])).sum(dim=1)
 
         return score_images(images, prompts, self._batch_size, score)
+
+    def gradient(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
+        """The same scores with a gradient to the images: not quantised, resized by torch."""
+
+        def score(pixels: Tensor, rows: slice) -> Tensor:
+            return self._factor * (self._clip.smooth_images(pixels) * self._clip.texts(prompts[rows])).sum(dim=1)
+
+        return judge_images(images, prompts, self._batch_size, score)

@@ -1,4 +1,4 @@
-"""Pages made from the code itself: commands, config keys, algorithms, rewards."""
+"""Pages made from the code itself: commands, config keys, rewards (`catalogue` makes those of algorithms)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -19,33 +19,19 @@ from pydantic_core import PydanticUndefined
 from typer.models import ArgumentInfo, OptionInfo
 
 from flowrl.cli import COMMANDS
-from flowrl.commands.algorithms import algorithm_rows, without_paper
-from flowrl.commands.config import algorithm_lines
 from flowrl.config import Config
 from flowrl.config.reward import RewardConfig
 from flowrl.config.section import Section
 from flowrl.score import list_rewards
 from website.marks import code, plain, table
 
-FAMILIES = {
-    "diffusion": "Diffusion and flow image models",
-    "masked": "Masked-diffusion language models",
-    "causal": "Autoregressive language models",
-}
 BOUNDS = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def pages() -> dict[str, str]:
     """Every generated page by its place in the site."""
-    rows = algorithm_rows()
-    return {
-        "cli.md": commands(),
-        "config.md": config_keys(),
-        "algorithms.md": algorithms(rows),
-        **{f"algorithms/{row['name']}.md": algorithm(row) for row in rows},
-        "rewards.md": rewards(),
-    }
+    return {"cli.md": commands(), "config.md": config_keys(), "rewards.md": rewards()}
 
 
 # ---- commands
@@ -204,61 +190,6 @@ def _value(default: Any) -> str:
     if default is PydanticUndefined:
         return "required"
     return "" if isinstance(default, Section) else json.dumps(default)
-
-
-# ---- algorithms
-
-
-def algorithms(rows: list[dict[str, Any]]) -> str:
-    """The catalogue."""
-    head = """# Algorithms
-
-One preset per published method; each is data, and any part of it can be exchanged: [Extending flowrl](extending.md).
-[How each compares with its authors' code](fidelity.md). On the command line: `flowrl algorithms NAME`,
-`flowrl algorithms NAME --diff OTHER`.
-"""
-    tables = [
-        f"\n## {title}\n\n"
-        + table(
-            ["name", "source", "objective", "advantage", "method"],
-            [_row(row) for row in rows if family in row["families"]],
-        )
-        for family, title in FAMILIES.items()
-    ]
-    return head + "".join(tables)
-
-
-def _row(row: Mapping[str, Any]) -> list[str]:
-    method = plain(without_paper(row["summary"], row["paper"]))
-    parts = [code(row["parts"][slot]["use"]) for slot in ("objective", "advantage")]
-    return [f"[`{row['name']}`](algorithms/{row['name']}.md)", _source(row["paper"]), *parts, method]
-
-
-def _source(paper: str) -> str:
-    number = paper.removeprefix("arXiv:")
-    return f"[{paper}](https://arxiv.org/abs/{number})" if number != paper else plain(paper)
-
-
-def algorithm(row: Mapping[str, Any]) -> str:
-    """The page of a preset: every option with its value and meaning."""
-    name = row["name"]
-    lines = [line for line in algorithm_lines(name) if line.key != "algorithm"]
-    cells = [[code(line.key.removeprefix("algorithm.")), code(line.value), plain(line.meaning)] for line in lines]
-    return f"""# {name}
-
-{plain(without_paper(row["summary"], row["paper"]))}
-
-Source: {_source(row["paper"])}. Family: {", ".join(row["families"])}. Code:
-[flowrl/algorithms/{name}.py](../files/flowrl/algorithms/{name}.py.md).
-
-```yaml
-algorithm: {{use: {name}}}
-```
-
-Options are set beside `use`, as in `algorithm: {{use: {name}, KEY: VALUE}}`, or on the command line by
-`algorithm.KEY=VALUE`.
-
-{table(["key", "value", "meaning"], cells)}"""
 
 
 # ---- rewards

@@ -19,10 +19,20 @@ def algorithms(
         str | None,
         typer.Option(metavar="OTHER", help="Show only what OTHER does differently.", autocompletion=preset_names),
     ] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="FAMILY", help="List those of a family: diffusion, masked or causal.")
+    ] = None,
+    slot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SLOT[=PART]", help="List those that fill a slot, such as loss_masks or objective=Clipped."
+        ),
+    ] = None,
+    source: Annotated[str | None, typer.Option(metavar="TEXT", help="List those whose paper contains this.")] = None,
     as_json: Json = False,
 ) -> None:
     """List algorithms, or show the parts of one. Example: `flowrl algorithms flow_grpo --diff dance_grpo`"""
-    from flowrl.commands.algorithms import algorithm_rows, differences, part_text, without_paper
+    from flowrl.commands.algorithms import algorithm_rows, chosen, differences, part_text, without_paper
 
     if diff is not None:
         if name is None:
@@ -30,7 +40,9 @@ def algorithms(
         lines = differences(name, diff)
         print(json.dumps(lines, indent=1)) if as_json else print_table(["", name, diff], lines)
         return
-    rows = algorithm_rows(name)
+    if name is not None and (family or slot or source):
+        raise UserError("--family, --slot and --source choose from the list; leave out NAME")
+    rows = chosen(algorithm_rows(name), family, slot, source)
     if as_json:
         print(json.dumps(rows, indent=1))
         return

@@ -18,12 +18,12 @@ def rewards(as_json: Json = False) -> None:
 
     found = list_rewards()
     if as_json:
-        print(
-            json.dumps([{"name": r.name, "kind": r.kind, "range": r.range, "needs": r.needs} for r in found], indent=1)
-        )
+        keys = ("name", "kind", "range", "needs", "differentiable")
+        print(json.dumps([{key: getattr(r, key) for key in keys} for r in found], indent=1))
     else:
-        rows = [[r.name, r.kind, r.range, ", ".join(r.needs), r.summary] for r in found]
-        print_table(["name", "kind", "range", "needs", "what"], rows)
+        marks = {True: "yes", False: ""}
+        rows = [[r.name, r.kind, r.range, marks[r.differentiable], ", ".join(r.needs), r.summary] for r in found]
+        print_table(["name", "kind", "range", "gradient", "needs", "what"], rows)
 
 
 def test_reward(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
-from flowrl.composition import build, describe, families, paper, preset_names, summary
-from flowrl.parts.algorithm import Algorithm
+from flowrl.composition import SLOTS, build, describe, families, paper, preset_names, shipped_parts, summary
+from flowrl.errors import UserError, did_you_mean
+from flowrl.parts.algorithm import Algorithm, Family
+from flowrl.renamed import plain
 
 
 def algorithm_rows(name: str | None = None) -> list[dict[str, Any]]:
@@ -23,6 +26,41 @@ def _row(name: str) -> dict[str, Any]:
         "parts": parts_of(algorithm),
         "summary": summary(name),
     }
+
+
+def chosen(
+    rows: Sequence[dict[str, Any]], family: str | None = None, slot: str | None = None, source: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a family; that fill a slot of their own choice (``loss_masks``) or with a part
+    (``objective=Clipped``, at any depth); whose paper has the text ``source``. Raises `UserError` for an unknown
+    family, slot or part."""
+    found = list(rows)
+    if family is not None:
+        if family not in get_args(Family):
+            raise UserError(f"--family: there is no {family!r}{did_you_mean(family, get_args(Family))}")
+        found = [row for row in found if family in row["families"]]
+    if slot is not None:
+        key, _, part = slot.partition("=")
+        if key not in SLOTS:
+            raise UserError(f"--slot: there is no slot {key!r}{did_you_mean(key, SLOTS)}")
+        known = shipped_parts(key)
+        if part and plain(part) not in map(plain, known):
+            raise UserError(f"--slot: {key} has no part {part!r}{did_you_mean(part, known)}")
+        found = [row for row in found if _fills(row["parts"], key, part)]
+    return found if source is None else [row for row in found if source.lower() in row["paper"].lower()]
+
+
+def _fills(parts: object, slot: str, part: str) -> bool:
+    """Whether anything in described parts stands in a slot, and is the part, if one is named."""
+    if isinstance(parts, list):
+        return any(_fills(item, slot, part) for item in parts)
+    if not isinstance(parts, dict):
+        return False
+    here = parts.get(slot)
+    names = [item["use"] for item in (here if isinstance(here, list) else [here]) if isinstance(item, dict)]
+    return any(not part or plain(name) == plain(part) for name in names) or any(
+        _fills(value, slot, part) for value in parts.values()
+    )
 
 
 def parts_of(algorithm: Algorithm) -> dict[str, Any]:

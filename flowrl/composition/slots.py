@@ -48,7 +48,16 @@ class Slot:
 
 
 SLOTS: dict[str, Slot] = {
-    "sampler": Slot(Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal")),
+    "sampler": Slot(
+        Sampler,
+        (
+            "flowrl.samplers.flow",
+            "flowrl.samplers.branching",
+            "flowrl.samplers.masked",
+            "flowrl.samplers.causal",
+            "flowrl.samplers.rivals",
+        ),
+    ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
     "estimator": Slot(
@@ -61,15 +70,27 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.tokens",
         ),
     ),
-    "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
+    "views": Slot(
+        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+    ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages",)),
-    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages",)),
+    "advantage": Slot(
+        Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons", "flowrl.parts.tree_advantages")
+    ),
+    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences")),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ()),
     "objective": Slot(
-        Objective, ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.evidence", "flowrl.parts.contrasts")
+        Objective,
+        (
+            "flowrl.parts.objectives",
+            "flowrl.parts.bounds",
+            "flowrl.parts.regressions",
+            "flowrl.parts.labels",
+            "flowrl.parts.evidence",
+            "flowrl.parts.contrasts",
+        ),
     ),
     "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),

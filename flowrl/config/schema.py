@@ -25,6 +25,7 @@ from flowrl.config.model import LoRAConfig, ModelConfig
 from flowrl.config.overrides import apply_overrides, read_overrides
 from flowrl.config.reward import Reward
 from flowrl.config.section import Fraction, Section
+from flowrl.config.teacher import TeacherConfig
 from flowrl.config.yaml_text import read_config, read_yaml, write_yaml
 
 
@@ -218,6 +219,10 @@ class Config(Section):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+    teachers: dict[str, TeacherConfig] = Field(
+        default={},
+        description="frozen policies that the algorithm compares with, by name, such as teacher: {path: ...} of gkd",
+    )
     rollouts: RolloutsConfig = RolloutsConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -87,6 +87,7 @@ class MaskedViews:
             per=self.per,
             temperature=(trace.temperature or 1.0) if self.tempered else 1.0,
             truncation=trace.truncation if self.tempered else ALL_TOKENS,
+            drawn_logp=trace.logp,
         )
 
     def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> None:

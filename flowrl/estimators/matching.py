@@ -34,6 +34,10 @@ class MatchingRows(Rows):
     """How many noises are drawn of one seed."""
 
     @property
+    def of_whole(self) -> bool:
+        return True
+
+    @property
     def noise(self) -> Tensor:
         """[N, M, ...] standard normal, drawn anew at every access: the noises of all samples are M times as large as
         the samples, and only those of a micro-batch are needed at once."""

@@ -38,6 +38,7 @@ class TransitionRows(StepRows):
     squared: Tensor
     sample: Tensor  # [N, D] int64: whose step it is
     event: Tensor  # [N, D] int64: which of the recorded steps it is
+    shared: Tensor | None = None  # [N, D] int64, see `Rows.node`
 
     @property
     def x(self) -> Tensor:
@@ -62,6 +63,10 @@ class TransitionRows(StepRows):
     @property
     def events(self) -> Tensor:
         return self.event
+
+    @property
+    def node(self) -> Tensor | None:
+        return self.shared
 
     def gathered(self, share: Share) -> TransitionRows:
         """The states stay where they were made."""
@@ -123,7 +128,8 @@ class Transitions:
             raise IncompatibleError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
         event = torch.arange(steps.t.shape[1]).expand(steps.t.shape)
         sample = torch.arange(len(event))[:, None].expand(event.shape)
-        rows = TransitionRows(steps.t, steps.t_next, steps, steps.squared, sample, event)
+        node = None if steps.node is None else steps.node[:, 1:]
+        rows = TransitionRows(steps.t, steps.t_next, steps, steps.squared, sample, event, node)
         return rows if self.fraction >= 1 else self._subset(rows, seeds)
 
     def _subset(self, rows: TransitionRows, seeds: Tensor) -> TransitionRows:

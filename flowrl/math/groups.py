@@ -43,3 +43,11 @@ def flat_groups(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     low = torch.full((count,), torch.inf, dtype=x.dtype).scatter_reduce(0, index[valid], x[valid], "amin")
     high = torch.full((count,), -torch.inf, dtype=x.dtype).scatter_reduce(0, index[valid], x[valid], "amax")
     return (high <= low)[index]
+
+
+def group_log_mean_exp(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+    """[N] ``log mean exp x`` over the valid rows of each row's group; -inf for a group without any."""
+    index, count = group_index(group)
+    top = torch.full((count,), -torch.inf, dtype=x.dtype).scatter_reduce(0, index[valid], x[valid], "amax")[index]
+    scaled = torch.where(valid, x - top, -torch.inf).exp()
+    return group_mean(scaled, group, valid).log() + top

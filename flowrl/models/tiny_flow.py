@@ -74,8 +74,8 @@ class TinyFlow(HasWeightSets):
         """The noise itself."""
         return noise
 
-    def decode(self, final: Tensor) -> Tensor:
-        """[N, 3, 1, dim]: the latent [N, dim] as a picture of three equal channels."""
+    def decode(self, final: Tensor, graph: bool = False) -> Tensor:
+        """[N, 3, 1, dim]: the latent [N, dim] as a picture of three equal channels, in either case with a gradient."""
         return final[:, None, None, :].expand(-1, 3, 1, -1)
 
     def base_velocity(self, x: Tensor, t: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class WeightSets(ABC):
         """Where the live tensors are while another set is in use."""
         self._reference_moved = False
         self._reference_hash: str | None = None
+        self._frozen: set[str] = set()
+        """Sets that were read from elsewhere: they never move, and no checkpoint holds them."""
         self._sets[REFERENCE] = self._copy()
 
     @property
@@ -73,6 +76,14 @@ class WeightSets(ABC):
             self._reference_hash = self.sha256(REFERENCE)
         self._sets.pop(REFERENCE, None)
 
+    def keep_frozen(self, name: str) -> None:
+        """Let the live weights as they are now be the set ``name``, which never moves: whoever made them makes them
+        again where a run goes on, so `state` leaves them out."""
+        if name in (LIVE, REFERENCE) or name in self._sets:
+            raise ValueError(f"there are weights called {name!r} already")
+        self.update_ema(name, 0.0)
+        self._frozen.add(name)
+
     def drop(self, name: str) -> None:
         """Free a set that is not in use; nothing where there is none of that name."""
         if name in (LIVE, self._active):
@@ -98,6 +109,8 @@ class WeightSets(ABC):
         """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
         if name == LIVE:
             raise ValueError("the live weights are moved by the optimiser; choose another name to follow them")
+        if name in self._frozen:
+            raise ValueError(f"the weights {name!r} are a teacher's, which do not move; choose another name")
         if name not in self._sets:
             self._sets[name] = self._copy()
             return
@@ -112,7 +125,7 @@ class WeightSets(ABC):
     def state(self) -> dict[str, Tensor]:
         """All sets as one flat ``{"set/parameter": tensor}``. The reference is left out while it is where training
         started: loading the model again makes it, and its hash tells whether it is the same."""
-        names = [n for n in self.names() if n != REFERENCE or self._reference_moved]
+        names = [n for n in self.names() if n not in self._frozen and (n != REFERENCE or self._reference_moved)]
         return {f"{n}/{key}": self._stated(key, tensor) for n in names for key, tensor in self._tensors(n).items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -219,12 +232,22 @@ class PointerWeights(WeightSets):
         self._active = name
 
 
+class Teacher(Protocol):
+    """A frozen policy that stands beside another one."""
+
+    def asked_by(self, student: Any) -> Any:
+        """What answers in place of ``student``, as a policy of its family: at its inputs, on its device."""
+        ...
+
+
 class HasWeightSets:
     """What every policy does with its weight sets (see `flowrl.types.Policy`)."""
 
     weights: WeightSets
     pace: Pace | None = None
     """Where the network is split over processes: how often each runs it."""
+    teachers: Mapping[str, Teacher] = MappingProxyType({})
+    """Who answers under a name that is no weight set, or not alone one (`flowrl.models.teachers`)."""
     parity: Callable[[Any], float]
     """The start-up check of its family, where `flowrl.load_policy` loaded it."""
 
@@ -234,7 +257,12 @@ class HasWeightSets:
 
     @contextmanager
     def using(self, name: str) -> Iterator[Self]:
-        """The policy with a weight set, while the context is open; gradients are disabled unless it is ``live``."""
+        """The policy with a weight set, or a teacher, while the context is open; gradients are disabled unless it is
+        ``live``."""
+        if name in self.teachers:
+            with torch.no_grad():
+                yield cast(Self, self.teachers[name].asked_by(self))
+            return
         with self.weights.using(name):
             yield self
 

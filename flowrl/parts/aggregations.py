@@ -38,6 +38,22 @@ class RowMean:
 
 
 @dataclass(frozen=True)
+class StepMean:
+    """Mean over the decisions that the k-th network row of every sample answers, of all samples together, then over k:
+    with a sampler's steps as rows, the mean of per-step means of CJ-GRPO (arXiv:2509.23924).
+
+    A mean over tokens only where every step fixes as many. With steps of 1, 2, 4 and 8 tokens, the first token counts
+    eight times as much as one of the last step.
+    """
+
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
+        rows = mask.reshape(len(mask), -1, unit)
+        count = rows.sum(dim=(0, 2))  # [k]
+        inside = rows.double() / count.clamp(min=1)[:, None]
+        return inside.reshape(mask.shape) / (count > 0).sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
 class SampleSum:
     """Sum over a sample's decisions, mean over samples: the exact policy gradient of a product of decisions."""
 

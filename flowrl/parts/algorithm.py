@@ -51,6 +51,8 @@ class Algorithm:
     behaviour: Literal["live", "old"] = "live"
     """The weight set that samples."""
     ema_weights: tuple[EmaWeights, ...] = ()
+    teachers: tuple[str, ...] = ()
+    """Names of frozen policies that it learns from, which a config describes under ``teachers``."""
     redraw: bool = False
     """Draw the estimator's probes anew for every epoch over the samples, instead of once."""
     mask_truncated_completions: bool = False
@@ -67,7 +69,15 @@ class Algorithm:
     @property
     def coupled(self) -> bool:
         """Whether the loss of a decision depends on other decisions."""
-        return self.objective.coupled or any(part.coupled for part in self.loss_masks)
+        terms = (term for term in self.regularizers if term.weight > 0)
+        alone = not self.objective.coupled and not any(part.coupled for part in self.loss_masks)
+        return not alone or any(getattr(term, "coupled", False) for term in terms)
+
+    @property
+    def judged(self) -> bool:
+        """Whether its estimator asks rewards for a gradient (its attribute ``judged``; then the rollout has a
+        judge)."""
+        return bool(getattr(self.estimator, "judged", False))
 
     @property
     def penalised(self) -> bool:
@@ -96,4 +106,6 @@ class Algorithm:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
         compared = (advantage.reference for advantage in self.token_advantage if advantage.reference)
-        return tuple(dict.fromkeys((*behaviour, *self.references, *compared, *(f.name for f in self.ema_weights))))
+        sampled: tuple[str, ...] = getattr(self.sampler, "weight_sets", ())  # samplers that ask no other have no such
+        known = (*behaviour, *self.references, *compared, *sampled, *(f.name for f in self.ema_weights))
+        return tuple(dict.fromkeys(known))

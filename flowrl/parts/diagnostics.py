@@ -204,6 +204,16 @@ def describe_completions(rollout: Rollout, share: Share | None = None) -> dict[s
     }
 
 
+def describe_sharing(rollout: Rollout, share: Share, forwards: int) -> dict[str, float]:
+    """Network rows of a rollout whose samples share steps, and how many fewer they are than without, where a sample by
+    itself takes ``forwards``; nothing for other rollouts."""
+    if rollout.nodes is None:
+        return {}
+    made = float(share.ranks.total(torch.tensor(rollout.forwards)))
+    alone = float(share.ranks.total(torch.tensor(forwards * len(rollout.group))))
+    return {"sampling/forwards": made, "sampling/forwards_saved": alone - made}
+
+
 def per_sample(advantage: Tensor) -> Tensor:
     """[N] one number for a person to read: the mean over the events and channels of a sample, where it has any."""
     return advantage if advantage.dim() == 1 else advantage.flatten(1).mean(dim=1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flowrl.types import Batch, IncompatibleError, Likelihood
+from flowrl.parts.objectives import sample_mean
+from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 
 def _not_negative(weight: float) -> None:
@@ -106,6 +108,39 @@ class KLToOld:
         rows = counted.reshape(len(counted), -1, batch.probe.unit)
         count = rows.sum(dim=2, keepdim=True).expand_as(rows).reshape(counted.shape)
         return each * count.to(each)
+
+
+@dataclass(frozen=True)
+class BoundKL:
+    """``(B - B_set)^2 / (2 L)`` of two likelihood bounds of a completion of L tokens, means over its views: the k2
+    estimate of the sequences' divergence, per token. ESPO (arXiv:2512.03759).
+
+    Squared after the mean over views; `KL` with the estimator's ``k2`` squares every view, whose noise then counts. The
+    square is divided by L, not the bounds before it: that would be L times smaller. ``by_length=False`` does not divide
+    (EBPO as in DARE).
+    """
+
+    weight: float = 1e-3
+    to: str = "reference"
+    by_length: bool = True
+    coupled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return f"kl/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        if not isinstance(batch.probe, ViewRows) or batch.probe.per != "view":
+            raise IncompatibleError("BoundKL compares the bounds of completions: set estimator.per=view on MaskedViews")
+        counted = batch.weight > 0
+        bound = sample_mean(likelihood.logp, counted)
+        # the ratio's value is data; its gradient is the live bound's
+        gap = sample_mean(likelihood.need(f"log_ratio/{self.to}"), counted) + bound - bound.detach()
+        length = batch.probe.content.sum(dim=1).clamp(min=1).to(gap) if self.by_length else 1
+        return (gap**2 / (2 * length))[:, None].expand_as(likelihood.logp)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from flowrl.math.groups import flat_groups
+from flowrl.math.groups import flat_groups, group_count
 from flowrl.types import Scores, first_of_group
 
 
@@ -58,6 +59,8 @@ class ReplaceFlatGroups:
     share: float = 1.0
     """Sampling goes on until so much of ``data.prompts`` groups differ; what there is beyond that is learned from too,
     up to ``data.prompts`` (GPG's ``min_inverse_alpha``, .5 there)."""
+    by: Literal["reward", "advantage"] = "reward"
+    """What is flat: all rewards of a group equal, or all its advantages 0, as where rewards are sorted into labels."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -66,7 +69,10 @@ class ReplaceFlatGroups:
             raise ValueError(f"share={self.share} of the groups should be above 0 and at most 1")
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
-        return DropFlatGroups()(scores, advantage)
+        if self.by == "reward":
+            return DropFlatGroups()(scores, advantage)
+        differ = NonzeroAdvantage()(scores, advantage)
+        return scores.valid & (group_count(scores.group, differ) > 0)
 
 
 @dataclass(frozen=True)
@@ -83,3 +89,11 @@ class AllButFirst(OneRound):
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~first_of_group(scores.group)
+
+
+@dataclass(frozen=True)
+class OwnSamples(OneRound):
+    """The samples that the policy made itself: those of a rival or of a data set are only compared with."""
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        return scores.own

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.types import IncompatibleError, Likelihood, Table
+from flowrl.types import IncompatibleError, Likelihood, Table, ViewRows
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,38 @@ class TruncatedImportance:
         weight = gap.exp()
         kept = torch.where(weight > self.cap, 0.0, weight) if self.beyond == "mask" else weight.clamp(max=self.cap)
         return replace(table, advantage=table.advantage * kept)
+
+
+@dataclass(frozen=True)
+class SurrogateImportance:
+    """Multiply by ``w = min(p_surrogate / p_true, cap)`` of every token under the policy that sampled: the estimator's
+    states are not those in which the sampler drew the tokens, and w corrects for it (DiFFPO, arXiv:2510.02212).
+
+    ``p_true`` is what the sampler kept (``sampler.keep_scores``).
+    """
+
+    cap: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.cap > 0:
+            raise ValueError(f"cap={self.cap} is the largest importance weight: give one above 0")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per == "view" or rows.drawn_logp is None:
+            raise IncompatibleError(
+                "token_advantage SurrogateImportance needs tokens of a masked sampler that keeps its "
+                "log-probabilities: set sampler.keep_scores: true, and estimator.per=cell or token"
+            )
+        true = rows.drawn_logp.double()
+        if rows.per == "cell":
+            true = true[:, None].expand(rows.targets.shape).flatten(1)
+        gap = torch.where(table.mask, _old(table).logp - true, 0.0)
+        return replace(table, advantage=table.advantage * gap.exp().clamp(max=self.cap))
 
 
 def _old(table: Table) -> Likelihood:

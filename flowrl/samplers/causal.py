@@ -96,7 +96,7 @@ class CausalSampler:
         ends = put(torch.tensor(policy.end_tokens, dtype=torch.int64), device)
         going = torch.arange(count, device=device)  # rows in the decoder, and which of them have not ended
         active = torch.ones(count, dtype=torch.bool, device=device)
-        decoder: Decoder = policy.decoder(condition)
+        decoder = self._decoder(policy, condition)
         rows = 0
         for place in range(self.length):
             rows += len(going)
@@ -120,3 +120,6 @@ class CausalSampler:
             decoder.push(chosen)
         tokens, logp = to_host((tokens, logp))
         return tokens, logp, rows
+
+    def _decoder(self, policy: CausalPolicy, condition: TextCondition) -> Decoder:
+        return policy.decoder(condition)

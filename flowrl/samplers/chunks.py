@@ -37,6 +37,13 @@ def joined(parts: Sequence[Rollout], condition: Condition, group: Tensor) -> Rol
     return made.rollout(condition, group)
 
 
+def interleaved(parts: Sequence[tuple[Tensor, Rollout]], condition: Condition, group: Tensor) -> Rollout:
+    """One rollout of rows [N] that several samplers made, each the ones with its indices."""
+    order = torch.cat([rows for rows, _ in parts])
+    whole = joined([part for _, part in parts], condition.take(order), group[order])
+    return replace(take(whole, order.argsort()), condition=condition)
+
+
 class Pieces:
     """A rollout that comes in pieces: every tensor has its final size from the first piece on, and a piece is copied
     into it and let go, so that no more than one rollout and one piece are ever held."""

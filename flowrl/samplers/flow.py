@@ -95,7 +95,7 @@ class FlowSampler:
         return Rollout.of(
             draw,
             condition,
-            _as_latents(x, times[-1]),
+            as_latents(x, times[-1]),
             track.steps(times, self.dynamics, self.guidance),
             times=times,
             forwards=self.steps * len(draw),
@@ -159,7 +159,7 @@ class FlowSampler:
         return x_next
 
 
-def _as_latents(x: Tensor, t: Tensor) -> Tensor:
+def as_latents(x: Tensor, t: Tensor) -> Tensor:
     """A state at time ``t`` in the scale in which the model holds it, ``x / sqrt((1 - t)^2 + t^2)``; itself at 0."""
     return x / ((1 - t) ** 2 + t**2).sqrt().to(x) if float(t) > 0 else x
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.math.random import derive, uniform
+from flowrl.score.gradients import Gradient, gradient_of
 from flowrl.score.reward import CallStats
 from flowrl.score.rewards import Rewards, load_rewards
 from flowrl.score.samples import take
@@ -21,6 +22,11 @@ from flowrl.worlds.shapes.scenes import SIZE, random_scene, render
 
 TOLERANCE = 1e-4
 """Relative to the spread of the scores: float32 models differ a little with the batch."""
+SMOOTH, SLOPE = 0.2, 0.05
+"""How far a gradient's value may be from the score, in standard deviations of the scores, unless the reward says so;
+and its slope from that of finite differences, relative."""
+STEPS = (3e-2, 1e-2, 3e-3, 1e-3)
+"""Of finite differences, of the pixel that moves most."""
 GROUP = 4
 """Samples per prompt for a reward that compares them."""
 
@@ -76,6 +82,10 @@ def _check_all(scorer: Rewards, samples: Samples, check: Callable[[str, Callable
     check("follows the order of the samples", lambda: _same(_reordered(score, samples), first))
     check("accepts junk", lambda: _junk(score, samples))
     check("speed", lambda: _speed(score, samples))
+    gradient = gradient_of(scorer.rewards[0].function)
+    if not isinstance(gradient, str) and samples.images is not None:
+        check("gradient has the score's value", lambda: _smooth(gradient, samples, first, scorer.rewards[0].function))
+        check("gradient is the slope", lambda: _slope(gradient, samples))
 
 
 def _load(scorers: list[Rewards], use: str, options: Mapping[str, Any] | None) -> str:
@@ -129,6 +139,45 @@ def _one_by_one(score: Callable[[Samples], Tensor], samples: Samples, unit: int)
 def _reordered(score: Callable[[Samples], Tensor], samples: Samples) -> Tensor:
     order = list(reversed(range(len(samples))))
     return score(take(samples, order)).flip(0)
+
+
+def _smooth(gradient: Gradient, samples: Samples, scores: Tensor, function: Any) -> str:
+    """A reward may say how far apart they are: its attribute ``gradient_within``, in standard deviations."""
+    values = torch.as_tensor(gradient(samples)).detach().double().cpu()
+    known = ~scores.isnan()
+    spread = float(scores[known].std(correction=0)) or float(scores[known].abs().max()) or 1.0
+    apart = float((values - scores)[known].abs().max()) / spread
+    allowed = getattr(getattr(function, "function", None), "gradient_within", SMOOTH)
+    if not values.shape == scores.shape or not apart <= allowed:
+        raise _FailedCheckError(
+            f"is up to {apart:.2g} standard deviations of the scores away from them, more than {allowed:g}; if it "
+            "stands in for a score without a gradient, say how well: gradient_within = ..."
+        )
+    return f"within {apart:.1g} standard deviations of the scores (allowed: {allowed:g})"
+
+
+def _slope(gradient: Gradient, samples: Samples) -> str:
+    """Central differences along the gradient itself, at several lengths of a step, of which rounding spoils the short
+    ones and curvature the long ones."""
+    assert samples.images is not None
+    images = (0.05 + 0.9 * samples.images).clone().requires_grad_()  # away from the ends, where clamps have corners
+    total = torch.as_tensor(gradient(replace(samples, images=images))).double().sum()
+    if not total.requires_grad:
+        raise _FailedCheckError("its result has no gradient: something in it rounds, detaches or leaves torch")
+    (found,) = torch.autograd.grad(total, images)
+    if not bool(torch.isfinite(found).all()) or float(found.norm()) == 0:
+        raise _FailedCheckError(f"the gradient has norm {float(found.norm()):.3g}")
+    direction, apart = found / found.abs().max(), []
+    for step in STEPS:
+        sides = [
+            float(torch.as_tensor(gradient(replace(samples, images=images.detach() + sign * direction))).double().sum())
+            for sign in (step, -step)
+        ]
+        slope, wanted = (sides[0] - sides[1]) / (2 * step), float((found * direction).sum())
+        apart.append(abs(slope / wanted - 1))
+    if not min(apart) <= SLOPE:
+        raise _FailedCheckError(f"differs by {min(apart):.0%} from finite differences along it")
+    return f"finite differences along it agree to {min(apart):.1%}"
 
 
 def _junk(score: Callable[[Samples], Tensor], samples: Samples) -> str:

@@ -39,6 +39,8 @@ class RewardEntry:
     module: str
     packages: Mapping[str, str]
     """Optional packages that it cannot do without, each with the extra that installs it."""
+    differentiable: bool = False
+    """Whether it also has a ``gradient`` (`flowrl.score.gradients`)."""
 
 
 def list_rewards() -> list[RewardEntry]:
@@ -121,7 +123,8 @@ def _entries(module: str) -> Iterator[RewardEntry]:
         mine = needs.get(name, ()) if isinstance(needs, dict) else needs
         reach = ranges.get(name, "unknown") if isinstance(ranges, dict) else ranges
         summary = (ast.get_docstring(node) or "").partition("\n")[0]
-        yield RewardEntry(name, kind, str(reach), tuple(mine), summary, f"{shipped.__name__}.{module}", packages)
+        place, smooth = f"{shipped.__name__}.{module}", _has_gradient(node)
+        yield RewardEntry(name, kind, str(reach), tuple(mine), summary, place, packages, smooth)
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -140,6 +143,10 @@ def _kind(node: Function | ast.ClassDef) -> str | None:
     if "prompts" not in names and not node.args.kwarg:
         return None
     return next((kind for name, kind in MEDIA.items() if name in names), None)
+
+
+def _has_gradient(node: Function | ast.ClassDef) -> bool:
+    return isinstance(node, ast.ClassDef) and any(isinstance(i, Function) and i.name == "gradient" for i in node.body)
 
 
 def _constant(tree: ast.Module, name: str, default: Any) -> Any:

@@ -57,6 +57,10 @@ class Encoder(Protocol):
         """[n, E] from uint8 [n, 3, H, W]."""
         ...
 
+    def smooth_images(self, images: Tensor) -> Tensor:
+        """[n, E] from images [n, 3, H, W] in [0, 1], with a gradient to them."""
+        ...
+
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """[n, E], one pass of the text tower per unique prompt."""
         ...
@@ -82,8 +86,14 @@ class HuggingFaceClip:
 
     def images(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings [n, E] of uint8 images [n, 3, H, W]."""
-        answer = self.model.get_image_features(pixel_values=self.preprocess(pixels).to(*self._place))
-        return unit(_pooled(answer))
+        return self._embed(self.preprocess(pixels))
+
+    def smooth_images(self, images: Tensor) -> Tensor:
+        """The same of images in [0, 1], with a gradient to them."""
+        return self._embed(self.preprocess.smooth(images))
+
+    def _embed(self, values: Tensor) -> Tensor:
+        return unit(_pooled(self.model.get_image_features(pixel_values=values.to(*self._place))))
 
     def _encode(self, prompts: list[str]) -> Tensor:
         ids = self._tokenizer(prompts, verbose=False).input_ids
@@ -120,15 +130,25 @@ class OpenClip:
         self._length = int(settings["text_cfg"]["context_length"])
         self._tokenizer = open_clip.SimpleTokenizer(context_length=self._length)
         self._name = name
-        self.preprocess: Callable[[Tensor], Tensor] = Preprocessing(
+        usual = Preprocessing(
             self.size, self.size, stated.get("mean", CLIP_MEAN), stated.get("std", CLIP_STD), floor=False
         )
+        self.preprocess: Callable[[Tensor], Tensor] = usual
+        self.smooth: Callable[[Tensor], Tensor] = usual.smooth
+        """The same of images in [0, 1], with a gradient to them."""
         self.logit_scale = float(self.model.logit_scale.detach().double().exp())
         self.texts = EmbeddingCache(self._encode, batch_size)
 
     def images(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings [n, E] of uint8 images [n, 3, H, W]."""
-        return unit(self.model.encode_image(self.preprocess(pixels).to(self.device, self._dtype)))
+        return self._embed(self.preprocess(pixels))
+
+    def smooth_images(self, images: Tensor) -> Tensor:
+        """The same of images in [0, 1], with a gradient to them."""
+        return self._embed(self.smooth(images))
+
+    def _embed(self, values: Tensor) -> Tensor:
+        return unit(self.model.encode_image(values.to(self.device, self._dtype)))
 
     def _encode(self, prompts: list[str]) -> Tensor:
         warn_cut([p for p in prompts if len(self._tokenizer.encode(p)) + 2 > self._length], self._name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,12 +29,7 @@ def score_images(
 
     NaN where an image is not finite. Raises `UserError` for images that are not [N, 3, H, W], or not one per prompt.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"image scorers take images [N, 3, H, W] in [0, 1], found {'x'.join(map(str, images.shape))}")
-    if len(images) != len(prompts):
-        raise UserError(f"image scorers need one prompt per image, found {len(images)} images, {len(prompts)} prompts")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, found {batch_size}")
+    _check_images(images, prompts, batch_size)
     parts = [torch.zeros(0, dtype=torch.float64)]
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
@@ -42,6 +38,26 @@ def score_images(
             values = score(quantise(images[rows]), rows).double().cpu()
             parts.append(values.masked_fill(~finite, torch.nan))
     return torch.cat(parts).clone()
+
+
+def judge_images(
+    images: Tensor, prompts: Sequence[str], batch_size: int, score: Callable[[Tensor, slice], Tensor]
+) -> Tensor:
+    """[N] scores with a gradient to the images, where they are: as `score_images`, but `score` is given the images
+    [n, 3, H, W] in [0, 1] as they are, not quantised, because a rounded number has no gradient."""
+    _check_images(images, prompts, batch_size)
+    starts = range(0, len(images), batch_size)
+    parts = [score(images[start : start + batch_size].float(), slice(start, start + batch_size)) for start in starts]
+    return torch.cat([part.to(images.device) for part in parts])
+
+
+def _check_images(images: Tensor, prompts: Sequence[str], batch_size: int) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"image scorers take images [N, 3, H, W] in [0, 1], found {'x'.join(map(str, images.shape))}")
+    if len(images) != len(prompts):
+        raise UserError(f"image scorers need one prompt per image, found {len(images)} images, {len(prompts)} prompts")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, found {batch_size}")
 
 
 @dataclass(frozen=True)
@@ -66,16 +82,39 @@ class Preprocessing:
         arrays = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow resizes without the interpreter lock
             done = np.stack(list(pool.map(self._one, arrays)))
-        values = torch.from_numpy(done).permute(0, 3, 1, 2).float() / 255
-        return (values - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+        return self._normalised(torch.from_numpy(done).permute(0, 3, 1, 2).float() / 255)
+
+    def smooth(self, images: Tensor) -> Tensor:
+        """The same [N, 3, h, w] of images [N, 3, H, W] in [0, 1], with a gradient to them: torch's antialiased resize
+        has Pillow's filters and does not round. Raises `UserError` for a filter that torch does not have."""
+        filters = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+        if self.resample not in filters:
+            raise UserError(f"preprocessing by Pillow's filter {self.resample} has no gradient; bicubic (3) has one")
+        size = self._size(*images.shape[-2:])
+        values = images.clamp(0, 1)
+        if size != tuple(images.shape[-2:]):
+            values = F.interpolate(values, size, mode=filters[Image.Resampling(self.resample)], antialias=True)
+            values = values.clamp(0, 1)  # as a picture of whole levels is
+        if self.crop is not None:
+            top, left = self._margin(size[0]), self._margin(size[1])
+            edges = (left, top, size[1] - left - self.crop, size[0] - top - self.crop)
+            values = F.pad(values, [-edges[0], -edges[2], -edges[1], -edges[3]])  # black outside the image
+        return self._normalised(values)
+
+    def _normalised(self, values: Tensor) -> Tensor:
+        mean, std = (torch.tensor(numbers).view(3, 1, 1).to(values) for numbers in (self.mean, self.std))
+        return (values - mean) / std
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """What an image is resized to."""
+        if isinstance(self.resize, tuple):
+            return self.resize
+        short = min(height, width)
+        return int(self.resize * height / short), int(self.resize * width / short)
 
     def _one(self, array: np.ndarray) -> np.ndarray:
         height, width = array.shape[:2]
-        if isinstance(self.resize, tuple):
-            size = self.resize
-        else:
-            short = min(height, width)
-            size = (int(self.resize * height / short), int(self.resize * width / short))
+        size = self._size(height, width)
         image = Image.fromarray(array)
         if size != (height, width):
             image = image.resize((size[1], size[0]), Image.Resampling(self.resample))

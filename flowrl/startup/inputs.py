@@ -14,6 +14,7 @@ from typing import Any
 import flowrl.worlds
 from flowrl.composition import own_code
 from flowrl.config import Config
+from flowrl.config.teacher import every_teacher
 from flowrl.data import PromptSet
 from flowrl.records.machine import versions
 from flowrl.score.given import Given
@@ -42,6 +43,10 @@ def fingerprint_inputs(
     found["model.path"] = _model(config.model.path)
     if config.model.adapter is not None:
         found["model.adapter"] = _model(config.model.adapter)
+    for key, _, member in every_teacher(config.teachers):
+        for part, name in (("path", member.path), ("adapter", member.adapter)):
+            if name is not None:
+                found[f"{key}.{part}"] = _model(name)
     for reward in config.rewards:
         label = f"rewards.{reward.name or reward.use}"
         found[label] = given[reward.use].fingerprint if given and reward.use in given else _reward(reward.use)

@@ -22,8 +22,10 @@ from flowrl.runtime.optimizers import check_optimizer
 from flowrl.runtime.trackers import check_trackers
 from flowrl.samplers.causal import CausalSampler
 from flowrl.score.given import Given, is_given
+from flowrl.score.gradients import check_gradients
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
+from flowrl.startup.teachers import check_teachers
 from flowrl.startup.workload import Workload, workload
 
 
@@ -77,7 +79,11 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
                 f"rewards: {reward.use} is a function of this process, and process=true is for code in a file; write it"
                 " into one and name it path.py:function, or remove process"
             )
+    if algorithm.judged:
+        _check_judged(config)
+        check_gradients(config.rewards, given)
     train = read_prompts(config, config.data.train)
+    check_teachers(config, algorithm, train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
     if algorithm.family == "diffusion":
         _check_texts((train, test))
@@ -94,6 +100,16 @@ def _check_unused(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             "train.micro_tokens counts tokens, and this algorithm trains a diffusion model; set train.micro_batch"
         )
+
+
+def _check_judged(config: Config) -> None:
+    """Raise `UserError` for what a gradient through decoding cannot go through."""
+    model = config.model
+    why = "this algorithm follows the gradient of its rewards through decoding"
+    if model.offload != "none":
+        raise UserError(f"model.offload={model.offload} sends the decoder away, and {why}; set model.offload=none")
+    if model.shard != "none":
+        raise UserError(f"model.shard={model.shard} needs equal work of all processes, and {why}; set model.shard=none")
 
 
 def _check_evaluation(config: Config, algorithm: Algorithm) -> None:

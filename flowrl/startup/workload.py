@@ -109,6 +109,12 @@ def _check_batch(config: Config, algorithm: Algorithm) -> None:
             f"data.group={data.group}: this algorithm compares the samples of a prompt, so it needs at least "
             f"{least} of them"
         )
+    tree = getattr(algorithm.sampler, "tree", 1)
+    if data.group % tree:
+        raise UserError(
+            f"data.group={data.group}: {tree} samples of a prompt form a tree, so it should be a multiple of {tree}; "
+            "change it, or the options of algorithm.sampler that say how it forks"
+        )
     if algorithm.objective.coupled and train.updates > data.prompts:
         raise UserError(
             f"train.updates={train.updates} is more than data.prompts={data.prompts}, and this algorithm's loss keeps "

@@ -51,13 +51,14 @@ from flowrl.types.policies import (
     TrainedPolicy,
     Weights,
 )
-from flowrl.types.prompts import Draw, Prompt, first_of_group, place_in_group, prompts_of
+from flowrl.types.prompts import Draw, Prompt, PromptRows, first_of_group, place_in_group, prompts_of
 from flowrl.types.ranks import OneProcess, Ranks, Share, exchange
 from flowrl.types.rollouts import (
     ALL_TOKENS,
     DATA,
     POLICY,
     REPLAY,
+    RIVAL,
     CfgGrad,
     Condition,
     Dynamics,
@@ -75,6 +76,7 @@ __all__ = [
     "DATA",
     "POLICY",
     "REPLAY",
+    "RIVAL",
     "Advantage",
     "Aggregation",
     "Batch",
@@ -101,6 +103,7 @@ __all__ = [
     "OneProcess",
     "Policy",
     "Prompt",
+    "PromptRows",
     "Ranks",
     "Reader",
     "Regularizer",

@@ -77,6 +77,18 @@ class Rows:
         n, d = self.shape
         return torch.arange(d).expand(n, d)
 
+    @property
+    def node(self) -> Tensor | None:
+        """[N, D] int64: decisions of a group's samples that are one and the same have the same number within their
+        event (`Steps.node`); ``None``: there are none."""
+        return None
+
+    @property
+    def of_whole(self) -> bool:
+        """Whether the log-probability of every decision estimates that of its whole sample, as one (time, noise) draw
+        or one view does: a sample's is then their mean. Otherwise decisions are its parts, and it is their sum."""
+        return False
+
     def row_tokens(self, condition: Any) -> Tensor | None:
         """[N] int64: tokens that the network reads in a row of each sample, of which ``unit`` decisions come, with the
         prompts of ``condition`` before them; ``None`` where rows are not of tokens."""
@@ -125,6 +137,9 @@ class ViewRows(Rows):
     per: Literal["view", "cell", "token"]
     temperature: float
     truncation: Truncation = ALL_TOKENS
+    drawn_logp: Tensor | None = None
+    """[N, L] log-probability of each token as the sampler drew it, in whatever state that was; ``None`` where it does
+    not tell. Not `sampler_logp`: a view may show another state."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -134,6 +149,10 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    @property
+    def of_whole(self) -> bool:
+        return self.per == "view"
 
     def row_tokens(self, condition: Any) -> Tensor:
         """A view is a row; all views of a completion are where a decision is a token of all of them."""
@@ -152,7 +171,9 @@ class ViewRows(Rows):
         if self.per == "cell" and decisions != slice(None):
             views = slice(decisions.start // self.unit, decisions.stop // self.unit)
         names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
-        return replace(self, content=self.content[rows], **{n: getattr(self, n)[rows][:, views] for n in names})
+        drawn = None if self.drawn_logp is None else self.drawn_logp[rows]
+        cut = {name: getattr(self, name)[rows][:, views] for name in names}
+        return replace(self, content=self.content[rows], drawn_logp=drawn, **cut)
 
 
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
@@ -197,7 +218,7 @@ class Table:
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
-        return Batch(advantage, old, put(weight, device), self.group[index], probe)
+        return Batch(advantage, old, put(weight, device), self.group[index], probe, source=self.source[index])
 
 
 @dataclass(frozen=True)
@@ -212,6 +233,7 @@ class Batch:
     group: Tensor  # [N]
     probe: Rows
     reference: Likelihood | None = None
+    source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
 
 
 def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[tuple[slice, slice]]:

@@ -78,6 +78,11 @@ class FlowPolicy(Policy, Protocol):
     latent_shape: tuple[int, ...]
     device: torch.device
 
+    def decode(self, final: Tensor, graph: bool = False) -> Tensor:
+        """Images [N, 3, H, W] in [0, 1] of clean latents, on the host; with ``graph`` where they were made, and with a
+        gradient to the latents."""
+        ...
+
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending grid, from the first network time to 0, as the model's own scheduler spaces
         it."""

@@ -72,6 +72,25 @@ class Draw:
         return len(self.seeds)
 
 
+@dataclass(frozen=True)
+class PromptRows:
+    """The prompts of N rows, for those who make something of their own of them: a teacher with another text encoder."""
+
+    prompts: tuple[Prompt, ...]
+    """Of all samples that were asked for together; the same object whatever rows are taken."""
+    index: Tensor
+    """[N] int64 into them."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt]) -> Self:
+        """One row for each prompt."""
+        return cls(tuple(prompts), torch.arange(len(prompts)))
+
+    def take(self, rows: Tensor) -> Self:
+        """The rows with these indices [n] (repeats allowed)."""
+        return replace(self, index=self.index[rows.to(self.index.device)])
+
+
 def first_of_group(group: Tensor) -> Tensor:
     """[N] bool: where a group begins, for group-major ``group`` [N]."""
     return torch.cat([torch.ones(min(1, len(group)), dtype=torch.bool), group[1:] != group[:-1]])

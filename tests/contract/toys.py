@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.algorithm import Algorithm
+from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
@@ -72,17 +75,35 @@ def family(variant: str) -> str:
     return variant.partition("/")[2] or composition.families(variant)[0]
 
 
+def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these sizes that a preset has: one that decodes token by token has no steps and blocks of its own."""
+    known = inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+    return {key: value for key, value in sizes.items() if key in known or key not in ("steps", "block")}
+
+
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = {**spec_of(name), **SIZES[kind]}
-    if name == "spg":
+    sizes = {**spec_of(name), **taken(name, SIZES[kind])}
+    if name in ("spg", "stable_drl"):
         sizes["block"] = 2  # two blocks, the second one cut short
         sizes["length"] = 4
     algorithm = composition.build({**sizes, **spec})
     if kind == "diffusion":
-        return replace(algorithm, sampler=replace(algorithm.sampler, steps=steps))
+        return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
+
+
+def small_sampler(sampler: Any, steps: int) -> Any:
+    """With few steps, and trees that fit into a group."""
+    if isinstance(sampler, TreeSampler):
+        return replace(sampler, steps=steps, forks=(0, 1), width=2)
+    if isinstance(sampler, OneStepSampler):
+        merge = sampler.merge if len(sampler.merge) == 1 else (1, 2)
+        candidates = None if sampler.candidates is None else (0, 2)
+        siblings = min(sampler.siblings, 4)
+        return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
+    return replace(sampler, steps=steps)
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
@@ -134,7 +155,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
     rewards = reward(policy, rollout.final)[:, None]
-    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool())
+    said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
+    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 

@@ -115,7 +115,7 @@ def render() -> str:
             lines.append(f"| `{name}` | {RELEASES.get(name, 'not compared')} | {told} |")
         lines.append("")
         for name in members:
-            lines += _details(name)
+            lines += details(name)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -124,7 +124,7 @@ def _summary(preset: str, column: str) -> str:
     return ", ".join(dict.fromkeys(v for v in ("equal", "option", "deviation") if v in verdicts)) or "-"
 
 
-def _details(preset: str) -> list[str]:
+def details(preset: str) -> list[str]:
     """One line per statement, whatever number of columns it is about."""
     about: dict[tuple[str, str, str, str], list[str]] = {}
     for c in sorted(CELLS, key=lambda cell: cell.module):  # whatever was imported first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flowrl.commands.algorithms import algorithm_rows, differences, without_paper
+from flowrl.commands.algorithms import algorithm_rows, chosen, differences, without_paper
 from flowrl.composition import families, paper, preset_names, summary
 from flowrl.errors import UserError, counted
 
@@ -39,6 +39,26 @@ def test_differences_are_those_of_the_fields():
     assert "objective.use" not in rows, "an equal field is no difference"
     with pytest.raises(UserError, match="grppo"):
         differences("grppo", "dapo")
+
+
+def test_algorithms_are_chosen_by_family_slot_and_source():
+    rows = algorithm_rows()
+
+    def names(**by: str) -> set[str]:
+        return {row["name"] for row in chosen(rows, **by)}
+
+    assert {"grpo", "ppo"} <= names(family="causal") and "flow_grpo" not in names(family="causal")
+    assert "flow_grpo" in names(slot="objective=Clipped") and "gspo" not in names(slot="objective=clipped")
+    assert names(slot="dynamics=CPS") == {row["name"] for row in rows if "'CPS'" in str(row["parts"])} != set()
+    assert names(source="2402.03300") == {"grpo"} == names(source="arxiv:2402.03300", family="causal")
+    assert names(slot="token_advantage") < names() and "ppo" in names(slot="token_advantage")
+    for by, said in (
+        ({"family": "casual"}, "causal"),
+        ({"slot": "objectiv"}, "objective"),
+        ({"slot": "objective=Cliped"}, "Clipped"),
+    ):
+        with pytest.raises(UserError, match=said):
+            chosen(rows, **by)
 
 
 def test_families_of_a_preset_are_those_its_argument_may_name(tmp_path):

@@ -186,10 +186,10 @@ def test_hpsv2_is_the_cosine_of_letterboxed_images(open_clip_folder: Path, antia
 
 def test_hpsv2_bars_are_black_and_squares_have_none() -> None:
     black = torch.tensor([-m / s for m, s in zip(CLIP_MEAN, CLIP_STD, strict=True)])
-    wide = letterbox(torch.full((1, 3, 30, 50), 255, dtype=torch.uint8), SIDE, True)
+    wide = letterbox(torch.full((1, 3, 30, 50), 1.0), SIDE, True)
     torch.testing.assert_close(wide[0, :, :6, 0], black[:, None].expand(3, 6))
     torch.testing.assert_close(wide[0, :, -7:, 0], black[:, None].expand(3, 7))
-    square = letterbox(torch.full((1, 3, 50, 50), 255, dtype=torch.uint8), SIDE, True)
+    square = letterbox(torch.full((1, 3, 50, 50), 1.0), SIDE, True)
     assert bool((square > 0).all())
 
 

@@ -15,6 +15,7 @@ from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
 from flowrl.models.diffusion.prompt_cache import PromptCache
 from flowrl.models.diffusion.recorder import Recorder
+from flowrl.types import PromptRows
 
 CHUNK = 16
 """Prompts given to the text encoders at once."""
@@ -46,13 +47,16 @@ class DiffusionCondition:
     branches: tuple[Branch, ...]
     index: Tensor
     """[N] int64 into the unique prompts."""
+    origin: PromptRows | None = None
+    """What they were made of, where teachers are asked (`flowrl.models.teachers`)."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def take(self, rows: Tensor) -> DiffusionCondition:
         """The condition of the rows with these indices [n] (repeats allowed)."""
-        return replace(self, index=self.index[put(rows, self.index.device)])
+        origin = None if self.origin is None else self.origin.take(rows)
+        return replace(self, index=self.index[put(rows, self.index.device)], origin=origin)
 
 
 @dataclass(frozen=True)

@@ -48,19 +48,26 @@ class ImageDecoder:
         assert images is not None
         return images
 
-    def _media(self, final: Tensor) -> Tensor:
+    @torch.enable_grad()
+    def with_gradient(self, final: Tensor) -> Tensor:
+        """The same images on the latents' device, with a gradient to the latents."""
+        if not len(final):
+            raise ValueError("there are no latents to decode")
+        return self._media(final.to(self._spec.latent_dtype), graph=True).float().clamp(0, 1)
+
+    def _media(self, final: Tensor, graph: bool = False) -> Tensor:
         """[N, ...] as the pipeline returns them."""
-        media = self._together(final) if self._one_prompt else None
+        media = self._together(final, graph) if self._one_prompt else None
         if media is None:
             parts = final.split(self.rows)
-            media = torch.cat([self._recorder.finish(part, self._spec.blank, len(part)) for part in parts])
+            media = torch.cat([self._recorder.finish(part, self._spec.blank, len(part), graph) for part in parts])
         return media
 
-    def _together(self, final: Tensor) -> Tensor | None:
+    def _together(self, final: Tensor, graph: bool) -> Tensor | None:
         """All images by a run for one prompt; ``None`` where this pipeline cannot be run so."""
         try:
             with self._in_portions(len(final)):
-                media = self._recorder.finish(final, self._spec.blank, 1)
+                media = self._recorder.finish(final, self._spec.blank, 1, graph)
         except UserError:
             if len(final) == 1:
                 raise

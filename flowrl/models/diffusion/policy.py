@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from flowrl.models.merging import MergedAdapter
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import CfgGrad, Prompt
+from flowrl.types import CfgGrad, Prompt, PromptRows
 
 
 class DiffusionPolicy(HasWeightSets):
@@ -67,7 +68,8 @@ class DiffusionPolicy(HasWeightSets):
     # ------------------------------------------------------------------------------------------------ conditioning
     def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
         """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
-        return self.encoder([prompt.text for prompt in prompts])
+        made = self.encoder([prompt.text for prompt in prompts])
+        return replace(made, origin=PromptRows.of(prompts)) if self.teachers else made
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:
@@ -185,9 +187,12 @@ class DiffusionPolicy(HasWeightSets):
             return self.network(**inputs)
 
     # ------------------------------------------------------------------------------------------------------ images
-    def decode(self, final: Tensor) -> Tensor:
+    def decode(self, final: Tensor, graph: bool = False) -> Tensor:
         """Images [N, 3, H, W] (videos [N, F, 3, H, W]) in [0, 1] of clean latents, by the pipeline's own code; float32
-        on the host, so that a device holds no more of them than are decoded at once."""
+        on the host, so that a device holds no more of them than are decoded at once. With ``graph`` they are where they
+        were made, with a gradient to the latents (none where a pixel lies outside of [0, 1])."""
+        if graph:
+            return self.decoder.with_gradient(final)
         made = self.decoder(final)
         self.recorder.release()
         return made

@@ -192,10 +192,12 @@ class Recorder:
             self._run([NEUTRAL_PROMPT], steps, "latent", 0)
         return trace
 
-    def finish(self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor], prompts: int) -> Tensor:
+    def finish(
+        self, final: Tensor, blank: Callable[[dict[str, Any]], Tensor], prompts: int, graph: bool = False
+    ) -> Tensor:
         """Media [N, ...] the pipeline makes of ``final`` latents [N, ...]: its own code after the last step of a run
         for so many ``prompts``, with ``blank(inputs)`` in place of the denoiser's prediction. Text is encoded once per
-        number of prompts. What decodes stays on the device until `release`."""
+        number of prompts. What decodes stays on the device until `release`. With ``graph`` they have a gradient."""
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return self._form(blank(self._bind(args, kwargs)))
@@ -204,7 +206,7 @@ class Recorder:
             return _StepResult(final) if kwargs.get("return_dict", True) else (final, final)
 
         with self._intercepted(forward, advance, computes=False), self._cached_text(prompts):
-            output = self._run([NEUTRAL_PROMPT] * prompts, 2, "pt", 0, release=False)
+            output = self._run([NEUTRAL_PROMPT] * prompts, 2, "pt", 0, release=False, graph=graph)
         media = _media(output)
         if media is None:
             raise UserError(
@@ -212,7 +214,15 @@ class Recorder:
             )
         return media
 
-    def _run(self, prompts: Sequence[str], steps: int, output_type: str, seed: int, release: bool = True) -> Any:
+    def _run(
+        self,
+        prompts: Sequence[str],
+        steps: int,
+        output_type: str,
+        seed: int,
+        release: bool = True,
+        graph: bool = False,
+    ) -> Any:
         arguments = batch_call(self.call, len(prompts))
         if not any("prompt_embeds" in key and not key.startswith("negative") for key in arguments):
             arguments["prompt"] = list(prompts)
@@ -221,8 +231,10 @@ class Recorder:
         if "generator" in self._signature.parameters:
             arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
         known, call = self._signature.parameters, cast(Callable[..., Any], self.pipeline)
+        if graph:  # diffusers decorates its pipelines with no_grad; the function inside is their own code
+            call = functools.partial(inspect.unwrap(type(self.pipeline).__call__), self.pipeline)
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(graph):
                 return call(**{k: v for k, v in arguments.items() if k in known})
         except _StopRun:
             return None
@@ -288,7 +300,8 @@ class Recorder:
             if count not in self._texts:
                 if len(self._texts) >= 4:  # full batches, and a few sizes of last batches
                     self._texts.pop(next(iter(self._texts)))
-                self._texts[count] = real(*args, **kwargs)
+                with torch.no_grad():
+                    self._texts[count] = real(*args, **kwargs)
             return self._texts[count]
 
         with patched(self.pipeline, "encode_prompt", encode):

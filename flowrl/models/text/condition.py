@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.random import uniform
+from flowrl.types import PromptRows
 
 CORRUPTION_STREAM = 3_000_000
 
@@ -21,13 +22,16 @@ class TextCondition:
     """[U, W] int64 on the CPU; what follows a prompt's end is arbitrary."""
     lengths: Tensor  # [U] int64
     index: Tensor  # [N] int64: the prompt of each row
+    origin: PromptRows | None = None
+    """What they were made of, where teachers are asked (`flowrl.models.teachers`)."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def take(self, rows: Tensor) -> TextCondition:
         """The condition of the rows with these indices [n] (repeats allowed)."""
-        return replace(self, index=self.index[rows.to(self.index.device)])
+        origin = None if self.origin is None else self.origin.take(rows)
+        return replace(self, index=self.index[rows.to(self.index.device)], origin=origin)
 
     def corrupted(self, seeds: Tensor, share: float, token: int) -> TextCondition:
         """Every prompt token replaced by ``token`` with probability ``share``; row i's draw is a function of

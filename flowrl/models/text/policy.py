@@ -22,7 +22,7 @@ from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
 from flowrl.models.weights import LIVE, HasWeightSets
-from flowrl.types import ALL_TOKENS, OneProcess, Prompt, Ranks, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, OneProcess, Prompt, PromptRows, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -78,7 +78,8 @@ class TextPolicy(HasWeightSets):
     # ------------------------------------------------------------------------------------------------------- texts
     def condition(self, prompts: Sequence[Prompt]) -> TextCondition:
         """Texts and conversations as tokens, in the tokenizer's chat template where it is used."""
-        return self.codec.condition([prompt.model_input for prompt in prompts])
+        made = self.codec.condition([prompt.model_input for prompt in prompts])
+        return replace(made, origin=PromptRows.of(prompts)) if self.teachers else made
 
     @contextmanager
     def prefilled(self, prefill: str) -> Iterator[None]:

@@ -1,0 +1,262 @@
+"""``python -m website.catalogue``: writes ``docs/algorithms``, the list of all presets and a page for each, and deletes
+pages of presets that are gone. A test fails while a page is not up to date."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowrl.checks.registry import CHECKS
+from flowrl.commands.algorithms import algorithm_rows, without_paper
+from flowrl.commands.config import algorithm_lines
+from flowrl.composition import build, find_preset
+from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.loss_weights import Uniform
+from tests import fidelity
+from website.marks import code, plain, table
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "algorithms"
+QUICKSTARTS = {
+    "diffusion": "configs/quickstart.yaml",
+    "masked": "configs/quickstart_masked_lm.yaml",
+    "causal": "configs/quickstart_causal_lm.yaml",
+}
+"""The config whose world a preset of each family is tried on."""
+GRADIENT = {
+    "Transitions": "The mean of every trained step of the recorded trajectory; states and noise are data.",
+    "Matching": "The velocity at noised samples; samples, times and noise are data.",
+    "ContrastedMatching": "The velocity at noised samples; samples, times, noise and old velocities are data.",
+    "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
+    "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
+}
+"""What the gradient passes through, by estimator."""
+METRICS = {
+    "grad_norm": "norm of the gradient before clipping; steady, and finite",
+    "ratio/mean": "mean of new over old likelihood; near 1",
+    "clip_fraction": "share of the decisions whose gradient the clip stops; 0 at the first update, seldom above .3",
+    "entropy": "mean entropy of a token in nats; falling to 0 means that sampling no longer explores",
+    "zero_std_fraction": "share of groups whose samples score the same; they teach nothing",
+}
+"""Logged numbers without a self-check: what they are and what is healthy."""
+
+
+def pages() -> dict[str, str]:
+    """``NAME.md`` to its text, for every preset."""
+    fidelity.collect()
+    rows, found = algorithm_rows(), evidence()
+    return {"README.md": index(rows), **{f"{row['name']}.md": page(row, found.get(row["name"], [])) for row in rows}}
+
+
+def index(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The list of all."""
+    head = f"""# Algorithms
+
+{len(rows)} presets, one for each published method. A preset is data, and any part of it can be exchanged:
+[Extending flowrl](../extending.md). [How each compares with its authors' code](../fidelity.md). On the command line:
+`flowrl algorithms` (`--family`, `--slot`, `--source`), `flowrl algorithms NAME`, `flowrl algorithms NAME --diff OTHER`.
+"""
+    tables = [
+        f"\n## {title}\n\n"
+        + table(
+            ["name", "source", "objective", "advantage", "method"],
+            [_row(row) for row in rows if family in row["families"]],
+        )
+        for family, title in fidelity.FAMILIES.items()
+    ]
+    return head + "".join(tables)
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    method = plain(without_paper(row["summary"], row["paper"]))
+    parts = [code(row["parts"][slot]["use"]) for slot in ("objective", "advantage")]
+    return [f"[`{row['name']}`]({row['name']}.md)", _source(row["paper"]), *parts, method]
+
+
+def page(row: Mapping[str, Any], measured: list[str]) -> str:
+    """The page of a preset; the headings are the same on all."""
+    name, algorithm = row["name"], build(row["name"])
+    sections = {
+        "Run it": running(name, row["families"]),
+        "What it computes": computing(algorithm),
+        "Options": options(name),
+        "What it logs": logged(algorithm),
+        "Cost": cost(algorithm),
+        "Where gradient flows": flowing(algorithm),
+        "Against the release": compared(name),
+        "Measured": "\n".join(measured) or "unmeasured: no committed run of this preset.",
+    }
+    head = f"""# {name}
+
+{plain(without_paper(row["summary"], row["paper"]))}
+
+{plain(" ".join((inspect.getdoc(find_preset(name)) or "").split()))}
+
+Source: {_source(row["paper"])}. Family: {", ".join(row["families"])}. Code:
+[flowrl/algorithms/{name}.py](../../flowrl/algorithms/{name}.py).
+"""
+    return head + "".join(f"\n## {title}\n\n{text.rstrip()}\n" for title, text in sections.items())
+
+
+def _source(paper: str) -> str:
+    number = paper.removeprefix("arXiv:")
+    return f"[{paper}](https://arxiv.org/abs/{number})" if number != paper else plain(paper)
+
+
+def running(name: str, families: list[str]) -> str:
+    """A command for each family, on its embedded world."""
+    lines = []
+    for place, family in enumerate(families):
+        spec = name if not place else f"{{use: {name}, family: {family}}}"
+        lines.append(f'flowrl train {QUICKSTARTS[family]} "algorithm={spec}" name={name}')
+    return "```bash\n" + "\n".join(lines) + f"\n```\n\nIn a config: `algorithm: {{use: {name}}}`."
+
+
+def computing(algorithm: Algorithm) -> str:
+    """The composed formula: every part in its place, with what its own text says."""
+    rows = [[code(slot), code(_name(part)), plain(_about(type(part)))] for slot, part in _parts(algorithm)]
+    terms = [f"{term.weight:g} x {_name(term)}" for term in algorithm.regularizers if term.weight]
+    loss = " + ".join([" x ".join(map(_name, (*algorithm.loss_masks, algorithm.objective))), *terms])
+    weight = "" if isinstance(algorithm.loss_weight, Uniform) else f"{_name(algorithm.loss_weight)} x "
+    return f"`loss = {_name(algorithm.aggregation)} of {weight}({loss})`\n\n" + table(
+        ["slot", "part", "what it is"], rows
+    )
+
+
+SLOTS = (
+    "sampler",
+    "estimator",
+    "advantage",
+    "token_advantage",
+    "selection",
+    "loss_weight",
+    "loss_masks",
+    "objective",
+    "regularizers",
+    "aggregation",
+    "combination",
+    "coefficients",
+    "ema_weights",
+)
+
+
+def _parts(algorithm: Algorithm) -> Iterator[tuple[str, Any]]:
+    for slot in SLOTS:
+        value = getattr(algorithm, slot)
+        for part in value if isinstance(value, tuple) else (value,):
+            if part is not None:
+                yield slot, part
+
+
+def _name(part: Any) -> str:
+    return type(part).__name__
+
+
+def _about(kind: type) -> str:
+    """The first paragraph of a part's text."""
+    text = inspect.getdoc(kind) or ""
+    first = "" if text.startswith(f"{kind.__name__}(") else " ".join(text.split("\n\n")[0].split())
+    return first.replace(" | ", " ∣ ")  # GitHub ends a cell at a bar, also inside code
+
+
+def options(name: str) -> str:
+    """Every option with its value and meaning."""
+    lines = [line for line in algorithm_lines(name) if line.key != "algorithm"]
+    cells = [[code(line.key.removeprefix("algorithm.")), code(line.value), plain(line.meaning)] for line in lines]
+    return (
+        f"Set beside `use`, as in `algorithm: {{use: {name}, KEY: VALUE}}`, or on the command line by "
+        "`algorithm.KEY=VALUE`.\n\n" + table(["key", "value", "meaning"], cells)
+    )
+
+
+def logged(algorithm: Algorithm) -> str:
+    """The numbers of an update that this composition logs, and what is healthy."""
+    text, clipped = algorithm.family != "diffusion", algorithm.objective.clip_range is not None
+    shown = {"clip_fraction": clipped, "entropy": text, "ratio/mean": algorithm.objective.needs_old_logp}
+    rows = [[code(key), plain(what)] for key, what in METRICS.items() if shown.get(key, True)]
+    rows += [[code(term.name), f"penalty, weight {term.weight:g}"] for term in algorithm.regularizers if term.weight]
+    checked = [
+        check for check in CHECKS if check.metric.startswith("ratio/") and (clipped or "outside" not in check.name)
+    ]
+    rows += [[code(check.metric), plain(check.what)] for check in checked]
+    return (
+        table(["metric", "meaning"], rows)
+        + "\nHealthy ranges of all self-checks: [self_checks.md](../self_checks.md), or `flowrl doctor --explain`."
+    )
+
+
+def cost(algorithm: Algorithm) -> str:
+    """Network forwards per sample."""
+    decisions, rows = algorithm.estimator.decisions(algorithm.sampler.recorded)
+    frozen = rows * len({*algorithm.references, *algorithm.estimator.references})
+    return (
+        f"Per sample, at the preset's own sizes: {algorithm.sampler.forwards} network forwards to sample, {rows} with"
+        f" gradient (a forward and a backward, about three forwards) for {decisions} decisions, and {frozen} of frozen"
+        " weights. Guidance by a second branch doubles forwards."
+    )
+
+
+def flowing(algorithm: Algorithm) -> str:
+    """What carries gradient."""
+    branch = {"cond": "the conditional branch alone", "both": "both branches"}
+    given, scale = getattr(algorithm.estimator, "cfg_grad", None), getattr(algorithm.estimator, "guidance", None)
+    guided = "" if given is None or scale == 1.0 else f" Under guidance: {branch[given]}."
+    return GRADIENT[type(algorithm.estimator).__name__] + guided
+
+
+def compared(name: str) -> str:
+    """The statements of docs/fidelity.md about a preset."""
+    release = fidelity.RELEASES.get(name)
+    lines = fidelity.details(name)
+    if release is None or not lines:
+        return "Not compared."
+    return f"{plain(release)}. Each line is a test that computes the released numbers itself.\n\n" + "\n".join(lines)
+
+
+def evidence() -> dict[str, list[str]]:
+    """By preset: its held-out scores in docs/evidence, mean of the seeds at the end."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "docs/evidence/data").glob("*.json")):
+        for arm, kept in json.loads(file.read_text()).get("arms", {}).items():
+            name = _preset_of(kept["overrides"])
+            ends = [run["points"][-1] for run in kept["runs"].values()]
+            starts = [run["points"][0][0] for run in kept["runs"].values()]
+            if name is None or not ends:
+                continue
+            score, samples = (statistics.fmean(point[place] for point in ends) for place in (0, 1))
+            found.setdefault(name, []).append(
+                f"- [{file.stem}](../evidence/{file.stem}.md), arm `{arm}`: held-out score "
+                f"{statistics.fmean(starts):.3f} to {score:.3f} after {samples:.0f} samples, {len(ends)} seeds. The "
+                "source's own result needs real weights: unmeasured."
+            )
+    return found
+
+
+def _preset_of(overrides: list[str]) -> str | None:
+    for each in overrides:
+        key, _, value = each.partition("=")
+        if key == "algorithm":
+            given = yaml.safe_load(value)
+            return given["use"] if isinstance(given, dict) else given
+    return None
+
+
+def main() -> None:
+    """Write all pages."""
+    FOLDER.mkdir(exist_ok=True)
+    made = pages()
+    for old in FOLDER.glob("*.md"):
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
