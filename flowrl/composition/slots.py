@@ -75,12 +75,20 @@ SLOTS: dict[str, Slot] = {
     ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
     "advantage": Slot(
-        Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons", "flowrl.parts.tree_advantages")
+        Advantage,
+        (
+            "flowrl.parts.advantages",
+            "flowrl.parts.comparisons",
+            "flowrl.parts.tree_advantages",
+            "flowrl.parts.group_advantages",
+        ),
     ),
-    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences")),
+    "token_advantage": Slot(
+        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+    ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
-    "loss_masks": Slot(LossMask, ()),
+    "loss_masks": Slot(LossMask, ("flowrl.parts.loss_masks",)),
     "objective": Slot(
         Objective,
         (
@@ -90,12 +98,13 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.labels",
             "flowrl.parts.evidence",
             "flowrl.parts.contrasts",
+            "flowrl.parts.surrogates",
         ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
+    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
-    "combination": Slot(Combination, ()),
-    "coefficients": Slot(Coefficient, ()),
+    "combination": Slot(Combination, ("flowrl.parts.combinations",)),
+    "coefficients": Slot(Coefficient, ("flowrl.parts.controllers",)),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

@@ -44,13 +44,17 @@ class GroupCentred:
         if self.merge == "rewards":
             advantage = self._normalise(scores.total, scores)
         else:
-            known = [replace(scores, valid=scores.valid & ~column.isnan()) for column in scores.contributions.T]
-            columns = [self._normalise(*pair) for pair in zip(scores.contributions.T, known, strict=True)]
-            advantage = torch.stack(columns, dim=1).nan_to_num(0.0) @ scores.weights
+            advantage = self.columns(scores) @ scores.weights
         if self.soft and self.clip:
             advantage = self.clip * (advantage / self.clip).tanh()
         advantage = _finish(advantage, scores.valid, self.clip)
         return advantage if self.scaled_to is None or not self.clip else advantage * (self.scaled_to / self.clip)
+
+    def columns(self, scores: Scores) -> Tensor:
+        """[N, R] of every reward by itself, over the samples it applies to; 0 for others."""
+        known = [replace(scores, valid=scores.valid & ~column.isnan()) for column in scores.contributions.T]
+        columns = [self._normalise(*pair) for pair in zip(scores.contributions.T, known, strict=True)]
+        return torch.stack(columns, dim=1).nan_to_num(0.0)
 
     def _normalise(self, reward: Tensor, scores: Scores) -> Tensor:
         group, own = scores.group, scores.own

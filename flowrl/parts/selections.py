@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from flowrl.math.groups import flat_groups, group_count
+from flowrl.math.groups import flat_groups, group_count, group_std
 from flowrl.types import Scores, first_of_group
 
 
@@ -89,6 +90,44 @@ class AllButFirst(OneRound):
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.valid & ~first_of_group(scores.group)
+
+
+@dataclass(frozen=True)
+class VariedGroups(ReplaceFlatGroups):
+    """Groups whose rewards, between 0 and 1, vary at least ``least`` times as much as G rewards can (variance over ``G
+    / 4 (G - 1)``), others replaced: prompts that are neither easy nor hard. VCRL (arXiv:2509.19803), which refills
+    from a memory of such prompts; here new prompts are sampled, for ``rounds`` rounds at most."""
+
+    least: float = 0.3
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        count = group_count(scores.group, scores.valid)
+        largest = count / (4 * (count - 1).clamp(min=1))
+        variance = group_std(scores.total, scores.group, scores.valid, 1) ** 2 / largest
+        return super().__call__(scores, advantage) & (variance >= self.least - 1e-12)
+
+
+@dataclass(frozen=True)
+class MostVaried(OneRound):
+    """The ``fraction`` of all samples whose advantages vary most: some of the smallest and some of the largest, by the
+    split whose variance is greatest. D3S (arXiv:2509.22115)."""
+
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction={self.fraction} of the samples stays: give more than 0 and at most 1")
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        rows = scores.valid.nonzero()[:, 0]
+        kept = max(1, round(self.fraction * len(rows)))
+        order = advantage.reshape(len(advantage), -1).mean(dim=1)[rows].sort(stable=True)
+        places = torch.arange(len(rows))
+        splits = [(places < low) | (places >= len(rows) - kept + low) for low in range(kept + 1)]
+        best = max(splits, key=lambda chosen: float(order.values[chosen].var(correction=0)))
+        found = torch.zeros_like(scores.valid)
+        found[rows[order.indices[best]]] = True
+        return found
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,9 @@ TOY = {
     "awm": {"ema": 0.1, "reference": 0.0},
     "diffusion_nft": {"draws": 5},
     "fpo": {"clip": 0.2},
+    "flow_dppo": {"threshold": 0.02, "size": 3},
+    "marble": {"draws": 5, "refresh": 3},
+    "luspo": {"low": 0.2, "high": 0.2},
     "gspo": {"low": 0.2, "high": 0.2},
     "tracerl": {"merge": 1},  # eight of its 512 steps make a view; the toy takes three steps
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole

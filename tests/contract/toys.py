@@ -49,6 +49,13 @@ SIZES = {
     "diffusion": {},
 }
 
+NEEDS: dict[str, dict[str, Any]] = {
+    "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
+    "stable_drl": {"length": 4, "block": 2},
+    "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
+}
+"""Arguments without which a preset would have nothing to do in these worlds."""
+
 
 @dataclass
 class Iteration:
@@ -84,10 +91,7 @@ def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
 def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
-    sizes = {**spec_of(name), **taken(name, SIZES[kind])}
-    if name in ("spg", "stable_drl"):
-        sizes["block"] = 2  # two blocks, the second one cut short
-        sizes["length"] = 4
+    sizes = {**spec_of(name), **taken(name, SIZES[kind]), **NEEDS.get(name.partition("/")[0], {})}
     algorithm = composition.build({**sizes, **spec})
     if kind == "diffusion":
         return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
@@ -154,9 +158,11 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
-    rewards = reward(policy, rollout.final)[:, None]
+    kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
+    rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
+    weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
-    scores = Scores(rewards, torch.ones(1).double(), ("toy",), group, group, torch.ones(count).bool(), **said)
+    scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 
