@@ -8,7 +8,7 @@ from flowrl.math.flow import CPS
 from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.ema import Ema, Ramp
-from flowrl.parts.objectives import Pulled
+from flowrl.parts.surrogates import Quadratic
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
 
@@ -39,7 +39,7 @@ def fdfo(*, churn: float = 0.0025, width: float = 0.03, steps: int = 40) -> Algo
         ),
         estimator=Directions(),
         advantage=GroupCentred(scale="none", clip=None),
-        objective=Pulled(width),
+        objective=Quadratic(width),
         behaviour="old",
         ema_weights=(Ema("old", Ramp(slope=0.0, most=0.0)),),
     )

@@ -146,27 +146,9 @@ class AsymmetricClip(ObjectiveDefaults):
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         log_ratio = likelihood.logp - batch.old.logp
-        pulled = _pulled(log_ratio, batch.advantage, self.clip, self.most)
+        ratio = log_ratio.clamp(max=self.most).exp()
+        pulled = -ratio * batch.advantage + batch.advantage.abs() * (ratio - 1) ** 2 / (2 * self.clip)
         return torch.where(batch.advantage >= 0, _clipped(log_ratio, batch.advantage, self.clip, self.clip), pulled)
-
-
-@dataclass(frozen=True)
-class Pulled(ObjectiveDefaults):
-    """``-A rho + |A| (rho - 1)^2 / (2 width)``: a pull back to ratio 1 instead of a clip, whose least loss is at ``1 +
-    width sign(A)``. Simple Policy Optimization (arXiv:2401.16025); FDFO (arXiv:2603.12893).
-
-    most: cap of the log-ratio, so that the square stays finite.
-    """
-
-    width: float = 0.2
-    most: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"width={self.width} divides the pull; give more than 0")
-
-    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        return _pulled(likelihood.logp - batch.old.logp, batch.advantage, self.width, self.most)
 
 
 @dataclass(frozen=True)
@@ -206,11 +188,6 @@ def _clipped(log_ratio: Tensor, advantage: Tensor, low: float | Tensor, high: fl
     else:
         kept = ratio.clamp(1 - low, 1 + high)
     return torch.maximum(-advantage * ratio, -advantage * kept)
-
-
-def _pulled(log_ratio: Tensor, advantage: Tensor, width: float, most: float) -> Tensor:
-    ratio = log_ratio.clamp(max=most).exp()
-    return -ratio * advantage + advantage.abs() * (ratio - 1) ** 2 / (2 * width)
 
 
 @dataclass(frozen=True)

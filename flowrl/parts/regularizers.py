@@ -73,8 +73,8 @@ class NormGuard:
     to: str = "reference"
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
-        _not_negative(self.margin)
+        not_negative(self.weight)
+        not_negative(self.margin)
 
     @property
     def name(self) -> str:
