@@ -56,6 +56,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.masked",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
+            "flowrl.samplers.recorded",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -81,6 +82,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.comparisons",
             "flowrl.parts.tree_advantages",
             "flowrl.parts.group_advantages",
+            "flowrl.parts.records",
         ),
     ),
     "token_advantage": Slot(
@@ -99,6 +101,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.evidence",
             "flowrl.parts.contrasts",
             "flowrl.parts.surrogates",
+            "flowrl.parts.preferences",
         ),
     ),
     "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class FlowSampler:
     sample's seed and the step, so a sample does not depend on the batch it is made in.
     """
 
+    family: ClassVar[str] = "diffusion"
     steps: int = 10
     dynamics: Dynamics = ODE()
     window: Window | None = None
