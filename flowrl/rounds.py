@@ -18,7 +18,7 @@ from torch import Tensor
 from flowrl.math.random import derive, seeds
 from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.decision_record import DecisionRecord
-from flowrl.parts.diagnostics import VERSION, describe_completions
+from flowrl.parts.diagnostics import VERSION, describe_completions, describe_sharing
 from flowrl.records.directory import RunDirectory, spaced
 from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer
@@ -74,27 +74,32 @@ class _Answers:
     group: Tensor  # [N]
     source: Tensor  # [N]
     feedback: Tensor | None  # [N] or [N, E]
+    nodes: Tensor | None = None  # [N, E + 1]
 
     def take(self, rows: Tensor) -> _Answers:
         """Those of the samples with these numbers [n]."""
-        feedback = None if self.feedback is None else self.feedback[rows]
         prompts = [self.prompts[row] for row in rows.tolist()]
-        return _Answers(prompts, self.rewards[rows], self.group[rows], self.source[rows], feedback)
+        feedback, nodes = (None if value is None else value[rows] for value in (self.feedback, self.nodes))
+        return _Answers(prompts, self.rewards[rows], self.group[rows], self.source[rows], feedback, nodes)
 
     def scores(self, rewards: Rewards, scoring: Scoring) -> Scores:
         """By the declared policies. Raises `UserError` as `Rewards.conclude` does."""
         scores = rewards.conclude(self.rewards, self.prompts, self.group, scoring.stats)
-        return replace(scores, source=self.source, feedback=self.feedback)
+        return replace(scores, source=self.source, feedback=self.feedback, nodes=self.nodes)
 
 
 def _joined_answers(parts: Sequence[_Answers]) -> _Answers:
-    feedback = [part.feedback for part in parts if part.feedback is not None]
+    feedback, nodes = (
+        [value for value in values if value is not None]
+        for values in ([part.feedback for part in parts], [part.nodes for part in parts])
+    )
     return _Answers(
         [prompt for part in parts for prompt in part.prompts],
         torch.cat([part.rewards for part in parts]),
         torch.cat([part.group for part in parts]),
         torch.cat([part.source for part in parts]),
         torch.cat(feedback) if feedback else None,
+        torch.cat(nodes) if nodes else None,
     )
 
 
@@ -294,9 +299,11 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
             group,
             share.gather(rollout.source),
             None if rollout.feedback is None else share.gather(rollout.feedback),
+            None if rollout.nodes is None else share.gather(rollout.nodes),
         )
     )
-    drawn.reports.append(scoring.metrics(session.rewards.names) | describe_completions(rollout, share))
+    described = describe_completions(rollout, share) | describe_sharing(rollout, share, algorithm.sampler.forwards)
+    drawn.reports.append(scoring.metrics(session.rewards.names) | described)
     return _Made(rollout, samples, share.here), scoring
 
 

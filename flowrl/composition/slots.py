@@ -49,7 +49,15 @@ class Slot:
 
 SLOTS: dict[str, Slot] = {
     "sampler": Slot(
-        Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal", "flowrl.samplers.rivals")
+        Sampler,
+        (
+            "flowrl.samplers.flow",
+            "flowrl.samplers.branching",
+            "flowrl.samplers.masked",
+            "flowrl.samplers.causal",
+            "flowrl.samplers.rivals",
+            "flowrl.samplers.recorded",
+        ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
@@ -58,6 +66,7 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.estimators.transitions",
             "flowrl.estimators.matching",
+            "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
         ),
@@ -66,19 +75,39 @@ SLOTS: dict[str, Slot] = {
         ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
     ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons")),
-    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences")),
+    "advantage": Slot(
+        Advantage,
+        (
+            "flowrl.parts.advantages",
+            "flowrl.parts.comparisons",
+            "flowrl.parts.tree_advantages",
+            "flowrl.parts.group_advantages",
+            "flowrl.parts.records",
+        ),
+    ),
+    "token_advantage": Slot(
+        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+    ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
-    "loss_masks": Slot(LossMask, ()),
+    "loss_masks": Slot(LossMask, ("flowrl.parts.loss_masks",)),
     "objective": Slot(
         Objective,
-        ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.regressions", "flowrl.parts.labels"),
+        (
+            "flowrl.parts.objectives",
+            "flowrl.parts.bounds",
+            "flowrl.parts.regressions",
+            "flowrl.parts.labels",
+            "flowrl.parts.evidence",
+            "flowrl.parts.contrasts",
+            "flowrl.parts.surrogates",
+            "flowrl.parts.preferences",
+        ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
+    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
-    "combination": Slot(Combination, ()),
-    "coefficients": Slot(Coefficient, ()),
+    "combination": Slot(Combination, ("flowrl.parts.combinations",)),
+    "coefficients": Slot(Coefficient, ("flowrl.parts.controllers",)),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

@@ -47,6 +47,12 @@ class Steps:
     """Guidance scale the step was made with; ``None`` is the policy's own."""
     mean: Tensor | None = None
     """[N, D, ...] float32: the sampling policy's mean, kept only where an objective needs it (GRPO-Guard)."""
+    node: Tensor | None = None
+    """[N, D + 1] int64: of each state, the place of the first sample of its group below it; samples of a group that
+    have the same number share the state, and the step that led to it. ``None``: no sample shares a step."""
+    previews: Tensor | None = None
+    """[N, E, ...] clean latents that the trajectory would have ended in without the noise of later steps, E states in
+    order; their rewards are those of steps (`Scores.steps`)."""
 
     @property
     def x(self) -> Tensor:
@@ -110,6 +116,9 @@ class TokenTrace:
     event: Tensor | None = None
     """[N, T] int64: the event that each token is part of, such as the turn of a conversation; ``None`` makes every
     token an event. ``mask`` is False at the tokens of an environment."""
+    node: Tensor | None = None
+    """[N, E + 1] int64: before the first event and after each, the place of the first sample of the group that has the
+    same tokens up to there, because they were drawn once for all of them; ``None``: nothing was shared."""
 
 
 class Judge(Protocol):
@@ -158,6 +167,11 @@ class Rollout:
     """The number of finished iterations of the weights that sampled: a sample is a function of its seed and this."""
     judge: Judge | None = None
     """Set once, after all samples are gathered; a rollout with a judge is neither cut nor joined."""
+
+    @property
+    def nodes(self) -> Tensor | None:
+        """[N, E + 1] int64: which samples of a group share what (`Steps.node`, `TokenTrace.node`)."""
+        return None if self.trace is None else self.trace.node
 
     @classmethod
     def of(
@@ -212,6 +226,9 @@ class Scores:
     valid: Tensor  # [N] bool: False for rows the declared NaN policy dropped
     source: Tensor | None = field(default=None, kw_only=True)  # [N], see `Rollout.source`; None: the policy made all
     feedback: Tensor | None = field(default=None, kw_only=True)  # [N] or [N, E], see `Rollout.feedback`
+    nodes: Tensor | None = field(default=None, kw_only=True)  # [N, E + 1], see `Steps.node` and `TokenTrace.node`
+    steps: Tensor | None = field(default=None, kw_only=True)
+    """[N, E, R]: rewards of what a sample would have become after each of its steps (`Steps.previews`)."""
 
     @property
     def own(self) -> Tensor:

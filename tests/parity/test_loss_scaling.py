@@ -25,7 +25,7 @@ from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train
 from flowrl.types import Draw, Scores, prompts_of
 from tests import components_text, pipelines
-from tests.contract.toys import Recorder, spec_of, taken, variants
+from tests.contract.toys import Recorder, small_sampler, spec_of, taken, variants
 from tests.contract.toys import family as family_of
 from tests.parity.conftest import PROMPTS, move
 
@@ -224,7 +224,7 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     algorithm = composition.build({**spec_of(name), **taken(name, sizes)})
     if family == "diffusion":
         sampler: Any = algorithm.sampler
-        algorithm = replace(algorithm, sampler=replace(sampler, steps=6, guidance=1.0))
+        algorithm = replace(algorithm, sampler=replace(small_sampler(sampler, 6), guidance=1.0))
     if (family, dtype) not in HALF:
         HALF[family, dtype] = open_policy(
             {"diffusion": "awm", "causal": "grpo"}.get(family, "diffu_grpo"), folder, dtype
