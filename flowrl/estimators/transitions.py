@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put, wide
-from flowrl.math.flow import mean_of, measure_step
+from flowrl.math.flow import measure_step
 from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
 from flowrl.math.random import uniform
 from flowrl.types import (
@@ -89,7 +89,8 @@ class Transitions:
         not depend on s.
     reduction: over the D latent elements, see `flowrl.math.gaussians.reduce_factor`.
     fraction: share of the recorded steps trained, drawn anew for each sample (DanceGRPO: 0.6).
-    kl: what ``kl/<set>`` means. ``exact`` is the KL of the two kernels per latent element; ``per_time`` multiplies
+    kl: what ``kl/<set>`` means (``kl/sampler`` is always ``exact``, without gradient, and there where the sampler keeps
+        its means). ``exact`` is the KL of the two kernels per latent element; ``per_time`` multiplies
     it by
         ``|t' - t|``, which is what Flow-GRPO's code computes (its std omits the square root of the step); ``shift`` is
         the mean squared shift of the mean itself, FlowCPS's.
@@ -167,9 +168,17 @@ class Transitions:
         squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
         extra = {}
         for name, other in frozen.items():
-            shift = mean - mean_of(rows.dynamics, x, other, t, t_next)
+            apart, mean_other, _ = measure_step(rows.dynamics, x, other, x_next, t, t_next)
+            shift = mean - mean_other
             extra[f"kl/{name}"] = self._divergence(shift, s, put(t - t_next, s))
             extra[f"prediction/{name}"] = mean_square(v - other, 1)
+            if self.measure != "noise":
+                count = elements(x, 1)
+                extra[f"log_ratio/{name}"] = self._log(squared.detach(), s, count) - self._log(apart, s, count)
+        kept = rows.mean
+        if kept is not None:
+            moved = mean.detach() - put(_flat(kept), mean.device)
+            extra["kl/sampler"] = kl_equal_variance(moved, s, 1) / elements(moved, 1)
         if self.measure == "noise":
             logp = self._noise_ratio(mean, rows, x_next, s)
         else:

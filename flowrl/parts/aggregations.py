@@ -68,3 +68,18 @@ class FixedLength:
 
     def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
         return SampleSum()(mask) / mask.shape[1]
+
+
+@dataclass(frozen=True)
+class LengthPower:
+    """Sum over a sample's decisions divided by the greatest possible number of them, with weight ``L^-power`` of its
+    length L, of mean 1 over the samples. Delta-L normalisation (arXiv:2509.07558): if the variance of a sample's
+    gradient grows like its length, power 1 gives the mean the least variance; 0 is `FixedLength`."""
+
+    power: float = 1.0
+
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
+        there = mask.any(dim=1)
+        scale = mask.sum(dim=1).double().clamp(min=1).pow(-self.power) * there
+        scale = scale * there.sum() / scale.sum().clamp(min=1e-300)
+        return FixedLength()(mask) * scale[:, None]

@@ -8,7 +8,7 @@ from typing import Literal
 from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.ema import EmaWeights
 from flowrl.parts.loss_weights import Uniform
-from flowrl.parts.regularizers import ValueLoss
+from flowrl.parts.regularizers import ComparedWithOld, ValueLoss
 from flowrl.parts.selections import AllSamples
 from flowrl.types import (
     Advantage,
@@ -78,6 +78,12 @@ class Algorithm:
         """Whether its estimator asks rewards for a gradient (its attribute ``judged``; then the rollout has a
         judge)."""
         return bool(getattr(self.estimator, "judged", False))
+
+    @property
+    def needs_old_logp(self) -> bool:
+        """Whether anything compares the live policy with the one that sampled, besides its record in the log."""
+        compared = any(isinstance(term, ComparedWithOld) for term in self.regularizers)
+        return self.objective.needs_old_logp or bool(self.loss_masks) or compared
 
     @property
     def penalised(self) -> bool:

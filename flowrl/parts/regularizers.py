@@ -12,7 +12,8 @@ from flowrl.parts.objectives import sample_mean
 from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 
-def _not_negative(weight: float) -> None:
+def not_negative(weight: float) -> None:
+    """Raise `ValueError` for a weight below 0."""
     if not weight >= 0:
         raise ValueError(f"a divergence of weight {weight} would be rewarded; use 0 for none, or more")
 
@@ -20,20 +21,22 @@ def _not_negative(weight: float) -> None:
 @dataclass(frozen=True)
 class KL:
     """KL divergence to a weight set, per decision as the estimator measures it: of two Gaussian kernels (Flow-GRPO's
-    ``beta`` term), or estimated from log-probabilities (GRPO's)."""
+    ``beta`` term), or estimated from log-probabilities (GRPO's). A token advantage may weigh it decision by decision:
+    ``kl_weight`` [N, D] in ``old.extra``; the log shows it so."""
 
     weight: float = 0.04
     to: str = "reference"
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
         return f"kl/{self.to}"
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        return likelihood.need(self.name)
+        each, factor = likelihood.need(self.name), batch.old.extra.get("kl_weight")
+        return each if factor is None else each * factor
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,38 @@ class Prediction:
         return likelihood.need(self.name)
 
 
+class ComparedWithOld:
+    """A penalty that reads the policy that sampled, which is then measured."""
+
+
 @dataclass(frozen=True)
-class KLToOld:
+class NormGuard:
+    """``max(0, |v| / |v_set| - 1 - margin)^2``: acts only where the prediction has become longer than a weight set's.
+    Reinforcement on denoising errors lengthens velocities by 5 to 15 %, which shows as burnt pictures; scaling them
+    back when sampling does not help. A form to start from of NormGuard (arXiv:2606.27771), whose abstract says neither
+    power, margin nor weight. Value and gradient are 0 up to the margin; the gradient is along v.
+
+    The log has ``norm_growth/<set>``, the mean of ``|v| / |v_set| - 1``, wherever such a set is compared with at all.
+    """
+
+    weight: float = 1.0
+    margin: float = 0.0
+    to: str = "reference"
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+        not_negative(self.margin)
+
+    @property
+    def name(self) -> str:
+        return f"norm_guard/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return (likelihood.need(f"norm_growth/{self.to}") - self.margin).clamp(min=0) ** 2
+
+
+@dataclass(frozen=True)
+class KLToOld(ComparedWithOld):
     """Divergence from the policy that sampled, estimated by ``exp(-d) - 1 + d`` with ``d = log p - log p_old``
     (TraceRL, arXiv:2509.06949). Needs no weight set.
 
@@ -65,7 +98,7 @@ class KLToOld:
     to: str = ""
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
@@ -100,7 +133,7 @@ class BoundKL:
     coupled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
@@ -133,7 +166,7 @@ class RouterBalance:
     to: str = ""
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:

@@ -75,9 +75,7 @@ def workload(config: Config, algorithm: Algorithm) -> Workload:
         network_rows *= 2  # each row passes through both networks
     trained = samples * network_rows * train.epochs
     measured = (
-        train.updates * train.epochs > 1
-        and algorithm.objective.needs_old_logp
-        and not algorithm.estimator.has_recorded_logp
+        train.updates * train.epochs > 1 and algorithm.needs_old_logp and not algorithm.estimator.has_recorded_logp
     )
     return Workload(
         prompts=data.prompts,

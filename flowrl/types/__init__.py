@@ -26,6 +26,7 @@ from flowrl.types.decisions import (
 from flowrl.types.parts import (
     Advantage,
     Aggregation,
+    Bounds,
     Coefficient,
     Combination,
     Estimator,
@@ -80,6 +81,7 @@ __all__ = [
     "Advantage",
     "Aggregation",
     "Batch",
+    "Bounds",
     "CausalPolicy",
     "CfgGrad",
     "Chat",
