@@ -82,14 +82,13 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.advantages",
             "flowrl.parts.comparisons",
             "flowrl.parts.tree_advantages",
-        Sampler,
-        (
-            "flowrl.samplers.flow",
-            "flowrl.samplers.masked",
-            "flowrl.samplers.causal",
-            "flowrl.samplers.rivals",
-            "flowrl.samplers.recorded",
+            "flowrl.parts.step_advantages",
+            "flowrl.parts.group_advantages",
+            "flowrl.parts.records",
         ),
+    ),
+    "token_advantage": Slot(
+        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
