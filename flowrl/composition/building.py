@@ -125,7 +125,7 @@ def _new_part(slot: str, spec: object, path: str) -> DataclassInstance:
     if missing:
         raise UserError(f"{path}: {part_name(kind)} needs {', '.join(missing)}")
     hints = get_type_hints(kind)
-    start = {field: _typed(hints[field], given.pop(field), f"{path}.{field}") for field in required}
+    start = {field: _field(field, given.pop(field), None, hints[field], f"{path}.{field}") for field in required}
     part = _adjusted(_attempt(lambda: kind(**start), path, own=is_own(kind)), given, path)
     if is_own(kind):
         check_values(part, SLOTS[slot].protocol, path)
@@ -160,7 +160,7 @@ def _check_families(algorithm: Algorithm, name: str) -> None:
     """Raise `UserError` for a sampler or estimator that is for other models than the algorithm trains."""
     for slot, part in (("sampler", algorithm.sampler), ("estimator", algorithm.estimator)):
         kind = type(part)
-        family = family_of(kind, part_name(kind), f"algorithm.{slot}")
+        family = family_of(kind, part_name(kind), f"algorithm.{slot}", part)
         if family not in algorithm.families:
             raise UserError(
                 f"algorithm.{slot}: {part_name(kind)} is for {family} models, and {name} trains "

@@ -53,9 +53,11 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.samplers.flow",
             "flowrl.samplers.branching",
+            "flowrl.samplers.previews",
             "flowrl.samplers.masked",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
+            "flowrl.samplers.recorded",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -65,6 +67,7 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.estimators.transitions",
             "flowrl.estimators.matching",
+            "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
         ),
@@ -79,7 +82,9 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.advantages",
             "flowrl.parts.comparisons",
             "flowrl.parts.tree_advantages",
+            "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
+            "flowrl.parts.records",
         ),
     ),
     "token_advantage": Slot(
@@ -101,8 +106,11 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.bounds",
             "flowrl.parts.regressions",
             "flowrl.parts.labels",
+            "flowrl.parts.evidence",
+            "flowrl.parts.contrasts",
             "flowrl.parts.surrogates",
             "flowrl.parts.distillation",
+            "flowrl.parts.preferences",
         ),
     ),
     "regularizers": Slot(

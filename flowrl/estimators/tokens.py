@@ -53,6 +53,10 @@ class TokenRows(Rows):
         return self.mask
 
     @property
+    def lengths(self) -> Tensor:
+        return self.mask.sum(dim=1).clamp(min=1)
+
+    @property
     def sampler_logp(self) -> Tensor | None:
         return self.recorded_logp
 

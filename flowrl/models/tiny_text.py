@@ -85,6 +85,13 @@ class TinyText(HasWeightSets):
         """Digits up to the end token."""
         return ["".join(str(t) for t in self._content(row)) for row in final.tolist()]
 
+    def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """The digits and the end token, where there is one."""
+        ends = [token for token in self.end_tokens if token >= 0]
+        rows = [[*map(int, text), *ends][:length] for text in texts]
+        tokens = torch.tensor([row + [self.pad_token] * (length - len(row)) for row in rows])
+        return tokens, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+
     def _content(self, row: list[int]) -> list[int]:
         return row[: next((i for i, token in enumerate(row) if token in self.end_tokens), len(row))]
 

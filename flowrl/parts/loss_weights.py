@@ -20,6 +20,24 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class PerToken:
+    """1 over the number of tokens: of decisions that estimate the bound of a whole completion, the bound per token.
+
+    over: ``sample`` each completion by its own tokens, so that all count the same (LLaDA's SFT, arXiv:2502.09992);
+        ``all`` by the mean number of the iteration, so that all tokens do (d1's SFT).
+    """
+
+    over: Literal["sample", "all"] = "sample"
+
+    def __call__(self, table: Table) -> Tensor:
+        taking_part = table.mask.any(dim=1)
+        length = table.rows.lengths.double()
+        if self.over == "all":
+            length = length[taking_part].mean().expand_as(length) if bool(taking_part.any()) else length
+        return (1 / length)[:, None].expand(table.mask.shape)
+
+
+@dataclass(frozen=True)
 class InverseStep:
     """``1 / |t' - t|``: balances the gradient over denoising steps. GRPO-Guard (arXiv:2510.22319).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ class MaskedSampler:
     for its ``maskgit_plus``, ``margin`` for ``topk_margin``, ``neg_entropy`` for ``entropy`` and ``origin``.
     """
 
+    family: ClassVar[str] = "masked"
     length: int = 128
     steps: int = 64
     block: int | None = 32

@@ -89,6 +89,11 @@ class Rows:
         or one view does: a sample's is then their mean. Otherwise decisions are its parts, and it is their sum."""
         return False
 
+    @property
+    def lengths(self) -> Tensor:
+        """[N]: tokens of each sample, by which a mean per token divides; 1 for samples that are not of tokens."""
+        return torch.ones(self.shape[0])
+
     def row_tokens(self, condition: Any) -> Tensor | None:
         """[N] int64: tokens that the network reads in a row of each sample, of which ``unit`` decisions come, with the
         prompts of ``condition`` before them; ``None`` where rows are not of tokens."""
@@ -153,6 +158,10 @@ class ViewRows(Rows):
     @property
     def of_whole(self) -> bool:
         return self.per == "view"
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.content.sum(dim=1).clamp(min=1)
 
     def row_tokens(self, condition: Any) -> Tensor:
         """A view is a row; all views of a completion are where a decision is a token of all of them."""

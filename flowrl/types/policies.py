@@ -98,6 +98,11 @@ class FlowPolicy(Policy, Protocol):
         """The sampler's starting point at ``times[0]`` for standard normal ``noise`` [N, ...]."""
         ...
 
+    def encode(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Clean latents [N, ...] that `decode` makes these images [N, 3, H, W] of, which are in [0, 1]; what an encoder
+        draws at random follows from ``seeds`` [N]."""
+        ...
+
     def velocity(
         self, x: Tensor, t: Tensor, condition: Condition, *, guidance: float | None = None, cfg_grad: CfgGrad = "cond"
     ) -> Tensor:
@@ -134,6 +139,11 @@ class TokenPolicy(Policy, Protocol):
     end_tokens: tuple[int, ...]
     """A completion ends at the first of any of these."""
     pad_token: int
+
+    def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Completions [N, length] that say these texts and end, padded, and bool [N, length] where their tokens are; a
+        longer one is cut and does not end."""
+        ...
 
     def score(
         self,

@@ -16,11 +16,13 @@ from flowrl.estimators.matching import MatchingRows
 from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyCondition, TinyFlow
 from flowrl.models.tiny_text import TinyText
+from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Steps, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,14 @@ def family(variant: str) -> str:
     return variant.partition("/")[2] or composition.families(variant)[0]
 
 
+def known_options(variant: str) -> Mapping[str, Any]:
+    """The options of a preset by name."""
+    return inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+
+
 def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Those of these sizes that a preset has: one that decodes token by token has no steps and blocks of its own."""
-    known = inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+    known = known_options(variant)
     return {key: value for key, value in sizes.items() if key in known or key not in ("steps", "block")}
 
 
@@ -93,10 +100,44 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
     sizes = {**spec_of(name), **taken(name, SIZES[kind]), **NEEDS.get(name.partition("/")[0], {})}
+    if kind == "masked" and {"family", "draws"} <= set(known_options(name)):
+        sizes["draws"] = 2
     algorithm = composition.build({**sizes, **spec})
+    if is_recorded(algorithm):
+        changes = {"steps": steps} if kind == "diffusion" else {} if kind == "causal" else SIZES["masked"]
+        sampler: Any = algorithm.sampler
+        return replace(algorithm, sampler=replace(sampler, sampler=replace(sampler.sampler, **changes)))
     if kind == "diffusion":
         return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
+
+
+def is_recorded(algorithm: Algorithm) -> bool:
+    """Whether it reads its samples from a data set."""
+    return isinstance(algorithm.sampler, Recorded)
+
+
+def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed: int) -> list[Prompt]:
+    """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
+    ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
+    sampler: Any = algorithm.sampler
+    alone = len(sampler.columns) == 1 and not sampler.ratings
+    each = 8 if alone else len(sampler.columns)  # demonstrations are the best of eight
+    texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
+    group = torch.arange(count).repeat_interleave(each)
+    draw = Draw.of(seeds(seed, "records", iteration, count=count * each), group, iteration, 0, prompts_of(texts))
+    base = start(algorithm, disturbed=False)
+    final = sampler.sampler(base, base.condition(draw.prompts), draw).final
+    rewards, made = reward(base, final), base.decode(final)
+    found = []
+    for index in range(count):
+        rows = (group == index).nonzero()[:, 0]
+        rows = rows[rewards[rows].argsort(descending=True, stable=True)].tolist()
+        columns = {name: made[row] for name, row in zip(sampler.columns, rows, strict=False)}
+        said = [bool(rewards[row] > rewards.median()) if each == 1 else float(rewards[row]) for row in rows]
+        columns |= dict(zip(sampler.ratings, said, strict=False))
+        found.append(Prompt(texts[index * each], index, columns))
+    return sampler.prepared(found, "toys")
 
 
 def small_sampler(sampler: Any, steps: int) -> Any:
@@ -186,9 +227,12 @@ def table_of(advantage: Tensor, mask: Tensor, old: Likelihood | None = None, row
 
 
 def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
-    count = GROUP * len(PROMPTS)
-    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
-    prompts = [prompts_of(PROMPTS)[g] for g in group]
+    count, each, asked = GROUP * len(PROMPTS), GROUP, prompts_of(PROMPTS)
+    if is_recorded(algorithm):
+        each = algorithm.sampler.group
+        asked = records(algorithm, policy, count // each, iteration, seed)
+    group = torch.arange(count // each).repeat_interleave(each)
+    prompts = [asked[g] for g in group]
     shared = derive(seed, "shared", iteration)
     draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, shared, prompts)
     condition = policy.condition(draw.prompts)
@@ -198,8 +242,18 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
+    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+        said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
+
+
+def level(algorithm: Algorithm, policy: Any, iteration: int) -> float:
+    """The mean reward of what the policy makes."""
+    if is_recorded(algorithm):
+        heldout = algorithm.sampler.heldout(None, None, None)
+        algorithm = replace(algorithm, sampler=heldout, advantage=RawReward())
+    return float(roll(algorithm, policy, iteration).scores.rewards.mean())
 
 
 class Recorder(torch.optim.SGD):

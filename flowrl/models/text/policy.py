@@ -105,6 +105,18 @@ class TextPolicy(HasWeightSets):
         """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
         return self.codec.texts(final)
 
+    def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Completions [N, length] that say these texts and end, padded, and bool [N, length] where their tokens are; a
+        longer one is cut and does not end."""
+        rows = self.codec.completions(texts)
+        tokens = torch.full((len(rows), length), self.pad_token, dtype=torch.int64)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            kept = row[:length]
+            tokens[index, : len(kept)] = torch.tensor(kept)
+            mask[index, : len(kept)] = True
+        return tokens, mask
+
     # ------------------------------------------------------------------------------------------------- predictions
     def score(
         self,
@@ -239,7 +251,7 @@ class TextPolicy(HasWeightSets):
     def _balance(self, parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
         """[N] float32: 0 for rows that were not asked for anything."""
         if not parts:
-            return None
+            return None if self.network.routers is None else torch.zeros(count, device=self.device)
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
