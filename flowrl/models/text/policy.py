@@ -17,6 +17,7 @@ from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
+from flowrl.models.text.comparing import distributions_of, divergences
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
@@ -141,7 +142,6 @@ class TextPolicy(HasWeightSets):
         """
         logp, entropies, values, places = [], [], [], []
         readings: list[Reading] = []
-        apart: dict[str, list[Tensor]] = {name: [] for name in beside}
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = put(labels.flatten(), self.device)
@@ -152,9 +152,7 @@ class TextPolicy(HasWeightSets):
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
             place = put(call.place, self.device)
             if reading.balance is not None:
-                sample = torch.zeros(len(reading.balance), dtype=torch.int64)
-                sample[call.rows] = call.place // tokens.shape[1]
-                balances.append((put(sample, self.device), reading.balance))
+                balances.append((self._samples(call, len(reading.balance), tokens.shape[1]), reading.balance))
             found, spread = self.network.log_softmax(
                 reading,
                 wanted[place],
@@ -169,50 +167,25 @@ class TextPolicy(HasWeightSets):
             places.append(place)
             if spread is not None:
                 entropies.append(spread)
-            if show:
+            if show or beside:
                 readings.append(reading)
-            for name, others in beside.items():
-                options = {"beta": beta, "temperature": temperature, "excluded": self.excluded}
-                apart[name].append(self._divergence(reading, others, call.place, options))
             if valued:
                 assert self.critic is not None
                 values.append(self.critic(reading, call))
         scores = self._spread(logp, places, tokens.shape)
         if further:
             scores = scores + self._idle(condition, tokens, further)
+        flat = [call.place for call in calls]
+        options = {"beta": beta, "temperature": temperature, "excluded": self.excluded}
+        apart = {name: divergences(self.network, readings, flat, each, options) for name, each in beside.items()}
         return TokenScores(
             scores,
             self._spread(entropies, places, tokens.shape) if entropy else None,
             self._spread(values, places, tokens.shape) if valued else None,
             self._balance(balances, len(tokens)),
-            self._shown(readings, [call.place for call in calls], tokens.shape) if show else (),
+            distributions_of(self.network, readings, flat, tokens.shape, self.vocabulary) if show else (),
             {name: self._spread(parts, places, tokens.shape) for name, parts in apart.items()},
         )
-
-    def _divergence(
-        self, reading: Reading, others: Sequence[Distributions], place: Tensor, options: Mapping[str, Any]
-    ) -> Tensor:
-        """[k] at the flat places of a call, each of which is in one of ``others``."""
-        found = torch.zeros(len(place), device=self.device)
-        for other in others:
-            rows = other.where.flatten()[place]
-            if bool((rows >= 0).all()):
-                return self.network.divergence(reading, other, rows, **options)
-            some = (rows >= 0).nonzero()[:, 0]
-            if len(some):
-                there = put(some, self.device)
-                part = self.network.divergence(reading.rows(there), other, rows[some], **options)
-                found = found.index_copy(0, there, part)
-        return found
-
-    def _shown(self, readings: Sequence[Reading], places: Sequence[Tensor], shape: torch.Size) -> tuple[Distributions]:
-        """What the distributions are computed of, or nothing where no position was asked for."""
-        where = torch.full((shape.numel(),), -1, dtype=torch.int64)
-        if not readings:
-            return (Distributions(torch.zeros(0, self.vocabulary, device=self.device), where.view(shape)),)
-        flat = torch.cat(list(places))
-        where[flat] = torch.arange(len(flat))
-        return (self.network.shown(readings, where.view(shape)),)
 
     def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
         """0, with a gradient, of further calls of the network: another process makes so many more for its rows."""
@@ -247,6 +220,12 @@ class TextPolicy(HasWeightSets):
         if parts:
             flat = flat.index_copy(0, torch.cat(places), torch.cat(parts))
         return flat.view(shape)
+
+    def _samples(self, call: Forward, rows: int, length: int) -> Tensor:
+        """[n] int64: the sample of each row of a call."""
+        sample = torch.zeros(rows, dtype=torch.int64)
+        sample[call.rows] = call.place // length
+        return put(sample, self.device)
 
     def _balance(self, parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
         """[N] float32: 0 for rows that were not asked for anything."""
