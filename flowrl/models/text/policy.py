@@ -145,6 +145,7 @@ class TextPolicy(HasWeightSets):
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = put(labels.flatten(), self.device)
+        heat: dict[str, Any] = {"temperature": temperature, "excluded": self.excluded}
         room = KEPT  # of all calls together, which live until backward
         calls = list(self._calls(condition, tokens, targets))
         further = 0 if self.pace is None else self.pace.most(len(calls)) - len(calls)  # asked before the others compute
@@ -153,15 +154,8 @@ class TextPolicy(HasWeightSets):
             place = put(call.place, self.device)
             if reading.balance is not None:
                 balances.append((self._samples(call, len(reading.balance), tokens.shape[1]), reading.balance))
-            found, spread = self.network.log_softmax(
-                reading,
-                wanted[place],
-                temperature=temperature,
-                excluded=self.excluded,
-                entropy=entropy,
-                truncation=truncation,
-                keep=room,
-            )
+            cut = {"entropy": entropy, "truncation": truncation, "keep": room}
+            found, spread = self.network.log_softmax(reading, wanted[place], **heat, **cut)
             room -= len(place) * self.vocabulary
             logp.append(found)
             places.append(place)
@@ -176,7 +170,7 @@ class TextPolicy(HasWeightSets):
         if further:
             scores = scores + self._idle(condition, tokens, further)
         flat = [call.place for call in calls]
-        options = {"beta": beta, "temperature": temperature, "excluded": self.excluded}
+        options = {"beta": beta, **heat}
         apart = {name: divergences(self.network, readings, flat, each, options) for name, each in beside.items()}
         return TokenScores(
             scores,
