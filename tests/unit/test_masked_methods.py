@@ -535,7 +535,7 @@ class Silent(TinyText):
 
     def score(self, condition, tokens, targets, labels, **options) -> TokenScores:
         found = super().score(condition, tokens, targets, labels, **options)
-        return found if bool(targets.any()) else TokenScores(torch.zeros(targets.shape))
+        return found if bool(targets.any()) else TokenScores(torch.zeros(targets.shape), found.entropy)
 
 
 def test_a_block_of_empty_views_is_no_error() -> None:
