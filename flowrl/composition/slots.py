@@ -54,6 +54,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.flow",
             "flowrl.samplers.branching",
             "flowrl.samplers.masked",
+            "flowrl.samplers.editing",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
             "flowrl.samplers.recorded",
