@@ -53,6 +53,7 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.samplers.flow",
             "flowrl.samplers.branching",
+            "flowrl.samplers.previews",
             "flowrl.samplers.masked",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
@@ -82,6 +83,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.advantages",
             "flowrl.parts.comparisons",
             "flowrl.parts.tree_advantages",
+            "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
             "flowrl.parts.records",
         ),
