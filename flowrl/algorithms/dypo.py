@@ -25,8 +25,8 @@ def dypo(
 ) -> Algorithm:
     """Tocci-Zhu/DYPO for the pair loss (its test of the gradient; sums of token log-ratios to the reference);
     constants from notes: ``alpha GRPO + (1 - alpha) GAL`` on mixed groups, ``gamma`` SFT on the answers of all
-    teachers, one a column, where no sample is right. ``gate`` false learns from all own samples and from no demonstration;
-    with alpha 1 that is `grpo`. Rewards above ``threshold`` are right."""
+    teachers, one a column, where no sample is right. ``gate`` false learns from all own samples and from no
+    demonstration; with alpha 1 that is `grpo`. Rewards above ``threshold`` are right."""
     base = grpo(kl=0.0, length=length, temperature=temperature)
     return replace(
         base,

@@ -12,7 +12,7 @@ PAPER = "arXiv:2602.03309"
 
 def egspo(*, share: float = 0.2, attenuation: float = 0.5, length: int = 256, temperature: float = 1.0) -> Algorithm:
     """Reconstruction from the abstract: the ``share`` of the batch's tokens with the highest entropy has PPO's
-    gradient, the others ``attenuation`` of it, with the same advantages; both numbers are ours. ``attenuation`` 1 is `ppo`, 0 has
-    forking tokens alone. Its first stage is a run of `sft`, whose weights this one starts from."""
+    gradient, the others ``attenuation`` of it, with the same advantages; both numbers are ours. ``attenuation`` 1 is
+    `ppo`, 0 has forking tokens alone. Its first stage is a run of `sft`, whose weights this one starts from."""
     base = ppo(length=length, temperature=temperature)
     return replace(base, loss_masks=(TopEntropy(share, rest=attenuation),))

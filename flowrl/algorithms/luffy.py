@@ -1,4 +1,4 @@
-"""LUFFY: groups that hold a demonstration, whose probability is shaped instead of a clipped ratio (arXiv:2504.14945)."""
+"""LUFFY: groups that hold a demonstration, whose probability is shaped in place of a ratio (arXiv:2504.14945)."""
 
 from dataclasses import replace
 

@@ -19,9 +19,9 @@ from flowrl.types import DATA, Batch, Likelihood, Objective
 class Demonstrated(ObjectiveDefaults):
     """``-weight w log p`` of every decision, whatever its advantage, w a number of the live policy without gradient.
 
-    tokens: ``even`` w = 1, maximum likelihood; ``uncertain`` p (1 - p), which leaves out what the policy says anyway and
-        what it never would (CHORD's phi, arXiv:2508.11408); ``likely`` p, the gradient of p itself: the expectation of
-        rewarding one sampled token for being the demonstration's (one-token rollouts, arXiv:2509.26313; DFT).
+    tokens: ``even`` w = 1, maximum likelihood; ``uncertain`` p (1 - p), which leaves out what the policy says anyway
+        and what it never would (CHORD's phi, arXiv:2508.11408); ``likely`` p, the gradient of p itself: the expectation
+        of rewarding one sampled token for being the demonstration's (one-token rollouts, arXiv:2509.26313; DFT).
     """
 
     weight: float = 1.0
@@ -42,8 +42,8 @@ class Demonstrated(ObjectiveDefaults):
 
 @dataclass(frozen=True)
 class ShapedProbability(ObjectiveDefaults):
-    """``-A f(p)``, ``f(p) = p / (p + gamma)``: the policy gradient of demonstrations whose own probability is taken as 1,
-    shaped so that unlikely tokens have more of it. LUFFY (arXiv:2504.14945); no clip."""
+    """``-A f(p)``, ``f(p) = p / (p + gamma)``: the policy gradient of demonstrations whose own probability is taken
+    as 1, shaped so that unlikely tokens have more of it. LUFFY (arXiv:2504.14945); no clip."""
 
     gamma: float = 0.1
     needs_old_logp: ClassVar[bool] = False

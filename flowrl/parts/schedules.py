@@ -1,5 +1,5 @@
-"""Coefficients that follow the iteration alone (`flowrl.types.Coefficient`). The algorithm's own value, that of the first
-iteration, should be theirs at 0."""
+"""Coefficients that follow the iteration alone (`flowrl.types.Coefficient`). The algorithm's own value, that of the
+first iteration, should be theirs at 0."""
 
 from __future__ import annotations
 
