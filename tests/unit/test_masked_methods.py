@@ -25,8 +25,9 @@ from flowrl.parts.regularizers import BoundKL
 from flowrl.parts.selections import AllSamples
 from flowrl.parts.token_advantages import SurrogateImportance
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Batch, Draw, IncompatibleError, Likelihood, TokenTrace, ViewRows, prompts_of
+from flowrl.types import Batch, Draw, IncompatibleError, Likelihood, TokenScores, TokenTrace, ViewRows, prompts_of
 from tests.contract.toys import disturb, gradients, roll, rollout_of, small, start, table_of
+from tests.training import Work, config_of, train
 from tests.unit.test_masked_bounds import (
     Y,
     Z,
@@ -527,3 +528,36 @@ def test_what_does_not_fit_is_refused(spec: dict, says: str) -> None:
     with pytest.raises(UserError) as error:
         composition.build(spec)
     assert says in str(error.value)
+
+
+class Silent(TinyText):
+    """A network that is not run where nothing is asked, so that its answer has no gradient."""
+
+    def score(self, condition, tokens, targets, labels, **options) -> TokenScores:
+        found = super().score(condition, tokens, targets, labels, **options)
+        return found if bool(targets.any()) else TokenScores(torch.zeros(targets.shape))
+
+
+def test_a_block_of_empty_views_is_no_error() -> None:
+    """A micro-batch may hold views behind a completion's end alone: they add nothing, with one row or with many."""
+    algorithm = small("just_grpo")
+    policy = Silent(3, 3, ("a", "b"), end=0)
+    it = roll(algorithm, policy)
+    assert bool((it.rollout.trace.mask.sum(dim=1) == 1).any())
+    whole, pieces = (gradients(algorithm, it, micro_batch=rows)[0] for rows in (1000, 1))
+    assert torch.allclose(pieces, whole, rtol=2e-4, atol=2e-6 * float(whole.norm())) and float(whole.norm()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["just_grpo", "agrpo", "d2", "cj_grpo", "espo", "ebpo", "stable_drl", "dipo", "diffpo"]
+)
+def test_two_real_iterations(name: str) -> None:
+    """On the embedded sudoku model: every update has a gradient, and the ratio is 1 before the first."""
+    values = config_of(name, "sudoku")
+    if name == "ebpo":
+        values["algorithm"]["draws"] = 2
+    made = train(values, Work(2))
+    assert len(made.gradients) == 4 and all(float(g.norm()) > 0 for g in made.gradients)
+    for metrics in made.metrics:
+        assert metrics["ratio/first_max_deviation"] < 1e-4 and math.isfinite(metrics["loss"])

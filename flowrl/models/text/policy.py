@@ -212,7 +212,7 @@ class TextPolicy(HasWeightSets):
     def _balance(self, parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
         """[N] float32: 0 for rows that were not asked for anything."""
         if not parts:
-            return None
+            return None if self.network.routers is None else torch.zeros(count, device=self.device)
         rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
         return torch.zeros(count, device=self.device).index_copy(0, rows, values)
 
