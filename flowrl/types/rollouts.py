@@ -236,7 +236,8 @@ class Scores:
     feedback: Tensor | None = field(default=None, kw_only=True)  # [N] or [N, E], see `Rollout.feedback`
     nodes: Tensor | None = field(default=None, kw_only=True)  # [N, E + 1], see `Steps.node` and `TokenTrace.node`
     steps: Tensor | None = field(default=None, kw_only=True)
-    """[N, E, R]: rewards of what a sample would have become after each of its steps (`Steps.previews`)."""
+    """[N, E] float64: the total reward of what a sample would have become before its first step and after each of them
+    (`Steps.previews`); NaN where it could not be scored."""
 
     @property
     def own(self) -> Tensor:

@@ -90,6 +90,8 @@ TOY = {
     "flow_cps": {"clip": 0.2},
     "dance_grpo": {"clip": 0.2, "noise": 0.7},
     "mix_grpo": {"clip": 0.2, "size": 3, "every": 2},
+    "dense_grpo": {"clip": 0.2, "kl": 0.001},
+    "turning_point": {"clip": 0.2},
     "branch_grpo": {"clip": 0.2, "noise": 0.7},
     "tree_grpo": {"clip": 0.2},
     "tempflow_grpo": {"clip": 0.2},

@@ -21,7 +21,7 @@ from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Steps, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def is_recorded(algorithm: Algorithm) -> bool:
 def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed: int) -> list[Prompt]:
     """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
     ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
-    sampler: Any = algorithm.sampler
+    sampler: Any = getattr(algorithm.sampler, "data", algorithm.sampler)
     alone = len(sampler.columns) == 1 and not sampler.ratings
     each = 8 if alone else len(sampler.columns)  # demonstrations are the best of eight
     texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
@@ -195,6 +195,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     if is_recorded(algorithm):
         each = algorithm.sampler.group
         asked = records(algorithm, policy, count // each, iteration, seed)
+    elif hasattr(algorithm.sampler, "prepared"):  # demonstrations beside the policy's own samples
+        asked = records(algorithm, policy, len(PROMPTS), iteration, seed)
     group = torch.arange(count // each).repeat_interleave(each)
     prompts = [asked[g] for g in group]
     shared = derive(seed, "shared", iteration)
@@ -206,13 +208,15 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
+    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+        said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
 
 
 def level(algorithm: Algorithm, policy: Any, iteration: int) -> float:
     """The mean reward of what the policy makes."""
-    if is_recorded(algorithm):
+    if hasattr(algorithm.sampler, "prepared"):
         heldout = algorithm.sampler.heldout(None, None, None)
         algorithm = replace(algorithm, sampler=heldout, advantage=RawReward())
     return float(roll(algorithm, policy, iteration).scores.rewards.mean())
