@@ -120,7 +120,7 @@ def is_recorded(algorithm: Algorithm) -> bool:
 def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed: int) -> list[Prompt]:
     """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
     ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
-    sampler: Any = algorithm.sampler
+    sampler: Any = getattr(algorithm.sampler, "data", algorithm.sampler)
     alone = len(sampler.columns) == 1 and not sampler.ratings
     each = 8 if alone else len(sampler.columns)  # demonstrations are the best of eight
     texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
@@ -231,6 +231,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     if is_recorded(algorithm):
         each = algorithm.sampler.group
         asked = records(algorithm, policy, count // each, iteration, seed)
+    elif hasattr(algorithm.sampler, "prepared"):  # demonstrations beside the policy's own samples
+        asked = records(algorithm, policy, len(PROMPTS), iteration, seed)
     group = torch.arange(count // each).repeat_interleave(each)
     prompts = [asked[g] for g in group]
     shared = derive(seed, "shared", iteration)
@@ -250,7 +252,7 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
 
 def level(algorithm: Algorithm, policy: Any, iteration: int) -> float:
     """The mean reward of what the policy makes."""
-    if is_recorded(algorithm):
+    if hasattr(algorithm.sampler, "prepared"):
         heldout = algorithm.sampler.heldout(None, None, None)
         algorithm = replace(algorithm, sampler=heldout, advantage=RawReward())
     return float(roll(algorithm, policy, iteration).scores.rewards.mean())
