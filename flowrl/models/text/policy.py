@@ -133,13 +133,9 @@ class TextPolicy(HasWeightSets):
         beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
         beta: float = 0.5,
     ) -> TokenScores:
-        """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
-
-        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy``
-        is that of the distribution so made; values are the critic's, where there is one and the live weights are in
-        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk. ``show``, ``beside`` and
-        ``beta``: see `flowrl.types.TokenPolicy.score`.
-        """
+        """As `flowrl.types.TokenPolicy.score`; 0 at other positions. ``entropy`` is that of the tempered and truncated
+        distribution; values are the critic's, where there is one and the live weights are in use. Only the positions
+        asked for pass through the vocabulary layer, chunk by chunk."""
         logp, entropies, values, places = [], [], [], []
         readings: list[Reading] = []
         balances: list[tuple[Tensor, Tensor]] = []
@@ -148,6 +144,7 @@ class TextPolicy(HasWeightSets):
         heat: dict[str, Any] = {"temperature": temperature, "excluded": self.excluded}
         room = KEPT  # of all calls together, which live until backward
         calls = list(self._calls(condition, tokens, targets))
+        flat = [call.place for call in calls]
         further = 0 if self.pace is None else self.pace.most(len(calls)) - len(calls)  # asked before the others compute
         for call in calls:
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
@@ -169,9 +166,9 @@ class TextPolicy(HasWeightSets):
         scores = self._spread(logp, places, tokens.shape)
         if further:
             scores = scores + self._idle(condition, tokens, further)
-        flat = [call.place for call in calls]
-        options = {"beta": beta, **heat}
-        apart = {name: divergences(self.network, readings, flat, each, options) for name, each in beside.items()}
+        apart = {
+            n: divergences(self.network, readings, flat, each, {"beta": beta, **heat}) for n, each in beside.items()
+        }
         return TokenScores(
             scores,
             self._spread(entropies, places, tokens.shape) if entropy else None,
