@@ -19,6 +19,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.causal": "causal",
     "flowrl.estimators.transitions": "diffusion",
     "flowrl.estimators.matching": "diffusion",
+    "flowrl.estimators.directions": "diffusion",
     "flowrl.estimators.masked": "masked",
     "flowrl.estimators.tokens": "causal",
 }
