@@ -221,20 +221,27 @@ def _buckets(gradients: Gradients) -> Iterator[list[int]]:
         yield bucket
 
 
-def combine(
+def add_combined(
     channels: Sequence[Gradients],
     parameters: Sequence[torch.nn.Parameter],
     combination: Combination,
     scale: float,
     ranks: Ranks,
-) -> Gradients:
-    """``sum_c w_c g_c`` with the weights that a combination makes of the inner products ``g_c . g_d``, which are those
-    of the whole gradients, over all processes and without the ``scale`` of the loss; the sum is of this process'."""
+    note: Callable[[Tensor, Tensor], None],
+) -> None:
+    """Add ``sum_c w_c g_c`` to the gradients of the parameters, with the weights that a combination makes of the inner
+    products ``g_c . g_d``, which are those of the whole gradients, over all processes and without the ``scale`` of the
+    loss; the sum is of this process'. ``note`` is told weights [C] and inner products [C, C]."""
     sums = [summed(channel, parameters, ranks) for channel in channels]
     whole = [[None if g is None else wide(g) / scale for g in channel] for channel in sums]
     products = torch.stack(to_host([_inner(a, b) for a in whole for b in whole]))
-    weights = combination(products.view(len(whole), len(whole)))
-    return [_weighted(weights, column) for column in zip(*channels, strict=True)]
+    gram = products.view(len(whole), len(whole))
+    weights = combination(gram)
+    note(weights, gram)
+    for parameter, column in zip(parameters, zip(*channels, strict=True), strict=True):
+        gradient = _weighted(weights, column)
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 def _inner(a: Gradients, b: Gradients) -> Tensor:

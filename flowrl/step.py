@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl.coupling import Gradients, Measure, clip, combine, coupled_gradient, gathered, summed, take_gradients
+from flowrl.coupling import Gradients, Measure, add_combined, clip, coupled_gradient, gathered, summed, take_gradients
 from flowrl.errors import UserError
 from flowrl.math.random import derive, permutation
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.combinations import OfTerms
 from flowrl.parts.decision_record import DecisionRecord
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.runtime.ranks import together
@@ -201,7 +202,7 @@ def _table(update: _Update, rollout: Rollout, rows: Rows, held: Rows, advantage:
     feedback = None if rollout.feedback is None else share.gather(rollout.feedback)
     of_all = (share.gather(rollout.group), share.gather(rollout.source), feedback)
     table = Table(rows, *of_all, advantage, mask, even, old, None if share.whole else held)
-    changes = algorithm.objective.needs_old_logp and settings.updates * settings.epochs > 1
+    changes = algorithm.needs_old_logp and settings.updates * settings.epochs > 1
     if algorithm.token_advantage or (old is None and changes):
         table = replace(table, old=_old(update, table, torch.arange(len(mask))))
     for part in algorithm.token_advantage:
@@ -277,11 +278,10 @@ def _accumulate(update: _Update, table: Table, index: Tensor) -> bool:
     if algorithm.penalised:
         one = replace(table, advantage=table.advantage[..., 0])
         trained |= _gradient(update, one, index, weight, "regularizers")
-    scale = update.scaler.get_scale()
-    combined = combine(channels, parameters, algorithm.combination, scale, update.ranks)
-    for parameter, gradient in zip(parameters, combined, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if isinstance(algorithm.combination, OfTerms):
+            channels.append(take_gradients(parameters))
+    scale, note = update.scaler.get_scale(), update.metrics.add_combination
+    add_combined(channels, parameters, algorithm.combination, scale, update.ranks, note)
     return trained
 
 

@@ -50,6 +50,7 @@ class Work:
 def config_of(preset: str, base: str, **changes: Any) -> dict[str, Any]:
     """A small run on an embedded world; keys of ``changes`` with a dot or two, as ``train__updates``."""
     from flowrl.composition import build
+    from tests.contract.toys import taken
 
     family = build(preset).family
     sizes: dict[str, Any] = {
@@ -62,7 +63,7 @@ def config_of(preset: str, base: str, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "name": preset,
         "model": {"path": base, **({"full": True} if full else {"lora": {"rank": 4, "alpha": 8}})},
-        "algorithm": {"use": preset, **sizes},
+        "algorithm": {"use": preset, **taken(preset, sizes)},
         "data": {
             "train": f"{base}:train",
             "test": f"{base}:test",

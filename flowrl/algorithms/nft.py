@@ -27,5 +27,5 @@ def nft(
         dr_grpo(length=length, temperature=temperature),
         advantage=Labels(threshold, centred=True),
         objective=NegativeAware(prompts, wrong),
-        selection=ReplaceFlatGroups(),
+        selection=ReplaceFlatGroups(by="advantage"),
     )

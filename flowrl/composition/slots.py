@@ -49,7 +49,18 @@ class Slot:
 
 SLOTS: dict[str, Slot] = {
     "sampler": Slot(
-        Sampler, ("flowrl.samplers.flow", "flowrl.samplers.masked", "flowrl.samplers.causal", "flowrl.samplers.rivals")
+        Sampler,
+        (
+            "flowrl.samplers.flow",
+            "flowrl.samplers.branching",
+            "flowrl.samplers.previews",
+            "flowrl.samplers.masked",
+            "flowrl.samplers.editing",
+            "flowrl.samplers.causal",
+            "flowrl.samplers.rivals",
+            "flowrl.samplers.recorded",
+            "flowrl.samplers.mixed",
+        ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
     "window": Slot(Window, ("flowrl.samplers.windows",)),
@@ -58,6 +69,7 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.estimators.transitions",
             "flowrl.estimators.matching",
+            "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
             "flowrl.estimators.pathwise",
@@ -65,21 +77,55 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.adjoint",
         ),
     ),
-    "views": Slot(ViewDraw, ("flowrl.estimators.views",)),
+    "views": Slot(
+        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+    ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
-    "advantage": Slot(Advantage, ("flowrl.parts.advantages", "flowrl.parts.comparisons")),
-    "token_advantage": Slot(TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences")),
+    "advantage": Slot(
+        Advantage,
+        (
+            "flowrl.parts.advantages",
+            "flowrl.parts.comparisons",
+            "flowrl.parts.tree_advantages",
+            "flowrl.parts.step_advantages",
+            "flowrl.parts.group_advantages",
+            "flowrl.parts.records",
+        ),
+    ),
+    "token_advantage": Slot(
+        TokenAdvantage,
+        (
+            "flowrl.parts.token_advantages",
+            "flowrl.parts.divergences",
+            "flowrl.parts.shaping",
+            "flowrl.parts.distillation",
+        ),
+    ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
-    "loss_masks": Slot(LossMask, ()),
+    "loss_masks": Slot(LossMask, ("flowrl.parts.loss_masks",)),
     "objective": Slot(
         Objective,
-        ("flowrl.parts.objectives", "flowrl.parts.bounds", "flowrl.parts.regressions", "flowrl.parts.labels"),
+        (
+            "flowrl.parts.objectives",
+            "flowrl.parts.bounds",
+            "flowrl.parts.regressions",
+            "flowrl.parts.labels",
+            "flowrl.parts.evidence",
+            "flowrl.parts.contrasts",
+            "flowrl.parts.surrogates",
+            "flowrl.parts.distillation",
+            "flowrl.parts.preferences",
+            "flowrl.parts.mixtures",
+        ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers",)),
+    "regularizers": Slot(
+        Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
+    ),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
-    "combination": Slot(Combination, ()),
-    "coefficients": Slot(Coefficient, ()),
+    "combination": Slot(Combination, ("flowrl.parts.combinations",)),
+    "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),
+    "coefficients": Slot(Coefficient, ("flowrl.parts.controllers", "flowrl.parts.schedules")),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

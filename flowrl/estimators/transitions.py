@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put, wide
-from flowrl.math.flow import mean_of, measure_step
+from flowrl.math.flow import measure_step
 from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
 from flowrl.math.random import uniform
 from flowrl.types import (
@@ -76,6 +76,11 @@ class TransitionRows(RecordedRows):
     """Recorded steps to be trained."""
 
     squared: Tensor
+    shared: Tensor | None = None  # [N, D] int64, see `Rows.node`
+
+    @property
+    def node(self) -> Tensor | None:
+        return self.shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,8 @@ class Transitions:
         not depend on s.
     reduction: over the D latent elements, see `flowrl.math.gaussians.reduce_factor`.
     fraction: share of the recorded steps trained, drawn anew for each sample (DanceGRPO: 0.6).
-    kl: what ``kl/<set>`` means. ``exact`` is the KL of the two kernels per latent element; ``per_time`` multiplies
+    kl: what ``kl/<set>`` means (``kl/sampler`` is always ``exact``, without gradient, and there where the sampler keeps
+        its means). ``exact`` is the KL of the two kernels per latent element; ``per_time`` multiplies
     it by
         ``|t' - t|``, which is what Flow-GRPO's code computes (its std omits the square root of the step); ``shift`` is
         the mean squared shift of the mean itself, FlowCPS's.
@@ -131,7 +137,8 @@ class Transitions:
             raise IncompatibleError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
         event = torch.arange(steps.t.shape[1]).expand(steps.t.shape)
         sample = torch.arange(len(event))[:, None].expand(event.shape)
-        rows = TransitionRows(steps.t, steps.t_next, steps, sample, event, steps.squared)
+        node = None if steps.node is None else steps.node[:, 1:]
+        rows = TransitionRows(steps.t, steps.t_next, steps, sample, event, steps.squared, node)
         return rows if self.fraction >= 1 else self._subset(rows, seeds)
 
     def _subset(self, rows: TransitionRows, seeds: Tensor) -> TransitionRows:
@@ -169,9 +176,17 @@ class Transitions:
         squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
         extra = {}
         for name, other in frozen.items():
-            shift = mean - mean_of(rows.dynamics, x, other, t, t_next)
+            apart, mean_other, _ = measure_step(rows.dynamics, x, other, x_next, t, t_next)
+            shift = mean - mean_other
             extra[f"kl/{name}"] = self._divergence(shift, s, put(t - t_next, s))
             extra[f"prediction/{name}"] = mean_square(v - other, 1)
+            if self.measure != "noise":
+                count = elements(x, 1)
+                extra[f"log_ratio/{name}"] = self._log(squared.detach(), s, count) - self._log(apart, s, count)
+        kept = rows.mean
+        if kept is not None:
+            moved = mean.detach() - put(_flat(kept), mean.device)
+            extra["kl/sampler"] = kl_equal_variance(moved, s, 1) / elements(moved, 1)
         if self.measure == "noise":
             logp = self._noise_ratio(mean, rows, x_next, s)
         else:

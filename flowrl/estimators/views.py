@@ -27,6 +27,10 @@ class Views:
     hidden: Tensor  # [N, m, L] bool
     targets: Tensor  # [N, m, L] bool; a subset of hidden
     weights: Tensor  # [N, m, L] float64; 0 off the targets
+    inputs: Tensor | None = None
+    """[N, m, L] what the model reads, if it is not the completion with its ``hidden`` positions masked."""
+    labels: Tensor | None = None
+    """[N, m, L] what is asked for, if it is not the completion's tokens."""
 
 
 class ViewDraw(Protocol):
@@ -40,7 +44,7 @@ class ViewDraw(Protocol):
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views: ...
 
 
-def _need(times: tuple[float, float] = (0.0, 1.0), **counts: int) -> None:
+def check_draws(times: tuple[float, float] = (0.0, 1.0), **counts: int) -> None:
     """Raise `ValueError` for counts below 1, or a range of times that is not within [0, 1]."""
     for name, count in counts.items():
         if count < 1:
@@ -49,7 +53,7 @@ def _need(times: tuple[float, float] = (0.0, 1.0), **counts: int) -> None:
         raise ValueError(f"low={times[0]} and high={times[1]} should be times within 0 and 1, the lower one first")
 
 
-def _views(content: Tensor, hidden_content: Tensor, weight: Tensor) -> Views:
+def asked_views(content: Tensor, hidden_content: Tensor, weight: Tensor) -> Views:
     """All hidden content is asked for, with ``weight`` [N, m]; the tail after the end is hidden too."""
     tail = ~content[:, None].expand_as(hidden_content)
     return Views(hidden_content | tail, hidden_content, hidden_content * weight[..., None])
@@ -66,7 +70,7 @@ class FullMask:
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask
-        return _views(content, content[:, None], torch.ones(len(content), 1, dtype=torch.float64))
+        return asked_views(content, content[:, None], torch.ones(len(content), 1, dtype=torch.float64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ class RandomCount:
     systematic: bool = True
 
     def __post_init__(self) -> None:
-        _need(draws=self.draws)
+        check_draws(draws=self.draws)
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask
@@ -87,8 +91,8 @@ class RandomCount:
             count = systematic_counts(uniform(seeds, (), stream=COUNT_STREAM), self.draws, length)
         else:
             count = (uniform(seeds, (self.draws,), stream=COUNT_STREAM) * length[:, None]).long() + 1
-        hidden = _subset(content, count, seeds)
-        return _views(content, hidden, length[:, None] / count.double())
+        hidden = random_positions(content, count, seeds)
+        return asked_views(content, hidden, length[:, None] / count.double())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ class RandomTime:
     weight: Literal["inverse", "mean"] = "inverse"
 
     def __post_init__(self) -> None:
-        _need((self.low, self.high), draws=self.draws)
+        check_draws((self.low, self.high), draws=self.draws)
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         t = self.low + (self.high - self.low) * uniform(seeds, (self.draws,), stream=COUNT_STREAM)
@@ -117,7 +121,7 @@ class TimeGrid:
     draws: int = 4
 
     def __post_init__(self) -> None:
-        _need(draws=self.draws)
+        check_draws(draws=self.draws)
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         start = uniform(seeds, (1,), stream=COUNT_STREAM)
@@ -133,8 +137,8 @@ class Quadrature:
 
     counts: ``bernoulli`` as above; ``floor`` hides exactly max(1, floor(t L)) random positions, as the public codes
         derived from GDPO's do. That takes the variance over the number away, and is biased by the rounding: the
-        weights stay w / t, so a constant log-probability is estimated at .72, .87 and .99 of its value for L = 8, 16
-        and 64 with three nodes.
+        weights stay w / t, so a constant log-probability is estimated at 1.03, .87 and .99 of its value for L = 8, 16
+        and 64 with three nodes (.72 for 8 where the first node hides none).
     """
 
     nodes: int = 3
@@ -142,7 +146,7 @@ class Quadrature:
     counts: Literal["bernoulli", "floor"] = "bernoulli"
 
     def __post_init__(self) -> None:
-        _need(nodes=self.nodes, repeats=self.repeats)
+        check_draws(nodes=self.nodes, repeats=self.repeats)
 
     @property
     def draws(self) -> int:
@@ -153,7 +157,7 @@ class Quadrature:
         times = t.repeat(self.repeats).expand(len(trace.mask), -1)
         if self.counts == "floor":
             count = (times * trace.mask.sum(dim=1, keepdim=True)).long().clamp(min=1)
-            views = _views(trace.mask, _subset(trace.mask, count, seeds), 1 / times)
+            views = asked_views(trace.mask, random_positions(trace.mask, count, seeds), 1 / times)
         else:
             views = _at_times(trace, times, seeds, "inverse")
         share = w.repeat(self.repeats) * self.nodes  # the mean over views is then the weighted sum over nodes
@@ -173,7 +177,7 @@ class Coupled:
     full: bool = True
 
     def __post_init__(self) -> None:
-        _need((self.low, self.high), pairs=self.pairs)
+        check_draws((self.low, self.high), pairs=self.pairs)
 
     @property
     def draws(self) -> int:
@@ -190,7 +194,7 @@ class Coupled:
             hidden.insert(0, content[:, None])
             scale = self.draws / 2
             weight = [torch.full((len(t), 1), scale).double(), *(w * scale / self.pairs for w in weight)]
-        return _views(content, torch.cat(hidden, dim=1), torch.cat(weight, dim=1))
+        return asked_views(content, torch.cat(hidden, dim=1), torch.cat(weight, dim=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +207,7 @@ class BlockRandom:
     draws: int = 2
 
     def __post_init__(self) -> None:
-        _need(block=self.block, draws=self.draws)
+        check_draws(block=self.block, draws=self.draws)
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask
@@ -238,7 +242,7 @@ class BlockAndAfter:
     corrupt: float = 0.15
 
     def __post_init__(self) -> None:
-        _need(block=self.block, draws=self.draws)
+        check_draws(block=self.block, draws=self.draws)
         if not 0 <= self.corrupt <= 1:
             raise ValueError(f"corrupt={self.corrupt} should be a probability, from 0 to 1")
 
@@ -263,7 +267,7 @@ class BlockAndAfter:
             coin = uniform(seeds, shape, stream=CORRUPTION_STREAM)
             hidden |= content[:, None] & (place < chosen) & (coin < self.corrupt)
         length = content.sum(dim=1, keepdim=True).double()
-        return _views(content, hidden, length / hidden.sum(dim=-1))
+        return asked_views(content, hidden, length / hidden.sum(dim=-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,30 +280,26 @@ class Trajectory:
     through: which fixed tokens are asked for: ``all``, also those behind the end that a block was filled up with (they
         were shown to later steps, so the exact trajectory needs them); ``end``, the content; ``before_end``, without
         the end token itself, as TraceRL's released code does (``post_num: 0``).
+    by: which steps are merged: ``own_steps``, those in which the completion fixed something; ``steps``, those of the
+        sampler, so that all completions are cut at the same times (d2's StepMerge, arXiv:2509.21474).
     """
 
     limit: int
     merge: int = 1
     through: Literal["all", "end", "before_end"] = "all"
+    by: Literal["own_steps", "steps"] = "own_steps"
 
     def __post_init__(self) -> None:
-        _need(limit=self.limit, merge=self.merge)
+        check_draws(limit=self.limit, merge=self.merge)
 
     @property
     def draws(self) -> int:
         return self.limit
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
-        if trace.order is None:
-            raise IncompatibleError("a trajectory is scored on a masked sampler's record of steps")
-        order = trace.order
+        order = order_of(trace)
         fixed = order >= 0
-        steps = torch.where(fixed, order, torch.full_like(order, torch.iinfo(torch.int64).max))
-        # steps in which a row fixed nothing (early exit of a block) do not count
-        ranks = torch.zeros_like(order)
-        for row, values in enumerate(steps):
-            ranks[row] = torch.unique(values, return_inverse=True)[1]
-        group = ranks // self.merge
+        group = (order if self.by == "steps" else own_steps(order)) // self.merge
         if int(group[fixed].max()) >= self.limit:
             raise IncompatibleError(
                 f"trajectories have more than {self.limit} x {self.merge} steps; raise estimator.views.limit"
@@ -315,12 +315,7 @@ class Trajectory:
             return torch.ones_like(trace.mask)
         if self.through == "end":
             return trace.mask
-        if trace.ended is None:
-            raise IncompatibleError(
-                "estimator.views.through=before_end needs a sampler that tells which completions ended"
-            )
-        last = trace.mask & (trace.mask.flip(1).cumsum(dim=1).flip(1) == 1)
-        return trace.mask & ~(last & trace.ended[:, None])
+        return before_end(trace)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +329,7 @@ class EachAlone:
     draws: int = 4
 
     def __post_init__(self) -> None:
-        _need(draws=self.draws)
+        check_draws(draws=self.draws)
 
     def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
         content = trace.mask
@@ -344,10 +339,32 @@ class EachAlone:
         rank = key.argsort(dim=1).argsort(dim=1)
         turn = torch.arange(self.draws) % length[:, None]
         hidden = content[:, None] & (rank[:, None] == turn[..., None])
-        return _views(content, hidden, length[:, None].double().expand(-1, self.draws))
+        return asked_views(content, hidden, length[:, None].double().expand(-1, self.draws))
 
 
-def _subset(content: Tensor, count: Tensor, seeds: Tensor) -> Tensor:
+def order_of(trace: TokenTrace) -> Tensor:
+    """[N, L] the step at which each position was fixed, -1 for never."""
+    if trace.order is None:
+        raise IncompatibleError("a trajectory is scored on a masked sampler's record of steps")
+    return trace.order
+
+
+def own_steps(order: Tensor) -> Tensor:
+    """[N, L] int64: in which of its completion's steps each position was fixed. Steps in which a row fixed nothing (a
+    block that was finished early) do not count; positions that were never fixed come after the last."""
+    steps = torch.where(order >= 0, order, torch.full_like(order, torch.iinfo(torch.int64).max))
+    return torch.stack([torch.unique(row, return_inverse=True)[1] for row in steps])
+
+
+def before_end(trace: TokenTrace) -> Tensor:
+    """[N, L] bool: the content without the end token."""
+    if trace.ended is None:
+        raise IncompatibleError("estimator.views.through=before_end needs a sampler that tells which completions ended")
+    last = trace.mask & (trace.mask.flip(1).cumsum(dim=1).flip(1) == 1)
+    return trace.mask & ~(last & trace.ended[:, None])
+
+
+def random_positions(content: Tensor, count: Tensor, seeds: Tensor) -> Tensor:
     """[N, m, L] bool: ``count`` [N, m] random positions of the content."""
     shape = (count.shape[1], content.shape[1])
     return random_subset(uniform(seeds, shape, stream=MASK_STREAM), content[:, None].expand(-1, *shape), count)
@@ -359,4 +376,4 @@ def _at_times(trace: TokenTrace, t: Tensor, seeds: Tensor, weight: Literal["inve
     coin = uniform(seeds, (t.shape[1], content.shape[1]), stream=MASK_STREAM)
     hidden = content[:, None] & (coin < t[..., None])
     factor = 1 / t.clamp(min=1e-12) if weight == "inverse" else 1 / hidden.sum(dim=-1).clamp(min=1).double()
-    return _views(content, hidden, factor)
+    return asked_views(content, hidden, factor)

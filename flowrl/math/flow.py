@@ -123,6 +123,20 @@ class DanceSDE:
         return _sde(torch.full_like(t, self.noise), t, t_next)
 
 
+@dataclass(frozen=True)
+class LinearSDE:
+    """The same SDE with ``g = low + (high - low) t``, which dies out towards the picture. Flow-GRPO's and Flash-GRPO's
+    for Wan (arXiv:2605.15980), where ``high`` is the second time of the grid and ``low`` the last, 0."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """As those of `FlowSDE`, with linear ``g``."""
+        t, t_next = t.double(), t_next.double()
+        return _sde(self.low + (self.high - self.low) * t, t, t_next)
+
+
 def _sde(g: Tensor, t: Tensor, t_next: Tensor) -> Coefficients:
     dt = t_next - t
     drift = g**2 / (2 * t)  # times the predicted noise e^ = x + (1 - t) v, i.e. minus t times the score

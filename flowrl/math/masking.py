@@ -72,6 +72,15 @@ def draw_tokens(
     return torch.cat(tokens), torch.cat(logp)
 
 
+def drawn_entropy(logits: Tensor, temperature: float, truncation: Truncation = ALL_TOKENS) -> Tensor:
+    """[K] float32 entropy, in nats, of the distributions that `draw_tokens` draws from; 0 for greedy."""
+    if temperature == 0:
+        return torch.zeros(len(logits), device=logits.device)
+    rows = max(1, CELLS // logits.shape[-1])
+    heated = (truncate(part / temperature, truncation).softmax(dim=-1) for part in logits.split(rows))
+    return torch.cat([torch.special.entr(p).sum(dim=-1).float() for p in heated])
+
+
 def _draw(
     logits: Tensor, numbers: Tensor, temperature: Tensor | float, truncation: Truncation
 ) -> tuple[Tensor, Tensor]:

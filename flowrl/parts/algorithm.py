@@ -8,7 +8,7 @@ from typing import Literal
 from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.ema import EmaWeights
 from flowrl.parts.loss_weights import Uniform
-from flowrl.parts.regularizers import ValueLoss
+from flowrl.parts.regularizers import ComparedWithOld, ValueLoss
 from flowrl.parts.selections import AllSamples
 from flowrl.types import (
     Advantage,
@@ -69,13 +69,21 @@ class Algorithm:
     @property
     def coupled(self) -> bool:
         """Whether the loss of a decision depends on other decisions."""
-        return self.objective.coupled or any(part.coupled for part in self.loss_masks)
+        terms = (term for term in self.regularizers if term.weight > 0)
+        alone = not self.objective.coupled and not any(part.coupled for part in self.loss_masks)
+        return not alone or any(getattr(term, "coupled", False) for term in terms)
 
     @property
     def judged(self) -> bool:
         """Whether its estimator asks rewards for a gradient (its attribute ``judged``; then the rollout has a
         judge)."""
         return bool(getattr(self.estimator, "judged", False))
+
+    @property
+    def needs_old_logp(self) -> bool:
+        """Whether anything compares the live policy with the one that sampled, besides its record in the log."""
+        compared = any(isinstance(term, ComparedWithOld) for term in self.regularizers)
+        return self.objective.needs_old_logp or bool(self.loss_masks) or compared
 
     @property
     def penalised(self) -> bool:

@@ -8,10 +8,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from flowrl.parts.objectives import ObjectiveDefaults, sample_mean
+from flowrl.parts.objectives import ObjectiveDefaults
 from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
+
+
+def cells_of(batch: Batch) -> ViewRows:
+    """The views of a batch whose decisions are cells."""
+    if not isinstance(batch.probe, ViewRows) or batch.probe.per != "cell":
+        raise IncompatibleError("bounds of completions are made of cells: set estimator.per=cell on MaskedViews")
+    return batch.probe
 
 
 def lower_bound(logp: Tensor, probe: ViewRows) -> Tensor:
@@ -62,10 +68,7 @@ class Sandwich(ObjectiveDefaults):
             raise ValueError(f"power={self.power} should be above 0")
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        probe = batch.probe
-        if not isinstance(probe, ViewRows) or probe.per != "cell":
-            raise IncompatibleError("objective Sandwich reads cells: set estimator.per=cell on MaskedViews")
-        advantage = batch.advantage[:, 0]
+        probe, advantage = cells_of(batch), batch.advantage[:, 0]
         score = lower_bound(likelihood.logp, probe)
         if self.omega:
             mixed = self.omega * upper_bound(likelihood.logp, probe, self.power) + (1 - self.omega) * score
@@ -75,35 +78,35 @@ class Sandwich(ObjectiveDefaults):
 
 
 @dataclass(frozen=True)
-class PreferredPair(ObjectiveDefaults):
-    """``-log sigmoid(beta (s_w - s_l)) - sft B_w / length``, ``s = B - B_ref``, for the sample of positive and the
-    one of negative advantage in each group; B is the mean over views. VRPO (LLaDA 1.5, arXiv:2505.19223), on pairs that
-    the policy sampled itself.
+class SelfNormalised(Sandwich):
+    """`Sandwich` with weights ``n clip(r, low, high) / sum clip(r, low, high)``, without gradient, over the n samples
+    of the optimiser batch; r is the ratio of the samples' lower bounds per token, ``exp((B - B_old) / L)``. StableDRL
+    (arXiv:2603.06743).
 
-    The loss stands at the preferred sample, twice, so that a mean over both is the mean over pairs.
+    The gradient is within the convex hull of the samples' own, whatever the ratios, so it is never longer than the
+    longest; PPO's is not bounded for A < 0, where nothing clips a large ratio. Samples of advantage 0 are part of the
+    sum. The released code clips from above alone (``low=0``, ``high=5``); the paper's text has ``1 - e`` and ``1 + e``.
     """
 
-    beta: float = 0.2
-    sft: float = 0.05
-    reference: ClassVar[str] = "reference"
-    coupled: ClassVar[bool] = True
-    needs_old_logp: ClassVar[bool] = False
+    high: float = 5.0
+    low: float = 0.0
+    needs_old_logp: ClassVar[bool] = True
+    skips_zero_advantage: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.low <= 1 <= self.high:
+            raise ValueError(f"low={self.low} and high={self.high} are bounds of a ratio: low up to 1, high from 1 on")
+
+    def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        probe = cells_of(batch)
+        length = probe.content.sum(dim=1).clamp(min=1)
+        gap = lower_bound(likelihood.logp, probe) - lower_bound(batch.old.logp, probe)
+        return gap / length.to(gap)
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        probe = batch.probe
-        if not isinstance(probe, ViewRows) or probe.per != "view":
-            raise IncompatibleError("objective PreferredPair compares bounds: set estimator.per=view on MaskedViews")
-        counted = batch.weight > 0
-        bound = sample_mean(likelihood.logp, counted)
-        # the ratio's value is data; its gradient is the live bound's
-        shift = sample_mean(likelihood.need(f"log_ratio/{self.reference}"), counted)
-        gain = shift + bound - bound.detach()
-        advantage = batch.advantage[:, 0]
-        loss = torch.zeros_like(bound)
-        length = probe.content.sum(dim=1).clamp(min=1).to(bound)
-        for winner in (advantage > 0).nonzero()[:, 0].tolist():
-            rivals = (advantage < 0) & (batch.group.to(advantage.device) == batch.group[winner])
-            for loser in rivals.nonzero()[:, 0].tolist():
-                pair = -logsigmoid(self.beta * (gain[winner] - gain[loser])) - self.sft * bound[winner] / length[winner]
-                loss = loss.index_add(0, torch.tensor([winner], device=loss.device), 2 * pair[None])
-        return loss[:, None].expand_as(likelihood.logp)
+        counted = (batch.weight > 0).any(dim=1)
+        floor = math.log(self.low) if self.low else -math.inf
+        clipped = self.log_ratio(likelihood, batch).detach().clamp(min=floor, max=math.log(self.high))
+        weight = torch.where(counted, clipped, -math.inf).softmax(dim=0) * counted.sum()
+        return weight[:, None] * super().__call__(likelihood, batch)

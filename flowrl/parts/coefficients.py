@@ -67,7 +67,8 @@ def _with(part: Part, path: list[str], value: float) -> Part:
     key, *rest = path
     if isinstance(part, tuple):
         index = int(key)
-        return (*part[:index], _with(part[index], rest, value), *part[index + 1 :])  # type: ignore[return-value]
+        item = _with(part[index], rest, value) if rest else value
+        return (*part[:index], item, *part[index + 1 :])  # type: ignore[return-value]
     if rest:
         return dataclasses.replace(part, **{key: _with(getattr(part, key), rest, value)})
     whole = get_type_hints(type(part)).get(key) is int

@@ -27,7 +27,8 @@ OUTSIDE = "ratio/first_outside_clip"
 NEARLY_ALL = "ratio/first_deviation_p99"
 """99th percentile of their ``|ratio - 1|``: the clip that would leave out one of a hundred."""
 
-
+WEIGHT, SHARE = "combination/weight_", "combination/share_"
+"""Of a channel's gradient, followed by its number: what it was multiplied by, and that times its length, as a share."""
 BINS = 24
 """Of a `histogram`."""
 
@@ -47,6 +48,7 @@ class StepMetrics:
         self._norms: list[float] = []
         self._deviations: list[Tensor] = []
         self._mismatches: list[Tensor] = []
+        self._combined: list[Tensor] = []
         self._first: list[Tensor] = []
         self._outside: list[Tensor] = []
         self._open: list[tuple[list[Tensor], Tensor]] = []
@@ -68,6 +70,7 @@ class StepMetrics:
                     self._open.append((self._mismatches, torch.where(counted, gap, torch.nan)))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
+            notes |= {name: value.double() for name, value in live.extra.items() if name.startswith("norm_growth/")}
             for name, value in notes.items():
                 self._note(name, value, counted)
             if "entropy" in live.extra:
@@ -78,9 +81,10 @@ class StepMetrics:
 
     def _note_clip(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
         """The share of what the clip acts on, decisions or samples, whose gradient it stops."""
-        if algorithm.objective.clip_range is None:
+        bounds = algorithm.objective.bounds(live, batch)
+        if bounds is None:
             return
-        low, high = algorithm.objective.clip_range
+        low, high = bounds
         ratio, advantage = algorithm.objective.log_ratio(live, batch).double().exp(), batch.advantage
         advantage, counted = (advantage[:, 0], counted.any(dim=1)) if ratio.dim() == 1 else (advantage, counted)
         beyond = torch.where(advantage > 0, ratio > 1 + high, ratio < 1 - low)
@@ -94,7 +98,7 @@ class StepMetrics:
     def _note_first(self, algorithm: Algorithm, live: Likelihood, batch: Batch, counted: Tensor) -> None:
         """How far what is clipped lies from 1 before any update, and which of it the clip already cuts; NaN for what
         does not count, because choosing the rest on the device would wait for how many they are."""
-        bounds = algorithm.objective.clip_range
+        bounds = algorithm.objective.bounds(live, batch)
         if bounds is None:
             return
         acted = algorithm.objective.log_ratio(live, batch).double()
@@ -121,6 +125,11 @@ class StepMetrics:
         """Norm of an optimiser batch's gradient before clipping."""
         self._norms.append(norm)
 
+    def add_combination(self, weights: Tensor, gram: Tensor) -> None:
+        """How the gradients of C channels became one, from their weights [C] and inner products [C, C]."""
+        lengths = weights.abs() * gram.diagonal().clamp(min=0).sqrt()
+        self._combined.append(torch.stack([weights, lengths / lengths.sum().clamp(min=1e-300)]))
+
     def add_deviation(self, value: float) -> None:
         """``max |ratio - 1|`` before the first update, where it had to be measured apart."""
         self._deviations.append(torch.tensor(value))
@@ -137,7 +146,17 @@ class StepMetrics:
             "clip_fraction": 0.0,
             **means,
             **self._mismatch(),
+            **self._combination(),
         }
+
+    def _combination(self) -> dict[str, float]:
+        """Of every channel, its weight and its share of the combined gradient (weight times length), where there are
+        several."""
+        if not self._combined or self._combined[0].shape[1] < 2:
+            return {}
+        weights, shares = torch.stack(self._combined).mean(dim=0).tolist()
+        named = {f"{WEIGHT}{c}": weight for c, weight in enumerate(weights)}
+        return named | {f"{SHARE}{c}": share for c, share in enumerate(shares)}
 
     def _largest_deviation(self) -> float:
         """Of all processes; NaN if one is."""
@@ -201,6 +220,16 @@ def describe_completions(rollout: Rollout, share: Share | None = None) -> dict[s
         "completion/length": float(length.mean()),
         "completion/full_length_fraction": float((length == trace.mask.shape[1]).double().mean()),
     }
+
+
+def describe_sharing(rollout: Rollout, share: Share, forwards: int) -> dict[str, float]:
+    """Network rows of a rollout whose samples share steps, and how many fewer they are than without, where a sample by
+    itself takes ``forwards``; nothing for other rollouts."""
+    if rollout.nodes is None:
+        return {}
+    made = float(share.ranks.total(torch.tensor(rollout.forwards)))
+    alone = float(share.ranks.total(torch.tensor(forwards * len(rollout.group))))
+    return {"sampling/forwards": made, "sampling/forwards_saved": alone - made}
 
 
 def per_sample(advantage: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
+from flowrl.types import Batch, Bounds, IncompatibleError, Likelihood, ViewRows
 
 REWARD = "reward/"
 """And the name of a reward: its value with a gradient, of what a decision leads to."""
@@ -25,6 +25,9 @@ class ObjectiveDefaults:
     @property
     def clip_range(self) -> tuple[float, float] | None:
         return None
+
+    def bounds(self, likelihood: Likelihood, batch: Batch) -> Bounds | None:
+        return self.clip_range
 
     def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         return likelihood.logp - batch.old.logp
@@ -47,6 +50,8 @@ class Clipped(ObjectiveDefaults):
 
     dual: c of the second clip for ``A < 0``, ``min(loss, -c A)``: a bad decision that has become more likely than c
     times is no longer pushed (Dual-clip PPO, arXiv:1912.09729 eq. 5; verl's ``clip_ratio_c``, 3 there). ``None``: none.
+
+    A token advantage may give each decision its own range: ``low`` and ``high`` [N, D] in ``old.extra``.
     """
 
     low: float = 0.2
@@ -62,11 +67,12 @@ class Clipped(ObjectiveDefaults):
     def clip_range(self) -> tuple[float, float]:
         return self.low, self.high
 
+    def bounds(self, likelihood: Likelihood, batch: Batch) -> Bounds:
+        return batch.old.extra.get("low", self.low), batch.old.extra.get("high", self.high)
+
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        loss = _clipped(likelihood.logp - batch.old.logp, batch.advantage, self.low, self.high)
-        if self.dual is None:
-            return loss
-        return torch.where(batch.advantage < 0, torch.minimum(loss, -batch.advantage * self.dual), loss)
+        low, high = self.bounds(likelihood, batch)
+        return dual_clipped(likelihood.logp - batch.old.logp, batch.advantage, low, high, self.dual)
 
 
 @dataclass(frozen=True)
@@ -169,9 +175,22 @@ def _check_range(low: float, high: float) -> None:
         raise ValueError(f"low={low} and high={high} say how far a ratio may go from 1; give 0 or more")
 
 
-def _clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+def dual_clipped(
+    log_ratio: Tensor, advantage: Tensor, low: float | Tensor, high: float | Tensor, dual: float | None
+) -> Tensor:
+    """[N, D] PPO's clipped loss, and for ``A < 0`` at most ``-dual A``."""
+    loss = _clipped(log_ratio, advantage, low, high)
+    return loss if dual is None else torch.where(advantage < 0, torch.minimum(loss, -advantage * dual), loss)
+
+
+def _clipped(log_ratio: Tensor, advantage: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     ratio = log_ratio.exp()
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - low, 1 + high))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        least, most = (torch.as_tensor(edge, dtype=ratio.dtype, device=ratio.device) for edge in (1 - low, 1 + high))
+        kept = ratio.clamp(least, most)
+    else:
+        kept = ratio.clamp(1 - low, 1 + high)
+    return torch.maximum(-advantage * ratio, -advantage * kept)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ class PairwiseClipped(ObjectiveDefaults):
     high: float = 0.2
     most: float = 10.0
     coupled: ClassVar[bool] = True
+    skips_zero_advantage: ClassVar[bool] = False  # such a sample is still a rival of others
 
     def __post_init__(self) -> None:
         if self.low < 0 or self.high < 0:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
-from flowrl.types import Batch, IncompatibleError, Likelihood
+from flowrl.parts.objectives import sample_mean
+from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 
-def _not_negative(weight: float) -> None:
+def not_negative(weight: float) -> None:
+    """Raise `ValueError` for a weight below 0."""
     if not weight >= 0:
         raise ValueError(f"a divergence of weight {weight} would be rewarded; use 0 for none, or more")
 
@@ -21,20 +23,22 @@ def _not_negative(weight: float) -> None:
 @dataclass(frozen=True)
 class KL:
     """KL divergence to a weight set, per decision as the estimator measures it: of two Gaussian kernels (Flow-GRPO's
-    ``beta`` term), or estimated from log-probabilities (GRPO's)."""
+    ``beta`` term), or estimated from log-probabilities (GRPO's). A token advantage may weigh it decision by decision:
+    ``kl_weight`` [N, D] in ``old.extra``; the log shows it so."""
 
     weight: float = 0.04
     to: str = "reference"
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
         return f"kl/{self.to}"
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        return likelihood.need(self.name)
+        each, factor = likelihood.need(self.name), batch.old.extra.get("kl_weight")
+        return each if factor is None else each * factor
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class FDivergence:
     to: str = "reference"
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha={self.alpha} lies strictly between 0 and 1, where both KLs are")
 
@@ -101,8 +105,38 @@ class Prediction:
         return likelihood.need(self.name)
 
 
+class ComparedWithOld:
+    """A penalty that reads the policy that sampled, which is then measured."""
+
+
 @dataclass(frozen=True)
-class KLToOld:
+class NormGuard:
+    """``max(0, |v| / |v_set| - 1 - margin)^2``: acts only where the prediction has become longer than a weight set's.
+    Reinforcement on denoising errors lengthens velocities by 5 to 15 %, which shows as burnt pictures; scaling them
+    back when sampling does not help. A form to start from of NormGuard (arXiv:2606.27771), whose abstract says neither
+    power, margin nor weight. Value and gradient are 0 up to the margin; the gradient is along v.
+
+    The log has ``norm_growth/<set>``, the mean of ``|v| / |v_set| - 1``, wherever such a set is compared with at all.
+    """
+
+    weight: float = 1.0
+    margin: float = 0.0
+    to: str = "reference"
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+        not_negative(self.margin)
+
+    @property
+    def name(self) -> str:
+        return f"norm_guard/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return (likelihood.need(f"norm_growth/{self.to}") - self.margin).clamp(min=0) ** 2
+
+
+@dataclass(frozen=True)
+class KLToOld(ComparedWithOld):
     """Divergence from the policy that sampled, estimated by ``exp(-d) - 1 + d`` with ``d = log p - log p_old``
     (TraceRL, arXiv:2509.06949). Needs no weight set.
 
@@ -115,7 +149,7 @@ class KLToOld:
     to: str = ""
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:
@@ -135,6 +169,39 @@ class KLToOld:
 
 
 @dataclass(frozen=True)
+class BoundKL:
+    """``(B - B_set)^2 / (2 L)`` of two likelihood bounds of a completion of L tokens, means over its views: the k2
+    estimate of the sequences' divergence, per token. ESPO (arXiv:2512.03759).
+
+    Squared after the mean over views; `KL` with the estimator's ``k2`` squares every view, whose noise then counts. The
+    square is divided by L, not the bounds before it: that would be L times smaller. ``by_length=False`` does not divide
+    (EBPO as in DARE).
+    """
+
+    weight: float = 1e-3
+    to: str = "reference"
+    by_length: bool = True
+    coupled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return f"kl/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        if not isinstance(batch.probe, ViewRows) or batch.probe.per != "view":
+            raise IncompatibleError("BoundKL compares the bounds of completions: set estimator.per=view on MaskedViews")
+        counted = batch.weight > 0
+        bound = sample_mean(likelihood.logp, counted)
+        # the ratio's value is data; its gradient is the live bound's
+        gap = sample_mean(likelihood.need(f"log_ratio/{self.to}"), counted) + bound - bound.detach()
+        length = batch.probe.content.sum(dim=1).clamp(min=1).to(gap) if self.by_length else 1
+        return (gap**2 / (2 * length))[:, None].expand_as(likelihood.logp)
+
+
+@dataclass(frozen=True)
 class RouterBalance:
     """The load-balancing loss of a mixture of experts, ``E sum_e f_e P_e`` (Switch Transformers, arXiv:2101.03961,
     section 2.2, equations 4-6; f_e: share of the router's choices that fall on expert e, P_e: its mean probability),
@@ -150,7 +217,7 @@ class RouterBalance:
     to: str = ""
 
     def __post_init__(self) -> None:
-        _not_negative(self.weight)
+        not_negative(self.weight)
 
     @property
     def name(self) -> str:

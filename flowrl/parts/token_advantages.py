@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.types import IncompatibleError, Likelihood, Table
+from flowrl.types import IncompatibleError, Likelihood, Table, ViewRows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class GAE:
         return ""
 
     def __call__(self, table: Table) -> Table:
-        mask, old = table.mask, _old(table)
+        mask, old = table.mask, old_of(table)
         value = torch.where(mask, old.need("value").double(), 0.0)
         reward = torch.where(last_of(mask), table.advantage.double(), 0.0)
         later = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
@@ -58,7 +58,7 @@ class KLInReward:
     def __call__(self, table: Table) -> Table:
         advantage, mask = table.advantage.double(), table.mask
         if self.weight > 0:
-            ratio = torch.where(mask, _old(table).need(f"log_ratio/{self.to}").double(), 0.0)
+            ratio = torch.where(mask, old_of(table).need(f"log_ratio/{self.to}").double(), 0.0)
             advantage = advantage - self.weight * ratio.flip(1).cumsum(dim=1).flip(1)
         return replace(table, advantage=whitened(advantage, mask) if self.whiten else advantage)
 
@@ -94,7 +94,7 @@ class TruncatedImportance:
             raise IncompatibleError(
                 "token_advantage TruncatedImportance needs a sampler that records its log-probabilities"
             )
-        gap = torch.where(table.mask, _old(table).logp - sampled.double(), 0.0)
+        gap = torch.where(table.mask, old_of(table).logp - sampled.double(), 0.0)
         if self.level == "sequence":
             gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
         weight = gap.exp()
@@ -102,7 +102,40 @@ class TruncatedImportance:
         return replace(table, advantage=table.advantage * kept)
 
 
-def _old(table: Table) -> Likelihood:
+@dataclass(frozen=True)
+class SurrogateImportance:
+    """Multiply by ``w = min(p_surrogate / p_true, cap)`` of every token under the policy that sampled: the estimator's
+    states are not those in which the sampler drew the tokens, and w corrects for it (DiFFPO, arXiv:2510.02212).
+
+    ``p_true`` is what the sampler kept (``sampler.keep_scores``).
+    """
+
+    cap: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.cap > 0:
+            raise ValueError(f"cap={self.cap} is the largest importance weight: give one above 0")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per == "view" or rows.drawn_logp is None:
+            raise IncompatibleError(
+                "token_advantage SurrogateImportance needs tokens of a masked sampler that keeps its "
+                "log-probabilities: set sampler.keep_scores: true, and estimator.per=cell or token"
+            )
+        true = rows.drawn_logp.double()
+        if rows.per == "cell":
+            true = true[:, None].expand(rows.targets.shape).flatten(1)
+        gap = torch.where(table.mask, old_of(table).logp - true, 0.0)
+        return replace(table, advantage=table.advantage * gap.exp().clamp(max=self.cap))
+
+
+def old_of(table: Table) -> Likelihood:
+    """The policy that sampled."""
     assert table.old is not None, "an algorithm with a token advantage measures the old policy"
     return table.old
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from flowrl.devices import float64_device, put, to_host, wide
 from flowrl.math.masking import (
     commit_counts,
     draw_tokens,
+    drawn_entropy,
     ended,
     is_end,
     random_subset,
@@ -44,7 +45,8 @@ class MaskedSampler:
     threshold: fix every position of the block whose best probability reaches it, at least one per step
         (confidence-parallel decoding, arXiv:2505.22618); ``steps`` no longer matters.
     schedule: how many are fixed in a step: ``even`` as many in each (LLaDA), ``time`` a share 1 - s/t of the masked
-        ones on Dream's grid of times (see `flowrl.math.masking.time_counts`); a step that fixes none takes no forward.
+        ones on Dream's grid of times (see `flowrl.math.masking.time_counts`), ``doubling`` 1, 2, 4, ... and in the last
+        step of a block what is left (ascending step sizes, arXiv:2509.23924); a step that fixes none takes no forward.
     temperature: of the drawn tokens; 0 takes the best one.
     top_p, top_k: draw from the most likely tokens up to this mass, and from so many of them; the mass is counted
         among all tokens, as Dream does.
@@ -52,6 +54,13 @@ class MaskedSampler:
         instead of the model's own at temperature 1 (LLaDA).
     order_temperature: above 0, positions are drawn without replacement from ``softmax(preference / temperature)``
         instead of the best being taken (Dream's ``alg_temp``). They are actions then, which nothing scores.
+    end_reserve: below 1, how sure the model is of a position whose *drawn* token is an end token is multiplied by a
+        factor that grows from this to 1 with the steps, or with the share of a block that is fixed after the step where
+        they double: ends are fixed late (EOS early rejection, arXiv:2509.23924: .01). What it rejects was drawn, so
+        the trajectory gradient is biased.
+    keep_scores: also record log-probability and entropy of every token drawn, which some views are chosen by.
+    keep_steps: also record every step: what the model read, what it drew for every masked position, and the completion
+        that these would make (`TokenTrace.previews`).
     guidance: s of ``uncond + (s + 1)(cond - uncond)``, the unconditional prompt all masked; 0 is off.
     A row whose finished blocks hold an end token is done. Where the model allows it, prompt and finished blocks are
     read once (`MaskedPolicy.reader`), with the same result. Every draw follows from the row's seed and the step.
@@ -60,18 +69,22 @@ class MaskedSampler:
     for its ``maskgit_plus``, ``margin`` for ``topk_margin``, ``neg_entropy`` for ``entropy`` and ``origin``.
     """
 
+    family: ClassVar[str] = "masked"
     length: int = 128
     steps: int = 64
     block: int | None = 32
     """``None``: the whole completion."""
     order: Order = "max_prob"
     threshold: float | None = None
-    schedule: Literal["even", "time"] = "even"
+    schedule: Literal["even", "time", "doubling"] = "even"
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
     tempered_order: bool = False
     order_temperature: float = 0.0
+    end_reserve: float = 1.0
+    keep_scores: bool = False
+    keep_steps: bool = False
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -89,6 +102,18 @@ class MaskedSampler:
             raise ValueError(
                 f"order_temperature={self.order_temperature} softens a preference: it is 0 (off) or above, and the "
                 f"order {self.order} has none"
+            )
+        if not 0 <= self.end_reserve <= 1:
+            raise ValueError(f"end_reserve={self.end_reserve} is a factor: give one from 0 to 1 (off)")
+        if self.end_reserve < 1 and self.order in (*UNSEEN, "neg_entropy"):
+            raise ValueError(
+                f"end_reserve={self.end_reserve} multiplies a probability, and the order {self.order} has none; use "
+                "low_confidence, max_prob or margin, or end_reserve=1 (off)"
+            )
+        if self.keep_steps and (self.order in UNSEEN or self.width < self.length):
+            raise ValueError(
+                "keep_steps records what every step predicts of the completion: use block=null, and an order that "
+                f"looks at it, not {self.order}"
             )
         _ = self.truncation  # which says what is wrong with top_p and top_k
         if self.length % self.width:
@@ -109,8 +134,14 @@ class MaskedSampler:
     @property
     def exact(self) -> bool:
         """Whether the log-probability of the fixed tokens has the exact policy gradient of this sampler."""
-        by_state = self.order != "low_confidence" and not self.order_temperature
+        by_state = self.order != "low_confidence" and not self.order_temperature and self.end_reserve == 1
         return by_state and self.temperature > 0 and self.guidance == 0
+
+    @property
+    def left_to_right(self) -> bool:
+        """Whether tokens are fixed one by one, each behind the one before."""
+        one_by_one = self.steps >= self.length and self.schedule == "even" and self.threshold is None
+        return one_by_one and (self.order == "leftmost" or self.width == 1)
 
     @property
     def truncation(self) -> Truncation:
@@ -118,8 +149,18 @@ class MaskedSampler:
         return Truncation(self.top_p, self.top_k, nucleus_first=True)
 
     @property
+    def most_steps(self) -> int:
+        """Steps of a completion, at most."""
+        return self.length if self.threshold is not None else self.steps
+
+    @property
+    def kept_steps(self) -> int:
+        """Steps that are recorded with what the model read and drew; 0 for none."""
+        return self.most_steps if self.keep_steps else 0
+
+    @property
     def forwards(self) -> int:
-        return (self.length if self.threshold is not None else self.steps) * (2 if self.guidance else 1)
+        return self.most_steps * (2 if self.guidance else 1)
 
     @property
     def recorded(self) -> int:
@@ -140,13 +181,24 @@ class MaskedSampler:
             going = going[~done.any(dim=1)]
             if not len(going):
                 break
-        tokens, order = canvas.tokens, canvas.order
-        tokens[order < 0] = policy.pad_token
+        kept = {} if canvas.scores is None else {"logp": canvas.scores[0], "entropy": canvas.scores[1]}
+        if canvas.steps is not None:
+            kept |= {"canvases": canvas.steps[0], "drawn": canvas.steps[1], "previews": canvas.previews(policy)}
+        trace = self.traced(policy, canvas.tokens, canvas.order, **kept)
+        return Rollout.of(draw, condition, final_of(trace, policy), trace, forwards=canvas.forwards)
+
+    def traced(self, policy: MaskedPolicy, tokens: Tensor, order: Tensor, **kept: Tensor) -> TokenTrace:
+        """The record of filled canvases [N, L], from the ``order`` in which they were; -1 was never."""
+        tokens = torch.where(order < 0, policy.pad_token, tokens)
         mask = through_end(tokens, policy.end_tokens) & (order >= 0)
-        final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
         has_ended = ended(tokens, mask, policy.end_tokens)
-        trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=has_ended, truncation=self.truncation)
-        return Rollout.of(draw, condition, final, trace, forwards=canvas.forwards)
+        cut = self.truncation
+        return TokenTrace(tokens, mask, self.temperature, order=order, ended=has_ended, truncation=cut, **kept)
+
+
+def final_of(trace: TokenTrace, policy: MaskedPolicy) -> Tensor:
+    """[N, L] completions, padded after their end."""
+    return torch.where(trace.mask, trace.tokens, torch.full_like(trace.tokens, policy.pad_token))
 
 
 class _Canvas:
@@ -156,6 +208,12 @@ class _Canvas:
         self.options, self.draw = options, draw
         self.tokens = torch.full((len(draw), options.length), policy.mask_token, dtype=torch.int64)
         self.order = torch.full((len(draw), options.length), -1, dtype=torch.int64)
+        self.ends = policy.end_tokens
+        self.scores = torch.zeros(2, len(draw), options.length) if options.keep_scores else None
+        """Log-probability and entropy of every token that was fixed."""
+        shape = (2, len(draw), options.kept_steps, options.length)
+        self.steps = torch.full(shape, -1, dtype=torch.int32) if options.keep_steps else None
+        """What the model read and drew in every step."""
         self.read, self.read_unconditional = policy.reader(condition), None
         if options.guidance:
             self.read_unconditional = policy.reader(condition.corrupted(draw.seeds, 1.0, policy.mask_token))
@@ -175,6 +233,8 @@ class _Canvas:
                 return
             timed, left = o.schedule == "time" and o.threshold is None, masked.sum(dim=1)
             count = time_counts(left, k, share) if timed else even[:, k]
+            if o.schedule == "doubling":
+                count = left.clamp(max=2**k)
             if k == share - 1:
                 count = left
             open_rows = (left > 0) & ((count > 0) | (o.order == "origin"))
@@ -195,17 +255,35 @@ class _Canvas:
                 return
         logits, seeds = self._logits(rows, masked, settled), self.draw.seeds[rows]
         numbers = put(uniform(seeds, (o.length,), stream=TOKEN_STREAM + step)[masked], float64_device(logits.device))
-        found = [draw_tokens(logits, numbers, o.temperature, o.truncation)[0]]
+        tokens, logp = draw_tokens(logits, numbers, o.temperature, o.truncation)
+        found = [tokens, logp, drawn_entropy(logits, o.temperature, o.truncation)] if o.keep_scores else [tokens]
+        kept = len(found)
         if chosen is None:
-            found.append(self._preference(logits, found[0], masked, seeds, step))
+            found.append(self._preference(logits, tokens, masked, seeds, step))
             found += [] if o.threshold is None else [logits.softmax(dim=-1).amax(dim=-1)]
         drawn, *seen = to_host(found)  # the only wait for the device of a step
         if chosen is None:
-            chosen = self._chosen(masked, count, *seen)
+            chosen = self._chosen(masked, count, *seen[kept - 1 :])
         proposals = torch.zeros(masked.shape, dtype=torch.int64)
         proposals[masked] = drawn
+        if self.steps is not None:
+            self.steps[0, rows, step] = self.tokens[rows].int()
+            self.steps[1, rows, step] = torch.where(masked, proposals, -1).int()
         self.tokens[rows] = torch.where(chosen, proposals, self.tokens[rows])
         self.order[rows] = torch.where(chosen, torch.full_like(proposals, step), self.order[rows])
+        for scores, values in zip(() if self.scores is None else self.scores, seen, strict=False):
+            proposed = torch.zeros(masked.shape)
+            proposed[masked] = values
+            scores[rows] = torch.where(chosen, proposed, scores[rows])
+
+    def previews(self, policy: MaskedPolicy) -> Tensor:
+        """[N, S, L] the completion that every step would have made; of a step that a row did not take, the last."""
+        assert self.steps is not None
+        canvases, drawn = self.steps.long()
+        guess = torch.where(drawn >= 0, drawn, canvases)
+        whole = torch.where((drawn >= 0).any(dim=2, keepdim=True), guess, self.tokens[:, None])
+        inside = through_end(whole.flatten(0, 1), policy.end_tokens).view(whole.shape)
+        return torch.where(inside, whole, policy.pad_token)
 
     def _chosen_unseen(self, masked: Tensor, seeds: Tensor, step: int, count: Tensor, chance: float) -> Tensor | None:
         """[n, L] bool: the positions to fix; ``None`` where that depends on what the model says of them."""
@@ -249,6 +327,8 @@ class _Canvas:
         if order == "leftmost":
             return -torch.arange(length).expand(masked.shape)[masked].double()
         found = self._confidence(logits, drawn)
+        if self.options.end_reserve < 1:
+            found = torch.where(is_end(drawn, self.ends), found * self._reserve(step), found)
         order_temperature = self.options.order_temperature
         if not order_temperature:
             return found
@@ -257,6 +337,14 @@ class _Canvas:
         found = wide(found)
         coin = put(coin, found.device)
         return found / order_temperature - (-coin.clamp(min=1e-300).log()).log()
+
+    def _reserve(self, step: int) -> float:
+        """The factor on how sure the model is of an end token."""
+        o = self.options
+        done = step / max(o.steps - 1, 1)
+        if o.schedule == "doubling":
+            done = min((2 ** (step % _share(o.steps, o.blocks, 0) + 1) - 1) / o.width, 1.0)
+        return o.end_reserve + (1 - o.end_reserve) * min(done, 1.0)
 
     def _confidence(self, logits: Tensor, drawn: Tensor) -> Tensor:
         """[K] how sure the model is of each masked position."""

@@ -75,9 +75,7 @@ def workload(config: Config, algorithm: Algorithm) -> Workload:
         network_rows *= 2  # each row passes through both networks
     trained = samples * network_rows * train.epochs
     measured = (
-        train.updates * train.epochs > 1
-        and algorithm.objective.needs_old_logp
-        and not algorithm.estimator.has_recorded_logp
+        train.updates * train.epochs > 1 and algorithm.needs_old_logp and not algorithm.estimator.has_recorded_logp
     )
     return Workload(
         prompts=data.prompts,
@@ -108,6 +106,12 @@ def _check_batch(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             f"data.group={data.group}: this algorithm compares the samples of a prompt, so it needs at least "
             f"{least} of them"
+        )
+    tree = getattr(algorithm.sampler, "tree", 1)
+    if data.group % tree:
+        raise UserError(
+            f"data.group={data.group}: {tree} samples of a prompt form a tree, so it should be a multiple of {tree}; "
+            "change it, or the options of algorithm.sampler that say how it forks"
         )
     if algorithm.objective.coupled and train.updates > data.prompts:
         raise UserError(

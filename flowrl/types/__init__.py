@@ -13,6 +13,7 @@ velocity ``v = noise - clean``; every other parameterisation is converted inside
 from flowrl.types.chats import Chat
 from flowrl.types.decisions import (
     Batch,
+    Distributions,
     IncompatibleError,
     Likelihood,
     Rows,
@@ -26,6 +27,7 @@ from flowrl.types.decisions import (
 from flowrl.types.parts import (
     Advantage,
     Aggregation,
+    Bounds,
     Coefficient,
     Combination,
     Estimator,
@@ -80,6 +82,7 @@ __all__ = [
     "Advantage",
     "Aggregation",
     "Batch",
+    "Bounds",
     "CausalPolicy",
     "CfgGrad",
     "Chat",
@@ -87,6 +90,7 @@ __all__ = [
     "Combination",
     "Condition",
     "Decoder",
+    "Distributions",
     "Draw",
     "Dynamics",
     "Engine",

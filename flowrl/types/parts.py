@@ -13,6 +13,8 @@ from flowrl.types.rollouts import Rollout, Scores
 
 Memory = dict[str, Any]
 """State over iterations, as plain values; part of a checkpoint."""
+Bounds = tuple[float | Tensor, float | Tensor]
+"""How far below and above 1 a ratio may go: numbers, or those of every decision [N, D] or sample [N]."""
 
 
 class Sampler(Protocol):
@@ -134,6 +136,11 @@ class Objective(Protocol):
     def clip_range(self) -> tuple[float, float] | None:
         """How far below and above 1 the ratio may move before the gradient stops, for the log; ``None`` without a
         clip."""
+        ...
+
+    def bounds(self, likelihood: Likelihood, batch: Batch) -> Bounds | None:
+        """The range of this batch, for the log: ``clip_range``, or what each decision has where they differ, in the
+        shape of ``log_ratio``."""
         ...
 
     def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:

@@ -47,6 +47,12 @@ class Steps:
     """Guidance scale the step was made with; ``None`` is the policy's own."""
     mean: Tensor | None = None
     """[N, D, ...] float32: the sampling policy's mean, kept only where an objective needs it (GRPO-Guard)."""
+    node: Tensor | None = None
+    """[N, D + 1] int64: of each state, the place of the first sample of its group below it; samples of a group that
+    have the same number share the state, and the step that led to it. ``None``: no sample shares a step."""
+    previews: Tensor | None = None
+    """[N, E, ...] clean latents that the trajectory would have ended in without the noise of later steps, E states in
+    order; their rewards are those of steps (`Scores.steps`)."""
 
     @property
     def x(self) -> Tensor:
@@ -96,9 +102,21 @@ class TokenTrace:
     temperature: float
     """Of the distribution the tokens were drawn from; 0 is greedy."""
     logp: Tensor | None = None
-    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive)."""
+    """[N, T] float32: log-probability of each token as the sampler computed it (autoregressive; masked diffusion where
+    the sampler has ``keep_scores``)."""
+    entropy: Tensor | None = None
+    """[N, T] float32: entropy in nats of the distribution that each token was drawn from, where the sampler has
+    ``keep_scores``; 0 where none was."""
     order: Tensor | None = None
-    """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
+    """[N, T] int64: decoding step at which each token was fixed, or last changed (masked diffusion)."""
+    canvases: Tensor | None = None
+    """[N, S, T] int32: what the model read in each of S steps, hidden positions as its mask token, where the sampler
+    records it."""
+    drawn: Tensor | None = None
+    """[N, S, T] int32: what was drawn in each step, -1 where nothing was; `order` says what of it was fixed."""
+    previews: Tensor | None = None
+    """[N, S, T] int64: the completion that each step's draws and what was fixed before would make, padded after its
+    end; their rewards are those of steps (`Scores.steps`)."""
     ended: Tensor | None = None
     """[N] bool: whether the end token was said; otherwise the completion was cut at the sampler's length."""
     truncation: Truncation = ALL_TOKENS
@@ -106,6 +124,9 @@ class TokenTrace:
     event: Tensor | None = None
     """[N, T] int64: the event that each token is part of, such as the turn of a conversation; ``None`` makes every
     token an event. ``mask`` is False at the tokens of an environment."""
+    node: Tensor | None = None
+    """[N, E + 1] int64: before the first event and after each, the place of the first sample of the group that has the
+    same tokens up to there, because they were drawn once for all of them; ``None``: nothing was shared."""
 
 
 class Judge(Protocol):
@@ -154,6 +175,11 @@ class Rollout:
     """The number of finished iterations of the weights that sampled: a sample is a function of its seed and this."""
     judge: Judge | None = None
     """Set once, after all samples are gathered; a rollout with a judge is neither cut nor joined."""
+
+    @property
+    def nodes(self) -> Tensor | None:
+        """[N, E + 1] int64: which samples of a group share what (`Steps.node`, `TokenTrace.node`)."""
+        return None if self.trace is None else self.trace.node
 
     @classmethod
     def of(
@@ -208,6 +234,10 @@ class Scores:
     valid: Tensor  # [N] bool: False for rows the declared NaN policy dropped
     source: Tensor | None = field(default=None, kw_only=True)  # [N], see `Rollout.source`; None: the policy made all
     feedback: Tensor | None = field(default=None, kw_only=True)  # [N] or [N, E], see `Rollout.feedback`
+    nodes: Tensor | None = field(default=None, kw_only=True)  # [N, E + 1], see `Steps.node` and `TokenTrace.node`
+    steps: Tensor | None = field(default=None, kw_only=True)
+    """[N, E] float64: the total reward of what a sample would have become before its first step and after each of them
+    (`Steps.previews`); NaN where it could not be scored."""
 
     @property
     def own(self) -> Tensor:

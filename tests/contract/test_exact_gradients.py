@@ -21,7 +21,7 @@ from flowrl.samplers.chunks import sample
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Scores, TokenTrace, ViewRows, prompts_of
-from tests.contract.toys import Iteration, Recorder, gradients, roll, rollout_of, small, start
+from tests.contract.toys import GROUP, Iteration, Recorder, gradients, roll, rollout_of, small, start
 
 END = 0
 
@@ -234,6 +234,36 @@ def pair_logistic(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
     return sum((0.5 * beta * a * bound + sft * (a > 0) * bound / length)[a != 0]) / pairs
 
 
+def path_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """Over all positions of the canvas, of the samples whose advantage is not 0."""
+    return (a * (lp * rows.targets).sum(dim=(1, 2))).sum() / (a != 0).sum() / lp.shape[2]
+
+
+def step_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    asked = rows.targets.sum(dim=(0, 2))
+    each = (a[:, None, None] * lp * rows.targets).sum(dim=(0, 2)) / asked.clamp(min=1)
+    return each.sum() / (asked > 0).sum()
+
+
+def flatless_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """Of the groups that have a spread."""
+    kept = (a.view(len(a) // GROUP, GROUP) != 0).any(dim=1).repeat_interleave(GROUP)
+    return token_mean(lp[kept], replace(rows, targets=rows.targets[kept]), a[kept])
+
+
+def normalised_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """Every sample weighs 1/n before the first update."""
+    flat, length = replace(rows, per="cell"), rows.content.sum(dim=1).double()
+    low, high = lower_bound(lp.flatten(1), flat), upper_bound(lp.flatten(1), flat, 1.5)
+    return (a * torch.where(a >= 0, low, 0.5 * low + 0.5 * high) / length).mean()
+
+
+def two_states(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """A token by the ratio of what it is here to what it was when it was drawn, at most 2."""
+    weight = (lp.detach() - rows.drawn_logp[:, None]).exp().clamp(max=2.0)
+    return (a[:, None, None] * weight * lp * rows.targets).sum() / rows.targets.sum()
+
+
 FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "diffu_grpo": token_mean,
     "sepo": token_mean,
@@ -247,6 +277,16 @@ FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "wd1": wd1_sum,
     "tracerl": row_mean,
     "trajectory_pg": wd1_sum,
+    "just_grpo": path_mean,
+    "agrpo": bound_mean,
+    "d2": token_mean,
+    "cj_grpo": step_mean,
+    "espo": gdpo_mean,
+    "ebpo": bound_mean,
+    "stable_drl": normalised_mean,
+    "dipo": flatless_mean,
+    "diffpo": two_states,
+    "reflect_rollout": wd1_sum,
 }
 MASKED = [name for name in composition.preset_names() if composition.build(name).family == "masked"]
 

@@ -16,6 +16,7 @@ from flowrl.session import Session, open_session
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from tests import fakegpu
+from tests.contract.toys import taken
 from tests.device.commands import watched
 from tests.launching import settled
 
@@ -30,8 +31,8 @@ SIZES: dict[str, dict[str, Any]] = {
 def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
     """A run of 2 prompts x 4 samples with LoRA; ``changes`` of a section are laid over it."""
     family = composition.build(preset).family
-    world, sizes = WORLDS[family], dict(SIZES[family])
-    if preset in ("bgpo", "vrpo", "elbo_pg"):
+    world, sizes = WORLDS[family], taken(preset, SIZES[family])
+    if preset in ("bgpo", "vrpo", "elbo_pg", "ebpo"):
         sizes["draws"] = 2
     if preset == "tracerl":
         sizes["merge"] = 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.parts.algorithm import Algorithm
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Rollout, Scores, prompts_of
+from flowrl.types import Draw, Rollout, Scores, Steps, prompts_of
 from tests.contract.toys import Recorder, disturb
 
 SIZE, PROMPTS, GROUP, GUIDANCE = 16, ("a", "b", "c"), 6, 4.5
@@ -105,19 +105,20 @@ def trial(
     iteration: int = 3,
     flat: bool = True,
     flow: type[GuidedFlow] = GuidedFlow,
+    each: int = GROUP,
     **spec: Any,
 ) -> Trial:
     """A preset rolled out with disturbed weights; the last group scores the same throughout if ``flat``. ``off`` moves
     the live weights after sampling, so that ratios differ from 1; the set ``sampled`` keeps those that sampled, others
-    the weights they had before."""
+    the weights they had before. ``each``: samples of a prompt."""
     algorithm = composition.build({"use": name, **spec})
     policy = flow()
     disturb(policy, 0.1)
     for held in algorithm.weight_sets:  # a reference and an old policy that are not the live one
         policy.update_ema(held, 0.0)
     disturb(policy, 0.05)
-    count = GROUP * len(PROMPTS)
-    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
+    count = each * len(PROMPTS)
+    group = torch.arange(len(PROMPTS)).repeat_interleave(each)
     draw = Draw.of(seeds(0, "fidelity", count=count), group, iteration, derive(0, "shared", iteration))
     with policy.using(algorithm.behaviour):
         rollout = algorithm.sampler(policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw)
@@ -125,6 +126,9 @@ def trial(
     if flat:
         reward = torch.where(group == 2, torch.full_like(reward, 0.3), reward)
     scores = Scores(reward[:, None], torch.ones(1).double(), ("sum",), group, group, torch.ones(count).bool())
+    scores = replace(scores, nodes=rollout.nodes)
+    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+        scores = replace(scores, steps=rollout.trace.previews.double().sum(dim=2).tanh())
     made = Trial(algorithm, policy, rollout, scores, algorithm.advantage(scores, {}), draw)
     policy.update_ema("sampled", 0.0)
     if off:

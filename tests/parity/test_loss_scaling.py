@@ -25,7 +25,7 @@ from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train
 from flowrl.types import Draw, Scores, prompts_of
 from tests import components_text, pipelines
-from tests.contract.toys import Recorder, spec_of, variants
+from tests.contract.toys import Recorder, small_sampler, spec_of, taken, variants
 from tests.contract.toys import family as family_of
 from tests.parity.conftest import PROMPTS, move
 
@@ -233,12 +233,12 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     sizes: dict[str, Any] = {"diffusion": {}, "causal": {"length": 4}}.get(
         family, {"length": 4, "steps": 2, "block": 4}
     )
-    if name == "spg":
+    if name in ("spg", "stable_drl"):
         sizes["estimator"] = {"views": {"block": 2}}  # its views take blocks of their own
-    algorithm = composition.build({**spec_of(name), **sizes})
+    algorithm = composition.build({**spec_of(name), **taken(name, sizes)})
     if family == "diffusion":
         sampler: Any = algorithm.sampler
-        algorithm = replace(algorithm, sampler=replace(sampler, steps=6, guidance=1.0))
+        algorithm = replace(algorithm, sampler=replace(small_sampler(sampler, 6), guidance=1.0))
     if (family, dtype) not in HALF:
         HALF[family, dtype] = open_policy(
             {"diffusion": "awm", "causal": "grpo"}.get(family, "diffu_grpo"), folder, dtype

@@ -16,7 +16,7 @@ from flowrl.parts.advantages import BestOfGroup, ExponentialWeight, GroupCentred
 from flowrl.parts.aggregations import DecisionMean, SampleMean
 from flowrl.parts.diagnostics import StepMetrics
 from flowrl.parts.loss_weights import InverseStep
-from flowrl.parts.objectives import Clipped, ClippedMean
+from flowrl.parts.objectives import Clipped, ClippedMean, ObjectiveDefaults
 from flowrl.parts.regularizers import KLToOld
 from flowrl.parts.selections import AllSamples, DropFlatGroups
 from flowrl.samplers.windows import EveryStep, RandomWindow, SlidingWindow
@@ -225,17 +225,12 @@ def test_score_function_is_importance_sampling_with_one_update() -> None:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(ObjectiveDefaults):
     """A loss that couples every row with every other: mean over rows of logsumexp over rows."""
 
-    reference: ClassVar[str] = ""
     coupled: ClassVar[bool] = True
     skips_zero_advantage: ClassVar[bool] = False
     needs_old_logp: ClassVar[bool] = False
-
-    @property
-    def clip_range(self) -> None:
-        return None
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         row = likelihood.logp.sum(dim=1)
@@ -305,12 +300,10 @@ def test_a_loss_term_without_gradient_is_an_error() -> None:
         gradients(algorithm, it)
 
 
-@pytest.mark.parametrize(("name", "per"), [("grpo", None), ("vrpo", "cell")])
-def test_a_preference_pair_needs_views(name: str, per: str | None) -> None:
-    """The mean of unweighted cells, or of tokens, is not a bound."""
-    algorithm = small(name, objective="preferred_pair", **({"estimator": {"per": per}} if per else {}))
+def test_a_preference_pair_needs_bounds_of_whole_samples() -> None:
+    algorithm = small("vrpo", estimator={"per": "cell"})
     policy = start(algorithm)
-    with pytest.raises(ValueError, match=r"PreferredPair compares bounds: set estimator\.per=view"):
+    with pytest.raises(ValueError, match=r"whole samples: set estimator\.per=view"):
         gradients(algorithm, roll(algorithm, policy))
 
 
@@ -332,7 +325,7 @@ def test_a_likelihood_that_is_not_measured_is_explained() -> None:
         ({"kl": 1}, "algorithm.use"),
         (
             {"use": "grpo", "objective": ["clipped"]},
-            "algorithm.objective: ['clipped'] names no part; known: AsymmetricClip, C",
+            "algorithm.objective: ['clipped'] names no part; known: A",
         ),
         ({"use": "grpo", "sampler": None}, "algorithm.sampler: None names no part"),
         ({"use": "grpo", "token_advantage": None}, "algorithm.token_advantage.0: None names no part"),
