@@ -212,8 +212,8 @@ def test_weights_by_gradients_are_those_of_the_weighted_reward() -> None:
     assert with_coefficients(algorithm, memory).combination.shares == pytest.approx(tuple(weights.tolist()))
 
 
-# -----------------------------------------------------------------------------------------------------------
-controllers def test_an_adaptive_kl_moves_towards_its_target() -> None:
+# ------------------------------------------------------------------------------------------------------- controllers
+def test_an_adaptive_kl_moves_towards_its_target() -> None:
     part = AdaptiveKL(target=2.0)
     kl = {"kl/reference": 2.0}
     assert part(0.5, kl, 1) == 0.5

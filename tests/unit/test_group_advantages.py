@@ -266,10 +266,23 @@ def test_steps_count_more_while_rewards_reach_new_trade_offs() -> None:
     assert memory["points"] == [[0, 0], [1, 1]] and json.loads(json.dumps(memory)) == memory
 
 
-@pytest.mark.parametrize("part", [BetaNormalised(), MixedValueAtRisk(2), MaxAtK(), PassAtK(2), RewardDecoupled(),
-BetaTracker(), SmoothStandardised(), GroupShifted(), HypervolumeScaled()])  # fmt: skip def
-    test_rows_that_are_not_valid_move_nothing_and_get_nothing(part) -> None: rewards, group = [1.0, 0.0, 0.0, 1.0, 1.0,
-    0.0], [0, 0, 0, 1, 1, 1] alone = part(scores(rewards, group), {})
+MADE = (
+    BetaNormalised(),
+    MixedValueAtRisk(2),
+    MaxAtK(),
+    PassAtK(2),
+    RewardDecoupled(),
+    BetaTracker(),
+    SmoothStandardised(),
+    GroupShifted(),
+    HypervolumeScaled(),
+)
+
+
+@pytest.mark.parametrize("part", MADE, ids=lambda part: type(part).__name__)
+def test_rows_that_are_not_valid_move_nothing_and_get_nothing(part) -> None:
+    rewards, group = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0], [0, 0, 0, 1, 1, 1]
+    alone = part(scores(rewards, group), {})
     more = scores([*rewards[:3], 9.0, *rewards[3:]], [0, 0, 0, 0, 1, 1, 1], [True] * 3 + [False] + [True] * 3)
     found = part(more, {})
     assert found[3] == 0
@@ -306,8 +319,9 @@ def test_lengths_weigh_by_a_power() -> None:
     """Delta-L: power 0 divides by the greatest length; lengths 1 and 3 at power 1 weigh 1.5 and .5."""
     mask = torch.tensor([[True, False, False, False], [True, True, True, False]])
     assert torch.equal(LengthPower(0.0)(mask), FixedLength()(mask))
-    torch.testing.assert_close(LengthPower(1.0)(mask) / FixedLength()(mask).clamp(min=1e-9) * mask, torch.tensor([[1.5],
-    [0.5]]).double() * mask)  # fmt: skip lengths = torch.tensor([10.0, 40, 160]).double()
+    wanted = FixedLength()(mask) * torch.tensor([[1.5], [0.5]]).double()
+    torch.testing.assert_close(LengthPower(1.0)(mask), wanted)
+    lengths = torch.tensor([10.0, 40, 160]).double()
 
     def variance(power: float) -> float:
         """Of the mean, where a sample's gradient varies like its length."""
