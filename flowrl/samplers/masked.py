@@ -155,7 +155,7 @@ class MaskedSampler:
 
     @torch.no_grad()
     def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
-        canvas = _Canvas(self, policy, condition, draw)
+        canvas = Canvas(self, policy, condition, draw)
         going = torch.arange(len(draw))
         for block in range(self.blocks):
             canvas.fill(block, going)
@@ -163,7 +163,11 @@ class MaskedSampler:
             going = going[~done.any(dim=1)]
             if not len(going):
                 break
-        tokens, order = canvas.tokens, canvas.order
+        return self.rollout(policy, canvas)
+
+    def rollout(self, policy: MaskedPolicy, canvas: Canvas) -> Rollout:
+        """What a canvas became."""
+        tokens, order, draw = canvas.tokens, canvas.order, canvas.draw
         tokens[order < 0] = policy.pad_token
         mask = through_end(tokens, policy.end_tokens) & (order >= 0)
         final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
@@ -171,23 +175,28 @@ class MaskedSampler:
         scores = {} if canvas.scores is None else {"logp": canvas.scores[0], "entropy": canvas.scores[1]}
         cut = self.truncation
         trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=has_ended, truncation=cut, **scores)
-        return Rollout.of(draw, condition, final, trace, forwards=canvas.forwards)
+        return Rollout.of(draw, canvas.condition, final, trace, forwards=canvas.forwards)
 
 
-class _Canvas:
+class Canvas:
     """Completions being filled: tokens [N, L] on the host, and the step at which each was fixed (-1: not yet)."""
 
     def __init__(self, options: MaskedSampler, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> None:
-        self.options, self.draw = options, draw
+        self.options, self.condition, self.draw = options, condition, draw
         self.tokens = torch.full((len(draw), options.length), policy.mask_token, dtype=torch.int64)
         self.order = torch.full((len(draw), options.length), -1, dtype=torch.int64)
         self.ends = policy.end_tokens
         self.scores = torch.zeros(2, len(draw), options.length) if options.keep_scores else None
         """Log-probability and entropy of every token that was fixed."""
-        self.read, self.read_unconditional = policy.reader(condition), None
-        if options.guidance:
-            self.read_unconditional = policy.reader(condition.corrupted(draw.seeds, 1.0, policy.mask_token))
         self.forwards = 0
+        self.renew(policy)
+
+    def renew(self, policy: MaskedPolicy) -> None:
+        """Forget what readings of other rows left behind."""
+        self.read, self.read_unconditional = policy.reader(self.condition), None
+        if self.options.guidance:
+            hidden = self.condition.corrupted(self.draw.seeds, 1.0, policy.mask_token)
+            self.read_unconditional = policy.reader(hidden)
 
     def fill(self, block: int, rows: Tensor) -> None:
         """Fix every position of a block in the given rows."""
