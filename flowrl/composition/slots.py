@@ -56,9 +56,11 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.previews",
             "flowrl.samplers.masked",
             "flowrl.samplers.masked_tree",
+            "flowrl.samplers.editing",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
             "flowrl.samplers.recorded",
+            "flowrl.samplers.mixed",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -95,7 +97,13 @@ SLOTS: dict[str, Slot] = {
         ),
     ),
     "token_advantage": Slot(
-        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+        TokenAdvantage,
+        (
+            "flowrl.parts.token_advantages",
+            "flowrl.parts.divergences",
+            "flowrl.parts.shaping",
+            "flowrl.parts.distillation",
+        ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
@@ -110,13 +118,18 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.evidence",
             "flowrl.parts.contrasts",
             "flowrl.parts.surrogates",
+            "flowrl.parts.distillation",
             "flowrl.parts.preferences",
+            "flowrl.parts.mixtures",
         ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
+    "regularizers": Slot(
+        Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
+    ),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
-    "coefficients": Slot(Coefficient, ("flowrl.parts.controllers",)),
+    "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),
+    "coefficients": Slot(Coefficient, ("flowrl.parts.controllers", "flowrl.parts.schedules")),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

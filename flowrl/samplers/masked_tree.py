@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowrl.math.masking import is_end
 from flowrl.samplers.branching import distinct, tied_seeds
-from flowrl.samplers.masked import Canvas, MaskedSampler
+from flowrl.samplers.masked import Canvas, MaskedSampler, final_of
 from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition
 
 
@@ -30,6 +30,8 @@ class MaskedTreeSampler(MaskedSampler):
         super().__post_init__()
         if min(self.levels, self.branches - 1) < 1:
             raise ValueError(f"levels={self.levels} and branches={self.branches}: give at least 1 level of 2")
+        if self.keep_steps:
+            raise ValueError("keep_steps=true is not for samplers whose completions share steps; remove it")
         if self.blocks < self.levels:
             raise ValueError(
                 f"a completion has {self.blocks} blocks, and each of levels={self.levels} takes one or more; lower "
@@ -58,12 +60,12 @@ class MaskedTreeSampler(MaskedSampler):
             below = self.branches ** (self.levels - 1 - level)  # leaves of a branch of this level
             nodes.append(draw.place // below * below)
             self._grow(canvas, policy, draw, level, nodes[-1], alone=below == 1)
-        canvas.draw = draw
-        made = self.rollout(policy, canvas)
+        kept = {} if canvas.scores is None else {"logp": canvas.scores[0], "entropy": canvas.scores[1]}
+        trace = self.traced(policy, canvas.tokens, canvas.order, **kept)
         events = torch.tensor([self.level(place // self.width) for place in range(self.length)])
         event = torch.where(canvas.order >= 0, events, -1)
-        assert made.trace is not None
-        return replace(made, trace=replace(made.trace, event=event, node=torch.stack(nodes, dim=1)))
+        trace = replace(trace, event=event, node=torch.stack(nodes, dim=1))
+        return Rollout.of(draw, condition, final_of(trace, policy), trace, forwards=canvas.forwards)
 
     def _grow(self, canvas: Canvas, policy: MaskedPolicy, draw: Draw, level: int, node: Tensor, alone: bool) -> None:
         """Fill a level's blocks once for every branch, and hand them to all of its leaves."""

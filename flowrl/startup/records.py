@@ -24,13 +24,13 @@ def fit_records(config: Config, algorithm: Algorithm) -> Config:
     config without rewards whose samples nobody says anything of."""
     unscored = [reward.use for reward in config.rewards] == [FEEDBACK]
     sampler = records_of(algorithm)
-    if sampler is None:
+    group = getattr(sampler, "group", None)
+    if group is None:  # the policy makes samples, all or some
         if "rewards" not in config.model_fields_set:
             raise UserError("rewards: missing; name at least one (only algorithms on samples of a data set need none)")
         return config
     data, evaluation = config.data, config.eval
-    group = getattr(sampler, "group", None)
-    if group is not None and data.group != group:
+    if data.group != group:
         if "group" in data.model_fields_set:
             raise UserError(
                 f"data.group={data.group}: the data set has {group} sample{'s' * (group > 1)} of a prompt"
