@@ -24,7 +24,7 @@ from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.chunks import joined as joined_rollouts
 from flowrl.samplers.chunks import take
-from flowrl.score import Rewards, Scoring, gathered, joined
+from flowrl.score import Rewards, Scoring, gathered, joined, score_previews
 from flowrl.score.gradients import judge
 from flowrl.session import Session
 from flowrl.staleness import sampling_version, sampling_weights
@@ -75,31 +75,42 @@ class _Answers:
     source: Tensor  # [N]
     feedback: Tensor | None  # [N] or [N, E]
     nodes: Tensor | None = None  # [N, E + 1]
+    steps: Tensor | None = None  # [N, E, R]
 
     def take(self, rows: Tensor) -> _Answers:
         """Those of the samples with these numbers [n]."""
         prompts = [self.prompts[row] for row in rows.tolist()]
-        feedback, nodes = (None if value is None else value[rows] for value in (self.feedback, self.nodes))
-        return _Answers(prompts, self.rewards[rows], self.group[rows], self.source[rows], feedback, nodes)
+        rest = [None if value is None else value[rows] for value in (self.feedback, self.nodes, self.steps)]
+        return _Answers(prompts, self.rewards[rows], self.group[rows], self.source[rows], *rest)
 
     def scores(self, rewards: Rewards, scoring: Scoring) -> Scores:
         """By the declared policies. Raises `UserError` as `Rewards.conclude` does."""
         scores = rewards.conclude(self.rewards, self.prompts, self.group, scoring.stats)
-        return replace(scores, source=self.source, feedback=self.feedback, nodes=self.nodes)
+        steps = self._steps(rewards, scoring)
+        return replace(scores, source=self.source, feedback=self.feedback, nodes=self.nodes, steps=steps)
+
+    def _steps(self, rewards: Rewards, scoring: Scoring) -> Tensor | None:
+        """[N, E] totals of the steps, by the same policies; NaN where they leave one out."""
+        if self.steps is None:
+            return None
+        each = [
+            rewards.conclude(self.steps[:, e], self.prompts, self.group, scoring.stats)
+            for e in range(self.steps.shape[1])
+        ]
+        return torch.stack([torch.where(found.valid, found.total, torch.nan) for found in each], dim=1)
 
 
 def _joined_answers(parts: Sequence[_Answers]) -> _Answers:
-    feedback, nodes = (
+    rest = [
         [value for value in values if value is not None]
-        for values in ([part.feedback for part in parts], [part.nodes for part in parts])
-    )
+        for values in zip(*[(part.feedback, part.nodes, part.steps) for part in parts], strict=True)
+    ]
     return _Answers(
         [prompt for part in parts for prompt in part.prompts],
         torch.cat([part.rewards for part in parts]),
         torch.cat([part.group for part in parts]),
         torch.cat([part.source for part in parts]),
-        torch.cat(feedback) if feedback else None,
-        torch.cat(nodes) if nodes else None,
+        *[torch.cat(values) if values else None for values in rest],
     )
 
 
@@ -288,6 +299,7 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
         rollout = replace(rollout, version=sampling_version(session))
         with timer("reward"):
             rewards = scoring.wait()
+            rollout, steps = score_previews(session.rewards, session.policy, rollout, part.prompts, rows, not spare)
     scoring.gather(session.ranks)
     share = Share.following(session.ranks, len(rollout.group), spare)
     group = share.gather(rollout.group)
@@ -298,8 +310,7 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
             share.gather(rewards),
             group,
             share.gather(rollout.source),
-            None if rollout.feedback is None else share.gather(rollout.feedback),
-            None if rollout.nodes is None else share.gather(rollout.nodes),
+            *[None if of is None else share.gather(of) for of in (rollout.feedback, rollout.nodes, steps)],
         )
     )
     described = describe_completions(rollout, share) | describe_sharing(rollout, share, algorithm.sampler.forwards)

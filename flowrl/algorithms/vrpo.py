@@ -5,7 +5,7 @@ from dataclasses import replace
 from flowrl.algorithms.elbo_pg import elbo_pg
 from flowrl.parts.advantages import BestVersusWorst
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.bounds import PreferredPair
+from flowrl.parts.preferences import Preference
 from flowrl.parts.selections import NonzeroAdvantage
 
 PAPER = "arXiv:2505.19223"
@@ -26,6 +26,6 @@ def vrpo(
     return replace(
         elbo_pg(draws=draws, length=length, steps=steps, block=block, temperature=temperature),
         advantage=BestVersusWorst(),
-        objective=PreferredPair(beta, sft),
+        objective=Preference("sigmoid", beta, sft=sft),
         selection=NonzeroAdvantage(),
     )

@@ -14,7 +14,7 @@ from flowrl.composition.slots import SLOTS, is_own, own_place, part_name, shippe
 from flowrl.errors import UserError, describe_exception, did_you_mean, short_repr
 from flowrl.estimators.bound_views import EveryBlock
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.path_views import Leftmost
+from flowrl.estimators.path_views import Leftmost, RecordedSteps
 from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
@@ -125,7 +125,7 @@ def _new_part(slot: str, spec: object, path: str) -> DataclassInstance:
     if missing:
         raise UserError(f"{path}: {part_name(kind)} needs {', '.join(missing)}")
     hints = get_type_hints(kind)
-    start = {field: _typed(hints[field], given.pop(field), f"{path}.{field}") for field in required}
+    start = {field: _field(field, given.pop(field), None, hints[field], f"{path}.{field}") for field in required}
     part = _adjusted(_attempt(lambda: kind(**start), path, own=is_own(kind)), given, path)
     if is_own(kind):
         check_values(part, SLOTS[slot].protocol, path)
@@ -160,7 +160,7 @@ def _check_families(algorithm: Algorithm, name: str) -> None:
     """Raise `UserError` for a sampler or estimator that is for other models than the algorithm trains."""
     for slot, part in (("sampler", algorithm.sampler), ("estimator", algorithm.estimator)):
         kind = type(part)
-        family = family_of(kind, part_name(kind), f"algorithm.{slot}")
+        family = family_of(kind, part_name(kind), f"algorithm.{slot}", part)
         if family not in algorithm.families:
             raise UserError(
                 f"algorithm.{slot}: {part_name(kind)} is for {family} models, and {name} trains "
@@ -197,6 +197,11 @@ def _check_views(algorithm: Algorithm) -> None:
         raise UserError(
             "algorithm.estimator.views: Leftmost scores completions that were decoded from left to right, one token "
             f"per step; set algorithm.sampler.order=leftmost and algorithm.sampler.steps={sampler.length}"
+        )
+    if isinstance(views, RecordedSteps) and views.limit != sampler.kept_steps:
+        raise UserError(
+            f"algorithm.estimator.views.limit={views.limit}: the sampler records {sampler.kept_steps} steps; "
+            + ("make it that" if sampler.kept_steps else "set algorithm.sampler.keep_steps=true")
         )
     if getattr(views, "needs_scores", False) and not sampler.keep_scores:
         raise UserError(

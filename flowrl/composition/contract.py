@@ -19,6 +19,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.causal": "causal",
     "flowrl.estimators.transitions": "diffusion",
     "flowrl.estimators.matching": "diffusion",
+    "flowrl.estimators.directions": "diffusion",
     "flowrl.estimators.masked": "masked",
     "flowrl.estimators.tokens": "causal",
 }
@@ -90,10 +91,10 @@ def check_values(part: object, protocol: type, path: str) -> None:
                 raise UserError(f"{path}: {member} of {type(part).__name__} is {value!r}: {error}") from error
 
 
-def family_of(kind: type, name: str, path: str) -> Family:
-    """The models that a sampler or estimator is for: what it says itself, or those of the class that it extends.
-    Raises `UserError` where neither says it."""
-    family: Family | None = getattr(kind, "family", None)
+def family_of(kind: type, name: str, path: str, part: object = None) -> Family:
+    """The models that a sampler or estimator is for: what its class or the ``part`` itself says, or those of the class
+    that it extends. Raises `UserError` where none says it."""
+    family: Family | None = getattr(kind if part is None else part, "family", None)
     if family is not None and family in get_args(Family):
         return family
     for above in kind.__mro__ if family is None else ():

@@ -53,9 +53,14 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.samplers.flow",
             "flowrl.samplers.branching",
+            "flowrl.samplers.previews",
             "flowrl.samplers.masked",
+            "flowrl.samplers.masked_tree",
+            "flowrl.samplers.editing",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
+            "flowrl.samplers.recorded",
+            "flowrl.samplers.mixed",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -65,12 +70,19 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.estimators.transitions",
             "flowrl.estimators.matching",
+            "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
         ),
     ),
     "views": Slot(
-        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+        ViewDraw,
+        (
+            "flowrl.estimators.views",
+            "flowrl.estimators.path_views",
+            "flowrl.estimators.bound_views",
+            "flowrl.estimators.tree_views",
+        ),
     ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
     "advantage": Slot(
@@ -79,11 +91,19 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.advantages",
             "flowrl.parts.comparisons",
             "flowrl.parts.tree_advantages",
+            "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
+            "flowrl.parts.records",
         ),
     ),
     "token_advantage": Slot(
-        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+        TokenAdvantage,
+        (
+            "flowrl.parts.token_advantages",
+            "flowrl.parts.divergences",
+            "flowrl.parts.shaping",
+            "flowrl.parts.distillation",
+        ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
@@ -95,13 +115,21 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.bounds",
             "flowrl.parts.regressions",
             "flowrl.parts.labels",
+            "flowrl.parts.evidence",
+            "flowrl.parts.contrasts",
             "flowrl.parts.surrogates",
+            "flowrl.parts.distillation",
+            "flowrl.parts.preferences",
+            "flowrl.parts.mixtures",
         ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
+    "regularizers": Slot(
+        Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
+    ),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
-    "coefficients": Slot(Coefficient, ("flowrl.parts.controllers",)),
+    "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),
+    "coefficients": Slot(Coefficient, ("flowrl.parts.controllers", "flowrl.parts.schedules")),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

@@ -23,7 +23,7 @@ from flowrl import renamed
 from flowrl.config.findings import explain_errors
 from flowrl.config.model import LoRAConfig, ModelConfig
 from flowrl.config.overrides import apply_overrides, read_overrides
-from flowrl.config.reward import Reward
+from flowrl.config.reward import Reward, RewardConfig
 from flowrl.config.section import Fraction, Section
 from flowrl.config.teacher import TeacherConfig
 from flowrl.config.yaml_text import read_config, read_yaml, write_yaml
@@ -213,7 +213,11 @@ class Config(Section):
     model: ModelConfig
     algorithm: Preset = Field(description="preset, or {use: preset, part: {field: value}}")
     data: DataConfig = DataConfig()
-    rewards: list[Reward] = Field(min_length=1, description="what is rewarded")
+    rewards: list[Reward] = Field(
+        default=[RewardConfig(use="feedback")],
+        min_length=1,
+        description="what is rewarded; may be left out where an algorithm reads what a data set says of its samples",
+    )
     on_nan: Literal["raise", "drop_sample", "drop_group"] = Field(
         default="raise", description="when a reward could not score: stop, or leave out the sample or its group"
     )

@@ -75,10 +75,11 @@ class MaskedViews:
         if not isinstance(trace, TokenTrace):
             raise IncompatibleError("views are made of completions: use a masked language model's sampler")
         views = self.views(trace, seeds)
-        labels = trace.tokens[:, None].expand(views.hidden.shape)
+        labels = trace.tokens[:, None].expand(views.hidden.shape) if views.labels is None else views.labels
+        masked = torch.where(views.hidden, policy.mask_token, labels) if views.inputs is None else views.inputs
         drawn = [[derive(int(seed), PROMPT_STREAM, view) for view in range(self.views.draws)] for seed in seeds]
         return ViewRows(
-            inputs=torch.where(views.hidden, policy.mask_token, labels),
+            inputs=masked,
             labels=labels,
             targets=views.targets,
             weights=views.weights,
@@ -88,15 +89,29 @@ class MaskedViews:
             temperature=(trace.temperature or 1.0) if self.tempered else 1.0,
             truncation=trace.truncation if self.tempered else ALL_TOKENS,
             drawn_logp=trace.logp,
+            shared=self._nodes(trace),
         )
 
     def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> None:
         return None
 
+    def _nodes(self, trace: TokenTrace) -> Tensor | None:
+        """[N, m] the nodes that the views lead to, where they are those of a tree's levels."""
+        if trace.node is None or self.per == "token":
+            return None
+        if trace.node.shape[1] != self.views.draws + 1:
+            raise IncompatibleError(
+                f"completions of a tree of {trace.node.shape[1] - 1} levels have a view for each: set "
+                f"estimator.views=tree_levels with levels={trace.node.shape[1] - 1}"
+            )
+        return trace.node[:, 1:]
+
     def __call__(
         self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, references: Sequence[str] = ()
     ) -> Likelihood:
         asked = rows.targets.flatten(0, 1).any(dim=1).nonzero()[:, 0]  # of [n * m]
+        if not len(asked):  # a block of empty views: the first stands for them, and is asked for nothing
+            asked = torch.zeros(1, dtype=torch.int64)
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
             with policy.using(name) as reference:
@@ -120,6 +135,10 @@ class MaskedViews:
             wide = wide.corrupted(rows.prompt_seeds.flatten()[asked], self.corrupt, policy.mask_token)
         picked = (value.flatten(0, 1)[asked] for value in (rows.inputs, rows.targets, rows.labels))
         scores = policy.score(wide, *picked, temperature=rows.temperature, entropy=entropy, truncation=rows.truncation)
+        logp, balance = scores.logp, scores.balance
+        if torch.is_grad_enabled() and not logp.requires_grad and not bool(rows.targets.any()):
+            nothing = torch.zeros((), device=logp.device, requires_grad=True)  # a loss of nothing is no error
+            logp, balance = logp + nothing, None if balance is None else balance + nothing
 
         def spread(values: Tensor) -> Tensor:
             if len(asked) == n * m:
@@ -127,10 +146,9 @@ class MaskedViews:
             empty = values.new_zeros(n * m, length)
             return empty.index_put((put(asked, empty.device),), values).reshape(n, m, length)
 
-        balance = scores.balance
         if balance is not None:
             balance = balance.new_zeros(n * m).index_copy(0, put(asked, balance.device), balance).view(n, m)
-        return spread(scores.logp), None if scores.entropy is None else spread(scores.entropy), balance
+        return spread(logp), None if scores.entropy is None else spread(scores.entropy), balance
 
     def _reduced(self, rows: ViewRows, cells: Tensor) -> Tensor:
         if self.per == "cell":

@@ -130,10 +130,15 @@ class Matching:
     guidance: float | None = 1.0
     cfg_grad: CfgGrad = "cond"
     share: Sharing = "sample"
+    compare: tuple[str, ...] = ()
+    """Weight sets that it is asked for besides those of objective and regularizers."""
+    guided_reference: float | None = None
+    """Guidance scale of the set ``reference``, whose guided prediction a penalty may then hold on to; ``null``: as
+    ``guidance``."""
 
     @property
     def references(self) -> tuple[str, ...]:
-        return ()
+        return self.compare
 
     @property
     def has_recorded_logp(self) -> bool:
@@ -157,7 +162,11 @@ class Matching:
         self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
         point = _point(policy, rows, condition)
-        frozen = _frozen(policy, point, references, self.guidance)
+        frozen = {}
+        for name in dict.fromkeys((*references, *self.compare)):
+            guided = name == "reference" and self.guided_reference is not None
+            scale = self.guided_reference if guided else self.guidance
+            frozen |= _frozen(policy, point, [name], scale)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance, cfg_grad=self.cfg_grad)
         logp, extra = self._logp(v, point), {}
         for name, other in frozen.items():

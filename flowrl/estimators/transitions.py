@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put, wide
-from flowrl.math.flow import mean_of, measure_step
+from flowrl.math.flow import measure_step
 from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
 from flowrl.math.random import uniform
 from flowrl.types import (
@@ -168,9 +168,13 @@ class Transitions:
         squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
         extra = {}
         for name, other in frozen.items():
-            shift = mean - mean_of(rows.dynamics, x, other, t, t_next)
+            apart, mean_other, _ = measure_step(rows.dynamics, x, other, x_next, t, t_next)
+            shift = mean - mean_other
             extra[f"kl/{name}"] = self._divergence(shift, s, put(t - t_next, s))
             extra[f"prediction/{name}"] = mean_square(v - other, 1)
+            if self.measure != "noise":
+                count = elements(x, 1)
+                extra[f"log_ratio/{name}"] = self._log(squared.detach(), s, count) - self._log(apart, s, count)
         kept = rows.mean
         if kept is not None:
             moved = mean.detach() - put(_flat(kept), mean.device)

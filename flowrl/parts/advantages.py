@@ -29,6 +29,7 @@ class GroupCentred:
     over the samples it applies to, and sums
         (MixGRPO's aggregation; GDPO without its final whitening).
     scaled_to: divide by ``clip`` and multiply by this after clamping (AWM's ``advantage_max``).
+    soft: ``clip tanh(A / clip)`` instead of cutting at ``clip``, so that samples beyond it keep their order.
     """
 
     scale: Literal["group", "global", "none"] = "group"
@@ -37,12 +38,15 @@ class GroupCentred:
     clip: float | None = 5.0
     merge: Literal["rewards", "advantages"] = "rewards"
     scaled_to: float | None = None
+    soft: bool = False
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         if self.merge == "rewards":
             advantage = self._normalise(scores.total, scores)
         else:
             advantage = self.columns(scores) @ scores.weights
+        if self.soft and self.clip:
+            advantage = self.clip * (advantage / self.clip).tanh()
         advantage = _finish(advantage, scores.valid, self.clip)
         return advantage if self.scaled_to is None or not self.clip else advantage * (self.scaled_to / self.clip)
 
@@ -133,15 +137,19 @@ class ExponentialWeight:
     """``exp(r / temperature)``, normalised to mean 1 in the group. Reward-weighted regression (Peters & Schaal 2007).
 
     Positive weights only: samples are imitated more or less, never pushed away.
+    normalised: without it the weight is the exponential itself, and prompts with high rewards weigh more (ORW-CFM-W2).
     """
 
     temperature: float = 0.2
+    normalised: bool = True
 
     def __post_init__(self) -> None:
         _check_temperature(self.temperature)
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         reward, group, own = scores.total, scores.group, scores.own
+        if not self.normalised:
+            return _finish((reward / self.temperature).exp(), scores.valid, None)
         centred = (reward - group_mean(reward, group, own)) / self.temperature  # keeps the exponential finite
         weight = centred.exp()
         return _finish(weight / group_mean(weight, group, own).clamp(min=1e-12), scores.valid, None)

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from flowrl.types import DATA, Aggregation
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,21 @@ class LengthPower:
         scale = mask.sum(dim=1).double().clamp(min=1).pow(-self.power) * there
         scale = scale * there.sum() / scale.sum().clamp(min=1e-300)
         return FixedLength()(mask) * scale[:, None]
+
+
+@dataclass(frozen=True)
+class PerSource:
+    """``share`` of another aggregation over the samples of a data set, and the rest of it over the policy's own
+    (`Rollout.source`): each kind has its weight, however many of it there are. A kind that is missing has none."""
+
+    aggregation: Aggregation = SampleMean()
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share={self.share} is that of the data in the loss: give one from 0 to 1")
+
+    def __call__(self, mask: Tensor, unit: int = 1, source: Tensor | None = None) -> Tensor:
+        data = torch.zeros(len(mask), 1, dtype=torch.bool) if source is None else (source == DATA)[:, None]
+        own = self.aggregation(mask & ~data, unit, source)
+        return (1 - self.share) * own + self.share * self.aggregation(mask & data, unit, source)

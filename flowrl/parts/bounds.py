@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from flowrl.parts.objectives import ObjectiveDefaults, sample_mean
+from flowrl.parts.objectives import ObjectiveDefaults
 from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
 
@@ -111,38 +110,3 @@ class SelfNormalised(Sandwich):
         clipped = self.log_ratio(likelihood, batch).detach().clamp(min=floor, max=math.log(self.high))
         weight = torch.where(counted, clipped, -math.inf).softmax(dim=0) * counted.sum()
         return weight[:, None] * super().__call__(likelihood, batch)
-
-
-@dataclass(frozen=True)
-class PreferredPair(ObjectiveDefaults):
-    """``-log sigmoid(beta (s_w - s_l)) - sft B_w / length``, ``s = B - B_ref``, for the sample of positive and the
-    one of negative advantage in each group; B is the mean over views. VRPO (LLaDA 1.5, arXiv:2505.19223), on pairs that
-    the policy sampled itself.
-
-    The loss stands at the preferred sample, twice, so that a mean over both is the mean over pairs.
-    """
-
-    beta: float = 0.2
-    sft: float = 0.05
-    reference: ClassVar[str] = "reference"
-    coupled: ClassVar[bool] = True
-    needs_old_logp: ClassVar[bool] = False
-
-    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        probe = batch.probe
-        if not isinstance(probe, ViewRows) or probe.per != "view":
-            raise IncompatibleError("objective PreferredPair compares bounds: set estimator.per=view on MaskedViews")
-        counted = batch.weight > 0
-        bound = sample_mean(likelihood.logp, counted)
-        # the ratio's value is data; its gradient is the live bound's
-        shift = sample_mean(likelihood.need(f"log_ratio/{self.reference}"), counted)
-        gain = shift + bound - bound.detach()
-        advantage = batch.advantage[:, 0]
-        loss = torch.zeros_like(bound)
-        length = probe.content.sum(dim=1).clamp(min=1).to(bound)
-        for winner in (advantage > 0).nonzero()[:, 0].tolist():
-            rivals = (advantage < 0) & (batch.group.to(advantage.device) == batch.group[winner])
-            for loser in rivals.nonzero()[:, 0].tolist():
-                pair = -logsigmoid(self.beta * (gain[winner] - gain[loser])) - self.sft * bound[winner] / length[winner]
-                loss = loss.index_add(0, torch.tensor([winner], device=loss.device), 2 * pair[None])
-        return loss[:, None].expand_as(likelihood.logp)

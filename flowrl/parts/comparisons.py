@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl.math.groups import group_mean
 from flowrl.parts.sample_scores import mean_over_rivals, rivals
-from flowrl.types import RIVAL, IncompatibleError, Memory, Scores
+from flowrl.types import RIVAL, Advantage, IncompatibleError, Memory, Scores
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,14 @@ class Labels:
         right = (scores.total > self.threshold).to(scores.total.dtype)
         label = right - group_mean(right, scores.group, scores.own) if self.centred else 2 * right - 1
         return torch.where(scores.valid, label, torch.zeros_like(label))
+
+
+@dataclass(frozen=True)
+class AllSources:
+    """Another advantage, whose baselines and scales are those of all samples of a group, demonstrations included, as
+    LUFFY has them (arXiv:2504.14945)."""
+
+    advantage: Advantage
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        return self.advantage(replace(scores, source=None), memory)

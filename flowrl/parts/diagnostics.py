@@ -70,6 +70,7 @@ class StepMetrics:
                     self._open.append((self._mismatches, torch.where(counted, gap, torch.nan)))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
+            notes |= {name: value.double() for name, value in live.extra.items() if name.startswith("norm_growth/")}
             for name, value in notes.items():
                 self._note(name, value, counted)
             if "entropy" in live.extra:

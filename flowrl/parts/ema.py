@@ -28,7 +28,7 @@ class EmaWeights(Protocol):
 
 @dataclass(frozen=True)
 class Ramp:
-    """Decay ``0`` until ``start`` optimiser steps, then ``slope`` per step, at most ``most``.
+    """Decay ``0`` until ``start`` optimiser steps, then ``base`` and ``slope`` per step, at most ``most``.
 
     DiffusionNFT's ``decay_type`` 0, 1 and 2 are ``Ramp(0, 0)``, ``Ramp(0.001, 0.5)`` and ``Ramp(0.0075, 0.999, 75)``.
     """
@@ -36,9 +36,10 @@ class Ramp:
     slope: float = 0.001
     most: float = 0.5
     start: int = 0
+    base: float = 0.0
 
     def __call__(self, steps: int, before: int = 0) -> float:
-        return 0.0 if steps < self.start else min(self.slope * (steps - self.start), self.most)
+        return 0.0 if steps < self.start else min(self.base + self.slope * (steps - self.start), self.most)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ from flowrl.types import Batch, Likelihood
 @dataclass(frozen=True)
 class TopEntropy:
     """The ``share`` of the decisions with the highest entropy, ties kept: "forking tokens" (arXiv:2506.01939; TRL's
-    ``top_entropy_quantile``). ``by_advantage`` ranks by ``|A| H`` instead (D3S, arXiv:2509.22115)."""
+    ``top_entropy_quantile``). ``by_advantage`` ranks by ``|A| H`` instead (D3S, arXiv:2509.22115); ``rest`` is the
+    factor of the other decisions (EGSPO, arXiv:2602.03309)."""
 
     share: float = 0.2
     by_advantage: bool = False
+    rest: float = 0.0
     coupled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -33,7 +35,8 @@ class TopEntropy:
         counted = (batch.weight > 0) & ~rank.isnan()
         if not bool(counted.any()):
             return torch.ones_like(rank)
-        return (~counted | (rank >= quantile(rank[counted], 1 - self.share))).to(rank)
+        kept = ~counted | (rank >= quantile(rank[counted], 1 - self.share))
+        return kept.to(rank) if not self.rest else torch.where(kept, 1.0, self.rest).to(rank)
 
 
 @dataclass(frozen=True)

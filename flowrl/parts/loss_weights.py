@@ -20,6 +20,24 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class PerToken:
+    """1 over the number of tokens: of decisions that estimate the bound of a whole completion, the bound per token.
+
+    over: ``sample`` each completion by its own tokens, so that all count the same (LLaDA's SFT, arXiv:2502.09992);
+        ``all`` by the mean number of the iteration, so that all tokens do (d1's SFT).
+    """
+
+    over: Literal["sample", "all"] = "sample"
+
+    def __call__(self, table: Table) -> Tensor:
+        taking_part = table.mask.any(dim=1)
+        length = table.rows.lengths.double()
+        if self.over == "all":
+            length = length[taking_part].mean().expand_as(length) if bool(taking_part.any()) else length
+        return (1 / length)[:, None].expand(table.mask.shape)
+
+
+@dataclass(frozen=True)
 class InverseStep:
     """``1 / |t' - t|``: balances the gradient over denoising steps. GRPO-Guard (arXiv:2510.22319).
 
@@ -84,9 +102,10 @@ class ByLength:
 
 @dataclass(frozen=True)
 class OncePerNode:
-    """A decision that samples share counts once instead of once for each of them: ``1 / copies``, mean 1. Then every
-    edge of a tree weighs the same, as in BranchGRPO's released loss, and deeper levels, which have more of them, more;
-    without it, every level weighs the same, which alone is the gradient of the expected reward."""
+    """A decision that samples share counts once instead of once for each of them: ``1 / copies``, mean 1 over what the
+    network is asked. Then every edge of a tree weighs the same, as in the released losses of BranchGRPO and d-TreeRPO,
+    and deeper levels, which have more of them, more; without it, every level weighs the same, which alone is the
+    gradient of the expected reward."""
 
     def __call__(self, table: Table) -> Tensor:
         node = table.rows.node
@@ -95,7 +114,9 @@ class OncePerNode:
         key = torch.stack([table.group[:, None].expand_as(node), table.rows.events, node], dim=-1).reshape(-1, 3)
         _, which, copies = key.unique(dim=0, return_inverse=True, return_counts=True)
         factor = 1 / copies[which].double().reshape(node.shape)
-        return factor / factor.mean()
+        unit = table.rows.unit
+        asked = table.mask.reshape(len(node), -1, unit).any(dim=2)
+        return factor / factor[:, ::unit][asked].mean() if bool(asked.any()) else factor
 
 
 @dataclass(frozen=True)

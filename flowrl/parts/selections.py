@@ -136,3 +136,21 @@ class OwnSamples(OneRound):
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         return scores.own
+
+
+@dataclass(frozen=True)
+class BySuccess(OneRound):
+    """Demonstrations for prompts that the policy cannot do, its own samples for the others: where at most ``at_most``
+    of a group's own samples score above ``threshold``, only those of the data set take part. HPT (arXiv:2509.04419).
+
+    drop_solved: leave out groups whose own samples are all right as well (DYPO, arXiv:2604.08926).
+    """
+
+    at_most: int = 0
+    threshold: float = 0.5
+    drop_solved: bool = False
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        right = group_count(scores.group, scores.own & (scores.total > self.threshold))
+        keep = torch.where(right <= self.at_most, scores.valid & ~scores.own, scores.own)
+        return keep & (right < group_count(scores.group, scores.own)) if self.drop_solved else keep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class CausalSampler:
     function), so a completion does not depend on the batch it is made in, up to rounding of the logits.
     """
 
+    family: ClassVar[str] = "causal"
     length: int = 256
     temperature: float = 1.0
     """0 is greedy."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from flowrl.samplers.windows import StepRanges, Window
 from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, IncompatibleError, Rollout, Steps
 
 INITIAL_NOISE = 0  # stream of a sample's starting point; step k draws from stream k + 1
+OWN_NOISE = 1011  # of what is its own of it, beyond the streams of steps and estimators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class FlowSampler:
     sample's seed and the step, so a sample does not depend on the batch it is made in.
     """
 
+    family: ClassVar[str] = "diffusion"
     steps: int = 10
     dynamics: Dynamics = ODE()
     window: Window | None = None
@@ -34,6 +37,9 @@ class FlowSampler:
     """Guidance scale; ``None`` is the policy's own, 1 switches it off."""
     share_noise: bool = False
     """Start all samples of a group from the same noise (DanceGRPO), so that they differ by the steps' noise only."""
+    own_noise: float = 0.0
+    """With ``share_noise``: start from ``cos(a) e + sin(a) z`` of the shared e and a sample's own z, ``a = own_noise pi
+    / 2``, the churn that `CPS` gives every step (FDFO)."""
     decode_clean: bool = False
     """Return the last step's predicted clean latent instead of its noisy sample (DanceGRPO)."""
     record_mean: bool = False
@@ -134,7 +140,11 @@ class FlowSampler:
         seeds = draw.seeds
         if self.share_noise:
             seeds = torch.tensor([derive(draw.shared_seed, "group", int(g)) for g in draw.group], dtype=torch.int64)
-        return normal(seeds, policy.latent_shape, stream=INITIAL_NOISE, device=policy.device)
+        noise = normal(seeds, policy.latent_shape, stream=INITIAL_NOISE, device=policy.device)
+        if not self.share_noise or not self.own_noise:
+            return noise
+        own, angle = normal(draw.seeds, policy.latent_shape, stream=OWN_NOISE, device=policy.device), self.own_noise
+        return math.cos(angle * math.pi / 2) * noise + math.sin(angle * math.pi / 2) * own
 
     def _noisy_step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, draw: Draw, k: int, track: _Track) -> Tensor:
         mean = mean_of(self.dynamics, x, v, t, t_next)

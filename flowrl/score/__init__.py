@@ -7,6 +7,7 @@ from flowrl.score.registry import list_rewards
 from flowrl.score.reward import gather_stats
 from flowrl.score.rewards import Rewards, load_rewards
 from flowrl.score.samples import gathered, joined
+from flowrl.score.steps import score_previews
 
 __all__ = [
     "KeptSamples",
@@ -18,4 +19,5 @@ __all__ = [
     "joined",
     "list_rewards",
     "load_rewards",
+    "score_previews",
 ]

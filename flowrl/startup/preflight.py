@@ -25,6 +25,7 @@ from flowrl.score.given import Given, is_given
 from flowrl.score.gradients import check_gradients
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
+from flowrl.startup.records import fit_records, prepared_records
 from flowrl.startup.teachers import check_teachers
 from flowrl.startup.workload import Workload, workload
 
@@ -53,6 +54,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     if is_first():
         check_writable(config.directory, "out")
     algorithm = build(config.algorithm)
+    config = fit_records(config, algorithm)
     counts = workload(config, algorithm)
     _check_unused(config, algorithm)
     _check_critic(config, algorithm)
@@ -82,7 +84,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     if algorithm.judged:
         _check_judged(config)
         check_gradients(config.rewards, given)
-    train = read_prompts(config, config.data.train)
+    train = prepared_records(algorithm, read_prompts(config, config.data.train), f"data.train {config.data.train}")
     check_teachers(config, algorithm, train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
     if algorithm.family == "diffusion":

@@ -159,12 +159,6 @@ def test_every_public_definition_says_what_it_is() -> None:
     assert not [s for s in silent if "Protocol" not in s and not within(s, "flowrl.types")], silent
 
 
-def test_the_readme_lists_every_algorithm() -> None:
-    text = (ROOT / "README.md").read_text()
-    for name in METHODS:
-        assert f"`{name}`" in text, f"README.md does not mention {name}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pyright"]])
 def test_checkers_are_silent(command: list[str]) -> None:

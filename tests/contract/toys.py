@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor
 from flowrl import composition
 from flowrl.estimators.matching import MatchingRows
 from flowrl.math.random import derive, seeds
-from flowrl.models.tiny_flow import TinyFlow
+from flowrl.models.tiny_flow import TinyCondition, TinyFlow
 from flowrl.models.tiny_text import TinyText
+from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Rollout, Rows, Scores, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Steps, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ SIZES = {
 NEEDS: dict[str, dict[str, Any]] = {
     "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
     "stable_drl": {"length": 4, "block": 2},
+    "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -82,9 +86,14 @@ def family(variant: str) -> str:
     return variant.partition("/")[2] or composition.families(variant)[0]
 
 
+def known_options(variant: str) -> Mapping[str, Any]:
+    """The options of a preset by name."""
+    return inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+
+
 def taken(variant: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Those of these sizes that a preset has: one that decodes token by token has no steps and blocks of its own."""
-    known = inspect.signature(composition.find_preset(variant.partition("/")[0])).parameters
+    known = known_options(variant)
     return {key: value for key, value in sizes.items() if key in known or key not in ("steps", "block")}
 
 
@@ -92,10 +101,44 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     """The preset (or one of `variants`) at toy sizes; only resource-like arguments are changed."""
     kind = family(name)
     sizes = {**spec_of(name), **taken(name, SIZES[kind]), **NEEDS.get(name.partition("/")[0], {})}
+    if kind == "masked" and {"family", "draws"} <= set(known_options(name)):
+        sizes["draws"] = 2
     algorithm = composition.build({**sizes, **spec})
+    if is_recorded(algorithm):
+        changes = {"steps": steps} if kind == "diffusion" else {} if kind == "causal" else SIZES["masked"]
+        sampler: Any = algorithm.sampler
+        return replace(algorithm, sampler=replace(sampler, sampler=replace(sampler.sampler, **changes)))
     if kind == "diffusion":
         return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
+
+
+def is_recorded(algorithm: Algorithm) -> bool:
+    """Whether it reads its samples from a data set."""
+    return isinstance(algorithm.sampler, Recorded)
+
+
+def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed: int) -> list[Prompt]:
+    """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
+    ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
+    sampler: Any = getattr(algorithm.sampler, "data", algorithm.sampler)
+    alone = len(sampler.columns) == 1 and not sampler.ratings
+    each = 8 if alone else len(sampler.columns)  # demonstrations are the best of eight
+    texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
+    group = torch.arange(count).repeat_interleave(each)
+    draw = Draw.of(seeds(seed, "records", iteration, count=count * each), group, iteration, 0, prompts_of(texts))
+    base = start(algorithm, disturbed=False)
+    final = sampler.sampler(base, base.condition(draw.prompts), draw).final
+    rewards, made = reward(base, final), base.decode(final)
+    found = []
+    for index in range(count):
+        rows = (group == index).nonzero()[:, 0]
+        rows = rows[rewards[rows].argsort(descending=True, stable=True)].tolist()
+        columns = {name: made[row] for name, row in zip(sampler.columns, rows, strict=False)}
+        said = [bool(rewards[row] > rewards.median()) if each == 1 else float(rewards[row]) for row in rows]
+        columns |= dict(zip(sampler.ratings, said, strict=False))
+        found.append(Prompt(texts[index * each], index, columns))
+    return sampler.prepared(found, "toys")
 
 
 def small_sampler(sampler: Any, steps: int) -> Any:
@@ -111,7 +154,7 @@ def small_sampler(sampler: Any, steps: int) -> Any:
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
-    """A policy whose weight sets all hold its present weights."""
+    """A policy whose weight sets all hold its present weights, but for the teachers."""
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     else:
@@ -121,7 +164,42 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
         disturb(policy)
     for name in algorithm.weight_sets:
         policy.update_ema(name, 0.0)
+    for name in algorithm.teachers:
+        teach(policy, name)
     return policy
+
+
+def teach(policy: Any, name: str) -> None:
+    """Make a weight set a teacher's, which knows what is rewarded: the first mode, or ones and no end."""
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    with torch.no_grad():
+        if isinstance(policy, TinyFlow):
+            for parameter, taught in zip(policy.parameters(), first_mode(), strict=True):
+                parameter.copy_(taught)
+        else:
+            policy.table[..., 1] += 2.0
+            policy.table[..., END] -= 1.0
+        policy.update_ema(name, 0.0)
+        for parameter, value in zip(policy.parameters(), before, strict=True):
+            parameter.copy_(value)
+
+
+@cache
+def first_mode() -> list[Tensor]:
+    """The weights of a toy flow that was fitted to samples of the first mode."""
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        noise, near = torch.randn(2, 128, 2, generator=generator)
+        t = torch.rand(128, 1, generator=generator)
+        clean, index = MODES[0] + policy.std * near, torch.arange(128) % len(PROMPTS)
+        x = (1 - t) * clean + t * noise
+        loss = (policy.velocity(x, t[:, 0], TinyCondition(index)) - (noise - clean)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in policy.parameters()]
 
 
 def reward(policy: Any, final: Tensor) -> Tensor:
@@ -150,9 +228,14 @@ def table_of(advantage: Tensor, mask: Tensor, old: Likelihood | None = None, row
 
 
 def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, rows: int = 1000) -> Iteration:
-    count = GROUP * len(PROMPTS)
-    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
-    prompts = [prompts_of(PROMPTS)[g] for g in group]
+    count, each, asked = GROUP * len(PROMPTS), GROUP, prompts_of(PROMPTS)
+    if is_recorded(algorithm):
+        each = algorithm.sampler.group
+        asked = records(algorithm, policy, count // each, iteration, seed)
+    elif hasattr(algorithm.sampler, "prepared"):  # demonstrations beside the policy's own samples
+        asked = records(algorithm, policy, len(PROMPTS), iteration, seed)
+    group = torch.arange(count // each).repeat_interleave(each)
+    prompts = [asked[g] for g in group]
     shared = derive(seed, "shared", iteration)
     draw = Draw.of(seeds(seed, "sample", iteration, count=count), group, iteration, shared, prompts)
     condition = policy.condition(draw.prompts)
@@ -162,8 +245,18 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
+    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+        said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
+
+
+def level(algorithm: Algorithm, policy: Any, iteration: int) -> float:
+    """The mean reward of what the policy makes."""
+    if hasattr(algorithm.sampler, "prepared"):
+        heldout = algorithm.sampler.heldout(None, None, None)
+        algorithm = replace(algorithm, sampler=heldout, advantage=RawReward())
+    return float(roll(algorithm, policy, iteration).scores.rewards.mean())
 
 
 class Recorder(torch.optim.SGD):

@@ -13,7 +13,7 @@ from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_flow import TinyFlow
 from flowrl.parts.algorithm import Algorithm
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Rollout, Scores, prompts_of
+from flowrl.types import Draw, Rollout, Scores, Steps, prompts_of
 from tests.contract.toys import Recorder, disturb
 
 SIZE, PROMPTS, GROUP, GUIDANCE = 16, ("a", "b", "c"), 6, 4.5
@@ -127,6 +127,8 @@ def trial(
         reward = torch.where(group == 2, torch.full_like(reward, 0.3), reward)
     scores = Scores(reward[:, None], torch.ones(1).double(), ("sum",), group, group, torch.ones(count).bool())
     scores = replace(scores, nodes=rollout.nodes)
+    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+        scores = replace(scores, steps=rollout.trace.previews.double().sum(dim=2).tanh())
     made = Trial(algorithm, policy, rollout, scores, algorithm.advantage(scores, {}), draw)
     policy.update_ema("sampled", 0.0)
     if off:

@@ -1,4 +1,5 @@
-"""Methods whose samples share steps: BranchGRPO, TreeGRPO, TempFlow-GRPO, Flash-GRPO, G2RPO, E-GRPO."""
+"""Methods whose samples share steps (BranchGRPO, TreeGRPO, TempFlow-GRPO, Flash-GRPO, G2RPO, E-GRPO), and with rewards
+of steps (DenseGRPO, TP-GRPO)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from flowrl import composition
 from flowrl.math.flow import FlowSDE
 from tests.fidelity import cell, release
 from tests.fidelity.bench import GUIDANCE, Trial, alike, sd3_times, trial
-from tests.fidelity.test_flow_grpo_family import sde
+from tests.fidelity.test_flow_grpo_family import cps, sde
 from tests.fidelity.test_step_methods import dance
 
 release("branch_grpo", "Fredreic1849/BranchGRPO ffc3c90")
@@ -20,6 +21,8 @@ release("tree_grpo", "none to be had; arXiv:2512.08153, abstract and project pag
 release("tempflow_grpo", "as ported by Tencent-Hunyuan/UniRL 5e3dfd8; the authors' README")
 release("flash_grpo", "Shredded-Pork/Flash-GRPO 2375974")
 release("g2rpo, e_grpo", "shengjun-zhang/VisualGRPO 809e8f7")
+release("dense_grpo", "none to be had; arXiv:2601.20218, abstract")
+release("turning_point", "YunzeTong/TurningPoint-GRPO f9f6ff4")
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -285,3 +288,100 @@ def test_after_a_merged_step() -> None:
     assert torch.allclose(x, it.rollout.final[late], atol=1e-5)
     s = FlowSDE(0.7).coefficients(times[[3, 3]], times[[4, 6]])[2]
     assert float(s[1]) > 1.5 * float(s[0])
+
+
+def gains(it: Trial) -> tuple[Tensor, Tensor]:
+    """``(rewards [N, D + 1] of the deterministic ends of all states, the sample's own)``, walked by hand."""
+    steps, times, columns = it.rollout.trace, it.rollout.times, []
+    with it.policy.using("sampled") as asked:
+        for d in range(steps.states.shape[1]):
+            x = steps.states[:, d]
+            for k in range(d, len(times) - 1):
+                v = asked.velocity(x, times[k].expand(len(x)), it.rollout.condition)
+                x = x + (times[k + 1] - times[k]).float() * v
+            columns.append(x.double().sum(dim=1).tanh())
+    return torch.stack(columns, dim=1).detach(), it.rollout.final.double().sum(dim=1).tanh()
+
+
+def by_group(values: Tensor, group: Tensor) -> Tensor:
+    """[N, D] normalised for every step in every group, as PerPromptStatTracker does with rewards of steps."""
+    out = torch.zeros_like(values)
+    for g in group.unique():
+        mine = values[group == g]
+        out[group == g] = (mine - mine.mean(dim=0)) / (mine.std(dim=0, correction=0) + 1e-4)
+    return out
+
+
+@cell(
+    "dense_grpo", "loss, gradient", "equal", "gains of deterministic completions, normalised for every step; Flow-GRPO"
+)
+def test_dense_gradient() -> None:
+    it = trial("dense_grpo", off=0.02, flat=False, clip=2e-3, kl=0.0)
+    rewards, _ = gains(it)
+    advantage = by_group(rewards[:, 1:] - rewards[:, :-1], it.scores.group)
+    assert torch.allclose(it.advantage, advantage.clamp(-5, 5), atol=1e-3)
+    loss = clipped(it, flow_sde, 2e-3, it.advantage)
+    assert alike(it.gradient(), it.gradient_of(loss.mean()))
+
+
+@cell(
+    "dense_grpo",
+    "defaults",
+    "deviation",
+    "Flow-GRPO's settings, and its noise level at all times",
+    reason="the abstract says that the noise is adapted to each time, and not how",
+)
+def test_dense_defaults() -> None:
+    made = composition.build("dense_grpo")
+    assert (made.sampler.steps, made.sampler.dynamics, made.sampler.preview) == (10, FlowSDE(0.7), "ode")
+
+
+@cell(
+    "turning_point",
+    "loss, gradient",
+    "equal",
+    "the whole gain for every step and a turning point's own besides, normalised for every step; FlowCPS's measure",
+)
+def test_turning_gradient() -> None:
+    it = trial("turning_point", off=0.02, flat=False, clip=2e-3)
+    rewards, end = gains(it)
+    whole = end - rewards[:, 0]
+    own = rewards[:, 1:] - rewards[:, :-1]
+    signs = own.sign() * whole[:, None].sign()
+    reward = whole[:, None].expand_as(own).clone()
+    for t in range(own.shape[1]):
+        turns = signs[:, 0] > 0 if t == 0 else (signs[:, t - 1] < 0) & (signs[:, t] > 0)
+        reward[:, t] += turns.double() * own[:, t]
+    assert torch.allclose(it.advantage, by_group(reward, it.scores.group).clamp(-5, 5), atol=1e-3)
+    loss = clipped(it, lambda *given: cps(*given, 0.7)[0], 2e-3, it.advantage)
+    assert alike(it.gradient(), it.gradient_of(loss.mean()))
+
+
+@cell(
+    "turning_point",
+    "defaults",
+    "equal",
+    "ten steps, nine noisy, CPS .7, clip 1e-5, guidance 4.5, std of the group, no KL (`pickscore_sd3_fast_op3`)",
+)
+def test_turning_defaults() -> None:
+    made = composition.build("turning_point")
+    sampler = made.sampler
+    assert (sampler.steps, sampler.recorded, sampler.dynamics.noise, sampler.guidance) == (10, 9, 0.7, 4.5)
+    assert made.objective.clip_range == (1e-5, 1e-5) and made.advantage.scale == "group" and not made.regularizers
+
+
+@cell(
+    "turning_point",
+    "loss",
+    "option",
+    "`base: gain`, the form of the paper's text: every step's own gain, and from a turning point to the end instead",
+)
+def test_turning_points_of_the_text() -> None:
+    it = trial("turning_point", flat=False, base="gain")
+    rewards, end = gains(it)
+    own, whole = rewards[:, 1:] - rewards[:, :-1], end - rewards[:, 0]
+    signs = own.sign() * whole[:, None].sign()
+    turns = signs > 0
+    turns[:, 1:] &= signs[:, :-1] < 0
+    wanted = by_group(torch.where(turns, end[:, None] - rewards[:, :-1], own), it.scores.group)
+    assert torch.allclose(it.advantage, wanted.clamp(-5, 5), atol=1e-3)

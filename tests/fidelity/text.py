@@ -95,8 +95,7 @@ def _scores(algorithm: Algorithm, policy: TinyText, it: Iteration, rows: Any) ->
     condition: Any = it.rollout.condition
     tokens = it.rollout.trace.tokens
     if not isinstance(rows, ViewRows):
-        sampler: Any = algorithm.sampler
-        return _at(policy, condition, tokens, tokens, sampler.temperature)
+        return _at(policy, condition, tokens, tokens, rows.temperature)
     n, m, _ = rows.inputs.shape
     wide = condition.take(torch.arange(n).repeat_interleave(m))
     share = algorithm.estimator.corrupt

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowrl.estimators.tokens import TokenRows
-from flowrl.parts.bounds import PreferredPair, Sandwich, lower_bound, upper_bound
+from flowrl.parts.bounds import Sandwich, lower_bound, upper_bound
 from flowrl.parts.objectives import (
     AsymmetricClip,
     Clipped,
@@ -20,6 +20,7 @@ from flowrl.parts.objectives import (
     ScoreFunction,
     sample_mean,
 )
+from flowrl.parts.preferences import Preference
 from flowrl.parts.regularizers import KL, KLToOld, Prediction, RouterBalance, ValueLoss
 from flowrl.types import Batch, IncompatibleError, Likelihood, Rows, ViewRows
 
@@ -241,7 +242,7 @@ def test_a_preferred_pair_by_hand() -> None:
     ratio = table([1, 3], [0, 0], [-1, 1], [2, 4])
     advantage = table([1, 1], [-1, -1], [-1, -1], [1, 1])
     one = Batch(advantage, Likelihood(logp), torch.ones(4, 2), torch.tensor([0, 0, 1, 1]), probe)
-    got = PreferredPair()(Likelihood(logp, {"log_ratio/reference": ratio}), one)
+    got = Preference(beta=0.2, sft=0.05)(Likelihood(logp, {"log_ratio/reference": ratio}), one)
     # group 0: s_w - s_l = 2 - 0, B_w = -2, length 4; group 1: 3 - 0, B_w = -4, length 2
     first = 2 * (math.log1p(math.exp(-0.4)) + 0.05 * 2 / 4)
     second = 2 * (math.log1p(math.exp(-0.6)) + 0.05 * 4 / 2)
@@ -258,7 +259,7 @@ def test_a_sample_of_no_advantage_is_in_no_preferred_pair() -> None:
     probe = of_lengths("view", [4, 4, 4])
     logp, ratio = table([-1, -3], [-2, -2], [-5, -5]), table([1, 3], [0, 0], [9, 9])
     one = Batch(table([1, 1], [-1, -1], [0, 0]), Likelihood(logp), torch.ones(3, 2), torch.zeros(3).long(), probe)
-    got = PreferredPair()(Likelihood(logp, {"log_ratio/reference": ratio}), one)
+    got = Preference(beta=0.2, sft=0.05)(Likelihood(logp, {"log_ratio/reference": ratio}), one)
     assert got[0].tolist() == pytest.approx([2 * (math.log1p(math.exp(-0.4)) + 0.05 * 2 / 4)] * 2)
     assert got[1:].tolist() == [[0, 0]] * 2
 

@@ -300,12 +300,10 @@ def test_a_loss_term_without_gradient_is_an_error() -> None:
         gradients(algorithm, it)
 
 
-@pytest.mark.parametrize(("name", "per"), [("grpo", None), ("vrpo", "cell")])
-def test_a_preference_pair_needs_views(name: str, per: str | None) -> None:
-    """The mean of unweighted cells, or of tokens, is not a bound."""
-    algorithm = small(name, objective="preferred_pair", **({"estimator": {"per": per}} if per else {}))
+def test_a_preference_pair_needs_bounds_of_whole_samples() -> None:
+    algorithm = small("vrpo", estimator={"per": "cell"})
     policy = start(algorithm)
-    with pytest.raises(ValueError, match=r"PreferredPair compares bounds: set estimator\.per=view"):
+    with pytest.raises(ValueError, match=r"whole samples: set estimator\.per=view"):
         gradients(algorithm, roll(algorithm, policy))
 
 

@@ -88,6 +88,23 @@ class TextCodec:
             )
         return found
 
+    def completions(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of answers that somebody wrote, with the end token that the model closes an answer with. Raises
+        `UserError` for a text that the tokenizer does not take."""
+        rows = []
+        for text in texts:
+            try:
+                ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            except Exception as error:  # as in `_encoded`
+                if is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"the completion {quoted(text)} cannot be read by the model's tokenizer ({first_line(error)})"
+                ) from error
+            stop = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
+            rows.append([*ids[:stop], ids[stop] if stop < len(ids) else self.ends[0]])
+        return rows
+
     def token_text(self, token: int) -> str:
         """What one token stands for; a part of a sign, which is no text by itself, is shown as the tokenizer shows
         it."""

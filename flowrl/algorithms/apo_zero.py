@@ -1,0 +1,26 @@
+"""APO-zero: the preferred answer of a recorded pair becomes more, the other one less likely than under the reference
+(arXiv:2408.06266)."""
+
+from dataclasses import replace
+from typing import Literal
+
+from flowrl.algorithms.dpo import dpo
+from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.preferences import Preference
+
+PAPER = "arXiv:2408.06266"
+
+
+def apo_zero(
+    *,
+    beta: float = 0.1,
+    columns: tuple[str, ...] = ("chosen", "rejected"),
+    ratings: tuple[str, ...] = (),
+    length: int = 1024,
+    draws: int = 8,
+    family: Literal["causal", "masked"] = "causal",
+) -> Algorithm:
+    """``sigmoid(-beta s_w) + sigmoid(beta s_l)``, as in TRL 1.16, to which the authors contributed it. For models that
+    are worse than the preferred answers."""
+    pairs = dpo(columns=columns, ratings=ratings, length=length, draws=draws, family=family)
+    return replace(pairs, objective=Preference("apo_zero", beta))

@@ -1,0 +1,50 @@
+"""Advantages from what a data set says of its samples (`Scores.feedback`), whatever the rewards are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flowrl.parts.advantages import BestVersusWorst
+from flowrl.types import IncompatibleError, Memory, Scores
+
+
+def _feedback(scores: Scores, who: str) -> Tensor:
+    if scores.feedback is None or scores.feedback.dim() != 1:
+        raise IncompatibleError(f"advantage {who} reads what a data set says of each sample: take a sampler of records")
+    return scores.feedback.double()
+
+
+@dataclass(frozen=True)
+class RatedPair:
+    """1 for the sample of a group that the data set rates best, -1 for the one it rates worst (the first of equals), 0
+    for the rest and for groups without a difference."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        feedback = _feedback(scores, "RatedPair")
+        one = torch.ones(1, dtype=torch.float64)
+        rated = replace(scores, rewards=feedback[:, None], weights=one, valid=scores.valid & ~feedback.isnan())
+        return BestVersusWorst()(rated, memory)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """1 for a sample that the data set rates above ``threshold``, -1 for another one, 0 where it says nothing. Labels
+    are true and false, or numbers."""
+
+    threshold: float = 0.0
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        feedback = _feedback(scores, "Labelled")
+        label = torch.where(feedback > self.threshold, 1.0, -1.0).double()
+        return torch.where(scores.valid & ~feedback.isnan(), label, torch.zeros_like(label))
+
+
+@dataclass(frozen=True)
+class Imitate:
+    """1 for every sample: maximum likelihood."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        return scores.valid.double()

@@ -1,0 +1,36 @@
+"""Rewards of what samples would have become after each of their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flowrl.devices import put
+from flowrl.score.rewards import Rewards
+from flowrl.types import Policy, Prompt, Rollout, Samples, Steps
+
+
+def score_previews(
+    rewards: Rewards, policy: Policy, rollout: Rollout, prompts: Sequence[Prompt], rows: int, asked: bool = True
+) -> tuple[Rollout, Tensor | None]:
+    """``(the rollout without its previews, what all rewards return of them [N, E, R] float64, before any policy)``; as
+    it is, and None, where it has none.
+
+    They are decoded ``rows`` at a time and let go, step by step, so that a reward that compares samples sees a group at
+    one step; not ``asked``, no reward sees them.
+    """
+    trace = rollout.trace
+    if not isinstance(trace, Steps) or trace.previews is None:
+        return rollout, None
+    found = []
+    for step in range(trace.previews.shape[1]):
+        with rewards.scoring(rollout.group, asked=asked) as scoring:
+            for index in torch.arange(len(rollout.group)).split(rows):
+                pictures = policy.decode(put(trace.previews[index, step], policy.device))
+                assert isinstance(pictures, Tensor)
+                scoring.add(Samples([prompts[row] for row in index.tolist()], images=pictures))
+            found.append(scoring.wait())
+    return replace(rollout, trace=replace(trace, previews=None)), torch.stack(found, dim=1)
