@@ -268,6 +268,7 @@ def recorded_steps(rollout: Rollout) -> tuple[Steps, int]:
 
 
 def judge_of(rollout: Rollout) -> Judge:
+    """The judge of a rollout. Raises `IncompatibleError` where none was set."""
     if rollout.judge is None:
         raise IncompatibleError("this estimator follows the gradient of rewards, and no judge of the samples was set")
     return rollout.judge
