@@ -58,6 +58,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.masked_tree",
             "flowrl.samplers.editing",
             "flowrl.samplers.causal",
+            "flowrl.samplers.budgets",
             "flowrl.samplers.rivals",
             "flowrl.samplers.recorded",
             "flowrl.samplers.mixed",
