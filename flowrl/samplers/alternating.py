@@ -30,7 +30,8 @@ class Alternating(Mixed):
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"share={self.share} is a probability, that of own samples: give 0 to 1")
-        super().__post_init__()
+        if not self.to:
+            super().__post_init__()
 
     @property
     def weight_sets(self) -> tuple[str, ...]:
