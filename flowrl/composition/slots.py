@@ -62,6 +62,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.rivals",
             "flowrl.samplers.recorded",
             "flowrl.samplers.mixed",
+            "flowrl.samplers.alternating",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),

@@ -186,6 +186,7 @@ def teach(policy: Any, name: str) -> None:
 
 
 @cache
+@torch.enable_grad()
 def first_mode() -> list[Tensor]:
     """The weights of a toy flow that was fitted to samples of the first mode."""
     policy = TinyFlow(MODES, prompts=PROMPTS)
