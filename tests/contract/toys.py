@@ -55,6 +55,7 @@ SIZES = {
 NEEDS: dict[str, dict[str, Any]] = {
     "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
     "stable_drl": {"length": 4, "block": 2},
+    "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
@@ -185,6 +186,7 @@ def teach(policy: Any, name: str) -> None:
 
 
 @cache
+@torch.enable_grad()
 def first_mode() -> list[Tensor]:
     """The weights of a toy flow that was fitted to samples of the first mode."""
     policy = TinyFlow(MODES, prompts=PROMPTS)

@@ -233,6 +233,8 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     sizes: dict[str, Any] = {"diffusion": {}, "causal": {"length": 4}}.get(
         family, {"length": 4, "steps": 2, "block": 4}
     )
+    if name == "brpo":
+        sizes |= {"budgets": (1, 2), "answers": 2, "think_end": "", "cut": "", "bridge": ""}
     if name == "d_treerpo":
         sizes["block"] = 2  # each of its levels takes blocks of its own
     if name in ("spg", "stable_drl"):
