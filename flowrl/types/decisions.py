@@ -156,6 +156,13 @@ class ViewRows(Rows):
         return 1 if self.per == "view" else self.inputs.shape[2]
 
     @property
+    def events(self) -> Tensor:
+        """Views; every token where decisions are those."""
+        if self.per == "token":
+            return super().events
+        return torch.arange(self.inputs.shape[1]).repeat_interleave(self.unit).expand(self.shape)
+
+    @property
     def of_whole(self) -> bool:
         return self.per == "view"
 

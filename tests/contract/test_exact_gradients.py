@@ -264,6 +264,12 @@ def two_states(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
     return (a[:, None, None] * weight * lp * rows.targets).sum() / rows.targets.sum()
 
 
+def predicted(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """Every prediction by the advantage of its step, the length over the number masked, and its own probability."""
+    share = rows.weights / rows.weights.shape[1]
+    return (a[:, :, None] * share * lp.detach().exp() * lp * rows.targets).sum() / rows.targets.sum()
+
+
 FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "diffu_grpo": token_mean,
     "sepo": token_mean,
@@ -287,6 +293,7 @@ FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "dipo": flatless_mean,
     "diffpo": two_states,
     "reflect_rollout": wd1_sum,
+    "mdpo_dllm": predicted,
 }
 MASKED = [name for name in composition.preset_names() if composition.build(name).family == "masked"]
 
