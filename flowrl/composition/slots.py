@@ -55,6 +55,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.branching",
             "flowrl.samplers.previews",
             "flowrl.samplers.masked",
+            "flowrl.samplers.masked_tree",
             "flowrl.samplers.editing",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
@@ -75,7 +76,13 @@ SLOTS: dict[str, Slot] = {
         ),
     ),
     "views": Slot(
-        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+        ViewDraw,
+        (
+            "flowrl.estimators.views",
+            "flowrl.estimators.path_views",
+            "flowrl.estimators.bound_views",
+            "flowrl.estimators.tree_views",
+        ),
     ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
     "advantage": Slot(

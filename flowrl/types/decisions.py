@@ -145,6 +145,18 @@ class ViewRows(Rows):
     drawn_logp: Tensor | None = None
     """[N, L] log-probability of each token as the sampler drew it, in whatever state that was; ``None`` where it does
     not tell. Not `sampler_logp`: a view may show another state."""
+    shared: Tensor | None = None
+    """[N, m]: where every view is an event of a tree of completions, the node that it leads to (`TokenTrace.node`)."""
+
+    @property
+    def events(self) -> Tensor:
+        if self.shared is None:
+            return super().events
+        return torch.arange(self.shared.shape[1]).repeat_interleave(self.unit).expand(self.shape)
+
+    @property
+    def node(self) -> Tensor | None:
+        return None if self.shared is None else self.shared.repeat_interleave(self.unit, dim=1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -189,7 +201,7 @@ class ViewRows(Rows):
         names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
         drawn = None if self.drawn_logp is None else self.drawn_logp[rows]
         cut = {name: getattr(self, name)[rows][:, views] for name in names}
-        return replace(self, content=self.content[rows], drawn_logp=drawn, **cut)
+        return replace(self, content=self.content[rows], shared=_cut(self.shared, rows, views), drawn_logp=drawn, **cut)
 
 
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:

@@ -98,9 +98,9 @@ class FlowPolicy(Policy, Protocol):
         """The sampler's starting point at ``times[0]`` for standard normal ``noise`` [N, ...]."""
         ...
 
-    def encode(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """Clean latents [N, ...] that `decode` makes these images [N, 3, H, W] of, which are in [0, 1]; what an encoder
-        draws at random follows from ``seeds`` [N]."""
+    def encode(self, images: Sequence[Tensor], seeds: Tensor) -> Tensor:
+        """Clean latents [N, ...] that `decode` makes these images of, each [3, h, w] in [0, 1]; what an encoder draws
+        at random follows from ``seeds`` [N]."""
         ...
 
     def velocity(

@@ -270,6 +270,20 @@ def predicted(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
     return (a[:, :, None] * share * lp.detach().exp() * lp * rows.targets).sum() / rows.targets.sum()
 
 
+def edge_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """The mean over a branch's tokens, then over all branches, each once; the advantage is a branch's own."""
+    group = torch.arange(len(a)) // GROUP
+    terms = {}
+    for row in range(len(a)):
+        for level in range(rows.targets.shape[1]):
+            asked = rows.targets[row, level]
+            if bool(asked.any()):
+                assert rows.shared is not None
+                edge = (int(group[row]), level, int(rows.shared[row, level]))
+                terms[edge] = a[row, level] * lp[row, level][asked].mean()
+    return torch.stack(list(terms.values())).mean()
+
+
 FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "diffu_grpo": token_mean,
     "sepo": token_mean,
@@ -291,6 +305,7 @@ FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "ebpo": bound_mean,
     "stable_drl": normalised_mean,
     "dipo": flatless_mean,
+    "d_treerpo": edge_mean,
     "diffpo": two_states,
     "reflect_rollout": wd1_sum,
     "mdpo_dllm": predicted,

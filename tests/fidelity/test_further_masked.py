@@ -253,9 +253,9 @@ def test_cj_grpo_decodings() -> None:
     ass = composition.build({"use": "cj_grpo", "schedule": "doubling", "steps": 8, "block": None, "end_reserve": 0.01})
     assert ass.sampler.forwards == 8 and ass.estimator.views.limit == 8
     # the released factor of step i is .01 + .99 (2^(i + 1) - 1) / 2^8 with doubling, .01 + .99 i / 127 without
-    from flowrl.samplers.masked import _Canvas
+    from flowrl.samplers.masked import Canvas
 
-    canvas = _Canvas.__new__(_Canvas)
+    canvas = Canvas.__new__(Canvas)
     for spec, wanted in (
         (ass.sampler, [0.01 + 0.99 * (2 ** (i + 1) - 1) / 2**8 for i in range(8)]),
         (

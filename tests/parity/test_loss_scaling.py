@@ -219,6 +219,8 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     sizes: dict[str, Any] = {"diffusion": {}, "causal": {"length": 4}}.get(
         family, {"length": 4, "steps": 2, "block": 4}
     )
+    if name == "d_treerpo":
+        sizes["block"] = 2  # each of its levels takes blocks of its own
     if name in ("spg", "stable_drl"):
         sizes["estimator"] = {"views": {"block": 2}}  # its views take blocks of their own
     algorithm = composition.build({**spec_of(name), **taken(name, sizes)})
