@@ -149,12 +149,6 @@ class ViewRows(Rows):
     """[N, m]: where every view is an event of a tree of completions, the node that it leads to (`TokenTrace.node`)."""
 
     @property
-    def events(self) -> Tensor:
-        if self.shared is None:
-            return super().events
-        return torch.arange(self.shared.shape[1]).repeat_interleave(self.unit).expand(self.shape)
-
-    @property
     def node(self) -> Tensor | None:
         return None if self.shared is None else self.shared.repeat_interleave(self.unit, dim=1)
 
