@@ -16,6 +16,7 @@ from torch import Tensor
 from flowrl import composition, load_policy
 from flowrl.data import load_prompts
 from flowrl.math.random import seeds
+from flowrl.models.lora import LoRAOptions
 from flowrl.score import load_rewards
 from flowrl.score.gradients import judge
 from flowrl.types import Batch, Draw, Likelihood, Samples
@@ -42,7 +43,7 @@ class Saved:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    policy = load_policy("shapes", lora={"rank": 16, "alpha": 32}, call={"guidance_scale": 1.0})
+    policy = load_policy("shapes", lora=LoRAOptions(rank=16, alpha=32), call={"guidance_scale": 1.0})
     rewards, prompts = load_rewards(["shapes_soft"]), load_prompts("shapes:test").prompts[:SAMPLES]
     every = [part for part in policy.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights = {p.untyped_storage().data_ptr() for part in every for p in (*part.parameters(), *part.buffers())}
