@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.groups import group_mean
+from flowrl.math.groups import group_mean, group_std
 from flowrl.parts.advantages import GroupCentred
 from flowrl.types import IncompatibleError, Memory, Scores
 
@@ -192,6 +192,37 @@ class PassAtK:
             if 0 < c < n:
                 found[rows] = torch.full_like(found[rows], wrong / s).masked_fill(right, (1 - p) / s)
         return _of_valid(scores, found)
+
+
+@dataclass(frozen=True)
+class BestOverSecond:
+    """``(r - second best) / (std + eps)`` for the best sample of its group (the first of equals), 0 for the others, as
+    verl's ``grpo_passk`` has it for arXiv:2503.19595: the best of a group is what counts, and the second is its
+    baseline."""
+
+    eps: float = 1e-6
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        found, spread = torch.zeros_like(scores.total), group_std(scores.total, scores.group, scores.own, 1)
+        for rows in _own_groups(scores):
+            if len(rows) > 1:
+                order = scores.total[rows].sort(descending=True, stable=True)
+                best = rows[order.indices[0]]
+                found[best] = (order.values[0] - order.values[1]) / (spread[best] + self.eps)
+        return _of_valid(scores, found)
+
+
+@dataclass(frozen=True)
+class SignWeighted:
+    """``positive`` for samples that score above ``right`` and -1 for others: positive and negative sample
+    reinforcement, weighted (arXiv:2506.01347)."""
+
+    positive: float = 0.1
+    right: float = 0.5
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        wrong = torch.full_like(scores.total, -1.0)
+        return _of_valid(scores, wrong.masked_fill(scores.total > self.right, self.positive))
 
 
 @dataclass(frozen=True)
