@@ -98,6 +98,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.tree_advantages",
             "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
+            "flowrl.parts.several_rewards",
             "flowrl.parts.records",
         ),
     ),

@@ -18,16 +18,14 @@ from flowrl.parts.group_advantages import (
     BetaNormalised,
     BetaTracker,
     GroupShifted,
-    HypervolumeScaled,
     MaxAtK,
     MixedValueAtRisk,
     PassAtK,
-    RewardDecoupled,
     SignWeighted,
     SmoothStandardised,
-    hypervolume,
 )
 from flowrl.parts.selections import DropFlatGroups, MostVaried, VariedGroups
+from flowrl.parts.several_rewards import HypervolumeScaled, RewardDecoupled, hypervolume
 from flowrl.types import IncompatibleError, Scores
 from tests.unit.test_parts import scores
 
