@@ -55,6 +55,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.branching",
             "flowrl.samplers.previews",
             "flowrl.samplers.masked",
+            "flowrl.samplers.editing",
             "flowrl.samplers.causal",
             "flowrl.samplers.rivals",
             "flowrl.samplers.recorded",
@@ -89,7 +90,13 @@ SLOTS: dict[str, Slot] = {
         ),
     ),
     "token_advantage": Slot(
-        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+        TokenAdvantage,
+        (
+            "flowrl.parts.token_advantages",
+            "flowrl.parts.divergences",
+            "flowrl.parts.shaping",
+            "flowrl.parts.distillation",
+        ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
@@ -104,11 +111,14 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.evidence",
             "flowrl.parts.contrasts",
             "flowrl.parts.surrogates",
+            "flowrl.parts.distillation",
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
         ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
+    "regularizers": Slot(
+        Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
+    ),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),

@@ -75,10 +75,11 @@ class MaskedViews:
         if not isinstance(trace, TokenTrace):
             raise IncompatibleError("views are made of completions: use a masked language model's sampler")
         views = self.views(trace, seeds)
-        labels = trace.tokens[:, None].expand(views.hidden.shape)
+        labels = trace.tokens[:, None].expand(views.hidden.shape) if views.labels is None else views.labels
+        masked = torch.where(views.hidden, policy.mask_token, labels) if views.inputs is None else views.inputs
         drawn = [[derive(int(seed), PROMPT_STREAM, view) for view in range(self.views.draws)] for seed in seeds]
         return ViewRows(
-            inputs=torch.where(views.hidden, policy.mask_token, labels),
+            inputs=masked,
             labels=labels,
             targets=views.targets,
             weights=views.weights,

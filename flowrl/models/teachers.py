@@ -169,4 +169,9 @@ def _joined(parts: list[tuple[Tensor, TokenScores]], count: int) -> TokenScores:
             for rows, value in found:
                 whole[put(rows, device)] = put(value, device)
             made[name] = whole
+    made["shown"] = tuple(
+        replace(shown, where=shown.where.new_full((count, shown.where.shape[1]), -1).index_copy(0, rows, shown.where))
+        for rows, scores in parts
+        for shown in scores.shown
+    )
     return TokenScores(**made)

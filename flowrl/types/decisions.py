@@ -190,6 +190,19 @@ def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
 
 
 @dataclass(frozen=True)
+class Distributions:
+    """Whole distributions over a vocabulary at some of N x T positions, as what they are computed of: together they
+    would be [N, T, V]."""
+
+    states: Tensor  # [K, d]: inputs of the vocabulary layer; or [K, V] logits, where there is no weight
+    where: Tensor  # [N, T] int64: the row of each position, -1 where there is none
+    weight: Tensor | None = None  # [V, d]
+    bias: Tensor | None = None  # [V]
+    readout: Any = None
+    """From the layer's output to logits (`flowrl.math.tokens.Readout`); ``None``: they are the logits."""
+
+
+@dataclass(frozen=True)
 class TokenScores:
     """What a language model says about chosen positions; 0 elsewhere."""
 
@@ -197,6 +210,10 @@ class TokenScores:
     entropy: Tensor | None = None  # [N, T] float32, without gradient, in nats
     value: Tensor | None = None  # [N, T] float32, the critic's, with gradient where enabled
     balance: Tensor | None = None  # [N] float32, of a mixture's routers: 1 is even, with gradient where enabled
+    shown: tuple[Distributions, ...] = ()
+    """The distributions themselves, where they were asked for; every position is in one of them."""
+    divergence: Mapping[str, Tensor] = field(default_factory=dict)
+    """[N, T] float32 divergences to other policies' distributions by their names, with gradient where enabled."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,15 @@ class TokenTrace:
     """[N, T] float32: entropy in nats of the distribution that each token was drawn from, where the sampler has
     ``keep_scores``; 0 where none was."""
     order: Tensor | None = None
-    """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
+    """[N, T] int64: decoding step at which each token was fixed, or last changed (masked diffusion)."""
+    canvases: Tensor | None = None
+    """[N, S, T] int32: what the model read in each of S steps, hidden positions as its mask token, where the sampler
+    records it."""
+    drawn: Tensor | None = None
+    """[N, S, T] int32: what was drawn in each step, -1 where nothing was; `order` says what of it was fixed."""
+    previews: Tensor | None = None
+    """[N, S, T] int64: the completion that each step's draws and what was fixed before would make, padded after its
+    end; their rewards are those of steps (`Scores.steps`)."""
     ended: Tensor | None = None
     """[N] bool: whether the end token was said; otherwise the completion was cut at the sampler's length."""
     truncation: Truncation = ALL_TOKENS

@@ -286,6 +286,7 @@ FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "stable_drl": normalised_mean,
     "dipo": flatless_mean,
     "diffpo": two_states,
+    "reflect_rollout": wd1_sum,
 }
 MASKED = [name for name in composition.preset_names() if composition.build(name).family == "masked"]
 

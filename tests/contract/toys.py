@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from flowrl import composition
 from flowrl.estimators.matching import MatchingRows
 from flowrl.math.random import derive, seeds
-from flowrl.models.tiny_flow import TinyFlow
+from flowrl.models.tiny_flow import TinyCondition, TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
@@ -152,7 +153,7 @@ def small_sampler(sampler: Any, steps: int) -> Any:
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
-    """A policy whose weight sets all hold its present weights."""
+    """A policy whose weight sets all hold its present weights, but for the teachers."""
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     else:
@@ -162,7 +163,42 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
         disturb(policy)
     for name in algorithm.weight_sets:
         policy.update_ema(name, 0.0)
+    for name in algorithm.teachers:
+        teach(policy, name)
     return policy
+
+
+def teach(policy: Any, name: str) -> None:
+    """Make a weight set a teacher's, which knows what is rewarded: the first mode, or ones and no end."""
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    with torch.no_grad():
+        if isinstance(policy, TinyFlow):
+            for parameter, taught in zip(policy.parameters(), first_mode(), strict=True):
+                parameter.copy_(taught)
+        else:
+            policy.table[..., 1] += 2.0
+            policy.table[..., END] -= 1.0
+        policy.update_ema(name, 0.0)
+        for parameter, value in zip(policy.parameters(), before, strict=True):
+            parameter.copy_(value)
+
+
+@cache
+def first_mode() -> list[Tensor]:
+    """The weights of a toy flow that was fitted to samples of the first mode."""
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        noise, near = torch.randn(2, 128, 2, generator=generator)
+        t = torch.rand(128, 1, generator=generator)
+        clean, index = MODES[0] + policy.std * near, torch.arange(128) % len(PROMPTS)
+        x = (1 - t) * clean + t * noise
+        loss = (policy.velocity(x, t[:, 0], TinyCondition(index)) - (noise - clean)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in policy.parameters()]
 
 
 def reward(policy: Any, final: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ release("espo", "ML-GSAI/ESPO b5f2dac, Dec 2025")
 release("ebpo", "re-implementation alone: yjyddq/DARE 83ae8a3; the authors' code is not public")
 release("stable_drl", "JianyuanZhong/StableDRL 26ad014, 2026")
 release("dipo", "DiRL ec4bfb3, for block-diffusion models")
+release("reflect_rollout", "nothing public: derived from a translation of the report")
 release("diffpo", "nothing public: reconstructed from notes of third parties")
 
 
@@ -481,3 +482,31 @@ def test_diffpo_settings() -> None:
     made = composition.build("diffpo")
     assert made.estimator.views == TwoStates() and made.token_advantage[0].cap == 2.0
     assert made.objective.clip_range == (0.5, 0.5) and made.sampler.keep_scores
+
+
+# ------------------------------------------------------------------------------------------------- ReflectDrive-2
+@cell(
+    "reflect_rollout",
+    "loss, gradient",
+    "equal",
+    "as derived: the reward less the mean of the group times the log-probability of every token drawn, in draft "
+    "or edit, in the state in which it was",
+)
+def test_reflect_rollout_gradient() -> None:
+    t = text_trial("reflect_rollout", off=0.3, below=0.6)
+    trace, a = t.it.rollout.trace, centred(t.rewards)
+    total = torch.zeros(()).double()
+    for step in range(trace.drawn.shape[1]):
+        logits = t.policy._rows(t.it.rollout.condition, trace.canvases[:, step].long().clamp(min=0))[0].double()
+        drawn = trace.drawn[:, step].long()
+        each = logits.log_softmax(dim=-1).gather(-1, drawn.clamp(min=0)[..., None])[..., 0]
+        total = total + (a * torch.where(drawn >= 0, each, 0.0).sum(dim=1)).mean()
+    assert bool((trace.order >= 3).any())
+    assert alike(t.gradient, t.gradient_of(-total))
+
+
+@cell("reflect_rollout", "defaults", "deviation", "16 tokens, two edits below .3, no clip", reason="none is confirmed")
+def test_reflect_rollout_settings() -> None:
+    made = composition.build("reflect_rollout")
+    assert (made.sampler.length, made.sampler.edits, made.sampler.below) == (16, 2, 0.3)
+    assert made.sampler.exact and made.objective.clip_range is None and made.estimator.decisions(16) == (160, 10)
