@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Literal
 
 from flowrl.algorithms.diffusion_dpo import diffusion_dpo
+from flowrl.estimators.matching import Matching
+from flowrl.estimators.times import TrainingTimes
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.contrasts import LabelledUtility
 from flowrl.parts.records import Labelled
@@ -34,7 +36,8 @@ def diffusion_kto(
     ``steps`` and ``guidance`` are those of evaluation.
     """
     return replace(
-        diffusion_dpo(refresh=None, weight=weight, draws=draws),
+        diffusion_dpo(refresh=None),
+        estimator=Matching(draws=draws, times=TrainingTimes(), weight=weight),
         sampler=Recorded(sampler=FlowSampler(steps=steps, guidance=guidance), columns=(column,), ratings=(label,)),
         advantage=Labelled(),
         objective=LabelledUtility(beta, utility),

@@ -4,6 +4,8 @@ al., ICLR 2025)."""
 from dataclasses import replace
 
 from flowrl.algorithms.diffusion_dpo import diffusion_dpo
+from flowrl.estimators.matching import Matching
+from flowrl.estimators.times import TrainingTimes
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.contrasts import ScorePreference
 
@@ -25,6 +27,6 @@ def dspo(
     beta: at the reference the gradient is ``1 - beta / 2`` times that of fine-tuning on the preferred pictures, so that
         values from 2 on unlearn them and are refused: Diffusion-DPO's does not carry over.
     """
-    settings = {"columns": columns, "draws": draws, "steps": steps, "guidance": guidance}
-    base = diffusion_dpo(pairs="recorded", refresh=None, weight="noise", **settings)
-    return replace(base, objective=ScorePreference(beta))
+    base = diffusion_dpo(pairs="recorded", refresh=None, columns=columns, steps=steps, guidance=guidance)
+    estimator = Matching(draws=draws, times=TrainingTimes(), weight="noise", share="group")
+    return replace(base, estimator=estimator, objective=ScorePreference(beta))

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from flowrl.algorithms.diffusion_dpo import diffusion_dpo
+from flowrl.estimators.matching import Matching
+from flowrl.estimators.times import TrainingTimes
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.contrasts import DecisionPair
 from flowrl.parts.records import BySource
@@ -30,7 +32,8 @@ def seppo(
     ``beta`` is that of Diffusion-DPO, ``refresh`` ours.
     """
     return replace(
-        diffusion_dpo(beta=beta, refresh=refresh, draws=draws, weight="noise"),
+        diffusion_dpo(beta=beta, refresh=refresh),
+        estimator=Matching(draws=draws, times=TrainingTimes(), weight="noise", share="group"),
         sampler=Mixed(sampler=FlowSampler(steps=steps, guidance=guidance), columns=(column,)),
         advantage=BySource(),
         objective=DecisionPair(beta / 2, anchor=True),

@@ -130,8 +130,8 @@ class LogitNormalTimes:
 @dataclass(frozen=True)
 class TrainingTimes:
     """An even draw of the noise levels of Stable Diffusion's training, ``index`` of ``count`` with a scaled-linear beta
-    from ``first`` to ``last``, as times ``sqrt(1 - a) / (sqrt(a) + sqrt(1 - a))``. Not an even draw of t: quantiles .05,
-    .25, .5, .75 and .95 are .18, .41, .62, .80 and .92. Diffusion-DPO, Diffusion-KTO and DSPO on SD1.5 and SDXL.
+    from ``first`` to ``last``, as times ``sqrt(1 - a) / (sqrt(a) + sqrt(1 - a))``. Not an even draw of t: quantiles
+    .05, .25, .5, .75 and .95 are .18, .41, .62, .80 and .92. Diffusion-DPO, Diffusion-KTO and DSPO on SD1.5 and SDXL.
 
     indices: draw from these instead of all, such as (249, 499, 749, 999) for SDXL-turbo.
     """
