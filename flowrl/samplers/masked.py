@@ -173,7 +173,7 @@ class MaskedSampler:
 
     @torch.no_grad()
     def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
-        canvas = _Canvas(self, policy, condition, draw)
+        canvas = Canvas(self, policy, condition, draw)
         going = torch.arange(len(draw))
         for block in range(self.blocks):
             canvas.fill(block, going)
@@ -201,11 +201,11 @@ def final_of(trace: TokenTrace, policy: MaskedPolicy) -> Tensor:
     return torch.where(trace.mask, trace.tokens, torch.full_like(trace.tokens, policy.pad_token))
 
 
-class _Canvas:
+class Canvas:
     """Completions being filled: tokens [N, L] on the host, and the step at which each was fixed (-1: not yet)."""
 
     def __init__(self, options: MaskedSampler, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> None:
-        self.options, self.draw = options, draw
+        self.options, self.condition, self.draw = options, condition, draw
         self.tokens = torch.full((len(draw), options.length), policy.mask_token, dtype=torch.int64)
         self.order = torch.full((len(draw), options.length), -1, dtype=torch.int64)
         self.ends = policy.end_tokens
@@ -214,10 +214,15 @@ class _Canvas:
         shape = (2, len(draw), options.kept_steps, options.length)
         self.steps = torch.full(shape, -1, dtype=torch.int32) if options.keep_steps else None
         """What the model read and drew in every step."""
-        self.read, self.read_unconditional = policy.reader(condition), None
-        if options.guidance:
-            self.read_unconditional = policy.reader(condition.corrupted(draw.seeds, 1.0, policy.mask_token))
         self.forwards = 0
+        self.renew(policy)
+
+    def renew(self, policy: MaskedPolicy) -> None:
+        """Forget what readings of other rows left behind."""
+        self.read, self.read_unconditional = policy.reader(self.condition), None
+        if self.options.guidance:
+            hidden = self.condition.corrupted(self.draw.seeds, 1.0, policy.mask_token)
+            self.read_unconditional = policy.reader(hidden)
 
     def fill(self, block: int, rows: Tensor) -> None:
         """Fix every position of a block in the given rows."""

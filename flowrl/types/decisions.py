@@ -145,6 +145,12 @@ class ViewRows(Rows):
     drawn_logp: Tensor | None = None
     """[N, L] log-probability of each token as the sampler drew it, in whatever state that was; ``None`` where it does
     not tell. Not `sampler_logp`: a view may show another state."""
+    shared: Tensor | None = None
+    """[N, m]: where every view is an event of a tree of completions, the node that it leads to (`TokenTrace.node`)."""
+
+    @property
+    def node(self) -> Tensor | None:
+        return None if self.shared is None else self.shared.repeat_interleave(self.unit, dim=1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -154,6 +160,13 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    @property
+    def events(self) -> Tensor:
+        """Views; every token where decisions are those."""
+        if self.per == "token":
+            return super().events
+        return torch.arange(self.inputs.shape[1]).repeat_interleave(self.unit).expand(self.shape)
 
     @property
     def of_whole(self) -> bool:
@@ -182,7 +195,7 @@ class ViewRows(Rows):
         names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
         drawn = None if self.drawn_logp is None else self.drawn_logp[rows]
         cut = {name: getattr(self, name)[rows][:, views] for name in names}
-        return replace(self, content=self.content[rows], drawn_logp=drawn, **cut)
+        return replace(self, content=self.content[rows], shared=_cut(self.shared, rows, views), drawn_logp=drawn, **cut)
 
 
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
