@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,3 +29,24 @@ def as_floats(images: Tensor) -> Tensor:
 def picture(image: Tensor) -> Image.Image:
     """[3, H, W] in [0, 1], or uint8, as an 8-bit RGB picture."""
     return Image.fromarray(quantise(image).permute(1, 2, 0).cpu().numpy())
+
+
+def read_picture(value: Any) -> Tensor:
+    """[3, H, W] float32 in [0, 1] of a picture as data sets hold them: a path, bytes, ``{bytes, path}``, a PIL image or
+    such a tensor. What is transparent becomes white. Raises `ValueError` for anything else, `OSError` for a file that
+    is missing or no picture."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        value = Image.open(Path(value).expanduser())
+    elif isinstance(value, bytes):
+        value = Image.open(io.BytesIO(value))
+    if not isinstance(value, Image.Image):
+        raise ValueError(f"found {type(value).__name__}")
+    if value.has_transparency_data:
+        above = value.convert("RGBA")
+        value = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
+    pixels = np.asarray(value.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels / 255).permute(2, 0, 1)

@@ -315,7 +315,7 @@ def _active(algorithm: Algorithm, table: Table, weight: Tensor, terms: Terms) ->
     """[N] bool: rows whose loss can have a gradient. Skipping the others is exact: the weights are fixed already."""
     active = (weight != 0).any(dim=1)
     penalised = algorithm.penalised and terms != "objective"
-    if algorithm.objective.skips_zero_advantage and not penalised:
+    if algorithm.skips_zero_advantage and not penalised:
         active &= (table.advantage != 0).any(dim=1)
     return active
 

@@ -21,7 +21,7 @@ def minirl(
     return replace(
         grpo(kl=0.0, length=length, temperature=temperature),
         token_advantage=(TruncatedImportance(cap),),
-        objective=ClippedWeight(float("inf")),
+        objective=ClippedWeight(1e9),
         loss_masks=(RatioMask(low, high),),
         aggregation=DecisionMean(),
     )

@@ -20,11 +20,12 @@ def facts_of(session: Session, metrics: Mapping[str, float]) -> Facts:
     """What the ranges depend on."""
     config, sampler = session.config, session.algorithm.sampler
     elsewhere = getattr(sampler, "engine", None) is not None or session.workers is not None
+    makes = sampler.forwards > 0  # rewards of what a data set holds are not the policy's
     return Facts(
         exact=config.model.dtype == "float32" and not elsewhere,
         stale=VERSION in metrics and metrics[VERSION] < session.progress.iteration - 1,
-        samples=config.data.prompts * config.data.group,
-        groups=config.data.prompts,
+        samples=config.data.prompts * config.data.group * makes,
+        groups=config.data.prompts * makes,
         group=config.data.group,
         text=session.algorithm.family != "diffusion",
     )

@@ -14,7 +14,7 @@ from flowrl.composition.slots import SLOTS, is_own, own_place, part_name, shippe
 from flowrl.errors import UserError, describe_exception, did_you_mean, short_repr
 from flowrl.estimators.bound_views import EveryBlock
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.path_views import Leftmost
+from flowrl.estimators.path_views import Leftmost, RecordedSteps
 from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
@@ -197,6 +197,11 @@ def _check_views(algorithm: Algorithm) -> None:
         raise UserError(
             "algorithm.estimator.views: Leftmost scores completions that were decoded from left to right, one token "
             f"per step; set algorithm.sampler.order=leftmost and algorithm.sampler.steps={sampler.length}"
+        )
+    if isinstance(views, RecordedSteps) and views.limit != sampler.kept_steps:
+        raise UserError(
+            f"algorithm.estimator.views.limit={views.limit}: the sampler records {sampler.kept_steps} steps; "
+            + ("make it that" if sampler.kept_steps else "set algorithm.sampler.keep_steps=true")
         )
     if getattr(views, "needs_scores", False) and not sampler.keep_scores:
         raise UserError(

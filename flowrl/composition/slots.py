@@ -55,10 +55,14 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.branching",
             "flowrl.samplers.previews",
             "flowrl.samplers.masked",
+            "flowrl.samplers.masked_tree",
+            "flowrl.samplers.editing",
             "flowrl.samplers.causal",
+            "flowrl.samplers.budgets",
             "flowrl.samplers.rivals",
             "flowrl.samplers.recorded",
             "flowrl.samplers.mixed",
+            "flowrl.samplers.alternating",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -71,10 +75,19 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
+            "flowrl.estimators.pathwise",
+            "flowrl.estimators.renoise",
+            "flowrl.estimators.adjoint",
         ),
     ),
     "views": Slot(
-        ViewDraw, ("flowrl.estimators.views", "flowrl.estimators.path_views", "flowrl.estimators.bound_views")
+        ViewDraw,
+        (
+            "flowrl.estimators.views",
+            "flowrl.estimators.path_views",
+            "flowrl.estimators.bound_views",
+            "flowrl.estimators.tree_views",
+        ),
     ),
     "times": Slot(TimeDraw, ("flowrl.estimators.times",)),
     "advantage": Slot(
@@ -89,7 +102,13 @@ SLOTS: dict[str, Slot] = {
         ),
     ),
     "token_advantage": Slot(
-        TokenAdvantage, ("flowrl.parts.token_advantages", "flowrl.parts.divergences", "flowrl.parts.shaping")
+        TokenAdvantage,
+        (
+            "flowrl.parts.token_advantages",
+            "flowrl.parts.divergences",
+            "flowrl.parts.shaping",
+            "flowrl.parts.distillation",
+        ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
@@ -104,11 +123,14 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.evidence",
             "flowrl.parts.contrasts",
             "flowrl.parts.surrogates",
+            "flowrl.parts.distillation",
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
         ),
     ),
-    "regularizers": Slot(Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions")),
+    "regularizers": Slot(
+        Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
+    ),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),

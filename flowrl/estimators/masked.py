@@ -75,10 +75,11 @@ class MaskedViews:
         if not isinstance(trace, TokenTrace):
             raise IncompatibleError("views are made of completions: use a masked language model's sampler")
         views = self.views(trace, seeds)
-        labels = trace.tokens[:, None].expand(views.hidden.shape)
+        labels = trace.tokens[:, None].expand(views.hidden.shape) if views.labels is None else views.labels
+        masked = torch.where(views.hidden, policy.mask_token, labels) if views.inputs is None else views.inputs
         drawn = [[derive(int(seed), PROMPT_STREAM, view) for view in range(self.views.draws)] for seed in seeds]
         return ViewRows(
-            inputs=torch.where(views.hidden, policy.mask_token, labels),
+            inputs=masked,
             labels=labels,
             targets=views.targets,
             weights=views.weights,
@@ -88,10 +89,22 @@ class MaskedViews:
             temperature=(trace.temperature or 1.0) if self.tempered else 1.0,
             truncation=trace.truncation if self.tempered else ALL_TOKENS,
             drawn_logp=trace.logp,
+            shared=self._nodes(trace),
         )
 
     def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> None:
         return None
+
+    def _nodes(self, trace: TokenTrace) -> Tensor | None:
+        """[N, m] the nodes that the views lead to, where they are those of a tree's levels."""
+        if trace.node is None or self.per == "token":
+            return None
+        if trace.node.shape[1] != self.views.draws + 1:
+            raise IncompatibleError(
+                f"completions of a tree of {trace.node.shape[1] - 1} levels have a view for each: set "
+                f"estimator.views=tree_levels with levels={trace.node.shape[1] - 1}"
+            )
+        return trace.node[:, 1:]
 
     def __call__(
         self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, references: Sequence[str] = ()

@@ -154,6 +154,43 @@ class TwoStates:
         return Views(hidden, targets, targets * 2.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordedSteps:
+    """Every step that the sampler recorded, as it was: what the model read, and all that it drew there asked for,
+    whether it was fixed then, rejected, or drawn in place of another token. For `EditingSampler`, and for a sampler
+    with ``keep_steps``.
+
+    limit: the steps that the sampler records.
+    weight: ``path`` 1: the sum over views is the log-probability of all draws. ``hidden``: the length over the number
+        of positions asked for, so that steps in which much is masked do not outweigh the others (MDPO,
+        arXiv:2508.13148).
+    """
+
+    limit: int
+    weight: Literal["path", "hidden"] = "path"
+
+    def __post_init__(self) -> None:
+        check_draws(limit=self.limit)
+
+    @property
+    def draws(self) -> int:
+        return self.limit
+
+    def __call__(self, trace: TokenTrace, seeds: Tensor) -> Views:
+        if trace.canvases is None or trace.drawn is None:
+            raise IncompatibleError("RecordedSteps needs them recorded: EditingSampler, or sampler.keep_steps: true")
+        if trace.drawn.shape[1] != self.limit:
+            raise IncompatibleError(f"{trace.drawn.shape[1]} steps are recorded; set estimator.views.limit to that")
+        drawn = trace.drawn.long()
+        targets = drawn >= 0
+        hidden = ~targets  # of nothing: inputs and labels say it all
+        inputs = torch.where(targets.any(dim=2, keepdim=True), trace.canvases.long(), 0)
+        weights = targets.double() * self.limit
+        if self.weight == "hidden":
+            weights = weights * targets.shape[2] / targets.sum(dim=2, keepdim=True).clamp(min=1)
+        return Views(hidden, targets, weights, inputs, drawn.clamp(min=0))
+
+
 def kept_scores(trace: TokenTrace, name: Literal["logp", "entropy"]) -> Tensor:
     """[N, L] what the sampler kept of every token drawn."""
     kept = trace.logp if name == "logp" else trace.entropy

@@ -76,6 +76,12 @@ class Tokens:
         what is trained is the policy that sampled. The set of tokens kept is that of the weights in use, and always
         holds the token drawn; no gradient flows through the choice of the set. ``False``: the full distribution, as
         TRL and verl have it, whose ratio to the sampler's probabilities is not 1.
+    tempered: score at the sampler's temperature; ``False``: at temperature 1, as GKD's code does, whose samples are
+        cooler.
+    divergence: also measure, to every weight set or teacher compared with, the divergence of the whole distributions
+        over the vocabulary at each token, with gradient, as ``divergence/<set>``: GKD's of this ``beta``, 0 the forward
+        ``KL(set | policy)``, 1 the reverse ``KL(policy | set)`` (`flowrl.math.divergences`). Of the full distributions
+        at the same temperature, whatever ``top_p`` and ``top_k`` cut. ``None``: not.
     trust_rollout: take the sampler's own log-probabilities as the old policy's instead of computing them again. They
         agree to rounding in float32; an inference engine, or a low precision, differs by more.
     """
@@ -84,6 +90,11 @@ class Tokens:
     entropy: bool = True
     truncated: bool = True
     trust_rollout: bool = False
+    tempered: bool = True
+    divergence: float | None = None
+
+    def __post_init__(self) -> None:
+        check_beta(self.divergence)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -106,7 +117,13 @@ class Tokens:
                 "estimator.truncated=false scores others; change one of them"
             )
         truncation = trace.truncation if self.truncated else ALL_TOKENS
-        return TokenRows(trace.tokens, trace.mask, trace.logp, trace.temperature or 1.0, truncation, trace.event)
+        heat = (trace.temperature or 1.0) if self.tempered else 1.0
+        if self.trust_rollout and heat != (trace.temperature or 1.0):
+            raise IncompatibleError(
+                "estimator.trust_rollout takes the sampler's probabilities, at its temperature, and "
+                "estimator.tempered=false scores others; change one of them"
+            )
+        return TokenRows(trace.tokens, trace.mask, trace.logp, heat, truncation, trace.event)
 
     def recorded_logp(self, rollout: Rollout, rows: TokenRows) -> Likelihood | None:
         if not self.trust_rollout:
@@ -118,7 +135,7 @@ class Tokens:
     def __call__(
         self, policy: CausalPolicy, rows: TokenRows, condition: TextCondition, references: Sequence[str] = ()
     ) -> Likelihood:
-        def score(model: CausalPolicy, entropy: bool = False) -> TokenScores:
+        def score(model: CausalPolicy, entropy: bool = False, **options: Any) -> TokenScores:
             return model.score(
                 condition,
                 rows.tokens,
@@ -127,14 +144,18 @@ class Tokens:
                 temperature=rows.temperature,
                 entropy=entropy,
                 truncation=rows.truncation,
+                **options,
             )
 
+        whole = self.divergence is not None
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
             with policy.using(name) as reference:
-                frozen[name] = score(reference).logp
-        live = score(policy, self.entropy)
-        extra = distances_to(live.logp, frozen, self.kl)
+                frozen[name] = score(reference, show=whole)
+        beside = {name: scores.shown for name, scores in frozen.items()} if whole else {}
+        live = score(policy, self.entropy, beside=beside, beta=0.5 if self.divergence is None else self.divergence)
+        extra = distances_to(live.logp, {name: scores.logp for name, scores in frozen.items()}, self.kl)
+        extra |= {f"divergence/{name}": value for name, value in live.divergence.items()}
         if live.entropy is not None:
             extra[ENTROPY] = live.entropy
         if live.value is not None:
@@ -142,6 +163,12 @@ class Tokens:
         if live.balance is not None:  # of the row: every decision of it has the same
             extra[BALANCE] = live.balance[:, None].expand_as(live.logp)
         return Likelihood(live.logp, extra)
+
+
+def check_beta(beta: float | None) -> None:
+    """Raise `ValueError` for a divergence that is none."""
+    if beta is not None and not 0 <= beta <= 1:
+        raise ValueError(f"divergence={beta} mixes two distributions: give 0 (forward KL) to 1 (reverse KL), or null")
 
 
 def check_recorded(recorded: int) -> int:

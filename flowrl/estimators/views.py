@@ -27,6 +27,10 @@ class Views:
     hidden: Tensor  # [N, m, L] bool
     targets: Tensor  # [N, m, L] bool; a subset of hidden
     weights: Tensor  # [N, m, L] float64; 0 off the targets
+    inputs: Tensor | None = None
+    """[N, m, L] what the model reads, if it is not the completion with its ``hidden`` positions masked."""
+    labels: Tensor | None = None
+    """[N, m, L] what is asked for, if it is not the completion's tokens."""
 
 
 class ViewDraw(Protocol):

@@ -195,7 +195,7 @@ def _forward(
     slope = torch.empty((count, hidden.shape[1]) if direction else 0, device=device)
     kept: list[Tensor] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        wide = _widened(weight)
+        wide = widened(weight)
         first = _workspace(hidden, weight, options)
         room = None if keep else torch.empty_like(first)
         for part in _chunks(count, options):
@@ -212,7 +212,7 @@ def _forward(
             if options.entropy:
                 entropy[part] = _entropy(heated, total[part, None], probability, options)
             if direction:
-                slope[part] = _multiply(_log_gradient_(probability, label, logits, options), wide)
+                slope[part] = multiply(_log_gradient_(probability, label, logits, options), wide)
             if keep:
                 kept.append(probability)
     return _Found(logp, entropy, slope, total, kept)
@@ -253,7 +253,7 @@ def _backward(
     for_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
     for_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if bias is not None and needs[2] else None
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        wide = _widened(weight)
+        wide = widened(weight)
         first = _workspace(hidden, weight, options) if kept is None else None
         room = None if first is None else torch.empty_like(first)
         for part in _chunks(len(hidden), options):
@@ -266,7 +266,7 @@ def _backward(
                 torch.sub(heated, total[part, None], out=probability).exp_()
             gradient = _log_gradient_(probability, labels[part, None], logits, options).mul_(upstream[part, None])
             if for_hidden is not None:
-                for_hidden[part] = _multiply(gradient, wide).to(hidden.dtype)
+                for_hidden[part] = multiply(gradient, wide).to(hidden.dtype)
             if for_weight is not None:
                 for_weight.addmm_(gradient.T, hidden[part].float())
             if for_bias is not None:
@@ -297,16 +297,16 @@ def _log_gradient_(probability: Tensor, label: Tensor, logits: Tensor, options: 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor | None = None) -> Tensor:
     """``hidden @ weight.T + bias`` in float32, written into ``room`` where the kernel can."""
-    logits = _multiply(hidden, weight.T, room)
+    logits = multiply(hidden, weight.T, room)
     return logits if bias is None else logits.add_(bias.float())
 
 
-def _widened(weight: Tensor) -> Tensor:
-    """The weights as `_multiply` takes them: converted once, where it would do so for every chunk."""
+def widened(weight: Tensor) -> Tensor:
+    """The weights as `multiply` takes them: converted once, where it would do so for every chunk."""
     return weight if weight.is_cuda else weight.float()
 
 
-def _multiply(left: Tensor, right: Tensor, room: Tensor | None = None) -> Tensor:
+def multiply(left: Tensor, right: Tensor, room: Tensor | None = None) -> Tensor:
     """Matrix product in float32; half-precision weights on a GPU are not converted but accumulated in float32."""
     if right.is_cuda and right.dtype != torch.float32:
         return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)

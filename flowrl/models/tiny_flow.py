@@ -78,9 +78,9 @@ class TinyFlow(HasWeightSets):
         """[N, 3, 1, dim]: the latent [N, dim] as a picture of three equal channels, in either case with a gradient."""
         return final[:, None, None, :].expand(-1, 3, 1, -1)
 
-    def encode(self, images: Tensor, seeds: Tensor) -> Tensor:
+    def encode(self, images: Sequence[Tensor], seeds: Tensor) -> Tensor:
         """[N, dim]: what `decode` shows."""
-        return images[:, 0, 0]
+        return torch.stack([image[0, 0] for image in images])
 
     def base_velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """``E[noise - clean | x_t = x]`` of the mixture, [N, dim]."""

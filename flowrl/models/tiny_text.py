@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from flowrl.math.divergences import jensen_shannon
 from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
 from flowrl.models.weights import HasWeightSets, PointerWeights
-from flowrl.types import ALL_TOKENS, Prompt, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Distributions, Prompt, TokenScores, Truncation
 
 PROMPT_STREAM = 77
 
@@ -108,6 +110,9 @@ class TinyText(HasWeightSets):
         temperature: float = 1.0,
         entropy: bool = False,
         truncation: Truncation = ALL_TOKENS,
+        show: bool = False,
+        beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
+        beta: float = 0.5,
     ) -> TokenScores:
         """As `flowrl.types.TokenPolicy.score`, from the table; values are the critic's, for causal models."""
         table, value = self._rows(condition, tokens)
@@ -116,7 +121,15 @@ class TinyText(HasWeightSets):
         logp = heated.log_softmax(dim=-1)
         found = torch.where(targets, logp.gather(-1, inside[..., None])[..., 0], 0.0)
         spread = torch.where(targets, torch.special.entr(logp.detach().exp()).sum(dim=-1), 0.0) if entropy else None
-        return TokenScores(found, spread, torch.where(targets, value, 0.0) if self.causal else None)
+        where = torch.arange(tokens.numel()).view(tokens.shape)
+        shown = (Distributions(table.detach().flatten(0, 1), where),) if show else ()
+        apart = {}
+        for name, others in beside.items():
+            theirs = sum(part.states[part.where.clamp(min=0)] * (part.where >= 0)[..., None] for part in others)
+            tables = ((each / temperature).flatten(0, 1) for each in (table, theirs))
+            apart[name] = torch.where(targets, jensen_shannon(*tables, beta).value.view(tokens.shape), 0.0)
+        values = torch.where(targets, value, 0.0) if self.causal else None
+        return TokenScores(found, spread, values, shown=shown, divergence=apart)
 
     def logits(self, condition: TinyTextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
         """With -inf for the mask token."""

@@ -80,6 +80,11 @@ class Algorithm:
         return bool(getattr(self.estimator, "judged", False))
 
     @property
+    def skips_zero_advantage(self) -> bool:
+        """Whether a sample without advantage changes nothing: of its own loss, or of a statistic of the batch."""
+        return self.objective.skips_zero_advantage and not any(part.coupled for part in self.loss_masks)
+
+    @property
     def needs_old_logp(self) -> bool:
         """Whether anything compares the live policy with the one that sampled, besides its record in the log."""
         compared = any(isinstance(term, ComparedWithOld) for term in self.regularizers)

@@ -102,9 +102,10 @@ class ByLength:
 
 @dataclass(frozen=True)
 class OncePerNode:
-    """A decision that samples share counts once instead of once for each of them: ``1 / copies``, mean 1. Then every
-    edge of a tree weighs the same, as in BranchGRPO's released loss, and deeper levels, which have more of them, more;
-    without it, every level weighs the same, which alone is the gradient of the expected reward."""
+    """A decision that samples share counts once instead of once for each of them: ``1 / copies``, mean 1 over what the
+    network is asked. Then every edge of a tree weighs the same, as in the released losses of BranchGRPO and d-TreeRPO,
+    and deeper levels, which have more of them, more; without it, every level weighs the same, which alone is the
+    gradient of the expected reward."""
 
     def __call__(self, table: Table) -> Tensor:
         node = table.rows.node
@@ -113,7 +114,9 @@ class OncePerNode:
         key = torch.stack([table.group[:, None].expand_as(node), table.rows.events, node], dim=-1).reshape(-1, 3)
         _, which, copies = key.unique(dim=0, return_inverse=True, return_counts=True)
         factor = 1 / copies[which].double().reshape(node.shape)
-        return factor / factor.mean()
+        unit = table.rows.unit
+        asked = table.mask.reshape(len(node), -1, unit).any(dim=2)
+        return factor / factor[:, ::unit][asked].mean() if bool(asked.any()) else factor
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ class EntropyClip(ObjectiveDefaults):
     strength: float = 1.0
     signed: bool = True
     coupled: ClassVar[bool] = True
+    skips_zero_advantage: ClassVar[bool] = False  # their tokens are in the quantile
 
     @property
     def clip_range(self) -> tuple[float, float]:

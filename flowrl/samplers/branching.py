@@ -68,7 +68,7 @@ class SharingSampler(FlowSampler):
         for move in range(plan.noisy.shape[1]):
             rows = (plan.at[:, move + 1] > plan.at[:, move]).nonzero()[:, 0]
             keys = torch.stack([draw.group[rows], plan.node[rows, move], plan.at[rows, move]], dim=1)
-            one, which = _distinct(keys)
+            one, which = distinct(keys)
             forwards += len(one)
             alone = rows[one]
             there, of_rows = put(alone, x.device), put(rows, x.device)
@@ -93,11 +93,11 @@ class SharingSampler(FlowSampler):
     def _noise_of(self, draw: Draw, plan: Plan, rows: Tensor, state: int, policy: FlowPolicy) -> Tensor:
         """[n, ...] of the step that leads to a state; drawn once for rows that share it."""
         keys = torch.stack([draw.group[rows], plan.node[rows, state]], dim=1)
-        one, which = _distinct(keys)
+        one, which = distinct(keys)
         some = rows[one]
-        facts = zip(draw.group[some].tolist(), plan.node[some, state].tolist(), strict=True)
-        tied = [derive(draw.shared_seed, "group", group, *([node] if node else [])) for group, node in facts]
-        seeds = torch.where(plan.shared[some, state], torch.tensor(tied, dtype=torch.int64), draw.seeds[some])
+        seeds = torch.where(
+            plan.shared[some, state], tied_seeds(draw.take(some), plan.node[some, state]), draw.seeds[some]
+        )
         noise = normal(seeds, policy.latent_shape, stream=INITIAL_NOISE + state, device=policy.device)
         return noise[put(which, noise.device)]
 
@@ -314,11 +314,18 @@ class OneStepSampler(SharingSampler):
         return Plan(at, moves[:, :-1] == start[:, None], node, shared, start, 1, events)
 
 
-def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
+def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     """``(first [m], which [n])`` of keys [n, k]: a row of each different key, and which of them every row is."""
     unique, which = keys.unique(dim=0, return_inverse=True)
     first = torch.full((len(unique),), len(keys)).scatter_reduce(0, which, torch.arange(len(keys)), "amin")
     return first, which
+
+
+def tied_seeds(draw: Draw, node: Tensor) -> Tensor:
+    """[N] int64: the stream of the rows that are the same node [N] of their group; node 0 has that of a whole group."""
+    facts = zip(draw.group.tolist(), node.tolist(), strict=True)
+    tied = [derive(draw.shared_seed, "group", group, *([first] if first else [])) for group, first in facts]
+    return torch.tensor(tied, dtype=torch.int64)
 
 
 def _said(steps: range) -> str:

@@ -59,6 +59,8 @@ class MaskedSampler:
         they double: ends are fixed late (EOS early rejection, arXiv:2509.23924: .01). What it rejects was drawn, so
         the trajectory gradient is biased.
     keep_scores: also record log-probability and entropy of every token drawn, which some views are chosen by.
+    keep_steps: also record every step: what the model read, what it drew for every masked position, and the completion
+        that these would make (`TokenTrace.previews`).
     guidance: s of ``uncond + (s + 1)(cond - uncond)``, the unconditional prompt all masked; 0 is off.
     A row whose finished blocks hold an end token is done. Where the model allows it, prompt and finished blocks are
     read once (`MaskedPolicy.reader`), with the same result. Every draw follows from the row's seed and the step.
@@ -82,6 +84,7 @@ class MaskedSampler:
     order_temperature: float = 0.0
     end_reserve: float = 1.0
     keep_scores: bool = False
+    keep_steps: bool = False
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
@@ -106,6 +109,11 @@ class MaskedSampler:
             raise ValueError(
                 f"end_reserve={self.end_reserve} multiplies a probability, and the order {self.order} has none; use "
                 "low_confidence, max_prob or margin, or end_reserve=1 (off)"
+            )
+        if self.keep_steps and (self.order in UNSEEN or self.width < self.length):
+            raise ValueError(
+                "keep_steps records what every step predicts of the completion: use block=null, and an order that "
+                f"looks at it, not {self.order}"
             )
         _ = self.truncation  # which says what is wrong with top_p and top_k
         if self.length % self.width:
@@ -141,8 +149,18 @@ class MaskedSampler:
         return Truncation(self.top_p, self.top_k, nucleus_first=True)
 
     @property
+    def most_steps(self) -> int:
+        """Steps of a completion, at most."""
+        return self.length if self.threshold is not None else self.steps
+
+    @property
+    def kept_steps(self) -> int:
+        """Steps that are recorded with what the model read and drew; 0 for none."""
+        return self.most_steps if self.keep_steps else 0
+
+    @property
     def forwards(self) -> int:
-        return (self.length if self.threshold is not None else self.steps) * (2 if self.guidance else 1)
+        return self.most_steps * (2 if self.guidance else 1)
 
     @property
     def recorded(self) -> int:
@@ -155,7 +173,7 @@ class MaskedSampler:
 
     @torch.no_grad()
     def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
-        canvas = _Canvas(self, policy, condition, draw)
+        canvas = Canvas(self, policy, condition, draw)
         going = torch.arange(len(draw))
         for block in range(self.blocks):
             canvas.fill(block, going)
@@ -163,31 +181,48 @@ class MaskedSampler:
             going = going[~done.any(dim=1)]
             if not len(going):
                 break
-        tokens, order = canvas.tokens, canvas.order
-        tokens[order < 0] = policy.pad_token
+        kept = {} if canvas.scores is None else {"logp": canvas.scores[0], "entropy": canvas.scores[1]}
+        if canvas.steps is not None:
+            kept |= {"canvases": canvas.steps[0], "drawn": canvas.steps[1], "previews": canvas.previews(policy)}
+        trace = self.traced(policy, canvas.tokens, canvas.order, **kept)
+        return Rollout.of(draw, condition, final_of(trace, policy), trace, forwards=canvas.forwards)
+
+    def traced(self, policy: MaskedPolicy, tokens: Tensor, order: Tensor, **kept: Tensor) -> TokenTrace:
+        """The record of filled canvases [N, L], from the ``order`` in which they were; -1 was never."""
+        tokens = torch.where(order < 0, policy.pad_token, tokens)
         mask = through_end(tokens, policy.end_tokens) & (order >= 0)
-        final = torch.where(mask, tokens, torch.full_like(tokens, policy.pad_token))
         has_ended = ended(tokens, mask, policy.end_tokens)
-        scores = {} if canvas.scores is None else {"logp": canvas.scores[0], "entropy": canvas.scores[1]}
         cut = self.truncation
-        trace = TokenTrace(tokens, mask, self.temperature, order=order, ended=has_ended, truncation=cut, **scores)
-        return Rollout.of(draw, condition, final, trace, forwards=canvas.forwards)
+        return TokenTrace(tokens, mask, self.temperature, order=order, ended=has_ended, truncation=cut, **kept)
 
 
-class _Canvas:
+def final_of(trace: TokenTrace, policy: MaskedPolicy) -> Tensor:
+    """[N, L] completions, padded after their end."""
+    return torch.where(trace.mask, trace.tokens, torch.full_like(trace.tokens, policy.pad_token))
+
+
+class Canvas:
     """Completions being filled: tokens [N, L] on the host, and the step at which each was fixed (-1: not yet)."""
 
     def __init__(self, options: MaskedSampler, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> None:
-        self.options, self.draw = options, draw
+        self.options, self.condition, self.draw = options, condition, draw
         self.tokens = torch.full((len(draw), options.length), policy.mask_token, dtype=torch.int64)
         self.order = torch.full((len(draw), options.length), -1, dtype=torch.int64)
         self.ends = policy.end_tokens
         self.scores = torch.zeros(2, len(draw), options.length) if options.keep_scores else None
         """Log-probability and entropy of every token that was fixed."""
-        self.read, self.read_unconditional = policy.reader(condition), None
-        if options.guidance:
-            self.read_unconditional = policy.reader(condition.corrupted(draw.seeds, 1.0, policy.mask_token))
+        shape = (2, len(draw), options.kept_steps, options.length)
+        self.steps = torch.full(shape, -1, dtype=torch.int32) if options.keep_steps else None
+        """What the model read and drew in every step."""
         self.forwards = 0
+        self.renew(policy)
+
+    def renew(self, policy: MaskedPolicy) -> None:
+        """Forget what readings of other rows left behind."""
+        self.read, self.read_unconditional = policy.reader(self.condition), None
+        if self.options.guidance:
+            hidden = self.condition.corrupted(self.draw.seeds, 1.0, policy.mask_token)
+            self.read_unconditional = policy.reader(hidden)
 
     def fill(self, block: int, rows: Tensor) -> None:
         """Fix every position of a block in the given rows."""
@@ -236,12 +271,24 @@ class _Canvas:
             chosen = self._chosen(masked, count, *seen[kept - 1 :])
         proposals = torch.zeros(masked.shape, dtype=torch.int64)
         proposals[masked] = drawn
+        if self.steps is not None:
+            self.steps[0, rows, step] = self.tokens[rows].int()
+            self.steps[1, rows, step] = torch.where(masked, proposals, -1).int()
         self.tokens[rows] = torch.where(chosen, proposals, self.tokens[rows])
         self.order[rows] = torch.where(chosen, torch.full_like(proposals, step), self.order[rows])
         for scores, values in zip(() if self.scores is None else self.scores, seen, strict=False):
             proposed = torch.zeros(masked.shape)
             proposed[masked] = values
             scores[rows] = torch.where(chosen, proposed, scores[rows])
+
+    def previews(self, policy: MaskedPolicy) -> Tensor:
+        """[N, S, L] the completion that every step would have made; of a step that a row did not take, the last."""
+        assert self.steps is not None
+        canvases, drawn = self.steps.long()
+        guess = torch.where(drawn >= 0, drawn, canvases)
+        whole = torch.where((drawn >= 0).any(dim=2, keepdim=True), guess, self.tokens[:, None])
+        inside = through_end(whole.flatten(0, 1), policy.end_tokens).view(whole.shape)
+        return torch.where(inside, whole, policy.pad_token)
 
     def _chosen_unseen(self, masked: Tensor, seeds: Tensor, step: int, count: Tensor, chance: float) -> Tensor | None:
         """[n, L] bool: the positions to fix; ``None`` where that depends on what the model says of them."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.media import read_picture
 from flowrl.types import DATA, Draw, Prompt, Rollout, Sampler, TokenTrace
 
 OTHER = "flowrl: completion of another prompt"
@@ -81,9 +82,8 @@ class Recorded:
                 if prompt.columns.get(name) is None and (name in self.columns or name not in prompt.columns):
                     what = "is empty" if name in prompt.columns else "is missing"
                     raise UserError(
-                        f"{where}, entry {prompt.id + 1}: the column {name!r} {what}"
-                        f"{did_you_mean(name, prompt.columns)}; name it in data.columns, or in"
-                        " algorithm.sampler.columns"
+                        f"{where}, entry {prompt.id + 1}: the column {name!r} {what}; name it in data.columns, or in"
+                        f" algorithm.sampler.columns{did_you_mean(name, prompt.columns)}"
                     )
         if not self.mismatched:
             return list(prompts)
@@ -108,6 +108,10 @@ class Recorded:
         return replace(made, source=torch.full_like(draw.group, DATA), feedback=feedback.double())
 
     def _read(self, policy: Any, values: list[Any], draw: Draw) -> tuple[Tensor, TokenTrace | None, Tensor | None]:
+        if self.family == "diffusion":
+            pictures = [picture_of(value, prompt) for value, prompt in zip(values, draw.prompts, strict=True)]
+            sampler: Any = self.sampler
+            return policy.encode(pictures, draw.seeds), None, sampler.grid(policy)
         texts = [text_of(value, prompt) for value, prompt in zip(values, draw.prompts, strict=True)]
         tokens, mask = policy.encode(texts, self.length)
         said = mask.any(dim=1) & (mask & torch.isin(tokens, torch.tensor(policy.end_tokens))).any(dim=1)
@@ -133,6 +137,16 @@ def text_of(value: Any, prompt: Prompt) -> str:
             f"data: entry {prompt.id + 1}: a completion should be a text or a list of messages, found {value!r}"
         )
     return value
+
+
+def picture_of(value: Any, prompt: Prompt) -> Tensor:
+    """The picture [3, h, w] that a column holds."""
+    try:
+        return read_picture(value)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data: entry {prompt.id + 1}: a sample should be a picture (a path from here, bytes, a PIL image): {error}"
+        ) from error
 
 
 def number_of(prompt: Prompt, name: str) -> float:

@@ -21,7 +21,7 @@ from flowrl.score.given import Given, is_given, not_given
 
 KIND = "reward"
 """What messages call it."""
-MEDIA = {"images": "image", "completions": "text"}
+MEDIA = {"images": "image", "completions": "text", "feedback": "records"}
 """What a reward looks at, by the name of its parameter."""
 
 
@@ -31,7 +31,7 @@ class RewardEntry:
 
     name: str
     kind: str
-    """``image`` or ``text``."""
+    """``image``, ``text`` or ``records``."""
     range: str
     needs: tuple[str, ...]
     """Prompt columns, packages or weights it needs."""

@@ -13,6 +13,7 @@ velocity ``v = noise - clean``; every other parameterisation is converted inside
 from flowrl.types.chats import Chat
 from flowrl.types.decisions import (
     Batch,
+    Distributions,
     IncompatibleError,
     Likelihood,
     Rows,
@@ -89,6 +90,7 @@ __all__ = [
     "Combination",
     "Condition",
     "Decoder",
+    "Distributions",
     "Draw",
     "Dynamics",
     "Engine",

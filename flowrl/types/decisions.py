@@ -145,6 +145,12 @@ class ViewRows(Rows):
     drawn_logp: Tensor | None = None
     """[N, L] log-probability of each token as the sampler drew it, in whatever state that was; ``None`` where it does
     not tell. Not `sampler_logp`: a view may show another state."""
+    shared: Tensor | None = None
+    """[N, m]: where every view is an event of a tree of completions, the node that it leads to (`TokenTrace.node`)."""
+
+    @property
+    def node(self) -> Tensor | None:
+        return None if self.shared is None else self.shared.repeat_interleave(self.unit, dim=1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -154,6 +160,13 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    @property
+    def events(self) -> Tensor:
+        """Views; every token where decisions are those."""
+        if self.per == "token":
+            return super().events
+        return torch.arange(self.inputs.shape[1]).repeat_interleave(self.unit).expand(self.shape)
 
     @property
     def of_whole(self) -> bool:
@@ -182,11 +195,24 @@ class ViewRows(Rows):
         names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
         drawn = None if self.drawn_logp is None else self.drawn_logp[rows]
         cut = {name: getattr(self, name)[rows][:, views] for name in names}
-        return replace(self, content=self.content[rows], drawn_logp=drawn, **cut)
+        return replace(self, content=self.content[rows], shared=_cut(self.shared, rows, views), drawn_logp=drawn, **cut)
 
 
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
     return value[rows][:, decisions] if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Whole distributions over a vocabulary at some of N x T positions, as what they are computed of: together they
+    would be [N, T, V]."""
+
+    states: Tensor  # [K, d]: inputs of the vocabulary layer; or [K, V] logits, where there is no weight
+    where: Tensor  # [N, T] int64: the row of each position, -1 where there is none
+    weight: Tensor | None = None  # [V, d]
+    bias: Tensor | None = None  # [V]
+    readout: Any = None
+    """From the layer's output to logits (`flowrl.math.tokens.Readout`); ``None``: they are the logits."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +223,10 @@ class TokenScores:
     entropy: Tensor | None = None  # [N, T] float32, without gradient, in nats
     value: Tensor | None = None  # [N, T] float32, the critic's, with gradient where enabled
     balance: Tensor | None = None  # [N] float32, of a mixture's routers: 1 is even, with gradient where enabled
+    shown: tuple[Distributions, ...] = ()
+    """The distributions themselves, where they were asked for; every position is in one of them."""
+    divergence: Mapping[str, Tensor] = field(default_factory=dict)
+    """[N, T] float32 divergences to other policies' distributions by their names, with gradient where enabled."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from flowrl.types.decisions import TokenScores
+from flowrl.types.decisions import Distributions, TokenScores
 from flowrl.types.prompts import Prompt
 from flowrl.types.rollouts import ALL_TOKENS, CfgGrad, Condition, Truncation
 
@@ -97,9 +98,9 @@ class FlowPolicy(Policy, Protocol):
         """The sampler's starting point at ``times[0]`` for standard normal ``noise`` [N, ...]."""
         ...
 
-    def encode(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """Clean latents [N, ...] that `decode` makes these images [N, 3, H, W] of, which are in [0, 1]; what an encoder
-        draws at random follows from ``seeds`` [N]."""
+    def encode(self, images: Sequence[Tensor], seeds: Tensor) -> Tensor:
+        """Clean latents [N, ...] that `decode` makes these images of, each [3, h, w] in [0, 1]; what an encoder draws
+        at random follows from ``seeds`` [N]."""
         ...
 
     def velocity(
@@ -154,11 +155,16 @@ class TokenPolicy(Policy, Protocol):
         temperature: float = 1.0,
         entropy: bool = False,
         truncation: Truncation = ALL_TOKENS,
+        show: bool = False,
+        beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
+        beta: float = 0.5,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, for inputs ``tokens`` [N, T].
 
         Only the positions asked for pass through the vocabulary layer, in chunks. ``temperature`` divides the logits,
-        ``truncation`` then leaves the tokens that it keeps, and the label.
+        ``truncation`` then leaves the tokens that it keeps, and the label. ``show`` also returns what the distributions
+        are computed of, for another policy's ``beside``: it measures how far its own whole distributions, at this
+        temperature, are from those (`flowrl.math.divergences`, with its ``beta``).
         """
         ...
 

@@ -39,9 +39,9 @@ class Steps:
     """[N, D + 1, ...]: step d goes from state d to state d + 1, so each is stored once."""
     t: Tensor  # [N, D] float64
     t_next: Tensor  # [N, D] float64
-    squared: Tensor
+    squared: Tensor | None
     """[N, D] float64: ``sum (x_next - mean)^2 / s^2`` under the policy that sampled, so its log-density is known for
-    free."""
+    free; ``None`` where states alone were recorded, of steps that may have no noise."""
     dynamics: Dynamics
     guidance: float | None
     """Guidance scale the step was made with; ``None`` is the policy's own."""
@@ -108,7 +108,15 @@ class TokenTrace:
     """[N, T] float32: entropy in nats of the distribution that each token was drawn from, where the sampler has
     ``keep_scores``; 0 where none was."""
     order: Tensor | None = None
-    """[N, T] int64: decoding step at which each token was fixed (masked diffusion)."""
+    """[N, T] int64: decoding step at which each token was fixed, or last changed (masked diffusion)."""
+    canvases: Tensor | None = None
+    """[N, S, T] int32: what the model read in each of S steps, hidden positions as its mask token, where the sampler
+    records it."""
+    drawn: Tensor | None = None
+    """[N, S, T] int32: what was drawn in each step, -1 where nothing was; `order` says what of it was fixed."""
+    previews: Tensor | None = None
+    """[N, S, T] int64: the completion that each step's draws and what was fixed before would make, padded after its
+    end; their rewards are those of steps (`Scores.steps`)."""
     ended: Tensor | None = None
     """[N] bool: whether the end token was said; otherwise the completion was cut at the sampler's length."""
     truncation: Truncation = ALL_TOKENS
@@ -134,8 +142,8 @@ class Judge(Protocol):
         rows [n] of the rollout."""
         ...
 
-    def reworded(self, template: str) -> Judge:
-        """The same for other prompts: ``template`` with the prompt in place of ``{}``."""
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        """The same [n, R] for other prompts, once for each template, which has the prompt in place of ``{}``."""
         ...
 
 

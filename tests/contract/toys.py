@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from flowrl import composition
 from flowrl.estimators.matching import MatchingRows
 from flowrl.math.random import derive, seeds
-from flowrl.models.tiny_flow import TinyFlow
+from flowrl.models.tiny_flow import TinyCondition, TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
@@ -21,7 +22,7 @@ from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Steps, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ SIZES = {
 NEEDS: dict[str, dict[str, Any]] = {
     "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
     "stable_drl": {"length": 4, "block": 2},
+    "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
+    "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -152,7 +155,7 @@ def small_sampler(sampler: Any, steps: int) -> Any:
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
-    """A policy whose weight sets all hold its present weights."""
+    """A policy whose weight sets all hold its present weights, but for the teachers."""
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     else:
@@ -162,7 +165,43 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
         disturb(policy)
     for name in algorithm.weight_sets:
         policy.update_ema(name, 0.0)
+    for name in algorithm.teachers:
+        teach(policy, name)
     return policy
+
+
+def teach(policy: Any, name: str) -> None:
+    """Make a weight set a teacher's, which knows what is rewarded: the first mode, or ones and no end."""
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    with torch.no_grad():
+        if isinstance(policy, TinyFlow):
+            for parameter, taught in zip(policy.parameters(), first_mode(), strict=True):
+                parameter.copy_(taught)
+        else:
+            policy.table[..., 1] += 2.0
+            policy.table[..., END] -= 1.0
+        policy.update_ema(name, 0.0)
+        for parameter, value in zip(policy.parameters(), before, strict=True):
+            parameter.copy_(value)
+
+
+@cache
+@torch.enable_grad()
+def first_mode() -> list[Tensor]:
+    """The weights of a toy flow that was fitted to samples of the first mode."""
+    policy = TinyFlow(MODES, prompts=PROMPTS)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        noise, near = torch.randn(2, 128, 2, generator=generator)
+        t = torch.rand(128, 1, generator=generator)
+        clean, index = MODES[0] + policy.std * near, torch.arange(128) % len(PROMPTS)
+        x = (1 - t) * clean + t * noise
+        loss = (policy.velocity(x, t[:, 0], TinyCondition(index)) - (noise - clean)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in policy.parameters()]
 
 
 def reward(policy: Any, final: Tensor) -> Tensor:
@@ -171,6 +210,20 @@ def reward(policy: Any, final: Tensor) -> Tensor:
         return (-((final - MODES[0]) ** 2).sum(dim=1) / 4).exp().double()
     texts = policy.decode(final)
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
+
+
+@dataclass(frozen=True)
+class ToyJudge:
+    """The toys' reward with its gradient; of other words than the first of several it likes little."""
+
+    policy: Any
+    names: tuple[str, ...] = ("toy",)
+
+    def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
+        return reward(self.policy, self.policy.decode(clean, graph=True)[:, 0, 0])[:, None]
+
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        return [self(clean, rows) * 0.2**k for k in range(len(templates))]
 
 
 def rollout_of(
@@ -204,11 +257,13 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
+    if algorithm.judged:
+        rollout = replace(rollout, judge=ToyJudge(policy))
     kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
-    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+    if rollout.trace is not None and rollout.trace.previews is not None:
         said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.estimators.bound_views import CountPairs, EveryBlock
 from flowrl.estimators.masked import MaskedViews
-from flowrl.estimators.path_views import Leftmost, SampledSteps, TwoStates
+from flowrl.estimators.path_views import Leftmost, RecordedSteps, SampledSteps, TwoStates
 from flowrl.estimators.views import FullMask, Quadrature, Trajectory, ViewDraw
+from flowrl.math.masking import through_end
 from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.aggregations import DecisionMean, SampleMean, StepMean
@@ -23,9 +25,25 @@ from flowrl.parts.bounds import SelfNormalised
 from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.regularizers import BoundKL
 from flowrl.parts.selections import AllSamples
-from flowrl.parts.token_advantages import SurrogateImportance
+from flowrl.parts.step_advantages import Outlook
+from flowrl.parts.token_advantages import LargestSteps, SurrogateImportance
+from flowrl.runtime.timing import PhaseTimer
+from flowrl.samplers.editing import EditingSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Batch, Draw, IncompatibleError, Likelihood, TokenScores, TokenTrace, ViewRows, prompts_of
+from flowrl.session import open_session
+from flowrl.startup.preflight import check_run
+from flowrl.train import iterate
+from flowrl.types import (
+    Batch,
+    Draw,
+    IncompatibleError,
+    Likelihood,
+    Scores,
+    TokenScores,
+    TokenTrace,
+    ViewRows,
+    prompts_of,
+)
 from tests.contract.toys import disturb, gradients, roll, rollout_of, small, start, table_of
 from tests.training import Work, config_of, train
 from tests.unit.test_masked_bounds import (
@@ -504,6 +522,132 @@ def test_the_weights_are_even_before_an_update_because_masks_are_shared() -> Non
     assert float(mixed.abs().max()) > 0.05
 
 
+# ----------------------------------------------------------------------------------------------- drafts and edits
+def prize(tokens: Tensor) -> Tensor:
+    return ((tokens == torch.tensor([1, 2])).double() * torch.tensor([1.0, 2.0])).sum(dim=-1)
+
+
+def value_of_edits(policy: TinyText, below: float) -> Tensor:
+    """The expected prize of two tokens that are drafted from the left and gone over once, over every path."""
+    logp = policy.table[0].log_softmax(dim=-1)
+
+    def at(canvas: tuple[int, ...], i: int, token: int) -> Tensor:
+        return logp[policy.state(torch.tensor(canvas)), i, token].exp()
+
+    total = torch.zeros((), dtype=torch.float64)
+    for draft in itertools.product(range(3), repeat=2):
+        chance = at((3, 3), 0, draft[0]) * at((draft[0], 3), 1, draft[1])
+        again = [i for i in (0, 1) if float(at(draft, i, draft[i]).detach()) < below]
+        for new in itertools.product(range(3), repeat=len(again)):
+            tokens, path = list(draft), chance
+            for i, token in zip(again, new, strict=True):
+                tokens[i], path = token, path * at(draft, i, token)
+            total = total + path * prize(torch.tensor(tokens))
+    return total
+
+
+def test_edits_chosen_by_the_state_have_the_exact_gradient_and_drafts_alone_do_not() -> None:
+    policy, count, below = TinyText(3, 2, scale=1.2, dtype=torch.float64), 20_000, 0.4
+    sampler = EditingSampler(length=2, steps=2, block=None, order="leftmost", edits=1, below=below)
+    draw = Draw.of(seeds(1, "edit", count=count), torch.zeros(count, dtype=torch.long), 0, 0)
+    made = sampler(policy, policy.condition(prompts_of([""] * count)), draw)
+    value = value_of_edits(policy, below)
+    assert float(prize(made.final).mean()) == pytest.approx(float(value.detach()), abs=0.03)
+    assert made.forwards == 3 * count and sampler.kept_steps == 3
+    exact = flat(value, policy)
+    cells, _ = cells_of(RecordedSteps(limit=3), made.trace, policy)
+    centred = (prize(made.final) - prize(made.final).mean())[:, None]
+    whole, drafts = (flat((centred * part.sum(dim=2)).sum() / count, policy) for part in (cells, cells[:, :2]))
+    assert float((whole - exact).norm() / exact.norm()) < 0.05
+    assert cosine(whole, exact) > 0.999 and cosine(drafts, exact) < 0.97
+    changed = made.trace.order == 2
+    assert torch.equal(made.trace.tokens[changed], made.trace.drawn[:, 2].long()[changed])
+    assert 0.2 < float(changed.double().mean()) < 0.9
+
+
+def test_an_edit_that_draws_the_same_token_is_a_draw() -> None:
+    policy = TinyText(3, 2, dtype=torch.float64)
+    sampler = EditingSampler(length=2, steps=2, block=None, edits=2, below=1.0)  # every token, twice
+    draw = Draw.of(seeds(1, "edit", count=50), torch.zeros(50, dtype=torch.long), 0, 0)
+    trace = sampler(policy, policy.condition(prompts_of([""] * 50)), draw).trace
+    assert bool((trace.drawn[:, 2:] >= 0).all()) and bool((trace.order == 3).all())
+    assert torch.equal(trace.canvases[:, 3], trace.drawn[:, 2]) and torch.equal(trace.tokens, trace.drawn[:, 3].long())
+    assert bool((trace.drawn[:, 2] == trace.drawn[:, 3]).any())
+
+
+def test_kept_steps_are_what_was_read_and_drawn() -> None:
+    """Every masked position of every step, so that some draws are rejected; the last preview is the completion."""
+    policy = TinyText(3, 3, end=0, scale=0.7)
+    sampler = MaskedSampler(length=3, steps=3, block=None, order="low_confidence", keep_steps=True)
+    draw = Draw.of(seeds(1, "kept", count=200), torch.zeros(200, dtype=torch.long), 0, 0)
+    made = sampler(policy, policy.condition(prompts_of([""] * 200)), draw)
+    trace = made.trace
+    for step in range(3):
+        masked = trace.canvases[:, step] == policy.mask_token
+        assert bool((masked.sum(dim=1) == 3 - step).all()) and torch.equal(trace.drawn[:, step] >= 0, masked)
+        fixed = trace.order == step
+        assert torch.equal(trace.drawn[:, step].long()[fixed], trace.tokens[fixed])
+        preview = torch.where(masked, trace.drawn[:, step], trace.canvases[:, step]).long()
+        assert torch.equal(trace.previews[:, step], torch.where(through_end(preview, 0), preview, policy.pad_token))
+    assert torch.equal(trace.previews[:, 2], made.final)
+    assert bool((trace.previews[:, 0] != made.final).any())
+    plain = replace(sampler, keep_steps=False)(policy, policy.condition(prompts_of([""] * 200)), draw)
+    assert torch.equal(plain.final, made.final) and plain.trace.drawn is None
+    rows = RecordedSteps(limit=3, weight="hidden")(trace, draw.seeds)
+    assert rows.weights.amax(dim=(0, 2)).tolist() == [3.0, 4.5, 9.0]  # 3 views times L / n of 3, 2 and 1 hidden
+
+
+# ----------------------------------------------------------------------------------------------------------- MDPO
+def steps_of(rewards: list[list[float]]) -> Scores:
+    steps = torch.tensor(rewards, dtype=torch.float64)
+    group = torch.zeros(len(steps), dtype=torch.long)
+    total = steps[:, -1:]
+    valid = torch.ones(len(steps), dtype=torch.bool)
+    return Scores(total, torch.ones(1).double(), ("r",), group, group, valid, steps=steps)
+
+
+def test_a_step_is_worth_what_it_gained_and_what_comes_after() -> None:
+    """The released score is one more, which the mean over the group takes away; normalised within the step."""
+    scores = steps_of([[0, 0, 1, 1], [0, 1, 0, 0]])
+    part = Outlook()
+    wanted = torch.tensor([[5 / 3, 2, 3, 2], [4 / 3, 2, 0, 1]]).double()
+    assert torch.allclose(part.values(scores) + 1, wanted)
+    centred = torch.tensor([1 / 6, 0, 1.5, 0.5]).double()
+    spread = 2**0.5 * centred + 1e-4
+    assert torch.allclose(part(scores, {}), torch.stack([centred / spread, -centred / spread]))
+    same = steps_of([[1, 1, 1, 1], [0, 0, 0, 0]])
+    assert (part.values(same) + 1).tolist() == [[3, 2, 2, 2], [1, 1, 1, 1]]
+
+
+def test_the_largest_steps_are_trained_and_no_other_is_asked_for() -> None:
+    algorithm = small("mdpo_dllm", keep=1)
+    policy = start(algorithm)
+    it = roll(algorithm, policy)
+    assert it.advantage.shape == (32, 3)
+    it.advantage = torch.tensor([0.5, -2.0, 1.0]).double() * torch.ones(32, 1).double()
+    policy.network_calls = 0
+    one = gradients(algorithm, it)[0]
+    assert policy.network_calls == 32 * 3 + 32  # all steps once without gradient, then the second alone
+    it.advantage[:, [0, 2]] = 0
+    every = replace(algorithm, token_advantage=(LargestSteps(3),))
+    ratio = 3 * 2 * 1.0  # the mean is over all 6 predictions of a completion instead of 2
+    assert torch.allclose(gradients(every, it)[0] * ratio / 2, one, atol=1e-7) and float(one.norm()) > 0
+
+
+@pytest.mark.slow
+def test_every_step_of_a_real_run_is_rewarded() -> None:
+    values = config_of("mdpo_dllm", "sudoku", train__iterations=1, algorithm__temperature=1.0)
+    session = open_session(check_run(Config.of(values)))
+    try:
+        metrics, batch, _ = iterate(session, PhaseTimer())
+    finally:
+        session.rewards.close()
+    steps = batch.scores.steps
+    assert steps is not None and steps.shape == (20, 4) and batch.rollout.trace.previews is None
+    assert torch.allclose(steps[:, -1], batch.scores.total)  # the last step's prediction is the completion
+    assert float((steps[:, 0] - steps[:, -1]).abs().max()) > 0 and math.isfinite(metrics["loss"])
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("spec", "says"),
@@ -521,6 +665,17 @@ def test_the_weights_are_even_before_an_update_because_masks_are_shared() -> Non
         ({"use": "cj_grpo", "kl": -1.0}, "a divergence of weight -1.0 would be rewarded"),
         ({"use": "espo", "kl": -1.0}, "a divergence of weight -1.0 would be rewarded"),
         ({"use": "diffpo", "cap": 0.0}, "cap=0.0 is the largest importance weight"),
+        ({"use": "reflect_rollout", "edits": 0}, "edits=0 should be at least 1"),
+        ({"use": "reflect_rollout", "below": 0.0}, "below=0.0 is a probability"),
+        ({"use": "reflect_rollout", "sampler": {"guidance": 1.0}}, "has no guidance"),
+        ({"use": "reflect_rollout", "sampler": {"edits": 4}}, "views.limit=10: the sampler records 12 steps; make it"),
+        ({"use": "cj_grpo", "sampler": {"keep_steps": True}}, "use block=null, and an order that looks at it"),
+        (
+            {"use": "cj_grpo", "estimator": {"views": {"use": "recorded_steps", "limit": 128}}},
+            "records 0 steps; set algorithm.sampler.keep_steps=true",
+        ),
+        ({"use": "mdpo_dllm", "keep": 0}, "keep=0 trains on no step"),
+        ({"use": "mdpo_dllm", "sampler": {"block": 32}}, "use block=null"),
         ({"use": "stable_drl", "high": 0.5}, "low=0.0 and high=0.5 are bounds of a ratio"),
     ],
 )  # fmt: skip
@@ -535,7 +690,7 @@ class Silent(TinyText):
 
     def score(self, condition, tokens, targets, labels, **options) -> TokenScores:
         found = super().score(condition, tokens, targets, labels, **options)
-        return found if bool(targets.any()) else TokenScores(torch.zeros(targets.shape))
+        return found if bool(targets.any()) else TokenScores(torch.zeros(targets.shape), found.entropy)
 
 
 def test_a_block_of_empty_views_is_no_error() -> None:
@@ -550,7 +705,20 @@ def test_a_block_of_empty_views_is_no_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["just_grpo", "agrpo", "d2", "cj_grpo", "espo", "ebpo", "stable_drl", "dipo", "diffpo"]
+    "name",
+    [
+        "just_grpo",
+        "agrpo",
+        "d2",
+        "cj_grpo",
+        "espo",
+        "ebpo",
+        "stable_drl",
+        "dipo",
+        "diffpo",
+        "reflect_rollout",
+        "mdpo_dllm",
+    ],
 )
 def test_two_real_iterations(name: str) -> None:
     """On the embedded sudoku model: every update has a gradient, and the ratio is 1 before the first."""

@@ -29,7 +29,7 @@ class ImageDecoder:
         self._spec = spec
         self.rows = rows
         """Images that the autoencoder decodes at once."""
-        self._one_prompt = _autoencoder(recorder) is not None
+        self._one_prompt = autoencoder_of(recorder) is not None
         """Whether one prompt's run decodes the latents of many; until it fails, yes."""
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class ImageDecoder:
 
     def _in_portions(self, count: int) -> AbstractContextManager[None]:
         """Within it the autoencoder takes the latents of ``count`` images ``rows`` images at a time."""
-        autoencoder = _autoencoder(self._recorder)
+        autoencoder = autoencoder_of(self._recorder)
         if autoencoder is None or count <= self.rows:
             return nullcontext()
 
@@ -89,7 +89,7 @@ class ImageDecoder:
         return patched(autoencoder, "decode", decode)
 
 
-def _autoencoder(recorder: Recorder) -> nn.Module | None:
+def autoencoder_of(recorder: Recorder) -> nn.Module | None:
     """The pipeline's network that decodes; ``None`` without one, or with several."""
     parts = [part for part in recorder.pipeline.components.values() if isinstance(part, nn.Module)]
     found = [part for part in parts if callable(getattr(part, "decode", None))]

@@ -16,6 +16,7 @@ from flowrl.models.diffusion.condition import REST, DiffusionCondition, Encoder
 from flowrl.models.diffusion.coordinates import time_grid
 from flowrl.models.diffusion.decoder import ImageDecoder
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
+from flowrl.models.diffusion.image_encoder import ImageEncoder
 from flowrl.models.diffusion.inputs import LeafPath, join
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.host_layers import computing_device
@@ -59,6 +60,7 @@ class DiffusionPolicy(HasWeightSets):
         self.source = source
         """Where the base model is; ``None`` when a pipeline object was given."""
         self.decoder = ImageDecoder(recorder, spec, decode_batch)
+        self.image_encoder = ImageEncoder(recorder, spec, decode_batch, self.device)
         self._schedules: dict[int, tuple[Tensor, float]] = {}
         """By number of steps: times, and the deviation of the pipeline's first latents."""
         self.merged: MergedAdapter | None = None
@@ -194,6 +196,13 @@ class DiffusionPolicy(HasWeightSets):
         if graph:
             return self.decoder.with_gradient(final)
         made = self.decoder(final)
+        self.recorder.release()
+        return made
+
+    def encode(self, images: Sequence[Tensor], seeds: Tensor) -> Tensor:
+        """Clean latents [N, ...] that `decode` makes these images of, each [3, h, w] in [0, 1] and resized to the
+        pipeline's size; what an encoder draws at random follows from ``seeds`` [N]. Raises `UserError`."""
+        made = self.image_encoder(images, seeds)
         self.recorder.release()
         return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowrl.devices import put
 from flowrl.math import tokens as token_math
+from flowrl.math.divergences import selective_divergence
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.models.lora import Adaptation
 from flowrl.models.merging import MergedAdapter
@@ -21,7 +22,7 @@ from flowrl.models.placement import Placement
 from flowrl.models.text.config import text_config
 from flowrl.models.text.known_masks import known
 from flowrl.models.text.routers import Routers, experts_per_token
-from flowrl.types import Truncation
+from flowrl.types import Distributions, Truncation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +57,11 @@ class Reading:
     cache: Any = None
     balance: Tensor | None = None
     """[n] float32: how unevenly the experts of a mixture are used by each row (`routing.balance`)."""
+
+    def rows(self, some: Tensor) -> Reading:
+        """What is said at some of the positions."""
+        states = None if self.states is None else self.states[some]
+        return Reading(states, None if self.logits is None else self.logits[some])
 
 
 def cache_of(output: Any) -> Any:
@@ -217,6 +223,35 @@ class Network:
             keep=keep,
             **options,
         )
+
+    def shown(self, readings: Sequence[Reading], where: Tensor) -> Distributions:
+        """What the distributions of ``readings`` are computed of, with the weights in use."""
+        logits = [reading.logits for reading in readings if reading.logits is not None]
+        if logits:
+            return Distributions(torch.cat(logits).detach(), where)
+        states = [reading.states.detach() for reading in readings if reading.states is not None]
+        weight, bias = self._layer.weight.detach(), self._layer.bias
+        return Distributions(
+            torch.cat(states), where, weight, None if bias is None else bias.detach(), self.head.readout
+        )
+
+    def divergence(
+        self,
+        reading: Reading,
+        other: Distributions,
+        rows: Tensor,
+        *,
+        beta: float,
+        temperature: float,
+        excluded: tuple[int, ...],
+    ) -> Tensor:
+        """[k] float32: how far the distributions are from ``rows`` of another policy's."""
+        options: dict[str, Any] = {"beta": beta, "temperature": temperature, "excluded": excluded}
+        if reading.logits is not None:
+            return selective_divergence(reading.logits, None, None, other, rows, **options)
+        assert reading.states is not None
+        layer, readout = self._layer, self.head.readout
+        return selective_divergence(reading.states, layer.weight, layer.bias, other, rows, readout=readout, **options)
 
     def eager(self) -> AbstractContextManager[Any]:
         """Compute without compilation: in decoding, every step has a cache of another length, which would be compiled

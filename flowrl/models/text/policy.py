@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +17,14 @@ from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.text.codec import TextCodec
+from flowrl.models.text.comparing import distributions_of, divergences
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
 from flowrl.models.text.layout import Forward, TokenLayout
-from flowrl.models.text.network import Network
+from flowrl.models.text.network import Network, Reading
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
 from flowrl.models.weights import LIVE, HasWeightSets
-from flowrl.types import ALL_TOKENS, OneProcess, Prompt, PromptRows, Ranks, TokenScores, Truncation
+from flowrl.types import ALL_TOKENS, Distributions, OneProcess, Prompt, PromptRows, Ranks, TokenScores, Truncation
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -127,52 +129,53 @@ class TextPolicy(HasWeightSets):
         temperature: float = 1.0,
         entropy: bool = False,
         truncation: Truncation = ALL_TOKENS,
+        show: bool = False,
+        beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
+        beta: float = 0.5,
     ) -> TokenScores:
-        """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, given inputs ``tokens`` [N, T]; 0 elsewhere.
-
-        ``temperature`` divides the logits, ``truncation`` then leaves the tokens it keeps and the label; ``entropy``
-        is that of the distribution so made; values are the critic's, where there is one and the live weights are in
-        use. Only the positions asked for pass through the vocabulary layer, chunk by chunk.
-        """
+        """As `flowrl.types.TokenPolicy.score`; 0 at other positions. ``entropy`` is that of the tempered and truncated
+        distribution; values are the critic's, where there is one and the live weights are in use. Only the positions
+        asked for pass through the vocabulary layer, chunk by chunk."""
         logp, entropies, values, places = [], [], [], []
+        readings: list[Reading] = []
         balances: list[tuple[Tensor, Tensor]] = []
         valued = self.critic is not None and self.weights.active == LIVE
         wanted = put(labels.flatten(), self.device)
+        heat: dict[str, Any] = {"temperature": temperature, "excluded": self.excluded}
         room = KEPT  # of all calls together, which live until backward
         calls = list(self._calls(condition, tokens, targets))
+        flat = [call.place for call in calls]
         further = 0 if self.pace is None else self.pace.most(len(calls)) - len(calls)  # asked before the others compute
         for call in calls:
             reading = self.network.read(call.inputs, call.rows, call.columns, inside=call.inside)
             place = put(call.place, self.device)
             if reading.balance is not None:
-                sample = torch.zeros(len(reading.balance), dtype=torch.int64)
-                sample[call.rows] = call.place // tokens.shape[1]
-                balances.append((put(sample, self.device), reading.balance))
-            found, spread = self.network.log_softmax(
-                reading,
-                wanted[place],
-                temperature=temperature,
-                excluded=self.excluded,
-                entropy=entropy,
-                truncation=truncation,
-                keep=room,
-            )
+                balances.append((self._samples(call, len(reading.balance), tokens.shape[1]), reading.balance))
+            cut = {"entropy": entropy, "truncation": truncation, "keep": room}
+            found, spread = self.network.log_softmax(reading, wanted[place], **heat, **cut)
             room -= len(place) * self.vocabulary
             logp.append(found)
             places.append(place)
             if spread is not None:
                 entropies.append(spread)
+            if show or beside:
+                readings.append(reading)
             if valued:
                 assert self.critic is not None
                 values.append(self.critic(reading, call))
         scores = self._spread(logp, places, tokens.shape)
         if further:
             scores = scores + self._idle(condition, tokens, further)
+        apart = {
+            n: divergences(self.network, readings, flat, each, {"beta": beta, **heat}) for n, each in beside.items()
+        }
         return TokenScores(
             scores,
             self._spread(entropies, places, tokens.shape) if entropy else None,
             self._spread(values, places, tokens.shape) if valued else None,
             self._balance(balances, len(tokens)),
+            distributions_of(self.network, readings, flat, tokens.shape, self.vocabulary) if show else (),
+            {name: self._spread(parts, places, tokens.shape) for name, parts in apart.items()},
         )
 
     def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
@@ -208,6 +211,12 @@ class TextPolicy(HasWeightSets):
         if parts:
             flat = flat.index_copy(0, torch.cat(places), torch.cat(parts))
         return flat.view(shape)
+
+    def _samples(self, call: Forward, rows: int, length: int) -> Tensor:
+        """[n] int64: the sample of each row of a call."""
+        sample = torch.zeros(rows, dtype=torch.int64)
+        sample[call.rows] = call.place // length
+        return put(sample, self.device)
 
     def _balance(self, parts: list[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
         """[N] float32: 0 for rows that were not asked for anything."""
