@@ -58,6 +58,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.masked_tree",
             "flowrl.samplers.editing",
             "flowrl.samplers.causal",
+            "flowrl.samplers.budgets",
             "flowrl.samplers.rivals",
             "flowrl.samplers.recorded",
             "flowrl.samplers.mixed",
@@ -74,6 +75,9 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
+            "flowrl.estimators.pathwise",
+            "flowrl.estimators.renoise",
+            "flowrl.estimators.adjoint",
         ),
     ),
     "views": Slot(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -55,6 +55,7 @@ SIZES = {
 NEEDS: dict[str, dict[str, Any]] = {
     "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
     "stable_drl": {"length": 4, "block": 2},
+    "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
@@ -211,6 +212,20 @@ def reward(policy: Any, final: Tensor) -> Tensor:
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
 
 
+@dataclass(frozen=True)
+class ToyJudge:
+    """The toys' reward with its gradient; of other words than the first of several it likes little."""
+
+    policy: Any
+    names: tuple[str, ...] = ("toy",)
+
+    def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
+        return reward(self.policy, self.policy.decode(clean, graph=True)[:, 0, 0])[:, None]
+
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        return [self(clean, rows) * 0.2**k for k in range(len(templates))]
+
+
 def rollout_of(
     condition: Any, final: Tensor, trace: Any = None, *, group: Any = None, seeds: Any = None, times: Any = None
 ) -> Rollout:
@@ -242,6 +257,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
+    if algorithm.judged:
+        rollout = replace(rollout, judge=ToyJudge(policy))
     kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
