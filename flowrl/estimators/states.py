@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class VisitedStates:
     of: Literal["velocity", "next", "clean"] = "velocity"
     drop: int = 0
     cfg_grad: CfgGrad = "both"
+    weight_vanishes: ClassVar[bool] = True
+    """Nothing is divided by a step's noise."""
 
     def __post_init__(self) -> None:
         if self.drop < 0:
@@ -55,7 +57,7 @@ class VisitedStates:
     def probe(self, rollout: Rollout, policy: FlowPolicy, seeds: Tensor) -> RecordedRows:
         steps = rollout.trace
         if not isinstance(steps, Steps):
-            raise IncompatibleError("predictions are compared at recorded states: give the sampler the window last_steps")
+            raise IncompatibleError("predictions are compared at states: give the sampler the window last_steps")
         count = self.decisions(steps.t.shape[1])[0]
         event = torch.arange(count).expand(len(steps.t), count)
         sample = torch.arange(len(event))[:, None].expand(event.shape)
