@@ -76,6 +76,15 @@ class Clipped(ObjectiveDefaults):
 
 
 @dataclass(frozen=True)
+class ConfidentClipped(Clipped):
+    """`Clipped` times the probability that the policy that sampled had for the decision: tokens that it was unsure of
+    count little. MDPO (arXiv:2508.13148)."""
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return super().__call__(likelihood, batch) * batch.old.logp.exp()
+
+
+@dataclass(frozen=True)
 class ClippedMean(ObjectiveDefaults):
     """PPO's clip on one ratio per sample, ``exp(mean over its decisions of the log-ratio)``.
 

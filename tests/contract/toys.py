@@ -22,7 +22,7 @@ from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Steps, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
-    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+    if rollout.trace is not None and rollout.trace.previews is not None:
         said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)
