@@ -79,6 +79,18 @@ class GridTimes:
 
 
 @dataclass(frozen=True)
+class LastTime:
+    """The last time of the sampler's grid before 0, in every draw (DRaFT-LV)."""
+
+    def __call__(self, count: int, grid: Tensor, seeds: Tensor) -> Tensor:
+        return grid[-2].expand(len(seeds), count)
+
+    def share_below(self, limit: float, grid: Tensor) -> float:
+        """1 where that time is below ``limit``."""
+        return float(grid[-2] < limit)
+
+
+@dataclass(frozen=True)
 class UniformTimes:
     """Stratified uniform on [low, high], then ``shift t / (1 + (shift - 1) t)`` towards noise for ``shift > 1``.
 

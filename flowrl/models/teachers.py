@@ -17,7 +17,7 @@ from torch import Tensor
 from flowrl.devices import put
 from flowrl.errors import UserError
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import CfgGrad, Condition, Prompt, PromptRows, TokenScores
+from flowrl.types import CfgGrad, Condition, Decoder, Prompt, PromptRows, TokenScores
 
 
 @dataclass
@@ -59,10 +59,43 @@ class _PeerOf:
         with torch.no_grad():
             return put(self.peer.policy.velocity(there, t, self.peer.condition(condition), guidance=scale), x.device)
 
+    @property
+    def vocabulary(self) -> int:
+        return self.peer.policy.vocabulary
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return self.peer.policy.end_tokens
+
+    @property
+    def pad_token(self) -> int:
+        return self.peer.policy.pad_token
+
+    def decoder(self, condition: Any) -> _DecoderOf:
+        return _DecoderOf(self.peer.policy.decoder(self.peer.condition(condition)), self.device)
+
     def score(self, condition: Any, tokens: Tensor, targets: Tensor, labels: Tensor, **options: Any) -> TokenScores:
         with torch.no_grad():
             scores = self.peer.policy.score(self.peer.condition(condition), tokens, targets, labels, **options)
         return replace(scores, logp=put(scores.logp, self.device))
+
+
+@dataclass(frozen=True)
+class _DecoderOf:
+    """A decoder whose logits are on another device."""
+
+    decoder: Decoder
+    device: torch.device
+
+    @property
+    def logits(self) -> Tensor:
+        return put(self.decoder.logits, self.device)
+
+    def push(self, tokens: Tensor) -> None:
+        self.decoder.push(tokens)
+
+    def keep(self, rows: Tensor) -> None:
+        self.decoder.keep(rows)
 
 
 @dataclass(frozen=True)

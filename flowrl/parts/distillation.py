@@ -110,6 +110,43 @@ class Distil(ObjectiveDefaults):
 
 
 @dataclass(frozen=True)
+class ClippedDistance(ObjectiveDefaults):
+    """PPO's clip on steps whose advantage is minus their KL to the teacher: ``max(-A rho, -A clip(rho))`` with ``A =
+    clamp(task advantage - kl, -bound, bound)``. Flow-OPD (arXiv:2605.08063).
+
+    The KL is the live policy's, and its gradient is not stopped, as in the release: ``-rho grad A`` is that of the KL
+    itself, and all there is to learn from, because a step's own KL does not depend on what was drawn: as a constant
+    (``detach``) its expected gradient is exactly 0. The rest is noise. Where the bound holds A there is no gradient.
+
+    task: weight of the advantage that rewards give.
+    """
+
+    low: float = 1e-4
+    high: float = 1e-4
+    bound: float = 5.0
+    task: float = 0.0
+    detach: bool = False
+    reference: ClassVar[str] = TEACHER
+    skips_zero_advantage: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low < 1 and self.high >= 0):
+            raise ValueError(f"low={self.low}, high={self.high} bound the ratio: give 0 to 1, and 0 or more")
+        if not self.bound > 0:
+            raise ValueError(f"bound={self.bound} clamps the advantage; give more than 0")
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        kl = likelihood.need(f"kl/{self.reference}")
+        advantage = (self.task * batch.advantage - (kl.detach() if self.detach else kl)).clamp(-self.bound, self.bound)
+        ratio = (likelihood.logp - batch.old.logp).exp()
+        return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - self.low, 1 + self.high))
+
+
+@dataclass(frozen=True)
 class Divergence:
     """The divergence to a weight set's or teacher's whole distribution over the vocabulary (`Tokens.divergence`) as a
     penalty."""

@@ -96,3 +96,50 @@ def nodes_of(scores: Scores) -> Tensor:
 def _numbered(first: Tensor, second: Tensor) -> Tensor:
     """[N] a number for every pair of two [N]."""
     return torch.stack([first, second], dim=1).unique(dim=0, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class BudgetRelative:
+    """Advantages of a thought that is cut at S budgets and answered A times after each (`BudgetSampler`): [N, 2], of
+    what a budget adds to the thought, and of the answer. BRPO (arXiv:2505.13438).
+
+    With r_s the mean reward of the answers at budget s and P the prior of the budgets, the thought's tokens up to
+    budget s have the return ``R_s = sum_{j >= s} P_j r_j``, less a baseline that mixes what its own shorter parts
+    earned, later ones twice as much as those before, and what the group did: ``(s V1 + (S - s) V2) / S``, ``V1 =
+    (sum_{j < s} 2^j r_j / sum 2^j) sum_{j >= s} P_j``, ``V2`` the group's mean of R_s. An answer is compared with the
+    others of its part, or, where there is one, with the group's at this budget. No standard deviation.
+
+    prior: weights of the budgets, normalised; ``null``: all the same.
+    """
+
+    prior: tuple[float, ...] | None = None
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        nodes, reward = nodes_of(scores), torch.where(scores.own, scores.total, 0.0)
+        part = _numbered(scores.group, nodes[:, 1])
+        share = group_mean(reward, part, scores.own)
+        shape = self._shape(nodes, scores.group)
+        r = share.reshape(shape)[..., 0]  # [B, G, S]
+        answered = reward.reshape(shape)
+        count = shape[2]
+        prior = torch.ones(count) if self.prior is None else torch.tensor(self.prior)
+        if len(prior) != count:
+            raise IncompatibleError(f"advantage.prior has {len(prior)} weights, and there are {count} budgets")
+        prior = prior.double() / prior.double().sum()
+        later = (r * prior).flip(-1).cumsum(dim=-1).flip(-1)  # R_s
+        ahead = prior.flip(0).cumsum(dim=0).flip(0)
+        double = 2.0 ** torch.arange(count, dtype=torch.float64)
+        before = (r * double).cumsum(dim=-1) / double.cumsum(dim=0)
+        own = torch.cat([torch.zeros_like(r[..., :1]), before[..., :-1]], dim=-1) * ahead
+        step = torch.arange(count, dtype=torch.float64)
+        thought = later - (step * own + (count - step) * later.mean(dim=1, keepdim=True)) / count
+        level = answered.mean(dim=1, keepdim=True) if shape[3] == 1 else r[..., None]
+        both = torch.stack([thought[..., None].expand(shape), answered - level], dim=-1).reshape(-1, 2)
+        return torch.where(scores.valid[:, None], both, 0.0)
+
+    def _shape(self, nodes: Tensor, group: Tensor) -> tuple[int, int, int, int]:
+        """``(groups, thoughts, budgets, answers)``."""
+        groups = len(group.unique())
+        thoughts = len(_numbered(group, nodes[:, 0]).unique())
+        parts = len(_numbered(group, nodes[:, 1]).unique())
+        return groups, thoughts // groups, parts // thoughts, len(group) // parts

@@ -108,6 +108,7 @@ TOY = {
     "luspo": {"low": 0.2, "high": 0.2},
     "gspo": {"low": 0.2, "high": 0.2},
     "tracerl": {"merge": 1},  # eight of its 512 steps make a view; the toy takes three steps
+    "mdpo_dllm": {"temperature": 1.0},  # at .1 the toy explores nothing
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole
 }
 RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -22,7 +22,7 @@ from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Steps, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ SIZES = {
 NEEDS: dict[str, dict[str, Any]] = {
     "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
     "stable_drl": {"length": 4, "block": 2},
+    "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
@@ -185,6 +186,7 @@ def teach(policy: Any, name: str) -> None:
 
 
 @cache
+@torch.enable_grad()
 def first_mode() -> list[Tensor]:
     """The weights of a toy flow that was fitted to samples of the first mode."""
     policy = TinyFlow(MODES, prompts=PROMPTS)
@@ -208,6 +210,20 @@ def reward(policy: Any, final: Tensor) -> Tensor:
         return (-((final - MODES[0]) ** 2).sum(dim=1) / 4).exp().double()
     texts = policy.decode(final)
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
+
+
+@dataclass(frozen=True)
+class ToyJudge:
+    """The toys' reward with its gradient; of other words than the first of several it likes little."""
+
+    policy: Any
+    names: tuple[str, ...] = ("toy",)
+
+    def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
+        return reward(self.policy, self.policy.decode(clean, graph=True)[:, 0, 0])[:, None]
+
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        return [self(clean, rows) * 0.2**k for k in range(len(templates))]
 
 
 def rollout_of(
@@ -241,11 +257,13 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
+    if algorithm.judged:
+        rollout = replace(rollout, judge=ToyJudge(policy))
     kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
-    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+    if rollout.trace is not None and rollout.trace.previews is not None:
         said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)

@@ -17,11 +17,11 @@ from flowrl.estimators.tokens import TokenRows, Tokens
 from flowrl.math.divergences import jensen_shannon
 from flowrl.models.teachers import Panel
 from flowrl.models.tiny_text import TinyText
-from flowrl.parts.distillation import Distil, Divergence, TeacherReward, discounted
+from flowrl.parts.distillation import ClippedDistance, Distil, Divergence, TeacherReward, discounted
 from flowrl.parts.objectives import ScoreFunction
 from flowrl.startup.policies import open_policy
-from flowrl.types import IncompatibleError, Likelihood, Prompt, TokenTrace, prompts_of
-from tests.contract.toys import disturb, rollout_of, table_of
+from flowrl.types import DATA, IncompatibleError, Likelihood, Prompt, TokenTrace, prompts_of
+from tests.contract.toys import disturb, roll, rollout_of, small, start, table_of
 from tests.training import config_of
 
 V, L = 3, 3
@@ -247,3 +247,63 @@ def test_samples_may_be_cooler_than_the_loss() -> None:
     assert found == [0.9, 1.0]
     with pytest.raises(IncompatibleError, match=r"estimator\.tempered=false"):
         Tokens(tempered=False, trust_rollout=True).probe(rollout, policy, torch.zeros(1))
+
+
+# ------------------------------------------------------------------------------------------------------ flows
+def normal_step(objective: Any, rewards: Any = None) -> tuple[float, float]:
+    """``(expected gradient, exact gradient of the KL)`` in the mean of a step of one number, by quadrature over what is
+    drawn: student N(.4, .3), teacher N(-.6, .3)."""
+    from numpy.polynomial.hermite_e import hermegauss
+
+    nodes, chances = (torch.as_tensor(each, dtype=torch.float64) for each in hermegauss(40))
+    mean, taught, variance = torch.tensor(0.4, dtype=torch.float64, requires_grad=True), -0.6, 0.3
+    drawn = mean.detach() + variance**0.5 * nodes
+    logp = -((drawn - mean) ** 2) / (2 * variance)
+    kl = ((mean - taught) ** 2 / (2 * variance)).expand(len(nodes))
+    ratio = (logp + (drawn - taught) ** 2 / (2 * variance)).detach()
+    live = Likelihood(logp[:, None], {"kl/teacher": kl[:, None]})
+    mask = torch.ones(len(nodes), 1, dtype=torch.bool)
+    old = Likelihood(logp.detach()[:, None], {"log_ratio/teacher": ratio[:, None]})
+    table = table_of(torch.zeros(len(nodes), 1).double(), mask, old)
+    table = table if rewards is None else rewards(table)
+    batch = table.batch(torch.arange(len(nodes)), slice(None), torch.ones(len(nodes), 1), live)
+    loss = (chances / chances.sum()) @ objective(live, batch)[:, 0]
+    found = torch.autograd.grad(loss, mean, retain_graph=True)[0]
+    return float(found), float(torch.autograd.grad(kl[0], mean)[0])
+
+
+def test_a_steps_own_kl_teaches_only_by_its_gradient() -> None:
+    """Flow-OPD: with the KL as a constant advantage nothing is expected of the gradient; the release does not stop it;
+    the log-ratio of what was drawn works as an advantage."""
+    wide = {"low": 0.5, "high": 0.5}
+    found, exact = normal_step(ClippedDistance(**wide))
+    assert exact == pytest.approx(10 / 3) and found == pytest.approx(exact, rel=1e-6)
+    assert normal_step(ClippedDistance(**wide, detach=True))[0] == pytest.approx(0, abs=1e-9)
+    assert normal_step(ClippedDistance(**wide, bound=1.0))[0] == pytest.approx(0, abs=1e-9)  # beyond the bound
+    assert normal_step(ScoreFunction(), TeacherReward())[0] == pytest.approx(exact, rel=1e-6)
+    assert normal_step(Distil(of="kl"))[0] == pytest.approx(exact)
+
+
+def test_options_of_flow_opd() -> None:
+    made = {mode: composition.build({"use": "flow_opd", "mode": mode}) for mode in ("mixed", "gkd", "sampled")}
+    assert made["mixed"].objective.task == 1.0 and made["mixed"].min_group == 2
+    assert made["gkd"].objective == Distil(of="kl") and made["gkd"].regularizers[0].to == "reference"
+    assert made["sampled"].token_advantage == (TeacherReward(clip=5.0),)
+
+
+def test_iterations_of_own_samples_and_others() -> None:
+    """A coin for every iteration, the same for all of its samples; the teacher's own samples instead of recorded."""
+    algorithm = small("gkd", on_policy=0.5)
+    sampler: Any = algorithm.sampler
+    policy = start(algorithm)
+    sources = [set(roll(algorithm, policy, iteration).rollout.source.tolist()) for iteration in range(30)]
+    assert all(len(each) == 1 for each in sources) and 5 < sum(each == {DATA} for each in sources) < 25
+    told = replace(sampler, share=0.0, to="teacher")
+    made = roll(replace(algorithm, sampler=told), policy).rollout
+    plain = roll(replace(algorithm, sampler=sampler.sampler), policy).rollout
+    assert made.source.unique().tolist() == [DATA] and made.trace.logp is None and told.weight_sets == ("teacher",)
+    assert (made.final == 1).double().mean() > (plain.final == 1).double().mean() + 0.2  # what the toy's teacher says
+    own = roll(replace(algorithm, sampler=replace(sampler, share=1.0)), policy).rollout
+    assert torch.equal(own.final, plain.final)
+    with pytest.raises(ValueError, match="is a probability"):
+        replace(sampler, share=1.5)
