@@ -14,7 +14,12 @@ PAPER = "arXiv:2310.03739"
 
 
 def align_prop(
-    *, steps: int = 50, around: float = 0.84, spread: float = 0.1, scale: float = 0.01, guidance: float | None = 5.0
+    *,
+    steps: int = 50,
+    around: float | None = 0.84,
+    spread: float = 0.1,
+    scale: float = 0.01,
+    guidance: float | None = 5.0,
 ) -> Algorithm:
     """The settings of mihirp1998/AlignProp (b22918a) for Stable Diffusion 1.5: 50 steps of ``DDIM(1)``, guidance 5, the
     gradient from step ``round(N(42, 5))`` on, at least 1 and at most 49; ``0.01 (1 - HPS)``, whose constants have no
