@@ -75,7 +75,7 @@ def main() -> None:
         folder, adapter = Path(place), Path(place) / "adapter"
         session = open_session(check_run(config({"use": "grpo", "kl": 0.0}, folder, given.seed)))
         clock = time.process_time()
-        curve = learn(session, given.iterations, 2)
+        curve = learn(session, given.iterations, 4)
         seconds = (time.process_time() - clock) / given.iterations
         reached = max(value for _, value in curve)
         print(f"grpo, the teacher: {seconds:.1f} s an iteration; " + said(curve), flush=True)

@@ -72,10 +72,14 @@ SLOTS: dict[str, Slot] = {
         (
             "flowrl.estimators.transitions",
             "flowrl.estimators.shared_steps",
+            "flowrl.estimators.states",
             "flowrl.estimators.matching",
             "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
+            "flowrl.estimators.pathwise",
+            "flowrl.estimators.renoise",
+            "flowrl.estimators.adjoint",
         ),
     ),
     "views": Slot(
@@ -96,6 +100,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.tree_advantages",
             "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
+            "flowrl.parts.several_rewards",
             "flowrl.parts.records",
         ),
     ),

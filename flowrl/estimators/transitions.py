@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -30,15 +30,13 @@ SUBSET_STREAM = 1001  # far from the sampler's streams of the same seeds
 
 
 @dataclass(frozen=True)
-class TransitionRows(StepRows):
-    """Recorded steps to be trained. The states are the sampler's, shared by every block and read where they are asked
-    for. An event is a step of the sampler's record."""
+class RecordedRows(StepRows):
+    """Recorded steps. The states are the sampler's, shared by every block and read where they are asked for. An event
+    is a step of the sampler's record."""
 
     steps: Steps
-    squared: Tensor
     sample: Tensor  # [N, D] int64: whose step it is
     event: Tensor  # [N, D] int64: which of the recorded steps it is
-    shared: Tensor | None = None  # [N, D] int64, see `Rows.node`
 
     @property
     def x(self) -> Tensor:
@@ -64,17 +62,25 @@ class TransitionRows(StepRows):
     def events(self) -> Tensor:
         return self.event
 
-    @property
-    def node(self) -> Tensor | None:
-        return self.shared
-
-    def gathered(self, share: Share) -> TransitionRows:
+    def gathered(self, share: Share) -> Self:
         """The states stay where they were made."""
         if share.whole:
             return self
         known, mean = super().gathered(share), self.steps.mean
         elsewhere = {"states": self.steps.states.to("meta"), "mean": None if mean is None else mean.to("meta")}
         return replace(known, steps=replace(self.steps, **elsewhere))
+
+
+@dataclass(frozen=True)
+class TransitionRows(RecordedRows):
+    """Recorded steps to be trained."""
+
+    squared: Tensor
+    shared: Tensor | None = None  # [N, D] int64, see `Rows.node`
+
+    @property
+    def node(self) -> Tensor | None:
+        return self.shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +131,14 @@ class Transitions:
         steps = rollout.trace
         if not isinstance(steps, Steps):
             raise IncompatibleError("transitions need recorded steps: give the sampler a window and noisy dynamics")
+        if steps.squared is None:
+            raise IncompatibleError("transitions need the densities of steps, and this window records states alone")
         if self.measure == "noise" and steps.mean is None:
             raise IncompatibleError("measure='noise' needs the sampling policy's means: set sampler.record_mean=true")
         event = torch.arange(steps.t.shape[1]).expand(steps.t.shape)
         sample = torch.arange(len(event))[:, None].expand(event.shape)
         node = None if steps.node is None else steps.node[:, 1:]
-        rows = TransitionRows(steps.t, steps.t_next, steps, steps.squared, sample, event, node)
+        rows = TransitionRows(steps.t, steps.t_next, steps, sample, event, steps.squared, node)
         return rows if self.fraction >= 1 else self._subset(rows, seeds)
 
     def _subset(self, rows: TransitionRows, seeds: Tensor) -> TransitionRows:

@@ -171,6 +171,14 @@ class RawReward:
 
 
 @dataclass(frozen=True)
+class Ones:
+    """1 for every sample that could be scored: for losses that do not weigh samples by their reward."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        return scores.valid.to(scores.rewards.dtype)
+
+
+@dataclass(frozen=True)
 class GreedyBaseline:
     """``r - r of the greedy completion``, the first sample of every group (``sampler.greedy_first``), which gets no
     advantage itself. ReMax (arXiv:2310.10505)."""

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from flowrl.types import Batch, Bounds, IncompatibleError, Likelihood, ViewRows
 
+REWARD = "reward/"
+"""And the name of a reward: its value with a gradient, of what a decision leads to."""
+
 
 class ObjectiveDefaults:
     """What the trainer must know of an objective (see `flowrl.types.Objective`), as most of them have it."""
@@ -70,6 +73,15 @@ class Clipped(ObjectiveDefaults):
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         low, high = self.bounds(likelihood, batch)
         return dual_clipped(likelihood.logp - batch.old.logp, batch.advantage, low, high, self.dual)
+
+
+@dataclass(frozen=True)
+class ConfidentClipped(Clipped):
+    """`Clipped` times the probability that the policy that sampled had for the decision: tokens that it was unsure of
+    count little. MDPO (arXiv:2508.13148)."""
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return super().__call__(likelihood, batch) * batch.old.logp.exp()
 
 
 @dataclass(frozen=True)
@@ -209,6 +221,29 @@ class ImplicitPair(ObjectiveDefaults):
         good = (batch.advantage / self.max_advantage).clamp(-1, 1) / 2 + 0.5
         pair = good * likelihood.logp + (1 - good) * likelihood.need("logp_negative")
         return -self.max_advantage / self.strength * pair
+
+
+@dataclass(frozen=True)
+class Ascent(ObjectiveDefaults):
+    """``-scale r`` of the rewards with a gradient that a pathwise estimator measures (`flowrl.estimators.pathwise`),
+    summed as they count in the total; with ``cap``, ``scale relu(cap - r)``: what is good enough is left alone (ReFL,
+    arXiv:2304.05977: cap 2). Reads no advantage."""
+
+    cap: float | None = None
+    scale: float = 1.0
+    skips_zero_advantage: ClassVar[bool] = False
+    needs_old_logp: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(
+                f"scale={self.scale} multiplies the loss; give more than 0, or another sign to the rewards"
+            )
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        names = [name for name in likelihood.extra if name.startswith(REWARD)] or [f"{REWARD}<name>"]
+        reward = torch.stack([likelihood.need(name) for name in names]).sum(dim=0)
+        return -self.scale * reward if self.cap is None else self.scale * (self.cap - reward).relu()
 
 
 def sample_mean(values: Tensor, mask: Tensor) -> Tensor:

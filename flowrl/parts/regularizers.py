@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from flowrl.parts.objectives import sample_mean
@@ -37,6 +39,55 @@ class KL:
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         each, factor = likelihood.need(self.name), batch.old.extra.get("kl_weight")
         return each if factor is None else each * factor
+
+
+@dataclass(frozen=True)
+class FDivergence:
+    """An f-divergence of the policy's Gaussian kernel from a weight set's, per decision, from their KL k per latent
+    element, as the estimator measures it. Of two kernels of one variance all follow from ``k = delta^2 / 2``, delta
+    being the distance of their means in standard deviations (ROCM, arXiv:2503.06171):
+
+    ``kl`` k; ``hellinger`` ``1 - exp(-k / 4)``, squared; ``chi2`` ``exp(2 k) - 1``; ``alpha``
+    ``(1 - exp(-c (1 - c) k)) / (c (1 - c))`` with c = ``alpha``; ``js`` Jensen-Shannon, ``log 2`` less the mean of
+    ``log(1 + exp(delta z - k))`` over a standard normal z, by quadrature. The bounded ones (hellinger, js, alpha)
+    saturate where kernels are far apart, and then hold nothing.
+    """
+
+    weight: float = 0.1
+    kind: Literal["kl", "hellinger", "chi2", "alpha", "js"] = "kl"
+    alpha: float = 0.5
+    to: str = "reference"
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha={self.alpha} lies strictly between 0 and 1, where both KLs are")
+
+    @property
+    def name(self) -> str:
+        return f"kl/{self.to}" if self.kind == "kl" else f"{self.kind}/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        kl = likelihood.need(f"kl/{self.to}")
+        match self.kind:
+            case "kl":
+                return kl
+            case "hellinger":
+                return -torch.expm1(-kl / 4)
+            case "chi2":
+                return torch.expm1(2 * kl)
+            case "alpha":
+                bend = self.alpha * (1 - self.alpha)
+                return -torch.expm1(-bend * kl) / bend
+            case "js":
+                nodes, weights = (torch.as_tensor(values).to(kl) for values in hermegauss(NODES))
+                distance = (2 * kl).clamp(min=1e-24).sqrt()  # without a corner at 0
+                inside = torch.nn.functional.softplus(distance[..., None] * nodes - kl[..., None])
+                return math.log(2) - (inside * weights).sum(dim=-1) / math.sqrt(2 * math.pi)
+
+
+NODES = 64
+"""Of the quadrature over a normal variable."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,27 @@ class Gain(GroupCentred):
 
 
 @dataclass(frozen=True)
+class Outlook(Gain):
+    """``r_e - r_{e - 1}`` plus the mean of later steps' rewards, ``r_e`` the reward of what step e would have made,
+    with 0 before the first; after the last stands its own. Normalised for every step by itself. MDPO
+    (arXiv:2508.13148), where a step predicts the whole completion; its release adds 1 to every gain, which every
+    step's mean takes away.
+    """
+
+    eps: float = 1e-4
+    clip: float | None = None
+
+    def values(self, scores: Scores) -> Tensor:
+        """[N, E] before they are normalised."""
+        rewards = rewards_of_steps(scores)
+        number = rewards.shape[1]
+        before = torch.cat([torch.zeros_like(rewards[:, :1]), rewards[:, :-1]], dim=1)
+        later = rewards.flip(1).cumsum(dim=1).flip(1) - rewards
+        count = torch.arange(number - 1, -1, -1)
+        return rewards - before + torch.where(count > 0, later / count.clamp(min=1), rewards)
+
+
+@dataclass(frozen=True)
 class TurningPoints(Gain):
     """Gains, and more where a step turns the way that the sample goes: a turning point is a step whose gain has the
     sign of the whole gain, after one whose gain had the other; with ``first``, also a first step that has it.

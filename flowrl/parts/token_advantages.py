@@ -103,6 +103,36 @@ class TruncatedImportance:
 
 
 @dataclass(frozen=True)
+class LargestSteps:
+    """Train on the ``keep`` views whose advantages are largest in size, summed over all samples; the same ones of every
+    sample. The others are neither trained nor asked for again (MDPO, arXiv:2508.13148)."""
+
+    keep: int = 16
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep} trains on no step; use at least 1")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per != "cell":
+            raise IncompatibleError("token_advantage LargestSteps chooses views: set estimator.per=cell on MaskedViews")
+        n, views, length = rows.targets.shape
+        size = torch.where(table.mask, table.advantage.abs(), 0.0).view(n, views, length).amax(dim=2).sum(dim=0)
+        kept = torch.zeros(views, dtype=torch.bool)
+        kept[size.sort(descending=True, stable=True).indices[: self.keep]] = True
+        mask = table.mask & kept.repeat_interleave(length)
+        held = table.held
+        if isinstance(held, ViewRows):
+            held = replace(held, targets=held.targets & kept[:, None])
+        return replace(table, rows=replace(rows, targets=rows.targets & kept[:, None]), held=held, mask=mask)
+
+
+@dataclass(frozen=True)
 class SurrogateImportance:
     """Multiply by ``w = min(p_surrogate / p_true, cap)`` of every token under the policy that sampled: the estimator's
     states are not those in which the sampler drew the tokens, and w corrects for it (DiFFPO, arXiv:2510.02212).

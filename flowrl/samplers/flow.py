@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from flowrl.devices import fetch, pinned, put
+from flowrl.devices import fetch, pinned, put, synchronize
 from flowrl.math.flow import ODE, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
 from flowrl.math.random import derive, normal
 from flowrl.samplers.windows import StepRanges, Window
@@ -75,6 +75,7 @@ class FlowSampler:
     def __call__(self, policy: FlowPolicy, condition: Condition, draw: Draw) -> Rollout:
         times = self.grid(policy)
         ranges = self.step_ranges(draw, times)
+        self._check_replayable(ranges)
         x = policy.initial(self._noise(policy, draw), times)
         track = _Track(ranges)
         previous: Tensor | None = None
@@ -91,16 +92,27 @@ class FlowSampler:
                 clean = clean_of(x, v, t)
                 x = dpm_solver_2m(x, clean, previous, times[k], times[k + 1], times[max(k - 1, 0)])
                 previous = clean
+            if k in ranges.recorded and not ranges.densities:
+                track.record(before, x)
             if self.decode_clean and k == self.steps - 1:
                 x = clean_of(before, v, t)
         return Rollout.of(
             draw,
             condition,
             as_latents(x, times[-1]),
-            track.steps(times, self.dynamics, self.guidance),
+            track.steps(times, self.dynamics if ranges.stochastic else ODE(), self.guidance),
             times=times,
             forwards=self.steps * len(draw),
         )
+
+    def _check_replayable(self, ranges: StepRanges) -> None:
+        """Raise `IncompatibleError` where recorded states would not lead to what is returned, step by step."""
+        if ranges.densities:
+            return
+        if self.solver != "euler" and not ranges.stochastic:
+            raise IncompatibleError(f"a replay goes on by single steps, not by solver={self.solver}; set euler")
+        if self.decode_clean or self.end != "clean":
+            raise IncompatibleError("a replay ends at the last state: set decode_clean=false and end=clean")
 
     def grid(self, policy: FlowPolicy) -> Tensor:
         """[steps + 1] float64: the times it visits."""
@@ -151,12 +163,13 @@ class FlowSampler:
         s = self.dynamics.coefficients(t, t_next)[2]
         z = normal(draw.seeds, tuple(x.shape[1:]), stream=k + 1, device=x.device)
         x_next = mean + put(s, x).reshape(-1, *[1] * (x.ndim - 1)) * z
-        if k in track.ranges.recorded:
+        if k in track.ranges.recorded and track.ranges.densities:
             if not bool((s > 0).all()):
                 raise IncompatibleError(
                     "a recorded step has no noise, so no density: leave it out of the sampler's window"
                 )
-            track.record(x, x_next, measure_step(self.dynamics, x, v, x_next, t, t_next), self.record_mean)
+            squared, mean, _ = measure_step(self.dynamics, x, v, x_next, t, t_next)
+            track.record(x, x_next, squared, mean if self.record_mean else None)
         return x_next
 
 
@@ -174,25 +187,29 @@ class _Track:
         self._states: Tensor | None = None  # [N, D + 1, ...]
         self._means: Tensor | None = None  # [N, D, ...]
         self._squared: list[Tensor] = []
+        self._count = 0
 
-    def record(self, x: Tensor, x_next: Tensor, measured: tuple[Tensor, Tensor, Tensor], with_mean: bool) -> None:
-        squared, mean, _ = measured
-        done, steps = len(self._squared), len(self.ranges.recorded)
+    def record(self, x: Tensor, x_next: Tensor, squared: Tensor | None = None, mean: Tensor | None = None) -> None:
+        done, steps = self._count, len(self.ranges.recorded)
+        self._count = done + 1
         if self._states is None:
             self._states = _on_host(x, steps + 1)
             fetch(x, self._states[:, 0])
         fetch(x_next, self._states[:, done + 1])
-        if with_mean:
+        if mean is not None:
             self._means = _on_host(mean, steps) if self._means is None else self._means
             fetch(mean, self._means[:, done])
-        self._squared.append(squared)
+        if squared is not None:
+            self._squared.append(squared)
 
     def steps(self, times: Tensor, dynamics: Dynamics, guidance: float | None) -> Steps | None:
         if self._states is None:
             return None
         # the only wait of a trajectory: what was fetched before is there as well
-        squared = torch.stack(self._squared, dim=1).cpu()
-        first, count = self.ranges.recorded.start, len(self._squared)
+        squared = torch.stack(self._squared, dim=1).cpu() if self._squared else None
+        if squared is None:
+            synchronize()
+        first, count = self.ranges.recorded.start, self._count
         grid = times[first : first + count + 1].cpu().expand(len(self._states), -1)
         return Steps(
             self._states,

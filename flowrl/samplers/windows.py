@@ -15,6 +15,8 @@ class StepRanges:
 
     stochastic: range
     recorded: range
+    densities: bool = True
+    """Whether steps are recorded with the density of their noise, or states alone."""
 
 
 class Window(Protocol):
@@ -101,6 +103,27 @@ class SlidingWindow:
     def recordable(self, steps: int, noisy: int | None = None) -> range:
         """The steps that may be recorded."""
         return range(max(1, steps - 1))
+
+
+@dataclass(frozen=True)
+class LastSteps:
+    """The last ``count`` steps (``None``, and where there are fewer: all) are recorded as states alone, without the
+    densities of their noise, so that they may have none: what a replay goes on from (`flowrl.estimators.pathwise`).
+    ``noise`` makes all steps stochastic, otherwise none is."""
+
+    count: int | None = None
+    noise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"a window of the last count={self.count} steps records nothing; give 1 or more, or null")
+
+    def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> StepRanges:
+        return StepRanges(range(steps if self.noise else 0), self.recordable(steps), densities=False)
+
+    def recordable(self, steps: int, noisy: int | None = None) -> range:
+        """The steps that are recorded."""
+        return range(steps - min(self.count or steps, steps), steps)
 
 
 def _window(start: int, size: int, steps: int) -> StepRanges:

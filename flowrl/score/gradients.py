@@ -24,7 +24,7 @@ from flowrl.score.reward import Reward
 from flowrl.score.reward_function import RewardFunction, takes_anything
 from flowrl.score.rewards import Rewards
 from flowrl.score.signatures import SignatureReward
-from flowrl.types import Judge, Prompt, Samples, Scores
+from flowrl.types import Prompt, Samples, Scores
 
 Gradient = Callable[[Samples], Any]
 REMEDY = "; or set its weight=0 to watch it only"
@@ -95,20 +95,23 @@ class RewardJudge:
     prompts: tuple[Prompt, ...]
     factor: Tensor  # [N, R] float64
 
-    def reworded(self, template: str) -> Judge:
-        """The same for other prompts: ``template`` with the prompt in place of ``{}``."""
-        told = (replace(prompt, text=template.replace("{}", prompt.text)) for prompt in self.prompts)
-        return replace(self, prompts=tuple(told))
-
     def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
         """[n, R] with gradient of clean latents [n, ...] of the rows [n]."""
+        return self._scores(self.decode(clean), rows, "{}")
+
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        """The same [n, R] for other prompts, once for each template, which has the prompt in place of ``{}``."""
         images = self.decode(clean)
+        return [self._scores(images, rows, template) for template in templates]
+
+    def _scores(self, images: Tensor, rows: Tensor, template: str) -> Tensor:
         factor, columns = self.factor[rows], []
         for k, gradient in enumerate(self.gradients):
             counts = (factor[:, k] != 0).nonzero()[:, 0]
             column = 0 * images.flatten(1).sum(dim=1)  # of the others, whose columns it may not know
             if len(counts):
-                prompts = [self.prompts[row] for row in rows[counts].tolist()]
+                asked = [self.prompts[row] for row in rows[counts].tolist()]
+                prompts = [replace(prompt, text=template.replace("{}", prompt.text)) for prompt in asked]
                 there = counts.to(images.device)
                 scores = torch.as_tensor(gradient(Samples(prompts, images=images[there]))).to(column)
                 column = column.index_add(0, there, scores * factor[counts, k].to(column))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowrl.devices import put
 from flowrl.score.rewards import Rewards
-from flowrl.types import Policy, Prompt, Rollout, Samples, Steps
+from flowrl.types import Policy, Prompt, Rollout, Samples
 
 
 def score_previews(
@@ -23,14 +23,15 @@ def score_previews(
     one step; not ``asked``, no reward sees them.
     """
     trace = rollout.trace
-    if not isinstance(trace, Steps) or trace.previews is None:
+    if trace is None or trace.previews is None:
         return rollout, None
     found = []
     for step in range(trace.previews.shape[1]):
         with rewards.scoring(rollout.group, asked=asked) as scoring:
             for index in torch.arange(len(rollout.group)).split(rows):
-                pictures = policy.decode(put(trace.previews[index, step], policy.device))
-                assert isinstance(pictures, Tensor)
-                scoring.add(Samples([prompts[row] for row in index.tolist()], images=pictures))
+                decoded = policy.decode(put(trace.previews[index, step], policy.device))
+                pictures = isinstance(decoded, Tensor)
+                some = [prompts[row] for row in index.tolist()]
+                scoring.add(Samples(some, images=decoded) if pictures else Samples(some, completions=decoded))
             found.append(scoring.wait())
     return replace(rollout, trace=replace(trace, previews=None)), torch.stack(found, dim=1)

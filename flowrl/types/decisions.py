@@ -149,12 +149,6 @@ class ViewRows(Rows):
     """[N, m]: where every view is an event of a tree of completions, the node that it leads to (`TokenTrace.node`)."""
 
     @property
-    def events(self) -> Tensor:
-        if self.shared is None:
-            return super().events
-        return torch.arange(self.shared.shape[1]).repeat_interleave(self.unit).expand(self.shape)
-
-    @property
     def node(self) -> Tensor | None:
         return None if self.shared is None else self.shared.repeat_interleave(self.unit, dim=1)
 
@@ -166,6 +160,13 @@ class ViewRows(Rows):
     @property
     def unit(self) -> int:
         return 1 if self.per == "view" else self.inputs.shape[2]
+
+    @property
+    def events(self) -> Tensor:
+        """Views; every token where decisions are those."""
+        if self.per == "token":
+            return super().events
+        return torch.arange(self.inputs.shape[1]).repeat_interleave(self.unit).expand(self.shape)
 
     @property
     def of_whole(self) -> bool:

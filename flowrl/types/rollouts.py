@@ -39,9 +39,9 @@ class Steps:
     """[N, D + 1, ...]: step d goes from state d to state d + 1, so each is stored once."""
     t: Tensor  # [N, D] float64
     t_next: Tensor  # [N, D] float64
-    squared: Tensor
+    squared: Tensor | None
     """[N, D] float64: ``sum (x_next - mean)^2 / s^2`` under the policy that sampled, so its log-density is known for
-    free."""
+    free; ``None`` where states alone were recorded, of steps that may have no noise."""
     dynamics: Dynamics
     guidance: float | None
     """Guidance scale the step was made with; ``None`` is the policy's own."""
@@ -142,8 +142,8 @@ class Judge(Protocol):
         rows [n] of the rollout."""
         ...
 
-    def reworded(self, template: str) -> Judge:
-        """The same for other prompts: ``template`` with the prompt in place of ``{}``."""
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        """The same [n, R] for other prompts, once for each template, which has the prompt in place of ``{}``."""
         ...
 
 

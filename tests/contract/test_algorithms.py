@@ -85,6 +85,7 @@ def test_prints_and_cites_its_source(name: str) -> None:
 # Learning rates and ranges for a two-dimensional toy: the presets' own are for 65536-dimensional latents.
 TOY = {
     "ddpo": {"clip": 0.2},
+    "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference
     "loop": {"clip": 0.2},
     "flow_grpo": {"clip": 0.2, "kl": 0.001},
     "flow_grpo_fast": {"clip": 0.2},
@@ -108,6 +109,7 @@ TOY = {
     "luspo": {"low": 0.2, "high": 0.2},
     "gspo": {"low": 0.2, "high": 0.2},
     "tracerl": {"merge": 1},  # eight of its 512 steps make a view; the toy takes three steps
+    "mdpo_dllm": {"temperature": 1.0},  # at .1 the toy explores nothing
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole
 }
 RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02}

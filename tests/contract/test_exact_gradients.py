@@ -264,6 +264,12 @@ def two_states(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
     return (a[:, None, None] * weight * lp * rows.targets).sum() / rows.targets.sum()
 
 
+def predicted(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
+    """Every prediction by the advantage of its step, the length over the number masked, and its own probability."""
+    share = rows.weights / rows.weights.shape[1]
+    return (a[:, :, None] * share * lp.detach().exp() * lp * rows.targets).sum() / rows.targets.sum()
+
+
 def edge_mean(lp: Tensor, rows: ViewRows, a: Tensor) -> Tensor:
     """The mean over a branch's tokens, then over all branches, each once; the advantage is a branch's own."""
     group = torch.arange(len(a)) // GROUP
@@ -302,6 +308,7 @@ FORMS: dict[str, Callable[[Tensor, ViewRows, Tensor], Tensor]] = {
     "d_treerpo": edge_mean,
     "diffpo": two_states,
     "reflect_rollout": wd1_sum,
+    "mdpo_dllm": predicted,
 }
 MASKED = [name for name in composition.preset_names() if composition.build(name).family == "masked"]
 

@@ -176,6 +176,10 @@ class Closeness:
     def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
         return -(self.decode(clean)[:, 0, 0] - self.targets[rows]).square().sum(dim=1, keepdim=True)
 
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        """A longer prompt counts more."""
+        return [len(template) * self(clean, rows) for template in templates]
+
 
 @dataclass(frozen=True)
 class ReplayRows(Rows):

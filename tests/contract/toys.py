@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,9 +20,10 @@ from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.mixed import Mixed
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Steps, Table, prompts_of
+from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def small_sampler(sampler: Any, steps: int) -> Any:
     """With few steps, and trees that fit into a group."""
     if isinstance(sampler, TreeSampler):
         return replace(sampler, steps=steps, forks=(0, 1), width=2)
+    if isinstance(sampler, Mixed):
+        return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
     if isinstance(sampler, OneStepSampler):
         merge = sampler.merge if len(sampler.merge) == 1 else (1, 2)
         candidates = None if sampler.candidates is None else (0, 2)
@@ -212,6 +215,20 @@ def reward(policy: Any, final: Tensor) -> Tensor:
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
 
 
+@dataclass(frozen=True)
+class ToyJudge:
+    """The toys' reward with its gradient; of other words than the first of several it likes little."""
+
+    policy: Any
+    names: tuple[str, ...] = ("toy",)
+
+    def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
+        return reward(self.policy, self.policy.decode(clean, graph=True)[:, 0, 0])[:, None]
+
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        return [self(clean, rows) * 0.2**k for k in range(len(templates))]
+
+
 def rollout_of(
     condition: Any, final: Tensor, trace: Any = None, *, group: Any = None, seeds: Any = None, times: Any = None
 ) -> Rollout:
@@ -243,11 +260,13 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     condition = policy.condition(draw.prompts)
     with policy.using(algorithm.behaviour):
         rollout = sample(algorithm.sampler, policy, condition, draw, rows)
+    if algorithm.judged:
+        rollout = replace(rollout, judge=ToyJudge(policy))
     kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
-    if isinstance(rollout.trace, Steps) and rollout.trace.previews is not None:
+    if rollout.trace is not None and rollout.trace.previews is not None:
         said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
     scores = Scores(rewards, weights, names, group, group, torch.ones(count).bool(), **said)
     return Iteration(policy, rollout, scores, algorithm.advantage(scores, {}), draw)

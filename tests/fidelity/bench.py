@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +99,19 @@ class DDPMFlow(GuidedFlow):
         return self.trained[(t[..., None] - self.trained).abs().argmin(dim=-1)]
 
 
+@dataclass(frozen=True)
+class SumJudge:
+    """The reward of a trial with its gradient; longer words multiply it by how long they are."""
+
+    names: tuple[str, ...] = ("sum",)
+
+    def __call__(self, clean: Tensor, rows: Tensor) -> Tensor:
+        return clean.double().sum(dim=1, keepdim=True).tanh()
+
+    def in_words(self, clean: Tensor, rows: Tensor, templates: Sequence[str]) -> list[Tensor]:
+        return [len(template) * self(clean, rows) for template in templates]
+
+
 def trial(
     name: str,
     *,
@@ -122,6 +136,8 @@ def trial(
     draw = Draw.of(seeds(0, "fidelity", count=count), group, iteration, derive(0, "shared", iteration))
     with policy.using(algorithm.behaviour):
         rollout = algorithm.sampler(policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw)
+    if algorithm.judged:
+        rollout = replace(rollout, judge=SumJudge())
     reward = rollout.final.double().sum(dim=1).tanh()
     if flat:
         reward = torch.where(group == 2, torch.full_like(reward, 0.3), reward)

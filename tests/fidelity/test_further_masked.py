@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.estimators.bound_views import CountPairs, EveryBlock
-from flowrl.estimators.path_views import Leftmost, SampledSteps, TwoStates
+from flowrl.estimators.path_views import Leftmost, RecordedSteps, SampledSteps, TwoStates
 from flowrl.estimators.views import BlockAndAfter, Trajectory
 from flowrl.parts.ema import Every
 from flowrl.parts.selections import NonzeroAdvantage
@@ -25,6 +25,7 @@ release("espo", "ML-GSAI/ESPO b5f2dac, Dec 2025")
 release("ebpo", "re-implementation alone: yjyddq/DARE 83ae8a3; the authors' code is not public")
 release("stable_drl", "JianyuanZhong/StableDRL 26ad014, 2026")
 release("dipo", "DiRL ec4bfb3, for block-diffusion models")
+release("mdpo_dllm", "autonomousvision/mdpo e6ae439, 2025; its score as yjyddq/DARE 83ae8a3 groups it")
 release("reflect_rollout", "nothing public: derived from a translation of the report")
 release("diffpo", "nothing public: reconstructed from notes of third parties")
 
@@ -482,6 +483,62 @@ def test_diffpo_settings() -> None:
     made = composition.build("diffpo")
     assert made.estimator.views == TwoStates() and made.token_advantage[0].cap == 2.0
     assert made.objective.clip_range == (0.5, 0.5) and made.sampler.keep_scores
+
+
+# ----------------------------------------------------------------------------------------------------------- MDPO
+@cell(
+    "mdpo_dllm",
+    "loss, gradient",
+    "equal",
+    "u_s = r_s - r_(s-1) + 1 + mean of later r, over the group at its step; the largest steps' predictions at masked "
+    "positions, clipped, times length over number masked and confidence, over their number",
+)
+def test_mdpo_gradient() -> None:
+    t = text_trial("mdpo_dllm", off=0.4, keep=2, temperature=0.8)
+    trace, r = t.it.rollout.trace, t.it.scores.steps
+    before = torch.cat([torch.zeros(len(r), 1).double(), r[:, :-1]], dim=1)
+    later = torch.stack([r[:, 1:].mean(dim=1), r[:, 2:].mean(dim=1), r[:, 2]], dim=1)
+    u = (r - before + 1 + later).view(2, 16, 3)
+    a = ((u - u.mean(dim=1, keepdim=True)) / (u.std(dim=1, keepdim=True) + 1e-4)).view(32, 3)
+    assert torch.allclose(a, t.it.advantage)
+    kept = a.abs().sum(dim=0).topk(2).indices.tolist()
+    assert len(kept) == 2
+    loss, count = torch.zeros(()).double(), 0
+    for step in kept:
+        masked = trace.canvases[:, step] == t.policy.mask_token
+        assert torch.equal(masked, t.mask[:, step])
+        confidence = t.old[:, step].detach().exp()
+        each = clipped(t.live[:, step] - t.old[:, step].detach(), a[:, step, None], 0.2, 0.2)
+        scale = masked.shape[1] / masked.sum(dim=1, keepdim=True)
+        loss = loss + (torch.where(masked, each * confidence, 0.0) * scale).sum()
+        count += int(masked.sum())
+    assert alike(t.gradient, t.gradient_of(loss / count))
+
+
+@cell(
+    "mdpo_dllm",
+    "defaults",
+    "equal",
+    "512 tokens in 128 steps, one block, T .1, 16 steps of them, clip .2, no KL",
+)
+def test_mdpo_settings() -> None:
+    made = composition.build("mdpo_dllm")
+    assert sampler("mdpo_dllm") == ("low_confidence", 0.1, 512, 128, None)
+    assert made.estimator.views == RecordedSteps(limit=128, weight="hidden") and made.token_advantage[0].keep == 16
+    assert (made.objective.clip_range, made.regularizers) == ((0.2, 0.2), ())
+
+
+@cell(
+    "mdpo_dllm",
+    "gradient",
+    "deviation",
+    "rewards of steps are centred within their group",
+    reason="the release takes groups by steps from rows by steps, which is right for one group a batch alone",
+)
+def test_mdpo_centres_within_groups() -> None:
+    t = text_trial("mdpo_dllm", temperature=0.8)
+    mean = t.it.advantage.view(2, 16, 3).mean(dim=1)
+    assert torch.allclose(mean, torch.zeros_like(mean), atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------- ReflectDrive-2

@@ -100,8 +100,7 @@ def _scores(algorithm: Algorithm, policy: TinyText, it: Iteration, rows: Any) ->
     wide = condition.take(torch.arange(n).repeat_interleave(m))
     share = algorithm.estimator.corrupt
     wide = wide.corrupted(rows.prompt_seeds.flatten(), share, policy.mask_token) if share else wide
-    labels = tokens[:, None].expand(n, m, -1).flatten(0, 1)
-    return _at(policy, wide, rows.inputs.flatten(0, 1), labels).view(n, m, -1)
+    return _at(policy, wide, rows.inputs.flatten(0, 1), rows.labels.flatten(0, 1)).view(n, m, -1)
 
 
 def _at(policy: TinyText, condition: Any, inputs: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:

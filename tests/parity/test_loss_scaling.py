@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,20 @@ def test_a_run_resumes_bit_for_bit(algorithm: str, folder: Callable[[str], Path]
 HALF: dict[tuple[str, str], Any] = {}
 
 
+@dataclass(frozen=True)
+class Brightness:
+    """A judge of pictures: their mean, whatever the words."""
+
+    policy: Any
+    names: tuple[str, ...] = ("brightness",)
+
+    def __call__(self, clean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return self.policy.decode(clean, graph=True).flatten(1).mean(dim=1, keepdim=True)
+
+    def in_words(self, clean: torch.Tensor, rows: torch.Tensor, templates: Sequence[str]) -> list[torch.Tensor]:
+        return [self(clean, rows)] * len(templates)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", variants())
 def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder: Callable[[str], Path]) -> None:
@@ -239,13 +253,16 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     group = torch.arange(1).repeat_interleave(2)
     draw = Draw.of(seeds(0, "s", count=2), group, 0, 1)
     rollout = sample(algorithm.sampler, policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw, rows=2)
+    if algorithm.judged:
+        rollout = replace(rollout, judge=Brightness(policy))
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "s", count=2))
     likelihood = algorithm.estimator(policy, rows, rollout.condition, algorithm.references)
     kept = [rollout.final, *vars(rollout.trace or rollout).values(), *vars(rows).values()]
     kept += [likelihood.logp, *likelihood.extra.values()]
     numbers = [value for value in kept if isinstance(value, torch.Tensor) and value.is_floating_point()]
     assert numbers and all(value.dtype in (torch.float32, torch.float64) for value in numbers)
-    likelihood.logp.sum().backward()
+    outputs = [out for out in (likelihood.logp, *likelihood.extra.values()) if out.requires_grad]
+    torch.stack([out.double().sum() for out in outputs]).sum().backward()
     gradients = [p.grad for p in policy.parameters() if p.grad is not None]
     assert gradients and all(g.dtype == torch.float32 for g in gradients)
     for parameter in policy.parameters():

@@ -298,7 +298,7 @@ def test_iterations_of_own_samples_and_others() -> None:
     policy = start(algorithm)
     sources = [set(roll(algorithm, policy, iteration).rollout.source.tolist()) for iteration in range(30)]
     assert all(len(each) == 1 for each in sources) and 5 < sum(each == {DATA} for each in sources) < 25
-    told = replace(sampler, share=0.0, to="teacher", columns=())
+    told = replace(sampler, share=0.0, to="teacher")
     made = roll(replace(algorithm, sampler=told), policy).rollout
     plain = roll(replace(algorithm, sampler=sampler.sampler), policy).rollout
     assert made.source.unique().tolist() == [DATA] and made.trace.logp is None and told.weight_sets == ("teacher",)

@@ -249,8 +249,9 @@ def test_a_judge_can_be_asked_about_other_words(own: Path) -> None:
     latents = torch.zeros(2, 3)
     scores = rewards(Samples(prompts, decoded(latents)), torch.arange(2))
     found = judge(rewards, scores, prompts, torch.arange(2), decoded)
-    ratio = found.reworded("good. {}")(latents, torch.arange(2)) / found(latents, torch.arange(2))
-    torch.testing.assert_close(ratio[:, 0], torch.tensor([9 / 3, 7 / 1]))
+    good, same = found.in_words(latents, torch.arange(2), ("good. {}", "{}"))
+    assert torch.equal(same, found(latents, torch.arange(2)))
+    torch.testing.assert_close((good / same)[:, 0], torch.tensor([9 / 3, 7 / 1]))
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

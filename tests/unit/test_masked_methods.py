@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.estimators.bound_views import CountPairs, EveryBlock
 from flowrl.estimators.masked import MaskedViews
@@ -24,10 +25,25 @@ from flowrl.parts.bounds import SelfNormalised
 from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.regularizers import BoundKL
 from flowrl.parts.selections import AllSamples
-from flowrl.parts.token_advantages import SurrogateImportance
+from flowrl.parts.step_advantages import Outlook
+from flowrl.parts.token_advantages import LargestSteps, SurrogateImportance
+from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.editing import EditingSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Batch, Draw, IncompatibleError, Likelihood, TokenScores, TokenTrace, ViewRows, prompts_of
+from flowrl.session import open_session
+from flowrl.startup.preflight import check_run
+from flowrl.train import iterate
+from flowrl.types import (
+    Batch,
+    Draw,
+    IncompatibleError,
+    Likelihood,
+    Scores,
+    TokenScores,
+    TokenTrace,
+    ViewRows,
+    prompts_of,
+)
 from tests.contract.toys import disturb, gradients, roll, rollout_of, small, start, table_of
 from tests.training import Work, config_of, train
 from tests.unit.test_masked_bounds import (
@@ -581,6 +597,57 @@ def test_kept_steps_are_what_was_read_and_drawn() -> None:
     assert rows.weights.amax(dim=(0, 2)).tolist() == [3.0, 4.5, 9.0]  # 3 views times L / n of 3, 2 and 1 hidden
 
 
+# ----------------------------------------------------------------------------------------------------------- MDPO
+def steps_of(rewards: list[list[float]]) -> Scores:
+    steps = torch.tensor(rewards, dtype=torch.float64)
+    group = torch.zeros(len(steps), dtype=torch.long)
+    total = steps[:, -1:]
+    valid = torch.ones(len(steps), dtype=torch.bool)
+    return Scores(total, torch.ones(1).double(), ("r",), group, group, valid, steps=steps)
+
+
+def test_a_step_is_worth_what_it_gained_and_what_comes_after() -> None:
+    """The released score is one more, which the mean over the group takes away; normalised within the step."""
+    scores = steps_of([[0, 0, 1, 1], [0, 1, 0, 0]])
+    part = Outlook()
+    wanted = torch.tensor([[5 / 3, 2, 3, 2], [4 / 3, 2, 0, 1]]).double()
+    assert torch.allclose(part.values(scores) + 1, wanted)
+    centred = torch.tensor([1 / 6, 0, 1.5, 0.5]).double()
+    spread = 2**0.5 * centred + 1e-4
+    assert torch.allclose(part(scores, {}), torch.stack([centred / spread, -centred / spread]))
+    same = steps_of([[1, 1, 1, 1], [0, 0, 0, 0]])
+    assert (part.values(same) + 1).tolist() == [[3, 2, 2, 2], [1, 1, 1, 1]]
+
+
+def test_the_largest_steps_are_trained_and_no_other_is_asked_for() -> None:
+    algorithm = small("mdpo_dllm", keep=1)
+    policy = start(algorithm)
+    it = roll(algorithm, policy)
+    assert it.advantage.shape == (32, 3)
+    it.advantage = torch.tensor([0.5, -2.0, 1.0]).double() * torch.ones(32, 1).double()
+    policy.network_calls = 0
+    one = gradients(algorithm, it)[0]
+    assert policy.network_calls == 32 * 3 + 32  # all steps once without gradient, then the second alone
+    it.advantage[:, [0, 2]] = 0
+    every = replace(algorithm, token_advantage=(LargestSteps(3),))
+    ratio = 3 * 2 * 1.0  # the mean is over all 6 predictions of a completion instead of 2
+    assert torch.allclose(gradients(every, it)[0] * ratio / 2, one, atol=1e-7) and float(one.norm()) > 0
+
+
+@pytest.mark.slow
+def test_every_step_of_a_real_run_is_rewarded() -> None:
+    values = config_of("mdpo_dllm", "sudoku", train__iterations=1, algorithm__temperature=1.0)
+    session = open_session(check_run(Config.of(values)))
+    try:
+        metrics, batch, _ = iterate(session, PhaseTimer())
+    finally:
+        session.rewards.close()
+    steps = batch.scores.steps
+    assert steps is not None and steps.shape == (20, 4) and batch.rollout.trace.previews is None
+    assert torch.allclose(steps[:, -1], batch.scores.total)  # the last step's prediction is the completion
+    assert float((steps[:, 0] - steps[:, -1]).abs().max()) > 0 and math.isfinite(metrics["loss"])
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("spec", "says"),
@@ -607,6 +674,8 @@ def test_kept_steps_are_what_was_read_and_drawn() -> None:
             {"use": "cj_grpo", "estimator": {"views": {"use": "recorded_steps", "limit": 128}}},
             "records 0 steps; set algorithm.sampler.keep_steps=true",
         ),
+        ({"use": "mdpo_dllm", "keep": 0}, "keep=0 trains on no step"),
+        ({"use": "mdpo_dllm", "sampler": {"block": 32}}, "use block=null"),
         ({"use": "stable_drl", "high": 0.5}, "low=0.0 and high=0.5 are bounds of a ratio"),
     ],
 )  # fmt: skip
@@ -636,7 +705,20 @@ def test_a_block_of_empty_views_is_no_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["just_grpo", "agrpo", "d2", "cj_grpo", "espo", "ebpo", "stable_drl", "dipo", "diffpo", "reflect_rollout"]
+    "name",
+    [
+        "just_grpo",
+        "agrpo",
+        "d2",
+        "cj_grpo",
+        "espo",
+        "ebpo",
+        "stable_drl",
+        "dipo",
+        "diffpo",
+        "reflect_rollout",
+        "mdpo_dllm",
+    ],
 )
 def test_two_real_iterations(name: str) -> None:
     """On the embedded sudoku model: every update has a gradient, and the ratio is 1 before the first."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from flowrl.commands.train import planned
 from flowrl.config import Config
 from flowrl.config.teacher import every_teacher
 from flowrl.errors import UserError
@@ -162,6 +163,12 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
     made = values("countdown", tmp_path, {"path": "sudoku"})
     with pytest.raises(UserError, match=r"teachers.teacher: .*(tokenizer|family|model)"):
         open_session(check_run(Config.of(made)))
+
+
+def test_a_plan_names_the_teachers(adapters: dict[str, str], tmp_path: Path) -> None:
+    for teacher, said in (({"adapter": adapters["countdown"]}, "a weight set"), ({"path": "countdown"}, "its own")):
+        run = check_run(Config.of(values("countdown", tmp_path, teacher)))
+        assert said in dict(planned(run, tmp_path / "x.yaml"))["teachers.teacher"]
 
 
 def test_every_teacher_is_listed() -> None:
