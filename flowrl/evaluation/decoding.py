@@ -127,7 +127,7 @@ def sampler_facts(sampler: Sampler) -> dict[str, Any]:
 def _changed(sampler: Sampler, changes: Decoding) -> Sampler:
     try:
         if changes.length is not None:
-            sampler = _lengthened(sampler, changes.length)
+            sampler = _lengthened(sampler.heldout(None, None, None), changes.length)  # whose parts fit any length
         return sampler.heldout(changes.steps, changes.guidance, changes.temperature)
     except ValueError as error:
         raise UserError(f"sampling: {error}") from error
