@@ -7,7 +7,7 @@ from flowrl.algorithms.diffusion_nft import diffusion_nft
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.combinations import MinNorm
 from flowrl.parts.controllers import Smoothed
-from flowrl.parts.group_advantages import PerReward
+from flowrl.parts.several_rewards import PerReward
 
 PAPER = "arXiv:2605.06507"
 

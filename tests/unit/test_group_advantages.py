@@ -14,18 +14,18 @@ from torch import Tensor
 from flowrl.parts.advantages import GroupCentred, LeaveOneOut
 from flowrl.parts.aggregations import FixedLength, LengthPower
 from flowrl.parts.group_advantages import (
+    BestOverSecond,
     BetaNormalised,
     BetaTracker,
     GroupShifted,
-    HypervolumeScaled,
     MaxAtK,
     MixedValueAtRisk,
     PassAtK,
-    RewardDecoupled,
+    SignWeighted,
     SmoothStandardised,
-    hypervolume,
 )
 from flowrl.parts.selections import DropFlatGroups, MostVaried, VariedGroups
+from flowrl.parts.several_rewards import HypervolumeScaled, RewardDecoupled, hypervolume
 from flowrl.types import IncompatibleError, Scores
 from tests.unit.test_parts import scores
 
@@ -89,6 +89,17 @@ def test_one_right_among_k_by_hand() -> None:
     torch.testing.assert_close(PassAtK(4)(close, {}), found)
     most = scores([1.0, 1, 1, 1, 1, 0, 0, 0], [0] * 8)  # fewer wrong ones than k: every four hold a right one
     assert PassAtK(4)(most, {}).abs().max() < 1e-9
+
+
+def test_only_the_best_of_a_group_learns_by_what_it_beats_the_second() -> None:
+    s = scores([0.2, 1.0, 0.7, 0.0, 1.0, 1.0], [0, 0, 0, 0, 1, 1])
+    spread = s.total[:4].std()
+    found = BestOverSecond(eps=0.0)(s, {}).nan_to_num(0.0)
+    assert found.tolist() == pytest.approx([0, 0.3 / float(spread), 0, 0, 0, 0])
+
+
+def test_right_answers_count_less_than_wrong_ones() -> None:
+    assert SignWeighted(0.1)(scores([1.0, 0.0, 0.6], [0, 0, 1]), {}).tolist() == pytest.approx([0.1, -1, 0.1])
 
 
 def test_a_beta_density_in_its_golden_cases() -> None:
@@ -276,6 +287,8 @@ MADE = (
     SmoothStandardised(),
     GroupShifted(),
     HypervolumeScaled(),
+    BestOverSecond(),
+    SignWeighted(),
 )
 
 
