@@ -71,6 +71,7 @@ SLOTS: dict[str, Slot] = {
         Estimator,
         (
             "flowrl.estimators.transitions",
+            "flowrl.estimators.shared_steps",
             "flowrl.estimators.states",
             "flowrl.estimators.matching",
             "flowrl.estimators.directions",

@@ -47,6 +47,8 @@ class SharingSampler(FlowSampler):
         super().__post_init__()
         if self.solver != "euler" or self.record_mean:
             raise ValueError("solver=dpmpp_2m and record_mean=true are not for samplers that share steps; remove them")
+        if self.share_noise or self.own_noise:
+            raise ValueError("share_noise and own_noise mean nothing where a tree says what is shared; remove them")
 
     @property
     @abstractmethod
