@@ -251,8 +251,10 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     for held in algorithm.weight_sets:
         policy.update_ema(held, 0.0)
     group = torch.arange(1).repeat_interleave(2)
-    draw = Draw.of(seeds(0, "s", count=2), group, 0, 1)
-    rollout = sample(algorithm.sampler, policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw, rows=2)
+    prompts = prompts_of([PROMPTS[g] for g in group])
+    led = [replace(prompt, columns={"solution": prompt.text}) for prompt in prompts]  # where samples are hinted
+    draw = Draw.of(seeds(0, "s", count=2), group, 0, 1, led)
+    rollout = sample(algorithm.sampler, policy, policy.condition(prompts), draw, rows=2)
     if algorithm.judged:
         rollout = replace(rollout, judge=Brightness(policy))
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "s", count=2))
