@@ -13,7 +13,9 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.config import Config
+from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import TokenRows, Tokens
+from flowrl.estimators.views import RandomCount
 from flowrl.math.divergences import jensen_shannon
 from flowrl.models.teachers import Panel
 from flowrl.models.tiny_text import TinyText
@@ -307,3 +309,26 @@ def test_iterations_of_own_samples_and_others() -> None:
     assert torch.equal(own.final, plain.final)
     with pytest.raises(ValueError, match="is a probability"):
         replace(sampler, share=1.5)
+
+
+def test_masked_models_are_compared_at_the_positions_asked_for() -> None:
+    """Per cell: the divergence of the two tables' distributions there, 0 elsewhere, also with views of nothing."""
+    policy = TinyText(V, L, seed=3)
+    policy.weights.keep_frozen("teacher")
+    kept = policy.table.detach().clone()
+    disturb(policy, 0.5)
+    tokens = torch.tensor([[0, 1, 2], [2, 2, 1]])
+    trace = TokenTrace(tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
+    rollout = rollout_of(policy.condition(prompts_of(["", ""])), tokens, trace)
+    estimator = MaskedViews(views=RandomCount(draws=3), per="cell", divergence=0.3)
+    rows = estimator.probe(rollout, policy, torch.tensor([5, 6]))
+    live = estimator(policy, rows, rollout.condition, ("teacher",))
+    states, place = policy.state(rows.inputs)[..., None].expand(rows.inputs.shape), torch.arange(L)
+    tables = [each[0, states, place].double() for each in (policy.table.detach(), kept)]
+    wanted = torch.where(rows.targets, jensen_shannon(*tables, 0.3).value, 0.0).flatten(1)
+    found = live.extra["divergence/teacher"]
+    assert torch.allclose(found.detach().double(), wanted, atol=1e-6) and float(wanted.max()) > 1e-3
+    assert found.requires_grad
+    empty = replace(rows, targets=torch.zeros_like(rows.targets))
+    nothing = estimator(policy, empty, rollout.condition, ("teacher",)).extra["divergence/teacher"]
+    assert nothing.requires_grad and float(nothing.detach().abs().max()) == 0
