@@ -24,7 +24,8 @@ def branch_grpo(
 
     Differs: the release multiplies the noise of a fork by 4 and scores it as if it had not; here the tree is sampled
     from the policy. Its fusion by the softmax of mean log-densities is uniform at the size of an image, and left out,
-    as are its prunings, which are off by default. Its last step is trained too (``sampler: {window: {drop: 0}}``).
+    as is its pruning by width; that by depth is ``loss_weight: {use: without_events, events: [...]}``. Its last step is
+    trained too (``sampler: {window: {drop: 0}}``).
     """
     return replace(
         dance_grpo(clip=clip),

@@ -73,6 +73,10 @@ class Mixed:
         """The prompts of a data set, checked as `Recorded` does."""
         return self.data.prepared(prompts, where)
 
+    def texts(self, prompt: Prompt) -> list[str]:
+        """The demonstrations that a prompt has."""
+        return self.data.texts(prompt)
+
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
         told = draw.place < len(self.columns)
         parts: list[tuple[Tensor, Rollout]] = []

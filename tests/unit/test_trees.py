@@ -149,6 +149,8 @@ def test_mistakes_are_told_before_sampling() -> None:
         ({"sampler": {"width": 1}}, "no fork"),
         ({"sampler": {"forks": [3, 0]}}, "rising order"),
         ({"sampler": {"solver": "dpmpp_2m"}}, "share steps"),
+        ({"sampler": {"share_noise": True}}, "what is shared"),
+        ({"loss_weight": {"use": "without_events", "events": [-1]}}, "from 0 on"),
     ):
         with pytest.raises(UserError, match=words):
             composition.build({"use": "branch_grpo", **spec})
