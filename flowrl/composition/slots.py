@@ -71,6 +71,7 @@ SLOTS: dict[str, Slot] = {
         Estimator,
         (
             "flowrl.estimators.transitions",
+            "flowrl.estimators.shared_steps",
             "flowrl.estimators.states",
             "flowrl.estimators.matching",
             "flowrl.estimators.directions",
@@ -99,6 +100,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.tree_advantages",
             "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
+            "flowrl.parts.several_rewards",
             "flowrl.parts.records",
         ),
     ),

@@ -47,7 +47,8 @@ class DataConfig(Section):
     )
     overlong: Literal["error", "drop", "truncate"] = Field(
         default="error",
-        description="language: prompts without room for a completion; truncate cuts their beginning",
+        description="language: prompts without room for a completion (truncate cuts their beginning), or with a "
+        "recorded completion that is longer than the sampler's (truncate cuts its end)",
     )
     prompts: PositiveInt = Field(default=18, description="prompts per iteration")
     group: PositiveInt = Field(default=12, description="samples per prompt")

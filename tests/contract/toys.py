@@ -20,6 +20,7 @@ from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.mixed import Mixed
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
@@ -146,6 +147,8 @@ def small_sampler(sampler: Any, steps: int) -> Any:
     """With few steps, and trees that fit into a group."""
     if isinstance(sampler, TreeSampler):
         return replace(sampler, steps=steps, forks=(0, 1), width=2)
+    if isinstance(sampler, Mixed):
+        return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
     if isinstance(sampler, OneStepSampler):
         merge = sampler.merge if len(sampler.merge) == 1 else (1, 2)
         candidates = None if sampler.candidates is None else (0, 2)

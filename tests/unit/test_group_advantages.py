@@ -14,18 +14,18 @@ from torch import Tensor
 from flowrl.parts.advantages import GroupCentred, LeaveOneOut
 from flowrl.parts.aggregations import FixedLength, LengthPower
 from flowrl.parts.group_advantages import (
+    BestOverSecond,
     BetaNormalised,
     BetaTracker,
     GroupShifted,
-    HypervolumeScaled,
     MaxAtK,
     MixedValueAtRisk,
     PassAtK,
-    RewardDecoupled,
+    SignWeighted,
     SmoothStandardised,
-    hypervolume,
 )
 from flowrl.parts.selections import DropFlatGroups, MostVaried, VariedGroups
+from flowrl.parts.several_rewards import HypervolumeScaled, RewardDecoupled, hypervolume
 from flowrl.types import IncompatibleError, Scores
 from tests.unit.test_parts import scores
 
@@ -91,6 +91,17 @@ def test_one_right_among_k_by_hand() -> None:
     assert PassAtK(4)(most, {}).abs().max() < 1e-9
 
 
+def test_only_the_best_of_a_group_learns_by_what_it_beats_the_second() -> None:
+    s = scores([0.2, 1.0, 0.7, 0.0, 1.0, 1.0], [0, 0, 0, 0, 1, 1])
+    spread = s.total[:4].std()
+    found = BestOverSecond(eps=0.0)(s, {}).nan_to_num(0.0)
+    assert found.tolist() == pytest.approx([0, 0.3 / float(spread), 0, 0, 0, 0])
+
+
+def test_right_answers_count_less_than_wrong_ones() -> None:
+    assert SignWeighted(0.1)(scores([1.0, 0.0, 0.6], [0, 0, 1]), {}).tolist() == pytest.approx([0.1, -1, 0.1])
+
+
 def test_a_beta_density_in_its_golden_cases() -> None:
     """BNPO: solved shares .283494 and .716506 twice give a = b = 1.5, which is pi / 8 of GRPO; .1, .5, .9 by hand."""
     part = BetaNormalised()
@@ -115,6 +126,8 @@ def test_a_beta_density_where_the_shares_do_not_tell() -> None:
     ):
         s = scores(rewards, group)
         torch.testing.assert_close(BetaNormalised()(s, {}), centred(s, {}))
+    near = scores([1.0, 0.0, 1.0, 1e-5], [0, 0, 1, 1])  # a density of a thousand and more
+    assert 0 < float(BetaNormalised()(near, {}).abs().max()) < 1e-3
     mixed = scores([1.0, 1, 0, 0, 1, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
     found = BetaNormalised()(mixed, {})
     assert bool(found.isfinite().all()) and found[:4].tolist() == [0, 0, 0, 0]
@@ -276,6 +289,8 @@ MADE = (
     SmoothStandardised(),
     GroupShifted(),
     HypervolumeScaled(),
+    BestOverSecond(),
+    SignWeighted(),
 )
 
 

@@ -17,6 +17,7 @@ from flowrl.parts.loss_masks import (
     LowCovariance,
     RatioMask,
     SecondMoment,
+    SequenceDrift,
     TokenDivergence,
     TopEntropy,
     quantile,
@@ -155,6 +156,15 @@ def test_ratio_masks_have_one_side_two_sides_or_a_ring() -> None:
     assert RatioMask(sides="ring")(live, b)[0].tolist() == [1, 0, 1, 0, 1]
 
 
+def test_bad_samples_that_have_drifted_are_left_out() -> None:
+    """Means of log p_old - log p of .3, .1 and .3 over the tokens that count, under .2; the last one is good."""
+    live = Likelihood(table([-1.4, -1.2, -9], [-1.1, -1.1, -1.1], [-1.3, -1.3, -1.3]))
+    weight = table([1, 1, 0], [1, 1, 1], [1, 1, 1])
+    a = table([-1], [-1], [1]).expand(3, 3)
+    found = SequenceDrift(0.2)(live, batch(a, torch.full((3, 3), -1.0).double(), weight=weight))
+    assert found.tolist() == [[0] * 3, [1] * 3, [1] * 3]
+
+
 def test_the_second_moment_is_brought_down_by_as_few_as_possible() -> None:
     live, old, a = many(seed=3)
     d = live.logp - old
@@ -176,6 +186,7 @@ COUPLED: list[LossMask] = [
     EntropyDiscriminator(0.3),
     EntropyChange(0.5),
     SecondMoment(1e-7),
+    SequenceDrift(1e-3),
 ]
 NEUTRAL: list[LossMask] = [
     TopEntropy(1.0),
@@ -183,6 +194,7 @@ NEUTRAL: list[LossMask] = [
     EntropyDiscriminator(1e9),
     EntropyChange(1.0),
     SecondMoment(1e9),
+    SequenceDrift(1e9),
     RatioMask(9.0, 1e9),
     TokenDivergence(2.0),
 ]

@@ -138,9 +138,9 @@ def test_completions_become_the_tokens_that_the_model_would_have_said(tmp_path: 
     rows = [dict(row) for row in PAIRS]
     rows[1]["chosen"] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "4+2"}]
     rows[0]["rejected"] = "1+2+3+4+5+6+7"
-    made = drawn(
-        session := open_session(check_run(config(write(tmp_path / "a.jsonl", rows), {"use": "dpo", "length": 8})))
-    )
+    path = write(tmp_path / "a.jsonl", rows)
+    session = open_session(check_run(config(path, {**DPO, "length": 8}, data__overlong="truncate")))
+    made = drawn(session)
     trace = made.trace
     assert isinstance(trace, TokenTrace) and trace.ended is not None and made.feedback is not None
     assert session.policy.decode(made.final) == ["1+2+3", "1+2+3+4+"[:8], "4+2", "4"]
@@ -151,6 +151,17 @@ def test_completions_become_the_tokens_that_the_model_would_have_said(tmp_path: 
     assert made.source.tolist() == [DATA] * 4 and made.feedback.tolist() == [1, 0, 1, 0]
     again = session.policy.encode(session.policy.decode(made.final[[0, 2]]), 8)
     assert torch.equal(again[0], trace.tokens[[0, 2]]) and torch.equal(again[1], trace.mask[[0, 2]])
+
+
+def test_completions_that_are_too_long(tmp_path: Path) -> None:
+    rows = [{**PAIRS[0], "rejected": "1+2+3+4+5+6+7"}, *PAIRS[1:]]
+    path = write(tmp_path / "long.jsonl", rows)
+    short = {**DPO, "length": 8}
+    with pytest.raises(UserError, match=r"1 of 6 prompts have a completion of more than 8 tokens, the longest of 14"):
+        open_session(check_run(config(path, short)))
+    session = open_session(check_run(config(path, short, data__overlong="drop")))
+    assert [prompt.id for prompt in session.prompts.prompts] == [1, 2, 3, 4, 5]
+    assert any("1 of 6 prompts" in note and "left out" in note for note in session.notes)
 
 
 @pytest.mark.parametrize("wrong", [3, [], {"content": "x"}])
@@ -202,11 +213,12 @@ def test_two_iterations_of_every_preset(algorithm: dict[str, Any], base: str, tm
 
 @pytest.mark.slow
 def test_a_folder_of_pictures_trains(tmp_path: Path) -> None:
-    from flowrl.worlds.shapes.scenes import random_scene, render
+    from flowrl.worlds.shapes.autoencoder import any_scene
+    from flowrl.worlds.shapes.scenes import render
 
     folder = tmp_path / "pictures"
     folder.mkdir()
-    scenes = [random_scene(random.Random(n)) for n in range(4)]
+    scenes = [any_scene(random.Random(n)) for n in range(4)]
     for n, image in enumerate(render(scenes)):
         picture(image).save(folder / f"{n}.png")
         (folder / f"{n}.txt").write_text(f"picture {n}\n")
@@ -265,9 +277,7 @@ def test_two_processes_end_where_one_does(preset: str, tmp_path: Path) -> None:
     from tests.training import Processes, Work, drift
 
     algorithm = {"use": preset, "length": 14, **({"columns": ["chosen"]} if preset == "sft" else {})}
-    values = config(
-        write(tmp_path / "pairs.jsonl", PAIRS), algorithm, data__prompts=5, train__updates=2, train__ema=None
-    )
+    values = config(write(tmp_path / "pairs.jsonl", PAIRS), algorithm, data__prompts=5, train__updates=2)
     with Processes(2) as processes:
         [alone] = processes.train(1, values.model_dump(exclude_unset=True), Work(2))
         for found in processes.train(2, values.model_dump(exclude_unset=True), Work(2)):
