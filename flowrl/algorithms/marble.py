@@ -24,7 +24,7 @@ def marble(
 ) -> Algorithm:
     """As released (aim-uofa/MARBLE, its ``rho_07``): DiffusionNFT's settings for several rewards, gradients of unit
     length, shares averaged with decay .7, used with one backward pass for nine iterations of ten. ``rewards`` is how
-    many have a weight; the weights themselves are not read.
+    many have a weight; the weights themselves are not read. Two have a half each, whatever their gradients.
 
     Deviation: the gradients that are combined are those of the whole batch, in the release those of one time and
     micro-batch, after whose first every other one of that step has the new shares already.

@@ -55,9 +55,11 @@ class BetaNormalised:
         first = torch.stack([(scores.group == key).nonzero()[0, 0] for key in scores.group.unique()])
         a, b = self._fitted(mean[first].clamp(0, 1))
         p = mean.clamp(0, 1)
-        log_density = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-        density = math.exp(log_density) * p.pow(a - 1) * (1 - p).pow(b - 1)
-        return of_valid(scores, (1 / density).clamp(max=1e6) * (reward - mean))
+        normaliser = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+        # in logarithms, as prompts that are nearly alike have densities beyond what a number can hold
+        log_weight = -(normaliser + torch.xlogy(a - 1, p) + torch.xlogy(b - 1, 1 - p))
+        weight = log_weight.clamp(max=math.log(1e6)).exp()
+        return of_valid(scores, weight * (reward - mean))
 
     def _fitted(self, p: Tensor) -> tuple[float, float]:
         if len(p) < 2 or float(p.var()) == 0:

@@ -126,6 +126,8 @@ def test_a_beta_density_where_the_shares_do_not_tell() -> None:
     ):
         s = scores(rewards, group)
         torch.testing.assert_close(BetaNormalised()(s, {}), centred(s, {}))
+    near = scores([1.0, 0.0, 1.0, 1e-5], [0, 0, 1, 1])  # a density of a thousand and more
+    assert 0 < float(BetaNormalised()(near, {}).abs().max()) < 1e-3
     mixed = scores([1.0, 1, 0, 0, 1, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
     found = BetaNormalised()(mixed, {})
     assert bool(found.isfinite().all()) and found[:4].tolist() == [0, 0, 0, 0]
