@@ -127,6 +127,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.evidence",
             "flowrl.parts.contrasts",
             "flowrl.parts.surrogates",
+            "flowrl.parts.set_objectives",
             "flowrl.parts.distillation",
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",

@@ -94,6 +94,11 @@ class TruncatedImportance:
             raise IncompatibleError(
                 "token_advantage TruncatedImportance needs a sampler that records its log-probabilities"
             )
+        if bool(sampled[table.mask].isnan().any()):
+            raise IncompatibleError(
+                "token_advantage TruncatedImportance corrects for the sampler's probabilities, and some completions "
+                "are another policy's or a data set's, whose probabilities are not known; remove it"
+            )
         gap = torch.where(table.mask, old_of(table).logp - sampled.double(), 0.0)
         if self.level == "sequence":
             gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
