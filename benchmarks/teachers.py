@@ -1,7 +1,7 @@
 """How many samples distillation needs for what reinforcement learning of the teacher needed, on the countdown world,
 and the seconds of an update. One core, one process, some minutes.
 
-Usage: python benchmarks/teachers.py [--iterations 20] [--seed 0]
+Usage: python benchmarks/teachers.py [--iterations 40] [--seed 0]
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def config(algorithm: dict[str, Any], folder: Path, seed: int, teacher: Path | N
             "teachers": {} if teacher is None else {"teacher": {"adapter": str(teacher)}},
             "data": {"train": "countdown:train", "test": "countdown:test", "prompts": 16, "group": 8},
             "rewards": [{"use": "countdown"}],
-            "optimizer": {"lr": 4e-3},
+            "optimizer": {"lr": 2e-3},
             "train": {"iterations": 100, "threads": 1, "ema": None, "seed": seed},
-            "eval": {"prompts": 100, "weights": "live", "temperature": 1.0},
+            "eval": {"prompts": 200, "weights": "live", "temperature": 1.0},
             "out": str(folder),
         }
     )
@@ -68,7 +68,7 @@ def learn(session: Session, iterations: int, every: int, target: float | None = 
 def main() -> None:
     """Train a teacher by GRPO, then students that learn from it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with TemporaryDirectory() as place:

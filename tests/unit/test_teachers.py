@@ -165,6 +165,13 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
         open_session(check_run(Config.of(made)))
 
 
+def test_whole_distributions_need_a_whole_vocabulary_layer(tmp_path: Path) -> None:
+    made = config_of("gkd", "countdown", teachers={"teacher": {"path": "countdown"}}, algorithm__on_policy=1.0)
+    made["model"]["shard"] = "fsdp"
+    with pytest.raises(UserError, match=r"estimator\.divergence keeps"):
+        check_run(Config.of({**made, "out": str(tmp_path)}))
+
+
 def test_a_plan_names_the_teachers(adapters: dict[str, str], tmp_path: Path) -> None:
     for teacher, said in (({"adapter": adapters["countdown"]}, "a weight set"), ({"path": "countdown"}, "its own")):
         run = check_run(Config.of(values("countdown", tmp_path, teacher)))
