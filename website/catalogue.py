@@ -33,7 +33,7 @@ GRADIENT = {
     "Transitions": "The mean of every trained step of the recorded trajectory; states and noise are data.",
     "Matching": "The velocity at noised samples; samples, times and noise are data.",
     "ContrastedMatching": "The velocity at noised samples; samples, times, noise and old velocities are data.",
-    "SharedTransitions": "The mean of every trained step, once for all samples that share it; states and noise are data.",
+    "SharedTransitions": "The mean of every trained step, once for all that share it; states and noise are data.",
     "VisitedStates": "The prediction at states that the sampler visited; the states are data.",
     "Directions": "The velocity at states that the sampler visited; states, direction and old velocities are data.",
     "Replay": "Reward, decoding and the replayed steps: through their states too, unless `estimator.inputs` is false.",
