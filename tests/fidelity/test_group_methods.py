@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -200,12 +201,27 @@ def test_maxk_gradient() -> None:
     "defaults",
     "deviation",
     "k = 2, mean baseline",
-    reason="k is each experiment's; the correction for older samples is not built",
+    reason="k is each experiment's",
 )
 @cell("pass_at_k", "defaults", "equal", "k = 4, right above .5, where the release compares with 1")
 def test_settings_of_k() -> None:
     assert (defaults("maxk").advantage.k, defaults("maxk").advantage.baseline) == (2, "mean")
     assert (defaults("pass_at_k").advantage.k, defaults("pass_at_k").advantage.right) == (4, 0.5)
+
+
+@cell("maxk", "loss", "option", "sets weighted by how far the policy has moved, to first order: `off_policy: true`")
+def test_maxk_off_policy() -> None:
+    """Every set of k by itself: its best reward times the product of its ratios, whose linear part is compared."""
+    t = text_trial("maxk", off=0.02, off_policy=True, objective={"baseline": "none"})
+    d = torch.where(t.content, (t.live - t.old).detach(), 0.0).sum(dim=1).expm1().view(t.rewards.shape)
+    n, a = t.rewards.shape[1], torch.zeros_like(t.rewards)
+    for row, rewards in enumerate(t.rewards):
+        for some in itertools.combinations(range(n), 2):
+            weight = 1 + sum(d[row, i] for i in some)
+            for i in some:
+                a[row, i] += n * weight * rewards[list(some)].max() / math.comb(n, 2)
+    score = torch.where(t.content, t.live, 0.0).sum(dim=1)
+    assert alike(t.gradient, t.gradient_of(-(a.flatten() * score).mean()))
 
 
 @cell("pass_at_k", "loss, gradient", "equal", "the analytical advantage of one right among k")
