@@ -39,6 +39,7 @@ from flowrl.score.kept import PICTURES_FROM
 from flowrl.startup.inputs import fingerprint_inputs
 from flowrl.startup.policies import evaluation_weights, open_policy
 from flowrl.startup.preflight import CheckedRun
+from flowrl.startup.records import fit_completions
 from flowrl.startup.teachers import EMA, open_weight_sets
 from flowrl.startup.time_grid import check_time_grid
 from flowrl.step import UpdateSettings
@@ -376,6 +377,8 @@ def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, Prompt
     sampler: Any = run.algorithm.sampler  # of any class that makes texts
     overlong, prefill = run.config.data.overlong, run.config.eval.prefill
     train, notes = _fit("train", run.train, policy, sampler.length, overlong)
+    train, further = fit_completions(run.algorithm, policy, train, overlong)
+    notes += further
     test = None
     if run.test is not None:
         with nullcontext() if prefill is None else policy.prefilled(prefill):

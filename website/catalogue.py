@@ -33,6 +33,13 @@ GRADIENT = {
     "Transitions": "The mean of every trained step of the recorded trajectory; states and noise are data.",
     "Matching": "The velocity at noised samples; samples, times and noise are data.",
     "ContrastedMatching": "The velocity at noised samples; samples, times, noise and old velocities are data.",
+    "SharedTransitions": "The mean of every trained step, once for all that share it; states and noise are data.",
+    "VisitedStates": "The prediction at states that the sampler visited; the states are data.",
+    "Directions": "The velocity at states that the sampler visited; states, direction and old velocities are data.",
+    "Replay": "Reward, decoding and the replayed steps: through their states too, unless `estimator.inputs` is false.",
+    "Renoise": "Reward, decoding and one network prediction at the sample with fresh noise, which is data.",
+    "RelativeRenoise": "Reward, decoding and one network prediction at the sample with known noise, which is data.",
+    "Adjoint": "The mean of the trained steps; the adjoint, from the reward's gradient at the sample, is data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }
@@ -109,13 +116,50 @@ def _source(paper: str) -> str:
     return f"[{paper}](https://arxiv.org/abs/{number})" if number != paper else plain(paper)
 
 
+FILE, FOLDER_OF_PICTURES = "data.jsonl", "pictures/"
+"""Stand for data of the user's own in a command."""
+
+
 def running(name: str, families: list[str]) -> str:
     """A command for each family, on its embedded world."""
     lines = []
     for place, family in enumerate(families):
         spec = name if not place else f"{{use: {name}, family: {family}}}"
-        lines.append(f'flowrl train {QUICKSTARTS[family]} "algorithm={spec}" name={name}')
-    return "```bash\n" + "\n".join(lines) + f"\n```\n\nIn a config: `algorithm: {{use: {name}}}`."
+        needs = further(name, family)
+        words = [f'"algorithm={spec}"', *(f'"{need}"' for need in needs), f"name={name}"]
+        lines.append(f"flowrl train {QUICKSTARTS[family]} {' '.join(words)}")
+    said = f"In a config: `algorithm: {{use: {name}}}`."
+    named = ", ".join(f"`{column}`" for column in ("prompt", *_columns(build(name))))
+    if any(FILE in line for line in lines):
+        said += f" `{FILE}` has a line for each prompt, with {named}."
+    if any(FOLDER_OF_PICTURES in line for line in lines):
+        said += f" `{FOLDER_OF_PICTURES}` holds pictures, each beside a text file of the same name with its prompt."
+    return "```bash\n" + "\n".join(lines) + f"\n```\n\n{said}"
+
+
+def _columns(algorithm: Algorithm) -> tuple[str, ...]:
+    """The columns of a data set that a preset reads its samples from."""
+    return (*getattr(algorithm.sampler, "columns", ()), *getattr(algorithm.sampler, "ratings", ()))
+
+
+def further(name: str, family: str) -> list[str]:
+    """What a preset needs to be set besides, to run on an embedded world."""
+    algorithm = build(name if family == build(name).family else {"use": name, "family": family})
+    sampler, found, columns = algorithm.sampler, [], _columns(algorithm)
+    if algorithm.judged:
+        found.append("rewards=[shapes_soft]")
+    if columns == ("completion",):
+        found.append("data.columns={completion: solution}")
+    elif columns:
+        found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
+    size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
+    if size > 1 or (columns and size == 1):
+        found.append(f"data.group={size}")
+    if algorithm.teachers:
+        path = "shapes" if family == "diffusion" else "sudoku"
+        taught = ", ".join(f"{teacher}: {{path: {path}}}" for teacher in algorithm.teachers)
+        found.append(f"teachers={{{taught}}}")
+    return found
 
 
 def computing(algorithm: Algorithm) -> str:

@@ -4,10 +4,10 @@
 from dataclasses import replace
 
 from flowrl.algorithms.dance_grpo import dance_grpo
-from flowrl.estimators.transitions import Transitions
+from flowrl.estimators.shared_steps import SharedTransitions
 from flowrl.math.flow import DanceSDE
+from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.loss_weights import OncePerNode
 from flowrl.parts.tree_advantages import Tree
 from flowrl.samplers.branching import TreeSampler
 from flowrl.samplers.windows import EveryStep
@@ -19,12 +19,13 @@ def branch_grpo(
     *, clip: float = 1e-3, noise: float = 0.3, steps: int = 20, forks: tuple[int, ...] = (0, 3, 6, 9), width: int = 2
 ) -> Algorithm:
     """The FLUX settings of Fredreic1849/BranchGRPO (ffc3c90): 16 leaves a tree, so ``data.group`` is a multiple of 16;
-    a node's reward is the mean of its leaves, normalised over the nodes of its depth; every edge counts once, so deeper
-    levels weigh more (``loss_weight: uniform`` gives every level the same, see `OncePerNode`).
+    a node's reward is the mean of its leaves, normalised over the nodes of its depth; every edge is trained once, so
+    deeper levels weigh more (``estimator: {use: transitions}`` trains one for each of its leaves: every level alike).
 
     Differs: the release multiplies the noise of a fork by 4 and scores it as if it had not; here the tree is sampled
     from the policy. Its fusion by the softmax of mean log-densities is uniform at the size of an image, and left out,
-    as are its prunings, which are off by default. Its last step is trained too (``sampler: {window: {drop: 0}}``).
+    as is its pruning by width; that by depth is ``loss_weight: {use: without_events, events: [...]}``. Its last step is
+    trained too (``sampler: {window: {drop: 0}}``).
     """
     return replace(
         dance_grpo(clip=clip),
@@ -36,7 +37,7 @@ def branch_grpo(
             width=width,
             decode_clean=True,
         ),
-        estimator=Transitions(cfg_grad="both"),
+        estimator=SharedTransitions(cfg_grad="both"),
         advantage=Tree(against="depth", clip=5.0),
-        loss_weight=OncePerNode(),
+        aggregation=DecisionMean(),
     )

@@ -7,7 +7,7 @@ from flowrl.algorithms.grpo import grpo
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.combinations import Influence
 from flowrl.parts.controllers import Smoothed
-from flowrl.parts.group_advantages import PerReward
+from flowrl.parts.several_rewards import PerReward
 
 PAPER = "arXiv:2509.11452"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from flowrl.algorithms.grpo import grpo
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.group_advantages import HypervolumeScaled
+from flowrl.parts.several_rewards import HypervolumeScaled
 
 PAPER = "arXiv:2509.11452"
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flowrl.algorithms.grpo import grpo
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.group_advantages import RewardDecoupled
+from flowrl.parts.several_rewards import RewardDecoupled
 
 PAPER = "arXiv:2601.05242"
 

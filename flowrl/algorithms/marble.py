@@ -7,7 +7,7 @@ from flowrl.algorithms.diffusion_nft import diffusion_nft
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.combinations import MinNorm
 from flowrl.parts.controllers import Smoothed
-from flowrl.parts.group_advantages import PerReward
+from flowrl.parts.several_rewards import PerReward
 
 PAPER = "arXiv:2605.06507"
 
@@ -24,7 +24,7 @@ def marble(
 ) -> Algorithm:
     """As released (aim-uofa/MARBLE, its ``rho_07``): DiffusionNFT's settings for several rewards, gradients of unit
     length, shares averaged with decay .7, used with one backward pass for nine iterations of ten. ``rewards`` is how
-    many have a weight; the weights themselves are not read.
+    many have a weight; the weights themselves are not read. Two have a half each, whatever their gradients.
 
     Deviation: the gradients that are combined are those of the whole batch, in the release those of one time and
     micro-batch, after whose first every other one of that step has the new shares already.

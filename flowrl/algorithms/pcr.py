@@ -6,7 +6,7 @@ from dataclasses import replace
 from flowrl.algorithms.grpo import grpo
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.combinations import SoftProjection
-from flowrl.parts.group_advantages import AsChannel
+from flowrl.parts.several_rewards import AsChannel
 
 PAPER = "arXiv:2602.06453"
 

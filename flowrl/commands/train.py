@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flowrl.commands.algorithms import part_text, parts_of
 from flowrl.config import Config
+from flowrl.config.teacher import every_teacher
 from flowrl.models.lora_preview import preview_adapter
 from flowrl.startup.memory import Estimate, estimate
 from flowrl.startup.preflight import CheckedRun
@@ -24,9 +25,21 @@ def planned(plan: CheckedRun, file: Path) -> list[tuple[str, str]]:
         ("config", str(file)),
         *plan.workload.lines(),
         *([("trained", adapter)] if adapter else []),
+        *_teachers(config),
         *_memory(config, memory),
         *((slot, part_text(part)) for slot, part in parts_of(algorithm).items()),
     ]
+
+
+def _teachers(config: Config) -> list[tuple[str, str]]:
+    """Who teaches, and what is held for it."""
+    found = []
+    for key, _, member in every_teacher(config.teachers):
+        what = " with ".join(name for name in (member.path or config.model.path, member.adapter) if name)
+        own = member.is_peer or config.model.full
+        held = "a model of its own, which the estimate of memory leaves out" if own else "a weight set"
+        found.append((key, f"{what}: {held}"))
+    return found
 
 
 def _memory(config: Config, found: Estimate | str) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.masked": "masked",
     "flowrl.samplers.causal": "causal",
     "flowrl.estimators.transitions": "diffusion",
+    "flowrl.estimators.states": "diffusion",
     "flowrl.estimators.matching": "diffusion",
     "flowrl.estimators.pathwise": "diffusion",
     "flowrl.estimators.renoise": "diffusion",

@@ -34,8 +34,8 @@ class DataConfig(Section):
 
     train: str = Field(
         default="shapes:train",
-        description="world:split, .txt, .jsonl, .json, .parquet, .csv, .tsv or hf:name[:config]:split; [:100] at "
-        "the end takes a part",
+        description="world:split, .txt, .jsonl, .json, .parquet, .csv, .tsv, a folder of pictures or "
+        "hf:name[:config]:split; [:100] at the end takes a part",
     )
     test: str | None = Field(default="shapes:test", description="prompts of the evaluation; null = none")
     columns: dict[str, str | None] = Field(
@@ -47,7 +47,8 @@ class DataConfig(Section):
     )
     overlong: Literal["error", "drop", "truncate"] = Field(
         default="error",
-        description="language: prompts without room for a completion; truncate cuts their beginning",
+        description="language: prompts without room for a completion (truncate cuts their beginning), or with a "
+        "recorded completion that is longer than the sampler's (truncate cuts its end)",
     )
     prompts: PositiveInt = Field(default=18, description="prompts per iteration")
     group: PositiveInt = Field(default=12, description="samples per prompt")

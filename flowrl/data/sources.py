@@ -9,6 +9,7 @@ from typing import Any
 
 from flowrl import generated
 from flowrl.data.files import SUFFIXES, file_rows
+from flowrl.data.picture_folder import folder_rows
 from flowrl.data.prompt_format import PromptFormat
 from flowrl.data.prompt_set import PromptSet
 from flowrl.errors import UserError, did_you_mean, missing_package
@@ -21,8 +22,8 @@ SLICE = re.compile(r"^(?P<name>.*?)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]$",
 
 def load_prompts(spec: str, prompt_format: PromptFormat | None = None) -> PromptSet:
     """The prompts of ``shapes:train``, of ``geneval:train`` (see `flowrl.generated`), of a .txt (one a line), .jsonl,
-    .json, .parquet, .csv or .tsv file, of ``hf:name:split`` or ``hf:name:configuration:split`` (such as
-    ``hf:openai/gsm8k:main:train``).
+    .json, .parquet, .csv or .tsv file, of a folder of pictures (`flowrl.data.picture_folder`), of ``hf:name:split`` or
+    ``hf:name:configuration:split`` (such as ``hf:openai/gsm8k:main:train``).
 
     Each may end in a slice, ``train[:100]``, ``train[10%:20%]`` or ``prompts.jsonl[-5:]``. A prompt is a text or a
     conversation (`flowrl.data.conversations`); columns besides it reach the rewards by name, as ``prompt_format`` names
@@ -100,6 +101,8 @@ def hub_rows(path: str, *configuration: str, split: str) -> list[Mapping[str, An
 
 def _file(name: str) -> Sequence[object]:
     path = expand_user(name)
+    if path.is_dir():
+        return folder_rows(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"prompts {str(path)!r}: expected world:split, hf:name:split or a file ending in {', '.join(SUFFIXES)}"

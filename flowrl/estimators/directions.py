@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,13 +28,18 @@ class DirectionRows(Rows):
     guidance: float | None
 
 
-def directions(final: Tensor, group: Tensor) -> Tensor:
-    """[N, ...] ``d / (mean d^2 + 1e-6)`` with d the sample less the mean of its group."""
+Length = Literal["inverse", "unit"]
+"""Of a direction: ``d / (mean d^2 + 1e-6)``, or ``d / sqrt(mean d^2 + 1e-6)`` of root mean square 1."""
+
+
+def directions(final: Tensor, group: Tensor, length: Length = "inverse") -> Tensor:
+    """[N, ...] d, the sample less the mean of its group, scaled to a length."""
     index, count = group_index(group)
     flat = final.flatten(1).double()
     sums = torch.zeros(count, flat.shape[1], dtype=flat.dtype).index_add(0, index, flat)
     d = flat - (sums / index.bincount(minlength=count)[:, None])[index]
-    return (d / (d.square().mean(dim=1, keepdim=True) + 1e-6)).to(final.dtype).reshape(final.shape)
+    square = d.square().mean(dim=1, keepdim=True) + 1e-6
+    return (d / (square if length == "inverse" else square.sqrt())).to(final.dtype).reshape(final.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ class Directions:
     to: str = "old"
     """The weight set that sampled."""
     cfg_grad: CfgGrad = "both"
+    length: Length = "inverse"
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -70,7 +76,7 @@ class Directions:
         if not isinstance(steps, Steps):
             raise IncompatibleError("directions need recorded states: give the sampler a window and some noise")
         t = torch.cat([steps.t, steps.t_next[:, -1:]], dim=1)
-        d = directions(rollout.final.float().cpu(), rollout.group)
+        d = directions(rollout.final.float().cpu(), rollout.group, self.length)
         return DirectionRows(steps.states, d[:, None].expand(-1, t.shape[1], *d.shape[1:]), t, steps.guidance)
 
     def recorded_logp(self, rollout: Rollout, rows: DirectionRows) -> Likelihood:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowrl.devices import put, wide
-from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_recorded, distances_to
+from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_beta, check_recorded, distances_to
 from flowrl.estimators.views import RandomCount, ViewDraw
 from flowrl.math.random import derive
 from flowrl.types import (
@@ -20,6 +20,7 @@ from flowrl.types import (
     MaskedPolicy,
     Rollout,
     TextCondition,
+    TokenScores,
     TokenTrace,
     ViewRows,
 )
@@ -40,6 +41,8 @@ class MaskedViews:
         probabilities.
     kl: the estimate of the divergence to a weight set per decision, see `flowrl.math.masking.log_ratio_kl`.
     entropy: also measure the entropy at the positions asked for, in nats, without gradient; the log shows its mean.
+    divergence: also measure the divergence of the whole distributions to every weight set or teacher compared with, as
+        `flowrl.estimators.tokens.Tokens` does; of a decision the sum or mean that its log-probability is.
 
     Views are drawn once and are the same for the new, the old and the reference policy (LLaDA 1.5's "antithetic"
     sampling, arXiv:2505.19223: otherwise the ratio of two estimates is mostly noise). Only the positions asked for pass
@@ -52,8 +55,10 @@ class MaskedViews:
     tempered: bool = False
     kl: KLKind = "k3"
     entropy: bool = True
+    divergence: float | None = None
 
     def __post_init__(self) -> None:
+        check_beta(self.divergence)
         if not 0 <= self.corrupt <= 1:
             raise ValueError(f"corrupt={self.corrupt} should be a probability, from 0 to 1")
 
@@ -89,6 +94,7 @@ class MaskedViews:
             temperature=(trace.temperature or 1.0) if self.tempered else 1.0,
             truncation=trace.truncation if self.tempered else ALL_TOKENS,
             drawn_logp=trace.logp,
+            given=trace.given,
             shared=self._nodes(trace),
         )
 
@@ -115,30 +121,41 @@ class MaskedViews:
         frozen = {}
         for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
             with policy.using(name) as reference:
-                frozen[name] = self._reduced(rows, self._cells(reference, rows, condition, asked)[0])
-        cells, entropy, balance = self._cells(policy, rows, condition, asked, self.entropy)
-        logp = self._reduced(rows, cells)
-        extra = distances_to(logp, frozen, self.kl)
-        if entropy is not None:
-            extra[ENTROPY] = self._mean_asked(rows, entropy)
-        if balance is not None:
-            extra[BALANCE] = self._mean_views(rows, balance).expand(logp.shape)
+                frozen[name] = self._cells(reference, rows, condition, asked, show=self.divergence is not None)
+        beside = {name: found.shown for name, found in frozen.items() if found.shown}
+        live = self._cells(policy, rows, condition, asked, self.entropy, beside=beside, beta=self.divergence or 0.0)
+        logp = self._reduced(rows, live.logp)
+        extra = distances_to(logp, {name: self._reduced(rows, found.logp) for name, found in frozen.items()}, self.kl)
+        extra |= {f"divergence/{name}": self._reduced(rows, cells) for name, cells in live.divergence.items()}
+        if live.entropy is not None:
+            extra[ENTROPY] = self._mean_asked(rows, live.entropy)
+        if live.balance is not None:
+            extra[BALANCE] = self._mean_views(rows, live.balance).expand(logp.shape)
         return Likelihood(logp, extra)
 
     def _cells(
-        self, policy: MaskedPolicy, rows: ViewRows, condition: TextCondition, asked: Tensor, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """[n, m, L] log-probabilities, 0 where nothing is asked, entropies, and [n, m] balance of routers."""
+        self,
+        policy: MaskedPolicy,
+        rows: ViewRows,
+        condition: TextCondition,
+        asked: Tensor,
+        entropy: bool = False,
+        **options: Any,
+    ) -> TokenScores:
+        """[n, m, L] log-probabilities, 0 where nothing is asked, entropies and divergences, and [n, m] balance of
+        routers."""
         n, m, length = rows.inputs.shape
         wide = condition.take(torch.arange(n).repeat_interleave(m)[asked])
         if self.corrupt:
             wide = wide.corrupted(rows.prompt_seeds.flatten()[asked], self.corrupt, policy.mask_token)
         picked = (value.flatten(0, 1)[asked] for value in (rows.inputs, rows.targets, rows.labels))
-        scores = policy.score(wide, *picked, temperature=rows.temperature, entropy=entropy, truncation=rows.truncation)
-        logp, balance = scores.logp, scores.balance
+        options |= {"temperature": rows.temperature, "truncation": rows.truncation}
+        scores = policy.score(wide, *picked, entropy=entropy, **options)
+        logp, balance, divergence = scores.logp, scores.balance, scores.divergence
         if torch.is_grad_enabled() and not logp.requires_grad and not bool(rows.targets.any()):
             nothing = torch.zeros((), device=logp.device, requires_grad=True)  # a loss of nothing is no error
             logp, balance = logp + nothing, None if balance is None else balance + nothing
+            divergence = {name: value + nothing for name, value in divergence.items()}
 
         def spread(values: Tensor) -> Tensor:
             if len(asked) == n * m:
@@ -148,7 +165,9 @@ class MaskedViews:
 
         if balance is not None:
             balance = balance.new_zeros(n * m).index_copy(0, put(asked, balance.device), balance).view(n, m)
-        return spread(logp), None if scores.entropy is None else spread(scores.entropy), balance
+        apart = {name: spread(value) for name, value in divergence.items()}
+        spread_entropy = None if scores.entropy is None else spread(scores.entropy)
+        return TokenScores(spread(logp), spread_entropy, balance=balance, shown=scores.shown, divergence=apart)
 
     def _reduced(self, rows: ViewRows, cells: Tensor) -> Tensor:
         if self.per == "cell":

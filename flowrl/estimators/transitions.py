@@ -152,10 +152,14 @@ class Transitions:
 
     def recorded_logp(self, rollout: Rollout, rows: TransitionRows) -> Likelihood:
         """Known from the rollout: replaying it with an unchanged policy must give exactly this."""
+        return Likelihood(self.recorded(rows))
+
+    def recorded(self, rows: TransitionRows) -> Tensor:
+        """[N, D] the sampling policy's."""
         if self.measure == "noise":
-            return Likelihood(torch.zeros_like(rows.squared))
+            return torch.zeros_like(rows.squared)
         s = rows.dynamics.coefficients(rows.t, rows.t_next)[2]
-        return Likelihood(self._log(rows.squared, s, elements(rows.steps.states, 2)))
+        return self._log(rows.squared, s, elements(rows.steps.states, 2))
 
     def __call__(
         self, policy: FlowPolicy, rows: TransitionRows, condition: Condition, references: Sequence[str] = ()

@@ -82,7 +82,9 @@ def sampler_of_algorithm(
 ) -> Sampler:
     """The held-out form of an algorithm's sampler, with a run's own decoding, changed as asked. Not ``trusted`` runs
     no code that the algorithm names."""
-    return _changed(_changed(build(algorithm, trusted=trusted).sampler, own), changes)
+    trained = build(algorithm, trusted=trusted).sampler
+    heldout = trained.heldout(None, None, None)  # of a sampler of records, the one that makes samples
+    return _changed(_changed(heldout, own), changes)
 
 
 def sampler_of_model(family: str, length: int | None, changes: Decoding) -> Sampler:
@@ -125,7 +127,7 @@ def sampler_facts(sampler: Sampler) -> dict[str, Any]:
 def _changed(sampler: Sampler, changes: Decoding) -> Sampler:
     try:
         if changes.length is not None:
-            sampler = _lengthened(sampler, changes.length)
+            sampler = _lengthened(sampler.heldout(None, None, None), changes.length)  # whose parts fit any length
         return sampler.heldout(changes.steps, changes.guidance, changes.temperature)
     except ValueError as error:
         raise UserError(f"sampling: {error}") from error

@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid, softplus
 from flowrl.math.groups import group_index
 from flowrl.parts.evidence import AgainstOld, gain_over
 from flowrl.parts.objectives import ObjectiveDefaults
+from flowrl.parts.preferences import pairs_of
 from flowrl.types import Batch, IncompatibleError, Likelihood
 
 
@@ -40,14 +41,6 @@ def group_mean(values: Tensor, group: Tensor, counted: Tensor) -> Tensor:
     return (sums / sizes.clamp(min=1))[index]
 
 
-def pairs(advantage: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """``(i, j)``, [K] each: all pairs of a sample i of positive and a sample j of negative advantage [N] of one
-    group."""
-    same = group[:, None] == group
-    found = (same.to(advantage.device) & (advantage[:, None] > 0) & (advantage < 0)).nonzero()
-    return found[:, 0], found[:, 1]
-
-
 def at_both(loss: Tensor, i: Tensor, j: Tensor, count: int) -> Tensor:
     """[count, D] at each sample the mean of the losses [K, D] of its pairs, so that the mean over a pair's samples is
     the pair's loss; 0 for a sample without one."""
@@ -65,10 +58,13 @@ class DecisionPair(AgainstReference):
     clip: the ratio is cut to ``1 -+ clip`` before its logarithm is taken. Outside, the gradient is 0 in both
     directions (nothing pulls back), and ``beta log((1 + clip) / (1 - clip))`` bounds the logit: .0201 for D3PO's .1
     and .1, whose loss therefore stays between .683 and .703. ``None``: no cut.
+    anchor: the second sample is taken for another good one, ``l_w + l_l``, where the policy fits the first one worse
+    than the reference does (SePPO, arXiv:2410.05255, whose second sample the reference made).
     """
 
     beta: float = 1000.0
     clip: float | None = None
+    anchor: bool = False
 
     def __post_init__(self) -> None:
         _positive(beta=self.beta)
@@ -79,8 +75,9 @@ class DecisionPair(AgainstReference):
         gain = gain_over(likelihood, self.reference)
         if self.clip is not None:
             gain = gain.clamp(math.log(1 - self.clip), math.log(1 + self.clip))
-        i, j = pairs(batch.advantage[:, 0], batch.group)
-        return at_both(-logsigmoid(self.beta * (gain[i] - gain[j])), i, j, len(gain))
+        i, j = pairs_of(batch)
+        sign = torch.where(gain[i].detach() < 0, -1.0, 1.0).to(gain) if self.anchor else 1.0
+        return at_both(-logsigmoid(self.beta * (gain[i] - sign * gain[j])), i, j, len(gain))
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ class ScorePreference(AgainstReference):
         gain = gain_over(likelihood, self.reference)
         # of the predicted noise: (1 - t)^2 times that of the velocity
         apart = (1 - times.to(gain)) ** 2 * likelihood.need(f"prediction/{self.reference}")
-        i, j = pairs(batch.advantage[:, 0], batch.group)
+        i, j = pairs_of(batch)
         k = self.beta * (-self.beta / 2 * (gain[i] - gain[j])).sigmoid()
         # |a - k b|^2 with a = e^ - e, b = e^ - e^_to, and 2 a.b = |a|^2 + |b|^2 - |a - b|^2
         loss = -likelihood.logp[i] - k * (apart[i] - gain[i]) + k**2 * apart[i]

@@ -1,4 +1,4 @@
-"""Further scores to advantages: other scales and baselines, values at risk, the best of k, and several rewards.
+"""Further scores to advantages: other scales and baselines, values at risk, the best of k, values kept over iterations.
 
 As in `flowrl.parts.advantages`, rows that are not valid get 0, and statistics are those of the policy's own samples.
 """
@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.math.groups import group_mean
-from flowrl.parts.advantages import GroupCentred
+from flowrl.math.groups import group_mean, group_std
+from flowrl.parts.selections import mixed
 from flowrl.types import IncompatibleError, Memory, Scores
 
 
@@ -29,7 +29,7 @@ class GroupShifted:
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         centred = scores.total - group_mean(scores.total, scores.group, scores.own) - self.shift
-        return _of_valid(scores, self.scale * centred)
+        return of_valid(scores, self.scale * centred)
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,11 @@ class BetaNormalised:
         first = torch.stack([(scores.group == key).nonzero()[0, 0] for key in scores.group.unique()])
         a, b = self._fitted(mean[first].clamp(0, 1))
         p = mean.clamp(0, 1)
-        log_density = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-        density = math.exp(log_density) * p.pow(a - 1) * (1 - p).pow(b - 1)
-        return _of_valid(scores, (1 / density).clamp(max=1e6) * (reward - mean))
+        normaliser = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+        # in logarithms, as prompts that are nearly alike have densities beyond what a number can hold
+        log_weight = -(normaliser + torch.xlogy(a - 1, p) + torch.xlogy(b - 1, 1 - p))
+        weight = log_weight.clamp(max=math.log(1e6)).exp()
+        return of_valid(scores, weight * (reward - mean))
 
     def _fitted(self, p: Tensor) -> tuple[float, float]:
         if len(p) < 2 or float(p.var()) == 0:
@@ -110,7 +112,7 @@ class MixedValueAtRisk:
                 advantage[papers.flatten()] = self._shared(each, centred[papers]).flatten()
         if seen:
             memory["quantiles"] = self._followed(torch.cat(seen), tracked)
-        return _of_valid(scores, advantage.clamp(-self.most, self.most))
+        return of_valid(scores, advantage.clamp(-self.most, self.most))
 
     def measure(self, x: Tensor, low: float, high: float) -> Tensor:
         """The risk measure of X, of its quantiles."""
@@ -136,8 +138,8 @@ class MixedValueAtRisk:
 class MaxAtK:
     """The gradient of the expected best of ``k`` samples, from G of them: with rewards in ascending order, sample i
     gets ``(C(i-1, k-1) r_i + sum over j > i of C(j-2, k-2) r_j) / C(G, k)``, times G because a mean is taken over
-    samples. "The Best of N Worlds" (arXiv:2510.23393) sections 2 to 4, for samples of the policy itself (the correction
-    for older ones is not built). ``k = 1`` is the reward.
+    samples. "The Best of N Worlds" (arXiv:2510.23393) sections 2 to 4, for samples of the policy itself (`BestOfK`
+    corrects for older ones). ``k = 1`` is the reward.
 
     baseline: ``mean`` takes off the group's mean; ``none`` is unbiased.
     """
@@ -157,13 +159,13 @@ class MaxAtK:
                 raise IncompatibleError(f"advantage.k={k} is more than the {n} samples of a group; raise data.group")
             order = scores.total[rows].sort(stable=True)
             places = range(1, n + 1)
-            above = torch.tensor([_choose(j - 2, k - 2) for j in places]).double() * order.values
+            above = torch.tensor([choose(j - 2, k - 2) for j in places]).double() * order.values
             later = above.flip(0).cumsum(dim=0).flip(0) - above
-            own = torch.tensor([_choose(i - 1, k - 1) for i in places]).double() * order.values
+            own = torch.tensor([choose(i - 1, k - 1) for i in places]).double() * order.values
             found[rows[order.indices]] = n * (own + later) / math.comb(n, k)
         if self.baseline == "mean":
             found = found - group_mean(found, scores.group, scores.own)
-        return _of_valid(scores, found)
+        return of_valid(scores, found)
 
 
 @dataclass(frozen=True)
@@ -188,88 +190,41 @@ class PassAtK:
                 )
             p = 1 - math.comb(n - c, self.k) / math.comb(n, self.k)
             s = math.sqrt(p * (1 - p)) + 1e-6
-            wrong = 1 - p - _choose(n - c - 1, self.k - 1) / math.comb(n - 1, self.k - 1)
+            wrong = 1 - p - choose(n - c - 1, self.k - 1) / math.comb(n - 1, self.k - 1)
             if 0 < c < n:
                 found[rows] = torch.full_like(found[rows], wrong / s).masked_fill(right, (1 - p) / s)
-        return _of_valid(scores, found)
+        return of_valid(scores, found)
 
 
 @dataclass(frozen=True)
-class RewardDecoupled(GroupCentred):
-    """Every reward normalised over the group by itself, summed with its weight, and that normalised over all samples.
-    GDPO (arXiv:2601.05242; NVlabs/GDPO and TRL's ``normalize_then_sum``): rewards that agree in their sum and differ in
-    what they are made of are told apart. A single reward is GRPO's advantage, normalised over the batch."""
+class BestOverSecond:
+    """``(r - second best) / (std + eps)`` for the best sample of its group (the first of equals), 0 for the others, as
+    verl's ``grpo_passk`` has it for arXiv:2503.19595: the best of a group is what counts, and the second is its
+    baseline."""
 
-    eps: float = 1e-4
-    clip: float | None = None
-    merge: Literal["rewards", "advantages"] = "advantages"
+    eps: float = 1e-6
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        return _whitened(scores, super().__call__(scores, memory), self.eps)
+        found, spread = torch.zeros_like(scores.total), group_std(scores.total, scores.group, scores.own, 1)
+        for rows in _own_groups(scores):
+            if len(rows) > 1:
+                order = scores.total[rows].sort(descending=True, stable=True)
+                best = rows[order.indices[0]]
+                found[best] = (order.values[0] - order.values[1]) / (spread[best] + self.eps)
+        return of_valid(scores, found)
 
 
 @dataclass(frozen=True)
-class PerReward(GroupCentred):
-    """[N, C] the advantage of each reward by itself, for a combination of their gradients; in all but every
-    ``refresh``-th iteration [N, 1], their sum with ``shares``, which costs one backward pass. MARBLE
-    (arXiv:2605.06507): the loss of `ImplicitPair` is affine in the advantage, so the gradient of that sum is the sum of
-    the gradients. Coefficients make the shares what the combination found (`flowrl.parts.controllers.Smoothed`)."""
+class SignWeighted:
+    """``positive`` for samples that score above ``right`` and -1 for others: positive and negative sample
+    reinforcement, weighted (arXiv:2506.01347)."""
 
-    shares: tuple[float, ...] = (0.5, 0.5)
-    refresh: int = 1
-
-    def __post_init__(self) -> None:
-        if self.refresh < 1:
-            raise ValueError(
-                f"refresh={self.refresh}: every how many iterations the rewards are combined anew; give 1 or more"
-            )
-
-    @property
-    def rewards(self) -> int:
-        """How many there are."""
-        return len(self.shares)
+    positive: float = 0.1
+    right: float = 0.5
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        found = self.columns(scores)[:, scores.weights != 0]
-        if found.shape[1] != len(self.shares):
-            raise IncompatibleError(
-                f"algorithm.rewards={len(self.shares)} gradients are combined, and there are {found.shape[1]} rewards "
-                "with a weight; make both the same"
-            )
-        found = torch.where(scores.valid[:, None], found, torch.zeros_like(found))
-        found = found if self.clip is None else found.clamp(-self.clip, self.clip)
-        count = int(memory.get("combined", 0))
-        memory["combined"] = count + 1
-        if count % self.refresh:
-            return found @ torch.tensor(self.shares, dtype=found.dtype)[:, None]
-        return found
-
-
-@dataclass(frozen=True)
-class AsChannel(GroupCentred):
-    """[N, 1]: GRPO's advantage as the only channel, for a combination of objective and regularizers."""
-
-    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        return super().__call__(scores, memory)[:, None]
-
-
-@dataclass(frozen=True)
-class HypervolumeScaled(GroupCentred):
-    """GRPO's advantage, times ``0.5 + 1.5 tanh(gain)``, where the gain is by how much the mean rewards of the iteration
-    enlarge the volume that those of earlier iterations dominate above the first. The hypervolume form of dynamic reward
-    weighting (arXiv:2509.11452), which scales the reward by a held-out measurement; a scaled reward is divided away by
-    the group's deviation, so the scale is on the advantage."""
-
-    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        watched = scores.rewards[scores.own][:, scores.weights != 0]
-        point = watched.nanmean(dim=0).tolist()
-        points: list[list[float]] = memory.get("points", [])
-        gain = 0.0
-        if points:
-            before, after = (hypervolume(some, points[0]) for some in (points[1:], [*points[1:], point]))
-            gain = after - before
-        memory["points"] = [*points[:1], *_front([*points[1:], point])] if points else [point]
-        return super().__call__(scores, memory) * (0.5 + 1.5 * math.tanh(gain))
+        wrong = torch.full_like(scores.total, -1.0)
+        return of_valid(scores, wrong.masked_fill(scores.total > self.right, self.positive))
 
 
 @dataclass(frozen=True)
@@ -300,7 +255,7 @@ class BetaTracker:
             if own:
                 a, b = seen.get(key, [self.count / 2, self.count / 2])
                 seen[key] = [self.keep * a + reward, self.keep * b + 1 - reward]
-        return _whitened(scores, scores.total - value, self.eps)
+        return batch_normalised(scores, scores.total - value, self.eps)
 
 
 @dataclass(frozen=True)
@@ -325,36 +280,7 @@ class SmoothStandardised:
             total = _standardised(reward, total_mean, total_variance)
             first, second = (count * new + total) / i, (new + count * total) / i
             found[rows] = torch.where(first.abs() < second.abs(), first, second)
-        return _of_valid(scores, found)
-
-
-def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
-    """The volume above a reference that some of the points, larger in every reward, enclose."""
-    inside = [tuple(point) for point in points if all(x > r for x, r in zip(point, reference, strict=True))]
-    if not inside:
-        return 0.0
-    if len(reference) == 1:
-        return max(point[0] for point in inside) - reference[0]
-    inside.sort(key=lambda point: point[-1], reverse=True)
-    heights = [*(point[-1] for point in inside), reference[-1]]
-    slices = ([point[:-1] for point in inside[: place + 1]] for place in range(len(inside)))
-    return sum(
-        (heights[place] - heights[place + 1]) * hypervolume(below, reference[:-1]) for place, below in enumerate(slices)
-    )
-
-
-def _front(points: list[list[float]]) -> list[list[float]]:
-    """Those that no other one is at least as good as in everything."""
-
-    def dominated(place: int) -> bool:
-        mine = points[place]
-        return any(
-            all(x >= y for x, y in zip(other, mine, strict=True)) and (other != mine or k < place)
-            for k, other in enumerate(points)
-            if k != place
-        )
-
-    return [point for place, point in enumerate(points) if not dominated(place)]
+        return of_valid(scores, found)
 
 
 def _own_groups(scores: Scores) -> Iterator[Tensor]:
@@ -369,17 +295,32 @@ def _standardised(reward: Tensor, mean: float, variance: float) -> Tensor:
     return (reward - mean) / math.sqrt(variance) if variance > 0 else torch.zeros_like(reward)
 
 
-def _whitened(scores: Scores, advantage: Tensor, eps: float) -> Tensor:
-    """Mean 0 and deviation 1 over all own samples; unchanged if there are fewer than two."""
+def batch_normalised(scores: Scores, advantage: Tensor, eps: float) -> Tensor:
+    """[N] mean 0 and deviation 1 over all own samples; unchanged if there are fewer than two."""
     inside = advantage[scores.own]
     if len(inside) < 2:
-        return _of_valid(scores, advantage)
-    return _of_valid(scores, (advantage - inside.mean()) / (inside.std() + eps))
+        return of_valid(scores, advantage)
+    return of_valid(scores, (advantage - inside.mean()) / (inside.std() + eps))
 
 
-def _of_valid(scores: Scores, advantage: Tensor) -> Tensor:
+def of_valid(scores: Scores, advantage: Tensor) -> Tensor:
+    """[N] 0 for samples that could not be scored."""
     return torch.where(scores.valid, advantage, torch.zeros_like(advantage))
 
 
-def _choose(n: int, k: int) -> int:
+def choose(n: int, k: int) -> int:
+    """The binomial coefficient, 0 where a number is negative."""
     return math.comb(n, k) if n >= 0 and k >= 0 else 0
+
+
+@dataclass(frozen=True)
+class RescuedCentred:
+    """``r - mean`` over the samples of the group that take part (`flowrl.parts.selections.mixed`), 0 for the others.
+    IGPO (arXiv:2509.10396)."""
+
+    correct: float = 1.0
+    most: int = 4
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        kept = mixed(scores, self.correct, self.most)
+        return torch.where(kept, scores.total - group_mean(scores.total, scores.group, kept), 0.0)

@@ -176,6 +176,21 @@ class RatioMask:
 
 
 @dataclass(frozen=True)
+class SequenceDrift:
+    """Leave out samples with ``A < 0`` whose mean of ``log p_old - log p`` over their decisions is above ``threshold``:
+    bad samples that the policy would no longer make. DeepSeek-V3.2's off-policy sequence masking (arXiv:2512.02556,
+    section 3.1; TRL's ``off_policy_mask_threshold``)."""
+
+    threshold: float = 0.1
+    coupled: ClassVar[bool] = True
+
+    def __call__(self, live: Likelihood, batch: Batch) -> Tensor:
+        counted = batch.weight > 0
+        gap = torch.where(counted, batch.old.logp - live.logp, 0.0).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+        return (~((gap > self.threshold)[:, None] & (batch.advantage < 0))).to(live.logp)
+
+
+@dataclass(frozen=True)
 class SecondMoment:
     """Leave out decisions, the largest first, until the mean of ``(log p - log p_old)^2`` over the batch is at most
     ``threshold``; only those whose gradient would move them further are taken. M2PO (arXiv:2510.01161): tolerates old

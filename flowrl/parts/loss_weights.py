@@ -120,6 +120,24 @@ class OncePerNode:
 
 
 @dataclass(frozen=True)
+class WithoutEvents:
+    """Leaves some events of a sample out, steps or levels of a tree by number from 0; the others weigh as they would
+    alone. BranchGRPO's pruning by depth (arXiv:2509.06040), whose depth d is event d - 1."""
+
+    events: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(event < 0 for event in self.events):
+            raise ValueError(f"events={list(self.events)} are numbers from 0 on")
+
+    def __call__(self, table: Table) -> Tensor:
+        kept = (~torch.isin(table.rows.events, torch.tensor(self.events, dtype=torch.int64))).double()
+        if not bool((kept[table.mask] > 0).any()) and bool(table.mask.any()):
+            raise IncompatibleError(f"loss_weight.events={list(self.events)} leaves no decision to train; name fewer")
+        return kept / kept[table.mask].mean() if bool(table.mask.any()) else kept
+
+
+@dataclass(frozen=True)
 class StepNoise:
     """By the kernel's noise: what a change of the velocity gains at step k is proportional to ``|B| / s`` of its kernel
     ``x' = A x + B v + s z``, whose noise of s it is explored by.

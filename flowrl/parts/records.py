@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.parts.advantages import BestVersusWorst
-from flowrl.types import IncompatibleError, Memory, Scores
+from flowrl.types import DATA, IncompatibleError, Memory, Scores
 
 
 def _feedback(scores: Scores, who: str) -> Tensor:
@@ -48,3 +48,15 @@ class Imitate:
 
     def __call__(self, scores: Scores, memory: Memory) -> Tensor:
         return scores.valid.double()
+
+
+@dataclass(frozen=True)
+class BySource:
+    """1 for samples of a data set, -1 for what the policy made: pairs of which the data are preferred, whatever the
+    rewards (SePPO, SPIN)."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        if scores.source is None:
+            raise IncompatibleError("advantage BySource tells data from own samples: take a sampler that mixes them")
+        sign = torch.where(scores.source == DATA, 1.0, -1.0).double()
+        return torch.where(scores.valid, sign, torch.zeros_like(sign))

@@ -94,6 +94,11 @@ class TruncatedImportance:
             raise IncompatibleError(
                 "token_advantage TruncatedImportance needs a sampler that records its log-probabilities"
             )
+        if bool(sampled[table.mask].isnan().any()):
+            raise IncompatibleError(
+                "token_advantage TruncatedImportance corrects for the sampler's probabilities, and some completions "
+                "are another policy's or a data set's, whose probabilities are not known; remove it"
+            )
         gap = torch.where(table.mask, old_of(table).logp - sampled.double(), 0.0)
         if self.level == "sequence":
             gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
@@ -130,6 +135,32 @@ class LargestSteps:
         if isinstance(held, ViewRows):
             held = replace(held, targets=held.targets & kept[:, None])
         return replace(table, rows=replace(rows, targets=rows.targets & kept[:, None]), held=held, mask=mask)
+
+
+@dataclass(frozen=True)
+class GivenTokens:
+    """Of the given tokens that a view asks for, only the ``share`` of which the policy that sampled was least certain
+    takes part, at least one; tokens that were drawn all do. IGPO (arXiv:2509.10396)."""
+
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} of the given tokens should be above 0, at most 1")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per != "cell" or rows.given is None:
+            raise IncompatibleError("token_advantage GivenTokens needs a HintedSampler, and estimator.per=cell")
+        given = rows.targets & rows.given[:, None]
+        entropy = old_of(table).need("entropy").double().view(given.shape).nan_to_num(0.0)
+        rank = torch.where(given, -entropy, torch.inf).argsort(dim=2, stable=True).argsort(dim=2)
+        kept = (self.share * given.sum(dim=2, keepdim=True)).long().clamp(min=1)
+        return replace(table, mask=table.mask & (~given | (rank < kept)).flatten(1))
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,34 @@ class Siblings(GroupCentred):
         return super().__call__(replace(scores, group=group), memory)
 
 
+@dataclass(frozen=True)
+class SiblingPair:
+    """1 for the best and -1 for the worst of the samples that start their last event from one state, of the state in
+    each group where they differ most; 0 for all others: a preference between two steps from the same place. SPO
+    (arXiv:2406.04314).
+
+    least: pairs whose rewards differ by less, after a softmax over the siblings, are left out.
+    """
+
+    least: float = 0.0
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        nodes = nodes_of(scores)
+        advantage = torch.zeros_like(scores.total)
+        for group in scores.group.unique():
+            found: list[tuple[float, int, int]] = []
+            mine = (scores.group == group) & scores.own
+            for node in nodes[mine, -2].unique():
+                rows = (mine & (nodes[:, -2] == node)).nonzero()[:, 0]
+                share = scores.total[rows].softmax(dim=0)
+                best, worst = int(share.argmax()), int(share.argmin())
+                found.append((float(share[best] - share[worst]), int(rows[best]), int(rows[worst])))
+            gap, best, worst = max(found, default=(0.0, 0, 0), key=lambda pair: pair[0])
+            if gap > self.least:
+                advantage[best], advantage[worst] = 1.0, -1.0
+        return advantage
+
+
 def nodes_of(scores: Scores) -> Tensor:
     """[N, E + 1]. Raises `IncompatibleError` for samples that share nothing."""
     if scores.nodes is None:

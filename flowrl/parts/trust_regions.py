@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,53 @@ class ReverseKLToOld(ComparedWithOld):
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         d = (likelihood.logp - batch.old.logp).clamp(max=MOST)
         return d.exp() * (d - 1) + 1
+
+
+@dataclass(frozen=True)
+class SquaredLogRatio(ComparedWithOld):
+    """``(sum of d)^2 / 2`` of whole samples, ``d = log p - log p_old``: the consistency term of online policy mirror
+    descent (Kimi k1.5, arXiv:2501.12599, equation 3)."""
+
+    weight: float = 0.1
+    to: str = ""
+    coupled: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return "log_ratio/squared"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        d = torch.where(batch.weight > 0, likelihood.logp - batch.old.logp, torch.zeros_like(likelihood.logp))
+        whole = d.sum(dim=1, keepdim=True) ** 2 / 2
+        # its decisions share it, so that they sum to it
+        count = (batch.weight > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        return (whole / count).expand_as(d)
+
+
+@dataclass(frozen=True)
+class WeightedKL(ComparedWithOld):
+    """``rho (exp(q) - 1 - q)`` with ``q = log p_set - log p``: the estimate k3 weighted by the ratio to the policy that
+    sampled, whose mean over its samples is ``KL(policy, set)``, and so is its gradient, also after updates; k3 alone
+    has the gradient of neither direction there. DeepSeek-V3.2 (arXiv:2512.02556) section 3.1, TRL's
+    ``use_bias_correction_kl``."""
+
+    weight: float = 1e-3
+    to: str = "reference"
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return f"kl/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        live = likelihood.logp
+        q = (live.detach() - live - likelihood.need(f"log_ratio/{self.to}")).clamp(max=MOST)
+        return (live - batch.old.logp).clamp(max=MOST).exp() * (q.exp() - 1 - q)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 from flowrl.devices import float64_device, put
 from flowrl.math.masking import draw_tokens, is_end
 from flowrl.math.random import uniform
-from flowrl.samplers.branching import distinct, tied_seeds
 from flowrl.samplers.causal import TOKEN_STREAM, CausalSampler
+from flowrl.samplers.sharing import distinct, tied_seeds
 from flowrl.types import CausalPolicy, Decoder, Draw, IncompatibleError, Rollout, TextCondition, TokenTrace
 
 

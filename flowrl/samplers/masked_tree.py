@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowrl.math.masking import is_end
-from flowrl.samplers.branching import distinct, tied_seeds
 from flowrl.samplers.masked import Canvas, MaskedSampler, final_of
+from flowrl.samplers.sharing import distinct, tied_seeds
 from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition
 
 

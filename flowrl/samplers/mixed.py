@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import interleaved
+from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.recorded import Recorded
 from flowrl.types import Draw, Prompt, Rollout, Sampler, TokenTrace
 
@@ -28,10 +29,11 @@ class Mixed:
     columns: tuple[str, ...] = ("completion",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, CausalSampler):
+        traced = isinstance(self.sampler, FlowSampler) and self.sampler.window is not None
+        if traced or not isinstance(self.sampler, CausalSampler | FlowSampler):
             raise ValueError(
                 f"sampler={type(self.sampler).__name__}: demonstrations go beside completions of an autoregressive "
-                "model; use a CausalSampler"
+                "model or pictures whose steps are not recorded; use a CausalSampler, or a FlowSampler without window"
             )
         _ = self.data  # which says what is wrong with columns
 
@@ -70,6 +72,10 @@ class Mixed:
     def prepared(self, prompts: Sequence[Prompt], where: str) -> list[Prompt]:
         """The prompts of a data set, checked as `Recorded` does."""
         return self.data.prepared(prompts, where)
+
+    def texts(self, prompt: Prompt) -> list[str]:
+        """The demonstrations that a prompt has."""
+        return self.data.texts(prompt)
 
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
         told = draw.place < len(self.columns)

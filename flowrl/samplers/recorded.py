@@ -25,7 +25,8 @@ class Recorded:
     path, bytes or a PIL image.
 
     A completion becomes the tokens that the model would have said: the text alone, then the end token of an answer. One
-    longer than the sampler's ``length`` is cut there, without an end; ``data.overlong`` may refuse or drop it. Prompts
+    longer than the sampler's ``length`` is refused or left out with its prompt, or cut there and has no end, as
+    ``data.overlong`` says. Prompts
     that samples come from evaluate the policy with ``sampler``, whose temperature records do not have: they are scored
     at temperature 1.
     """
@@ -93,6 +94,10 @@ class Recorded:
             replace(prompt, columns={**prompt.columns, OTHER: last.columns[first]})
             for prompt, last in zip(prompts, before, strict=True)
         ]
+
+    def texts(self, prompt: Prompt) -> list[str]:
+        """The completions that a prompt has. Raises `UserError` for a sample that is no text."""
+        return [text_of(prompt.columns[name], prompt) for name in self.columns if name in prompt.columns]
 
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
         names = (*self.columns, *([OTHER] if self.mismatched else []))

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 import flowrl.worlds
 from flowrl.composition import own_code
 from flowrl.config import Config
@@ -104,9 +106,16 @@ def _prompts(prompts: PromptSet) -> str:
     digest = hashlib.sha256()
     for prompt in prompts.prompts:
         chat = prompt.chat and prompt.chat.content
-        row = json.dumps([prompt.text, dict(prompt.columns), *([chat] if chat else [])], sort_keys=True, default=repr)
+        row = json.dumps([prompt.text, dict(prompt.columns), *([chat] if chat else [])], sort_keys=True, default=_value)
         digest.update(row.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _value(value: object) -> str:
+    """What stands for a column's value that is no plain data: of pictures, their pixels."""
+    if isinstance(value, Image.Image):
+        return f"{value.mode} {value.size} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
 
 
 def _exists(text: str) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
+from flowrl.models.text.overlong_prompts import Overlong
+from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.algorithm import Algorithm
 
 FEEDBACK = "feedback"
@@ -53,3 +55,25 @@ def prepared_records(algorithm: Algorithm, train: PromptSet, where: str) -> Prom
     """The prompts with their samples, checked by the sampler that reads them. Raises `UserError`."""
     sampler = records_of(algorithm)
     return train if sampler is None else PromptSet(tuple(sampler.prepared(train.prompts, where)))
+
+
+def fit_completions(
+    algorithm: Algorithm, policy: TextPolicy, prompts: PromptSet, overlong: Overlong
+) -> tuple[PromptSet, list[str]]:
+    """The prompts whose recorded completions fit into the sampler's length with their end token, as ``data.overlong``
+    says (``truncate`` lets the sampler cut them), and what was done to the others. Raises `UserError`."""
+    sampler = records_of(algorithm)
+    if sampler is None or overlong == "truncate":
+        return prompts, []
+    each = [sampler.texts(prompt) for prompt in prompts.prompts]
+    lengths = iter(map(len, policy.codec.completions([text for texts in each for text in texts])))
+    longest = [max((next(lengths) for _ in texts), default=0) for texts in each]
+    fitting = [p for p, length in zip(prompts.prompts, longest, strict=True) if length <= sampler.length]
+    long = len(prompts) - len(fitting)
+    if not long:
+        return prompts, []
+    what = f"{long} of {len(prompts)} prompts have a completion of more than {sampler.length} tokens"
+    if overlong == "error" or not fitting:
+        fix = "raise the preset's length, or set data.overlong: drop or truncate"
+        raise UserError(f"data.train: {what}, the longest of {max(longest)}; {fix}")
+    return PromptSet(tuple(fitting)), [f"data.train: {what} and were left out"]

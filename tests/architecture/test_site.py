@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from flowrl.cli import COMMANDS, app
-from flowrl.composition import shipped_parts
+from flowrl.composition import families, preset_names, shipped_parts
 from flowrl.config import Config
+from flowrl.startup.preflight import check_run
 from website import marks
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,32 @@ def test_the_pages_of_algorithms_are_up_to_date() -> None:
     stale = sorted(name for name in made.keys() | kept.keys() if made.get(name) != kept.get(name))
     assert not stale, f"run: python -m website.catalogue ({', '.join(stale)})"
     assert set(shipped_parts("estimator")) == set(catalogue.GRADIENT)
+
+
+@pytest.mark.slow
+def test_the_commands_of_algorithms_are_accepted(tmp_path: Path) -> None:
+    """Every command of the pages passes the checks before a model is loaded; data of the user's own stand here."""
+    from website import catalogue
+
+    texts = {"prompt": "1..2...3.....4.1=", "label": True}
+    columns = ("completion", "chosen", "rejected", "image", "preferred", "image_0", "image_1")
+    (tmp_path / "pictures").mkdir()
+    for number in range(18):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"pictures/{number}.png")
+        (tmp_path / f"pictures/{number}.txt").write_text("a red circle")
+    for name in preset_names():
+        for place, family in enumerate(families(name)):
+            spec = f"{{use: {name}, family: {family}}}" if place else name
+            held = str(tmp_path / "pictures/0.png") if family == "diffusion" else "1432412331244231"
+            line = json.dumps(texts | dict.fromkeys(columns, held))
+            (tmp_path / catalogue.FILE).write_text(f"{line}\n" * 18)
+            needs = [
+                need.replace(own, str(tmp_path / own))
+                for need in catalogue.further(name, family)
+                for own in [catalogue.FOLDER_OF_PICTURES if "pictures" in need else catalogue.FILE]
+            ]
+            overrides = [f"algorithm={spec}", f"out={tmp_path / 'run'}", *needs]
+            check_run(Config.load(ROOT / catalogue.QUICKSTARTS[family], overrides))
 
 
 def build(config: Path, out: Path) -> subprocess.CompletedProcess[str]:

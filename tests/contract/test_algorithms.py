@@ -86,6 +86,7 @@ def test_prints_and_cites_its_source(name: str) -> None:
 TOY = {
     "adjoint_matching": {"scale": 30.0},
     "ddpo": {"clip": 0.2},
+    "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference
     "loop": {"clip": 0.2},
     "flow_grpo": {"clip": 0.2, "kl": 0.001},
     "flow_grpo_fast": {"clip": 0.2},

@@ -20,6 +20,7 @@ from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.mixed import Mixed
 from flowrl.samplers.recorded import Recorded
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
@@ -57,6 +58,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "stable_drl": {"length": 4, "block": 2},
     "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
+    "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -146,6 +148,8 @@ def small_sampler(sampler: Any, steps: int) -> Any:
     """With few steps, and trees that fit into a group."""
     if isinstance(sampler, TreeSampler):
         return replace(sampler, steps=steps, forks=(0, 1), width=2)
+    if isinstance(sampler, Mixed):
+        return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
     if isinstance(sampler, OneStepSampler):
         merge = sampler.merge if len(sampler.merge) == 1 else (1, 2)
         candidates = None if sampler.candidates is None else (0, 2)

@@ -28,14 +28,29 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+TREES: dict[str, dict[str, Any]] = {
+    "branch_grpo": {"sampler": {"steps": 4, "forks": [0, 1]}},
+    "tree_grpo": {"sampler": {"steps": 4, "forks": [0, 1], "width": 2}},
+    "tempflow_grpo": {"sampler": {"steps": 4, "siblings": 2}},
+    "g2rpo": {"sampler": {"steps": 4, "siblings": 2}},
+    "e_grpo": {"sampler": {"steps": 4, "siblings": 2, "candidates": [0, 2], "merge": [1, 2]}},
+    "d_treerpo": {"branches": 2},
+    "brpo": {"budgets": [3, 5], "answers": 2, "think_end": "", "cut": "", "bridge": ""},
+}
+"""Trees that fit into a group of four."""
+
+
 def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
     """A run of 2 prompts x 4 samples with LoRA; ``changes`` of a section are laid over it."""
     family = composition.build(preset).family
     world, sizes = WORLDS[family], taken(preset, SIZES[family])
     if preset in ("bgpo", "vrpo", "elbo_pg", "ebpo"):
         sizes["draws"] = 2
+    if preset == "igpo":
+        sizes["hints"] = 2
     if preset == "tracerl":
         sizes["merge"] = 2
+    sizes |= TREES.get(preset, {})
     if preset in ("flow_grpo_fast", "mix_grpo"):  # whose windows need room
         sizes["sampler"] = {"steps": 8}
     made: dict[str, Any] = {

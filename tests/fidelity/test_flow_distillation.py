@@ -88,3 +88,45 @@ def test_flow_opd_modes() -> None:
 def test_flow_opd_keeps_flat_groups() -> None:
     it = taught("flow_opd")
     assert bool(it.algorithm.selection(it.scores, it.advantage).all())
+
+
+release("diffusion_opd", "verl-project/verl-omni a1139ba (a port); the authors' code was not to be had")
+
+
+def distilled(it: Trial, form: str) -> Tensor:
+    """verl-omni's ``distill_kl``: the KL of the kernels, or, without noise, half the square of the means' distance."""
+    steps: Any = it.rollout.trace
+    terms, every = [], torch.arange(len(it.rollout.group))
+    for j in range(9):
+        x, (t, t_next) = steps.x[:, j], (steps.t[:, j], steps.t_next[:, j])
+        if form == "sde":
+            with it.policy.using("teacher"):
+                _, other, _ = replay(it, sde, 0.7, every, j, 4.5)
+            _, mean, std = replay(it, sde, 0.7, every, j, 4.5)
+            square = (mean - other) ** 2 / (std**2 * (t - t_next)[:, None])
+        else:
+            with it.policy.using("teacher"):
+                other = it.policy.guided(x, t, it.rollout.condition.index, 4.5)
+            mean = it.policy.guided(x, t, it.rollout.condition.index, 4.5)
+            square = ((t_next - t)[:, None] * (mean - other).double()) ** 2
+        terms.append(square.mean(dim=1).mean() / 2)
+    return torch.stack(terms).mean()
+
+
+@cell(
+    "diffusion_opd",
+    "loss, gradient",
+    "equal",
+    "half the squared distance of the next states at own ones; with noise, the KL of the kernels (`form: sde`)",
+)
+def test_diffusion_opd_gradient() -> None:
+    for form in ("ode", "sde"):
+        it = taught("diffusion_opd", form=form)
+        assert alike(it.gradient(), it.gradient_of(distilled(it, form)))
+
+
+@cell("diffusion_opd", "defaults", "equal", "ten deterministic steps, the last not trained (mopd's configuration)")
+def test_diffusion_opd_settings() -> None:
+    made = composition.build("diffusion_opd")
+    assert (made.sampler.steps, made.estimator.drop, made.estimator.of) == (10, 1, "next")
+    assert made.regularizers == () and made.min_group == 1

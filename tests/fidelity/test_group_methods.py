@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -35,6 +36,10 @@ release("delta_l", "zerolllin/Delta-L-Normalization")
 release("vcrl, d3s", "the abstract alone")
 release("marble", "aim-uofa/MARBLE 1bf9543")
 release("drw_grad, drw_hv", "yining610/dynamic-reward-weighting")
+release("lite_ppo, scale_rl", "TRL 1.16.0 (scale_rewards batch; loss_type dapo, cispo)")
+release("reinforce_pp_baseline, grpo_passk", "verl 0.9.1 (adv_estimator of that name)")
+release("kimi_opmd, w_reinforce", "the paper alone")
+release("grpo_v32", "TRL 1.16.0 (use_bias_correction_kl, off_policy_mask_threshold)")
 release("pcr", "the paper alone, a review of it")
 
 
@@ -196,12 +201,27 @@ def test_maxk_gradient() -> None:
     "defaults",
     "deviation",
     "k = 2, mean baseline",
-    reason="k is each experiment's; the correction for older samples is not built",
+    reason="k is each experiment's",
 )
 @cell("pass_at_k", "defaults", "equal", "k = 4, right above .5, where the release compares with 1")
 def test_settings_of_k() -> None:
     assert (defaults("maxk").advantage.k, defaults("maxk").advantage.baseline) == (2, "mean")
     assert (defaults("pass_at_k").advantage.k, defaults("pass_at_k").advantage.right) == (4, 0.5)
+
+
+@cell("maxk", "loss", "option", "sets weighted by how far the policy has moved, to first order: `off_policy: true`")
+def test_maxk_off_policy() -> None:
+    """Every set of k by itself: its best reward times the product of its ratios, whose linear part is compared."""
+    t = text_trial("maxk", off=0.02, off_policy=True, objective={"baseline": "none"})
+    d = torch.where(t.content, (t.live - t.old).detach(), 0.0).sum(dim=1).expm1().view(t.rewards.shape)
+    n, a = t.rewards.shape[1], torch.zeros_like(t.rewards)
+    for row, rewards in enumerate(t.rewards):
+        for some in itertools.combinations(range(n), 2):
+            weight = 1 + sum(d[row, i] for i in some)
+            for i in some:
+                a[row, i] += n * weight * rewards[list(some)].max() / math.comb(n, 2)
+    score = torch.where(t.content, t.live, 0.0).sum(dim=1)
+    assert alike(t.gradient, t.gradient_of(-(a.flatten() * score).mean()))
 
 
 @cell("pass_at_k", "loss, gradient", "equal", "the analytical advantage of one right among k")
@@ -618,3 +638,107 @@ def test_marble_settings() -> None:
     assert (made.advantage.refresh, made.coefficients[0].decay, made.objective.strength) == (10, 0.7, 0.1)
     assert (made.sampler.steps, made.regularizers[0].weight, made.advantage.scale) == (25, 1e-4, "global")
     assert (made.combination.normalise, made.estimator.draws) == (True, 24)
+
+
+# --------------------------------------------------------------------------------------------- small changes to others
+def batch_scaled(t: TextTrial) -> Tensor:
+    return centred(t.rewards) / (t.rewards.flatten().std() + 1e-8)
+
+
+@cell("lite_ppo", "loss, gradient", "equal", "centred over the group, scaled over the batch, mean over all tokens")
+@cell("scale_rl", "loss, gradient", "equal", "the same with CISPO's capped weights")
+def test_batch_scaled_gradients() -> None:
+    same("lite_ppo", ppo, tokens, batch_scaled)
+    same("scale_rl", lambda t, d, a: -d.detach().exp().clamp(max=5) * a * t.live, tokens, batch_scaled)
+
+
+@cell(
+    "reinforce_pp_baseline", "loss, gradient", "equal", "centred over the group, whitened over the tokens of the batch"
+)
+def test_reinforce_pp_baseline_gradient() -> None:
+    t = text_trial("reinforce_pp_baseline", off=1.0)
+    a = wide(centred(t.rewards), t)
+    inside = a[t.content]
+    a = (a - inside.mean()) / (inside.std(correction=0) + 1e-8)
+    assert alike(t.gradient, t.gradient_of(tokens(ppo(t, t.live - t.old, a), t)))
+
+
+@cell(
+    "grpo_passk",
+    "loss, gradient",
+    "equal",
+    "the best sample of a group, by how much it beats the second over the deviation",
+)
+def test_grpo_passk_gradient() -> None:
+    def advantage(t: TextTrial) -> Tensor:
+        out = torch.zeros_like(t.rewards)
+        two = t.rewards.topk(2, dim=1).values
+        best = t.rewards.argmax(dim=1)
+        out[torch.arange(len(out)), best] = (two[:, 0] - two[:, 1]) / (t.rewards.std(dim=1) + 1e-6)
+        return out.flatten()
+
+    t = text_trial("grpo_passk", off=1.0)
+    if not advantage(t).any():  # ties: distinct rewards instead
+        noise = torch.linspace(0, 0.01, t.rewards.numel()).double()[:, None]
+        t.it.scores.rewards.add_(noise)
+    found = t.algorithm.advantage(t.it.scores, {})
+    torch.testing.assert_close(found, advantage(t))
+    recorder = Recorder(t.policy.parameters())
+    settings = UpdateSettings(max_grad_norm=1e9)
+    improve(t.policy, recorder, t.algorithm, t.it.rollout, t.it.scores, found, settings)
+    loss = samples(-wide(found, t) * (t.live - t.live.detach()).exp(), t)
+    assert alike(recorder.gradients[0], t.gradient_of(loss))
+
+
+@cell(
+    "kimi_opmd", "loss, gradient", "equal", "-A log p + tau / 2 (log p - log p_old)^2 of whole completions, A centred"
+)
+def test_kimi_gradient() -> None:
+    t = text_trial("kimi_opmd", off=0.5, tau=0.7)
+    whole = torch.where(t.content, t.live - t.old, 0.0).sum(dim=1)
+    score = torch.where(t.content, t.live, 0.0).sum(dim=1)
+    assert alike(t.gradient, t.gradient_of((-centred(t.rewards) * score + 0.35 * whole**2).mean()))
+
+
+@cell(
+    "grpo_v32",
+    "loss, gradient",
+    "equal",
+    "ratio times k3, and bad completions of a mean drift above the threshold left out",
+)
+def test_v32_gradient() -> None:
+    t = text_trial("grpo_v32", off=1.0, kl=0.3, drift=0.2)
+    a, d = wide(standardised(t.rewards, 1), t), t.live - t.old
+    drifted = (mean_over(-d.detach(), t.content, 1) > 0.2)[:, None] & (a < 0)
+    assert 0 < int(drifted[:, 0].sum()) < len(drifted)
+    each = torch.where(drifted, 0.0, ppo(t, d, a)) + 0.3 * d.exp() * k3(t.live, t.reference)
+    assert alike(t.gradient, t.gradient_of(samples(each, t)))
+
+
+@cell("w_reinforce", "loss, gradient", "equal", "-.1 log p of right answers, log p of wrong ones")
+def test_w_reinforce_gradient() -> None:
+    t = text_trial("w_reinforce", off=0.5)
+    a = torch.where(t.rewards.flatten() > 0.5, 0.1, -1.0).double()
+    assert alike(t.gradient, t.gradient_of(tokens(-wide(a, t) * t.live, t)))
+
+
+@cell("lite_ppo, reinforce_pp_baseline, grpo_passk", "defaults", "equal", "clip .2, no KL")
+@cell("scale_rl", "defaults", "equal", "cap 5; flat groups left out as in the paper")
+@cell("scale_rl", "loss", "deviation", "a mean over all tokens", reason="the paper takes that of each prompt first")
+@cell("kimi_opmd", "defaults", "deviation", "tau .1", reason="the paper prints none")
+@cell(
+    "grpo_v32",
+    "defaults",
+    "deviation",
+    "KL .001, threshold .1",
+    reason="the report prints neither; .001 is TRL's suggestion",
+)
+@cell("w_reinforce", "defaults", "equal", "a tenth for right answers")
+def test_settings_of_small_changes() -> None:
+    for name in ("lite_ppo", "reinforce_pp_baseline", "grpo_passk"):
+        assert (defaults(name).objective.clip_range, defaults(name).regularizers) == ((0.2, 0.2), ())
+    assert (
+        defaults("scale_rl").objective.high == 4.0 and type(defaults("scale_rl").aggregation).__name__ == "DecisionMean"
+    )
+    assert defaults("kimi_opmd").regularizers[0].weight == 0.1 and defaults("w_reinforce").advantage.positive == 0.1
+    assert (defaults("grpo_v32").regularizers[0].weight, defaults("grpo_v32").loss_masks[0].threshold) == (1e-3, 0.1)

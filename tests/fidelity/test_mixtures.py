@@ -19,7 +19,7 @@ release("luffy", "none read; the off-policy loss of several public ports of it")
 release("hpt", "TsinghuaC3I/Unify-Post-Training, as the formula sheet has it")
 release("dypo", "Tocci-Zhu/DYPO 061e581 (its test of the pair loss)")
 release("psft", "zwhong714/PSFT, as the formula sheet has it")
-release("otr, egspo", "none; the papers' abstracts and notes on them")
+release("otr, egspo, rpd", "none; the papers' abstracts and notes on them")
 
 
 def data(t: TextTrial) -> Tensor:
@@ -172,3 +172,24 @@ def test_egspo_gradient() -> None:
     assert alike(whole.gradient, text_trial("ppo").gradient) and not alike(none.gradient, whole.gradient)
     mask = composition.build("egspo").loss_masks[0]
     assert (mask.share, mask.rest) == (0.2, 0.5)
+
+
+@cell("rpd", "loss, gradient", "equal", "PPO plus KL(teacher | policy) over the vocabulary at every token")
+@cell(
+    "rpd",
+    "defaults",
+    "deviation",
+    "weight 1, a divergence of distributions over tokens",
+    reason="the paper imitates a robot's action vectors by their squared error; its weight was not seen",
+)
+def test_rpd_gradient() -> None:
+    """The difference to PPO's gradient is that of the cross entropy with the teacher's distribution."""
+    t, plain = text_trial("rpd", weight=0.5), text_trial("rpd", weight=0.0)
+    assert alike(plain.gradient, text_trial("ppo").gradient)
+    condition, tokens = t.it.rollout.condition, t.it.rollout.trace.tokens
+    with t.policy.using("teacher"):
+        taught = t.policy._rows(condition, tokens)[0].double().softmax(dim=-1).detach()
+    live = t.policy._rows(condition, tokens)[0].double().log_softmax(dim=-1)
+    entropy = mean_over(-(taught * live).sum(dim=-1), t.content)
+    assert alike(t.gradient - plain.gradient, t.gradient_of(0.5 * entropy))
+    assert composition.build("rpd").regularizers[-1].weight == 1.0

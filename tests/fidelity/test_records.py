@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowrl import composition
-from tests.contract.toys import roll, small, start
+from tests.contract.toys import gradients, roll, small, start
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
 from tests.fidelity.text import TextTrial, text_trial
 
-release("sft", "TRL 1.16.0 (SFTTrainer); masked: ML-GSAI/LLaDA b7e6c35 (GUIDELINES.md)")
+release("sft", "TRL 1.16.0 (SFTTrainer); masked: ML-GSAI/LLaDA b7e6c35; pictures: diffusers' SD3 scripts")
 release("dpo", "eric-mitchell/direct-preference-optimization and TRL 1.16.0 (DPOTrainer)")
 release("ipo, rpo", "TRL 1.16.0 (DPOTrainer); no code of the authors'")
 release("apo_zero, apo_down", "TRL 1.16.0 (DPOTrainer, contributed by the authors)")
@@ -218,6 +218,20 @@ def test_masked_sft_trains_one_end() -> None:
     trace = roll(full, policy).rollout.trace
     ended = trace.ended
     assert bool(ended.any()) and bool(trace.mask[ended].all()) and not bool(trace.mask[~ended].logical_not().any())
+
+
+@cell("sft", "loss, gradient", "equal", "pictures: mean (v - (noise - clean))^2 at logit-normal times, one draw each")
+def test_picture_sft_gradient() -> None:
+    algorithm = small("sft/diffusion")
+    policy = start(algorithm)
+    it = roll(algorithm, policy)
+    rows = algorithm.estimator.probe(it.rollout, policy, it.draw.seeds)
+    assert rows.t.shape == (len(it.scores.group), 1)
+    t, noise, clean = rows.t[:, 0], rows.noise[:, 0], it.rollout.final
+    x = (1 - t)[:, None].float() * clean + t[:, None].float() * noise
+    error = (policy.velocity(x, t, it.rollout.condition) - (noise - clean)).square().mean()
+    found = torch.autograd.grad(error, policy.parameters())
+    assert alike(gradients(algorithm, it)[0], torch.cat([g.flatten() for g in found]))
 
 
 @cell("dpo_online", "loss, gradient", "equal", "DPO on the best and the worst of the policy's own completions")

@@ -99,6 +99,22 @@ def test_branch_defaults() -> None:
 
 @cell(
     "branch_grpo",
+    "loss, gradient",
+    "option",
+    "pruning by depth: `loss_weight: {use: without_events, events: [...]}`, the mean over the edges that stay",
+)
+def test_branch_pruning() -> None:
+    pruned = {"use": "without_events", "events": [2, 9, 12]}
+    it = trial("branch_grpo", off=0.02, each=16, flat=False, clip=2e-3, loss_weight=pruned)
+    kept = torch.zeros(it.rollout.trace.t.shape, dtype=torch.bool)
+    for d in range(kept.shape[1]):
+        kept[:: 16 >> sum(fork <= d for fork in (0, 3, 6, 9)), d] = d not in (2, 9, 12)  # depths 3, 10 and 13
+    loss = clipped(it, lambda *given: dance(*given, 0.3), 2e-3, it.advantage)
+    assert alike(it.gradient(), it.gradient_of(loss[kept].mean()))
+
+
+@cell(
+    "branch_grpo",
     "loss",
     "deviation",
     "the noise of a fork has the standard deviation that scores it",

@@ -24,7 +24,7 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("gspo@sudoku", 3, {"train__micro_batch": 1}),
     ("spg@sudoku", 2, {"model__gradient_checkpointing": True}),
     ("trajectory_pg@sudoku", 4, {"train__micro_batch": 3}),
-    ("stable_drl@sudoku", 3, {"algorithm__estimator": {"views": {"block": 4}}}),  # weights over the whole batch
+    ("stable_drl@sudoku", 3, {"train__micro_batch": 3}),  # weights over the whole batch
     ("agrpo@sudoku", 2, {}),  # steps drawn by what each process' sampler kept
 ]
 """With 5 groups: on no number of processes above 1 are their shares equal."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.errors import UserError
+from flowrl.evaluation.decoding import Decoding, sampler_of_algorithm
 from flowrl.math.random import derive, seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import GroupCentred
@@ -17,6 +18,7 @@ from flowrl.parts.tree_advantages import BudgetRelative
 from flowrl.samplers.budgets import BudgetSampler
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Draw, IncompatibleError, Rollout, Scores, TokenTrace, prompts_of
 from tests.contract.toys import gradients, roll, small, start
 
@@ -182,3 +184,6 @@ def test_mistakes_are_told_before_a_model_is_loaded() -> None:
 def test_held_out_completions_are_plain() -> None:
     plain = BudgetSampler(**SMALL).heldout(None, None, 0.0)
     assert type(plain) is CausalSampler and (plain.length, plain.temperature) == (6, 0.0)
+    for name in ("brpo", "d_treerpo"):  # of other lengths, too short for budgets and levels
+        shorter = sampler_of_algorithm(name, Decoding(), Decoding(length=16))
+        assert type(shorter) in (CausalSampler, MaskedSampler) and shorter.length == 16

@@ -126,7 +126,7 @@ def test_pcr_combines_objective_and_penalty() -> None:
 
 # --------------------------------------------------------------------------------------------------------------- MARBLE
 def marble(**spec):
-    algorithm = small("marble", draws=5, refresh=3, **spec)
+    algorithm = small("marble", draws=5, refresh=3, rewards=3, **spec)  # two unit vectors always share equally
     policy = start(algorithm)
     it = roll(algorithm, policy)
     disturb(policy, 0.05)
@@ -136,11 +136,11 @@ def marble(**spec):
 def test_the_amortised_backward_is_the_weighted_sum_of_all_gradients() -> None:
     """The loss is affine in the advantage, and the shares sum to 1: one backward, as many as there are rewards."""
     algorithm, _, it = marble(reference=0.0)
-    shares = (0.3, 0.7)
+    shares = (0.2, 0.3, 0.5)
     advantage = replace(algorithm.advantage, shares=shares)
     memory: dict = {}
     columns, amortised = advantage(it.scores, memory), advantage(it.scores, memory)
-    assert columns.shape[1] == 2 and amortised.shape[1] == 1
+    assert columns.shape[1] == 3 and amortised.shape[1] == 1
     assert bool((columns.abs() < algorithm.objective.max_advantage).all())  # else its clip bends the loss
     it.advantage = columns
     each = gradients(replace(algorithm, combination=FixedShares(shares)), it)[0]
@@ -160,17 +160,18 @@ def test_several_rewards_are_combined_every_few_iterations() -> None:
         metrics = improve(
             policy, Recorder(policy.parameters()), present, it.rollout, it.scores, it.advantage, UpdateSettings()
         )
-        assert it.advantage.shape[1] == (2 if iteration % 3 == 0 else 1)
+        assert it.advantage.shape[1] == (3 if iteration % 3 == 0 else 1)
         assert (f"{SHARE}0" in metrics) == (iteration % 3 == 0)
         if iteration % 3 == 0:
-            shares.append([metrics[f"{SHARE}{c}"] for c in (0, 1)])
+            shares.append([metrics[f"{SHARE}{c}"] for c in (0, 1, 2)])
             assert sum(shares[-1]) == pytest.approx(1)
         update_coefficients(algorithm, memory, metrics, iteration + 1)
         if iteration == 3:  # as released: .7 of the first, .3 of the second
             wanted = [0.7 * first + 0.3 * second for first, second in zip(*shares, strict=True)]
-            assert [memory["coefficients"][f"advantage.shares.{c}"] for c in (0, 1)] == pytest.approx(wanted)
+            assert [memory["coefficients"][f"advantage.shares.{c}"] for c in (0, 1, 2)] == pytest.approx(wanted)
         disturb(policy, 0.1)
-    assert with_coefficients(algorithm, memory).advantage.shares != algorithm.advantage.shares
+    present = with_coefficients(algorithm, memory).advantage.shares
+    assert max(abs(now - before) for now, before in zip(present, (1 / 3,) * 3, strict=True)) > 0.01
 
 
 def test_the_first_solution_is_taken_whole() -> None:
@@ -182,13 +183,13 @@ def test_the_first_solution_is_taken_whole() -> None:
     )
     update_coefficients(algorithm, memory, metrics, 1)
     shares = with_coefficients(algorithm, memory).advantage.shares
-    assert shares == pytest.approx((metrics[f"{SHARE}0"], metrics[f"{SHARE}1"]))
+    assert shares == pytest.approx(tuple(metrics[f"{SHARE}{c}"] for c in (0, 1, 2)))
 
 
 def test_as_many_rewards_as_there_are() -> None:
     algorithm, _, it = marble()
-    with pytest.raises(IncompatibleError, match=r"algorithm\.rewards=3 gradients are combined, and there are 2"):
-        replace(algorithm.advantage, shares=(0.2, 0.3, 0.5))(it.scores, {})
+    with pytest.raises(IncompatibleError, match=r"algorithm\.rewards=2 gradients are combined, and there are 3"):
+        replace(algorithm.advantage, shares=(0.5, 0.5))(it.scores, {})
     assert small("marble", rewards=1).advantage.shares == (1.0,)
 
 

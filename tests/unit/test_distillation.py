@@ -13,15 +13,17 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.config import Config
+from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import TokenRows, Tokens
+from flowrl.estimators.views import RandomCount
 from flowrl.math.divergences import jensen_shannon
-from flowrl.models.teachers import Panel
+from flowrl.models.teachers import Panel, Peer
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.distillation import ClippedDistance, Distil, Divergence, TeacherReward, discounted
 from flowrl.parts.objectives import ScoreFunction
 from flowrl.startup.policies import open_policy
 from flowrl.types import DATA, IncompatibleError, Likelihood, Prompt, TokenTrace, prompts_of
-from tests.contract.toys import disturb, roll, rollout_of, small, start, table_of
+from tests.contract.toys import disturb, gradients, roll, rollout_of, small, start, table_of
 from tests.training import config_of
 
 V, L = 3, 3
@@ -298,7 +300,7 @@ def test_iterations_of_own_samples_and_others() -> None:
     policy = start(algorithm)
     sources = [set(roll(algorithm, policy, iteration).rollout.source.tolist()) for iteration in range(30)]
     assert all(len(each) == 1 for each in sources) and 5 < sum(each == {DATA} for each in sources) < 25
-    told = replace(sampler, share=0.0, to="teacher", columns=())
+    told = replace(sampler, share=0.0, to="teacher")
     made = roll(replace(algorithm, sampler=told), policy).rollout
     plain = roll(replace(algorithm, sampler=sampler.sampler), policy).rollout
     assert made.source.unique().tolist() == [DATA] and made.trace.logp is None and told.weight_sets == ("teacher",)
@@ -307,3 +309,45 @@ def test_iterations_of_own_samples_and_others() -> None:
     assert torch.equal(own.final, plain.final)
     with pytest.raises(ValueError, match="is a probability"):
         replace(sampler, share=1.5)
+
+
+def test_masked_models_are_compared_at_the_positions_asked_for() -> None:
+    """Per cell: the divergence of the two tables' distributions there, 0 elsewhere, also with views of nothing."""
+    policy = TinyText(V, L, seed=3)
+    policy.weights.keep_frozen("teacher")
+    kept = policy.table.detach().clone()
+    disturb(policy, 0.5)
+    tokens = torch.tensor([[0, 1, 2], [2, 2, 1]])
+    trace = TokenTrace(tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0)
+    rollout = rollout_of(policy.condition(prompts_of(["", ""])), tokens, trace)
+    estimator = MaskedViews(views=RandomCount(draws=3), per="cell", divergence=0.3)
+    rows = estimator.probe(rollout, policy, torch.tensor([5, 6]))
+    live = estimator(policy, rows, rollout.condition, ("teacher",))
+    states, place = policy.state(rows.inputs)[..., None].expand(rows.inputs.shape), torch.arange(L)
+    tables = [each[0, states, place].double() for each in (policy.table.detach(), kept)]
+    wanted = torch.where(rows.targets, jensen_shannon(*tables, 0.3).value, 0.0).flatten(1)
+    found = live.extra["divergence/teacher"]
+    assert torch.allclose(found.detach().double(), wanted, atol=1e-6) and float(wanted.max()) > 1e-3
+    assert found.requires_grad
+    empty = replace(rows, targets=torch.zeros_like(rows.targets))
+    nothing = estimator(policy, empty, rollout.condition, ("teacher",)).extra["divergence/teacher"]
+    assert nothing.requires_grad and float(nothing.detach().abs().max()) == 0
+
+
+def test_a_peer_samples_as_it_does_alone() -> None:
+    """Another model in the teacher's place: its samples, its divergences, no gradient of its own."""
+    algorithm = small("gkd")
+    sampler: Any = algorithm.sampler
+    student, peer = start(algorithm), start(algorithm)
+    disturb(peer, 1.0)
+    student.teachers = {"teacher": Peer(peer)}
+    told = replace(algorithm, sampler=replace(sampler, share=0.0, to="teacher"))
+    alone = roll(replace(algorithm, sampler=sampler.sampler), peer).rollout
+    assert torch.equal(roll(told, student).rollout.final, alone.final)
+    found = gradients(told, roll(told, student))[0]
+    assert all(parameter.grad is None for parameter in peer.parameters())
+    twin = start(algorithm)
+    with torch.no_grad():
+        for key, value in zip(("table", "critic"), peer.parameters(), strict=True):
+            twin.weights._sets["teacher"][key].copy_(value)
+    assert torch.allclose(gradients(told, roll(told, twin))[0], found) and float(found.norm()) > 0

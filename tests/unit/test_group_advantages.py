@@ -14,18 +14,19 @@ from torch import Tensor
 from flowrl.parts.advantages import GroupCentred, LeaveOneOut
 from flowrl.parts.aggregations import FixedLength, LengthPower
 from flowrl.parts.group_advantages import (
+    BestOverSecond,
     BetaNormalised,
     BetaTracker,
     GroupShifted,
-    HypervolumeScaled,
     MaxAtK,
     MixedValueAtRisk,
     PassAtK,
-    RewardDecoupled,
+    SignWeighted,
     SmoothStandardised,
-    hypervolume,
 )
 from flowrl.parts.selections import DropFlatGroups, MostVaried, VariedGroups
+from flowrl.parts.set_objectives import BestOfK
+from flowrl.parts.several_rewards import HypervolumeScaled, RewardDecoupled, hypervolume
 from flowrl.types import IncompatibleError, Scores
 from tests.unit.test_parts import scores
 
@@ -77,6 +78,27 @@ def test_the_best_of_k_by_hand() -> None:
         MaxAtK(5)(s, {})
 
 
+def test_the_best_of_k_of_an_older_policy_by_hand() -> None:
+    """Rewards .1, .3, .6, 1 with k = 2 and d = .02, -.01, .03, -.02: the product of ratios over all sets gives .32215,
+    .31416, .375263, .496533, its first order .322167, .314167, .375333, .496667."""
+    r, d = torch.tensor([0.1, 0.3, 0.6, 1.0]).double(), torch.tensor([0.02, -0.01, 0.03, -0.02]).double()
+    part = BestOfK(2, "none")
+    assert (part.of_group(r, d) / 4).tolist() == pytest.approx([0.322167, 0.314167, 0.375333, 0.496667], abs=1e-6)
+    for k in (1, 2, 3, 4):
+        exact, linear = torch.zeros(4).double(), torch.zeros(4).double()
+        for some in map(list, itertools.combinations(range(4), k)):
+            exact[some] += (1 + d[some]).prod() * r[some].max() / math.comb(4, k)
+            linear[some] += (1 + d[some].sum()) * r[some].max() / math.comb(4, k)
+        part = BestOfK(k, "none")
+        torch.testing.assert_close(part.of_group(r.flip(0), d.flip(0)).flip(0) / 4, linear)
+        torch.testing.assert_close(exact, linear, rtol=5e-3, atol=1e-3)
+        none = torch.zeros(4).double()
+        on_policy = MaxAtK(k, "none")(scores(r.tolist(), [0] * 4), {})
+        torch.testing.assert_close(part.of_group(r, none), on_policy)
+    with pytest.raises(IncompatibleError, match="k=5"):
+        BestOfK(5).of_group(r, d)
+
+
 def test_one_right_among_k_by_hand() -> None:
     """Eight samples, two right, k = 4: p = .785714; .522233 and -.174078, of mean 0. k = 1 is GRPO."""
     s = scores([1.0, 1, 0, 0, 0, 0, 0, 0], [0] * 8)
@@ -89,6 +111,17 @@ def test_one_right_among_k_by_hand() -> None:
     torch.testing.assert_close(PassAtK(4)(close, {}), found)
     most = scores([1.0, 1, 1, 1, 1, 0, 0, 0], [0] * 8)  # fewer wrong ones than k: every four hold a right one
     assert PassAtK(4)(most, {}).abs().max() < 1e-9
+
+
+def test_only_the_best_of_a_group_learns_by_what_it_beats_the_second() -> None:
+    s = scores([0.2, 1.0, 0.7, 0.0, 1.0, 1.0], [0, 0, 0, 0, 1, 1])
+    spread = s.total[:4].std()
+    found = BestOverSecond(eps=0.0)(s, {}).nan_to_num(0.0)
+    assert found.tolist() == pytest.approx([0, 0.3 / float(spread), 0, 0, 0, 0])
+
+
+def test_right_answers_count_less_than_wrong_ones() -> None:
+    assert SignWeighted(0.1)(scores([1.0, 0.0, 0.6], [0, 0, 1]), {}).tolist() == pytest.approx([0.1, -1, 0.1])
 
 
 def test_a_beta_density_in_its_golden_cases() -> None:
@@ -115,6 +148,8 @@ def test_a_beta_density_where_the_shares_do_not_tell() -> None:
     ):
         s = scores(rewards, group)
         torch.testing.assert_close(BetaNormalised()(s, {}), centred(s, {}))
+    near = scores([1.0, 0.0, 1.0, 1e-5], [0, 0, 1, 1])  # a density of a thousand and more
+    assert 0 < float(BetaNormalised()(near, {}).abs().max()) < 1e-3
     mixed = scores([1.0, 1, 0, 0, 1, 0, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
     found = BetaNormalised()(mixed, {})
     assert bool(found.isfinite().all()) and found[:4].tolist() == [0, 0, 0, 0]
@@ -276,6 +311,8 @@ MADE = (
     SmoothStandardised(),
     GroupShifted(),
     HypervolumeScaled(),
+    BestOverSecond(),
+    SignWeighted(),
 )
 
 

@@ -17,11 +17,13 @@ from flowrl.parts.loss_masks import (
     LowCovariance,
     RatioMask,
     SecondMoment,
+    SequenceDrift,
     TokenDivergence,
     TopEntropy,
     quantile,
 )
 from flowrl.parts.objectives import Clipped, ScoreFunction
+from flowrl.parts.set_objectives import BestOfK
 from flowrl.parts.surrogates import CovariancePenalty, EntropyClip, Importance, SearchedClip
 from flowrl.types import Likelihood, LossMask
 from tests.contract.toys import disturb, gradients, roll, small, start
@@ -155,6 +157,15 @@ def test_ratio_masks_have_one_side_two_sides_or_a_ring() -> None:
     assert RatioMask(sides="ring")(live, b)[0].tolist() == [1, 0, 1, 0, 1]
 
 
+def test_bad_samples_that_have_drifted_are_left_out() -> None:
+    """Means of log p_old - log p of .3, .1 and .3 over the tokens that count, under .2; the last one is good."""
+    live = Likelihood(table([-1.4, -1.2, -9], [-1.1, -1.1, -1.1], [-1.3, -1.3, -1.3]))
+    weight = table([1, 1, 0], [1, 1, 1], [1, 1, 1])
+    a = table([-1], [-1], [1]).expand(3, 3)
+    found = SequenceDrift(0.2)(live, batch(a, torch.full((3, 3), -1.0).double(), weight=weight))
+    assert found.tolist() == [[0] * 3, [1] * 3, [1] * 3]
+
+
 def test_the_second_moment_is_brought_down_by_as_few_as_possible() -> None:
     live, old, a = many(seed=3)
     d = live.logp - old
@@ -176,6 +187,7 @@ COUPLED: list[LossMask] = [
     EntropyDiscriminator(0.3),
     EntropyChange(0.5),
     SecondMoment(1e-7),
+    SequenceDrift(1e-3),
 ]
 NEUTRAL: list[LossMask] = [
     TopEntropy(1.0),
@@ -183,6 +195,7 @@ NEUTRAL: list[LossMask] = [
     EntropyDiscriminator(1e9),
     EntropyChange(1.0),
     SecondMoment(1e9),
+    SequenceDrift(1e9),
     RatioMask(9.0, 1e9),
     TokenDivergence(2.0),
 ]
@@ -218,7 +231,7 @@ def test_masks_at_their_neutral_setting_are_the_base(part: LossMask) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [SearchedClip(), EntropyClip(), CovariancePenalty(0.2)], ids=lambda p: type(p).__name__
+    "part", [SearchedClip(), EntropyClip(), CovariancePenalty(0.2), BestOfK(3)], ids=lambda p: type(p).__name__
 )
 def test_coupled_surrogates_are_those_of_the_batch(part) -> None:
     algorithm, it = moved()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowrl import composition
 from flowrl.estimators.directions import Directions, directions
 from flowrl.estimators.matching import ContrastedMatching, Matching, group_seeds
-from flowrl.estimators.times import LogitNormalTimes, UniformTimes
+from flowrl.estimators.times import LogitNormalTimes, TrainingTimes, UniformTimes
 from flowrl.math.flow import CPS
 from flowrl.math.random import seeds
 from flowrl.models.tiny_flow import TinyCondition, TinyFlow
@@ -24,10 +24,14 @@ from flowrl.parts.contrasts import CentredReward, DecisionPair, GroupPreference,
 from flowrl.parts.ema import Ramp
 from flowrl.parts.evidence import EvidenceGradient, LinearisedScore
 from flowrl.parts.objectives import ImplicitPair, ScoreFunction
+from flowrl.parts.records import BySource
 from flowrl.parts.regularizers import NormGuard, Prediction
 from flowrl.parts.surrogates import Quadratic
+from flowrl.parts.tree_advantages import SiblingPair
 from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Batch, Draw, Likelihood, Scores, prompts_of
+from flowrl.samplers.mixed import Mixed
+from flowrl.samplers.windows import EveryStep
+from flowrl.types import DATA, POLICY, Batch, Draw, Likelihood, Scores, prompts_of
 from tests.contract.toys import MODES, PROMPTS, disturb, matching_rows, rollout_of
 from tests.fidelity.bench import alike, trial
 
@@ -508,6 +512,71 @@ def test_directions_need_recorded_states() -> None:
     made = rollout_of(None, POINTS)
     with pytest.raises(ValueError, match="give the sampler a window"):
         Directions().probe(made, moved_flow(), made.seeds)
+
+
+def test_the_direction_of_a_pair_is_the_covariance_of_reward_and_sample() -> None:
+    """``Cov (ddof 0) = (R1 - R2)(x1 - x2) / 4``: DiffusionART's direction is FDFO's up to scale, for both samples."""
+    final = torch.tensor([[1.0, 2.0, -1.0], [0.5, 4.0, 0.0]])
+    rewards = torch.tensor([0.9, 0.2])
+    covariance = ((rewards - rewards.mean())[:, None] * (final - final.mean(dim=0))).mean(dim=0)
+    torch.testing.assert_close(covariance, (0.9 - 0.2) * (final[0] - final[1]) / 4)
+    for length in ("inverse", "unit"):
+        d = directions(final, torch.tensor([0, 0]), length)  # type: ignore[arg-type]
+        for own, gap in zip(d, (rewards - rewards.mean()).tolist(), strict=True):
+            assert float(torch.nn.functional.cosine_similarity(own * gap, covariance, dim=0)) == pytest.approx(1)
+        if length == "unit":
+            assert d.square().mean(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_an_anchor_turns_a_rejected_sample_into_a_good_one() -> None:
+    """Where the first sample fits worse than at the reference; with s = 1 it is Diffusion-DPO, and a sample paired with
+    itself has no gradient."""
+    batch, part = batch_of(*PAIR), DecisionPair(2.0, anchor=True)
+    fits, worse = torch.tensor([[0.2], [0.1]]).double(), torch.tensor([[-0.2], [0.1]]).double()
+    assert torch.equal(slopes(part, fits, batch)[1], slopes(DecisionPair(2.0), fits, batch)[1])
+    assert slopes(part, fits, batch)[1][1] > 0 > slopes(part, worse, batch)[1][1]
+    assert slopes(part, worse, batch)[0] == pytest.approx(math.log1p(math.exp(-2 * (-0.2 + 0.1))))
+    same = slopes(part, torch.full((2, 1), 0.3).double(), batch)[1]
+    assert float(same.sum()) == pytest.approx(0)
+
+
+def test_training_times_of_stable_diffusion() -> None:
+    """Even indices are not even times: the training index of a port that draws t evenly is another method."""
+    times = TrainingTimes().times()
+    assert times[[0, 249, 499, 749, 999]].tolist() == pytest.approx([0.028, 0.409, 0.617, 0.803, 0.936], abs=1.5e-3)
+    quantiles = times.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]).double())
+    assert quantiles.tolist() == pytest.approx([0.184, 0.410, 0.618, 0.803, 0.916], abs=1.5e-3)
+    assert float(((1 - times) ** 2).mean()) == pytest.approx(0.22, abs=5e-3)
+    turbo = TrainingTimes(indices=(249, 499, 749, 999))
+    drawn = turbo(3, times, seeds(0, "t", count=200))
+    assert sorted(drawn.unique().tolist()) == pytest.approx(turbo.times().tolist())
+    assert ((1 - turbo.times()) ** 2).tolist() == pytest.approx([0.349, 0.146, 0.039, 0.004], abs=1.5e-3)
+    assert TrainingTimes().share_below(0.02, times) == 0 and TrainingTimes().share_below(1.0, times) == 1
+    with pytest.raises(ValueError, match="from 0 to 999"):
+        TrainingTimes(indices=(1000,))
+
+
+def test_a_pair_of_siblings_starts_from_one_state() -> None:
+    """Of each group the state whose samples differ most; close ones are left out."""
+    nodes = torch.tensor([[0, 0], [0, 1], [2, 2], [2, 3], [0, 0], [0, 1], [0, 2], [0, 3]])
+    group = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    rewards = torch.tensor([0.9, 0.8, 0.1, 0.7, 0.5, 0.5, 0.5, 0.5]).double()[:, None]
+    scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, group >= 0, nodes=nodes)
+    assert SiblingPair()(scores, {}).tolist() == [0, 0, -1, 1, 0, 0, 0, 0]
+    gap = 1 / (1 + math.exp(-0.6)) * 2 - 1
+    assert SiblingPair(gap - 1e-6)(scores, {}).any() and not SiblingPair(gap + 1e-6)(scores, {}).any()
+
+
+def test_data_are_preferred_whatever_the_rewards() -> None:
+    group = torch.tensor([0, 0])
+    known = {"source": torch.tensor([DATA, POLICY])}
+    rewards = torch.tensor([[0.0], [1.0]]).double()
+    scores = Scores(rewards, torch.ones(1).double(), ("r",), group, group, torch.ones(2).bool(), **known)
+    assert BySource()(scores, {}).tolist() == [1, -1]
+    with pytest.raises(ValueError, match="take a sampler that mixes them"):
+        BySource()(replace(scores, source=None), {})
+    with pytest.raises(ValueError, match="a FlowSampler without window"):
+        Mixed(sampler=FlowSampler(window=EveryStep()))
 
 
 # ------------------------------------------------------------------------------------------------- smaller options

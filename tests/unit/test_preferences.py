@@ -141,7 +141,7 @@ def test_links_of_other_divergences(link: str, form: Callable[[float], float]) -
     objective = Preference(beta=BETA, link=link)  # pyright: ignore[reportArgumentType]
     got = total(objective, interleaved(W, X), torch.zeros(8).double(), pairs(4))
     wanted = sum(-math.log(sigma(BETA * (form(w) - form(x)))) for w, x in zip(W, X, strict=True)) / 4
-    assert float(got) == pytest.approx(wanted)
+    assert got.item() == pytest.approx(wanted)
     slope = (form(1e-6) - form(-1e-6)) / 2e-6
     assert (form(0.0), slope) == (0, pytest.approx(0.5 if link == "js" else 1, abs=1e-6))
 
@@ -199,10 +199,10 @@ def test_minimisers_on_three_actions() -> None:
     gaps = [(sigma(a) - 0.5) / 0.5 for a in (0.7, 1.5, 0.8)]
     assert gaps == pytest.approx([0.336, 0.635, 0.380], abs=1e-3)
     design = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]]).double()
-    fit = torch.linalg.lstsq(design, torch.tensor(gaps).double()[:, None]).solution[:, 0]
+    fit = torch.linalg.lstsq(design, torch.tensor(gaps, dtype=torch.float64)[:, None]).solution[:, 0]
     assert [*fit.tolist(), float(fit[1] - fit[0])] == pytest.approx([0.309, 0.662, 0.353], abs=1e-3)
     policy = REFERENCE * torch.cat([torch.zeros(1).double(), fit]).exp()
-    assert slope_at(Preference("ipo", 0.5), policy / policy.sum()) < 1e-9
+    assert slope_at(Preference("ipo", 0.5), policy / policy.sum()) < 1e-6
 
 
 def test_scores_without_a_reference() -> None:
@@ -241,6 +241,19 @@ def test_all_of_a_group_are_compared_and_ties_with_nobody() -> None:
     )
 
 
+def test_what_the_log_says_of_pairs() -> None:
+    """Shares of pairs told apart, margins and log-probabilities of preferred samples, at these alone."""
+    batch = pairs(2, [2, 2, 2, 2])
+    live, reference = torch.tensor([-1.0, -2.0, -6.0, -1.0]).double(), torch.tensor([-2.0, -2.0, -2.0, -2.0]).double()
+    logp, ratio = spread(live, batch), spread(live - reference, batch)
+    found = Preference(beta=0.5).measures(Likelihood(logp, {"log_ratio/reference": ratio}), batch)
+    shown = {name.removeprefix("preference/"): value[[0, 2]].tolist() for name, value in found.items()}
+    assert shown == {"accuracy": [1, 0], "margin": [0.5, -2.5], "chosen_logp": [-1, -6]}
+    assert all(value[[1, 3]].isnan().all() for value in found.values())
+    free = ReferenceFree("mean", 2.0).measures(Likelihood(logp), batch)
+    assert free["preference/margin"][[0, 2]].tolist() == [1.0, -5.0]
+
+
 def test_labels_against_the_distance_of_other_completions() -> None:
     """KTO: z is their mean score, at least 0, and a constant."""
     batch = batch_of([1, 0, -1, 0], [0, 0, 1, 1])
@@ -250,15 +263,15 @@ def test_labels_against_the_distance_of_other_completions() -> None:
     got = total(objective, live, torch.zeros(4).double(), batch)
     z = 0.6
     good, bad = 1 - sigma(BETA * (1 - z)), 1 - sigma(BETA * (z + 2))
-    assert float(got) == pytest.approx((2 * good + 3 * bad) / 2)
+    assert got.item() == pytest.approx((2 * good + 3 * bad) / 2)
     slope = torch.autograd.grad(got, live)[0]
     assert slope[[1, 3]].tolist() == [0, 0]
     assert slope[[0, 2]].tolist() == pytest.approx([-BETA * good * (1 - good), 1.5 * BETA * bad * (1 - bad)])
     below = total(objective, -score, torch.zeros(4).double(), batch)  # a negative mean counts as 0
-    assert float(below) == pytest.approx((2 * (1 - sigma(-BETA)) + 3 * (1 - sigma(BETA * -2))) / 2)
+    assert below.item() == pytest.approx((2 * (1 - sigma(-BETA)) + 3 * (1 - sigma(BETA * -2))) / 2)
     alone = batch_of([1, -1], [0, 1])  # without others: APO-zero on single samples
     got = total(Desirable(BETA), torch.tensor([1.0, -2.0]).double(), torch.zeros(2).double(), alone)
-    assert float(got) == pytest.approx((1 - sigma(BETA) + 1 - sigma(2 * BETA)) / 2)
+    assert got.item() == pytest.approx((1 - sigma(BETA) + 1 - sigma(2 * BETA)) / 2)
 
 
 def test_bounds_per_token_by_the_completion_or_by_all() -> None:

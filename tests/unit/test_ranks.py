@@ -14,8 +14,11 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.combinations import SoftProjection
+from flowrl.parts.loss_masks import SecondMoment
 from flowrl.parts.objectives import Clipped, ClippedMean, ObjectiveDefaults
 from flowrl.parts.regularizers import KLToOld
+from flowrl.parts.surrogates import SearchedClip
 from flowrl.runtime.ranks import together
 from flowrl.samplers.flow import FlowSampler
 from flowrl.session import describe_shares
@@ -161,6 +164,13 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
         "regularizers": (KLToOld(weight=0.1),),
         "given": torch.stack([table(ADVANTAGE)[0], table(ADVANTAGE)[0].flip(0) ** 2], dim=1),
     },
+    "terms": lambda: {
+        "objective": Clipped(0.2, 0.2),
+        "combination": SoftProjection(),
+        "regularizers": (KLToOld(weight=3.0),),
+        "given": table(ADVANTAGE)[0][:, None],
+    },
+    "searched": lambda: {"objective": SearchedClip(balance=1.1), "loss_masks": (SecondMoment(1e-4),)},
     "decisions": lambda: {"objective": Clipped(0.2, 0.2), "aggregation": DecisionMean(), "mask": X > -1.5},
 }
 

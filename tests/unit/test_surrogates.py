@@ -27,7 +27,7 @@ from flowrl.parts.surrogates import (
     Tapered,
     divergence_range,
 )
-from flowrl.parts.trust_regions import LikelihoodDrop, RatioVariance, ReverseKLToOld
+from flowrl.parts.trust_regions import LikelihoodDrop, RatioVariance, ReverseKLToOld, SquaredLogRatio, WeightedKL
 from flowrl.types import Batch, IncompatibleError, Likelihood, Rows
 from tests.unit.test_objectives import batch, table
 
@@ -300,6 +300,44 @@ def test_the_divergence_from_the_old_policy_is_exact_in_the_mean() -> None:
     each = ReverseKLToOld()(Likelihood(logp[:, None]), batch(torch.zeros(4, 1).double(), old[:, None]))[:, 0]
     assert float((old.exp() * each).sum()) == pytest.approx(float((logp.exp() * (logp - old)).sum()))
     assert bool((each >= 0).all())
+
+
+def test_a_weighted_estimate_has_the_gradient_of_the_divergence_off_policy() -> None:
+    """With samples of the old policy: grad KL(policy, reference); k3 without the ratio has another one."""
+    logits, old = bandit()
+    ref = table([0.2, -0.1, 0.0, 0.3])[0].log_softmax(0)
+    policy = logits.log_softmax(0)
+    live = Likelihood(policy[:, None], {"log_ratio/reference": (policy - ref).detach()[:, None]})
+    each = WeightedKL()(live, batch(torch.zeros(4, 1).double(), old[:, None]))[:, 0]
+    found = torch.autograd.grad((old.exp() * each).sum(), logits, retain_graph=True)[0]
+    wanted = torch.autograd.grad((policy.exp() * (policy - ref)).sum(), logits, retain_graph=True)[0]
+    torch.testing.assert_close(found, wanted)
+    assert float((old.exp() * each).sum()) == pytest.approx(float((policy.exp() * (policy - ref)).sum()))
+    q = ref - policy
+    plain = torch.autograd.grad((old.exp() * (q.exp() - 1 - q)).sum(), logits)[0]
+    assert float((plain - wanted).norm()) > 0.05 * float(wanted.norm())
+
+
+@pytest.mark.parametrize(
+    ("q", "value", "slope_of"),
+    [(-1.0, 0.3679, 0.6321), (-0.1, 0.004837, 0.09516), (0.1, 0.005171, -0.10517), (1.0, 0.7183, -1.7183)],
+)
+def test_k3_is_the_golden_one_at_the_old_policy(q: float, value: float, slope_of: float) -> None:
+    """Without the ratio's gradient, which adds the value itself."""
+    logp = table([-1.0]).requires_grad_()
+    live = Likelihood(logp, {"log_ratio/reference": table([-q])})
+    found = WeightedKL()(live, batch(table([0.0]), table([-1.0])))
+    assert float(found.detach()) == pytest.approx(value, abs=1e-4)
+    assert float(torch.autograd.grad(found.sum(), logp)[0]) == pytest.approx(slope_of + value, abs=1e-4)
+
+
+def test_the_square_of_a_whole_log_ratio_is_shared_by_its_tokens() -> None:
+    d = table([0.1, 0.2, -0.6], [0.3, 0.0, 9.0])
+    weight = table([1, 1, 1], [1, 1, 0])
+    found = SquaredLogRatio()(
+        Likelihood(d), batch(torch.ones(2, 3).double(), torch.zeros(2, 3).double(), weight=weight)
+    )
+    assert (found * weight).sum(dim=1).tolist() == pytest.approx([0.3**2 / 2, 0.3**2 / 2])
 
 
 def test_the_chi_squared_bound_has_the_gradient_of_its_release() -> None:

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from flowrl.commands.train import planned
 from flowrl.config import Config
+from flowrl.config.listing import config_lines
+from flowrl.config.overrides import apply_overrides, read_overrides
 from flowrl.config.teacher import every_teacher
 from flowrl.errors import UserError
 from flowrl.models import export_policy
@@ -20,7 +24,7 @@ from flowrl.startup.policies import open_policy
 from flowrl.startup.preflight import check_run
 from flowrl.types import Prompt, PromptRows
 from tests.contract.toys import MODES, disturb
-from tests.training import Trained, Work, apart, config_of, train
+from tests.training import Processes, Trained, Work, apart, config_of, drift, train
 
 TO_TEACHER = {"use": "KLInReward", "to": "teacher", "weight": 1.0, "whiten": False}
 RUNS: dict[str, dict[str, Any]] = {
@@ -164,10 +168,58 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
         open_session(check_run(Config.of(made)))
 
 
+def test_whole_distributions_need_a_whole_vocabulary_layer(tmp_path: Path) -> None:
+    made = config_of("gkd", "countdown", teachers={"teacher": {"path": "countdown"}}, algorithm__on_policy=1.0)
+    made["model"]["shard"] = "fsdp"
+    with pytest.raises(UserError, match=r"estimator\.divergence keeps"):
+        check_run(Config.of({**made, "out": str(tmp_path)}))
+
+
+def test_a_plan_names_the_teachers(adapters: dict[str, str], tmp_path: Path) -> None:
+    for teacher, said in (({"adapter": adapters["countdown"]}, "a weight set"), ({"path": "countdown"}, "its own")):
+        run = check_run(Config.of(values("countdown", tmp_path, teacher)))
+        assert said in dict(planned(run, tmp_path / "x.yaml"))["teachers.teacher"]
+
+
 def test_every_teacher_is_listed() -> None:
     made = config_of("reinforce_pp", "countdown", teachers={
         "one": {"path": "countdown"},
         "panel": {"column": "task", "members": {"a": {"adapter": "x/y"}}},
     })  # fmt: skip
+    lines = {line.key: line for line in config_lines(Config.of(made))}
+    assert lines["teachers.one.path"].value == "countdown" and lines["teachers.one.device"].origin == "default"
+    assert lines["teachers.panel.members.a.adapter"].origin == "set"
+    assert Config.of(yaml.safe_load(Config.of(made).to_yaml())) == Config.of(made)
+    with_one = Config.of(apply_overrides(made, read_overrides(["teachers.one.device=cpu"])))
+    assert with_one.teachers["one"].device == "cpu"
     listed = [(key, name) for key, name, _ in every_teacher(Config.of(made).teachers)]
     assert listed == [("teachers.one", "one"), ("teachers.panel.members.a", "panel.a")]
+
+
+SMALL = {"gkd": {"algorithm__on_policy": 1.0}, "minillm": {"algorithm__gamma": 0.5}}
+PRESETS = [*(f"{name}@countdown" for name in ("gkd", "opd", "vopd", "iw_opd", "minillm")),
+           *(f"{name}@shapes" for name in ("flow_opd", "diffusion_opd"))]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_iterations_of_a_preset(name: str, adapters: dict[str, str], tmp_path: Path) -> None:
+    preset, base = name.split("@")
+    made = config_of(preset, base, teachers={"teacher": {"adapter": adapters[base]}}, **SMALL.get(preset, {}))
+    found = train({**made, "out": str(tmp_path)}, Work(2, evaluate=True))
+    assert all(float(gradient.norm()) > 0 for gradient in found.gradients) and len(found.gradients) == 4
+    assert found.metrics[0]["ratio/first_max_deviation"] < 1e-4 and found.heldout
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_teachers_of_one(adapters: dict[str, str]) -> None:
+    """A peer, and a panel of an adapter and a peer, that processes ask unequally often."""
+    panel = {"column": "tag", "members": {"3": {"adapter": adapters["countdown"]}, "4": {"path": "countdown"}}}
+    with Processes(2) as team:
+        for preset, teacher in (("gkd", {"path": "countdown", "adapter": adapters["countdown"]}), ("vopd", panel)):
+            made = config_of(preset, "countdown", teachers={"teacher": teacher}, **SMALL.get(preset, {}))
+            made["train"] |= {"iterations": 2}
+            one, two = (team.train(size, made, Work(2)) for size in (1, 2))
+            first, worst, weights = drift(two[0], one[0])
+            assert first < 5e-6 and worst < 5e-5 and weights < 1e-5
+            assert torch.equal(two[0].weights[-1], two[1].weights[-1])

@@ -12,19 +12,22 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.errors import UserError
+from flowrl.estimators.shared_steps import SharedTransitions
 from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import DanceSDE, FlowSDE, LinearSDE
 from flowrl.math.random import derive, seeds
 from flowrl.parts.advantages import GroupCentred
+from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.loss_weights import OncePerNode, StepNoise
 from flowrl.parts.tree_advantages import Siblings, Tree
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
-from flowrl.samplers.chunks import sample
+from flowrl.samplers.chunks import sample, take
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
-from flowrl.types import Draw, IncompatibleError, Rollout, Scores, StepRows, prompts_of
-from tests.contract.toys import gradients, roll, small, start, table_of
+from flowrl.types import Draw, IncompatibleError, Rollout, Scores, Share, StepRows, prompts_of
+from tests.contract.toys import disturb, gradients, roll, small, start, table_of
 from tests.fidelity.bench import GuidedFlow, sd3_times
+from tests.threads import ThreadRanks, in_threads
 
 LEAVES = torch.tensor([0.1, 0.2, 0.3, 0.9, 0.5, 0.4, 0.8, 0.7], dtype=torch.float64)
 BINARY = torch.stack([torch.arange(8) // width * width for width in (8, 4, 2, 1)], dim=1)  # [8, 4] nodes
@@ -146,6 +149,8 @@ def test_mistakes_are_told_before_sampling() -> None:
         ({"sampler": {"width": 1}}, "no fork"),
         ({"sampler": {"forks": [3, 0]}}, "rising order"),
         ({"sampler": {"solver": "dpmpp_2m"}}, "share steps"),
+        ({"sampler": {"share_noise": True}}, "what is shared"),
+        ({"loss_weight": {"use": "without_events", "events": [-1]}}, "from 0 on"),
     ):
         with pytest.raises(UserError, match=words):
             composition.build({"use": "branch_grpo", **spec})
@@ -288,8 +293,46 @@ def test_merged_steps_have_more_noise() -> None:
         assert s.tolist() == pytest.approx([alone, merged], abs=6e-4)
 
 
+def test_a_shared_step_is_measured_once_with_the_same_gradient() -> None:
+    once = small("branch_grpo")
+    assert isinstance(once.estimator, SharedTransitions)
+    copies = replace(once, estimator=Transitions(), loss_weight=OncePerNode(), aggregation=SampleMean())
+    policy = start(once)
+    it = roll(once, policy)
+    disturb(policy, 0.02)
+    calls = policy.network_calls
+    wanted = gradients(copies, it)[0]
+    all_of_them = policy.network_calls - calls
+    for micro_batch in (1, 7, 1000):
+        calls = policy.network_calls
+        found = gradients(once, it, micro_batch=micro_batch)[0]
+        assert float((found - wanted).norm()) <= 2e-6 * float(wanted.norm())
+        if micro_batch == 1000:  # of 32 samples: two leaves share the first step, none of the four others is shared
+            assert all_of_them == 32 * 5 and policy.network_calls - calls == 16 + 32 * 4
+
+
+def test_a_step_that_two_processes_have_counts_once() -> None:
+    made = made_by(TreeSampler(steps=6, dynamics=FlowSDE(), forks=(0, 1), width=2), draw_of(4, groups=1))
+    rows = SharedTransitions().probe(made, GuidedFlow(), made.seeds)
+    assert rows.counted is not None and rows.counted.tolist() == [
+        [True, True],
+        [False, True],
+        [True, True],
+        [False, True],
+    ]
+
+    def work(ranks: ThreadRanks) -> list[list[bool]]:
+        half = torch.arange(2) + 2 * ranks.rank
+        part = SharedTransitions().probe(take(made, half), GuidedFlow(), made.seeds[half])
+        whole = part.gathered(Share.of(ranks, half))
+        assert whole.counted is not None
+        return whole.counted.tolist()
+
+    assert in_threads(2, work) == [rows.counted.tolist()] * 2
+
+
 def test_an_edge_counts_once_however_many_samples_share_it() -> None:
-    algorithm = small("branch_grpo")
+    algorithm = replace(small("branch_grpo"), estimator=Transitions())
     it = roll(algorithm, start(algorithm))
     rows = algorithm.estimator.probe(it.rollout, it.policy, it.draw.seeds)
     group = it.draw.group

@@ -38,7 +38,7 @@ class _Way:
 
 
 class ImageEncoder:
-    """``encoder(images, seeds)``: latents [N, ...] float32 on the host, which the pipeline decodes to these images.
+    """``encoder(images, seeds)``: latents [N, ...] float32 on the device, which the pipeline decodes to these images.
 
     Pipelines scale, shift, pack and permute latents before their autoencoder decodes them, each in its own way. What
     this one does is found by watching it decode a few latents that tell every element apart, and checked on random
@@ -60,7 +60,7 @@ class ImageEncoder:
         encoded = torch.cat([self._encoded(pixels, part, way) for pixels, part in parts])
         final = torch.empty(len(images), len(way.source), dtype=torch.float64)
         final[:, way.source] = (encoded.flatten(1).double() - way.shift) / way.scale
-        return final.float().view(len(images), *self._spec.latent_shape)
+        return final.float().view(len(images), *self._spec.latent_shape).to(self._device)
 
     def _encoded(self, pixels: Tensor, seeds: Tensor, way: _Way) -> Tensor:
         """[n, ...] on the host, as the autoencoder is given them for decoding."""
