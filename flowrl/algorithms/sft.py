@@ -33,8 +33,8 @@ def sft(
     completion per token of its own, mean over completions, of ``draws`` mask draws each. Diffusion: the flow-matching
     error at logit-normal times, as diffusers trains SD3.
 
-    A later run goes on from its adapter, as RL from a warm start: ``model.adapter: runs/sft/checkpoints/step_000100/peft``
-    (``lora`` of diffusion models), which is then the reference as well.
+    Another run goes on from its adapter, as RL from a warm start: ``model.adapter: RUN/checkpoints/step_000100/peft``
+    (``lora`` of diffusion models), which is then its reference as well.
 
     columns: ``[completion]``, or ``[image]`` of pictures; of several each is a sample.
     Deviations of the masked form: the number of masked tokens is uniform (same mean, no 1/t weights; the release hides
