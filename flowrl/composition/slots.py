@@ -57,6 +57,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.masked",
             "flowrl.samplers.masked_tree",
             "flowrl.samplers.editing",
+            "flowrl.samplers.hinted",
             "flowrl.samplers.causal",
             "flowrl.samplers.budgets",
             "flowrl.samplers.rivals",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.groups import group_mean, group_std
+from flowrl.parts.selections import mixed
 from flowrl.types import IncompatibleError, Memory, Scores
 
 
@@ -310,3 +311,16 @@ def of_valid(scores: Scores, advantage: Tensor) -> Tensor:
 def choose(n: int, k: int) -> int:
     """The binomial coefficient, 0 where a number is negative."""
     return math.comb(n, k) if n >= 0 and k >= 0 else 0
+
+
+@dataclass(frozen=True)
+class RescuedCentred:
+    """``r - mean`` over the samples of the group that take part (`flowrl.parts.selections.mixed`), 0 for the others.
+    IGPO (arXiv:2509.10396)."""
+
+    correct: float = 1.0
+    most: int = 4
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        kept = mixed(scores, self.correct, self.most)
+        return torch.where(kept, scores.total - group_mean(scores.total, scores.group, kept), 0.0)

@@ -143,6 +143,32 @@ class LargestSteps:
 
 
 @dataclass(frozen=True)
+class GivenTokens:
+    """Of the given tokens that a view asks for, only the ``share`` of which the policy that sampled was least certain
+    takes part, at least one; tokens that were drawn all do. IGPO (arXiv:2509.10396)."""
+
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} of the given tokens should be above 0, at most 1")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per != "cell" or rows.given is None:
+            raise IncompatibleError("token_advantage GivenTokens needs a HintedSampler, and estimator.per=cell")
+        given = rows.targets & rows.given[:, None]
+        entropy = old_of(table).need("entropy").double().view(given.shape).nan_to_num(0.0)
+        rank = torch.where(given, -entropy, torch.inf).argsort(dim=2, stable=True).argsort(dim=2)
+        kept = (self.share * given.sum(dim=2, keepdim=True)).long().clamp(min=1)
+        return replace(table, mask=table.mask & (~given | (rank < kept)).flatten(1))
+
+
+@dataclass(frozen=True)
 class SurrogateImportance:
     """Multiply by ``w = min(p_surrogate / p_true, cap)`` of every token under the policy that sampled: the estimator's
     states are not those in which the sampler drew the tokens, and w corrects for it (DiFFPO, arXiv:2510.02212).
