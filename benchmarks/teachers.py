@@ -1,7 +1,7 @@
 """How many samples distillation needs for what reinforcement learning of the teacher needed, on the countdown world,
 and the seconds of an update. One core, one process, some minutes.
 
-Usage: python benchmarks/teachers.py [--iterations 20] [--seed 0]
+Usage: python benchmarks/teachers.py [--iterations 40] [--most 40] [--only opd ...] [--seed 0]
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def config(algorithm: dict[str, Any], folder: Path, seed: int, teacher: Path | N
             "teachers": {} if teacher is None else {"teacher": {"adapter": str(teacher)}},
             "data": {"train": "countdown:train", "test": "countdown:test", "prompts": 16, "group": 8},
             "rewards": [{"use": "countdown"}],
-            "optimizer": {"lr": 4e-3},
+            "optimizer": {"lr": 2e-3},
             "train": {"iterations": 100, "threads": 1, "ema": None, "seed": seed},
-            "eval": {"prompts": 100, "weights": "live", "temperature": 1.0},
+            "eval": {"prompts": 200, "weights": "live", "temperature": 1.0},
             "out": str(folder),
         }
     )
@@ -68,7 +68,9 @@ def learn(session: Session, iterations: int, every: int, target: float | None = 
 def main() -> None:
     """Train a teacher by GRPO, then students that learn from it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--most", type=int, default=40, help="iterations of a student")
+    parser.add_argument("--only", nargs="*", default=list(STUDENTS))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with TemporaryDirectory() as place:
@@ -84,12 +86,13 @@ def main() -> None:
         final = curve[-1][1]
         first = next(samples for samples, value in curve if value >= final)
         print(f"the teacher ends at {final:.3f} (best {reached:.3f}), reached first after {first} samples")
-        for name, algorithm in STUDENTS.items():
+        for name in given.only:
+            algorithm = STUDENTS[name]
             session = open_session(check_run(config(algorithm, folder, given.seed + 1, adapter)))
             clock = time.process_time()
-            curve = learn(session, given.iterations, 1, target=final)
-            seconds = (time.process_time() - clock) / (len(curve) - 1)
-            print(f"{name}: {seconds:.1f} s an iteration with its evaluation; " + said(curve), flush=True)
+            curve = learn(session, given.most, 2, target=final)
+            seconds = (time.process_time() - clock) / (curve[-1][0] / SAMPLES)
+            print(f"{name}: {seconds:.1f} s an iteration; " + said(curve), flush=True)
             session.rewards.close()
 
 

@@ -244,7 +244,7 @@ def token_facts(policy: Policy, made: ScoredRollout, rows: Tensor) -> list[dict[
     for place, row in zip(part.here.tolist(), held.tolist(), strict=True):
         kept = trace.mask[row]
         facts: dict[str, Any] = {"text": [policy.codec.token_text(token) for token in trace.tokens[row][kept].tolist()]}
-        if trace.logp is not None:
+        if trace.logp is not None and not bool(trace.logp[row][kept].isnan().any()):  # of others' samples: not known
             facts["logp"] = _shortened(trace.logp[row][kept])
         if trace.order is not None:
             facts["order"] = trace.order[row][kept].tolist()

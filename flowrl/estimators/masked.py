@@ -94,6 +94,7 @@ class MaskedViews:
             temperature=(trace.temperature or 1.0) if self.tempered else 1.0,
             truncation=trace.truncation if self.tempered else ALL_TOKENS,
             drawn_logp=trace.logp,
+            given=trace.given,
             shared=self._nodes(trace),
         )
 

@@ -130,6 +130,11 @@ class Tokens:
             return None
         if rows.recorded_logp is None:
             raise IncompatibleError("trust_rollout needs a sampler that records log-probabilities")
+        if bool(rows.recorded_logp[rows.mask].isnan().any()):
+            raise IncompatibleError(
+                "estimator.trust_rollout takes the sampler's probabilities, and some completions are another policy's "
+                "or a data set's, whose probabilities are not known; set it to false"
+            )
         return Likelihood(rows.recorded_logp.double())
 
     def __call__(

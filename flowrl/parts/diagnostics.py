@@ -76,6 +76,8 @@ class StepMetrics:
             if "entropy" in live.extra:
                 entropy = live.extra["entropy"].double()
                 self._note("entropy", entropy, counted & ~entropy.isnan())
+            for name, value in algorithm.objective.measures(live, batch).items():
+                self._note(name, value.double(), ~value.isnan())
             self._note_clip(algorithm, live, batch, counted)
             self._open_losses.append(loss.detach().double())
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowrl.math.groups import group_mean, group_std
+from flowrl.parts.selections import mixed
 from flowrl.types import IncompatibleError, Memory, Scores
 
 
@@ -137,8 +138,8 @@ class MixedValueAtRisk:
 class MaxAtK:
     """The gradient of the expected best of ``k`` samples, from G of them: with rewards in ascending order, sample i
     gets ``(C(i-1, k-1) r_i + sum over j > i of C(j-2, k-2) r_j) / C(G, k)``, times G because a mean is taken over
-    samples. "The Best of N Worlds" (arXiv:2510.23393) sections 2 to 4, for samples of the policy itself (the correction
-    for older ones is not built). ``k = 1`` is the reward.
+    samples. "The Best of N Worlds" (arXiv:2510.23393) sections 2 to 4, for samples of the policy itself (`BestOfK`
+    corrects for older ones). ``k = 1`` is the reward.
 
     baseline: ``mean`` takes off the group's mean; ``none`` is unbiased.
     """
@@ -158,9 +159,9 @@ class MaxAtK:
                 raise IncompatibleError(f"advantage.k={k} is more than the {n} samples of a group; raise data.group")
             order = scores.total[rows].sort(stable=True)
             places = range(1, n + 1)
-            above = torch.tensor([_choose(j - 2, k - 2) for j in places]).double() * order.values
+            above = torch.tensor([choose(j - 2, k - 2) for j in places]).double() * order.values
             later = above.flip(0).cumsum(dim=0).flip(0) - above
-            own = torch.tensor([_choose(i - 1, k - 1) for i in places]).double() * order.values
+            own = torch.tensor([choose(i - 1, k - 1) for i in places]).double() * order.values
             found[rows[order.indices]] = n * (own + later) / math.comb(n, k)
         if self.baseline == "mean":
             found = found - group_mean(found, scores.group, scores.own)
@@ -189,7 +190,7 @@ class PassAtK:
                 )
             p = 1 - math.comb(n - c, self.k) / math.comb(n, self.k)
             s = math.sqrt(p * (1 - p)) + 1e-6
-            wrong = 1 - p - _choose(n - c - 1, self.k - 1) / math.comb(n - 1, self.k - 1)
+            wrong = 1 - p - choose(n - c - 1, self.k - 1) / math.comb(n - 1, self.k - 1)
             if 0 < c < n:
                 found[rows] = torch.full_like(found[rows], wrong / s).masked_fill(right, (1 - p) / s)
         return of_valid(scores, found)
@@ -307,5 +308,19 @@ def of_valid(scores: Scores, advantage: Tensor) -> Tensor:
     return torch.where(scores.valid, advantage, torch.zeros_like(advantage))
 
 
-def _choose(n: int, k: int) -> int:
+def choose(n: int, k: int) -> int:
+    """The binomial coefficient, 0 where a number is negative."""
     return math.comb(n, k) if n >= 0 and k >= 0 else 0
+
+
+@dataclass(frozen=True)
+class RescuedCentred:
+    """``r - mean`` over the samples of the group that take part (`flowrl.parts.selections.mixed`), 0 for the others.
+    IGPO (arXiv:2509.10396)."""
+
+    correct: float = 1.0
+    most: int = 4
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        kept = mixed(scores, self.correct, self.most)
+        return torch.where(kept, scores.total - group_mean(scores.total, scores.group, kept), 0.0)

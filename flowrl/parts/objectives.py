@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +32,9 @@ class ObjectiveDefaults:
 
     def log_ratio(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         return likelihood.logp - batch.old.logp
+
+    def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True)

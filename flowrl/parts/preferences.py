@@ -8,7 +8,7 @@ results do not depend on which samples share a micro-batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -115,6 +115,15 @@ def _negative_log_likelihood(live: Tensor, length: Tensor, over: Literal["pair",
     return -live * (len(live) / length.sum())
 
 
+def _measured(winners: Tensor, losers: Tensor, score: Tensor, live: Tensor, beta: float) -> dict[str, Tensor]:
+    """How pairs are told apart, at their preferred samples: whether rightly, by how much, and how likely the policy
+    finds the preferred one, which may fall while the margin grows."""
+    margin = beta * (score[winners] - score[losers])
+    found = {"accuracy": (margin > 0).to(live), "margin": margin, "chosen_logp": live[winners]}
+    nothing = torch.full_like(live, torch.nan)
+    return {f"preference/{name}": nothing.index_put((winners,), value) for name, value in found.items()}
+
+
 @dataclass(frozen=True)
 class Preference(ObjectiveDefaults):
     """A loss of the scores ``s = log p - log p_ref`` of the two samples of a pair: by default DPO's (arXiv:2305.18290),
@@ -158,14 +167,21 @@ class Preference(ObjectiveDefaults):
         if self.loss == "aot" and self.link != "log":
             raise ValueError(f"link={self.link} replaces scores, and aot compares log-ratios; use link=log")
 
-    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+    def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
+        live, score, _ = self._scored(likelihood, batch)
+        return _measured(*pairs_of(batch), score, live, self.beta)
+
+    def _scored(self, likelihood: Likelihood, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """[N] each: log-likelihoods, scores and lengths."""
         live = _of_samples(likelihood.logp, batch)
         # the ratio's value is data; its gradient is the live likelihood's
         shift = _of_samples(likelihood.need(f"log_ratio/{self.reference}"), batch)
         score = shift + live - live.detach()
         length = put(batch.probe.lengths, live.device).to(live)
-        if self.per_token:
-            score = score / length
+        return live, score / length if self.per_token else score, length
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        live, score, length = self._scored(likelihood, batch)
         winners, losers = pairs_of(batch)
         if self.loss == "aot":
             part = live / length if self.per_token else live
@@ -219,6 +235,11 @@ class ReferenceFree(ObjectiveDefaults):
         _check_smoothing(self.label_smoothing, True, "a logistic loss")
         if self.score == "power" and self.alpha == 0:
             raise ValueError("alpha=0 divides by 0: its limit is score=mean")
+
+    def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
+        live = _of_samples(likelihood.logp, batch).double()
+        score = self._scored(live, live / put(batch.probe.lengths, live.device).to(live))
+        return _measured(*pairs_of(batch), score, live, self.beta)
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         live = _of_samples(likelihood.logp, batch).double()

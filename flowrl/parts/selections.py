@@ -154,3 +154,34 @@ class BySuccess(OneRound):
         right = group_count(scores.group, scores.own & (scores.total > self.threshold))
         keep = torch.where(right <= self.at_most, scores.valid & ~scores.own, scores.own)
         return keep & (right < group_count(scores.group, scores.own)) if self.drop_solved else keep
+
+
+@dataclass(frozen=True)
+class RescuedGroups(OneRound):
+    """The samples that `RescuedCentred` compares, with the same options."""
+
+    correct: float = 1.0
+    most: int = 4
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ValueError(f"most={self.most} hinted samples in a group rescue none; use at least 1")
+
+    def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
+        return mixed(scores, self.correct, self.most)
+
+
+def mixed(scores: Scores, correct: float, most: int) -> Tensor:
+    """[N] bool: the samples of each group that take part. The policy's own; where none of them has a reward of
+    ``correct``, up to ``most`` of the hinted ones that have, in the place of as many of its first own ones."""
+    own, kept = scores.own, scores.own.clone()
+    right = scores.valid & (scores.total >= correct)
+    for key in scores.group.unique():
+        rows = scores.group == key
+        if bool((rows & own & right).any()):
+            continue
+        there = (rows & own).nonzero()[:, 0]
+        better = (rows & ~own & right).nonzero()[:, 0][: min(most, len(there))]
+        kept[there[: len(better)]] = False
+        kept[better] = True
+    return kept

@@ -71,6 +71,7 @@ class TruncatedImportance:
 
     level: ``token``, or ``sequence``: w of the whole completion, the product over its tokens, at each of them.
     beyond: what becomes of w above the cap: ``truncate`` to it, or ``mask`` (w = 0; the decision stays in the mean).
+    floor: below it w = 0; both sides masked are IcePop (Ring-1T, arXiv:2510.18855).
 
     The defaults are verl's (``rollout_correction``: token, 2). TRL 1.16 with vLLM has ``{level: sequence, beyond: mask,
     cap: 3}`` on by default.
@@ -79,10 +80,13 @@ class TruncatedImportance:
     cap: float = 2.0
     level: Literal["token", "sequence"] = "token"
     beyond: Literal["truncate", "mask"] = "truncate"
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.cap > 0:
             raise ValueError(f"cap={self.cap} is the largest importance weight: give one above 0")
+        if not 0 <= self.floor < self.cap:
+            raise ValueError(f"floor={self.floor} is the least importance weight that counts: give 0 to below the cap")
 
     @property
     def reference(self) -> str:
@@ -94,11 +98,17 @@ class TruncatedImportance:
             raise IncompatibleError(
                 "token_advantage TruncatedImportance needs a sampler that records its log-probabilities"
             )
+        if bool(sampled[table.mask].isnan().any()):
+            raise IncompatibleError(
+                "token_advantage TruncatedImportance corrects for the sampler's probabilities, and some completions "
+                "are another policy's or a data set's, whose probabilities are not known; remove it"
+            )
         gap = torch.where(table.mask, old_of(table).logp - sampled.double(), 0.0)
         if self.level == "sequence":
             gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
         weight = gap.exp()
         kept = torch.where(weight > self.cap, 0.0, weight) if self.beyond == "mask" else weight.clamp(max=self.cap)
+        kept = torch.where(weight < self.floor, 0.0, kept)
         return replace(table, advantage=table.advantage * kept)
 
 
@@ -130,6 +140,32 @@ class LargestSteps:
         if isinstance(held, ViewRows):
             held = replace(held, targets=held.targets & kept[:, None])
         return replace(table, rows=replace(rows, targets=rows.targets & kept[:, None]), held=held, mask=mask)
+
+
+@dataclass(frozen=True)
+class GivenTokens:
+    """Of the given tokens that a view asks for, only the ``share`` of which the policy that sampled was least certain
+    takes part, at least one; tokens that were drawn all do. IGPO (arXiv:2509.10396)."""
+
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} of the given tokens should be above 0, at most 1")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        rows = table.rows
+        if not isinstance(rows, ViewRows) or rows.per != "cell" or rows.given is None:
+            raise IncompatibleError("token_advantage GivenTokens needs a HintedSampler, and estimator.per=cell")
+        given = rows.targets & rows.given[:, None]
+        entropy = old_of(table).need("entropy").double().view(given.shape).nan_to_num(0.0)
+        rank = torch.where(given, -entropy, torch.inf).argsort(dim=2, stable=True).argsort(dim=2)
+        kept = (self.share * given.sum(dim=2, keepdim=True)).long().clamp(min=1)
+        return replace(table, mask=table.mask & (~given | (rank < kept)).flatten(1))
 
 
 @dataclass(frozen=True)

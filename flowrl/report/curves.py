@@ -27,6 +27,7 @@ DIAGNOSTICS = (
     ("Loss", ("loss",), None, "not comparable between algorithms"),
     ("Flat groups", ("zero_std_fraction",), None, "share whose samples score the same"),
     ("Rounds of sampling", ("sampling/rounds",), None, "until enough groups are not flat"),
+    ("Forwards of sampling", ("sampling/forwards",), None, "made, and saved by what samples of a tree share"),
     ("Advantage", ("advantage/",), None, "of samples"),
 )
 

@@ -174,6 +174,7 @@ class MaskedSampler:
     @torch.no_grad()
     def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
         canvas = Canvas(self, policy, condition, draw)
+        self.begin(canvas, policy)
         going = torch.arange(len(draw))
         for block in range(self.blocks):
             canvas.fill(block, going)
@@ -186,6 +187,9 @@ class MaskedSampler:
             kept |= {"canvases": canvas.steps[0], "drawn": canvas.steps[1], "previews": canvas.previews(policy)}
         trace = self.traced(policy, canvas.tokens, canvas.order, **kept)
         return Rollout.of(draw, condition, final_of(trace, policy), trace, forwards=canvas.forwards)
+
+    def begin(self, canvas: Canvas, policy: MaskedPolicy) -> None:
+        """Fix what is known before the first step: nothing."""
 
     def traced(self, policy: MaskedPolicy, tokens: Tensor, order: Tensor, **kept: Tensor) -> TokenTrace:
         """The record of filled canvases [N, L], from the ``order`` in which they were; -1 was never."""

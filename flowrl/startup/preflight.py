@@ -60,7 +60,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     _check_critic(config, algorithm)
     _check_shard(config, algorithm)
     _check_staleness(config, algorithm)
-    _check_workers(config)
+    _check_workers(config, algorithm)
     check_optimizer(
         config.optimizer,
         critic=config.model.critic_for(algorithm.valued) is not None,
@@ -166,7 +166,7 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
             raise UserError(f"model.shard={model.shard} {problem}, or set model.shard=none")
 
 
-def _check_workers(config: Config) -> None:
+def _check_workers(config: Config, algorithm: Algorithm) -> None:
     """Raise `UserError` for rollout workers that cannot be, or options of ones that are not there."""
     rollouts = config.rollouts
     if not rollouts.workers:
@@ -178,6 +178,11 @@ def _check_workers(config: Config) -> None:
         raise UserError(
             f"model.shard={config.model.shard} splits the weights, which rollouts.workers need whole; set"
             " model.shard=none, or rollouts.workers=0"
+        )
+    if asked := getattr(algorithm.sampler, "weight_sets", ()):
+        raise UserError(
+            f"rollouts.workers={rollouts.workers}: workers have the weights that sample alone, and"
+            f" algorithm.sampler asks {', '.join(asked)} as well; set it to 0"
         )
     if importlib.util.find_spec("ray") is None:
         raise missing_package(f"rollouts.workers={rollouts.workers}", "ray", "ray", "set it to 0")

@@ -41,6 +41,11 @@ def check_teachers(config: Config, algorithm: Algorithm, prompts: PromptSet | No
     """Raise `UserError` for a teacher that the algorithm needs and the config does not give, or the other way round,
     for one whose model or adapter is not there or does not fit, and for ``prompts`` that none of several teaches."""
     named = (*algorithm.weight_sets, *algorithm.estimator.references)
+    if config.model.shard != "none" and vars(algorithm.estimator).get("divergence") is not None:
+        raise UserError(
+            f"algorithm.estimator.divergence keeps a policy's vocabulary layer beside another's, and model.shard="
+            f"{config.model.shard} frees it between them; set model.shard=none, or take a method without it (opd)"
+        )
     for name in algorithm.teachers:
         if name not in config.teachers:
             raise UserError(

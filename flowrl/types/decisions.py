@@ -142,6 +142,7 @@ class ViewRows(Rows):
     per: Literal["view", "cell", "token"]
     temperature: float
     truncation: Truncation = ALL_TOKENS
+    given: Tensor | None = None  # [N, L] bool, see `TokenTrace.given`
     drawn_logp: Tensor | None = None
     """[N, L] log-probability of each token as the sampler drew it, in whatever state that was; ``None`` where it does
     not tell. Not `sampler_logp`: a view may show another state."""
@@ -194,8 +195,10 @@ class ViewRows(Rows):
             views = slice(decisions.start // self.unit, decisions.stop // self.unit)
         names = ("inputs", "labels", "targets", "weights", "prompt_seeds")
         drawn = None if self.drawn_logp is None else self.drawn_logp[rows]
+        given = None if self.given is None else self.given[rows]
         cut = {name: getattr(self, name)[rows][:, views] for name in names}
-        return replace(self, content=self.content[rows], shared=_cut(self.shared, rows, views), drawn_logp=drawn, **cut)
+        cut |= {"content": self.content[rows], "shared": _cut(self.shared, rows, views)}
+        return replace(self, drawn_logp=drawn, given=given, **cut)
 
 
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:

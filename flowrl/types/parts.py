@@ -147,6 +147,10 @@ class Objective(Protocol):
         """What its clip acts on, in logarithms, for the log: [N, D] per decision, or [N] per sample."""
         ...
 
+    def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
+        """Further numbers of samples [N] for the log, which shows their means; NaN for samples that have none."""
+        ...
+
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         """[N, D] loss per decision."""
         ...

@@ -109,6 +109,8 @@ class TokenTrace:
     ``keep_scores``; 0 where none was."""
     order: Tensor | None = None
     """[N, T] int64: decoding step at which each token was fixed, or last changed (masked diffusion)."""
+    given: Tensor | None = None
+    """[N, T] bool: tokens that were not drawn but stood there before, such as hints."""
     canvases: Tensor | None = None
     """[N, S, T] int32: what the model read in each of S steps, hidden positions as its mask token, where the sampler
     records it."""

@@ -58,6 +58,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "stable_drl": {"length": 4, "block": 2},
     "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
+    "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""

@@ -46,6 +46,8 @@ def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
     world, sizes = WORLDS[family], taken(preset, SIZES[family])
     if preset in ("bgpo", "vrpo", "elbo_pg", "ebpo"):
         sizes["draws"] = 2
+    if preset == "igpo":
+        sizes["hints"] = 2
     if preset == "tracerl":
         sizes["merge"] = 2
     sizes |= TREES.get(preset, {})

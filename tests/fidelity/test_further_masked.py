@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ release("ebpo", "re-implementation alone: yjyddq/DARE 83ae8a3; the authors' code
 release("stable_drl", "JianyuanZhong/StableDRL 26ad014, 2026")
 release("dipo", "DiRL ec4bfb3, for block-diffusion models")
 release("mdpo_dllm", "autonomousvision/mdpo e6ae439, 2025; its score as yjyddq/DARE 83ae8a3 groups it")
+release("igpo", "facebookresearch/igpo e85eaea, 2025")
 release("reflect_rollout", "nothing public: derived from a translation of the report")
 release("diffpo", "nothing public: reconstructed from notes of third parties")
 
@@ -539,6 +541,66 @@ def test_mdpo_centres_within_groups() -> None:
     t = text_trial("mdpo_dllm", temperature=0.8)
     mean = t.it.advantage.view(2, 16, 3).mean(dim=1)
     assert torch.allclose(mean, torch.zeros_like(mean), atol=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------------- IGPO
+@cell(
+    "igpo",
+    "loss, gradient",
+    "equal",
+    "failed groups with right hinted samples for their first ones, reward less the mixed group's mean, .8 to 1.28, "
+    "mean over masked tokens and the fifth of masked hints of largest entropy",
+)
+@pytest.mark.parametrize("correct", [0.6, 1.0])
+def test_igpo_gradient(correct: float) -> None:
+    """Both groups solve a prompt by themselves, or none does and hints rescue one of them."""
+    t = text_trial("igpo", off=1.0, correct=correct, sampler={"least": 1, "most": 1, "low": 0.4, "high": 1.0})
+    trace, rewards = t.it.rollout.trace, t.rewards
+    with t.policy.using("sampled"):
+        p = t.policy._rows(t.it.rollout.condition, t.rows.inputs[:, 0])[0].double().softmax(dim=-1)
+    entropy = -(p * p.log()).sum(dim=-1)
+    loss, count, rescued = torch.zeros(()).double(), 0, 0
+    for group in range(2):
+        rows = list(range(16 * group, 16 * group + 16))
+        hinted, own = rows[:4], rows[4:]
+        right = [row for row in hinted if float(rewards.flatten()[row]) >= correct]
+        if not any(float(rewards.flatten()[row]) >= correct for row in own):
+            rescued, own = rescued + len(right), [*right, *own[len(right) :]]
+        r = rewards.flatten()[own]
+        for row, a in zip(own, r - r.mean(), strict=True):
+            given = t.mask[row, 0] & trace.given[row]
+            counted = t.mask[row, 0] & ~trace.given[row]
+            if bool(given.any()):
+                counted[torch.where(given, entropy[row], -1.0).argmax()] = True
+            each = clipped(t.live[row, 0] - t.old[row, 0], a, 0.2, 0.28)
+            loss, count = loss + each[counted].sum(), count + int(counted.sum())
+    assert alike(t.gradient, t.gradient_of(loss / count)) and rescued == (correct == 1)
+
+
+@cell(
+    "igpo",
+    "defaults",
+    "equal",
+    "T 1.2, blocks of 64, a step for two tokens, clip .2 and .28, chunks of 4 to 8 tokens, a fifth of the hints, no KL",
+)
+def test_igpo_settings() -> None:
+    made = composition.build("igpo")
+    assert sampler("igpo") == ("low_confidence", 1.2, 256, 128, 64)
+    assert (made.sampler.least, made.sampler.most, made.sampler.low, made.sampler.high) == (4, 8, 0.2, 0.6)
+    assert (made.objective.clip_range, made.regularizers, made.token_advantage[0].share) == ((0.2, 0.28), (), 0.2)
+
+
+@cell(
+    "igpo",
+    "data",
+    "deviation",
+    "the first samples of every group are hinted, at the hints' own places; each epoch draws the rate of its masks",
+    reason="the release samples them only where a group failed, spreads the chunks, and takes rates of an even grid",
+)
+def test_igpo_always_samples_hints() -> None:
+    t = text_trial("igpo")
+    assert t.it.rollout.source.view(2, 16)[:, :4].bool().all() and not t.it.rollout.source.view(2, 16)[:, 4:].any()
+    assert composition.build("igpo").redraw
 
 
 # ------------------------------------------------------------------------------------------------- ReflectDrive-2

@@ -250,9 +250,13 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     policy = HALF[family, dtype]
     for held in algorithm.weight_sets:
         policy.update_ema(held, 0.0)
-    group = torch.arange(1).repeat_interleave(2)
-    draw = Draw.of(seeds(0, "s", count=2), group, 0, 1)
-    rollout = sample(algorithm.sampler, policy, policy.condition(prompts_of([PROMPTS[g] for g in group])), draw, rows=2)
+    group = torch.arange(2) if getattr(algorithm.sampler, "group", 2) == 1 else torch.zeros(2, dtype=torch.int64)
+    prompts = prompts_of([PROMPTS[g] for g in group])
+    reads = (*getattr(algorithm.sampler, "columns", ()), getattr(algorithm.sampler, "column", ""))
+    said = dict.fromkeys(getattr(algorithm.sampler, "ratings", ()), True)
+    led = [replace(prompt, columns=dict.fromkeys(reads, prompt.text) | said) for prompt in prompts]
+    draw = Draw.of(seeds(0, "s", count=2), group, 0, 1, led)
+    rollout = sample(algorithm.sampler, policy, policy.condition(prompts), draw, rows=2)
     if algorithm.judged:
         rollout = replace(rollout, judge=Brightness(policy))
     rows = algorithm.estimator.probe(rollout, policy, seeds(0, "s", count=2))

@@ -17,13 +17,13 @@ from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import TokenRows, Tokens
 from flowrl.estimators.views import RandomCount
 from flowrl.math.divergences import jensen_shannon
-from flowrl.models.teachers import Panel
+from flowrl.models.teachers import Panel, Peer
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.distillation import ClippedDistance, Distil, Divergence, TeacherReward, discounted
 from flowrl.parts.objectives import ScoreFunction
 from flowrl.startup.policies import open_policy
 from flowrl.types import DATA, IncompatibleError, Likelihood, Prompt, TokenTrace, prompts_of
-from tests.contract.toys import disturb, roll, rollout_of, small, start, table_of
+from tests.contract.toys import disturb, gradients, roll, rollout_of, small, start, table_of
 from tests.training import config_of
 
 V, L = 3, 3
@@ -332,3 +332,22 @@ def test_masked_models_are_compared_at_the_positions_asked_for() -> None:
     empty = replace(rows, targets=torch.zeros_like(rows.targets))
     nothing = estimator(policy, empty, rollout.condition, ("teacher",)).extra["divergence/teacher"]
     assert nothing.requires_grad and float(nothing.detach().abs().max()) == 0
+
+
+def test_a_peer_samples_as_it_does_alone() -> None:
+    """Another model in the teacher's place: its samples, its divergences, no gradient of its own."""
+    algorithm = small("gkd")
+    sampler: Any = algorithm.sampler
+    student, peer = start(algorithm), start(algorithm)
+    disturb(peer, 1.0)
+    student.teachers = {"teacher": Peer(peer)}
+    told = replace(algorithm, sampler=replace(sampler, share=0.0, to="teacher"))
+    alone = roll(replace(algorithm, sampler=sampler.sampler), peer).rollout
+    assert torch.equal(roll(told, student).rollout.final, alone.final)
+    found = gradients(told, roll(told, student))[0]
+    assert all(parameter.grad is None for parameter in peer.parameters())
+    twin = start(algorithm)
+    with torch.no_grad():
+        for key, value in zip(("table", "critic"), peer.parameters(), strict=True):
+            twin.weights._sets["teacher"][key].copy_(value)
+    assert torch.allclose(gradients(told, roll(told, twin))[0], found) and float(found.norm()) > 0

@@ -25,6 +25,7 @@ from flowrl.parts.group_advantages import (
     SmoothStandardised,
 )
 from flowrl.parts.selections import DropFlatGroups, MostVaried, VariedGroups
+from flowrl.parts.set_objectives import BestOfK
 from flowrl.parts.several_rewards import HypervolumeScaled, RewardDecoupled, hypervolume
 from flowrl.types import IncompatibleError, Scores
 from tests.unit.test_parts import scores
@@ -75,6 +76,27 @@ def test_the_best_of_k_by_hand() -> None:
     torch.testing.assert_close(MaxAtK(1)(s, {}), GroupCentred(scale="none", clip=None)(s, {}))
     with pytest.raises(IncompatibleError, match="k=5"):
         MaxAtK(5)(s, {})
+
+
+def test_the_best_of_k_of_an_older_policy_by_hand() -> None:
+    """Rewards .1, .3, .6, 1 with k = 2 and d = .02, -.01, .03, -.02: the product of ratios over all sets gives .32215,
+    .31416, .375263, .496533, its first order .322167, .314167, .375333, .496667."""
+    r, d = torch.tensor([0.1, 0.3, 0.6, 1.0]).double(), torch.tensor([0.02, -0.01, 0.03, -0.02]).double()
+    part = BestOfK(2, "none")
+    assert (part.of_group(r, d) / 4).tolist() == pytest.approx([0.322167, 0.314167, 0.375333, 0.496667], abs=1e-6)
+    for k in (1, 2, 3, 4):
+        exact, linear = torch.zeros(4).double(), torch.zeros(4).double()
+        for some in map(list, itertools.combinations(range(4), k)):
+            exact[some] += (1 + d[some]).prod() * r[some].max() / math.comb(4, k)
+            linear[some] += (1 + d[some].sum()) * r[some].max() / math.comb(4, k)
+        part = BestOfK(k, "none")
+        torch.testing.assert_close(part.of_group(r.flip(0), d.flip(0)).flip(0) / 4, linear)
+        torch.testing.assert_close(exact, linear, rtol=5e-3, atol=1e-3)
+        none = torch.zeros(4).double()
+        on_policy = MaxAtK(k, "none")(scores(r.tolist(), [0] * 4), {})
+        torch.testing.assert_close(part.of_group(r, none), on_policy)
+    with pytest.raises(IncompatibleError, match="k=5"):
+        BestOfK(5).of_group(r, d)
 
 
 def test_one_right_among_k_by_hand() -> None:

@@ -23,6 +23,7 @@ from flowrl.parts.loss_masks import (
     quantile,
 )
 from flowrl.parts.objectives import Clipped, ScoreFunction
+from flowrl.parts.set_objectives import BestOfK
 from flowrl.parts.surrogates import CovariancePenalty, EntropyClip, Importance, SearchedClip
 from flowrl.types import Likelihood, LossMask
 from tests.contract.toys import disturb, gradients, roll, small, start
@@ -230,7 +231,7 @@ def test_masks_at_their_neutral_setting_are_the_base(part: LossMask) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [SearchedClip(), EntropyClip(), CovariancePenalty(0.2)], ids=lambda p: type(p).__name__
+    "part", [SearchedClip(), EntropyClip(), CovariancePenalty(0.2), BestOfK(3)], ids=lambda p: type(p).__name__
 )
 def test_coupled_surrogates_are_those_of_the_batch(part) -> None:
     algorithm, it = moved()

@@ -22,22 +22,27 @@ from flowrl.math.random import seeds
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.aggregations import DecisionMean, SampleMean, StepMean
 from flowrl.parts.bounds import SelfNormalised
+from flowrl.parts.group_advantages import RescuedCentred
 from flowrl.parts.objectives import Clipped, ClippedMean
 from flowrl.parts.regularizers import BoundKL
-from flowrl.parts.selections import AllSamples
+from flowrl.parts.selections import AllSamples, RescuedGroups, mixed
 from flowrl.parts.step_advantages import Outlook
-from flowrl.parts.token_advantages import LargestSteps, SurrogateImportance
+from flowrl.parts.token_advantages import GivenTokens, LargestSteps, SurrogateImportance
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.samplers.editing import EditingSampler
+from flowrl.samplers.hinted import HintedSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.session import open_session
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from flowrl.types import (
+    DATA,
+    POLICY,
     Batch,
     Draw,
     IncompatibleError,
     Likelihood,
+    Prompt,
     Scores,
     TokenScores,
     TokenTrace,
@@ -648,6 +653,75 @@ def test_every_step_of_a_real_run_is_rewarded() -> None:
     assert float((steps[:, 0] - steps[:, -1]).abs().max()) > 0 and math.isfinite(metrics["loss"])
 
 
+# ----------------------------------------------------------------------------------------------------------- IGPO
+def groups_of(own: list[float], hinted: list[float]) -> Scores:
+    """One group, its hinted samples first."""
+    rewards = torch.tensor([*hinted, *own], dtype=torch.float64)[:, None]
+    group = torch.zeros(len(rewards), dtype=torch.long)
+    source = torch.tensor([DATA] * len(hinted) + [POLICY] * len(own))
+    every = torch.ones(len(rewards), dtype=torch.bool)
+    return Scores(rewards, torch.ones(1).double(), ("r",), group, group, every, source=source)
+
+
+def test_hinted_samples_rescue_a_group_that_failed_and_no_other() -> None:
+    failed = groups_of([0, 0, 0.5, 0], [1, 0, 1, 1])
+    assert mixed(failed, 1.0, 2).int().tolist() == [1, 0, 1, 0, 0, 0, 1, 1]  # two right ones, for the first two
+    advantage = RescuedCentred(1.0, 2)(failed, {})
+    mean = (1 + 1 + 0.5 + 0) / 4
+    assert advantage.tolist() == pytest.approx([1 - mean, 0, 1 - mean, 0, 0, 0, 0.5 - mean, -mean])
+    solved = groups_of([0, 1, 0, 0], [1, 0, 1, 1])
+    assert mixed(solved, 1.0, 2).int().tolist() == [0] * 4 + [1] * 4
+    assert RescuedCentred(1.0, 2)(solved, {}).tolist() == pytest.approx([0, 0, 0, 0, -0.25, 0.75, -0.25, -0.25])
+    hopeless = groups_of([0, 0], [0, 0])
+    assert RescuedGroups()(hopeless, torch.zeros(4)).tolist() == [False, False, True, True]
+    assert mixed(groups_of([0], [1, 1, 1]), 1.0, 4).int().tolist() == [1, 0, 0, 0]  # no more than there are
+
+
+def test_a_fifth_of_the_given_tokens_is_trained_and_all_drawn_ones() -> None:
+    """Seven of 37, one of three, of each view by itself; those of the largest entropy."""
+    length = 40
+    given = torch.arange(length) < 37
+    targets = torch.ones(2, 1, length, dtype=torch.bool)
+    targets[1, 0, 3:37] = False
+    ones = torch.ones(2, 1, length)
+    rows = ViewRows(ones.long(), ones.long(), targets, ones.double(), targets[:, 0], ones[:, 0, :1].long(), "cell", 1.0)
+    entropy = torch.arange(length).flip(0).double().expand(2, -1)
+    old = Likelihood(torch.zeros(2, length).double(), {"entropy": entropy})
+    table = table_of(torch.ones(2, length).double(), targets.flatten(1), old)
+    table = replace(table, rows=replace(rows, given=given.expand(2, -1)))
+    mask = GivenTokens(0.2)(table).mask
+    assert mask.sum(dim=1).tolist() == [7 + 3, 1 + 3] and bool(mask[:, 37:].all())
+    assert bool(mask[0, :7].all()) and not bool(mask[0, 7:37].any())
+    with pytest.raises(IncompatibleError, match="needs a HintedSampler"):
+        GivenTokens()(replace(table, rows=rows))
+
+
+def test_hints_are_whole_chunks_of_the_solution_in_their_places() -> None:
+    policy = TinyText(4, 6, end=0)
+    sampler = HintedSampler(length=6, steps=6, block=3, hints=2, least=2, most=2, low=0.5, high=0.9)
+    count = 400
+    prompts = [Prompt("", 0, {"solution": "12312"})] * count
+    place = torch.arange(count) % 4
+    draw = replace(Draw.of(seeds(0, "hint", count=count), torch.arange(count) // 4, 0, 0, prompts), place=place)
+    made = sampler(policy, policy.condition(draw.prompts), draw)
+    trace, hinted = made.trace, place < 2
+    assert torch.equal(made.source, torch.where(hinted, DATA, POLICY)) and not bool(trace.given[~hinted].any())
+    solution = torch.tensor([1, 2, 3, 1, 2, 0])
+    assert bool((trace.tokens == solution)[trace.given].all()) and not bool(trace.given[:, 5].any())
+    whole = sampler._given(policy, draw)[1][hinted]
+    assert {tuple(row) for row in whole.int().tolist()} <= {
+        (0, 0, 0, 0, 0, 0), (1, 1, 0, 0, 0, 0), (0, 0, 1, 1, 0, 0), (1, 1, 1, 1, 0, 0), (0, 0, 0, 0, 1, 0),
+        (1, 1, 0, 0, 1, 0), (0, 0, 1, 1, 1, 0),
+    }  # fmt: skip
+    share = whole.sum(dim=1) / 5
+    assert float(share.max()) <= 0.9 and 0.3 < float(share.mean()) < 0.7
+    plain = sampler.data.sampler(policy, policy.condition(draw.prompts), draw)
+    assert torch.equal(plain.final[~hinted], made.final[~hinted]) and plain.trace.given is None
+    assert sampler.heldout(None, None, None) == sampler.data.sampler
+    with pytest.raises(UserError, match="the column 'solution' is missing"):
+        sampler.prepared([Prompt("", 0, {})], "data")
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("spec", "says"),
@@ -676,6 +750,11 @@ def test_every_step_of_a_real_run_is_rewarded() -> None:
         ),
         ({"use": "mdpo_dllm", "keep": 0}, "keep=0 trains on no step"),
         ({"use": "mdpo_dllm", "sampler": {"block": 32}}, "use block=null"),
+        ({"use": "igpo", "hints": 0}, "hints=0 samples of a group should be at least 1"),
+        ({"use": "igpo", "most": 0}, "most=0 hinted samples"),
+        ({"use": "igpo", "sampler": {"low": 0.7}}, "low=0.7 and high=0.6 are shares of a solution"),
+        ({"use": "igpo", "sampler": {"most": 2}}, "least=4 and most=2 are tokens of a chunk"),
+        ({"use": "igpo", "sampler": {"keep_scores": True}}, "keeps no steps or scores"),
         ({"use": "stable_drl", "high": 0.5}, "low=0.0 and high=0.5 are bounds of a ratio"),
     ],
 )  # fmt: skip
@@ -718,13 +797,13 @@ def test_a_block_of_empty_views_is_no_error() -> None:
         "diffpo",
         "reflect_rollout",
         "mdpo_dllm",
+        "igpo",
     ],
 )
 def test_two_real_iterations(name: str) -> None:
     """On the embedded sudoku model: every update has a gradient, and the ratio is 1 before the first."""
     values = config_of(name, "sudoku")
-    if name == "ebpo":
-        values["algorithm"]["draws"] = 2
+    values["algorithm"] |= {"ebpo": {"draws": 2}, "igpo": {"hints": 2}}.get(name, {})
     made = train(values, Work(2))
     assert len(made.gradients) == 4 and all(float(g.norm()) > 0 for g in made.gradients)
     for metrics in made.metrics:

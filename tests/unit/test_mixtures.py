@@ -23,7 +23,7 @@ from flowrl.parts.selections import BySuccess
 from flowrl.samplers.chunks import take
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.samplers.mixed import Mixed
-from flowrl.types import DATA, POLICY, Batch, Likelihood, Rows, Scores
+from flowrl.types import DATA, POLICY, Batch, IncompatibleError, Likelihood, Rows, Scores
 from tests.contract.toys import GROUP, PROMPTS, Iteration, disturb, gradients, roll, small, start
 
 
@@ -242,3 +242,21 @@ def test_the_record_of_a_mixture() -> None:
     texts = it.policy.decode(it.rollout.final[data])
     assert texts == [it.draw.prompts[int(row)].columns["completion"] for row in data]
     assert algorithm.min_group == 3 and type(algorithm.sampler.heldout(None, None, None)).__name__ == "CausalSampler"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"estimator": {"trust_rollout": True}}, "trust_rollout"),
+        ({"token_advantage": [{"use": "truncated_importance"}]}, "TruncatedImportance"),
+    ],
+)
+@pytest.mark.parametrize("name", ["chord", "nash_md"])
+def test_probabilities_that_are_not_known_are_not_taken_for_the_samplers(name: str, changes: dict, words: str) -> None:
+    algorithm = small(name, **changes)
+    it = roll(algorithm, start(algorithm))
+    if name == "nash_md" and "estimator" not in changes:
+        gradients(algorithm, it)  # rivals are masked: only what is trained has to be known
+        return
+    with pytest.raises(IncompatibleError, match=words):
+        gradients(algorithm, it)

@@ -241,6 +241,19 @@ def test_all_of_a_group_are_compared_and_ties_with_nobody() -> None:
     )
 
 
+def test_what_the_log_says_of_pairs() -> None:
+    """Shares of pairs told apart, margins and log-probabilities of preferred samples, at these alone."""
+    batch = pairs(2, [2, 2, 2, 2])
+    live, reference = torch.tensor([-1.0, -2.0, -6.0, -1.0]).double(), torch.tensor([-2.0, -2.0, -2.0, -2.0]).double()
+    logp, ratio = spread(live, batch), spread(live - reference, batch)
+    found = Preference(beta=0.5).measures(Likelihood(logp, {"log_ratio/reference": ratio}), batch)
+    shown = {name.removeprefix("preference/"): value[[0, 2]].tolist() for name, value in found.items()}
+    assert shown == {"accuracy": [1, 0], "margin": [0.5, -2.5], "chosen_logp": [-1, -6]}
+    assert all(value[[1, 3]].isnan().all() for value in found.values())
+    free = ReferenceFree("mean", 2.0).measures(Likelihood(logp), batch)
+    assert free["preference/margin"][[0, 2]].tolist() == [1.0, -5.0]
+
+
 def test_labels_against_the_distance_of_other_completions() -> None:
     """KTO: z is their mean score, at least 0, and a constant."""
     batch = batch_of([1, 0, -1, 0], [0, 0, 1, 1])

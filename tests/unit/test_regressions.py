@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.parts.comparisons import Labels, WinRate
 from flowrl.parts.divergences import FDivergence
@@ -19,8 +20,10 @@ from flowrl.parts.regressions import ExploringPairs, GroupRegression, PairwiseCl
 from flowrl.parts.regularizers import KL
 from flowrl.parts.selections import OwnSamples, ReplaceFlatGroups
 from flowrl.samplers.rivals import MixtureSampler
+from flowrl.startup.preflight import check_run
 from flowrl.types import POLICY, RIVAL, Batch, Draw, IncompatibleError, Likelihood, Rows, Scores, Table, prompts_of
 from tests.contract.toys import PROMPTS, gradients, roll, small, start
+from tests.training import config_of
 
 REWARD = torch.tensor([0.2, 1.0, -0.4], dtype=torch.float64)
 REFERENCE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -343,6 +346,12 @@ def test_a_mixture_without_reference_is_the_policy() -> None:
 def test_bad_options_are_named(spec: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         composition.build(spec)
+
+
+def test_workers_that_have_no_reference_are_refused() -> None:
+    values = config_of("nash_md", "countdown", rollouts={"workers": 1})
+    with pytest.raises(UserError, match=r"algorithm\.sampler asks reference as well"):
+        check_run(Config.of(values))
 
 
 # ----------------------------------------------------------------------------------------------- win rates and labels
