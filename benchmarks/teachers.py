@@ -1,7 +1,7 @@
 """How many samples distillation needs for what reinforcement learning of the teacher needed, on the countdown world,
 and the seconds of an update. One core, one process, some minutes.
 
-Usage: python benchmarks/teachers.py [--iterations 40] [--seed 0]
+Usage: python benchmarks/teachers.py [--iterations 40] [--most 40] [--only opd ...] [--seed 0]
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def main() -> None:
     """Train a teacher by GRPO, then students that learn from it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--most", type=int, default=40, help="iterations of a student")
+    parser.add_argument("--only", nargs="*", default=list(STUDENTS))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with TemporaryDirectory() as place:
@@ -84,12 +86,13 @@ def main() -> None:
         final = curve[-1][1]
         first = next(samples for samples, value in curve if value >= final)
         print(f"the teacher ends at {final:.3f} (best {reached:.3f}), reached first after {first} samples")
-        for name, algorithm in STUDENTS.items():
+        for name in given.only:
+            algorithm = STUDENTS[name]
             session = open_session(check_run(config(algorithm, folder, given.seed + 1, adapter)))
             clock = time.process_time()
-            curve = learn(session, given.iterations, 1, target=final)
-            seconds = (time.process_time() - clock) / (len(curve) - 1)
-            print(f"{name}: {seconds:.1f} s an iteration with its evaluation; " + said(curve), flush=True)
+            curve = learn(session, given.most, 2, target=final)
+            seconds = (time.process_time() - clock) / (curve[-1][0] / SAMPLES)
+            print(f"{name}: {seconds:.1f} s an iteration; " + said(curve), flush=True)
             session.rewards.close()
 
 

@@ -25,7 +25,8 @@ def shapes(images: Tensor, prompts: Sequence[str], *, mode: Mode = "mixed", **co
 
 
 class shapes_soft:  # noqa: N801 - the name a config uses
-    """The probability that an image shows what its metadata asks for, by soft comparisons of its slots: has a gradient.
+    """How probable it is that an image shows what its metadata asks for, by soft comparisons of its slots: a logarithm,
+    1 where it is certain, with a gradient.
 
     A stand-in for `shapes`, whose verifier counts and has none: watch that one (`train: false`) beside it.
     """

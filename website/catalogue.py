@@ -33,6 +33,13 @@ GRADIENT = {
     "Transitions": "The mean of every trained step of the recorded trajectory; states and noise are data.",
     "Matching": "The velocity at noised samples; samples, times and noise are data.",
     "ContrastedMatching": "The velocity at noised samples; samples, times, noise and old velocities are data.",
+    "SharedTransitions": "The mean of every trained step, once for all that share it; states and noise are data.",
+    "VisitedStates": "The prediction at states that the sampler visited; the states are data.",
+    "Directions": "The velocity at states that the sampler visited; states, direction and old velocities are data.",
+    "Replay": "Reward, decoding and the replayed steps: through their states too, unless `estimator.inputs` is false.",
+    "Renoise": "Reward, decoding and one network prediction at the sample with fresh noise, which is data.",
+    "RelativeRenoise": "Reward, decoding and one network prediction at the sample with known noise, which is data.",
+    "Adjoint": "The mean of the trained steps; the adjoint, from the reward's gradient at the sample, is data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }

@@ -48,6 +48,9 @@ def _lines(section: BaseModel, prefix: str, inherited: str) -> Iterator[ConfigLi
         elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
             for index, item in enumerate(value):
                 yield from _lines(item, f"{key}.{index}.", "")
+        elif isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
+            for label, item in value.items():
+                yield from _lines(item, f"{key}.{label}.", "")
         else:
             yield ConfigLine(key, _text(value), origin, field.description or "")
 

@@ -84,6 +84,7 @@ def test_prints_and_cites_its_source(name: str) -> None:
 
 # Learning rates and ranges for a two-dimensional toy: the presets' own are for 65536-dimensional latents.
 TOY = {
+    "adjoint_matching": {"scale": 30.0},
     "ddpo": {"clip": 0.2},
     "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference
     "loop": {"clip": 0.2},
@@ -107,6 +108,8 @@ TOY = {
     "flow_dppo": {"threshold": 0.02, "size": 3},
     "marble": {"draws": 5, "refresh": 3},
     "luspo": {"low": 0.2, "high": 0.2},
+    "refl": {"cap": None, "scale": 1.0},
+    "srpo": {"cap": None},
     "gspo": {"low": 0.2, "high": 0.2},
     "tracerl": {"merge": 1},  # eight of its 512 steps make a view; the toy takes three steps
     "mdpo_dllm": {"temperature": 1.0},  # at .1 the toy explores nothing

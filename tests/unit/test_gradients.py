@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -116,36 +117,34 @@ def test_the_soft_score_is_high_where_the_verifier_says_yes_and_low_where_it_say
     images, told = scenes(rows), [row["prompt"] for row in rows]
     include = [row["include"] for row in rows]
     right = shapes_soft()(images, told, include=include)
-    assert bool((shapes(images, told, mode="strict", include=include) == 1).all()) and float(right.min()) > 0.7
+    assert bool((shapes(images, told, mode="strict", include=include) == 1).all()) and float(right.min()) > 0.98
     turned = include[1:] + include[:1]
     wrong = shapes(images, told, mode="strict", include=turned) == 0
     soft = shapes_soft()(images, told, include=turned)[wrong]
-    assert int(wrong.sum()) > 10 and float(soft.median()) < 0.05
-    assert float((soft < 0.5).double().mean()) > 0.95
+    assert int(wrong.sum()) > 10 and float(soft.median()) < 0.7
+    assert float(soft.max()) < float(right.min())
 
 
 def test_ascending_the_soft_score_makes_a_picture_right() -> None:
     rows = [row for row in shapes_prompts("train") if row["tag"] in ("counting", "color_attr")][::20]
     include, told = [row["include"] for row in rows], [row["prompt"] for row in rows]
-    images = scenes(rows) * 0.75 + 0.25 * scenes(rows[1:] + rows[:1])  # shines through
+    images = scenes(rows) * 0.5 + 0.5 * scenes(rows[1:] + rows[:1])  # as much of another one
     before = shapes_soft()(images, told, include=include)
     for _ in range(60):
         images.requires_grad_()
-        (slope,) = torch.autograd.grad(
-            shapes_soft().gradient(images, told, include=include).clamp(min=1e-9).log().sum(), images
-        )
+        (slope,) = torch.autograd.grad(shapes_soft().gradient(images, told, include=include).sum(), images)
         images = (images.detach() + 0.02 * slope.sign() * (slope.abs() > 1e-6)).clamp(0, 1)
     after = shapes_soft()(images, told, include=include)
-    assert float(after.mean()) > float(before.mean()) + 0.2 and float(after.min()) > 0.9
+    assert float(before.mean()) < 0.9 and float(after.min()) > 0.97
 
 
 def test_the_soft_score_sums_the_arrangements_that_the_metadata_allows() -> None:
     """By enumeration of what four slots may show, with the relations that the world's scenes are drawn by."""
-    from flowrl.worlds.shapes.soft import slot_probabilities, soft_score
+    from flowrl.worlds.shapes.soft import RANGE, slot_logs, soft_score
 
     row = {"include": [{"class": "circle", "count": 1}, {"class": "square", "count": 1, "position": ["left of", 0]}]}
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    shown = slot_probabilities(images)[0]
+    shown = slot_logs(images)[0].exp()
     circle, square = shown[:, 1:7].sum(dim=1), shown[:, 7:13].sum(dim=1)
     total = 0.0
     for a in range(4):
@@ -153,7 +152,7 @@ def test_the_soft_score_sums_the_arrangements_that_the_metadata_allows() -> None
             others = [q for q in range(4) if q not in (a, b)]
             if a != b and b % 2 < a % 2:  # the square's column is left of the circle's: slots are (column, row)
                 total += float(circle[a] * square[b] * shown[others, 0].prod())
-    assert float(soft_score(images, [row])) == pytest.approx(total**0.25, rel=1e-4)
+    assert float(soft_score(images, [row])) == pytest.approx(1 + math.log(total) / RANGE, rel=1e-4)
     torch.testing.assert_close(shown.sum(dim=1), torch.ones(4))
 
 

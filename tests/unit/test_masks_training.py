@@ -9,7 +9,9 @@ import pytest
 from tests.training import Work, config_of, train
 
 LANGUAGE = [
+    "entropy_advantage",
     "grpo_passk",
+    "icepop",
     "grpo_v32",
     "kimi_opmd",
     "lite_ppo",

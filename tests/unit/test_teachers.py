@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from flowrl.commands.train import planned
 from flowrl.config import Config
+from flowrl.config.listing import config_lines
+from flowrl.config.overrides import apply_overrides, read_overrides
 from flowrl.config.teacher import every_teacher
 from flowrl.errors import UserError
 from flowrl.models import export_policy
@@ -183,6 +186,12 @@ def test_every_teacher_is_listed() -> None:
         "one": {"path": "countdown"},
         "panel": {"column": "task", "members": {"a": {"adapter": "x/y"}}},
     })  # fmt: skip
+    lines = {line.key: line for line in config_lines(Config.of(made))}
+    assert lines["teachers.one.path"].value == "countdown" and lines["teachers.one.device"].origin == "default"
+    assert lines["teachers.panel.members.a.adapter"].origin == "set"
+    assert Config.of(yaml.safe_load(Config.of(made).to_yaml())) == Config.of(made)
+    with_one = Config.of(apply_overrides(made, read_overrides(["teachers.one.device=cpu"])))
+    assert with_one.teachers["one"].device == "cpu"
     listed = [(key, name) for key, name, _ in every_teacher(Config.of(made).teachers)]
     assert listed == [("teachers.one", "one"), ("teachers.panel.members.a", "panel.a")]
 

@@ -72,6 +72,31 @@ def test_a_view_shows_the_start_of_its_branch() -> None:
     assert part.node is not None and part.node.tolist() == [[5] * 4, [7] * 4]
 
 
+class Remembering(TinyText):
+    """Its reader knows the rows of the reading before alone, as one that keeps keys and values of finished blocks."""
+
+    def reader(self, condition):
+        plain, known = super().reader(condition), []
+
+        def read(rows, tokens, targets, settled):
+            assert not known or set(rows.tolist()) <= known[-1], "rows that were not read before"
+            if settled:
+                known.append(set(rows.tolist()))
+            return plain(rows, tokens, targets, settled)
+
+        return read
+
+
+def test_a_reader_is_asked_about_rows_that_it_has_read() -> None:
+    draw = draw_of(9)
+    policy = Remembering(3, 4, ("a", "b"), end=0)
+    made = TREE(policy, policy.condition(draw.prompts), draw)
+    deeper = MaskedTreeSampler(length=6, steps=6, block=1, levels=3, branches=2)
+    assert torch.equal(made.final, made_by(TREE, draw, end=0)[0].final)
+    policy = Remembering(2, 6, ("a", "b"))
+    deeper(policy, policy.condition(draw_of(8).prompts), draw_of(8))
+
+
 def test_an_ended_branch_stays_as_it_is() -> None:
     made, _ = made_by(TREE, draw_of(9, groups=2), end=0)
     trace = made.trace

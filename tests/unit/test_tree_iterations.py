@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.models.causal.policy import CausalPolicy
+from flowrl.rounds import sample_and_score
+from flowrl.runtime.timing import PhaseTimer
+from flowrl.session import open_session
 from flowrl.startup.preflight import check_run
+from flowrl.types import TokenTrace
 from tests.training import Processes, Work, config_of, drift, train
 
 BUDGETS = {"length": 14, "budgets": [4, 8], "answers": 2, "think_end": "", "cut": "", "bridge": ""}
@@ -48,6 +55,26 @@ def test_two_iterations_and_an_evaluation(name: str) -> None:
     shared = name not in ("flash_grpo", "dense_grpo", "turning_point")
     assert all((value or 0) > 0 for value in saved) if shared else not any(saved)
     assert made.heldout
+
+
+@pytest.mark.slow
+def test_thoughts_of_a_real_network_are_scored_as_they_were_drawn(tmp_path: Path) -> None:
+    values = values_of("brpo") | {"out": str(tmp_path / "run")}
+    values["algorithm"] |= {"cut": "+", "bridge": "1", "length": 16}
+    session = open_session(check_run(Config.of(values)))
+    try:
+        made = sample_and_score(session, PhaseTimer())
+    finally:
+        session.rewards.close()
+    trace, condition = made.rollout.trace, made.rollout.condition
+    assert isinstance(trace, TokenTrace) and trace.logp is not None and isinstance(session.policy, CausalPolicy)
+    found = session.policy.score(condition, trace.tokens, trace.mask, trace.tokens).logp.detach()
+    assert float((torch.where(trace.mask, trace.logp, 0.0) - found).abs().max()) < 1e-4
+    assert made.samples.completions is not None
+    assert trace.event is not None
+    cut = [text for text, event in zip(made.samples.completions, trace.event[:, 6], strict=True) if event == 1]
+    assert cut and all("+1" in text for text in cut)  # of a thought that did not end within four tokens
+    assert made.metrics["sampling/forwards_saved"] > made.metrics["sampling/forwards"]
 
 
 @pytest.fixture(scope="module")
