@@ -255,6 +255,7 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     reads = (*getattr(algorithm.sampler, "columns", ()), getattr(algorithm.sampler, "column", ""))
     said = dict.fromkeys(getattr(algorithm.sampler, "ratings", ()), True)
     led = [replace(prompt, columns=dict.fromkeys(reads, prompt.text) | said) for prompt in prompts]
+    led = algorithm.sampler.prepared(led, "here") if hasattr(algorithm.sampler, "prepared") else led
     draw = Draw.of(seeds(0, "s", count=2), group, 0, 1, led)
     rollout = sample(algorithm.sampler, policy, policy.condition(prompts), draw, rows=2)
     if algorithm.judged:
