@@ -8,6 +8,7 @@ from flowrl.parts.advantages import GroupCentred
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.evidence import LinearisedScore
 from flowrl.parts.regularizers import Prediction
+from flowrl.samplers.flow import FlowSampler
 
 PAPER = "arXiv:2610.12572"
 
@@ -23,6 +24,7 @@ def diffusion_art(*, scale: float = 0.1, steps: int = 10, churn: float = 1e-6) -
     another window of steps, are not known and left out.
     """
     base = fdfo(steps=steps, churn=churn)
+    assert isinstance(base.sampler, FlowSampler)
     return replace(
         base,
         sampler=replace(base.sampler, share_noise=False, own_noise=0.0),

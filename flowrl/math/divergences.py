@@ -106,8 +106,8 @@ class _Options:
         theirs = states if shown.weight is None else vocabulary_logits(states, shown.weight, shown.bias, shown.readout)
         theirs = put(theirs.float(), logits.device)
         shared = min(logits.shape[1], theirs.shape[1])
-        tempered = [exclude(table[:, :shared] / self.temperature, self.excluded) for table in (logits, theirs)]
-        value, slope = jensen_shannon(*tempered, self.beta, self.excluded)
+        own, other = (exclude(table[:, :shared] / self.temperature, self.excluded) for table in (logits, theirs))
+        value, slope = jensen_shannon(own, other, self.beta, self.excluded)
         whole = torch.nn.functional.pad(slope / self.temperature, (0, logits.shape[1] - shared))
         return Apart(value, whole if weight is None else self.readout.slope_(whole, logits))
 

@@ -125,9 +125,9 @@ class TinyText(HasWeightSets):
         shown = (Distributions(table.detach().flatten(0, 1), where),) if show else ()
         apart = {}
         for name, others in beside.items():
-            theirs = sum(part.states[part.where.clamp(min=0)] * (part.where >= 0)[..., None] for part in others)
-            tables = ((each / temperature).flatten(0, 1) for each in (table, theirs))
-            apart[name] = torch.where(targets, jensen_shannon(*tables, beta).value.view(tokens.shape), 0.0)
+            parts = [part.states[part.where.clamp(min=0)] * (part.where >= 0)[..., None] for part in others]
+            own, other = ((each / temperature).flatten(0, 1) for each in (table, torch.stack(parts).sum(dim=0)))
+            apart[name] = torch.where(targets, jensen_shannon(own, other, beta).value.view(tokens.shape), 0.0)
         values = torch.where(targets, value, 0.0) if self.causal else None
         return TokenScores(found, spread, values, shown=shown, divergence=apart)
 

@@ -48,8 +48,8 @@ class Algorithm:
     """How the gradients of several channels become one; by default the advantage has a single channel."""
     coefficients: tuple[Coefficient, ...] = ()
     """Numbers that change over iterations; by default all stay as they are (`flowrl.parts.coefficients`)."""
-    behaviour: Literal["live", "old"] = "live"
-    """The weight set that samples."""
+    behaviour: str = "live"
+    """The weight set that samples: the live one, or one of ``ema_weights``."""
     ema_weights: tuple[EmaWeights, ...] = ()
     teachers: tuple[str, ...] = ()
     """Names of frozen policies that it learns from, which a config describes under ``teachers``."""

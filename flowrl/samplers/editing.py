@@ -11,7 +11,7 @@ from flowrl.devices import float64_device, put, to_host
 from flowrl.math.masking import draw_tokens
 from flowrl.math.random import uniform
 from flowrl.samplers.masked import TOKEN_STREAM, MaskedSampler, final_of
-from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition
+from flowrl.types import Draw, MaskedPolicy, Rollout, TextCondition, TokenTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class EditingSampler(MaskedSampler):
     def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
         made = super().__call__(policy, condition, draw)
         trace = made.trace
-        assert trace is not None and trace.order is not None  # of the draft
+        assert isinstance(trace, TokenTrace) and trace.order is not None  # of the draft
         order, fixed = trace.order.clone(), trace.order >= 0
         tokens = torch.where(fixed, trace.tokens, policy.mask_token)
         step = torch.arange(self.most_steps)[:, None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowrl.math.random import uniform
 from flowrl.samplers.masked import Canvas, MaskedSampler
 from flowrl.samplers.recorded import Recorded
-from flowrl.types import DATA, Draw, MaskedPolicy, Prompt, Rollout, Sampler, TextCondition
+from flowrl.types import DATA, Draw, MaskedPolicy, Prompt, Rollout, TextCondition, TokenTrace
 
 CHUNK_STREAM, RATIO_STREAM, ORDER_STREAM = 3_000_001, 3_000_002, 3_000_003
 
@@ -49,12 +49,16 @@ class HintedSampler(MaskedSampler):
     @property
     def data(self) -> Recorded:
         """What reads the solutions."""
-        own = {f.name: getattr(self, f.name) for f in fields(MaskedSampler)}
-        return Recorded(sampler=MaskedSampler(**own), columns=(self.column,))
+        return Recorded(sampler=self._alone, columns=(self.column,))
 
-    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> Sampler:
+    @property
+    def _alone(self) -> MaskedSampler:
+        """Without hints."""
+        return MaskedSampler(**{f.name: getattr(self, f.name) for f in fields(MaskedSampler)})
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> MaskedSampler:
         """The policy alone."""
-        return self.data.sampler.heldout(steps, guidance, temperature)
+        return self._alone.heldout(steps, guidance, temperature)
 
     def prepared(self, prompts: Sequence[Prompt], where: str) -> list[Prompt]:
         """The prompts of a data set, checked as `Recorded` does."""
@@ -67,8 +71,9 @@ class HintedSampler(MaskedSampler):
     def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
         made = super().__call__(policy, condition, draw)
         hinted = draw.place < self.hints
-        given = self._given(policy, draw)[1] & made.trace.mask if made.trace is not None else None
-        trace = None if made.trace is None else replace(made.trace, given=given)
+        trace = made.trace
+        assert isinstance(trace, TokenTrace)
+        trace = replace(trace, given=self._given(policy, draw)[1] & trace.mask)
         return replace(made, trace=trace, source=torch.where(hinted, DATA, made.source))
 
     def begin(self, canvas: Canvas, policy: MaskedPolicy) -> None:

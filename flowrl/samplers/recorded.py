@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,7 +43,6 @@ class Recorded:
     ends: Literal["one", "all"] = "one"
     """``all``: end tokens up to the sampler's length are part of a completion, as in LLaDA's and d1's SFT, which so
     teach a masked model where to stop."""
-    forwards: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -67,6 +66,10 @@ class Recorded:
     def length(self) -> int:
         """Tokens of a completion, at most."""
         return getattr(self.sampler, "length", 0)
+
+    @property
+    def forwards(self) -> int:
+        return 0
 
     @property
     def recorded(self) -> int:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from flowrl.devices import put
 from flowrl.score.rewards import Rewards
-from flowrl.types import Policy, Prompt, Rollout, Samples
+from flowrl.types import Prompt, Rollout, Samples, TrainedPolicy
 
 
 def score_previews(
-    rewards: Rewards, policy: Policy, rollout: Rollout, prompts: Sequence[Prompt], rows: int, asked: bool = True
+    rewards: Rewards, policy: TrainedPolicy, rollout: Rollout, prompts: Sequence[Prompt], rows: int, asked: bool = True
 ) -> tuple[Rollout, Tensor | None]:
     """``(the rollout without its previews, what all rewards return of them [N, E, R] float64, before any policy)``; as
     it is, and None, where it has none.
