@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Saved:
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    policy = load_policy("shapes", lora=LoRAOptions(rank=16, alpha=32), call={"guidance_scale": 1.0})
+    policy: Any = load_policy("shapes", lora=LoRAOptions(rank=16, alpha=32), call={"guidance_scale": 1.0})
     rewards, prompts = load_rewards(["shapes_soft"]), load_prompts("shapes:test").prompts[:SAMPLES]
     every = [part for part in policy.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights = {p.untyped_storage().data_ptr() for part in every for p in (*part.parameters(), *part.buffers())}
@@ -57,7 +58,9 @@ def main() -> None:
         print(f"| {last} of {STEPS} | {'yes' if checkpoint else 'no'} | {numbers} |", flush=True)
 
 
-def measure(policy, algorithm, rewards, prompts, weights) -> tuple[float, float, float, float]:
+def measure(
+    policy: Any, algorithm: Any, rewards: Any, prompts: Any, weights: set[int]
+) -> tuple[float, float, float, float]:
     """Bytes saved, and seconds of sampling, of the replay with decoder and reward, and of its backward."""
     group = torch.arange(SAMPLES)
     draw = Draw.of(seeds(0, "draft", count=SAMPLES), group, 0, 0, prompts)

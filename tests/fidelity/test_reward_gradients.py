@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from flowrl import composition
 from flowrl.math.random import normal
 from tests.fidelity import cell, release
-from tests.fidelity.bench import GUIDANCE, DDPMFlow, Trial, alike, trial
+from tests.fidelity.bench import GUIDANCE, DDPMFlow, alike, trial
 
 release("draft, draft_lv", "none that could be read; arXiv:2309.17400, abstract and ports")
 release("refl", "THUDM/ImageReward, ImageReward/ReFL.py and scripts/train_refl.sh")
@@ -25,25 +27,25 @@ def reward(clean: Tensor) -> Tensor:
     return clean.double().sum(dim=1).tanh()
 
 
-def ask(it: Trial, x: Tensor, t: float | Tensor, scale: float, rows: Tensor | None = None) -> Tensor:
+def ask(it: Any, x: Tensor, t: float | Tensor, scale: float, rows: Tensor | None = None) -> Tensor:
     """The guided velocity of some samples, all of them by default, written out."""
-    index = it.rollout.condition.index  # type: ignore[attr-defined]
+    index = it.rollout.condition.index
     index = index if rows is None else index[rows]
     times = t if isinstance(t, Tensor) else torch.full((len(x),), t, dtype=torch.float64)
     return it.policy.guided(x, times, index, scale)
 
 
-def start_of(it: Trial) -> Tensor:
+def start_of(it: Any) -> Tensor:
     """Where the recorded steps begin."""
     assert it.rollout.trace is not None
-    return it.rollout.trace.states[:, 0]  # type: ignore[union-attr]
+    return it.rollout.trace.states[:, 0]
 
 
 # -------------------------------------------------------------------------------------------------------------- DRaFT
 @cell("draft", "loss, gradient", "equal", "minus the reward, through the last K Euler steps and the guidance of each")
 @pytest.mark.parametrize("last", [1, 3])
 def test_draft_gradient(last: int) -> None:
-    it = trial("draft", flat=False, last=last, steps=10)
+    it: Any = trial("draft", flat=False, last=last, steps=10)
     times, x = it.policy.times(10), start_of(it)
     for k in range(10 - last, 10):
         x = x + float(times[k + 1] - times[k]) * ask(it, x, float(times[k]), GUIDANCE)
@@ -52,14 +54,14 @@ def test_draft_gradient(last: int) -> None:
 
 @cell("draft", "defaults", "equal", "one step with a gradient, of fifty; no penalty, no cap")
 def test_draft_settings() -> None:
-    made = composition.build("draft")
+    made: Any = composition.build("draft")
     assert made.sampler.steps == 50 and made.sampler.window.count == 1
     assert made.objective.cap is None and not made.regularizers
 
 
 @cell("draft", "defaults", "option", "`last: null` is DRaFT, through all steps; `reference` holds it back")
 def test_draft_options() -> None:
-    it = trial("draft", flat=False, last=None, steps=6, reference=0.5)
+    it: Any = trial("draft", flat=False, last=None, steps=6, reference=0.5)
     times, x, apart = it.policy.times(6), start_of(it), 0
     for k in range(6):
         t = float(times[k])
@@ -73,7 +75,7 @@ def test_draft_options() -> None:
 
 @cell("draft_lv", "loss, gradient", "equal", "the mean over fresh noises of the last step's gradient")
 def test_draft_lv_gradient() -> None:
-    it = trial("draft_lv", flat=False, steps=10)
+    it: Any = trial("draft_lv", flat=False, steps=10)
     t, rows, loss = float(it.policy.times(10)[-2]), it.probe(), 0
     for j in range(2):
         x = ((1 - t) * it.rollout.final + t * rows.noise[:, j]).float()
@@ -89,18 +91,19 @@ def test_draft_lv_gradient() -> None:
     reason="how many the paper draws, and whether the finished sample's own step is one of them, could not be read",
 )
 def test_draft_lv_settings() -> None:
-    assert composition.build("draft_lv").estimator.draws == 2
+    made: Any = composition.build("draft_lv")
+    assert made.estimator.draws == 2
 
 
 # --------------------------------------------------------------------------------------------------------- ReFL
 @cell("refl", "loss, gradient", "equal", "0.001 relu(2 - r) of the clean latent that the drawn step predicts")
 def test_refl_gradient() -> None:
-    it = trial("refl", flat=False, flow=DDPMFlow, cap=0.5, scale=0.7)
+    it: Any = trial("refl", flat=False, flow=DDPMFlow, cap=0.5, scale=0.7)
     rows, loss = it.probe(), 0
     for i in range(len(it.scores.group)):
         k = int(rows.number[i, 0])
         assert 30 <= k < 40
-        x = it.rollout.trace.states[i, k - 30][None]  # type: ignore[union-attr]
+        x = it.rollout.trace.states[i, k - 30][None]
         t = float(it.policy.times(40)[k])
         a = (1 - t) ** 2 / ((1 - t) ** 2 + t**2)  # of the variance-preserving process
         v = ask(it, x, t, 1.0, torch.tensor([i]))
@@ -113,7 +116,7 @@ def test_refl_gradient() -> None:
 
 @cell("refl", "defaults", "equal", "40 steps of DDPM, one of the last ten, relu(2 - r) times 0.001, no guidance")
 def test_refl_settings() -> None:
-    made = composition.build("refl")
+    made: Any = composition.build("refl")
     assert (made.sampler.steps, made.sampler.window.count, made.sampler.guidance) == (40, 10, 1.0)
     assert (made.objective.cap, made.objective.scale, made.sampler.dynamics.eta) == (2.0, 1e-3, 1.0)
     assert {int(n) for n in trial("refl", flat=False).probe().number[:, 0]} <= set(range(30, 40))
@@ -128,20 +131,20 @@ def test_refl_settings() -> None:
     "so that what is watched is what the model makes. Its pre-training loss on captioned images is left out",
 )
 def test_refl_draws() -> None:
-    it = trial("refl", flat=False)
-    assert len(it.probe().number.unique()) > 3 and float(it.rollout.times[-1]) == 0  # type: ignore[index]
+    it: Any = trial("refl", flat=False)
+    assert len(it.probe().number.unique()) > 3 and float(it.rollout.times[-1]) == 0
 
 
 # --------------------------------------------------------------------------------------------------------- AlignProp
 @cell("align_prop", "loss, gradient", "equal", "through DDIM's steps with their noise, from the cut on, guidance 5")
 def test_align_prop_gradient() -> None:
     """The released step, in the coordinates of Stable Diffusion."""
-    it = trial("align_prop", flat=False, flow=DDPMFlow, steps=10, spread=0.2)
+    it: Any = trial("align_prop", flat=False, flow=DDPMFlow, steps=10, spread=0.2)
     rows, times, loss = it.probe(), it.policy.times(10), 0
     cuts = rows.number[:, 0]
     assert len(cuts.unique()) > 2
     for i in range(len(cuts)):
-        x = it.rollout.trace.states[i, cuts[i] - 1][None]  # type: ignore[union-attr]
+        x = it.rollout.trace.states[i, cuts[i] - 1][None]
         for k in range(int(cuts[i]), 10):
             t, t_next = float(times[k]), float(times[k + 1])
             a, a_next = ((1 - u) ** 2 / ((1 - u) ** 2 + u**2) for u in (t, t_next))
@@ -157,7 +160,7 @@ def test_align_prop_gradient() -> None:
 
 @cell("align_prop", "defaults", "equal", "50 steps of DDIM(1), guidance 5, cut round(N(42, 5)), loss times 0.01")
 def test_align_prop_settings() -> None:
-    made = composition.build("align_prop")
+    made: Any = composition.build("align_prop")
     assert (made.sampler.steps, made.sampler.guidance, made.sampler.dynamics.eta) == (50, 5.0, 1.0)
     assert (made.objective.scale, made.estimator.inputs, made.estimator.checkpoint) == (0.01, True, True)
     assert 49 * made.estimator.around == pytest.approx(41, abs=0.5)
@@ -166,7 +169,7 @@ def test_align_prop_settings() -> None:
 
 @cell("align_prop", "defaults", "option", "`around: null` draws the cut uniformly; `draft` has the fixed cut 49")
 def test_align_prop_options() -> None:
-    made = composition.build({"use": "align_prop", "around": None})
+    made: Any = composition.build({"use": "align_prop", "around": None})
     assert made.estimator.first == "random" and made.estimator.around is None
 
 
@@ -184,10 +187,10 @@ def test_align_prop_draws() -> None:
 # ------------------------------------------------------------------------------------------------------------ DRTune
 @cell("drtune", "loss, gradient", "equal", "the sum over spaced steps of dt (dv / dtheta)^T r', no input in the graph")
 def test_drtune_gradient() -> None:
-    it = trial("drtune", flat=False, steps=10, trained=3, stop=4)
+    it: Any = trial("drtune", flat=False, steps=10, trained=3, stop=4)
     rows, times, loss = it.probe(), it.policy.times(10), 0
     for i in range(len(it.scores.group)):
-        states = it.rollout.trace.states[i]  # type: ignore[union-attr]
+        states = it.rollout.trace.states[i]
         last = int(rows.event[i, -1])
         assert 6 <= last < 10
         steps = [last - 2 * ((last + 1) // 3), last - (last + 1) // 3, last]
@@ -211,14 +214,14 @@ def test_drtune_gradient() -> None:
     reason="the abstract tells neither numbers nor laws, and no code was found",
 )
 def test_drtune_settings() -> None:
-    made = composition.build("drtune")
+    made: Any = composition.build("drtune")
     assert (made.sampler.steps, made.estimator.trained, made.estimator.stop) == (50, 5, 5)
 
 
 # -------------------------------------------------------------------------------------------------------------- SRPO
 @cell("srpo", "loss, gradient", "equal", "relu(0.7 - r), the mean of the branches, each with its texts and its k")
 def test_srpo_gradient() -> None:
-    it = trial("srpo", flat=False, steps=8, good="aaaa{}", bad="b{}", cap=5.0)
+    it: Any = trial("srpo", flat=False, steps=8, good="aaaa{}", bad="b{}", cap=5.0)
     rows, loss = it.probe(), 0
     noise = normal(it.draw.seeds, (16,), stream=0)
     for branch in (0, 1):
@@ -241,7 +244,7 @@ def test_srpo_gradient() -> None:
     "25 steps of shift 3, times .750 to .964, steps of a tenth, HPSv2's k, cap 0.7",
 )
 def test_srpo_settings() -> None:
-    made = composition.build("srpo")
+    made: Any = composition.build("srpo")
     assert (made.sampler.steps, made.sampler.shift, made.objective.cap) == (25, 3.0, 0.7)
     assert made.estimator.width == pytest.approx(0.1 * (0.964 - 0.750))
     assert (made.estimator.denoise, made.estimator.invert) == ((0.1, 0.25), (0.3, 0.01))
@@ -249,7 +252,7 @@ def test_srpo_settings() -> None:
 
 @cell("srpo", "defaults", "option", "`denoise: [0.1, 0.5], invert: [0.6, 0.01]` for PickScore")
 def test_srpo_pickscore() -> None:
-    made = composition.build({"use": "srpo", "denoise": [0.1, 0.5], "invert": [0.6, 0.01]})
+    made: Any = composition.build({"use": "srpo", "denoise": [0.1, 0.5], "invert": [0.6, 0.01]})
     assert tuple(made.estimator.invert) == (0.6, 0.01)
 
 
@@ -267,9 +270,9 @@ def test_srpo_draws() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- Adjoint Matching
-def adjoints(it: Trial, steps: int) -> list[Tensor]:
+def adjoints(it: Any, steps: int) -> list[Tensor]:
     """a_0, ..., a_T of all samples: the lean adjoint of the reference, by the kernel written out."""
-    states, times = it.rollout.trace.states, it.policy.times(steps)  # type: ignore[union-attr]
+    states, times = it.rollout.trace.states, it.policy.times(steps)
     end = it.rollout.final.clone().requires_grad_()
     found = [-it.algorithm.estimator.scale * torch.autograd.grad(reward(end).sum(), end)[0]]
     for k in reversed(range(steps)):
@@ -280,7 +283,7 @@ def adjoints(it: Trial, steps: int) -> list[Tensor]:
     return found
 
 
-def step_of(it: Trial, x: Tensor, times: Tensor, k: int) -> tuple[Tensor, float]:
+def step_of(it: Any, x: Tensor, times: Tensor, k: int) -> tuple[Tensor, float]:
     """Mean and deviation of the memoryless step: g^2 = 2 t / (1 - t), the drift with the predicted noise."""
     t, t_next = float(times[k]), float(times[k + 1])
     g2 = 2 * t / (1 - (t if t < 1 else t_next))
@@ -288,10 +291,10 @@ def step_of(it: Trial, x: Tensor, times: Tensor, k: int) -> tuple[Tensor, float]
     return x + v * dt + g2 / (2 * t) * (x + (1 - t) * v) * dt, (g2 * -dt) ** 0.5
 
 
-def regression(it: Trial, steps: int, later: int) -> Tensor:
+def regression(it: Any, steps: int, later: int) -> Tensor:
     """``sum_k sum_D ((mean - mean of the reference) / s + s a_{k + later})^2`` over the drawn steps."""
     rows, a, loss = it.probe(), adjoints(it, steps), torch.zeros((), dtype=torch.float64)
-    states, times = it.rollout.trace.states, it.policy.times(steps)  # type: ignore[union-attr]
+    states, times = it.rollout.trace.states, it.policy.times(steps)
     for k in range(steps):
         drawn = (rows.event == k).any(dim=1)
         with it.policy.using("reference"), torch.no_grad():
@@ -305,13 +308,13 @@ def regression(it: Trial, steps: int, later: int) -> Tensor:
 @cell("adjoint_matching", "loss, gradient", "equal", "regression of four steps on the lean adjoint, summed")
 @pytest.mark.parametrize("pairing", ["next", "same"])
 def test_adjoint_matching_gradient(pairing: str) -> None:
-    it = trial("adjoint_matching", flat=False, steps=6, scale=2.0, pairing=pairing)
+    it: Any = trial("adjoint_matching", flat=False, steps=6, scale=2.0, pairing=pairing)
     assert alike(it.gradient(), it.gradient_of(regression(it, 6, int(pairing == "next"))), 1e-4)
 
 
 @cell("adjoint_matching", "defaults", "equal", "50 steps, two of the first 60 % and two of the others, lambda 100")
 def test_adjoint_matching_settings() -> None:
-    made = composition.build("adjoint_matching")
+    made: Any = composition.build("adjoint_matching")
     assert (made.sampler.steps, made.estimator.early, made.estimator.late, made.estimator.split) == (50, 2, 2, 0.6)
     assert made.estimator.scale == 100 and made.sampler.dynamics.noise_level == 2**0.5
 
@@ -323,7 +326,7 @@ def test_adjoint_matching_settings() -> None:
     "`sampler: {dynamics: ddim}` for SD; `pairing: same`",
 )
 def test_adjoint_matching_options() -> None:
-    made = composition.build({"use": "adjoint_matching", "pairing": "same", "sampler": {"dynamics": "ddim"}})
+    made: Any = composition.build({"use": "adjoint_matching", "pairing": "same", "sampler": {"dynamics": "ddim"}})
     assert made.sampler.dynamics.eta == 1.0 and made.estimator.pairing == "same"
 
 
@@ -336,7 +339,7 @@ def test_adjoint_matching_options() -> None:
     "few (0.083 of 0.12 at ten steps of DDIM(1) on Gaussian data). Samples of extreme loss are not masked",
 )
 def test_adjoint_matching_pairing() -> None:
-    it = trial("adjoint_matching", flat=False, steps=6, scale=2.0)
+    it: Any = trial("adjoint_matching", flat=False, steps=6, scale=2.0)
     assert not alike(it.gradient(), it.gradient_of(regression(it, 6, 0)), 1e-2)
 
 
@@ -349,7 +352,7 @@ def test_adjoint_matching_pairing() -> None:
 )
 def test_rocm_gradient() -> None:
     """delta^2 / 2 = a' |f - f_ref|^2 / (2 (1 - a')) of the variance-preserving process, per latent element."""
-    it = trial("rocm", flat=False, weight=0.4, steps=5)
+    it: Any = trial("rocm", flat=False, weight=0.4, steps=5)
     times, x, held_to = it.policy.times(5), start_of(it), 0
     for k in range(5):
         t, t_next = float(times[k]), float(times[k + 1])
@@ -374,5 +377,5 @@ def test_rocm_gradient() -> None:
     reason="the abstract tells neither numbers nor how divergences are reduced, and no code was found",
 )
 def test_rocm_settings() -> None:
-    made = composition.build("rocm")
+    made: Any = composition.build("rocm")
     assert (made.sampler.steps, made.regularizers[0].weight, made.regularizers[0].kind) == (4, 0.1, "kl")

@@ -26,7 +26,7 @@ from flowrl.parts.regularizers import FDivergence
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep, LastSteps
 from flowrl.step import UpdateSettings, improve
-from flowrl.types import Draw, Dynamics, IncompatibleError, Likelihood, Rollout, Rows
+from flowrl.types import Draw, Dynamics, IncompatibleError, Likelihood, Rollout
 from tests.contract.toys import Recorder, disturb, gradients, roll, small, start
 
 GRID = torch.tensor([1.0, 0.8, 0.6, 0.35, 0.1, 0.0], dtype=torch.float64)
@@ -107,23 +107,23 @@ def blind(theta: Tensor, x: Tensor, t: Tensor) -> Tensor:
     return (theta[:6].view(2, 3)[:, :1] * t.T).T + 0 * x
 
 
-def network() -> Field:
+def network() -> Any:
     return Field(net, 0.7 * torch.randn(30, generator=torch.Generator().manual_seed(2), dtype=torch.float64), GRID)
 
 
-def sampled(policy: Field, sampler: FlowSampler, count: int = 4, functions: Any = (bowl,)) -> Rollout:
+def sampled(policy: Any, sampler: Any, count: int = 4, functions: Any = (bowl,)) -> Any:
     group = torch.zeros(count, dtype=torch.long)
     draw = Draw.of(seeds(0, "pathwise", count=count), group, 0, 0)
-    rollout = sampler(policy, TinyCondition(group), draw)  # type: ignore[arg-type]
+    rollout = sampler(policy, TinyCondition(group), draw)
     return replace(rollout, judge=Total(functions))
 
 
-def answer(policy: Field, estimator: Any, rollout: Rollout, references: Sequence[str] = ()) -> tuple[Likelihood, Rows]:
+def answer(policy: Any, estimator: Any, rollout: Rollout, references: Sequence[str] = ()) -> tuple[Likelihood, Any]:
     rows = estimator.probe(rollout, policy, rollout.seeds)
     return estimator(policy, rows, rollout.condition, references), rows
 
 
-def slope(policy: Field, estimator: Any, rollout: Rollout) -> Tensor:
+def slope(policy: Any, estimator: Any, rollout: Rollout) -> Tensor:
     """Of the mean reward, by the estimator."""
     live, rows = answer(policy, estimator, rollout)
     counted = torch.ones(live.logp.shape) if rows.counted is None else rows.counted
@@ -131,7 +131,7 @@ def slope(policy: Field, estimator: Any, rollout: Rollout) -> Tensor:
     return torch.autograd.grad(mean.mean(), policy.theta)[0]
 
 
-def by_differences(policy: Field, sampler: FlowSampler, step: float = 1e-5) -> Tensor:
+def by_differences(policy: Any, sampler: FlowSampler, step: float = 1e-5) -> Tensor:
     """Of the mean reward of samples from the same seeds, by central differences."""
     found = []
     for i in range(len(policy.theta)):
@@ -189,9 +189,9 @@ def test_drtune_is_the_sum_over_its_steps(trained: int | None) -> None:
     assert sorted(float(t[0]) for t in policy.calls) == sorted(float(GRID[k]) for k in chosen)  # the rest costs nothing
     end = rollout.final.clone().requires_grad_()
     (pull,) = torch.autograd.grad(bowl(end).mean(), end)
-    total = 0
+    total = torch.zeros((), dtype=torch.float64)
     for k in chosen:
-        v = policy.velocity(rollout.trace.states[:, k], GRID[k].expand(4), None)  # type: ignore[union-attr]
+        v = policy.velocity(rollout.trace.states[:, k], GRID[k].expand(4), None)
         total = total + (GRID[k + 1] - GRID[k]) * (v * pull).sum()
     torch.testing.assert_close(found, torch.autograd.grad(total, policy.theta)[0], rtol=1e-12, atol=1e-14)
     whole = slope(policy, Replay(), rollout)
@@ -200,7 +200,7 @@ def test_drtune_is_the_sum_over_its_steps(trained: int | None) -> None:
 
 
 def test_where_the_velocity_does_not_read_the_state_drtune_is_backpropagation() -> None:
-    policy = Field(blind, torch.randn(30, generator=torch.Generator().manual_seed(1), dtype=torch.float64), GRID)
+    policy: Any = Field(blind, torch.randn(30, generator=torch.Generator().manual_seed(1), dtype=torch.float64), GRID)
     rollout = sampled(policy, FlowSampler(steps=5, window=LastSteps()))
     torch.testing.assert_close(slope(policy, Replay(inputs=False), rollout), slope(policy, Replay(), rollout))
 
@@ -213,7 +213,7 @@ def exact(theta: Tensor, x: Tensor, t: Tensor) -> Tensor:
     return pull * x - MEAN - pull * (1 - t) * MEAN + theta[step][:, None]
 
 
-def one_dimension(theta: Tensor | None = None) -> Field:
+def one_dimension(theta: Tensor | None = None) -> Any:
     return Field(exact, torch.zeros(5, dtype=torch.float64) if theta is None else theta, GRID, (1,))
 
 
@@ -230,7 +230,7 @@ def test_derivatives_of_single_steps_on_gaussian_data() -> None:
     estimator = Replay(first="last", last="random")
     live, rows = answer(policy, estimator, rollout)
     total = torch.autograd.grad(live.need("reward/r0").sum(), policy.theta)[0]
-    counts = torch.bincount(rows.event[:, 0], minlength=5)  # type: ignore[attr-defined]
+    counts = torch.bincount(rows.event[:, 0], minlength=5)
     assert int(counts.min()) > 3
     assert (total / counts).tolist() == pytest.approx([-1, -0.8, -0.6, -0.35, -0.1], abs=1e-12)
 
@@ -243,12 +243,12 @@ def test_samples_may_begin_and_end_at_steps_of_their_own(inputs: bool) -> None:
     first_one = "random" if inputs else "recorded"
     estimator = Replay(first=first_one, last="random", stop=3, inputs=inputs, trained=None if inputs else 2)
     live, rows = answer(policy, estimator, rollout)
-    assert isinstance(rows, Rows) and rows.unit == rows.shape[1]
-    lengths = rows.taken.sum(dim=1)  # type: ignore[attr-defined]
+    assert rows.unit == rows.shape[1]
+    lengths = rows.taken.sum(dim=1)
     assert len(lengths.unique()) > 2 or not inputs
     for i in range(24):
-        events = [int(e) for e, on in zip(rows.event[i], rows.taken[i], strict=True) if on]  # type: ignore[attr-defined]
-        x = rollout.trace.states[i, events[0]][None]  # type: ignore[union-attr]
+        events = [int(e) for e, on in zip(rows.event[i], rows.taken[i], strict=True) if on]
+        x = clean = rollout.trace.states[i, events[0]][None]
         for k in range(events[0], events[-1] + 1):
             t, t_next = GRID[k : k + 1], GRID[k + 1 : k + 2]
             a, b, s = DDIM(1.0).coefficients(t, t_next)
@@ -266,12 +266,12 @@ def test_samples_may_begin_and_end_at_steps_of_their_own(inputs: bool) -> None:
 
 
 def test_the_first_step_of_align_prop_is_normal_and_stays_inside() -> None:
-    made = composition.build("align_prop")
+    made: Any = composition.build("align_prop")
     policy = one_dimension()
     policy.grid = torch.linspace(1, 0, 51, dtype=torch.float64)
     rollout = sampled(policy, made.sampler, 300, (first,))
-    assert rollout.trace.t.shape == (300, 49)  # type: ignore[union-attr]
-    rows = made.estimator.probe(rollout, policy, rollout.seeds)  # type: ignore[arg-type]
+    assert rollout.trace.t.shape == (300, 49)
+    rows = made.estimator.probe(rollout, policy, rollout.seeds)
     cut = (rows.number[:, 0]).double()
     assert int(cut.min()) >= 1 and int(cut.max()) <= 49
     assert float(cut.mean()) == pytest.approx(42, abs=1) and float(cut.std()) == pytest.approx(4.7, abs=0.6)
@@ -285,7 +285,7 @@ def test_divergences_are_those_of_the_recorded_steps() -> None:
     group = torch.zeros(4, dtype=torch.long)
     draw = Draw.of(seeds(0, "pathwise", count=4), group, 0, 0)
     dense = FlowSampler(steps=5, dynamics=FlowSDE(0.7), window=EveryStep(drop=0))
-    recorded = dense(policy, TinyCondition(group), draw)  # type: ignore[arg-type]
+    recorded = dense(policy, TinyCondition(group), draw)
     known, _ = answer(policy, Transitions(kl="exact"), recorded, ("reference",))
     rollout = sampled(policy, replace(dense, window=LastSteps(noise=True)))
     live, _ = answer(policy, Replay(), rollout, ("reference",))
@@ -322,7 +322,7 @@ def test_a_checkpointed_replay_keeps_no_activations_of_the_network() -> None:
 
     def saved(checkpoint: bool) -> int:
         estimator = Replay(checkpoint=checkpoint)
-        rows = estimator.probe(rollout, policy, rollout.seeds)  # type: ignore[arg-type]
+        rows = estimator.probe(rollout, policy, rollout.seeds)
         total = [0]
 
         def pack(tensor: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ def test_a_checkpointed_replay_keeps_no_activations_of_the_network() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            estimator(policy, rows, rollout.condition)  # type: ignore[arg-type]
+            estimator(policy, rows, rollout.condition)
         return total[0]
 
     assert saved(True) < 0.5 * saved(False)
@@ -392,10 +392,10 @@ def test_draft_lv_is_the_mean_over_its_noises() -> None:
     rollout = sampled(policy, FlowSampler(steps=5))
     estimator = Renoise(draws=3)
     live, rows = answer(policy, estimator, rollout)
-    assert rows.t.unique().tolist() == [0.1]  # type: ignore[attr-defined]
-    total = 0
+    assert rows.t.unique().tolist() == [0.1]
+    total = torch.zeros((), dtype=torch.float64)
     for j in range(3):
-        x = 0.9 * rollout.final + 0.1 * rows.noise[:, j].double()  # type: ignore[attr-defined]
+        x = 0.9 * rollout.final + 0.1 * rows.noise[:, j].double()
         total = total + bowl(x - 0.1 * policy.velocity(x, torch.full((4,), 0.1), None)).mean() / 3
     torch.testing.assert_close(live.need("reward/r0").mean(), total, rtol=1e-5, atol=1e-6)
     wanted = torch.autograd.grad(total, policy.theta)[0]
@@ -409,13 +409,13 @@ def test_srpo_recovers_the_sample_where_the_velocity_is_right_and_errs_both_ways
     def right(theta: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return held["noise"] - held["clean"] + theta[:2]
 
-    policy = Field(right, torch.zeros(2, dtype=torch.float64), GRID)
+    policy: Any = Field(right, torch.zeros(2, dtype=torch.float64), GRID)
     rollout, plain = replace(rollout_of(clean), judge=Total((first,))), (0.0, 0.0)
     estimator = RelativeRenoise(low=0.6, high=0.8, width=0.05, denoise=plain, invert=plain, good="12{}", bad="1{}")
-    rows = estimator.probe(rollout, policy, rollout.seeds)  # type: ignore[arg-type]
+    rows = estimator.probe(rollout, policy, rollout.seeds)
     rows = replace(rows, t=torch.full((4, 2), 0.7).double(), start=torch.tensor([[0.75, 0.65]]).double().expand(4, 2))
     held |= {"noise": rows.noise.flatten(0, 1).double(), "clean": clean.repeat_interleave(2, dim=0)}
-    live = estimator(policy, rows, rollout.condition)  # type: ignore[arg-type]
+    live = estimator(policy, rows, rollout.condition)
     assert float(live.logp.detach().abs().max()) < 1e-12  # recovered
     # the words "12{}" and "1{}" weigh 4 and 3 times: (1 + k) first - second is +-1 times the reward, k being 0
     torch.testing.assert_close(
@@ -426,16 +426,16 @@ def test_srpo_recovers_the_sample_where_the_velocity_is_right_and_errs_both_ways
         assert pull.tolist() == pytest.approx([-1 / 6, 0], abs=1e-6)  # opposite errors, texts exchanged: they add
 
 
-def rollout_of(clean: Tensor) -> Rollout:
+def rollout_of(clean: Tensor) -> Any:
     group = torch.zeros(len(clean), dtype=torch.long)
     draw = Draw.of(seeds(0, "pathwise", count=len(clean)), group, 0, 0)
     return Rollout.of(draw, TinyCondition(group), clean, times=GRID)
 
 
 def test_times_and_emphasis_of_srpo() -> None:
-    estimator = composition.build("srpo").estimator
+    estimator: Any = composition.build("srpo").estimator
     rollout = replace(rollout_of(torch.zeros(200, 2)), judge=Total((first,)))
-    rows = estimator.probe(rollout, network(), rollout.seeds)  # type: ignore[arg-type]
+    rows = estimator.probe(rollout, network(), rollout.seeds)
     assert torch.equal(rows.t[:, 0], rows.t[:, 1]) and bool((rows.start[:, 0] > rows.t[:, 0]).all())
     assert bool((rows.start[:, 1] < rows.t[:, 1]).all()) and rows.down[0].tolist() == [True, False]
     assert 0.75 < float(rows.t.min()) < 0.77 and 0.94 < float(rows.t.max()) < 0.964
@@ -456,18 +456,20 @@ SHIFTS = [
 def tilted(dynamics: Dynamics, pairing: Any, steps: int) -> tuple[float, float]:
     """How far the end of Gaussian samples moves where every step's mean is at the optimum of the regression, and what
     .8 times the end's variance is; ``same`` and ``next`` as the estimator pairs them."""
-    policy = Field(lambda theta, x, t: drift(x, t) + 0 * theta.sum(), torch.zeros(1, dtype=torch.float64), None, (1,))
+    policy: Any = Field(
+        lambda theta, x, t: drift(x, t) + 0 * theta.sum(), torch.zeros(1, dtype=torch.float64), None, (1,)
+    )
     sampler = FlowSampler(steps=steps, dynamics=dynamics, window=LastSteps(noise=True))
     rollout = sampled(policy, sampler, 1, (first,))
     every: dict[str, Tensor] = {}
     for name in ("next", "same"):
-        rows = Adjoint(scale=0.8, pairing=name, early=steps, late=steps).probe(rollout, policy, rollout.seeds)  # type: ignore[arg-type]
+        rows = Adjoint(scale=0.8, pairing=name, early=steps, late=steps).probe(rollout, policy, rollout.seeds)
         every[name] = rows.adjoint[0, :, 0].double()
-    s = dynamics.coefficients(rows.t, rows.t_next)[2][0]  # type: ignore[possibly-undefined]
+    s = dynamics.coefficients(rows.t, rows.t_next)[2][0]
     after = every["next"] / -0.8  # what a change of the mean moves the end by
     shift = (-(s**2) * every[pairing] * after).sum()
-    a, b, _ = dynamics.coefficients(*(rollout.times[i : i + 1] for i in (0, 1)))  # type: ignore[index]
-    begun = float(after[0] * (a + b * slope_of(rollout.times[:1])))  # type: ignore[index]
+    a, b, _ = dynamics.coefficients(*(rollout.times[i : i + 1] for i in (0, 1)))
+    begun = float(after[0] * (a + b * slope_of(rollout.times[:1])))
     return float(shift), 0.8 * float((s**2 * after**2).sum() + begun**2)
 
 
@@ -500,13 +502,13 @@ def test_the_minimum_of_adjoint_matching_is_reached_by_its_gradient() -> None:
         policy, FlowSampler(steps=steps, dynamics=FlowSDE(2**0.5), window=LastSteps(noise=True)), 3, (first,)
     )
     estimator = Adjoint(scale=0.8, early=steps, late=steps)
-    rows = estimator.probe(rollout, policy, rollout.seeds)  # type: ignore[arg-type]
+    rows = estimator.probe(rollout, policy, rollout.seeds)
     _, b, s = FlowSDE(2**0.5).coefficients(rows.t, rows.t_next)
-    live = estimator(policy, rows, rollout.condition)  # type: ignore[arg-type]
+    live = estimator(policy, rows, rollout.condition)
     torch.testing.assert_close(-live.logp.detach(), (s * rows.adjoint[..., 0]) ** 2, rtol=1e-6, atol=1e-9)
     with torch.no_grad():  # a linear drift: the adjoint is the same for every sample
         policy.theta.copy_((-(s**2) * rows.adjoint[..., 0] / b)[0])
-    at_best = estimator(policy, rows, rollout.condition)  # type: ignore[arg-type]
+    at_best = estimator(policy, rows, rollout.condition)
     assert float(at_best.logp.detach().abs().max()) < 1e-12
     (pull,) = torch.autograd.grad(at_best.logp.sum(), policy.theta)
     assert float(pull.abs().max()) < 1e-6
@@ -515,19 +517,21 @@ def test_the_minimum_of_adjoint_matching_is_reached_by_its_gradient() -> None:
 def test_adjoint_matching_draws_steps_of_both_parts() -> None:
     policy = one_dimension()
     policy.grid = torch.linspace(1, 0, 51, dtype=torch.float64)
-    made = composition.build("adjoint_matching")
+    made: Any = composition.build("adjoint_matching")
     rollout = sampled(policy, made.sampler, 40, (first,))
-    rows = Adjoint(chunk=40).probe(rollout, policy, rollout.seeds)  # type: ignore[arg-type]
+    rows = Adjoint(chunk=40).probe(rollout, policy, rollout.seeds)
     assert rows.shape == (40, 4) and bool((rows.event[:, 1] < 30).all()) and bool((rows.event[:, 2] >= 30).all())
     assert bool((rows.event.diff(dim=1) > 0).all()) and len(rows.event.unique()) > 30
     with pytest.raises(IncompatibleError, match="every step recorded"):
         Adjoint().probe(
             sampled(policy, FlowSampler(steps=50, window=LastSteps(7)), 2, (first,)), policy, rollout.seeds[:2]
-        )  # type: ignore[arg-type]
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- divergences
 def test_f_divergences_are_those_of_two_normal_densities() -> None:
+    made: Any = FDivergence
+    batch: Any = None
     x = torch.linspace(-12, 14, 400_001, dtype=torch.float64)
     for delta in (0.05, 0.7, 2.0):
         log_p, log_q = -0.5 * x**2, -0.5 * (x - delta) ** 2
@@ -542,12 +546,12 @@ def test_f_divergences_are_those_of_two_normal_densities() -> None:
         }
         kl = torch.tensor([[delta**2 / 2]], dtype=torch.float64, requires_grad=True)
         for kind, total in wanted.items():
-            term = FDivergence(kind=kind, alpha=0.3)  # type: ignore[arg-type]
-            found = term(Likelihood(torch.zeros(1, 1), {"kl/reference": kl}), None)  # type: ignore[arg-type]
+            term = made(kind=kind, alpha=0.3)
+            found = term(Likelihood(torch.zeros(1, 1), {"kl/reference": kl}), batch)
             assert float(found.detach()) == pytest.approx(float(total) * width, rel=1e-6), (kind, delta)
             assert float(torch.autograd.grad(found.sum(), kl)[0]) > 0
     js = FDivergence(kind="js")
-    at = js(Likelihood(torch.zeros(1), {"kl/reference": torch.tensor([0.7**2 / 2, 0.0]).double()}), None)  # type: ignore[arg-type]
+    at = js(Likelihood(torch.zeros(1), {"kl/reference": torch.tensor([0.7**2 / 2, 0.0]).double()}), batch)
     assert at.tolist() == pytest.approx([0.0578, 0.0], abs=5e-5)
 
 
