@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.math.random import derive, seeds
 from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.decision_record import DecisionRecord
@@ -299,7 +300,8 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
         rollout = replace(rollout, version=sampling_version(session))
         with timer("reward"):
             rewards = scoring.wait()
-            rollout, steps = score_previews(session.rewards, session.policy, rollout, part.prompts, rows, not spare)
+            decode = partial(_decoded, session)
+            rollout, steps = score_previews(session.rewards, decode, rollout, part.prompts, rows, not spare)
     scoring.gather(session.ranks)
     share = Share.following(session.ranks, len(rollout.group), spare)
     group = share.gather(rollout.group)
@@ -316,6 +318,11 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
     described = describe_completions(rollout, share) | describe_sharing(rollout, share, algorithm.sampler.forwards)
     drawn.reports.append(scoring.metrics(session.rewards.names) | described)
     return _Made(rollout, samples, share.here), scoring
+
+
+def _decoded(session: Session, final: Tensor) -> Tensor | list[str]:
+    """Images or texts of final samples [n, ...], wherever those are."""
+    return session.policy.decode(put(final, session.policy.device))
 
 
 def _draw(session: Session, iteration: int, number: int) -> Draw:

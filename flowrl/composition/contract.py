@@ -60,6 +60,12 @@ def has(kind: type, name: str) -> bool:
     return any(name in vars(above) for above in kind.__mro__) or name in getattr(kind, "__dataclass_fields__", ())
 
 
+def takes_calls(kind: type, protocol: type) -> bool:
+    """Whether a class can be called as the protocol is: with so many arguments."""
+    asked = members(protocol).get("__call__")
+    return not inspect.isfunction(asked) or _accepts(kind.__call__, asked)
+
+
 def check_class(kind: object, protocol: type, name: str, path: str) -> type:
     """The class, if it can stand in a slot of this protocol. Raises `UserError` with the key ``path``, the class as the
     config calls it, and what to change."""

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 
 from flowrl import renamed
-from flowrl.composition.contract import has, members
+from flowrl.composition.contract import has, members, takes_calls
 from flowrl.errors import UserError, did_you_mean
 from flowrl.estimators.times import TimeDraw
 from flowrl.estimators.views import ViewDraw
@@ -199,4 +199,5 @@ def own_place(use: str, path: str) -> Place | None:
 
 def _fits(kind: type, slot: str) -> bool:
     """Whether a dataclass of a slot's modules is one of its parts, and not data that they pass on."""
-    return all(has(kind, name) for name in members(SLOTS[slot].protocol))
+    protocol = SLOTS[slot].protocol
+    return all(has(kind, name) for name in members(protocol)) and takes_calls(kind, protocol)

@@ -25,7 +25,7 @@ class TreeSampler(SharingSampler):
     is that of the branch. One fork at step 0 is a sampler with ``share_noise=true``, sample by sample.
     """
 
-    forks: tuple[int, ...] = (0, 3, 6, 9)
+    forks: tuple[int, ...] = (0, 1, 2, 3)
     width: int = 2
 
     def __post_init__(self) -> None:

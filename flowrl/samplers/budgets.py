@@ -30,7 +30,7 @@ class BudgetSampler(CausalSampler):
     thought, of the part, and the sample.
     """
 
-    budgets: tuple[int, ...] = (2000, 4000, 6000, 8000)
+    budgets: tuple[int, ...] = (64, 128, 192)
     answers: int = 4
     think_end: str = "</think>"
     """The token that ends a thought; empty: none but the model's own end, which ends the sample."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flowrl.devices import put
 from flowrl.score.rewards import Rewards
-from flowrl.types import Prompt, Rollout, Samples, TrainedPolicy
+from flowrl.types import Prompt, Rollout, Samples
 
 
 def score_previews(
-    rewards: Rewards, policy: TrainedPolicy, rollout: Rollout, prompts: Sequence[Prompt], rows: int, asked: bool = True
+    rewards: Rewards,
+    decode: Callable[[Tensor], Tensor | list[str]],
+    rollout: Rollout,
+    prompts: Sequence[Prompt],
+    rows: int,
+    asked: bool = True,
 ) -> tuple[Rollout, Tensor | None]:
     """``(the rollout without its previews, what all rewards return of them [N, E, R] float64, before any policy)``; as
     it is, and None, where it has none.
@@ -29,7 +33,7 @@ def score_previews(
     for step in range(trace.previews.shape[1]):
         with rewards.scoring(rollout.group, asked=asked) as scoring:
             for index in torch.arange(len(rollout.group)).split(rows):
-                decoded = policy.decode(put(trace.previews[index, step], policy.device))
+                decoded = decode(trace.previews[index, step])
                 pictures = isinstance(decoded, Tensor)
                 some = [prompts[row] for row in index.tolist()]
                 scoring.add(Samples(some, images=decoded) if pictures else Samples(some, completions=decoded))

@@ -154,6 +154,7 @@ SPECS = {
     "combination": {"use": "flow_grpo", "combination": "mine.py:MySum"},
     "coefficients": {"use": "flow_grpo", "coefficients": ["mine.py:MyCoefficient"]},
     "objective": {"use": "flow_grpo", "objective": {"use": "mine.py:MyObjective", "strength": 3}},
+    "demonstrations": {"use": "chord", "objective": {"demonstrations": "mine.py:MyObjective"}},
     "regularizers": {"use": "flow_grpo", "regularizers": "mine.py:MyKL"},
     "aggregation": {"use": "flow_grpo", "aggregation": "mine.py:MyMean"},
     "ema_weights": {"use": "flow_grpo", "ema_weights": [{"use": "mine.py:MyEma", "name": "old"}]},

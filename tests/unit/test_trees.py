@@ -52,7 +52,9 @@ def scores_of(reward: Tensor, nodes: Tensor | None, group: Tensor | None = None)
 
 # ------------------------------------------------------------------------------------------------------- sampling
 def test_a_tree_of_sixteen_leaves_takes_203_forwards_of_320() -> None:
-    sampler = TreeSampler(steps=20, dynamics=DanceSDE(0.3), window=EveryStep(drop=1), decode_clean=True)
+    sampler = TreeSampler(
+        steps=20, dynamics=DanceSDE(0.3), window=EveryStep(drop=1), decode_clean=True, forks=(0, 3, 6, 9)
+    )
     assert sampler.tree == 16
     made = made_by(sampler, draw_of(16))
     assert made.forwards == 2 * 203 == 2 * (1 + 3 * 2 + 3 * 4 + 3 * 8 + 10 * 16)
