@@ -30,14 +30,15 @@ def spo_step(
         a preference model's logits.
     Deviations: each group (``data.group: 4``) branches at one step, drawn anew, and ends without noise, and the reward
     of the picture judges the step; the release branches at every step, goes on from one of the states at random, and
-    judges the clean latents they predict by a model trained on noisy ones, which is not built.
+    judges the clean latents they predict by a model trained on noisy ones, which is not built. The step before the last
+    does not branch either: its noise is negligible on a flow model's grid.
     """
     return replace(
         d3po(beta=beta, clip=clip),
         sampler=OneStepSampler(
             steps=steps,
             dynamics=DDIM(1.0),
-            candidates=tuple(range(first, steps - 1)),
+            candidates=tuple(range(first, steps - 2)),
             choice="group",
             siblings=siblings,
             guidance=guidance,

@@ -104,7 +104,7 @@ def _section(root: type[BaseModel], location: Sequence[str | int]) -> type[BaseM
     """The model class that holds the key at ``location``."""
     current = root
     for part in location:
-        if isinstance(part, str):
+        if isinstance(part, str) and part in current.model_fields:  # not a name of the user's own, such as a teacher's
             current = next(models_in(current.model_fields[part].annotation), current)
     return current
 

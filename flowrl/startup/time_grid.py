@@ -27,7 +27,8 @@ def check_time_grid(algorithm: Algorithm, policy: Any) -> list[str]:
     Raises:
         UserError: for a trained step without any noise, which has no likelihood, or a grid with nothing to train.
     """
-    sampler, estimator = algorithm.sampler, algorithm.estimator
+    estimator = algorithm.estimator
+    sampler = getattr(algorithm.sampler, "sampler", algorithm.sampler)  # that of records has the grid
     if not isinstance(sampler, FlowSampler):
         return []
     try:

@@ -644,11 +644,16 @@ def test_spo_gradient() -> None:
     assert alike(it.gradient(), it.gradient_of(torch.stack(losses).mean()), 1e-3)
 
 
-@cell("spo_step", "defaults", "equal", "beta 10, clip .1, four next states, DDIM with eta 1, steps 5 to 19 of 20")
+@cell(
+    "spo_step",
+    "defaults",
+    "equal",
+    "beta 10, clip .1, four next states, DDIM with eta 1, steps 5 to 18 of 20 (the release: 19)",
+)
 def test_spo_settings() -> None:
     made = composition.build("spo_step")
     assert (made.objective.beta, made.objective.clip, made.sampler.siblings) == (10.0, 0.1, 4)
-    assert made.sampler.dynamics.eta == 1.0 and made.sampler.noisy_steps() == list(range(4, 19))
+    assert made.sampler.dynamics.eta == 1.0 and made.sampler.noisy_steps() == list(range(4, 18))
 
 
 @cell(

@@ -138,9 +138,9 @@ def test_the_pipeline_is_run_once_for_all_images_and_they_are_those_of_small_run
     x = torch.randn(5, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     runs, finish = [], policy.recorder.finish
 
-    def watched(final, blank, prompts):
+    def watched(final, blank, prompts, *graph):
         runs.append((len(final), prompts))
-        return finish(final, blank, prompts)
+        return finish(final, blank, prompts, *graph)
 
     monkeypatch.setattr(policy.recorder, "finish", watched)
     monkeypatch.setattr(policy.decoder, "rows", 2)

@@ -151,7 +151,7 @@ def test_algorithms_as_json_keep_the_contract(flowrl) -> None:
 
 def test_rewards_as_json_keep_the_contract(flowrl) -> None:
     rows = json.loads(flowrl("rewards", "--json").out)
-    assert all({"name", "kind", "range", "needs"} == set(row) for row in rows)
+    assert all({"name", "kind", "range", "needs", "differentiable"} == set(row) for row in rows)
 
 
 def test_test_reward_on_a_users_file(flowrl) -> None:

@@ -166,7 +166,7 @@ def test_a_config_with_functions_needs_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [("quickstrat", "did you mean 'quickstart'"), (3, "not 3"), ({"name": "x"}, "rewards"), ("no.yaml", "not exist")],
+    [("quickstrat", "did you mean 'quickstart'"), (3, "not 3"), ({"name": "x"}, "algorithm"), ("no.yaml", "not exist")],
 )
 def test_what_is_no_config_is_told(config, message):
     with pytest.raises(UserError, match=message):

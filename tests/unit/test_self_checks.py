@@ -8,6 +8,7 @@ from accelerate import init_empty_weights
 
 from flowrl import composition
 from flowrl.errors import UserError
+from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import CPS, DDIM, FlowSDE, negligible
 from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.lora import ATTENTION_TARGETS, LoRAOptions, adapt, describe_layers, target_layers, trained_parameters
@@ -62,8 +63,10 @@ def test_no_preset_trains_noise_on_any_grid(name: str, grid: str) -> None:
         trained = 0.0283 if grid == "ddpm" else 0.0  # the cleanest time of a network for DDPM
         policy = Grid(GRIDS[grid](steps), trained)
         assert check_time_grid(made, policy) == [], (name, grid, steps)
+        if not isinstance(made.estimator, Transitions) or made.estimator.weight_vanishes:
+            continue
         reach = made.sampler.recordable(made.sampler.grid(policy))
-        if reach and not made.judged and not made.estimator.weight_vanishes:
+        if reach:
             std = made.sampler.dynamics.coefficients(policy.times(steps)[:-1], made.sampler.grid(policy)[1:])[2]
             assert float(std[reach.start : reach.stop].min()) >= 0.01
 
