@@ -9,9 +9,22 @@ import torch
 
 from flowrl import composition
 from flowrl.step import UpdateSettings, improve
-from tests.contract.toys import Recorder, disturb, family, gradients, is_recorded, level, roll, small, start, variants
+from tests.contract.toys import (
+    Recorder,
+    disturb,
+    family,
+    gradients,
+    is_recorded,
+    level,
+    roll,
+    small,
+    start,
+    thorough,
+    variants,
+)
 
 ALL = variants()
+ONE_OF_EACH_QUICKLY = thorough(ALL)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -38,7 +51,7 @@ def test_ratio_is_one_before_the_first_update(name: str) -> None:
         assert 0.1 < metrics["entropy"] <= math.log(policy.vocabulary) + 1e-6
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ONE_OF_EACH_QUICKLY)
 def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
     algorithm = small(name)
     policy = start(algorithm)
@@ -119,12 +132,9 @@ TOY = {
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole
 }
 RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02}
-QUICK = ("diffusion_nft", "flow_grpo", "fpo", "grpo", "ppo", "rwr", "spg", "trajectory_pg")
-"""One of every kind; the others learn in the slow tests."""
-LEARNING = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ALL]
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", ONE_OF_EACH_QUICKLY)
 def test_learns_its_toy(name: str) -> None:
     """The reward is the indicator of one of three modes: every method must raise it well above the base's third."""
     algorithm = small(name, 8, **TOY.get(name, {}))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -77,6 +78,33 @@ def variants() -> list[str]:
     """All presets; those for several families once more for each but the default, as ``sft/masked``."""
     pairs = [(name, composition.families(name)) for name in composition.preset_names()]
     return [each for name, kinds in pairs for each in (name, *(f"{name}/{kind}" for kind in kinds[1:]))]
+
+
+OF_EACH_KIND = (
+    "adjoint_matching",
+    "branch_grpo",
+    "chord",
+    "diffusion_nft",
+    "dpo",
+    "draft",
+    "flow_grpo",
+    "forking_tokens",
+    "fpo",
+    "grpo",
+    "just_grpo",
+    "marble",
+    "opd",
+    "ppo",
+    "rwr",
+    "spg",
+    "trajectory_pg",
+)
+"""Presets that stand for the others in quick tests."""
+
+
+def thorough(names: list[str]) -> list[Any]:
+    """The names as parameters of a test, those that others stand for among the slow tests."""
+    return [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in names]
 
 
 def spec_of(variant: str) -> dict[str, Any]:

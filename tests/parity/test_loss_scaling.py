@@ -25,7 +25,7 @@ from flowrl.step import UNSCALED, UpdateSettings, improve
 from flowrl.train import train
 from flowrl.types import Draw, Scores, prompts_of
 from tests import components_text, pipelines
-from tests.contract.toys import Recorder, small_sampler, spec_of, taken, variants
+from tests.contract.toys import Recorder, small_sampler, spec_of, taken, thorough, variants
 from tests.contract.toys import family as family_of
 from tests.parity.conftest import PROMPTS, move
 
@@ -226,7 +226,7 @@ class Brightness:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", variants())
+@pytest.mark.parametrize("name", thorough(variants()))
 def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder: Callable[[str], Path]) -> None:
     """What the sampler keeps, what the estimator says, and the gradient of every trained weight."""
     family = family_of(name)
