@@ -204,14 +204,16 @@ def _place(
 
 def single_step(scheduler: Any) -> Any:
     """Higher-order, stochastic or clipping DDPM schedulers become DDIM or Euler with the same training schedule (no
-    policy gradient is defined through the history of a multi-step solver). Flow schedulers are kept: only their
-    sigmas are used."""
+    policy gradient is defined through the history of a multi-step solver). Flow and consistency schedulers are kept:
+    only their sigmas or timesteps are used."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     name, config = type(scheduler).__name__, scheduler.config
     if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
+        return scheduler
+    if name == "LCMScheduler":  # its own few times, for which the network is distilled; its step is never used
         return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
