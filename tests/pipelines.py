@@ -217,5 +217,7 @@ REFUSED: dict[str, tuple[Builder, dict[str, Any], str]] = {
     "text_to_video": (further.text_to_video, {"num_frames": 2, **SMALL}, "none of the denoiser inputs"),
     "allegro": (embedded.allegro, {"num_frames": 8, "clean_caption": False, **SMALL}, "Decoding without tiling"),
     "prx_guided": (further.prx, {"guidance_scale": 4.0, "use_resolution_binning": False, **SMALL}, "itself fails"),
+    **newer.REFUSED,
+    **pictures.REFUSED,
 }
 """Pipelines that cannot be replayed, with what the user is told."""

@@ -85,7 +85,8 @@ def sana_vae() -> Any:
     )  # fmt: skip
 
 
-def hunyuan_image() -> Any:
+def hunyuan_image(guider: Any = None) -> Any:
+    guider = guider or diffusers.ClassifierFreeGuidance(3.5)
     transformer = diffusers.HunyuanImageTransformer2DModel(
         in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8, num_layers=1, num_single_layers=1,
         num_refiner_layers=1, patch_size=(1, 1), text_embed_dim=32, text_embed_2_dim=32, rope_axes_dim=(4, 4),
@@ -96,21 +97,7 @@ def hunyuan_image() -> Any:
     )  # fmt: skip
     return diffusers.HunyuanImagePipeline(
         scheduler=flow(shift=7.0), vae=vae, text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
-        transformer=transformer, guider=diffusers.ClassifierFreeGuidance(3.5),
-        ocr_guider=diffusers.ClassifierFreeGuidance(3.5),
-    )  # fmt: skip
-
-
-def cosmos2() -> Any:
-    transformer = diffusers.CosmosTransformer3DModel(
-        in_channels=5, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2,
-        text_embed_dim=32, adaln_lora_dim=4, max_size=(4, 32, 32), patch_size=(1, 2, 2), rope_scale=(1.0, 4.0, 4.0),
-        concat_padding_mask=True, extra_pos_embed_type="learnable",
-    )  # fmt: skip
-    transformer.register_to_config(in_channels=4)
-    return diffusers.Cosmos2TextToImagePipeline(
-        text_encoder=t5_text(), tokenizer=word_tokenizer(), transformer=transformer, vae=wan_vae("AutoencoderKLWan"),
-        scheduler=flow(use_karras_sigmas=True), safety_checker=None,
+        transformer=transformer, guider=guider, ocr_guider=guider,
     )  # fmt: skip
 
 
@@ -138,19 +125,12 @@ def easy_animate() -> Any:
         up_block_types=("SpatialUpBlock3D",) + ("SpatialTemporalUpBlock3D",) * 3, spatial_group_norm=False,
     )  # fmt: skip
     return diffusers.EasyAnimatePipeline(
-        tokenizer=word_tokenizer(chat=CHAT), text_encoder=qwen_text(), vae=vae, transformer=transformer, scheduler=flow()
+        tokenizer=word_tokenizer(chat=CHAT),
+        text_encoder=qwen_text(),
+        vae=vae,
+        transformer=transformer,
+        scheduler=flow(),
     )
-
-
-def longcat() -> Any:
-    transformer = diffusers.LongCatImageTransformer2DModel(
-        in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8],
-    )  # fmt: skip
-    return diffusers.LongCatImagePipeline(
-        scheduler=flow(use_dynamic_shifting=True), vae=flow_vae(16), text_encoder=qwen_text(),
-        tokenizer=word_tokenizer(), text_processor=None, transformer=transformer,
-    )  # fmt: skip
 
 
 def anyflow() -> Any:
@@ -236,17 +216,6 @@ def sd15_pag() -> Any:
     )  # fmt: skip
 
 
-def pixart_pag() -> Any:
-    transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
-        in_channels=4, cross_attention_dim=24, out_channels=8, use_additional_conditions=False,
-    )  # fmt: skip
-    return diffusers.PixArtSigmaPAGPipeline(
-        tokenizer=word_tokenizer(), text_encoder=t5_text(), vae=image_vae(), transformer=transformer,
-        scheduler=diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False), pag_applied_layers="blocks.1",
-    )  # fmt: skip
-
-
 def img2img() -> Any:
     return diffusers.StableDiffusionImg2ImgPipeline(
         vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(),
@@ -255,13 +224,16 @@ def img2img() -> Any:
     )  # fmt: skip
 
 
+def hunyuan_image_mix() -> Any:
+    return hunyuan_image(diffusers.AdaptiveProjectedMixGuidance())
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
-    "latent_consistency": latent_consistency, "kolors": kolors, "sana_sprint": sana_sprint,
-    "hunyuan_image": hunyuan_image, "cosmos2": cosmos2, "animate_diff": animate_diff, "easy_animate": easy_animate,
-    "longcat": longcat, "anyflow": anyflow, "forcing": forcing, "flux_kontext": flux_kontext,
-    "flux_control": flux_control, "control_net": control_net, "pix2pix": pix2pix, "sd15_pag": sd15_pag,
-    "pixart_pag": pixart_pag, "img2img": img2img,
+    "latent_consistency": latent_consistency, "kolors": kolors, "hunyuan_image": hunyuan_image,
+    "animate_diff": animate_diff, "easy_animate": easy_animate, "flux_kontext": flux_kontext,
+    "flux_control": flux_control,
 }  # fmt: skip
+ONES = torch.ones(1, 6, dtype=torch.long)
 CALLS: dict[str, dict[str, Any]] = {
     "latent_consistency": {"guidance_scale": 8.0, **SMALL},
     "kolors": {
@@ -269,27 +241,27 @@ CALLS: dict[str, dict[str, Any]] = {
         "negative_prompt_embeds": embedding(6, 32, seed=1), "negative_pooled_prompt_embeds": embedding(8, seed=1),
         **SMALL,
     },
-    "sana_sprint": {
-        "guidance_scale": 4.5, "max_sequence_length": 16, "use_resolution_binning": False,
-        "complex_human_instruction": None, "height": 32, "width": 32,
-    },
     "hunyuan_image": {
-        "prompt_embeds": embedding(6, 32), "prompt_embeds_mask": torch.ones(1, 6, dtype=torch.long),
-        "prompt_embeds_2": embedding(6, 32), "prompt_embeds_mask_2": torch.ones(1, 6, dtype=torch.long),
-        "negative_prompt_embeds": embedding(6, 32, seed=1), "negative_prompt_embeds_mask": torch.ones(1, 6, dtype=torch.long),
-        "negative_prompt_embeds_2": embedding(6, 32, seed=1), "negative_prompt_embeds_mask_2": torch.ones(1, 6, dtype=torch.long), "height": 32, "width": 32,
+        "prompt_embeds": embedding(6, 32), "prompt_embeds_mask": ONES, "prompt_embeds_2": embedding(6, 32),
+        "prompt_embeds_mask_2": ONES, "negative_prompt_embeds": embedding(6, 32, seed=1),
+        "negative_prompt_embeds_mask": ONES, "negative_prompt_embeds_2": embedding(6, 32, seed=1),
+        "negative_prompt_embeds_mask_2": ONES, "height": 32, "width": 32,
     },
-    "cosmos2": {"guidance_scale": 5.0, "max_sequence_length": 16, "height": 32, "width": 32},
     "animate_diff": {"guidance_scale": 5.0, "num_frames": 4, **SMALL},
     "easy_animate": {"guidance_scale": 5.0, "num_frames": 5, "negative_prompt": "a dog", **SMALL},
-    "longcat": {"guidance_scale": 4.5, "enable_prompt_rewrite": False, **SMALL},
-    "anyflow": {"guidance_scale": 5.0, "num_frames": 5, "max_sequence_length": 16, **SMALL},
-    "forcing": {"guidance_scale": 5.0, "num_frames": 5, "max_sequence_length": 16, **SMALL},
-    "flux_kontext": {"guidance_scale": 3.5, "max_sequence_length": 16, "image": picture(), "max_area": 256, "_auto_resize": False, **SMALL},
+    "flux_kontext": {
+        "guidance_scale": 3.5, "max_sequence_length": 16, "image": picture(), "max_area": 256, "_auto_resize": False,
+        **SMALL,
+    },
     "flux_control": {"guidance_scale": 3.5, "max_sequence_length": 16, "control_image": picture(), **SMALL},
-    "control_net": {"guidance_scale": 5.0, "image": picture(), **SMALL},
-    "pix2pix": {"guidance_scale": 5.0, "image": picture()},
-    "sd15_pag": {"guidance_scale": 5.0, "pag_scale": 2.0, **SMALL},
-    "pixart_pag": {"guidance_scale": 5.0, "pag_scale": 2.0, "use_resolution_binning": False, "max_sequence_length": 16, **SMALL},
-    "img2img": {"guidance_scale": 5.0, "image": picture(), "strength": 0.8},
 }  # fmt: skip
+REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
+    "sana_sprint": (sana_sprint, {"complex_human_instruction": None}, "trigflow"),
+    "hunyuan_image_mix": (hunyuan_image_mix, CALLS["hunyuan_image"], "may change during a run"),
+    "anyflow": (anyflow, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "not an affine function"),
+    "forcing": (forcing, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "equally often"),
+    "control_net": (control_net, {"guidance_scale": 5.0, "image": picture(), **SMALL}, "changes from step to step"),
+    "pix2pix": (pix2pix, {"guidance_scale": 5.0, "image": picture()}, "mixes the 3 predictions"),
+    "sd15_pag": (sd15_pag, {"guidance_scale": 5.0, "pag_scale": 2.0, **SMALL}, "mixes the 3 predictions"),
+    "img2img": (img2img, {"guidance_scale": 5.0, "image": picture(), "strength": 0.8}, "starts from noise"),
+}

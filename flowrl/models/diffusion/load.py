@@ -220,6 +220,8 @@ def single_step(scheduler: Any) -> Any:
     if float(scheduler.init_noise_sigma) > 1.5:  # latents in the exploding scale
         plain = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
         return EulerDiscreteScheduler.from_config(config, **plain)
+    if config.get("variance_type", None) is not None:  # DeepFloyd IF hands a learned variance on unless told otherwise
+        config = {**config, "variance_type": "fixed_small"}
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
 
 
