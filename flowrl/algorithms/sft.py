@@ -33,6 +33,9 @@ def sft(
     completion per token of its own, mean over completions, of ``draws`` mask draws each. Diffusion: the flow-matching
     error at logit-normal times, as diffusers trains SD3.
 
+    Another run goes on from its adapter, as RL from a warm start: ``model.adapter: RUN/checkpoints/step_000100/peft``
+    (``lora`` of diffusion models), which is then its reference as well.
+
     columns: ``[completion]``, or ``[image]`` of pictures; of several each is a sample.
     Deviations of the masked form: the number of masked tokens is uniform (same mean, no 1/t weights; the release hides
     each with probability t from .001 to 1), and one end token is trained; the release also trains the padding up to the

@@ -125,6 +125,25 @@ class ZeroVarianceEntropy(NoReference):
 
 
 @dataclass(frozen=True)
+class EntropyBonus(NoReference):
+    """``A + min(strength H, |A| / share)`` with the entropy H of each token under the policy that sampled: uncertain
+    tokens of good samples are raised more, those of bad ones pushed less, and no sign changes for ``share > 1``.
+    Reasoning with exploration (arXiv:2506.14758)."""
+
+    strength: float = 0.4
+    share: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.share >= 1:
+            raise ValueError(f"share={self.share} below 1 lets the bonus turn the sign of an advantage: give 1 or more")
+
+    def __call__(self, table: Table) -> Table:
+        entropy = torch.where(table.mask, old_of(table).need("entropy").double().nan_to_num(0.0), 0.0)
+        bonus = torch.minimum(self.strength * entropy, table.advantage.abs() / self.share)
+        return replace(table, advantage=table.advantage + bonus)
+
+
+@dataclass(frozen=True)
 class ConfidencePenalty(NoReference):
     """GRPO's advantage of ``r - (1 - r) p / (d - p)`` with the completion's probability p per token and the prompt's
     ``difficulty`` d in (0, 1]: wrong answers cost more the surer they are, so a group without a right one is not lost.

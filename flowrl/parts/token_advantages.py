@@ -71,6 +71,7 @@ class TruncatedImportance:
 
     level: ``token``, or ``sequence``: w of the whole completion, the product over its tokens, at each of them.
     beyond: what becomes of w above the cap: ``truncate`` to it, or ``mask`` (w = 0; the decision stays in the mean).
+    floor: below it w = 0; both sides masked are IcePop (Ring-1T, arXiv:2510.18855).
 
     The defaults are verl's (``rollout_correction``: token, 2). TRL 1.16 with vLLM has ``{level: sequence, beyond: mask,
     cap: 3}`` on by default.
@@ -79,10 +80,13 @@ class TruncatedImportance:
     cap: float = 2.0
     level: Literal["token", "sequence"] = "token"
     beyond: Literal["truncate", "mask"] = "truncate"
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.cap > 0:
             raise ValueError(f"cap={self.cap} is the largest importance weight: give one above 0")
+        if not 0 <= self.floor < self.cap:
+            raise ValueError(f"floor={self.floor} is the least importance weight that counts: give 0 to below the cap")
 
     @property
     def reference(self) -> str:
@@ -104,6 +108,7 @@ class TruncatedImportance:
             gap = gap.sum(dim=1, keepdim=True).expand_as(gap)
         weight = gap.exp()
         kept = torch.where(weight > self.cap, 0.0, weight) if self.beyond == "mask" else weight.clamp(max=self.cap)
+        kept = torch.where(weight < self.floor, 0.0, kept)
         return replace(table, advantage=table.advantage * kept)
 
 

@@ -21,6 +21,7 @@ DIAGNOSTICS = (
     ("Mean ratio", ("ratio/mean",), 1.0, "new over old likelihood"),
     ("Clipped decisions", ("clip_fraction",), None, "share with no gradient left"),
     ("KL", ("kl/",), None, "distance to other weight sets"),
+    ("Length of predictions", ("norm_growth/",), 0.0, "over another weight set's, less 1: what is hacked grows"),
     ("Gradient norm", ("grad_norm",), None, "before clipping"),
     ("Entropy", ("entropy",), None, "nats per token: near 0, sampling no longer explores"),
     ("Loss", ("loss",), None, "not comparable between algorithms"),

@@ -60,6 +60,10 @@ class HintedSampler(MaskedSampler):
         """The prompts of a data set, checked as `Recorded` does."""
         return self.data.prepared(prompts, where)
 
+    def texts(self, prompt: Prompt) -> list[str]:
+        """Completions that have to fit into the length: none, a solution is cut there."""
+        return []
+
     def __call__(self, policy: MaskedPolicy, condition: TextCondition, draw: Draw) -> Rollout:
         made = super().__call__(policy, condition, draw)
         hinted = draw.place < self.hints
@@ -80,7 +84,7 @@ class HintedSampler(MaskedSampler):
         given = torch.zeros(len(draw), self.length, dtype=torch.bool)
         if not rows:
             return tokens, given
-        texts = [str(draw.prompts[row].columns[self.column]) for row in rows]
+        texts = [self.data.texts(draw.prompts[row])[0] for row in rows]
         tokens[rows], inside = policy.encode(texts, self.length)
         inside &= ~torch.isin(tokens[rows], torch.tensor(policy.end_tokens))
         given[rows] = inside & self._chunks(draw.seeds[rows], inside.sum(dim=1))

@@ -84,6 +84,9 @@ def test_prints_and_cites_its_source(name: str) -> None:
 
 # Learning rates and ranges for a two-dimensional toy: the presets' own are for 65536-dimensional latents.
 TOY = {
+    "cpo": {"sft": 0.1},  # of pairs that the base made, the better one is not worth imitating
+    "orpo": {"beta": 1.0},
+    "rpo": {"sft": 0.1},
     "adjoint_matching": {"scale": 30.0},
     "ddpo": {"clip": 0.2},
     "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference

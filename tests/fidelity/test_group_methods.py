@@ -38,7 +38,7 @@ release("marble", "aim-uofa/MARBLE 1bf9543")
 release("drw_grad, drw_hv", "yining610/dynamic-reward-weighting")
 release("lite_ppo, scale_rl", "TRL 1.16.0 (scale_rewards batch; loss_type dapo, cispo)")
 release("reinforce_pp_baseline, grpo_passk", "verl 0.9.1 (adv_estimator of that name)")
-release("kimi_opmd, w_reinforce", "the paper alone")
+release("kimi_opmd, w_reinforce, icepop, entropy_advantage", "the paper alone")
 release("grpo_v32", "TRL 1.16.0 (use_bias_correction_kl, off_policy_mask_threshold)")
 release("pcr", "the paper alone, a review of it")
 
@@ -742,3 +742,27 @@ def test_settings_of_small_changes() -> None:
     )
     assert defaults("kimi_opmd").regularizers[0].weight == 0.1 and defaults("w_reinforce").advantage.positive == 0.1
     assert (defaults("grpo_v32").regularizers[0].weight, defaults("grpo_v32").loss_masks[0].threshold) == (1e-3, 0.1)
+
+
+@cell("icepop", "loss, gradient", "equal", "PPO's loss times p_old / p_sampler of tokens where that is from .5 to 5")
+def test_icepop_gradient() -> None:
+    """Where sampler and trainer agree, as in the toy, it is GRPO; the weights themselves are tested by hand."""
+    same("icepop", ppo, samples)
+    part = defaults("icepop").token_advantage[0]
+    assert (part.floor, part.cap, part.beyond, part.level) == (0.5, 5.0, "mask", "token")
+
+
+@cell("entropy_advantage", "loss, gradient", "equal", "A + min(.4 H, |A| / 2) with the entropies of the old policy")
+def test_entropy_advantage_gradient() -> None:
+    def each(t: TextTrial, d: Tensor, a: Tensor) -> Tensor:
+        return ppo(t, d, a + torch.minimum(0.4 * entropy(t, "sampled"), a.abs() / 2))
+
+    same("entropy_advantage", each, samples)
+
+
+@cell("icepop", "defaults", "equal", "bounds .5 and 5, clip .2")
+@cell("entropy_advantage", "defaults", "equal", "strength .4, at most half of the advantage")
+def test_settings_of_weights_and_bonus() -> None:
+    assert defaults("icepop").objective.clip_range == (0.2, 0.2)
+    part = defaults("entropy_advantage").token_advantage[0]
+    assert (part.strength, part.share) == (0.4, 2.0)

@@ -242,7 +242,8 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     algorithm = composition.build({**spec_of(name), **taken(name, sizes)})
     if family == "diffusion":
         sampler: Any = algorithm.sampler
-        algorithm = replace(algorithm, sampler=replace(small_sampler(sampler, 6), guidance=1.0))
+        few = replace(small_sampler(getattr(sampler, "sampler", sampler), 6), guidance=1.0)
+        algorithm = replace(algorithm, sampler=replace(sampler, sampler=few) if hasattr(sampler, "prepared") else few)
     if (family, dtype) not in HALF:
         HALF[family, dtype] = open_policy(
             {"diffusion": "awm", "causal": "grpo"}.get(family, "diffu_grpo"), folder, dtype
@@ -254,7 +255,9 @@ def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder
     prompts = prompts_of([PROMPTS[g] for g in group])
     reads = (*getattr(algorithm.sampler, "columns", ()), getattr(algorithm.sampler, "column", ""))
     said = dict.fromkeys(getattr(algorithm.sampler, "ratings", ()), True)
-    led = [replace(prompt, columns=dict.fromkeys(reads, prompt.text) | said) for prompt in prompts]
+    texts = family != "diffusion"
+    led = [replace(p, columns=dict.fromkeys(reads, p.text if texts else torch.rand(3, 16, 16)) | said) for p in prompts]
+    led = algorithm.sampler.prepared(led, "records") if hasattr(algorithm.sampler, "prepared") else led
     draw = Draw.of(seeds(0, "s", count=2), group, 0, 1, led)
     rollout = sample(algorithm.sampler, policy, policy.condition(prompts), draw, rows=2)
     if algorithm.judged:

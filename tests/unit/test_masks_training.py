@@ -9,7 +9,9 @@ import pytest
 from tests.training import Work, config_of, train
 
 LANGUAGE = [
+    "entropy_advantage",
     "grpo_passk",
+    "icepop",
     "grpo_v32",
     "kimi_opmd",
     "lite_ppo",
@@ -76,6 +78,8 @@ def test_two_iterations(name: str) -> None:
     values = config_of(name, "shapes" if name in IMAGE else "countdown", **several)
     if name == "marble":
         values["algorithm"] |= FEW
+    if name == "flow_dppo":
+        values["algorithm"] |= {"size": 1}  # of three steps
     if name == "vcrl":
         values["algorithm"]["rounds"] = 2
     found = train(values, Work(2))

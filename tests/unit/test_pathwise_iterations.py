@@ -88,11 +88,12 @@ def on_shapes(name: str, **changes: Any) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_two_iterations_on_the_shapes_world(name: str) -> None:
-    found = train(on_shapes(name, algorithm__steps=4), Work(2))
+    guidance = {"algorithm__guidance": 1.0} if name == "align_prop" else {}
+    found = train(on_shapes(name, algorithm__steps=4, **guidance), Work(2))
     assert all(float(gradient.norm()) > 0 for gradient in found.gradients)
     assert all(bool(torch.isfinite(weights).all()) for weights in found.weights)
     for metrics in found.metrics:
-        assert metrics["ratio/first_max_deviation"] < 1e-6
+        assert metrics["ratio/first_max_deviation"] < 1e-4
 
 
 @pytest.mark.slow

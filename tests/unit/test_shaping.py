@@ -20,6 +20,7 @@ from flowrl.parts.shaping import (
     ConfidencePenalty,
     ConflictTokens,
     ElasticBounds,
+    EntropyBonus,
     LengthBaseline,
     LengthGate,
     MacroGAE,
@@ -152,6 +153,15 @@ def test_groups_that_scored_alike_teach_by_entropy() -> None:
     assert made.advantage[0].tolist() == pytest.approx([0.1, 0.3])
     assert made.advantage[2].tolist() == pytest.approx([-0.3, 0.0])
     assert made.advantage[4].tolist() == pytest.approx([1 / math.sqrt(2)] * 2, abs=1e-5)  # GRPO
+
+
+def test_a_bonus_for_entropy_turns_no_sign() -> None:
+    """min(.4 H, |A| / 2): entropies .5 and 9 of advantages 1 and -1 give 1.2, 1.5, -.8 and -.5; no advantage, none."""
+    entropy = table([0.5, 9], [0.5, 9], [0.5, 9])
+    made = EntropyBonus()(of_lengths([2] * 3, [1.0, -1.0, 0.0], entropy=entropy))
+    assert made.advantage.tolist() == [pytest.approx(row) for row in ([1.2, 1.5], [-0.8, -0.5], [0, 0])]
+    with pytest.raises(ValueError, match="share=0"):
+        EntropyBonus(share=0.5)
 
 
 def test_wrong_answers_cost_by_how_sure_they_were() -> None:

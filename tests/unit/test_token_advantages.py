@@ -96,6 +96,14 @@ def test_importance_weights_up_to_the_cap() -> None:
     assert importance(whole, [0.5, 1.5, 3.0]) == [pytest.approx([2.25, 2.25, 2.25, 15.75])]
 
 
+def test_weights_below_the_floor_do_not_count() -> None:
+    """IcePop: from .5 to 5."""
+    icepop = TruncatedImportance(cap=5, beyond="mask", floor=0.5)
+    assert importance(icepop, [0.4, 0.5, 1.5, 5.0, 5.1]) == [pytest.approx([0, 0.5, 1.5, 5, 0, 7])]
+    with pytest.raises(ValueError, match="floor=3"):
+        TruncatedImportance(floor=3)
+
+
 def test_a_weight_at_the_cap_is_within_it() -> None:
     assert importance(TruncatedImportance(cap=1.0, beyond="mask"), [1.0]) == [[1, 7]]
 
