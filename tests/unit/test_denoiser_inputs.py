@@ -13,7 +13,7 @@ from flowrl.models.diffusion.load import single_step
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_prompt_held_once_per_frame_is_taken_apart_and_put_together(axis):
-    """AnimateDiff: [uncond p0 f0, uncond p0 f1, uncond p1 f0, ..., cond p1 f1], two branches, two prompts, two frames."""
+    """AnimateDiff: [uncond p0 f0, uncond p0 f1, uncond p1 f0, ..., cond p1 f1]: two branches, prompts and frames."""
     kind, value = BatchAxis(axis, branches=4), torch.arange(24).reshape(8, 3).movedim(0, axis)
     parts = split(value, kind, branches=2)
     assert [part.shape for part in parts] == [(2, 2, 3)] * 2
