@@ -188,7 +188,7 @@ def prx_pixel() -> Any:
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {
-    "flux_fill": flux_fill, "inpaint": inpaint, "inpaint_xl": inpaint_xl, "adapter": adapter, "adapter_xl": adapter_xl,
+    "flux_fill": flux_fill, "inpaint": inpaint, "inpaint_xl": inpaint_xl, "adapter_xl": adapter_xl,
     "cogvideox_picture": cogvideox_picture, "wan_picture": wan_picture, "lucy": lucy,
     "animate_diff_xl": animate_diff_xl, "skyreels_picture": skyreels_picture,
     "sky_reels_v2_picture": sky_reels_v2_picture, "chrono_edit": chrono_edit, "deepfloyd": deepfloyd,
@@ -200,7 +200,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "flux_fill": {"guidance_scale": 30.0, **HOLE, **LENGTH, **SMALL},
     "inpaint": {"guidance_scale": 5.0, "strength": 1.0, **HOLE, **SMALL},
     "inpaint_xl": {"guidance_scale": 5.0, "strength": 1.0, **HOLE, **SMALL},
-    "adapter": {"guidance_scale": 5.0, "image": [picture()], **SMALL},
     "adapter_xl": {"guidance_scale": 5.0, "image": [picture()], **SMALL},
     "cogvideox_picture": {"guidance_scale": 6.0, "num_frames": 9, "image": [picture()], **LENGTH, **SMALL},
     "wan_picture": {"guidance_scale": 5.0, "num_frames": 5, "image": picture(), **LENGTH, **SMALL},
@@ -224,6 +223,7 @@ HUNYUAN_VIDEO15: dict[str, Any] = {
     "negative_prompt_embeds_mask_2": ONES[:, :4], "height": 32, "width": 32,
 }  # fmt: skip
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
+    "adapter": (adapter, {"guidance_scale": 5.0, "image": [picture()], **SMALL}, "return its images as tensors"),
     "hunyuan_video15": (hunyuan_video15, HUNYUAN_VIDEO15, "itself fails on 2 prompts"),
     "wan_vace": (wan_vace, {"num_frames": 5, "video": VIDEO, **LENGTH, **SMALL}, "a list of prompts is not yet"),
     "cogview4_control": (cogview4_control, {"control_image": picture(), **LENGTH, **SMALL}, "deviates"),
