@@ -11,6 +11,8 @@ import torch
 
 from tests import pipelines_embedded as embedded
 from tests import pipelines_further as further
+from tests import pipelines_newer as newer
+from tests import pipelines_pictures as pictures
 from tests.components import (
     clip_text,
     clip_tokenizer,
@@ -30,7 +32,9 @@ def save(name: str, folder: Path) -> Path:
     """Build the pipeline called ``name`` and save it to ``folder``."""
     torch.manual_seed(0)
     pipeline = PIPELINES[name]() if name in PIPELINES else REFUSED[name][0]()
-    _fill_zeros(pipeline.components.get("transformer") or pipeline.components["unet"])
+    for part in ("transformer", "unet", "controlnet"):
+        if pipeline.components.get(part) is not None:
+            _fill_zeros(pipeline.components[part])
     pipeline.save_pretrained(folder)
     return folder
 
@@ -185,7 +189,7 @@ def wan() -> Any:
 PIPELINES: dict[str, Builder] = {
     "sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux, "chroma": chroma, "pixart_sigma": pixart_sigma, "sana": sana,
     "lumina2": lumina2, "qwen_image": qwen_image, "wan": wan, **further.PIPELINES,
-    **embedded.PIPELINES,
+    **embedded.PIPELINES, **newer.PIPELINES, **pictures.PIPELINES,
 }  # fmt: skip
 SMALL = {"height": 16, "width": 16}
 CALLS: dict[str, dict[str, Any]] = {
@@ -204,6 +208,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "wan": {"guidance_scale": 5.0, "num_frames": 5, "max_sequence_length": 16, **SMALL},
     **further.CALLS,
     **embedded.CALLS,
+    **newer.CALLS,
+    **pictures.CALLS,
 }  # fmt: skip
 """Arguments a user would load each of them with."""
 
@@ -211,5 +217,7 @@ REFUSED: dict[str, tuple[Builder, dict[str, Any], str]] = {
     "text_to_video": (further.text_to_video, {"num_frames": 2, **SMALL}, "none of the denoiser inputs"),
     "allegro": (embedded.allegro, {"num_frames": 8, "clean_caption": False, **SMALL}, "Decoding without tiling"),
     "prx_guided": (further.prx, {"guidance_scale": 4.0, "use_resolution_binning": False, **SMALL}, "itself fails"),
+    **newer.REFUSED,
+    **pictures.REFUSED,
 }
 """Pipelines that cannot be replayed, with what the user is told."""

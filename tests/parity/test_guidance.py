@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import diffusers
 import pytest
 import torch
 
 from flowrl.errors import UserError
 from flowrl.models.diffusion import load_policy
-from flowrl.models.diffusion.guidance import GUIDANCE_CORRECTIONS, Guidance, probe_outputs, recover
+from flowrl.models.diffusion.guidance import GUIDANCE_CORRECTIONS, Guidance, check_guider, probe_outputs, recover
 from flowrl.types import prompts_of
 from tests import pipelines
 from tests.parity.conftest import PROMPTS, points
@@ -102,3 +105,19 @@ def test_an_unknown_mix_is_refused():
     branches = [torch.randn(2, 4, 8, 8) for _ in range(2)]
     with pytest.raises(UserError, match="does not know"):
         recover([(branches, branches[0] * branches[1])], 0.0, "Test")
+
+
+@pytest.mark.parametrize(
+    ("guider", "taken"),
+    [
+        (diffusers.ClassifierFreeGuidance(4.0), True),
+        (diffusers.ClassifierFreeGuidance(4.0, stop=0.5), False),
+        (diffusers.AdaptiveProjectedMixGuidance(), False),
+    ],
+)
+def test_a_guider_object_is_taken_where_it_mixes_alike_at_every_step(guider, taken):
+    pipeline = SimpleNamespace(components={"guider": guider, "vae": torch.nn.Identity(), "tokenizer": None})
+    if taken:
+        return check_guider(pipeline)
+    with pytest.raises(UserError, match="may change during a run"):
+        check_guider(pipeline)

@@ -37,6 +37,8 @@ RESERVED: Mapping[str, str] = {
 }
 """Arguments that flowrl sets or that would fight with it, and what to do instead."""
 SIZES = ("height", "width", "num_frames", "video_length", "frames")
+PICTURES = ("image", "mask_image", "control_image", "video")
+"""Some pipelines want one of these per prompt, others one for all: a list of one is repeated, anything else is not."""
 NUMERIC = {"int", "float", "none", "optional", "nonetype", "union", "typing", "class"}
 """Words of the annotations of parameters that are numbers."""
 
@@ -105,14 +107,15 @@ def _typed(key: str, value: Any, annotation: str) -> Any:
 
 
 def batch_call(call: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The user's arguments for ``count`` prompts: a text, or an embedding of one row, is repeated."""
+    """The user's arguments for ``count`` prompts: a text, an embedding of one row, or a list of one picture is
+    repeated."""
     grown: dict[str, Any] = {}
     for key, value in call.items():
         if isinstance(value, str) and "prompt" in key:
             value = [value] * count
         elif isinstance(value, Tensor) and "prompt" in key and len(value) == 1:
             value = value.expand(count, *value.shape[1:])
-        elif isinstance(value, list) and "prompt" in key and len(value) == 1:
+        elif isinstance(value, list) and len(value) == 1 and ("prompt" in key or key in PICTURES):
             value = value * count
         grown[key] = value
     return grown

@@ -17,7 +17,7 @@ from flowrl.models.diffusion.coordinates import (
     measured_shift,
     scheduler_coordinates,
 )
-from flowrl.models.diffusion.guidance import Guidance, probe_outputs, recover
+from flowrl.models.diffusion.guidance import Guidance, check_guider, probe_outputs, recover
 from flowrl.models.diffusion.inputs import BatchAxis, InputLayout, LeafPath, same, split
 from flowrl.models.diffusion.recorder import DenoiserCall, RecordedRun, RecordedStep, Recorder
 
@@ -138,6 +138,8 @@ def calibrate(recorder: Recorder) -> DenoiserSpec:
         UserError: when something the pipeline does is not understood.
     """
     name = type(recorder.pipeline).__name__
+    check_guider(recorder.pipeline)
+    scheduler_coordinates(recorder.pipeline.scheduler, False)  # raises for kinds without any
     trace = recorder.record(PROBES, 3, outputs=probe_outputs())
     first = trace.steps[0]
     seen = first.calls[0].prediction

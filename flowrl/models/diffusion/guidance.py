@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +75,20 @@ class Guidance:
             matched = mixed * (conditional.std(dim=axes, keepdim=True) / mixed.std(dim=axes, keepdim=True))
             mixed = self.rescale * matched + (1 - self.rescale) * mixed
         return mixed * self.sign
+
+
+def check_guider(pipeline: Any) -> None:
+    """Raise `UserError` for a guider object whose mixing changes during a run, as those of adaptive projected guidance
+    do from some step on: a few watched steps cannot show it."""
+    for name, part in pipeline.components.items():
+        if not hasattr(part, "prepare_inputs_from_block_state"):  # not diffusers' BaseGuidance
+            continue
+        kind, config = type(part).__name__, part.config
+        if kind != "ClassifierFreeGuidance" or config.get("start", 0.0) > 0 or config.get("stop", 1.0) < 1:
+            raise UserError(
+                f"{type(pipeline).__name__}.{name} is a {kind} whose mixing may change during a run; load the pipeline"
+                f" and set pipeline.{name} to a ClassifierFreeGuidance for all steps"
+            )
 
 
 def probe_outputs() -> Callable[[Tensor], Tensor]:

@@ -23,6 +23,10 @@ class BatchAxis:
     """``None`` for a list."""
     branches: int
 
+    def repeats(self, branches: int) -> int:
+        """Rows of one prompt in a call of so many branches: AnimateDiff repeats the text for every frame."""
+        return 1 if self.branches % branches else self.branches // branches
+
 
 class InputLayout:
     """Which leaves of a call's inputs are batched; found from the inputs for ``few`` and for ``many`` prompts."""
@@ -96,17 +100,24 @@ class InputLayout:
 
 
 def split(value: Any, kind: BatchAxis, branches: int) -> list[Any]:
-    """The leaf's rows of each branch, batch first: tensors [n, ...] or lists of n."""
+    """The leaf's rows of each branch, batch first: tensors [n, ...] or lists of n; [n, repeats, ...] where the leaf
+    holds a prompt several times in a row."""
     if isinstance(value, Tensor):
         rows = value.movedim(kind.axis or 0, 0)
-        return list(rows.chunk(branches)) if kind.branches == branches else [rows] * branches
+        if kind.branches % branches:
+            return [rows] * branches
+        parts = rows.chunk(branches)
+        repeats = kind.repeats(branches)
+        return list(parts) if repeats == 1 else [part.unflatten(0, (-1, repeats)) for part in parts]
     size = len(value) // kind.branches
     parts = [list(value[i * size : (i + 1) * size]) for i in range(kind.branches)]
     return parts if kind.branches == branches else parts * branches
 
 
-def join(rows: Any, kind: BatchAxis) -> Any:
+def join(rows: Any, kind: BatchAxis, branches: int) -> Any:
     """The inverse of :func:`split` for one branch or several already concatenated."""
+    if isinstance(rows, Tensor) and kind.repeats(branches) > 1:
+        rows = rows.flatten(0, 1)
     return rows.movedim(0, kind.axis) if isinstance(rows, Tensor) and kind.axis else rows
 
 

@@ -204,8 +204,8 @@ def _place(
 
 def single_step(scheduler: Any) -> Any:
     """Higher-order, stochastic or clipping DDPM schedulers become DDIM or Euler with the same training schedule (no
-    policy gradient is defined through the history of a multi-step solver). Flow schedulers are kept: only their
-    sigmas are used."""
+    policy gradient is defined through the history of a multi-step solver). Flow and consistency schedulers are kept:
+    only their sigmas or timesteps are used."""
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
     from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -213,11 +213,15 @@ def single_step(scheduler: Any) -> Any:
     name, config = type(scheduler).__name__, scheduler.config
     if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
+    if name == "LCMScheduler":  # its own few times, for which the network is distilled; its step is never used
+        return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
     if float(scheduler.init_noise_sigma) > 1.5:  # latents in the exploding scale
         plain = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
         return EulerDiscreteScheduler.from_config(config, **plain)
+    if config.get("variance_type", None) is not None:  # DeepFloyd IF hands a learned variance on unless told otherwise
+        config = {**config, "variance_type": "fixed_small"}
     return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False, set_alpha_to_one=True)
 
 

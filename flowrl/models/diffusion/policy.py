@@ -169,9 +169,10 @@ class DiffusionPolicy(HasWeightSets):
         if count > 1:
             read = torch.cat([read] * count)
             timestep = torch.cat([timestep] * count)
-        values: dict[LeafPath, Any] = {path: join(rows, call.layout.batched[path]) for path, rows in leaves.items()}
+        kinds, whole = call.layout.batched, call.branches
+        values: dict[LeafPath, Any] = {path: join(rows, kinds[path], whole) for path, rows in leaves.items()}
         latent = call.latent.fill(read, rest)
-        values[call.latent.path] = join(latent, call.latent.kind)
+        values[call.latent.path] = join(latent, call.latent.kind, whole)
         for slot in call.times:
             values[slot.path] = slot.fill(timestep, read.device)
         inputs = call.layout.build(condition.branches[branches[0]].template, values)
