@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,12 @@ def test_every_public_definition_says_what_it_is() -> None:
             if public and not ast.get_docstring(node):
                 silent.append(f"{name_of(path)}.{node.name}")
     assert not [s for s in silent if "Protocol" not in s and not within(s, "flowrl.types")], silent
+
+
+def test_the_methods_of_the_readme_exist() -> None:
+    section = (ROOT / "README.md").read_text().partition("| methods to begin with |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert len(named) > 20 and named <= set(METHODS), named - set(METHODS)
 
 
 @pytest.mark.slow
