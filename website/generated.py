@@ -189,7 +189,8 @@ def _bounds(metadata: Any) -> str:
 def _value(default: Any) -> str:
     if default is PydanticUndefined:
         return "required"
-    return "" if isinstance(default, Section) else json.dumps(default)
+    written = json.dumps(default, default=lambda part: part.model_dump(exclude_defaults=True))
+    return "" if isinstance(default, Section) else written
 
 
 # ---- rewards
