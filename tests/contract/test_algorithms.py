@@ -102,6 +102,7 @@ TOY = {
     "rpo": {"sft": 0.1},
     "adjoint_matching": {"scale": 30.0},
     "ddpo": {"clip": 0.2},
+    "fdfo": {"churn": 0.2},  # two samples of a pair differ in two numbers here, not in thousands
     "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference
     "loop": {"clip": 0.2},
     "flow_grpo": {"clip": 0.2, "kl": 0.001},
