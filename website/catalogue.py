@@ -124,9 +124,8 @@ def running(name: str, families: list[str]) -> str:
     """A command for each family, on its embedded world."""
     lines = []
     for place, family in enumerate(families):
-        spec = name if not place else f"{{use: {name}, family: {family}}}"
-        needs = further(name, family)
-        words = [f'"algorithm={spec}"', *(f'"{need}"' for need in needs), f"name={name}"]
+        needs = [f"algorithm={spec(name, family, chosen=bool(place))}", *further(name, family)]
+        words = [*(f'"{need}"' for need in needs), f"name={name}"]
         lines.append(f"flowrl train {QUICKSTARTS[family]} {' '.join(words)}")
     said = f"In a config: `algorithm: {{use: {name}}}`."
     named = ", ".join(f"`{column}`" for column in ("prompt", *_columns(build(name))))
@@ -135,6 +134,22 @@ def running(name: str, families: list[str]) -> str:
     if any(FOLDER_OF_PICTURES in line for line in lines):
         said += f" `{FOLDER_OF_PICTURES}` holds pictures, each beside a text file of the same name with its prompt."
     return "```bash\n" + "\n".join(lines) + f"\n```\n\n{said}"
+
+
+SIZES = {
+    "diffusion": {},
+    "causal": {"length": 17, "budgets": [4, 8, 12]},
+    "masked": {"length": 16, "steps": 8, "block": 8},
+}
+"""Of completions of the embedded worlds."""
+
+
+def spec(name: str, family: str, chosen: bool) -> str:
+    """What ``algorithm`` is on the embedded world; ``chosen``: the family is not the preset's first."""
+    known = inspect.signature(find_preset(name)).parameters
+    given = {"use": name, **({"family": family} if chosen else {})}
+    given |= {key: value for key, value in SIZES[family].items() if key in known}
+    return name if len(given) == 1 else "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
 
 
 def _columns(algorithm: Algorithm) -> tuple[str, ...]:

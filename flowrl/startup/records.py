@@ -60,14 +60,15 @@ def prepared_records(algorithm: Algorithm, train: PromptSet, where: str) -> Prom
 def fit_completions(
     algorithm: Algorithm, policy: TextPolicy, prompts: PromptSet, overlong: Overlong
 ) -> tuple[PromptSet, list[str]]:
-    """The prompts whose recorded completions fit into the sampler's length with their end token, as ``data.overlong``
-    says (``truncate`` lets the sampler cut them), and what was done to the others. Raises `UserError`."""
+    """The prompts whose recorded completions fit into the sampler's length, as ``data.overlong`` says (``truncate``
+    lets the sampler cut them), and what was done to the others. One that fills it has no end token, as a sampled one of
+    that length has none. Raises `UserError`."""
     sampler = records_of(algorithm)
     if sampler is None or overlong == "truncate":
         return prompts, []
     each = [sampler.texts(prompt) for prompt in prompts.prompts]
     lengths = iter(map(len, policy.codec.completions([text for texts in each for text in texts])))
-    longest = [max((next(lengths) for _ in texts), default=0) for texts in each]
+    longest = [max((next(lengths) - 1 for _ in texts), default=0) for texts in each]  # without the end token
     fitting = [p for p, length in zip(prompts.prompts, longest, strict=True) if length <= sampler.length]
     long = len(prompts) - len(fitting)
     if not long:

@@ -99,7 +99,7 @@ def test_the_commands_of_algorithms_are_accepted(tmp_path: Path) -> None:
         (tmp_path / f"pictures/{number}.txt").write_text("a red circle")
     for name in preset_names():
         for place, family in enumerate(families(name)):
-            spec = f"{{use: {name}, family: {family}}}" if place else name
+            spec = catalogue.spec(name, family, chosen=bool(place))
             held = str(tmp_path / "pictures/0.png") if family == "diffusion" else "1432412331244231"
             line = json.dumps(texts | dict.fromkeys(columns, held))
             (tmp_path / catalogue.FILE).write_text(f"{line}\n" * 18)

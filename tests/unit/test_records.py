@@ -157,7 +157,7 @@ def test_completions_that_are_too_long(tmp_path: Path) -> None:
     rows = [{**PAIRS[0], "rejected": "1+2+3+4+5+6+7"}, *PAIRS[1:]]
     path = write(tmp_path / "long.jsonl", rows)
     short = {**DPO, "length": 8}
-    with pytest.raises(UserError, match=r"1 of 6 prompts have a completion of more than 8 tokens, the longest of 14"):
+    with pytest.raises(UserError, match=r"1 of 6 prompts have a completion of more than 8 tokens, the longest of 13"):
         open_session(check_run(config(path, short)))
     session = open_session(check_run(config(path, short, data__overlong="drop")))
     assert [prompt.id for prompt in session.prompts.prompts] == [1, 2, 3, 4, 5]
