@@ -136,7 +136,7 @@ def running(name: str, families: list[str]) -> str:
     return "```bash\n" + "\n".join(lines) + f"\n```\n\n{said}"
 
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "causal": {"length": 17, "budgets": [4, 8, 12]},
     "masked": {"length": 16, "steps": 8, "block": 8},
@@ -146,10 +146,17 @@ SIZES = {
 
 def spec(name: str, family: str, chosen: bool) -> str:
     """What ``algorithm`` is on the embedded world; ``chosen``: the family is not the preset's first."""
+    given = _given(name, family, chosen)
+    return name if len(given) == 1 else "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+
+
+def _given(name: str, family: str, chosen: bool) -> dict[str, Any]:
     known = inspect.signature(find_preset(name)).parameters
     given = {"use": name, **({"family": family} if chosen else {})}
     given |= {key: value for key, value in SIZES[family].items() if key in known}
-    return name if len(given) == 1 else "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+    if "columns" in known and known["columns"].default == ("completion",) and family != "diffusion":
+        given["columns"] = "[solution]"
+    return given
 
 
 def _columns(algorithm: Algorithm) -> tuple[str, ...]:
@@ -159,13 +166,12 @@ def _columns(algorithm: Algorithm) -> tuple[str, ...]:
 
 def further(name: str, family: str) -> list[str]:
     """What a preset needs to be set besides, to run on an embedded world."""
-    algorithm = build(name if family == build(name).family else {"use": name, "family": family})
+    given = _given(name, family, chosen=family != build(name).family)
+    algorithm = build(given | {"columns": ["solution"]} if "columns" in given else given)
     sampler, found, columns = algorithm.sampler, [], _columns(algorithm)
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
-    if columns == ("completion",):
-        found.append("data.columns={completion: solution}")
-    elif columns:
+    if columns and columns != ("solution",):
         found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):
