@@ -482,6 +482,7 @@ def drift(x: Tensor, t: Tensor) -> Tensor:
     return pull * x - MEAN - pull * (1 - t) * MEAN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dynamics", "pairing", "numbers"), SHIFTS, ids=["ddim", "memoryless", "sde", "coded"])
 def test_the_end_shift_of_adjoint_matching(dynamics: Dynamics, pairing: str, numbers: dict[int, float]) -> None:
     """On N(.5, .25) with a linear reward the tilted mean is .8 x .25 = .2 away, in the limit of many steps."""
