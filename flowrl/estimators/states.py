@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put
-from flowrl.estimators.transitions import RecordedRows
+from flowrl.estimators.transitions import RecordedRows, predictions
 from flowrl.math.flow import mean_of
 from flowrl.math.gaussians import mean_square
 from flowrl.types import CfgGrad, Condition, FlowPolicy, IncompatibleError, Likelihood, Rollout, Steps
@@ -71,22 +71,12 @@ class VisitedStates:
         self, policy: FlowPolicy, rows: RecordedRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
         n, d = rows.t.shape
-        x, x_next = (put(value.reshape(-1, *value.shape[2:]), policy.device) for value in (rows.x, rows.x_next))
-        t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
-        wide = condition.take(torch.arange(n).repeat_interleave(d))
-
-        def velocity(model: FlowPolicy) -> Tensor:
-            return model.velocity(x, t, wide, guidance=rows.steps.guidance, cfg_grad=self.cfg_grad)
-
-        frozen = {}
-        for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name) as reference:
-                frozen[name] = velocity(reference)
-        v = velocity(policy)
-        miss = mean_square(mean_of(rows.dynamics, x, v, t, t_next) - x_next, 1)
+        at = predictions(policy, rows, condition, references, self.cfg_grad)
+        t, t_next, v = at.t, at.t_next, at.v
+        miss = mean_square(mean_of(rows.dynamics, at.x, v, t, t_next) - at.x_next, 1)
         factor = {"velocity": torch.ones_like(t), "next": (t_next - t) ** 2, "clean": t**2}[self.of]
         extra = {}
-        for name, other in frozen.items():
+        for name, other in at.frozen.items():
             square = mean_square(v - other, 1)
             extra[f"prediction/{name}"] = (square * put(factor, square)).reshape(n, d)
         return Likelihood(-miss.reshape(n, d), extra)

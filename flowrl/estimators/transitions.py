@@ -83,6 +83,39 @@ class TransitionRows(RecordedRows):
         return self.shared
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Velocities at recorded steps, flat over rows and decisions and on the policy's device."""
+
+    x: Tensor  # [n * d, ...]
+    x_next: Tensor
+    t: Tensor  # [n * d]
+    t_next: Tensor
+    v: Tensor
+    """The live policy's, with gradient where enabled."""
+    frozen: dict[str, Tensor]
+    """Those of other weight sets, by name."""
+
+
+def predictions(
+    policy: FlowPolicy, rows: RecordedRows, condition: Condition, references: Sequence[str], cfg_grad: CfgGrad
+) -> Predictions:
+    """What the live policy and other weight sets predict where recorded steps start, with the guidance of the steps."""
+    n, d = rows.t.shape
+    x, x_next = (put(_flat(value), policy.device) for value in (rows.x, rows.x_next))
+    t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
+    wide = condition.take(torch.arange(n).repeat_interleave(d))
+
+    def velocity(model: FlowPolicy) -> Tensor:
+        return model.velocity(x, t, wide, guidance=rows.steps.guidance, cfg_grad=cfg_grad)
+
+    frozen = {}
+    for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
+        with policy.using(name) as reference:
+            frozen[name] = velocity(reference)
+    return Predictions(x, x_next, t, t_next, velocity(policy), frozen)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transitions:
     """``log p(x_next | x)`` of every recorded step under the kernel it was made with. DDPO (arXiv:2305.13301).
@@ -165,21 +198,11 @@ class Transitions:
         self, policy: FlowPolicy, rows: TransitionRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
         n, d = rows.t.shape
-        x, x_next = (put(_flat(value), policy.device) for value in (rows.x, rows.x_next))
-        t, t_next = rows.t.reshape(-1), rows.t_next.reshape(-1)
-        wide = condition.take(torch.arange(n).repeat_interleave(d))
-
-        def velocity(model: FlowPolicy) -> Tensor:
-            return model.velocity(x, t, wide, guidance=rows.steps.guidance, cfg_grad=self.cfg_grad)
-
-        frozen = {}
-        for name in references:  # before the live pass: swapping weights under a live graph would corrupt it
-            with policy.using(name) as reference:
-                frozen[name] = velocity(reference)
-        v = velocity(policy)
+        at = predictions(policy, rows, condition, references, self.cfg_grad)
+        x, x_next, t, t_next, v = at.x, at.x_next, at.t, at.t_next, at.v
         squared, mean, s = measure_step(rows.dynamics, x, v, x_next, t, t_next)
         extra = {}
-        for name, other in frozen.items():
+        for name, other in at.frozen.items():
             apart, mean_other, _ = measure_step(rows.dynamics, x, other, x_next, t, t_next)
             shift = mean - mean_other
             extra[f"kl/{name}"] = self._divergence(shift, s, put(t - t_next, s))
