@@ -69,6 +69,7 @@ class BySource(ObjectiveDefaults):
         if len(compared) > 1:
             raise ValueError(f"objective and demonstrations compare with {' and '.join(sorted(compared))}; take one")
 
+    # The protocol has constants of a class here; those of a mixture depend on its parts.
     @property
     def reference(self) -> str:  # type: ignore[override]
         return self.objective.reference or self.demonstrations.reference

@@ -40,6 +40,7 @@ class Anchored(ObjectiveDefaults):
     def __post_init__(self) -> None:
         _check_share(self.reference_share)
 
+    # The protocol has constants of a class here; these depend on the share.
     @property
     def reference(self) -> str:  # type: ignore[override]
         return "reference" if self.reference_share else ""

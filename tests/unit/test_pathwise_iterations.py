@@ -97,7 +97,7 @@ def test_two_iterations_on_the_shapes_world(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_draft_learns_on_the_shapes_world() -> None:
+def test_draft_raises_the_score_of_the_same_prompts_and_noise() -> None:
     """The samples of sixteen prompts, always from the same noise, through all steps and the world's autoencoder."""
     policy: Any = load_policy("shapes", lora=LoRAOptions(rank=8, alpha=16), call={"guidance_scale": 1.0})
     rewards, group = load_rewards(["shapes_soft"]), torch.arange(16)
