@@ -138,16 +138,25 @@ def running(name: str, families: list[str]) -> str:
 
 SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {},
-    "causal": {"length": 17, "budgets": [4, 8, 12]},
+    "causal": {"length": 17, "budgets": [4, 8, 12], "think_end": "", "cut": "", "bridge": ""},
     "masked": {"length": 16, "steps": 8, "block": 8},
 }
-"""Of completions of the embedded worlds."""
+"""Of completions of the embedded worlds, whose models have no words to think in."""
 
 
 def spec(name: str, family: str, chosen: bool) -> str:
     """What ``algorithm`` is on the embedded world; ``chosen``: the family is not the preset's first."""
     given = _given(name, family, chosen)
-    return name if len(given) == 1 else "{" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+    return (
+        name if len(given) == 1 else "{" + ", ".join(f"{key}: {_written(value)}" for key, value in given.items()) + "}"
+    )
+
+
+def _written(value: Any) -> str:
+    """In YAML."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    return "''" if value == "" else str(value)
 
 
 def _given(name: str, family: str, chosen: bool) -> dict[str, Any]:
@@ -155,7 +164,7 @@ def _given(name: str, family: str, chosen: bool) -> dict[str, Any]:
     given = {"use": name, **({"family": family} if chosen else {})}
     given |= {key: value for key, value in SIZES[family].items() if key in known}
     if "columns" in known and known["columns"].default == ("completion",) and family != "diffusion":
-        given["columns"] = "[solution]"
+        given["columns"] = ["solution"]
     return given
 
 
@@ -166,8 +175,7 @@ def _columns(algorithm: Algorithm) -> tuple[str, ...]:
 
 def further(name: str, family: str) -> list[str]:
     """What a preset needs to be set besides, to run on an embedded world."""
-    given = _given(name, family, chosen=family != build(name).family)
-    algorithm = build(given | {"columns": ["solution"]} if "columns" in given else given)
+    algorithm = build(_given(name, family, chosen=family != build(name).family))
     sampler, found, columns = algorithm.sampler, [], _columns(algorithm)
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
