@@ -61,10 +61,13 @@ class _RequestSlots:
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
 
+    @property
+    def full(self) -> bool:
+        """A further request has to come back later."""
+        return self.taken >= self.limit
+
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
-        if self.taken >= self.limit:
-            raise RefusedError(503, f"{self.limit} requests are under way already; come back later")
         self.taken += 1
         try:
             yield
@@ -95,6 +98,9 @@ def build_app(scorers: Mapping[str, Backend], token: str, limits: RequestLimits)
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
         _check_head(request, limits)
+        if slots.full:
+            await _pass_over(request, limits)
+            raise RefusedError(503, f"{slots.limit} requests are under way already; come back later")
         with slots.one():
             body = await _receive(request, limits)
             if (name := reward_named_by(body)) is None:
@@ -185,19 +191,33 @@ def _check_head(request: Request, limits: RequestLimits) -> None:
 
 
 async def _receive(request: Request, limits: RequestLimits) -> bytes:
-    """The body, counted while it arrives and within the time it may take."""
+    """The body."""
     body = bytearray()
+    async for block in _blocks(request, limits):
+        body += block
+    return bytes(body)
+
+
+async def _pass_over(request: Request, limits: RequestLimits) -> None:
+    """Read the body and keep nothing: what arrives at a closed connection resets it, and the answer is lost."""
+    async for _ in _blocks(request, limits):
+        pass
+
+
+async def _blocks(request: Request, limits: RequestLimits) -> AsyncIterator[bytes]:
+    """The body's bytes, counted while they arrive and within the time they may take."""
+    count = 0
     try:
         async with asyncio.timeout(limits.receive_seconds):
             async for block in request.stream():
-                body += block
-                if len(body) > limits.body:
+                count += len(block)
+                if count > limits.body:
                     raise RefusedError(413, f"a request may have {limits.body} bytes; send fewer samples at a time")
+                yield block
     except TimeoutError:
         raise RefusedError(408, f"the request did not arrive within {limits.receive_seconds:g} s") from None
     except ClientDisconnect:
         raise RefusedError(400, "the request ended before its end") from None
-    return bytes(body)
 
 
 def _headers(status: int) -> dict[str, str]:

@@ -249,6 +249,24 @@ def test_a_busy_server_asks_to_come_back_and_everyone_is_served(monkeypatch: pyt
     assert waits and min(waits) >= 1.0  # Retry-After
 
 
+def test_a_refusal_of_a_busy_server_is_read_by_one_that_is_still_sending() -> None:
+    body = b"{" + b" " * 100_000
+    head = f"POST /score HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    with serving("mine.py:brightness", limits=RequestLimits(concurrency=1), delay=1.0) as (url, _):
+        scorer = remote(f"{url}/brightness")
+        first = threading.Thread(target=scorer.raw, args=(pictures(),))
+        first.start()
+        time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10) as line:
+            line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            for start in range(0, len(body), 10_000):
+                time.sleep(0.02)
+                line.sendall(body[start : start + 10_000])
+            answer = line.makefile("rb").read()
+        first.join()
+    assert answer.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in answer.lower()
+
+
 class Script:
     """An HTTP server that plays back answers: (status, headers, body) or a function of the handler."""
 
