@@ -64,6 +64,8 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.recorded",
             "flowrl.samplers.mixed",
             "flowrl.samplers.alternating",
+            "flowrl.samplers.episodes",
+            "flowrl.samplers.gaussian",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -81,6 +83,8 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.pathwise",
             "flowrl.estimators.renoise",
             "flowrl.estimators.adjoint",
+            "flowrl.estimators.episodes",
+            "flowrl.estimators.gaussian",
         ),
     ),
     "views": Slot(
@@ -103,6 +107,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.group_advantages",
             "flowrl.parts.several_rewards",
             "flowrl.parts.records",
+            "flowrl.parts.episodes",
         ),
     ),
     "token_advantage": Slot(
@@ -112,6 +117,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.divergences",
             "flowrl.parts.shaping",
             "flowrl.parts.distillation",
+            "flowrl.parts.episodes",
         ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
