@@ -57,7 +57,7 @@ def drive(count_per_way: int, seed: int) -> tuple[list[Array], list[Array], Arra
     return [np.stack(each) for each in seen], [np.stack(each) for each in done], success, np.array(ways)
 
 
-PLACES, ACTIONS = 2**14, 127
+PLACES, ACTIONS = 2**13, 127
 """What ships are whole numbers: a place in so many parts of 1, an action in so many."""
 
 
