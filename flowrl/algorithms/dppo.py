@@ -1,6 +1,8 @@
 """DPPO: PPO on the denoising steps of a policy's action chunks, with a critic of the environment's states
 (arXiv:2409.00588)."""
 
+import math
+
 from flowrl.estimators.episodes import PerDecision
 from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import DDIM, Floored
@@ -46,7 +48,7 @@ def dppo(
         advantage=DecisionRewards(),
         token_advantage=(EpisodeGAE(gamma, lam, gamma_denoise=gamma_denoise), *schedule),
         objective=Clipped(clip, clip),
-        regularizers=(ValueLoss(value),),
+        regularizers=(ValueLoss(value, clip=math.inf),),
         aggregation=DecisionMean(),
         min_group=1,
         families=("control",),

@@ -1,5 +1,6 @@
 """FPO: PPO on the ratio of exponentiated flow-matching losses (arXiv:2507.21053)."""
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -25,7 +26,7 @@ def fpo(
     steps: int = 10,
     gamma: float = 0.995,
     lam: float = 0.95,
-    value: float = 0.25,
+    value: float = 0.5,
     environment: str = "avoid",
     decisions: int = 40,
     family: Literal["diffusion", "control"] = "diffusion",
@@ -40,7 +41,8 @@ def fpo(
     independently. The paper uses a critic; an image is one action with one reward, so the group stands in for it.
 
     ``family: control`` is the release's own use, on the decisions of episodes: the same ratio of every decision (the
-    mean of its draws), a critic (``value``) and GAE; only there are ``gamma``, ``lam``, ``value``, ``environment`` and
+    mean of its draws), a critic (``value`` times half its squared error, .25 times the square there; not clipped) and
+    GAE; only there are ``gamma``, ``lam``, ``value``, ``environment`` and
     ``decisions`` read. The ratio depends on the scale of the actions: they are standardised by the demonstrations, and
     a policy narrower than about .2 of those has a far looser trust region than ``clip`` says. Few ``steps`` leave a
     drift that no advantage asked for; take 10 or more. Deviations there: as `ppo_gaussian`, besides gradient clipping.
@@ -65,7 +67,7 @@ def fpo(
         advantage=DecisionRewards(),
         token_advantage=(EpisodeGAE(gamma, lam),),
         objective=Clipped(clip, clip),
-        regularizers=(ValueLoss(value),),
+        regularizers=(ValueLoss(value, clip=math.inf),),
         aggregation=DecisionMean(),
         min_group=1,
         families=("control",),

@@ -1,4 +1,4 @@
-"""PPO of a Gaussian policy in an environment, with a critic and GAE (arXiv:1707.06347; CleanRL)."""
+"""PPO of a Gaussian policy in an environment, with a critic and GAE, as in CleanRL (arXiv:1707.06347)."""
 
 from flowrl.estimators.episodes import PerDecision
 from flowrl.estimators.gaussian import GaussianActions
