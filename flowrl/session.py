@@ -130,8 +130,7 @@ class Session:
         )
 
     def policy_metrics(self) -> Mapping[str, float]:
-        """What the policy itself measured since it was last asked, on all processes: the routers of a mixture of
-        experts."""
+        """What the policy itself measured since it was last asked, on all processes: a mixture's routers."""
         return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
