@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from flowrl import companions
 from flowrl.clients.rollouts import RolloutWorkers
 from flowrl.config import Config
 from flowrl.data import PromptSet
@@ -42,6 +43,7 @@ from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.records import fit_completions
 from flowrl.startup.teachers import EMA, open_weight_sets
 from flowrl.startup.time_grid import check_time_grid
+from flowrl.startup.workload import describe_shares
 from flowrl.step import UpdateSettings
 from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
 
@@ -71,6 +73,8 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
+    companions: companions.Optimizers = field(default_factory=dict)
+    """The optimisers of the algorithm's companions."""
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
@@ -92,6 +96,9 @@ class Session:
         """Give the optimiser the coming iteration's `learning_rates`."""
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
             group["lr"] = rate
+        for each in self.algorithm.companions:
+            for group in self.companions[each.name].param_groups:
+                group["lr"] = (each.lr or self.config.optimizer.lr) * self._schedule()
 
     def learning_rate(self) -> float:
         """The policy's rate in the coming iteration: linear warm-up over optimiser steps, then constant, linear or
@@ -156,6 +163,9 @@ class Session:
         tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         values |= {"optimizer": numbers} if numbers else {}
+        moments, numbers = companions.state(self.companions)
+        tensors |= {f"companions/{key}": value for key, value in moments.items()}
+        values |= {"companions": numbers} if numbers else {}
         return tensors, values
 
     def portion(self, draw: Draw) -> tuple[Draw, bool]:
@@ -250,6 +260,7 @@ class Session:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         try:
             restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
+            companions.restore(self.companions, below(tensors, "companions/"), values.get("companions", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -266,29 +277,6 @@ def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback:
     if isinstance(decoded, Tensor):
         return Samples(prompts, images=decoded, feedback=feedback)
     return Samples(prompts, completions=decoded, feedback=feedback)
-
-
-def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:
-    """What to say where processes have unequal shares of an iteration's ``groups`` of ``each`` samples; ``grouped``:
-    whether a reward compares the samples of a group."""
-    size = ranks.size
-    if groups >= size:
-        least, more = divmod(groups, size)
-        if not more:
-            return []
-        return [
-            f"{groups} groups on {size} processes: {more} make {least + 1}, and the others, which make {least}, "
-            f"wait for them; data.prompts={(least + 1) * size} takes as long"
-        ]
-    busy = groups if grouped else min(groups * each, size)
-    if busy == size:
-        return []
-    why = (
-        "a reward compares the samples of a group, which therefore stays whole"
-        if grouped
-        else "there are no more samples"
-    )
-    return [f"{busy} of {size} processes have something to do, because {why}; raise data.prompts to {size} or more"]
 
 
 def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
@@ -324,6 +312,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         rewards,
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
+        companions=companions.build_optimizers(config, policy, algorithm),
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),

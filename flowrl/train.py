@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowrl.checks import Spoken, judge, measure
 from flowrl.clients.rollouts import rollout_workers
+from flowrl.companions import train_companions
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models.sharding import check_shard
@@ -71,26 +72,16 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         sample_ahead(session)
         iteration = session.progress.iteration
         checks = UpdateChecks(due(session.config.monitor.checks, iteration), first=iteration == 0)
-        updated = improve(
-            policy,
-            session.optimizer,
-            algorithm,
-            batch.rollout,
-            batch.scores,
-            advantage,
-            session.update_settings(),
-            session.scaler,
-            batch.share,
-            checks,
-            batch.record,
-        )
+        learned, how = (batch.rollout, batch.scores), (session.update_settings(), session.scaler, batch.share)
+        beside = train_companions(policy, session.companions, algorithm, *learned, session.memory, *how)
+        updated = improve(policy, session.optimizer, algorithm, *learned, advantage, *how, checks, batch.record)
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
         session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
         drop_version(session)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
     described = describe_scores(batch.drawn, advantage)
-    metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
+    metrics = updated | beside | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
     return metrics, batch, per_sample(advantage)
 

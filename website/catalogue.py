@@ -40,6 +40,7 @@ GRADIENT = {
     "Renoise": "Reward, decoding and one network prediction at the sample with fresh noise, which is data.",
     "RelativeRenoise": "Reward, decoding and one network prediction at the sample with known noise, which is data.",
     "Adjoint": "The mean of the trained steps; the adjoint, from the reward's gradient at the sample, is data.",
+    "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }

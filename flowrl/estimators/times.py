@@ -146,14 +146,19 @@ class TrainingTimes:
     .05, .25, .5, .75 and .95 are .18, .41, .62, .80 and .92. Diffusion-DPO, Diffusion-KTO and DSPO on SD1.5 and SDXL.
 
     indices: draw from these instead of all, such as (249, 499, 749, 999) for SDXL-turbo.
+    start, stop: draw from this range of them, its end excluded; ``stop: null`` is all.
     """
 
     count: int = 1000
     first: float = 0.00085
     last: float = 0.012
     indices: tuple[int, ...] = ()
+    start: int = 0
+    stop: int | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.start < (self.count if self.stop is None else self.stop) <= self.count:
+            raise ValueError(f"start={self.start}, stop={self.stop} is no range of {self.count} indices")
         if any(not 0 <= index < self.count for index in self.indices):
             raise ValueError(f"indices={list(self.indices)} should be from 0 to {self.count - 1}")
 
@@ -166,7 +171,7 @@ class TrainingTimes:
         beta = torch.linspace(self.first**0.5, self.last**0.5, self.count, dtype=torch.float64) ** 2
         a = (1 - beta).cumprod(dim=0)
         every = (1 - a).sqrt() / (a.sqrt() + (1 - a).sqrt())
-        return every[list(self.indices)] if self.indices else every
+        return every[list(self.indices)] if self.indices else every[self.start : self.stop]
 
     def share_below(self, limit: float, grid: Tensor) -> float:
         """The share of draws below ``limit``."""
