@@ -15,7 +15,7 @@ from flowrl.config import Config
 from flowrl.math.random import derive
 from flowrl.models import LoadedPolicy
 from flowrl.parts.algorithm import Algorithm
-from flowrl.parts.companions import Companion
+from flowrl.parts.companions import CompanionWeights
 from flowrl.records.shards import below
 from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.step import UNSCALED, UpdateSettings, improve
@@ -65,7 +65,7 @@ def train_companions(
     return found
 
 
-def learned_by(companion: Companion, algorithm: Algorithm) -> Algorithm:
+def learned_by(companion: CompanionWeights, algorithm: Algorithm) -> Algorithm:
     """What a companion learns by: its own loss of the samples of an algorithm."""
     return Algorithm(
         sampler=algorithm.sampler,

@@ -27,8 +27,9 @@ def dmd2(
 
     real: who has the real score: what training starts from, or a teacher, ``teachers: {NAME: {path: ...}}``, where that
         is a few-step model already.
-    guidance: of the real score; 8 for SDXL, 1.75 for SD1.5. updates: of the fake score, for one of the policy, each on
-        its part of the samples. lr: of the fake score; ``null``: ``optimizer.lr``.
+    guidance: of the real score; 8 for SDXL, 1.75 for SD1.5.
+    updates: of the fake score in an iteration, each on its part of the samples.
+    lr: of the fake score; ``null``: ``optimizer.lr``.
 
     Deviations: the release's GAN loss on real pictures (weight 5e-3) is left out. A sample draws its
     step, in the release a batch; the fake score learns before the policy's update, there after it.

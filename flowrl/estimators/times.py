@@ -146,7 +146,6 @@ class TrainingTimes:
     .05, .25, .5, .75 and .95 are .18, .41, .62, .80 and .92. Diffusion-DPO, Diffusion-KTO and DSPO on SD1.5 and SDXL.
 
     indices: draw from these instead of all, such as (249, 499, 749, 999) for SDXL-turbo.
-    start, stop: draw from this range of them, its end excluded; ``stop: null`` is all.
     """
 
     count: int = 1000
@@ -154,7 +153,9 @@ class TrainingTimes:
     last: float = 0.012
     indices: tuple[int, ...] = ()
     start: int = 0
+    """The first index that is drawn."""
     stop: int | None = None
+    """The index behind the last one that is drawn; ``None``: ``count``."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < (self.count if self.stop is None else self.stop) <= self.count:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.parts.aggregations import SampleMean
-from flowrl.parts.companions import Companion
+from flowrl.parts.companions import CompanionWeights
 from flowrl.parts.ema import EmaWeights
 from flowrl.parts.loss_weights import Uniform
 from flowrl.parts.regularizers import ComparedWithOld, ValueLoss
@@ -52,7 +52,7 @@ class Algorithm:
     behaviour: str = "live"
     """The weight set that samples: the live one, or one of ``ema_weights``."""
     ema_weights: tuple[EmaWeights, ...] = ()
-    companions: tuple[Companion, ...] = ()
+    companions: tuple[CompanionWeights, ...] = ()
     """Weights that learn beside the live ones from the same samples, each by a loss of its own."""
     teachers: tuple[str, ...] = ()
     """Names of frozen policies that it learns from, which a config describes under ``teachers``."""

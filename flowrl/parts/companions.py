@@ -3,10 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from flowrl.parts.advantages import Ones
 from flowrl.parts.objectives import ScoreFunction
 from flowrl.types import Advantage, Estimator, Objective
+
+
+class CompanionWeights(Protocol):
+    """A weight set that learns beside the live one."""
+
+    @property
+    def name(self) -> str:
+        """Of the weight set."""
+        ...
+
+    @property
+    def estimator(self) -> Estimator: ...
+
+    @property
+    def objective(self) -> Objective: ...
+
+    @property
+    def advantage(self) -> Advantage: ...
+
+    @property
+    def updates(self) -> int:
+        """Its optimiser steps in an iteration."""
+        ...
+
+    @property
+    def lr(self) -> float | None:
+        """Its learning rate; ``None``: the policy's."""
+        ...
+
+    @property
+    def weight_sets(self) -> tuple[str, ...]:
+        """Its own, and those that its loss compares with."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
