@@ -208,6 +208,7 @@ SLOTS = (
     "advantage",
     "token_advantage",
     "selection",
+    "replay",
     "loss_weight",
     "loss_masks",
     "objective",
