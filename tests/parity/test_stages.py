@@ -100,7 +100,9 @@ def test_exports_have_a_folder_of_each_component_and_are_read_again(to, policy, 
     else:
         again = load_policy(folder("wan22"), call=CALL, lora=LORA, parity="skip")
         load_adapter(again, tmp_path / "out")
-    gap = deviation(again.velocity(x, t, again.condition(condition)), policy.velocity(x, t, policy.condition(condition)))
+    gap = deviation(
+        again.velocity(x, t, again.condition(condition)), policy.velocity(x, t, policy.condition(condition))
+    )
     assert gap < (1e-4 if to == "merged" else 1e-6)
 
 
@@ -129,7 +131,7 @@ def test_an_adapters_own_shape_is_taken_and_unequal_ones_are_refused(policy, tmp
 
 def test_what_two_denoisers_cannot_do_is_said(folder, monkeypatch):
     monkeypatch.setattr("flowrl.models.diffusion.load.check_shard", lambda _: None)
-    with pytest.raises(UserError, match="two denoisers.*set it to none"):
+    with pytest.raises(UserError, match=r"two denoisers.*set it to none"):
         load_policy(folder("wan22"), call=CALL, shard="fsdp")
     unbounded = diffusers.WanPipeline.from_pretrained(folder("wan22"))
     unbounded.register_to_config(boundary_ratio=None)

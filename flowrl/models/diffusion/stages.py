@@ -95,12 +95,12 @@ class Stages(nn.Module):
         return (torch.cat(found)[torch.cat(rows).argsort()],)
 
 
-def join_stages(pipeline: DiffusionPipeline) -> None:
+def join_stages(pipeline: DiffusionPipeline, shard: str = "none") -> None:
     """Put one `Stages` in the place of a pipeline's two denoisers. The pipeline's own call goes on as ever: it asks
     either by turns, with the guidance of that stage. Nothing is done to pipelines with one denoiser.
 
     Raises:
-        UserError: for two denoisers that are not Wan's.
+        UserError: for two denoisers that are not Wan's, or that should be split over processes (``shard``).
     """
     first, second = (pipeline.components.get(name) for name in (FIRST, SECOND))
     if not isinstance(first, nn.Module) or not isinstance(second, nn.Module) or first is second:
@@ -114,6 +114,11 @@ def join_stages(pipeline: DiffusionPipeline) -> None:
             f"{name} has two denoisers and no boundary_ratio in its model_index.json, so its second is never used; set "
             f"boundary_ratio, or load the pipeline with {SECOND}=None"
         )
+    if shard != "none":
+        raise UserError(
+            f"model.shard={shard} needs every process to call the same layers, and of the two denoisers of {name} the "
+            "rows of a process may need either; set it to none"
+        )
     stages = Stages(first, second, float(ratio) * int(pipeline.scheduler.config.num_train_timesteps))
     setattr(pipeline, FIRST, stages)
     setattr(pipeline, SECOND, stages)
@@ -121,7 +126,9 @@ def join_stages(pipeline: DiffusionPipeline) -> None:
 
 def denoisers(network: nn.Module, name: str) -> dict[str, nn.Module]:
     """The denoisers by their components' names: one, called ``name``, or those of `Stages`."""
-    return {FIRST: network.transformer, SECOND: network.transformer_2} if isinstance(network, Stages) else {name: network}
+    return (
+        {FIRST: network.transformer, SECOND: network.transformer_2} if isinstance(network, Stages) else {name: network}
+    )
 
 
 def adaptation_of(adaptation: Adaptation, network: nn.Module, name: str) -> Adaptation:
