@@ -19,7 +19,7 @@ from flowrl.models.diffusion.offload import Offload, check_offload, decode_in_pa
 from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
-from flowrl.models.diffusion.stages import denoisers, join_stages
+from flowrl.models.diffusion.stages import denoiser_of, denoisers
 from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
@@ -85,8 +85,7 @@ def load_policy(
     check_merging(merge_adapters, options, dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
-    join_stages(pipeline, shard)
-    network = getattr(pipeline, denoiser_name(pipeline))
+    network = denoiser_of(pipeline, shard)
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
