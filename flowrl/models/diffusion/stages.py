@@ -101,7 +101,8 @@ def denoiser_of(pipeline: DiffusionPipeline, shard: str = "none") -> nn.Module:
     ever: it asks either by turns, with the guidance of that stage.
 
     Raises:
-        UserError: for a pipeline with none, for two denoisers that are not Wan's, or that should be split over processes (``shard``).
+        UserError: for a pipeline with none, for two denoisers that are not Wan's, or that should be split over
+            processes (``shard``).
     """
     first, second = (pipeline.components.get(name) for name in (FIRST, SECOND))
     if not isinstance(first, nn.Module) or not isinstance(second, nn.Module) or first is second:
