@@ -21,6 +21,7 @@ from flowrl.types import (
     LossWeight,
     Objective,
     Regularizer,
+    Replay,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -45,6 +46,8 @@ class Algorithm:
     """Which decisions count by what the live policy says; all of them by default."""
     regularizers: tuple[Regularizer, ...] = ()
     aggregation: Aggregation = SampleMean()
+    replay: Replay | None = None
+    """Which samples of earlier iterations are learned from again; by default none."""
     combination: Combination | None = None
     """How the gradients of several channels become one; by default the advantage has a single channel."""
     coefficients: tuple[Coefficient, ...] = ()
