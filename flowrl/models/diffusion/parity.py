@@ -44,15 +44,14 @@ def check(policy: DiffusionPolicy) -> float:
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
     condition = policy.condition(prompts_of(PROBES))
     call = policy.spec.calls[0]
-    points = [canonical(step, t, call, coordinates) for step, t in zip(trace.steps, levels, strict=True)]
+    shown = zip(trace.steps, levels, strict=False)  # fewer steps where a pipeline starts at a later time
+    points = [canonical(step, t, call, coordinates) for step, t in shown]
     _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
 
     worst = 0.0
     for step, x, t in zip(trace.steps, points, levels, strict=True):
-        native, wanted = (
-            policy.native(x, t.expand(len(x)), condition, None, "cond"),
-            received(step, t, call, coordinates),
-        )
+        native = policy.native(x, t.expand(len(x)), condition, None, "cond")
+        wanted = received(step, t, call, coordinates)
         worst = max(worst, deviation(native.reshape(wanted.shape), wanted))
     tolerance = TOLERANCE[policy.dtype]
     if not worst <= tolerance:
