@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
+PATHS = os.pathsep.join([str(ROOT / "tests" / "lean"), str(ROOT)])
+"""PYTHONPATH of the processes that tests start."""
 CONFIG = """
 name: tiny
 model: {path: shapes, device: cpu, lora: {rank: 2, alpha: 4}}
@@ -53,7 +55,7 @@ def environment() -> dict[str, str]:
     """Of a process of ours, without what a launcher around the tests says."""
     said = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {key: value for key, value in os.environ.items() if key not in said} | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PATHS,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10",
