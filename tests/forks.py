@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 IMPORTED = (
     "peft",
@@ -54,14 +56,14 @@ def flowrl(
 ) -> subprocess.CompletedProcess[str]:
     """`flowrl` in ``size`` processes that meet as a launcher's do, to its end: the largest code, and what all said."""
     told = dict(os.environ if environment is None else environment)
-    context, words = forking(), folder / f"said{os.getpid()}"
+    context = forking()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
-    processes = []
+    processes, words = [], Path(mkdtemp())
     for rank in range(size):
         mine = {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
-        given = (arguments, str(folder), told | (mine if size > 1 else {}), f"{words}.out", f"{words}.err")
+        given = (arguments, str(folder), told | (mine if size > 1 else {}), str(words / "out"), str(words / "errors"))
         processes.append(context.Process(target=_flowrl, args=given, daemon=True))
         processes[-1].start()
     try:
@@ -72,9 +74,6 @@ def flowrl(
         for process in processes:
             process.kill()
     codes = [process.exitcode or 0 for process in processes]
-    said = []
-    for kind in ("out", "err"):
-        file = Path(f"{words}.{kind}")
-        said.append(file.read_text())
-        file.unlink()
+    said = [(words / name).read_text() for name in ("out", "errors")]
+    rmtree(words)
     return subprocess.CompletedProcess(arguments, max(codes, key=abs), *said)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from tests import forks
+
 ROOT = Path(__file__).parents[1]
 PATHS = os.pathsep.join([str(ROOT / "tests" / "lean"), str(ROOT)])
 """PYTHONPATH of the processes that tests start."""
@@ -74,6 +76,11 @@ def run(folder: Path, size: int, *more: str, **options: Sequence[str]) -> subpro
         command(size, *more, **options), cwd=folder, env=environment(), capture_output=True, text=True, timeout=600,
         check=False,
     )  # fmt: skip
+
+
+def forked(folder: Path, size: int, *more: str) -> subprocess.CompletedProcess[str]:
+    """Train to the end in processes that no launcher starts (`tests.forks`): where it is the run that matters."""
+    return forks.flowrl(folder, "train", "tiny.yaml", "out=run", *more, environment=environment(), size=size)
 
 
 def start(folder: Path, size: int, *more: str) -> subprocess.Popen[str]:

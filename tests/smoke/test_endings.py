@@ -20,6 +20,7 @@ import flowrl
 from flowrl.config import Config
 from flowrl.errors import UserError, is_out_of_memory
 from flowrl.runtime.streams import SurvivingStream, survive_closed_streams
+from tests import forks
 from tests.launching import PATHS
 
 CONFIG = """
@@ -54,10 +55,7 @@ def command(*more: str) -> list[str]:
 
 
 def run(folder: Path, body: str = "pass", *more: str) -> subprocess.CompletedProcess[str]:
-    environment = prepare(folder, body)
-    return subprocess.run(
-        command(*more), cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return forks.flowrl(folder, *command(*more)[3:], environment=prepare(folder, body))
 
 
 def checkpoints(folder: Path) -> list[str]:
