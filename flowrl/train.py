@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,9 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     batch = recording(session, sample_and_score(session, timer))
     with timer("advantage"):
         advantage = algorithm.advantage(batch.scores, session.memory)
+        if algorithm.penalty_weight is not None:
+            held = algorithm.penalty_weight(batch.scores, session.memory)
+            batch = replace(batch, scores=replace(batch.scores, penalty_weight=held))
     with timer("update"):
         session.set_learning_rates()
         keep_version(session)
@@ -85,13 +89,16 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             batch.record,
         )
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
-        session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
+        steps = int(updated.pop("optimizer_steps"))
+        session.advance(steps, len(batch.drawn.group), forwards)
         drop_version(session)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
     described = describe_scores(batch.drawn, advantage)
     metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
+    with timer("update"):
+        session.follow(steps)
     return metrics, batch, per_sample(advantage)
 
 

@@ -19,6 +19,7 @@ from flowrl.types import (
     LossMask,
     LossWeight,
     Objective,
+    PenaltyWeight,
     Regularizer,
     Sampler,
     Selection,
@@ -43,6 +44,8 @@ class Algorithm:
     loss_masks: tuple[LossMask, ...] = ()
     """Which decisions count by what the live policy says; all of them by default."""
     regularizers: tuple[Regularizer, ...] = ()
+    penalty_weight: PenaltyWeight | None = None
+    """How much the divergences from a weight set hold each sample; by default all alike."""
     aggregation: Aggregation = SampleMean()
     combination: Combination | None = None
     """How the gradients of several channels become one; by default the advantage has a single channel."""
