@@ -28,6 +28,7 @@ from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
+from flowrl.records.replays import Ring
 from flowrl.records.shards import below
 from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.runtime.ranks import ranks as processes
@@ -42,6 +43,7 @@ from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.records import fit_completions
 from flowrl.startup.teachers import EMA, open_weight_sets
 from flowrl.startup.time_grid import check_time_grid
+from flowrl.startup.workload import describe_shares
 from flowrl.step import UpdateSettings
 from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
 
@@ -78,6 +80,8 @@ class Session:
     """The processes that train together."""
     workers: RolloutWorkers | None = None
     """What samples for training instead of this process."""
+    ring: Ring | None = None
+    """What is kept of earlier iterations' samples, where the algorithm learns from them again."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -268,29 +272,6 @@ def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback:
     return Samples(prompts, completions=decoded, feedback=feedback)
 
 
-def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:
-    """What to say where processes have unequal shares of an iteration's ``groups`` of ``each`` samples; ``grouped``:
-    whether a reward compares the samples of a group."""
-    size = ranks.size
-    if groups >= size:
-        least, more = divmod(groups, size)
-        if not more:
-            return []
-        return [
-            f"{groups} groups on {size} processes: {more} make {least + 1}, and the others, which make {least}, "
-            f"wait for them; data.prompts={(least + 1) * size} takes as long"
-        ]
-    busy = groups if grouped else min(groups * each, size)
-    if busy == size:
-        return []
-    why = (
-        "a reward compares the samples of a group, which therefore stays whole"
-        if grouped
-        else "there are no more samples"
-    )
-    return [f"{busy} of {size} processes have something to do, because {why}; raise data.prompts to {size} or more"]
-
-
 def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
     """Load rewards and model of a checked run, the cheaper first; ``say`` is told what comes next.
 
@@ -298,6 +279,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         UserError: a reward or the model cannot be loaded, or the model does not fit the config.
     """
     config, algorithm = run.config, run.algorithm
+    ring = Ring(config.directory.absolute()) if algorithm.replay else None  # before a reward changes directories
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan, given=run.given)
     rewards.check(run.train.prompts)
@@ -324,6 +306,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         rewards,
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
+        ring=ring,
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),

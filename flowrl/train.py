@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
+from flowrl.replay import keep_samples, with_old_samples
 from flowrl.report import try_write
 from flowrl.rounds import (
     ScoredRollout,
@@ -64,11 +64,11 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     policy, algorithm = session.policy, session.present_algorithm
     calls = policy.network_calls
     batch = recording(session, sample_and_score(session, timer))
+    with timer("sample"):
+        learned = with_old_samples(session, batch)
     with timer("advantage"):
-        advantage = algorithm.advantage(batch.scores, session.memory)
-        if algorithm.penalty_weight is not None:
-            held = algorithm.penalty_weight(batch.scores, session.memory)
-            batch = replace(batch, scores=replace(batch.scores, penalty_weight=held))
+        advantage = learned.advantage(algorithm, session.memory)
+        learned = learned.weighed(algorithm, session.memory)
     with timer("update"):
         session.set_learning_rates()
         keep_version(session)
@@ -79,12 +79,12 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
             policy,
             session.optimizer,
             algorithm,
-            batch.rollout,
-            batch.scores,
+            learned.rollout,
+            learned.scores,
             advantage,
             session.update_settings(),
             session.scaler,
-            batch.share,
+            learned.share,
             checks,
             batch.record,
         )
@@ -92,14 +92,16 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         steps = int(updated.pop("optimizer_steps"))
         session.advance(steps, len(batch.drawn.group), forwards)
         drop_version(session)
+        keep_samples(session, batch, iteration)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
-    described = describe_scores(batch.drawn, advantage)
+    own = advantage[: len(batch.scores.group)]
+    described = describe_scores(batch.drawn, own) | learned.metrics
     metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
     with timer("update"):
         session.follow(steps)
-    return metrics, batch, per_sample(advantage)
+    return metrics, batch, per_sample(own)
 
 
 def train(

@@ -29,6 +29,7 @@ from flowrl.types import (
     Objective,
     PenaltyWeight,
     Regularizer,
+    Replay,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -117,6 +118,7 @@ SLOTS: dict[str, Slot] = {
         ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
+    "replay": Slot(Replay, ("flowrl.samplers.replayed",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ("flowrl.parts.loss_masks",)),
     "objective": Slot(

@@ -21,6 +21,7 @@ from flowrl.types import (
     Objective,
     PenaltyWeight,
     Regularizer,
+    Replay,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -47,6 +48,8 @@ class Algorithm:
     penalty_weight: PenaltyWeight | None = None
     """How much the divergences from a weight set hold each sample; by default all alike."""
     aggregation: Aggregation = SampleMean()
+    replay: Replay | None = None
+    """Which samples of earlier iterations are learned from again; by default none."""
     combination: Combination | None = None
     """How the gradients of several channels become one; by default the advantage has a single channel."""
     coefficients: tuple[Coefficient, ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
+from flowrl.types import Ranks
 
 MOST_SAMPLES = 10_000_000
 """Per iteration: far more than any memory holds, and few enough to count with."""
@@ -118,3 +119,26 @@ def _check_batch(config: Config, algorithm: Algorithm) -> None:
             f"train.updates={train.updates} is more than data.prompts={data.prompts}, and this algorithm's loss keeps "
             "the samples of a prompt together; lower train.updates"
         )
+
+
+def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:
+    """What to say where processes have unequal shares of an iteration's ``groups`` of ``each`` samples; ``grouped``:
+    whether a reward compares the samples of a group."""
+    size = ranks.size
+    if groups >= size:
+        least, more = divmod(groups, size)
+        if not more:
+            return []
+        return [
+            f"{groups} groups on {size} processes: {more} make {least + 1}, and the others, which make {least}, "
+            f"wait for them; data.prompts={(least + 1) * size} takes as long"
+        ]
+    busy = groups if grouped else min(groups * each, size)
+    if busy == size:
+        return []
+    why = (
+        "a reward compares the samples of a group, which therefore stays whole"
+        if grouped
+        else "there are no more samples"
+    )
+    return [f"{busy} of {size} processes have something to do, because {why}; raise data.prompts to {size} or more"]

@@ -19,6 +19,7 @@ from flowrl.models.diffusion.offload import Offload, check_offload, decode_in_pa
 from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
+from flowrl.models.diffusion.stages import denoiser_of, denoisers
 from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
@@ -63,7 +64,7 @@ def load_policy(
 
     Args:
         path_or_pipeline: a folder written by ``save_pretrained``, a hub name, the name of an embedded world
-            (``"shapes"``), or a pipeline object, which is then the policy's own.
+            (``"shapes"``), or a pipeline object, which is then the policy's own (two denoisers are made one in it).
         call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``prompt_embeds``, ...
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead;
             merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
@@ -84,7 +85,7 @@ def load_policy(
     check_merging(merge_adapters, options, dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
-    network = getattr(pipeline, denoiser_name(pipeline))
+    network = denoiser_of(pipeline, shard)
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
@@ -117,8 +118,9 @@ def _adapt(
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
-    adapt(network, options, targets, trained_dtype=trained_dtype)
+    for denoiser in denoisers(network, "").values():
+        targets = LORA_TARGETS.get(type(denoiser).__name__, ATTENTION_TARGETS)
+        adapt(denoiser, options, targets, trained_dtype=trained_dtype)
     if gradient_checkpointing:
         _checkpoint(network)
 
@@ -196,8 +198,9 @@ def _place(
         pace = split(network, placement.device, full)
     pipeline.scheduler = single_step(pipeline.scheduler)
     release = place_parts(pipeline, denoiser_name(pipeline), placement.device, offload)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and (pace is None or part is not network):
+    parts = {id(part): (name, part) for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    for name, part in parts.values():
+        if pace is None or part is not network:
             check_finite(part, label, name)
     return release, pace
 

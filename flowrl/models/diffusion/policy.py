@@ -122,11 +122,11 @@ class DiffusionPolicy(HasWeightSets):
     ) -> Tensor:
         """What the pipeline would hand to its scheduler, float32."""
         mixing = self.spec.guidance
-        scale = self._scale(guidance)
         read = self.spec.coordinates.to_network(x, t).to(self.dtype)
         timestep = self.spec.coordinates.network_time(t)
+        scale = mixing.scale_at(timestep) if guidance is None else self._scale(guidance)
         cond, other = mixing.conditional, mixing.unconditional
-        if other is None or scale == 1.0:
+        if other is None or (isinstance(scale, float) and scale == 1.0):
             return mixing.mix(self._evaluate([cond], read, timestep, condition)[0], None, 1.0)
         # split calls stay split: rows of one call have equal shapes, those of two calls may not
         together = self.spec.branches[cond] is self.spec.branches[other]

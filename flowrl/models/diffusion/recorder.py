@@ -65,17 +65,17 @@ class _StopRun(Exception):  # noqa: N818  (it is no error)
 
 
 def denoiser_name(pipeline: DiffusionPipeline) -> str:
-    """The attribute that holds the denoiser; a pipeline with none, or with two that share the work, is refused."""
+    """The attribute that holds the denoiser; a pipeline with none, or with two that `flowrl.models.diffusion.stages`
+    has not joined, is refused."""
     found = [n for n in NETWORKS if isinstance(pipeline.components.get(n), nn.Module)]
     name = type(pipeline).__name__
     if not found or not hasattr(pipeline, "scheduler"):
         raise UserError(
             f"{name} has no transformer or unet with a scheduler, so it is no text-to-image or text-to-video pipeline"
         )
-    if isinstance(pipeline.components.get(f"{found[0]}_2"), nn.Module):
-        raise UserError(
-            f"{name} splits its steps between two denoisers ({found[0]} and {found[0]}_2); this is not supported"
-        )
+    second = pipeline.components.get(f"{found[0]}_2")
+    if isinstance(second, nn.Module) and second is not pipeline.components[found[0]]:  # they were not joined
+        raise UserError(f"{name} splits its steps between two denoisers ({found[0]}, {found[0]}_2); use load_policy")
     return found[0]
 
 
