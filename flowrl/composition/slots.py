@@ -15,6 +15,7 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.estimators.times import TimeDraw
 from flowrl.estimators.views import ViewDraw
 from flowrl.importing import Place
+from flowrl.parts.companions import CompanionWeights
 from flowrl.parts.ema import Decay, EmaWeights
 from flowrl.samplers.windows import Window
 from flowrl.types import (
@@ -83,6 +84,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.pathwise",
             "flowrl.estimators.renoise",
             "flowrl.estimators.adjoint",
+            "flowrl.estimators.distribution",
         ),
     ),
     "views": Slot(
@@ -145,6 +147,7 @@ SLOTS: dict[str, Slot] = {
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),
     "coefficients": Slot(Coefficient, ("flowrl.parts.controllers", "flowrl.parts.schedules")),
+    "companions": Slot(CompanionWeights, ("flowrl.parts.companions",)),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

@@ -146,6 +146,7 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
         return
     engine = isinstance(sampler, CausalSampler) and sampler.engine is not None
     conflicts = {
+        "cannot exchange the weights of algorithm.companions while they learn": bool(algorithm.companions),
         "has no critic that is a network of its own; set model.critic=head": model.critic_for(algorithm.valued)
         == "network",
         "cannot be compiled as well; set model.compile=false": model.compile,
