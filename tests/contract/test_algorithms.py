@@ -111,6 +111,7 @@ TOY = {
     "flow_grpo_fast": {"clip": 0.2},
     "gardo": {"clip": 0.2, "kl": 0.001},
     "diverse_grpo": {"clip": 0.2, "kl": 0.01},
+    "ddrl": {"clip": 0.2, "noise": 0.8},
     "flow_cps": {"clip": 0.2},
     "dance_grpo": {"clip": 0.2, "noise": 0.7},
     "mix_grpo": {"clip": 0.2, "size": 3, "every": 2},

@@ -1,20 +1,26 @@
-"""GARDO and DiverseGRPO: what holds a policy that a reward misleads."""
+"""GARDO, DiverseGRPO and DDRL: what holds a policy that a reward misleads."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.math.random import normal, seeds
 from flowrl.parts.penalty_weights import Doubted
+from flowrl.types import DATA, Draw, Prompt, Scores
+from tests.contract.toys import disturb
 from tests.fidelity import cell, release
-from tests.fidelity.bench import GUIDANCE, Trial, alike, trial
-from tests.fidelity.test_flow_grpo_family import replay, sde
+from tests.fidelity.bench import GUIDANCE, PROMPTS, SIZE, GuidedFlow, Trial, alike, trial
+from tests.fidelity.test_flow_grpo_family import cps, replay, sde
 
 release("gardo", "tinnerhrhe/GARDO 1cc77fb, 6 Jan 2026; also in yifan123/flow_grpo 94e23ee")
+release("ddrl", "nvidia-cosmos/cosmos-rl 89f2e5b")
 release("diverse_grpo", "none; arXiv:2512.21514, on Flow-GRPO's code")
 
 
@@ -187,3 +193,79 @@ def test_diverse_grpo_defaults() -> None:
     made, base = composition.build("diverse_grpo"), composition.build("flow_grpo")
     assert made.sampler == base.sampler and made.objective == base.objective
     assert made.regularizers[0].weight == 1.0 and base.regularizers[0].weight == 0.04
+
+
+def data_trial(**spec: object) -> tuple[Trial, Tensor]:
+    """DDRL rolled out on a group of own samples and a recorded one for each prompt, and which rows are recorded."""
+    algorithm = composition.build({"use": "ddrl", **spec})
+    policy = GuidedFlow()
+    disturb(policy, 0.1)
+    count = 5 * len(PROMPTS)
+    group = torch.arange(len(PROMPTS)).repeat_interleave(5)
+    pictures = torch.randn(len(PROMPTS), SIZE, generator=torch.Generator().manual_seed(4))
+    policy.encode = lambda given, seeds: torch.stack([pictures[int(one[0, 0, 0])] for one in given])  # pyright: ignore
+    columns = [{"image": torch.full((3, 2, 2), float(k))} for k in range(len(PROMPTS))]
+    prompts = [Prompt(PROMPTS[g], g, columns[g]) for g in group.tolist()]
+    draw = Draw.of(seeds(0, "fidelity", count=count), group, 3, 0, prompts)
+    rollout = algorithm.sampler(policy, policy.condition(draw.prompts), draw)
+    reward = rollout.final.double().sum(dim=1).tanh()
+    scores = Scores(reward[:, None], torch.ones(1).double(), ("sum",), group, group, torch.ones(count).bool())
+    scores = replace(scores, source=rollout.source)
+    made = Trial(algorithm, policy, rollout, scores, algorithm.advantage(scores, {}), draw)
+    policy.update_ema("sampled", 0.0)
+    return made, rollout.source == DATA
+
+
+@cell("ddrl", "loss, gradient", "equal", "clipped steps, and .01 of the denoising error of data at their noise levels")
+def test_ddrl_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowrl.samplers.recorded.picture_of", lambda value, prompt: value)
+    it, data = data_trial(steps=8, share=1.0, data=0.5)
+    steps, index = it.rollout.trace, it.rollout.condition.index
+    assert int(data.sum()) == len(PROMPTS) and steps.squared[data].isnan().all()
+    reward, group, policing, errors = it.scores.total, it.scores.group, [], []
+    advantage = torch.zeros_like(reward)
+    for key in group.unique():
+        mine = (group == key) & ~data
+        advantage[mine] = (reward[mine] - reward[mine].mean()) / (reward[mine].std() + 1e-4)
+    noise = normal(it.draw.seeds, (SIZE,), stream=0)
+    for j in range(steps.t.shape[1]):
+        t = steps.t[0, j]
+        x, x_next = steps.x[~data, j].double(), steps.x_next[~data, j].double()
+        at = (t.expand(len(x), 1), steps.t_next[~data, j][:, None])
+        log_prob = cps(x, it.policy.guided(x.float(), at[0][:, 0], index[~data], 1.0).double(), x_next, *at, 0.193)[0]
+        policing.append((-advantage[~data] * (log_prob - log_prob.detach()).exp()).mean())
+        clean = it.rollout.final[data]
+        noisy = (1 - t) * clean.double() + t * noise[data].double()
+        v = it.policy.guided(noisy.float(), t.expand(len(clean)), index[data], 1.0)
+        errors.append((v.double() - (noise[data] - clean).double()).square().mean())
+    whole = torch.stack(policing).mean() + 0.5 * torch.stack(errors).mean()
+    assert alike(it.gradient(), it.gradient_of(whole / 1.5), 1e-4)
+
+
+@cell(
+    "ddrl",
+    "defaults",
+    "equal",
+    "weight .01, clip 1e-4, 20 steps, half of them trained, no guidance, advantages within 5",
+)
+def test_ddrl_defaults() -> None:
+    made = composition.build("ddrl")
+    share = made.aggregation.share
+    assert share / (1 - share) == pytest.approx(0.01) and made.objective.clip_range == (1e-4, 1e-4)
+    assert made.sampler.sampler.steps == 20 and made.sampler.sampler.guidance == 1.0
+    assert made.estimator.fraction == 0.5 and made.advantage.clip == 5.0
+    churn = 1 / (20 + 1)  # eta of rl_training_step
+    assert made.sampler.sampler.dynamics.noise == pytest.approx(2 / math.pi * math.acos(1 / (1 + churn)), abs=1e-3)
+
+
+@cell(
+    "ddrl",
+    "loss",
+    "deviation",
+    "the error of the velocity",
+    reason="the release weighs the error of the clean sample as EDM does, which is t^2 + (1 - t)^2 of the velocity's",
+)
+def test_ddrl_weight_of_a_time() -> None:
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    sigma = t / (1 - t)
+    assert torch.allclose((sigma**2 + 1) / sigma**2 * t**2, t**2 + (1 - t) ** 2)
