@@ -18,6 +18,7 @@ from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.diffusion.offload import Offload, check_offload, decode_in_parts, place_parts
 from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.prompt_inputs import prompt_inputs
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
 from flowrl.models.diffusion.stages import denoiser_of, denoisers
 from flowrl.models.family import embedded_model
@@ -40,6 +41,7 @@ def load_policy(
     path_or_pipeline: str | Path | DiffusionPipeline,
     *,
     call: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
     lora: LoRAOptions | None = None,
     full: bool = False,
     merge_adapters: bool = False,
@@ -66,6 +68,7 @@ def load_policy(
         path_or_pipeline: a folder written by ``save_pretrained``, a hub name, the name of an embedded world
             (``"shapes"``), or a pipeline object, which is then the policy's own (two denoisers are made one in it).
         call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``prompt_embeds``, ...
+        inputs: arguments of it that take pictures, and the columns of prompts that hold their paths.
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead;
             merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
         dtype: precision of the frozen parts; ``trained_dtype``: of the trained ones, float32 or this one's bfloat16.
@@ -92,6 +95,7 @@ def load_policy(
     adaptation = trained_parameters(network, options)  # before it runs: FSDP then leaves gathered ones in their place
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
+    facts["inputs"] = prompt_inputs(recorder, inputs or {}, prompt_cache)
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache, merge_adapters)
     _check(policy, parity, pace)
