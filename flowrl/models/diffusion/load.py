@@ -67,8 +67,7 @@ def load_policy(
     Args:
         path_or_pipeline: a folder written by ``save_pretrained``, a hub name, the name of an embedded world
             (``"shapes"``), or a pipeline object, which is then the policy's own (two denoisers are made one in it).
-        call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``prompt_embeds``, ...
-        inputs: arguments of it that take pictures, and the columns of prompts that hold their paths.
+        call: extra arguments of the pipeline's ``__call__`` (``height``, ...); inputs: columns of prompts' pictures.
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead;
             merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
         dtype: precision of the frozen parts; ``trained_dtype``: of the trained ones, float32 or this one's bfloat16.
@@ -94,8 +93,8 @@ def load_policy(
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
     adaptation = trained_parameters(network, options)  # before it runs: FSDP then leaves gathered ones in their place
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
-    facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
-    facts["inputs"] = prompt_inputs(recorder, inputs or {}, prompt_cache)
+    told = prompt_inputs(recorder, inputs or {}, prompt_cache)  # before: it puts a stand-in into the call
+    facts: dict[str, Any] = {"inputs": told, "dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache, merge_adapters)
     _check(policy, parity, pace)
