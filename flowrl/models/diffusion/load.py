@@ -65,16 +65,15 @@ def load_policy(
     """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
 
     Args:
-        path_or_pipeline: a folder written by ``save_pretrained``, a hub name, the name of an embedded world
-            (``"shapes"``), or a pipeline object, which is then the policy's own (two denoisers are made one in it).
+        path_or_pipeline: a folder, a hub name, an embedded world (``"shapes"``), or a pipeline, then the policy's own.
         call: extra arguments of the pipeline's ``__call__`` (``height``, ...); inputs: columns of prompts' pictures.
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead;
             merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
         dtype: precision of the frozen parts; ``trained_dtype``: of the trained ones, float32 or this one's bfloat16.
         attention: a backend of diffusers' attention dispatcher (``"sdpa"``, ``"flash"``, ``"xformers"``, ...);
             compile: the denoiser's repeated blocks, once for all numbers of rows.
-        decode_batch: images decoded at once; vae_slicing, vae_tiling, offload: `flowrl.models.diffusion.offload`.
-        prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
+        decode_batch: images decoded at once; vae_slicing, vae_tiling, offload: `flowrl.models.diffusion.offload`;
+            prompt_cache: keep encoded prompts on disk (`flowrl.models.diffusion.prompt_cache`).
         quantize, quantize_encoders: hold linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
@@ -93,21 +92,21 @@ def load_policy(
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
     adaptation = trained_parameters(network, options)  # before it runs: FSDP then leaves gathered ones in their place
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
-    told = prompt_inputs(recorder, inputs or {}, prompt_cache)  # before: it puts a stand-in into the call
-    facts: dict[str, Any] = {"inputs": told, "dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
+    facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
+    facts["inputs"] = prompt_inputs(recorder, inputs, prompt_cache)  # before it is watched: stand-ins join its call
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache, merge_adapters)
-    _check(policy, parity, pace)
-    return policy
+    return _checked(policy, parity, pace)
 
 
-def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> None:
-    """The start-up checks, of a network that is run at this pace from here on."""
+def _checked(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> DiffusionPolicy:
+    """The policy after the start-up checks, its network run at this pace from here on."""
     policy.pace = pace
     if parity == "check":
         check(policy)
     if policy.is_split:
         check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
+    return policy
 
 
 def _adapt(

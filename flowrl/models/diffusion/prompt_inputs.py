@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,16 +50,15 @@ class PromptInputs:
         return made
 
 
-def prompt_inputs(recorder: Recorder, columns: Mapping[str, str], prompt_cache: bool) -> PromptInputs:
+def prompt_inputs(recorder: Recorder, columns: Mapping[str, str] | None, prompt_cache: bool) -> PromptInputs:
     """The inputs of a pipeline whose ``call`` gets a stand-in for each of them, with which it is watched: one picture
     for all prompts or, where it refuses that, a list of one that is repeated.
 
     Raises:
         UserError: where it takes neither, as `check_inputs`, and for a cache on disk, which knows texts alone.
     """
-    inputs = PromptInputs(columns)
     if not columns:
-        return inputs
+        return PromptInputs()
     check_inputs(columns, recorder.call, recorder.parameters, type(recorder.pipeline).__name__)
     if prompt_cache:
         raise UserError(
@@ -70,7 +69,7 @@ def prompt_inputs(recorder: Recorder, columns: Mapping[str, str], prompt_cache: 
         recorder.call |= {name: [probe] if listed else probe for name in columns}
         try:
             recorder.record(TEXTS, 2)
-            return replace(inputs, listed=listed)
+            return PromptInputs(columns, listed)
         except UserError as error:
             refusals.append(first_line(error))
     raise UserError(f"model.inputs: {refusals[0]}")
