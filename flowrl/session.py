@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from flowrl import companions
 from flowrl.clients.rollouts import RolloutWorkers
 from flowrl.config import Config
 from flowrl.data import PromptSet
@@ -73,6 +74,8 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
+    companions: companions.Optimizers = field(default_factory=dict)
+    """The optimisers of the algorithm's companions."""
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
@@ -96,6 +99,9 @@ class Session:
         """Give the optimiser the coming iteration's `learning_rates`."""
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
             group["lr"] = rate
+        for each in self.algorithm.companions:
+            for group in self.companions[each.name].param_groups:
+                group["lr"] = (each.lr or self.config.optimizer.lr) * self._schedule()
 
     def learning_rate(self) -> float:
         """The policy's rate in the coming iteration: linear warm-up over optimiser steps, then constant, linear or
@@ -138,19 +144,19 @@ class Session:
         return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
-        """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
-        sets follow the live one."""
-        progress = self.progress
-        progress.iteration += 1
-        progress.optimizer_steps += steps
-        progress.samples += samples
-        progress.forwards += forwards
-        for average in self.algorithm.ema_weights:
-            decay = average.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
-            self.policy.update_ema(average.name, decay)
-        if self.config.train.ema is not None:
-            warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
-            self.policy.update_ema(EMA, min(self.config.train.ema, warm))
+        """Count a finished iteration, of so many optimiser steps, samples and network forwards."""
+        self.progress.iteration += 1
+        self.progress.optimizer_steps += steps
+        self.progress.samples += samples
+        self.progress.forwards += forwards
+
+    def follow(self, steps: int) -> None:
+        """Let weight sets follow the live one after so many optimiser steps, with the next values of coefficients."""
+        done, young = self.progress.optimizer_steps, (1 + self.progress.iteration) / (10 + self.progress.iteration)
+        for average in self.present_algorithm.ema_weights:
+            self.policy.update_ema(average.name, average.decay(done, done - steps))
+        if self.config.train.ema is not None:  # a young average should not be the base's
+            self.policy.update_ema(EMA, min(self.config.train.ema, young))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
@@ -160,6 +166,9 @@ class Session:
         tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         values |= {"optimizer": numbers} if numbers else {}
+        moments, numbers = companions.state(self.companions)
+        tensors |= {f"companions/{key}": value for key, value in moments.items()}
+        values |= {"companions": numbers} if numbers else {}
         return tensors, values
 
     def portion(self, draw: Draw) -> tuple[Draw, bool]:
@@ -254,6 +263,7 @@ class Session:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         try:
             restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
+            companions.restore(self.companions, below(tensors, "companions/"), values.get("companions", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -306,6 +316,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         rewards,
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
+        companions=companions.build_optimizers(config, policy, algorithm),
         ring=ring,
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[

@@ -27,6 +27,7 @@ LAYERS = (
     "flowrl.coupling",
     "flowrl.update_checks",
     "flowrl.step",
+    "flowrl.companions",
     "flowrl.session",
     "flowrl.staleness",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
