@@ -65,6 +65,12 @@ class Learned:
         present = algorithm.advantage(self.present, memory)
         return torch.cat([present, algorithm.advantage(self.old, deepcopy(memory))])
 
+    def weighed(self, algorithm: Algorithm, memory: Memory) -> Learned:
+        """With how much the algorithm's penalties hold each sample, where it says so."""
+        if algorithm.penalty_weight is None:
+            return self
+        return replace(self, scores=replace(self.scores, penalty_weight=algorithm.penalty_weight(self.scores, memory)))
+
 
 def with_old_samples(session: Session, batch: ScoredRollout) -> Learned:
     """The samples of an iteration, and those that the algorithm's replay puts beside them. Raises `UserError` for a

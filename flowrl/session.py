@@ -144,19 +144,19 @@ class Session:
         return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
-        """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
-        sets follow the live one."""
-        progress = self.progress
-        progress.iteration += 1
-        progress.optimizer_steps += steps
-        progress.samples += samples
-        progress.forwards += forwards
-        for average in self.algorithm.ema_weights:
-            decay = average.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
-            self.policy.update_ema(average.name, decay)
-        if self.config.train.ema is not None:
-            warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
-            self.policy.update_ema(EMA, min(self.config.train.ema, warm))
+        """Count a finished iteration, of so many optimiser steps, samples and network forwards."""
+        self.progress.iteration += 1
+        self.progress.optimizer_steps += steps
+        self.progress.samples += samples
+        self.progress.forwards += forwards
+
+    def follow(self, steps: int) -> None:
+        """Let weight sets follow the live one after so many optimiser steps, with the next values of coefficients."""
+        done, young = self.progress.optimizer_steps, (1 + self.progress.iteration) / (10 + self.progress.iteration)
+        for average in self.present_algorithm.ema_weights:
+            self.policy.update_ema(average.name, average.decay(done, done - steps))
+        if self.config.train.ema is not None:  # a young average should not be the base's
+            self.policy.update_ema(EMA, min(self.config.train.ema, young))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the

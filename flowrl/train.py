@@ -69,6 +69,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         learned = with_old_samples(session, batch)
     with timer("advantage"):
         advantage = learned.advantage(algorithm, session.memory)
+        learned = learned.weighed(algorithm, session.memory)
     with timer("update"):
         session.set_learning_rates()
         keep_version(session)
@@ -81,7 +82,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         what = (learned.rollout, learned.scores, advantage, *how, learned.share)
         updated = improve(policy, session.optimizer, algorithm, *what, checks, batch.record)
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
-        session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
+        steps = int(updated.pop("optimizer_steps"))
+        session.advance(steps, len(batch.drawn.group), forwards)
         drop_version(session)
         keep_samples(session, batch, iteration)
     with timer("monitor"):
@@ -90,6 +92,8 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     described = describe_scores(batch.drawn, own) | learned.metrics
     metrics = updated | beside | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
+    with timer("update"):
+        session.follow(steps)
     return metrics, batch, per_sample(own)
 
 

@@ -28,6 +28,7 @@ from flowrl.types import (
     LossMask,
     LossWeight,
     Objective,
+    PenaltyWeight,
     Regularizer,
     Replay,
     Sampler,
@@ -105,6 +106,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
             "flowrl.parts.several_rewards",
+            "flowrl.parts.novelty",
             "flowrl.parts.records",
         ),
     ),
@@ -140,6 +142,7 @@ SLOTS: dict[str, Slot] = {
     "regularizers": Slot(
         Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
     ),
+    "penalty_weight": Slot(PenaltyWeight, ("flowrl.parts.penalty_weights",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),

@@ -20,6 +20,7 @@ from flowrl.types import (
     LossMask,
     LossWeight,
     Objective,
+    PenaltyWeight,
     Regularizer,
     Replay,
     Sampler,
@@ -45,6 +46,8 @@ class Algorithm:
     loss_masks: tuple[LossMask, ...] = ()
     """Which decisions count by what the live policy says; all of them by default."""
     regularizers: tuple[Regularizer, ...] = ()
+    penalty_weight: PenaltyWeight | None = None
+    """How much the divergences from a weight set hold each sample; by default all alike."""
     aggregation: Aggregation = SampleMean()
     replay: Replay | None = None
     """Which samples of earlier iterations are learned from again; by default none."""

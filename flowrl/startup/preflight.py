@@ -11,7 +11,7 @@ from flowrl.clients.ray import check_placement
 from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import VLLMConfig
-from flowrl.data import PromptFormat, PromptSet, load_prompts
+from flowrl.data import PromptFormat, PromptSet, load_prompts, with_pictures
 from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
 from flowrl.launcher import is_first
@@ -247,8 +247,9 @@ def _check_replay(algorithm: Algorithm) -> None:
 
 
 def read_prompts(config: Config, spec: str) -> PromptSet:
-    """Prompts in the form that the config gives them. Raises `UserError`."""
-    return load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
+    """Prompts in the form that the config gives them, with the whole paths of their pictures. Raises `UserError`."""
+    found = load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
+    return with_pictures(found, config.model.inputs.values(), f"prompts {spec}")
 
 
 def _check_texts(sets: Sequence[PromptSet | None]) -> None:

@@ -80,6 +80,15 @@ class Advantage(Protocol):
         ...
 
 
+class PenaltyWeight(Protocol):
+    """How much the divergences from a weight set hold each sample, by what rewards say of it."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        """[N] factors on the regularizers that read them (`Batch.penalty_weight`). ``memory`` is the part's state
+        across iterations."""
+        ...
+
+
 class TokenAdvantage(Protocol):
     """Turns the advantages of samples or events into those of decisions, once, before the first update."""
 

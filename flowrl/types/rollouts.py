@@ -253,6 +253,7 @@ class Scores:
     steps: Tensor | None = field(default=None, kw_only=True)
     """[N, E] float64: the total reward of what a sample would have become before its first step and after each of them
     (`Steps.previews`); NaN where it could not be scored."""
+    penalty_weight: Tensor | None = field(default=None, kw_only=True)  # [N], what a `PenaltyWeight` answered
 
     @property
     def own(self) -> Tensor:
