@@ -384,6 +384,9 @@ def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, Prompt
         with nullcontext() if prefill is None else policy.prefilled(prefill):
             test, further = _fit("test", run.test, policy, sampler.length, overlong)
         notes += further
+        if getattr(sampler, "test", "sampled") == "recorded":
+            test, further = fit_completions(run.algorithm, policy, test, overlong, "test")
+            notes += further
     return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
 
 

@@ -265,6 +265,47 @@ class ReferenceFree(ObjectiveDefaults):
 
 
 @dataclass(frozen=True)
+class BradleyTerry(ObjectiveDefaults):
+    """``-log sigmoid(r_w - r_l - margin (f_w - f_l)) + centre (r_w + r_l)^2`` of the ratings r of a pair: maximum
+    likelihood of a reward model (arXiv:2009.01325, section 3.4), as TRL's RewardTrainer has it.
+
+    margin: how much of what the data set says of both samples, ``f``, the ratings should differ by (Llama 2,
+        arXiv:2307.09288, section 3.2.2): 1 where it says by how much the first is better (`Recorded.margin`).
+    centre: pulls the ratings of a prompt towards a mean of 0, which the likelihood leaves open (arXiv:2312.09244).
+    """
+
+    margin: float = 0.0
+    centre: float = 0.0
+    coupled: ClassVar[bool] = True
+    needs_old_logp: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.centre < 0:
+            raise ValueError(f"centre={self.centre} would drive ratings apart; give 0 (off) or more, such as 0.01")
+
+    def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
+        rating = likelihood.logp[:, 0]
+        winners, losers = pairs_of(batch)
+        apart, nothing = rating[winners] - rating[losers], torch.full_like(rating, torch.nan)
+        found = {"accuracy": (apart > 0).to(rating), "margin": apart, "mean": (rating[winners] + rating[losers]) / 2}
+        return {f"preference/{name}": nothing.index_put((winners,), value) for name, value in found.items()}
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        rating = likelihood.logp[:, 0]
+        winners, losers = pairs_of(batch)
+        z = rating[winners] - rating[losers]
+        if self.margin:
+            if batch.feedback is None or batch.feedback.dim() != 1:
+                raise IncompatibleError("objective.margin reads what a data set says of each sample: take its records")
+            said = put(batch.feedback, z.device).to(z)
+            z = z - self.margin * (said[winners] - said[losers])
+        loss = -logsigmoid(z)
+        if self.centre:
+            loss = loss + self.centre * (rating[winners] + rating[losers]) ** 2
+        return _placed(loss, winners, likelihood.logp)
+
+
+@dataclass(frozen=True)
 class Desirable(ObjectiveDefaults):
     """``desirable (1 - sigmoid(beta (s - z)))`` for samples of positive and ``undesirable (1 - sigmoid(beta (z - s)))``
     for those of negative advantage, ``s = log p - log p_ref``. KTO (arXiv:2402.01306).

@@ -29,7 +29,7 @@ CURVE = "curve.png"
 CONFIG = "flowrl_config.yaml"
 """The run's config in the repository."""
 MOST_CURVES = 4
-TASKS = {"diffusion": "text-to-image", "masked": "text-generation", "causal": "text-generation"}
+TASKS = {"diffusion": "text-to-image", "masked": "text-generation", "causal": "text-generation", "reward": "text-classification"}
 LIBRARIES = {"diffusers": "diffusers", "peft": "peft", "kohya": "diffusers"}
 
 
@@ -91,7 +91,9 @@ def snippet(export: Export, family: str, config: Config, hub_id: str) -> str:
     if family == "diffusion":
         return _of_pipeline(export, begin, where, hub_id, config.model.dtype)
     code = ", trust_remote_code=True" if config.model.trust_remote_code else ""
-    kind = "AutoModelForCausalLM" if family == "causal" else "AutoModel" if code else "AutoModelForMaskedLM"
+    masked = "AutoModel" if code else "AutoModelForMaskedLM"
+    classes = {"causal": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification"}
+    kind = classes.get(family, masked)
     lines = [
         f"model = {kind}.from_pretrained({where}{code})",
         f"tokenizer = AutoTokenizer.from_pretrained({where}{code})",

@@ -87,6 +87,8 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     train = prepared_records(algorithm, read_prompts(config, config.data.train), f"data.train {config.data.train}")
     check_teachers(config, algorithm, train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
+    if test is not None and getattr(algorithm.sampler, "test", "sampled") == "recorded":
+        test = prepared_records(algorithm, test, f"data.test {config.data.test}")
     if algorithm.family == "diffusion":
         _check_texts((train, test))
     return CheckedRun(config, algorithm, counts, train, test, dict(given or {}))

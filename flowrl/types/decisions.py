@@ -260,7 +260,9 @@ class Table:
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
-        return Batch(advantage, old, put(weight, device), self.group[index], probe, source=self.source[index])
+        said = None if self.feedback is None else self.feedback[index]
+        known = {"source": self.source[index], "feedback": said}
+        return Batch(advantage, old, put(weight, device), self.group[index], probe, **known)
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,7 @@ class Batch:
     probe: Rows
     reference: Likelihood | None = None
     source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
+    feedback: Tensor | None = None  # [N] or [N, E], see `Rollout.feedback`
 
 
 def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[tuple[slice, slice]]:

@@ -169,6 +169,25 @@ class TokenPolicy(Policy, Protocol):
         ...
 
 
+class RewardPolicy(Policy, Protocol):
+    """A reward model, which rates samples instead of making them."""
+
+    device: torch.device
+
+    def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """As `TokenPolicy.encode`."""
+        ...
+
+    def read(self, prompts: Sequence[Prompt], texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Conversations [N, length] as the network reads them, padded, and bool [N, length] where their tokens are; a
+        longer one loses its beginning."""
+        ...
+
+    def rate(self, condition: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """[N] float32 ratings of conversations that `read` gave, with gradient where enabled."""
+        ...
+
+
 class Decoder(Protocol):
     """Autoregressive decoding with a cache."""
 

@@ -42,7 +42,7 @@ def export(policy: TextPolicy, directory: Path, to: str) -> float:
             peft.load_peft(base, work)
             check_adapter(network.model, base, to)
             return _difference(policy, base)
-        merged = _merged(policy, work)
+        merged = merged_copy(policy, work)
         check_merged(network.model, merged)
         return _difference(policy, merged)
 
@@ -69,8 +69,9 @@ def task_of(policy: TextPolicy) -> dict[str, Any]:
     return {"auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
 
 
-def _merged(policy: TextPolicy, work: Path) -> PreTrainedModel:
-    """The model with merged weights and its tokenizer in ``work``, and everything else that a pipeline had."""
+def merged_copy(policy: TextPolicy, work: Path) -> PreTrainedModel:
+    """The model with merged weights and its tokenizer written into ``work``, with everything else that a pipeline had,
+    and loaded from there."""
     source, network = policy.source, policy.network
     check_mergeable(network.model)
     base = open_model(source, policy.family, policy.dtype)

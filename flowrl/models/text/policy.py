@@ -98,6 +98,10 @@ class TextPolicy(HasWeightSets):
         `flowrl.models.text.overlong_prompts`)."""
         return fit_prompts(self.codec, prompts, completion, overlong)
 
+    def lengths(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[int]:
+        """Tokens of recorded completions of these prompts, without the end token."""
+        return [len(row) - 1 for row in self.codec.completions(texts)]
+
     def remarks(self, length: int) -> list[str]:
         """What a user should know of how completions of ``length`` tokens are made."""
         return []
