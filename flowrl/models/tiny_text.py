@@ -45,7 +45,8 @@ class TinyTextCondition:
 
 class TinyText(HasWeightSets):
     """Logits from a table over (prompt, canvas, position): a masked model that need not be consistent, and read at
-    left-to-right canvases an autoregressive one. Implements `CausalPolicy` (``causal=True``) and `MaskedPolicy`.
+    left-to-right canvases an autoregressive one. Implements `CausalPolicy` and `RewardPolicy` (``causal=True``), and
+    `MaskedPolicy`.
 
     vocabulary: V tokens; the mask is token V. ``end``: the token that ends a completion, -1 for none. The table has
     ``(prompts + 1) * (V + 1)^length * length * V`` entries, so keep it small.
@@ -91,6 +92,16 @@ class TinyText(HasWeightSets):
         rows = [[*map(int, text), *ends][:length] for text in texts]
         tokens = torch.tensor([row + [self.pad_token] * (length - len(row)) for row in rows])
         return tokens, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+
+    def read(self, prompts: Sequence[Prompt], texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """The completions alone: prompts are columns of a table."""
+        return self.encode(texts, length)
+
+    def rate(self, condition: TinyTextCondition, tokens: Tensor, mask: Tensor) -> Tensor:
+        """As `flowrl.types.RewardPolicy.rate`: the sum of the logits of a completion's tokens, so that sampling them
+        makes what is rated well."""
+        chosen = self._rows(condition, tokens)[0].gather(-1, tokens[..., None])[..., 0]
+        return torch.where(mask, chosen, 0.0).sum(dim=1)
 
     def _content(self, row: list[int]) -> list[int]:
         return row[: next((i for i, token in enumerate(row) if token in self.end_tokens), len(row))]

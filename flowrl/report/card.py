@@ -29,7 +29,12 @@ CURVE = "curve.png"
 CONFIG = "flowrl_config.yaml"
 """The run's config in the repository."""
 MOST_CURVES = 4
-TASKS = {"diffusion": "text-to-image", "masked": "text-generation", "causal": "text-generation", "reward": "text-classification"}
+TASKS = {
+    "diffusion": "text-to-image",
+    "masked": "text-generation",
+    "causal": "text-generation",
+    "reward": "text-classification",
+}
 LIBRARIES = {"diffusers": "diffusers", "peft": "peft", "kohya": "diffusers"}
 
 
@@ -72,7 +77,7 @@ def card(record: Record, config: Config, export: Export, hub_id: str, licence: L
         "heldout": heldout(record.metrics, _step(export.checkpoint)),
         "curve": next(({"file": CURVE, "note": figure.note} for figure in reward_figures(record.metrics)), None),
         "facts": list(_facts(record, config, public, algorithm, export)),
-        "rewards": list(_rewards(public["rewards"])),
+        "rewards": list(_rewards(public.get("rewards", []))),
         "command": "\n".join(_commands(record, config, hub_id)),
         "changed": [f"`{key}`" for key in changed],
         "versions": _versions(record),

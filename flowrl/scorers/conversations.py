@@ -44,9 +44,7 @@ class Conversations:
             raise UserError(f"reward_model: layout={layout!r} does not exist{did_you_mean(layout, known)}")
         has_template = getattr(tokenizer, "chat_template", None) is not None
         if layout == "chat" and not has_template:
-            raise UserError(
-                f"reward_model: the tokenizer of {path!r} has no chat template; set layout: joined or pair"
-            )
+            raise UserError(f"reward_model: the tokenizer of {path!r} has no chat template; set layout: joined or pair")
         if layout == "auto":
             layout = "chat" if has_template else "joined"
         tokenizer.truncation_side = "left"  # keeps the special tokens and the end of the completion
@@ -87,8 +85,8 @@ class Conversations:
         return next(token for token in range(len(used) + 1) if token not in used)
 
     def batch(self, rows: Sequence[Row]) -> tuple[dict[str, Tensor], int]:
-        """``(arguments of the model, the padding token)`` of rows, padded on the right. The model's configuration has to
-        know the padding token."""
+        """``(arguments of the model, the padding token)`` of rows, padded on the right. The model's
+        configuration has to know the padding token."""
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         padding = self.absent([row["input_ids"] for row in rows])
         found = {key: _padded([row[key] for row in rows], padding if key == "input_ids" else 0) for key in rows[0]}

@@ -25,12 +25,17 @@ def are_unscored(config: Config) -> bool:
     return [reward.use for reward in config.rewards] == [FEEDBACK]
 
 
+def reads_tests(algorithm: Algorithm) -> bool:
+    """Whether evaluations read their samples from the held-out prompts."""
+    return getattr(records_of(algorithm), "test", "sampled") == "recorded"
+
+
 def fit_records(config: Config, algorithm: Algorithm) -> Config:
     """The config with ``data.group`` as the sampler of records has it, and without evaluation where no reward can score
     what the policy makes. Raises `UserError` for another group, for an evaluation that nobody could score, and for a
     config without rewards whose samples nobody says anything of."""
     sampler = records_of(algorithm)
-    unscored = are_unscored(config) and getattr(sampler, "test", "sampled") == "sampled"
+    unscored = are_unscored(config) and not reads_tests(algorithm)
     group = getattr(sampler, "group", None)
     if group is None:  # the policy makes samples, all or some
         if "rewards" not in config.model_fields_set:
@@ -69,7 +74,7 @@ def fit_completions(
     lets the sampler cut them), and what was done to the others. One that fills it has no end token, as a sampled one of
     that length has none. Raises `UserError`."""
     sampler = records_of(algorithm)
-    if sampler is None or overlong == "truncate":
+    if sampler is None or overlong == "truncate" or (name == "test" and not reads_tests(algorithm)):
         return prompts, []
     each = [sampler.texts(prompt) for prompt in prompts.prompts]
     asked = [prompt for prompt, texts in zip(prompts.prompts, each, strict=True) for _ in texts]

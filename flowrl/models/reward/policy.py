@@ -29,9 +29,7 @@ class RewardPolicy(TextPolicy):
 
     family: ClassVar[str] = "reward"
 
-    def __init__(
-        self, network: Network, codec: TextCodec, source: ModelSource, conversations: Conversations
-    ) -> None:
+    def __init__(self, network: Network, codec: TextCodec, source: ModelSource, conversations: Conversations) -> None:
         layout = Sequences(shift=False, causal=True, padded=True, pad=codec.pad)
         super().__init__(network, codec, layout, source)
         self.conversations = conversations
@@ -58,7 +56,9 @@ class RewardPolicy(TextPolicy):
 
     def rate(self, condition: TextCondition | None, tokens: Tensor, mask: Tensor) -> Tensor:
         """[N] float32: the network's number at the last token of each conversation, which holds its prompt."""
-        rows: list[Row] = [{"input_ids": row[kept].tolist()} for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)]
+        rows: list[Row] = [
+            {"input_ids": row[kept].tolist()} for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)
+        ]
         inputs, padding = self.conversations.batch(rows)
         config: Any = self.network.model.config
         config.get_text_config().pad_token_id = padding  # where the head looks for the last token
@@ -66,7 +66,9 @@ class RewardPolicy(TextPolicy):
 
     def score(self, *args: Any, **options: Any) -> NoReturn:
         """Raises `IncompatibleError`: there are no words to be likely."""
-        raise IncompatibleError("a reward model says nothing of tokens; take the estimator ratings, and recorded samples")
+        raise IncompatibleError(
+            "a reward model says nothing of tokens; take the estimator ratings, and recorded samples"
+        )
 
     def logits(self, *args: Any, **options: Any) -> NoReturn:
         """Raises `IncompatibleError`, as `score`."""

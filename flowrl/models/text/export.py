@@ -102,7 +102,7 @@ def untie(network: PreTrainedModel, adaptation: Adaptation) -> None:
     Raises:
         UserError: where the weight is shared with the embeddings, which would change with it.
     """
-    names = adaptation.parameters if adaptation.lora else ()  # experts are wrapped once for each of their parameters
+    names = [name for name in adaptation.parameters if ".lora_" in name]  # experts are wrapped once for each parameter
     adapted = {name.rsplit(".lora_", 1)[0].removesuffix(".base_layer") for name in names}
     layers = [network.get_submodule(name) for name in sorted(adapted)]
     weights = [layer.weight for layer in layers if getattr(layer, "weight", None) is not None]

@@ -132,7 +132,9 @@ def _check_labels(place: str) -> None:
     config = read_json(place, "config.json") or {}
     labels = len(config.get("id2label") or (0, 1))  # transformers writes them down unless there are two
     if labels != 1 and any(str(a).endswith("ForSequenceClassification") for a in config.get("architectures") or ()):
-        raise UserError(f"model {place!r} is a classifier with {labels} outputs, and a reward model has one; take another")
+        raise UserError(
+            f"model {place!r} is a classifier with {labels} outputs, and a reward model has one; take another"
+        )
 
 
 def _check_quantizable(place: str) -> None:

@@ -47,5 +47,7 @@ def train_head(model: PreTrainedModel, dtype: torch.dtype) -> None:
 def _head_of(model: PreTrainedModel) -> nn.Module:
     head: Any = getattr(model, HEAD, None)
     if not isinstance(head, nn.Linear):
-        raise UserError(f"{type(model).__name__} has no linear layer {HEAD!r}, which a reward model learns; unsupported")
+        raise UserError(
+            f"{type(model).__name__} has no linear layer {HEAD!r}, which a reward model learns; unsupported"
+        )
     return head

@@ -62,7 +62,9 @@ def _pairs(held_out: bool) -> list[dict[str, Any]]:
         if ((numbers, target) in tested) != held_out:
             continue
         answers = {"chosen": right, "rejected": _wrong(numbers, target, rng)}
-        rows.append({"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag, **answers})
+        rows.append(
+            {"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag, **answers}
+        )
     return rows
 
 
