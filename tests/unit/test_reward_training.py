@@ -195,7 +195,7 @@ def test_conversations_are_read_as_the_reward_reads_them(tmp_path: Path) -> None
     tokens, mask = policy.read(prompts_of(["2 3"]), ["6"], 24)
     assert tokenizer.decode(tokens[0][mask[0]]).replace(" ", "") == "1+1=23=6="
     shown = reward_model(path=str(folder), device="cpu", system="1+1")(["6"], ["2 3"])
-    assert float(policy.rate(None, tokens, mask)) == pytest.approx(float(shown), abs=1e-5)
+    assert policy.rate(None, tokens, mask).item() == pytest.approx(float(shown), abs=1e-5)
     short, kept = policy.read(prompts_of(["2 3"]), ["6"], 4)
     assert tokenizer.decode(short[0][kept[0]]).replace(" ", "") == "3=6="
     plain: Any = load_policy(folder, family="reward", chat=False)
