@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from flowrl.math.divergences import jensen_shannon
+from flowrl.math.divergences import coarse_divergence
 from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
 from flowrl.models.weights import HasWeightSets, PointerWeights
@@ -120,10 +120,12 @@ class TinyText(HasWeightSets):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        collision: bool = False,
         truncation: Truncation = ALL_TOKENS,
         show: bool = False,
         beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
         beta: float = 0.5,
+        top: int | None = None,
     ) -> TokenScores:
         """As `flowrl.types.TokenPolicy.score`, from the table; values are the critic's, for causal models."""
         table, value = self._rows(condition, tokens)
@@ -138,9 +140,10 @@ class TinyText(HasWeightSets):
         for name, others in beside.items():
             parts = [part.states[part.where.clamp(min=0)] * (part.where >= 0)[..., None] for part in others]
             own, other = ((each / temperature).flatten(0, 1) for each in (table, torch.stack(parts).sum(dim=0)))
-            apart[name] = torch.where(targets, jensen_shannon(own, other, beta).value.view(tokens.shape), 0.0)
+            apart[name] = torch.where(targets, coarse_divergence(own, other, beta, top).value.view(tokens.shape), 0.0)
         values = torch.where(targets, value, 0.0) if self.causal else None
-        return TokenScores(found, spread, values, shown=shown, divergence=apart)
+        again = torch.where(targets, -(2 * logp.detach()).logsumexp(dim=-1), 0.0) if collision else None
+        return TokenScores(found, spread, values, shown=shown, divergence=apart, collision=again)
 
     def logits(self, condition: TinyTextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
         """With -inf for the mask token."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowrl.devices import put
-from flowrl.parts.objectives import ObjectiveDefaults
+from flowrl.parts.objectives import ObjectiveDefaults, sample_mean
 from flowrl.parts.sample_scores import of_samples
 from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
@@ -115,6 +115,28 @@ def _negative_log_likelihood(live: Tensor, length: Tensor, over: Literal["pair",
     return -live * (len(live) / length.sum())
 
 
+def _shared_part(batch: Batch, tail: float) -> Tensor:
+    """[N, D] 1 at the tokens of a sample up to the length of the shorter one of its pair, ``tail`` beyond."""
+    winners, losers = pairs_of(batch)
+    counted = batch.weight > 0
+    length = counted.sum(dim=1)
+    if batch.probe.of_whole or isinstance(batch.probe, ViewRows):
+        raise IncompatibleError("objective.tail cuts completions by their tokens: take a causal model, or set it to 1")
+    if len(winners.unique()) < len(winners) or len(losers.unique()) < len(losers):
+        raise IncompatibleError("objective.tail needs one pair in a group: set it to 1, or take an advantage of pairs")
+    shared = length.clone()
+    shared[winners] = shared[losers] = torch.minimum(length[winners], length[losers])
+    return torch.where(counted.cumsum(dim=1) <= shared[:, None], 1.0, tail).to(batch.weight)
+
+
+def _own_likelihood(likelihood: Likelihood, batch: Batch) -> Tensor:
+    """[N] mean over tokens of ``log p - log sum_v p_v^2``, without gradient: 0 on average of the policy's own draws of
+    even distributions."""
+    if batch.probe.of_whole or isinstance(batch.probe, ViewRows):
+        raise IncompatibleError("objective.weighting reads the probability of every token, which views do not tell")
+    return sample_mean((likelihood.logp + likelihood.need("collision")).detach(), batch.weight > 0)
+
+
 def _measured(winners: Tensor, losers: Tensor, score: Tensor, live: Tensor, beta: float) -> dict[str, Tensor]:
     """How pairs are told apart, at their preferred samples: whether rightly, by how much, and how likely the policy
     finds the preferred one, which may fall while the margin grows."""
@@ -141,6 +163,11 @@ class Preference(ObjectiveDefaults):
         ``js`` log 2 + log sigmoid(s), ``alpha`` (exp((alpha - 1) s) - 1) / (alpha - 1).
     sft: weight of the preferred samples' negative log-likelihood per token (RPO); ``sft_over``: mean over pairs, or
         over all tokens of the optimiser batch (TRL).
+    tail: weight of the tokens beyond the length of the shorter sample of the pair, in the log-likelihoods of policy and
+        reference (LD-DPO, arXiv:2409.06411): 1 all of it, 0 none.
+    weighting: multiply a pair's loss by ``exp(a_w + a_l)``, without gradient, how likely the policy itself would make
+        the pair (WPO, arXiv:2406.11827): a is a sample's mean over tokens of ``log p - log sum_v p_v^2``. ``capped`` at
+        1, as the authors' code (wzhouad/WPO, 9 Aug 2024); ``free``, as TRL. Needs ``estimator.collision``.
     """
 
     loss: PairLoss = "sigmoid"
@@ -151,6 +178,8 @@ class Preference(ObjectiveDefaults):
     alpha: float = 0.5
     sft: float = 0.0
     sft_over: Literal["pair", "batch"] = "pair"
+    tail: float = 1.0
+    weighting: Literal["off", "capped", "free"] = "off"
     reference: ClassVar[str] = "reference"
     coupled: ClassVar[bool] = True
     needs_old_logp: ClassVar[bool] = False
@@ -158,6 +187,12 @@ class Preference(ObjectiveDefaults):
     def __post_init__(self) -> None:
         _check_beta(self.beta)
         _check_smoothing(self.label_smoothing, self.loss in SMOOTHED, self.loss)
+        if not 0 <= self.tail <= 1:
+            raise ValueError(f"tail={self.tail} is a share of the longer sample's further tokens: give 0 to 1 (all)")
+        if self.weighting != "off" and self.loss in ("aot", "aot_unpaired"):
+            raise ValueError(f"weighting={self.weighting} is of pairs, and loss={self.loss} sorts them; set it to off")
+        if self.tail < 1 and self.loss == "aot":
+            raise ValueError(f"tail={self.tail} cuts scores of pairs, and loss=aot reads likelihoods; set it to 1")
         if self.loss == "exo_pair" and not self.label_smoothing:
             raise ValueError("label_smoothing=0 makes exo_pair infinite; give a small one, such as 1e-3")
         if self.link == "alpha" and self.alpha == 1:
@@ -174,10 +209,14 @@ class Preference(ObjectiveDefaults):
     def _scored(self, likelihood: Likelihood, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """[N] each: log-likelihoods, scores and lengths."""
         live = _of_samples(likelihood.logp, batch)
-        # the ratio's value is data; its gradient is the live likelihood's
-        shift = _of_samples(likelihood.need(f"log_ratio/{self.reference}"), batch)
-        score = shift + live - live.detach()
         length = put(batch.probe.lengths, live.device).to(live)
+        logp, ratio = likelihood.logp, likelihood.need(f"log_ratio/{self.reference}")
+        if self.tail < 1:
+            kept = _shared_part(batch, self.tail)
+            logp, ratio = kept * logp, kept * ratio
+        counted = _of_samples(logp, batch)
+        # the ratio's value is data; its gradient is the live likelihood's
+        score = _of_samples(ratio, batch) + counted - counted.detach()
         return live, score / length if self.per_token else score, length
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -189,6 +228,10 @@ class Preference(ObjectiveDefaults):
         else:
             score = self._linked(score)
             loss = LOSSES[self.loss](score[winners], score[losers], self.beta, self.label_smoothing)
+        if self.weighting != "off":
+            own = _own_likelihood(likelihood, batch)
+            weight = (own[winners] + own[losers]).exp()
+            loss = loss * (weight.clamp(max=1) if self.weighting == "capped" else weight)
         if self.sft:
             loss = loss + self.sft * _negative_log_likelihood(live[winners], length[winners], self.sft_over)
         return _placed(loss, winners, likelihood.logp)

@@ -230,6 +230,7 @@ class TokenScores:
     """The distributions themselves, where they were asked for; every position is in one of them."""
     divergence: Mapping[str, Tensor] = field(default_factory=dict)
     """[N, T] float32 divergences to other policies' distributions by their names, with gradient where enabled."""
+    collision: Tensor | None = None  # [N, T] float32, without gradient: -log of the chance that two draws agree
 
 
 @dataclass(frozen=True)

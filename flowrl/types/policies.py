@@ -154,17 +154,19 @@ class TokenPolicy(Policy, Protocol):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        collision: bool = False,
         truncation: Truncation = ALL_TOKENS,
         show: bool = False,
         beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
         beta: float = 0.5,
+        top: int | None = None,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, for inputs ``tokens`` [N, T].
 
         Only the positions asked for pass through the vocabulary layer, in chunks. ``temperature`` divides the logits,
         ``truncation`` then leaves the tokens that it keeps, and the label. ``show`` also returns what the distributions
         are computed of, for another policy's ``beside``: it measures how far its own whole distributions, at this
-        temperature, are from those (`flowrl.math.divergences`, with its ``beta``).
+        temperature, are from those (`flowrl.math.divergences`, with its ``beta`` and ``top``).
         """
         ...
 

@@ -78,6 +78,35 @@ def test_conservative_dpo() -> None:
     assert not alike(t.gradient, text_trial("dpo", ratings=["r0", "r1"]).gradient)
 
 
+@cell("dpo", "loss, gradient", "option", "weighted is WPO: a pair times min(1, exp(a_w + a_l)) (wzhouad/WPO a104458)")
+def test_pairs_weighted_by_the_policy() -> None:
+    t = text_trial("dpo", ratings=["r0", "r1"], weighted=True)
+    trace = t.it.rollout.trace
+    assert isinstance(trace, TokenTrace)
+    p = t.policy._rows(t.it.rollout.condition, trace.tokens)[0].double().softmax(dim=-1)
+    own = (t.content * (t.live - p.square().sum(dim=-1).log())).sum(dim=1) / t.content.sum(dim=1)
+    [(w, x), (a, b)] = halves(t, log_ratios(t), own.detach())
+    assert bool((a + b > 0).any()) and bool((a + b < 0).any())
+    loss = -logsigmoid(0.1 * (w - x))
+    assert alike(t.gradient, t.gradient_of(((a + b).exp().clamp(max=1) * loss).mean()))
+    free = text_trial("dpo", ratings=["r0", "r1"], weighted=True, objective={"weighting": "free"})  # TRL
+    assert alike(free.gradient, t.gradient_of(((a + b).exp() * loss).mean()))
+
+
+@cell(
+    "dpo", "loss, gradient", "option", "tail is LD-DPO's alpha: of tokens beyond the shorter completion (TRL ld_alpha)"
+)
+def test_length_desensitised_pairs() -> None:
+    t = text_trial("dpo", ratings=["r0", "r1"], tail=0.3)
+    length = t.content.sum(dim=1)
+    shared = torch.minimum(length[0::2], length[1::2]).repeat_interleave(2)
+    place = torch.arange(t.content.shape[1])
+    factor = t.content * torch.where(place < shared[:, None], 1.0, 0.3)
+    assert bool((length > shared).any())
+    [(w, x)] = halves(t, (factor * (t.live - t.reference)).sum(dim=1))
+    assert alike(t.gradient, t.gradient_of(-logsigmoid(0.1 * (w - x)).mean()))
+
+
 @cell("ipo", "loss, gradient", "equal", "(d - 1 / .2)^2 of log-ratios per token")
 @pytest.mark.parametrize("variant", ["ipo", "ipo/masked"])
 def test_ipo_gradient(variant: str) -> None:

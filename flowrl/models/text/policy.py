@@ -132,10 +132,12 @@ class TextPolicy(HasWeightSets):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        collision: bool = False,
         truncation: Truncation = ALL_TOKENS,
         show: bool = False,
         beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
         beta: float = 0.5,
+        top: int | None = None,
     ) -> TokenScores:
         """As `flowrl.types.TokenPolicy.score`; 0 at other positions. ``entropy`` is that of the tempered and truncated
         distribution; values are the critic's, where there is one and the live weights are in use. Only the positions
@@ -155,7 +157,7 @@ class TextPolicy(HasWeightSets):
             place = put(call.place, self.device)
             if reading.balance is not None:
                 balances.append((self._samples(call, len(reading.balance), tokens.shape[1]), reading.balance))
-            cut = {"entropy": entropy, "truncation": truncation, "keep": room}
+            cut = {"entropy": entropy, "collision": collision, "truncation": truncation, "keep": room}
             found, spread = self.network.log_softmax(reading, wanted[place], **heat, **cut)
             room -= len(place) * self.vocabulary
             logp.append(found)
@@ -170,16 +172,18 @@ class TextPolicy(HasWeightSets):
         scores = self._spread(logp, places, tokens.shape)
         if further:
             scores = scores + self._idle(condition, tokens, further)
-        apart = {
-            n: divergences(self.network, readings, flat, each, {"beta": beta, **heat}) for n, each in beside.items()
-        }
+        far = {"beta": beta, "top": top, **heat}
+        apart = {n: divergences(self.network, readings, flat, each, far) for n, each in beside.items()}
+        kinds = [part[..., None] if part.dim() == 1 else part for part in entropies]
+        spreads = [self._spread([part[:, i] for part in kinds], places, tokens.shape) for i in range(1 + collision)]
         return TokenScores(
             scores,
-            self._spread(entropies, places, tokens.shape) if entropy else None,
+            spreads[0] if entropy or collision else None,
             self._spread(values, places, tokens.shape) if valued else None,
             self._balance(balances, len(tokens)),
             distributions_of(self.network, readings, flat, tokens.shape, self.vocabulary) if show else (),
             {name: self._spread(parts, places, tokens.shape) for name, parts in apart.items()},
+            spreads[1] if collision else None,
         )
 
     def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
