@@ -13,6 +13,7 @@ from tests import pipelines_embedded as embedded
 from tests import pipelines_further as further
 from tests import pipelines_newer as newer
 from tests import pipelines_pictures as pictures
+from tests import pipelines_stages as stages
 from tests.components import (
     clip_text,
     clip_tokenizer,
@@ -32,7 +33,7 @@ def save(name: str, folder: Path) -> Path:
     """Build the pipeline called ``name`` and save it to ``folder``."""
     torch.manual_seed(0)
     pipeline = PIPELINES[name]() if name in PIPELINES else REFUSED[name][0]()
-    for part in ("transformer", "unet", "controlnet"):
+    for part in ("transformer", "transformer_2", "unet", "controlnet"):
         if pipeline.components.get(part) is not None:
             _fill_zeros(pipeline.components[part])
     pipeline.save_pretrained(folder)
@@ -189,7 +190,7 @@ def wan() -> Any:
 PIPELINES: dict[str, Builder] = {
     "sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux, "chroma": chroma, "pixart_sigma": pixart_sigma, "sana": sana,
     "lumina2": lumina2, "qwen_image": qwen_image, "wan": wan, **further.PIPELINES,
-    **embedded.PIPELINES, **newer.PIPELINES, **pictures.PIPELINES,
+    **embedded.PIPELINES, **newer.PIPELINES, **pictures.PIPELINES, **stages.PIPELINES,
 }  # fmt: skip
 SMALL = {"height": 16, "width": 16}
 CALLS: dict[str, dict[str, Any]] = {
@@ -210,6 +211,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **embedded.CALLS,
     **newer.CALLS,
     **pictures.CALLS,
+    **stages.CALLS,
 }  # fmt: skip
 """Arguments a user would load each of them with."""
 

@@ -37,6 +37,7 @@ def row(name: str, root: Path) -> str:
     folder = save(name, root / name)
     index = json.loads((folder / "model_index.json").read_text())
     kind, given = index["_class_name"], index["scheduler"][1]
+    kind += " with two denoisers" if index.get("boundary_ratio") else ""
     try:
         policy = load_policy(folder, call=CALLS[name], parity="skip")
         move(policy, 0.02)
@@ -75,7 +76,8 @@ def _mix(policy: DiffusionPolicy) -> str:
     sign = "−" if mixing.sign < 0 else ""
     if mixing.unconditional is None:
         return f"{sign}cond"
-    return f"{sign}{mixing.correction.__name__}, {mixing.scale:g}"
+    late = f" and {mixing.late_scale:g}" if mixing.boundary and mixing.late_scale != mixing.scale else ""
+    return f"{sign}{mixing.correction.__name__}, {mixing.scale:g}{late}"
 
 
 def _time(policy: DiffusionPolicy) -> str:

@@ -57,6 +57,7 @@ def untrained_denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] |
 
     from flowrl.models.diffusion.lora_targets import LORA_TARGETS
     from flowrl.models.diffusion.recorder import NETWORKS
+    from flowrl.models.diffusion.stages import SECOND, Stages
 
     if not (folder / "model_index.json").is_file():
         return None
@@ -66,6 +67,8 @@ def untrained_denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] |
         return None
     kind = getattr(diffusers, index[name][1])
     network = kind.from_config(kind.load_config(folder / name))
+    if index.get(SECOND, [None])[0] == "diffusers" and index.get("boundary_ratio") is not None:
+        network = Stages(network, kind.from_config(kind.load_config(folder / SECOND)), 0.0)
     return network, LORA_TARGETS.get(kind.__name__, ATTENTION_TARGETS), []
 
 

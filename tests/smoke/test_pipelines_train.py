@@ -28,6 +28,7 @@ FAMILIES = {
     "lumina2": ("flow_grpo", "diffusion_nft"),
     "pixart_sigma": ("ddpo", "awm"),
     "wan": ("flow_grpo", "diffusion_nft"),
+    "wan22": ("flow_grpo",),
 }
 SMALL = {"prompts": 2, "group": 3}
 WEIGHTED = ("geneval", "ocr", "hpsv2", "clipscore", "imagereward", "pickscore")

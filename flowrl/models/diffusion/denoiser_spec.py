@@ -17,9 +17,10 @@ from flowrl.models.diffusion.coordinates import (
     measured_shift,
     scheduler_coordinates,
 )
-from flowrl.models.diffusion.guidance import Guidance, check_guider, probe_outputs, recover
+from flowrl.models.diffusion.guidance import Guidance, check_guider, probe_outputs, recover, with_late_scale
 from flowrl.models.diffusion.inputs import BatchAxis, InputLayout, LeafPath, same, split
 from flowrl.models.diffusion.recorder import DenoiserCall, RecordedRun, RecordedStep, Recorder
+from flowrl.models.diffusion.stages import Stages
 
 PROBES = ("a red circle above a blue square", "two dogs")
 """Two prompts of different length; a third run with one repeated tells what grows with the batch."""
@@ -243,7 +244,14 @@ def _guidance(
     for step in trace.steps:
         branches = [part for call, spec in zip(step.calls, calls, strict=True) for part in _parts(call, spec, shape)]
         seen.append((branches, step.model_output.reshape(branches[0].shape)))
-    return recover(seen, rescale, name)
+    if not isinstance(recorder.network, Stages):
+        return recover(seen, rescale, name)
+    boundary = recorder.network.boundary
+    stages: tuple[list[Any], list[Any]] = ([], [])
+    for step, recorded in zip(trace.steps, seen, strict=True):
+        stages[step.timestep < boundary].append(recorded)
+    found = recover(stages[0] or stages[1], rescale, name)
+    return with_late_scale(found, boundary, recorder.call.get("guidance_scale_2"), stages[1], name)
 
 
 def _parts(call: DenoiserCall, spec: CallSpec, shape: tuple[int, ...]) -> list[Tensor]:

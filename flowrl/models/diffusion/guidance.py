@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.devices import wide
+from flowrl.devices import put, wide
 from flowrl.errors import UserError
 
 Correction = Callable[[Tensor, Tensor], Tensor]
@@ -64,11 +64,24 @@ class Guidance:
     correction: Correction = plain
     rescale: float = 0.0
     """Share of the prediction whose standard deviation is set to the conditional's (arXiv:2305.08891, 3.4)."""
+    boundary: float = 0.0
+    """The scheduler's timestep below which ``late_scale`` takes the place of ``scale``: Wan 2.2's
+    ``guidance_scale_2``."""
+    late_scale: float = 1.0
 
-    def mix(self, conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
-        """The pipeline's prediction from the branches' [n, ...]; without the unconditional one, guidance is off."""
+    def scale_at(self, timestep: Tensor) -> float | Tensor:
+        """The pipeline's own scale at ``timestep`` [n]: one for all, or [n] float32."""
+        if not self.boundary or self.late_scale == self.scale:
+            return self.scale
+        return torch.where(timestep >= self.boundary, self.scale, self.late_scale).float()
+
+    def mix(self, conditional: Tensor, unconditional: Tensor | None, scale: float | Tensor) -> Tensor:
+        """The pipeline's prediction from the branches' [n, ...]; without the unconditional one, guidance is off.
+        ``scale``: one for all rows, or [n]."""
         if unconditional is None:
             return conditional * self.sign
+        if isinstance(scale, Tensor):
+            scale = put(scale, conditional).reshape(-1, *[1] * (conditional.ndim - 1))
         mixed = self.correction(unconditional + scale * (conditional - unconditional), conditional)
         if self.rescale:
             axes = tuple(range(1, mixed.ndim))
@@ -128,6 +141,22 @@ def recover(steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, na
         f"{name} mixes the {len(branches)} predictions of its denoiser in a way flowrl does not know, or not the same"
         " way at every step; switch its guidance off with model.call (such as guidance_scale: 1.0)"
     )
+
+
+def with_late_scale(
+    found: Guidance, boundary: float, scale: float | None, late: Sequence[tuple[Sequence[Tensor], Tensor]], name: str
+) -> Guidance:
+    """``found`` with the ``scale`` (None: its own) of steps below a timestep, which must explain the ``late`` steps.
+
+    Raises:
+        UserError: when it does not.
+    """
+    if found.unconditional is None:
+        return found
+    below = replace(found, scale=found.scale if scale is None else float(scale))
+    if not all(_explains(below, *step) for step in late):
+        raise UserError(f"{name} mixes the predictions of its second denoiser in a way flowrl does not know")
+    return replace(found, boundary=boundary, late_scale=below.scale)
 
 
 def _explains(candidate: Guidance, branches: Sequence[Tensor], seen: Tensor) -> bool:
