@@ -145,7 +145,7 @@ class TextPolicy(HasWeightSets):
         logp, entropies, values, places = [], [], [], []
         readings: list[Reading] = []
         balances: list[tuple[Tensor, Tensor]] = []
-        valued = self.critic is not None and self.weights.active == LIVE
+        critic = self.critic if self.weights.active == LIVE else None
         wanted = put(labels.flatten(), self.device)
         heat: dict[str, Any] = {"temperature": temperature, "excluded": self.excluded}
         room = KEPT  # of all calls together, which live until backward
@@ -163,27 +163,25 @@ class TextPolicy(HasWeightSets):
             logp.append(found)
             places.append(place)
             if spread is not None:
-                entropies.append(spread)
+                entropies.append(spread.view(len(spread), -1))
             if show or beside:
                 readings.append(reading)
-            if valued:
-                assert self.critic is not None
-                values.append(self.critic(reading, call))
+            if critic is not None:
+                values.append(critic(reading, call))
         scores = self._spread(logp, places, tokens.shape)
         if further:
             scores = scores + self._idle(condition, tokens, further)
         far = {"beta": beta, "top": top, **heat}
         apart = {n: divergences(self.network, readings, flat, each, far) for n, each in beside.items()}
-        kinds = [part[..., None] if part.dim() == 1 else part for part in entropies]
-        spreads = [self._spread([part[:, i] for part in kinds], places, tokens.shape) for i in range(1 + collision)]
+        both = [self._spread([part[:, i] for part in entropies], places, tokens.shape) for i in range(1 + collision)]
         return TokenScores(
             scores,
-            spreads[0] if entropy or collision else None,
-            self._spread(values, places, tokens.shape) if valued else None,
+            both[0] if entropy or collision else None,
+            self._spread(values, places, tokens.shape) if critic is not None else None,
             self._balance(balances, len(tokens)),
             distributions_of(self.network, readings, flat, tokens.shape, self.vocabulary) if show else (),
             {name: self._spread(parts, places, tokens.shape) for name, parts in apart.items()},
-            spreads[1] if collision else None,
+            both[1] if collision else None,
         )
 
     def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:
