@@ -29,6 +29,7 @@ QUICKSTARTS = {
     "masked": "configs/quickstart_masked_lm.yaml",
     "causal": "configs/quickstart_causal_lm.yaml",
     "control": "configs/quickstart_control.yaml",
+    "reward": "configs/countdown_reward_model.yaml",
 }
 """The config whose world a preset of each family is tried on."""
 GRADIENT = {
@@ -46,6 +47,7 @@ GRADIENT = {
     "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "GaussianActions": "The mean and the deviation of every action chunk, and the critic; actions are data.",
+    "Ratings": "The network's number at the last token of prompt and completion.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }
 """What the gradient passes through, by estimator."""
@@ -147,6 +149,7 @@ def running(name: str, families: list[str]) -> str:
 SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "causal": {"length": 17, "budgets": [4, 8, 12], "think_end": "", "cut": "", "bridge": ""},
+    "reward": {"length": 24},
     "masked": {"length": 16, "steps": 8, "block": 8},
     "control": {},
 }
@@ -188,7 +191,7 @@ def further(name: str, family: str) -> list[str]:
     sampler, found, columns = algorithm.sampler, [], _columns(algorithm)
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
-    if columns and columns != ("solution",):
+    if columns and columns != ("solution",) and family != "reward":  # whose config has pairs
         found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):

@@ -31,6 +31,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.gaussian": "control",
     "flowrl.estimators.episodes": "control",
     "flowrl.estimators.gaussian": "control",
+    "flowrl.estimators.ratings": "reward",
 }
 """The models that samplers and estimators are for, by the module they come from."""
 WORDS = (

@@ -138,7 +138,7 @@ TOY = {
     "mdpo_dllm": {"temperature": 1.0},  # at .1 the toy explores nothing
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole
 }
-RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02, "control": 0.001}
+RATES = {"masked": 0.05, "causal": 0.05, "reward": 0.05, "diffusion": 0.02, "control": 0.001}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_QUICKLY)

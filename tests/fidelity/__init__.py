@@ -41,6 +41,7 @@ FAMILIES = {
     "masked": "Masked-diffusion language models",
     "causal": "Autoregressive language models",
     "control": "Policies for control",
+    "reward": "Reward models",
 }
 Test = TypeVar("Test", bound=Callable[..., None])
 
