@@ -302,7 +302,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         guidance = _check_guidance(run, policy)
         notes = [*check_time_grid(algorithm, policy), *guidance]
         _check_rounds(run, policy)
-    elif isinstance(policy, TextPolicy):
+    elif not isinstance(policy, ControlPolicy):
         if config.model.router_loss:
             check_routers(policy)
         train, test, notes = _fit_prompts(run, policy)
@@ -332,7 +332,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
 
 def trained_network(policy: LoadedPolicy) -> nn.Module:
     """The network that is trained."""
-    return policy.network.model if isinstance(policy, TextPolicy) else policy.network
+    return policy.network if isinstance(policy, DiffusionPolicy | ControlPolicy) else policy.network.model
 
 
 def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
