@@ -21,7 +21,7 @@ from tests import pipelines
 from tests.pipelines_newer import SMALL
 
 QUICK = ("flux_kontext",)
-FURTHER = ("inpaint", "adapter_xl", "cogvideox_picture", "flux_control", "wan22_picture")
+FURTHER = ("inpaint", "adapter_xl", "cogvideox_picture", "flux_control", "wan22_picture", "control_net")
 ARGUMENTS = ("image", "mask_image", "control_image")
 
 
