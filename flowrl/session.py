@@ -372,12 +372,12 @@ def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, Prompt
     overlong, prefill = run.config.data.overlong, run.config.eval.prefill
     train, notes = _fit("train", run.train, policy, sampler.length, overlong)
     train, further = fit_completions(run.algorithm, policy, train, overlong)
-    notes += further
-    test = None
+    test, notes = None, [*notes, *further]
     if run.test is not None:
         with nullcontext() if prefill is None else policy.prefilled(prefill):
             test, further = _fit("test", run.test, policy, sampler.length, overlong)
-        notes += further
+        test, more = fit_completions(run.algorithm, policy, test, overlong, "test")
+        notes += further + more
     return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
 
 

@@ -28,6 +28,7 @@ QUICKSTARTS = {
     "diffusion": "configs/quickstart.yaml",
     "masked": "configs/quickstart_masked_lm.yaml",
     "causal": "configs/quickstart_causal_lm.yaml",
+    "reward": "configs/countdown_reward_model.yaml",
 }
 """The config whose world a preset of each family is tried on."""
 GRADIENT = {
@@ -44,6 +45,7 @@ GRADIENT = {
     "PredictedMatching": "The velocity at noised predictions of the sampler's steps; predictions and noise are data.",
     "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
+    "Ratings": "The network's number at the last token of prompt and completion.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }
 """What the gradient passes through, by estimator."""
@@ -145,6 +147,7 @@ def running(name: str, families: list[str]) -> str:
 SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "causal": {"length": 17, "budgets": [4, 8, 12], "think_end": "", "cut": "", "bridge": ""},
+    "reward": {"length": 24},
     "masked": {"length": 16, "steps": 8, "block": 8},
 }
 """Of completions of the embedded worlds, whose models have no words to think in."""
@@ -185,7 +188,7 @@ def further(name: str, family: str) -> list[str]:
     sampler, found, columns = algorithm.sampler, [], _columns(algorithm)
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
-    if columns and columns != ("solution",):
+    if columns and columns != ("solution",) and family != "reward":  # whose config has pairs
         found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):

@@ -27,6 +27,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.estimators.directions": "diffusion",
     "flowrl.estimators.masked": "masked",
     "flowrl.estimators.tokens": "causal",
+    "flowrl.estimators.ratings": "reward",
 }
 """The models that samplers and estimators are for, by the module they come from."""
 WORDS = (

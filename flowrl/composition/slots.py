@@ -81,6 +81,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
+            "flowrl.estimators.ratings",
             "flowrl.estimators.pathwise",
             "flowrl.estimators.renoise",
             "flowrl.estimators.adjoint",

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from flowrl.config.section import Fraction, Section
 from flowrl.paths import absolute_folder
 
-Family = Literal["diffusion", "masked", "causal"]
+Family = Literal["diffusion", "masked", "causal", "reward"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "diffusion": (
@@ -24,6 +24,7 @@ FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     ),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm"),
+    "reward": ("chat", "system"),
 }
 """Keys of ``model`` that only some families have."""
 TRAINED_WITH = ("critic", "prompt_cache", "decode_batch", "vae_slicing", "offload")

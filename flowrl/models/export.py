@@ -6,12 +6,16 @@ from pathlib import Path
 
 from flowrl.models.diffusion import export as diffusion
 from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.reward import export as reward
+from flowrl.models.reward.policy import RewardPolicy
 from flowrl.models.text import export as text
 from flowrl.models.text.policy import TextPolicy
 
 
 def export_formats(policy: DiffusionPolicy | TextPolicy) -> tuple[str, ...]:
     """What `export_policy` can write for this model, of ``diffusers``, ``peft``, ``kohya`` and ``merged``."""
+    if isinstance(policy, RewardPolicy):
+        return reward.FORMATS
     return diffusion.formats(policy) if isinstance(policy, DiffusionPolicy) else text.formats(policy)
 
 
@@ -23,4 +27,6 @@ def export_policy(policy: DiffusionPolicy | TextPolicy, directory: str | Path, t
     """
     if isinstance(policy, DiffusionPolicy):
         return diffusion.export(policy, Path(directory), to)
+    if isinstance(policy, RewardPolicy):
+        return reward.export(policy, Path(directory), to)
     return text.export(policy, Path(directory), to)

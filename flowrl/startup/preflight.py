@@ -25,7 +25,7 @@ from flowrl.score.given import Given, is_given
 from flowrl.score.gradients import check_gradients
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
-from flowrl.startup.records import fit_records, prepared_records
+from flowrl.startup.records import fit_records, prepared_records, reads_tests
 from flowrl.startup.teachers import check_teachers
 from flowrl.startup.workload import Workload, workload
 
@@ -88,6 +88,8 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     train = prepared_records(algorithm, read_prompts(config, config.data.train), f"data.train {config.data.train}")
     check_teachers(config, algorithm, train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
+    if test is not None and reads_tests(algorithm):
+        test = prepared_records(algorithm, test, f"data.test {config.data.test}")
     if algorithm.family == "diffusion":
         _check_texts((train, test))
     return CheckedRun(config, algorithm, counts, train, test, dict(given or {}))

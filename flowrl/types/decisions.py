@@ -230,6 +230,7 @@ class TokenScores:
     """The distributions themselves, where they were asked for; every position is in one of them."""
     divergence: Mapping[str, Tensor] = field(default_factory=dict)
     """[N, T] float32 divergences to other policies' distributions by their names, with gradient where enabled."""
+    collision: Tensor | None = None  # [N, T] float32, without gradient: -log of the chance that two draws agree
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,9 @@ class Table:
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
+        said = None if self.feedback is None else self.feedback[index]
         held = None if self.penalty_weight is None else put(self.penalty_weight[index], device)
-        told = {"source": self.source[index], "penalty_weight": held}
+        told = {"source": self.source[index], "feedback": said, "penalty_weight": held}
         return Batch(advantage, old, put(weight, device), self.group[index], probe, **told)
 
 
@@ -279,6 +281,7 @@ class Batch:
     probe: Rows
     reference: Likelihood | None = None
     source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
+    feedback: Tensor | None = None  # [N] or [N, E], see `Rollout.feedback`
     penalty_weight: Tensor | None = None
     """[N] how much the divergences from a weight set hold each sample; None: all alike, as they are."""
 

@@ -31,6 +31,7 @@ LAYERS = (
     "flowrl.session",
     "flowrl.staleness",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
+    "flowrl.heldout_records",
     "flowrl.evaluation flowrl.heldout flowrl.recipes flowrl.checks flowrl.replay",
     "flowrl.report flowrl.trainer",
     "flowrl.train flowrl.remote flowrl.judging",

@@ -48,7 +48,7 @@ def test_ratio_is_one_before_the_first_update(name: str) -> None:
     for key, value in metrics.items():
         if key.startswith(("kl/", "prediction/")) and not key.endswith(taught):
             assert value == pytest.approx(0, abs=1e-9), key
-    if algorithm.family != "diffusion":
+    if algorithm.family not in ("diffusion", "reward"):
         assert 0.1 < metrics["entropy"] <= math.log(policy.vocabulary) + 1e-6
 
 
@@ -137,7 +137,7 @@ TOY = {
     "mdpo_dllm": {"temperature": 1.0},  # at .1 the toy explores nothing
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole
 }
-RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02}
+RATES = {"masked": 0.05, "causal": 0.05, "reward": 0.05, "diffusion": 0.02}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_QUICKLY)

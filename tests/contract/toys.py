@@ -20,9 +20,10 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
+from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.mixed import Mixed
-from flowrl.samplers.recorded import Recorded
+from flowrl.samplers.recorded import MakesNothing, Recorded
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
 
@@ -51,6 +52,7 @@ LENGTH, END = 3, 0
 SIZES = {
     "masked": {"length": LENGTH, "steps": LENGTH, "block": LENGTH},
     "causal": {"length": LENGTH},
+    "reward": {"length": LENGTH},
     "diffusion": {},
 }
 
@@ -95,6 +97,7 @@ OF_EACH_KIND = (
     "marble",
     "opd",
     "ppo",
+    "reward_model",
     "rwr",
     "spg",
     "trajectory_pg",
@@ -136,7 +139,7 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
         sizes["draws"] = 2
     algorithm = composition.build({**sizes, **spec})
     if is_recorded(algorithm):
-        changes = {"steps": steps} if kind == "diffusion" else {} if kind == "causal" else SIZES["masked"]
+        changes = {"diffusion": {"steps": steps}, "masked": SIZES["masked"]}.get(kind, {})
         sampler: Any = algorithm.sampler
         return replace(algorithm, sampler=replace(sampler, sampler=replace(sampler.sampler, **changes)))
     if kind == "diffusion":
@@ -159,7 +162,7 @@ def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed:
     group = torch.arange(count).repeat_interleave(each)
     draw = Draw.of(seeds(seed, "records", iteration, count=count * each), group, iteration, 0, prompts_of(texts))
     base = start(algorithm, disturbed=False)
-    final = sampler.sampler(base, base.condition(draw.prompts), draw).final
+    final = maker(sampler)(base, base.condition(draw.prompts), draw).final
     rewards, made = reward(base, final), base.decode(final)
     found = []
     for index in range(count):
@@ -170,6 +173,11 @@ def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed:
         columns |= dict(zip(sampler.ratings, said, strict=False))
         found.append(Prompt(texts[index * each], index, columns))
     return sampler.prepared(found, "toys")
+
+
+def maker(recorded: Any) -> Any:
+    """What makes samples where an algorithm reads them: of a reward model a sampler of the policy that it implies."""
+    return CausalSampler(length=LENGTH) if isinstance(recorded.sampler, MakesNothing) else recorded.sampler
 
 
 def small_sampler(sampler: Any, steps: int) -> Any:
@@ -192,7 +200,7 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     else:
         length = algorithm.sampler.length
-        policy = TinyText(3, length, PROMPTS, causal=algorithm.family == "causal", end=END, scale=0.5)
+        policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)
     if disturbed:
         disturb(policy)
     for name in algorithm.weight_sets:
@@ -304,7 +312,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
 def level(algorithm: Algorithm, policy: Any, iteration: int) -> float:
     """The mean reward of what the policy makes."""
     if hasattr(algorithm.sampler, "prepared"):
-        heldout = algorithm.sampler.heldout(None, None, None)
+        own: Any = maker(algorithm.sampler) if is_recorded(algorithm) else algorithm.sampler
+        heldout = own.heldout(None, None, None)
         algorithm = replace(algorithm, sampler=heldout, advantage=RawReward())
     return float(roll(algorithm, policy, iteration).scores.rewards.mean())
 
