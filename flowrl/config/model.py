@@ -14,7 +14,7 @@ _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill",
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "diffusion": ("call", "decode_batch", "vae_slicing", "vae_tiling", "offload", "prompt_cache", "quantize_encoders"),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
-    "causal": (*_LANGUAGE, "critic", "vllm"),
+    "causal": (*_LANGUAGE, "critic", "vllm", "image_tokenizer"),
 }
 """Keys of ``model`` that only some families have."""
 TRAINED_WITH = ("critic", "prompt_cache", "decode_batch", "vae_slicing", "offload")
@@ -143,6 +143,11 @@ class ModelConfig(Section):
     )
     router_loss: NonNegativeFloat = Field(
         default=0.0, description="language: weight of a mixture of experts' load-balancing loss; 0 = none"
+    )
+    image_tokenizer: str | None = Field(
+        default=None,
+        description="causal: VQModel of diffusers that makes pictures of completions, folder or hub id; null = the folder"
+        " image_tokenizer in the model's, if there is one",
     )
     vllm: VLLMConfig = Field(default=VLLMConfig(), description="causal: options of the engine vLLM")
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")

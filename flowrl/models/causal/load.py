@@ -10,6 +10,7 @@ from typing import Any, Unpack
 from flowrl.errors import UserError
 from flowrl.models.causal.choose_decoding import choose_decoding
 from flowrl.models.causal.engine import EngineOptions
+from flowrl.models.causal.image_tokens import find_image_tokenizer, open_image_tokens
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.deviation import TOLERANCE
 from flowrl.models.merging import MergedAdapter
@@ -25,6 +26,7 @@ def load_causal(
     *,
     critic: Kind | None = None,
     vllm: Mapping[str, Any] | None = None,
+    image_tokenizer: str | None = None,
     **options: Unpack[Options],
 ) -> CausalPolicy:
     """A policy from any ``AutoModelForCausalLM``.
@@ -33,6 +35,8 @@ def load_causal(
         path: a folder, a hub name, or an embedded world with a causal base model.
         critic: also learn values, with a ``network`` of their own or a linear ``head`` (see `Critic`).
         vllm: options of the inference engine, which starts at its first use (`EngineOptions`).
+        image_tokenizer: a `VQModel` of diffusers that makes pictures of completions (`ImageTokens`); by default the
+            folder of that name in the model's.
         options: see :class:`Options`.
 
     Raises:
@@ -53,6 +57,9 @@ def load_causal(
             f" {ahead:.2g}, but family causal needs an autoregressive one; use family masked"
         )
     choose_reading(policy)
+    if (images := find_image_tokenizer(source.path, image_tokenizer)) is not None:
+        policy.image_tokens = open_image_tokens(images, tokenizer, policy.vocabulary, policy.device)
+        policy.excluded = policy.image_tokens.others
     if policy.critic is not None:
         if network.head.route == "whole":
             raise UserError(
