@@ -100,10 +100,8 @@ def test_exports_have_a_folder_of_each_component_and_are_read_again(to, policy, 
     else:
         again = load_policy(folder("wan22"), call=CALL, lora=LORA, parity="skip")
         load_adapter(again, tmp_path / "out")
-    gap = deviation(
-        again.velocity(x, t, again.condition(condition)), policy.velocity(x, t, policy.condition(condition))
-    )
-    assert gap < (1e-4 if to == "merged" else 1e-6)
+    theirs, ours = (one.velocity(x, t, one.condition(condition)) for one in (again, policy))
+    assert deviation(theirs, ours) < (1e-4 if to == "merged" else 1e-6)
 
 
 def test_diffusers_itself_loads_both_adapters(policy, folder, tmp_path):

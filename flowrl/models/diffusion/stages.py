@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.diffusion.recorder import denoiser_name
 from flowrl.models.lora import Adaptation
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Stages(nn.Module):
         return self.transformer._repeated_blocks
 
     def cache_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Where a pipeline names the branch that it computes: nothing is cached here, so one denoiser's does for both."""
+        """Where a pipeline names the branch that it computes: nothing is cached here, so either's does for both."""
         return self.transformer.cache_context(*args, **kwargs)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -95,16 +96,17 @@ class Stages(nn.Module):
         return (torch.cat(found)[torch.cat(rows).argsort()],)
 
 
-def join_stages(pipeline: DiffusionPipeline, shard: str = "none") -> None:
-    """Put one `Stages` in the place of a pipeline's two denoisers. The pipeline's own call goes on as ever: it asks
-    either by turns, with the guidance of that stage. Nothing is done to pipelines with one denoiser.
+def denoiser_of(pipeline: DiffusionPipeline, shard: str = "none") -> nn.Module:
+    """A pipeline's denoiser. Where it has two, one `Stages` is put in the place of both, and its own call goes on as
+    ever: it asks either by turns, with the guidance of that stage.
 
     Raises:
-        UserError: for two denoisers that are not Wan's, or that should be split over processes (``shard``).
+        UserError: for a pipeline with none, for two denoisers that are not Wan's, or that should be split over
+            processes (``shard``).
     """
     first, second = (pipeline.components.get(name) for name in (FIRST, SECOND))
     if not isinstance(first, nn.Module) or not isinstance(second, nn.Module) or first is second:
-        return
+        return getattr(pipeline, denoiser_name(pipeline))
     ratio = pipeline.config.get("boundary_ratio")
     name = type(pipeline).__name__
     if type(first).__name__ != "WanTransformer3DModel" or type(second) is not type(first):
@@ -122,6 +124,7 @@ def join_stages(pipeline: DiffusionPipeline, shard: str = "none") -> None:
     stages = Stages(first, second, float(ratio) * int(pipeline.scheduler.config.num_train_timesteps))
     setattr(pipeline, FIRST, stages)
     setattr(pipeline, SECOND, stages)
+    return stages
 
 
 def denoisers(network: nn.Module, name: str) -> dict[str, nn.Module]:
