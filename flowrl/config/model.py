@@ -146,8 +146,8 @@ class ModelConfig(Section):
     )
     image_tokenizer: str | None = Field(
         default=None,
-        description="causal: VQModel of diffusers that makes pictures of completions, folder or hub id; null = the folder"
-        " image_tokenizer in the model's, if there is one",
+        description="causal: VQModel of diffusers that makes pictures of completions, folder or hub id; null = the"
+        " folder image_tokenizer in the model's, if there is one",
     )
     vllm: VLLMConfig = Field(default=VLLMConfig(), description="causal: options of the engine vLLM")
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")

@@ -62,7 +62,7 @@ def prompt_of(row: Mapping[str, Any], number: int) -> Prompt:
 def medium_of(family: str, model: str | Path, image_tokenizer: str | None = None) -> Medium:
     """What a model of a family makes: one with an image tokenizer draws."""
     if family == "causal":
-        from flowrl.models.causal.image_tokens import find_image_tokenizer  # torch
+        from flowrl.models.text.image_tokens import find_image_tokenizer  # torch
 
         return "completions" if find_image_tokenizer(model, image_tokenizer) is None else "images"
     return "images" if family == "diffusion" else "completions"

@@ -20,7 +20,9 @@ def model_target(text: str, request: Request) -> tuple[Target, Samplers]:
     """A world's base model, a folder or a repository of the hub. Raises UserError for what does not fit it."""
     family, options = _load_options(text, request)
     variant = Variant("model", lambda: _load(text, request.device, options), _identity(text, family, options))
-    target = Target(text, "model", (variant,), medium_of(family, model_folder(text, family)), world=world_of(text, family))
+    target = Target(
+        text, "model", (variant,), medium_of(family, model_folder(text, family)), world=world_of(text, family)
+    )
     return target, _samplers(text, family, request)
 
 
@@ -43,7 +45,9 @@ def lora_target(path: str, request: Request) -> tuple[Target, Samplers]:
     identity = _identity(base, family, options)
     variants = [Variant("base", lambda: _load(base, request.device, options), identity)] if request.base else []
     variants.append(Variant("tuned", tuned, {**identity, "lora": folder_digest(find_adapter(path)[1].parent)}))
-    target = Target(path, "lora", tuple(variants), medium_of(family, model_folder(base, family)), world=world_of(base, family))
+    target = Target(
+        path, "lora", tuple(variants), medium_of(family, model_folder(base, family)), world=world_of(base, family)
+    )
     return target, _samplers(base, family, request)
 
 

@@ -10,12 +10,12 @@ from typing import Any, Unpack
 from flowrl.errors import UserError
 from flowrl.models.causal.choose_decoding import choose_decoding
 from flowrl.models.causal.engine import EngineOptions
-from flowrl.models.causal.image_tokens import find_image_tokenizer, open_image_tokens
 from flowrl.models.causal.policy import CausalPolicy
 from flowrl.models.deviation import TOLERANCE
 from flowrl.models.merging import MergedAdapter
 from flowrl.models.sharding import check_exchange
 from flowrl.models.text.critic import Critic, Kind
+from flowrl.models.text.image_tokens import find_image_tokenizer, open_image_tokens
 from flowrl.models.text.layout import Sequences
 from flowrl.models.text.load import Options, open_codec, open_network
 from flowrl.models.text.parity import check, choose_reading, lookahead, predictions
@@ -57,9 +57,6 @@ def load_causal(
             f" {ahead:.2g}, but family causal needs an autoregressive one; use family masked"
         )
     choose_reading(policy)
-    if (images := find_image_tokenizer(source.path, image_tokenizer)) is not None:
-        policy.image_tokens = open_image_tokens(images, tokenizer, policy.vocabulary, policy.device)
-        policy.excluded = policy.image_tokens.others
     if policy.critic is not None:
         if network.head.route == "whole":
             raise UserError(
@@ -70,5 +67,8 @@ def load_causal(
     check(policy)
     if options.get("shard", "none") != "none":
         check_exchange(policy.weights, partial(predictions, policy), network.name)
+    if (images := find_image_tokenizer(source.path, image_tokenizer)) is not None:
+        policy.image_tokens = open_image_tokens(images, tokenizer, policy.vocabulary, policy.device)
+        policy.excluded = policy.image_tokens.others
     network.calls = 0
     return policy
