@@ -41,6 +41,8 @@ GRADIENT = {
     "Renoise": "Reward, decoding and one network prediction at the sample with fresh noise, which is data.",
     "RelativeRenoise": "Reward, decoding and one network prediction at the sample with known noise, which is data.",
     "Adjoint": "The mean of the trained steps; the adjoint, from the reward's gradient at the sample, is data.",
+    "PredictedMatching": "The velocity at noised predictions of the sampler's steps; predictions and noise are data.",
+    "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }
@@ -188,6 +190,8 @@ def further(name: str, family: str) -> list[str]:
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):
         found.append(f"data.group={size}")
+    if any((vars(part).get("guidance") or 1.0) != 1.0 for part in (sampler, algorithm.estimator)):
+        found.append("model.call.guidance_scale=3")
     if algorithm.teachers:
         path = "shapes" if family == "diffusion" else "sudoku"
         taught = ", ".join(f"{teacher}: {{path: {path}}}" for teacher in algorithm.teachers)
@@ -212,6 +216,7 @@ SLOTS = (
     "advantage",
     "token_advantage",
     "selection",
+    "replay",
     "loss_weight",
     "loss_masks",
     "objective",
@@ -220,6 +225,7 @@ SLOTS = (
     "combination",
     "coefficients",
     "ema_weights",
+    "companions",
 )
 
 

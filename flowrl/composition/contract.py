@@ -23,6 +23,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.estimators.pathwise": "diffusion",
     "flowrl.estimators.renoise": "diffusion",
     "flowrl.estimators.adjoint": "diffusion",
+    "flowrl.estimators.distribution": "diffusion",
     "flowrl.estimators.directions": "diffusion",
     "flowrl.estimators.masked": "masked",
     "flowrl.estimators.tokens": "causal",

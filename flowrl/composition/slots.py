@@ -15,6 +15,7 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.estimators.times import TimeDraw
 from flowrl.estimators.views import ViewDraw
 from flowrl.importing import Place
+from flowrl.parts.companions import CompanionWeights
 from flowrl.parts.ema import Decay, EmaWeights
 from flowrl.samplers.windows import Window
 from flowrl.types import (
@@ -27,7 +28,9 @@ from flowrl.types import (
     LossMask,
     LossWeight,
     Objective,
+    PenaltyWeight,
     Regularizer,
+    Replay,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -81,6 +84,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.pathwise",
             "flowrl.estimators.renoise",
             "flowrl.estimators.adjoint",
+            "flowrl.estimators.distribution",
         ),
     ),
     "views": Slot(
@@ -102,6 +106,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
             "flowrl.parts.several_rewards",
+            "flowrl.parts.novelty",
             "flowrl.parts.records",
         ),
     ),
@@ -115,6 +120,7 @@ SLOTS: dict[str, Slot] = {
         ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
+    "replay": Slot(Replay, ("flowrl.samplers.replayed",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ("flowrl.parts.loss_masks",)),
     "objective": Slot(
@@ -136,10 +142,12 @@ SLOTS: dict[str, Slot] = {
     "regularizers": Slot(
         Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
     ),
+    "penalty_weight": Slot(PenaltyWeight, ("flowrl.parts.penalty_weights",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),
     "coefficients": Slot(Coefficient, ("flowrl.parts.controllers", "flowrl.parts.schedules")),
+    "companions": Slot(CompanionWeights, ("flowrl.parts.companions",)),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

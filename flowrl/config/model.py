@@ -12,7 +12,16 @@ from flowrl.paths import absolute_folder
 Family = Literal["diffusion", "masked", "causal"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
-    "diffusion": ("call", "decode_batch", "vae_slicing", "vae_tiling", "offload", "prompt_cache", "quantize_encoders"),
+    "diffusion": (
+        "call",
+        "inputs",
+        "decode_batch",
+        "vae_slicing",
+        "vae_tiling",
+        "offload",
+        "prompt_cache",
+        "quantize_encoders",
+    ),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
     "causal": (*_LANGUAGE, "critic", "vllm", "image_tokenizer"),
 }
@@ -66,6 +75,11 @@ class ModelConfig(Section):
     )
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
+    )
+    inputs: dict[str, str] = Field(
+        default={},
+        description="arguments of that call which are pictures of each prompt's own, and the columns that hold their "
+        "paths, from the data file's folder: image: source",
     )
     decode_batch: PositiveInt = Field(default=16, description="diffusion: images decoded at once")
     vae_slicing: bool = Field(

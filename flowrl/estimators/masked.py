@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowrl.devices import put, wide
 from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_beta, check_recorded, distances_to
-from flowrl.estimators.views import RandomCount, ViewDraw
+from flowrl.estimators.views import RandomCount, Trajectory, ViewDraw
 from flowrl.math.random import derive
 from flowrl.types import (
     ALL_TOKENS,
@@ -56,9 +56,16 @@ class MaskedViews:
     kl: KLKind = "k3"
     entropy: bool = True
     divergence: float | None = None
+    trust_rollout: bool = False
 
     def __post_init__(self) -> None:
         check_beta(self.divergence)
+        exact = isinstance(self.views, Trajectory) and self.views.merge == 1
+        if self.trust_rollout and not (exact and self.per != "view" and self.tempered):
+            raise ValueError(
+                "trust_rollout=true takes what the sampler recorded of each token, and other views are measured: set "
+                "per=cell or token, tempered=true and views=trajectory with merge=1, or trust_rollout=false"
+            )
         if not 0 <= self.corrupt <= 1:
             raise ValueError(f"corrupt={self.corrupt} should be a probability, from 0 to 1")
 
@@ -68,7 +75,7 @@ class MaskedViews:
 
     @property
     def has_recorded_logp(self) -> bool:
-        return False
+        return self.trust_rollout
 
     def decisions(self, recorded: int) -> tuple[int, int]:
         check_recorded(recorded)
@@ -98,8 +105,13 @@ class MaskedViews:
             shared=self._nodes(trace),
         )
 
-    def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> None:
-        return None
+    def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> Likelihood | None:
+        if not self.trust_rollout:
+            return None
+        if rows.drawn_logp is None:
+            raise IncompatibleError("estimator.trust_rollout needs algorithm.sampler.keep_scores=true")
+        drawn = torch.where(rows.targets, rows.drawn_logp[:, None].double(), 0.0)
+        return Likelihood(drawn.flatten(1) if self.per == "cell" else drawn.sum(dim=1))
 
     def _nodes(self, trace: TokenTrace) -> Tensor | None:
         """[N, m] the nodes that the views lead to, where they are those of a tree's levels."""

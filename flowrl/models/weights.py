@@ -40,6 +40,8 @@ class WeightSets(ABC):
         self._reference_hash: str | None = None
         self._frozen: set[str] = set()
         """Sets that were read from elsewhere: they never move, and no checkpoint holds them."""
+        self._learning: set[str] = {LIVE}
+        """Sets that an optimiser moves."""
         self._sets[REFERENCE] = self._copy()
 
     @property
@@ -67,6 +69,20 @@ class WeightSets(ABC):
                 yield
         finally:
             self._switch(before)
+
+    @contextmanager
+    def learning(self, name: str) -> Iterator[None]:
+        """Let ``name`` stand in the place of the live weights: inside, gradients are on, and an optimiser of the
+        parameters moves this set. Raises `ValueError` for sets that do not move."""
+        if name in (LIVE, REFERENCE) or name in self._frozen:
+            raise ValueError(f"the weights {name!r} are no companion's, which alone learn beside the live ones")
+        self._learning.add(name)
+        with self.using(name), torch.enable_grad():
+            yield
+
+    def learns(self, name: str) -> bool:
+        """Whether an optimiser moves a set, which torch may not see (`stamps`)."""
+        return name in self._learning
 
     def drop_reference(self, *, hashed: bool = True) -> None:
         """Free the reference where nothing will compare with it; its hash stays known, unless nobody will ask."""

@@ -20,19 +20,23 @@ def check_model(config: Config, family: str) -> Config:
     """The config, `with_adapter_shape`.
 
     Raises:
-        UserError: a model that is not there, or of another family than the algorithm trains; a ``model.call`` that its
-            pipeline does not take; an attention backend that is not installed; an adapter that is not there or does
-            not fit.
+        UserError: a model that is not there, or of another family than the algorithm trains; a ``model.call`` or
+            ``model.inputs`` that its pipeline does not take; an attention backend that is not installed; an adapter
+            that is not there or does not fit.
     """
     _check_name(config.model.path)
     _check_quantized(config.model)
     if config.model.merge_adapters:
         _check_merging(config.model)
     _check_family(config.model.path, family)
-    if config.model.call:
+    if config.model.call or config.model.inputs:
         from flowrl.models.diffusion.call_arguments import check_saved_call
 
-        check_saved_call(absolute_folder(config.model.path), config.model.call)
+        check_saved_call(absolute_folder(config.model.path), config.model.call, config.model.inputs)
+    if config.model.inputs and config.model.prompt_cache:
+        raise UserError(
+            "model.prompt_cache=true keeps what texts become, and model.inputs has pictures; set it to false"
+        )
     if config.model.attention is not None:
         _check_attention(config.model.attention, family)
     return with_adapter_shape(config, family)

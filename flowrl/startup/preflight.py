@@ -11,7 +11,7 @@ from flowrl.clients.ray import check_placement
 from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import VLLMConfig
-from flowrl.data import PromptFormat, PromptSet, load_prompts
+from flowrl.data import PromptFormat, PromptSet, load_prompts, with_pictures
 from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
 from flowrl.launcher import is_first
@@ -60,6 +60,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     _check_critic(config, algorithm)
     _check_shard(config, algorithm)
     _check_staleness(config, algorithm)
+    _check_replay(algorithm)
     _check_workers(config, algorithm)
     check_optimizer(
         config.optimizer,
@@ -145,6 +146,7 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
         return
     engine = isinstance(sampler, CausalSampler) and sampler.engine is not None
     conflicts = {
+        "cannot exchange the weights of algorithm.companions while they learn": bool(algorithm.companions),
         "has no critic that is a network of its own; set model.critic=head": model.critic_for(algorithm.valued)
         == "network",
         "cannot be compiled as well; set model.compile=false": model.compile,
@@ -197,10 +199,7 @@ def _check_staleness(config: Config, algorithm: Algorithm) -> None:
     if not config.train.staleness:
         return
     weighted = any(isinstance(part, TruncatedImportance) for part in algorithm.token_advantage)
-    recorded = algorithm.estimator.has_recorded_logp and not algorithm.token_advantage
-    if algorithm.family == "causal" and weighted:
-        return
-    if recorded and algorithm.objective.needs_old_logp and algorithm.behaviour == "live":
+    if (algorithm.family == "causal" and weighted) or _knows_old_policies(algorithm):
         return
     fix = "set train.staleness=0"
     if algorithm.family == "causal":
@@ -212,9 +211,45 @@ def _check_staleness(config: Config, algorithm: Algorithm) -> None:
     )
 
 
+def _knows_old_policies(algorithm: Algorithm) -> bool:
+    """Whether its ratio is to the likelihood that the sampler recorded, whatever weights sampled."""
+    recorded = algorithm.estimator.has_recorded_logp and not algorithm.token_advantage
+    return recorded and algorithm.objective.needs_old_logp and algorithm.behaviour == "live"
+
+
+def _check_replay(algorithm: Algorithm) -> None:
+    """Raise `UserError` where samples of earlier iterations could not be learned from as what they are."""
+    if algorithm.replay is None:
+        return
+    if not _knows_old_policies(algorithm):
+        trusting = hasattr(algorithm.estimator, "trust_rollout")
+        fix = "set algorithm.estimator.trust_rollout=true, or " if trusting else ""
+        raise UserError(
+            "algorithm.replay brings back samples of older weights, and nothing in this algorithm corrects for them: "
+            "that needs a ratio to the likelihood that the sampler recorded, and no token_advantage; "
+            f"{fix}remove algorithm.replay"
+        )
+    sampler = algorithm.sampler
+    shared = getattr(sampler, "tree", 1) > 1
+    moved = next((c.sets for c in algorithm.coefficients if c.sets.startswith("sampler.")), None)
+    problems = {
+        "algorithm.sampler takes its samples from the data set, which has them already": hasattr(sampler, "group"),
+        "samples of a tree share parts, and come back one by one": shared,
+        "algorithm.sampler.greedy_first makes one sample of a group another kind": getattr(
+            sampler, "greedy_first", False
+        ),
+        f"a coefficient moves {moved}, and samples that it made differently are not alike": moved is not None,
+        "its rewards' gradient is asked for, which is that of present samples": algorithm.judged,
+    }
+    for problem, wrong in problems.items():
+        if wrong:
+            raise UserError(f"algorithm.replay: {problem}; remove one of them")
+
+
 def read_prompts(config: Config, spec: str) -> PromptSet:
-    """Prompts in the form that the config gives them. Raises `UserError`."""
-    return load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
+    """Prompts in the form that the config gives them, with the whole paths of their pictures. Raises `UserError`."""
+    found = load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
+    return with_pictures(found, config.model.inputs.values(), f"prompts {spec}")
 
 
 def _check_texts(sets: Sequence[PromptSet | None]) -> None:

@@ -53,7 +53,7 @@ def check_teachers(config: Config, algorithm: Algorithm, prompts: PromptSet | No
                 f"}}, or {{{name}: {{adapter: a LoRA of model.path}}}}"
             )
     for name, teacher in config.teachers.items():
-        if name in TAKEN or not name.isidentifier():
+        if name in (*TAKEN, *(each.name for each in algorithm.companions)) or not name.isidentifier():
             raise UserError(f"teachers: {name!r} cannot be a teacher's name; use another word")
         if name not in named:
             raise UserError(

@@ -249,6 +249,7 @@ class Table:
     """Of the policy that sampled; ``None``: it is the live one, which nothing has changed yet."""
     held: Rows | None = None
     """[n, D] of the samples that this process holds, with all fields; ``None``: they are ``rows``."""
+    penalty_weight: Tensor | None = None  # [N], see `Batch.penalty_weight`
 
     def batch(
         self, index: Tensor, decisions: slice, weight: Tensor, live: Likelihood, probe: Rows | None = None
@@ -260,7 +261,9 @@ class Table:
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
-        return Batch(advantage, old, put(weight, device), self.group[index], probe, source=self.source[index])
+        held = None if self.penalty_weight is None else put(self.penalty_weight[index], device)
+        told = {"source": self.source[index], "penalty_weight": held}
+        return Batch(advantage, old, put(weight, device), self.group[index], probe, **told)
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,12 @@ class Batch:
     probe: Rows
     reference: Likelihood | None = None
     source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
+    penalty_weight: Tensor | None = None
+    """[N] how much the divergences from a weight set hold each sample; None: all alike, as they are."""
+
+    def held(self, divergence: Tensor) -> Tensor:
+        """A divergence [N, D] as it holds each sample."""
+        return divergence if self.penalty_weight is None else divergence * self.penalty_weight[:, None]
 
 
 def iterate_blocks(rows: int, decisions: int, unit: int, most: int) -> Iterator[tuple[slice, slice]]:

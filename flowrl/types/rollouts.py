@@ -200,6 +200,19 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class PastSamples:
+    """What is known of samples of earlier iterations that could be learned from again, the oldest first."""
+
+    iteration: Tensor  # [K] int64: the one that made each, counted from 0
+    group: Tensor  # [K] int64: its group in that iteration
+    prompt_ids: Tensor  # [K] int64
+    total: Tensor  # [K] float64: its reward, as it was
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+
+@dataclass(frozen=True)
 class Samples:
     """All that rewards and evaluation may see."""
 
@@ -240,6 +253,7 @@ class Scores:
     steps: Tensor | None = field(default=None, kw_only=True)
     """[N, E] float64: the total reward of what a sample would have become before its first step and after each of them
     (`Steps.previews`); NaN where it could not be scored."""
+    penalty_weight: Tensor | None = field(default=None, kw_only=True)  # [N], what a `PenaltyWeight` answered
 
     @property
     def own(self) -> Tensor:

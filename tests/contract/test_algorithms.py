@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flowrl import composition
+from flowrl.companions import train_companions
 from flowrl.step import UpdateSettings, improve
 from tests.contract.toys import (
     Recorder,
@@ -102,11 +103,15 @@ TOY = {
     "rpo": {"sft": 0.1},
     "adjoint_matching": {"scale": 30.0},
     "ddpo": {"clip": 0.2},
+    "dmd2": {"real": "teacher", "guidance": 1.0},  # who knows what is rewarded
     "fdfo": {"churn": 0.2},  # two samples of a pair differ in two numbers here, not in thousands
     "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference
     "loop": {"clip": 0.2},
     "flow_grpo": {"clip": 0.2, "kl": 0.001},
     "flow_grpo_fast": {"clip": 0.2},
+    "gardo": {"clip": 0.2, "kl": 0.001},
+    "diverse_grpo": {"clip": 0.2, "kl": 0.01},
+    "ddrl": {"clip": 0.2, "noise": 0.8},
     "flow_cps": {"clip": 0.2},
     "dance_grpo": {"clip": 0.2, "noise": 0.7},
     "mix_grpo": {"clip": 0.2, "size": 3, "every": 2},
@@ -141,6 +146,8 @@ def test_learns_its_toy(name: str) -> None:
     algorithm = small(name, 8, **TOY.get(name, {}))
     policy = start(algorithm, disturbed=False)
     optimizer = torch.optim.Adam(policy.parameters(), lr=RATES[family(name)])
+    rate = RATES[family(name)]
+    beside = {each.name: torch.optim.Adam(policy.parameters(), lr=rate) for each in algorithm.companions}
     memory: dict = {}
     base = sum(level(algorithm, policy, 100 + k) for k in range(8)) / 8
     end, steps = 0.0, 0
@@ -150,6 +157,7 @@ def test_learns_its_toy(name: str) -> None:
         if iteration >= 35:
             own = not is_recorded(algorithm)
             end += (float(it.scores.total.mean()) if own else level(algorithm, policy, iteration)) / 5
+        train_companions(policy, beside, algorithm, it.rollout, it.scores, {}, UpdateSettings())
         improve(policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, UpdateSettings(updates=2))
         steps += 2
         for average in algorithm.ema_weights:

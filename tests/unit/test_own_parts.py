@@ -27,6 +27,7 @@ from flowrl.algorithms.flow_grpo import flow_grpo
 from flowrl.estimators.times import UniformTimes
 from flowrl.estimators.transitions import Transitions
 from flowrl.estimators.views import FullMask
+from flowrl.parts.companions import Companion
 from flowrl.parts.ema import Ema, Ramp
 from flowrl.parts.objectives import Clipped, ObjectiveDefaults
 from flowrl.parts.regularizers import KL
@@ -126,6 +127,11 @@ class MyEma(Ema): ...
 class MyRamp(Ramp): ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class MyCompanion(Companion):
+    """My further weights."""
+
+
 def my_preset(strength: float = 1.0):
     """My way of doing it."""
     return replace(flow_grpo(kl=0.0), objective=MyObjective(strength))
@@ -158,6 +164,10 @@ SPECS = {
     "regularizers": {"use": "flow_grpo", "regularizers": "mine.py:MyKL"},
     "aggregation": {"use": "flow_grpo", "aggregation": "mine.py:MyMean"},
     "ema_weights": {"use": "flow_grpo", "ema_weights": [{"use": "mine.py:MyEma", "name": "old"}]},
+    "companions": {
+        "use": "dmd2",
+        "companions": [{"use": "mine.py:MyCompanion", "name": "fake", "estimator": "matching"}],
+    },
     "decay": {"use": "flow_grpo", "ema_weights": [{"use": "ema", "name": "old", "decay": "mine.py:MyRamp"}]},
 }
 

@@ -13,7 +13,6 @@ from flowrl.models.deviation import TOLERANCE, deviation
 from flowrl.models.diffusion.denoiser_spec import PROBES
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.stages import Stages
-from flowrl.types import prompts_of
 
 ALIASES = {"sdpa": "native", "flash_attention_2": "flash"}
 """What transformers calls the same: the dispatcher's names by those."""
@@ -98,6 +97,6 @@ def _answer(policy: DiffusionPolicy) -> tuple[Tensor, Tensor]:
     if isinstance(policy.network, Stages):  # a row for each of its denoisers
         x, t = x.detach().repeat(2, *[1] * (x.ndim - 1)).requires_grad_(), policy.times(4)[[0, 3]]
     with torch.enable_grad():
-        velocity = policy.velocity(x, t, policy.condition(prompts_of(PROBES[: len(x)])), guidance=1.0)
+        velocity = policy.velocity(x, t, policy.probe(PROBES[: len(x)]), guidance=1.0)
         (gradient,) = torch.autograd.grad(velocity.square().sum(), x)
     return velocity.detach(), gradient

@@ -14,7 +14,6 @@ from flowrl.models.diffusion.coordinates import Coordinates
 from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import RecordedRun, Recorder
-from flowrl.types import prompts_of
 
 STEPS = 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -42,7 +41,7 @@ def check(policy: DiffusionPolicy) -> float:
     trace = policy.recorder.record(PROBES, STEPS, step=rule, output_type="pt")
     assert trace.timesteps is not None
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
-    condition = policy.condition(prompts_of(PROBES))
+    condition = policy.probe(PROBES)
     points = [_canonical(trace, k, policy.spec.calls[0], coordinates, levels) for k in range(len(trace.steps))]
     _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
 
@@ -81,7 +80,7 @@ def predictions(policy: DiffusionPolicy) -> Tensor:
     """Velocities [2, ...] of two prompts at fixed noise, the same at each call."""
     noise = torch.randn(len(PROBES), *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     times = policy.snap(torch.tensor([0.4, 0.8], dtype=torch.float64))
-    return policy.velocity(noise.to(policy.device), times.to(policy.device), policy.condition(prompts_of(PROBES)))
+    return policy.velocity(noise.to(policy.device), times.to(policy.device), policy.probe(PROBES))
 
 
 def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from flowrl.models.diffusion.decoder import ImageDecoder
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.image_encoder import ImageEncoder
 from flowrl.models.diffusion.inputs import LeafPath, join
+from flowrl.models.diffusion.prompt_inputs import PromptInputs
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.host_layers import computing_device
 from flowrl.models.lora import Adaptation
@@ -39,6 +40,7 @@ class DiffusionPolicy(HasWeightSets):
         spec: DenoiserSpec,
         adaptation: Adaptation,
         *,
+        inputs: PromptInputs | None = None,
         dtype: torch.dtype,
         decode_batch: int,
         source: ModelSource | None,
@@ -52,7 +54,7 @@ class DiffusionPolicy(HasWeightSets):
         self.spec = spec
         self.recorder = recorder
         self.adaptation = adaptation
-        self.encoder = Encoder(recorder, spec)
+        self.encoder = Encoder(recorder, spec, inputs)
         self.weights = weight_sets(self.network, adaptation.parameters)
         self.dtype = dtype
         self.origin: dict[str, Any] | None = None
@@ -69,9 +71,14 @@ class DiffusionPolicy(HasWeightSets):
 
     # ------------------------------------------------------------------------------------------------ conditioning
     def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
-        """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
-        made = self.encoder([prompt.text for prompt in prompts])
+        """What the denoiser is told about each prompt; every unique text, with its pictures where the pipeline was
+        loaded with ``inputs``, is encoded once and remembered."""
+        made = self.encoder([self.encoder.inputs.told(prompt) for prompt in prompts])
         return replace(made, origin=PromptRows.of(prompts)) if self.teachers else made
+
+    def probe(self, texts: Sequence[str]) -> DiffusionCondition:
+        """The condition of texts for checks of the policy itself: with a stand-in where prompts have pictures."""
+        return self.encoder([(text,) for text in texts])
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:

@@ -97,6 +97,8 @@ class Recorder:
         self.network_name = denoiser_name(pipeline)
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self._signature = inspect.signature(type(pipeline).__call__)
+        self.parameters: Mapping[str, inspect.Parameter] = self._signature.parameters
+        """Of the pipeline's call."""
         check_call(call, self._signature.parameters, type(pipeline).__name__)
         self.call = typed_arguments(call, self._signature.parameters)
         self._network_signature = inspect.signature(self.network.forward)
@@ -161,10 +163,14 @@ class Recorder:
         return trace
 
     def calls(
-        self, prompts: Sequence[str], count: int, blank: Callable[[dict[str, Any]], Tensor]
+        self,
+        prompts: Sequence[str],
+        count: int,
+        blank: Callable[[dict[str, Any]], Tensor],
+        given: Mapping[str, Any] | None = None,
     ) -> list[DenoiserCall]:
         """The inputs of the ``count`` denoiser calls of the first step. None is computed: ``blank(inputs)`` takes the
-        place of a prediction."""
+        place of a prediction. ``given``: arguments that take the place of those of `call`."""
         seen: list[DenoiserCall] = []
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -177,7 +183,7 @@ class Recorder:
             raise _StopRun
 
         with self._intercepted(forward, advance, computes=False):
-            self._run(prompts, 2, "latent", 0)
+            self._run(prompts, 2, "latent", 0, given=given)
         return seen
 
     def schedule(self, steps: int) -> RecordedRun:
@@ -222,8 +228,9 @@ class Recorder:
         seed: int,
         release: bool = True,
         graph: bool = False,
+        given: Mapping[str, Any] | None = None,
     ) -> Any:
-        arguments = batch_call(self.call, len(prompts))
+        arguments = batch_call(self.call, len(prompts)) | dict(given or {})
         if not any("prompt_embeds" in key and not key.startswith("negative") for key in arguments):
             arguments["prompt"] = list(prompts)
         arguments["num_inference_steps"] = steps
