@@ -34,7 +34,7 @@ def sft(
     error at logit-normal times, as diffusers trains SD3.
 
     Another run goes on from its adapter, as RL from a warm start: ``model.adapter: RUN/checkpoints/step_000100/peft``
-    (``lora`` of diffusion models), which is then its reference as well.
+    (``lora`` of diffusion models), which is then its reference as well; or ``stages`` of one config.
 
     columns: ``[completion]``, or ``[image]`` of pictures; of several each is a sample.
     Deviations of the masked form: the number of masked tokens is uniform (same mean, no 1/t weights; the release hides
