@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flowrl import load_policy
+from flowrl.config import Config
 from flowrl.errors import UserError
+from flowrl.evaluation import evaluate
 from flowrl.models import export_policy
 from flowrl.models.lora import LoRAOptions
 from flowrl.models.text.image_tokens import FOLDER, find_image_tokenizer
 from flowrl.samplers.causal import CausalSampler
+from flowrl.train import train
 from flowrl.types import Draw, Prompt
+from flowrl.worlds import shape_tokens
+from flowrl.worlds.shapes.scenes import random_scene, render
+from flowrl.worlds.shapes.verifier import score
 
 CODES, SIDE = 8, 2
 WORDS = ("<pad>", "<eos>", "a", "red", "dot")
@@ -97,3 +104,47 @@ def test_a_merged_export_draws_the_same(tmp_path: Path) -> None:
     tokens = torch.arange(len(WORDS), len(WORDS) + 4)[None]
     assert torch.equal(again.decode(tokens), policy.decode(tokens))
     assert json.loads((tmp_path / "out" / FOLDER / "config.json").read_text())["num_vq_embeddings"] == CODES
+
+
+def test_the_worlds_tokenizer_keeps_every_scene() -> None:
+    network: Any = VQModel.from_pretrained(shape_tokens.BASE / FOLDER)
+    rows, rng = shape_tokens.prompts("test"), random.Random(3)
+    images = render([random_scene(row, rng) for row in rows])
+    with torch.no_grad():
+        again = (network.decode(network.encode(images * 2 - 1).latents).sample / 2 + 0.5).clamp(0, 1)
+    assert score(again, rows)[0].float().mean() > 0.97 < score(images, rows)[0].float().mean()
+
+
+@pytest.mark.slow
+def test_the_worlds_base_draws_half_of_the_prompts() -> None:
+    policy: Any = load_policy("shape_tokens", family="causal", device="cpu")
+    rows = shape_tokens.prompts("test")
+    prompts = [Prompt(row["prompt"], number, row) for number, row in enumerate(rows)]
+    draw = Draw.of(torch.arange(len(rows)), torch.arange(len(rows)), 0, 0, prompts)
+    rollout = CausalSampler(length=shape_tokens.LENGTH)(policy, policy.condition(prompts), draw)
+    assert 0.35 < score(policy.decode(rollout.final), rows)[0].float().mean() < 0.75
+
+
+@pytest.mark.slow
+def test_rewards_of_pictures_train_it_and_are_evaluated(tmp_path: Path) -> None:
+    changes = {"iterations": 2, "threads": 1, "micro_batch": 16, "sample_batch": 16}
+    run = train(
+        Config.of(
+            {
+                "name": "drawn",
+                "out": str(tmp_path / "run"),
+                "model": {"path": "shape_tokens", "full": True},
+                "algorithm": {"use": "selftok_pg", "length": 16},
+                "data": {"train": "shapes:train", "test": "shapes:test", "prompts": 4, "group": 4},
+                "rewards": ["shapes"],
+                "train": changes,
+                "eval": {"every": 1, "prompts": 8, "batch": 8},
+                "log": {"samples": 2, "samples_every": 1},
+            }
+        )
+    )
+    assert len(list(run.glob("samples/*/*.png"))) == 4
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["ratio/first_max_deviation"] < 1e-4 and lines[-1]["grad_norm"] > 0
+    suites = evaluate(str(run), ["geneval"], tmp_path / "eval", samples=1, limit=6)["suites"]
+    assert suites["geneval"]["arms"].keys() == {"base", "tuned"}
