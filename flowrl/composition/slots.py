@@ -85,6 +85,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.renoise",
             "flowrl.estimators.adjoint",
             "flowrl.estimators.distribution",
+            "flowrl.estimators.trajectory_matching",
         ),
     ),
     "views": Slot(
