@@ -1,4 +1,4 @@
-"""DMD2 against its release, both losses written out for the noise prediction of a DDPM model; TDM-R1 against its port."""
+"""DMD2 against its release, written out for the noise prediction of a DDPM model; TDM-R1 against its port."""
 
 from __future__ import annotations
 
