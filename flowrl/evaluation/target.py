@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowrl.config import Config
+from flowrl.errors import UserError
 from flowrl.records.sample_files import Entry
 from flowrl.types import Policy, Prompt
 
@@ -60,5 +61,10 @@ def prompt_of(row: Mapping[str, Any], number: int) -> Prompt:
 
 
 def medium_of(family: str) -> Medium:
-    """What models of a family make."""
+    """What models of a family make. Raises `UserError` for a reward model, which makes nothing."""
+    if family == "reward":
+        raise UserError(
+            "a reward model makes no samples: export it with --to merged, and name the folder in the reward"
+            " reward_model (flowrl test-reward tries it)"
+        )
     return "images" if family == "diffusion" else "completions"
