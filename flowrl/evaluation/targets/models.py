@@ -13,7 +13,7 @@ from flowrl.evaluation.target import Target, Variant, medium_of
 from flowrl.evaluation.targets.request import Request, Samplers
 from flowrl.evaluation.targets.world_models import base_models, completion_length, model_folder, pipeline_call, world_of
 
-FAMILIES = ("diffusion", "masked", "causal")
+FAMILIES = ("diffusion", "masked", "causal", "control", "reward")
 
 
 def model_target(text: str, request: Request) -> tuple[Target, Samplers]:
@@ -68,6 +68,7 @@ def _load_options(model: str, request: Request) -> tuple[str, dict[str, Any]]:
     if request.family not in (None, *FAMILIES):
         raise UserError(f"--family: there is no family {request.family!r}{did_you_mean(str(request.family), FAMILIES)}")
     family = request.family or _family(model)
+    medium_of(family, model_folder(model, family))
     export = request.export
     exported = dict(export.load) if export is not None and export.family == family else {}
     if family == "diffusion":
