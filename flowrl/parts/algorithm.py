@@ -28,7 +28,7 @@ from flowrl.types import (
     TokenAdvantage,
 )
 
-Family = Literal["diffusion", "masked", "causal", "reward"]
+Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
