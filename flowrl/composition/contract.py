@@ -24,6 +24,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.estimators.renoise": "diffusion",
     "flowrl.estimators.adjoint": "diffusion",
     "flowrl.estimators.distribution": "diffusion",
+    "flowrl.estimators.trajectory_matching": "diffusion",
     "flowrl.estimators.directions": "diffusion",
     "flowrl.estimators.masked": "masked",
     "flowrl.estimators.tokens": "causal",

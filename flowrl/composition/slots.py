@@ -90,6 +90,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.episodes",
             "flowrl.estimators.gaussian",
             "flowrl.estimators.distribution",
+            "flowrl.estimators.trajectory_matching",
         ),
     ),
     "views": Slot(

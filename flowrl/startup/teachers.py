@@ -123,7 +123,8 @@ def open_weight_sets(config: Config, policy: LoadedPolicy, algorithm: Algorithm)
     for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
         if name not in config.teachers:
             policy.update_ema(name, 0.0)
-    if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references):
+    beside = (name for companion in algorithm.companions for name in companion.compared)
+    if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references, *beside):
         policy.weights.drop_reference()
     return notes
 

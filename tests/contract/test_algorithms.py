@@ -103,6 +103,7 @@ TOY = {
     "rpo": {"sft": 0.1},
     "adjoint_matching": {"scale": 30.0},
     "ddpo": {"clip": 0.2},
+    "tdm_r1": {"guidance": 1.0, "guided": 0.0, "clip": 0.2, "rewarded": 5.0},
     "dmd2": {"real": "teacher", "guidance": 1.0},  # who knows what is rewarded
     "fdfo": {"churn": 0.2},  # two samples of a pair differ in two numbers here, not in thousands
     "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference
@@ -158,7 +159,8 @@ def test_learns_its_toy(name: str) -> None:
         if iteration >= 35:
             own = not is_recorded(algorithm)
             end += (float(it.scores.total.mean()) if own else level(algorithm, policy, iteration)) / 5
-        train_companions(policy, beside, algorithm, it.rollout, it.scores, {}, UpdateSettings())
+        made = (it.rollout, it.scores, {}, UpdateSettings())
+        train_companions(policy, beside, algorithm, *made, done=iteration)
         improve(policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, UpdateSettings(updates=2))
         steps += 2
         for average in algorithm.ema_weights:
