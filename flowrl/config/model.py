@@ -23,7 +23,7 @@ FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
         "quantize_encoders",
     ),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
-    "causal": (*_LANGUAGE, "critic", "vllm"),
+    "causal": (*_LANGUAGE, "critic", "vllm", "image_tokenizer"),
     "control": ("critic",),
     "reward": ("chat", "system"),
 }
@@ -159,6 +159,11 @@ class ModelConfig(Section):
     )
     router_loss: NonNegativeFloat = Field(
         default=0.0, description="language: weight of a mixture of experts' load-balancing loss; 0 = none"
+    )
+    image_tokenizer: str | None = Field(
+        default=None,
+        description="causal: VQModel of diffusers that makes pictures of completions, folder or hub id; null = the"
+        " folder image_tokenizer in the model's, if there is one",
     )
     vllm: VLLMConfig = Field(default=VLLMConfig(), description="causal: options of the engine vLLM")
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")
