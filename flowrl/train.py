@@ -79,7 +79,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         checks = UpdateChecks(due(session.config.monitor.checks, iteration), first=iteration == 0)
         how = (session.update_settings(), session.scaler)
         fresh = (batch.rollout, batch.scores, session.memory, *how, batch.share)
-        beside = train_companions(policy, session.companions, algorithm, *fresh)
+        beside = train_companions(policy, session.companions, algorithm, *fresh, iteration)
         what = (learned.rollout, learned.scores, advantage, *how, learned.share)
         updated = improve(policy, session.optimizer, algorithm, *what, checks, batch.record)
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))

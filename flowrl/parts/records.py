@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.parts.advantages import BestVersusWorst
-from flowrl.types import DATA, IncompatibleError, Memory, Scores
+from flowrl.types import DATA, IncompatibleError, Memory, Scores, first_of_group
 
 
 def _feedback(scores: Scores, who: str) -> Tensor:
@@ -27,6 +27,15 @@ class RatedPair:
         one = torch.ones(1, dtype=torch.float64)
         rated = replace(scores, rewards=feedback[:, None], weights=one, valid=scores.valid & ~feedback.isnan())
         return BestVersusWorst()(rated, memory)
+
+
+@dataclass(frozen=True)
+class FirstPreferred:
+    """1 for the first sample of a group, -1 for the others: the data set's order, whatever it says of them."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        sign = torch.where(first_of_group(scores.group), 1.0, -1.0).double()
+        return torch.where(scores.valid, sign, torch.zeros_like(sign))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from flowrl.score.signatures import adapt
 from flowrl.train import train
 from flowrl.types import Prompt, Samples, Scores
 from tests.contract.toys import Iteration, gradients, roll, small, start
-from tests.launching import settled
+from tests.launching import PATHS, settled
 
 PROMPTS = [Prompt(name, index + 3, {"tag": tag}) for index, (name, tag) in enumerate(zip("abcd", "xxyz", strict=True))]
 GROUP = torch.arange(4).repeat_interleave(3)
@@ -1031,7 +1031,7 @@ def begun(folder: Path, function: str) -> subprocess.Popen[bytes]:
     (folder / "mine.py").write_text(SLOW)
     (folder / "tiny.yaml").write_text(f"{TINY}rewards: ['{folder}/mine.py:{function}']\nout: {folder}/run\n")
     command = [sys.executable, "-m", "flowrl", "train", str(folder / "tiny.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 240
     while not (folder / "asked").exists():

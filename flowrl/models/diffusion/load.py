@@ -218,7 +218,7 @@ def single_step(scheduler: Any) -> Any:
     name, config = type(scheduler).__name__, scheduler.config
     if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
-    if name == "LCMScheduler":  # its own few times, for which the network is distilled; its step is never used
+    if name in ("LCMScheduler", "TCDScheduler"):  # their own few times, for which networks are distilled, and no steps
         return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)

@@ -100,7 +100,9 @@ class DiffusionPolicy(HasWeightSets):
         if steps not in self._schedules:
             trace = self.recorder.schedule(steps)
             assert trace.timesteps is not None
-            times = time_grid(self.spec.coordinates.levels(trace.timesteps, trace.sigmas))
+            times = time_grid(self.spec.coordinates.levels(trace.timesteps, trace.sigmas)).clamp(
+                max=1
+            )  # but for rounding
             self._schedules[steps] = (times, trace.init_noise_sigma)
         return self._schedules[steps]
 
