@@ -174,19 +174,6 @@ def flux_control() -> Any:
     )  # fmt: skip
 
 
-def control_net() -> Any:
-    net = diffusers.ControlNetModel(
-        block_out_channels=(8, 16), layers_per_block=1, in_channels=4, norm_num_groups=4, cross_attention_dim=32,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
-        conditioning_embedding_out_channels=(2, 4),
-    )  # fmt: skip
-    return diffusers.StableDiffusionControlNetPipeline(
-        vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(), controlnet=net,
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-
-
 def pix2pix() -> Any:
     return diffusers.StableDiffusionInstructPix2PixPipeline(
         vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(in_channels=8),
@@ -246,7 +233,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "hunyuan_image_mix": (hunyuan_image_mix, CALLS["hunyuan_image"], "may change during a run"),
     "anyflow": (anyflow, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "not an affine function"),
     "forcing": (forcing, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "equally often"),
-    "control_net": (control_net, {"guidance_scale": 5.0, "image": picture(), **SMALL}, "changes from step to step"),
     "pix2pix": (pix2pix, {"guidance_scale": 5.0, "image": picture()}, "mixes the 3 predictions"),
     "sd15_pag": (sd15_pag, {"guidance_scale": 5.0, "pag_scale": 2.0, **SMALL}, "mixes the 3 predictions"),
     "img2img": (img2img, {"guidance_scale": 5.0, "image": picture(), "strength": 0.8}, "starts from noise"),

@@ -9,7 +9,7 @@ from typing import Literal
 from flowrl.errors import UserError
 from flowrl.models.hub import is_hub_id, read_json
 
-Family = Literal["diffusion", "masked", "causal", "reward"]
+Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
 """Diffusers pipelines of masked-diffusion language models."""
 MASKED_NAMES = ("llada", "dream", "diffusion_gemma")
@@ -76,6 +76,8 @@ def declared_family(path: str) -> tuple[Family, bool]:
             f"model {path!r} has neither model_index.json nor config.json on the hub, so it is neither a diffusers"
             " pipeline nor a transformers model; check the name"
         )
+    if config is not None and config.get("family") == "control":
+        return "control", True
     if config is None or "_class_name" in config:
         return "diffusion", True  # whose loader says what is missing
     kind, architectures = str(config.get("model_type", "")).lower(), [str(a) for a in config.get("architectures") or ()]

@@ -147,7 +147,7 @@ def _check_family(path: str, family: str) -> None:
             raise UserError(f"model.path: {path} is an adapter; give its base model, and this folder as model.adapter")
         if family != "diffusion":
             raise UserError(
-                f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
+                f"model.path: {path} has no config.json, so it holds no {family} model; give its own folder"
             )
     from flowrl.models.files import check_files
 

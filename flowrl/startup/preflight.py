@@ -12,6 +12,7 @@ from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import VLLMConfig
 from flowrl.data import PromptFormat, PromptSet, load_prompts, with_pictures
+from flowrl.environments import check_environment
 from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
 from flowrl.launcher import is_first
@@ -101,9 +102,10 @@ def _check_unused(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             f"model.{unused[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
-    if config.train.micro_tokens is not None and algorithm.family == "diffusion":
+    if config.train.micro_tokens is not None and algorithm.family in ("diffusion", "control"):
         raise UserError(
-            "train.micro_tokens counts tokens, and this algorithm trains a diffusion model; set train.micro_batch"
+            f"train.micro_tokens counts tokens, and this algorithm trains a {algorithm.family} model; set"
+            " train.micro_batch"
         )
 
 
@@ -122,8 +124,13 @@ def _check_evaluation(config: Config, algorithm: Algorithm) -> None:
         algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
-    if config.eval.prefill is not None and algorithm.family == "diffusion":
-        raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
+    if config.eval.prefill is not None and algorithm.family in ("diffusion", "control"):
+        raise UserError(
+            f"eval.prefill means nothing for {algorithm.family} models, which this algorithm trains; remove it"
+        )
+    environment = getattr(algorithm.sampler, "environment", None)
+    if environment is not None:
+        check_environment(environment)
 
 
 def _check_critic(config: Config, algorithm: Algorithm) -> None:

@@ -201,6 +201,59 @@ class ViewRows(Rows):
         return replace(self, drawn_logp=drawn, given=given, **cut)
 
 
+@dataclass(frozen=True)
+class EpisodeRows(Rows):
+    """Probes of episodes: of every event (a decision in an environment), ``per`` numbers of another estimator's, such
+    as its denoising steps, side by side; D = (S + 1) per. The last event of an episode is the observation after it: no
+    decision, but a critic values it."""
+
+    large: ClassVar[frozenset[str]] = frozenset({"observed", "slot", "seen"})
+
+    alive: Tensor  # [N, D] bool: of decisions that were made
+    event: Tensor  # [N, D] int64, from 0 to S; -1 where there is no decision
+    number: Tensor  # [N, D] int64: which of the event's ``per`` numbers it is
+    truncated: Tensor  # [N, D] bool: whether a time limit cut the episode
+    per: int
+    observed: Tensor  # [N, S + 1, history, o]
+    seen: Tensor  # [N, S + 1] bool: where there is an observation
+    slot: Tensor  # [N, S + 1] int64: the row of ``inner`` that is the event's, -1 for none
+    inner: Rows | None
+    """[L, per] of all decisions that were made, one after another; stays with the process that made them."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.alive.shape[0], self.alive.shape[1]
+
+    @property
+    def unit(self) -> int:
+        return self.per
+
+    @property
+    def counted(self) -> Tensor:
+        return self.alive
+
+    @property
+    def events(self) -> Tensor:
+        return self.event
+
+    def block(self, rows: Tensor, decisions: slice) -> Self:
+        """Whole events of some samples; ``inner`` stays as it is, and ``slot`` says where in it they are."""
+        first, last, _ = decisions.indices(self.shape[1])
+        assert first % self.per == 0 and last % self.per == 0, "a block holds whole events"
+        events = slice(first // self.per, last // self.per)
+        cut = {name: getattr(self, name)[rows][:, decisions] for name in ("alive", "event", "number", "truncated")}
+        cut |= {name: _cut_here(getattr(self, name), rows, events) for name in ("observed", "seen", "slot")}
+        return replace(self, **cut)
+
+
+def _cut_here(value: Tensor, rows: Tensor, events: slice) -> Tensor:
+    """A block of what may be with another process, where it has a shape alone."""
+    if value.device.type != "meta":
+        return value[rows][:, events]
+    count = len(range(*events.indices(value.shape[1])))
+    return value.new_empty((len(rows), count, *value.shape[2:]))
+
+
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
     return value[rows][:, decisions] if isinstance(value, Tensor) else value
 

@@ -29,7 +29,7 @@ def run_target(run: Path, request: Request) -> tuple[Target, Samplers]:
 
     config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
-    medium = medium_of(family)
+    medium = medium_of(family, model_folder(config.model.path, family), config.model.image_tokenizer)
     if request.call is not None:
         raise UserError("a run is evaluated with the call of its own config; export it to evaluate it with another")
     if request.family not in (None, family):

@@ -25,7 +25,7 @@ from flowrl.models.diffusion.denoiser_spec import PROBES
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import DenoiserCall, prediction_of
-from flowrl.models.diffusion.stages import Stages, adaptation_of, denoisers
+from flowrl.models.diffusion.stages import adaptation_of, denoisers, rejoined
 from flowrl.models.export_folder import Difference, into_folder
 from flowrl.models.lora import ADAPTER, Adaptation
 from flowrl.models.quantization import check_mergeable, is_quantized
@@ -69,7 +69,7 @@ def formats(policy: DiffusionPolicy) -> tuple[str, ...]:
     loads = f"{policy.recorder.network_name}_lora_layers" in takes and hasattr(network, "load_lora_adapter")
     if not loads:
         return ("peft", *whole)
-    named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora
+    named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora and network is policy.network
     return ("diffusers", "peft", *(("kohya",) if named else ()), *whole)
 
 
@@ -79,8 +79,7 @@ def _denoisers(policy: DiffusionPolicy) -> dict[str, nn.Module]:
 
 def _network(policy: DiffusionPolicy, pipeline: DiffusionPipeline) -> nn.Module:
     """The denoiser of a pipeline that was loaded anew; where it has two, as one."""
-    first, *second = (getattr(pipeline, name) for name in _denoisers(policy))
-    return Stages(first, *second, policy.network.boundary) if isinstance(policy.network, Stages) else first
+    return rejoined(policy.network, [getattr(pipeline, name) for name in _denoisers(policy)])
 
 
 @dataclass(frozen=True)

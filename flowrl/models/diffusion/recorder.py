@@ -101,7 +101,8 @@ class Recorder:
         """Of the pipeline's call."""
         check_call(call, self._signature.parameters, type(pipeline).__name__)
         self.call = typed_arguments(call, self._signature.parameters)
-        self._network_signature = inspect.signature(self.network.forward)
+        own = getattr(self.network, "call_signature", None)  # of one that stands for others
+        self._network_signature: inspect.Signature = own or inspect.signature(self.network.forward)
         self.network_takes_return_dict = "return_dict" in self._network_signature.parameters
         self._texts: dict[int, Any] = {}
         self._form: Callable[[Tensor], Any] = lambda prediction: (prediction,)

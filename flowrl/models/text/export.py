@@ -19,6 +19,7 @@ from flowrl.models.export_folder import Difference, into_folder
 from flowrl.models.lora import Adaptation
 from flowrl.models.quantization import check_mergeable, is_quantized
 from flowrl.models.source import ModelSource
+from flowrl.models.text.image_tokens import FOLDER as IMAGE_TOKENIZER
 from flowrl.models.text.network import Network
 from flowrl.models.text.parity import make_probe, single_row_logits
 from flowrl.models.text.policy import TextPolicy
@@ -85,6 +86,8 @@ def merged_copy(policy: TextPolicy, work: Path) -> PreTrainedModel:
     else:
         merged.save_pretrained(work)
         policy.codec.tokenizer.save_pretrained(work)
+    if policy.image_tokens is not None and Path(policy.image_tokens.path).is_dir():
+        shutil.copytree(policy.image_tokens.path, work / IMAGE_TOKENIZER, dirs_exist_ok=True)
     return open_model(ModelSource(str(work), source.trust_remote_code), policy.family, policy.dtype)
 
 

@@ -20,6 +20,7 @@ from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.comparing import distributions_of, divergences
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
+from flowrl.models.text.image_tokens import ImageTokens
 from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network, Reading
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
@@ -49,6 +50,8 @@ class TextPolicy(HasWeightSets):
         self.codec = codec
         self.layout = layout
         self.source = source
+        self.image_tokens: ImageTokens | None = None
+        """What makes pictures of completions; ``None``: they are texts."""
         self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""
         self.excluded = excluded
@@ -95,7 +98,9 @@ class TextPolicy(HasWeightSets):
 
     def fit_prompts(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
         """The prompts that fit into the context before a completion of that many tokens (see
-        `flowrl.models.text.overlong_prompts`)."""
+        `flowrl.models.text.overlong_prompts`). Completions that are pictures have one length."""
+        if self.image_tokens is not None:
+            self.image_tokens.check_length(completion)
         return fit_prompts(self.codec, prompts, completion, overlong)
 
     def lengths(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[int]:
@@ -106,9 +111,10 @@ class TextPolicy(HasWeightSets):
         """What a user should know of how completions of ``length`` tokens are made."""
         return []
 
-    def decode(self, final: Tensor) -> list[str]:
-        """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
-        return self.codec.texts(final)
+    def decode(self, final: Tensor) -> list[str] | Tensor:
+        """Texts of completions [N, T], up to the first end token and without special tokens unless they are kept, or
+        images [N, 3, H, W] where the model has an image tokenizer."""
+        return self.codec.texts(final) if self.image_tokens is None else self.image_tokens.images(final)
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Completions [N, length] that say these texts and end, padded, and bool [N, length] where their tokens are; a
