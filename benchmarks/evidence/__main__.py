@@ -17,7 +17,7 @@ def main() -> None:
     runs.add_argument("page")
     runs.add_argument("--out", type=Path, required=True, help="where the runs go")
     runs.add_argument("--arms", nargs="*")
-    runs.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    runs.add_argument("--seeds", nargs="*", type=int, help="default: the page's")
     runs.add_argument("--jobs", type=int, default=1)
     runs.add_argument("--pilot", action="store_true", help="choose learning rates, and no more")
     pages = commands.add_parser("write", help="bring pages up to their data")
@@ -32,7 +32,7 @@ def main() -> None:
     if given.pilot:
         pilot(page, given.out.resolve(), arms, given.jobs)
     else:
-        run(page, given.out.resolve(), arms, given.seeds, given.jobs)
+        run(page, given.out.resolve(), arms, given.seeds or list(range(page.seeds)), given.jobs)
         write_page(page.name)
 
 
