@@ -1,4 +1,4 @@
-"""The runs of a page: every arm with every seed in a process of its own with one thread, and their curves."""
+"""The runs of a page: every arm with every seed on one thread, and their curves."""
 
 from __future__ import annotations
 
@@ -94,9 +94,10 @@ def launched(given: list[str], processes: int, log: Path) -> int:
 
 
 def last(directory: Path, keys: list[str]) -> dict[str, float]:
-    """The last value of metrics of a run."""
+    """The last value of those metrics that a run has."""
     lines = RunDirectory(directory).metrics()
-    return {key: next(round(line[key], 4) for line in reversed(lines) if key in line) for key in keys}
+    values = {key: next((line[key] for line in reversed(lines) if key in line), None) for key in keys}
+    return {key: round(value, 4) for key, value in values.items() if value is not None}
 
 
 def curve(directory: Path, score: str) -> list[list[float]]:
