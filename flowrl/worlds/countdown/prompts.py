@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Literal
 
 from flowrl.worlds.countdown.solver import random_term
@@ -31,26 +30,17 @@ def prompts(split: Literal["train", "test"]) -> list[dict[str, Any]]:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', found {split!r}")
-    part = slice(TEST_SIZE) if split == "test" else slice(TEST_SIZE, None)
-    return [
-        {"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag}
-        for tag, tasks in zip(TAGS, _tasks(), strict=True)
-        for numbers, target in tasks[part]
-    ]
-
-
-@cache
-def _tasks() -> tuple[tuple[tuple[tuple[int, ...], int], ...], ...]:
-    """``(numbers, target)`` of both splits in the order drawn, by tag; a run asks for them several times."""
     rng = random.Random("countdown")
-    found = []
+    rows = []
     for tag in TAGS:
-        tasks: dict[tuple[tuple[int, ...], int], None] = {}
+        tasks: dict[tuple[tuple[int, ...], int], None] = {}  # in the order drawn
         while len(tasks) < TRAIN_SIZE + TEST_SIZE:
             numbers, target, _ = random_task(int(tag), rng)
             tasks[numbers, target] = None
-        found.append(tuple(tasks))
-    return tuple(found)
+        chosen = list(tasks)[:TEST_SIZE] if split == "test" else list(tasks)[TEST_SIZE:]
+        for numbers, target in chosen:
+            rows.append({"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag})
+    return rows
 
 
 def random_task(count: int, rng: random.Random) -> tuple[tuple[int, ...], int, str]:
