@@ -45,8 +45,8 @@ class Points:
     def growth(self, checkpoint: Path) -> float:
         """Mean of ``|v| / |v_base| - 1`` with the live weights of a checkpoint."""
         with safe_open(checkpoint / "state" / "state.safetensors", "pt") as file:
-            start = "weights/live/"
-            live = {key.removeprefix(start): file.get_tensor(key) for key in file.keys() if key.startswith(start)}
+            start, keys = "weights/live/", list(file.keys())
+            live = {key.removeprefix(start): file.get_tensor(key) for key in keys if key.startswith(start)}
         missing, unknown = self.network.load_state_dict(live, strict=False)
         trained = {name for name, _ in self.network.named_parameters()}
         assert not unknown and not trained & set(missing), "the checkpoint has other weights than the network"

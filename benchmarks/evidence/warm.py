@@ -28,7 +28,7 @@ def command(arguments: list[str], folder: Path, log: Path) -> int:
         main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Exception:  # noqa: BLE001 - what a process of its own would end with
+    except Exception:  # a process of its own would end with it
         traceback.print_exc()
         return 1
     finally:
