@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 from flowrl.worlds.countdown.solver import random_term
@@ -30,17 +31,24 @@ def prompts(split: Literal["train", "test"]) -> list[dict[str, Any]]:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', found {split!r}")
-    rng = random.Random("countdown")
     rows = []
+    for tag, tasks in _tasks():
+        for numbers, target in tasks[:TEST_SIZE] if split == "test" else tasks[TEST_SIZE:]:
+            rows.append({"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag})
+    return rows
+
+
+@cache
+def _tasks() -> tuple[tuple[str, list[tuple[tuple[int, ...], int]]], ...]:
+    """The (numbers, target) of either split by tag, in the order drawn."""
+    rng, found = random.Random("countdown"), []
     for tag in TAGS:
-        tasks: dict[tuple[tuple[int, ...], int], None] = {}  # in the order drawn
+        tasks: dict[tuple[tuple[int, ...], int], None] = {}
         while len(tasks) < TRAIN_SIZE + TEST_SIZE:
             numbers, target, _ = random_task(int(tag), rng)
             tasks[numbers, target] = None
-        chosen = list(tasks)[:TEST_SIZE] if split == "test" else list(tasks)[TEST_SIZE:]
-        for numbers, target in chosen:
-            rows.append({"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag})
-    return rows
+        found.append((tag, list(tasks)))
+    return tuple(found)
 
 
 def random_task(count: int, rng: random.Random) -> tuple[tuple[int, ...], int, str]:
