@@ -61,8 +61,8 @@ def prompt_of(row: Mapping[str, Any], number: int) -> Prompt:
 
 
 def medium_of(family: str, model: str | Path, image_tokenizer: str | None = None) -> Medium:
-    """What a model of a family makes; a causal one with an image tokenizer draws. Raises `UserError` for a reward
-    model, which makes nothing."""
+    """What a model of a family makes; a causal one with an image tokenizer draws, and episodes are told in words.
+    Raises `UserError` for a reward model, which makes nothing."""
     if family == "reward":
         raise UserError(
             "a reward model makes no samples: export it with --to merged, and name the folder in the reward"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from flowrl.environments.protocol import Array
 from flowrl.math.random import derive, normal, seeds
@@ -13,7 +14,7 @@ from flowrl.types import Prompt
 from flowrl.worlds.avoid.board import LIMIT, STEP, Board, observation
 from flowrl.worlds.avoid.layout import RADIUS, ROWS, WAYS, gap_centre, way_name
 
-FILE = Path(__file__).parent / "demonstrations.npz"
+FILE = Path(__file__).parent / "demonstrations.safetensors"
 SPEED, PULL, AIM, JITTER = 0.9, 4.0, 0.05, 0.5
 """Speed upwards; speed aside per distance; deviations of where it aims within a gap, and of each command."""
 MARGIN, CLEAR = 0.06, 0.06
@@ -64,13 +65,13 @@ PLACES, ACTIONS = 2**13, 127
 def demonstrations() -> tuple[Array, Array, Array]:
     """What ships: observations [T, 8] and actions [T, 2], float32, of all episodes one after another, and the length of
     each."""
-    with np.load(FILE) as held:
-        place, action, length, way = (held[key] for key in ("place", "action", "length", "way"))
-    place = place / PLACES
+    held = load_file(FILE)
+    place, action, length, way = held["place"] / PLACES, held["action"], held["length"], held["way"]
+    length = length.astype(np.int64)
     first = np.cumsum(length) - length
     velocity = np.diff(place, axis=0, prepend=0) / STEP
     velocity[first] = 0
-    observed = observation(place, velocity, np.repeat(way, length))
+    observed = observation(place, velocity, np.repeat(way, length).astype(np.int64))
     return observed.astype(np.float32), (action / ACTIONS).astype(np.float32), length
 
 
@@ -80,11 +81,11 @@ def write(path: Path = FILE, seed: int = 0) -> dict[str, float]:
     seen, done, success, ways = drive(8 * PER_WAY, seed)
     numbers = range(len(WAYS))
     kept = [i for way in numbers for i in np.flatnonzero((ways == way) & (success > 0))[:PER_WAY].tolist()]
-    np.savez_compressed(
-        path,
-        place=np.concatenate([seen[i][:, :2] * PLACES for i in kept]).round().astype(np.int16),
-        action=np.concatenate([done[i] * ACTIONS for i in kept]).round().astype(np.int8),
-        length=np.array([len(seen[i]) for i in kept], dtype=np.int32),
-        way=ways[kept].astype(np.int32),
-    )
+    arrays = {
+        "place": np.concatenate([seen[i][:, :2] * PLACES for i in kept]).round().astype(np.int16),
+        "action": np.concatenate([done[i] * ACTIONS for i in kept]).round().astype(np.int8),
+        "length": np.array([len(seen[i]) for i in kept], dtype=np.int16),
+        "way": ways[kept].astype(np.int8),
+    }
+    save_file(arrays, path)
     return {"success": float(success.mean()), "episodes": len(kept), "pairs": float(sum(len(seen[i]) for i in kept))}
