@@ -48,19 +48,24 @@ def train_companions(
     settings: UpdateSettings,
     scaler: GradScaler = UNSCALED,
     share: Share | None = None,
+    done: int = 0,
 ) -> dict[str, float]:
     """Let every companion learn from a scored rollout; what the log has of it. The live weights stay as they are.
 
-    ``settings`` are the policy's: a companion splits the samples among updates of its own number. Every process calls
-    this, as `flowrl.step.improve`, and raises what that does.
+    ``settings`` are the policy's: a companion splits the samples among updates of its own number. ``done``: iterations
+    before this one. Every process calls this, as `flowrl.step.improve`, and raises what that does.
     """
     found: dict[str, float] = {}
     for each in algorithm.companions:
         advantage = each.advantage(scores, memory)
-        own = replace(settings, updates=each.updates, epochs=1, seed=derive(settings.seed, each.name))
+        own = replace(settings, updates=each.updates, epochs=each.epochs, seed=derive(settings.seed, each.name))
         arguments = (learned_by(each, algorithm), rollout, scores, advantage, own, scaler, share)
         with policy.weights.learning(each.name):
             made = improve(policy, optimizers[each.name], *arguments)
+        steps = each.updates * each.epochs
+        for average in each.ema_weights:
+            decay = average.decay((done + 1) * steps, done * steps)
+            policy.weights.update_ema(average.name, decay, each.name)
         found |= {f"companion/{each.name}/{name}": made[name] for name in REPORTED}
     return found
 
@@ -72,6 +77,9 @@ def learned_by(companion: CompanionWeights, algorithm: Algorithm) -> Algorithm:
         estimator=companion.estimator,
         advantage=companion.advantage,
         objective=companion.objective,
+        regularizers=companion.regularizers,
+        loss_weight=companion.loss_weight,
+        redraw=companion.epochs > 1,
         families=algorithm.families,
     )
 

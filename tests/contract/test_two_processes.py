@@ -91,7 +91,9 @@ def session_of(variant: str, where: str) -> Session:
         "log": {"samples": 0},
     })  # fmt: skip
     rewards = load_rewards(config.rewards, given=given)
-    return Session(config, policy, algorithm, PromptSet(tuple(prompts)), None, rewards, Plain(policy.parameters()))
+    beside = {each.name: Plain(policy.parameters()) for each in algorithm.companions}
+    optimizer = Plain(policy.parameters())
+    return Session(config, policy, algorithm, PromptSet(tuple(prompts)), None, rewards, optimizer, companions=beside)
 
 
 def run(sessions: list[Session], ranks: Ranks) -> tuple[list[Tensor], list[dict[str, float]], int]:
@@ -103,9 +105,10 @@ def run(sessions: list[Session], ranks: Ranks) -> tuple[list[Tensor], list[dict[
         found, made, _ = iterate(session, PhaseTimer())
         metrics.append(settled(found))
         held += int((made.share.here >= 0).sum())
-    optimizer: Any = session.optimizer
+    every: list[Any] = [session.optimizer, *session.companions.values()]
+    gradients = [gradient for optimizer in every for gradient in optimizer.gradients]
     weights = [value.flatten() for _, value in sorted(session.policy.weights.state().items())]
-    return [*optimizer.gradients, torch.cat(weights)], metrics, held
+    return [*gradients, torch.cat(weights)], metrics, held
 
 
 def quickly(names: list[str]) -> list[Any]:

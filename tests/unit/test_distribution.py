@@ -272,6 +272,9 @@ def test_evaluation_samples_as_the_few_steps_are_used() -> None:
     assert not torch.equal(final, FlowSampler(steps=3, guidance=1.0)(policy, condition, draw).final)
 
 
+OWN: dict[str, Any] = {"use": "companion", "name": "fake", "estimator": "matching"}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -281,6 +284,12 @@ def test_evaluation_samples_as_the_few_steps_are_used() -> None:
         ({"algorithm__companions": [{"use": "companion", "name": "fake"}]}, "needs estimator"),
         ({"algorithm__estimator": {"real": "fake"}}, "have no difference"),
         ({"algorithm__sampler__window": None}, "window last_steps"),
+        ({"algorithm__companions": [OWN, OWN]}, "two weight sets are called 'fake'"),
+        ({"algorithm__companions": [{**OWN, "estimator": "tokens"}]}, "Tokens is for causal models"),
+        (
+            {"algorithm__estimator": "matching", "algorithm__sampler__window": None},
+            "algorithm.companions, fake: distribution matching needs recorded states",
+        ),
     ],
 )
 def test_a_run_is_refused_before_its_model_is_loaded(changes: dict[str, Any], sentence: str) -> None:
