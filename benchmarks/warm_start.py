@@ -1,8 +1,8 @@
 """Demonstrations, reinforcement learning, and one after the other in one config of stages, at equal numbers of
-sequences trained on: `python -m benchmarks.warm_start OUT`.
+sequences trained on: `python -m benchmarks.warm_start OUT [SEED ...]`.
 
 Countdown with five numbers, which the causal base (three or four) has never seen: it solves next to none. 300 tasks
-with an expression each to learn from, 400 others without, 120 held out; reward 1 for the target, else 0.
+with an expression each to learn from, 4000 others without, 240 held out; reward 1 for the target, else 0.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from flowrl.worlds.countdown.prompts import random_task, text
 
 SEEDS = (0, 1, 2)
 NUMBERS, LENGTH = 5, 18
-TASKS = {"demonstrations": 300, "train": 400, "test": 120}
+TASKS = {"demonstrations": 300, "train": 4000, "test": 240}
 SFT, RL = 64, 128
 """Sequences of an iteration."""
-WARM, AFTER = 50, 150
+WARM, AFTER = 50, 100
 """Iterations of both stages."""
 
 
@@ -80,7 +80,7 @@ def common(folder: Path, name: str, seed: int) -> dict[str, Any]:
         "rewards": [{"use": "countdown", "options": {"mode": "strict"}}],
         "optimizer": {"lr": 2e-3, "betas": [0.9, 0.99], "weight_decay": 0.0},
         "train": {"seed": seed, "threads": 1, "ema": None, "micro_batch": 256},
-        "eval": {"every": 100000, "samples": 4, "weights": "live", "batch": 480},
+        "eval": {"every": 50, "samples": 2, "weights": "live", "batch": 480},
         "checkpoint": {"every": 0, "best": None},
         "monitor": {"samples": 0, "checks": 0},
         "log": {"samples": 0},
@@ -88,28 +88,31 @@ def common(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
 
 def run(folder: Path, arm: str, stages: list[dict[str, Any]], seed: int) -> dict[str, float]:
-    """Held-out scores before and after each stage, and CPU seconds of sampling and updates."""
+    """Held-out scores before, after the first stage, at the end and at their best (every 50 iterations), and CPU
+    seconds of sampling and updates."""
     name = f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}"
     found = stages_of({**common(folder, name, seed), "stages": stages})
     assert found is not None
     check_stages(found)
-    scores, seconds = [], 0.0
+    scores: list[list[float]] = []
+    seconds = 0.0
     for directory in train_stages(found):
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-        scores += [line["eval/reward/mean"] for line in lines if "eval/reward/mean" in line]
+        scores.append([line["eval/reward/mean"] for line in lines if "eval/reward/mean" in line])
         seconds += sum(map(seconds_of, lines))
-    return {"base": scores[0], "warm": scores[1], "end": scores[-1], "seconds": seconds}
+    best = max(score for each in scores for score in each)
+    return {"base": scores[0][0], "first": scores[0][-1], "end": scores[-1][-1], "best": best, "seconds": seconds}
 
 
 def main() -> None:
     """Prints a line for every run and one for every arm."""
     use_cpu_clock()
-    folder = Path(sys.argv[1])
+    folder, seeds = Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or SEEDS
     folder.mkdir(parents=True)
     write_tasks(folder)
     for arm, stages in arms(folder).items():
         each = []
-        for seed in SEEDS:
+        for seed in seeds:
             each.append(run(folder, arm, stages, seed))
             print(json.dumps({"arm": arm, "seed": seed, **{k: round(v, 4) for k, v in each[-1].items()}}), flush=True)
         means = {key: statistics.fmean(one[key] for one in each) for key in each[0]}

@@ -85,7 +85,7 @@ class Session:
     workers: RolloutWorkers | None = None
     """What samples for training instead of this process."""
     ring: Ring | None = None
-    """What is kept of earlier iterations' samples, where the algorithm learns from them again."""
+    """Where a run's samples are kept, from which its algorithm may learn again; ``None``: nothing is kept."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -289,7 +289,6 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         UserError: a reward or the model cannot be loaded, or the model does not fit the config.
     """
     config, algorithm = run.config, run.algorithm
-    ring = Ring(config.directory.absolute()) if algorithm.replay else None  # before a reward changes directories
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan, given=run.given)
     rewards.check(run.train.prompts)
@@ -317,7 +316,6 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
         companions=build_optimizers(config, policy, algorithm),
-        ring=ring,
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),

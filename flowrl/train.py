@@ -19,6 +19,7 @@ from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
+from flowrl.records.replays import Ring
 from flowrl.replay import keep_samples, with_old_samples
 from flowrl.report import try_write
 from flowrl.rounds import (
@@ -155,6 +156,7 @@ def _train(
     ):
         with together(ranks), explain_out_of_memory(run.config, "load"):
             session = open_session(run, display.stage)
+            session.ring = Ring(directory.path)
         with closing(session.rewards), rollout_workers(run.config) as session.workers:
             if start is not None:
                 with together(ranks), explain_out_of_memory(run.config, "load"):

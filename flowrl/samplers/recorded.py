@@ -43,6 +43,10 @@ class Recorded:
     mismatched: bool = False
     """Another sample at the end of every group: the first column of the prompt before, about which nothing is said
     (KTO's estimate of the KL)."""
+    trace_end: str = ""
+    """Where it is given, a group has every sample a second time without its reasoning: what stands before the last
+    ``trace_end`` is replaced by ``empty_trace``. A sample without one stays as it is."""
+    empty_trace: str = ""
     ends: Literal["one", "all"] = "one"
     """``all``: end tokens up to the sampler's length are part of a completion, as in LLaDA's and d1's SFT, which so
     teach a masked model where to stop."""
@@ -58,6 +62,8 @@ class Recorded:
                 f"ratings={list(self.ratings)} should name a column for each of columns={list(self.columns)}, or none"
             )
 
+        if self.trace_end and self.mismatched:
+            raise ValueError("trace_end and mismatched both add samples to a group; remove one of them")
         if self.margin and self.ratings:
             raise ValueError(f"margin={self.margin!r} and ratings={list(self.ratings)} both rate samples; remove one")
 
@@ -69,7 +75,7 @@ class Recorded:
     @property
     def group(self) -> int:
         """Samples of a prompt."""
-        return len(self.columns) + self.mismatched
+        return len(self.columns) * (1 + bool(self.trace_end)) + self.mismatched
 
     @property
     def length(self) -> int:
@@ -112,7 +118,8 @@ class Recorded:
         return [text_of(prompt.columns[name], prompt) for name in self.columns if name in prompt.columns]
 
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
-        names = (*self.columns, *([OTHER] if self.mismatched else []))
+        again = self.columns if self.trace_end else ()
+        names = (*self.columns, *again, *([OTHER] if self.mismatched else []))
         places = draw.place.tolist()
         if max(places, default=0) >= len(names):
             raise UserError(
@@ -130,6 +137,9 @@ class Recorded:
             sampler: Any = self.sampler
             return policy.encode(pictures, draw.seeds), None, sampler.grid(policy)
         texts = [text_of(value, prompt) for value, prompt in zip(values, draw.prompts, strict=True)]
+        if self.trace_end:
+            bare = (draw.place >= len(self.columns)).tolist()
+            texts = [self._untraced(text) if alone else text for text, alone in zip(texts, bare, strict=True)]
         if self.family == "reward":
             whole = policy.read(draw.prompts, texts, self.length)
             return policy.encode(texts, self.length)[0], TokenTrace(*whole, 1.0), None
@@ -140,7 +150,12 @@ class Recorded:
             tokens, mask = torch.where(tail, policy.end_tokens[0], tokens), mask | tail
         return tokens, TokenTrace(tokens, mask, 1.0, ended=said), None
 
+    def _untraced(self, text: str) -> str:
+        _, end, answer = text.rpartition(self.trace_end)
+        return f"{self.empty_trace}{end}{answer}" if end else text
+
     def _rating(self, prompt: Prompt, place: int) -> float:
+        place = place % len(self.columns) if self.trace_end else place
         if place >= len(self.columns):
             return math.nan
         if self.margin:

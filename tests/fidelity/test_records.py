@@ -28,6 +28,7 @@ release("cpo", "TRL 1.16.0 (CPOTrainer, the authors')")
 release("simpo", "princeton-nlp/SimPO and TRL 1.16.0 (CPOTrainer, loss_type simpo)")
 release("orpo", "xfactlab/orpo and TRL 1.16.0 (ORPOTrainer)")
 release("reward_model", "TRL f2cd577 of 24 Jul 2026 (RewardTrainer)")
+release("bvpo", "the paper alone; no code of the authors'")
 release("dpo_online", "TRL 1.16.0 (OnlineDPOTrainer); no code of the authors'")
 
 
@@ -102,6 +103,30 @@ def test_length_desensitised_pairs() -> None:
     assert bool((length > shared).any())
     [(w, x)] = halves(t, (factor * (t.live - t.reference)).sum(dim=1))
     assert alike(t.gradient, t.gradient_of(-logsigmoid(0.1 * (w - x)).mean()))
+
+
+@cell("bvpo", "loss, gradient", "equal", "share g(with reasoning) + (1 - share) g(without), each DPO's of a pair")
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("empty", [[], ["c2", "c3"]])
+def test_bvpo_gradient(share: float, empty: list[str]) -> None:
+    t = text_trial("bvpo", share=share, empty_columns=empty)
+    texts = t.policy.decode(t.it.rollout.final)
+    if not empty:
+        for first in range(0, len(texts), 4):
+            for whole, bare in zip(texts[first : first + 2], texts[first + 2 : first + 4], strict=True):
+                assert bare == (f"2{whole.rpartition('2')[2]}" if "2" in whole else whole)
+    assert texts[2::4] != texts[0::4]
+    score = log_ratios(t)
+    whole, bare = (score[k::4] - score[k + 1 :: 4] for k in (0, 2))
+    loss = share * -logsigmoid(0.1 * whole).mean() + (1 - share) * -logsigmoid(0.1 * bare).mean()
+    assert alike(t.gradient, t.gradient_of(loss))
+
+
+@cell("bvpo", "data", "option", "empty_columns are the paper's: pairs of answers made with reasoning switched off")
+def test_bvpo_pairs_without_reasoning() -> None:
+    made = composition.build({"use": "bvpo", "empty_columns": ["a", "b"]}).sampler
+    assert made.columns == ("chosen", "rejected", "a", "b") and made.group == 4 and not made.trace_end
+    assert composition.build("bvpo").sampler.group == 4
 
 
 @cell("ipo", "loss, gradient", "equal", "(d - 1 / .2)^2 of log-ratios per token")

@@ -376,3 +376,22 @@ def test_a_policy_is_written_and_read_and_acts_as_others_call_it(tmp_path: Path)
     (tmp_path / "p" / "config.json").write_text('{"family": "control", "observation": 8, "action": 2, "widht": 3}')
     with pytest.raises(UserError, match=r"there is no key 'widht'; did you mean 'width'"):
         load_control(tmp_path / "p")
+
+
+def test_evaluation_reads_what_came_of_episodes() -> None:
+    """`flowrl eval --suite control` scores the lines that tell of episodes."""
+    from flowrl.evaluation.decoding import Decoding, sampler_of_model
+    from flowrl.evaluation.generation import generate
+    from flowrl.evaluation.suites import find
+    from flowrl.evaluation.target import Target
+
+    assert isinstance(sampler_of_model("control", None, Decoding(steps=7)), EpisodeSampler)
+    suite = find(["control"], Target("avoid", "model", medium="completions"))[0]
+    assert len(suite.prompts) == 6 and {prompt.columns["way"] for prompt in suite.prompts} == set(HELD_OUT)
+    policy = toy_policy()
+    episodes = EpisodeSampler(sampler=FlowSampler(steps=3), environment=TOY, decisions=3)
+    made = generate(policy, episodes, "live", drawn())
+    assert made.tokens == (2,) * 6 and made.samples.completions is not None
+    found = suite.score(made.samples).measures
+    again = sample(episodes, policy, policy.condition([Prompt("p", 0)] * 6), drawn(), 9).final
+    assert torch.equal(found["success"], again[:, 3]) and torch.equal(found["episode_decisions"], again[:, 1])

@@ -169,7 +169,7 @@ class TextPolicy(HasWeightSets):
             logp.append(found)
             places.append(place)
             if spread is not None:
-                entropies.append(spread.view(len(spread), -1))
+                entropies.append(spread if collision else spread[:, None])
             if show or beside:
                 readings.append(reading)
             if critic is not None:
