@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flowrl.errors import UserError, shorten
@@ -53,6 +55,22 @@ def write_atomically(path: Path, text: str) -> None:
     except IsADirectoryError as error:
         remove_file(partial)  # which may be the folder itself
         raise _in_the_way(path) from error
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise_if_full(error, path)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write a file to, which takes its name once it is whole and on the disk. Raises
+    `UserError` when the disk is full."""
+    partial = path.with_name(f".tmp-{path.name}")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise_if_full(error, path)

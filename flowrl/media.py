@@ -32,11 +32,16 @@ def picture(image: Tensor) -> Image.Image:
 
 
 def read_picture(value: Any) -> Tensor:
-    """[3, H, W] float32 in [0, 1] of a picture as data sets hold them: a path, bytes, ``{bytes, path}``, a PIL image or
-    such a tensor. What is transparent becomes white. Raises `ValueError` for anything else, `OSError` for a file that
-    is missing or no picture."""
+    """[3, H, W] float32 in [0, 1] of a picture as data sets hold them, or such a tensor. Raises as `open_picture`."""
     if isinstance(value, Tensor):
         return value
+    pixels = np.asarray(open_picture(value), dtype=np.float32)
+    return torch.from_numpy(pixels / 255).permute(2, 0, 1)
+
+
+def open_picture(value: Any) -> Image.Image:
+    """An 8-bit RGB picture of what data sets hold: a path, bytes, ``{bytes, path}`` or a PIL image. What is transparent
+    becomes white. Raises `ValueError` for anything else, `OSError` for a file that is missing or no picture."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
@@ -48,5 +53,4 @@ def read_picture(value: Any) -> Tensor:
     if value.has_transparency_data:
         above = value.convert("RGBA")
         value = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
-    pixels = np.asarray(value.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1)
+    return value.convert("RGB")

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from flowrl.clients.rollouts import RolloutWorkers
+from flowrl.companions import Optimizers, build_optimizers, restore_optimizers, state_of
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.random import derive
 from flowrl.models import DiffusionPolicy, LoadedPolicy, export_formats, export_policy
 from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.quantization import describe_quantized
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
@@ -28,6 +30,7 @@ from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
 from flowrl.records.checkpoint import Exporter
+from flowrl.records.replays import Ring
 from flowrl.records.shards import below
 from flowrl.runtime.optimizers import build_optimizer, optimizer_state, restore_optimizer
 from flowrl.runtime.ranks import ranks as processes
@@ -42,6 +45,7 @@ from flowrl.startup.preflight import CheckedRun
 from flowrl.startup.records import fit_completions
 from flowrl.startup.teachers import EMA, open_weight_sets
 from flowrl.startup.time_grid import check_time_grid
+from flowrl.startup.workload import describe_shares
 from flowrl.step import UpdateSettings
 from flowrl.types import Condition, Draw, Memory, Policy, Prompt, Ranks, Rollout, Sampler, Samples, first_of_group
 
@@ -71,6 +75,8 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
+    companions: Optimizers = field(default_factory=dict)
+    """The optimisers of the algorithm's companions."""
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
     progress: Progress = field(default_factory=Progress)
@@ -78,6 +84,8 @@ class Session:
     """The processes that train together."""
     workers: RolloutWorkers | None = None
     """What samples for training instead of this process."""
+    ring: Ring | None = None
+    """Where a run's samples are kept, from which its algorithm may learn again; ``None``: nothing is kept."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -92,6 +100,9 @@ class Session:
         """Give the optimiser the coming iteration's `learning_rates`."""
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates(), strict=True):
             group["lr"] = rate
+        for each in self.algorithm.companions:
+            for group in self.companions[each.name].param_groups:
+                group["lr"] = (each.lr or self.config.optimizer.lr) * self._schedule()
 
     def learning_rate(self) -> float:
         """The policy's rate in the coming iteration: linear warm-up over optimiser steps, then constant, linear or
@@ -129,24 +140,23 @@ class Session:
         )
 
     def policy_metrics(self) -> Mapping[str, float]:
-        """What the policy itself measured since it was last asked, on all processes: the routers of a mixture of
-        experts."""
+        """What the policy itself measured since it was last asked, on all processes: a mixture's routers."""
         return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
-        """Count a finished iteration, of so many optimiser steps, samples and network forwards, and let the weight
-        sets follow the live one."""
-        progress = self.progress
-        progress.iteration += 1
-        progress.optimizer_steps += steps
-        progress.samples += samples
-        progress.forwards += forwards
-        for average in self.algorithm.ema_weights:
-            decay = average.decay(progress.optimizer_steps, progress.optimizer_steps - steps)
-            self.policy.update_ema(average.name, decay)
-        if self.config.train.ema is not None:
-            warm = (1 + progress.iteration) / (10 + progress.iteration)  # a young average should not be the base's
-            self.policy.update_ema(EMA, min(self.config.train.ema, warm))
+        """Count a finished iteration, of so many optimiser steps, samples and network forwards."""
+        self.progress.iteration += 1
+        self.progress.optimizer_steps += steps
+        self.progress.samples += samples
+        self.progress.forwards += forwards
+
+    def follow(self, steps: int) -> None:
+        """Let weight sets follow the live one after so many optimiser steps, with the next values of coefficients."""
+        done, young = self.progress.optimizer_steps, (1 + self.progress.iteration) / (10 + self.progress.iteration)
+        for average in self.present_algorithm.ema_weights:
+            self.policy.update_ema(average.name, average.decay(done, done - steps))
+        if self.config.train.ema is not None:  # a young average should not be the base's
+            self.policy.update_ema(EMA, min(self.config.train.ema, young))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """``(tensors, values)`` of everything that changes: weight sets, optimiser, memory, progress and the
@@ -156,6 +166,9 @@ class Session:
         tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         values |= {"optimizer": numbers} if numbers else {}
+        moments, numbers = state_of(self.companions)
+        tensors |= {f"companions/{key}": value for key, value in moments.items()}
+        values |= {"companions": numbers} if numbers else {}
         return tensors, values
 
     def portion(self, draw: Draw) -> tuple[Draw, bool]:
@@ -250,6 +263,7 @@ class Session:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         try:
             restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
+            restore_optimizers(self.companions, below(tensors, "companions/"), values.get("companions", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -266,29 +280,6 @@ def as_samples(prompts: Sequence[Prompt], decoded: Tensor | list[str], feedback:
     if isinstance(decoded, Tensor):
         return Samples(prompts, images=decoded, feedback=feedback)
     return Samples(prompts, completions=decoded, feedback=feedback)
-
-
-def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:
-    """What to say where processes have unequal shares of an iteration's ``groups`` of ``each`` samples; ``grouped``:
-    whether a reward compares the samples of a group."""
-    size = ranks.size
-    if groups >= size:
-        least, more = divmod(groups, size)
-        if not more:
-            return []
-        return [
-            f"{groups} groups on {size} processes: {more} make {least + 1}, and the others, which make {least}, "
-            f"wait for them; data.prompts={(least + 1) * size} takes as long"
-        ]
-    busy = groups if grouped else min(groups * each, size)
-    if busy == size:
-        return []
-    why = (
-        "a reward compares the samples of a group, which therefore stays whole"
-        if grouped
-        else "there are no more samples"
-    )
-    return [f"{busy} of {size} processes have something to do, because {why}; raise data.prompts to {size} or more"]
 
 
 def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None) -> Session:
@@ -310,7 +301,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         guidance = _check_guidance(run, policy)
         notes = [*check_time_grid(algorithm, policy), *guidance]
         _check_rounds(run, policy)
-    else:
+    elif not isinstance(policy, ControlPolicy):
         if config.model.router_loss:
             check_routers(policy)
         train, test, notes = _fit_prompts(run, policy)
@@ -324,6 +315,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         rewards,
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
+        companions=build_optimizers(config, policy, algorithm),
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),
@@ -338,12 +330,12 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
 
 def trained_network(policy: LoadedPolicy) -> nn.Module:
     """The network that is trained."""
-    return policy.network if isinstance(policy, DiffusionPolicy) else policy.network.model
+    return policy.network if isinstance(policy, DiffusionPolicy | ControlPolicy) else policy.network.model
 
 
 def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
     """The optimiser of the policy's parameters and, as its second group, the critic's."""
-    critic = policy.critic_parameters() if isinstance(policy, CausalPolicy) else []
+    critic = policy.critic_parameters() if isinstance(policy, CausalPolicy | ControlPolicy) else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
     return build_optimizer(config.optimizer, [policy_alone, critic], derive(config.train.seed, "optimizer"))
 
@@ -378,12 +370,12 @@ def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, Prompt
     overlong, prefill = run.config.data.overlong, run.config.eval.prefill
     train, notes = _fit("train", run.train, policy, sampler.length, overlong)
     train, further = fit_completions(run.algorithm, policy, train, overlong)
-    notes += further
-    test = None
+    test, notes = None, [*notes, *further]
     if run.test is not None:
         with nullcontext() if prefill is None else policy.prefilled(prefill):
             test, further = _fit("test", run.test, policy, sampler.length, overlong)
-        notes += further
+        test, more = fit_completions(run.algorithm, policy, test, overlong, "test")
+        notes += further + more
     return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
 
 

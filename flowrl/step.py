@@ -150,7 +150,7 @@ def _tables(update: _Update, rollout: Rollout, scores: Scores, advantage: Tensor
             held = algorithm.estimator.probe(rollout, update.measure.policy, seeds)
         rows = held.gathered(update.share)
         wide = spread(advantage, rows, channels=algorithm.combination is not None)
-        found.append(_table(update, rollout, rows, held, wide, keep))
+        found.append(replace(_table(update, rollout, rows, held, wide, keep), penalty_weight=scores.penalty_weight))
     return found
 
 

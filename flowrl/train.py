@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowrl.checks import Spoken, judge, measure
 from flowrl.clients.rollouts import rollout_workers
+from flowrl.companions import train_companions
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.models.sharding import check_shard
@@ -18,6 +19,8 @@ from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
+from flowrl.records.replays import Ring
+from flowrl.replay import keep_samples, with_old_samples
 from flowrl.report import try_write
 from flowrl.rounds import (
     ScoredRollout,
@@ -63,36 +66,36 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     policy, algorithm = session.policy, session.present_algorithm
     calls = policy.network_calls
     batch = recording(session, sample_and_score(session, timer))
+    with timer("sample"):
+        learned = with_old_samples(session, batch)
     with timer("advantage"):
-        advantage = algorithm.advantage(batch.scores, session.memory)
+        advantage = learned.advantage(algorithm, session.memory)
+        learned = learned.weighed(algorithm, session.memory)
     with timer("update"):
         session.set_learning_rates()
         keep_version(session)
         sample_ahead(session)
         iteration = session.progress.iteration
         checks = UpdateChecks(due(session.config.monitor.checks, iteration), first=iteration == 0)
-        updated = improve(
-            policy,
-            session.optimizer,
-            algorithm,
-            batch.rollout,
-            batch.scores,
-            advantage,
-            session.update_settings(),
-            session.scaler,
-            batch.share,
-            checks,
-            batch.record,
-        )
+        how = (session.update_settings(), session.scaler)
+        fresh = (batch.rollout, batch.scores, session.memory, *how, batch.share)
+        beside = train_companions(policy, session.companions, algorithm, *fresh, iteration)
+        what = (learned.rollout, learned.scores, advantage, *how, learned.share)
+        updated = improve(policy, session.optimizer, algorithm, *what, checks, batch.record)
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
-        session.advance(int(updated.pop("optimizer_steps")), len(batch.drawn.group), forwards)
+        steps = int(updated.pop("optimizer_steps"))
+        session.advance(steps, len(batch.drawn.group), forwards)
         drop_version(session)
+        keep_samples(session, batch, iteration)
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
-    described = describe_scores(batch.drawn, advantage)
-    metrics = updated | described | batch.metrics | dict(session.policy_metrics()) | watched
+    own = advantage[: len(batch.scores.group)]
+    described = describe_scores(batch.drawn, own) | learned.metrics
+    metrics = updated | beside | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
-    return metrics, batch, per_sample(advantage)
+    with timer("update"):
+        session.follow(steps)
+    return metrics, batch, per_sample(own)
 
 
 def train(
@@ -153,6 +156,7 @@ def _train(
     ):
         with together(ranks), explain_out_of_memory(run.config, "load"):
             session = open_session(run, display.stage)
+            session.ring = Ring(directory.path)
         with closing(session.rewards), rollout_workers(run.config) as session.workers:
             if start is not None:
                 with together(ranks), explain_out_of_memory(run.config, "load"):

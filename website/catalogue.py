@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ QUICKSTARTS = {
     "diffusion": "configs/quickstart.yaml",
     "masked": "configs/quickstart_masked_lm.yaml",
     "causal": "configs/quickstart_causal_lm.yaml",
+    "control": "configs/quickstart_control.yaml",
+    "reward": "configs/countdown_reward_model.yaml",
 }
 """The config whose world a preset of each family is tried on."""
 GRADIENT = {
@@ -40,7 +43,14 @@ GRADIENT = {
     "Renoise": "Reward, decoding and one network prediction at the sample with fresh noise, which is data.",
     "RelativeRenoise": "Reward, decoding and one network prediction at the sample with known noise, which is data.",
     "Adjoint": "The mean of the trained steps; the adjoint, from the reward's gradient at the sample, is data.",
+    "BoundaryMatching": "The velocity at noised states of the sampler; states, times and noise are data.",
+    "TrajectoryMatching": "The velocity at noised states of the sampler; predictions, times and noise are data.",
+    "TrajectoryDifference": "The clean latent that every step predicts; the scores and their differences are data.",
+    "PredictedMatching": "The velocity at noised predictions of the sampler's steps; predictions and noise are data.",
+    "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
+    "GaussianActions": "The mean and the deviation of every action chunk, and the critic; actions are data.",
+    "Ratings": "The network's number at the last token of prompt and completion.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }
 """What the gradient passes through, by estimator."""
@@ -52,6 +62,9 @@ METRICS = {
     "zero_std_fraction": "share of groups whose samples score the same; they teach nothing",
 }
 """Logged numbers without a self-check: what they are and what is healthy."""
+SOURCES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "website" / "sources.yaml").read_text(encoding="utf-8"))
+"""By preset: ``code``, lines of its release as ``owner/name@commit:path:first-last``; ``reported``, its own numbers."""
+RELEASED = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{7,40}):([^:]+):(\d+)-(\d+)")
 
 
 def pages() -> dict[str, str]:
@@ -97,7 +110,7 @@ def page(row: Mapping[str, Any], measured: list[str]) -> str:
         "Cost": cost(algorithm),
         "Where gradient flows": flowing(algorithm),
         "Against the release": compared(name),
-        "Measured": "\n".join(measured) or "unmeasured: no committed run of this preset.",
+        "Measured": results(name, measured),
     }
     head = f"""# {name}
 
@@ -139,7 +152,9 @@ def running(name: str, families: list[str]) -> str:
 SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "causal": {"length": 17, "budgets": [4, 8, 12], "think_end": "", "cut": "", "bridge": ""},
+    "reward": {"length": 24},
     "masked": {"length": 16, "steps": 8, "block": 8},
+    "control": {},
 }
 """Of completions of the embedded worlds, whose models have no words to think in."""
 
@@ -179,11 +194,13 @@ def further(name: str, family: str) -> list[str]:
     sampler, found, columns = algorithm.sampler, [], _columns(algorithm)
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
-    if columns and columns != ("solution",):
+    if columns and columns != ("solution",) and family != "reward":  # whose config has pairs
         found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):
         found.append(f"data.group={size}")
+    if any((vars(part).get("guidance") or 1.0) != 1.0 for part in (sampler, algorithm.estimator)):
+        found.append("model.call.guidance_scale=3")
     if algorithm.teachers:
         path = "shapes" if family == "diffusion" else "sudoku"
         taught = ", ".join(f"{teacher}: {{path: {path}}}" for teacher in algorithm.teachers)
@@ -208,6 +225,7 @@ SLOTS = (
     "advantage",
     "token_advantage",
     "selection",
+    "replay",
     "loss_weight",
     "loss_masks",
     "objective",
@@ -216,6 +234,7 @@ SLOTS = (
     "combination",
     "coefficients",
     "ema_weights",
+    "companions",
 )
 
 
@@ -250,7 +269,7 @@ def options(name: str) -> str:
 
 def logged(algorithm: Algorithm) -> str:
     """The numbers of an update that this composition logs, and what is healthy."""
-    text, clipped = algorithm.family != "diffusion", algorithm.objective.clip_range is not None
+    text, clipped = algorithm.family in ("masked", "causal"), algorithm.objective.clip_range is not None
     shown = {"clip_fraction": clipped, "entropy": text, "ratio/mean": algorithm.objective.needs_old_logp}
     rows = [[code(key), plain(what)] for key, what in METRICS.items() if shown.get(key, True)]
     rows += [[code(term.name), f"penalty, weight {term.weight:g}"] for term in algorithm.regularizers if term.weight]
@@ -280,7 +299,8 @@ def flowing(algorithm: Algorithm) -> str:
     branch = {"cond": "the conditional branch alone", "both": "both branches"}
     given, scale = getattr(algorithm.estimator, "cfg_grad", None), getattr(algorithm.estimator, "guidance", None)
     guided = "" if given is None or scale == 1.0 else f" Under guidance: {branch[given]}."
-    return GRADIENT[type(algorithm.estimator).__name__] + guided
+    asked = getattr(algorithm.estimator, "estimator", algorithm.estimator)  # of every decision of an episode
+    return GRADIENT[type(asked).__name__] + guided
 
 
 def compared(name: str) -> str:
@@ -289,7 +309,28 @@ def compared(name: str) -> str:
     lines = fidelity.details(name)
     if release is None or not lines:
         return "Not compared."
-    return f"{plain(release)}. Each line is a test that computes the released numbers itself.\n\n" + "\n".join(lines)
+    said = f"{plain(release)}. Each line is a test that computes the released numbers itself.\n\n"
+    if files := [_released(file) for file in SOURCES.get(name, {}).get("code", [])]:
+        said += f"Its lines in the release: {', '.join(files)}.\n\n"
+    return said + "\n".join(lines)
+
+
+def _released(file: str) -> str:
+    """A link to lines of a public repository. Raises `ValueError` for another form than that of `SOURCES`."""
+    found = RELEASED.fullmatch(file)
+    if found is None:
+        raise ValueError(f"{file!r} of website/sources.yaml is not owner/name@commit:path:first-last")
+    repository, commit, path, first, last = found.groups()
+    where = f"https://github.com/{repository}/blob/{commit}/{path}#L{first}-L{last}"
+    return f"[{repository.split('/')[1]} {path} {first}-{last}]({where})"
+
+
+def results(name: str, measured: list[str]) -> str:
+    """Held-out scores of committed runs, beside what the source reports."""
+    lines = measured or ["unmeasured: no committed run of this preset."]
+    if reported := SOURCES.get(name, {}).get("reported"):
+        lines = [*lines, "", f"Its source reports, with its own models and data: {reported}"]
+    return "\n".join(lines)
 
 
 def evidence() -> dict[str, list[str]]:
@@ -305,8 +346,7 @@ def evidence() -> dict[str, list[str]]:
             score, samples = (statistics.fmean(point[place] for point in ends) for place in (0, 1))
             found.setdefault(name, []).append(
                 f"- [{file.stem}](../evidence/{file.stem}.md), arm `{arm}`: held-out score "
-                f"{statistics.fmean(starts):.3f} to {score:.3f} after {samples:.0f} samples, {len(ends)} seeds. The "
-                "source's own result needs real weights: unmeasured."
+                f"{statistics.fmean(starts):.3f} to {score:.3f} after {samples:.0f} samples, {len(ends)} seeds."
             )
     return found
 

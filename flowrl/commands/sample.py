@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flowrl.data import load_prompts
+from flowrl.data import PromptSet, load_prompts, with_pictures
 from flowrl.errors import UserError, counted
 from flowrl.evaluation.decoding import Decoding, check_varied, sampler_facts
 from flowrl.evaluation.generation import Generated, generate
 from flowrl.evaluation.targets import Request, find_target
 from flowrl.math.random import derive
+from flowrl.models.diffusion import DiffusionPolicy
 from flowrl.records.sample_files import write_image, write_text
 from flowrl.runtime.display import Display
 from flowrl.types import Draw, Prompt
@@ -68,13 +69,14 @@ class _Job:
 
 
 def sample(
-    source: str, prompts: Sequence[str], out: Path, options: SampleOptions, display: Display | None = None
+    source: str, prompts: Sequence[str | PromptSet], out: Path, options: SampleOptions, display: Display | None = None
 ) -> Written:
     """Make ``count`` samples per prompt and write them to ``out``: images as ``00000-0000.png`` (prompt, image) whose
     text chunks hold ``prompt``, ``seed`` (of the options), ``settings`` (JSON) and ``Software``; completions as lines
     of ``completions.jsonl`` with ``prompt``, ``completion``, ``seed`` and ``tokens``.
 
-    A sample follows from its seed, prompt number and sample number alone. Raises `UserError` for an unknown source.
+    A sample follows from its seed, prompt number and sample number alone. A prompt set may have columns with pictures,
+    where the model is told some (``model.inputs``). Raises `UserError` for an unknown source.
     """
     display = display or Display(console=Console(quiet=True))
     target, samplers = find_target(source, _request(options))
@@ -85,7 +87,8 @@ def sample(
     display.stage(f"loading {source}")
     policy, weights = variant.open(), options.weights or variant.weights
     out.mkdir(parents=True, exist_ok=True)
-    jobs = _jobs(prompts, options)
+    inputs = policy.encoder.inputs.columns if isinstance(policy, DiffusionPolicy) else {}
+    jobs = _jobs([prompt for given in prompts for prompt in _prompts(given, inputs)], options)
     written = Written([], [])
     with display.counting(f"making {counted(len(jobs), target.medium)}", len(jobs)) as advance:
         for start in range(0, len(jobs), BATCH):
@@ -104,13 +107,18 @@ def sample(
     return written
 
 
-def prompts_of(words: Sequence[str]) -> list[str]:
-    """The prompts of ``--prompt`` options: each is a text, or ``prompts:SPEC`` for those of a prompt set."""
-    texts: list[str] = []
+def prompts_of(words: Sequence[str]) -> list[str | PromptSet]:
+    """The prompts of ``--prompt`` options: each is a text, or ``prompts:SPEC`` for a prompt set."""
+    found: list[str | PromptSet] = []
     for word in words:
         prefix, colon, spec = word.partition(":")
-        texts += [p.text for p in load_prompts(spec).prompts] if colon and prefix == "prompts" else [word]
-    return texts
+        found.append(load_prompts(spec) if colon and prefix == "prompts" else word)
+    return found
+
+
+def _prompts(given: str | PromptSet, inputs: Mapping[str, str]) -> Sequence[Prompt]:
+    """With the whole paths of the pictures that a pipeline is told (``inputs``). Raises `UserError`."""
+    return [Prompt(given, 0)] if isinstance(given, str) else with_pictures(given, inputs.values(), "prompts").prompts
 
 
 def _request(options: SampleOptions) -> Request:
@@ -125,10 +133,10 @@ def _request(options: SampleOptions) -> Request:
     )
 
 
-def _jobs(prompts: Sequence[str], options: SampleOptions) -> list[_Job]:
+def _jobs(prompts: Sequence[Prompt], options: SampleOptions) -> list[_Job]:
     return [
-        _Job(Prompt(text, row), number, derive(options.seed, "sample", row, number))
-        for row, text in enumerate(prompts)
+        _Job(Prompt(prompt.text, row, prompt.columns), number, derive(options.seed, "sample", row, number))
+        for row, prompt in enumerate(prompts)
         for number in range(options.count)
     ]
 

@@ -15,6 +15,7 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.estimators.times import TimeDraw
 from flowrl.estimators.views import ViewDraw
 from flowrl.importing import Place
+from flowrl.parts.companions import CompanionWeights
 from flowrl.parts.ema import Decay, EmaWeights
 from flowrl.samplers.windows import Window
 from flowrl.types import (
@@ -27,7 +28,9 @@ from flowrl.types import (
     LossMask,
     LossWeight,
     Objective,
+    PenaltyWeight,
     Regularizer,
+    Replay,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -64,6 +67,8 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.recorded",
             "flowrl.samplers.mixed",
             "flowrl.samplers.alternating",
+            "flowrl.samplers.episodes",
+            "flowrl.samplers.gaussian",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -78,9 +83,14 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.directions",
             "flowrl.estimators.masked",
             "flowrl.estimators.tokens",
+            "flowrl.estimators.ratings",
             "flowrl.estimators.pathwise",
             "flowrl.estimators.renoise",
             "flowrl.estimators.adjoint",
+            "flowrl.estimators.episodes",
+            "flowrl.estimators.gaussian",
+            "flowrl.estimators.distribution",
+            "flowrl.estimators.trajectory_matching",
         ),
     ),
     "views": Slot(
@@ -102,7 +112,9 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.step_advantages",
             "flowrl.parts.group_advantages",
             "flowrl.parts.several_rewards",
+            "flowrl.parts.novelty",
             "flowrl.parts.records",
+            "flowrl.parts.episodes",
         ),
     ),
     "token_advantage": Slot(
@@ -112,9 +124,11 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.divergences",
             "flowrl.parts.shaping",
             "flowrl.parts.distillation",
+            "flowrl.parts.episodes",
         ),
     ),
     "selection": Slot(Selection, ("flowrl.parts.selections",)),
+    "replay": Slot(Replay, ("flowrl.samplers.replayed",)),
     "loss_weight": Slot(LossWeight, ("flowrl.parts.loss_weights",)),
     "loss_masks": Slot(LossMask, ("flowrl.parts.loss_masks",)),
     "objective": Slot(
@@ -136,10 +150,12 @@ SLOTS: dict[str, Slot] = {
     "regularizers": Slot(
         Regularizer, ("flowrl.parts.regularizers", "flowrl.parts.trust_regions", "flowrl.parts.distillation")
     ),
+    "penalty_weight": Slot(PenaltyWeight, ("flowrl.parts.penalty_weights",)),
     "aggregation": Slot(Aggregation, ("flowrl.parts.aggregations",)),
     "combination": Slot(Combination, ("flowrl.parts.combinations",)),
     "demonstrations": Slot(Objective, ("flowrl.parts.mixtures", "flowrl.parts.objectives")),
     "coefficients": Slot(Coefficient, ("flowrl.parts.controllers", "flowrl.parts.schedules")),
+    "companions": Slot(CompanionWeights, ("flowrl.parts.companions",)),
     "ema_weights": Slot(EmaWeights, ("flowrl.parts.ema",)),
     "decay": Slot(Decay, ("flowrl.parts.ema",)),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from flowrl.math.random import derive, permutation
 from flowrl.types import Prompt
@@ -14,6 +15,8 @@ class PromptSet:
     """Prompts in a fixed order; a prompt's id is its place in it."""
 
     prompts: tuple[Prompt, ...]
+    folder: Path | None = None
+    """Of the file that they are from: where the pictures are that its columns name; ``None`` where there is none."""
 
     def __len__(self) -> int:
         return len(self.prompts)

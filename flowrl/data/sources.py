@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flowrl import generated
@@ -44,8 +45,19 @@ def load_prompts(spec: str, prompt_format: PromptFormat | None = None) -> Prompt
         raise UserError(f"{spec} holds no prompts; add at least one")
     prompt_format = prompt_format or PromptFormat()
     return PromptSet(
-        tuple(prompt_format.prompt(row, index, f"prompts {spec}, entry {index + 1}") for index, row in enumerate(rows))
+        tuple(prompt_format.prompt(row, index, f"prompts {spec}, entry {index + 1}") for index, row in enumerate(rows)),
+        _folder(spec),
     )
+
+
+def _folder(spec: str) -> Path | None:
+    """Of the file, or the folder itself, that prompts are from."""
+    sliced = SLICE.match(spec)
+    for name in (spec, *([sliced["name"]] if sliced else [])):
+        path = expand_user(name)
+        if path.is_file() or path.is_dir():
+            return path if path.is_dir() else path.parent
+    return None
 
 
 def _sliced(name: str, read: Callable[[str], Sequence[object]], spec: str) -> Sequence[object]:
@@ -65,9 +77,11 @@ def _bound(text: str, count: int) -> int:
 
 
 def _world(world: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:
-    if split not in SPLITS:
-        raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, SPLITS)}")
-    return importlib.import_module(f"flowrl.worlds.{world}.prompts").prompts(split)
+    module = importlib.import_module(f"flowrl.worlds.{world}.prompts")
+    known = getattr(module, "SPLITS", SPLITS)
+    if split not in known:
+        raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, known)}")
+    return module.prompts(split)
 
 
 def _generated(name: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:

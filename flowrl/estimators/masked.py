@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put, wide
-from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_beta, check_recorded, distances_to
-from flowrl.estimators.views import RandomCount, ViewDraw
+from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_divergence, check_recorded, distances_to
+from flowrl.estimators.views import RandomCount, Trajectory, ViewDraw
 from flowrl.math.random import derive
 from flowrl.types import (
     ALL_TOKENS,
@@ -42,7 +42,8 @@ class MaskedViews:
     kl: the estimate of the divergence to a weight set per decision, see `flowrl.math.masking.log_ratio_kl`.
     entropy: also measure the entropy at the positions asked for, in nats, without gradient; the log shows its mean.
     divergence: also measure the divergence of the whole distributions to every weight set or teacher compared with, as
-        `flowrl.estimators.tokens.Tokens` does; of a decision the sum or mean that its log-probability is.
+        `flowrl.estimators.tokens.Tokens` does, with its ``top``; of a decision the sum or mean that its log-probability
+        is.
 
     Views are drawn once and are the same for the new, the old and the reference policy (LLaDA 1.5's "antithetic"
     sampling, arXiv:2505.19223: otherwise the ratio of two estimates is mostly noise). Only the positions asked for pass
@@ -56,9 +57,17 @@ class MaskedViews:
     kl: KLKind = "k3"
     entropy: bool = True
     divergence: float | None = None
+    top: int | None = None
+    trust_rollout: bool = False
 
     def __post_init__(self) -> None:
-        check_beta(self.divergence)
+        check_divergence(self.divergence, self.top)
+        exact = isinstance(self.views, Trajectory) and self.views.merge == 1
+        if self.trust_rollout and not (exact and self.per != "view" and self.tempered):
+            raise ValueError(
+                "trust_rollout=true takes what the sampler recorded of each token, and other views are measured: set "
+                "per=cell or token, tempered=true and views=trajectory with merge=1, or trust_rollout=false"
+            )
         if not 0 <= self.corrupt <= 1:
             raise ValueError(f"corrupt={self.corrupt} should be a probability, from 0 to 1")
 
@@ -68,7 +77,7 @@ class MaskedViews:
 
     @property
     def has_recorded_logp(self) -> bool:
-        return False
+        return self.trust_rollout
 
     def decisions(self, recorded: int) -> tuple[int, int]:
         check_recorded(recorded)
@@ -98,8 +107,13 @@ class MaskedViews:
             shared=self._nodes(trace),
         )
 
-    def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> None:
-        return None
+    def recorded_logp(self, rollout: Rollout, rows: ViewRows) -> Likelihood | None:
+        if not self.trust_rollout:
+            return None
+        if rows.drawn_logp is None:
+            raise IncompatibleError("estimator.trust_rollout needs algorithm.sampler.keep_scores=true")
+        drawn = torch.where(rows.targets, rows.drawn_logp[:, None].double(), 0.0)
+        return Likelihood(drawn.flatten(1) if self.per == "cell" else drawn.sum(dim=1))
 
     def _nodes(self, trace: TokenTrace) -> Tensor | None:
         """[N, m] the nodes that the views lead to, where they are those of a tree's levels."""
@@ -123,7 +137,8 @@ class MaskedViews:
             with policy.using(name) as reference:
                 frozen[name] = self._cells(reference, rows, condition, asked, show=self.divergence is not None)
         beside = {name: found.shown for name, found in frozen.items() if found.shown}
-        live = self._cells(policy, rows, condition, asked, self.entropy, beside=beside, beta=self.divergence or 0.0)
+        far = {"beside": beside, "beta": self.divergence or 0.0, "top": self.top}
+        live = self._cells(policy, rows, condition, asked, self.entropy, **far)
         logp = self._reduced(rows, live.logp)
         extra = distances_to(logp, {name: self._reduced(rows, found.logp) for name, found in frozen.items()}, self.kl)
         extra |= {f"divergence/{name}": self._reduced(rows, cells) for name, cells in live.divergence.items()}

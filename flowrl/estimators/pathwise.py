@@ -277,8 +277,13 @@ def judge_of(rollout: Rollout) -> Judge:
 def _noise(rows: ReplayRows, here: Tensor, j: int, x: Tensor) -> Tensor:
     """The noise that the sampler added to the rows [n] in their decision j, like ``x``; zeros where there was none."""
     s = rows.steps.dynamics.coefficients(rows.t[here, j], rows.t_next[here, j])[2]
+    return added_noise(s, rows.number[here, j], rows.seeds[here, j], x)
+
+
+def added_noise(s: Tensor, numbers: Tensor, seeds: Tensor, x: Tensor) -> Tensor:
+    """The noise, like ``x`` [n, ...] and times its deviation s [n], that the sampler added in steps of these numbers
+    [n] to the samples of these seeds [n]."""
     noise = torch.zeros_like(x)
-    numbers, seeds = rows.number[here, j], rows.seeds[here, j]
     for number in numbers[s > 0].unique().tolist():
         same = ((numbers == number) & (s > 0)).nonzero()[:, 0]
         z = normal(seeds[same], tuple(x.shape[1:]), stream=number + 1, device=x.device)

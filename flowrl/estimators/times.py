@@ -152,8 +152,14 @@ class TrainingTimes:
     first: float = 0.00085
     last: float = 0.012
     indices: tuple[int, ...] = ()
+    start: int = 0
+    """The first index that is drawn."""
+    stop: int | None = None
+    """The index behind the last one that is drawn; ``None``: ``count``."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.start < (self.count if self.stop is None else self.stop) <= self.count:
+            raise ValueError(f"start={self.start}, stop={self.stop} is no range of {self.count} indices")
         if any(not 0 <= index < self.count for index in self.indices):
             raise ValueError(f"indices={list(self.indices)} should be from 0 to {self.count - 1}")
 
@@ -166,7 +172,7 @@ class TrainingTimes:
         beta = torch.linspace(self.first**0.5, self.last**0.5, self.count, dtype=torch.float64) ** 2
         a = (1 - beta).cumprod(dim=0)
         every = (1 - a).sqrt() / (a.sqrt() + (1 - a).sqrt())
-        return every[list(self.indices)] if self.indices else every
+        return every[list(self.indices)] if self.indices else every[self.start : self.stop]
 
     def share_below(self, limit: float, grid: Tensor) -> float:
         """The share of draws below ``limit``."""

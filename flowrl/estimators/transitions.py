@@ -140,6 +140,10 @@ class Transitions:
     fraction: float = 1.0
     kl: Literal["exact", "per_time", "shift"] = "per_time"
     cfg_grad: CfgGrad = "both"
+    path_error: bool = False
+    """Also measure ``path_error``, the mean squared difference of the velocity and that of a step itself,
+    ``(x_next - x) / (t_next - t)``: on the straight path of a picture of a data set (`flowrl.samplers.mixed`) it is the
+    denoising error."""
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -147,7 +151,7 @@ class Transitions:
 
     @property
     def has_recorded_logp(self) -> bool:
-        return True
+        return not self.path_error
 
     @property
     def weight_vanishes(self) -> bool:
@@ -183,9 +187,10 @@ class Transitions:
         picked = {f.name: getattr(rows, f.name) for f in fields(rows)}
         return replace(rows, **{k: v[line, order] for k, v in picked.items() if isinstance(v, Tensor)})
 
-    def recorded_logp(self, rollout: Rollout, rows: TransitionRows) -> Likelihood:
-        """Known from the rollout: replaying it with an unchanged policy must give exactly this."""
-        return Likelihood(self.recorded(rows))
+    def recorded_logp(self, rollout: Rollout, rows: TransitionRows) -> Likelihood | None:
+        """Known from the rollout: replaying it with an unchanged policy must give exactly this. ``None`` with
+        ``path_error``, because the paths of a data set were drawn by nobody."""
+        return None if self.path_error else Likelihood(self.recorded(rows))
 
     def recorded(self, rows: TransitionRows) -> Tensor:
         """[N, D] the sampling policy's."""
@@ -210,6 +215,9 @@ class Transitions:
             if self.measure != "noise":
                 count = elements(x, 1)
                 extra[f"log_ratio/{name}"] = self._log(squared.detach(), s, count) - self._log(apart, s, count)
+        if self.path_error:
+            step = put(t_next - t, v).reshape(-1, *[1] * (x.ndim - 1))
+            extra["path_error"] = mean_square(v - (x_next - x) / step, 1)
         kept = rows.mean
         if kept is not None:
             moved = mean.detach() - put(_flat(kept), mean.device)

@@ -190,11 +190,12 @@ def _other_parts(folder: Path, index: Mapping[str, Any], at: Portions) -> dict[s
     """A pipeline's parts but its denoiser."""
     from flowrl.models.diffusion.components import UNCHECKED, kind_of
     from flowrl.models.diffusion.recorder import NETWORKS
+    from flowrl.models.diffusion.stages import SECOND
 
     found = {}
     for name, entry in index.items():
         kind = kind_of(entry)
-        if kind is None or name in (*NETWORKS, *UNCHECKED) or not (folder / name).is_dir():
+        if kind is None or name in (*NETWORKS, SECOND, *UNCHECKED) or not (folder / name).is_dir():
             continue
         if hasattr(kind, "load_config"):
             part = kind.from_config(kind.load_config(folder / name))

@@ -57,6 +57,7 @@ def untrained_denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] |
 
     from flowrl.models.diffusion.lora_targets import LORA_TARGETS
     from flowrl.models.diffusion.recorder import NETWORKS
+    from flowrl.models.diffusion.stages import SECOND, Stages
 
     if not (folder / "model_index.json").is_file():
         return None
@@ -66,18 +67,21 @@ def untrained_denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] |
         return None
     kind = getattr(diffusers, index[name][1])
     network = kind.from_config(kind.load_config(folder / name))
+    if index.get(SECOND, [None])[0] == "diffusers" and index.get("boundary_ratio") is not None:
+        network = Stages(network, kind.from_config(kind.load_config(folder / SECOND)), 0.0)
     return network, LORA_TARGETS.get(kind.__name__, ATTENTION_TARGETS), []
 
 
 def untrained_language_model(folder: Path, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
     """``(network, default targets, spared layers)`` of a language model."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     from flowrl.models.text.load import untargeted_layers
 
     if not (folder / "config.json").is_file():
         return None
     config = AutoConfig.from_pretrained(folder)  # code of the model's own is not run: it raises then
-    kind = AutoModelForCausalLM if family == "causal" else AutoModelForMaskedLM
+    kinds: dict[str, Any] = {"causal": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+    kind = kinds.get(family, AutoModelForMaskedLM)
     network = kind.from_config(config)
     return network, LANGUAGE_TARGETS, untargeted_layers(network)

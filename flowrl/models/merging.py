@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from flowrl.errors import UserError
 from flowrl.models.adapters.peft import merged_weight
 from flowrl.models.lora import ADAPTER, LoRAOptions
-from flowrl.models.weights import LIVE, WeightSets
+from flowrl.models.weights import WeightSets
 
 
 def check_merging(
@@ -92,7 +92,7 @@ class MergedAdapter:
     def _update(self) -> None:
         """Merge the set in use, unless that is what was merged and it has not been written to."""
         stamps = self._weights.stamps()
-        steps = _Steps.count if self._weights.active == LIVE else 0  # others are no optimiser's
+        steps = _Steps.count if self._weights.learns(self._weights.active) else 0
         fresh = self._steps == steps and len(stamps) == len(self._made_of)
         if fresh and all(a is b and n == m for (a, n), (b, m) in zip(stamps, self._made_of, strict=True)):
             return

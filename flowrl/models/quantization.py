@@ -88,7 +88,7 @@ class Quantized:
     def _method(self, name: str) -> Method | None:
         if name.startswith("text_encoder"):
             return self.encoders
-        return self.network if name in ("transformer", "unet") else None
+        return self.network if name in ("transformer", "transformer_2", "unet") else None
 
 
 FULL_PRECISION = Quantized()

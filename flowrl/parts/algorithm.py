@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.parts.aggregations import SampleMean
+from flowrl.parts.companions import CompanionWeights
 from flowrl.parts.ema import EmaWeights
 from flowrl.parts.loss_weights import Uniform
 from flowrl.parts.regularizers import ComparedWithOld, ValueLoss
@@ -19,13 +20,15 @@ from flowrl.types import (
     LossMask,
     LossWeight,
     Objective,
+    PenaltyWeight,
     Regularizer,
+    Replay,
     Sampler,
     Selection,
     TokenAdvantage,
 )
 
-Family = Literal["diffusion", "masked", "causal"]
+Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,11 @@ class Algorithm:
     loss_masks: tuple[LossMask, ...] = ()
     """Which decisions count by what the live policy says; all of them by default."""
     regularizers: tuple[Regularizer, ...] = ()
+    penalty_weight: PenaltyWeight | None = None
+    """How much the divergences from a weight set hold each sample; by default all alike."""
     aggregation: Aggregation = SampleMean()
+    replay: Replay | None = None
+    """Which samples of earlier iterations are learned from again; by default none."""
     combination: Combination | None = None
     """How the gradients of several channels become one; by default the advantage has a single channel."""
     coefficients: tuple[Coefficient, ...] = ()
@@ -51,6 +58,8 @@ class Algorithm:
     behaviour: str = "live"
     """The weight set that samples: the live one, or one of ``ema_weights``."""
     ema_weights: tuple[EmaWeights, ...] = ()
+    companions: tuple[CompanionWeights, ...] = ()
+    """Weights that learn beside the live ones from the same samples, each by a loss of its own."""
     teachers: tuple[str, ...] = ()
     """Names of frozen policies that it learns from, which a config describes under ``teachers``."""
     redraw: bool = False
@@ -65,6 +74,10 @@ class Algorithm:
     def __post_init__(self) -> None:
         if self.combination is not None and self.token_advantage:
             raise ValueError("combination takes an advantage per channel, and token_advantage one; remove one of them")
+        moved = [average.name for learner in (self, *self.companions) for average in learner.ema_weights]
+        moved += [companion.name for companion in self.companions]
+        if twice := [name for name in moved if moved.count(name) > 1]:
+            raise ValueError(f"companions and ema_weights: two weight sets are called {twice[0]!r}; rename one of them")
 
     @property
     def coupled(self) -> bool:
@@ -118,5 +131,6 @@ class Algorithm:
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
         compared = (advantage.reference for advantage in self.token_advantage if advantage.reference)
         sampled: tuple[str, ...] = getattr(self.sampler, "weight_sets", ())  # samplers that ask no other have no such
-        known = (*behaviour, *self.references, *compared, *sampled, *(f.name for f in self.ema_weights))
+        beside = (name for companion in self.companions for name in companion.weight_sets)
+        known = (*behaviour, *self.references, *compared, *sampled, *beside, *(f.name for f in self.ema_weights))
         return tuple(dict.fromkeys(known))

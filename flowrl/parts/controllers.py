@@ -82,6 +82,26 @@ class Smoothed:
         return decay * value + (1 - decay) * metrics[self.metric]
 
 
+@dataclass(frozen=True)
+class Renewal:
+    """``value + 1``, the iterations since a weight set was last renewed, or 0 where a metric is above ``above`` or they
+    become more than ``every``: then it is renewed, with `flowrl.parts.ema.AtAge`. GARDO's adaptive reference
+    (arXiv:2512.24138; flow_grpo 94e23ee, ``kl_thres`` and ``reset_freq``)."""
+
+    sets: str = "ema_weights.0.decay.age"
+    metric: str = "kl/anchor"
+    above: float = 3e-4
+    every: int = 15
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every={self.every} counts iterations without a renewal; give 1 or more")
+
+    def __call__(self, value: float, metrics: Mapping[str, float], iteration: int) -> float:
+        age = value + 1
+        return 0.0 if _measured(metrics, self.metric) > self.above or age > self.every else age
+
+
 def _measured(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
         raise IncompatibleError(f"a coefficient follows {name}, which this algorithm does not measure; choose another")

@@ -11,7 +11,19 @@ from torch import Tensor
 from flowrl.devices import put, to_host
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Batch, Likelihood, OneProcess, Ranks, Rollout, Scores, Share, TokenTrace, exchange
+from flowrl.types import (
+    REPLAY,
+    Batch,
+    Episodes,
+    Likelihood,
+    OneProcess,
+    Ranks,
+    Rollout,
+    Scores,
+    Share,
+    TokenTrace,
+    exchange,
+)
 
 DEVIATION = "ratio/first_max_deviation"
 """Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
@@ -61,13 +73,14 @@ class StepMetrics:
             counted = batch.weight > 0
             log_ratio = (live.logp - batch.old.logp).double()
             ratio = log_ratio.exp()
+            present = _present(batch, counted)
             if not self._losses:  # the iteration's first optimiser batch: nothing has been updated yet
-                self._open.append((self._deviations, _largest(ratio - 1, counted)))
-                self._note_first(algorithm, live, batch, counted)
+                self._open.append((self._deviations, _largest(ratio - 1, present)))
+                self._note_first(algorithm, live, batch, present)
                 sampled = batch.probe.sampler_logp
                 if sampled is not None:
                     gap = live.logp - put(sampled, live.logp)
-                    self._open.append((self._mismatches, torch.where(counted, gap, torch.nan)))
+                    self._open.append((self._mismatches, torch.where(present, gap, torch.nan)))
             notes = {"ratio/mean": ratio, "ratio/log_square": log_ratio**2}
             notes |= {term.name: term(live, batch).double() for term in algorithm.regularizers if term.weight > 0}
             notes |= {name: value.double() for name, value in live.extra.items() if name.startswith("norm_growth/")}
@@ -78,6 +91,8 @@ class StepMetrics:
                 self._note("entropy", entropy, counted & ~entropy.isnan())
             for name, value in algorithm.objective.measures(live, batch).items():
                 self._note(name, value.double(), ~value.isnan())
+            if present is not counted:
+                self._note("replay/ratio", ratio, counted & ~present)
             self._note_clip(algorithm, live, batch, counted)
             self._open_losses.append(loss.detach().double())
 
@@ -207,6 +222,15 @@ def _counted(parts: Sequence[Tensor]) -> Tensor:
     return found[~found.isnan()]
 
 
+def _present(batch: Batch, counted: Tensor) -> Tensor:
+    """[N, D] bool: what counts of samples that this iteration made; of older ones the ratio is not 1 before the first
+    update. ``counted`` itself where there are none."""
+    old = None if batch.source is None else batch.source == REPLAY
+    if old is None or not bool(old.any()):
+        return counted
+    return counted & put(~old, counted.device)[:, None]
+
+
 def _largest(value: Tensor, where: Tensor) -> Tensor:
     return torch.where(where, value.abs(), torch.zeros_like(value)).max()
 
@@ -222,6 +246,25 @@ def describe_completions(rollout: Rollout, share: Share | None = None) -> dict[s
         "completion/length": float(length.mean()),
         "completion/full_length_fraction": float((length == trace.mask.shape[1]).double().mean()),
     }
+
+
+def describe_episodes(rollout: Rollout, share: Share) -> dict[str, float]:
+    """Of episodes of all processes: decisions, the share that a time limit cut, success where the environment tells it,
+    and the entropy in nats of the modes that successful episodes (or all, where it tells none) took, as D3IL's
+    behaviour entropy (arXiv:2402.14606); nothing for other rollouts."""
+    if not isinstance(rollout.trace, Episodes):
+        return {}
+    _, decisions, cut, success, mode = share.gather(rollout.final).double().unbind(dim=1)
+    found = {"episode/decisions": float(decisions.mean()), "episode/truncated": float(cut.mean())}
+    told = ~success.isnan()
+    if bool(told.any()):
+        found["episode/success"] = float(success[told].mean())
+    taken = mode[(mode >= 0) & (~told | (success > 0))].long()
+    if bool((mode >= 0).any()):
+        shares = taken.bincount().double() / max(len(taken), 1)
+        found["episode/mode_entropy"] = float(torch.special.entr(shares).sum())
+        found["episode/modes"] = float((shares > 0).sum())
+    return found
 
 
 def describe_sharing(rollout: Rollout, share: Share, forwards: int) -> dict[str, float]:

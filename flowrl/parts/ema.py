@@ -65,6 +65,17 @@ class Every:
 
 
 @dataclass(frozen=True)
+class AtAge:
+    """Decay 0 (the set becomes the live one) where ``age``, iterations since that happened, is 0, and 1 (no move)
+    otherwise. A coefficient counts it, and says when it begins anew (`flowrl.parts.controllers.Renewal`)."""
+
+    age: int = 0
+
+    def __call__(self, steps: int, before: int = 0) -> float:
+        return 1.0 if self.age else 0.0
+
+
+@dataclass(frozen=True)
 class Ema:
     """After every iteration, ``name <- d name + (1 - d) live`` with ``d = decay(optimiser steps so far, and before
     this iteration)``."""

@@ -58,6 +58,18 @@ class ShapedProbability(ObjectiveDefaults):
 
 
 @dataclass(frozen=True)
+class Denoised(ObjectiveDefaults):
+    """The denoising error of a picture of a data set on its straight path, ``path_error`` of `Transitions`, whatever
+    its advantage: DDRL's data term, by which the forward KL from the data to the policy is held (arXiv:2512.04332)."""
+
+    skips_zero_advantage: ClassVar[bool] = False
+    needs_old_logp: ClassVar[bool] = False
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return likelihood.need("path_error")
+
+
+@dataclass(frozen=True)
 class BySource(ObjectiveDefaults):
     """One objective for samples of the policy, another for those of a data set (`Rollout.source`)."""
 

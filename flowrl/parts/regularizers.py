@@ -10,8 +10,9 @@ import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
+from flowrl.devices import put
 from flowrl.parts.objectives import sample_mean
-from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
+from flowrl.types import Batch, IncompatibleError, Likelihood, StepRows, ViewRows
 
 
 def not_negative(weight: float) -> None:
@@ -24,7 +25,8 @@ def not_negative(weight: float) -> None:
 class KL:
     """KL divergence to a weight set, per decision as the estimator measures it: of two Gaussian kernels (Flow-GRPO's
     ``beta`` term), or estimated from log-probabilities (GRPO's). A token advantage may weigh it decision by decision:
-    ``kl_weight`` [N, D] in ``old.extra``; the log shows it so."""
+    ``kl_weight`` [N, D] in ``old.extra``, and the algorithm's ``penalty_weight`` sample by sample; the log shows it
+    so."""
 
     weight: float = 0.04
     to: str = "reference"
@@ -38,7 +40,24 @@ class KL:
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         each, factor = likelihood.need(self.name), batch.old.extra.get("kl_weight")
-        return each if factor is None else each * factor
+        return batch.held(each if factor is None else each * factor)
+
+
+@dataclass(frozen=True)
+class EarlyKL(KL):
+    """`KL` of the steps that begin at times t of ``above`` or more alone, where the picture's layout is decided: the
+    later ones are free. DiverseGRPO's structure-aware regularization (arXiv:2512.21514), whose Wasserstein distance of
+    two kernels of one variance is the shift of the mean (``estimator: {kl: shift}``)."""
+
+    weight: float = 0.04
+    to: str = "reference"
+    above: float = 0.8
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        each = super().__call__(likelihood, batch)
+        if not isinstance(batch.probe, StepRows):
+            raise IncompatibleError("EarlyKL needs recorded steps: use it with the transitions estimator")
+        return each * (put(batch.probe.t, each.device) >= self.above)
 
 
 @dataclass(frozen=True)
@@ -92,7 +111,8 @@ NODES = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """Mean squared difference of the predictions, ``mean (v - v_set)^2`` (AWM, DiffusionNFT)."""
+    """Mean squared difference of the predictions, ``mean (v - v_set)^2`` (AWM, DiffusionNFT). The algorithm's
+    ``penalty_weight`` may weigh it sample by sample; the log shows it so."""
 
     weight: float = 1e-4
     to: str = "reference"
@@ -102,7 +122,7 @@ class Prediction:
         return f"prediction/{self.to}"
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        return likelihood.need(self.name)
+        return batch.held(likelihood.need(self.name))
 
 
 class ComparedWithOld:

@@ -112,7 +112,7 @@ def write_shards(root: Path, step: int, parts: Mapping[str, Tensor], ranks: Rank
     ranks.wait()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _system_errors(folder):
+        with system_errors(folder):
             use_default_permissions(write_shard(folder, ranks.rank, parts))
     except OSError as error:
         raise_if_full(error, root)
@@ -130,7 +130,7 @@ def load(path: Path, *, verified: bool = False) -> Checkpoint:
         raise UserError(f"checkpoint {path} cannot be used: {problem}{_remedy(path)}")
     try:
         manifest, values = read_json(path / MANIFEST), read_json(path / VALUES)
-        with _system_errors(path / STATE):
+        with system_errors(path / STATE):
             tensors: Mapping[str, Tensor] = load_file(path / STATE)
         files = [path / name for name in manifest["files"] if Path(name).match(PATTERN)]
         tensors = StoredTensors(tensors, files) if files else tensors
@@ -145,14 +145,14 @@ def load(path: Path, *, verified: bool = False) -> Checkpoint:
 
 def _write_state(partial: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     (partial / "state").mkdir(parents=True)
-    with _system_errors(partial / STATE):
+    with system_errors(partial / STATE):
         save_file(_separate(tensors), partial / STATE)
     use_default_permissions(partial / STATE)
     (partial / VALUES).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _system_errors(file: Path) -> Iterator[None]:
+def system_errors(file: Path) -> Iterator[None]:
     """safetensors hides the system's error in the text of its own; from here it is an `OSError` again."""
     try:
         yield

@@ -25,6 +25,7 @@ DIAGNOSTICS = (
     ("Gradient norm", ("grad_norm",), None, "before clipping"),
     ("Entropy", ("entropy",), None, "nats per token: near 0, sampling no longer explores"),
     ("Loss", ("loss",), None, "not comparable between algorithms"),
+    ("Companions", ("companion/",), None, "loss and gradient norm of weights that learn beside the policy"),
     ("Flat groups", ("zero_std_fraction",), None, "share whose samples score the same"),
     ("Rounds of sampling", ("sampling/rounds",), None, "until enough groups are not flat"),
     ("Forwards of sampling", ("sampling/forwards",), None, "made, and saved by what samples of a tree share"),

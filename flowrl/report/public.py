@@ -35,7 +35,15 @@ OWN_CODE = re.compile(r"[^:\n]*\.py:\w+|callable:.*")
 """What is not in the repository: functions of a file, or of the program that called `flowrl.train`."""
 PLACES = ("model.path", "model.adapter", "data.train", "data.test")
 """Keys that name folders and files, also by relative paths."""
-FREE = ("rewards", "algorithm", "model.call", "model.chat_template_kwargs", "optimizer.options", "data.columns")
+FREE = (
+    "rewards",
+    "algorithm",
+    "model.call",
+    "model.inputs",
+    "model.chat_template_kwargs",
+    "optimizer.options",
+    "data.columns",
+)
 """Keys whose content users name themselves."""
 SAME = ("tokenizer.json", "vocab.json", "merges.txt")
 """Files of words of a language, in which nothing is a path."""

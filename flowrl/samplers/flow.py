@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from flowrl.devices import fetch, pinned, put, synchronize
 from flowrl.math.flow import ODE, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
 from flowrl.math.random import derive, normal
-from flowrl.samplers.windows import StepRanges, Window
+from flowrl.samplers.windows import LastSteps, StepRanges, Window
 from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, IncompatibleError, Rollout, Steps
 
 INITIAL_NOISE = 0  # stream of a sample's starting point; step k draws from stream k + 1
@@ -52,6 +52,10 @@ class FlowSampler:
     """Times ``s u / (1 + (s - 1) u)`` of even u from 1 to 0, whatever the model's scheduler does (DanceGRPO, MixGRPO:
     3); ``None`` is the scheduler's own grid. For flow models; the held-out form keeps the scheduler's."""
 
+    heldout_noise: bool = False
+    """Evaluate with the noise of ``dynamics`` in every step, as few-step models are used that predict and noise again
+    (LCM, DMD2), instead of without."""
+
     def __post_init__(self) -> None:
         if self.shift is not None and not self.shift > 0:
             raise ValueError(f"shift={self.shift} moves the times towards noise; give more than 0, 1 for even times")
@@ -66,10 +70,13 @@ class FlowSampler:
         return len(self.step_ranges(Draw.of(nobody, nobody, 0, 0)).recorded)
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> FlowSampler:
-        """Noise-free; a continuous policy has no temperature."""
+        """Noise-free, unless ``heldout_noise``; a continuous policy has no temperature."""
         if temperature is not None:
             raise ValueError("diffusion models have no sampling temperature; remove it")
-        return FlowSampler(steps=steps or self.steps, guidance=self.guidance if guidance is None else guidance)
+        plain = FlowSampler(steps=steps or self.steps, guidance=self.guidance if guidance is None else guidance)
+        if not self.heldout_noise:
+            return plain
+        return replace(plain, dynamics=self.dynamics, window=LastSteps(1, noise=True), heldout_noise=True)
 
     @torch.no_grad()
     def __call__(self, policy: FlowPolicy, condition: Condition, draw: Draw) -> Rollout:

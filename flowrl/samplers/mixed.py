@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl.math.flow import interpolate
+from flowrl.math.random import normal
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import interleaved
-from flowrl.samplers.flow import FlowSampler
+from flowrl.samplers.flow import INITIAL_NOISE, FlowSampler
 from flowrl.samplers.recorded import Recorded
-from flowrl.types import Draw, Prompt, Rollout, Sampler, TokenTrace
+from flowrl.samplers.windows import LastSteps
+from flowrl.types import Draw, Prompt, Rollout, Sampler, Steps, TokenTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +26,22 @@ class Mixed:
     ``data.group`` counts both. Demonstrations are scored like any other sample, and move no baseline unless the
     advantage takes them in (`AllSources`); of their likelihood nothing is recorded. Their decisions are measured at the
     sampler's temperature.
+
+    Where the sampler records steps, a picture has a straight path from its own initial noise in their place,
+    ``x_t = (1 - t) clean + t noise`` at the same times: what the policy would have gone through had it made the picture
+    by the right velocity, ``noise - clean``, all along.
     """
 
     sampler: Sampler
     columns: tuple[str, ...] = ("completion",)
 
     def __post_init__(self) -> None:
-        traced = isinstance(self.sampler, FlowSampler) and self.sampler.window is not None
-        if traced or not isinstance(self.sampler, CausalSampler | FlowSampler):
+        window = self.sampler.window if isinstance(self.sampler, FlowSampler) else None
+        if isinstance(window, LastSteps) or not isinstance(self.sampler, CausalSampler | FlowSampler):
             raise ValueError(
                 f"sampler={type(self.sampler).__name__}: demonstrations go beside completions of an autoregressive "
-                "model or pictures whose steps are not recorded; use a CausalSampler, or a FlowSampler without window"
+                "model or pictures whose steps are not replayed; use a CausalSampler, or a FlowSampler without the "
+                "window LastSteps"
             )
         _ = self.data  # which says what is wrong with columns
 
@@ -83,8 +91,24 @@ class Mixed:
         for sampler, chosen in ((self.sampler, ~told), (self.data, told)):
             rows = chosen.nonzero()[:, 0]
             if len(rows):
-                parts.append((rows, _complete(sampler(policy, condition.take(rows), draw.take(rows)))))
+                made = _complete(sampler(policy, condition.take(rows), draw.take(rows)))
+                parts.append((rows, made if chosen is not told else self._on_paths(made, draw.take(rows))))
         return interleaved(parts, condition, draw.group)
+
+    def _on_paths(self, made: Rollout, draw: Draw) -> Rollout:
+        """Data with straight paths as steps, where the sampler records steps."""
+        sampler, times = self.sampler, made.times
+        if not isinstance(sampler, FlowSampler) or sampler.window is None or times is None:
+            return made
+        steps, clean = sampler.step_ranges(draw, times).recorded, made.final.float().cpu()
+        grid = times[steps.start : steps.stop + 1].cpu()
+        noise = normal(draw.seeds, tuple(clean.shape[1:]), stream=INITIAL_NOISE)
+        states = torch.stack([interpolate(clean, noise, t.expand(len(clean))) for t in grid], dim=1)
+        wide = grid.expand(len(clean), -1)
+        unknown = torch.full((len(clean), len(steps)), torch.nan, dtype=torch.float64)
+        mean = torch.full_like(states[:, 1:], torch.nan) if sampler.record_mean else None
+        trace = Steps(states, wide[:, :-1], wide[:, 1:], unknown, sampler.dynamics, sampler.guidance, mean)
+        return replace(made, trace=trace)
 
 
 def _complete(made: Rollout) -> Rollout:

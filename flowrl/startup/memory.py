@@ -222,6 +222,11 @@ class _Given:
         return self.numbers * (2 if self.config.model.critic_for(self.algorithm.valued) == "network" else 1)
 
     @property
+    def stepped(self) -> float:
+        """With those of companions, which are weight sets with an optimiser of their own."""
+        return self.learnt + self.numbers * len(self.algorithm.companions)
+
+    @property
     def named(self) -> set[str]:
         """Weight sets beside the live one."""
         names = {*self.algorithm.weight_sets, *self.algorithm.estimator.references}
@@ -230,7 +235,8 @@ class _Given:
     @property
     def averages(self) -> set[str]:
         """Those of them that become float32 with the first update."""
-        names = {average.name for average in self.algorithm.ema_weights}
+        learners = (self.algorithm, *self.algorithm.companions)
+        names = {average.name for learner in learners for average in learner.ema_weights}
         return self.named & (names | {"ema"})
 
     @property
@@ -248,13 +254,14 @@ class _Given:
     @cached_property
     def state(self) -> float:
         """The optimiser's."""
-        return self.learnt * state_bytes(self.config.optimizer, half=self.config.model.trained_dtype != "float32")
+        half = self.config.model.trained_dtype != "float32"
+        return self.stepped * state_bytes(self.config.optimizer, half=half)
 
     @property
     def masters(self) -> float:
         """What of it is there before the first step."""
         half = self.config.model.trained_dtype != "float32" and self.config.optimizer.masters
-        return self.learnt * FULL if half else 0.0
+        return self.stepped * FULL if half else 0.0
 
     @property
     def gradients(self) -> float:

@@ -20,19 +20,23 @@ def check_model(config: Config, family: str) -> Config:
     """The config, `with_adapter_shape`.
 
     Raises:
-        UserError: a model that is not there, or of another family than the algorithm trains; a ``model.call`` that its
-            pipeline does not take; an attention backend that is not installed; an adapter that is not there or does
-            not fit.
+        UserError: a model that is not there, or of another family than the algorithm trains; a ``model.call`` or
+            ``model.inputs`` that its pipeline does not take; an attention backend that is not installed; an adapter
+            that is not there or does not fit.
     """
     _check_name(config.model.path)
     _check_quantized(config.model)
     if config.model.merge_adapters:
         _check_merging(config.model)
     _check_family(config.model.path, family)
-    if config.model.call:
+    if config.model.call or config.model.inputs:
         from flowrl.models.diffusion.call_arguments import check_saved_call
 
-        check_saved_call(absolute_folder(config.model.path), config.model.call)
+        check_saved_call(absolute_folder(config.model.path), config.model.call, config.model.inputs)
+    if config.model.inputs and config.model.prompt_cache:
+        raise UserError(
+            "model.prompt_cache=true keeps what texts become, and model.inputs has pictures; set it to false"
+        )
     if config.model.attention is not None:
         _check_attention(config.model.attention, family)
     return with_adapter_shape(config, family)
@@ -127,9 +131,11 @@ def _check_name(path: str) -> None:
 
 def _check_family(path: str, family: str) -> None:
     """Raise `UserError` if a model's files show that it is of another family than the algorithm trains."""
+    from flowrl.models.family import base_family, declared_family, is_of  # diffusers, transformers: only for a model
+
     if path in world_names():
         bases = getattr(importlib.import_module(f"flowrl.worlds.{path}"), "BASES", {"diffusion": None})
-        if family not in bases:
+        if base_family(family) not in bases:
             have = ", ".join(sorted(bases))
             raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
         return
@@ -141,13 +147,11 @@ def _check_family(path: str, family: str) -> None:
             raise UserError(f"model.path: {path} is an adapter; give its base model, and this folder as model.adapter")
         if family != "diffusion":
             raise UserError(
-                f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
+                f"model.path: {path} has no config.json, so it holds no {family} model; give its own folder"
             )
     from flowrl.models.files import check_files
 
     check_files(folder)
-    from flowrl.models.family import declared_family  # diffusers and transformers: only where there is a model
-
     found, certain = declared_family(path)
-    if certain and found != family:
+    if certain and not is_of(found, family):
         raise UserError(f"model.path: {path} holds a {found} model, and this algorithm trains {family} ones")

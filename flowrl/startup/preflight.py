@@ -11,7 +11,8 @@ from flowrl.clients.ray import check_placement
 from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import VLLMConfig
-from flowrl.data import PromptFormat, PromptSet, load_prompts
+from flowrl.data import PromptFormat, PromptSet, load_prompts, with_pictures
+from flowrl.environments import check_environment
 from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
 from flowrl.launcher import is_first
@@ -25,7 +26,7 @@ from flowrl.score.given import Given, is_given
 from flowrl.score.gradients import check_gradients
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
-from flowrl.startup.records import fit_records, prepared_records
+from flowrl.startup.records import fit_records, prepared_records, reads_tests
 from flowrl.startup.teachers import check_teachers
 from flowrl.startup.workload import Workload, workload
 
@@ -60,6 +61,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     _check_critic(config, algorithm)
     _check_shard(config, algorithm)
     _check_staleness(config, algorithm)
+    _check_replay(algorithm)
     _check_workers(config, algorithm)
     check_optimizer(
         config.optimizer,
@@ -87,6 +89,8 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     train = prepared_records(algorithm, read_prompts(config, config.data.train), f"data.train {config.data.train}")
     check_teachers(config, algorithm, train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
+    if test is not None and reads_tests(algorithm):
+        test = prepared_records(algorithm, test, f"data.test {config.data.test}")
     if algorithm.family == "diffusion":
         _check_texts((train, test))
     return CheckedRun(config, algorithm, counts, train, test, dict(given or {}))
@@ -98,9 +102,10 @@ def _check_unused(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             f"model.{unused[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
-    if config.train.micro_tokens is not None and algorithm.family == "diffusion":
+    if config.train.micro_tokens is not None and algorithm.family in ("diffusion", "control"):
         raise UserError(
-            "train.micro_tokens counts tokens, and this algorithm trains a diffusion model; set train.micro_batch"
+            f"train.micro_tokens counts tokens, and this algorithm trains a {algorithm.family} model; set"
+            " train.micro_batch"
         )
 
 
@@ -119,8 +124,13 @@ def _check_evaluation(config: Config, algorithm: Algorithm) -> None:
         algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
-    if config.eval.prefill is not None and algorithm.family == "diffusion":
-        raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
+    if config.eval.prefill is not None and algorithm.family in ("diffusion", "control"):
+        raise UserError(
+            f"eval.prefill means nothing for {algorithm.family} models, which this algorithm trains; remove it"
+        )
+    environment = getattr(algorithm.sampler, "environment", None)
+    if environment is not None:
+        check_environment(environment)
 
 
 def _check_critic(config: Config, algorithm: Algorithm) -> None:
@@ -145,6 +155,7 @@ def _check_shard(config: Config, algorithm: Algorithm) -> None:
         return
     engine = isinstance(sampler, CausalSampler) and sampler.engine is not None
     conflicts = {
+        "cannot exchange the weights of algorithm.companions while they learn": bool(algorithm.companions),
         "has no critic that is a network of its own; set model.critic=head": model.critic_for(algorithm.valued)
         == "network",
         "cannot be compiled as well; set model.compile=false": model.compile,
@@ -197,10 +208,7 @@ def _check_staleness(config: Config, algorithm: Algorithm) -> None:
     if not config.train.staleness:
         return
     weighted = any(isinstance(part, TruncatedImportance) for part in algorithm.token_advantage)
-    recorded = algorithm.estimator.has_recorded_logp and not algorithm.token_advantage
-    if algorithm.family == "causal" and weighted:
-        return
-    if recorded and algorithm.objective.needs_old_logp and algorithm.behaviour == "live":
+    if (algorithm.family == "causal" and weighted) or _knows_old_policies(algorithm):
         return
     fix = "set train.staleness=0"
     if algorithm.family == "causal":
@@ -212,9 +220,45 @@ def _check_staleness(config: Config, algorithm: Algorithm) -> None:
     )
 
 
+def _knows_old_policies(algorithm: Algorithm) -> bool:
+    """Whether its ratio is to the likelihood that the sampler recorded, whatever weights sampled."""
+    recorded = algorithm.estimator.has_recorded_logp and not algorithm.token_advantage
+    return recorded and algorithm.objective.needs_old_logp and algorithm.behaviour == "live"
+
+
+def _check_replay(algorithm: Algorithm) -> None:
+    """Raise `UserError` where samples of earlier iterations could not be learned from as what they are."""
+    if algorithm.replay is None:
+        return
+    if not _knows_old_policies(algorithm):
+        trusting = hasattr(algorithm.estimator, "trust_rollout")
+        fix = "set algorithm.estimator.trust_rollout=true, or " if trusting else ""
+        raise UserError(
+            "algorithm.replay brings back samples of older weights, and nothing in this algorithm corrects for them: "
+            "that needs a ratio to the likelihood that the sampler recorded, and no token_advantage; "
+            f"{fix}remove algorithm.replay"
+        )
+    sampler = algorithm.sampler
+    shared = getattr(sampler, "tree", 1) > 1
+    moved = next((c.sets for c in algorithm.coefficients if c.sets.startswith("sampler.")), None)
+    problems = {
+        "algorithm.sampler takes its samples from the data set, which has them already": hasattr(sampler, "group"),
+        "samples of a tree share parts, and come back one by one": shared,
+        "algorithm.sampler.greedy_first makes one sample of a group another kind": getattr(
+            sampler, "greedy_first", False
+        ),
+        f"a coefficient moves {moved}, and samples that it made differently are not alike": moved is not None,
+        "its rewards' gradient is asked for, which is that of present samples": algorithm.judged,
+    }
+    for problem, wrong in problems.items():
+        if wrong:
+            raise UserError(f"algorithm.replay: {problem}; remove one of them")
+
+
 def read_prompts(config: Config, spec: str) -> PromptSet:
-    """Prompts in the form that the config gives them. Raises `UserError`."""
-    return load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
+    """Prompts in the form that the config gives them, with the whole paths of their pictures. Raises `UserError`."""
+    found = load_prompts(spec, PromptFormat(config.data.columns, config.data.template))
+    return with_pictures(found, config.model.inputs.values(), f"prompts {spec}")
 
 
 def _check_texts(sets: Sequence[PromptSet | None]) -> None:

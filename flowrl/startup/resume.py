@@ -9,7 +9,7 @@ from typing import Any
 
 from flowrl.config import Config
 from flowrl.errors import UserError
-from flowrl.records import checkpoint, checkpoint_folder
+from flowrl.records import checkpoint, checkpoint_folder, replays
 from flowrl.records.checkpoint import Checkpoint
 from flowrl.records.directory import CONFIG, RunDirectory
 from flowrl.records.manifest import MANIFEST
@@ -70,6 +70,7 @@ def start_or_resume(
         if run.exists() and source.resolve() != run.path.resolve():
             raise UserError(f"{run.path} already holds another run than {source}; write elsewhere with out=...")
         _check_same(config, source, start, inputs or {}, allow_changed)
+        replays.carry(source, run.path, start.values.get("memory", {}))
     run.start(config.to_yaml())
     run.checkpoints.mkdir(exist_ok=True)
     run.rewind(start.step if start else BEFORE_TRAINING)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.parts.algorithm import Algorithm
+from flowrl.types import Ranks
 
 MOST_SAMPLES = 10_000_000
 """Per iteration: far more than any memory holds, and few enough to count with."""
@@ -84,13 +85,47 @@ def workload(config: Config, algorithm: Algorithm) -> Workload:
         decisions=decisions,
         optimizer_steps=train.updates * train.epochs,
         sampling_forwards=samples * algorithm.sampler.forwards,
-        training_forwards=trained,
+        training_forwards=trained + _beside(algorithm, samples),
         frozen_forwards=trained * len({*algorithm.references, *algorithm.estimator.references})
         + samples * network_rows * bool(measured or algorithm.token_advantage),
         iterations=train.iterations,
         rounds=algorithm.selection.rounds,
         enough=math.ceil(algorithm.selection.share * data.prompts),
     )
+
+
+def _beside(algorithm: Algorithm, samples: int) -> int:
+    """Network rows by which companions learn from these samples."""
+    recorded, rows = algorithm.sampler.recorded, 0
+    for each in algorithm.companions:
+        try:
+            rows += samples * each.estimator.decisions(recorded)[1] * each.epochs
+        except ValueError as error:
+            raise UserError(f"algorithm.companions, {each.name}: {error}") from error
+    return rows
+
+
+def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:
+    """What to say where processes have unequal shares of an iteration's ``groups`` of ``each`` samples; ``grouped``:
+    whether a reward compares the samples of a group."""
+    size = ranks.size
+    if groups >= size:
+        least, more = divmod(groups, size)
+        if not more:
+            return []
+        return [
+            f"{groups} groups on {size} processes: {more} make {least + 1}, and the others, which make {least}, "
+            f"wait for them; data.prompts={(least + 1) * size} takes as long"
+        ]
+    busy = groups if grouped else min(groups * each, size)
+    if busy == size:
+        return []
+    why = (
+        "a reward compares the samples of a group, which therefore stays whole"
+        if grouped
+        else "there are no more samples"
+    )
+    return [f"{busy} of {size} processes have something to do, because {why}; raise data.prompts to {size} or more"]
 
 
 def _check_batch(config: Config, algorithm: Algorithm) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowrl.types.decisions import Batch, Likelihood, Rows, Table
 from flowrl.types.prompts import Draw
-from flowrl.types.rollouts import Rollout, Scores
+from flowrl.types.rollouts import PastSamples, Rollout, Scores
 
 Memory = dict[str, Any]
 """State over iterations, as plain values; part of a checkpoint."""
@@ -80,6 +80,15 @@ class Advantage(Protocol):
         ...
 
 
+class PenaltyWeight(Protocol):
+    """How much the divergences from a weight set hold each sample, by what rewards say of it."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        """[N] factors on the regularizers that read them (`Batch.penalty_weight`). ``memory`` is the part's state
+        across iterations."""
+        ...
+
+
 class TokenAdvantage(Protocol):
     """Turns the advantages of samples or events into those of decisions, once, before the first update."""
 
@@ -109,6 +118,27 @@ class Selection(Protocol):
 
     def __call__(self, scores: Scores, advantage: Tensor) -> Tensor:
         """[N] bool: the samples that take part. ``advantage`` is what an `Advantage` answered."""
+        ...
+
+
+class Replay(Protocol):
+    """Which samples of earlier iterations are learned from again, beside those of the present one. All samples that
+    the policy made and that could be scored are kept, up to ``capacity``."""
+
+    @property
+    def capacity(self) -> int:
+        """Samples that are kept; the oldest iterations go first."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether they are groups of their own, whose baseline and scale are their own as well; otherwise they join
+        the present samples of their prompt, and move no baseline unless the advantage takes them in."""
+        ...
+
+    def __call__(self, past: PastSamples, scores: Scores, seed: int) -> tuple[Tensor, Tensor]:
+        """``([k] rows of past, [k] groups)`` for the present ``scores``: a number for each group of their own, counted
+        from 0, or the present groups that they join."""
         ...
 
 

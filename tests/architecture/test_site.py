@@ -84,6 +84,7 @@ def test_the_pages_of_algorithms_are_up_to_date() -> None:
     stale = sorted(name for name in made.keys() | kept.keys() if made.get(name) != kept.get(name))
     assert not stale, f"run: python -m website.catalogue ({', '.join(stale)})"
     assert set(shipped_parts("estimator")) == set(catalogue.GRADIENT)
+    assert set(catalogue.SOURCES) <= set(preset_names())
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flowrl import composition
+from flowrl.companions import train_companions
 from flowrl.step import UpdateSettings, improve
 from tests.contract.toys import (
     Recorder,
@@ -47,7 +48,7 @@ def test_ratio_is_one_before_the_first_update(name: str) -> None:
     for key, value in metrics.items():
         if key.startswith(("kl/", "prediction/")) and not key.endswith(taught):
             assert value == pytest.approx(0, abs=1e-9), key
-    if algorithm.family != "diffusion":
+    if algorithm.family in ("masked", "causal"):
         assert 0.1 < metrics["entropy"] <= math.log(policy.vocabulary) + 1e-6
 
 
@@ -62,7 +63,7 @@ def test_gradient_does_not_depend_on_the_micro_batch(name: str) -> None:
     for micro_batch in (1, 3, 50):
         pieces = gradients(algorithm, it, micro_batch=micro_batch)[0]
         assert torch.allclose(pieces, whole, rtol=2e-4, atol=2e-6 * float(whole.norm()))
-    if algorithm.family != "diffusion":
+    if algorithm.family in ("masked", "causal"):
         for micro_tokens in (1, 7, 40):
             pieces = gradients(algorithm, it, micro_tokens=micro_tokens)[0]
             assert torch.allclose(pieces, whole, rtol=2e-4, atol=2e-6 * float(whole.norm()))
@@ -102,11 +103,16 @@ TOY = {
     "rpo": {"sft": 0.1},
     "adjoint_matching": {"scale": 30.0},
     "ddpo": {"clip": 0.2},
+    "tdm_r1": {"guidance": 1.0, "guided": 0.0, "clip": 0.2, "rewarded": 5.0},
+    "dmd2": {"real": "teacher", "guidance": 1.0},  # who knows what is rewarded
     "fdfo": {"churn": 0.2},  # two samples of a pair differ in two numbers here, not in thousands
     "seppo": {"refresh": 4, "draws": 4},  # what is judged here are samples of the reference
     "loop": {"clip": 0.2},
     "flow_grpo": {"clip": 0.2, "kl": 0.001},
     "flow_grpo_fast": {"clip": 0.2},
+    "gardo": {"clip": 0.2, "kl": 0.001},
+    "diverse_grpo": {"clip": 0.2, "kl": 0.01},
+    "ddrl": {"clip": 0.2, "noise": 0.8},
     "flow_cps": {"clip": 0.2},
     "dance_grpo": {"clip": 0.2, "noise": 0.7},
     "mix_grpo": {"clip": 0.2, "size": 3, "every": 2},
@@ -122,6 +128,7 @@ TOY = {
     "awm": {"ema": 0.1, "reference": 0.0},
     "diffusion_nft": {"draws": 5},
     "fpo": {"clip": 0.2},
+    "dppo": {"clip": 0.2},
     "flow_dppo": {"threshold": 0.02, "size": 3},
     "marble": {"draws": 5, "refresh": 3},
     "luspo": {"low": 0.2, "high": 0.2},
@@ -132,7 +139,7 @@ TOY = {
     "mdpo_dllm": {"temperature": 1.0},  # at .1 the toy explores nothing
     "diffu_grpo": {"corrupt": 0.0},  # the toy's prompt is one token, which .15 would hide whole
 }
-RATES = {"masked": 0.05, "causal": 0.05, "diffusion": 0.02}
+RATES = {"masked": 0.05, "causal": 0.05, "reward": 0.05, "diffusion": 0.02, "control": 0.001}
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_QUICKLY)
@@ -141,6 +148,8 @@ def test_learns_its_toy(name: str) -> None:
     algorithm = small(name, 8, **TOY.get(name, {}))
     policy = start(algorithm, disturbed=False)
     optimizer = torch.optim.Adam(policy.parameters(), lr=RATES[family(name)])
+    rate = RATES[family(name)]
+    beside = {each.name: torch.optim.Adam(policy.parameters(), lr=rate) for each in algorithm.companions}
     memory: dict = {}
     base = sum(level(algorithm, policy, 100 + k) for k in range(8)) / 8
     end, steps = 0.0, 0
@@ -150,6 +159,8 @@ def test_learns_its_toy(name: str) -> None:
         if iteration >= 35:
             own = not is_recorded(algorithm)
             end += (float(it.scores.total.mean()) if own else level(algorithm, policy, iteration)) / 5
+        made = (it.rollout, it.scores, {}, UpdateSettings())
+        train_companions(policy, beside, algorithm, *made, done=iteration)
         improve(policy, optimizer, algorithm, it.rollout, it.scores, it.advantage, UpdateSettings(updates=2))
         steps += 2
         for average in algorithm.ema_weights:

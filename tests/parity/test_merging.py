@@ -96,6 +96,28 @@ def test_no_merged_copy_outlives_an_optimiser_step(fused: bool) -> None:
         before = found
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_set_that_learns_beside_the_live_one_is_never_stale(fused: bool) -> None:
+    asked = Asked()
+    asked.move()
+    asked.weights.update_ema("fake", 0.0)
+    optimizer = torch.optim.AdamW(asked.adaptation.parameters.values(), lr=0.1, fused=fused)
+    live, _ = asked.both()
+    before = live
+    for _ in range(2):
+        with asked.weights.learning("fake"):
+            asked.agree()
+            asked.network(asked.x).square().sum().backward()
+            optimizer.step()
+            asked.agree()
+        with asked.weights.using("fake"):
+            asked.agree()
+            found, _ = asked.both()
+        assert float((found - before).abs().max()) > 1e-2
+        before = found
+    assert torch.equal(asked.both()[0], live)
+
+
 def test_every_way_to_write_a_set_is_noticed() -> None:
     asked = Asked()
     asked.move()

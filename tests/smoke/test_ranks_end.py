@@ -19,6 +19,7 @@ from tests.launching import (
     assert_same_run,
     checkpoints,
     errors_said,
+    forked,
     iterations,
     lines,
     prepare,
@@ -49,7 +50,7 @@ def start_and_iterate(folder: Path) -> subprocess.Popen[str]:
 
 def assert_goes_on(folder: Path, undisturbed: Path) -> None:
     prepare(folder)
-    done = run(folder, 2, "--resume", "auto", "--allow-changed")
+    done = forked(folder, 2, "--resume", "auto", "--allow-changed")
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, folder)
 
@@ -67,7 +68,7 @@ def assert_gone(processes: dict[int, int]) -> None:
 @pytest.mark.slow
 def test_the_run_directory_is_that_of_one_process(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
-    assert run(tmp_path, 1).returncode == 0
+    assert forked(tmp_path, 1).returncode == 0
     names = [
         {path.relative_to(folder / "run").as_posix() for path in (folder / "run").rglob("*")}
         for folder in (undisturbed, tmp_path)
@@ -247,8 +248,8 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(
     undisturbed: Path, tmp_path: Path, sizes: tuple[int, int]
 ) -> None:
     prepare(tmp_path)
-    assert run(tmp_path, sizes[0], "train.iterations=3").returncode == 0
-    done = run(tmp_path, sizes[1], "--resume", "auto")
+    assert forked(tmp_path, sizes[0], "train.iterations=3").returncode == 0
+    done = forked(tmp_path, sizes[1], "--resume", "auto")
     assert done.returncode == 0, done.stderr
     ours, theirs = state(tmp_path), state(undisturbed)
     assert ours.keys() == theirs.keys()

@@ -27,12 +27,14 @@ from flowrl.algorithms.flow_grpo import flow_grpo
 from flowrl.estimators.times import UniformTimes
 from flowrl.estimators.transitions import Transitions
 from flowrl.estimators.views import FullMask
+from flowrl.parts.companions import Companion
 from flowrl.parts.ema import Ema, Ramp
 from flowrl.parts.objectives import Clipped, ObjectiveDefaults
 from flowrl.parts.regularizers import KL
 from flowrl.parts.selections import AllSamples
 from flowrl.parts.token_advantages import GAE
 from flowrl.samplers.flow import FlowSampler
+from flowrl.samplers.replayed import OldGroups
 from flowrl.samplers.windows import EveryStep
 
 
@@ -118,12 +120,19 @@ class MyViews(FullMask): ...
 class MyGAE(GAE): ...
 @dataclass(frozen=True)
 class MySelection(AllSamples): ...
+@dataclass(frozen=True, kw_only=True)
+class MyReplay(OldGroups): ...
 @dataclass(frozen=True)
 class MyKL(KL): ...
 @dataclass(frozen=True)
 class MyEma(Ema): ...
 @dataclass(frozen=True)
 class MyRamp(Ramp): ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MyCompanion(Companion):
+    """My further weights."""
 
 
 def my_preset(strength: float = 1.0):
@@ -149,6 +158,7 @@ SPECS = {
     "advantage": {"use": "flow_grpo", "advantage": {"use": "mine.py:MyAdvantage", "scale": 2}},
     "token_advantage": {"use": "ppo", "token_advantage": ["mine.py:MyGAE"]},
     "selection": {"use": "flow_grpo", "selection": "mine.py:MySelection"},
+    "replay": {"use": "flow_grpo", "replay": {"use": "mine.py:MyReplay", "groups": 2}},
     "loss_weight": {"use": "flow_grpo", "loss_weight": "mine.py:MyWeight"},
     "loss_masks": {"use": "flow_grpo", "loss_masks": ["mine.py:MyMask"]},
     "combination": {"use": "flow_grpo", "combination": "mine.py:MySum"},
@@ -158,6 +168,10 @@ SPECS = {
     "regularizers": {"use": "flow_grpo", "regularizers": "mine.py:MyKL"},
     "aggregation": {"use": "flow_grpo", "aggregation": "mine.py:MyMean"},
     "ema_weights": {"use": "flow_grpo", "ema_weights": [{"use": "mine.py:MyEma", "name": "old"}]},
+    "companions": {
+        "use": "dmd2",
+        "companions": [{"use": "mine.py:MyCompanion", "name": "fake", "estimator": "matching"}],
+    },
     "decay": {"use": "flow_grpo", "ema_weights": [{"use": "ema", "name": "old", "decay": "mine.py:MyRamp"}]},
 }
 

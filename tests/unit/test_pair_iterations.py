@@ -22,6 +22,7 @@ PICTURES: dict[str, dict[str, Any]] = {
     "diffusion_kto": {"column": "chosen", "label": "good"},
     "dspo": {},
     "seppo": {"refresh": 2},
+    "ddrl": {"columns": ["chosen"], "share": 1.0},
     "diffusion_dpo": {"pairs": "recorded"},
 }
 
@@ -49,9 +50,9 @@ def values_of(name: str, path: Path, recorded: bool, **changes: Any) -> dict[str
         return values
     values["data"] |= {"train": str(path), "test": "shapes:test", "prompts": 4}
     values["algorithm"] = {"use": name, **PICTURES[name]}
-    if name == "seppo":
+    if name in ("seppo", "ddrl"):
         values["algorithm"]["sampler"] = {"sampler": {"steps": 3}}
-        values["data"]["group"] = 2
+        values["data"]["group"] = 2 if name == "seppo" else 4
     else:
         values["algorithm"]["steps"] = 3
         del values["data"]["group"]

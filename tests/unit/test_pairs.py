@@ -30,7 +30,7 @@ from flowrl.parts.surrogates import Quadratic
 from flowrl.parts.tree_advantages import SiblingPair
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.mixed import Mixed
-from flowrl.samplers.windows import EveryStep
+from flowrl.samplers.windows import LastSteps
 from flowrl.types import DATA, POLICY, Batch, Draw, Likelihood, Scores, prompts_of
 from tests.contract.toys import MODES, PROMPTS, disturb, matching_rows, rollout_of
 from tests.fidelity.bench import alike, trial
@@ -575,8 +575,8 @@ def test_data_are_preferred_whatever_the_rewards() -> None:
     assert BySource()(scores, {}).tolist() == [1, -1]
     with pytest.raises(ValueError, match="take a sampler that mixes them"):
         BySource()(replace(scores, source=None), {})
-    with pytest.raises(ValueError, match="a FlowSampler without window"):
-        Mixed(sampler=FlowSampler(window=EveryStep()))
+    with pytest.raises(ValueError, match="a FlowSampler without the window LastSteps"):
+        Mixed(sampler=FlowSampler(window=LastSteps()))
 
 
 # ------------------------------------------------------------------------------------------------- smaller options

@@ -21,7 +21,7 @@ from flowrl.parts.regularizers import KLToOld
 from flowrl.parts.surrogates import SearchedClip
 from flowrl.runtime.ranks import together
 from flowrl.samplers.flow import FlowSampler
-from flowrl.session import describe_shares
+from flowrl.startup.workload import describe_shares
 from flowrl.step import UNSCALED, UpdateSettings, _split, improve
 from flowrl.types import Batch, IncompatibleError, Likelihood, OneProcess, Rollout, Rows, Scores, Share, Table, exchange
 from tests.contract.toys import rollout_of

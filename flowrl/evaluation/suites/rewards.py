@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowrl.data import PromptFormat, load_prompts
+from flowrl.data import PromptFormat, load_prompts, with_pictures
 from flowrl.errors import UserError
 from flowrl.evaluation.reward_suite import RewardSuite, reward_suite
 from flowrl.evaluation.suite import Options, SuiteEntry
@@ -18,7 +18,8 @@ def build(target: Target, _data: Path | None, _options: Options) -> RewardSuite:
     source = target.config.data.test
     if not source:
         raise UserError(f"suite rewards needs data.test in the config of {target.text!r}; it names no test prompts")
-    prompts = load_prompts(source, PromptFormat(target.config.data.columns, target.config.data.template)).prompts
+    found = load_prompts(source, PromptFormat(target.config.data.columns, target.config.data.template))
+    prompts = with_pictures(found, target.config.model.inputs.values(), f"prompts {source}").prompts
     return reward_suite("rewards", prompts, source, target.config.rewards)
 
 

@@ -38,6 +38,8 @@ class Adapter:
     their tensors do not tell rank and alpha."""
     encoders: Mapping[str, Any] = field(default_factory=dict)
     """What belongs to text encoders, as diffusers takes it; none for language models."""
+    parts: tuple[str, ...] = ()
+    """The components of a model with several denoisers, with whose names its layers' names begin."""
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -51,6 +53,8 @@ class Adapter:
 
     def options(self, dropout: float = 0.0) -> LoRAOptions:
         """The options under which ``model.lora`` has exactly this adapter's shape and strength."""
+        if self.parts:
+            return self._part(self.parts[0]).options(dropout)
         if self.lora_options is not None:
             return replace(self.lora_options, targets=tuple(sorted(self.alphas)), dropout=dropout)
         ranks, alphas = self.ranks, dict(self.alphas)
@@ -67,6 +71,25 @@ class Adapter:
             rank_pattern={f"^{name}": value for name, value in sorted(ranks.items()) if value != rank},
             alpha_pattern={f"^{name}": value for name, value in sorted(alphas.items()) if value != alpha},
         )
+
+    def _part(self, name: str) -> Adapter:
+        """What is on one of several denoisers, by that denoiser's own names."""
+        mine = {key.removeprefix(f"{name}."): v for key, v in self.tensors.items() if key.startswith(f"{name}.")}
+        alphas = {key.removeprefix(f"{name}."): v for key, v in self.alphas.items() if key.startswith(f"{name}.")}
+        return replace(self, tensors=mine, alphas=alphas, parts=())
+
+
+def joined(origin: str, found: Mapping[str, Adapter]) -> Adapter:
+    """One adapter of those of several denoisers, by their components' names. Raises `UserError` where they differ in
+    shape or strength: ``model.lora`` is one for all."""
+    names = tuple(found)
+    first = found[names[0]]
+    for name in names[1:]:
+        if found[name].options() != first.options() or found[name].encoders:
+            raise UserError(f"{origin}: its adapters in {names[0]} and {name} differ in their layers, rank or alpha")
+    tensors = {f"{name}.{key}": value for name in names for key, value in found[name].tensors.items()}
+    alphas = {f"{name}.{key}": value for name in names for key, value in found[name].alphas.items()}
+    return replace(first, origin=origin, tensors=tensors, alphas=alphas, parts=names)
 
 
 def validated(adapter: Adapter) -> Adapter:

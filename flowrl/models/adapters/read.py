@@ -9,13 +9,15 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.models.adapters import diffusion
-from flowrl.models.adapters.adapter import DOWN, Adapter, validated
+from flowrl.models.adapters.adapter import DOWN, Adapter, joined, validated
 from flowrl.models.adapters.peft import PEFT_FILE, PEFT_PREFIX
 from flowrl.models.adapters.peft_config import check_fields, layer_alphas, target_parameter_options
 from flowrl.models.files import PICKLED, open_safetensors, read_object
 from flowrl.models.hub import download, downloaded, is_hub_id
 
 CONFIG, DIFFUSERS_FILE = "adapter_config.json", "pytorch_lora_weights.safetensors"
+STAGES = ("transformer", "transformer_2")
+"""Folders of an adapter of two denoisers."""
 FOREIGN = {
     "model.diffusion_model.": "a whole checkpoint of a diffusion model",
     "hada_w1_a": "a LoHa of LyCORIS",
@@ -43,8 +45,8 @@ ELSEWHERE = ("clip_l",)
 
 
 def read(name: str | Path, model: str | None, network: str | None = None, family: str | None = None) -> Adapter:
-    """The adapter that ``name`` means: a folder, a ``.safetensors`` file, or a hub id (``owner/name``, with a file
-    ``owner/name/file.safetensors``).
+    """The adapter that ``name`` means: a folder (for a model with two denoisers, one with a folder for each of them), a
+    ``.safetensors`` file, or a hub id (``owner/name``, with a file ``owner/name/file.safetensors``).
 
     model: the base model (folder or hub id), whose pipeline class knows the names of other tools; ``None``: as the
     adapter says. network: ``transformer`` or ``unet`` for pipelines; ``None``: the model tells. family: of the model;
@@ -55,6 +57,8 @@ def read(name: str | Path, model: str | None, network: str | None = None, family
             change more than flowrl can keep (named).
     """
     where = str(name)
+    if _has_stages(Path(where).expanduser()):
+        return joined(where, {part: read(f"{where}/{part}", model, network, family) for part in STAGES})
     config, file = find_adapter(where)
     with open_safetensors(file, "") as opened:
         tensors, header = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
@@ -68,6 +72,11 @@ def read(name: str | Path, model: str | None, network: str | None = None, family
     return diffusion.read(where, tensors, header, model, network)
 
 
+def _has_stages(folder: Path) -> bool:
+    """Whether a folder has an adapter for each of two denoisers, as exports of such models have."""
+    return all(any((folder / part / file).is_file() for file in (CONFIG, DIFFUSERS_FILE)) for part in STAGES)
+
+
 def is_adapter_name(text: str) -> bool:
     """Whether a word on the command line names an adapter: a folder or file that is here, or a repository of the hub
     that has been downloaded."""
@@ -75,7 +84,7 @@ def is_adapter_name(text: str) -> bool:
     if path.is_file():
         return path.suffix == ".safetensors"
     if path.is_dir():
-        return any((path / file).is_file() for file in (CONFIG, DIFFUSERS_FILE)) or _lone(path)
+        return any((path / file).is_file() for file in (CONFIG, DIFFUSERS_FILE)) or _has_stages(path) or _lone(path)
     kept = _in_cache(text)
     return kept is not None and is_adapter_name(str(kept))
 

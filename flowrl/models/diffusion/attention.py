@@ -12,7 +12,7 @@ from flowrl.errors import UserError, did_you_mean, first_line, is_out_of_memory
 from flowrl.models.deviation import TOLERANCE, deviation
 from flowrl.models.diffusion.denoiser_spec import PROBES
 from flowrl.models.diffusion.policy import DiffusionPolicy
-from flowrl.types import prompts_of
+from flowrl.models.diffusion.stages import Stages
 
 ALIASES = {"sdpa": "native", "flash_attention_2": "flash"}
 """What transformers calls the same: the dispatcher's names by those."""
@@ -91,10 +91,25 @@ def _switch(network: Any, backend: str) -> None:
 
 
 def _answer(policy: DiffusionPolicy) -> tuple[Tensor, Tensor]:
-    """Velocity and a gradient at one point, [1, ...] each."""
+    """Velocity and a gradient at one point, [1, ...] each, or at one of each stage."""
     noise = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     x, t = noise.to(policy.device).requires_grad_(), policy.times(4)[1:2]
+    if isinstance(policy.network, Stages):  # a row for each of its denoisers
+        x, t = x.detach().repeat(2, *[1] * (x.ndim - 1)).requires_grad_(), policy.times(4)[[0, 3]]
+    scale = None if policy.spec.guidance.weights else 1.0
     with torch.enable_grad():
-        velocity = policy.velocity(x, t, policy.condition(prompts_of(PROBES[:1])), guidance=1.0)
+        velocity = policy.velocity(x, t, policy.probe(PROBES[: len(x)]), guidance=scale)
         (gradient,) = torch.autograd.grad(velocity.square().sum(), x)
     return velocity.detach(), gradient
+
+
+def keep_processors(pipeline: Any, network: Any) -> Any:
+    """``network``, which keeps the processors of perturbed attention (arXiv:2403.17377): its pipelines put them in at
+    the beginning of a call and the former ones back at its end, but a replay needs them between calls."""
+    if hasattr(pipeline, "set_pag_applied_layers"):
+        network.set_attn_processor = _keep
+    return network
+
+
+def _keep(processors: Any) -> None:
+    """In place of a network's ``set_attn_processor``."""

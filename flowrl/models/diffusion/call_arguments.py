@@ -64,8 +64,28 @@ def check_call(call: Mapping[str, Any], known: Iterable[str] | None = None, pipe
             _check_one_row(key, value, where)
 
 
-def check_saved_call(folder: str, call: Mapping[str, Any]) -> None:
-    """`check_call` for a pipeline's folder, whose class is known from its index; nothing is loaded."""
+def check_inputs(
+    columns: Mapping[str, str], call: Mapping[str, Any], known: Mapping[str, inspect.Parameter], kind: str
+) -> None:
+    """Raise `UserError` for an argument that is not the pipeline's (``known``), takes no picture, or is also in
+    ``call``."""
+    for name in columns:
+        where = f"model.inputs.{name}={columns[name]}"
+        if name in call:
+            raise UserError(f"{where}: model.call.{name} gives all prompts the same; remove one of them")
+        if name in RESERVED or name not in known:
+            raise UserError(f"{where}: {kind} takes no argument {name!r}{did_you_mean(name, known)}")
+        if name not in PICTURES[:3] and "Image" not in str(known[name].annotation):
+            takers = [n for n, p in known.items() if n in PICTURES[:3] or "Image" in str(p.annotation)]
+            raise UserError(
+                f"{where}: prompts may differ in pictures alone, and {name} takes none; use model.call"
+                + (f" (pictures: {', '.join(takers)})" if takers else "")
+            )
+
+
+def check_saved_call(folder: str, call: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> None:
+    """`check_call` and `check_inputs` for a pipeline's folder, whose class is known from its index; nothing is
+    loaded."""
     try:
         name = json.loads((Path(folder) / "model_index.json").read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError):
@@ -77,6 +97,7 @@ def check_saved_call(folder: str, call: Mapping[str, Any]) -> None:
         return check_call(call)
     parameters = inspect.signature(kind.__call__).parameters
     check_call(call, parameters, name)
+    check_inputs(inputs or {}, call, parameters, str(name))
     typed_arguments(call, parameters)
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put
+from flowrl.errors import UserError
 from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
 from flowrl.models.diffusion.prompt_cache import PromptCache
+from flowrl.models.diffusion.prompt_inputs import PromptInputs, Told, stand_in
 from flowrl.models.diffusion.recorder import Recorder
 from flowrl.types import PromptRows
 
@@ -73,22 +75,38 @@ class _Encoded:
             mine == theirs for mine, theirs in zip(_shapes(self.rows), _shapes(other.rows), strict=True)
         )
 
+    def close(self, other: _Encoded) -> bool:
+        """Whether both are the same but for the rounding of batches of other sizes."""
+        pairs = [
+            (mine[path], theirs[path]) for mine, theirs in zip(self.rows, other.rows, strict=True) for path in mine
+        ]
+        return all(_close(mine, theirs) for mine, theirs in pairs)
+
+
+def _close(left: Any, right: Any) -> bool:
+    if isinstance(left, (list, tuple)):
+        return all(map(_close, left, right))
+    if not isinstance(left, Tensor) or not left.is_floating_point():
+        return same(left, right)
+    rounding = 1e-3 if left.dtype == torch.float32 else 5e-2
+    return float((left.float() - right.float()).norm()) <= rounding * float(right.float().norm())
+
 
 class RecentPrompts:
     """What was encoded by its prompts: the most recently used, up to ``limit_bytes`` together, and at least one."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit, self._bytes = limit_bytes, 0
-        self._kept: OrderedDict[tuple[str, ...], list[_Encoded]] = OrderedDict()
+        self._kept: OrderedDict[Told, list[_Encoded]] = OrderedDict()
 
-    def __contains__(self, prompts: tuple[str, ...]) -> bool:
+    def __contains__(self, prompts: Told) -> bool:
         return prompts in self._kept
 
-    def __getitem__(self, prompts: tuple[str, ...]) -> list[_Encoded]:
+    def __getitem__(self, prompts: Told) -> list[_Encoded]:
         self._kept.move_to_end(prompts)
         return self._kept[prompts]
 
-    def __setitem__(self, prompts: tuple[str, ...], entries: list[_Encoded]) -> None:
+    def __setitem__(self, prompts: Told, entries: list[_Encoded]) -> None:
         self._bytes += sum(entry.size for entry in entries) - sum(e.size for e in self._kept.pop(prompts, ()))
         self._kept[prompts] = entries
         while self._bytes > self._limit and len(self._kept) > 1:
@@ -97,24 +115,30 @@ class RecentPrompts:
 
 
 class Encoder:
-    """Texts to conditions, remembering the most recent ones up to ``limit_bytes``.
+    """Texts, and pictures where ``inputs`` has some, to conditions, remembering the most recent ones up to
+    ``limit_bytes``. Prompts with pictures are encoded one by one: some pipelines take one picture for all prompts.
 
     A pipeline that pads to the longest prompt of the batch gives a text different shapes in different batches; for
     those the prompts of one condition are encoded together and that set of prompts is what is remembered. Others
     can be kept on disk (`keep`).
     """
 
-    def __init__(self, recorder: Recorder, spec: DenoiserSpec, limit_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self, recorder: Recorder, spec: DenoiserSpec, inputs: PromptInputs | None = None, limit_bytes: int = 1 << 30
+    ) -> None:
         self._recorder = recorder
         self._spec = spec
+        self.inputs = inputs or PromptInputs()
         self._recent = RecentPrompts(limit_bytes)
         self._cache: PromptCache | None = None
         self.texts_encoded = 0
         """Prompts the text encoders have seen."""
         self._interned: dict[int, dict[LeafPath, Any]] = {}
-        short, long = self._capture([PROBES[1]])[0], self._capture([PROBES[0]])[0]
+        short, long = self._capture([(PROBES[1],)])[0], self._capture([(PROBES[0],)])[0]
         self.ragged = not short.fits(long)
         self._example = short
+        if self.ragged and self.inputs.columns:
+            self._check_batches()
 
     def keep(self) -> None:
         """From now on encode prompts one by one, and keep them on disk for later runs."""
@@ -122,48 +146,80 @@ class Encoder:
 
     def renewed(self) -> Encoder:
         """One that remembers nothing, for text encoders that have changed."""
-        fresh = Encoder(self._recorder, self._spec)
+        fresh = Encoder(self._recorder, self._spec, self.inputs)
         if self._cache is not None:
             fresh.keep()
         return fresh
 
-    def __call__(self, prompts: Sequence[str]) -> DiffusionCondition:
-        texts = list(dict.fromkeys(prompts))
-        entries = self._together(texts) if self.ragged else self._one_by_one(texts)
-        position = {text: i for i, text in enumerate(texts)}
-        index = put(torch.tensor([position[text] for text in prompts]), self._recorder.pipeline._execution_device)
+    def __call__(self, prompts: Sequence[Told]) -> DiffusionCondition:
+        told = list(dict.fromkeys(prompts))
+        entries = self._together(told) if self.ragged else self._one_by_one(told)
+        if self.inputs.columns:
+            self._check_alike(told, entries)
+        position = {each: i for i, each in enumerate(told)}
+        index = put(torch.tensor([position[each] for each in prompts]), self._recorder.pipeline._execution_device)
         branches = tuple(self._branch(entries, i) for i in range(len(self._spec.branches)))
         return DiffusionCondition(branches, index)
 
-    def _together(self, texts: list[str]) -> list[_Encoded]:
-        key = tuple(texts)
+    def _together(self, told: list[Told]) -> list[_Encoded]:
+        key = tuple(told)
         if key not in self._recent:
-            self._recent[key] = self._capture(texts)
+            self._recent[key] = self._capture(told)
         return self._recent[key]
 
-    def _one_by_one(self, texts: list[str]) -> list[_Encoded]:
-        entries = {text: self._recent[(text,)][0] for text in texts if (text,) in self._recent}
-        missing = [text for text in texts if text not in entries]
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            found = self._capture(chunk) if self._cache is None else [self._cached(text) for text in chunk]
-            for text, entry in zip(chunk, found, strict=True):
-                entries[text] = entry
-                self._recent[(text,)] = [entry]
-        return [entries[text] for text in texts]
+    def _one_by_one(self, told: list[Told]) -> list[_Encoded]:
+        entries = {each: self._recent[each][0] for each in told if each in self._recent}
+        missing = [each for each in told if each not in entries]
+        size = 1 if any(len(each) > 1 for each in missing) else CHUNK
+        for start in range(0, len(missing), size):
+            chunk = missing[start : start + size]
+            found = self._capture(chunk) if self._cache is None else [self._cached(each) for each in chunk]
+            for each, entry in zip(chunk, found, strict=True):
+                entries[each] = entry
+                self._recent[each] = [entry]
+        return [entries[each] for each in told]
 
-    def _cached(self, text: str) -> _Encoded:
+    def _check_alike(self, told: list[Told], entries: list[_Encoded]) -> None:
+        """Raise `UserError` for pictures that become inputs of other shapes, or one that no prompt has for itself."""
+        odd = next((i for i, entry in enumerate(entries) if not entry.fits(entries[0])), None)
+        if odd is not None:
+            first, other = ([str(part) for part in told[i][1:]] for i in (0, odd))
+            raise UserError(
+                f"model.inputs: {type(self._recorder.pipeline).__name__} makes inputs of different shapes of the"
+                f" pictures {', '.join(first)} and {', '.join(other)}, which cannot be in one batch; give all pictures"
+                " one size"
+            )
+
+    def _check_batches(self) -> None:
+        """Raise `UserError` unless a list of two pictures is one for each prompt. Where texts are padded to the longest
+        of a batch, its prompts have to be encoded together."""
+        told = [(PROBES[0], *[stand_in(self._recorder.call, seed)] * len(self.inputs.columns)) for seed in (1, 2)]
+        try:
+            pairs = zip(self._capture(told), [self._capture([each])[0] for each in told], strict=True)
+            alike = all(one.fits(other) and one.close(other) for one, other in pairs)
+        except UserError:
+            alike = False
+        if not alike:
+            raise UserError(
+                f"model.inputs: {type(self._recorder.pipeline).__name__} pads texts to the longest of a batch and takes"
+                " no list of one picture for each prompt; give all prompts the same by model.call"
+            )
+
+    def _cached(self, told: Told) -> _Encoded:
         """A prompt from the cache on disk, or encoded alone and put there."""
         assert self._cache is not None
+        (text,) = told
         rows = self._cache.load(text)
         if rows is not None and _shapes(rows) == _shapes(self._example.rows):
             return self._encoded(rows, list(self._example.templates), 0)
-        (entry,) = self._capture([text])
+        (entry,) = self._capture([told])
         self._cache.save(text, list(entry.rows))
         return entry
 
-    def _capture(self, texts: list[str]) -> list[_Encoded]:
-        calls = self._recorder.calls(texts, len(self._spec.calls), self._spec.blank)
+    def _capture(self, told: Sequence[Told]) -> list[_Encoded]:
+        given = self.inputs.arguments(told) if len(told[0]) > 1 else None
+        texts = [each[0] for each in told]
+        calls = self._recorder.calls(texts, len(self._spec.calls), self._spec.blank, given)
         self.texts_encoded += len(texts)
         rows: list[dict[LeafPath, Any]] = []
         templates: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya, peft, read
 from flowrl.models.adapters.adapter import DOWN, UP
 from flowrl.models.adapters.diffusion import ENCODERS, without_log
+from flowrl.models.adapters.peft import PEFT_PREFIX
 from flowrl.models.adapters.read import DIFFUSERS_FILE
 from flowrl.models.adapters.text_encoders import fold_alphas
 from flowrl.models.adapters.verify import check_adapter, check_merged, check_updates, swapped_in
@@ -24,8 +26,9 @@ from flowrl.models.diffusion.denoiser_spec import PROBES
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import DenoiserCall, prediction_of
+from flowrl.models.diffusion.stages import adaptation_of, denoisers, rejoined
 from flowrl.models.export_folder import Difference, into_folder
-from flowrl.models.lora import ADAPTER
+from flowrl.models.lora import ADAPTER, Adaptation
 from flowrl.models.quantization import check_mergeable, is_quantized
 from flowrl.models.source import ModelSource
 
@@ -63,15 +66,46 @@ def formats(policy: DiffusionPolicy) -> tuple[str, ...]:
     whole = () if is_quantized(policy.network) else ("merged",)
     saver = getattr(policy.pipeline, "save_lora_weights", None)
     takes = set() if saver is None else set(inspect.signature(saver).parameters)
-    loads = f"{policy.recorder.network_name}_lora_layers" in takes and hasattr(policy.network, "load_lora_adapter")
+    network = next(iter(_denoisers(policy).values()))
+    loads = f"{policy.recorder.network_name}_lora_layers" in takes and hasattr(network, "load_lora_adapter")
     if not loads:
         return ("peft", *whole)
-    named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora
+    named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora and network is policy.network
     return ("diffusers", "peft", *(("kohya",) if named else ()), *whole)
 
 
+def _denoisers(policy: DiffusionPolicy) -> dict[str, nn.Module]:
+    return denoisers(policy.network, policy.recorder.network_name)
+
+
 def _network(policy: DiffusionPolicy, pipeline: DiffusionPipeline) -> nn.Module:
-    return getattr(pipeline, policy.recorder.network_name)
+    """The denoiser of a pipeline that was loaded anew; where it has two, as one."""
+    network = rejoined(policy.network, [getattr(pipeline, name) for name in _denoisers(policy)])
+    if hasattr(policy.pipeline, "set_pag_applied_layers"):  # the processors that the policy's network was given
+        ours = dict(policy.network.named_modules())
+        for name, module in network.named_modules():
+            if hasattr(module, "processor"):
+                module.processor = getattr(ours[name.removeprefix(PEFT_PREFIX)], "processor", module.processor)
+    return network
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the denoisers, and where its adapter is written: the export's folder, or with two, one of its own."""
+
+    name: str
+    network: nn.Module
+    adaptation: Adaptation
+    folder: Path
+
+
+def _parts(policy: DiffusionPolicy, work: Path) -> list[_Part]:
+    found, parts = _denoisers(policy), []
+    for name, network in found.items():
+        folder = work / name if len(found) > 1 else work
+        folder.mkdir(exist_ok=True)
+        parts.append(_Part(name, network, adaptation_of(policy.adaptation, policy.network, name), folder))
+    return parts
 
 
 def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
@@ -80,23 +114,25 @@ def _write_diffusers(policy: DiffusionPolicy, work: Path, name: str) -> Diffusio
         raise UserError(
             f"{type(policy.pipeline).__name__} cannot load LoRA files in diffusers; export to peft or merged"
         )
-    # without the metadata diffusers assumes alpha == rank, and the adapter acts at the wrong strength
-    given = {
-        f"{network}_lora_layers": peft.adapter_tensors(policy.adaptation),
-        f"{network}_lora_adapter_metadata": _config(policy),
-    }
     base = _shared_base(policy)
-    base.save_lora_weights(work, **given, **_encoders(policy))
-    peft.sort_header(work / DIFFUSERS_FILE)
-    with without_log():
-        base.load_lora_weights(work)
+    for part in _parts(policy, work):
+        # without the metadata diffusers assumes alpha == rank, and the adapter acts at the wrong strength
+        given = {
+            f"{network}_lora_layers": peft.adapter_tensors(part.adaptation),
+            f"{network}_lora_adapter_metadata": _config(policy, part.network),
+        }
+        base.save_lora_weights(part.folder, **given, **_encoders(policy))
+        peft.sort_header(part.folder / DIFFUSERS_FILE)
+        with without_log():  # diffusers' own switch for a second denoiser
+            base.load_lora_weights(part.folder, **({} if part.name == network else {f"load_into_{part.name}": True}))
     return base
 
 
 def _write_peft(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
-    peft.save_peft(policy.network, policy.adaptation, policy.source, work)
     base = _shared_base(policy)
-    peft.load_peft(_network(policy, base), work)
+    for part in _parts(policy, work):
+        peft.save_peft(part.network, part.adaptation, policy.source, part.folder)
+        peft.load_peft(getattr(base, part.name), part.folder)
     return base
 
 
@@ -151,8 +187,9 @@ def _kohya_tensors(policy: DiffusionPolicy, kind: str) -> dict[str, Tensor]:
 def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPipeline:
     check_mergeable(policy.network)
     base = _fresh(policy)
-    peft.merge(_network(policy, base), policy.network, policy.adaptation)
-    _network(policy, base).requires_grad_(False)
+    for part_name, network in _denoisers(policy).items():
+        adaptation = adaptation_of(policy.adaptation, policy.network, part_name)
+        peft.merge(getattr(base, part_name), network, adaptation).requires_grad_(False)
     for encoder in ENCODERS:
         if getattr(base.components.get(encoder), "peft_config", None):
             setattr(base, encoder, _merged_encoder(base.components[encoder]))
@@ -163,8 +200,8 @@ def _write_merged(policy: DiffusionPolicy, work: Path, name: str) -> DiffusionPi
 _WRITERS = {"diffusers": _write_diffusers, "peft": _write_peft, "kohya": _write_kohya, "merged": _write_merged}
 
 
-def _config(policy: DiffusionPolicy) -> dict[str, Any]:
-    config = peft.configuration(policy.network, policy.source).to_dict()
+def _config(policy: DiffusionPolicy, network: nn.Module) -> dict[str, Any]:
+    config = peft.configuration(network, policy.source).to_dict()
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 
@@ -201,7 +238,8 @@ def _shared_base(policy: DiffusionPolicy) -> DiffusionPipeline:
     """The pipeline with a denoiser (and adapted text encoders) of modules of its own on the policy's tensors, without
     adapters."""
     base = copy.copy(policy.pipeline)
-    setattr(base, policy.recorder.network_name, peft.shared_base(policy.network))
+    for name, network in _denoisers(policy).items():
+        setattr(base, name, peft.shared_base(network))
     for name in ENCODERS:
         if getattr(policy.pipeline.components.get(name), "peft_config", None):
             setattr(base, name, peft.shared_base(policy.pipeline.components[name]))
@@ -210,7 +248,7 @@ def _shared_base(policy: DiffusionPolicy) -> DiffusionPipeline:
 
 def _frozen(policy: DiffusionPolicy) -> dict[str, Any]:
     """The parts that are not trained, which need not be read again."""
-    names = (policy.recorder.network_name, "scheduler")
+    names = (*_denoisers(policy), "scheduler")
     return {key: value for key, value in policy.pipeline.components.items() if key not in names}
 
 
@@ -219,7 +257,8 @@ def _fresh(policy: DiffusionPolicy) -> DiffusionPipeline:
     if policy.source is not None:
         return open_pipeline(policy.source, policy.dtype, _frozen(policy))
     base = copy.copy(policy.pipeline)
-    setattr(base, policy.recorder.network_name, peft.without_adapter(copy.deepcopy(policy.network).to("cpu")))
+    for name, network in _denoisers(policy).items():
+        setattr(base, name, peft.without_adapter(copy.deepcopy(network).to("cpu")))
     return base
 
 

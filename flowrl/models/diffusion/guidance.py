@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.devices import wide
+from flowrl.devices import put, wide
 from flowrl.errors import UserError
 
 Correction = Callable[[Tensor, Tensor], Tensor]
@@ -64,11 +64,36 @@ class Guidance:
     correction: Correction = plain
     rescale: float = 0.0
     """Share of the prediction whose standard deviation is set to the conditional's (arXiv:2305.08891, 3.4)."""
+    boundary: float = 0.0
+    """The scheduler's timestep below which ``late_scale`` takes the place of ``scale``: Wan 2.2's
+    ``guidance_scale_2``."""
+    late_scale: float = 1.0
+    weights: tuple[float, ...] = ()
+    """Of branches that are mixed with factors of the pipeline's own, such as those of perturbed attention: the factor
+    of each. They add up to 1 or, with ``sign``, -1, and ``conditional`` has the largest."""
 
-    def mix(self, conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
-        """The pipeline's prediction from the branches' [n, ...]; without the unconditional one, guidance is off."""
+    def mix_all(self, branches: Sequence[Tensor], detached: bool = False) -> Tensor:
+        """The pipeline's prediction from all branches' [n, ...] by their `weights`; ``detached``: with a gradient of
+        the conditional one alone."""
+        parts = [
+            weight * (branch.detach() if detached and index != self.conditional else branch)
+            for index, (weight, branch) in enumerate(zip(self.weights, branches, strict=True))
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def scale_at(self, timestep: Tensor) -> float | Tensor:
+        """The pipeline's own scale at ``timestep`` [n]: one for all, or [n] float32."""
+        if not self.boundary or self.late_scale == self.scale:
+            return self.scale
+        return torch.where(timestep >= self.boundary, self.scale, self.late_scale).float()
+
+    def mix(self, conditional: Tensor, unconditional: Tensor | None, scale: float | Tensor) -> Tensor:
+        """The pipeline's prediction from the branches' [n, ...]; without the unconditional one, guidance is off.
+        ``scale``: one for all rows, or [n]."""
         if unconditional is None:
             return conditional * self.sign
+        if isinstance(scale, Tensor):
+            scale = put(scale, conditional).reshape(-1, *[1] * (conditional.ndim - 1))
         mixed = self.correction(unconditional + scale * (conditional - unconditional), conditional)
         if self.rescale:
             axes = tuple(range(1, mixed.ndim))
@@ -110,9 +135,11 @@ def probe_outputs() -> Callable[[Tensor], Tensor]:
     return draw
 
 
-def recover(steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, name: str) -> Guidance:
+def recover(
+    steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, name: str, together: bool = False
+) -> Guidance:
     """The guidance that turns the branches' predictions (numbers of our own) into what the scheduler saw, in all
-    ``steps`` of ``(branches, seen)``.
+    ``steps`` of ``(branches, seen)``. ``together``: two branches can only be computed in one batch.
 
     Raises:
         UserError: when no known formula does.
@@ -121,6 +148,8 @@ def recover(steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, na
     candidates = [Guidance(sign) for sign in (1.0, -1.0)] if len(branches) == 1 else []
     if len(branches) == 2:
         candidates = _two_branches(branches, seen, rescale)
+    if len(branches) == 3 or together:
+        candidates = [weighted(branches, seen)]
     for candidate in candidates:
         if all(_explains(candidate, *step) for step in steps):
             return candidate
@@ -130,7 +159,35 @@ def recover(steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, na
     )
 
 
+def with_late_scale(
+    found: Guidance, boundary: float, scale: float | None, late: Sequence[tuple[Sequence[Tensor], Tensor]], name: str
+) -> Guidance:
+    """``found`` with the ``scale`` (None: its own) of steps below a timestep, which must explain the ``late`` steps.
+
+    Raises:
+        UserError: when it does not.
+    """
+    if found.unconditional is None:
+        return found
+    below = replace(found, scale=found.scale if scale is None else float(scale))
+    if not all(_explains(below, *step) for step in late):
+        raise UserError(f"{name} mixes the predictions of its second denoiser in a way flowrl does not know")
+    return replace(found, boundary=boundary, late_scale=below.scale)
+
+
+def weighted(branches: Sequence[Tensor], seen: Tensor) -> Guidance:
+    """Branches with the factors that come closest to what was ``seen``."""
+    columns = torch.stack([wide(branch).flatten() for branch in branches], dim=1)
+    found = torch.linalg.lstsq(columns, wide(seen).flatten()[:, None]).solution.flatten()
+    weights = tuple(round(float(factor), 4) for factor in found)
+    sign = 1.0 if sum(weights) > 0 else -1.0
+    return Guidance(sign, conditional=max(range(len(weights)), key=lambda i: sign * weights[i]), weights=weights)
+
+
 def _explains(candidate: Guidance, branches: Sequence[Tensor], seen: Tensor) -> bool:
+    if candidate.weights:
+        adds_up = abs(sum(candidate.weights) - candidate.sign) < 1e-2
+        return adds_up and _equal(candidate.mix_all(branches), seen)
     other = None if candidate.unconditional is None else branches[candidate.unconditional]
     return _equal(candidate.mix(branches[candidate.conditional], other, candidate.scale), seen)
 

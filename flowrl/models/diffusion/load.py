@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion.attention import use_attention
+from flowrl.models.diffusion.attention import keep_processors, use_attention
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
@@ -18,7 +18,9 @@ from flowrl.models.diffusion.lora_targets import LORA_TARGETS
 from flowrl.models.diffusion.offload import Offload, check_offload, decode_in_parts, place_parts
 from flowrl.models.diffusion.parity import check, predictions
 from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.prompt_inputs import prompt_inputs
 from flowrl.models.diffusion.recorder import Recorder, denoiser_name
+from flowrl.models.diffusion.stages import denoiser_of, denoisers
 from flowrl.models.family import embedded_model
 from flowrl.models.files import check_files, read_object, variant_of
 from flowrl.models.load_errors import load_error
@@ -39,6 +41,7 @@ def load_policy(
     path_or_pipeline: str | Path | DiffusionPipeline,
     *,
     call: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
     lora: LoRAOptions | None = None,
     full: bool = False,
     merge_adapters: bool = False,
@@ -62,16 +65,15 @@ def load_policy(
     """A policy from any diffusers text-to-image or text-to-video pipeline that can be replayed.
 
     Args:
-        path_or_pipeline: a folder written by ``save_pretrained``, a hub name, the name of an embedded world
-            (``"shapes"``), or a pipeline object, which is then the policy's own.
-        call: extra arguments of the pipeline's ``__call__``: ``guidance_scale``, ``height``, ``prompt_embeds``, ...
+        path_or_pipeline: a folder, a hub name, an embedded world (``"shapes"``), or a pipeline, then the policy's own.
+        call: extra arguments of the pipeline's ``__call__`` (``height``, ...); inputs: columns of prompts' pictures.
         lora: the adapter to train (default: rank 32 on the attention projections); ``full``: every parameter instead;
             merge_adapters: predict without gradient with merged weights (`flowrl.models.merging`).
         dtype: precision of the frozen parts; ``trained_dtype``: of the trained ones, float32 or this one's bfloat16.
         attention: a backend of diffusers' attention dispatcher (``"sdpa"``, ``"flash"``, ``"xformers"``, ...);
             compile: the denoiser's repeated blocks, once for all numbers of rows.
-        decode_batch: images decoded at once; vae_slicing, vae_tiling, offload: `flowrl.models.diffusion.offload`.
-        prompt_cache: keep encoded prompts on disk for later runs (`flowrl.models.diffusion.prompt_cache`).
+        decode_batch: images decoded at once; vae_slicing, vae_tiling, offload: `flowrl.models.diffusion.offload`;
+            prompt_cache: keep encoded prompts on disk (`flowrl.models.diffusion.prompt_cache`).
         quantize, quantize_encoders: hold linear layers of the denoiser, and of the encoders, in ``nf4`` or ``int8``.
         shard: ``"fsdp"``: split the denoiser over the processes (`flowrl.models.sharding`).
 
@@ -84,26 +86,27 @@ def load_policy(
     check_merging(merge_adapters, options, dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
-    network = getattr(pipeline, denoiser_name(pipeline))
+    network = keep_processors(pipeline, denoiser_of(pipeline, shard))
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
     adaptation = trained_parameters(network, options)  # before it runs: FSDP then leaves gathered ones in their place
     recorder = Recorder(pipeline, {**defaults, **(call or {})}, placement.precision, release)
     facts: dict[str, Any] = {"dtype": placement.dtype, "decode_batch": decode_batch, "source": source}
+    facts["inputs"] = prompt_inputs(recorder, inputs, prompt_cache)  # before it is watched: stand-ins join its call
     policy = DiffusionPolicy(recorder, calibrate(recorder), adaptation, **facts)
     _speed_up(policy, attention, compile, prompt_cache, merge_adapters)
-    _check(policy, parity, pace)
-    return policy
+    return _checked(policy, parity, pace)
 
 
-def _check(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> None:
-    """The start-up checks, of a network that is run at this pace from here on."""
+def _checked(policy: DiffusionPolicy, parity: Literal["check", "skip"], pace: Pace | None) -> DiffusionPolicy:
+    """The policy after the start-up checks, its network run at this pace from here on."""
     policy.pace = pace
     if parity == "check":
         check(policy)
     if policy.is_split:
         check_exchange(policy.weights, partial(predictions, policy), type(policy.network).__name__)
+    return policy
 
 
 def _adapt(
@@ -117,8 +120,9 @@ def _adapt(
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    targets = LORA_TARGETS.get(type(network).__name__, ATTENTION_TARGETS)
-    adapt(network, options, targets, trained_dtype=trained_dtype)
+    for denoiser in denoisers(network, "").values():
+        targets = LORA_TARGETS.get(type(denoiser).__name__, ATTENTION_TARGETS)
+        adapt(denoiser, options, targets, trained_dtype=trained_dtype)
     if gradient_checkpointing:
         _checkpoint(network)
 
@@ -196,8 +200,9 @@ def _place(
         pace = split(network, placement.device, full)
     pipeline.scheduler = single_step(pipeline.scheduler)
     release = place_parts(pipeline, denoiser_name(pipeline), placement.device, offload)
-    for name, part in pipeline.components.items():
-        if isinstance(part, torch.nn.Module) and (pace is None or part is not network):
+    parts = {id(part): (name, part) for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    for name, part in parts.values():
+        if pace is None or part is not network:
             check_finite(part, label, name)
     return release, pace
 
@@ -213,7 +218,7 @@ def single_step(scheduler: Any) -> Any:
     name, config = type(scheduler).__name__, scheduler.config
     if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
-    if name == "LCMScheduler":  # its own few times, for which the network is distilled; its step is never used
+    if name in ("LCMScheduler", "TCDScheduler"):  # their own few times, for which networks are distilled, and no steps
         return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)

@@ -50,7 +50,9 @@ def place_parts(pipeline: DiffusionPipeline, network: str, device: torch.device,
     if mode == "none":
         pipeline.to(device)
         return lambda: None
-    parts = [p for name, p in pipeline.components.items() if isinstance(p, nn.Module) and name != network]
+    denoiser: nn.Module = getattr(pipeline, network)
+    held = set(denoiser.modules())  # of one that stands for several, those too
+    parts = [p for p in pipeline.components.values() if isinstance(p, nn.Module) and p not in held]
     waiting = [_Waiting(part, device, mode == "sequential" and not hasattr(part, "decode")) for part in parts]
 
     def release() -> None:
@@ -59,7 +61,6 @@ def place_parts(pipeline: DiffusionPipeline, network: str, device: torch.device,
 
     for part in waiting:
         part.fetched_by_calls(release)
-    denoiser: nn.Module = getattr(pipeline, network)
     if mode == "sequential":
         fetch_layers(denoiser, device)
     elif next(denoiser.parameters()).device.type != device.type:  # where it is quantised or split, it is there

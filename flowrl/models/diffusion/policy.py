@@ -18,6 +18,7 @@ from flowrl.models.diffusion.decoder import ImageDecoder
 from flowrl.models.diffusion.denoiser_spec import DenoiserSpec
 from flowrl.models.diffusion.image_encoder import ImageEncoder
 from flowrl.models.diffusion.inputs import LeafPath, join
+from flowrl.models.diffusion.prompt_inputs import PromptInputs
 from flowrl.models.diffusion.recorder import Recorder, prediction_of
 from flowrl.models.host_layers import computing_device
 from flowrl.models.lora import Adaptation
@@ -39,6 +40,7 @@ class DiffusionPolicy(HasWeightSets):
         spec: DenoiserSpec,
         adaptation: Adaptation,
         *,
+        inputs: PromptInputs | None = None,
         dtype: torch.dtype,
         decode_batch: int,
         source: ModelSource | None,
@@ -52,7 +54,7 @@ class DiffusionPolicy(HasWeightSets):
         self.spec = spec
         self.recorder = recorder
         self.adaptation = adaptation
-        self.encoder = Encoder(recorder, spec)
+        self.encoder = Encoder(recorder, spec, inputs)
         self.weights = weight_sets(self.network, adaptation.parameters)
         self.dtype = dtype
         self.origin: dict[str, Any] | None = None
@@ -69,9 +71,14 @@ class DiffusionPolicy(HasWeightSets):
 
     # ------------------------------------------------------------------------------------------------ conditioning
     def condition(self, prompts: Sequence[Prompt]) -> DiffusionCondition:
-        """What the denoiser is told about each prompt; every unique text is encoded once and remembered."""
-        made = self.encoder([prompt.text for prompt in prompts])
+        """What the denoiser is told about each prompt; every unique text, with its pictures where the pipeline was
+        loaded with ``inputs``, is encoded once and remembered."""
+        made = self.encoder([self.encoder.inputs.told(prompt) for prompt in prompts])
         return replace(made, origin=PromptRows.of(prompts)) if self.teachers else made
+
+    def probe(self, texts: Sequence[str]) -> DiffusionCondition:
+        """The condition of texts for checks of the policy itself: with a stand-in where prompts have pictures."""
+        return self.encoder([(text,) for text in texts])
 
     # -------------------------------------------------------------------------------------------------------- time
     def times(self, steps: int) -> Tensor:
@@ -93,7 +100,9 @@ class DiffusionPolicy(HasWeightSets):
         if steps not in self._schedules:
             trace = self.recorder.schedule(steps)
             assert trace.timesteps is not None
-            times = time_grid(self.spec.coordinates.levels(trace.timesteps, trace.sigmas))
+            times = time_grid(self.spec.coordinates.levels(trace.timesteps, trace.sigmas)).clamp(
+                max=1
+            )  # but for rounding
             self._schedules[steps] = (times, trace.init_noise_sigma)
         return self._schedules[steps]
 
@@ -122,11 +131,13 @@ class DiffusionPolicy(HasWeightSets):
     ) -> Tensor:
         """What the pipeline would hand to its scheduler, float32."""
         mixing = self.spec.guidance
-        scale = self._scale(guidance)
         read = self.spec.coordinates.to_network(x, t).to(self.dtype)
         timestep = self.spec.coordinates.network_time(t)
+        scale = mixing.scale_at(timestep) if guidance is None else self._scale(guidance)
+        if mixing.weights:
+            return mixing.mix_all(self._every_branch(read, timestep, condition), detached=cfg_grad == "cond")
         cond, other = mixing.conditional, mixing.unconditional
-        if other is None or scale == 1.0:
+        if other is None or (isinstance(scale, float) and scale == 1.0):
             return mixing.mix(self._evaluate([cond], read, timestep, condition)[0], None, 1.0)
         # split calls stay split: rows of one call have equal shapes, those of two calls may not
         together = self.spec.branches[cond] is self.spec.branches[other]
@@ -151,12 +162,25 @@ class DiffusionPolicy(HasWeightSets):
         mixing = self.spec.guidance
         if guidance is None:
             return mixing.scale
+        if mixing.weights:
+            raise UserError(
+                f"guidance {guidance:g} takes the place of one scale, and {type(self.pipeline).__name__} mixes"
+                f" {len(mixing.weights)} predictions; leave it out, and set the scales in model.call"
+            )
         if mixing.unconditional is None and guidance != 1.0:
             raise UserError(
                 f"guidance {guidance:g} needs the unconditional branch, which {type(self.pipeline).__name__} was loaded"
                 f" without; {self.recorder.guidance_advice}"
             )
         return float(guidance)
+
+    def _every_branch(self, read: Tensor, timestep: Tensor, condition: DiffusionCondition) -> list[Tensor]:
+        """Predictions [N, ...] float32 of all branches, those of one call in one batch: attention may look at all."""
+        found, start = [], 0
+        for call in self.spec.calls:
+            found += self._evaluate(list(range(start, start + call.branches)), read, timestep, condition)
+            start += call.branches
+        return found
 
     def _evaluate(
         self, branches: list[int], read: Tensor, timestep: Tensor, condition: DiffusionCondition

@@ -110,7 +110,7 @@ def identity(recorder: Recorder) -> str:
     _add(digest, [settings, recorder.call])
     for name, part in sorted(pipeline.components.items()):
         if isinstance(part, nn.Module):
-            if name != recorder.network_name and not callable(getattr(part, "decode", None)):
+            if part is not recorder.network and not callable(getattr(part, "decode", None)):
                 digest.update(f"{name} {type(part).__qualname__} {getattr(part, 'config', '')}\n".encode())
                 _add(digest, {**part.state_dict(), **dict(part.named_buffers())})  # a quantised layer's scales too
         elif part is not None and name != "scheduler" and hasattr(part, "save_pretrained"):

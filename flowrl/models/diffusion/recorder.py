@@ -65,17 +65,17 @@ class _StopRun(Exception):  # noqa: N818  (it is no error)
 
 
 def denoiser_name(pipeline: DiffusionPipeline) -> str:
-    """The attribute that holds the denoiser; a pipeline with none, or with two that share the work, is refused."""
+    """The attribute that holds the denoiser; a pipeline with none, or with two that `flowrl.models.diffusion.stages`
+    has not joined, is refused."""
     found = [n for n in NETWORKS if isinstance(pipeline.components.get(n), nn.Module)]
     name = type(pipeline).__name__
     if not found or not hasattr(pipeline, "scheduler"):
         raise UserError(
             f"{name} has no transformer or unet with a scheduler, so it is no text-to-image or text-to-video pipeline"
         )
-    if isinstance(pipeline.components.get(f"{found[0]}_2"), nn.Module):
-        raise UserError(
-            f"{name} splits its steps between two denoisers ({found[0]} and {found[0]}_2); this is not supported"
-        )
+    second = pipeline.components.get(f"{found[0]}_2")
+    if isinstance(second, nn.Module) and second is not pipeline.components[found[0]]:  # they were not joined
+        raise UserError(f"{name} splits its steps between two denoisers ({found[0]}, {found[0]}_2); use load_policy")
     return found[0]
 
 
@@ -97,9 +97,12 @@ class Recorder:
         self.network_name = denoiser_name(pipeline)
         self.network: nn.Module = getattr(pipeline, self.network_name)
         self._signature = inspect.signature(type(pipeline).__call__)
+        self.parameters: Mapping[str, inspect.Parameter] = self._signature.parameters
+        """Of the pipeline's call."""
         check_call(call, self._signature.parameters, type(pipeline).__name__)
         self.call = typed_arguments(call, self._signature.parameters)
-        self._network_signature = inspect.signature(self.network.forward)
+        own = getattr(self.network, "call_signature", None)  # of one that stands for others
+        self._network_signature: inspect.Signature = own or inspect.signature(self.network.forward)
         self.network_takes_return_dict = "return_dict" in self._network_signature.parameters
         self._texts: dict[int, Any] = {}
         self._form: Callable[[Tensor], Any] = lambda prediction: (prediction,)
@@ -149,9 +152,8 @@ class Recorder:
                 result = _StepResult(moved) if kwargs.get("return_dict", True) else (moved, moved)
             self._read_schedule(trace)
             moved = result[0]
-            trace.steps.append(
-                RecordedStep(trace.open_calls, model_output.clone(), float(timestep), before, moved.clone())
-            )
+            count = float(torch.as_tensor(timestep).flatten()[0])  # some hand one on for every sample
+            trace.steps.append(RecordedStep(trace.open_calls, model_output.clone(), count, before, moved.clone()))
             trace.open_calls = []
             return result
 
@@ -161,10 +163,14 @@ class Recorder:
         return trace
 
     def calls(
-        self, prompts: Sequence[str], count: int, blank: Callable[[dict[str, Any]], Tensor]
+        self,
+        prompts: Sequence[str],
+        count: int,
+        blank: Callable[[dict[str, Any]], Tensor],
+        given: Mapping[str, Any] | None = None,
     ) -> list[DenoiserCall]:
         """The inputs of the ``count`` denoiser calls of the first step. None is computed: ``blank(inputs)`` takes the
-        place of a prediction."""
+        place of a prediction. ``given``: arguments that take the place of those of `call`."""
         seen: list[DenoiserCall] = []
 
         def forward(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -177,7 +183,7 @@ class Recorder:
             raise _StopRun
 
         with self._intercepted(forward, advance, computes=False):
-            self._run(prompts, 2, "latent", 0)
+            self._run(prompts, 2, "latent", 0, given=given)
         return seen
 
     def schedule(self, steps: int) -> RecordedRun:
@@ -222,12 +228,15 @@ class Recorder:
         seed: int,
         release: bool = True,
         graph: bool = False,
+        given: Mapping[str, Any] | None = None,
     ) -> Any:
-        arguments = batch_call(self.call, len(prompts))
+        arguments = batch_call(self.call, len(prompts)) | dict(given or {})
         if not any("prompt_embeds" in key and not key.startswith("negative") for key in arguments):
             arguments["prompt"] = list(prompts)
         arguments["num_inference_steps"] = steps
         arguments["output_type"] = output_type
+        if steps != 2 and "intermediate_timesteps" in self._signature.parameters:
+            arguments["intermediate_timesteps"] = None  # of SANA-Sprint, which has a second time for two steps alone
         if "generator" in self._signature.parameters:
             arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
         known, call = self._signature.parameters, cast(Callable[..., Any], self.pipeline)
