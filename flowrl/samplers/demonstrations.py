@@ -31,6 +31,11 @@ class Demonstrations:
             raise ValueError(f"length={self.length} reads no step of an episode; give at least 1")
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Of a prompt, what holds its episode."""
+        return COLUMNS
+
+    @property
     def group(self) -> int:
         """One sample of each prompt."""
         return 1

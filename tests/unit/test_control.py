@@ -411,9 +411,7 @@ def test_demonstrations_are_read_with_their_history_and_what_followed() -> None:
     assert isinstance(trace, Episodes) and trace.alive.tolist() == [[True, True, True, False]]
     assert trace.observed[0, :3, :, 0].tolist() == [[1, 1], [1, 2], [2, 3]]
     assert trace.actions[0, :3, :, 0].tolist() == [[5, 10], [10, 15], [15, 15]]  # standardised
-    for broken, message in (
-        ({}, "KeyError"),
-        ({**columns, "action": [[1.0]] * 4}, r"shapes are \[3, 1\] and \[4, 1\]"),
-    ):
+    long = {**columns, "action": [[1.0]] * 4}
+    for broken, message in (({}, "KeyError"), (long, r"shapes are \[3, 1\] and \[4, 1\]")):
         with pytest.raises(UserError, match=r"data, prompt 1: an episode has the columns .*" + message):
             sampler.prepared(drawn(1, broken).prompts, "data")
