@@ -84,14 +84,14 @@ def learned_by(companion: CompanionWeights, algorithm: Algorithm) -> Algorithm:
     )
 
 
-def state(optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_of(optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """``(tensors, values)`` of all optimisers, by companion; the weights are among the policy's weight sets."""
     every = {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()}
     tensors = {f"{name}/{key}": tensor for name, (moments, _) in every.items() for key, tensor in moments.items()}
     return tensors, {name: numbers for name, (_, numbers) in every.items() if numbers}
 
 
-def restore(optimizers: Optimizers, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Continue from what `state` returned. Raises `KeyError` or `ValueError` for what does not fit."""
+def restore_optimizers(optimizers: Optimizers, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Continue from what `state_of` returned. Raises `KeyError` or `ValueError` for what does not fit."""
     for name, optimizer in optimizers.items():
         restore_optimizer(optimizer, below(tensors, f"{name}/"), values.get(name, {}))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl import companions
 from flowrl.clients.rollouts import RolloutWorkers
+from flowrl.companions import Optimizers, build_optimizers, restore_optimizers, state_of
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
@@ -75,7 +75,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
-    companions: companions.Optimizers = field(default_factory=dict)
+    companions: Optimizers = field(default_factory=dict)
     """The optimisers of the algorithm's companions."""
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
@@ -166,7 +166,7 @@ class Session:
         tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         values |= {"optimizer": numbers} if numbers else {}
-        moments, numbers = companions.state(self.companions)
+        moments, numbers = state_of(self.companions)
         tensors |= {f"companions/{key}": value for key, value in moments.items()}
         values |= {"companions": numbers} if numbers else {}
         return tensors, values
@@ -263,7 +263,7 @@ class Session:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         try:
             restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
-            companions.restore(self.companions, below(tensors, "companions/"), values.get("companions", {}))
+            restore_optimizers(self.companions, below(tensors, "companions/"), values.get("companions", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -315,7 +315,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         rewards,
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
-        companions=companions.build_optimizers(config, policy, algorithm),
+        companions=build_optimizers(config, policy, algorithm),
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 
+from tests import pipelines_branches as branches
 from tests import pipelines_control as control
 from tests import pipelines_embedded as embedded
 from tests import pipelines_few_steps as few_steps
@@ -193,7 +194,7 @@ PIPELINES: dict[str, Builder] = {
     "sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux, "chroma": chroma, "pixart_sigma": pixart_sigma, "sana": sana,
     "lumina2": lumina2, "qwen_image": qwen_image, "wan": wan, **further.PIPELINES,
     **embedded.PIPELINES, **few_steps.PIPELINES, **newer.PIPELINES, **pictures.PIPELINES, **stages.PIPELINES,
-    **control.PIPELINES,
+    **control.PIPELINES, **branches.PIPELINES,
 }  # fmt: skip
 SMALL = {"height": 16, "width": 16}
 CALLS: dict[str, dict[str, Any]] = {
@@ -217,6 +218,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **pictures.CALLS,
     **stages.CALLS,
     **control.CALLS,
+    **branches.CALLS,
 }  # fmt: skip
 """Arguments a user would load each of them with."""
 

@@ -174,22 +174,6 @@ def flux_control() -> Any:
     )  # fmt: skip
 
 
-def pix2pix() -> Any:
-    return diffusers.StableDiffusionInstructPix2PixPipeline(
-        vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(in_channels=8),
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-
-
-def sd15_pag() -> Any:
-    return diffusers.StableDiffusionPAGPipeline(
-        vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(),
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False, pag_applied_layers=["down.block_1", "mid", "up"],
-    )  # fmt: skip
-
-
 def img2img() -> Any:
     return diffusers.StableDiffusionImg2ImgPipeline(
         vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(),
@@ -233,7 +217,5 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "hunyuan_image_mix": (hunyuan_image_mix, CALLS["hunyuan_image"], "may change during a run"),
     "anyflow": (anyflow, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "not an affine function"),
     "forcing": (forcing, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "equally often"),
-    "pix2pix": (pix2pix, {"guidance_scale": 5.0, "image": picture()}, "mixes the 3 predictions"),
-    "sd15_pag": (sd15_pag, {"guidance_scale": 5.0, "pag_scale": 2.0, **SMALL}, "mixes the 3 predictions"),
     "img2img": (img2img, {"guidance_scale": 5.0, "image": picture(), "strength": 0.8}, "starts from noise"),
 }

@@ -71,12 +71,14 @@ def _calls(policy: DiffusionPolicy) -> str:
     calls = policy.spec.calls
     if len(calls) == 2:
         return "two"
-    return "one" if calls[0].branches == 1 else "one, doubled"
+    return {1: "one", 2: "one, doubled", 3: "one, tripled"}[calls[0].branches]
 
 
 def _mix(policy: DiffusionPolicy) -> str:
     mixing = policy.spec.guidance
     sign = "−" if mixing.sign < 0 else ""
+    if mixing.weights:
+        return f"{sign}by {', '.join(f'{weight:g}' for weight in mixing.weights)}"
     if mixing.unconditional is None:
         return f"{sign}cond"
     late = f" and {mixing.late_scale:g}" if mixing.boundary and mixing.late_scale != mixing.scale else ""

@@ -65,8 +65,7 @@ class Coordinates(Protocol):
 
 
 class _Plain:
-    """Coordinates of pipelines that hand the denoiser's prediction, and the scheduler's timesteps, on as they are; the
-    scheduler holds what the network reads."""
+    """Coordinates of pipelines that hand the denoiser's prediction, and the scheduler's timesteps, on as they are."""
 
     def predicted(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The same."""
@@ -75,14 +74,6 @@ class _Plain:
     def ticks(self, timesteps: Sequence[float]) -> Sequence[float]:
         """The same."""
         return timesteps
-
-    def to_sample(self: Coordinates, x: Tensor, t: Tensor) -> Tensor:
-        """What the network reads."""
-        return self.to_network(x, t)
-
-    def from_sample(self: Coordinates, x: Tensor, t: Tensor) -> Tensor:
-        """Of what the network reads."""
-        return self.from_network(x, t)
 
 
 @dataclass(frozen=True)
@@ -117,6 +108,14 @@ class FlowCoordinates(_Plain):
         return x
 
     def from_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
+        return x
+
+    def to_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
+        return x
+
+    def from_sample(self, x: Tensor, t: Tensor) -> Tensor:
         """The same point."""
         return x
 
@@ -166,6 +165,14 @@ class DDPMCoordinates(_Plain):
     def from_network(self, x: Tensor, t: Tensor) -> Tensor:
         """``n x_vp``."""
         return x * _like(_norm(t), x)
+
+    def to_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network reads; compared are schedulers that hold it alone."""
+        return self.to_network(x, t)
+
+    def from_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """The inverse."""
+        return self.from_network(x, t)
 
     def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """With ``p = 1 - t`` and ``n = sqrt(p^2 + t^2)`` (so ``x_vp = x / n``): epsilon: ``v = (eps - x) / p``;

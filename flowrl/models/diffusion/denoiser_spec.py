@@ -267,6 +267,9 @@ def _guidance(
         output = received(step, t[0], calls[0], coordinates)
         branches = [part for call, spec in zip(step.calls, calls, strict=True) for part in _parts(call, spec, shape)]
         seen.append((branches, output.reshape(branches[0].shape)))
+    if getattr(recorder.pipeline, "do_perturbed_attention_guidance", False) and len(seen[0][0]) == 2:
+        # without the unconditional branch; its attention needs both rows in one batch, which plain guidance may split
+        return recover(seen, rescale, name, together=True)
     if not isinstance(recorder.network, Stages):
         return recover(seen, rescale, name)
     boundary = recorder.network.boundary

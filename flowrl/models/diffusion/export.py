@@ -17,6 +17,7 @@ from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya, peft, read
 from flowrl.models.adapters.adapter import DOWN, UP
 from flowrl.models.adapters.diffusion import ENCODERS, without_log
+from flowrl.models.adapters.peft import PEFT_PREFIX
 from flowrl.models.adapters.read import DIFFUSERS_FILE
 from flowrl.models.adapters.text_encoders import fold_alphas
 from flowrl.models.adapters.verify import check_adapter, check_merged, check_updates, swapped_in
@@ -79,7 +80,13 @@ def _denoisers(policy: DiffusionPolicy) -> dict[str, nn.Module]:
 
 def _network(policy: DiffusionPolicy, pipeline: DiffusionPipeline) -> nn.Module:
     """The denoiser of a pipeline that was loaded anew; where it has two, as one."""
-    return rejoined(policy.network, [getattr(pipeline, name) for name in _denoisers(policy)])
+    network = rejoined(policy.network, [getattr(pipeline, name) for name in _denoisers(policy)])
+    if hasattr(policy.pipeline, "set_pag_applied_layers"):  # the processors that the policy's network was given
+        ours = dict(policy.network.named_modules())
+        for name, module in network.named_modules():
+            if hasattr(module, "processor"):
+                module.processor = getattr(ours[name.removeprefix(PEFT_PREFIX)], "processor", module.processor)
+    return network
 
 
 @dataclass(frozen=True)
