@@ -45,8 +45,10 @@ def _flowrl(arguments: Sequence[str], folder: str, environment: Mapping[str, str
 
     import torch
 
+    from flowrl import exit_guard
     from flowrl.cli import main
 
+    exit_guard._PROCESS = os.getpid()  # which it took when it was imported
     torch.set_num_threads(1)
     main()
 

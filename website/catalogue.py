@@ -354,7 +354,7 @@ def evidence() -> dict[str, list[str]]:
 def _preset_of(overrides: list[str]) -> str | None:
     for each in overrides:
         key, _, value = each.partition("=")
-        if key == "algorithm":
+        if key in ("algorithm", "algorithm.use"):
             given = yaml.safe_load(value)
             return given["use"] if isinstance(given, dict) else given
     return None

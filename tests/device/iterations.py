@@ -20,11 +20,12 @@ from tests.contract.toys import known_options, taken
 from tests.device.commands import watched
 from tests.launching import settled
 
-WORLDS = {"diffusion": "shapes", "causal": "countdown", "masked": "sudoku"}
+WORLDS = {"diffusion": "shapes", "causal": "countdown", "masked": "sudoku", "reward": "countdown"}
 SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {"sampler": {"steps": 4}},
     "causal": {"length": 8},
     "masked": {"length": 16, "steps": 4, "block": 8},
+    "reward": {"length": 24},
 }
 
 
@@ -65,6 +66,8 @@ def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
         "optimizer": {"lr": 1e-3},
         "train": {"iterations": 1, "updates": 2, "micro_batch": 4, "sample_batch": 8, "threads": 1},
     }
+    if family == "reward":
+        made["data"] |= {"train": f"{world}:pairs_test", "test": f"{world}:pairs_test", "group": 2}
     if family == "diffusion":
         made["model"]["call"] = {"guidance_scale": 1.0}
     for section, values in changes.items():

@@ -94,6 +94,7 @@ def test_a_scale_that_would_replace_one_of_several_is_refused(policy):
         policy.check_guidance(1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["diffusers", "merged"])
 def test_exports_are_compared_with_perturbed_attention(to, policy, tmp_path):
     assert export_policy(policy, tmp_path / "out", to) < 1e-4

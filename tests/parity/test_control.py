@@ -65,6 +65,7 @@ def test_the_denoiser_alone_is_trained(policy):
         parameter.grad = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["diffusers", "peft", "merged"])
 def test_exports_are_read_again(to, policy, folder, tmp_path):
     assert export_formats(policy) == ("diffusers", "peft", "merged")
@@ -80,6 +81,7 @@ def test_exports_are_read_again(to, policy, folder, tmp_path):
     assert deviation(theirs, ours) < bound
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replayed_is_said(folder):
     with pytest.raises(UserError, match="guess_mode=true gives the ControlNet half of the batch"):
         load_policy(folder("control_net"), call={**CALL, "guess_mode": True})

@@ -97,6 +97,24 @@ def test_what_has_no_place_for_a_picture_is_refused(folder, pictures, tmp_path):
             load_policy(folder("flux_kontext"), inputs=given, **options)
 
 
+@pytest.mark.slow
+def test_pictures_of_another_size_than_the_latents_are_named(folder, pictures, monkeypatch):
+    """InstructPix2Pix takes no height: what it makes is as large as its picture, so its stand-in says how large."""
+    call = {k: v for k, v in pipelines.CALLS["pix2pix"].items() if k != "image"}
+    monkeypatch.setattr("flowrl.models.diffusion.prompt_inputs.SIDE", 32)
+    policy = load_policy(folder("pix2pix"), call=call, inputs={"image": "source"}, parity="skip")
+    with pytest.raises(
+        UserError, match=r"of the shape \[8, 8\] of .*0.png, which do not fit its latents \[4, 16, 16\]"
+    ):
+        policy.condition(asked(pictures))
+    monkeypatch.setattr("flowrl.models.diffusion.prompt_inputs.SIDE", 16)
+    policy = load_policy(folder("pix2pix"), call=call, inputs={"image": "source"})
+    x, t = torch.zeros(2, *policy.latent_shape), policy.times(4)[[1, 1]]
+    with torch.no_grad():
+        first, second = policy.velocity(x, t, policy.condition(asked(pictures)))
+    assert deviation(first, second) > 1e-4
+
+
 def write(folder: Path, rows: list[dict]) -> str:
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

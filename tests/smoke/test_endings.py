@@ -194,7 +194,9 @@ def test_memory_that_runs_out_names_the_phase(tmp_path: Path, monkeypatch: pytes
     assert checkpoints(tmp_path) == ["step_000002"]
 
 
-@pytest.mark.parametrize(("failing", "kept"), [(5, ["step_000002"]), (6, [])])
+@pytest.mark.parametrize(
+    ("failing", "kept"), [pytest.param(5, ["step_000002"], marks=pytest.mark.slow), (6, [])], ids=["first", "second"]
+)
 def test_an_iteration_that_fails_is_saved_before_it_has_changed_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, kept: list[str]
 ) -> None:

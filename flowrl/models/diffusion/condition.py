@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
 from flowrl.models.diffusion.prompt_cache import PromptCache
-from flowrl.models.diffusion.prompt_inputs import PromptInputs, Told, stand_in
+from flowrl.models.diffusion.prompt_inputs import SIDE, PromptInputs, Told, stand_in
 from flowrl.models.diffusion.recorder import Recorder
 from flowrl.types import PromptRows
 
@@ -180,7 +180,8 @@ class Encoder:
         return [entries[each] for each in told]
 
     def _check_alike(self, told: list[Told], entries: list[_Encoded]) -> None:
-        """Raise `UserError` for pictures that become inputs of other shapes, or one that no prompt has for itself."""
+        """Raise `UserError` for pictures that become inputs of different shapes, or of one that the latents beside them
+        do not have."""
         odd = next((i for i, entry in enumerate(entries) if not entry.fits(entries[0])), None)
         if odd is not None:
             first, other = ([str(part) for part in told[i][1:]] for i in (0, odd))
@@ -189,6 +190,15 @@ class Encoder:
                 f" pictures {', '.join(first)} and {', '.join(other)}, which cannot be in one batch; give all pictures"
                 " one size"
             )
+        for rows, call in zip(entries[0].rows, self._spec.branches, strict=True):
+            slot, rest = call.latent, rows.get(REST)
+            beside = [] if rest is None else [n for axis, n in enumerate(rest.shape[1:]) if axis != slot.axis]
+            if rest is not None and beside != [n for axis, n in enumerate(slot.latent) if axis != slot.axis]:
+                raise UserError(
+                    f"model.inputs: {type(self._recorder.pipeline).__name__} makes inputs of the shape {beside} of"
+                    f" {', '.join(map(str, told[0][1:]))}, which do not fit its latents {list(slot.latent)}; give"
+                    f" pictures of its own size (model.call height and width, or {SIDE} x {SIDE} where it has none)"
+                )
 
     def _check_batches(self) -> None:
         """Raise `UserError` unless a list of two pictures is one for each prompt. Where texts are padded to the longest

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, get_args
 
 from flowrl.worlds.countdown.solver import random_term
@@ -39,17 +40,24 @@ def prompts(split: Split) -> list[dict[str, Any]]:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, found {split!r}")
     if split.startswith("pairs"):
         return _pairs(split == "pairs_test")
-    rng = random.Random("countdown")
     rows = []
+    for tag, tasks in _tasks():
+        for numbers, target in tasks[:TEST_SIZE] if split == "test" else tasks[TEST_SIZE:]:
+            rows.append({"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag})
+    return rows
+
+
+@cache
+def _tasks() -> tuple[tuple[str, list[tuple[tuple[int, ...], int]]], ...]:
+    """The (numbers, target) of either split by tag, in the order drawn."""
+    rng, found = random.Random("countdown"), []
     for tag in TAGS:
-        tasks: dict[tuple[tuple[int, ...], int], None] = {}  # in the order drawn
+        tasks: dict[tuple[tuple[int, ...], int], None] = {}
         while len(tasks) < TRAIN_SIZE + TEST_SIZE:
             numbers, target, _ = random_task(int(tag), rng)
             tasks[numbers, target] = None
-        chosen = list(tasks)[:TEST_SIZE] if split == "test" else list(tasks)[TEST_SIZE:]
-        for numbers, target in chosen:
-            rows.append({"prompt": text(numbers, target), "numbers": list(numbers), "target": target, "tag": tag})
-    return rows
+        found.append((tag, list(tasks)))
+    return tuple(found)
 
 
 def _pairs(held_out: bool) -> list[dict[str, Any]]:
