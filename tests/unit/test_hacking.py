@@ -17,6 +17,7 @@ from flowrl.parts.novelty import NoveltyScaled, WithNovelty
 from flowrl.parts.penalty_weights import STATE, Doubted
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import open_session
+from flowrl.startup.doubts import doubts
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from flowrl.types import IncompatibleError, Scores
@@ -179,3 +180,11 @@ def test_a_replay_measures_how_much_longer_velocities_are() -> None:
     growth = live.norm(dim=1) / frozen.norm(dim=1) - 1
     assert torch.allclose(found.extra["norm_growth/reference"][:, 0], growth.double(), atol=1e-5)
     assert found.extra["norm_growth/reference"].requires_grad and bool((growth > 0).any())
+
+
+def test_the_doctor_says_what_a_guard_looks_for_in_vain() -> None:
+    values = CONFIG | {"algorithm": {"use": "gardo", "steps": 3}}
+    assert not [said for said in doubts(check_run(Config.of(values))) if "algorithm." in said]
+    said = doubts(check_run(Config.of(values | {"rewards": ["shapes"]})))
+    assert any("{use: novelty, train: false}" in sentence for sentence in said)
+    assert any("the KL holds all samples" in sentence for sentence in said)
