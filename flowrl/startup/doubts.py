@@ -70,7 +70,7 @@ def _no_novelty(run: CheckedRun) -> str:
         return ""
     return (
         f"algorithm.advantage looks for a reward that is called {wanted!r}, and there is none, so that how unlike "
-        f"samples are counts nothing: add {{use: {wanted}, train: false}} to rewards, or another one with name: {wanted}"
+        f"samples are counts nothing: add {{use: {wanted}, train: false}} to rewards, or one with name: {wanted}"
     )
 
 
