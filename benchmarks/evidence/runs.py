@@ -32,8 +32,7 @@ class Page:
     unit: what a sample is. score: the metric of the held-out evaluation.
     rates: learning rates among which a pilot of ``pilot_iterations`` on ``pilot_seed`` chooses one for each arm, by the
         mean of its held-out scores; empty for rates that the overrides name. borrows: arms that take another's rate.
-    processes: arms that run in more than one. also: further metrics whose last value is kept. seeds: how many there are
-        at least.
+    processes: arms that run in more than one. also: further metrics whose last value is kept.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Page:
     borrows: dict[str, str] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
     also: list[str] = field(default_factory=list)
-    seeds: int = 5
 
     @classmethod
     def load(cls, name: str) -> Page:
