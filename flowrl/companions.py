@@ -48,19 +48,24 @@ def train_companions(
     settings: UpdateSettings,
     scaler: GradScaler = UNSCALED,
     share: Share | None = None,
+    done: int = 0,
 ) -> dict[str, float]:
     """Let every companion learn from a scored rollout; what the log has of it. The live weights stay as they are.
 
-    ``settings`` are the policy's: a companion splits the samples among updates of its own number. Every process calls
-    this, as `flowrl.step.improve`, and raises what that does.
+    ``settings`` are the policy's: a companion splits the samples among updates of its own number. ``done``: iterations
+    before this one. Every process calls this, as `flowrl.step.improve`, and raises what that does.
     """
     found: dict[str, float] = {}
     for each in algorithm.companions:
         advantage = each.advantage(scores, memory)
-        own = replace(settings, updates=each.updates, epochs=1, seed=derive(settings.seed, each.name))
+        own = replace(settings, updates=each.updates, epochs=each.epochs, seed=derive(settings.seed, each.name))
         arguments = (learned_by(each, algorithm), rollout, scores, advantage, own, scaler, share)
         with policy.weights.learning(each.name):
             made = improve(policy, optimizers[each.name], *arguments)
+        steps = each.updates * each.epochs
+        for average in each.ema_weights:
+            decay = average.decay((done + 1) * steps, done * steps)
+            policy.weights.update_ema(average.name, decay, each.name)
         found |= {f"companion/{each.name}/{name}": made[name] for name in REPORTED}
     return found
 
@@ -72,18 +77,21 @@ def learned_by(companion: CompanionWeights, algorithm: Algorithm) -> Algorithm:
         estimator=companion.estimator,
         advantage=companion.advantage,
         objective=companion.objective,
+        regularizers=companion.regularizers,
+        loss_weight=companion.loss_weight,
+        redraw=companion.epochs > 1,
         families=algorithm.families,
     )
 
 
-def state(optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_of(optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """``(tensors, values)`` of all optimisers, by companion; the weights are among the policy's weight sets."""
     every = {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()}
     tensors = {f"{name}/{key}": tensor for name, (moments, _) in every.items() for key, tensor in moments.items()}
     return tensors, {name: numbers for name, (_, numbers) in every.items() if numbers}
 
 
-def restore(optimizers: Optimizers, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Continue from what `state` returned. Raises `KeyError` or `ValueError` for what does not fit."""
+def restore_optimizers(optimizers: Optimizers, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Continue from what `state_of` returned. Raises `KeyError` or `ValueError` for what does not fit."""
     for name, optimizer in optimizers.items():
         restore_optimizer(optimizer, below(tensors, f"{name}/"), values.get(name, {}))

@@ -19,7 +19,7 @@ from flowrl.devices import put
 from flowrl.math.random import derive, seeds
 from flowrl.models.text.policy import TextPolicy
 from flowrl.parts.decision_record import DecisionRecord
-from flowrl.parts.diagnostics import VERSION, describe_completions, describe_sharing
+from flowrl.parts.diagnostics import VERSION, describe_completions, describe_episodes, describe_sharing
 from flowrl.records.directory import RunDirectory, spaced
 from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer
@@ -135,7 +135,7 @@ class _AllDrawn:
         """Means over the rounds, which are of one size; times and failures add up."""
         keys = dict.fromkeys(key for report in self.reports for key in report)
         sums = {key: sum(report.get(key, 0.0) for report in self.reports) for key in keys}
-        return {k: v / len(self.reports) if k.startswith("completion/") else v for k, v in sums.items()}
+        return {k: v / len(self.reports) if k.startswith(("completion/", "episode/")) else v for k, v in sums.items()}
 
 
 def sample_and_score(session: Session, timer: PhaseTimer) -> ScoredRollout:
@@ -316,6 +316,7 @@ def _sample_round(session: Session, drawn: _AllDrawn, timer: PhaseTimer) -> tupl
         )
     )
     described = describe_completions(rollout, share) | describe_sharing(rollout, share, algorithm.sampler.forwards)
+    described |= describe_episodes(rollout, share)
     drawn.reports.append(scoring.metrics(session.rewards.names) | described)
     return _Made(rollout, samples, share.here), scoring
 

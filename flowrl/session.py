@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from flowrl import companions
 from flowrl.clients.rollouts import RolloutWorkers
+from flowrl.companions import Optimizers, build_optimizers, restore_optimizers, state_of
 from flowrl.config import Config
 from flowrl.data import PromptSet
 from flowrl.errors import UserError
 from flowrl.math.random import derive
 from flowrl.models import DiffusionPolicy, LoadedPolicy, export_formats, export_policy
 from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.quantization import describe_quantized
 from flowrl.models.text.overlong_prompts import Overlong
 from flowrl.models.text.parity import check_routers
@@ -74,7 +75,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     """Scales the loss of a float16 network; switched off in every other precision."""
-    companions: companions.Optimizers = field(default_factory=dict)
+    companions: Optimizers = field(default_factory=dict)
     """The optimisers of the algorithm's companions."""
     memory: Memory = field(default_factory=dict)
     """State of the algorithm over iterations: of its advantage, and the values of its coefficients."""
@@ -84,7 +85,7 @@ class Session:
     workers: RolloutWorkers | None = None
     """What samples for training instead of this process."""
     ring: Ring | None = None
-    """What is kept of earlier iterations' samples, where the algorithm learns from them again."""
+    """Where a run's samples are kept, from which its algorithm may learn again; ``None``: nothing is kept."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of what the run reads, for the manifests of its checkpoints."""
     notes: Sequence[str] = ()
@@ -139,8 +140,7 @@ class Session:
         )
 
     def policy_metrics(self) -> Mapping[str, float]:
-        """What the policy itself measured since it was last asked, on all processes: the routers of a mixture of
-        experts."""
+        """What the policy itself measured since it was last asked, on all processes: a mixture's routers."""
         return self.policy.metrics(self.ranks) if isinstance(self.policy, TextPolicy) else {}
 
     def advance(self, steps: int, samples: int, forwards: int) -> None:
@@ -166,7 +166,7 @@ class Session:
         tensors |= {f"optimizer/{key}": value for key, value in moments.items()}
         values = {"progress": vars(self.progress), "memory": self.memory, "scaler": self.scaler.state_dict()}
         values |= {"optimizer": numbers} if numbers else {}
-        moments, numbers = companions.state(self.companions)
+        moments, numbers = state_of(self.companions)
         tensors |= {f"companions/{key}": value for key, value in moments.items()}
         values |= {"companions": numbers} if numbers else {}
         return tensors, values
@@ -263,7 +263,7 @@ class Session:
             raise UserError(f"the checkpoint does not fit the model of the config: {error}") from error
         try:
             restore_optimizer(self.optimizer, below(tensors, "optimizer/"), values.get("optimizer", {}))
-            companions.restore(self.companions, below(tensors, "companions/"), values.get("companions", {}))
+            restore_optimizers(self.companions, below(tensors, "companions/"), values.get("companions", {}))
             if self.scaler.is_enabled() and values.get("scaler"):  # runs of before loss scaling have none
                 self.scaler.load_state_dict(values["scaler"])
             self.memory = dict(values["memory"])
@@ -289,7 +289,6 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         UserError: a reward or the model cannot be loaded, or the model does not fit the config.
     """
     config, algorithm = run.config, run.algorithm
-    ring = Ring(config.directory.absolute()) if algorithm.replay else None  # before a reward changes directories
     say("loading the rewards" if len(config.rewards) > 1 else f"loading the reward {config.rewards[0].use}")
     rewards = load_rewards(config.rewards, on_nan=config.on_nan, given=run.given)
     rewards.check(run.train.prompts)
@@ -302,7 +301,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         guidance = _check_guidance(run, policy)
         notes = [*check_time_grid(algorithm, policy), *guidance]
         _check_rounds(run, policy)
-    else:
+    elif not isinstance(policy, ControlPolicy):
         if config.model.router_loss:
             check_routers(policy)
         train, test, notes = _fit_prompts(run, policy)
@@ -316,8 +315,7 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
         rewards,
         _build_optimizer(config, policy),
         GradScaler(policy.device.type, init_scale=config.optimizer.loss_scale, enabled=config.model.dtype == "float16"),
-        companions=companions.build_optimizers(config, policy, algorithm),
-        ring=ring,
+        companions=build_optimizers(config, policy, algorithm),
         inputs=fingerprint_inputs(config, run.train, run.test, run.given),  # now that the hub's files are here
         notes=[
             policy.adaptation.describe(),
@@ -332,12 +330,12 @@ def open_session(run: CheckedRun, say: Callable[[str], None] = lambda text: None
 
 def trained_network(policy: LoadedPolicy) -> nn.Module:
     """The network that is trained."""
-    return policy.network if isinstance(policy, DiffusionPolicy) else policy.network.model
+    return policy.network if isinstance(policy, DiffusionPolicy | ControlPolicy) else policy.network.model
 
 
 def _build_optimizer(config: Config, policy: LoadedPolicy) -> torch.optim.Optimizer:
     """The optimiser of the policy's parameters and, as its second group, the critic's."""
-    critic = policy.critic_parameters() if isinstance(policy, CausalPolicy) else []
+    critic = policy.critic_parameters() if isinstance(policy, CausalPolicy | ControlPolicy) else []
     policy_alone = policy.parameters()[: len(policy.parameters()) - len(critic)]
     return build_optimizer(config.optimizer, [policy_alone, critic], derive(config.train.seed, "optimizer"))
 
@@ -372,12 +370,12 @@ def _fit_prompts(run: CheckedRun, policy: TextPolicy) -> tuple[PromptSet, Prompt
     overlong, prefill = run.config.data.overlong, run.config.eval.prefill
     train, notes = _fit("train", run.train, policy, sampler.length, overlong)
     train, further = fit_completions(run.algorithm, policy, train, overlong)
-    notes += further
-    test = None
+    test, notes = None, [*notes, *further]
     if run.test is not None:
         with nullcontext() if prefill is None else policy.prefilled(prefill):
             test, further = _fit("test", run.test, policy, sampler.length, overlong)
-        notes += further
+        test, more = fit_completions(run.algorithm, policy, test, overlong, "test")
+        notes += further + more
     return train, test, [*notes, *([] if getattr(sampler, "engine", None) else policy.remarks(sampler.length))]
 
 

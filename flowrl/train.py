@@ -19,6 +19,7 @@ from flowrl.monitor import check_training, new_alarms, should_stop
 from flowrl.parts.coefficients import update_coefficients
 from flowrl.parts.diagnostics import describe_scores, per_sample
 from flowrl.ratio_check import RatioCheck
+from flowrl.records.replays import Ring
 from flowrl.replay import keep_samples, with_old_samples
 from flowrl.report import try_write
 from flowrl.rounds import (
@@ -78,7 +79,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
         checks = UpdateChecks(due(session.config.monitor.checks, iteration), first=iteration == 0)
         how = (session.update_settings(), session.scaler)
         fresh = (batch.rollout, batch.scores, session.memory, *how, batch.share)
-        beside = train_companions(policy, session.companions, algorithm, *fresh)
+        beside = train_companions(policy, session.companions, algorithm, *fresh, iteration)
         what = (learned.rollout, learned.scores, advantage, *how, learned.share)
         updated = improve(policy, session.optimizer, algorithm, *what, checks, batch.record)
         forwards = int(session.ranks.total(torch.tensor(policy.network_calls - calls - checks.forwards)))
@@ -155,6 +156,7 @@ def _train(
     ):
         with together(ranks), explain_out_of_memory(run.config, "load"):
             session = open_session(run, display.stage)
+            session.ring = Ring(directory.path)
         with closing(session.rewards), rollout_workers(run.config) as session.workers:
             if start is not None:
                 with together(ranks), explain_out_of_memory(run.config, "load"):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.media import picture
 from flowrl.scorers.endpoint import Endpoint, EndpointOptions
 from flowrl.scorers.loading import device_and_dtype, folder_or_repository, from_hub, load_whole, require_safetensors
 
@@ -22,7 +23,8 @@ TOP = 20
 
 
 class Backend(Protocol):
-    """A model that answers questions about images, uint8 [n, 3, H, W], one question each."""
+    """A model that answers questions about images, uint8 [n, 3, H, W], one question each; or about videos
+    [n, F, 3, H, W], whose frames it is shown as images in their order."""
 
     name: str
 
@@ -108,8 +110,9 @@ class LocalVlm:
         return list(self.processor.tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True))
 
     def _inputs(self, pixels: Tensor, questions: Sequence[str]) -> Any:
-        pictures = [[Image.fromarray(one)] for one in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
-        contents = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
+        pictures = [[picture(one) for one in each] for each in as_frames(pixels)]
+        seen = [{"type": "image"}] * len(pictures[0])
+        contents = [[*seen, {"type": "text", "text": question}] for question in questions]
         conversations = [[{"role": "user", "content": content}] for content in contents]
         texts = self.processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True)
         start = self.processor.tokenizer.bos_token
@@ -203,9 +206,14 @@ class _FirstToken(Endpoint):
 
 
 def message(pixels: Tensor, question: str) -> list[dict[str, Any]]:
-    """OpenAI's conversation of one image, uint8 [3, H, W], and a question about it."""
-    image = {"type": "image_url", "image_url": {"url": data_uri(pixels)}}
-    return [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
+    """OpenAI's conversation of one image, uint8 [3, H, W], or of frames [F, 3, H, W], and a question about it."""
+    seen = [{"type": "image_url", "image_url": {"url": data_uri(one)}} for one in as_frames(pixels[None])[0]]
+    return [{"role": "user", "content": [*seen, {"type": "text", "text": question}]}]
+
+
+def as_frames(pixels: Tensor) -> Tensor:
+    """[n, F, 3, H, W]: an image [n, 3, H, W] is a video of one frame."""
+    return pixels[:, None] if pixels.ndim == 4 else pixels
 
 
 def data_uri(pixels: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""A vision-language model as judge of images: it writes a verdict, whose scores are read (arXiv:2503.05236)."""
+"""A vision-language model judges images or videos: it writes a verdict, whose scores are read (arXiv:2503.05236)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from flowrl.errors import UserError, did_you_mean
 from flowrl.scorers.endpoint import EndpointOptions
 from flowrl.scorers.images import score_images
+from flowrl.scorers.videos import score_videos, spaced_frames
 from rewards._vlm import open_backend
 
 RANGE = "[0, 1]"
@@ -44,19 +45,30 @@ _SEMANTIC = (
     '["[No_mistakes]", scoreM]]\n\nAlignment Score (1-5): X\nCoherence Score (1-5): Y\nStyle Score (1-5): Z\n\nYour '
     "task is provided as follows:\nText Caption: [{prompt}]"
 )
+_VIDEO = (
+    "You are presented with a generated video and its associated text caption. Your task is to analyze the video "
+    "across multiple dimensions in relation to the caption. Specifically:\nProvide overall assessments for the video "
+    "along the following axes (each rated from 1 to 5):\n- Alignment Score: How well the video matches the caption in "
+    "terms of content.\n- Physics Score: How well the gravity, movements, collisions, and interactions make physical "
+    "sense.\n- Style Score: How visually appealing the video looks, regardless of caption accuracy.\n\nOutput your "
+    "evaluation using the format below:\n\nAlignment Score (1-5): X\nPhysics Score (1-5): Y\nStyle Score (1-5): Z\n\n"
+    "Your task is provided as follows:\nText Caption: [{prompt}]"
+)
 RUBRICS = {
     "unified_reward": (_SCORE, ("Final Score",)),
     "unified_reward_semantic": (_SEMANTIC, ("Alignment Score", "Coherence Score", "Style Score")),
+    "unified_reward_video": (_VIDEO, ("Alignment Score", "Physics Score", "Style Score")),
 }
 """What UnifiedReward was trained to be asked, to the letter (CodeGoat24/UnifiedReward, MIT), and what it answers."""
 NUMBER = r"[*_`]{0,3}\s*(?:\(\d+\s*-\s*\d+\))?\s*[*_`]{0,3}\s*[:=]\s*[*_`]{0,3}\s*(-?\d+(?:\.\d+)?)"
 
 
 class vlm_judge:  # noqa: N801 - the name a config uses
-    """The mean of the scores that the judge writes about an image and its prompt, from `scale` to [0, 1].
+    """The mean of the scores that the judge writes about an image or video and its prompt, from `scale` to [0, 1].
 
     `rubric` is `unified_reward` (v1: one "Final Score: x"), `unified_reward_semantic` ("Alignment Score (1-5): x", also
-    Coherence and Style) or your own text with {prompt}, which should ask for a line "Score: x". `fields` are the names
+    Coherence and Style), for videos `unified_reward_video` (v2.0, in its repository on 2026-06-18: Alignment, Physics
+    and Style), or your own text with {prompt}, which should ask for a line "Score: x". `fields` are the names
     of the scores to read (all of the rubric by default; the last mention of each counts, since a judge may quote the
     format first). A reply without one of them, or with a number outside of the scale, could not be scored: NaN, and
     `counts["unparsable"]` grows; so it does where a list of words is cut off at `max_tokens` (UnifiedReward's own
@@ -65,7 +77,9 @@ class vlm_judge:  # noqa: N801 - the name a config uses
 
     `path` is a local image-text-to-text model of transformers (greedy decoding), `url` and `model` an OpenAI-compatible
     endpoint (temperature 0), such as vLLM with CodeGoat24/UnifiedReward-qwen-7b. Images go as they are, as PNG to an
-    endpoint (flow_grpo resizes to 512 first). Text inside of an image can address the judge, so hold another out.
+    endpoint (flow_grpo resizes to 512 first). Of a video the judge is shown `frames` evenly spaced ones as so many
+    images in their order: 16, each the first of an equal stretch, as UnifiedReward 2.0's own script does. Text inside
+    of an image can address the judge, so hold another out.
     """
 
     def __init__(
@@ -86,6 +100,7 @@ class vlm_judge:  # noqa: N801 - the name a config uses
         retries: int = 5,
         backoff: float = 1.0,
         concurrency: int = 8,
+        frames: int = 16,
     ) -> None:
         template, known = RUBRICS.get(rubric, (rubric, ("Score",)))
         if rubric not in RUBRICS:
@@ -107,20 +122,25 @@ class vlm_judge:  # noqa: N801 - the name a config uses
         )
         self._backend = open_backend("vlm_judge", path, device, dtype, endpoint, length=max_tokens)
         self._template, self._fields, self._scale = template, tuple(fields or known), tuple(scale)
-        self._batch_size = batch_size
+        if frames < 1:
+            raise UserError(f"vlm_judge: frames={frames} should be 1 or more")
+        self._batch_size, self._frames = batch_size, frames
         self.counts: Counter[str] = Counter()
         """Replies read, ``unparsable`` ones and ``unanswered`` questions so far."""
         low, high = scale
         self.version = f"vlm_judge:{self._backend.name}:{rubric!r}:{'+'.join(self._fields)}:{low:g}-{high:g}-2"
+        self.version += "" if frames == 16 else f":frames-{frames}"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **columns: Any) -> Tensor:
-        """Scores [N] in [0, 1] of images [N, 3, H, W] in [0, 1]; NaN where there is none."""
+        """Scores [N] in [0, 1] of images [N, 3, H, W] or videos [N, F, 3, H, W] in [0, 1]; NaN where there is none."""
 
         def score(pixels: Tensor, rows: slice) -> Tensor:
             questions = [self._template.format(prompt=prompt) for prompt in prompts[rows]]
             replies = self._backend.replies(pixels, questions)
             return torch.tensor([self._read(reply) for reply in replies], dtype=torch.float64)
 
+        if images.ndim == 5:
+            return score_videos(spaced_frames(images, self._frames), prompts, self._batch_size, score)
         return score_images(images, prompts, self._batch_size, score)
 
     def _read(self, reply: str | None) -> float:

@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from tests import forks
+
 ROOT = Path(__file__).parents[1]
+PATHS = os.pathsep.join([str(ROOT / "tests" / "lean"), str(ROOT)])
+"""PYTHONPATH of the processes that tests start."""
 CONFIG = """
 name: tiny
 model: {path: shapes, device: cpu, lora: {rank: 2, alpha: 4}}
@@ -53,7 +57,7 @@ def environment() -> dict[str, str]:
     """Of a process of ours, without what a launcher around the tests says."""
     said = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return {key: value for key, value in os.environ.items() if key not in said} | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PATHS,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10",
@@ -72,6 +76,11 @@ def run(folder: Path, size: int, *more: str, **options: Sequence[str]) -> subpro
         command(size, *more, **options), cwd=folder, env=environment(), capture_output=True, text=True, timeout=600,
         check=False,
     )  # fmt: skip
+
+
+def forked(folder: Path, size: int, *more: str) -> subprocess.CompletedProcess[str]:
+    """Train to the end in processes that no launcher starts (`tests.forks`): where it is the run that matters."""
+    return forks.flowrl(folder, "train", "tiny.yaml", "out=run", *more, environment=environment(), size=size)
 
 
 def start(folder: Path, size: int, *more: str) -> subprocess.Popen[str]:

@@ -9,7 +9,10 @@ from typing import Any
 import diffusers
 import torch
 
+from tests import pipelines_branches as branches
+from tests import pipelines_control as control
 from tests import pipelines_embedded as embedded
+from tests import pipelines_few_steps as few_steps
 from tests import pipelines_further as further
 from tests import pipelines_newer as newer
 from tests import pipelines_pictures as pictures
@@ -190,7 +193,8 @@ def wan() -> Any:
 PIPELINES: dict[str, Builder] = {
     "sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux, "chroma": chroma, "pixart_sigma": pixart_sigma, "sana": sana,
     "lumina2": lumina2, "qwen_image": qwen_image, "wan": wan, **further.PIPELINES,
-    **embedded.PIPELINES, **newer.PIPELINES, **pictures.PIPELINES, **stages.PIPELINES,
+    **embedded.PIPELINES, **few_steps.PIPELINES, **newer.PIPELINES, **pictures.PIPELINES, **stages.PIPELINES,
+    **control.PIPELINES, **branches.PIPELINES,
 }  # fmt: skip
 SMALL = {"height": 16, "width": 16}
 CALLS: dict[str, dict[str, Any]] = {
@@ -209,9 +213,12 @@ CALLS: dict[str, dict[str, Any]] = {
     "wan": {"guidance_scale": 5.0, "num_frames": 5, "max_sequence_length": 16, **SMALL},
     **further.CALLS,
     **embedded.CALLS,
+    **few_steps.CALLS,
     **newer.CALLS,
     **pictures.CALLS,
     **stages.CALLS,
+    **control.CALLS,
+    **branches.CALLS,
 }  # fmt: skip
 """Arguments a user would load each of them with."""
 
@@ -221,5 +228,6 @@ REFUSED: dict[str, tuple[Builder, dict[str, Any], str]] = {
     "prx_guided": (further.prx, {"guidance_scale": 4.0, "use_resolution_binning": False, **SMALL}, "itself fails"),
     **newer.REFUSED,
     **pictures.REFUSED,
+    **control.REFUSED,
 }
 """Pipelines that cannot be replayed, with what the user is told."""

@@ -12,7 +12,6 @@ from tests.components import (
     clip_text,
     clip_tokenizer,
     flow_vae,
-    gemma2,
     image_vae,
     qwen_text,
     t5_text,
@@ -59,18 +58,6 @@ def kolors() -> Any:
             beta_start=0.00085, beta_end=0.014, beta_schedule="scaled_linear", num_train_timesteps=1100,
             timestep_spacing="leading", steps_offset=1,
         ),
-    )  # fmt: skip
-
-
-def sana_sprint() -> Any:
-    transformer = diffusers.SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8,
-        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=32,
-        sample_size=8, qk_norm="rms_norm_across_heads", guidance_embeds=True,
-    )  # fmt: skip
-    return diffusers.SanaSprintPipeline(
-        tokenizer=word_tokenizer(), text_encoder=gemma2(), vae=sana_vae(), transformer=transformer,
-        scheduler=diffusers.SCMScheduler(prediction_type="trigflow"),
     )  # fmt: skip
 
 
@@ -187,35 +174,6 @@ def flux_control() -> Any:
     )  # fmt: skip
 
 
-def control_net() -> Any:
-    net = diffusers.ControlNetModel(
-        block_out_channels=(8, 16), layers_per_block=1, in_channels=4, norm_num_groups=4, cross_attention_dim=32,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=4,
-        conditioning_embedding_out_channels=(2, 4),
-    )  # fmt: skip
-    return diffusers.StableDiffusionControlNetPipeline(
-        vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(), controlnet=net,
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-
-
-def pix2pix() -> Any:
-    return diffusers.StableDiffusionInstructPix2PixPipeline(
-        vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(in_channels=8),
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-
-
-def sd15_pag() -> Any:
-    return diffusers.StableDiffusionPAGPipeline(
-        vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(),
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False, pag_applied_layers=["down.block_1", "mid", "up"],
-    )  # fmt: skip
-
-
 def img2img() -> Any:
     return diffusers.StableDiffusionImg2ImgPipeline(
         vae=image_vae(), text_encoder=clip_text(), tokenizer=clip_tokenizer(), unet=unet(),
@@ -256,12 +214,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "flux_control": {"guidance_scale": 3.5, "max_sequence_length": 16, "control_image": picture(), **SMALL},
 }  # fmt: skip
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
-    "sana_sprint": (sana_sprint, {"complex_human_instruction": None}, "trigflow"),
     "hunyuan_image_mix": (hunyuan_image_mix, CALLS["hunyuan_image"], "may change during a run"),
     "anyflow": (anyflow, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "not an affine function"),
     "forcing": (forcing, {"num_frames": 5, "max_sequence_length": 16, **SMALL}, "equally often"),
-    "control_net": (control_net, {"guidance_scale": 5.0, "image": picture(), **SMALL}, "changes from step to step"),
-    "pix2pix": (pix2pix, {"guidance_scale": 5.0, "image": picture()}, "mixes the 3 predictions"),
-    "sd15_pag": (sd15_pag, {"guidance_scale": 5.0, "pag_scale": 2.0, **SMALL}, "mixes the 3 predictions"),
     "img2img": (img2img, {"guidance_scale": 5.0, "image": picture(), "strength": 0.8}, "starts from noise"),
 }

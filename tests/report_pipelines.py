@@ -19,9 +19,11 @@ import transformers
 from flowrl.errors import UserError
 from flowrl.models import check_parity, export_formats, export_policy
 from flowrl.models.diffusion import DiffusionPolicy, load_policy
+from flowrl.models.diffusion.coordinates import TrigFlowCoordinates
 from flowrl.models.diffusion.parity import has_euler_step
 from tests.parity.conftest import move
 from tests.pipelines import CALLS, PIPELINES, save
+from tests.pipelines_few_steps import MODELS
 
 PAGE = Path(__file__).parents[1] / "docs" / "pipelines.md"
 FORMATS = ("diffusers", "peft", "merged")
@@ -38,6 +40,7 @@ def row(name: str, root: Path) -> str:
     index = json.loads((folder / "model_index.json").read_text())
     kind, given = index["_class_name"], index["scheduler"][1]
     kind += " with two denoisers" if index.get("boundary_ratio") else ""
+    kind += f" ({MODELS[name]})" if name in MODELS else ""
     try:
         policy = load_policy(folder, call=CALLS[name], parity="skip")
         move(policy, 0.02)
@@ -68,12 +71,14 @@ def _calls(policy: DiffusionPolicy) -> str:
     calls = policy.spec.calls
     if len(calls) == 2:
         return "two"
-    return "one" if calls[0].branches == 1 else "one, doubled"
+    return {1: "one", 2: "one, doubled", 3: "one, tripled"}[calls[0].branches]
 
 
 def _mix(policy: DiffusionPolicy) -> str:
     mixing = policy.spec.guidance
     sign = "−" if mixing.sign < 0 else ""
+    if mixing.weights:
+        return f"{sign}by {', '.join(f'{weight:g}' for weight in mixing.weights)}"
     if mixing.unconditional is None:
         return f"{sign}cond"
     late = f" and {mixing.late_scale:g}" if mixing.boundary and mixing.late_scale != mixing.scale else ""
@@ -82,6 +87,8 @@ def _mix(policy: DiffusionPolicy) -> str:
 
 def _time(policy: DiffusionPolicy) -> str:
     slot = policy.spec.calls[0].times[0]
+    if isinstance(policy.spec.coordinates, TrigFlowCoordinates):
+        return "sin τ / (sin τ + cos τ)"
     known = {(1, 0): "τ", (1e-3, 0): "τ/1000", (-1e-3, 1): "1 − τ/1000"}
     return known.get((slot.scale, slot.offset), f"{slot.scale:g} τ + {slot.offset:g}")
 

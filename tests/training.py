@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from tests.forks import forking
 
 LENGTHS = {"countdown": 14, "sudoku": 16}
 
@@ -156,14 +157,14 @@ def _serve(line: Connection, rank: int) -> None:
 
 
 class Processes:
-    """Processes that train together; use as a context manager. They start once, because importing takes long."""
+    """Processes that train together; use as a context manager."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._jobs = 0
 
     def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")
+        context = forking()
         self._folder = TemporaryDirectory()
         self._lines, self._processes = [], []
         for rank in range(self._most):

@@ -28,6 +28,8 @@ QUICKSTARTS = {
     "diffusion": "configs/quickstart.yaml",
     "masked": "configs/quickstart_masked_lm.yaml",
     "causal": "configs/quickstart_causal_lm.yaml",
+    "control": "configs/quickstart_control.yaml",
+    "reward": "configs/countdown_reward_model.yaml",
 }
 """The config whose world a preset of each family is tried on."""
 GRADIENT = {
@@ -41,9 +43,14 @@ GRADIENT = {
     "Renoise": "Reward, decoding and one network prediction at the sample with fresh noise, which is data.",
     "RelativeRenoise": "Reward, decoding and one network prediction at the sample with known noise, which is data.",
     "Adjoint": "The mean of the trained steps; the adjoint, from the reward's gradient at the sample, is data.",
+    "BoundaryMatching": "The velocity at noised states of the sampler; states, times and noise are data.",
+    "TrajectoryMatching": "The velocity at noised states of the sampler; predictions, times and noise are data.",
+    "TrajectoryDifference": "The clean latent that every step predicts; the scores and their differences are data.",
     "PredictedMatching": "The velocity at noised predictions of the sampler's steps; predictions and noise are data.",
     "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
+    "GaussianActions": "The mean and the deviation of every action chunk, and the critic; actions are data.",
+    "Ratings": "The network's number at the last token of prompt and completion.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",
 }
 """What the gradient passes through, by estimator."""
@@ -145,7 +152,9 @@ def running(name: str, families: list[str]) -> str:
 SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {},
     "causal": {"length": 17, "budgets": [4, 8, 12], "think_end": "", "cut": "", "bridge": ""},
+    "reward": {"length": 24},
     "masked": {"length": 16, "steps": 8, "block": 8},
+    "control": {},
 }
 """Of completions of the embedded worlds, whose models have no words to think in."""
 
@@ -185,7 +194,7 @@ def further(name: str, family: str) -> list[str]:
     sampler, found, columns = algorithm.sampler, [], _columns(algorithm)
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
-    if columns and columns != ("solution",):
+    if columns and columns != ("solution",) and family != "reward":  # whose config has pairs
         found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):
@@ -260,7 +269,7 @@ def options(name: str) -> str:
 
 def logged(algorithm: Algorithm) -> str:
     """The numbers of an update that this composition logs, and what is healthy."""
-    text, clipped = algorithm.family != "diffusion", algorithm.objective.clip_range is not None
+    text, clipped = algorithm.family in ("masked", "causal"), algorithm.objective.clip_range is not None
     shown = {"clip_fraction": clipped, "entropy": text, "ratio/mean": algorithm.objective.needs_old_logp}
     rows = [[code(key), plain(what)] for key, what in METRICS.items() if shown.get(key, True)]
     rows += [[code(term.name), f"penalty, weight {term.weight:g}"] for term in algorithm.regularizers if term.weight]
@@ -290,7 +299,8 @@ def flowing(algorithm: Algorithm) -> str:
     branch = {"cond": "the conditional branch alone", "both": "both branches"}
     given, scale = getattr(algorithm.estimator, "cfg_grad", None), getattr(algorithm.estimator, "guidance", None)
     guided = "" if given is None or scale == 1.0 else f" Under guidance: {branch[given]}."
-    return GRADIENT[type(algorithm.estimator).__name__] + guided
+    asked = getattr(algorithm.estimator, "estimator", algorithm.estimator)  # of every decision of an episode
+    return GRADIENT[type(asked).__name__] + guided
 
 
 def compared(name: str) -> str:
@@ -344,7 +354,7 @@ def evidence() -> dict[str, list[str]]:
 def _preset_of(overrides: list[str]) -> str | None:
     for each in overrides:
         key, _, value = each.partition("=")
-        if key == "algorithm":
+        if key in ("algorithm", "algorithm.use"):
             given = yaml.safe_load(value)
             return given["use"] if isinstance(given, dict) else given
     return None

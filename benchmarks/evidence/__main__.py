@@ -1,4 +1,4 @@
-"""``python -m benchmarks.evidence run|write``."""
+"""``python -m benchmarks.evidence run|norms|write``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ def main() -> None:
     runs.add_argument("page")
     runs.add_argument("--out", type=Path, required=True, help="where the runs go")
     runs.add_argument("--arms", nargs="*")
-    runs.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    runs.add_argument("--seeds", nargs="*", type=int, help="default: the page's")
     runs.add_argument("--jobs", type=int, default=1)
     runs.add_argument("--pilot", action="store_true", help="choose learning rates, and no more")
+    norms = commands.add_parser("norms", help="measure the length of the velocities of a page's finished runs")
+    norms.add_argument("page")
+    norms.add_argument("--out", type=Path, required=True, help="where the runs are")
     pages = commands.add_parser("write", help="bring pages up to their data")
     pages.add_argument("pages", nargs="*")
     given = parser.parse_args()
@@ -28,11 +31,17 @@ def main() -> None:
             draws.write_page() if name == draws.NAME else write_page(name)
         return
     page = Page.load(given.page)
+    if given.command == "norms":
+        from benchmarks.evidence.norms import measure  # diffusers: seconds that no other command needs
+
+        measure(page, given.out.resolve())
+        write_page(page.name)
+        return
     arms = given.arms or list(page.arms)
     if given.pilot:
         pilot(page, given.out.resolve(), arms, given.jobs)
     else:
-        run(page, given.out.resolve(), arms, given.seeds, given.jobs)
+        run(page, given.out.resolve(), arms, given.seeds or list(range(page.seeds)), given.jobs)
         write_page(page.name)
 
 

@@ -42,12 +42,14 @@ def measured(page: Page, data: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {found}" for name, found in zip(PACKAGES, versions, strict=True))
     parts = [
         f"`{page.command()}`",
+        *(["All arms: " + " ".join(f"`{each}`" for each in page.shared) + "."] if page.shared else []),
         f"Seeds {', '.join(map(str, seeds))}; {machines}, one thread a run; {packages}; flowrl at {commits}.",
         f"![Held-out score of every arm: mean and range of the seeds](data/{page.name}.svg)",
         *([_pilot(page, data["pilot"])] if page.rates else []),
         _scores(curves, page.unit),
         *([_also(page, data)] if page.also else []),
         _costs(curves, page.mark, page.unit),
+        *([_norms(data)] if any("norm_growth" in run for run in records) else []),
         _pairs(page, curves),
         "What each arm sets:\n\n" + "\n".join(f"- `{arm}`: {_said(page, arm, data)}" for arm in curves),
     ]
@@ -93,8 +95,22 @@ def _also(page: Page, data: dict[str, Any]) -> str:
     rows = ["Other rewards at the end, mean and range of the seeds.\n"]
     rows += [f"| arm | {' | '.join(f'`{key}`' for key in page.also)} |", "|---" * (1 + len(page.also)) + "|"]
     for arm, kept in data["arms"].items():
-        cells = [written_range([run["also"][key] for run in kept["runs"].values()], 3) for key in page.also]
+        found = [[run["also"][key] for run in kept["runs"].values() if key in run["also"]] for key in page.also]
+        cells = [written_range(values, 3) if values else "-" for values in found]
         rows.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _norms(data: dict[str, Any]) -> str:
+    rows = [
+        "Length of the velocities of the last live weights over the base's, less 1, on noised samples of the base: mean"
+        " and range of the seeds.\n",
+        "| arm | growth |",
+        "|---|---|",
+    ]
+    for arm, kept in data["arms"].items():
+        found = [run["norm_growth"] for run in kept["runs"].values() if "norm_growth" in run]
+        rows.append(f"| `{arm}` | {written_range(found, 3) if found else 'no checkpoint'} |")
     return "\n".join(rows)
 
 
@@ -175,14 +191,15 @@ def _column(runs: dict[str, list[list[float]]], column: int) -> list[list[float]
 
 
 def draw(page: Page, curves: Curves, path: Path) -> None:
-    """Scores over samples and over network evaluations: mean of the seeds, and their range as a band."""
+    """Scores over samples, network evaluations and CPU seconds: mean of the seeds, and their range as a band."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    columns = ((SAMPLES, page.unit), (FORWARDS, "network evaluations"), (SECONDS, "CPU s"))
     with mpl.rc_context({"svg.hashsalt": page.name, "font.size": 9}):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, column, name in zip(axes, (SAMPLES, FORWARDS), (page.unit, "network evaluations"), strict=True):
+        figure = Figure(figsize=(13, 4.4), layout="constrained")
+        axes = figure.subplots(1, len(columns), sharey=True)
+        for axis, (column, name) in zip(axes, columns, strict=True):
             for number, (arm, runs) in enumerate(curves.items()):
                 scores, x = np.array(_column(runs, SCORE)), np.array(_column(runs, column)).mean(0)
                 style = ("-", "--", ":")[number // 10]
@@ -192,7 +209,7 @@ def draw(page: Page, curves: Curves, path: Path) -> None:
             axis.axhline(page.mark, color="0.6", linewidth=0.8, linestyle=":")
             axis.grid(alpha=0.2)
         axes[0].set_ylabel("held-out score")
-        axes[1].legend(loc="lower right", fontsize=8)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         figure.savefig(path, metadata={"Date": None})
 
 

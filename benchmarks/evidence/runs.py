@@ -1,4 +1,4 @@
-"""The runs of a page: every arm with every seed in a process of its own with one thread, and their curves."""
+"""The runs of a page: every arm with every seed on one thread, and their curves."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from benchmarks.cpu_clock import seconds_of
+from benchmarks.evidence import warm
 from flowrl.records.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,7 @@ class Page:
     rates: learning rates among which a pilot of ``pilot_iterations`` on ``pilot_seed`` chooses one for each arm, by the
         mean of its held-out scores; empty for rates that the overrides name. borrows: arms that take another's rate.
     processes: arms that run in more than one. also: further metrics whose last value is kept.
+    shared: overrides of all arms, before their own. seeds: how many runs of an arm the page has, from seed 0 on.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Page:
     borrows: dict[str, str] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
     also: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+    seeds: int = 5
 
     @classmethod
     def load(cls, name: str) -> Page:
@@ -69,14 +73,10 @@ def train(page: Page, arm: str, directory: Path, overrides: list[str], seed: int
     if not done.exists() and not failed.exists():
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={page.processes.get(arm, 1)}", "-m"]
-        command = [sys.executable, "-m", *(launcher if arm in page.processes else [])]
-        command += ["benchmarks.cpu_clock", "train", page.config, f"out={directory}"]
-        command += [f"train.seed={seed}", f"train.iterations={iterations}", *overrides]
+        given = ["train", page.config, f"out={directory}"]
+        given += [f"train.seed={seed}", f"train.iterations={iterations}", *page.shared, *overrides]
         log = directory.with_suffix(".log")
-        with log.open("w") as sink:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=sink, stderr=sink, check=False).returncode
+        code = launched(given, page.processes[arm], log) if arm in page.processes else warm.run(given, ROOT, log)
         if not directory.exists():
             raise SystemExit(f"{directory.name} did not start:\n{log.read_text()[-2000:]}")
         (done if code == 0 else failed).touch()
@@ -84,10 +84,20 @@ def train(page: Page, arm: str, directory: Path, overrides: list[str], seed: int
     return done.exists()
 
 
+def launched(given: list[str], processes: int, log: Path) -> int:
+    """The exit code of ``flowrl GIVEN`` in several processes of one thread each, on the CPU clock."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    with log.open("w") as sink:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command += ["-m", "benchmarks.cpu_clock", *given]
+        return subprocess.run(command, cwd=ROOT, env=environment, stdout=sink, stderr=sink, check=False).returncode
+
+
 def last(directory: Path, keys: list[str]) -> dict[str, float]:
-    """The last value of metrics of a run."""
+    """The last value of those metrics that a run has."""
     lines = RunDirectory(directory).metrics()
-    return {key: next(round(line[key], 4) for line in reversed(lines) if key in line) for key in keys}
+    values = {key: next((line[key] for line in reversed(lines) if key in line), None) for key in keys}
+    return {key: round(value, 4) for key, value in values.items() if value is not None}
 
 
 def curve(directory: Path, score: str) -> list[list[float]]:

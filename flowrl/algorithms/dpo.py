@@ -23,6 +23,8 @@ def dpo(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     sft: float = 0.0,
+    tail: float = 1.0,
+    weighted: bool = False,
     columns: tuple[str, ...] = ("chosen", "rejected"),
     ratings: tuple[str, ...] = (),
     length: int = 1024,
@@ -33,7 +35,8 @@ def dpo(
     the objective. Masked: likelihoods are bounds of ``draws`` views, the same for policy and reference (VRPO, LLaDA
     1.5, arXiv:2505.19223, whose released setting has eight).
 
-    label_smoothing: conservative DPO, which TRL 1.16 accepts and ignores for this loss.
+    label_smoothing: conservative DPO, which TRL 1.16 accepts and ignores for this loss. tail: LD-DPO's alpha
+    (arXiv:2409.06411), of causal models. weighted: WPO (arXiv:2406.11827), which the authors run at beta .01; likewise.
     """
     causal = family == "causal"
     return Algorithm(
@@ -42,9 +45,18 @@ def dpo(
             columns=columns,
             ratings=ratings,
         ),
-        estimator=Tokens() if causal else MaskedViews(views=RandomCount(draws=draws)),
+        estimator=Tokens(collision=weighted) if causal else MaskedViews(views=RandomCount(draws=draws)),
         advantage=RatedPair(),
-        objective=Preference(loss, beta, label_smoothing, per_token=loss == "ipo", sft=sft, sft_over="batch"),
+        objective=Preference(
+            loss,
+            beta,
+            label_smoothing,
+            per_token=loss == "ipo",
+            sft=sft,
+            sft_over="batch",
+            tail=tail,
+            weighting="capped" if weighted else "off",
+        ),
         selection=NonzeroAdvantage(),
         families=(family,),
     )

@@ -29,12 +29,13 @@ def sft(
     family: Literal["causal", "masked", "diffusion"] = "causal",
 ) -> Algorithm:
     """Autoregressive: the mean over all completion tokens of an optimiser batch, TRL's (1.16) ``completion_only_loss``;
-    defaults of its SFTConfig, without packing. Masked: LLaDA's SFT (ML-GSAI/LLaDA, b7e6c35), the bound of every
-    completion per token of its own, mean over completions, of ``draws`` mask draws each. Diffusion: the flow-matching
-    error at logit-normal times, as diffusers trains SD3.
+    defaults of its SFTConfig, without packing: with ``train.micro_tokens`` 5 % of what the network reads is padding.
+    Masked: LLaDA's SFT (ML-GSAI/LLaDA, b7e6c35), the bound of every completion per token of its own, mean over
+    completions, of ``draws`` mask draws each. Diffusion: the flow-matching error at logit-normal times, as diffusers
+    trains SD3.
 
     Another run goes on from its adapter, as RL from a warm start: ``model.adapter: RUN/checkpoints/step_000100/peft``
-    (``lora`` of diffusion models), which is then its reference as well.
+    (``lora`` of diffusion models), which is then its reference as well; or ``stages`` of one config.
 
     columns: ``[completion]``, or ``[image]`` of pictures; of several each is a sample.
     Deviations of the masked form: the number of masked tokens is uniform (same mean, no 1/t weights; the release hides

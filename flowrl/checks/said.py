@@ -27,7 +27,7 @@ def facts_of(session: Session, metrics: Mapping[str, float]) -> Facts:
         samples=config.data.prompts * config.data.group * makes,
         groups=config.data.prompts * makes,
         group=config.data.group,
-        text=session.algorithm.family != "diffusion",
+        text=session.algorithm.family != "diffusion" and getattr(session.policy, "image_tokens", None) is None,
     )
 
 

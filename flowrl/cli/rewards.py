@@ -34,6 +34,7 @@ def test_reward(
     count: Annotated[int, typer.Option(min=2, max=4096, help="Samples to score.")] = 8,
     size: Annotated[int, typer.Option(min=1, max=8192, help="Side of the test images in pixels.")] = 32,
     text: Annotated[bool, typer.Option("--text", help="Score texts instead of images.")] = False,
+    frames: Annotated[int, typer.Option(min=0, max=1024, help="Score videos of so many frames; 0 = images.")] = 0,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the reward.")] = None,
 ) -> None:
     """Check that a reward keeps its promises. Example: `flowrl test-reward my_rewards.py:brightness`"""
@@ -41,10 +42,13 @@ def test_reward(
     from flowrl.data import load_prompts
     from flowrl.score.conformance import run_checks
 
+    if text and frames:
+        raise UserError(f"--frames {frames} is of videos, and --text gives the reward texts; remove one")
     every = load_prompts(prompts or ("sudoku:test" if text else "shapes:test")).prompts
     count = min(count, len(every))
     chosen = [every[i * len(every) // count] for i in range(count)]
-    findings = run_checks(reward, chosen, size=size, text=text, options=apply_overrides({}, option or []))
+    given = apply_overrides({}, option or [])
+    findings = run_checks(reward, chosen, size=size, text=text, frames=frames, options=given)
     print_findings([(f.check, "ok" if f.passed else "bad", f.detail) for f in findings])
     failed = [finding.check for finding in findings if not finding.passed]
     if failed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from flowrl.cli.printing import print_pairs, say
 from flowrl.launcher import is_first
 
 if TYPE_CHECKING:
+    from flowrl.config.stages import Stage
     from flowrl.startup.preflight import CheckedRun
 
 
@@ -40,32 +41,50 @@ def train(
 
         with joined() as job:
             with job.in_turn():
-                plan = _checked(config, overrides or [])
+                stages, plans = _checked(config, overrides or [])
             lines = []
             if dry_run:
                 from flowrl.commands.train import planned
 
-                lines = planned(plan, config)
+                lines = [planned(plan, config) for plan in plans]
             else:
                 import faulthandler
 
-                from flowrl.train import train as run
-
                 with suppress(OSError):  # an error stream without a file, as in a test or a notebook
                     faulthandler.enable()  # a crash in compiled code, such as a reward's, shows whose line it was
-                from flowrl.report.watching import beside
+                if stages is None:
+                    from flowrl.report.watching import beside
+                    from flowrl.train import train as run
 
-                page = beside(plan.config.directory, display.note) if watch and job.rank == 0 else nullcontext()
-                with page:
-                    run(plan.config, resume=resume, allow_changed=allow_changed, display=display)
-    if dry_run:
-        print_pairs(lines)
-    elif job.rank == 0:
-        say(f"{plan.config.directory}  (open report.html in it)")
+                    directory = plans[0].config.directory
+                    page = beside(directory, display.note) if watch and job.rank == 0 else nullcontext()
+                    with page:
+                        run(plans[0].config, resume=resume, allow_changed=allow_changed, display=display)
+    for pairs in lines:
+        print_pairs(pairs)
+    if stages is not None and not dry_run:
+        _train_stages(stages, resume, allow_changed, watch)
+    if not dry_run and job.rank == 0:
+        for plan in plans:
+            say(f"{plan.config.directory}  (open report.html in it)")
 
 
-def _checked(config: Path, overrides: list[str]) -> CheckedRun:
+def _checked(config: Path, overrides: list[str]) -> tuple[list[Stage] | None, list[CheckedRun]]:
+    """The stages of the config, if it has some, and the run of each, or its own."""
+    from flowrl.commands.stages import check_stages
     from flowrl.config import Config
+    from flowrl.config.stages import load_stages
     from flowrl.startup.preflight import check_run
 
-    return check_run(Config.load(config, overrides))
+    stages = load_stages(config, overrides)
+    return stages, [check_run(Config.load(config, overrides))] if stages is None else check_stages(stages)
+
+
+def _train_stages(stages: list[Stage], resume: str | None, allow_changed: bool, watch: bool) -> None:
+    from flowrl.commands.stages import train_stages
+    from flowrl.report.watching import beside
+
+    def page(run: Path) -> AbstractContextManager[object]:
+        return beside(run, say) if watch else nullcontext()
+
+    train_stages(stages, resume=resume, allow_changed=allow_changed, say=say, beside=page)

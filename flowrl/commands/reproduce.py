@@ -84,6 +84,8 @@ def record(file: Path, seeds: Sequence[int], metric: str | None, out: Path | Non
     runs = [train(Config.load(file, [f"train.seed={seed}", f"out={folder / f'seed{seed}'}"]), None) for seed in seeds]
     metric = metric or _present_metric(file) or _metric_of(runs[0])
     points = {name: _points(runs, metric, name) for name in dict.fromkeys((metric, TRAIN))}
+    if len({point.mean for point in points[TRAIN]}) == 1 and metric != TRAIN:
+        del points[TRAIN]  # what a data set says of its samples, which no training changes
     first, last = points[metric][0], points[metric][-1]
     if last.low <= first.high:
         raise UserError(

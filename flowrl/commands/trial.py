@@ -18,6 +18,7 @@ from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import Rewards, list_rewards
 from flowrl.session import Session, open_session
 from flowrl.startup.preflight import CheckedRun
+from flowrl.startup.records import are_unscored
 from flowrl.train import iterate
 from flowrl.types import Draw, Prompt, Samples, TokenTrace
 
@@ -51,8 +52,9 @@ def open_trial(plan: CheckedRun) -> Session:
 def try_iteration(session: Session, plan: CheckedRun) -> Iterator[Finding]:
     """Sample, score and update once. Raises `UserError` for what stops a run."""
     timer = PhaseTimer()
-    with explain_out_of_memory(plan.config, "sample", timer):
-        yield from _unscored(_one_sample(session, timer), session.rewards, plan)
+    if not are_unscored(plan.config):  # else there is nobody to ask about what the policy makes
+        with explain_out_of_memory(plan.config, "sample", timer):
+            yield from _unscored(_one_sample(session, timer), session.rewards, plan)
     timer.collect()
     with explain_out_of_memory(plan.config, "update", timer):
         metrics, batch, _ = iterate(session, timer)

@@ -158,7 +158,8 @@ def _check_parts(part: DataclassInstance, path: str) -> None:
 
 def _check_families(algorithm: Algorithm, name: str) -> None:
     """Raise `UserError` for a sampler or estimator that is for other models than the algorithm trains."""
-    for slot, part in (("sampler", algorithm.sampler), ("estimator", algorithm.estimator)):
+    beside = [(f"companions.{index}.estimator", each.estimator) for index, each in enumerate(algorithm.companions)]
+    for slot, part in (("sampler", algorithm.sampler), ("estimator", algorithm.estimator), *beside):
         kind = type(part)
         family = family_of(kind, part_name(kind), f"algorithm.{slot}", part)
         if family not in algorithm.families:

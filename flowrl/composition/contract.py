@@ -24,9 +24,16 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.estimators.renoise": "diffusion",
     "flowrl.estimators.adjoint": "diffusion",
     "flowrl.estimators.distribution": "diffusion",
+    "flowrl.estimators.trajectory_matching": "diffusion",
     "flowrl.estimators.directions": "diffusion",
     "flowrl.estimators.masked": "masked",
     "flowrl.estimators.tokens": "causal",
+    "flowrl.samplers.episodes": "control",
+    "flowrl.samplers.gaussian": "control",
+    "flowrl.samplers.demonstrations": "control",
+    "flowrl.estimators.episodes": "control",
+    "flowrl.estimators.gaussian": "control",
+    "flowrl.estimators.ratings": "reward",
 }
 """The models that samplers and estimators are for, by the module they come from."""
 WORDS = (

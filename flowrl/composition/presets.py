@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import get_args, get_type_hints
 
 from flowrl import algorithms, renamed
@@ -18,7 +19,12 @@ from flowrl.parts.algorithm import Algorithm, Family
 
 def preset_names() -> list[str]:
     """All presets that come with flowrl."""
-    return sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
+    return list(_names())
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__)))
 
 
 def find_preset(name: str) -> Callable[..., Algorithm]:
@@ -33,7 +39,7 @@ def find_preset(name: str) -> Callable[..., Algorithm]:
                 " named in its own key, such as algorithm.objective)"
             )
         return preset
-    if name not in preset_names():
+    if name not in _names():
         new = renamed.new_name("algorithm", name)
         remedy = did_you_mean(name, preset_names()) if new is None else f": it was renamed, write {new}"
         raise UserError(f"algorithm: there is no {name!r}{remedy} (or give path.py:function)")

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from flowrl.config.section import Fraction, Section
 from flowrl.paths import absolute_folder
 
-Family = Literal["diffusion", "masked", "causal"]
+Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
 FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "diffusion": (
@@ -23,7 +23,9 @@ FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
         "quantize_encoders",
     ),
     "masked": (*_LANGUAGE, "mask_token_id", "shift_logits"),
-    "causal": (*_LANGUAGE, "critic", "vllm"),
+    "causal": (*_LANGUAGE, "critic", "vllm", "image_tokenizer"),
+    "control": ("critic",),
+    "reward": ("chat", "system"),
 }
 """Keys of ``model`` that only some families have."""
 TRAINED_WITH = ("critic", "prompt_cache", "decode_batch", "vae_slicing", "offload")
@@ -71,7 +73,7 @@ class ModelConfig(Section):
     """The policy that is fine-tuned."""
 
     path: str = Field(
-        min_length=1, description="folder, hub id (owner/name) or embedded world (shapes, sudoku, countdown)"
+        min_length=1, description="folder, hub id (owner/name) or embedded world (shapes, sudoku, countdown, avoid)"
     )
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
@@ -152,11 +154,16 @@ class ModelConfig(Section):
     )
     critic: Literal["auto", "none", "network", "head"] = Field(
         default="auto",
-        description="causal: values by a network of their own or a linear head on the policy's states; auto = a network"
-        " where the algorithm learns them (ppo)",
+        description="causal, control: values by a network of their own or (causal) a linear head on its states; "
+        "auto = a network where the algorithm learns them (ppo)",
     )
     router_loss: NonNegativeFloat = Field(
         default=0.0, description="language: weight of a mixture of experts' load-balancing loss; 0 = none"
+    )
+    image_tokenizer: str | None = Field(
+        default=None,
+        description="causal: VQModel of diffusers that makes pictures of completions, folder or hub id; null = the"
+        " folder image_tokenizer in the model's, if there is one",
     )
     vllm: VLLMConfig = Field(default=VLLMConfig(), description="causal: options of the engine vLLM")
     mask_token_id: NonNegativeInt | None = Field(default=None, description="masked: id; null = the tokenizer's")

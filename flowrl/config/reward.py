@@ -39,6 +39,9 @@ class RewardConfig(Section):
         default=None, description="precision of a reward that holds a model; null = its own"
     )
     batch_size: PositiveInt | None = Field(default=None, description="most samples per call; null = all there are")
+    frames: PositiveInt | None = Field(
+        default=None, description="of videos: score so many frames as images, evenly spaced, and take their mean"
+    )
     applies: dict[str, Any] = Field(
         default={}, description="scores only prompts with these columns: {column: value or list of values}"
     )

@@ -27,6 +27,10 @@ from flowrl.config.reward import Reward, RewardConfig
 from flowrl.config.section import Fraction, Section
 from flowrl.config.teacher import TeacherConfig
 from flowrl.config.yaml_text import read_config, read_yaml, write_yaml
+from flowrl.errors import UserError
+
+STAGES = "stages"
+"""The key of a config that is several runs (`flowrl.config.stages`)."""
 
 
 class DataConfig(Section):
@@ -252,6 +256,11 @@ class Config(Section):
     def of(cls, values: Mapping[str, Any], source: str = "config", overridden: Mapping[str, str] | None = None) -> Self:
         """A config from plain data. Raises `UserError` naming every bad key, and as its place ``source``, or that
         of the override that set it (``overridden``: the places by key)."""
+        if STAGES in values:
+            raise UserError(
+                f"{source}: it has several stages, which `flowrl train` runs one after the other; give one of "
+                "them, such as the config.yaml of its run"
+            )
         try:
             return cls.model_validate(values)
         except ValidationError as error:

@@ -77,9 +77,11 @@ def _bound(text: str, count: int) -> int:
 
 
 def _world(world: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:
-    if split not in SPLITS:
-        raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, SPLITS)}")
-    return importlib.import_module(f"flowrl.worlds.{world}.prompts").prompts(split)
+    module = importlib.import_module(f"flowrl.worlds.{world}.prompts")
+    known = getattr(module, "SPLITS", SPLITS)
+    if split not in known:
+        raise UserError(f"prompts {spec!r}: there is no split {split!r}{did_you_mean(split, known)}")
+    return module.prompts(split)
 
 
 def _generated(name: str, split: str, spec: str) -> Sequence[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put, wide
-from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_beta, check_recorded, distances_to
+from flowrl.estimators.tokens import BALANCE, ENTROPY, KLKind, check_divergence, check_recorded, distances_to
 from flowrl.estimators.views import RandomCount, Trajectory, ViewDraw
 from flowrl.math.random import derive
 from flowrl.types import (
@@ -42,7 +42,8 @@ class MaskedViews:
     kl: the estimate of the divergence to a weight set per decision, see `flowrl.math.masking.log_ratio_kl`.
     entropy: also measure the entropy at the positions asked for, in nats, without gradient; the log shows its mean.
     divergence: also measure the divergence of the whole distributions to every weight set or teacher compared with, as
-        `flowrl.estimators.tokens.Tokens` does; of a decision the sum or mean that its log-probability is.
+        `flowrl.estimators.tokens.Tokens` does, with its ``top``; of a decision the sum or mean that its log-probability
+        is.
 
     Views are drawn once and are the same for the new, the old and the reference policy (LLaDA 1.5's "antithetic"
     sampling, arXiv:2505.19223: otherwise the ratio of two estimates is mostly noise). Only the positions asked for pass
@@ -56,10 +57,11 @@ class MaskedViews:
     kl: KLKind = "k3"
     entropy: bool = True
     divergence: float | None = None
+    top: int | None = None
     trust_rollout: bool = False
 
     def __post_init__(self) -> None:
-        check_beta(self.divergence)
+        check_divergence(self.divergence, self.top)
         exact = isinstance(self.views, Trajectory) and self.views.merge == 1
         if self.trust_rollout and not (exact and self.per != "view" and self.tempered):
             raise ValueError(
@@ -135,7 +137,8 @@ class MaskedViews:
             with policy.using(name) as reference:
                 frozen[name] = self._cells(reference, rows, condition, asked, show=self.divergence is not None)
         beside = {name: found.shown for name, found in frozen.items() if found.shown}
-        live = self._cells(policy, rows, condition, asked, self.entropy, beside=beside, beta=self.divergence or 0.0)
+        far = {"beside": beside, "beta": self.divergence or 0.0, "top": self.top}
+        live = self._cells(policy, rows, condition, asked, self.entropy, **far)
         logp = self._reduced(rows, live.logp)
         extra = distances_to(logp, {name: self._reduced(rows, found.logp) for name, found in frozen.items()}, self.kl)
         extra |= {f"divergence/{name}": self._reduced(rows, cells) for name, cells in live.divergence.items()}

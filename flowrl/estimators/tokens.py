@@ -24,7 +24,7 @@ from flowrl.types import (
 )
 
 KLKind = Literal["k1", "k2", "k3"]
-ENTROPY, BALANCE = "entropy", "router/balance"
+ENTROPY, COLLISION, BALANCE = "entropy", "collision", "router/balance"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Tokens:
     kl: the estimate of the divergence to a weight set at each token, see `flowrl.math.masking.log_ratio_kl`; with
         ``k3`` as GRPO's loss term its gradient is that of the reverse KL only to first order (arXiv:2505.17508).
     entropy: also measure the entropy of every distribution, in nats, without gradient; the log shows its mean.
+    collision: also measure ``-log sum_v p_v^2``, minus the log of the chance that two draws are the same token (WPO).
     truncated: score under the distribution that was drawn from, cut by the sampler's ``top_p`` and ``top_k``, so that
         what is trained is the policy that sampled. The set of tokens kept is that of the weights in use, and always
         holds the token drawn; no gradient flows through the choice of the set. ``False``: the full distribution, as
@@ -82,19 +83,24 @@ class Tokens:
         over the vocabulary at each token, with gradient, as ``divergence/<set>``: GKD's of this ``beta``, 0 the forward
         ``KL(set | policy)``, 1 the reverse ``KL(policy | set)`` (`flowrl.math.divergences`). Of the full distributions
         at the same temperature, whatever ``top_p`` and ``top_k`` cut. ``None``: not.
+    top: of so many outcomes alone: the other side's ``top`` most likely tokens, and any other token (TRL's
+        distillation with ``loss_add_tail``, at beta 0; verl's ``forward_kl_topk`` has no such outcome). ``None``: of
+        the whole vocabulary.
     trust_rollout: take the sampler's own log-probabilities as the old policy's instead of computing them again. They
         agree to rounding in float32; an inference engine, or a low precision, differs by more.
     """
 
     kl: KLKind = "k3"
     entropy: bool = True
+    collision: bool = False
     truncated: bool = True
     trust_rollout: bool = False
     tempered: bool = True
     divergence: float | None = None
+    top: int | None = None
 
     def __post_init__(self) -> None:
-        check_beta(self.divergence)
+        check_divergence(self.divergence, self.top)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -158,11 +164,14 @@ class Tokens:
             with policy.using(name) as reference:
                 frozen[name] = score(reference, show=whole)
         beside = {name: scores.shown for name, scores in frozen.items()} if whole else {}
-        live = score(policy, self.entropy, beside=beside, beta=0.5 if self.divergence is None else self.divergence)
+        far = {"beside": beside, "beta": self.divergence or 0.0, "top": self.top}
+        live = score(policy, self.entropy, collision=self.collision, **far)
         extra = distances_to(live.logp, {name: scores.logp for name, scores in frozen.items()}, self.kl)
         extra |= {f"divergence/{name}": value for name, value in live.divergence.items()}
         if live.entropy is not None:
             extra[ENTROPY] = live.entropy
+        if live.collision is not None:
+            extra[COLLISION] = live.collision
         if live.value is not None:
             extra["value"] = live.value
         if live.balance is not None:  # of the row: every decision of it has the same
@@ -170,8 +179,12 @@ class Tokens:
         return Likelihood(live.logp, extra)
 
 
-def check_beta(beta: float | None) -> None:
+def check_divergence(beta: float | None, top: int | None) -> None:
     """Raise `ValueError` for a divergence that is none."""
+    if top is not None and (beta is None or top < 1):
+        raise ValueError(
+            f"top={top} counts the tokens of a divergence: give 1 or more, and divergence; or leave it out"
+        )
     if beta is not None and not 0 <= beta <= 1:
         raise ValueError(f"divergence={beta} mixes two distributions: give 0 (forward KL) to 1 (reverse KL), or null")
 

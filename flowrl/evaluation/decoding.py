@@ -12,6 +12,7 @@ from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.samplers.causal import CausalSampler
+from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.masked import MaskedSampler
 from flowrl.types import Sampler
@@ -91,10 +92,13 @@ def sampler_of_model(family: str, length: int | None, changes: Decoding) -> Samp
     """The sampler of a model without a run; ``length`` is that of its world's completions.
 
     Diffusion: 28 steps, the model's own guidance. Language: greedy; autoregressive up to 256 tokens, masked 128 in
-    blocks of 32, half as many steps as tokens, the most certain first. Raises UserError for an unfit changes.
+    blocks of 32, half as many steps as tokens, the most certain first. Control: episodes in the world
+    avoid, 10 steps from noise. Raises UserError for an unfit changes.
     """
     if family == "diffusion":
         return _changed(FlowSampler(steps=STEPS), changes)
+    if family == "control":
+        return _changed(EpisodeSampler(sampler=FlowSampler(guidance=1.0)), changes)
     length = length or LENGTHS[family]
     if family == "causal":
         return _changed(CausalSampler(length=length, temperature=0.0), changes)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from flowrl.samplers.causal import CausalSampler
+from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, FlowPolicy, Policy, Sampler, Samples, TokenPolicy, TokenTrace
+from flowrl.types import Draw, Episodes, FlowPolicy, Policy, Sampler, Samples, TokenPolicy, TokenTrace
 
 BATCH_NUMBERS = 2**20  # latent numbers per batch: four images of 1024 px with 16 latent channels, on any GPU
 BATCH_IMAGES = 64
@@ -24,7 +25,7 @@ class Generated:
 
     samples: Samples
     tokens: tuple[int, ...] = ()
-    """Of each completion, its end token included."""
+    """Of each completion, its end token included; decisions of an episode."""
 
 
 def generate(policy: Policy, sampler: Sampler, weights: str, draw: Draw) -> Generated:
@@ -34,6 +35,9 @@ def generate(policy: Policy, sampler: Sampler, weights: str, draw: Draw) -> Gene
         decoded = policy.decode(rollout.final)
     if isinstance(decoded, Tensor):
         return Generated(Samples(draw.prompts, images=decoded))
+    if isinstance(rollout.trace, Episodes):
+        made = tuple(rollout.trace.alive.sum(dim=1).tolist())
+        return Generated(Samples(draw.prompts, completions=decoded), made)
     assert isinstance(rollout.trace, TokenTrace)
     return Generated(Samples(draw.prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
 
@@ -43,5 +47,7 @@ def batch_size(policy: Policy, sampler: Sampler) -> int:
     if isinstance(sampler, MaskedSampler | CausalSampler):
         vocabulary = cast(TokenPolicy, policy).vocabulary
         return max(1, min(BATCH_COMPLETIONS, BATCH_LOGITS // (sampler.length * vocabulary)))
+    if isinstance(sampler, EpisodeSampler):
+        return BATCH_COMPLETIONS
     shape = torch.Size(cast(FlowPolicy, policy).latent_shape)
     return max(1, min(BATCH_IMAGES, BATCH_NUMBERS // max(1, shape.numel())))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowrl.config import Config
+from flowrl.errors import UserError
 from flowrl.records.sample_files import Entry
 from flowrl.types import Policy, Prompt
 
@@ -59,6 +60,16 @@ def prompt_of(row: Mapping[str, Any], number: int) -> Prompt:
     return Prompt(str(row["prompt"]), number, {key: value for key, value in row.items() if key != "prompt"})
 
 
-def medium_of(family: str) -> Medium:
-    """What models of a family make."""
+def medium_of(family: str, model: str | Path, image_tokenizer: str | None = None) -> Medium:
+    """What a model of a family makes; a causal one with an image tokenizer draws, and episodes are told in words.
+    Raises `UserError` for a reward model, which makes nothing."""
+    if family == "reward":
+        raise UserError(
+            "a reward model makes no samples: export it with --to merged, and name the folder in the reward"
+            " reward_model (flowrl test-reward tries it)"
+        )
+    if family == "causal":
+        from flowrl.models.text.image_tokens import find_image_tokenizer  # torch
+
+        return "completions" if find_image_tokenizer(model, image_tokenizer) is None else "images"
     return "images" if family == "diffusion" else "completions"

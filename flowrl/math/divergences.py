@@ -50,6 +50,28 @@ def jensen_shannon(student: Tensor, teacher: Tensor, beta: float, excluded: Sequ
     return Apart(value, (1 - beta) * p * (g - own[:, None]))
 
 
+def coarse_divergence(
+    student: Tensor, teacher: Tensor, beta: float, top: int | None, excluded: Sequence[int] = ()
+) -> Apart:
+    """`jensen_shannon` of ``top + 1`` outcomes: the teacher's ``top`` most likely tokens (the first of equals), and any
+    other one. A bound from below of the divergence of the whole tables, which it is where no other token is left or
+    ``top`` is ``None``."""
+    left = student.shape[-1] - len(excluded)
+    if top is None or top >= left:
+        return jensen_shannon(student, teacher, beta, excluded)
+    s, t = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+    chosen = t.topk(top, dim=-1).indices
+    rest = s.scatter(-1, chosen, -torch.inf)
+    tail = rest.logsumexp(dim=-1, keepdim=True)
+    others = t.scatter(-1, chosen, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    found = jensen_shannon(
+        torch.cat([s.gather(-1, chosen), tail], dim=-1), torch.cat([t.gather(-1, chosen), others], dim=-1), beta
+    )
+    # what moves the tail's logarithm moves its tokens by their share of it
+    slope = (rest - tail).exp() * found.slope[:, -1:]
+    return Apart(found.value, slope.scatter(-1, chosen, found.slope[:, :-1]))
+
+
 def selective_divergence(
     hidden: Tensor,
     weight: Tensor | None,
@@ -60,11 +82,12 @@ def selective_divergence(
     beta: float,
     temperature: float = 1.0,
     excluded: Sequence[int] = (),
+    top: int | None = None,
     readout: Readout = PLAIN,
     chunk: int | None = None,
 ) -> Tensor:
-    """[K] float32: `jensen_shannon` of ``softmax(readout(hidden @ weight.T + bias) / temperature)`` and rows of another
-    policy's distributions at the same temperature, with gradient in the first.
+    """[K] float32: `coarse_divergence` of ``softmax(readout(hidden @ weight.T + bias) / temperature)`` and rows of
+    another policy's distributions at the same temperature, with gradient in the first.
 
     Neither forward nor backward holds more than ``chunk`` rows of logits, as in
     `flowrl.math.tokens.selective_log_softmax`: where only ``hidden`` needs a gradient it is formed in the forward,
@@ -78,7 +101,7 @@ def selective_divergence(
         raise ValueError(f"divergences need a temperature above 0, got {temperature}")
     width = len(hidden[0]) if weight is None and len(hidden) else 0 if weight is None else len(weight)
     each = chunk or max(1, CELLS.get(hidden.device.type, 2**26) // (TABLES * max(width, 1)))
-    options = _Options(other, rows, beta, temperature, tuple(excluded), readout, each)
+    options = _Options(other, rows, beta, temperature, tuple(excluded), top, readout, each)
     if not len(hidden):
         return hidden.new_zeros(0, dtype=torch.float32)
     return _Divergence.apply(hidden, weight, bias, options)  # pyright: ignore[reportReturnType]
@@ -91,6 +114,7 @@ class _Options:
     beta: float
     temperature: float
     excluded: tuple[int, ...]
+    top: int | None
     readout: Readout
     chunk: int
 
@@ -107,7 +131,7 @@ class _Options:
         theirs = put(theirs.float(), logits.device)
         shared = min(logits.shape[1], theirs.shape[1])
         own, other = (exclude(table[:, :shared] / self.temperature, self.excluded) for table in (logits, theirs))
-        value, slope = jensen_shannon(own, other, self.beta, self.excluded)
+        value, slope = coarse_divergence(own, other, self.beta, self.top, self.excluded)
         whole = torch.nn.functional.pad(slope / self.temperature, (0, logits.shape[1] - shared))
         return Apart(value, whole if weight is None else self.readout.slope_(whole, logits))
 

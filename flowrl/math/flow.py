@@ -180,6 +180,24 @@ class DDIM:
 
 
 @dataclass(frozen=True)
+class Floored:
+    """Another kernel's steps with a deviation of at least ``least``, around the same mean; also where that kernel has
+    no noise. The same deviation samples and is in the density. DPPO (arXiv:2409.00588): 0.1."""
+
+    dynamics: Dynamics = DDIM(1.0)
+    least: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.least >= 0:
+            raise ValueError(f"least={self.least} is the smallest deviation of a step; give 0 or more")
+
+    def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
+        """Those of the kernel, with ``max(s, least)``."""
+        a, b, s = self.dynamics.coefficients(t, t_next)
+        return a, b, s.clamp(min=self.least)
+
+
+@dataclass(frozen=True)
 class SDEDPM:
     """First-order SDE-DPM-Solver++ (arXiv:2211.01095, SDE variant); identical to ``DDIM(1)``.
 

@@ -25,6 +25,11 @@ def seeds(seed: int, *keys: int | str, count: int) -> Tensor:
     return torch.tensor([derive(seed, *keys, index) for index in range(count)], dtype=torch.int64)
 
 
+def each(seeds: Tensor, *keys: int | str) -> Tensor:
+    """[...] int64: of every seed one derived from it and the keys."""
+    return torch.tensor([derive(seed, *keys) for seed in seeds.flatten().tolist()], dtype=torch.int64).view_as(seeds)
+
+
 def normal(
     seeds: Tensor,
     shape: tuple[int, ...],

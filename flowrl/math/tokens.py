@@ -56,6 +56,7 @@ def selective_log_softmax(
     temperature: float = 1.0,
     excluded: Sequence[int] = (),
     entropy: bool = False,
+    collision: bool = False,
     chunk: int | None = None,
     readout: Readout = PLAIN,
     truncation: Truncation = ALL_TOKENS,
@@ -72,18 +73,19 @@ def selective_log_softmax(
         hidden: [K, d]. weight: [V, d]. bias: [V] or ``None``. labels: [K] int64.
         excluded: token ids of probability 0.
         entropy: also return the distribution's entropy in nats, without gradient.
+        collision: beside it ``-log sum_v p_v^2``, the entropy of order 2 (Renyi's), likewise.
         chunk: rows of logits at a time; ``None``: as many as make some MB.
         truncation: tokens outside of it have probability 0, labels excepted; the set is not differentiated.
         keep: probabilities [K, V] to keep for backward at most.
 
     Returns:
-        ``(logp [K] float32, entropy [K] float32 or None)``.
+        ``(logp [K] float32, entropy [K] float32 or None)``; with ``collision`` both entropies [K, 2].
     """
     if not temperature > 0:
         raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")
     rows = chunk or max(1, CELLS.get(hidden.device.type, 2**26) // len(weight))
     fits = len(labels) * len(weight) <= keep
-    options = _Options(temperature, tuple(excluded), entropy, rows, readout, truncation, fits)
+    options = _Options(temperature, tuple(excluded), entropy, collision, rows, readout, truncation, fits)
     # under inference there is nothing to prepare for a backward pass
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
     if not wanted:
@@ -91,7 +93,7 @@ def selective_log_softmax(
         logp, found = made.logp, made.entropy
     else:
         logp, found = _Selective.apply(hidden, weight, bias, labels, options)  # pyright: ignore[reportGeneralTypeIssues]
-    return logp, found if entropy else None
+    return logp, found if entropy or collision else None
 
 
 def log_softmax_at(
@@ -101,13 +103,16 @@ def log_softmax_at(
     temperature: float = 1.0,
     excluded: Sequence[int] = (),
     entropy: bool = False,
+    collision: bool = False,
     truncation: Truncation = ALL_TOKENS,
 ) -> tuple[Tensor, Tensor | None]:
     """The same from logits [K, V] that exist already, by plain autograd."""
     if not temperature > 0:
         raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")
     logp = truncate(exclude(logits.float() / temperature, excluded), truncation, labels).log_softmax(dim=-1)
-    found = torch.special.entr(logp.detach().exp()).sum(dim=-1) if entropy else None
+    found = torch.special.entr(logp.detach().exp()).sum(dim=-1) if entropy or collision else None
+    if found is not None and collision:
+        found = torch.stack([found, -(2 * logp.detach()).logsumexp(dim=-1)], dim=-1)
     return logp.gather(1, labels[:, None])[:, 0], found
 
 
@@ -132,6 +137,7 @@ class _Options:
     temperature: float
     excluded: tuple[int, ...]
     entropy: bool
+    collision: bool
     rows: int
     readout: Readout
     truncation: Truncation
@@ -178,7 +184,7 @@ class _Found:
     """What a forward pass leaves, all float32."""
 
     logp: Tensor  # [K]
-    entropy: Tensor  # [K] or [0]
+    entropy: Tensor  # [K], [K, 2] with the entropy of order 2, or [0]
     direction: Tensor  # [K, d] or [0]: d logp / d hidden
     total: Tensor  # [K]: logsumexp
     probability: list[Tensor]
@@ -191,7 +197,8 @@ def _forward(
 ) -> _Found:  # fmt: skip
     count, device = len(hidden), hidden.device
     logp, total = torch.empty(count, device=device), torch.empty(count, device=device)
-    entropy = torch.empty(count if options.entropy else 0, device=device)
+    wanted = options.entropy or options.collision
+    entropy = torch.empty(((count if wanted else 0), 1 + options.collision), device=device)
     slope = torch.empty((count, hidden.shape[1]) if direction else 0, device=device)
     kept: list[Tensor] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -206,16 +213,18 @@ def _forward(
             probability = torch.empty_like(heated) if room is None else room[: len(heated)]
             total[part] = _logsumexp(heated, probability)
             logp[part] = heated.gather(1, label)[:, 0] - total[part]
-            if not (options.entropy or direction or keep):
+            if not (wanted or direction or keep):
                 continue
             torch.sub(heated, total[part, None], out=probability).exp_()
-            if options.entropy:
-                entropy[part] = _entropy(heated, total[part, None], probability, options)
+            if wanted:
+                entropy[part, 0] = _entropy(heated, total[part, None], probability, options)
+            if options.collision:
+                entropy[part, 1] = -torch.linalg.vecdot(probability, probability).log()
             if direction:
                 slope[part] = multiply(_log_gradient_(probability, label, logits, options), wide)
             if keep:
                 kept.append(probability)
-    return _Found(logp, entropy, slope, total, kept)
+    return _Found(logp, entropy if options.collision else entropy[:, 0], slope, total, kept)
 
 
 def _chunks(count: int, options: _Options) -> list[slice]:

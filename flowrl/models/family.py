@@ -9,11 +9,21 @@ from typing import Literal
 from flowrl.errors import UserError
 from flowrl.models.hub import is_hub_id, read_json
 
-Family = Literal["diffusion", "masked", "causal"]
+Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
 """Diffusers pipelines of masked-diffusion language models."""
 MASKED_NAMES = ("llada", "dream", "diffusion_gemma")
 """Beginnings of the model types whose classes do not say that they are masked-diffusion models."""
+
+
+def base_family(family: str) -> str:
+    """The family whose base models a policy of ``family`` starts from: a reward model from an autoregressive one."""
+    return "causal" if family == "reward" else family
+
+
+def is_of(found: str, family: str) -> bool:
+    """Whether a model that its files say to be of the family ``found`` can be loaded as one of ``family``."""
+    return found in (family, base_family(family))
 
 
 def embedded_models(name: str) -> dict[str, Path] | None:
@@ -32,7 +42,7 @@ def embedded_models(name: str) -> dict[str, Path] | None:
 def embedded_model(name: str, family: str) -> Path | None:
     """The folder of the embedded world's base model; ``None`` where there is no such world. Raises `UserError` where
     the world has none of that family."""
-    bases = embedded_models(name)
+    bases, family = embedded_models(name), base_family(family)
     if bases is not None and family not in bases:
         have = ", ".join(sorted(bases)) or "none"
         raise UserError(f"the world {name} has no base model of the family {family}; it has {have}")
@@ -66,6 +76,8 @@ def declared_family(path: str) -> tuple[Family, bool]:
             f"model {path!r} has neither model_index.json nor config.json on the hub, so it is neither a diffusers"
             " pipeline nor a transformers model; check the name"
         )
+    if config is not None and config.get("family") == "control":
+        return "control", True
     if config is None or "_class_name" in config:
         return "diffusion", True  # whose loader says what is missing
     kind, architectures = str(config.get("model_type", "")).lower(), [str(a) for a in config.get("architectures") or ()]
@@ -74,6 +86,8 @@ def declared_family(path: str) -> tuple[Family, bool]:
         return "masked", True
     if any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
         return "causal", native
+    if any(a.endswith("ForSequenceClassification") for a in architectures):
+        return "reward", True
     offered = set(config.get("auto_map") or ())
     masked = "AutoModelForMaskedLM" in offered or kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     causal = "AutoModelForCausalLM" in offered or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

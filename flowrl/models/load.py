@@ -9,24 +9,34 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.models import diffusion
 from flowrl.models.causal.load import load_causal
 from flowrl.models.causal.policy import CausalPolicy
+from flowrl.models.control.load import load_control
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.family import family_of
 from flowrl.models.load_errors import errors_named
 from flowrl.models.masked.load import load_masked
 from flowrl.models.masked.policy import MaskedPolicy
 from flowrl.models.parity import check_parity
+from flowrl.models.reward.load import load_reward
+from flowrl.models.reward.policy import RewardPolicy
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-LoadedPolicy = diffusion.DiffusionPolicy | CausalPolicy | MaskedPolicy
+LoadedPolicy = diffusion.DiffusionPolicy | CausalPolicy | MaskedPolicy | ControlPolicy | RewardPolicy
 """The policies that models are loaded as, one for each family."""
-LOADERS = {"diffusion": diffusion.load_policy, "causal": load_causal, "masked": load_masked}
+LOADERS = {
+    "diffusion": diffusion.load_policy,
+    "causal": load_causal,
+    "masked": load_masked,
+    "control": load_control,
+    "reward": load_reward,
+}
 
 
 def load_policy(
     path_or_pipeline: str | Path | DiffusionPipeline,
     *,
-    family: Literal["diffusion", "masked", "causal"] | None = None,
+    family: Literal["diffusion", "masked", "causal", "control", "reward"] | None = None,
     **options: Any,
 ) -> LoadedPolicy:
     """A policy from a folder, a hub name, an embedded world or a diffusers pipeline object. Its ``check_parity()`` runs
@@ -40,7 +50,8 @@ def load_policy(
     Args:
         family: ``None``: told by the model's files (`family_of`).
         options: those of the family's loader: :func:`flowrl.models.diffusion.load_policy`,
-            :func:`flowrl.models.causal.load.load_causal`, :func:`flowrl.models.masked.load.load_masked`.
+            :func:`flowrl.models.causal.load.load_causal`, :func:`flowrl.models.masked.load.load_masked`,
+            :func:`flowrl.models.reward.load.load_reward`, :func:`flowrl.models.control.load.load_control`.
 
     Raises:
         UserError: for a model that is missing or unsuitable, and options that its family does not have.

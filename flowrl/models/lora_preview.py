@@ -74,13 +74,14 @@ def untrained_denoiser(folder: Path) -> tuple[Any, tuple[str, ...], list[str]] |
 
 def untrained_language_model(folder: Path, family: str) -> tuple[Any, tuple[str, ...], list[str]] | None:
     """``(network, default targets, spared layers)`` of a language model."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     from flowrl.models.text.load import untargeted_layers
 
     if not (folder / "config.json").is_file():
         return None
     config = AutoConfig.from_pretrained(folder)  # code of the model's own is not run: it raises then
-    kind = AutoModelForCausalLM if family == "causal" else AutoModelForMaskedLM
+    kinds: dict[str, Any] = {"causal": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+    kind = kinds.get(family, AutoModelForMaskedLM)
     network = kind.from_config(config)
     return network, LANGUAGE_TARGETS, untargeted_layers(network)

@@ -139,9 +139,9 @@ class ShardedWeights(WeightSets):
             raise ValueError("these parameters belong to a network that is not split")
         super().__init__(parameters, apart)
 
-    def update_ema(self, name: str, decay: float) -> None:
+    def update_ema(self, name: str, decay: float, of: str = LIVE) -> None:
         self._reshard()
-        super().update_ema(name, decay)
+        super().update_ema(name, decay, of)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         self._reshard()

@@ -49,6 +49,21 @@ def check_finite(module: nn.Module, source: str, part: str = "") -> None:
 
 
 @contextmanager
+def without_load_reports() -> Iterator[None]:
+    """`without_progress_bars`, nor a table of weights that a checkpoint has beyond or short of its class: those that
+    matter are an error of ours."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def without_progress_bars() -> Iterator[None]:
     """Two libraries show a bar per component; a checkpoint that verifies its exports would repeat them each time."""
     import diffusers

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from flowrl.math.divergences import jensen_shannon
+from flowrl.math.divergences import coarse_divergence
 from flowrl.math.masking import truncate
 from flowrl.math.random import uniform
 from flowrl.models.weights import HasWeightSets, PointerWeights
@@ -45,7 +45,8 @@ class TinyTextCondition:
 
 class TinyText(HasWeightSets):
     """Logits from a table over (prompt, canvas, position): a masked model that need not be consistent, and read at
-    left-to-right canvases an autoregressive one. Implements `CausalPolicy` (``causal=True``) and `MaskedPolicy`.
+    left-to-right canvases an autoregressive one. Implements `CausalPolicy` and `RewardPolicy` (``causal=True``), and
+    `MaskedPolicy`.
 
     vocabulary: V tokens; the mask is token V. ``end``: the token that ends a completion, -1 for none. The table has
     ``(prompts + 1) * (V + 1)^length * length * V`` entries, so keep it small.
@@ -92,6 +93,16 @@ class TinyText(HasWeightSets):
         tokens = torch.tensor([row + [self.pad_token] * (length - len(row)) for row in rows])
         return tokens, torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
 
+    def read(self, prompts: Sequence[Prompt], texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """The completions alone: prompts are columns of a table."""
+        return self.encode(texts, length)
+
+    def rate(self, condition: TinyTextCondition, tokens: Tensor, mask: Tensor) -> Tensor:
+        """As `flowrl.types.RewardPolicy.rate`: the sum of the logits of a completion's tokens, so that sampling them
+        makes what is rated well."""
+        chosen = self._rows(condition, tokens)[0].gather(-1, tokens[..., None])[..., 0]
+        return torch.where(mask, chosen, 0.0).sum(dim=1)
+
     def _content(self, row: list[int]) -> list[int]:
         return row[: next((i for i, token in enumerate(row) if token in self.end_tokens), len(row))]
 
@@ -109,10 +120,12 @@ class TinyText(HasWeightSets):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        collision: bool = False,
         truncation: Truncation = ALL_TOKENS,
         show: bool = False,
         beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
         beta: float = 0.5,
+        top: int | None = None,
     ) -> TokenScores:
         """As `flowrl.types.TokenPolicy.score`, from the table; values are the critic's, for causal models."""
         table, value = self._rows(condition, tokens)
@@ -127,9 +140,10 @@ class TinyText(HasWeightSets):
         for name, others in beside.items():
             parts = [part.states[part.where.clamp(min=0)] * (part.where >= 0)[..., None] for part in others]
             own, other = ((each / temperature).flatten(0, 1) for each in (table, torch.stack(parts).sum(dim=0)))
-            apart[name] = torch.where(targets, jensen_shannon(own, other, beta).value.view(tokens.shape), 0.0)
+            apart[name] = torch.where(targets, coarse_divergence(own, other, beta, top).value.view(tokens.shape), 0.0)
         values = torch.where(targets, value, 0.0) if self.causal else None
-        return TokenScores(found, spread, values, shown=shown, divergence=apart)
+        again = torch.where(targets, -(2 * logp.detach()).logsumexp(dim=-1), 0.0) if collision else None
+        return TokenScores(found, spread, values, shown=shown, divergence=apart, collision=again)
 
     def logits(self, condition: TinyTextCondition, tokens: Tensor, targets: Tensor) -> Tensor:
         """With -inf for the mask token."""

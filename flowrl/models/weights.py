@@ -121,17 +121,17 @@ class WeightSets(ABC):
         finally:
             del self._sets[DISTURBED]
 
-    def update_ema(self, name: str, decay: float) -> None:
-        """``name <- decay * name + (1 - decay) * live``; a set that does not exist yet becomes a copy of live."""
-        if name == LIVE:
+    def update_ema(self, name: str, decay: float, of: str = LIVE) -> None:
+        """``name <- decay * name + (1 - decay) * of``; a set that does not exist yet becomes a copy of that."""
+        if name in (LIVE, of):
             raise ValueError("the live weights are moved by the optimiser; choose another name to follow them")
         if name in self._frozen:
             raise ValueError(f"the weights {name!r} are a teacher's, which do not move; choose another name")
         if name not in self._sets:
-            self._sets[name] = self._copy()
+            self._sets[name] = self._copy(of)
             return
         self._reference_moved |= name == REFERENCE and decay != 1
-        live = self._tensors(LIVE)
+        live = self._tensors(of)
         for key, kept in self._sets[name].items():
             if decay:  # averages are float32, also of weights in bfloat16, which would not notice small steps
                 self._sets[name][key] = kept.float().lerp_(live[key].float(), 1.0 - decay)
@@ -192,8 +192,8 @@ class WeightSets(ABC):
         """A set's tensor, that of all processes together."""
         return tensor
 
-    def _copy(self) -> dict[str, Tensor]:
-        return {key: tensor.clone() for key, tensor in self._tensors(LIVE).items() if key not in self._apart}
+    def _copy(self, of: str = LIVE) -> dict[str, Tensor]:
+        return {key: tensor.clone() for key, tensor in self._tensors(of).items() if key not in self._apart}
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if name == LIVE:

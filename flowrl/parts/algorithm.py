@@ -28,7 +28,7 @@ from flowrl.types import (
     TokenAdvantage,
 )
 
-Family = Literal["diffusion", "masked", "causal"]
+Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,10 @@ class Algorithm:
     def __post_init__(self) -> None:
         if self.combination is not None and self.token_advantage:
             raise ValueError("combination takes an advantage per channel, and token_advantage one; remove one of them")
+        moved = [average.name for learner in (self, *self.companions) for average in learner.ema_weights]
+        moved += [companion.name for companion in self.companions]
+        if twice := [name for name in moved if moved.count(name) > 1]:
+            raise ValueError(f"companions and ema_weights: two weight sets are called {twice[0]!r}; rename one of them")
 
     @property
     def coupled(self) -> bool:

@@ -92,17 +92,18 @@ class GroupPreference(AgainstReference):
 
     clip: a sample whose ratio to the set ``trust`` is above 1 + clip (below 1 - clip for A < 0) has no gradient;
     ``None`` for none. Name ``trust`` in ``estimator.compare``.
+    most: nor has one whose ``l^2`` is above this, where l is of the advantage's sign (TDM-R1, arXiv:2603.07700).
     """
 
     beta: float = 100.0
     clip: float | None = None
     trust: str = "old"
+    most: float | None = None
     skips_zero_advantage: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _positive(beta=self.beta)
-        if self.clip is not None:
-            _positive(clip=self.clip)
+        _positive(**{key: value for key, value in (("clip", self.clip), ("most", self.most)) if value is not None})
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         counted = batch.weight > 0
@@ -111,6 +112,9 @@ class GroupPreference(AgainstReference):
         if self.clip is not None:
             ratio = likelihood.need(f"log_ratio/{self.trust}").detach().exp()
             gone = torch.where(advantage > 0, ratio > 1 + self.clip, ratio < 1 - self.clip)
+            gain = torch.where(gone, gain.detach(), gain)
+        if self.most is not None:
+            gone = (advantage * gain.detach() > 0) & (gain.detach() ** 2 > self.most)
             gain = torch.where(gone, gain.detach(), gain)
         z = -self.beta * group_mean(advantage * gain, batch.group, counted)
         return softplus(z) / self.beta

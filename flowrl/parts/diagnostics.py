@@ -11,7 +11,19 @@ from torch import Tensor
 from flowrl.devices import put, to_host
 from flowrl.math.groups import flat_groups, group_index
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import REPLAY, Batch, Likelihood, OneProcess, Ranks, Rollout, Scores, Share, TokenTrace, exchange
+from flowrl.types import (
+    REPLAY,
+    Batch,
+    Episodes,
+    Likelihood,
+    OneProcess,
+    Ranks,
+    Rollout,
+    Scores,
+    Share,
+    TokenTrace,
+    exchange,
+)
 
 DEVIATION = "ratio/first_max_deviation"
 """Largest ``|ratio - 1|`` before an iteration's first update, where new and old policy are the same."""
@@ -234,6 +246,25 @@ def describe_completions(rollout: Rollout, share: Share | None = None) -> dict[s
         "completion/length": float(length.mean()),
         "completion/full_length_fraction": float((length == trace.mask.shape[1]).double().mean()),
     }
+
+
+def describe_episodes(rollout: Rollout, share: Share) -> dict[str, float]:
+    """Of episodes of all processes: decisions, the share that a time limit cut, success where the environment tells it,
+    and the entropy in nats of the modes that successful episodes (or all, where it tells none) took, as D3IL's
+    behaviour entropy (arXiv:2402.14606); nothing for other rollouts."""
+    if not isinstance(rollout.trace, Episodes):
+        return {}
+    _, decisions, cut, success, mode = share.gather(rollout.final).double().unbind(dim=1)
+    found = {"episode/decisions": float(decisions.mean()), "episode/truncated": float(cut.mean())}
+    told = ~success.isnan()
+    if bool(told.any()):
+        found["episode/success"] = float(success[told].mean())
+    taken = mode[(mode >= 0) & (~told | (success > 0))].long()
+    if bool((mode >= 0).any()):
+        shares = taken.bincount().double() / max(len(taken), 1)
+        found["episode/mode_entropy"] = float(torch.special.entr(shares).sum())
+        found["episode/modes"] = float((shares > 0).sum())
+    return found
 
 
 def describe_sharing(rollout: Rollout, share: Share, forwards: int) -> dict[str, float]:

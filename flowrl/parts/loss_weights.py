@@ -163,3 +163,19 @@ class StepNoise:
         _, b, s = dynamics.coefficients(rows.t, rows.t_next)
         factor = self.scale * (s if self.by == "noise" else s / b.abs())
         return factor / factor.mean() if self.over == "decisions" else factor
+
+
+@dataclass(frozen=True)
+class LaterSteps:
+    """``(k + start) / K`` at the k-th of K events, counted from 0: what lies nearer to the sample that was scored
+    counts more. TDM-R1 (arXiv:2603.07700), in whose port the first has 2 / K."""
+
+    start: int = 2
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ValueError(f"start={self.start} would let the first events count less than nothing; give 0 or more")
+
+    def __call__(self, table: Table) -> Tensor:
+        place = table.rows.events.clamp(min=0)
+        return (place + self.start).double() / (int(place.max()) + 1)

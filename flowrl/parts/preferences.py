@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowrl.devices import put
-from flowrl.parts.objectives import ObjectiveDefaults
+from flowrl.parts.objectives import ObjectiveDefaults, sample_mean
 from flowrl.parts.sample_scores import of_samples
 from flowrl.types import Batch, IncompatibleError, Likelihood, ViewRows
 
@@ -115,6 +115,28 @@ def _negative_log_likelihood(live: Tensor, length: Tensor, over: Literal["pair",
     return -live * (len(live) / length.sum())
 
 
+def _shared_part(batch: Batch, tail: float) -> Tensor:
+    """[N, D] 1 at the tokens of a sample up to the length of the shorter one of its pair, ``tail`` beyond."""
+    winners, losers = pairs_of(batch)
+    counted = batch.weight > 0
+    length = counted.sum(dim=1)
+    if batch.probe.of_whole or isinstance(batch.probe, ViewRows):
+        raise IncompatibleError("objective.tail cuts completions by their tokens: take a causal model, or set it to 1")
+    if len(winners.unique()) < len(winners) or len(losers.unique()) < len(losers):
+        raise IncompatibleError("objective.tail needs one pair in a group: set it to 1, or take an advantage of pairs")
+    shared = length.clone()
+    shared[winners] = shared[losers] = torch.minimum(length[winners], length[losers])
+    return torch.where(counted.cumsum(dim=1) <= shared[:, None], 1.0, tail).to(batch.weight)
+
+
+def _own_likelihood(likelihood: Likelihood, batch: Batch) -> Tensor:
+    """[N] mean over tokens of ``log p - log sum_v p_v^2``, without gradient: 0 on average of the policy's own draws of
+    even distributions."""
+    if batch.probe.of_whole or isinstance(batch.probe, ViewRows):
+        raise IncompatibleError("objective.weighting reads the probability of every token, which views do not tell")
+    return sample_mean((likelihood.logp + likelihood.need("collision")).detach(), batch.weight > 0)
+
+
 def _measured(winners: Tensor, losers: Tensor, score: Tensor, live: Tensor, beta: float) -> dict[str, Tensor]:
     """How pairs are told apart, at their preferred samples: whether rightly, by how much, and how likely the policy
     finds the preferred one, which may fall while the margin grows."""
@@ -141,6 +163,11 @@ class Preference(ObjectiveDefaults):
         ``js`` log 2 + log sigmoid(s), ``alpha`` (exp((alpha - 1) s) - 1) / (alpha - 1).
     sft: weight of the preferred samples' negative log-likelihood per token (RPO); ``sft_over``: mean over pairs, or
         over all tokens of the optimiser batch (TRL).
+    tail: weight of the tokens beyond the length of the shorter sample of the pair, in the log-likelihoods of policy and
+        reference (LD-DPO, arXiv:2409.06411): 1 all of it, 0 none.
+    weighting: multiply a pair's loss by ``exp(a_w + a_l)``, without gradient, how likely the policy itself would make
+        the pair (WPO, arXiv:2406.11827): a is a sample's mean over tokens of ``log p - log sum_v p_v^2``. ``capped`` at
+        1, as the authors' code (wzhouad/WPO, 9 Aug 2024); ``free``, as TRL. Needs ``estimator.collision``.
     """
 
     loss: PairLoss = "sigmoid"
@@ -151,6 +178,8 @@ class Preference(ObjectiveDefaults):
     alpha: float = 0.5
     sft: float = 0.0
     sft_over: Literal["pair", "batch"] = "pair"
+    tail: float = 1.0
+    weighting: Literal["off", "capped", "free"] = "off"
     reference: ClassVar[str] = "reference"
     coupled: ClassVar[bool] = True
     needs_old_logp: ClassVar[bool] = False
@@ -158,6 +187,12 @@ class Preference(ObjectiveDefaults):
     def __post_init__(self) -> None:
         _check_beta(self.beta)
         _check_smoothing(self.label_smoothing, self.loss in SMOOTHED, self.loss)
+        if not 0 <= self.tail <= 1:
+            raise ValueError(f"tail={self.tail} is a share of the longer sample's further tokens: give 0 to 1 (all)")
+        if self.weighting != "off" and self.loss in ("aot", "aot_unpaired"):
+            raise ValueError(f"weighting={self.weighting} is of pairs, and loss={self.loss} sorts them; set it to off")
+        if self.tail < 1 and self.loss == "aot":
+            raise ValueError(f"tail={self.tail} cuts scores of pairs, and loss=aot reads likelihoods; set it to 1")
         if self.loss == "exo_pair" and not self.label_smoothing:
             raise ValueError("label_smoothing=0 makes exo_pair infinite; give a small one, such as 1e-3")
         if self.link == "alpha" and self.alpha == 1:
@@ -174,10 +209,14 @@ class Preference(ObjectiveDefaults):
     def _scored(self, likelihood: Likelihood, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """[N] each: log-likelihoods, scores and lengths."""
         live = _of_samples(likelihood.logp, batch)
-        # the ratio's value is data; its gradient is the live likelihood's
-        shift = _of_samples(likelihood.need(f"log_ratio/{self.reference}"), batch)
-        score = shift + live - live.detach()
         length = put(batch.probe.lengths, live.device).to(live)
+        logp, ratio = likelihood.logp, likelihood.need(f"log_ratio/{self.reference}")
+        if self.tail < 1:
+            kept = _shared_part(batch, self.tail)
+            logp, ratio = kept * logp, kept * ratio
+        counted = _of_samples(logp, batch)
+        # the ratio's value is data; its gradient is the live likelihood's
+        score = _of_samples(ratio, batch) + counted - counted.detach()
         return live, score / length if self.per_token else score, length
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
@@ -189,6 +228,10 @@ class Preference(ObjectiveDefaults):
         else:
             score = self._linked(score)
             loss = LOSSES[self.loss](score[winners], score[losers], self.beta, self.label_smoothing)
+        if self.weighting != "off":
+            own = _own_likelihood(likelihood, batch)
+            weight = (own[winners] + own[losers]).exp()
+            loss = loss * (weight.clamp(max=1) if self.weighting == "capped" else weight)
         if self.sft:
             loss = loss + self.sft * _negative_log_likelihood(live[winners], length[winners], self.sft_over)
         return _placed(loss, winners, likelihood.logp)
@@ -262,6 +305,47 @@ class ReferenceFree(ObjectiveDefaults):
                 return mean - (-mean.expm1()).clamp(min=1e-12).log()  # a bound may reach 0, where q is 1
             case "power":
                 return -(-self.alpha * mean).expm1() / self.alpha
+
+
+@dataclass(frozen=True)
+class BradleyTerry(ObjectiveDefaults):
+    """``-log sigmoid(r_w - r_l - margin (f_w - f_l)) + centre (r_w + r_l)^2`` of the ratings r of a pair: maximum
+    likelihood of a reward model (arXiv:2009.01325, section 3.4), as TRL's RewardTrainer has it.
+
+    margin: how much of what the data set says of both samples, ``f``, the ratings should differ by (Llama 2,
+        arXiv:2307.09288, section 3.2.2): 1 where it says by how much the first is better (`Recorded.margin`).
+    centre: pulls the ratings of a prompt towards a mean of 0, which the likelihood leaves open (arXiv:2312.09244).
+    """
+
+    margin: float = 0.0
+    centre: float = 0.0
+    coupled: ClassVar[bool] = True
+    needs_old_logp: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.centre < 0:
+            raise ValueError(f"centre={self.centre} would drive ratings apart; give 0 (off) or more, such as 0.01")
+
+    def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
+        rating = likelihood.logp[:, 0]
+        winners, losers = pairs_of(batch)
+        apart, nothing = rating[winners] - rating[losers], torch.full_like(rating, torch.nan)
+        found = {"accuracy": (apart > 0).to(rating), "margin": apart, "mean": (rating[winners] + rating[losers]) / 2}
+        return {f"preference/{name}": nothing.index_put((winners,), value) for name, value in found.items()}
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        rating = likelihood.logp[:, 0]
+        winners, losers = pairs_of(batch)
+        z = rating[winners] - rating[losers]
+        if self.margin:
+            if batch.feedback is None or batch.feedback.dim() != 1:
+                raise IncompatibleError("objective.margin reads what a data set says of each sample: take its records")
+            said = put(batch.feedback, z.device).to(z)
+            z = z - self.margin * (said[winners] - said[losers])
+        loss = -logsigmoid(z)
+        if self.centre:
+            loss = loss + self.centre * (rating[winners] + rating[losers]) ** 2
+        return _placed(loss, winners, likelihood.logp)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowrl.parts.advantages import BestVersusWorst
-from flowrl.types import DATA, IncompatibleError, Memory, Scores
+from flowrl.types import DATA, IncompatibleError, Memory, Scores, first_of_group, place_in_group
 
 
 def _feedback(scores: Scores, who: str) -> Tensor:
@@ -27,6 +27,28 @@ class RatedPair:
         one = torch.ones(1, dtype=torch.float64)
         rated = replace(scores, rewards=feedback[:, None], weights=one, valid=scores.valid & ~feedback.isnan())
         return BestVersusWorst()(rated, memory)
+
+
+@dataclass(frozen=True)
+class PairPerTrace:
+    """[N, 2]: 1 and -1 for the first two samples of every group, which have their reasoning, and for the second two,
+    which have none; 0 for those of the other pair. The data set's order is the preference."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        place = place_in_group(scores.group)
+        if len(place) % 4 or int(place.max()) != 3:
+            raise IncompatibleError("advantage PairPerTrace is of two pairs: take a sampler of four records a prompt")
+        sign = torch.where(scores.valid, torch.where(place % 2 == 0, 1.0, -1.0), 0.0).double()
+        return torch.stack([torch.where(place // 2 == pair, sign, 0.0) for pair in (0, 1)], dim=1)
+
+
+@dataclass(frozen=True)
+class FirstPreferred:
+    """1 for the first sample of a group, -1 for the others: the data set's order, whatever it says of them."""
+
+    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
+        sign = torch.where(first_of_group(scores.group), 1.0, -1.0).double()
+        return torch.where(scores.valid, sign, torch.zeros_like(sign))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowrl.parts.evidence import gain_over
 from flowrl.parts.regularizers import ComparedWithOld, not_negative
 from flowrl.types import Batch, IncompatibleError, Likelihood
 
@@ -123,3 +124,22 @@ class LikelihoodDrop(ComparedWithOld):
         drop = torch.where(batch.weight > 0, batch.old.logp - likelihood.logp, torch.zeros_like(likelihood.logp))
         gate = (drop.detach().sum(dim=1, keepdim=True) > 0) & (batch.advantage >= 0)
         return torch.where(gate, drop.clamp(min=0), torch.zeros_like(drop))
+
+
+@dataclass(frozen=True)
+class SquaredGain:
+    """``l^2`` at every decision, l the log-ratio to a weight set as the estimator measures it (`Matching`): holds
+    errors of denoising to those of the reference, whichever way they moved. TDM-R1 (arXiv:2603.07700)."""
+
+    weight: float = 0.001
+    to: str = "reference"
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return f"gain/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return gain_over(likelihood, self.to) ** 2

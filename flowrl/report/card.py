@@ -29,7 +29,12 @@ CURVE = "curve.png"
 CONFIG = "flowrl_config.yaml"
 """The run's config in the repository."""
 MOST_CURVES = 4
-TASKS = {"diffusion": "text-to-image", "masked": "text-generation", "causal": "text-generation"}
+TASKS = {
+    "diffusion": "text-to-image",
+    "masked": "text-generation",
+    "causal": "text-generation",
+    "reward": "text-classification",
+}
 LIBRARIES = {"diffusers": "diffusers", "peft": "peft", "kohya": "diffusers"}
 
 
@@ -72,7 +77,7 @@ def card(record: Record, config: Config, export: Export, hub_id: str, licence: L
         "heldout": heldout(record.metrics, _step(export.checkpoint)),
         "curve": next(({"file": CURVE, "note": figure.note} for figure in reward_figures(record.metrics)), None),
         "facts": list(_facts(record, config, public, algorithm, export)),
-        "rewards": list(_rewards(public["rewards"])),
+        "rewards": list(_rewards(public.get("rewards", []))),
         "command": "\n".join(_commands(record, config, hub_id)),
         "changed": [f"`{key}`" for key in changed],
         "versions": _versions(record),
@@ -91,7 +96,9 @@ def snippet(export: Export, family: str, config: Config, hub_id: str) -> str:
     if family == "diffusion":
         return _of_pipeline(export, begin, where, hub_id, config.model.dtype)
     code = ", trust_remote_code=True" if config.model.trust_remote_code else ""
-    kind = "AutoModelForCausalLM" if family == "causal" else "AutoModel" if code else "AutoModelForMaskedLM"
+    masked = "AutoModel" if code else "AutoModelForMaskedLM"
+    classes = {"causal": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification"}
+    kind = classes.get(family, masked)
     lines = [
         f"model = {kind}.from_pretrained({where}{code})",
         f"tokenizer = AutoTokenizer.from_pretrained({where}{code})",

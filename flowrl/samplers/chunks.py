@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from flowrl.types import Condition, Draw, Policy, Rollout, Sampler, Steps, TokenTrace
+from flowrl.types import Condition, Draw, Episodes, Policy, Rollout, Sampler, Steps, TokenTrace
 
 
 def sample(sampler: Sampler, policy: Policy, condition: Condition, draw: Draw, rows: int) -> Rollout:
@@ -117,7 +117,7 @@ def _without_rows(rollout: Rollout) -> Rollout:
     return replace(rollout, trace=kept, **empty)
 
 
-def _tensors(record: Steps | TokenTrace) -> dict[str, Tensor]:
+def _tensors(record: Steps | TokenTrace | Episodes) -> dict[str, Tensor]:
     """The fields of a record that are tensors."""
     every = {field.name: getattr(record, field.name) for field in fields(record)}
     return {name: value for name, value in every.items() if isinstance(value, Tensor)}

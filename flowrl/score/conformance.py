@@ -45,10 +45,16 @@ class _FailedCheckError(Exception):
 
 
 def run_checks(
-    use: str, prompts: Sequence[Prompt], *, size: int = 32, text: bool = False, options: Mapping[str, Any] | None = None
+    use: str,
+    prompts: Sequence[Prompt],
+    *,
+    size: int = 32,
+    text: bool = False,
+    frames: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> list[CheckResult]:
-    """Run every check on one reward. ``text`` gives it completions (the prompts' own texts) instead of images. One that
-    sees whole groups gets groups of 4, and "one by one" means group by group.
+    """Run every check on one reward. ``text`` gives it completions (the prompts' own texts) instead of images,
+    ``frames`` videos of so many. One that sees whole groups gets groups of 4, and "one by one" means group by group.
 
     Stops after a check without which the others mean nothing.
     """
@@ -65,7 +71,8 @@ def run_checks(
     if not check("loads", lambda: _load(scorers, use, options)):
         return results
     try:
-        _check_all(scorers[0], _samples(prompts, size, text, GROUP if scorers[0].grouped else 1), check)
+        samples = _samples(prompts, size, text, GROUP if scorers[0].grouped else 1)
+        _check_all(scorers[0], _moving(samples, frames) if frames else samples, check)
     finally:
         scorers[0].close()
     return results
@@ -187,8 +194,8 @@ def _junk(score: Callable[[Samples], Tensor], samples: Samples) -> str:
         prompts = [samples.prompts[i % len(samples)] for i in range(len(odd))]
         values = score(Samples(prompts, completions=odd))
     else:
-        images = samples.images[:1].expand(3, -1, -1, -1).clone()
-        images[0], images[1], images[2, 0, 0, 0] = 0.0, 1.0, torch.nan
+        images = samples.images[:1].expand(3, *samples.images.shape[1:]).clone()
+        images[0], images[1], images[2, ..., 0, 0] = 0.0, 1.0, torch.nan
         values = score(Samples([samples.prompts[0]] * 3, images))
     return "scores " + ", ".join("NaN" if value != value else f"{value:.4g}" for value in values.tolist())
 
@@ -206,6 +213,18 @@ def _samples(prompts: Sequence[Prompt], size: int, text: bool, unit: int) -> Sam
         return Samples(repeated, _images(repeated, size))
     repeated = [prompts[index - index % unit] for index in range(len(prompts) - len(prompts) % unit or len(prompts))]
     return Samples(repeated, completions=[prompt.text for prompt in prompts[: len(repeated)]])
+
+
+def _moving(samples: Samples, frames: int) -> Samples:
+    """Videos [N, frames, 3, size, size]: each image moves on by as many pixels a frame as its number says, and where
+    that is odd every third frame is another's."""
+    assert samples.images is not None
+    videos = torch.stack(
+        [torch.stack([image.roll(t * (number % 4), dims=-1) for t in range(frames)])
+         for number, image in enumerate(samples.images)]
+    )  # fmt: skip
+    videos[1::2, ::3] = videos[1::2, ::3].flip(-1)
+    return replace(samples, images=videos)
 
 
 def _images(prompts: Sequence[Prompt], size: int) -> Tensor:

@@ -19,6 +19,7 @@ from flowrl.config import RewardConfig
 from flowrl.errors import UserError
 from flowrl.score.combination import CombinedScores
 from flowrl.score.given import Given, is_given
+from flowrl.score.per_frame import PerFrame, frames_of
 from flowrl.score.registry import list_rewards
 from flowrl.score.reward import Reward
 from flowrl.score.reward_function import RewardFunction, takes_anything
@@ -34,6 +35,8 @@ def gradient_of(function: RewardFunction) -> Gradient | str:
     """A reward's ``gradient`` as a function of samples, or why there is none."""
     if function.grouped:
         return "compares the samples of a group, so no sample has a gradient of its own"
+    if isinstance(function, PerFrame):
+        return _of_frames(function)
     own = getattr(getattr(function, "function", None), "gradient", None)
     if not isinstance(function, SignatureReward) or not callable(own):
         return "declares no gradient(images, prompts, **columns); see `flowrl rewards` for those that do"
@@ -42,6 +45,19 @@ def gradient_of(function: RewardFunction) -> Gradient | str:
     if unknown and not takes_anything(asked.parameters):
         return f"has a gradient that does not take the option {unknown[0]!r}"
     return asked
+
+
+def _of_frames(function: PerFrame) -> Gradient | str:
+    """The mean over frames of the gradient that a reward of images has."""
+    inner = gradient_of(function.reward)
+    if isinstance(inner, str):
+        return inner
+
+    def mean(samples: Samples) -> Tensor:
+        scores = torch.as_tensor(inner(frames_of(samples, function.count, function.name)))
+        return scores.view(len(samples), -1).mean(dim=1)
+
+    return mean
 
 
 def check_gradients(rewards: Sequence[RewardConfig], given: Given | None = None) -> None:

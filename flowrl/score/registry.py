@@ -8,8 +8,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,13 @@ def _module_names() -> list[str]:
     return [info.name for info in pkgutil.iter_modules(shipped.__path__) if not info.name.startswith("_")]
 
 
-def _entries(module: str) -> Iterator[RewardEntry]:
+@cache
+def _entries(module: str) -> tuple[RewardEntry, ...]:
     spec = importlib.util.find_spec(f"{shipped.__name__}.{module}")
     assert spec is not None and spec.origin is not None
     tree = parse(Path(spec.origin), KIND)
     ranges, needs = _constant(tree, "RANGE", "unknown"), _constant(tree, "NEEDS", ())
-    packages = _constant(tree, "PACKAGES", {})
+    packages, found = _constant(tree, "PACKAGES", {}), []
     for name, node in _definitions(tree):
         kind = _kind(node)
         if kind is None or name.startswith("_"):
@@ -124,7 +126,8 @@ def _entries(module: str) -> Iterator[RewardEntry]:
         reach = ranges.get(name, "unknown") if isinstance(ranges, dict) else ranges
         summary = (ast.get_docstring(node) or "").partition("\n")[0]
         place, smooth = f"{shipped.__name__}.{module}", _has_gradient(node)
-        yield RewardEntry(name, kind, str(reach), tuple(mine), summary, place, packages, smooth)
+        found.append(RewardEntry(name, kind, str(reach), tuple(mine), summary, place, packages, smooth))
+    return tuple(found)
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -244,7 +244,7 @@ def _name(spec: RewardConfig) -> str:
 
 def _load(spec: RewardConfig, use: str, given: Given | None) -> Reward:
     name = _name(spec)
-    settings = spec.model_dump(include={"options", "device", "dtype", "batch_size", "messages"})
+    settings = spec.model_dump(include={"options", "device", "dtype", "batch_size", "messages", "frames"})
     function = (
         ProcessReward(use, name, spec.timeout, settings)
         if spec.process

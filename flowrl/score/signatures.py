@@ -34,6 +34,7 @@ from flowrl.launcher import own_accelerator
 from flowrl.score.async_calls import wait_for
 from flowrl.score.columns import as_messages, columns_of, whole_conversations
 from flowrl.score.frameworks import VERL, VerlReward, build_flow_factory, is_flow_factory
+from flowrl.score.per_frame import PerFrame
 from flowrl.score.reward_function import AdaptedReward, takes_anything
 from flowrl.score.samples import split_by_group, take
 from flowrl.types import Samples
@@ -59,9 +60,11 @@ def adapt(
     dtype: str | None = None,
     batch_size: int | None = None,
     messages: bool | None = None,
+    frames: int | None = None,
 ) -> AdaptedReward:
     """A function of samples alone. Classes and factories are built here, once, with the options, device and dtype.
-    ``messages`` says whether it reads TRL's conversational form; None finds out.
+    ``messages`` says whether it reads TRL's conversational form; None finds out. ``frames``: of videos, score so many
+    frames as images (`flowrl.score.per_frame`).
 
     Raises `UserError` for an option the reward does not have, and later for a column that the prompts do not have.
     """
@@ -79,7 +82,7 @@ def adapt(
         verl = any(key in VERL for key in parameters)  # its ``**kwargs`` are meant for options
         reward = _by_signature(found, name, _settings(found, name, options, device, dtype, open_ended=verl), messages)
     LOG.info("reward %r: %s signature%s", name, reward.style, ", sees whole groups" if reward.grouped else "")
-    return reward
+    return reward if frames is None else PerFrame(reward, frames)
 
 
 def _by_signature(

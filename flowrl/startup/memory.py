@@ -235,7 +235,8 @@ class _Given:
     @property
     def averages(self) -> set[str]:
         """Those of them that become float32 with the first update."""
-        names = {average.name for average in self.algorithm.ema_weights}
+        learners = (self.algorithm, *self.algorithm.companions)
+        names = {average.name for learner in learners for average in learner.ema_weights}
         return self.named & (names | {"ema"})
 
     @property

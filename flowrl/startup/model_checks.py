@@ -131,9 +131,11 @@ def _check_name(path: str) -> None:
 
 def _check_family(path: str, family: str) -> None:
     """Raise `UserError` if a model's files show that it is of another family than the algorithm trains."""
+    from flowrl.models.family import base_family, declared_family, is_of  # diffusers, transformers: only for a model
+
     if path in world_names():
         bases = getattr(importlib.import_module(f"flowrl.worlds.{path}"), "BASES", {"diffusion": None})
-        if family not in bases:
+        if base_family(family) not in bases:
             have = ", ".join(sorted(bases))
             raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
         return
@@ -145,13 +147,11 @@ def _check_family(path: str, family: str) -> None:
             raise UserError(f"model.path: {path} is an adapter; give its base model, and this folder as model.adapter")
         if family != "diffusion":
             raise UserError(
-                f"model.path: {path} has no config.json, so it holds no language model; give its own folder"
+                f"model.path: {path} has no config.json, so it holds no {family} model; give its own folder"
             )
     from flowrl.models.files import check_files
 
     check_files(folder)
-    from flowrl.models.family import declared_family  # diffusers and transformers: only where there is a model
-
     found, certain = declared_family(path)
-    if certain and found != family:
+    if certain and not is_of(found, family):
         raise UserError(f"model.path: {path} holds a {found} model, and this algorithm trains {family} ones")

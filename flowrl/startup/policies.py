@@ -56,7 +56,13 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     return policy
 
 
-STAND_IN = {"diffusion": "flow_grpo", "masked": "diffu_grpo", "causal": "grpo"}
+STAND_IN = {
+    "diffusion": "flow_grpo",
+    "masked": "diffu_grpo",
+    "causal": "grpo",
+    "control": "fpo",
+    "reward": "reward_model",
+}
 """Presets whose sampler is replaced where a run's own algorithm cannot be remembered, by the family they are for."""
 
 

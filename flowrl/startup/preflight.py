@@ -12,6 +12,7 @@ from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.config.model import VLLMConfig
 from flowrl.data import PromptFormat, PromptSet, load_prompts, with_pictures
+from flowrl.environments import check_environment
 from flowrl.errors import UserError, missing_package
 from flowrl.files import check_writable
 from flowrl.launcher import is_first
@@ -25,7 +26,7 @@ from flowrl.score.given import Given, is_given
 from flowrl.score.gradients import check_gradients
 from flowrl.score.registry import check_reward
 from flowrl.startup.model_checks import check_model
-from flowrl.startup.records import fit_records, prepared_records
+from flowrl.startup.records import fit_records, prepared_records, reads_tests
 from flowrl.startup.teachers import check_teachers
 from flowrl.startup.workload import Workload, workload
 
@@ -88,6 +89,8 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     train = prepared_records(algorithm, read_prompts(config, config.data.train), f"data.train {config.data.train}")
     check_teachers(config, algorithm, train)
     test = None if config.data.test is None else read_prompts(config, config.data.test)
+    if test is not None and reads_tests(algorithm):
+        test = prepared_records(algorithm, test, f"data.test {config.data.test}")
     if algorithm.family == "diffusion":
         _check_texts((train, test))
     return CheckedRun(config, algorithm, counts, train, test, dict(given or {}))
@@ -99,9 +102,10 @@ def _check_unused(config: Config, algorithm: Algorithm) -> None:
         raise UserError(
             f"model.{unused[0]} means nothing for {algorithm.family} models, which this algorithm trains; remove it"
         )
-    if config.train.micro_tokens is not None and algorithm.family == "diffusion":
+    if config.train.micro_tokens is not None and algorithm.family in ("diffusion", "control"):
         raise UserError(
-            "train.micro_tokens counts tokens, and this algorithm trains a diffusion model; set train.micro_batch"
+            f"train.micro_tokens counts tokens, and this algorithm trains a {algorithm.family} model; set"
+            " train.micro_batch"
         )
 
 
@@ -120,8 +124,13 @@ def _check_evaluation(config: Config, algorithm: Algorithm) -> None:
         algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, config.eval.temperature)
     except ValueError as error:
         raise UserError(f"eval: {error}") from error
-    if config.eval.prefill is not None and algorithm.family == "diffusion":
-        raise UserError("eval.prefill means nothing for diffusion models, which this algorithm trains; remove it")
+    if config.eval.prefill is not None and algorithm.family in ("diffusion", "control"):
+        raise UserError(
+            f"eval.prefill means nothing for {algorithm.family} models, which this algorithm trains; remove it"
+        )
+    environment = getattr(algorithm.sampler, "environment", None)
+    if environment is not None:
+        check_environment(environment)
 
 
 def _check_critic(config: Config, algorithm: Algorithm) -> None:

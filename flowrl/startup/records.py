@@ -20,12 +20,22 @@ def records_of(algorithm: Algorithm) -> Any:
     return algorithm.sampler if hasattr(algorithm.sampler, "prepared") else None
 
 
+def are_unscored(config: Config) -> bool:
+    """Whether no reward scores samples: what is said of them is in the data set."""
+    return [reward.use for reward in config.rewards] == [FEEDBACK]
+
+
+def reads_tests(algorithm: Algorithm) -> bool:
+    """Whether evaluations read their samples from the held-out prompts."""
+    return getattr(records_of(algorithm), "test", "sampled") == "recorded"
+
+
 def fit_records(config: Config, algorithm: Algorithm) -> Config:
     """The config with ``data.group`` as the sampler of records has it, and without evaluation where no reward can score
     what the policy makes. Raises `UserError` for another group, for an evaluation that nobody could score, and for a
     config without rewards whose samples nobody says anything of."""
-    unscored = [reward.use for reward in config.rewards] == [FEEDBACK]
     sampler = records_of(algorithm)
+    unscored = are_unscored(config) and not reads_tests(algorithm)
     group = getattr(sampler, "group", None)
     if group is None:  # the policy makes samples, all or some
         if "rewards" not in config.model_fields_set:
@@ -58,23 +68,25 @@ def prepared_records(algorithm: Algorithm, train: PromptSet, where: str) -> Prom
 
 
 def fit_completions(
-    algorithm: Algorithm, policy: TextPolicy, prompts: PromptSet, overlong: Overlong
+    algorithm: Algorithm, policy: TextPolicy, prompts: PromptSet, overlong: Overlong, name: str = "train"
 ) -> tuple[PromptSet, list[str]]:
     """The prompts whose recorded completions fit into the sampler's length, as ``data.overlong`` says (``truncate``
     lets the sampler cut them), and what was done to the others. One that fills it has no end token, as a sampled one of
     that length has none. Raises `UserError`."""
     sampler = records_of(algorithm)
-    if sampler is None or overlong == "truncate":
+    if sampler is None or overlong == "truncate" or (name == "test" and not reads_tests(algorithm)):
         return prompts, []
     each = [sampler.texts(prompt) for prompt in prompts.prompts]
-    lengths = iter(map(len, policy.codec.completions([text for texts in each for text in texts])))
-    longest = [max((next(lengths) - 1 for _ in texts), default=0) for texts in each]  # without the end token
+    asked = [prompt for prompt, texts in zip(prompts.prompts, each, strict=True) for _ in texts]
+    lengths = iter(policy.lengths(asked, [text for texts in each for text in texts]))
+    longest = [max((next(lengths) for _ in texts), default=0) for texts in each]
     fitting = [p for p, length in zip(prompts.prompts, longest, strict=True) if length <= sampler.length]
     long = len(prompts) - len(fitting)
     if not long:
         return prompts, []
-    what = f"{long} of {len(prompts)} prompts have a completion of more than {sampler.length} tokens"
+    of = "conversation" if policy.family == "reward" else "completion"
+    what = f"{long} of {len(prompts)} prompts have a {of} of more than {sampler.length} tokens"
     if overlong == "error" or not fitting:
         fix = "raise the preset's length, or set data.overlong: drop or truncate"
-        raise UserError(f"data.train: {what}, the longest of {max(longest)}; {fix}")
-    return PromptSet(tuple(fitting)), [f"data.train: {what} and were left out"]
+        raise UserError(f"data.{name}: {what}, the longest of {max(longest)}; {fix}")
+    return PromptSet(tuple(fitting)), [f"data.{name}: {what} and were left out"]

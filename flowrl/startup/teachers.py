@@ -13,6 +13,7 @@ from flowrl.models import DiffusionPolicy, LoadedPolicy
 from flowrl.models.adapters.adapter import Adapter
 from flowrl.models.adapters.load import copy_weights
 from flowrl.models.adapters.read import read
+from flowrl.models.diffusion.stages import adapted
 from flowrl.models.teachers import Guided, Panel, Peer
 from flowrl.models.text.policy import TextPolicy
 from flowrl.models.weights import LIVE, REFERENCE, Teacher
@@ -122,7 +123,8 @@ def open_weight_sets(config: Config, policy: LoadedPolicy, algorithm: Algorithm)
     for name in (*algorithm.weight_sets, *([] if config.train.ema is None else [EMA])):
         if name not in config.teachers:
             policy.update_ema(name, 0.0)
-    if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references):
+    beside = (name for companion in algorithm.companions for name in companion.compared)
+    if REFERENCE not in (*algorithm.weight_sets, *algorithm.estimator.references, *beside):
         policy.weights.drop_reference()
     return notes
 
@@ -156,7 +158,11 @@ def open_teachers(config: Config, policy: LoadedPolicy, algorithm: Algorithm) ->
 
 def _teach(config: Config, policy: LoadedPolicy, name: str, member: MemberConfig, key: str, family: str) -> None:
     """Make an adapter a weight set; the live weights are as before."""
-    network = policy.network if isinstance(policy, DiffusionPolicy) else policy.network.model
+    network, adaptation = (
+        adapted(policy.network, policy.adaptation)
+        if isinstance(policy, DiffusionPolicy)
+        else (policy.network.model, policy.adaptation)
+    )
     adapter = _read(config, member, family)
     prefix = f"{LIVE}/"
     before = {k: v.clone() for k, v in policy.weights.state().items() if k.startswith(prefix)}
@@ -165,7 +171,7 @@ def _teach(config: Config, policy: LoadedPolicy, name: str, member: MemberConfig
             for label, parameter in policy.adaptation.parameters.items():
                 if ".lora_B." in label:
                     parameter.zero_()
-        copy_weights(network, policy.adaptation, adapter)
+        copy_weights(network, adaptation, adapter)
         policy.weights.keep_frozen(name)
     except UserError as error:
         raise UserError(

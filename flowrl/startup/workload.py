@@ -96,8 +96,13 @@ def workload(config: Config, algorithm: Algorithm) -> Workload:
 
 def _beside(algorithm: Algorithm, samples: int) -> int:
     """Network rows by which companions learn from these samples."""
-    recorded = algorithm.sampler.recorded
-    return sum(samples * each.estimator.decisions(recorded)[1] for each in algorithm.companions)
+    recorded, rows = algorithm.sampler.recorded, 0
+    for each in algorithm.companions:
+        try:
+            rows += samples * each.estimator.decisions(recorded)[1] * each.epochs
+        except ValueError as error:
+            raise UserError(f"algorithm.companions, {each.name}: {error}") from error
+    return rows
 
 
 def describe_shares(ranks: Ranks, groups: int, each: int, grouped: bool) -> list[str]:

@@ -201,6 +201,59 @@ class ViewRows(Rows):
         return replace(self, drawn_logp=drawn, given=given, **cut)
 
 
+@dataclass(frozen=True)
+class EpisodeRows(Rows):
+    """Probes of episodes: of every event (a decision in an environment), ``per`` numbers of another estimator's, such
+    as its denoising steps, side by side; D = (S + 1) per. The last event of an episode is the observation after it: no
+    decision, but a critic values it."""
+
+    large: ClassVar[frozenset[str]] = frozenset({"observed", "slot", "seen"})
+
+    alive: Tensor  # [N, D] bool: of decisions that were made
+    event: Tensor  # [N, D] int64, from 0 to S; -1 where there is no decision
+    number: Tensor  # [N, D] int64: which of the event's ``per`` numbers it is
+    truncated: Tensor  # [N, D] bool: whether a time limit cut the episode
+    per: int
+    observed: Tensor  # [N, S + 1, history, o]
+    seen: Tensor  # [N, S + 1] bool: where there is an observation
+    slot: Tensor  # [N, S + 1] int64: the row of ``inner`` that is the event's, -1 for none
+    inner: Rows | None
+    """[L, per] of all decisions that were made, one after another; stays with the process that made them."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.alive.shape[0], self.alive.shape[1]
+
+    @property
+    def unit(self) -> int:
+        return self.per
+
+    @property
+    def counted(self) -> Tensor:
+        return self.alive
+
+    @property
+    def events(self) -> Tensor:
+        return self.event
+
+    def block(self, rows: Tensor, decisions: slice) -> Self:
+        """Whole events of some samples; ``inner`` stays as it is, and ``slot`` says where in it they are."""
+        first, last, _ = decisions.indices(self.shape[1])
+        assert first % self.per == 0 and last % self.per == 0, "a block holds whole events"
+        events = slice(first // self.per, last // self.per)
+        cut = {name: getattr(self, name)[rows][:, decisions] for name in ("alive", "event", "number", "truncated")}
+        cut |= {name: _cut_here(getattr(self, name), rows, events) for name in ("observed", "seen", "slot")}
+        return replace(self, **cut)
+
+
+def _cut_here(value: Tensor, rows: Tensor, events: slice) -> Tensor:
+    """A block of what may be with another process, where it has a shape alone."""
+    if value.device.type != "meta":
+        return value[rows][:, events]
+    count = len(range(*events.indices(value.shape[1])))
+    return value.new_empty((len(rows), count, *value.shape[2:]))
+
+
 def _cut(value: Any, rows: Tensor, decisions: slice) -> Any:
     return value[rows][:, decisions] if isinstance(value, Tensor) else value
 
@@ -230,6 +283,7 @@ class TokenScores:
     """The distributions themselves, where they were asked for; every position is in one of them."""
     divergence: Mapping[str, Tensor] = field(default_factory=dict)
     """[N, T] float32 divergences to other policies' distributions by their names, with gradient where enabled."""
+    collision: Tensor | None = None  # [N, T] float32, without gradient: -log of the chance that two draws agree
 
 
 @dataclass(frozen=True)
@@ -261,8 +315,9 @@ class Table:
         old = same if self.old is None else self.old.block(index, decisions, device)
         advantage = put(self.advantage[index][:, decisions], device)
         probe = self.rows.block(index, decisions) if probe is None else probe
+        said = None if self.feedback is None else self.feedback[index]
         held = None if self.penalty_weight is None else put(self.penalty_weight[index], device)
-        told = {"source": self.source[index], "penalty_weight": held}
+        told = {"source": self.source[index], "feedback": said, "penalty_weight": held}
         return Batch(advantage, old, put(weight, device), self.group[index], probe, **told)
 
 
@@ -279,6 +334,7 @@ class Batch:
     probe: Rows
     reference: Likelihood | None = None
     source: Tensor | None = None  # [N], see `Rollout.source`; None: the policy made all
+    feedback: Tensor | None = None  # [N] or [N, E], see `Rollout.feedback`
     penalty_weight: Tensor | None = None
     """[N] how much the divergences from a weight set hold each sample; None: all alike, as they are."""
 

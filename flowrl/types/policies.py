@@ -154,18 +154,39 @@ class TokenPolicy(Policy, Protocol):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        collision: bool = False,
         truncation: Truncation = ALL_TOKENS,
         show: bool = False,
         beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
         beta: float = 0.5,
+        top: int | None = None,
     ) -> TokenScores:
         """Log-probability of ``labels`` [N, T] at ``targets`` [N, T] bool, for inputs ``tokens`` [N, T].
 
         Only the positions asked for pass through the vocabulary layer, in chunks. ``temperature`` divides the logits,
         ``truncation`` then leaves the tokens that it keeps, and the label. ``show`` also returns what the distributions
         are computed of, for another policy's ``beside``: it measures how far its own whole distributions, at this
-        temperature, are from those (`flowrl.math.divergences`, with its ``beta``).
+        temperature, are from those (`flowrl.math.divergences`, with its ``beta`` and ``top``).
         """
+        ...
+
+
+class RewardPolicy(Policy, Protocol):
+    """A reward model, which rates samples instead of making them."""
+
+    device: torch.device
+
+    def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """As `TokenPolicy.encode`."""
+        ...
+
+    def read(self, prompts: Sequence[Prompt], texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Conversations [N, length] as the network reads them, padded, and bool [N, length] where their tokens are; a
+        longer one loses its beginning."""
+        ...
+
+    def rate(self, condition: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """[N] float32 ratings of conversations that `read` gave, with gradient where enabled."""
         ...
 
 

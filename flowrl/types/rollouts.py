@@ -131,6 +131,43 @@ class TokenTrace:
     same tokens up to there, because they were drawn once for all of them; ``None``: nothing was shared."""
 
 
+@dataclass(frozen=True)
+class Episodes:
+    """Recorded episodes (family control). An event is a decision: an observation, and the chunk of actions that
+    followed. Each sample has S of them at most, and S + 1 observations, the last one after its last decision and before
+    anything is reset, so that its value is that of the state where a time limit cut the episode."""
+
+    observed: Tensor  # [N, S + 1, history, o]; 0 after an episode's end
+    actions: Tensor  # [N, S, h, d] as the policy made them, unclipped and standardised
+    alive: Tensor  # [N, S] bool: the decisions that were made
+    truncated: Tensor  # [N] bool: cut by a time limit instead of ended by the task
+    states: Tensor | None = None
+    """[N, S, F + 1, h, d] of the denoising steps that led to each chunk, where they were recorded, as of `Steps`."""
+    squared: Tensor | None = None  # [N, S, F], see `Steps.squared`
+    t: Tensor | None = None  # [N, S, F] float64
+    t_next: Tensor | None = None  # [N, S, F] float64
+    dynamics: Dynamics | None = None
+    guidance: float | None = None
+
+    @property
+    def node(self) -> None:
+        """No sample shares anything with another."""
+        return None
+
+    @property
+    def previews(self) -> None:
+        """There are none: an environment says itself what each decision earns."""
+        return None
+
+    def steps(self, rows: Tensor, events: Tensor) -> Steps | None:
+        """The denoising steps of decisions [L], given by their samples and events."""
+        if self.states is None or self.t is None or self.t_next is None or self.dynamics is None:
+            return None
+        states, t, t_next = self.states[rows, events], self.t[rows, events], self.t_next[rows, events]
+        squared = None if self.squared is None else self.squared[rows, events]
+        return Steps(states, t, t_next, squared, self.dynamics, self.guidance)
+
+
 class Judge(Protocol):
     """Rewards with a gradient, closed over decoding and prompts."""
 
@@ -166,13 +203,14 @@ class Rollout:
     """[N] int64: the stream of random numbers of each row."""
     source: Tensor
     """[N] int64: who made it, see `POLICY`."""
-    trace: Steps | TokenTrace | None
+    trace: Steps | TokenTrace | Episodes | None
     times: Tensor | None = None
     """[T + 1] float64: the time grid of the sampler (continuous families)."""
     forwards: int = 0
     """Network rows evaluated to make it."""
     feedback: Tensor | None = None
-    """[N] or [N, E] float64: what a data set or an environment says of each sample, or of each of its E events."""
+    """[N] or [N, E] float64: what a data set or an environment says of each sample, or of each of its E events; NaN of
+    events that a sample does not have, and of all events of an episode whose environment failed."""
     version: int = 0
     """The number of finished iterations of the weights that sampled: a sample is a function of its seed and this."""
     judge: Judge | None = None
@@ -189,7 +227,7 @@ class Rollout:
         draw: Draw,
         condition: Condition,
         final: Tensor,
-        trace: Steps | TokenTrace | None = None,
+        trace: Steps | TokenTrace | Episodes | None = None,
         *,
         times: Tensor | None = None,
         forwards: int = 0,

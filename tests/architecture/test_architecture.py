@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ LAYERS = (
     "flowrl.version flowrl.devices flowrl.errors flowrl.connections flowrl.processes flowrl.renamed flowrl.values",
     "flowrl.types",
     "flowrl.files flowrl.launcher flowrl.paths flowrl.math flowrl.media flowrl.exit_guard",
-    "flowrl.importing flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
+    "flowrl.importing",
+    "flowrl.environments",
+    "flowrl.parts flowrl.samplers flowrl.estimators flowrl.sandbox flowrl.scorers flowrl.worlds",
     "flowrl.detection flowrl.models flowrl.algorithms",
     "flowrl.composition flowrl.config flowrl.generated rewards",
     "flowrl.data flowrl.clients",
@@ -31,6 +34,7 @@ LAYERS = (
     "flowrl.session",
     "flowrl.staleness",
     "flowrl.rounds flowrl.ratio_check flowrl.monitor",
+    "flowrl.heldout_records",
     "flowrl.evaluation flowrl.heldout flowrl.recipes flowrl.checks flowrl.replay",
     "flowrl.report flowrl.trainer",
     "flowrl.train flowrl.remote flowrl.judging",
@@ -51,7 +55,8 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path).removesuffix(".__init__"): path for path in FILES}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Modules of this repository that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -60,7 +65,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level and node.module, f"{path}: a relative import in line {node.lineno}"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {module for name in found if (module := _module_of(name))}
+    return frozenset(module for name in found if (module := _module_of(name)))
 
 
 def _module_of(name: str) -> str:

@@ -15,16 +15,22 @@ from torch import Tensor
 from flowrl import composition
 from flowrl.estimators.matching import MatchingRows
 from flowrl.math.random import derive, seeds
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.tiny_flow import TinyCondition, TinyFlow
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
+from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.demonstrations import Demonstrations
+from flowrl.samplers.episodes import EpisodeSampler
+from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.samplers.mixed import Mixed
-from flowrl.samplers.recorded import Recorded
+from flowrl.samplers.recorded import MakesNothing, Recorded
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
+from tests.contract.toy_environment import demonstrations, toy_policy
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,19 @@ LENGTH, END = 3, 0
 SIZES = {
     "masked": {"length": LENGTH, "steps": LENGTH, "block": LENGTH},
     "causal": {"length": LENGTH},
+    "reward": {"length": LENGTH},
     "diffusion": {},
+    "control": {"environment": "tests.contract.toy_environment:make", "decisions": 3},
 }
 
 NEEDS: dict[str, dict[str, Any]] = {
     "spg": {"length": 4, "block": 2},  # two blocks, the second one cut short
     "stable_drl": {"length": 4, "block": 2},
+    "bvpo": {"trace_end": "2", "empty_trace": ""},
     "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
+    "diffusion_policy": {"length": 3},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -95,6 +105,7 @@ OF_EACH_KIND = (
     "marble",
     "opd",
     "ppo",
+    "reward_model",
     "rwr",
     "spg",
     "trajectory_pg",
@@ -102,9 +113,9 @@ OF_EACH_KIND = (
 """Presets that stand for the others in quick tests."""
 
 
-def thorough(names: list[str]) -> list[Any]:
+def thorough(names: list[str], quick: tuple[str, ...] = OF_EACH_KIND) -> list[Any]:
     """The names as parameters of a test, those that others stand for among the slow tests."""
-    return [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
 def spec_of(variant: str) -> dict[str, Any]:
@@ -135,8 +146,10 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     if kind == "masked" and {"family", "draws"} <= set(known_options(name)):
         sizes["draws"] = 2
     algorithm = composition.build({**sizes, **spec})
+    if kind == "control":
+        return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     if is_recorded(algorithm):
-        changes = {"steps": steps} if kind == "diffusion" else {} if kind == "causal" else SIZES["masked"]
+        changes = {"diffusion": {"steps": steps}, "masked": SIZES["masked"]}.get(kind, {})
         sampler: Any = algorithm.sampler
         return replace(algorithm, sampler=replace(sampler, sampler=replace(sampler.sampler, **changes)))
     if kind == "diffusion":
@@ -146,20 +159,22 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
 
 def is_recorded(algorithm: Algorithm) -> bool:
     """Whether it reads its samples from a data set."""
-    return isinstance(algorithm.sampler, Recorded)
+    return isinstance(algorithm.sampler, Recorded | Demonstrations)
 
 
 def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed: int) -> list[Prompt]:
     """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
     ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
     sampler: Any = getattr(algorithm.sampler, "data", algorithm.sampler)
+    if isinstance(sampler, Demonstrations):
+        return sampler.prepared(demonstrations(count, derive(seed, "records", iteration)), "toys")
     alone = len(sampler.columns) == 1 and not sampler.ratings
     each = 8 if alone else len(sampler.columns)  # demonstrations are the best of eight
     texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
     group = torch.arange(count).repeat_interleave(each)
     draw = Draw.of(seeds(seed, "records", iteration, count=count * each), group, iteration, 0, prompts_of(texts))
     base = start(algorithm, disturbed=False)
-    final = sampler.sampler(base, base.condition(draw.prompts), draw).final
+    final = maker(sampler)(base, base.condition(draw.prompts), draw).final
     rewards, made = reward(base, final), base.decode(final)
     found = []
     for index in range(count):
@@ -170,6 +185,11 @@ def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed:
         columns |= dict(zip(sampler.ratings, said, strict=False))
         found.append(Prompt(texts[index * each], index, columns))
     return sampler.prepared(found, "toys")
+
+
+def maker(recorded: Any) -> Any:
+    """What makes samples where an algorithm reads them: of a reward model a sampler of the policy that it implies."""
+    return CausalSampler(length=LENGTH) if isinstance(recorded.sampler, MakesNothing) else recorded.sampler
 
 
 def small_sampler(sampler: Any, steps: int) -> Any:
@@ -183,16 +203,20 @@ def small_sampler(sampler: Any, steps: int) -> Any:
         candidates = None if sampler.candidates is None else (0, 2)
         siblings = min(sampler.siblings, 4)
         return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
-    return replace(sampler, steps=steps)
+    if isinstance(sampler, EpisodeSampler | Demonstrations):
+        return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
+    return sampler if isinstance(sampler, GaussianSampler) else replace(sampler, steps=steps)
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     """A policy whose weight sets all hold its present weights, but for the teachers."""
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
+    elif algorithm.family == "control":
+        policy = toy_policy()
     else:
         length = algorithm.sampler.length
-        policy = TinyText(3, length, PROMPTS, causal=algorithm.family == "causal", end=END, scale=0.5)
+        policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)
     if disturbed:
         disturb(policy)
     for name in algorithm.weight_sets:
@@ -237,9 +261,11 @@ def first_mode() -> list[Tensor]:
 
 
 def reward(policy: Any, final: Tensor) -> Tensor:
-    """Closeness to the first mode, or the share of ones before the end, in [0, 1]."""
+    """Closeness to the first mode, the share of ones before the end, or an episode's return, in [0, 1]."""
     if isinstance(policy, TinyFlow):
         return (-((final - MODES[0]) ** 2).sum(dim=1) / 4).exp().double()
+    if isinstance(policy, ControlPolicy):
+        return final[:, 0]
     texts = policy.decode(final)
     return torch.tensor([text.count("1") / policy.length for text in texts]).double()
 
@@ -294,6 +320,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
     kinds = getattr(algorithm.advantage, "rewards", 1)  # several: powers of the one, of which their mean is the total
     rewards = torch.stack([reward(policy, rollout.final) ** (1 + kind) for kind in range(kinds)], dim=1)
     weights, names = torch.full((kinds,), 1 / kinds).double(), tuple(f"toy_{kind}" for kind in range(kinds))
+    if algorithm.family == "control":
+        names = ("episode_return",)
     said = {"source": rollout.source, "feedback": rollout.feedback, "nodes": rollout.nodes}
     if rollout.trace is not None and rollout.trace.previews is not None:
         said["steps"] = torch.stack([reward(policy, step) for step in rollout.trace.previews.unbind(dim=1)], dim=1)
@@ -304,7 +332,8 @@ def roll(algorithm: Algorithm, policy: Any, iteration: int = 0, seed: int = 0, r
 def level(algorithm: Algorithm, policy: Any, iteration: int) -> float:
     """The mean reward of what the policy makes."""
     if hasattr(algorithm.sampler, "prepared"):
-        heldout = algorithm.sampler.heldout(None, None, None)
+        own: Any = maker(algorithm.sampler) if is_recorded(algorithm) else algorithm.sampler
+        heldout = own.heldout(None, None, None)
         algorithm = replace(algorithm, sampler=heldout, advantage=RawReward())
     return float(roll(algorithm, policy, iteration).scores.rewards.mean())
 

@@ -40,6 +40,8 @@ FAMILIES = {
     "diffusion": "Diffusion and flow image models",
     "masked": "Masked-diffusion language models",
     "causal": "Autoregressive language models",
+    "control": "Policies for control",
+    "reward": "Reward models",
 }
 Test = TypeVar("Test", bound=Callable[..., None])
 

@@ -23,6 +23,7 @@ release("rloo, remax, reinforce_pp", "verl 0.9.1 (adv_estimator of that name)")
 release("ppo", "verl 0.9.1 (adv_estimator gae); TRL 1.0.0, the last with a PPO")
 release("gpg", "AMAP-ML/GPG e096da8, 21 May 2025")
 release("reinforce", "Williams 1992")
+release("selftok_pg", "the abstract alone")
 
 
 def wide(a: Tensor, t: TextTrial) -> Tensor:
@@ -168,6 +169,21 @@ def test_reinforce_gradient() -> None:
     total = torch.where(t.content, t.live, 0.0).sum(dim=1)
     a = others_mean(t.rewards.reshape(1, -1))
     assert alike(t.gradient, t.gradient_of(-(a * total).mean()))
+
+
+@cell(
+    "selftok_pg",
+    "loss, gradient",
+    "equal",
+    "the group's standardised reward times the log-probability of each token, mean over all: a plain policy gradient",
+)
+@cell("selftok_pg", "defaults", "equal", "no clip, no KL, T 1")
+def test_selftok_pg() -> None:
+    t = text_trial("selftok_pg")
+    a = standardised(t.rewards, 1)
+    assert alike(t.gradient, t.gradient_of(mean_over(-wide(a, t) * t.live, t.content)))
+    made = composition.build("selftok_pg")
+    assert made.objective.clip_range is None and made.regularizers == () and made.sampler.temperature == 1.0
 
 
 @cell(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowrl import composition
+from flowrl.scorers.conversations import Conversations
+from flowrl.types import TokenTrace
 from tests.contract.toys import gradients, roll, small, start
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
@@ -24,6 +27,8 @@ release("kto", "ContextualAI/HALOs and TRL 1.16.0 (KTOTrainer)")
 release("cpo", "TRL 1.16.0 (CPOTrainer, the authors')")
 release("simpo", "princeton-nlp/SimPO and TRL 1.16.0 (CPOTrainer, loss_type simpo)")
 release("orpo", "xfactlab/orpo and TRL 1.16.0 (ORPOTrainer)")
+release("reward_model", "TRL f2cd577 of 24 Jul 2026 (RewardTrainer)")
+release("bvpo", "the paper alone; no code of the authors'")
 release("dpo_online", "TRL 1.16.0 (OnlineDPOTrainer); no code of the authors'")
 
 
@@ -72,6 +77,56 @@ def test_conservative_dpo() -> None:
     z = 0.1 * (w - x)
     assert alike(t.gradient, t.gradient_of((-0.8 * logsigmoid(z) - 0.2 * logsigmoid(-z)).mean()))
     assert not alike(t.gradient, text_trial("dpo", ratings=["r0", "r1"]).gradient)
+
+
+@cell("dpo", "loss, gradient", "option", "weighted is WPO: a pair times min(1, exp(a_w + a_l)) (wzhouad/WPO a104458)")
+@pytest.mark.parametrize("cap", [1.0, math.inf])
+def test_pairs_weighted_by_the_policy(cap: float) -> None:
+    uncapped = {} if cap == 1 else {"objective": {"weighting": "free"}}  # TRL
+    t = text_trial("dpo", ratings=["r0", "r1"], weighted=True, **uncapped)
+    trace = t.it.rollout.trace
+    assert isinstance(trace, TokenTrace)
+    p = t.policy._rows(t.it.rollout.condition, trace.tokens)[0].double().softmax(dim=-1)
+    own = (t.content * (t.live - p.square().sum(dim=-1).log())).sum(dim=1) / t.content.sum(dim=1)
+    [(w, x), (a, b)] = halves(t, log_ratios(t), own.detach())
+    assert bool((a + b > 0).any()) and bool((a + b < 0).any())
+    assert alike(t.gradient, t.gradient_of(((a + b).exp().clamp(max=cap) * -logsigmoid(0.1 * (w - x))).mean()))
+
+
+@cell("dpo", "loss, gradient", "option", "tail is LD-DPO's alpha, of tokens beyond the shorter one (TRL ld_alpha)")
+def test_length_desensitised_pairs() -> None:
+    t = text_trial("dpo", ratings=["r0", "r1"], tail=0.3)
+    length = t.content.sum(dim=1)
+    shared = torch.minimum(length[0::2], length[1::2]).repeat_interleave(2)
+    place = torch.arange(t.content.shape[1])
+    factor = t.content * torch.where(place < shared[:, None], 1.0, 0.3)
+    assert bool((length > shared).any())
+    [(w, x)] = halves(t, (factor * (t.live - t.reference)).sum(dim=1))
+    assert alike(t.gradient, t.gradient_of(-logsigmoid(0.1 * (w - x)).mean()))
+
+
+@cell("bvpo", "loss, gradient", "equal", "share g(with reasoning) + (1 - share) g(without), each DPO's of a pair")
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("empty", [[], ["c2", "c3"]])
+def test_bvpo_gradient(share: float, empty: list[str]) -> None:
+    t = text_trial("bvpo", share=share, empty_columns=empty)
+    texts = t.policy.decode(t.it.rollout.final)
+    if not empty:
+        for first in range(0, len(texts), 4):
+            for whole, bare in zip(texts[first : first + 2], texts[first + 2 : first + 4], strict=True):
+                assert bare == (f"2{whole.rpartition('2')[2]}" if "2" in whole else whole)
+    assert texts[2::4] != texts[0::4]
+    score = log_ratios(t)
+    whole, bare = (score[k::4] - score[k + 1 :: 4] for k in (0, 2))
+    loss = share * -logsigmoid(0.1 * whole).mean() + (1 - share) * -logsigmoid(0.1 * bare).mean()
+    assert alike(t.gradient, t.gradient_of(loss))
+
+
+@cell("bvpo", "data", "option", "empty_columns are the paper's: pairs of answers made with reasoning switched off")
+def test_bvpo_pairs_without_reasoning() -> None:
+    made = composition.build({"use": "bvpo", "empty_columns": ["a", "b"]}).sampler
+    assert made.columns == ("chosen", "rejected", "a", "b") and made.group == 4 and not made.trace_end
+    assert composition.build("bvpo").sampler.group == 4
 
 
 @cell("ipo", "loss, gradient", "equal", "(d - 1 / .2)^2 of log-ratios per token")
@@ -232,6 +287,55 @@ def test_picture_sft_gradient() -> None:
     error = (policy.velocity(x, t, it.rollout.condition) - (noise - clean)).square().mean()
     found = torch.autograd.grad(error, policy.parameters())
     assert alike(gradients(algorithm, it)[0], torch.cat([g.flatten() for g in found]))
+
+
+def rated_pairs(**spec: Any) -> tuple[Tensor, Any, tuple[Tensor, Tensor, Tensor]]:
+    """``(the preset's gradient, weights, (r_w, r_l, by how much the data set rates the first above the other))``."""
+    algorithm = small("reward_model", ratings=["r0", "r1"], **spec)
+    policy = start(algorithm)
+    it = roll(algorithm, policy)
+    trace, said = it.rollout.trace, it.rollout.feedback
+    assert isinstance(trace, TokenTrace) and said is not None
+    rating = policy.rate(it.rollout.condition, trace.tokens, trace.mask).double()
+    differ = said[0::2] > said[1::2]
+    parts = (rating[0::2][differ], rating[1::2][differ], (said[0::2] - said[1::2])[differ])
+    return gradients(algorithm, it)[0], policy, parts
+
+
+def slope(policy: Any, loss: Tensor) -> Tensor:
+    found = torch.autograd.grad(loss, policy.parameters(), allow_unused=True)
+    pairs = zip(found, policy.parameters(), strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+
+@cell("reward_model", "loss, gradient", "equal", "-log sigmoid(r_w - r_l), mean over pairs; centring and margin")
+def test_reward_model_gradient() -> None:
+    found, policy, (w, x, _) = rated_pairs()
+    assert alike(found, slope(policy, -logsigmoid(w - x).mean()))
+    found, policy, (w, x, apart) = rated_pairs(centre=0.01, objective={"margin": 1.0})
+    assert alike(found, slope(policy, -logsigmoid(w - x - apart).mean() + 0.01 * (w + x).square().mean()))
+
+
+@cell("reward_model", "defaults", "equal", "1024 tokens, no centring, the data set's order unless it has a margin")
+def test_reward_model_defaults() -> None:
+    made = composition.build("reward_model")
+    assert made.sampler.length == 1024 and made.objective.centre == made.objective.margin == 0
+    assert composition.build({"use": "reward_model", "margin": "margin"}).objective.margin == 1
+
+
+@cell(
+    "reward_model",
+    "data",
+    "deviation",
+    "a plain text ends where it ends",
+    reason="TRL adds an end token to plain texts, and the reward that loads the result reads none",
+)
+def test_reward_model_adds_no_end_token() -> None:
+    def tokenizer(text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(sign) for sign in text]}
+
+    row, cut = Conversations(tokenizer, "joined", 100).row("2 +", " 3")
+    assert row == {"input_ids": [ord(sign) for sign in "2 + 3"]} and not cut
 
 
 @cell("dpo_online", "loss, gradient", "equal", "DPO on the best and the worst of the policy's own completions")

@@ -23,6 +23,7 @@ ENCODED = [
     "lumina2",
     "qwen_image",
     "sana",
+    "sana_sprint",
     "flux2_klein",
     "z_image",
 ]

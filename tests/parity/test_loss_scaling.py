@@ -225,7 +225,7 @@ class Brightness:
         return [self(clean, rows)] * len(templates)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", thorough(variants()))
 def test_everything_outside_the_network_is_float32(name: str, dtype: str, folder: Callable[[str], Path]) -> None:
     """What the sampler keeps, what the estimator says, and the gradient of every trained weight."""

@@ -22,7 +22,7 @@ from flowrl.models.weights import PointerWeights
 from flowrl.records import checkpoint
 from flowrl.startup.preflight import check_run
 from tests import pipelines
-from tests.launching import run
+from tests.forks import flowrl
 from tests.training import Processes, Work, apart, config_of
 
 LORA = {"rank": 4, "alpha": 8}
@@ -116,7 +116,7 @@ def tensors(folder: Path, step: int) -> dict[str, Tensor]:
 
 
 def trained(folder: Path, size: int, *more: str) -> Path:
-    done = run(folder, size, *more, "--allow-changed")
+    done = flowrl(folder, "train", "tiny.yaml", "out=run", *more, "--allow-changed", size=size)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path, kind: str, f
         assert_close(tensors(other, 2), tensors(two, 2), tensors(two, 1))
     to = "merged" if full else "peft"
     for folder in (one, two):
-        done = run(folder, 1, flowrl=("export", "run", "--to", to, "--out", "out", "--checkpoint", "latest"))
+        done = flowrl(folder, "export", "run", "--to", to, "--out", "out", "--checkpoint", "latest")
         assert done.returncode == 0, done.stderr
     assert_same_files(two / "out", one / "out")
     if full:

@@ -88,6 +88,7 @@ def test_guidance_of_each_stage_is_the_calls_and_a_given_one_replaces_both(polic
     assert deviation(own[2:], four[2:]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["diffusers", "peft", "merged"])
 def test_exports_have_a_folder_of_each_component_and_are_read_again(to, policy, folder, tmp_path):
     assert export_formats(policy) == ("diffusers", "peft", "merged")

@@ -20,8 +20,9 @@ import flowrl
 from flowrl.config import Config
 from flowrl.errors import UserError, is_out_of_memory
 from flowrl.runtime.streams import SurvivingStream, survive_closed_streams
+from tests import forks
+from tests.launching import PATHS
 
-ROOT = Path(__file__).parents[2]
 CONFIG = """
 name: tiny
 model: {path: shapes, lora: {rank: 2, alpha: 4}}
@@ -46,7 +47,7 @@ def reward(images, prompts):
 def prepare(folder: Path, body: str = "pass", config: str = CONFIG) -> dict[str, str]:
     (folder / "tiny.yaml").write_text(config)
     (folder / "mine.py").write_text(REWARD.replace("{body}", body))
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 
 def command(*more: str) -> list[str]:
@@ -54,10 +55,7 @@ def command(*more: str) -> list[str]:
 
 
 def run(folder: Path, body: str = "pass", *more: str) -> subprocess.CompletedProcess[str]:
-    environment = prepare(folder, body)
-    return subprocess.run(
-        command(*more), cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return forks.flowrl(folder, *command(*more)[3:], environment=prepare(folder, body))
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -196,7 +194,9 @@ def test_memory_that_runs_out_names_the_phase(tmp_path: Path, monkeypatch: pytes
     assert checkpoints(tmp_path) == ["step_000002"]
 
 
-@pytest.mark.parametrize(("failing", "kept"), [(5, ["step_000002"]), (6, [])])
+@pytest.mark.parametrize(
+    ("failing", "kept"), [pytest.param(5, ["step_000002"], marks=pytest.mark.slow), (6, [])], ids=["first", "second"]
+)
 def test_an_iteration_that_fails_is_saved_before_it_has_changed_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, kept: list[str]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from flowrl.records.directory import RunDirectory
 from flowrl.report import write
+from tests.launching import PATHS
 from tests.unit.test_report import EVIL, add_evaluation, add_heldout, add_samples, metrics, new_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -89,7 +90,7 @@ def served(tmp_path, page):
         [sys.executable, "-u", "-m", "flowrl", "watch", *map(str, runs)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PATHS},
     )
     assert server.stdout is not None
     page.goto(server.stdout.readline().strip())
@@ -162,7 +163,7 @@ def test_stop_and_save_asks_the_process_that_trains(served):
         "with RunDirectory(Path(sys.argv[1])):\n"
         "    signal.sigwait({signal.SIGTERM}); print('asked', flush=True)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": PATHS}
     command = [sys.executable, "-c", code, str(one)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
         assert holder.stdout is not None

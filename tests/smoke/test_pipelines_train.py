@@ -51,29 +51,48 @@ def finish(config: Config) -> list[dict]:
     return lines
 
 
+def config_of(name: str, algorithm: dict[str, Any], where: Path, updates: int = 2) -> Config:
+    folder = pipelines.save(name, where / "model")
+    prompts = where / "prompts.txt"
+    prompts.write_text("a red circle\ntwo dogs above a blue square\na cat\n")
+    return Config.of(
+        {
+            "name": name,
+            "out": str(where / "run"),
+            "model": {"path": str(folder), "call": pipelines.CALLS[name], "lora": {"rank": 4, "alpha": 8}},
+            "algorithm": algorithm,
+            "data": {"train": str(prompts), "test": None, **SMALL},
+            "rewards": [brightness_file(where)],
+            "optimizer": {"lr": 1e-3},
+            "train": {"iterations": 2, "updates": updates, "micro_batch": 6},
+            "eval": {"every": 0},
+            "checkpoint": {"every": 0},
+            "log": {"samples": 2},
+        }
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "algorithm"), [(n, a) for n, both in FAMILIES.items() for a in both])
 def test_two_iterations(name: str, algorithm: str, tmp_path: Path) -> None:
-    folder = pipelines.save(name, tmp_path / "model")
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red circle\ntwo dogs above a blue square\na cat\n")
-    finish(
-        Config.of(
-            {
-                "name": name,
-                "out": str(tmp_path / "run"),
-                "model": {"path": str(folder), "call": pipelines.CALLS[name], "lora": {"rank": 4, "alpha": 8}},
-                "algorithm": {"use": algorithm, "sampler": {"steps": 4}},
-                "data": {"train": str(prompts), "test": None, **SMALL},
-                "rewards": [brightness_file(tmp_path)],
-                "optimizer": {"lr": 1e-3},
-                "train": {"iterations": 2, "updates": 2, "micro_batch": 6},
-                "eval": {"every": 0},
-                "checkpoint": {"every": 0},
-                "log": {"samples": 2},
-            }
-        )
-    )
+    finish(config_of(name, {"use": algorithm, "sampler": {"steps": 4}}, tmp_path))
+
+
+NOISED_AGAIN = {"dynamics": {"use": "cps", "noise": 1.0}, "heldout_noise": True}
+"""Predict and noise again: multistep consistency sampling."""
+FEW_STEPS: dict[str, dict[str, Any]] = {
+    "sdxl_turbo": {"use": "flow_grpo", "sampler": {"steps": 4, "dynamics": "ddim", "heldout_noise": True}},
+    "sana_sprint": {"use": "flow_grpo", "sampler": {"steps": 2, **NOISED_AGAIN}},
+    "sd_turbo": {"use": "diffusion_nft", "sampler": {"steps": 1}},
+    "sdxl_dmd2": {"use": "dmd2", "guidance": 1.0},
+}
+"""Distilled models by their papers' samplers."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW_STEPS)
+def test_two_iterations_of_a_distilled_model(name: str, tmp_path: Path) -> None:
+    finish(config_of(name, FEW_STEPS[name], tmp_path, updates=1))
 
 
 def offline(config: Config, folder: Path) -> str:

@@ -19,6 +19,7 @@ from tests.launching import (
     assert_same_run,
     checkpoints,
     errors_said,
+    forked,
     iterations,
     lines,
     prepare,
@@ -49,7 +50,7 @@ def start_and_iterate(folder: Path) -> subprocess.Popen[str]:
 
 def assert_goes_on(folder: Path, undisturbed: Path) -> None:
     prepare(folder)
-    done = run(folder, 2, "--resume", "auto", "--allow-changed")
+    done = forked(folder, 2, "--resume", "auto", "--allow-changed")
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, folder)
 
@@ -67,7 +68,7 @@ def assert_gone(processes: dict[int, int]) -> None:
 @pytest.mark.slow
 def test_the_run_directory_is_that_of_one_process(undisturbed: Path, tmp_path: Path) -> None:
     prepare(tmp_path)
-    assert run(tmp_path, 1).returncode == 0
+    assert forked(tmp_path, 1).returncode == 0
     names = [
         {path.relative_to(folder / "run").as_posix() for path in (folder / "run").rglob("*")}
         for folder in (undisturbed, tmp_path)
@@ -91,7 +92,7 @@ def test_the_run_directory_is_that_of_one_process(undisturbed: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_is_named(undisturbed: Path, tmp_path: Path, rank: int) -> None:
-    prepare(tmp_path)
+    prepare(tmp_path, "time.sleep(0.1)")  # however fast a machine is, three iterations are left
     launcher = start(tmp_path, 2)
     wait_for(lambda: iterations(tmp_path) >= 2 + rank, launcher)
     time.sleep(random.random() * 0.3)  # somewhere in an iteration, a save or an evaluation
@@ -130,7 +131,7 @@ def test_what_was_finished_before_a_rank_died_is_saved(undisturbed: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named(undisturbed: Path, tmp_path: Path) -> None:
-    prepare(tmp_path)
+    prepare(tmp_path, "time.sleep(0.1)")
     launcher = start_and_iterate(tmp_path)
     processes = ranks_of(launcher)
     os.kill(processes[1], signal.SIGSTOP)
@@ -178,7 +179,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_no_processes(tmp_path: Path) -> None:
-    prepare(tmp_path)
+    prepare(tmp_path, "time.sleep(0.1)")
     launcher = start_and_iterate(tmp_path)
     processes = ranks_of(launcher)
     launcher.kill()
@@ -247,8 +248,8 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(
     undisturbed: Path, tmp_path: Path, sizes: tuple[int, int]
 ) -> None:
     prepare(tmp_path)
-    assert run(tmp_path, sizes[0], "train.iterations=3").returncode == 0
-    done = run(tmp_path, sizes[1], "--resume", "auto")
+    assert forked(tmp_path, sizes[0], "train.iterations=3").returncode == 0
+    done = forked(tmp_path, sizes[1], "--resume", "auto")
     assert done.returncode == 0, done.stderr
     ours, theirs = state(tmp_path), state(undisturbed)
     assert ours.keys() == theirs.keys()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launching import PATHS
+
 CONFIG = """
 name: tiny
 model: {path: shapes, lora: {rank: 2, alpha: 4}}
@@ -19,11 +21,10 @@ eval: {every: 2, prompts: 2}
 
 
 def flowrl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parents[2])
     return subprocess.run(
         [sys.executable, "-m", "flowrl", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import forks
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "data.prompts=3",
@@ -31,15 +33,12 @@ SMALL = [
 
 
 def command(out: Path, *more: str) -> list[str]:
-    config = str(ROOT / "configs/quickstart.yaml")
-    return [sys.executable, "-m", "flowrl", "train", config, f"out={out}", *SMALL, *more]
+    return ["train", str(ROOT / "configs/quickstart.yaml"), f"out={out}", *SMALL, *more]
 
 
-def flowrl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def train(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """To its end, forked; those that are to be disturbed `start` as a user's do."""
+    return forks.flowrl(ROOT, *command(out, *more))
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
@@ -63,7 +62,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = flowrl(*command(out))
+    done = train(out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -71,7 +70,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(out: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     sink = subprocess.DEVNULL
-    return subprocess.Popen(command(out), cwd=ROOT, env=environment, stdout=sink, stderr=sink)
+    return subprocess.Popen(
+        [sys.executable, "-m", "flowrl", *command(out)], cwd=ROOT, env=environment, stdout=sink, stderr=sink
+    )
 
 
 def wait_for(condition, process: subprocess.Popen[bytes]) -> None:
@@ -87,12 +88,15 @@ def test_killed_in_the_middle_of_a_step(undisturbed: Path, tmp_path: Path) -> No
     out = tmp_path / "run"
     process = start(out)
     metrics = out / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
-    time.sleep(0.15)  # iteration 3 is under way, or its checkpoint is being written
+    ends = []
+    for lines in (2, 3):  # of the start, and of iterations 1 and 2
+        wait_for(lambda count=lines: metrics.exists() and metrics.read_text().count("\n") >= count, process)
+        ends.append(time.monotonic())
+    time.sleep((ends[1] - ends[0]) / 4)  # iteration 3 is under way, or the checkpoint before it is being written
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "checkpoints" / "step_000004").exists()
-    done = flowrl(*command(out), "--resume", "auto")
+    done = train(out, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, out)
 
@@ -106,7 +110,7 @@ def test_killed_in_the_middle_of_a_save(undisturbed: Path, tmp_path: Path) -> No
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert any(checkpoints.glob(".tmp-*")) and not (checkpoints / "step_000002").exists()
-    done = flowrl(*command(out), "--resume", "auto")
+    done = train(out, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, out)
 
@@ -120,26 +124,26 @@ def test_asked_to_stop(undisturbed: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 0
     assert len(list((out / "checkpoints").glob("step_*"))) >= 1
-    assert flowrl(*command(out), "--resume", "auto").returncode == 0
+    assert train(out, "--resume", "auto").returncode == 0
     assert_same_run(undisturbed, out)
 
 
 @pytest.mark.slow
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert flowrl(*command(out, "train.iterations=3")).returncode == 0
+    assert train(out, "train.iterations=3").returncode == 0
     newest = sorted((out / "checkpoints").glob("step_*"))[-1] / "state" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
-    explicit = flowrl(*command(out), "--resume", str(newest.parents[1]))
+    explicit = train(out, "--resume", str(newest.parents[1]))
     assert explicit.returncode == 2 and "state/state.safetensors has 1000 of" in explicit.stderr.replace("\n", "")
-    done = flowrl(*command(out), "--resume", "auto")
+    done = train(out, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert_same_run(undisturbed, out)
 
 
 @pytest.mark.slow
 def test_a_run_is_not_overwritten(undisturbed: Path) -> None:
-    again = flowrl(*command(undisturbed))
+    again = train(undisturbed)
     assert again.returncode == 2 and "already holds a run" in again.stderr and "Traceback" not in again.stderr
 
 
@@ -177,7 +181,7 @@ def test_a_reward_that_fails(tmp_path: Path, function: str, message: str, kept: 
     (tmp_path / "mine.py").write_text(REWARDS)
     out = tmp_path / "run"
     rewards = f"rewards=[{{use: '{tmp_path}/mine.py:{function}'}}]"
-    done = flowrl(*command(out, rewards, "checkpoint.every=0", "eval.every=0"))
+    done = train(out, rewards, "checkpoint.every=0", "eval.every=0")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and message in done.stderr.replace("\n", " ")
     assert bool(list((out / "checkpoints").glob("step_*"))) == kept
@@ -187,7 +191,7 @@ def test_a_reward_that_fails(tmp_path: Path, function: str, message: str, kept: 
 def test_a_nan_reward_may_be_left_out(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(REWARDS)
     rewards = f"rewards=[{{use: '{tmp_path}/mine.py:nan_reward'}}]"
-    done = flowrl(*command(tmp_path / "run", rewards, "on_nan=drop_group", "eval.every=0"))
+    done = train(tmp_path / "run", rewards, "on_nan=drop_group", "eval.every=0")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["reward/invalid_fraction"] == pytest.approx(4 / 12)
@@ -207,7 +211,7 @@ def test_a_nan_reward_may_be_left_out(tmp_path: Path) -> None:
 )
 @pytest.mark.slow
 def test_bad_input_is_one_sentence(tmp_path: Path, override: str, message: str) -> None:
-    done = flowrl(*command(tmp_path / "run", override))
+    done = train(tmp_path / "run", override)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and message in done.stderr.replace("\n", "")
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -28,8 +28,8 @@ from flowrl.runtime.display import Display
 from flowrl.startup.policies import policy_of_run
 from flowrl.train import train
 from tests import pipelines
+from tests.launching import PATHS
 
-ROOT = Path(__file__).parents[2]
 CONFIG = """
 name: tiny
 model: {path: shapes, call: {guidance_scale: 1.0, height: 64, width: 64}, lora: {rank: 2, alpha: 4}}
@@ -47,7 +47,7 @@ def flowrl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "flowrl", *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=400,
@@ -153,7 +153,7 @@ def test_ctrl_c_saves_reports_and_exits_with_130(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "flowrl", "train", "tiny.yaml", "train.iterations=400", "eval.every=0"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": PATHS}, stderr=subprocess.PIPE, text=True
     )
     metrics, end = tmp_path / "run/metrics.jsonl", time.monotonic() + 200
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):

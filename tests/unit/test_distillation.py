@@ -16,7 +16,7 @@ from flowrl.config import Config
 from flowrl.estimators.masked import MaskedViews
 from flowrl.estimators.tokens import TokenRows, Tokens
 from flowrl.estimators.views import RandomCount
-from flowrl.math.divergences import jensen_shannon
+from flowrl.math.divergences import coarse_divergence, jensen_shannon
 from flowrl.models.teachers import Panel, Peer
 from flowrl.models.tiny_text import TinyText
 from flowrl.parts.distillation import ClippedDistance, Distil, Divergence, TeacherReward, discounted
@@ -160,6 +160,20 @@ def test_the_exact_forms_agree(world: World) -> None:
         assert float(same.gradient(Divergence()(live, None).sum()).abs().max()) < 1e-12  # pyright: ignore
 
 
+def test_few_tokens_of_the_teacher_and_the_rest(world: World) -> None:
+    """The divergence of the teacher's likeliest token and any other one, by enumeration; all tokens are all."""
+    other, before = World(), world.measured().extra["divergence/teacher"].detach()
+    other.estimator = Tokens(divergence=1.0, top=V)
+    assert torch.equal(other.measured().extra["divergence/teacher"].detach(), before)
+    other.estimator = Tokens(divergence=1.0, top=1)
+    found = other.measured().extra["divergence/teacher"]
+    mine, theirs = (each.exp() for each in other.both())
+    best = theirs.argmax(dim=-1, keepdim=True)
+    p, q = mine.gather(-1, best)[..., 0], theirs.gather(-1, best)[..., 0]
+    wanted = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert torch.allclose(found.double(), wanted, atol=1e-6) and bool((wanted <= before + 1e-9).all())
+
+
 def table(ratio: Tensor, mask: Tensor, task: float = 0.0) -> Any:
     old = Likelihood(torch.zeros_like(ratio), {"log_ratio/teacher": ratio})
     return table_of(torch.full_like(ratio, task), mask, old)
@@ -190,6 +204,7 @@ WRONG = {
     "give more than 0": lambda: Distil(scale=0.0),
     "would be rewarded": lambda: Divergence(weight=-1.0),
     "mixes two distributions": lambda: Tokens(divergence=1.5),
+    "counts the tokens of a divergence": lambda: Tokens(top=3),
 }
 
 
@@ -237,6 +252,14 @@ def test_a_policy_measures_the_divergence_of_its_own_logits(route: str, tmp_path
         assert torch.allclose(found[mask], wanted, rtol=1e-3, atol=1e-7) and bool((found[~mask] == 0).all())
         pair = [torch.autograd.grad(v.sum(), policy.parameters(), retain_graph=True)[1] for v in (found, wanted)]
         assert torch.allclose(*pair, rtol=1e-2, atol=1e-6) and float(pair[0].abs().max()) > 1e-5
+    how = {"beside": shown, "beta": 0.3, "top": 3, "temperature": 0.7, "collision": True}
+    few = policy.score(condition, tokens, mask, tokens, **how)
+    for name, theirs in logits.items():
+        wanted = coarse_divergence(mine / 0.7, theirs / 0.7, 0.3, 3).value
+        assert torch.allclose(few.divergence[name][mask], wanted, rtol=1e-3, atol=1e-7)
+    assert few.collision is not None and few.entropy is not None
+    again = -(mine / 0.7).softmax(dim=-1).square().sum(dim=-1).log()
+    assert torch.allclose(few.collision[mask], again, rtol=1e-4) and bool((few.collision[~mask] == 0).all())
 
 
 def test_samples_may_be_cooler_than_the_loss() -> None:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import companions, composition
-from flowrl.companions import learned_by, train_companions
+from flowrl import composition
+from flowrl.companions import build_optimizers, learned_by, train_companions
 from flowrl.config import Config
 from flowrl.errors import UserError
 from flowrl.estimators.distribution import PredictedMatching, ScoreDifference, drawn_steps, predicted_clean
@@ -126,8 +126,8 @@ def test_equal_scores_leave_the_policy_alone() -> None:
 
 @pytest.mark.parametrize("dynamics", [CPS(1.0), CPS(0.3), FlowSDE(0.7), DDIM(1.0), ODE()], ids=repr)
 def test_what_a_step_predicted_is_read_off_the_record(dynamics: Dynamics) -> None:
-    algorithm = small("dmd2", 4)
-    sampler = replace(algorithm.sampler, dynamics=dynamics, steps=4)  # pyright: ignore[reportCallIssue]
+    algorithm: Any = small("dmd2", 4)
+    sampler = replace(algorithm.sampler, dynamics=dynamics, steps=4)
     policy = start(algorithm)
     it = roll(replace(algorithm, sampler=sampler), policy)
     trace, found = it.rollout.trace, predicted_clean(it.rollout, it.rollout.seeds)
@@ -141,12 +141,12 @@ def test_what_a_step_predicted_is_read_off_the_record(dynamics: Dynamics) -> Non
 
 
 def test_the_fake_score_is_asked_at_the_steps_that_it_learned_and_at_other_times() -> None:
-    algorithm = small("dmd2", 4)
+    algorithm: Any = small("dmd2", 4)
     policy = start(algorithm)
     it = roll(algorithm, policy)
     asked: Any = algorithm.estimator.probe(it.rollout, policy, it.rollout.seeds)
     learned: Any = algorithm.companions[0].estimator.probe(it.rollout, policy, it.rollout.seeds)
-    clean, _ = algorithm.estimator.direction(policy, asked, it.rollout.condition)  # pyright: ignore
+    clean, _ = algorithm.estimator.direction(policy, asked, it.rollout.condition)
     torch.testing.assert_close(learned.clean[:, 0], clean, rtol=1e-4, atol=1e-4)
     correlation = torch.corrcoef(torch.stack([asked.noised_to[:, 0], learned.t[:, 0]]))[0, 1]
     assert abs(float(correlation)) < 0.5
@@ -159,7 +159,7 @@ def pull(policy: Any, by: float) -> None:
 
 
 def test_a_companion_comes_to_know_what_the_policy_makes_and_moves_nothing_else() -> None:
-    algorithm = small("dmd2", 4)
+    algorithm: Any = small("dmd2", 4)
     policy = start(algorithm, disturbed=False)
     pull(policy, 1.0)
     live, reference = weights_of(policy), policy.weights.sha256("reference")
@@ -195,14 +195,14 @@ def mean_gap(policy: Any, rollout: Rollout, draws: int = 64) -> float:
 
 def test_two_time_scales() -> None:
     """A companion makes its own number of updates, each on other samples, at its own rate."""
-    algorithm = small("dmd2", 4, updates=3)
+    algorithm: Any = small("dmd2", 4, updates=3)
     policy = start(algorithm)
     it = roll(algorithm, policy)
 
     class Counting(torch.optim.SGD):
         steps = 0
 
-        def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def step(self, closure: Any = None) -> Any:
             self.steps += 1
 
     counting = Counting(policy.parameters(), lr=0.0)
@@ -218,7 +218,7 @@ def toy(where: Path, **algorithm: Any) -> Session:
     session = session_of(["open"] * SET, where, "diffusion", algorithm=spec)
     disturb(session.policy)
     session.policy.update_ema("fake", 0.0)
-    session.companions = companions.build_optimizers(session.config, session.policy, session.algorithm)
+    session.companions = build_optimizers(session.config, session.policy, session.algorithm)
     return session
 
 
@@ -272,6 +272,9 @@ def test_evaluation_samples_as_the_few_steps_are_used() -> None:
     assert not torch.equal(final, FlowSampler(steps=3, guidance=1.0)(policy, condition, draw).final)
 
 
+OWN: dict[str, Any] = {"use": "companion", "name": "fake", "estimator": "matching"}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -281,6 +284,12 @@ def test_evaluation_samples_as_the_few_steps_are_used() -> None:
         ({"algorithm__companions": [{"use": "companion", "name": "fake"}]}, "needs estimator"),
         ({"algorithm__estimator": {"real": "fake"}}, "have no difference"),
         ({"algorithm__sampler__window": None}, "window last_steps"),
+        ({"algorithm__companions": [OWN, OWN]}, "two weight sets are called 'fake'"),
+        ({"algorithm__companions": [{**OWN, "estimator": "tokens"}]}, "Tokens is for causal models"),
+        (
+            {"algorithm__estimator": "matching", "algorithm__sampler__window": None},
+            "algorithm.companions, fake: distribution matching needs recorded states",
+        ),
     ],
 )
 def test_a_run_is_refused_before_its_model_is_loaded(changes: dict[str, Any], sentence: str) -> None:
@@ -290,8 +299,8 @@ def test_a_run_is_refused_before_its_model_is_loaded(changes: dict[str, Any], se
 
 def test_companions_can_be_set_in_a_config() -> None:
     own = {"use": "companion", "name": "other", "estimator": {"use": "matching", "draws": 2}, "updates": 3}
-    made = composition.build({"use": "dmd2", "companions": [own], "estimator": {"fake": "other"}})
-    assert made.companions[0].updates == 3 and made.companions[0].estimator.draws == 2  # pyright: ignore
+    made: Any = composition.build({"use": "dmd2", "companions": [own], "estimator": {"fake": "other"}})
+    assert made.companions[0].updates == 3 and made.companions[0].estimator.draws == 2
     assert "other" in made.weight_sets and "fake" not in made.weight_sets
     learned = learned_by(made.companions[0], made)
     assert learned.estimator is made.companions[0].estimator and not learned.companions

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowrl.math.divergences import jensen_shannon, selective_divergence
+from flowrl.math.divergences import coarse_divergence, jensen_shannon, selective_divergence
 from flowrl.math.tokens import PLAIN, Readout
 from flowrl.types import Distributions
 
@@ -59,6 +59,36 @@ def test_the_ends_of_beta_are_no_limits() -> None:
     assert torch.allclose(jensen_shannon(student, teacher, 0.5).value, swapped) and bool((swapped < 0.6932).all())
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_few_outcomes_are_the_tables_with_the_others_added_up(beta: float) -> None:
+    student, teacher = tables()
+    student.requires_grad_()
+    whole = jensen_shannon(student.detach(), teacher, beta)
+    last = torch.zeros(K, dtype=torch.float64)
+    for top in (1, 2, 5, V - 1):
+        best = teacher.argsort(dim=-1, descending=True)[:, :top]
+        sums = []
+        for table in (student, teacher):
+            p = table.softmax(-1)
+            kept = p.gather(-1, best)
+            sums.append(torch.cat([kept, 1 - kept.sum(-1, keepdim=True)], dim=-1).log())
+        wanted = written_out(*sums, beta)
+        found = coarse_divergence(student, teacher, beta, top)
+        assert torch.allclose(found.value, wanted)
+        assert torch.allclose(found.slope, torch.autograd.grad(wanted.sum(), student)[0], atol=1e-12)
+        assert bool((found.value >= last - 1e-12).all()) and bool((found.value <= whole.value + 1e-12).all())
+        last = found.value.detach()
+    assert torch.allclose(last, whole.value)  # the other outcome is one token
+    for top in (V, V + 5, None):
+        found = coarse_divergence(student.detach(), teacher, beta, top)
+        assert torch.equal(found.value, whole.value) and torch.equal(found.slope, whole.slope)
+    without = coarse_divergence(*(t.index_fill(-1, torch.tensor([3]), -torch.inf) for t in (student.detach(), teacher)),
+                                beta, 4, (3,))  # fmt: skip
+    kept = [v for v in range(V) if v != 3]
+    assert torch.allclose(without.value, coarse_divergence(student.detach()[:, kept], teacher[:, kept], beta, 4).value)
+    assert not without.slope[:, 3].any()
+
+
 def layer(seed: int, width: int = V) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(shape, generator=generator) for shape in ((K, D), (width, D), (width,)))
@@ -66,8 +96,8 @@ def layer(seed: int, width: int = V) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("readout", [PLAIN, Readout(softcap=2.0, scale=0.5)])
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
-def test_chunks_are_plain_autograd(beta: float, trained: bool, readout: Readout) -> None:
+@pytest.mark.parametrize(("beta", "top"), [(0.0, None), (0.5, None), (1.0, None), (0.0, 3), (0.5, 3)])
+def test_chunks_are_plain_autograd(beta: float, top: int | None, trained: bool, readout: Readout) -> None:
     hidden, weight, bias = layer(0)
     states, theirs, more = layer(1)
     rows, upstream = torch.tensor([3, 0, 0, 6, 2, 1, 5]), torch.arange(1.0, K + 1)
@@ -78,9 +108,10 @@ def test_chunks_are_plain_autograd(beta: float, trained: bool, readout: Readout)
         leaves[2].requires_grad_(trained)
         if whole:
             mine = readout(leaves[0] @ leaves[1].T + leaves[2]) / 0.7
-            found = jensen_shannon(mine, (states @ theirs.T + more)[rows] / 0.7, beta).value
+            found = coarse_divergence(mine, (states @ theirs.T + more)[rows] / 0.7, beta, top).value
         else:
-            found = selective_divergence(*leaves, other, rows, beta=beta, temperature=0.7, readout=readout, chunk=2)
+            options = {"beta": beta, "top": top, "temperature": 0.7, "readout": readout, "chunk": 2}
+            found = selective_divergence(*leaves, other, rows, **options)
         return [found.detach(), *torch.autograd.grad((found * upstream).sum(), leaves[: 3 if trained else 1])]
 
     for found, wanted in zip(gradients(False), gradients(True), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Watch, Watch]]:
 
 def until(watch: Watch, error: type[Exception], since: float | None = None) -> str:
     """What the watch raises in the end."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while time.monotonic() < end:
         try:
             watch.check(since)
@@ -116,8 +117,11 @@ def until(watch: Watch, error: type[Exception], since: float | None = None) -> s
 
 def test_a_silent_rank_is_named(pair: tuple[Watch, Watch], capsys: pytest.CaptureFixture[str]) -> None:
     assert "rank 1 (process" in until(pair[0], LostRankError)
-    time.sleep(0.2)
-    assert capsys.readouterr().err.count("error: rank 1 (process") == 1
+    said, end = "", time.monotonic() + 20
+    while not said and time.monotonic() < end:
+        time.sleep(0.2)
+        said += capsys.readouterr().err
+    assert said.count("error: rank 1 (process") == 1
 
 
 def test_a_rank_that_gives_signs_is_not_lost_but_may_be_behind(pair: tuple[Watch, Watch]) -> None:
@@ -142,7 +146,7 @@ def test_a_rank_that_was_stopped_is_not_said_to_be_busy(pair: tuple[Watch, Watch
     second._closed.set()
     time.sleep(0.4)
     said = until(first, LostRankError, time.monotonic() - 1.0)
-    assert "rank 1" in said and "given no sign of life for 0 s" in said
+    assert "rank 1" in said and re.search(r"given no sign of life for \d s", said)
 
 
 @pytest.mark.parametrize(("state", "kind"), [("failed", PeerError), ("crashed", PeerCrashError)])
@@ -167,7 +171,9 @@ def test_a_rank_stuck_in_a_sharded_network_ends(
     time.sleep(0.5)
     assert not ended
     second.tell(state="failed", text="out of memory")
-    time.sleep(1.5)
+    end = time.monotonic() + (20 if sharded else 1.5)
+    while not ended and time.monotonic() < end:
+        time.sleep(0.02)
     assert bool(ended) == sharded
 
 
@@ -189,7 +195,7 @@ def test_a_warning_is_left_for_rank_0(pair: tuple[Watch, Watch]) -> None:
     first.on_note = lambda rank, text: found.append((rank, text))
     second.start()
     assert second.leave_note("careful")
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while not found and time.monotonic() < end:
         time.sleep(0.02)
     assert found == [(1, "careful")]

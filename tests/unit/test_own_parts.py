@@ -34,6 +34,7 @@ from flowrl.parts.regularizers import KL
 from flowrl.parts.selections import AllSamples
 from flowrl.parts.token_advantages import GAE
 from flowrl.samplers.flow import FlowSampler
+from flowrl.samplers.replayed import OldGroups
 from flowrl.samplers.windows import EveryStep
 
 
@@ -125,6 +126,8 @@ class MyViews(FullMask): ...
 class MyGAE(GAE): ...
 @dataclass(frozen=True)
 class MySelection(AllSamples): ...
+@dataclass(frozen=True, kw_only=True)
+class MyReplay(OldGroups): ...
 @dataclass(frozen=True)
 class MyKL(KL): ...
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ SPECS = {
     "advantage": {"use": "flow_grpo", "advantage": {"use": "mine.py:MyAdvantage", "scale": 2}},
     "token_advantage": {"use": "ppo", "token_advantage": ["mine.py:MyGAE"]},
     "selection": {"use": "flow_grpo", "selection": "mine.py:MySelection"},
+    "replay": {"use": "flow_grpo", "replay": {"use": "mine.py:MyReplay", "groups": 2}},
     "loss_weight": {"use": "flow_grpo", "loss_weight": "mine.py:MyWeight"},
     "penalty_weight": {"use": "flow_grpo", "penalty_weight": "mine.py:MyPenaltyWeight"},
     "loss_masks": {"use": "flow_grpo", "loss_masks": ["mine.py:MyMask"]},

@@ -311,3 +311,18 @@ def test_options_that_mean_nothing_are_refused(make: Callable[[], object], probl
 def test_without_a_reference_there_is_no_score() -> None:
     with pytest.raises(IncompatibleError, match="log_ratio/reference"):
         Preference()(Likelihood(torch.zeros(2, 1)), pairs(1))
+
+
+def test_what_weights_and_cuts_of_pairs_do_not_bear() -> None:
+    with pytest.raises(ValueError, match=r"tail=2.* give 0 to 1"):
+        Preference(tail=2)
+    with pytest.raises(ValueError, match=r"weighting=free is of pairs, and loss=aot_unpaired sorts them"):
+        Preference("aot_unpaired", weighting="free")
+    with pytest.raises(ValueError, match=r"tail=0.5 cuts scores of pairs, and loss=aot reads likelihoods"):
+        Preference("aot", tail=0.5)
+    batch = batch_of([1, -1, -1], [0, 0, 0])
+    live = Likelihood(torch.zeros(3, 1), {"log_ratio/reference": torch.zeros(3, 1)})
+    with pytest.raises(IncompatibleError, match=r"tail needs one pair in a group"):
+        Preference(tail=0.5)(live, batch)
+    with pytest.raises(IncompatibleError, match=r"'collision' is not measured"):
+        Preference(weighting="capped")(live, batch)

@@ -49,8 +49,8 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
 
 
 def gone(number: int) -> bool:
-    """Whether a process has ended (or is a zombie that nobody collects here) within two seconds."""
-    for _ in range(40):
+    """Whether a process has ended (or is a zombie that nobody collects here) within 20 seconds."""
+    for _ in range(400):
         try:
             state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
@@ -98,7 +98,7 @@ def test_a_child_that_does_not_read_costs_its_time_and_no_more() -> None:
     child, start = Child(process), time.monotonic()
     with pytest.raises(TimeoutError, match="it does not read"):
         child.ask(bytes(4 << 20), seconds=0.5)
-    assert time.monotonic() - start < 5 and child.ended and gone(process.pid)
+    assert time.monotonic() - start < 20 and child.ended and gone(process.pid)
 
 
 def test_what_a_child_has_started_dies_with_it(echo: Child, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_closing_ends_a_call_of_another_thread(echo: Child) -> None:
     thread.start()
     time.sleep(0.2)
     echo.close()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive() and "by signal 9" in str(found[0])
 
 

@@ -78,23 +78,24 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Here:
     """A reward in this process, so that most tests need not wait for another."""
 
-    def __init__(self, use: str, limits: RequestLimits, delay: float = 0.0) -> None:
+    def __init__(self, use: str, limits: RequestLimits, gate: threading.Event | None = None) -> None:
         self.rewards, self.facts = load({"use": use})
-        self.name, self.limits, self.delay = self.rewards.names[0], limits, delay
+        self.name, self.limits, self.gate = self.rewards.names[0], limits, gate
         self.sizes: list[int] = []
 
     async def ask(self, body: bytes) -> Response:
         self.sizes.append(len(json.loads(body)["prompts"]))
-        await asyncio.sleep(self.delay)
+        if self.gate is not None:
+            await asyncio.to_thread(self.gate.wait, 60)
         return await asyncio.to_thread(answer, self.rewards, self.name, body, self.limits)
 
 
 @contextlib.contextmanager
 def serving(
-    *uses: str, limits: RequestLimits | None = None, delay: float = 0.0
+    *uses: str, limits: RequestLimits | None = None, gate: threading.Event | None = None
 ) -> Iterator[tuple[str, dict[str, Here]]]:
     limits = limits or RequestLimits()
-    scorers = {here.name: here for here in (Here(use, limits, delay) for use in uses)}
+    scorers = {here.name: here for here in (Here(use, limits, gate) for use in uses)}
     app = build_app(scorers, TOKEN, limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, http=HeadTimeoutProtocol, ws="none", lifespan="off", log_level="error")
@@ -234,10 +235,15 @@ def test_what_a_reward_raises_stays_on_the_server() -> None:
 
 def test_a_busy_server_asks_to_come_back_and_everyone_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(
-        http_client.time, "sleep", lambda seconds: waits.append(seconds) or threading.Event().wait(0.05)
-    )
-    with serving("mine.py:brightness", limits=RequestLimits(concurrency=1), delay=0.1) as (url, _):
+    gate = threading.Event()
+
+    def nap(seconds: float) -> None:
+        waits.append(seconds)
+        gate.set()  # the first is answered once another was refused
+        threading.Event().wait(0.05)
+
+    monkeypatch.setattr(http_client.time, "sleep", nap)
+    with serving("mine.py:brightness", limits=RequestLimits(concurrency=1), gate=gate) as (url, _):
         scorers = [remote(f"{url}/brightness", retries=100) for _ in range(3)]
         answers: list[Tensor] = []
         threads = [threading.Thread(target=lambda s=s: answers.append(s.raw(pictures()))) for s in scorers]
@@ -252,17 +258,20 @@ def test_a_busy_server_asks_to_come_back_and_everyone_is_served(monkeypatch: pyt
 def test_a_refusal_of_a_busy_server_is_read_by_one_that_is_still_sending() -> None:
     body = b"{" + b" " * 100_000
     head = f"POST /score HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
-    with serving("mine.py:brightness", limits=RequestLimits(concurrency=1), delay=1.0) as (url, _):
+    gate = threading.Event()
+    with serving("mine.py:brightness", limits=RequestLimits(concurrency=1), gate=gate) as (url, here):
         scorer = remote(f"{url}/brightness")
         first = threading.Thread(target=scorer.raw, args=(pictures(),))
         first.start()
-        time.sleep(0.3)
+        while not here["brightness"].sizes:  # it is at work, and stays so
+            time.sleep(0.01)
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10) as line:
             line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
             for start in range(0, len(body), 10_000):
                 time.sleep(0.02)
                 line.sendall(body[start : start + 10_000])
             answer = line.makefile("rb").read()
+        gate.set()
         first.join()
     assert answer.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in answer.lower()
 
@@ -448,18 +457,18 @@ def drip(handler: Any) -> None:
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
     with contextlib.suppress(OSError):
-        for _ in range(100):
+        for _ in range(1000):
             handler.wfile.write(b" ")
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("reply", [drip, lambda handler: time.sleep(2)], ids=["dripping", "silent"])
+@pytest.mark.parametrize("reply", [drip, lambda handler: time.sleep(20)], ids=["dripping", "silent"])
 def test_a_request_ends_after_its_timeout(reply: Any) -> None:
     with Script(reply) as url:
         scorer, start = remote(url, timeout=0.3), time.monotonic()
         with pytest.raises(RewardError, match=r"no answer within timeout=0\.3 s"):
             scorer.raw(TWO)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 10  # of 20 and 50
 
 
 @pytest.mark.parametrize(

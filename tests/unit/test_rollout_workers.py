@@ -26,6 +26,7 @@ from flowrl.startup.preflight import check_run
 from flowrl.step import improve
 from flowrl.train import iterate
 from flowrl.types import Chat, Draw, Prompt, Rollout
+from tests.launching import PATHS
 from tests.training import config_of
 
 
@@ -205,9 +206,7 @@ def test_workers_sample_for_the_next_iteration_while_this_one_updates(
 @pytest.mark.slow
 def test_two_actors_make_the_run_that_one_process_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="the extra ray")
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([PATHS, os.environ.get("PYTHONPATH", "")]))
     place = {"workers": 2, "ray": {"address": "local", "num_cpus": 0.1}}
     try:
         for preset, staleness in (("flow_grpo", 0), ("grpo", 0), ("flow_grpo", 1)):

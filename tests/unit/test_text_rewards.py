@@ -136,8 +136,7 @@ def test_where_answers_stand() -> None:
 
 @pytest.fixture(scope="module")
 def maths() -> Iterator[math_answer]:
-    reward = math_answer(timeout=2.0, workers=1)
-    reward(["\\boxed{x+x}"], [""], ["2x"])
+    reward = math_answer(timeout=20.0, workers=1)
     yield reward
     reward.close()
 
@@ -176,15 +175,18 @@ def test_math_by_value(maths: math_answer) -> None:
 
 
 @pytest.mark.slow
-def test_a_hanging_answer_costs_one_zero_and_one_timeout(maths: math_answer) -> None:
+def test_a_hanging_answer_costs_one_zero_and_one_timeout() -> None:
+    maths = math_answer(timeout=3.0, workers=1)
+    assert one(maths([r"\boxed{x+x}"], [""], ["2x"])) == 1
     before, start = maths.timeouts, time.monotonic()
     hostile = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{9**9**9**9}", r"\boxed{(10^8)!}"]
     scores = maths([*hostile, r"\boxed{\sqrt{4}}", hostile[0]], [""] * 5, ["7", "7", "7", "2", "7"])
     assert scores.tolist() == [0, 0, 0, 1, 0]
     assert 1 <= maths.timeouts - before + maths.crashes + maths.failures <= 3
     assert maths.timeouts - before >= 1
-    assert time.monotonic() - start < 3 * 2.0 + 12  # three deadlines and three starts; equal pairs are asked once
+    assert time.monotonic() - start < 3 * 3.0 + 60  # three deadlines and three starts; equal pairs are asked once
     assert one(maths([r"\boxed{(x+1)^2}"], [""], ["x^2+2x+1"])) == 1
+    maths.close()
 
 
 def test_math_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:

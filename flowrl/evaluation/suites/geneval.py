@@ -51,7 +51,8 @@ from flowrl.worlds.shapes import verifier
 from flowrl.worlds.shapes.prompts import TAGS
 from flowrl.worlds.shapes.scenes import SIZE
 
-WORLD = "shapes"
+WORLDS = ("shapes", "shape_tokens")
+"""Those that the exact verifier judges."""
 SOURCE = "shapes:test"
 NUMBERS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 """Prompts of the benchmark by tag."""
@@ -204,7 +205,7 @@ def build(target: Target, data: Path | None, options: Options) -> Suite:
             raise UserError(f"suite geneval: the images of {target.text!r} come with their metadata; leave --data out")
         if all(_of_the_world(prompt) for prompt in prompts):
             return ShapesGenEval(prompts, source=source)
-    elif target.world == WORLD:
+    elif target.world in WORLDS:
         return ShapesGenEval(load_prompts(SOURCE).prompts)
     elif data is not None:
         prompts, source = read(str(data)), str(data)

@@ -13,14 +13,16 @@ from flowrl.evaluation.target import Target, Variant, medium_of
 from flowrl.evaluation.targets.request import Request, Samplers
 from flowrl.evaluation.targets.world_models import base_models, completion_length, model_folder, pipeline_call, world_of
 
-FAMILIES = ("diffusion", "masked", "causal")
+FAMILIES = ("diffusion", "masked", "causal", "control", "reward")
 
 
 def model_target(text: str, request: Request) -> tuple[Target, Samplers]:
     """A world's base model, a folder or a repository of the hub. Raises UserError for what does not fit it."""
     family, options = _load_options(text, request)
     variant = Variant("model", lambda: _load(text, request.device, options), _identity(text, family, options))
-    target = Target(text, "model", (variant,), medium_of(family), world=world_of(text, family))
+    target = Target(
+        text, "model", (variant,), medium_of(family, model_folder(text, family)), world=world_of(text, family)
+    )
     return target, _samplers(text, family, request)
 
 
@@ -43,7 +45,9 @@ def lora_target(path: str, request: Request) -> tuple[Target, Samplers]:
     identity = _identity(base, family, options)
     variants = [Variant("base", lambda: _load(base, request.device, options), identity)] if request.base else []
     variants.append(Variant("tuned", tuned, {**identity, "lora": folder_digest(find_adapter(path)[1].parent)}))
-    target = Target(path, "lora", tuple(variants), medium_of(family), world=world_of(base, family))
+    target = Target(
+        path, "lora", tuple(variants), medium_of(family, model_folder(base, family)), world=world_of(base, family)
+    )
     return target, _samplers(base, family, request)
 
 
@@ -64,6 +68,7 @@ def _load_options(model: str, request: Request) -> tuple[str, dict[str, Any]]:
     if request.family not in (None, *FAMILIES):
         raise UserError(f"--family: there is no family {request.family!r}{did_you_mean(str(request.family), FAMILIES)}")
     family = request.family or _family(model)
+    medium_of(family, model_folder(model, family))
     export = request.export
     exported = dict(export.load) if export is not None and export.family == family else {}
     if family == "diffusion":

@@ -29,6 +29,7 @@ def run_target(run: Path, request: Request) -> tuple[Target, Samplers]:
 
     config = Config.of_run(run / "config.yaml")
     family = build(config.algorithm).family
+    medium = medium_of(family, model_folder(config.model.path, family), config.model.image_tokenizer)
     if request.call is not None:
         raise UserError("a run is evaluated with the call of its own config; export it to evaluate it with another")
     if request.family not in (None, family):
@@ -41,7 +42,7 @@ def run_target(run: Path, request: Request) -> tuple[Target, Samplers]:
     variants.append(Variant("tuned", lambda: policy_of_run(run, checkpoint), tuned, evaluation_weights(config)))
     samplers = {label: sampler_of_run(config, decoding) for label, decoding in request.decodings.items()}
     world = world_of(config.model.path, family)
-    return Target(str(run), "run", tuple(variants), medium_of(family), world=world, config=config), samplers
+    return Target(str(run), "run", tuple(variants), medium, world=world, config=config), samplers
 
 
 def _base_identity(config: Config, family: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from flowrl.models.adapters.peft import without_adapter
 from flowrl.models.adapters.read import read
 from flowrl.models.adapters.text_encoders import load_text_encoders
 from flowrl.models.diffusion.policy import DiffusionPolicy
+from flowrl.models.diffusion.stages import adapted
 from flowrl.models.lora import ADAPTER, Adaptation
 from flowrl.models.text.policy import TextPolicy
 
@@ -37,7 +38,7 @@ def load_adapter(policy: DiffusionPolicy | TextPolicy, name: str | Path) -> None
             if getattr(policy.pipeline.components.get(encoder), "peft_config", None):
                 without_adapter(policy.pipeline.components[encoder])
         load_text_encoders(policy.pipeline, adapter, ADAPTER)
-    copy_weights(policy.network, policy.adaptation, adapter)
+    copy_weights(*adapted(policy.network, policy.adaptation), adapter)
     policy.encoder = policy.encoder.renewed()
 
 

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,15 @@ def merge(network: nn.Module, adapted: nn.Module, adaptation: Adaptation) -> Any
     if adaptation.lora is None:
         network.load_state_dict(adapted.state_dict())
         return network
+    beside = {name: p for name, p in adaptation.parameters.items() if "lora_" not in name}  # a reward model's head
+    alone = {name: p for name, p in adaptation.parameters.items() if name not in beside}
     with tempfile.TemporaryDirectory() as folder:
-        save_peft(adapted, adaptation, None, Path(folder))
-        return load_peft(network, Path(folder)).merge_and_unload()
+        save_peft(adapted, replace(adaptation, parameters=alone), None, Path(folder))
+        merged = load_peft(network, Path(folder)).merge_and_unload()
+    own = dict(merged.named_parameters())
+    for name, parameter in beside.items():
+        own[name].data.copy_(parameter.data)
+    return merged
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put
+from flowrl.math.tokens import exclude
 from flowrl.models.causal.caches import SelectMethod, select_rows
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.known_masks import known
@@ -111,7 +112,7 @@ class _Batch:
         if reading.cache is None:
             raise NotImplementedError(f"{network.name} returns no cache")
         self._cache = reading.cache
-        self.logits = network.logits(reading)
+        self.logits = exclude(network.logits(reading), self._policy.excluded)
 
 
 class RecomputingDecoder:

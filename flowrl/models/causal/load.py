@@ -15,6 +15,7 @@ from flowrl.models.deviation import TOLERANCE
 from flowrl.models.merging import MergedAdapter
 from flowrl.models.sharding import check_exchange
 from flowrl.models.text.critic import Critic, Kind
+from flowrl.models.text.image_tokens import find_image_tokenizer, open_image_tokens
 from flowrl.models.text.layout import Sequences
 from flowrl.models.text.load import Options, open_codec, open_network
 from flowrl.models.text.parity import check, choose_reading, lookahead, predictions
@@ -25,6 +26,7 @@ def load_causal(
     *,
     critic: Kind | None = None,
     vllm: Mapping[str, Any] | None = None,
+    image_tokenizer: str | None = None,
     **options: Unpack[Options],
 ) -> CausalPolicy:
     """A policy from any ``AutoModelForCausalLM``.
@@ -33,6 +35,8 @@ def load_causal(
         path: a folder, a hub name, or an embedded world with a causal base model.
         critic: also learn values, with a ``network`` of their own or a linear ``head`` (see `Critic`).
         vllm: options of the inference engine, which starts at its first use (`EngineOptions`).
+        image_tokenizer: a `VQModel` of diffusers that makes pictures of completions (`ImageTokens`); by default the
+            folder of that name in the model's.
         options: see :class:`Options`.
 
     Raises:
@@ -63,5 +67,8 @@ def load_causal(
     check(policy)
     if options.get("shard", "none") != "none":
         check_exchange(policy.weights, partial(predictions, policy), network.name)
+    if (images := find_image_tokenizer(source.path, image_tokenizer)) is not None:
+        policy.image_tokens = open_image_tokens(images, tokenizer, policy.vocabulary, policy.device)
+        policy.excluded = policy.image_tokens.others
     network.calls = 0
     return policy

@@ -38,6 +38,8 @@ class CausalPolicy(TextPolicy):
         """An inference engine with this policy's current weights, started at the first call. Raises `UserError`."""
         if name != "vllm":
             raise UserError(f"sampler.engine: there is no engine {name!r}; choose vllm, or null for our own decoding")
+        if self.image_tokens is not None:
+            raise UserError("sampler.engine=vllm: it would draw words among a picture's tokens; leave the engine out")
         if self._engine is None:
             self._engine = VLLMEngine(self, self.engine_options)
         return self._engine

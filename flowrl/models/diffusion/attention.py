@@ -96,7 +96,20 @@ def _answer(policy: DiffusionPolicy) -> tuple[Tensor, Tensor]:
     x, t = noise.to(policy.device).requires_grad_(), policy.times(4)[1:2]
     if isinstance(policy.network, Stages):  # a row for each of its denoisers
         x, t = x.detach().repeat(2, *[1] * (x.ndim - 1)).requires_grad_(), policy.times(4)[[0, 3]]
+    scale = None if policy.spec.guidance.weights else 1.0
     with torch.enable_grad():
-        velocity = policy.velocity(x, t, policy.probe(PROBES[: len(x)]), guidance=1.0)
+        velocity = policy.velocity(x, t, policy.probe(PROBES[: len(x)]), guidance=scale)
         (gradient,) = torch.autograd.grad(velocity.square().sum(), x)
     return velocity.detach(), gradient
+
+
+def keep_processors(pipeline: Any, network: Any) -> Any:
+    """``network``, which keeps the processors of perturbed attention (arXiv:2403.17377): its pipelines put them in at
+    the beginning of a call and the former ones back at its end, but a replay needs them between calls."""
+    if hasattr(pipeline, "set_pag_applied_layers"):
+        network.set_attn_processor = _keep
+    return network
+
+
+def _keep(processors: Any) -> None:
+    """In place of a network's ``set_attn_processor``."""

@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec, DenoiserSpec
 from flowrl.models.diffusion.inputs import LeafPath, pick, same, split
 from flowrl.models.diffusion.prompt_cache import PromptCache
-from flowrl.models.diffusion.prompt_inputs import PromptInputs, Told, stand_in
+from flowrl.models.diffusion.prompt_inputs import SIDE, PromptInputs, Told, stand_in
 from flowrl.models.diffusion.recorder import Recorder
 from flowrl.types import PromptRows
 
@@ -74,6 +74,22 @@ class _Encoded:
         return same(self.templates, other.templates) and all(
             mine == theirs for mine, theirs in zip(_shapes(self.rows), _shapes(other.rows), strict=True)
         )
+
+    def close(self, other: _Encoded) -> bool:
+        """Whether both are the same but for the rounding of batches of other sizes."""
+        pairs = [
+            (mine[path], theirs[path]) for mine, theirs in zip(self.rows, other.rows, strict=True) for path in mine
+        ]
+        return all(_close(mine, theirs) for mine, theirs in pairs)
+
+
+def _close(left: Any, right: Any) -> bool:
+    if isinstance(left, (list, tuple)):
+        return all(map(_close, left, right))
+    if not isinstance(left, Tensor) or not left.is_floating_point():
+        return same(left, right)
+    rounding = 1e-3 if left.dtype == torch.float32 else 5e-2
+    return float((left.float() - right.float()).norm()) <= rounding * float(right.float().norm())
 
 
 class RecentPrompts:
@@ -164,7 +180,8 @@ class Encoder:
         return [entries[each] for each in told]
 
     def _check_alike(self, told: list[Told], entries: list[_Encoded]) -> None:
-        """Raise `UserError` for pictures that become inputs of other shapes, or one that no prompt has for itself."""
+        """Raise `UserError` for pictures that become inputs of different shapes, or of one that the latents beside them
+        do not have."""
         odd = next((i for i, entry in enumerate(entries) if not entry.fits(entries[0])), None)
         if odd is not None:
             first, other = ([str(part) for part in told[i][1:]] for i in (0, odd))
@@ -173,6 +190,15 @@ class Encoder:
                 f" pictures {', '.join(first)} and {', '.join(other)}, which cannot be in one batch; give all pictures"
                 " one size"
             )
+        for rows, call in zip(entries[0].rows, self._spec.branches, strict=True):
+            slot, rest = call.latent, rows.get(REST)
+            beside = [] if rest is None else [n for axis, n in enumerate(rest.shape[1:]) if axis != slot.axis]
+            if rest is not None and beside != [n for axis, n in enumerate(slot.latent) if axis != slot.axis]:
+                raise UserError(
+                    f"model.inputs: {type(self._recorder.pipeline).__name__} makes inputs of the shape {beside} of"
+                    f" {', '.join(map(str, told[0][1:]))}, which do not fit its latents {list(slot.latent)}; give"
+                    f" pictures of its own size (model.call height and width, or {SIDE} x {SIDE} where it has none)"
+                )
 
     def _check_batches(self) -> None:
         """Raise `UserError` unless a list of two pictures is one for each prompt. Where texts are padded to the longest
@@ -180,7 +206,7 @@ class Encoder:
         told = [(PROBES[0], *[stand_in(self._recorder.call, seed)] * len(self.inputs.columns)) for seed in (1, 2)]
         try:
             pairs = zip(self._capture(told), [self._capture([each])[0] for each in told], strict=True)
-            alike = all(one.fits(other) and same(one.rows, other.rows) for one, other in pairs)
+            alike = all(one.fits(other) and one.close(other) for one, other in pairs)
         except UserError:
             alike = False
         if not alike:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -46,9 +47,37 @@ class Coordinates(Protocol):
         """The canonical point that the pipeline makes of standard normal ``noise`` [N, ...] at its first time ``t``."""
         ...
 
+    def predicted(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The denoiser's prediction, of what the scheduler receives at canonical ``x`` [N, ...] and ``t`` [N]."""
+        ...
+
+    def ticks(self, timesteps: Sequence[float]) -> Sequence[float]:
+        """What network times are affine functions of, for a schedule's timesteps."""
+        ...
+
+    def to_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the scheduler holds, for canonical ``x`` [N, ...] at ``t`` [N]."""
+        ...
+
+    def from_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """The inverse of `to_sample`."""
+        ...
+
+
+class _Plain:
+    """Coordinates of pipelines that hand the denoiser's prediction, and the scheduler's timesteps, on as they are."""
+
+    def predicted(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The same."""
+        return output
+
+    def ticks(self, timesteps: Sequence[float]) -> Sequence[float]:
+        """The same."""
+        return timesteps
+
 
 @dataclass(frozen=True)
-class FlowCoordinates:
+class FlowCoordinates(_Plain):
     """Rectified flow: the scheduler's sigma is ``t`` (``1 - t`` if ``reversed_``), its prediction is ``v`` (``-v``)."""
 
     train_steps: int = 1000
@@ -82,6 +111,14 @@ class FlowCoordinates:
         """The same point."""
         return x
 
+    def to_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
+        return x
+
+    def from_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
+        return x
+
     def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The prediction is the velocity, or its negative."""
         return -native if self.reversed_ else native
@@ -92,7 +129,7 @@ class FlowCoordinates:
 
 
 @dataclass(frozen=True)
-class DDPMCoordinates:
+class DDPMCoordinates(_Plain):
     """DDPM models. The network reads ``x_vp = sqrt(a) clean + sqrt(1 - a) noise``; with ``m = sqrt(a) + sqrt(1 - a)``
     the canonical point is ``x = x_vp / m`` at ``t = sqrt(1 - a) / m``; so ``t / (1 - t)`` is the noise-to-signal ratio.
     """
@@ -129,6 +166,14 @@ class DDPMCoordinates:
         """``n x_vp``."""
         return x * _like(_norm(t), x)
 
+    def to_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network reads; compared are schedulers that hold it alone."""
+        return self.to_network(x, t)
+
+    def from_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """The inverse."""
+        return self.from_network(x, t)
+
     def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """With ``p = 1 - t`` and ``n = sqrt(p^2 + t^2)`` (so ``x_vp = x / n``): epsilon: ``v = (eps - x) / p``;
         v-prediction ``u``: ``n u = p eps - t clean`` and ``x = p clean + t eps``, so ``v = ((t - p) x + n u) / n^2``;
@@ -144,6 +189,63 @@ class DDPMCoordinates:
     def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
         """The pipeline starts at ``init_noise_sigma * noise`` in its own scale."""
         return noise * (init_noise_sigma * float((1 - t) if self.variance_exploding else _norm(t)))
+
+
+@dataclass(frozen=True)
+class TrigFlowCoordinates:
+    """TrigFlow (arXiv:2410.11081) around a network of a flow, as in SANA-Sprint (arXiv:2503.09641, section 3.1). At the
+    angle a the scheduler holds ``sigma_data (cos(a) clean + sin(a) noise)`` and receives ``sigma_data (cos(a) noise -
+    sin(a) clean)``; the network reads what it holds over ``sigma_data (cos(a) + sin(a))``, the canonical point at
+    ``t = sin(a) / (cos(a) + sin(a))``, is told t, and predicts the velocity there.
+    """
+
+    sigma_data: float = 0.5
+
+    def levels(self, timesteps: Tensor, sigmas: Tensor | None) -> Tensor:
+        """[T] float64, of angles; the last one, 0, is none of a step."""
+        angle = timesteps[timesteps > 0].double()
+        return angle.sin() / (angle.sin() + angle.cos())
+
+    def snap(self, t: Tensor) -> Tensor:
+        """Any time is allowed."""
+        return t
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The same time."""
+        return t
+
+    def to_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
+        return x
+
+    def from_network(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same point."""
+        return x
+
+    def velocity(self, native: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction is the velocity."""
+        return native
+
+    def initial(self, noise: Tensor, t: Tensor, init_noise_sigma: float) -> Tensor:
+        """The noise itself."""
+        return noise
+
+    def predicted(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """With ``n = sqrt((1 - t)^2 + t^2)``: the pipeline hands ``sigma_data ((1 - 2 t) x + n^2 v) / n`` on."""
+        norm = _norm(t)
+        return output * _like(1 / (self.sigma_data * norm), x) - x * _like((1 - 2 * t) / norm**2, x)
+
+    def ticks(self, timesteps: Sequence[float]) -> Sequence[float]:
+        """Canonical times."""
+        return [math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in timesteps]
+
+    def to_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """``sigma_data x / n``."""
+        return x * _like(self.sigma_data / _norm(t), x)
+
+    def from_sample(self, x: Tensor, t: Tensor) -> Tensor:
+        """``n x / sigma_data``."""
+        return x * _like(_norm(t) / self.sigma_data, x)
 
 
 def time_grid(levels: Tensor) -> Tensor:
@@ -163,6 +265,8 @@ def scheduler_coordinates(scheduler: Any, variance_exploding: bool) -> Coordinat
             reversed_=bool(config.get("invert_sigmas", False)),
             truncate=not name.startswith("FlowMatch"),
         )
+    if kind == "trigflow":
+        return TrigFlowCoordinates(float(config.get("sigma_data", 0.5)))
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None or kind not in ("epsilon", "v_prediction", "sample"):
         raise UserError(

@@ -57,6 +57,7 @@ class ImageDecoder:
 
     def _media(self, final: Tensor, graph: bool = False) -> Tensor:
         """[N, ...] as the pipeline returns them."""
+        final = self._spec.as_sample(final)
         media = self._together(final, graph) if self._one_prompt else None
         if media is None:
             parts = final.split(self.rows)

@@ -125,6 +125,10 @@ class DenoiserSpec:
         first, rows = (latents[0], len(latents)) if axis is None else (latents, latents.shape[axis])
         return first.new_zeros((rows, *self.output_shape))
 
+    def as_sample(self, final: Tensor) -> Tensor:
+        """Clean latents [N, ...] as the scheduler holds them."""
+        return self.coordinates.to_sample(final, torch.zeros(len(final), dtype=torch.float64))
+
     def prediction(self, output: Tensor) -> Tensor:
         """The part of the denoiser's output [N, ...] that is the prediction, in the latents' shape: channels of a
         learned variance, or tokens that are not the image's, come after it."""
@@ -140,7 +144,7 @@ def calibrate(recorder: Recorder) -> DenoiserSpec:
     """
     name = type(recorder.pipeline).__name__
     check_guider(recorder.pipeline)
-    scheduler_coordinates(recorder.pipeline.scheduler, False)  # raises for kinds without any
+    plain = scheduler_coordinates(recorder.pipeline.scheduler, False)  # raises for kinds without any
     trace = recorder.record(PROBES, 3, outputs=probe_outputs())
     first = trace.steps[0]
     seen = first.calls[0].prediction
@@ -149,17 +153,30 @@ def calibrate(recorder: Recorder) -> DenoiserSpec:
     many = recorder.calls([*PROBES, PROBES[0]], len(first.calls), lambda _: blank)
     if len(many) != len(first.calls):
         raise UserError(f"{name} calls its denoiser {len(first.calls)} or {len(many)} times, depending on the batch")
-    calls = tuple(_call_recipe(trace, i, more.inputs, name) for i, more in enumerate(many))
+    ticks = plain.ticks([step.timestep for step in trace.steps])
+    calls = tuple(_call_recipe(trace, i, more.inputs, ticks, name) for i, more in enumerate(many))
     shape = tuple(first.sample.shape[1:])
-    guidance = _guidance(recorder, trace, calls, shape, name)
     coordinates = scheduler_coordinates(recorder.pipeline.scheduler, _reads_shrunk_sample(first, calls[0]))
+    guidance = _guidance(recorder, trace, calls, coordinates, name)
     assert trace.timesteps is not None
     if isinstance(coordinates, FlowCoordinates):
         coordinates = measured_shift(coordinates, trace.timesteps, trace.sigmas)
     return DenoiserSpec(calls, guidance, coordinates, shape, tuple(seen.shape[1:]), first.sample.dtype)
 
 
-def _call_recipe(trace: RecordedRun, index: int, many: dict[str, Any], name: str) -> CallSpec:
+def canonical(step: RecordedStep, t: Tensor, call: CallSpec, coordinates: Coordinates) -> Tensor:
+    """The canonical point at which a pipeline called its denoiser in a step at ``t``, float32."""
+    x = call.latents(step.calls[0].inputs).reshape(step.sample.shape).float()
+    return coordinates.from_network(x, t.expand(len(x)))
+
+
+def received(step: RecordedStep, t: Tensor, call: CallSpec, coordinates: Coordinates) -> Tensor:
+    """The denoiser's prediction, its branches mixed, of what the scheduler received in a step at ``t``."""
+    x = canonical(step, t, call, coordinates)
+    return coordinates.predicted(step.model_output, x, t.expand(len(x)))
+
+
+def _call_recipe(trace: RecordedRun, index: int, many: dict[str, Any], ticks: Sequence[float], name: str) -> CallSpec:
     inputs = [step.calls[index].inputs for step in trace.steps if len(step.calls) > index]
     if len(inputs) != len(trace.steps):
         raise UserError(
@@ -173,7 +190,7 @@ def _call_recipe(trace: RecordedRun, index: int, many: dict[str, Any], name: str
         path, values = leaves[0][0], [value for _, value in leaves]
         if path == latent.path or all(same(values[0], value) for value in values[1:]):
             continue
-        times.append(_time_slot(path, layout.batched.get(path), values, [s.timestep for s in trace.steps], name))
+        times.append(_time_slot(path, layout.batched.get(path), values, ticks, name))
     if not times:
         raise UserError(f"none of the denoiser inputs of {name} follows the scheduler's timestep")
     return CallSpec(layout, latent, tuple(times))
@@ -237,13 +254,22 @@ def _affine(timesteps: Sequence[float], seen: Sequence[float]) -> tuple[float, f
 
 
 def _guidance(
-    recorder: Recorder, trace: RecordedRun, calls: Sequence[CallSpec], shape: tuple[int, ...], name: str
+    recorder: Recorder,
+    trace: RecordedRun,
+    calls: Sequence[CallSpec],
+    coordinates: Coordinates,
+    name: str,
 ) -> Guidance:
     rescale = float(recorder.call.get("guidance_rescale", 0.0) or 0.0)
-    seen = []
+    seen, shape = [], tuple(trace.steps[0].sample.shape[1:])
     for step in trace.steps:
+        t = coordinates.levels(torch.tensor([step.timestep], dtype=torch.float64), None)
+        output = received(step, t[0], calls[0], coordinates)
         branches = [part for call, spec in zip(step.calls, calls, strict=True) for part in _parts(call, spec, shape)]
-        seen.append((branches, step.model_output.reshape(branches[0].shape)))
+        seen.append((branches, output.reshape(branches[0].shape)))
+    if getattr(recorder.pipeline, "do_perturbed_attention_guidance", False) and len(seen[0][0]) == 2:
+        # without the unconditional branch; its attention needs both rows in one batch, which plain guidance may split
+        return recover(seen, rescale, name, together=True)
     if not isinstance(recorder.network, Stages):
         return recover(seen, rescale, name)
     boundary = recorder.network.boundary

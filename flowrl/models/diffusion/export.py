@@ -17,6 +17,7 @@ from flowrl.errors import UserError, first_line, is_out_of_memory
 from flowrl.models.adapters import kohya, peft, read
 from flowrl.models.adapters.adapter import DOWN, UP
 from flowrl.models.adapters.diffusion import ENCODERS, without_log
+from flowrl.models.adapters.peft import PEFT_PREFIX
 from flowrl.models.adapters.read import DIFFUSERS_FILE
 from flowrl.models.adapters.text_encoders import fold_alphas
 from flowrl.models.adapters.verify import check_adapter, check_merged, check_updates, swapped_in
@@ -25,7 +26,7 @@ from flowrl.models.diffusion.denoiser_spec import PROBES
 from flowrl.models.diffusion.load import open_pipeline
 from flowrl.models.diffusion.policy import DiffusionPolicy
 from flowrl.models.diffusion.recorder import DenoiserCall, prediction_of
-from flowrl.models.diffusion.stages import Stages, adaptation_of, denoisers
+from flowrl.models.diffusion.stages import adaptation_of, denoisers, rejoined
 from flowrl.models.export_folder import Difference, into_folder
 from flowrl.models.lora import ADAPTER, Adaptation
 from flowrl.models.quantization import check_mergeable, is_quantized
@@ -69,7 +70,7 @@ def formats(policy: DiffusionPolicy) -> tuple[str, ...]:
     loads = f"{policy.recorder.network_name}_lora_layers" in takes and hasattr(network, "load_lora_adapter")
     if not loads:
         return ("peft", *whole)
-    named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora
+    named = kohya.module_of(type(policy.pipeline).__name__) is not None and not lora.dora and network is policy.network
     return ("diffusers", "peft", *(("kohya",) if named else ()), *whole)
 
 
@@ -79,8 +80,13 @@ def _denoisers(policy: DiffusionPolicy) -> dict[str, nn.Module]:
 
 def _network(policy: DiffusionPolicy, pipeline: DiffusionPipeline) -> nn.Module:
     """The denoiser of a pipeline that was loaded anew; where it has two, as one."""
-    first, *second = (getattr(pipeline, name) for name in _denoisers(policy))
-    return Stages(first, *second, policy.network.boundary) if isinstance(policy.network, Stages) else first
+    network = rejoined(policy.network, [getattr(pipeline, name) for name in _denoisers(policy)])
+    if hasattr(policy.pipeline, "set_pag_applied_layers"):  # the processors that the policy's network was given
+        ours = dict(policy.network.named_modules())
+        for name, module in network.named_modules():
+            if hasattr(module, "processor"):
+                module.processor = getattr(ours[name.removeprefix(PEFT_PREFIX)], "processor", module.processor)
+    return network
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,18 @@ class Guidance:
     """The scheduler's timestep below which ``late_scale`` takes the place of ``scale``: Wan 2.2's
     ``guidance_scale_2``."""
     late_scale: float = 1.0
+    weights: tuple[float, ...] = ()
+    """Of branches that are mixed with factors of the pipeline's own, such as those of perturbed attention: the factor
+    of each. They add up to 1 or, with ``sign``, -1, and ``conditional`` has the largest."""
+
+    def mix_all(self, branches: Sequence[Tensor], detached: bool = False) -> Tensor:
+        """The pipeline's prediction from all branches' [n, ...] by their `weights`; ``detached``: with a gradient of
+        the conditional one alone."""
+        parts = [
+            weight * (branch.detach() if detached and index != self.conditional else branch)
+            for index, (weight, branch) in enumerate(zip(self.weights, branches, strict=True))
+        ]
+        return torch.stack(parts).sum(dim=0)
 
     def scale_at(self, timestep: Tensor) -> float | Tensor:
         """The pipeline's own scale at ``timestep`` [n]: one for all, or [n] float32."""
@@ -123,9 +135,11 @@ def probe_outputs() -> Callable[[Tensor], Tensor]:
     return draw
 
 
-def recover(steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, name: str) -> Guidance:
+def recover(
+    steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, name: str, together: bool = False
+) -> Guidance:
     """The guidance that turns the branches' predictions (numbers of our own) into what the scheduler saw, in all
-    ``steps`` of ``(branches, seen)``.
+    ``steps`` of ``(branches, seen)``. ``together``: two branches can only be computed in one batch.
 
     Raises:
         UserError: when no known formula does.
@@ -134,6 +148,8 @@ def recover(steps: Sequence[tuple[Sequence[Tensor], Tensor]], rescale: float, na
     candidates = [Guidance(sign) for sign in (1.0, -1.0)] if len(branches) == 1 else []
     if len(branches) == 2:
         candidates = _two_branches(branches, seen, rescale)
+    if len(branches) == 3 or together:
+        candidates = [weighted(branches, seen)]
     for candidate in candidates:
         if all(_explains(candidate, *step) for step in steps):
             return candidate
@@ -159,7 +175,19 @@ def with_late_scale(
     return replace(found, boundary=boundary, late_scale=below.scale)
 
 
+def weighted(branches: Sequence[Tensor], seen: Tensor) -> Guidance:
+    """Branches with the factors that come closest to what was ``seen``."""
+    columns = torch.stack([wide(branch).flatten() for branch in branches], dim=1)
+    found = torch.linalg.lstsq(columns, wide(seen).flatten()[:, None]).solution.flatten()
+    weights = tuple(round(float(factor), 4) for factor in found)
+    sign = 1.0 if sum(weights) > 0 else -1.0
+    return Guidance(sign, conditional=max(range(len(weights)), key=lambda i: sign * weights[i]), weights=weights)
+
+
 def _explains(candidate: Guidance, branches: Sequence[Tensor], seen: Tensor) -> bool:
+    if candidate.weights:
+        adds_up = abs(sum(candidate.weights) - candidate.sign) < 1e-2
+        return adds_up and _equal(candidate.mix_all(branches), seen)
     other = None if candidate.unconditional is None else branches[candidate.unconditional]
     return _equal(candidate.mix(branches[candidate.conditional], other, candidate.scale), seen)
 

@@ -112,7 +112,7 @@ class ImageEncoder:
 
         with patched(self._autoencoder(), "decode", decode):
             latents = final[None].to(self._device, self._spec.latent_dtype)
-            media = self._recorder.finish(latents, self._spec.blank, 1)
+            media = self._recorder.finish(self._spec.as_sample(latents), self._spec.blank, 1)
         self._recorder.release()
         if len(seen) != 1 or media.dim() != 4:
             raise self._refusal("makes no single images")

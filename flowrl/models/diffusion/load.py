@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from flowrl.errors import UserError
-from flowrl.models.diffusion.attention import use_attention
+from flowrl.models.diffusion.attention import keep_processors, use_attention
 from flowrl.models.diffusion.components import load_networks
 from flowrl.models.diffusion.coordinates import has_flow_sigmas
 from flowrl.models.diffusion.denoiser_spec import calibrate
@@ -86,7 +86,7 @@ def load_policy(
     check_merging(merge_adapters, options, dtype, compile=compile, shard=shard, quantize=quantize, offload=offload)
     quantized = _quantized(quantize, quantize_encoders, full, shard, placement)
     source, pipeline, defaults = _open(path_or_pipeline, placement, trust_remote_code, quantized)
-    network = denoiser_of(pipeline, shard)
+    network = keep_processors(pipeline, denoiser_of(pipeline, shard))
     _adapt(pipeline, network, options, trained, gradient_checkpointing)
     decode_in_parts(pipeline, vae_slicing, vae_tiling)
     release, pace = _place(pipeline, network, placement, source, shard, full, offload)
@@ -218,7 +218,7 @@ def single_step(scheduler: Any) -> Any:
     name, config = type(scheduler).__name__, scheduler.config
     if name.startswith("FlowMatch") or has_flow_sigmas(config) or not hasattr(scheduler, "alphas_cumprod"):
         return scheduler
-    if name == "LCMScheduler":  # its own few times, for which the network is distilled; its step is never used
+    if name in ("LCMScheduler", "TCDScheduler"):  # their own few times, for which networks are distilled, and no steps
         return scheduler
     if name.startswith("CogVideoX"):
         return CogVideoXDDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)

@@ -51,7 +51,8 @@ def place_parts(pipeline: DiffusionPipeline, network: str, device: torch.device,
         pipeline.to(device)
         return lambda: None
     denoiser: nn.Module = getattr(pipeline, network)
-    parts = [p for p in pipeline.components.values() if isinstance(p, nn.Module) and p is not denoiser]
+    held = set(denoiser.modules())  # of one that stands for several, those too
+    parts = [p for p in pipeline.components.values() if isinstance(p, nn.Module) and p not in held]
     waiting = [_Waiting(part, device, mode == "sequential" and not hasattr(part, "decode")) for part in parts]
 
     def release() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.models.deviation import deviation
 from flowrl.models.diffusion.coordinates import Coordinates
-from flowrl.models.diffusion.denoiser_spec import PROBES, CallSpec
+from flowrl.models.diffusion.denoiser_spec import PROBES, canonical, received
 from flowrl.models.diffusion.policy import DiffusionPolicy
-from flowrl.models.diffusion.recorder import RecordedRun, Recorder
+from flowrl.models.diffusion.recorder import Recorder
 
 STEPS = 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -42,13 +42,16 @@ def check(policy: DiffusionPolicy) -> float:
     assert trace.timesteps is not None
     levels = coordinates.levels(trace.timesteps, trace.sigmas)
     condition = policy.probe(PROBES)
-    points = [_canonical(trace, k, policy.spec.calls[0], coordinates, levels) for k in range(len(trace.steps))]
+    call = policy.spec.calls[0]
+    shown = zip(trace.steps, levels, strict=False)  # fewer steps where a pipeline starts at a later time
+    points = [canonical(step, t, call, coordinates) for step, t in shown]
     _check_start(points[0], policy, levels, trace.init_noise_sigma, name)
 
     worst = 0.0
     for step, x, t in zip(trace.steps, points, levels, strict=True):
         native = policy.native(x, t.expand(len(x)), condition, None, "cond")
-        worst = max(worst, deviation(native.reshape(step.model_output.shape), step.model_output))
+        wanted = received(step, t, call, coordinates)
+        worst = max(worst, deviation(native.reshape(wanted.shape), wanted))
     tolerance = TOLERANCE[policy.dtype]
     if not worst <= tolerance:
         raise UserError(
@@ -58,7 +61,7 @@ def check(policy: DiffusionPolicy) -> float:
     x = points[0]
     for t, t_next in zip(levels, [*levels[1:], torch.tensor(0.0)], strict=True):
         x = x + float(t_next - t) * policy.velocity(x, t.expand(len(x)), condition)
-    final = trace.steps[-1].prev_sample
+    final = coordinates.from_sample(trace.steps[-1].prev_sample, torch.zeros(len(x), dtype=torch.float64))
     drift = deviation(x, final.reshape(x.shape))
     if not drift <= ROLLOUT * tolerance:
         raise UserError(
@@ -81,12 +84,6 @@ def predictions(policy: DiffusionPolicy) -> Tensor:
     noise = torch.randn(len(PROBES), *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     times = policy.snap(torch.tensor([0.4, 0.8], dtype=torch.float64))
     return policy.velocity(noise.to(policy.device), times.to(policy.device), policy.probe(PROBES))
-
-
-def _canonical(trace: RecordedRun, k: int, call: CallSpec, coordinates: Coordinates, levels: Tensor) -> Tensor:
-    """The canonical point at which the pipeline called its denoiser in step ``k``, float32."""
-    x = call.latents(trace.steps[k].calls[0].inputs).reshape(trace.steps[k].sample.shape).float()
-    return coordinates.from_network(x, levels[k].expand(len(x)))
 
 
 def _check_start(x: Tensor, policy: DiffusionPolicy, levels: Tensor, init_noise_sigma: float, name: str) -> None:
@@ -115,8 +112,9 @@ def _euler(recorder: Recorder, coordinates: Coordinates) -> Callable[[Tensor, in
         levels = coordinates.levels(timesteps, None if sigmas is None else torch.as_tensor(sigmas).cpu().double())
         t = levels[index].expand(len(sample))
         t_next = (levels[index + 1] if index + 1 < len(levels) else torch.zeros(())).expand(len(sample)).to(t)
-        x = coordinates.from_network(sample.float(), t)
-        x = x + float(t_next[0] - t[0]) * coordinates.velocity(model_output.float(), x, t)
-        return coordinates.to_network(x, t_next).to(sample.dtype)
+        x = coordinates.from_sample(sample.float(), t)
+        native = coordinates.predicted(model_output.float(), x, t)
+        x = x + float(t_next[0] - t[0]) * coordinates.velocity(native, x, t)
+        return coordinates.to_sample(x, t_next).to(sample.dtype)
 
     return step

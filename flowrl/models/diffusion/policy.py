@@ -100,7 +100,9 @@ class DiffusionPolicy(HasWeightSets):
         if steps not in self._schedules:
             trace = self.recorder.schedule(steps)
             assert trace.timesteps is not None
-            times = time_grid(self.spec.coordinates.levels(trace.timesteps, trace.sigmas))
+            times = time_grid(self.spec.coordinates.levels(trace.timesteps, trace.sigmas)).clamp(
+                max=1
+            )  # but for rounding
             self._schedules[steps] = (times, trace.init_noise_sigma)
         return self._schedules[steps]
 
@@ -132,6 +134,8 @@ class DiffusionPolicy(HasWeightSets):
         read = self.spec.coordinates.to_network(x, t).to(self.dtype)
         timestep = self.spec.coordinates.network_time(t)
         scale = mixing.scale_at(timestep) if guidance is None else self._scale(guidance)
+        if mixing.weights:
+            return mixing.mix_all(self._every_branch(read, timestep, condition), detached=cfg_grad == "cond")
         cond, other = mixing.conditional, mixing.unconditional
         if other is None or (isinstance(scale, float) and scale == 1.0):
             return mixing.mix(self._evaluate([cond], read, timestep, condition)[0], None, 1.0)
@@ -158,12 +162,25 @@ class DiffusionPolicy(HasWeightSets):
         mixing = self.spec.guidance
         if guidance is None:
             return mixing.scale
+        if mixing.weights:
+            raise UserError(
+                f"guidance {guidance:g} takes the place of one scale, and {type(self.pipeline).__name__} mixes"
+                f" {len(mixing.weights)} predictions; leave it out, and set the scales in model.call"
+            )
         if mixing.unconditional is None and guidance != 1.0:
             raise UserError(
                 f"guidance {guidance:g} needs the unconditional branch, which {type(self.pipeline).__name__} was loaded"
                 f" without; {self.recorder.guidance_advice}"
             )
         return float(guidance)
+
+    def _every_branch(self, read: Tensor, timestep: Tensor, condition: DiffusionCondition) -> list[Tensor]:
+        """Predictions [N, ...] float32 of all branches, those of one call in one batch: attention may look at all."""
+        found, start = [], 0
+        for call in self.spec.calls:
+            found += self._evaluate(list(range(start, start + call.branches)), read, timestep, condition)
+            start += call.branches
+        return found
 
     def _evaluate(
         self, branches: list[int], read: Tensor, timestep: Tensor, condition: DiffusionCondition

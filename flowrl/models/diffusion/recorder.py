@@ -101,7 +101,8 @@ class Recorder:
         """Of the pipeline's call."""
         check_call(call, self._signature.parameters, type(pipeline).__name__)
         self.call = typed_arguments(call, self._signature.parameters)
-        self._network_signature = inspect.signature(self.network.forward)
+        own = getattr(self.network, "call_signature", None)  # of one that stands for others
+        self._network_signature: inspect.Signature = own or inspect.signature(self.network.forward)
         self.network_takes_return_dict = "return_dict" in self._network_signature.parameters
         self._texts: dict[int, Any] = {}
         self._form: Callable[[Tensor], Any] = lambda prediction: (prediction,)
@@ -151,9 +152,8 @@ class Recorder:
                 result = _StepResult(moved) if kwargs.get("return_dict", True) else (moved, moved)
             self._read_schedule(trace)
             moved = result[0]
-            trace.steps.append(
-                RecordedStep(trace.open_calls, model_output.clone(), float(timestep), before, moved.clone())
-            )
+            count = float(torch.as_tensor(timestep).flatten()[0])  # some hand one on for every sample
+            trace.steps.append(RecordedStep(trace.open_calls, model_output.clone(), count, before, moved.clone()))
             trace.open_calls = []
             return result
 
@@ -235,6 +235,8 @@ class Recorder:
             arguments["prompt"] = list(prompts)
         arguments["num_inference_steps"] = steps
         arguments["output_type"] = output_type
+        if steps != 2 and "intermediate_timesteps" in self._signature.parameters:
+            arguments["intermediate_timesteps"] = None  # of SANA-Sprint, which has a second time for two steps alone
         if "generator" in self._signature.parameters:
             arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
         known, call = self._signature.parameters, cast(Callable[..., Any], self.pipeline)

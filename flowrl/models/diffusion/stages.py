@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.errors import UserError
+from flowrl.models.diffusion.control import Controlled, join_control
 from flowrl.models.diffusion.recorder import denoiser_name
 from flowrl.models.lora import Adaptation
 
@@ -98,13 +100,17 @@ class Stages(nn.Module):
 
 def denoiser_of(pipeline: DiffusionPipeline, shard: str = "none") -> nn.Module:
     """A pipeline's denoiser. Where it has two, one `Stages` is put in the place of both, and its own call goes on as
-    ever: it asks either by turns, with the guidance of that stage.
+    ever: it asks either by turns, with the guidance of that stage. Where it has a ControlNet, a `Controlled` is.
 
     Raises:
         UserError: for a pipeline with none, for two denoisers that are not Wan's, or that should be split over
             processes (``shard``).
     """
     first, second = (pipeline.components.get(name) for name in (FIRST, SECOND))
+    if isinstance(pipeline.components.get("controlnet"), nn.Module):
+        if shard != "none":
+            raise UserError(f"model.shard={shard}: {type(pipeline).__name__} has a ControlNet besides; set it to none")
+        return join_control(pipeline, denoiser_name(pipeline))
     if not isinstance(first, nn.Module) or not isinstance(second, nn.Module) or first is second:
         return getattr(pipeline, denoiser_name(pipeline))
     ratio = pipeline.config.get("boundary_ratio")
@@ -128,7 +134,9 @@ def denoiser_of(pipeline: DiffusionPipeline, shard: str = "none") -> nn.Module:
 
 
 def denoisers(network: nn.Module, name: str) -> dict[str, nn.Module]:
-    """The denoisers by their components' names: one, called ``name``, or those of `Stages`."""
+    """The denoisers by their components' names: one, called ``name``, that in `Controlled`, or those of `Stages`."""
+    if isinstance(network, Controlled):
+        return {network.held_as: network.denoiser}
     return (
         {FIRST: network.transformer, SECOND: network.transformer_2} if isinstance(network, Stages) else {name: network}
     )
@@ -136,7 +144,21 @@ def denoisers(network: nn.Module, name: str) -> dict[str, nn.Module]:
 
 def adaptation_of(adaptation: Adaptation, network: nn.Module, name: str) -> Adaptation:
     """What is trained of one of ``network``'s denoisers, by that denoiser's own names."""
-    if not isinstance(network, Stages):
+    if not isinstance(network, Stages | Controlled):
         return adaptation
     own = {k.removeprefix(f"{name}."): p for k, p in adaptation.parameters.items() if k.startswith(f"{name}.")}
     return replace(adaptation, parameters=own)
+
+
+def rejoined(network: nn.Module, found: Sequence[nn.Module]) -> nn.Module:
+    """Other denoisers, those of a copy of the pipeline, as one network like ``network``."""
+    if isinstance(network, Stages):
+        return Stages(*found, network.boundary)
+    return network.with_denoiser(found[0]) if isinstance(network, Controlled) else found[0]
+
+
+def adapted(network: nn.Module, adaptation: Adaptation) -> tuple[nn.Module, Adaptation]:
+    """Where an adapter's file goes, whose names are a denoiser's own, or those of both with their components'."""
+    if not isinstance(network, Controlled):
+        return network, adaptation
+    return network.denoiser, adaptation_of(adaptation, network, network.held_as)

@@ -19,6 +19,7 @@ from flowrl.models.export_folder import Difference, into_folder
 from flowrl.models.lora import Adaptation
 from flowrl.models.quantization import check_mergeable, is_quantized
 from flowrl.models.source import ModelSource
+from flowrl.models.text.image_tokens import FOLDER as IMAGE_TOKENIZER
 from flowrl.models.text.network import Network
 from flowrl.models.text.parity import make_probe, single_row_logits
 from flowrl.models.text.policy import TextPolicy
@@ -42,7 +43,7 @@ def export(policy: TextPolicy, directory: Path, to: str) -> float:
             peft.load_peft(base, work)
             check_adapter(network.model, base, to)
             return _difference(policy, base)
-        merged = _merged(policy, work)
+        merged = merged_copy(policy, work)
         check_merged(network.model, merged)
         return _difference(policy, merged)
 
@@ -69,8 +70,9 @@ def task_of(policy: TextPolicy) -> dict[str, Any]:
     return {"auto_mapping": {"base_model_class": kind.__name__, "parent_library": kind.__module__}}
 
 
-def _merged(policy: TextPolicy, work: Path) -> PreTrainedModel:
-    """The model with merged weights and its tokenizer in ``work``, and everything else that a pipeline had."""
+def merged_copy(policy: TextPolicy, work: Path) -> PreTrainedModel:
+    """The model with merged weights and its tokenizer written into ``work``, with everything else that a pipeline had,
+    and loaded from there."""
     source, network = policy.source, policy.network
     check_mergeable(network.model)
     base = open_model(source, policy.family, policy.dtype)
@@ -84,6 +86,8 @@ def _merged(policy: TextPolicy, work: Path) -> PreTrainedModel:
     else:
         merged.save_pretrained(work)
         policy.codec.tokenizer.save_pretrained(work)
+    if policy.image_tokens is not None and Path(policy.image_tokens.path).is_dir():
+        shutil.copytree(policy.image_tokens.path, work / IMAGE_TOKENIZER, dirs_exist_ok=True)
     return open_model(ModelSource(str(work), source.trust_remote_code), policy.family, policy.dtype)
 
 
@@ -101,7 +105,7 @@ def untie(network: PreTrainedModel, adaptation: Adaptation) -> None:
     Raises:
         UserError: where the weight is shared with the embeddings, which would change with it.
     """
-    names = adaptation.parameters if adaptation.lora else ()  # experts are wrapped once for each of their parameters
+    names = [name for name in adaptation.parameters if ".lora_" in name]  # experts are wrapped once for each parameter
     adapted = {name.rsplit(".lora_", 1)[0].removesuffix(".base_layer") for name in names}
     layers = [network.get_submodule(name) for name in sorted(adapted)]
     weights = [layer.weight for layer in layers if getattr(layer, "weight", None) is not None]

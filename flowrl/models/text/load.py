@@ -16,6 +16,7 @@ from flowrl.models.source import ModelSource, check_finite
 from flowrl.models.text.codec import TextCodec, make_codec
 from flowrl.models.text.network import Network
 from flowrl.models.text.pretrained import STATE_SPACE, find_model, generation_config, open_model, open_tokenizer
+from flowrl.models.text.score_head import train_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ CODEC_OPTIONS = ("chat", "system", "chat_template_kwargs", "prefill", "max_promp
 
 
 def open_network(
-    path: str | Path, family: Literal["masked", "causal"], options: Options
+    path: str | Path, family: Literal["masked", "causal", "reward"], options: Options
 ) -> tuple[Network, PreTrainedTokenizerBase, ModelSource]:
     """``(network, tokenizer, source)`` with everything that is not a matter of the family."""
     unknown = sorted(set(options) - set(Options.__annotations__))
@@ -86,6 +87,8 @@ def open_network(
     model = open_model(source, family, placement.dtype, options.get("attention"), quantized)
     tokenizer = open_tokenizer(source)
     adapt(model, adapter, LANGUAGE_TARGETS, untargeted_layers(model), trained)
+    if family == "reward":
+        train_head(model, trained)
     if shard == "none":
         model.to(placement.device)  # pyright: ignore[reportArgumentType]  (transformers wraps it)
     check_finite(model, source.path)

@@ -201,14 +201,17 @@ class Network:
         temperature: float,
         excluded: tuple[int, ...],
         entropy: bool,
+        collision: bool,
         truncation: Truncation,
         keep: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(logp [k], entropy [k] or None)`` float32; at most ``keep`` probabilities are kept for backward."""
+        """``(logp [k], entropies [k] or [k, 2] or None)`` float32; at most ``keep`` probabilities are kept for
+        backward."""
         options: dict[str, Any] = {
             "temperature": temperature,
             "excluded": excluded,
             "entropy": entropy,
+            "collision": collision,
             "truncation": truncation,
         }
         if reading.logits is not None:
@@ -242,11 +245,12 @@ class Network:
         rows: Tensor,
         *,
         beta: float,
+        top: int | None,
         temperature: float,
         excluded: tuple[int, ...],
     ) -> Tensor:
         """[k] float32: how far the distributions are from ``rows`` of another policy's."""
-        options: dict[str, Any] = {"beta": beta, "temperature": temperature, "excluded": excluded}
+        options: dict[str, Any] = {"beta": beta, "top": top, "temperature": temperature, "excluded": excluded}
         if reading.logits is not None:
             return selective_divergence(reading.logits, None, None, other, rows, **options)
         assert reading.states is not None

@@ -20,6 +20,7 @@ from flowrl.models.text.codec import TextCodec
 from flowrl.models.text.comparing import distributions_of, divergences
 from flowrl.models.text.condition import TextCondition
 from flowrl.models.text.critic import Critic
+from flowrl.models.text.image_tokens import ImageTokens
 from flowrl.models.text.layout import Forward, TokenLayout
 from flowrl.models.text.network import Network, Reading
 from flowrl.models.text.overlong_prompts import Overlong, fit_prompts
@@ -49,6 +50,8 @@ class TextPolicy(HasWeightSets):
         self.codec = codec
         self.layout = layout
         self.source = source
+        self.image_tokens: ImageTokens | None = None
+        """What makes pictures of completions; ``None``: they are texts."""
         self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""
         self.excluded = excluded
@@ -95,16 +98,23 @@ class TextPolicy(HasWeightSets):
 
     def fit_prompts(self, prompts: Sequence[Prompt], completion: int, overlong: Overlong = "error") -> list[Prompt]:
         """The prompts that fit into the context before a completion of that many tokens (see
-        `flowrl.models.text.overlong_prompts`)."""
+        `flowrl.models.text.overlong_prompts`). Completions that are pictures have one length."""
+        if self.image_tokens is not None:
+            self.image_tokens.check_length(completion)
         return fit_prompts(self.codec, prompts, completion, overlong)
+
+    def lengths(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[int]:
+        """Tokens of recorded completions of these prompts, without the end token."""
+        return [len(row) - 1 for row in self.codec.completions(texts)]
 
     def remarks(self, length: int) -> list[str]:
         """What a user should know of how completions of ``length`` tokens are made."""
         return []
 
-    def decode(self, final: Tensor) -> list[str]:
-        """Texts of completions [N, T]: up to the first end token, without special tokens unless they are kept."""
-        return self.codec.texts(final)
+    def decode(self, final: Tensor) -> list[str] | Tensor:
+        """Texts of completions [N, T], up to the first end token and without special tokens unless they are kept, or
+        images [N, 3, H, W] where the model has an image tokenizer."""
+        return self.codec.texts(final) if self.image_tokens is None else self.image_tokens.images(final)
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         """Completions [N, length] that say these texts and end, padded, and bool [N, length] where their tokens are; a
@@ -128,10 +138,12 @@ class TextPolicy(HasWeightSets):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        collision: bool = False,
         truncation: Truncation = ALL_TOKENS,
         show: bool = False,
         beside: Mapping[str, Sequence[Distributions]] = MappingProxyType({}),
         beta: float = 0.5,
+        top: int | None = None,
     ) -> TokenScores:
         """As `flowrl.types.TokenPolicy.score`; 0 at other positions. ``entropy`` is that of the tempered and truncated
         distribution; values are the critic's, where there is one and the live weights are in use. Only the positions
@@ -139,7 +151,7 @@ class TextPolicy(HasWeightSets):
         logp, entropies, values, places = [], [], [], []
         readings: list[Reading] = []
         balances: list[tuple[Tensor, Tensor]] = []
-        valued = self.critic is not None and self.weights.active == LIVE
+        critic = self.critic if self.weights.active == LIVE else None
         wanted = put(labels.flatten(), self.device)
         heat: dict[str, Any] = {"temperature": temperature, "excluded": self.excluded}
         room = KEPT  # of all calls together, which live until backward
@@ -151,31 +163,31 @@ class TextPolicy(HasWeightSets):
             place = put(call.place, self.device)
             if reading.balance is not None:
                 balances.append((self._samples(call, len(reading.balance), tokens.shape[1]), reading.balance))
-            cut = {"entropy": entropy, "truncation": truncation, "keep": room}
+            cut = {"entropy": entropy, "collision": collision, "truncation": truncation, "keep": room}
             found, spread = self.network.log_softmax(reading, wanted[place], **heat, **cut)
             room -= len(place) * self.vocabulary
             logp.append(found)
             places.append(place)
             if spread is not None:
-                entropies.append(spread)
+                entropies.append(spread if collision else spread[:, None])
             if show or beside:
                 readings.append(reading)
-            if valued:
-                assert self.critic is not None
-                values.append(self.critic(reading, call))
+            if critic is not None:
+                values.append(critic(reading, call))
         scores = self._spread(logp, places, tokens.shape)
         if further:
             scores = scores + self._idle(condition, tokens, further)
-        apart = {
-            n: divergences(self.network, readings, flat, each, {"beta": beta, **heat}) for n, each in beside.items()
-        }
+        far = {"beta": beta, "top": top, **heat}
+        apart = {n: divergences(self.network, readings, flat, each, far) for n, each in beside.items()}
+        both = [self._spread([part[:, i] for part in entropies], places, tokens.shape) for i in range(1 + collision)]
         return TokenScores(
             scores,
-            self._spread(entropies, places, tokens.shape) if entropy else None,
-            self._spread(values, places, tokens.shape) if valued else None,
+            both[0] if entropy or collision else None,
+            self._spread(values, places, tokens.shape) if critic is not None else None,
             self._balance(balances, len(tokens)),
             distributions_of(self.network, readings, flat, tokens.shape, self.vocabulary) if show else (),
             {name: self._spread(parts, places, tokens.shape) for name, parts in apart.items()},
+            both[1] if collision else None,
         )
 
     def _idle(self, condition: TextCondition, tokens: Tensor, calls: int) -> Tensor:

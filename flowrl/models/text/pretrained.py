@@ -9,24 +9,29 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from flowrl.errors import UserError, first_line, is_out_of_memory
-from flowrl.models.family import declared_family, embedded_model
+from flowrl.models.family import declared_family, embedded_model, is_of
 from flowrl.models.files import check_files, variant_of
 from flowrl.models.hub import download, read_json
 from flowrl.models.load_errors import explain, load_error
 from flowrl.models.quantization import FULL_PRECISION, Quantized, compute_dequantized, transformers_options
-from flowrl.models.source import ModelSource, check_model_name, without_progress_bars
+from flowrl.models.source import ModelSource, check_model_name, without_load_reports, without_progress_bars
 from flowrl.models.text import remote_code
 from flowrl.models.text.attention import check_attention
+from flowrl.models.text.score_head import begin_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Model types whose kernels use the weights of layers directly."""
-KINDS = {"masked": "a masked (bidirectional) language model", "causal": "an autoregressive language model"}
+KINDS = {
+    "masked": "a masked (bidirectional) language model",
+    "causal": "an autoregressive language model",
+    "reward": "a reward model",
+}
 
 
-def find_model(path: str | Path, family: Literal["masked", "causal"]) -> str:
+def find_model(path: str | Path, family: Literal["masked", "causal", "reward"]) -> str:
     """Folder or hub name of the model that ``path`` means for a family.
 
     Raises:
@@ -41,7 +46,7 @@ def find_model(path: str | Path, family: Literal["masked", "causal"]) -> str:
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         raise UserError(f"{source} has no config.json, so it is not a language model; pass the model's own folder")
     found, certain = declared_family(source)
-    if certain and found != family:
+    if certain and not is_of(found, family):
         kind = KINDS.get(found, "a diffusion pipeline")
         raise UserError(
             f"{source} is {kind} ({_class_of(source)}), but family {family} needs {KINDS[family]}; use family {found}"
@@ -91,8 +96,12 @@ def open_model(
         check_files(Path(place))
         variant = variant_of(Path(place))
         chosen |= {} if variant is None else {"variant": variant}
+    if family == "reward":
+        _check_labels(place)
+        chosen["num_labels"] = 1
+    quiet = without_load_reports if family == "reward" else without_progress_bars
     try:
-        with without_progress_bars(), remote_code.patched_transformers() if source.trust_remote_code else nullcontext():
+        with quiet(), remote_code.patched_transformers() if source.trust_remote_code else nullcontext():
             model, report = loader.from_pretrained(
                 place,
                 dtype=dtype,
@@ -107,13 +116,25 @@ def open_model(
             raise UserError(f"attention {attention!r} is not available for {place}: {first_line(error)}") from error
         raise load_error(place, error) from error
     missing = sorted(report["missing_keys"])
-    if missing:
+    if family == "reward":
+        begin_head(model, missing, place)
+    elif missing:
         raise UserError(
             f"model {place!r} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]}, ...), which would"
             " be random; use a checkpoint with a language-model head"
         )
     compute_dequantized(model)
     return model.requires_grad_(False).eval()
+
+
+def _check_labels(place: str) -> None:
+    """Raise `UserError` for a classifier with another number of outputs than one."""
+    config = read_json(place, "config.json") or {}
+    labels = len(config.get("id2label") or (0, 1))  # transformers writes them down unless there are two
+    if labels != 1 and any(str(a).endswith("ForSequenceClassification") for a in config.get("architectures") or ()):
+        raise UserError(
+            f"model {place!r} is a classifier with {labels} outputs, and a reward model has one; take another"
+        )
 
 
 def _check_quantizable(place: str) -> None:
@@ -158,16 +179,21 @@ def _loader(place: str, family: str, trust: bool) -> Any:
         )
     if kind == "diffusion_gemma" and family == "masked":
         return transformers.DiffusionGemmaForBlockDiffusion
-    wanted = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")
-    for name in wanted if family == "masked" else wanted[1:2]:
+    wanted = {
+        "masked": ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel"),
+        "causal": ("AutoModelForCausalLM",),
+        "reward": ("AutoModelForSequenceClassification",),
+    }
+    for name in wanted[family]:
         if trust and name in offered:
             return getattr(transformers, name)
     names = {
         "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "reward": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     }[family]
     if kind not in names:
         raise UserError(
             f"transformers has no {KINDS[family]} of the type {kind!r} ({place}); use another model or family"
         )
-    return transformers.AutoModelForMaskedLM if family == "masked" else transformers.AutoModelForCausalLM
+    return getattr(transformers, wanted[family][0])

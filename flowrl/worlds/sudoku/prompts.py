@@ -7,6 +7,7 @@ what RL improves carries over to grids it never rewarded.
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any, Literal
 
 from flowrl.worlds.sudoku.grids import CELLS, SIDE, grids, random_puzzle
@@ -27,17 +28,25 @@ def prompts(split: Literal["train", "test"]) -> list[dict[str, Any]]:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', found {split!r}")
+    return [
+        {"prompt": text(puzzle), "puzzle": puzzle, "solution": grid, "tag": tag}
+        for puzzle, (grid, tag) in _puzzles(split).items()
+    ]
+
+
+@cache
+def _puzzles(split: str) -> dict[str, tuple[str, str]]:
+    """(solution, tag) by puzzle, in the order drawn."""
     shuffled = random.Random("sudoku").sample(grids(), len(grids()))
     own, size = (shuffled[:TEST_GRIDS], TEST_SIZE) if split == "test" else (shuffled[TEST_GRIDS:], TRAIN_SIZE)
     rng = random.Random(f"sudoku-{split}")
-    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, tuple[str, str]] = {}
     for tag in TAGS:
-        wanted = len(rows) + size
-        while len(rows) < wanted:
+        wanted = len(found) + size
+        while len(found) < wanted:
             grid = rng.choice(own)
-            puzzle = random_puzzle(grid, CELLS - int(tag), rng)
-            rows[puzzle] = {"prompt": text(puzzle), "puzzle": puzzle, "solution": grid, "tag": tag}
-    return list(rows.values())
+            found[random_puzzle(grid, CELLS - int(tag), rng)] = grid, tag
+    return found
 
 
 def text(puzzle: str) -> str:

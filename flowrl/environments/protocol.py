@@ -1,0 +1,47 @@
+"""What an environment is: many independent rows that are reset by seed and stepped together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowrl.types import Prompt
+
+Array = NDArray[Any]
+Answer = tuple[Array, Array, Array, Array, Mapping[str, Any]]
+"""Of the rows [n] that were stepped: observation [n, o], reward [n], terminated [n], truncated [n] and what is known
+besides, as gymnasium answers it. Of the latter, ``success`` [n] (1, 0, NaN where it cannot be told) and ``mode`` [n]
+(which of several ways was taken, -1 for none) are read where an episode ends."""
+
+
+class Environment(Protocol):
+    """N rows, each an episode of its own. Nothing resets by itself, and a row that ended is not stepped again."""
+
+    @property
+    def observation_size(self) -> int:
+        """o, numbers of one observation."""
+        ...
+
+    @property
+    def action_size(self) -> int:
+        """d, numbers of one action. It clips or scales them by itself."""
+        ...
+
+    def reset(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Array:
+        """[N, o] first observations. Everything random about an episode follows from its seed; a prompt's columns say
+        which variant of the task it is."""
+        ...
+
+    def step(self, actions: Array, rows: NDArray[np.int64]) -> Answer:
+        """One step of some rows [n], by ``actions`` [n, d]. ``terminated``: the task ended there; ``truncated``: a time
+        limit cut it, and it would have gone on."""
+        ...
+
+
+class Make(Protocol):
+    """Makes an environment of so many rows."""
+
+    def __call__(self, count: int) -> Environment: ...

@@ -1,0 +1,35 @@
+"""A DDPM's times and predictions in the coordinates of flows, where ``x = (1 - t) clean + t noise``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MOST_BETA = 0.999
+
+
+def cosine_levels(steps: int) -> Tensor:
+    """[steps] float64: the cumulative products ``a`` of the cosine schedule (arXiv:2102.09672), the cleanest first."""
+    edges = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    bar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
+    beta = (1 - bar[1:] / bar[:-1]).clamp(max=MOST_BETA)
+    return (1 - beta).cumprod(dim=0)
+
+
+def times_of(levels: Tensor) -> Tensor:
+    """``t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a))`` of every level."""
+    return (1 - levels).sqrt() / (levels.sqrt() + (1 - levels).sqrt())
+
+
+def to_network(x: Tensor, t: Tensor) -> Tensor:
+    """The state as the DDPM has it, of variance ``a + (1 - a)``: ``x (sqrt(a) + sqrt(1 - a))``, which is
+    ``x / sqrt((1 - t)^2 + t^2)``."""
+    scale = ((1 - t) ** 2 + t**2).rsqrt()
+    return x * scale.to(x).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def velocity_of(noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """``v = noise - clean`` with ``clean = (x - t noise) / (1 - t)``: ``(noise - x) / (1 - t)``."""
+    return (noise - x) / (1 - t).clamp(min=1e-6).to(x).reshape(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,29 @@
+"""Trained control policies on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from flowrl.math.random import normal
+from flowrl.models.control.load import load_control, save_control
+from flowrl.models.control.policy import ControlPolicy
+from flowrl.models.export_folder import Difference, into_folder
+
+FORMATS = ("merged",)
+
+
+def export(policy: ControlPolicy, directory: Path, to: str) -> float:
+    """Write the live weights as a folder that `load_control` reads, and compare its actions; the critic is no part of
+    it. Raises `UserError` as `flowrl.models.export_folder.into_folder` does."""
+
+    def write(work: Path) -> Difference:
+        save_control(policy.config, policy.network, work)
+        again = load_control(work, device="cpu")
+        shape = (policy.config.history, policy.config.observation)
+        seen = policy.network.observations.undo(normal(torch.arange(8), shape, stream=0).to(policy.device)).cpu()
+        mine, other = policy.chunk(seen).cpu(), again.chunk(seen)
+        return Difference(float((mine - other).abs().max() / mine.abs().max().clamp(min=1e-12)), lambda: 0.0)
+
+    return into_folder(directory, to, FORMATS, policy.adaptation, policy.dtype, write, policy.origin)

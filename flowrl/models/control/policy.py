@@ -1,0 +1,229 @@
+"""A policy that acts: chunks of actions for observations, as a flow, a DDPM or a Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowrl.errors import UserError
+from flowrl.math.flow import ODE, mean_of
+from flowrl.math.random import normal
+from flowrl.models.control.condition import ControlCondition
+from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
+from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind
+from flowrl.models.lora import Adaptation
+from flowrl.models.sharding import weight_sets
+from flowrl.models.source import ModelSource
+from flowrl.models.weights import HasWeightSets
+from flowrl.types import CfgGrad, IncompatibleError, Prompt
+
+CRITIC = "critic."
+"""Prefix of the critic among a policy's weights."""
+OUTCOME = ("return", "decisions", "truncated", "success", "mode")
+"""The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """``config.json`` of a model."""
+
+    family: str = "control"
+    kind: Kind = "flow"
+    observation: int
+    """o, numbers of one observation."""
+    action: int
+    """d, numbers of one action."""
+    chunk: int = 1
+    """h, actions that are decided at once and executed one after another."""
+    history: int = 1
+    """Observations that are looked at, the newest last."""
+    width: int = 128
+    depth: int = 3
+    steps: int = 10
+    """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
+
+
+class ControlPolicy(HasWeightSets):
+    """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; made by
+    :func:`flowrl.models.control.load.load_control`."""
+
+    family: ClassVar[str] = "control"
+
+    def __init__(
+        self,
+        config: ControlConfig,
+        network: ControlNetwork,
+        critic: CriticNetwork | None,
+        source: ModelSource | None,
+        device: torch.device,
+    ) -> None:
+        self.config, self.source, self.device = config, source, device
+        self.network, self.critic = network.to(device), None if critic is None else critic.to(device)
+        self.latent_shape = (config.chunk, config.action)
+        self.dtype = torch.float32
+        self.network_calls = 0
+        """Network rows evaluated so far, the critic's left out."""
+        self.adaptation = Adaptation(dict(network.named_parameters()), None)
+        extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.named_parameters()}
+        self.weights = weight_sets(network, self.adaptation.parameters, extra)
+        self.origin: dict[str, Any] | None = None
+        """Of a run's policy, the settings that its exports remember."""
+        self._seen: dict[int, list[Tensor]] = {}
+
+    # -------------------------------------------------------------------------------------------------- as a policy
+    def condition(self, prompts: Sequence[Prompt]) -> ControlCondition:
+        """Of N rows that have seen nothing yet."""
+        return ControlCondition(len(prompts))
+
+    def decode(self, final: Tensor, graph: bool = False) -> list[str]:
+        """What came of every episode, as a line; ``final`` [N, 5] are the numbers of `OUTCOME`. Raises
+        `IncompatibleError` with ``graph``: nothing here has a gradient."""
+        if graph:
+            raise IncompatibleError("rewards have no gradient through an environment; use an algorithm without one")
+        return [describe_episode(row) for row in final.tolist()]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters: the network's in its order, then the critic's."""
+        return [*self.adaptation.parameters.values(), *self.critic_parameters()]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those of them that are the critic's."""
+        return [] if self.critic is None else list(self.critic.parameters())
+
+    def value(self, observed: Tensor) -> Tensor:
+        """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones."""
+        assert self.critic is not None, "ask a policy without a critic for no values"
+        return self.critic(self.network.features(observed.to(self.device)))
+
+    # ----------------------------------------------------------------------------------------------------- as a flow
+    def times(self, steps: int) -> Tensor:
+        """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
+        them."""
+        if steps < 1:
+            raise UserError(f"a sampler needs at least 1 step, got {steps}")
+        if self.config.kind == "flow":
+            return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        levels = self._levels
+        if steps > len(levels):
+            raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
+        chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
+        return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
+
+    @property
+    def _levels(self) -> Tensor:
+        return times_of(cosine_levels(self.config.steps))
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest times of a DDPM; a flow takes any."""
+        if self.config.kind != "ddpm":
+            return t
+        return self._levels[(t[..., None] - self._levels).abs().argmin(dim=-1)].to(t)
+
+    def initial(self, noise: Tensor, times: Tensor) -> Tensor:
+        """The starting point at ``times[0]`` of standard normal ``noise``."""
+        t = times[0]
+        return noise * float(((1 - t) ** 2 + t**2).sqrt()) if self.config.kind == "ddpm" else noise
+
+    def velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: ControlCondition,
+        *,
+        guidance: float | None = None,
+        cfg_grad: CfgGrad = "cond",
+    ) -> Tensor:
+        """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations. There is
+        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of a Gaussian."""
+        if guidance not in (None, 1.0):
+            raise IncompatibleError(f"guidance={guidance} has no meaning for this policy; leave it at 1")
+        if self.config.kind == "gaussian":
+            raise IncompatibleError("this policy is a Gaussian, which has no velocity; use ppo_gaussian")
+        observed, x = condition.need().to(self.device), x.float()
+        self.network_calls += len(x)
+        if self.config.kind == "flow":
+            return self.network(observed, x, t.to(x))
+        return velocity_of(self.network(observed, to_network(x, t.to(x)), t.to(x)), x, t.to(x))
+
+    # ------------------------------------------------------------------------------------------------- as a Gaussian
+    def gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
+        """Mean [n, h, d] of the chunk and logarithm of its deviation [h, d]. The mean of a flow is one step from z = 0,
+        ``-v(0, 1)``: what matching makes it there is the mean of the data."""
+        observed = condition.need().to(self.device)
+        self.network_calls += len(observed)
+        if self.config.kind == "gaussian":
+            return self.network(observed), self.network.log_std
+        if self.config.kind == "ddpm":
+            raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
+        zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
+        one = torch.ones(len(observed), device=self.device)
+        return -self.network(observed, zero, one), self.network.log_std
+
+    def in_own_units(self, chunk: Tensor) -> Tensor:
+        """Actions [n, h, d] as the environment takes them, of standardised ones."""
+        return self.network.actions.undo(chunk.to(self.device))
+
+    # ------------------------------------------------------------------------------------------------------- deployed
+    @torch.no_grad()
+    def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
+        """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
+        from noise that follows from ``seed``; a Gaussian's mean."""
+        condition = ControlCondition(len(observed)).seeing(observed.float())
+        if self.config.kind == "gaussian":
+            return self.in_own_units(self.gaussian(condition)[0])
+        x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
+        if seed is not None:
+            seeds = torch.arange(len(observed)) + seed
+            x = normal(seeds, self.latent_shape, stream=0, device=self.device)
+        times = self.times(steps or self.config.steps)
+        x = self.initial(x, times)
+        for now, then in pairwise(times):
+            t, t_next = now.expand(len(x)), then.expand(len(x))
+            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
+        return self.in_own_units(x)
+
+    def reset(self) -> None:
+        """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""
+        self._seen.clear()
+
+    def select_action(self, observation: Tensor) -> Tensor:
+        """The next action [n, d] for observations [n, o] of n environments that go on, from a queue that a new chunk
+        fills when it is empty (LeRobot's name and behaviour). `reset` begins anew."""
+        past = self._seen.setdefault(0, [])
+        past.append(torch.as_tensor(observation, dtype=torch.float32))
+        del past[: -self.config.history]
+        queue = self._seen.setdefault(1, [])
+        if not queue:
+            padded = [past[0]] * (self.config.history - len(past)) + past
+            queue.extend(self.chunk(torch.stack(padded, dim=1)).unbind(dim=1))
+        return queue.pop(0)
+
+    def predict(self, observation: Any, state: Any = None, *_: Any, deterministic: bool = True) -> tuple[Any, Any]:
+        """``(action, state)`` as Stable-Baselines3 asks for it, of one observation [o] or of several [n, o]: the first
+        action of a new chunk. ``deterministic=False`` starts from noise."""
+        seen = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
+        rows = seen.reshape(-1, self.config.observation)
+        history = rows[:, None].expand(-1, self.config.history, -1)
+        seed = None if deterministic else int(torch.randint(2**31, ()))
+        action = self.chunk(history, seed=seed)[:, 0].cpu().numpy()
+        return (action[0] if seen.dim() == 1 else action), state
+
+    def facts(self) -> dict[str, Any]:
+        """What ``config.json`` holds."""
+        return asdict(self.config)
+
+
+def describe_episode(numbers: Sequence[float]) -> str:
+    """``success, 27 decisions, return 1, way 5`` of the numbers of `OUTCOME`."""
+    known = dict(zip(OUTCOME, numbers, strict=True))
+    end = "cut by the time limit" if known["truncated"] else "ended"
+    said = {1.0: "success", 0.0: "no success"}.get(known["success"])
+    words = [said] if said else []
+    words += [f"{end} after {known['decisions']:.0f} decisions", f"return {known['return']:.6g}"]
+    return ", ".join([*words, *([f"mode {known['mode']:.0f}"] if known["mode"] >= 0 else [])])

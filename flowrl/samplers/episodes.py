@@ -1,0 +1,183 @@
+"""Whole episodes in an environment: each is one sample, a function of its seed and its prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flowrl.environments import CheckedEnvironment, OnError, open_environment
+from flowrl.errors import UserError
+from flowrl.math.random import each
+from flowrl.samplers.flow import FlowSampler
+from flowrl.types import Draw, Episodes, Rollout, Sampler, Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSampler:
+    """Reset all rows by their seeds, let ``sampler`` decide on a chunk of actions wherever an episode goes on, execute
+    it open loop, until every episode has ended or ``decisions`` were made.
+
+    The reward of a decision is the sum of those of its actions, without a discount inside (DPPO's MultiStep wrapper,
+    irom-princeton/dppo); a row that ends inside a chunk is not stepped again. An episode that is still going on after
+    ``decisions`` is cut there, as by a time limit. What decision s draws follows from the sample's seed and s.
+    """
+
+    family: ClassVar[str] = "control"
+    sampler: Sampler = FlowSampler(guidance=1.0)
+    """Makes one chunk; its options are those of one decision."""
+    environment: str = "avoid"
+    """An embedded world, ``gym:NAME``, or ``path.py:make``."""
+    decisions: int = 40
+    """S, at most in an episode."""
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        if self.decisions < 1:
+            raise ValueError(f"decisions={self.decisions} makes no step; give at least 1")
+
+    @property
+    def forwards(self) -> int:
+        return self.decisions * self.sampler.forwards
+
+    @property
+    def recorded(self) -> int:
+        return self.decisions * max(1, self.sampler.recorded)
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
+        """As the policy is deployed: by the sampler's own form for evaluation."""
+        kept = {"environment": self.environment, "decisions": self.decisions, "on_error": self.on_error}
+        return EpisodeSampler(sampler=self.sampler.heldout(steps, guidance, temperature), **kept)
+
+    @torch.no_grad()
+    def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
+        environment = open_environment(self.environment, len(draw), self.on_error)
+        _check_sizes(policy, environment, self.environment)
+        run = _Run(len(draw), self.decisions, policy)
+        observed, failed = environment.reset(draw.seeds, draw.prompts)
+        run.begin(observed, failed)
+        times, forwards = None, 0
+        for event in range(self.decisions):
+            rows = run.going.nonzero()[:, 0]
+            if not len(rows):
+                break
+            part = Draw(
+                each(draw.seeds[rows], "decision", event),
+                draw.group[rows],
+                draw.iteration,
+                draw.shared_seed,
+                draw.place[rows],
+            )
+            made = self.sampler(policy, condition.take(rows).seeing(run.observed[rows, event]), part)
+            times, forwards = made.times, forwards + made.forwards
+            run.decide(event, rows, made)
+            run.act(event, rows, policy.in_own_units(made.final).cpu(), environment)
+        run.truncated |= run.going
+        return Rollout(
+            condition,
+            run.outcomes(),
+            draw.group,
+            draw.seeds,
+            torch.zeros_like(draw.group),
+            run.episodes(),
+            times,
+            forwards,
+            run.feedback(),
+        )
+
+
+def _check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
+    """Raise `UserError` where policy and environment do not speak of the same numbers."""
+    for what, has, wants in (
+        ("observations", environment.observation_size, policy.config.observation),
+        ("actions", environment.action_size, policy.config.action),
+    ):
+        if has != wants:
+            raise UserError(
+                f"algorithm.sampler.environment={name} has {what} of {has} numbers, and the model's have {wants}; take "
+                "a model that was made for it"
+            )
+
+
+@dataclass
+class _Run:
+    """Episodes while they are made, and what is recorded of them."""
+
+    count: int
+    decisions: int
+    policy: Any
+    observed: Tensor = field(init=False)
+    actions: Tensor = field(init=False)
+    reward: Tensor = field(init=False)
+    going: Tensor = field(init=False)
+    failed: Tensor = field(init=False)
+    truncated: Tensor = field(init=False)
+    success: Tensor = field(init=False)
+    mode: Tensor = field(init=False)
+    _chain: dict[str, Tensor] = field(default_factory=dict)
+    _kernel: tuple[Any, float | None] = (None, None)
+
+    def __post_init__(self) -> None:
+        n, s, config = self.count, self.decisions, self.policy.config
+        self.observed = torch.zeros(n, s + 1, config.history, config.observation)
+        self.actions = torch.zeros(n, s, config.chunk, config.action)
+        self.reward = torch.full((n, s), torch.nan, dtype=torch.float64)
+        self.truncated = torch.zeros(n, dtype=torch.bool)
+        self.success = torch.full((n,), torch.nan, dtype=torch.float64)
+        self.mode = torch.full((n,), -1)
+
+    def begin(self, observed: Tensor, failed: Tensor) -> None:
+        """With the first observations [N, o]; a history begins with copies of it."""
+        self.observed[:, 0] = observed[:, None]
+        self.failed, self.going = failed.clone(), ~failed
+
+    def decide(self, event: int, rows: Tensor, made: Rollout) -> None:
+        """Record the chunks of some rows."""
+        self.actions[rows, event] = made.final.float().cpu()
+        self.reward[rows, event] = 0.0
+        steps = made.trace
+        if isinstance(steps, Steps):
+            self._kernel = (steps.dynamics, steps.guidance)
+            found = {"states": steps.states, "t": steps.t, "t_next": steps.t_next, "squared": steps.squared}
+            for name, value in found.items():
+                if value is not None:
+                    room = (self.count, self.decisions, *value.shape[1:])
+                    self._chain.setdefault(name, value.new_zeros(room))[rows, event] = value
+
+    def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
+        """Execute chunks [n, h, d]."""
+        history = self.observed[rows, event].clone()
+        place = torch.arange(len(rows))
+        for number in range(actions.shape[1]):
+            here = rows[place]
+            if not len(here):
+                break
+            found = environment.step(actions[place, number], here)
+            self.reward[here, event] += found.reward
+            history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
+            ended = found.terminated | found.truncated | found.failed
+            self.truncated[here] = found.truncated
+            self.success[here[ended]] = found.success[ended]
+            self.mode[here[ended]] = found.mode[ended]
+            self.failed[here] = found.failed
+            self.going[here] = ~ended
+            place = place[~ended]
+        self.observed[rows, event + 1] = history
+
+    def feedback(self) -> Tensor:
+        """[N, S] float64: the reward of every decision."""
+        return torch.where(self.failed[:, None], torch.nan, self.reward)
+
+    def outcomes(self) -> Tensor:
+        """[N, 5] float64: return, decisions, whether it was cut, success, mode."""
+        count = (~self.reward.isnan()).sum(dim=1).double()
+        total = self.feedback().nansum(dim=1)
+        return torch.stack([total, count, self.truncated.double(), self.success, self.mode.double()], dim=1)
+
+    def episodes(self) -> Episodes:
+        """The record. An episode whose environment failed has no decision to learn from."""
+        alive = ~self.reward.isnan() & ~self.failed[:, None]
+        kernel = {"dynamics": self._kernel[0], "guidance": self._kernel[1]}
+        return Episodes(self.observed, self.actions, alive, self.truncated, **self._chain, **kernel)

@@ -1,0 +1,83 @@
+"""An environment for toys: a point on a plane whose place is the action itself, and rewards for being near the first of
+three modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+
+from flowrl.models.control.cloning import clone
+from flowrl.models.control.load import CriticNetwork
+from flowrl.models.control.network import ControlNetwork
+from flowrl.models.control.policy import ControlConfig, ControlPolicy
+from flowrl.types import Prompt
+
+MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
+DECISIONS = 2
+"""Of an episode that goes well; an action far from all modes ends it."""
+
+
+class Plane:
+    """An observation is the seed's noise and how many decisions were made. Each decision pays up to a half."""
+
+    observation_size, action_size = 2, 2
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def reset(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> np.ndarray:
+        """[N, 2]"""
+        self._own = np.array([np.random.default_rng(seed).normal() for seed in seeds])
+        self._time = np.zeros(len(seeds))
+        return self._observed(np.arange(len(seeds)))
+
+    def step(self, actions: np.ndarray, rows: np.ndarray):
+        """Rewards by distance; a second decision is cut by the time limit."""
+        self._time[rows] += 1
+        away = np.linalg.norm(actions[:, None] - MODES, axis=2)
+        reward = 0.5 * np.exp(-(away[:, 0] ** 2) / 4)
+        lost = away.min(axis=1) > 3
+        known = {"success": (away[:, 0] < 1).astype(float), "mode": away.argmin(axis=1)}
+        return self._observed(rows), reward, lost, self._time[rows] >= DECISIONS, known
+
+    def _observed(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self._own[rows], self._time[rows]], axis=1)
+
+
+def make(count: int) -> Plane:
+    """As a config names it: ``tests.contract.toy_environment:make``."""
+    return Plane(count)
+
+
+CONFIG = ControlConfig(observation=2, action=2, chunk=1, width=32, depth=2, steps=8)
+
+
+@cache
+@torch.enable_grad()
+def _cloned() -> ControlNetwork:
+    generator = torch.Generator().manual_seed(0)
+    observed = torch.randn(600, 2, generator=generator)
+    modes = torch.from_numpy(MODES).float()[torch.randint(3, (600,), generator=generator)]
+    chunks = modes + 0.3 * torch.randn(600, 2, generator=generator)
+    return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
+
+
+def toy_policy(critic: bool = True) -> ControlPolicy:
+    """A flow with three modes."""
+    network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
+    network.load_state_dict(_cloned().state_dict())
+    return ControlPolicy(CONFIG, network, CriticNetwork(2, 32, 2) if critic else None, None, torch.device("cpu"))
+
+
+def demonstrations(count: int, seed: int) -> list[Prompt]:
+    """Episodes in which both actions are near the first mode, as columns of prompts."""
+    numbers = np.random.default_rng(seed)
+    found = []
+    for index in range(count):
+        own, actions = numbers.normal(), MODES[0] + 0.3 * numbers.normal(size=(DECISIONS, 2))
+        seen = [[own, float(time)] for time in range(DECISIONS)]
+        found.append(Prompt("ab"[index % 2], index, {"observed": seen, "action": actions.tolist()}))
+    return found
