@@ -30,6 +30,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.estimators.tokens": "causal",
     "flowrl.samplers.episodes": "control",
     "flowrl.samplers.gaussian": "control",
+    "flowrl.samplers.demonstrations": "control",
     "flowrl.estimators.episodes": "control",
     "flowrl.estimators.gaussian": "control",
     "flowrl.estimators.ratings": "reward",

@@ -69,6 +69,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.alternating",
             "flowrl.samplers.episodes",
             "flowrl.samplers.gaussian",
+            "flowrl.samplers.demonstrations",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),

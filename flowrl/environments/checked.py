@@ -64,7 +64,7 @@ class CheckedEnvironment:
         except Exception as error:  # whatever a user's environment raises
             self._fail("reset", error)
             return torch.zeros(count, self._sizes[0]), torch.ones(count, dtype=torch.bool)
-        broken = ~np.isfinite(observed).all(axis=1)
+        broken = np.asarray(~np.isfinite(observed).all(axis=1))
         self._refuse("reset", broken, "observation")
         return torch.from_numpy(np.where(broken[:, None], 0, observed).astype(np.float32)), torch.from_numpy(broken)
 

@@ -51,7 +51,8 @@ class GaussianActions:
         action = put(rows.action[:, 0], policy.device)
         for name in references:
             with policy.using(name) as other:
-                extra[name] = self._logp(*other.gaussian(condition), action)
+                mean, log_std = other.gaussian(condition)
+                extra[name] = self._logp(mean, log_std, action)
         mean, log_std = policy.gaussian(condition)
         logp = self._logp(mean, log_std, action)
         found = {f"log_ratio/{name}": (logp.detach() - value)[:, None] for name, value in extra.items()}

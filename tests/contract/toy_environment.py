@@ -70,3 +70,14 @@ def toy_policy(critic: bool = True) -> ControlPolicy:
     network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
     network.load_state_dict(_cloned().state_dict())
     return ControlPolicy(CONFIG, network, CriticNetwork(2, 32, 2) if critic else None, None, torch.device("cpu"))
+
+
+def demonstrations(count: int, seed: int) -> list[Prompt]:
+    """Episodes in which both actions are near the first mode, as columns of prompts."""
+    numbers = np.random.default_rng(seed)
+    found = []
+    for index in range(count):
+        own, actions = numbers.normal(), MODES[0] + 0.3 * numbers.normal(size=(DECISIONS, 2))
+        seen = [[own, float(time)] for time in range(DECISIONS)]
+        found.append(Prompt("ab"[index % 2], index, {"observed": seen, "action": actions.tolist()}))
+    return found

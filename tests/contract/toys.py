@@ -23,13 +23,14 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.demonstrations import Demonstrations
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.samplers.mixed import Mixed
 from flowrl.samplers.recorded import MakesNothing, Recorded
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
-from tests.contract.toy_environment import toy_policy
+from tests.contract.toy_environment import demonstrations, toy_policy
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "brpo": {"budgets": (1, 2), "answers": 2, "think_end": "2", "cut": "", "bridge": ""},
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
+    "diffusion_policy": {"length": 3},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -111,9 +113,9 @@ OF_EACH_KIND = (
 """Presets that stand for the others in quick tests."""
 
 
-def thorough(names: list[str]) -> list[Any]:
+def thorough(names: list[str], quick: tuple[str, ...] = OF_EACH_KIND) -> list[Any]:
     """The names as parameters of a test, those that others stand for among the slow tests."""
-    return [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
 def spec_of(variant: str) -> dict[str, Any]:
@@ -144,24 +146,28 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
     if kind == "masked" and {"family", "draws"} <= set(known_options(name)):
         sizes["draws"] = 2
     algorithm = composition.build({**sizes, **spec})
+    if kind == "control":
+        return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     if is_recorded(algorithm):
         changes = {"diffusion": {"steps": steps}, "masked": SIZES["masked"]}.get(kind, {})
         sampler: Any = algorithm.sampler
         return replace(algorithm, sampler=replace(sampler, sampler=replace(sampler.sampler, **changes)))
-    if kind in ("diffusion", "control"):
+    if kind == "diffusion":
         return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     return algorithm
 
 
 def is_recorded(algorithm: Algorithm) -> bool:
     """Whether it reads its samples from a data set."""
-    return isinstance(algorithm.sampler, Recorded)
+    return isinstance(algorithm.sampler, Recorded | Demonstrations)
 
 
 def records(algorithm: Algorithm, policy: Any, count: int, iteration: int, seed: int) -> list[Prompt]:
     """Prompts with samples in the columns that the algorithm reads: what the policy's reference would make, the better
     ones first, and their rewards (as labels: above the median or not) in the columns of ratings."""
     sampler: Any = getattr(algorithm.sampler, "data", algorithm.sampler)
+    if isinstance(sampler, Demonstrations):
+        return sampler.prepared(demonstrations(count, derive(seed, "records", iteration)), "toys")
     alone = len(sampler.columns) == 1 and not sampler.ratings
     each = 8 if alone else len(sampler.columns)  # demonstrations are the best of eight
     texts = [PROMPTS[index % len(PROMPTS)] for index in range(count) for _ in range(each)]
@@ -197,7 +203,7 @@ def small_sampler(sampler: Any, steps: int) -> Any:
         candidates = None if sampler.candidates is None else (0, 2)
         siblings = min(sampler.siblings, 4)
         return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
-    if isinstance(sampler, EpisodeSampler):
+    if isinstance(sampler, EpisodeSampler | Demonstrations):
         return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
     return sampler if isinstance(sampler, GaussianSampler) else replace(sampler, steps=steps)
 

@@ -18,6 +18,7 @@ from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
 
 release("ppo_gaussian", "vwxyzjn/cleanrl 016ca33, ppo_continuous_action.py")
+release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
 
 
@@ -215,3 +216,26 @@ def test_fpo_control_gradient() -> None:
     a: Any = composition.build({"use": "fpo", "family": "control"})
     assert a.estimator.average and a.estimator.estimator.draws == 8 and a.sampler.sampler.steps == 10
     assert (a.token_advantage[0].gamma, a.objective.low, a.regularizers[0].weight) == (0.995, 0.05, 0.5)
+
+
+@cell("diffusion_policy", "loss, gradient", "equal", "mean squared error of the prediction, over all steps of the data")
+def test_diffusion_policy_gradient() -> None:
+    m = made("diffusion_policy")
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.policy, m.iteration.rollout.seeds)
+    clean, noise, t = rows.inner.clean[:, 0], rows.inner.noise[:, 0], rows.inner.t[:, 0]
+    wide = t[:, None, None]
+    v = m.policy.velocity(((1 - wide) * clean + wide * noise).float(), t, m.seen())
+    wanted = m.gradient_of((v - (noise - clean)).double().square().mean())
+    assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
+
+
+@cell(
+    "diffusion_policy",
+    "defaults",
+    "deviation",
+    "a flow, chunks executed whole, 10 steps",
+    reason="kind, history, chunk and steps are the model's; the paper: 2 observations, 16 actions, 8 of them executed",
+)
+def test_diffusion_policy_settings() -> None:
+    a: Any = composition.build("diffusion_policy")
+    assert a.sampler.sampler.sampler.steps == 10 and a.redraw and a.estimator.estimator.draws == 1

@@ -25,6 +25,7 @@ from flowrl.models.control.load import load_control, new_network, save_control
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.episodes import DecisionRewards, EpisodeGAE, StepClip, gae
 from flowrl.samplers.chunks import sample
+from flowrl.samplers.demonstrations import Demonstrations
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
@@ -395,3 +396,22 @@ def test_evaluation_reads_what_came_of_episodes() -> None:
     found = suite.score(made.samples).measures
     again = sample(episodes, policy, policy.condition([Prompt("p", 0)] * 6), drawn(), 9).final
     assert torch.equal(found["success"], again[:, 3]) and torch.equal(found["episode_decisions"], again[:, 1])
+
+
+def test_demonstrations_are_read_with_their_history_and_what_followed() -> None:
+    """Three steps, history 2 and chunks of 2: the first observation and the last action are repeated at the ends."""
+    config = ControlConfig(observation=1, action=1, chunk=2, history=2, width=8, depth=1)
+    network = new_network(config)
+    network.actions.std.fill_(2.0)
+    policy = ControlPolicy(config, network, None, None, torch.device("cpu"))
+    columns = {"observed": [[1.0], [2.0], [3.0]], "action": [[10.0], [20.0], [30.0]]}
+    sampler, draw = Demonstrations(length=4), drawn(1, columns)
+    assert sampler.prepared(draw.prompts, "data") == list(draw.prompts)
+    trace = sampler(policy, policy.condition(draw.prompts), draw).trace
+    assert isinstance(trace, Episodes) and trace.alive.tolist() == [[True, True, True, False]]
+    assert trace.observed[0, :3, :, 0].tolist() == [[1, 1], [1, 2], [2, 3]]
+    assert trace.actions[0, :3, :, 0].tolist() == [[5, 10], [10, 15], [15, 15]]  # standardised
+    long = {**columns, "action": [[1.0]] * 4}
+    for broken, message in (({}, "KeyError"), (long, r"shapes are \[3, 1\] and \[4, 1\]")):
+        with pytest.raises(UserError, match=r"data, prompt 1: an episode has the columns .*" + message):
+            sampler.prepared(drawn(1, broken).prompts, "data")

@@ -21,13 +21,13 @@ WAYS = tuple(product(*map(range, GAPS)))
 """The 24 ways, as the gap of each row from the left."""
 
 
-def obstacles(row: int) -> NDArray[np.float64]:
+def obstacles(row: int) -> NDArray[np.floating]:
     """Places across of the obstacles of a row, those at its ends included."""
     count = INNER[row] + 2
     return (np.arange(count) - (count - 1) / 2) * SPACING
 
 
-def gap_centre(row: int, gap: int | NDArray[np.int64]) -> NDArray[np.float64]:
+def gap_centre(row: int, gap: int | NDArray[np.int64]) -> NDArray[np.floating]:
     """Where a gap's middle is."""
     return obstacles(row)[0] + SPACING * (np.asarray(gap) + 0.5)
 
