@@ -18,11 +18,22 @@ from flowrl.score.given import GivenReward
 from flowrl.session import Session
 from flowrl.train import iterate
 from flowrl.types import OneProcess, Prompt, Ranks
-from tests.contract.toys import GROUP, MODES, PROMPTS, family, is_recorded, records, small, spec_of, start, variants
+from tests.contract.toys import (
+    GROUP,
+    MODES,
+    PROMPTS,
+    family,
+    is_recorded,
+    records,
+    small,
+    spec_of,
+    start,
+    thorough,
+    variants,
+)
 from tests.launching import settled
 from tests.threads import in_threads
 
-QUICK = ("dpo", "flow_grpo", "grpo")
 UNEVEN = 3
 """Groups, of which one process has two."""
 ITERATIONS, UPDATES = 2, 2
@@ -113,11 +124,7 @@ def run(sessions: list[Session], ranks: Ranks) -> tuple[list[Tensor], list[dict[
     return [*gradients, torch.cat(weights)], metrics, held
 
 
-def quickly(names: list[str]) -> list[Any]:
-    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", quickly(variants()))
+@pytest.mark.parametrize("name", thorough(variants(), quick=("dpo", "flow_grpo", "grpo")))
 def test_two_processes_are_one(name: str, tmp_path: Any) -> None:
     make = partial(session_of, name, str(tmp_path))
     wanted, told, alone = run([make()], OneProcess())
