@@ -12,7 +12,7 @@ from flowrl.clients.results import as_scores
 from flowrl.errors import UserError
 from flowrl.score.reward_function import AdaptedReward
 from flowrl.scorers.videos import spaced_frames
-from flowrl.types import Samples
+from flowrl.types import Prompt, Samples
 
 
 class PerFrame(AdaptedReward):
@@ -48,5 +48,5 @@ def frames_of(samples: Samples, count: int, name: str) -> Samples:
         what = "texts" if videos is None else f"images [N, {', '.join(map(str, videos.shape[1:]))}]"
         raise UserError(f"reward {name!r} scores frames={count} of videos, and the model makes {what}; remove frames")
     some = spaced_frames(videos, count)
-    prompts: Sequence = [prompt for prompt in samples.prompts for _ in range(some.shape[1])]
+    prompts: Sequence[Prompt] = [prompt for prompt in samples.prompts for _ in range(some.shape[1])]
     return replace(samples, prompts=prompts, images=some.flatten(0, 1), completions=None, feedback=None)

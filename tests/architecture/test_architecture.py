@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,8 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path).removesuffix(".__init__"): path for path in FILES}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Modules of this repository that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -63,7 +65,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level and node.module, f"{path}: a relative import in line {node.lineno}"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {module for name in found if (module := _module_of(name))}
+    return frozenset(module for name in found if (module := _module_of(name)))
 
 
 def _module_of(name: str) -> str:

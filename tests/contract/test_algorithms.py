@@ -28,7 +28,7 @@ ALL = variants()
 ONE_OF_EACH_QUICKLY = thorough(ALL)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ONE_OF_EACH_QUICKLY)
 def test_ratio_is_one_before_the_first_update(name: str) -> None:
     algorithm = small(name)
     policy = start(algorithm)
@@ -142,7 +142,7 @@ TOY = {
 RATES = {"masked": 0.05, "causal": 0.05, "reward": 0.05, "diffusion": 0.02, "control": 0.001}
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_QUICKLY)
+@pytest.mark.parametrize("name", thorough(ALL, quick=("draft", "dpo", "flow_grpo", "grpo", "spg")))
 def test_learns_its_toy(name: str) -> None:
     """The reward is the indicator of one of three modes: every method must raise it well above the base's third."""
     algorithm = small(name, 8, **TOY.get(name, {}))

@@ -18,11 +18,22 @@ from flowrl.score.given import GivenReward
 from flowrl.session import Session
 from flowrl.train import iterate
 from flowrl.types import OneProcess, Prompt, Ranks
-from tests.contract.toys import GROUP, MODES, PROMPTS, family, is_recorded, records, small, spec_of, start, variants
+from tests.contract.toys import (
+    GROUP,
+    MODES,
+    PROMPTS,
+    family,
+    is_recorded,
+    records,
+    small,
+    spec_of,
+    start,
+    thorough,
+    variants,
+)
 from tests.launching import settled
 from tests.threads import in_threads
 
-QUICK = ("dpo", "flow_grpo", "grpo")
 UNEVEN = 3
 """Groups, of which one process has two."""
 ITERATIONS, UPDATES = 2, 2
@@ -72,6 +83,8 @@ def session_of(variant: str, where: str) -> Session:
     specs: list[Any] = ["feedback"]
     if is_recorded(algorithm):
         group = algorithm.sampler.group  # type: ignore[attr-defined]
+    elif kind == "control":
+        specs = ["episode_return"]  # the environment's own
     else:
         kinds = getattr(algorithm.advantage, "rewards", 1)
         every = [GivenReward.of(reward_of(kind, 1 + n), f"toy{n}") for n in range(kinds)]
@@ -80,7 +93,7 @@ def session_of(variant: str, where: str) -> Session:
     config = Config.of({
         "name": "toy",
         "out": where,
-        "model": {"path": "shapes" if kind == "diffusion" else "countdown"},
+        "model": {"path": {"diffusion": "shapes", "control": "avoid"}.get(kind, "countdown")},
         "algorithm": spec_of(variant),
         "data": {"prompts": len(prompts), "group": group, "test": None},
         "rewards": specs,
@@ -111,11 +124,7 @@ def run(sessions: list[Session], ranks: Ranks) -> tuple[list[Tensor], list[dict[
     return [*gradients, torch.cat(weights)], metrics, held
 
 
-def quickly(names: list[str]) -> list[Any]:
-    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", quickly(variants()))
+@pytest.mark.parametrize("name", thorough(variants(), quick=("dpo", "flow_grpo", "grpo")))
 def test_two_processes_are_one(name: str, tmp_path: Any) -> None:
     make = partial(session_of, name, str(tmp_path))
     wanted, told, alone = run([make()], OneProcess())

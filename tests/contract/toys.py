@@ -113,9 +113,9 @@ OF_EACH_KIND = (
 """Presets that stand for the others in quick tests."""
 
 
-def thorough(names: list[str]) -> list[Any]:
+def thorough(names: list[str], quick: tuple[str, ...] = OF_EACH_KIND) -> list[Any]:
     """The names as parameters of a test, those that others stand for among the slow tests."""
-    return [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
 def spec_of(variant: str) -> dict[str, Any]:

@@ -16,15 +16,16 @@ from flowrl.session import Session, open_session
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from tests import fakegpu
-from tests.contract.toys import taken
+from tests.contract.toys import known_options, taken
 from tests.device.commands import watched
 from tests.launching import settled
 
-WORLDS = {"diffusion": "shapes", "causal": "countdown", "masked": "sudoku"}
+WORLDS = {"diffusion": "shapes", "causal": "countdown", "masked": "sudoku", "reward": "countdown"}
 SIZES: dict[str, dict[str, Any]] = {
     "diffusion": {"sampler": {"steps": 4}},
     "causal": {"length": 8},
     "masked": {"length": 16, "steps": 4, "block": 8},
+    "reward": {"length": 24},
 }
 
 
@@ -50,6 +51,9 @@ def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
         sizes["hints"] = 2
     if preset == "tracerl":
         sizes["merge"] = 2
+    guidance = known_options(preset).get("guidance")
+    if guidance is not None and guidance.default not in (None, guidance.empty):
+        sizes["guidance"] = 1.0  # the pipeline is loaded without
     sizes |= TREES.get(preset, {})
     if preset in ("flow_grpo_fast", "mix_grpo"):  # whose windows need room
         sizes["sampler"] = {"steps": 8}
@@ -62,6 +66,8 @@ def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
         "optimizer": {"lr": 1e-3},
         "train": {"iterations": 1, "updates": 2, "micro_batch": 4, "sample_batch": 8, "threads": 1},
     }
+    if family == "reward":
+        made["data"] |= {"train": f"{world}:pairs_test", "test": f"{world}:pairs_test", "group": 2}
     if family == "diffusion":
         made["model"]["call"] = {"guidance_scale": 1.0}
     for section, values in changes.items():

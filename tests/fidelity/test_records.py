@@ -122,6 +122,19 @@ def test_bvpo_gradient(share: float, empty: list[str]) -> None:
     assert alike(t.gradient, t.gradient_of(loss))
 
 
+@cell(
+    "bvpo",
+    "defaults",
+    "deviation",
+    "both gradients share evenly; DPO's beta .1",
+    reason="the paper's experiments do not report the share, and there is no code",
+)
+def test_bvpo_defaults() -> None:
+    made = composition.build("bvpo")
+    assert made.combination is not None and made.combination(torch.eye(2).double()).tolist() == [1.0, 1.0]
+    assert made.objective.beta == 0.1
+
+
 @cell("bvpo", "data", "option", "empty_columns are the paper's: pairs of answers made with reasoning switched off")
 def test_bvpo_pairs_without_reasoning() -> None:
     made = composition.build({"use": "bvpo", "empty_columns": ["a", "b"]}).sampler

@@ -22,7 +22,7 @@ class Fault:
     edits: tuple[tuple[str, str], ...]
 
 
-ADVANTAGE = "algorithm.advantage(batch.scores, session.memory)"
+ADVANTAGE = "learned.advantage(algorithm, session.memory)"
 RATE = "options.lr * self._schedule()"
 KEPT = "if session.config.train.staleness:\n        session.policy.update_ema"
 SAMPLES = "if version == at else _name(version)"

@@ -92,7 +92,7 @@ def test_the_run_directory_is_that_of_one_process(undisturbed: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_is_named(undisturbed: Path, tmp_path: Path, rank: int) -> None:
-    prepare(tmp_path)
+    prepare(tmp_path, "time.sleep(0.1)")  # however fast a machine is, three iterations are left
     launcher = start(tmp_path, 2)
     wait_for(lambda: iterations(tmp_path) >= 2 + rank, launcher)
     time.sleep(random.random() * 0.3)  # somewhere in an iteration, a save or an evaluation
@@ -131,7 +131,7 @@ def test_what_was_finished_before_a_rank_died_is_saved(undisturbed: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named(undisturbed: Path, tmp_path: Path) -> None:
-    prepare(tmp_path)
+    prepare(tmp_path, "time.sleep(0.1)")
     launcher = start_and_iterate(tmp_path)
     processes = ranks_of(launcher)
     os.kill(processes[1], signal.SIGSTOP)
@@ -179,7 +179,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_no_processes(tmp_path: Path) -> None:
-    prepare(tmp_path)
+    prepare(tmp_path, "time.sleep(0.1)")
     launcher = start_and_iterate(tmp_path)
     processes = ranks_of(launcher)
     launcher.kill()

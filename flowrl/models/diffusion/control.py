@@ -68,7 +68,8 @@ class Controlled(nn.Module):
     def _check_same(self, stand_in: dict[str, Any], given: dict[str, Any]) -> None:
         """Raise `UserError` unless the ControlNet was called with the denoiser's latents and time, where it is a
         pipeline that has just called it, and not a replay."""
-        noted: dict[str, Any] = self.controlnet.forward.keywords["noted"]
+        noting: Any = self.controlnet.forward
+        noted: dict[str, Any] = noting.keywords["noted"]
         if noted.pop("stand_in", None) is not stand_in:
             return
         for key, value in noted.items():
