@@ -1,8 +1,9 @@
-"""An imperfect scorer of the shapes world: a small network that learned from noisy labels of the base's own pictures.
+"""Imperfect scorers of the shapes world: small networks that learned from noisy labels of the base's own pictures.
 
-``python -m benchmarks.evidence.imperfect`` trains it (80 seconds on one thread), says how good it is on clean held-out
-pictures, and writes ``imperfect.safetensors``, which the reward reads. It has a gradient, so that it can be followed
-directly; and because it has seen the base's samples alone, it can be led where it knows nothing.
+``python -m benchmarks.evidence.imperfect imperfect`` trains one (40 seconds on one thread), says how good it is on
+pictures for held-out prompts, with right labels, and writes ``imperfect.safetensors``, which the reward reads;
+``judge`` trains one with more pictures and fewer wrong labels (80 seconds). A scorer has a gradient, so that it can be
+followed directly; and because it has seen the base's samples alone, it can be led where it knows nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,13 +26,22 @@ from flowrl.worlds.images.scenes import CLASSES, COLORS, RELATIONS, Metadata
 from flowrl.worlds.shapes import BASE, prompts
 from flowrl.worlds.shapes.verifier import score
 
-WEIGHTS = Path(__file__).parent / "imperfect.safetensors"
+
+@dataclass(frozen=True)
+class Schooling:
+    """What a scorer has learned from."""
+
+    pictures: int
+    wrong: float
+    """Share of the labels that are."""
+    epochs: int
+
+
+SCORERS = {"imperfect": Schooling(2000, 0.25, 40), "judge": Schooling(6000, 0.15, 30)}
 CLAUSES = 2
 """Of the metadata, at most."""
 WIDE = len(CLASSES) + len(COLORS) + 4 + len(RELATIONS)
-FLIPPED = 0.15
-"""Share of the labels that are wrong."""
-PICTURES, EPOCHS, BATCH, RATE = 6000, 30, 128, 3e-3
+BATCH, RATE, SEED = 128, 3e-3, 0
 
 
 class Scorer(nn.Module):
@@ -69,15 +80,23 @@ def asked_for(include: Sequence[Sequence[Metadata]]) -> Tensor:
     return torch.tensor([encoded(each) for each in include])
 
 
+def _weights(which: str) -> Path:
+    return Path(__file__).parent / f"{which}.safetensors"
+
+
 @cache
-def _loaded() -> Scorer:
+def _loaded(which: str) -> Scorer:
     scorer = Scorer()
-    scorer.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
+    scorer.load_state_dict({name: value.float() for name, value in load_file(_weights(which)).items()})
     return scorer.requires_grad_(False).eval()
 
 
 class Imperfect:
-    """How probable the scorer finds it that a picture shows what its metadata asks for. [N] in [0, 1]"""
+    """How probable a scorer finds it that a picture shows what its metadata asks for. [N] in [0, 1]"""
+
+    def __init__(self, which: Literal["imperfect", "judge"] = "imperfect") -> None:
+        self._which = which
+        self.version = f"{which}:1"
 
     def __call__(self, images: Tensor, prompts: Sequence[str], **columns: Sequence[Any]) -> Tensor:
         """Without a gradient; ``include`` is needed."""
@@ -86,29 +105,33 @@ class Imperfect:
 
     def gradient(self, images: Tensor, prompts: Sequence[str], **columns: Sequence[Any]) -> Tensor:
         """With a gradient to the images."""
-        return _loaded()(images, asked_for(columns["include"]).to(images)).sigmoid()
+        return _loaded(self._which)(images, asked_for(columns["include"]).to(images)).sigmoid()
 
 
-def train(seed: int = 0) -> dict[str, float]:
-    """Train the scorer on samples of the base for training prompts, a share of whose strict labels is wrong: each as
+def train(which: str) -> dict[str, float]:
+    """Train a scorer on samples of the base for training prompts, a share of whose strict labels is wrong: each as
     an answer to its own prompt and, at half the weight, to another one. Returns what it is worth on samples of the base
     for held-out prompts, whose labels are right."""
     from diffusers import StableDiffusion3Pipeline
 
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
+    of = SCORERS[which]
+    torch.manual_seed(SEED)
+    rng = random.Random(SEED)
     pipe = StableDiffusion3Pipeline.from_pretrained(BASE, dtype=torch.float32)
     known, held = prompts("train"), prompts("test")
-    rows, tests = [rng.choice(known) for _ in range(PICTURES)], [row for row in held for _ in range(12)]
+    rows, tests = [rng.choice(known) for _ in range(of.pictures)], [row for row in held for _ in range(12)]
     others = [rng.choice(known) for _ in rows]
-    images, clean = sample(pipe, rows, seed, steps=8), sample(pipe, tests, seed + 1, steps=8)
-    told = [(_asked(of), _flipped(_strict(images, of)), weight) for of, weight in ((rows, 1.0), (others, 0.5))]
+    images, clean = sample(pipe, rows, SEED, steps=8), sample(pipe, tests, SEED + 1, steps=8)
+    told = [
+        (_asked(asked), _flipped(_strict(images, asked), of.wrong), weight)
+        for asked, weight in ((rows, 1.0), (others, 0.5))
+    ]
     right = _strict(clean, tests)
     scorer = Scorer()
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=RATE, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * (PICTURES // BATCH))
-    for _ in range(EPOCHS):
-        for part in torch.randperm(PICTURES)[: PICTURES // BATCH * BATCH].view(-1, BATCH):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=of.epochs * (of.pictures // BATCH))
+    for _ in range(of.epochs):
+        for part in torch.randperm(of.pictures)[: of.pictures // BATCH * BATCH].view(-1, BATCH):
             moved = tuple(torch.randint(-1, 2, (2,)).tolist())
             seen = torch.roll(images[part] + 0.03 * torch.randn_like(images[part]), moved, (2, 3))
             loss = torch.stack([w * _entropy(scorer(seen, a[part]), label[part]) for a, label, w in told]).sum()
@@ -116,10 +139,10 @@ def train(seed: int = 0) -> dict[str, float]:
             loss.backward()
             optimizer.step()
             schedule.step()
-    save_file({name: value.half().contiguous() for name, value in scorer.state_dict().items()}, WEIGHTS)
+    save_file({name: value.half().contiguous() for name, value in scorer.state_dict().items()}, _weights(which))
     _loaded.cache_clear()
     with torch.no_grad():
-        said = _loaded()(clean, _asked(tests))
+        said = _loaded(which)(clean, _asked(tests))
     above = said[right == 1][:, None] - said[right == 0][None]
     return {
         "accuracy": float(((said > 0).float() == right).float().mean()),
@@ -138,8 +161,8 @@ def _strict(images: Tensor, rows: Sequence[Metadata]) -> Tensor:
     return score(images, rows)[0].float()
 
 
-def _flipped(labels: Tensor) -> Tensor:
-    return torch.where(torch.rand(len(labels)) < FLIPPED, 1 - labels, labels)
+def _flipped(labels: Tensor, wrong: float) -> Tensor:
+    return torch.where(torch.rand(len(labels)) < wrong, 1 - labels, labels)
 
 
 def _asked(rows: Sequence[Metadata]) -> Tensor:
@@ -148,9 +171,10 @@ def _asked(rows: Sequence[Metadata]) -> Tensor:
 
 def main() -> None:
     """The command."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=list(SCORERS))
     torch.set_num_threads(1)
-    for name, value in train().items():
+    for name, value in train(parser.parse_args().which).items():
         print(f"{name}: {value:.3f}")
 
 

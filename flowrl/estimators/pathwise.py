@@ -63,8 +63,9 @@ class Replay:
     It needs states of a window `flowrl.samplers.windows.LastSteps`. Noise that the sampler added is added again.
     ``logp = -|state after a step - recorded one|^2``, 0 before the first update: the check of the ratio is one of the
     replay. ``kl/<set>`` is the KL of the steps' kernels per latent element (0 for a step without noise; not measured
-    where none has any), ``prediction/<set>`` the mean squared difference of velocities, both at the states of the
-    replay, through which alone the live weights' gradient runs, not the weight set's.
+    where none has any), ``prediction/<set>`` the mean squared difference of velocities, ``norm_growth/<set>`` |v| /
+    |v_set| - 1, all at the states of the replay, through which alone the live weights' gradient runs, not the weight
+    set's.
 
     first: where it begins: at the first ``recorded`` step, at a ``random`` one, uniform or, with ``around`` and
         ``spread`` (shares of the recorded steps), normal; or at the ``last``, the judged step alone.
@@ -186,6 +187,8 @@ class Replay:
         for name, other in frozen.items():
             apart = made.velocities - other
             extra[f"prediction/{name}"] = mean_square(apart, 2)
+            growth = squared_norm(made.velocities, 2) / squared_norm(other, 2).clamp(min=1e-30)
+            extra[f"norm_growth/{name}"] = growth.sqrt() - 1
             if bool(noisy.any()):
                 ratio = put(torch.where(s > 0, b / s, 0.0), made.miss)
                 extra[f"kl/{name}"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowrl.parts.penalty_weights import Doubted
 from flowrl.startup.memory import device_kind
 from flowrl.startup.preflight import CheckedRun
 from flowrl.worlds import world_names
@@ -9,7 +10,14 @@ from flowrl.worlds import world_names
 
 def doubts(run: CheckedRun) -> list[str]:
     """A sentence for each, with the key to change."""
-    found = (_seen_prompts(run), _repeated_prompts(run), _single_update(run), _full_precision(run))
+    found = (
+        _seen_prompts(run),
+        _repeated_prompts(run),
+        _single_update(run),
+        _full_precision(run),
+        _no_novelty(run),
+        _no_judge(run),
+    )
     return [sentence for sentence in found if sentence]
 
 
@@ -52,4 +60,29 @@ def _full_precision(run: CheckedRun) -> str:
     return (
         "model.dtype=float32, the default, on an accelerator: model.dtype=bfloat16, or float16, takes half the memory "
         "for the frozen network, and less time"
+    )
+
+
+def _no_novelty(run: CheckedRun) -> str:
+    """An advantage that looks for a watched reward, and would do without."""
+    wanted = getattr(run.algorithm.advantage, "novelty", None)
+    if wanted is None or wanted in {reward.name or reward.use for reward in run.config.rewards}:
+        return ""
+    return (
+        f"algorithm.advantage looks for a reward that is called {wanted!r}, and there is none, so that how unlike "
+        f"samples are counts nothing: add {{use: {wanted}, train: false}} to rewards, or one with name: {wanted}"
+    )
+
+
+def _no_judge(run: CheckedRun) -> str:
+    """A gate that would be open for all samples."""
+    gate = run.algorithm.penalty_weight
+    if not isinstance(gate, Doubted) or gate.judges:
+        return ""
+    watched = [reward for reward in run.config.rewards if not reward.factor]
+    if any((reward.name or reward.use) != gate.novelty for reward in watched):
+        return ""
+    return (
+        "algorithm.penalty_weight compares the reward with rewards that are watched, and there is none, so that the KL "
+        "holds all samples: add one with train: false, such as another scorer"
     )

@@ -16,7 +16,7 @@ from flowrl.session import Session, open_session
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from tests import fakegpu
-from tests.contract.toys import taken
+from tests.contract.toys import known_options, taken
 from tests.device.commands import watched
 from tests.launching import settled
 
@@ -51,6 +51,9 @@ def config(preset: str, device: str, **changes: Any) -> dict[str, Any]:
         sizes["hints"] = 2
     if preset == "tracerl":
         sizes["merge"] = 2
+    guidance = known_options(preset).get("guidance")
+    if guidance is not None and guidance.default not in (None, guidance.empty):
+        sizes["guidance"] = 1.0  # the pipeline is loaded without
     sizes |= TREES.get(preset, {})
     if preset in ("flow_grpo_fast", "mix_grpo"):  # whose windows need room
         sizes["sampler"] = {"steps": 8}

@@ -17,10 +17,12 @@ from flowrl.parts.novelty import NoveltyScaled, WithNovelty
 from flowrl.parts.penalty_weights import STATE, Doubted
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.session import open_session
+from flowrl.startup.doubts import doubts
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from flowrl.types import IncompatibleError, Scores
 from rewards.diversity import clusters, novelty, rarity
+from tests.contract.toys import disturb, roll, small, start
 
 
 def scores_of(rewards: list[list[float]], names: tuple[str, ...], group: list[int] | None = None) -> Scores:
@@ -162,3 +164,27 @@ def test_whole_iterations(name: str, tmp_path: Path) -> None:
     live, anchor = (session.policy.weights.sha256(name) for name in ("live", "anchor"))
     assert live != anchor and composition.build(spec).weight_sets == ("anchor",)
     assert session.memory[STATE]["seen"]
+
+
+def test_a_replay_measures_how_much_longer_velocities_are() -> None:
+    algorithm = small("draft", steps=4, regularizers=[{"use": "norm_guard", "weight": 2.0}])
+    policy = start(algorithm)
+    it = roll(algorithm, policy)
+    disturb(policy, 0.1)
+    rows = algorithm.estimator.probe(it.rollout, policy, it.rollout.seeds)
+    found = algorithm.estimator(policy, rows, it.rollout.condition, ("reference",))
+    x, t = it.rollout.trace.states[:, -2], rows.t[:, 0]  # K = 1: the last step's state is the recorded one
+    live = policy.velocity(x, t, it.rollout.condition)
+    with policy.using("reference") as asked:
+        frozen = asked.velocity(x, t, it.rollout.condition)
+    growth = live.norm(dim=1) / frozen.norm(dim=1) - 1
+    assert torch.allclose(found.extra["norm_growth/reference"][:, 0], growth.double(), atol=1e-5)
+    assert found.extra["norm_growth/reference"].requires_grad and bool((growth > 0).any())
+
+
+def test_the_doctor_says_what_a_guard_looks_for_in_vain() -> None:
+    values = CONFIG | {"algorithm": {"use": "gardo", "steps": 3}}
+    assert not [said for said in doubts(check_run(Config.of(values))) if "algorithm." in said]
+    said = doubts(check_run(Config.of(values | {"rewards": ["shapes"]})))
+    assert any("{use: novelty, train: false}" in sentence for sentence in said)
+    assert any("the KL holds all samples" in sentence for sentence in said)

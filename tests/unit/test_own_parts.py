@@ -76,6 +76,12 @@ class MyWeight:
 
 
 @dataclass(frozen=True)
+class MyPenaltyWeight:
+    def __call__(self, scores, memory):
+        return torch.ones(len(scores.group), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
 class MyMask:
     coupled: ClassVar[bool] = False
 
@@ -160,6 +166,7 @@ SPECS = {
     "selection": {"use": "flow_grpo", "selection": "mine.py:MySelection"},
     "replay": {"use": "flow_grpo", "replay": {"use": "mine.py:MyReplay", "groups": 2}},
     "loss_weight": {"use": "flow_grpo", "loss_weight": "mine.py:MyWeight"},
+    "penalty_weight": {"use": "flow_grpo", "penalty_weight": "mine.py:MyPenaltyWeight"},
     "loss_masks": {"use": "flow_grpo", "loss_masks": ["mine.py:MyMask"]},
     "combination": {"use": "flow_grpo", "combination": "mine.py:MySum"},
     "coefficients": {"use": "flow_grpo", "coefficients": ["mine.py:MyCoefficient"]},
