@@ -34,11 +34,13 @@ def gardo(
     kl: .04 for OCR, .07 for GenEval, .01 for FLUX. above, every: the reference becomes the live policy when the mean KL
         of the doubted samples is above the one, or after more iterations than the other. judges: see `Doubted`.
 
-    Differs: the released gate takes the samples that the reward rates *below* the judges (``penalty_weight: {rated:
-    below}`` has that), against the paper's and its own description. The KL is a mean over the doubted samples of an
+    As released, the gate takes the samples that the reward rates *below* the judges, against the paper's and its own
+    description: ``penalty_weight: {rated: above}`` holds those that the reward likes too much, which hacking is.
+
+    Differs: the KL is a mean over the doubted samples of an
     optimiser batch, not of nine. Its weight of a step, ``s / mean s``, is one of samples at the same step, so it is 1,
     and is left out. Of DiffusionNFT the release has the same gate on `Prediction`: ``{use: diffusion_nft,
-    penalty_weight: {use: doubted}}``.
+    penalty_weight: {use: doubted, rated: below}}``.
     """
     base = flow_grpo(clip=clip, kl=0.0, noise_level=noise_level, steps=steps, cfg_grad=cfg_grad, guidance=guidance)
     if not kl:
@@ -47,7 +49,7 @@ def gardo(
         base,
         advantage=NoveltyScaled(),
         regularizers=(KL(kl, to="anchor"),),
-        penalty_weight=Doubted(judges),
+        penalty_weight=Doubted(judges, rated="below"),
         ema_weights=(Ema("anchor", AtAge()),),
         coefficients=(Renewal(above=above, every=every),),
     )

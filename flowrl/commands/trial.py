@@ -127,7 +127,8 @@ def _unscored(sample: Samples, rewards: Rewards, plan: CheckedRun) -> Iterator[F
     prompts = _spread(plan.train.prompts)
     images = None if sample.images is None else sample.images.expand(len(prompts), *sample.images.shape[1:])
     texts = None if sample.completions is None else list(sample.completions) * len(prompts)
-    found = rewards.raw(Samples(prompts, images=images, completions=texts), torch.arange(len(prompts)))
+    said = None if sample.feedback is None else sample.feedback.expand(len(prompts), *sample.feedback.shape[1:])
+    found = rewards.raw(Samples(prompts, images, texts, said), torch.arange(len(prompts)))
     needs = {row.name: row.needs for row in list_rewards()}
     for reward, column in zip(rewards.rewards, found.T, strict=True):
         missing = column.isnan().nonzero()[:, 0].tolist()

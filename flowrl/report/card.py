@@ -34,6 +34,7 @@ TASKS = {
     "masked": "text-generation",
     "causal": "text-generation",
     "reward": "text-classification",
+    "control": "reinforcement-learning",
 }
 LIBRARIES = {"diffusers": "diffusers", "peft": "peft", "kohya": "diffusers"}
 
@@ -294,7 +295,9 @@ def _metadata(
         "base_model": base,
         "base_model_relation": None if base is None else "finetune" if export.to == "merged" else "adapter",
         "datasets": [data.split(":")[1]] if data.startswith("hf:") else None,
-        "library_name": LIBRARIES.get(export.to, "diffusers" if family == "diffusion" else "transformers"),
+        "library_name": LIBRARIES.get(
+            export.to, {"diffusion": "diffusers", "control": "flowrl"}.get(family, "transformers")
+        ),
         "pipeline_tag": task,
         "tags": [*tags, *([preset] if preset.isidentifier() else [])],
         "license": "apache-2.0" if world else licence and licence.name,

@@ -83,6 +83,8 @@ def session_of(variant: str, where: str) -> Session:
     specs: list[Any] = ["feedback"]
     if is_recorded(algorithm):
         group = algorithm.sampler.group  # type: ignore[attr-defined]
+    elif kind == "control":
+        specs = ["episode_return"]  # the environment's own
     else:
         kinds = getattr(algorithm.advantage, "rewards", 1)
         every = [GivenReward.of(reward_of(kind, 1 + n), f"toy{n}") for n in range(kinds)]
@@ -91,7 +93,7 @@ def session_of(variant: str, where: str) -> Session:
     config = Config.of({
         "name": "toy",
         "out": where,
-        "model": {"path": "shapes" if kind == "diffusion" else "countdown"},
+        "model": {"path": {"diffusion": "shapes", "control": "avoid"}.get(kind, "countdown")},
         "algorithm": spec_of(variant),
         "data": {"prompts": len(prompts), "group": group, "test": None},
         "rewards": specs,

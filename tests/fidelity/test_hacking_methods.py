@@ -84,7 +84,7 @@ def test_gardo_gradient() -> None:
     it = judged(trial("gardo", off=0.02, flat=False, clip=0.002, penalty_weight={"share": 0.2}))
     weight = it.algorithm.penalty_weight
     assert weight is not None
-    gate = released_gate(it.scores.rewards[:, :3], 0.2, -1)
+    gate = released_gate(it.scores.rewards[:, :3], 0.2, 1)
     assert 0 < int(gate.sum()) < len(gate)
     held = replace(it, scores=replace(it.scores, penalty_weight=weight(it.scores, {})))
     assert alike(held.gradient(), it.gradient_of(step_losses(it, gate, 0.002, 0.04, "anchor")))
@@ -106,13 +106,13 @@ def test_gardo_advantage() -> None:
 @cell(
     "gardo",
     "loss",
-    "deviation",
-    "the samples that the reward rates above its judges are held; `penalty_weight: {rated: below}` is the release",
-    reason="the paper holds those; the released ranks count from the best, so that the sign of their difference is "
-    "the other one",
+    "equal",
+    "the samples that the reward rates below its judges are held, as the released ranks have it; the paper's, those it "
+    "rates above them, by `penalty_weight: {rated: above}`",
 )
-def test_gardo_holds_what_is_overrated() -> None:
+def test_gardo_holds_what_the_release_holds() -> None:
     it = judged(trial("gardo", flat=False))
+    assert it.algorithm.penalty_weight == Doubted(rated="below")
     for rated, sign in (("above", -1), ("below", 1)):
         weight = Doubted(share=0.2, rated=rated)(it.scores, {})
         assert torch.equal(weight > 0, released_gate(it.scores.rewards[:, :3], 0.2, sign))
