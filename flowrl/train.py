@@ -90,7 +90,7 @@ def _iterate(session: Session, timer: PhaseTimer) -> tuple[dict[str, float], Sco
     with timer("monitor"):
         watched = check_training(session, batch.rollout, batch.samples, updated, batch.share)
     own = advantage[: len(batch.scores.group)]
-    described = describe_scores(batch.drawn, own) | learned.metrics
+    described = describe_scores(batch.drawn, own) | dict(learned.metrics)
     metrics = updated | beside | described | batch.metrics | dict(session.policy_metrics()) | watched
     metrics |= update_coefficients(algorithm, session.memory, metrics, session.progress.iteration)
     with timer("update"):

@@ -37,9 +37,14 @@ def bvpo(
         raise ValueError(f"columns={list(columns)}, empty_columns={list(empty_columns)}: a pair has two columns each")
     if not (empty_columns or trace_end):
         raise ValueError("trace_end='' ends no reasoning; give what stands behind it, such as </think>")
-    made = {} if empty_columns else {"trace_end": trace_end, "empty_trace": empty_trace}
+    ends = ("", "") if empty_columns else (trace_end, empty_trace)
     return Algorithm(
-        sampler=Recorded(sampler=CausalSampler(length=length), columns=(*columns, *empty_columns), **made),
+        sampler=Recorded(
+            sampler=CausalSampler(length=length),
+            columns=(*columns, *empty_columns),
+            trace_end=ends[0],
+            empty_trace=ends[1],
+        ),
         estimator=Tokens(),
         advantage=PairPerTrace(),
         objective=Preference(loss, beta, per_token=loss == "ipo"),

@@ -44,7 +44,7 @@ def ddrl(
         sampler=Mixed(sampler=own, columns=columns),
         estimator=Transitions(measure="unit", fraction=share, path_error=True),
         advantage=GroupCentred(eps=1e-4),
-        objective=BySource(Clipped(clip, clip), Denoised()),
+        objective=BySource(Clipped(clip, clip), Denoised()),  # pyright: ignore[reportArgumentType]  (properties for constants)
         aggregation=PerSource(share=data / (1 + data)),
         min_group=len(columns) + 2,
     )

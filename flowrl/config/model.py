@@ -28,6 +28,11 @@ FAMILY_KEYS: dict[Family, tuple[str, ...]] = {
     "reward": ("chat", "system"),
 }
 """Keys of ``model`` that only some families have."""
+NOT_OF_CONTROL = (
+    *("lora", "adapter", "merge_adapters", "trained_dtype", "gradient_checkpointing", "attention", "compile"),
+    *("quantize", "shard", "trust_remote_code"),
+)
+"""Those that all others have: small networks are trained whole."""
 TRAINED_WITH = ("critic", "prompt_cache", "decode_batch", "vae_slicing", "offload")
 """Those of them that only training needs, or the machine: an export does not remember them."""
 
@@ -206,7 +211,7 @@ class ModelConfig(Section):
 
     def unused_keys(self, family: Family) -> list[str]:
         """Keys that were set, but mean nothing for a family of models."""
-        others = _keys_of_others(family)
+        others = _keys_of_others(family) | set(NOT_OF_CONTROL if family == "control" else ())
         return sorted(key for key in others if getattr(self, key) != type(self).model_fields[key].default)
 
 

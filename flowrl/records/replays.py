@@ -63,9 +63,9 @@ class Ring:
         """Samples [k, ...] by the names of their tensors: ``row`` [k] of the file ``names[place]``. Raises
         `UserError`."""
         parts: dict[str, list[Tensor]] = {}
-        for number in place.unique().tolist():
+        for number in place.unique():
             rows = row[place == number].tolist()
-            with _opened(self.folder / names[number]) as file:
+            with _opened(self.folder / names[int(number)]) as file:
                 for key in file.keys():  # noqa: SIM118  (it is no mapping)
                     if not key.startswith(PAST):
                         held = file.get_slice(key)

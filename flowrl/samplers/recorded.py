@@ -141,8 +141,8 @@ class Recorded:
             bare = (draw.place >= len(self.columns)).tolist()
             texts = [self._untraced(text) if alone else text for text, alone in zip(texts, bare, strict=True)]
         if self.family == "reward":
-            whole = policy.read(draw.prompts, texts, self.length)
-            return policy.encode(texts, self.length)[0], TokenTrace(*whole, 1.0), None
+            tokens, mask = policy.read(draw.prompts, texts, self.length)
+            return policy.encode(texts, self.length)[0], TokenTrace(tokens, mask, 1.0), None
         tokens, mask = policy.encode(texts, self.length)
         said = mask.any(dim=1) & (mask & torch.isin(tokens, torch.tensor(policy.end_tokens))).any(dim=1)
         if self.ends == "all":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flowrl.composition import build, describe, own_code
 from flowrl.config import Config
@@ -29,7 +29,7 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     arguments = fitted.model.arguments(algorithm.family, algorithm.valued)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
-        load_adapter(policy, os.path.expanduser(config.model.adapter))
+        load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.origin = origin(config)
     return policy
 
@@ -48,7 +48,7 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     family = build(config.algorithm).family
     policy = load_policy(**{**config.model.arguments(family), "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
-        load_adapter(policy, os.path.expanduser(config.model.adapter))
+        load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved
     policy.weights.load(below(loaded.tensors, WEIGHTS))
     known = origin(config)

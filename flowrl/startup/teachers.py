@@ -158,11 +158,10 @@ def open_teachers(config: Config, policy: LoadedPolicy, algorithm: Algorithm) ->
 
 def _teach(config: Config, policy: LoadedPolicy, name: str, member: MemberConfig, key: str, family: str) -> None:
     """Make an adapter a weight set; the live weights are as before."""
-    network, adaptation = (
-        adapted(policy.network, policy.adaptation)
-        if isinstance(policy, DiffusionPolicy)
-        else (policy.network.model, policy.adaptation)
-    )
+    if isinstance(policy, DiffusionPolicy):
+        network, adaptation = adapted(policy.network, policy.adaptation)
+    else:
+        network, adaptation = cast(Any, policy.network).model, policy.adaptation
     adapter = _read(config, member, family)
     prefix = f"{LIVE}/"
     before = {k: v.clone() for k, v in policy.weights.state().items() if k.startswith(prefix)}

@@ -153,7 +153,8 @@ def adaptation_of(adaptation: Adaptation, network: nn.Module, name: str) -> Adap
 def rejoined(network: nn.Module, found: Sequence[nn.Module]) -> nn.Module:
     """Other denoisers, those of a copy of the pipeline, as one network like ``network``."""
     if isinstance(network, Stages):
-        return Stages(*found, network.boundary)
+        first, second = found
+        return Stages(first, second, network.boundary)
     return network.with_denoiser(found[0]) if isinstance(network, Controlled) else found[0]
 
 

@@ -52,6 +52,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """An untrained network."""
     torch.manual_seed(seed)
+    names = tokenizer.get_vocab()
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -62,8 +63,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
             max_position_embeddings=64,
             initializer_range=INITIAL,
             tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=names[PAD],
+            eos_token_id=names[EOS],
             bos_token_id=None,
         )
     )
@@ -72,7 +73,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 def pairs(vae: Vae, images: VQModel, words: PreTrainedTokenizerFast, mix: Mix, seed: int) -> dict[int, Tensor]:
     """Captions and their pictures' tokens as rows of ids, by the number of words."""
     rng, book, found = random.Random(seed), images.quantize.embedding.weight, defaultdict(list)
-    first = words.convert_tokens_to_ids("<image_0>")
+    first = words.get_vocab()["<image_0>"]
     for _ in range(PAIRS // 500):
         latents, captions = draw_pairs(500, rng, vae, mix)
         codes = torch.cdist(latents.permute(0, 2, 3, 1).flatten(0, 2), book).argmin(dim=1).view(-1, LENGTH)
