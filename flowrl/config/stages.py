@@ -93,8 +93,9 @@ def _check_keys(stage: Mapping[str, Any], where: str) -> None:
         if key in stage:
             raise UserError(f"{where}: a stage has no {key}; its folder is that of the whole, and its name")
     model = stage.get("model")
-    for key in SAME if isinstance(model, dict) else ():
-        if key in model:
+    given = model if isinstance(model, dict) else {}
+    for key in SAME:
+        if key in given:
             raise UserError(
                 f"{where}: model.{key} is the same in all stages, as each goes on with the weights of the one before; "
                 "give it once, beside stages"
