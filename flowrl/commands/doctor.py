@@ -35,6 +35,7 @@ EXTRAS = {
     "optimizers": ("prodigyopt",),
     "vllm": ("vllm",),
     "xformers": ("xformers",),
+    "control": ("gymnasium", "mujoco"),
 }
 """Modules of each extra; a test compares them with pyproject.toml."""
 GIB = 2**30

@@ -329,6 +329,24 @@ def test_environments_that_are_not_there(name: str, message: str) -> None:
         open_environment(name, 2)
 
 
+def test_gymnasiums_environments_are_reset_by_seed_and_cut_by_their_limit() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    environment = open_environment("gym:Pendulum-v1", 2)
+    first, failed = environment.reset(torch.tensor([3, 4]), [Prompt("", 0)] * 2)
+    again, _ = environment.reset(torch.tensor([4, 3]), [Prompt("", 0)] * 2)
+    assert torch.equal(first, again.flip(0)) and not bool(failed.any()) and not torch.equal(first[0], first[1])
+    alone = gymnasium.make("Pendulum-v1")
+    alone.reset(seed=3)
+    for number in range(200):
+        action = torch.full((2, 1), 9.0)  # beyond the action space: clipped
+        found = environment.step(action, torch.tensor([1, 0]))
+        _, reward, ended, cut, _ = alone.step(np.array([2.0], dtype=np.float32))
+        assert float(found.reward[0]) == pytest.approx(reward) and not ended
+        assert bool(found.truncated[0]) == cut == (number == 199) and not bool(found.terminated.any())
+    with pytest.raises(UserError, match="gym:CartPole-v1 has actions of Discrete"):
+        open_environment("gym:CartPole-v1", 1)
+
+
 def test_a_model_of_another_environment_is_refused() -> None:
     sampler = EpisodeSampler(sampler=FlowSampler(steps=1), environment="avoid", decisions=1)
     policy, draw = toy_policy(), drawn(2)
