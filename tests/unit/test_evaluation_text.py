@@ -275,7 +275,10 @@ def test_misfits_are_one_sentence(tmp_path):
     file = problems(tmp_path, [{"question": "?"}])
     image = Target("fake", "model")
     for call, words in (
-        (lambda: find(["geneval"], TEXT), "geneval judges images, and 'fake'.*makes completions; choose one of countd"),
+        (
+            lambda: find(["geneval"], TEXT),
+            "geneval judges images, and 'fake'.*makes completions; choose one of cont",
+        ),
         (lambda: find(["sudoku"], image), "sudoku judges completions, and 'fake'.*makes images; choose one of aes"),
         (lambda: find(["sudoko"], TEXT), "did you mean 'sudoku'"),
         (lambda: find(["rewards"], TEXT), "'fake' is not a run"),
