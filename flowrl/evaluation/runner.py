@@ -120,7 +120,8 @@ def evaluate(
     suite's protocol; of several lengths (tokens), steps and temperatures every combination is evaluated. Run again to
     resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
     many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1, of episodes so many that they
-    are 256 together, also from z = 0 where no temperature is asked for. ``data`` holds the problems of gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
+    are 256 together, also from z = 0 where no temperature is asked for. ``data`` holds the problems of gsm8k
+    or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
     {"detector": "weights/mask2former"}}``. ``self_test`` repeats the self-test of what judges, otherwise run once.
     ``features`` (a CLIP or DINO) and ``reference`` (a folder of images) add diversity within prompts and distances
     between sets of images (see `features`). Raises UserError for what cannot be evaluated.
