@@ -119,12 +119,11 @@ def evaluate(
     and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here or by the
     suite's protocol; of several lengths (tokens), steps and temperatures every combination is evaluated. Run again to
     resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
-    many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1, of episodes so many that they
-    are 256 together, also from z = 0 where no temperature is asked for. ``data`` holds the problems of gsm8k
-    or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
-    {"detector": "weights/mask2former"}}``. ``self_test`` repeats the self-test of what judges, otherwise run once.
-    ``features`` (a CLIP or DINO) and ``reference`` (a folder of images) add diversity within prompts and distances
-    between sets of images (see `features`). Raises UserError for what cannot be evaluated.
+    many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1, of episodes 256 together, also
+    from z = 0 where no temperature is asked for. ``data`` holds the problems of gsm8k or math500, or the prompts of a
+    suite of images; ``options`` are settings by suite, such as ``{"geneval": {"detector": "weights/mask2former"}}``.
+    ``self_test`` repeats the self-test of what judges, otherwise run once. ``features`` (a CLIP or DINO) and
+    ``reference`` (a folder of images) add diversity and distances. Raises UserError for what cannot be evaluated.
     """
     target, suites, out = os.fspath(target), [suites] if isinstance(suites, str) else suites, Path(out)
     _check(samples, limit, suites)
@@ -133,7 +132,7 @@ def evaluate(
     decodings = _beside(suites, grid(steps=steps, guidance=guidance, length=length, temperature=temperature))
     request = Request(checkpoint, decodings, call, protocol.size if protocol else None, base, family, model=model)
     subject, samplers = find_target(target, request)
-    points = _points(samplers, samples)
+    check_varied(samplers.values(), samples or 1, "--samples")
     with ExitStack() as stack:
         shown = stack.enter_context(display or Display())
         shown.stage("loading what judges", log=False)
@@ -143,9 +142,9 @@ def evaluate(
             stack.callback(suite.close)
         tests = check_judges(found, self_test, shown)
         job = Job(subject, out, seed, shown, open_space(features, reference, subject), tests)
-        cases = [_case(suite, point, limit, samples) for suite in found for point in points]
-        made = _entries(cases, job)
-    return _write(job, target, made, {"limit": limit, "seed": seed, **_manifest(subject, cases)})
+        cases = [_case(suite, point, limit, samples) for suite in found for point in _points(samplers, samples)]
+        entries = _entries(cases, job)
+    return _write(job, target, entries, {"limit": limit, "seed": seed, **_manifest(subject, cases)})
 
 
 def _beside(suites: Sequence[str], decodings: Mapping[str, Decoding]) -> dict[str, Decoding]:
@@ -211,9 +210,7 @@ def _check(samples: int | None, limit: int | None, suites: Sequence[str]) -> Non
 
 
 def _points(samplers: Samplers, samples: int | None) -> list[GridPoint]:
-    """Greedy decoding makes one sample, and an equal sampler none of its own. Raises UserError if several were asked
-    for and would all be equal."""
-    check_varied(samplers.values(), samples or 1, "--samples")
+    """Greedy decoding makes one sample, and an equal sampler none of its own."""
     every = list(samplers.values())
     samplers = {label: each for i, (label, each) in enumerate(samplers.items()) if each not in every[:i]}
     points = [

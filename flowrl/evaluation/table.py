@@ -133,8 +133,8 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
         shares = {name: each["measures"][suite["primary"]].get("wilson") for name, each in suite["arms"].items()}
         told = [f"{name} {share[0]:.3f} to {share[1]:.3f}" for name, share in shares.items() if share]
         out += [f"Wilson's interval of {suite['primary']}, of independent samples: {', '.join(told)}."] if told else []
-    greedy = suite["sampling"].get("temperature") == 0
-    if suite["medium"] == "completions" and suite["samples_per_prompt"] == 1 and greedy:
+    alone = suite["medium"] == "completions" and suite["samples_per_prompt"] == 1
+    if alone and suite["sampling"].get("temperature") == 0:
         out.append("Greedy decoding: one completion per prompt, as further ones would be equal.")
     return out
 
