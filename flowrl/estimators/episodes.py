@@ -38,6 +38,11 @@ class PerDecision:
     def has_recorded_logp(self) -> bool:
         return self.estimator.has_recorded_logp
 
+    @property
+    def explores(self) -> bool:
+        """Whether it reads how much noise the policy's steps have, which is then learned."""
+        return bool(getattr(self.estimator, "explores", False))
+
     def decisions(self, recorded: int) -> tuple[int, int]:
         """Of ``recorded`` numbers; those of the observation after the end, which are never trained, are not counted."""
         count, rows = self.estimator.decisions(1)
@@ -48,7 +53,7 @@ class PerDecision:
         rows, events = trace.alive.nonzero(as_tuple=True)
         decided = each(seeds, "probe")
         chunks = Rollout(
-            rollout.condition,
+            rollout.condition.take(rows).seeing(trace.observed[rows, events]),
             trace.actions[rows, events],
             torch.arange(len(rows)),
             torch.tensor([int(decided[r]) ^ (int(e) + 1) * 0x9E3779B1 for r, e in zip(rows, events, strict=True)]),
