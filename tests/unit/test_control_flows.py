@@ -27,6 +27,8 @@ from flowrl.types import Draw, IncompatibleError, Likelihood, Steps
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import gradients, matching_rows, roll, rollout_of, small, start
 
+NOTHING: Any = SimpleNamespace()
+"""A condition that nobody reads."""
 MIDDLE = math.sqrt(0.1 * 0.24)
 """The deviation where the network of the noise answers 0."""
 
@@ -88,12 +90,8 @@ def test_reinflow_bounds_log_probabilities_without_gradient() -> None:
     far = replace(rows, states=rows.states + 3 * torch.arange(5)[:, None, None])
     logp = NoisyChain()(policy, far, seen).logp
     assert logp.tolist() == [[-1.0]] * 3
-    assert (
-        float(
-            torch.cat([g.flatten() for g in torch.autograd.grad(logp.sum(), policy.network.body.parameters())]).norm()
-        )
-        == 0
-    )
+    found = torch.autograd.grad(logp.sum(), list(policy.network.body.parameters()))
+    assert all(not gradient.any() for gradient in found)
     with pytest.raises(ValueError, match="bound=0"):
         NoisyChain(bound=0)
     with pytest.raises(ValueError, match=r"least=0.3 and most=0.24"):
@@ -165,8 +163,8 @@ def test_policy_flows_ratio_of_a_constant_shift_is_the_gaussian_one() -> None:
     old = Field(lambda x, t: torch.ones_like(x) * t[:, None, None])
     new = Field(lambda x, t: torch.ones_like(x) * t[:, None, None] + shift, log_std=-0.8)
     draw, estimator = drawn(9), Perturbation()
-    rollout = PerturbedFlowSampler(steps=10)(old, SimpleNamespace(), draw)
-    moved = PerturbedFlowSampler(steps=10)(new, SimpleNamespace(), draw)
+    rollout = PerturbedFlowSampler(steps=10)(old, NOTHING, draw)
+    moved = PerturbedFlowSampler(steps=10)(new, NOTHING, draw)
     assert isinstance(rollout.trace, Steps) and isinstance(moved.trace, Steps)
     rows = estimator.probe(rollout, old, draw.seeds)
     found = estimator(new, rows, None).logp - estimator(old, rows, None).logp
@@ -180,7 +178,7 @@ def test_policy_flows_ratio_is_a_surrogate_where_the_velocity_depends_on_x() -> 
     """With v_old = .8 x the end moves by .707 of what the ratio assumes, in 10 steps (T8)."""
     shift = torch.tensor([0.3, -0.1])
     old, new = Field(lambda x, t: 0.8 * x), Field(lambda x, t: 0.8 * x + shift)
-    ends = [PerturbedFlowSampler(steps=10)(field, SimpleNamespace(), drawn(4)).trace for field in (old, new)]
+    ends = [PerturbedFlowSampler(steps=10)(field, NOTHING, drawn(4)).trace for field in (old, new)]
     assert isinstance(ends[0], Steps) and isinstance(ends[1], Steps)
     share = (ends[0].states[:, 1] - ends[1].states[:, 1]) / shift
     torch.testing.assert_close(share, torch.full_like(share, (1 - 0.92**10) / 0.8), atol=1e-5, rtol=0)
@@ -216,7 +214,7 @@ def test_the_brownian_penalty_is_zero_where_the_velocity_spreads_as_heat() -> No
         wide = t[:, None, None]
         return -beta * (x + (1 - wide) * 0.2 * x) / wide
 
-    rollout = PerturbedFlowSampler(steps=4)(old, SimpleNamespace(), draw)
+    rollout = PerturbedFlowSampler(steps=4)(old, NOTHING, draw)
     estimator = Perturbation(beta=beta)
     rows = estimator.probe(rollout, old, draw.seeds)
     assert set(rows.t.flatten().tolist()) <= {1.0, 0.75, 0.5, 0.25}
@@ -235,13 +233,14 @@ def test_policy_flow_compares_with_the_policy_that_sampled_in_every_epoch() -> N
     policy = start(algorithm)
     it = roll(algorithm, policy)
     assert algorithm.redraw
-    first, second = (algorithm.estimator.probe(it.rollout, policy, it.rollout.seeds + k) for k in range(2))
+    estimator: Any = algorithm.estimator
+    first, second = (estimator.probe(it.rollout, policy, it.rollout.seeds + k) for k in range(2))
     assert not torch.equal(first.inner.t, second.inner.t)
     with torch.no_grad():
         velocity = policy.velocity(
             first.inner.x[:, 0],
             first.inner.t[:, 0],
-            it.rollout.condition.seeing(first.observed[tuple((first.slot >= 0).nonzero().T)]),
+            policy.condition([]).seeing(first.observed[tuple((first.slot >= 0).nonzero().T)]),
         )
     torch.testing.assert_close(velocity[:, None], first.inner.velocity)
 
@@ -327,5 +326,5 @@ def test_five_ways_to_treat_a_time_limit_and_which_two_are_ours() -> None:
     for name, numbers in wanted.items():
         assert found[name] == pytest.approx(numbers, abs=1e-9), name
     assert len({tuple(round(x, 6) for x in each) for each in found.values()}) == 5
-    part = build({"use": "dppo"}).token_advantage[0]
+    part: Any = build({"use": "dppo"}).token_advantage[0]
     assert part.truncation == "bootstrap" and replace(part, truncation="terminate") != part
