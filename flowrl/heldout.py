@@ -20,6 +20,7 @@ from flowrl.score import gather_stats, gathered
 from flowrl.session import Session
 from flowrl.startup.policies import evaluation_weights
 from flowrl.startup.records import are_unscored
+from flowrl.trajectories import Trajectories, draw_trajectories
 from flowrl.types import Draw, Prompt, Samples, Scores, Share
 
 EVAL_SEED = 20_000
@@ -47,12 +48,15 @@ class Evaluated:
     """Of all samples."""
     scores: Scores
     seeds: Tensor  # [N]
+    drawn: Trajectories | None = None
+    """Of the episodes that will be saved."""
 
 
-def evaluate_heldout(session: Session, timer: PhaseTimer) -> Evaluated:
+def evaluate_heldout(session: Session, timer: PhaseTimer, saved: int = 0) -> Evaluated:
     """Evaluate, every process its share, by the sampler's held-out form. ``eval/reward/mean`` is the weighted total,
     ``eval/<name>/mean`` each reward. Of recorded samples (`Recorded.test`) also what the objective measures of them;
-    where no reward scores those, the total is the share of pairs told apart rightly, or minus the loss."""
+    where no reward scores those, the total is the share of pairs told apart rightly, or minus the loss. ``saved``
+    episodes are drawn."""
     options = session.config.eval
     sampler = session.algorithm.sampler.heldout(options.sampling_steps, options.guidance, options.temperature)
     recorded: int | None = getattr(sampler, "group", None)
@@ -81,12 +85,13 @@ def evaluate_heldout(session: Session, timer: PhaseTimer) -> Evaluated:
     if told and are_unscored(session.config):
         metrics = {"eval/reward/mean": told.get(f"eval/{ACCURACY}", -told["eval/loss"])}
     metrics |= told
-    return Evaluated(metrics, samples, share, prompts, scores, draw.seeds)
+    drawn = draw_trajectories(sampler, rollout, share, spaced(len(prompts), saved), prompts)
+    return Evaluated(metrics, samples, share, prompts, scores, draw.seeds, drawn)
 
 
 def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) -> dict[str, float]:
     """Evaluate, keep some of the samples in the run directory and let the monitor look: metrics."""
-    found = evaluate_heldout(session, timer)
+    found = evaluate_heldout(session, timer, session.config.log.samples)
     chosen = spaced(len(found.scores.group), session.config.log.samples)
     shown = gathered(found.samples, found.share, chosen, found.prompts)
     if session.ranks.rank == 0:
@@ -99,5 +104,6 @@ def evaluate_and_save(session: Session, run: RunDirectory, timer: PhaseTimer) ->
             seeds=found.seeds,
             rows=chosen,
             folder=run.heldout_path,
+            drawn=found.drawn,
         )
     return found.metrics | check_heldout(session, found.samples, found.scores, found.share)

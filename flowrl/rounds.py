@@ -29,6 +29,7 @@ from flowrl.score import Rewards, Scoring, gathered, joined, score_previews
 from flowrl.score.gradients import judge
 from flowrl.session import Session
 from flowrl.staleness import sampling_version, sampling_weights
+from flowrl.trajectories import draw_trajectories
 from flowrl.types import Draw, Policy, Prompt, Rollout, Samples, Scores, Share, TokenTrace
 
 GROUPS = "sampling/groups"
@@ -227,9 +228,12 @@ def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout,
     rows = spaced(len(made.prompts), session.config.log.samples)
     samples = gathered(made.samples, made.share, rows, made.prompts)
     facts = token_facts(session.policy, made, rows)
+    drawn = draw_trajectories(session.present_algorithm.sampler, made.rollout, made.share, rows, made.prompts)
     if session.ranks.rank == 0:
         done = session.progress.iteration
-        directory.save_samples(done, samples, made.scores, advantage, seeds=made.seeds, rows=rows, facts=facts)
+        directory.save_samples(
+            done, samples, made.scores, advantage, seeds=made.seeds, rows=rows, facts=facts, drawn=drawn
+        )
 
 
 def token_facts(policy: Policy, made: ScoredRollout, rows: Tensor) -> list[dict[str, Any]] | None:

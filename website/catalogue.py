@@ -48,6 +48,7 @@ GRADIENT = {
     "TrajectoryDifference": "The clean latent that every step predicts; the scores and their differences are data.",
     "PredictedMatching": "The velocity at noised predictions of the sampler's steps; predictions and noise are data.",
     "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
+    "PerDecision": "At every decision of an episode, what its estimator asks of the policy; the episode is data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "GaussianActions": "The mean and the deviation of every action chunk, and the critic; actions are data.",
     "Ratings": "The network's number at the last token of prompt and completion.",
@@ -201,6 +202,8 @@ def further(name: str, family: str) -> list[str]:
         found.append(f"data.group={size}")
     if any((vars(part).get("guidance") or 1.0) != 1.0 for part in (sampler, algorithm.estimator)):
         found.append("model.call.guidance_scale=3")
+    if family == "control" and not algorithm.valued:  # whose quickstart has a critic
+        found += ["optimizer.critic_lr=null", "optimizer.critic_warmup=0"]
     if algorithm.teachers:
         path = "shapes" if family == "diffusion" else "sudoku"
         taught = ", ".join(f"{teacher}: {{path: {path}}}" for teacher in algorithm.teachers)

@@ -1,7 +1,17 @@
 """Where policies of the family control act: embedded worlds, gymnasium, a user's own."""
 
 from flowrl.environments.checked import CheckedEnvironment, OnError, Step
-from flowrl.environments.opening import check_environment, open_environment
-from flowrl.environments.protocol import Environment
+from flowrl.environments.opening import check_environment, find_drawing, open_environment
+from flowrl.environments.protocol import Draw, Environment, Episode
 
-__all__ = ["CheckedEnvironment", "Environment", "OnError", "Step", "check_environment", "open_environment"]
+__all__ = [
+    "CheckedEnvironment",
+    "Draw",
+    "Environment",
+    "Episode",
+    "OnError",
+    "Step",
+    "check_environment",
+    "find_drawing",
+    "open_environment",
+]

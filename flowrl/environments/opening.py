@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, cast
 
 from flowrl.environments.checked import CheckedEnvironment, OnError
 from flowrl.environments.gym import GymEnvironment
+from flowrl.environments.protocol import Draw
 from flowrl.errors import UserError, describe_exception, did_you_mean
 from flowrl.importing import Place
 
@@ -43,6 +44,20 @@ def open_environment(name: str, count: int, on_error: OnError = "raise") -> Chec
     except Exception as error:  # a user's code
         raise UserError(f"environment {name}: make({count}) fails: {describe_exception(error)}") from error
     return CheckedEnvironment(made, name, on_error)
+
+
+def find_drawing(name: str) -> Draw | None:
+    """What draws episodes of this environment: the function ``draw`` beside what makes it. None where there is none,
+    and of ``gym:NAME``; nothing is made for it."""
+    if name.startswith(GYM):
+        return None
+    place = Place.of(name, "environment")
+    if place is None:
+        return getattr(importlib.import_module(f"flowrl.worlds.{name}"), "draw", None)
+    try:
+        return cast(Draw, Place(place.where, "draw", place.kind).find(keep=True))
+    except UserError:  # the module was run when the environment was made: it has no such name
+        return None
 
 
 def _worlds() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,3 +46,22 @@ class Make(Protocol):
     """Makes an environment of so many rows."""
 
     def __call__(self, count: int) -> Environment: ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode that is to be drawn."""
+
+    observed: Array
+    """[T + 1, o]: what was seen before each of its T decisions, and after the last one."""
+    prompt: Prompt
+    success: float
+    """1, 0, or NaN where it cannot be told."""
+    mode: int
+    """Which of several ways was taken, -1 for none."""
+
+
+class Draw(Protocol):
+    """Draws episodes over a picture of the world, [H, W, 3] uint8: the function ``draw`` beside ``make``, optional."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> Array: ...

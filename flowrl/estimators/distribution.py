@@ -85,12 +85,8 @@ class ScoreDifference:
     def __call__(
         self, policy: FlowPolicy, rows: ScoreDifferenceRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
-        shape = rows.t.shape
         clean, d = self.direction(policy, rows, condition)
-        made = predictions(policy, rows, condition, references, self.cfg_grad)
-        error = mean_square(clean_of(made.x, made.v, made.t) - (clean - d), 1)
-        extra = {f"prediction/{name}": mean_square(made.v - v, 1).reshape(shape) for name, v in made.frozen.items()}
-        return Likelihood(-0.5 * error.reshape(shape), extra)
+        return nearer(clean - d, policy, rows, condition, references, self.cfg_grad)
 
     @torch.no_grad()
     def direction(self, policy: FlowPolicy, rows: ScoreDifferenceRows, condition: Condition) -> tuple[Tensor, Tensor]:
@@ -106,6 +102,23 @@ class ScoreDifference:
         fake, real = known
         size = (clean - real).abs().flatten(1).mean(dim=1).clamp(min=1e-8)
         return clean, (fake - real) / size.reshape(-1, *[1] * (clean.ndim - 1))
+
+
+def nearer(
+    target: Tensor,
+    policy: FlowPolicy,
+    rows: RecordedRows,
+    condition: Condition,
+    references: Sequence[str],
+    cfg_grad: CfgGrad,
+) -> Likelihood:
+    """``-1/2 mean (x0 - target)^2`` of the clean latents x0 that recorded steps predict, which have the gradient;
+    ``prediction/<set>``: the mean squared difference of velocities there."""
+    shape = rows.t.shape
+    made = predictions(policy, rows, condition, references, cfg_grad)
+    error = mean_square(clean_of(made.x, made.v, made.t) - target, 1)
+    extra = {f"prediction/{name}": mean_square(made.v - v, 1).reshape(shape) for name, v in made.frozen.items()}
+    return Likelihood(-0.5 * error.reshape(shape), extra)
 
 
 @dataclass(frozen=True, kw_only=True)

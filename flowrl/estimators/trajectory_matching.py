@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put
+from flowrl.estimators.distribution import nearer
 from flowrl.estimators.matching import Matching, MatchingRows
 from flowrl.estimators.pathwise import like, recorded_steps
-from flowrl.estimators.transitions import RecordedRows, predictions
+from flowrl.estimators.transitions import RecordedRows
 from flowrl.math.flow import clean_of, noise_of
 from flowrl.math.gaussians import mean_square
 from flowrl.math.random import derive, normal, uniform
@@ -123,12 +124,8 @@ class TrajectoryDifference:
     def __call__(
         self, policy: FlowPolicy, rows: OnwardRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
-        shape = rows.t.shape
         clean, d = self.direction(policy, rows, condition)
-        made = predictions(policy, rows, condition, references, self.cfg_grad)
-        error = mean_square(clean_of(made.x, made.v, made.t) - (clean - d), 1)
-        extra = {f"prediction/{name}": mean_square(made.v - v, 1).reshape(shape) for name, v in made.frozen.items()}
-        return Likelihood(-0.5 * error.reshape(shape), extra)
+        return nearer(clean - d, policy, rows, condition, references, self.cfg_grad)
 
     @torch.no_grad()
     def direction(self, policy: FlowPolicy, rows: OnwardRows, condition: Condition) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,10 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -21,10 +22,24 @@ from torch import Tensor
 from flowrl.errors import UserError
 from flowrl.files import check_writable, raise_if_full, write_atomically
 from flowrl.records import machine
-from flowrl.records.sample_files import read_json_lines, write_image
+from flowrl.records.sample_files import TOGETHER, read_json_lines, write_image
 from flowrl.types import Samples, Scores
 
 CONFIG = "config.yaml"
+
+
+class Drawn(Protocol):
+    """Pictures of samples that are none themselves."""
+
+    @property
+    def each(self) -> Tensor:
+        """[k, 3, H, W], one of each sample."""
+        ...
+
+    @property
+    def together(self) -> Tensor:
+        """[3, H, W] of many samples."""
+        ...
 
 
 class RunDirectory:
@@ -197,16 +212,19 @@ class RunDirectory:
         folder: Path | None = None,
         rows: Tensor | None = None,
         facts: Sequence[Mapping[str, Any]] | None = None,
+        drawn: Drawn | None = None,
     ) -> Path | None:
         """Save ``samples``: images as ``samples/step_000123/0000.png``, completions and all else in ``samples.jsonl``
         beside them: prompt, every reward, total, advantage, seed. Returns the folder, None without samples.
 
         ``scores``, ``advantage`` [N] and ``seeds`` [N] belong to them row by row, or to the N of which ``rows`` [n]
-        were chosen. ``facts`` are further keys of each of these samples.
+        were chosen. ``facts`` are further keys of each of these samples, ``drawn`` pictures of them and of all.
         """
         if not len(samples):
             return None
         numbers = range(len(samples)) if rows is None else rows.tolist()
+        if drawn is not None:
+            samples = replace(samples, images=drawn.each)
         folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -218,6 +236,8 @@ class RunDirectory:
                 | (dict(facts[row]) if facts else {})
                 for row, number in enumerate(numbers)
             ]
+            if drawn is not None:
+                write_image(partial / TOGETHER, drawn.together)
             (partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)

@@ -29,6 +29,8 @@ from flowrl.media import picture
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE, COMPLETION = ".png", ".json"
 """Suffixes of the samples that we write."""
+TOGETHER = "together.png"
+"""In a run's folder of samples: many episodes in one picture."""
 FILE_KEYS = ("file", "file_name", "filename", "image")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.records.sample_files import FILE_KEYS, SUFFIXES
+from flowrl.records.sample_files import FILE_KEYS, SUFFIXES, TOGETHER
 from flowrl.report.numbers import number, spaced
 from flowrl.report.pictures import Show, readable
 from flowrl.report.record import Snapshot, finite, read_lines, snapshots
@@ -24,7 +24,17 @@ def sample_cards(snapshot: Snapshot, show: Show) -> list[Card]:
     """The samples of an iteration, as they were saved; nothing is picked by its score."""
     heldout = snapshot.folder.parent.name == "heldout"
     cards = (_card(snapshot.folder, row, show, advantage=not heldout) for row in snapshot.rows)
-    return [card for card in cards if card]
+    return [card for card in (_together(snapshot, show), *cards) if card]
+
+
+def _together(snapshot: Snapshot, show: Show) -> Card | None:
+    """Many episodes in one picture, where they were drawn."""
+    path = snapshot.folder / TOGETHER
+    source = show(path) if path.is_file() else None
+    if source is None:
+        return None
+    known = {"prompt_id": None, "seed": None, "total": None, "advantage": None, "rewards": {}}
+    return {"prompt": "all episodes", "image": source, **known}
 
 
 def heldout_pairs(run: Path, show: Show) -> dict[str, Any] | None:
@@ -36,7 +46,10 @@ def heldout_pairs(run: Path, show: Show) -> dict[str, Any] | None:
     first, last = found[0], found[-1]
     after = {_identity(row): row for row in last.rows}
     rows = [row for row in first.rows if _identity(row) in after]
-    pairs = []
+    pairs: list[dict[str, Any]] = []
+    overviews = _together(first, show), _together(last, show)
+    if all(overviews):
+        pairs.append({"prompt": "all episodes", "tag": "", "before": overviews[0], "after": overviews[1]})
     for row in (rows[index] for index in spaced(len(rows), PAIRS)):
         before = _card(first.folder, row, show, advantage=False)
         then = _card(last.folder, after[_identity(row)], show, advantage=False)
@@ -77,7 +90,12 @@ def _card(folder: Path, row: Mapping[str, Any], show: Show, advantage: bool = Tr
 
 
 def _add_media(card: Card, folder: Path, row: Mapping[str, Any], show: Show) -> bool:
-    """Add the completion of a row, or the image that it names; whether there is one."""
+    """Add the completion of a row, or the image that it names; whether there is one. Of an episode that was drawn, the
+    completion is the line below its picture."""
+    text = row.get("completion")
+    if isinstance(text, str) and "file" in row and (source := show(inside(folder, str(row["file"])))):
+        card["image"], card["line"] = source, readable(text)
+        return True
     if isinstance(row.get("completion"), str):
         card["text"] = readable(row["completion"])
         tokens = _tokens(row.get("tokens"))

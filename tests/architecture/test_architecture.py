@@ -25,7 +25,7 @@ LAYERS = (
     "flowrl.data flowrl.clients",
     "flowrl.score",
     "flowrl.records",
-    "flowrl.runtime",
+    "flowrl.runtime flowrl.trajectories",
     "flowrl.startup",
     "flowrl.coupling",
     "flowrl.update_checks",

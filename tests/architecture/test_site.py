@@ -92,7 +92,7 @@ def test_the_commands_of_algorithms_are_accepted(tmp_path: Path) -> None:
     """Every command of the pages passes the checks before a model is loaded; data of the user's own stand here."""
     from website import catalogue
 
-    texts = {"prompt": "1..2...3.....4.1=", "label": True}
+    texts = {"prompt": "1..2...3.....4.1=", "label": True, "observed": [[0.0] * 8] * 4, "action": [[0.0] * 2] * 4}
     columns = ("completion", "chosen", "rejected", "image", "preferred", "image_0", "image_1")
     (tmp_path / "pictures").mkdir()
     for number in range(18):

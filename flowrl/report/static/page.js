@@ -639,9 +639,10 @@
 
   function shot(card, all, caption = true) {
     const picture = make("button", { type: "button", "aria-label": `Full size: ${card.prompt}`, onclick: () => view(all, all.indexOf(card)) }, image(small(card.image), ""));
-    return make("figure", { class: "shot" }, picture, make("figcaption", {}, caption ? make("p", { class: "prompt clamp", text: card.prompt, title: card.prompt }) : null,
+    return make("figure", { class: "shot" }, picture, make("figcaption", {}, caption ? make("p", { class: "prompt clamp", text: card.prompt, title: card.prompt }) : null, line(card),
       marks([...scores(card), ...(card.seed === null || !caption ? [] : [["seed", shortSeed(card.seed)]])])));
   }
+  const line = (card) => (card.line ? make("p", { class: "line", text: card.line }) : null);
   const shortSeed = (seed) => (seed.length > 8 ? `…${seed.slice(-6)}` : seed);
 
   function histories(steps, found) {
@@ -746,8 +747,9 @@
     $("pairs-lead").textContent = "Same prompts, same seeds" + (heldout ? `: the first evaluation (${before}) against the latest (${after}).` : ": the first sample of evenly spaced prompts of every tag, not picked by score.");
     $("pairs-order").parentElement.hidden = !heldout;
     const total = (card) => card.total ?? 0;
+    const all = (pair) => (pair.before.line === undefined && pair.before.seed === null ? -1 : 0);
     const by = heldout ? { best: (p) => -total(p.after), worst: (p) => total(p.after), gain: (p) => total(p.before) - total(p.after) }[$("pairs-order").value] : null;
-    const pairs = by ? [...shown.pairs].sort((a, b) => by(a) - by(b)) : shown.pairs;
+    const pairs = by ? [...shown.pairs].sort((a, b) => all(a) - all(b) || by(a) - by(b)) : shown.pairs;
     const texts = pairs.some((pair) => pair.before.text !== undefined);
     $("cut-label").hidden = texts;
     $("pairs-content").classList.toggle("texts", texts);
@@ -755,7 +757,7 @@
   }
   function side(card, who) {
     const verdict = card.correct === true ? make("span", { class: "good", text: "✓ correct" }) : card.correct === false ? make("span", { class: "bad", text: "✗ wrong" }) : null;
-    return make("div", { class: "side" }, make("p", { class: "who" }, make("span", { text: who }), verdict), card.text === undefined ? null : completion(card),
+    return make("div", { class: "side" }, make("p", { class: "who" }, make("span", { text: who }), verdict), card.text === undefined ? line(card) : completion(card),
       marks(card.marks || scores(card)), card.reason ? make("p", { class: "reason", text: card.reason }) : null);
   }
   function pairCard(pair, before, after) {

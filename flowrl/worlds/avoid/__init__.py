@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from flowrl.worlds.avoid.board import Board, make
+from flowrl.worlds.avoid.picture import draw
 from flowrl.worlds.avoid.prompts import prompts
 
 BASES = {"control": Path(__file__).parent / "base"}
 
-__all__ = ["BASES", "Board", "make", "prompts"]
+__all__ = ["BASES", "Board", "draw", "make", "prompts"]
