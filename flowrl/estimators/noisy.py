@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowrl.devices import put
 from flowrl.math.gaussians import Reduction, reduce_factor
-from flowrl.samplers.noisy import LearnedNoise
+from flowrl.math.learned_noise import LearnedNoise
 from flowrl.types import IncompatibleError, Likelihood, Rollout, Rows, Steps
 
 LOG_ROOT = 0.5 * math.log(2 * math.pi)
@@ -85,7 +85,9 @@ class NoisyChain:
         states = put(rows.states[:, 0], policy.device)
         x, x_next = states[:, :-1].flatten(0, 1), states[:, 1:].flatten(0, 1)
         wide = condition.take(torch.arange(n).repeat_interleave(k))
-        mean, std = rows.dynamics.step(policy, wide, x, rows.t.flatten(), rows.t_next.flatten())
+        t, t_next = rows.t.flatten(), rows.t_next.flatten()
+        velocity, level = policy.velocity(x, t, wide), policy.noise_level(t, wide)
+        mean, std = rows.dynamics.step(x, velocity, level, t, t_next)
         log_std = std.double().log()
         each = -0.5 * ((x_next.double() - mean.double()) / std.double()) ** 2 - log_std - LOG_ROOT
         first = -0.5 * states[:, 0].double() ** 2 - LOG_ROOT

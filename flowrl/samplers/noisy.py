@@ -6,27 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from flowrl.math.flow import ODE, mean_of
+from flowrl.math.learned_noise import LearnedNoise
 from flowrl.math.random import normal
 from flowrl.samplers.flow import INITIAL_NOISE, FlowSampler
 from flowrl.types import Condition, Draw, Rollout, Steps
-
-
-@dataclass(frozen=True)
-class LearnedNoise(ODE):
-    """Euler steps, and after each noise of a deviation that the policy has learned for the observation, the time and
-    every number, from ``least`` to ``most`` (`ControlPolicy.noise_level`). ``coefficients`` are those of the mean."""
-
-    least: float = 0.1
-    most: float = 0.24
-
-    def step(self, policy: Any, condition: Condition, x: Tensor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [n, h, d] of the next state; what samples and what measures both ask here, so that they
-        have one grid of times and one range of deviations."""
-        mean = mean_of(self, x, policy.velocity(x, t, condition), t, t_next)
-        return mean, self.least * (self.most / self.least) ** policy.noise_level(t, condition)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +52,8 @@ class NoisyFlowSampler:
         states = [x]
         for k in range(self.steps):
             t, t_next = times[k].expand(len(draw)), times[k + 1].expand(len(draw))
-            mean, std = dynamics.step(policy, condition, x, t, t_next)
+            velocity, level = policy.velocity(x, t, condition), policy.noise_level(t, condition)
+            mean, std = dynamics.step(x, velocity, level, t, t_next)
             x = mean + std * normal(draw.seeds, policy.latent_shape, stream=k + 1, device=policy.device)
             states.append(x)
         grid = times.expand(len(draw), -1)

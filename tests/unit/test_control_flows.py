@@ -17,11 +17,12 @@ from flowrl.estimators.gaussian import ActionRows, GaussianActions
 from flowrl.estimators.matching import Matching
 from flowrl.estimators.noisy import ChainRows, NoisyChain
 from flowrl.estimators.perturbed import Perturbation, PerturbedRows
+from flowrl.math.learned_noise import LearnedNoise
 from flowrl.math.random import normal, seeds
 from flowrl.models.control.policy import ControlPolicy
 from flowrl.parts.episodes import gae
 from flowrl.parts.objectives import AsymmetricClip
-from flowrl.samplers.noisy import LearnedNoise, NoisyFlowSampler
+from flowrl.samplers.noisy import NoisyFlowSampler
 from flowrl.samplers.perturbed import PerturbedFlowSampler
 from flowrl.types import Draw, IncompatibleError, Likelihood, Steps
 from tests.contract.toy_environment import toy_policy
