@@ -132,6 +132,12 @@ class Algorithm:
         return bool(getattr(self.estimator, "explores", False))
 
     @property
+    def clips_in_units(self) -> bool:
+        """Whether its clip is one of ratios that depend on the scale of the samples (its estimator's attribute
+        ``in_units``)."""
+        return self.objective.clip_range is not None and bool(getattr(self.estimator, "in_units", False))
+
+    @property
     def weight_sets(self) -> tuple[str, ...]:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()
