@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.checks.registry import DECODE, SATURATION, SCORE, TRAINABLE, VELOCITY
+from flowrl.checks.registry import DECODE, SATURATION, SCORE, SPREAD, TRAINABLE, VELOCITY
 from flowrl.math.flow import interpolate
-from flowrl.math.random import normal
+from flowrl.math.random import each, normal
 from flowrl.media import as_floats
 from flowrl.models.weights import REFERENCE
 from flowrl.rounds import ScoredRollout
@@ -18,7 +18,7 @@ from flowrl.runtime.ranks import together
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import RewardError
 from flowrl.session import Session
-from flowrl.types import FlowPolicy, Scores
+from flowrl.types import Draw, Episodes, FlowPolicy, Scores
 from flowrl.update_checks import due, undisturbed
 
 FEW = 4
@@ -26,6 +26,8 @@ FEW = 4
 TIMES = (0.9, 0.5)
 """Where velocities are measured."""
 STREAM = 1009  # of noise, far from the sampler's and the estimators' streams of the same seeds
+CHUNKS = 32
+"""That a control policy decides on for one observation, to see how far they spread."""
 STATE_KEY = "checks"
 """The key in `Session.memory` of the first velocities, for runs without a reference."""
 
@@ -47,6 +49,8 @@ def measure(session: Session, batch: ScoredRollout, timer: PhaseTimer) -> dict[s
             found |= repeated(session, batch)
         if session.algorithm.family == "diffusion":
             found |= velocity(session, batch)
+        if session.algorithm.family == "control" and session.algorithm.clips_in_units:
+            found |= spread(session, batch)
     return found
 
 
@@ -139,3 +143,34 @@ def _norms(policy: FlowPolicy, session: Session, batch: ScoredRollout, rows: Ten
     guidance = vars(session.algorithm.sampler).get("guidance")
     v = policy.velocity(x, t, condition, guidance=guidance).double().cpu()
     return (v.flatten(1).norm(dim=1) / (noise - clean).double().flatten(1).norm(dim=1)).view(len(rows), count)
+
+
+def spread(session: Session, batch: ScoredRollout) -> dict[str, float]:
+    """The standard deviation of the chunks that the live policy decides on for one observation, each from noise of its
+    own: root mean square over their numbers and over an observation of each of the first samples."""
+    part, rows = batch.share.take(torch.arange(min(FEW, len(batch.scores.group))))
+    found = torch.zeros(0, dtype=torch.float64)
+    with together(session.ranks):
+        if len(rows):
+            found = _variances(session, batch, rows)
+    found = part.gather(found)
+    found = found[~found.isnan()]
+    return {SPREAD: float(found.mean().sqrt())} if len(found) else {}
+
+
+def _variances(session: Session, batch: ScoredRollout, rows: Tensor) -> Tensor:
+    """[n] float64: mean variance of a chunk's numbers, where an episode is half over; NaN without a decision."""
+    policy: Any = session.policy
+    decides, trace = getattr(session.algorithm.sampler, "sampler", None), batch.rollout.trace
+    if decides is None or not isinstance(trace, Episodes):
+        return torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    made = trace.alive[rows].sum(dim=1)
+    seen = trace.observed[rows, made // 2].repeat_interleave(CHUNKS, dim=0)
+    own = torch.cat([each(batch.rollout.seeds[rows], "spread", k)[:, None] for k in range(CHUNKS)], dim=1).flatten()
+    condition: Any = batch.rollout.condition
+    draw = Draw.of(own, torch.zeros_like(own), 0, 0)
+    calls = policy.network_calls  # what a run counts is its own
+    chunks = decides(policy, condition.take(rows.repeat_interleave(CHUNKS)).seeing(seen), draw).final
+    policy.network_calls = calls
+    variance = chunks.double().cpu().unflatten(0, (len(rows), CHUNKS)).var(dim=1).flatten(1).mean(dim=1)
+    return torch.where(made > 0, variance, torch.nan)

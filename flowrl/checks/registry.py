@@ -14,7 +14,7 @@ from flowrl.update_checks import COVERAGE, DETACHED, REACH, SHARE, START, STEP
 
 TRAINABLE, VELOCITY = "check/trainable", "check/velocity_ratio"
 DECODE, SCORE = "check/decode_repeat", "check/reward_repeat"
-SATURATION = "check/reward_saturation"
+SATURATION, SPREAD = "check/reward_saturation", "check/action_spread"
 
 ENOUGH_SAMPLES, ENOUGH_GROUPS = 16, 4
 """Below these, shares of samples or groups say nothing."""
@@ -159,6 +159,17 @@ CHECKS: tuple[SelfCheck, ...] = (
         _range(0.8, 1.25),
         "velocities grow or shrink as a whole, which shows as burnt or pale pictures and rarely as a better reward",
         "lower optimizer.lr, or add a penalty to the reference",
+    ),
+    SelfCheck(
+        "action_spread",
+        SPREAD,
+        "standard deviation of a control policy's chunks for one observation, in standardised actions, where the clip "
+        "is one of matching errors (fpo)",
+        _range(0.2, math.inf),
+        "the ratio of matching errors hardly leaves 1 for narrow policies, so that the clip lets them move many of "
+        "their own deviations: at .05 an update may go 25 times as far as at 1",
+        "standardise actions by demonstrations that spread as the policy does, lower optimizer.lr, or use dppo, "
+        "reinflow or ppo_gaussian",
     ),
     SelfCheck(
         "step_coverage",

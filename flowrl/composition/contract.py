@@ -30,9 +30,13 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.estimators.tokens": "causal",
     "flowrl.samplers.episodes": "control",
     "flowrl.samplers.gaussian": "control",
+    "flowrl.samplers.noisy": "control",
+    "flowrl.samplers.perturbed": "control",
     "flowrl.samplers.demonstrations": "control",
     "flowrl.estimators.episodes": "control",
     "flowrl.estimators.gaussian": "control",
+    "flowrl.estimators.noisy": "control",
+    "flowrl.estimators.perturbed": "control",
     "flowrl.estimators.ratings": "reward",
 }
 """The models that samplers and estimators are for, by the module they come from."""

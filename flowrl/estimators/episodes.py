@@ -38,6 +38,16 @@ class PerDecision:
     def has_recorded_logp(self) -> bool:
         return self.estimator.has_recorded_logp
 
+    @property
+    def explores(self) -> bool:
+        """Whether it reads how much noise the policy's steps have, which is then learned."""
+        return bool(getattr(self.estimator, "explores", False))
+
+    @property
+    def in_units(self) -> bool:
+        """Whether its log-probabilities depend on the scale of the actions (`Matching`)."""
+        return bool(getattr(self.estimator, "in_units", False))
+
     def decisions(self, recorded: int) -> tuple[int, int]:
         """Of ``recorded`` numbers; those of the observation after the end, which are never trained, are not counted."""
         count, rows = self.estimator.decisions(1)
@@ -47,8 +57,9 @@ class PerDecision:
         trace = episodes_of(rollout)
         rows, events = trace.alive.nonzero(as_tuple=True)
         decided = each(seeds, "probe")
+        condition: Any = rollout.condition
         chunks = Rollout(
-            rollout.condition,
+            condition.take(rows).seeing(trace.observed[rows, events]),
             trace.actions[rows, events],
             torch.arange(len(rows)),
             torch.tensor([int(decided[r]) ^ (int(e) + 1) * 0x9E3779B1 for r, e in zip(rows, events, strict=True)]),

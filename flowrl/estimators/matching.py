@@ -123,6 +123,9 @@ class Matching:
     policy to S, without gradient; ``norm_growth/S`` |v| / |v_S| - 1.
     """
 
+    in_units: ClassVar[bool] = True
+    """Its log-probabilities are errors in the units of the samples, no densities, so that a ratio of narrow samples is
+    near 1 however far they move."""
     draws: int = 4
     times: TimeDraw = GridTimes()
     weight: Literal["uniform", "t", "t2", "noise", "huber", "ghuber", "adaptive"] = "uniform"

@@ -126,6 +126,18 @@ class Algorithm:
         return any(isinstance(term, ValueLoss) for term in self.regularizers)
 
     @property
+    def explores(self) -> bool:
+        """Whether it learns how much noise the steps of a control policy have (its estimator's attribute
+        ``explores``)."""
+        return bool(getattr(self.estimator, "explores", False))
+
+    @property
+    def clips_in_units(self) -> bool:
+        """Whether its clip is one of ratios that depend on the scale of the samples (its estimator's attribute
+        ``in_units``)."""
+        return self.objective.clip_range is not None and bool(getattr(self.estimator, "in_units", False))
+
+    @property
     def weight_sets(self) -> tuple[str, ...]:
         """Every weight set the algorithm needs besides live."""
         behaviour = (self.behaviour,) if self.behaviour != "live" else ()

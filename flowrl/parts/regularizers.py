@@ -264,3 +264,38 @@ class ValueLoss:
         value, old, returns = likelihood.need("value"), batch.old.need("value"), batch.old.need("returns")
         near = torch.maximum(torch.minimum(value, old + self.clip), old - self.clip)
         return 0.5 * torch.maximum((value - returns) ** 2, (near - returns) ** 2)
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Minus the entropy of every decision, as the estimator measures it with a gradient (of Gaussians, from their
+    deviations): a bonus for exploring (PPO, arXiv:1707.06347 eq. 9)."""
+
+    weight: float = 0.01
+    to: str = ""
+
+    @property
+    def name(self) -> str:
+        return "negative_entropy"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return -likelihood.need("entropy")
+
+
+@dataclass(frozen=True)
+class Brownian:
+    """How far a flow's velocity is from the one that spreads its samples as heat does: ``brownian`` as
+    `flowrl.estimators.perturbed.Perturbation` measures it (PolicyFlow, arXiv:2602.01156)."""
+
+    weight: float = 0.01
+    to: str = ""
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return "brownian"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return likelihood.need(self.name)

@@ -7,6 +7,9 @@ from flowrl.startup.memory import device_kind
 from flowrl.startup.preflight import CheckedRun
 from flowrl.worlds import world_names
 
+ENOUGH_STEPS = 10
+"""Of a control policy's sampler, for ratios of matching errors."""
+
 
 def doubts(run: CheckedRun) -> list[str]:
     """A sentence for each, with the key to change."""
@@ -17,6 +20,7 @@ def doubts(run: CheckedRun) -> list[str]:
         _full_precision(run),
         _no_novelty(run),
         _no_judge(run),
+        _coarse_matching(run),
     )
     return [sentence for sentence in found if sentence]
 
@@ -86,3 +90,20 @@ def _no_judge(run: CheckedRun) -> str:
         "algorithm.penalty_weight compares the reward with rewards that are watched, and there is none, so that the KL "
         "holds all samples: add one with train: false, such as another scorer"
     )
+
+
+def _coarse_matching(run: CheckedRun) -> str:
+    """FPO in control: with few steps its gradient is no zero for a constant advantage (`benchmarks/fpo_drift.py`)."""
+    algorithm, sampler = run.algorithm, getattr(run.algorithm.sampler, "sampler", None)
+    steps = getattr(sampler, "steps", None)
+    if algorithm.family != "control" or not algorithm.clips_in_units or steps is None:
+        return ""
+    said = []
+    if steps < ENOUGH_STEPS:
+        said.append(f"algorithm.sampler.sampler.steps={steps}, and {ENOUGH_STEPS} or more lessen it")
+    if algorithm.valued and not run.config.optimizer.critic_warmup:
+        said.append("optimizer.critic_warmup=0, and a critic that knows nothing yet gives all decisions an advantage")
+    if not said:
+        return ""
+    drift = "the gradient of matching errors is not zero where all advantages are alike, a drift that nothing asked for"
+    return f"{drift}: {'; '.join(said)}"

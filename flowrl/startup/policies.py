@@ -26,7 +26,7 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     ``model.shard`` says where it is trained (``shard``)."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
-    arguments = fitted.model.arguments(algorithm.family, algorithm.valued)
+    arguments = fitted.model.arguments(algorithm.family, algorithm.valued, algorithm.explores)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))

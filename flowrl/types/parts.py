@@ -41,7 +41,8 @@ class Sampler(Protocol):
 
 class Estimator(Protocol):
     """The only bridge between networks and algorithms. One that differentiates rewards has a further attribute
-    ``judged = True``, and finds `Rollout.judge` set."""
+    ``judged = True``, and finds `Rollout.judge` set; one of control policies with ``explores = True`` finds a network
+    that learns how much noise steps have."""
 
     def probe(self, rollout: Rollout, policy: Any, seeds: Tensor) -> Rows:
         """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""

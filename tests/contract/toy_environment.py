@@ -11,7 +11,7 @@ import torch
 
 from flowrl.models.control.cloning import clone
 from flowrl.models.control.load import CriticNetwork
-from flowrl.models.control.network import ControlNetwork
+from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.types import Prompt
 
@@ -65,11 +65,12 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True) -> ControlPolicy:
+def toy_policy(critic: bool = True, noise: bool = False) -> ControlPolicy:
     """A flow with three modes."""
     network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
     network.load_state_dict(_cloned().state_dict())
-    return ControlPolicy(CONFIG, network, CriticNetwork(2, 32, 2) if critic else None, None, torch.device("cpu"))
+    value, levels = CriticNetwork(2, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
+    return ControlPolicy(CONFIG, network, value, None, torch.device("cpu"), levels)
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

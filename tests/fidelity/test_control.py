@@ -20,6 +20,8 @@ from tests.fidelity.bench import alike
 release("ppo_gaussian", "vwxyzjn/cleanrl 016ca33, ppo_continuous_action.py")
 release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
+release("reinflow", "ReinFlow/ReinFlow aed2819, 23 Jun 2025, model/flow/ft_ppo/ppoflow.py")
+release("policy_flow", "none compared; arXiv:2602.01156 and a fork of others, HarriWxy/PolicyFlow_srb")
 
 
 class Made(NamedTuple):
@@ -239,3 +241,143 @@ def test_diffusion_policy_gradient() -> None:
 def test_diffusion_policy_settings() -> None:
     a: Any = composition.build("diffusion_policy")
     assert a.sampler.sampler.sampler.steps == 10 and a.redraw and a.estimator.estimator.draws == 1
+
+
+@cell(
+    "reinflow",
+    "loss, gradient",
+    "equal",
+    "one ratio of log-probabilities, means over steps, start and numbers, moved into -1 to 1; entropy rate; value loss",
+)
+def test_reinflow_gradient() -> None:
+    m = made("reinflow")
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None
+    advantage, returns = m.credit(0.99, 0.95)
+    states = steps.states.double()
+
+    def measured(policy: Any) -> tuple[Tensor, Tensor]:
+        """As `get_logprobs`, its times counted from the action: 1, 3/4, 1/2, 1/4."""
+        start = torch.distributions.Normal(torch.zeros_like(states[:, 0]), 1.0)
+        logp = start.log_prob(states[:, 0]).sum(dim=(1, 2))
+        entropy = start.entropy().sum(dim=(1, 2))
+        for k in range(4):
+            t = torch.full((len(states),), 1 - k / 4).double()
+            raw = policy.noise.body(
+                torch.cat([policy.network.features(m.seen().observed), policy.network.time_features(t.float())], dim=1)
+            )
+            low, high = math.log(0.1**2), math.log(0.24**2)
+            std = (0.5 * (low + (high - low) * (raw.tanh() + 1) / 2)).exp().view(-1, 1, 2).double()
+            mean = states[:, k] - policy.velocity(steps.states[:, k], t, m.seen()).double() / 4
+            step = torch.distributions.Normal(mean, std)
+            logp = logp + step.log_prob(states[:, k + 1]).sum(dim=(1, 2))
+            entropy = entropy + step.entropy().sum(dim=(1, 2))
+        return (logp / 5 / 2).clamp(-1, 1), entropy / 5 / 2
+
+    with torch.no_grad():
+        old = measured(m.old)[0]
+    logp, entropy = measured(m.policy)
+    edge = torch.tensor(0.01).double()
+    loss = clipped((logp - old).exp(), advantage, edge, edge).mean() - 0.03 * entropy.mean()
+    value = m.policy.value(m.seen().observed).double()
+    wanted = m.gradient_of(loss + 0.5 * 0.5 * ((value - returns) ** 2).mean())
+    assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
+
+
+@cell("reinflow", "defaults", "equal", "4 steps, deviation .1 to .24, clip .01, entropy .03, value loss .5, gamma .99")
+def test_reinflow_settings() -> None:
+    a: Any = composition.build("reinflow")
+    noisy, chain = a.sampler.sampler, a.estimator.estimator
+    assert (noisy.steps, noisy.least, noisy.most) == (4, 0.1, 0.24)
+    assert (chain.reduction, chain.bound, a.objective.low, a.objective.high) == ("mean", 1.0, 0.01, 0.01)
+    assert [(term.name, term.weight) for term in a.regularizers] == [("value_loss", 0.5), ("negative_entropy", 0.03)]
+    assert (a.token_advantage[0].gamma, a.token_advantage[0].lam) == (0.99, 0.95)
+
+
+@cell(
+    "reinflow",
+    "defaults",
+    "deviation",
+    "one grid of times, 1, 3/4, 1/2, 1/4 from the action, in sampling and in the density",
+    reason="its rectified flow is sampled at 0, 1/3, 2/3, 1 and measured at 0, 1/4, 1/2, 3/4: the first ratio is not 1",
+)
+def test_reinflow_times() -> None:
+    m = made("reinflow")
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None and steps.t[0].tolist() == [1, 0.75, 0.5, 0.25]
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    assert torch.equal(rows.inner.t[:, 0], steps.t)
+
+
+@cell(
+    "reinflow",
+    "defaults",
+    "deviation",
+    "nothing is clamped, and the range of the deviation stays",
+    reason="states, noise and last actions are clamped there outside the density, and the upper bound falls by 30 % of"
+    " the range after .35 of training",
+)
+def test_reinflow_unclamped() -> None:
+    m = made("reinflow")
+    steps: Any = m.trace.steps(m.rows, m.events)
+    assert float(steps.states.abs().max()) > 1
+    assert (steps.dynamics.least, steps.dynamics.most) == (0.1, 0.24)
+
+
+@cell(
+    "policy_flow",
+    "loss, gradient",
+    "equal",
+    "ratio of the added noise around the velocity's change, entropy, Brownian term, clipped value loss of the fork",
+)
+def test_policy_flow_gradient() -> None:
+    m = made("policy_flow")
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None
+    start, end, action = steps.states.unbind(dim=1)
+    tau = 1 - rows.inner.t[:, 0]  # its time runs from noise to action, and its velocity points there
+    wide = tau[:, None, None].float()
+    x = (1 - wide) * start + wide * end
+    advantage, returns = m.credit(0.99, 0.95)
+
+    def there(policy: Any) -> Tensor:
+        return -policy.velocity(x, 1 - tau, m.seen())
+
+    with torch.no_grad():
+        was = there(m.old)
+    now, std = there(m.policy), m.policy.network.log_std.double().exp()
+    added = (action - end).double()
+    old = torch.distributions.Normal(torch.zeros_like(added), m.old.network.log_std.detach().double().exp())
+    new = torch.distributions.Normal((now - was).double(), std)
+    ratio = (new.log_prob(added).sum(dim=(1, 2)) - old.log_prob(added).sum(dim=(1, 2))).exp()
+    edge = torch.tensor(0.2).double()
+    heat = ((1 - wide) * now - (x - wide * was)).square().mean()
+    loss = clipped(ratio, advantage, edge, edge).mean() - 0.01 * new.entropy().sum(dim=(1, 2)).mean() + 0.01 * heat
+    value = m.policy.value(m.seen().observed).double()
+    wanted = m.gradient_of(loss + 0.5 * 0.5 * ((value - returns) ** 2).mean())
+    assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
+
+
+@cell("policy_flow", "defaults", "equal", "10 steps, clip .2 of ratio and value, entropy and Brownian .01, gamma .99")
+def test_policy_flow_settings() -> None:
+    a: Any = composition.build("policy_flow")
+    assert (a.sampler.sampler.steps, a.objective.low, a.regularizers[0].clip, a.estimator.estimator.beta) == (
+        *(10, 0.2, 0.2),
+        1.0,
+    )
+    weights = {term.name: term.weight for term in a.regularizers}
+    assert weights == {"value_loss": 0.5, "negative_entropy": 0.01, "brownian": 0.01}
+
+
+@cell(
+    "policy_flow",
+    "defaults",
+    "deviation",
+    "Euler steps, times of their grid; the rate stays",
+    reason="the fork integrates by the midpoint rule, draws from its midpoints as well, and adapts the rate to a KL",
+)
+def test_policy_flow_times() -> None:
+    m = made("policy_flow")
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    assert set(rows.inner.t.flatten().tolist()) == {1.0, 0.75, 0.5, 0.25} and m.algorithm.redraw

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from flowrl.checks import judge, measure
+from flowrl.checks.registry import SPREAD
 from flowrl.composition import build
 from flowrl.config import Config
 from flowrl.data import PromptSet
@@ -17,6 +19,8 @@ from flowrl.errors import UserError
 from flowrl.runtime.timing import PhaseTimer
 from flowrl.score import load_rewards
 from flowrl.session import Session
+from flowrl.startup.doubts import doubts
+from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from flowrl.types import Prompt
 from tests.contract.toy_environment import toy_policy
@@ -41,7 +45,7 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
-    built, policy = build(config.algorithm), toy_policy()
+    built, policy = build(config.algorithm), toy_policy(noise=build(config.algorithm).explores)
     critic = policy.critic_parameters()
     groups = [{"params": policy.parameters()[: -len(critic)]}, {"params": critic}]
     optimizer = torch.optim.AdamW(groups, lr=0.002, weight_decay=0.0)
@@ -53,7 +57,11 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
     return [settled(iterate(session, PhaseTimer())[0]) for _ in range(count)]
 
 
-@pytest.mark.parametrize("algorithm", [{"use": "fpo", "family": "control", "draws": 2, "steps": 3}, None])
+FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
+NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3})
+
+
+@pytest.mark.parametrize("algorithm", [FPO, None, *NOISY])
 def test_a_run_goes_on_where_it_ended_bit_for_bit(algorithm: Any) -> None:
     """Nothing of an environment lives between iterations (T18)."""
     whole = session_of(algorithm)
@@ -83,7 +91,44 @@ def test_only_the_critic_learns_at_first() -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes_end_where_one_does(size: int) -> None:
     compare(size, session_of, iterations=2)
-    compare(size, partial(session_of, {"use": "fpo", "family": "control", "draws": 2, "steps": 3}), iterations=2)
+    for algorithm in (FPO, *NOISY):
+        compare(size, partial(session_of, algorithm), iterations=2)
+
+
+@pytest.mark.parametrize(("pull", "healthy"), [(1.0, True), (2.0, False)])
+def test_narrow_policies_are_told_of_where_the_clip_is_one_of_matching_errors(pull: float, healthy: bool) -> None:
+    """With v = c x three steps from z end at ``(1 - c / 3)^3 z``: .296 and .037 of a standard normal variable (T15)."""
+    session = session_of(FPO)
+    policy: Any = session.policy
+    _, batch, _ = iterate(session, PhaseTimer())
+    policy.velocity = lambda x, t, condition, **_: pull * x
+    calls = policy.network_calls
+    metrics = measure(session, batch, PhaseTimer())
+    assert metrics[SPREAD] == pytest.approx((1 - pull / 3) ** 3, rel=0.15) and policy.network_calls == calls
+    found = {verdict.check.name: verdict for verdict in judge(session, metrics)}["action_spread"]
+    assert found.healthy == healthy and (healthy or "standardise actions" in found.sentence())
+    other = session_of()  # a ratio of densities does not depend on the scale
+    _, batch, _ = iterate(other, PhaseTimer())
+    assert SPREAD not in measure(other, batch, PhaseTimer())
+
+
+def test_fpo_with_few_steps_or_an_untaught_critic_is_doubted() -> None:
+    values: dict[str, Any] = {
+        "name": "doubted",
+        "model": {"path": "avoid"},
+        "algorithm": {**FPO, "environment": "avoid"},
+        "data": {"train": "avoid:train", "test": "avoid:test", "prompts": 2, "group": 2},
+        "rewards": [{"use": "episode_return"}],
+        "train": {"iterations": 2, "updates": 2},
+    }
+
+    def said(**changes: Any) -> str:
+        return " ".join(s for s in doubts(check_run(Config.of({**values, **changes}))) if "matching errors" in s)
+
+    assert "steps=3, and 10 or more" in said() and "optimizer.critic_warmup=0" in said()
+    taught = {"optimizer": {"critic_warmup": 1}}
+    assert "critic_warmup" not in said(**taught)
+    assert not said(**taught, algorithm={**FPO, "steps": 10}) and not said(algorithm={"use": "dppo", "steps": 3})
 
 
 FAILING = """

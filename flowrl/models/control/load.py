@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind
+from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
+NOISE_WIDTH, NOISE_DEPTH = 64, 2
 WEIGHTS = "model.safetensors"
 
 
@@ -25,6 +26,7 @@ def load_control(
     path: str | Path,
     *,
     critic: Literal["network"] | None = None,
+    noise: bool = False,
     device: str = "auto",
     dtype: str = "float32",
     **unused: Any,
@@ -33,6 +35,7 @@ def load_control(
 
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
+        noise: also learn how much noise each step of a sampler has, by a network of its own (ReinFlow).
         dtype: float32; networks of this size gain nothing from less.
         unused: options of larger models (LoRA, compiling, sharding), which these are too small for.
 
@@ -59,7 +62,8 @@ def load_control(
     network.eval()
     seen = config.observation * config.history
     value = CriticNetwork(seen, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
-    return ControlPolicy(config, network, value, ModelSource(str(path)), place(dtype, device).device)
+    levels = NoiseNetwork(seen, config.action, config.chunk, NOISE_WIDTH, NOISE_DEPTH) if noise else None
+    return ControlPolicy(config, network, value, ModelSource(str(path)), place(dtype, device).device, levels)
 
 
 def new_network(config: ControlConfig) -> ControlNetwork:

@@ -1,4 +1,5 @@
-"""Small networks over action chunks: a velocity, the noise of a DDPM, or the mean of a Gaussian, and a critic."""
+"""Small networks over action chunks: a velocity, the noise of a DDPM, or the mean of a Gaussian; a critic, and how much
+noise a step has."""
 
 from __future__ import annotations
 
@@ -73,6 +74,11 @@ class ControlNetwork(nn.Module):
 
     waves: Tensor
 
+    def time_features(self, t: Tensor) -> Tensor:
+        """[n, 2 * TIME_WAVES] of times [n]."""
+        angle = t[:, None] * self.waves.to(t)
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
     def features(self, observed: Tensor) -> Tensor:
         """[n, history * o] standardised, of raw observations [n, history, o]."""
         return self.observations(observed).flatten(1)
@@ -82,8 +88,7 @@ class ControlNetwork(nn.Module):
         seen = [self.features(observed)]
         if self.kind != "gaussian":
             assert x is not None and t is not None
-            angle = t.to(x)[:, None] * self.waves.to(x)
-            seen += [x.flatten(1), angle.cos(), angle.sin()]
+            seen += [x.flatten(1), self.time_features(t.to(x))]
         return self.body(torch.cat(seen, dim=1)).unflatten(1, self.shape)
 
 
@@ -103,3 +108,21 @@ class CriticNetwork(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[n]"""
         return self.body(features)[:, 0]
+
+
+class NoiseNetwork(nn.Module):
+    """How much noise a step at some time has for an observation, between the least, 0, and the most, 1, for every
+    number of a chunk [h, d]: ``(tanh(f(s, t)) + 1) / 2``, layers of tanh (ReinFlow/ReinFlow, model/flow/mlp_flow.py).
+    Only training asks it: the deployed policy makes its steps without noise."""
+
+    def __init__(self, observation: int, action: int, chunk: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.shape = (chunk, action)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # as the critic: the same in every run
+            self.body = perceptron([observation + 2 * TIME_WAVES, *[width] * depth, chunk * action], nn.Tanh)
+
+    def forward(self, features: Tensor, time_features: Tensor) -> Tensor:
+        """[n, h, d]"""
+        answer = self.body(torch.cat([features, time_features], dim=1))
+        return ((answer.tanh() + 1) / 2).unflatten(1, self.shape)

@@ -16,7 +16,7 @@ from flowrl.math.flow import ODE, mean_of
 from flowrl.math.random import normal
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind
+from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -25,6 +25,8 @@ from flowrl.types import CfgGrad, IncompatibleError, Prompt
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
+NOISE = "noise."
+"""Prefix of the network that says how much noise steps have."""
 OUTCOME = ("return", "decisions", "truncated", "success", "mode")
 """The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
 
@@ -62,15 +64,18 @@ class ControlPolicy(HasWeightSets):
         critic: CriticNetwork | None,
         source: ModelSource | None,
         device: torch.device,
+        noise: NoiseNetwork | None = None,
     ) -> None:
         self.config, self.source, self.device = config, source, device
         self.network, self.critic = network.to(device), None if critic is None else critic.to(device)
+        self.noise = None if noise is None else noise.to(device)
         self.latent_shape = (config.chunk, config.action)
         self.dtype = torch.float32
         self.network_calls = 0
         """Network rows evaluated so far, the critic's left out."""
         self.adaptation = Adaptation(dict(network.named_parameters()), None)
-        extra = {} if critic is None else {f"{CRITIC}{name}": p for name, p in critic.named_parameters()}
+        apart = {CRITIC: critic, NOISE: noise}
+        extra = {f"{k}{name}": p for k, net in apart.items() if net is not None for name, p in net.named_parameters()}
         self.weights = weight_sets(network, self.adaptation.parameters, extra)
         self.origin: dict[str, Any] | None = None
         """Of a run's policy, the settings that its exports remember."""
@@ -89,8 +94,9 @@ class ControlPolicy(HasWeightSets):
         return [describe_episode(row) for row in final.tolist()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: the network's in its order, then the critic's."""
-        return [*self.adaptation.parameters.values(), *self.critic_parameters()]
+        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critic's."""
+        noise = [] if self.noise is None else self.noise.parameters()
+        return [*self.adaptation.parameters.values(), *noise, *self.critic_parameters()]
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Those of them that are the critic's."""
@@ -150,6 +156,14 @@ class ControlPolicy(HasWeightSets):
         if self.config.kind == "flow":
             return self.network(observed, x, t.to(x))
         return velocity_of(self.network(observed, to_network(x, t.to(x)), t.to(x)), x, t.to(x))
+
+    def noise_level(self, t: Tensor, condition: ControlCondition) -> Tensor:
+        """[n, h, d]: how much noise a step from time ``t`` [n] has, from 0 (the least) to 1 (the most). Raises
+        `IncompatibleError` where nothing learns it."""
+        if self.noise is None:
+            raise IncompatibleError("this policy has no network for the noise of its steps; use algorithm reinflow")
+        features = self.network.features(condition.need().to(self.device))
+        return self.noise(features, self.network.time_features(t.to(features)))
 
     # ------------------------------------------------------------------------------------------------- as a Gaussian
     def gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:

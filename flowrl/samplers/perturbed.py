@@ -1,0 +1,47 @@
+"""A flow's actions, and Gaussian noise added to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from flowrl.math.flow import ODE
+from flowrl.math.random import normal
+from flowrl.samplers.flow import INITIAL_NOISE, FlowSampler
+from flowrl.types import Condition, Draw, Rollout, Steps
+
+SHIFT = 1  # stream of a decision's seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedFlowSampler:
+    """``a = ODE(z) + n``: the flow's chunk from noise z, and ``n = exp(log_std) e`` with the policy's learned deviation
+    (PolicyFlow, arXiv:2602.01156). Records z, the flow's end and the action, in this order. Evaluation has no n."""
+
+    family: ClassVar[str] = "control"
+    steps: int = 10
+
+    @property
+    def forwards(self) -> int:
+        return self.steps
+
+    @property
+    def recorded(self) -> int:
+        return 1
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> FlowSampler:
+        """The flow alone."""
+        return FlowSampler(steps=self.steps, guidance=1.0).heldout(steps, guidance, temperature)
+
+    @torch.no_grad()
+    def __call__(self, policy: Any, condition: Condition, draw: Draw) -> Rollout:
+        made = FlowSampler(steps=self.steps, guidance=1.0)(policy, condition, draw)
+        times, end, shape = policy.times(self.steps), made.final.float(), policy.latent_shape
+        start = policy.initial(normal(draw.seeds, shape, stream=INITIAL_NOISE, device=end.device), times)
+        action = end + policy.network.log_std.exp() * normal(draw.seeds, shape, stream=SHIFT, device=end.device)
+        reached = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand(len(draw), -1)
+        states = torch.stack([start, end, action], dim=1).cpu()
+        steps = Steps(states, reached[:, :-1], reached[:, 1:], None, ODE(), 1.0)
+        return Rollout.of(draw, condition, action, steps, times=times, forwards=made.forwards)
