@@ -320,7 +320,7 @@ def test_a_hostile_environment_follows_the_declared_policy(kind: str, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("avoids", "none of the worlds avoid; others are gym:NAME and path.py:make; did you mean 'avoid'"),
+        ("avoids", "none of the worlds avoid, two_walls; others are gym:NAME and path.py:make; did you mean 'avoid'"),
         ("nothere.py:make", "environment file nothere.py does not exist"),
     ],
 )
