@@ -1,7 +1,7 @@
-"""Does a flow keep both of two equally good ways, where a Gaussian keeps one? FPO's claim (arXiv:2507.21053, figure of
-the grid world), on the world two_walls: FPO beside PPO of a Gaussian, both from N(0, 1).
+"""Does a flow keep both of two equally good ways, where a Gaussian keeps one? FPO's claim (arXiv:2507.21053, its grid
+world), on the world two_walls: FPO beside PPO of a Gaussian, both from N(0, 1).
 
-    OMP_NUM_THREADS=1 python benchmarks/control_modes.py --seeds 0 1 2
+    OMP_NUM_THREADS=1 python benchmarks/control_modes.py --seeds 0 1 2 --set optimizer.lr=1e-3
 
 For each it prints the environment steps until all episodes of an iteration reach a goal, and after training, from
 eleven cells between the goals with the noise that the policy acts with, the share of episodes that end at the top.
@@ -50,11 +50,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--iterations", nargs="*", type=int, default=[30, 60], help="after which it looks")
     parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--set", nargs="*", default=[], help="changes of two_walls.yaml, such as optimizer.lr=1e-3")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for method in given.methods:
         for seed in given.seeds:
-            session = open_session(check_run(Config.load(FILE, [*METHODS[method], f"train.seed={seed}"])))
+            session = open_session(check_run(Config.load(FILE, [*METHODS[method], *given.set, f"train.seed={seed}"])))
             begun, steps, solved = time.process_time(), 0.0, float("nan")
             for iteration in range(1, max(given.iterations) + 1):
                 metrics = {name: float(value) for name, value in iterate(session, PhaseTimer())[0].items()}

@@ -13,7 +13,7 @@ from flowrl.models.control.untrained import CONFIG, untrained
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
-from flowrl.types import Draw, Prompt
+from flowrl.types import Draw, Episodes, Prompt
 from flowrl.worlds.two_walls.grid import LIMIT, MIDDLE, SADDLE, SIZE, Grid
 from flowrl.worlds.two_walls.picture import draw
 from flowrl.worlds.two_walls.prompts import prompts
@@ -63,6 +63,7 @@ def test_the_base_is_noise_for_a_flow_and_for_a_gaussian() -> None:
     for inner in (FlowSampler(steps=3, guidance=1.0), GaussianSampler()):
         sampler = EpisodeSampler(sampler=inner, environment="two_walls", decisions=1)
         rollout = sampler(policy, policy.condition(asked), drawn)
+        assert isinstance(rollout.trace, Episodes)
         actions = rollout.trace.actions.flatten()
         assert abs(float(actions.mean())) < 0.15 and abs(float(actions.std()) - 1) < 0.1
 
