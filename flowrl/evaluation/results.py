@@ -10,6 +10,7 @@ interval over prompts, null where unknown::
       title, version, source      printed name, version of the suite, where its prompts are from
       medium                      images or completions
       sampling                    length, block, steps, guidance, temperature, ... as far as the sampler has them
+      independent                 true where samples are trials of their own: ``wilson`` is the interval to read
       primary                     the measure of the headline ("correct" for GenEval)
       partial, missing_tags       whether only a part of the prompts was used, and the tags without any
       prompts, prompts_available  prompts used, and how many the suite has

@@ -16,7 +16,7 @@ import numpy as np
 
 from flowrl.errors import UserError, counted
 from flowrl.evaluation.agreement import OFFICIAL, agreement
-from flowrl.evaluation.decoding import check_varied, deterministic, grid, sampler_facts
+from flowrl.evaluation.decoding import Decoding, check_varied, deterministic, grid, sampler_facts
 from flowrl.evaluation.features import FeatureSpace, distances, open_space, with_diversity
 from flowrl.evaluation.protocol import check_alone, departures, filled, find_protocol
 from flowrl.evaluation.results import SCHEMA, VariantScores, summarise
@@ -24,7 +24,7 @@ from flowrl.evaluation.samples import SampleSource, complete_samples, prompts_di
 from flowrl.evaluation.scoring import score_samples
 from flowrl.evaluation.self_test import check_judges
 from flowrl.evaluation.statistics import RESAMPLES, Floats
-from flowrl.evaluation.suite import Suite, Weighted, prompt_tag
+from flowrl.evaluation.suite import Collective, Suite, Weighted, prompt_tag
 from flowrl.evaluation.suites import entries, find
 from flowrl.evaluation.target import Target, Variant
 from flowrl.evaluation.targets import Request, Samplers, find_target
@@ -119,20 +119,20 @@ def evaluate(
     and ``tuned``, at equal prompts and seeds, a run with its config's held-out sampler unless given here or by the
     suite's protocol; of several lengths (tokens), steps and temperatures every combination is evaluated. Run again to
     resume: samples made with the same settings are kept, and scores follow from the files alone. ``limit`` takes that
-    many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1. ``data`` holds the problems of
-    gsm8k or math500, or the prompts of a suite of images; ``options`` are settings by suite, such as ``{"geneval":
-    {"detector": "weights/mask2former"}}``. ``self_test`` repeats the self-test of what judges, otherwise run once.
-    ``features`` (a CLIP or DINO) and ``reference`` (a folder of images) add diversity within prompts and distances
-    between sets of images (see `features`). Raises UserError for what cannot be evaluated.
+    many prompts, evenly over tags. ``samples`` per prompt are 4, of greedy decoding 1, of episodes 256 together, also
+    from z = 0 where no temperature is asked for. ``data`` holds the problems of gsm8k or math500, or the prompts of a
+    suite of images; ``options`` are settings by suite, such as ``{"geneval": {"detector": "weights/mask2former"}}``.
+    ``self_test`` repeats the self-test of what judges, otherwise run once. ``features`` (a CLIP or DINO) and
+    ``reference`` (a folder of images) add diversity and distances. Raises UserError for what cannot be evaluated.
     """
     target, suites, out = os.fspath(target), [suites] if isinstance(suites, str) else suites, Path(out)
     _check(samples, limit, suites)
     protocol = find_protocol(suites)
     steps, guidance, samples = filled(protocol, steps, guidance, samples)
-    decodings = grid(steps=steps, guidance=guidance, length=length, temperature=temperature)
+    decodings = _beside(suites, grid(steps=steps, guidance=guidance, length=length, temperature=temperature))
     request = Request(checkpoint, decodings, call, protocol.size if protocol else None, base, family, model=model)
     subject, samplers = find_target(target, request)
-    points = _points(samplers, samples)
+    check_varied(samplers.values(), samples or 1, "--samples")
     with ExitStack() as stack:
         shown = stack.enter_context(display or Display())
         shown.stage("loading what judges", log=False)
@@ -142,9 +142,26 @@ def evaluate(
             stack.callback(suite.close)
         tests = check_judges(found, self_test, shown)
         job = Job(subject, out, seed, shown, open_space(features, reference, subject), tests)
-        cases = [Case(suite, point, choose_prompts(suite.prompts, limit)) for suite in found for point in points]
+        cases = [_case(suite, point, limit, samples) for suite in found for point in _points(samplers, samples)]
         entries = _entries(cases, job)
-    return _write(job, target, entries, {"limit": limit, "seed": seed, **_manifest(subject, points)})
+    return _write(job, target, entries, {"limit": limit, "seed": seed, **_manifest(subject, cases)})
+
+
+def _beside(suites: Sequence[str], decodings: Mapping[str, Decoding]) -> dict[str, Decoding]:
+    """With the temperatures that the suites, where all of them do, ask for beside a decoding without any."""
+    own, *others = decodings.values()
+    asked = [dict(entries()[name].beside) if name in entries() else {} for name in suites]
+    if others or own.temperature is not None or any(each != asked[0] for each in asked):
+        return dict(decodings)
+    return {**decodings, **{label: replace(own, temperature=value) for label, value in asked[0].items()}}
+
+
+def _case(suite: Suite, point: GridPoint, limit: int | None, samples: int | None) -> Case:
+    """With as many samples per prompt as the suite asks for altogether, where the user asks for no number."""
+    rows = choose_prompts(suite.prompts, limit)
+    if samples is None and point.samples > 1:
+        point = replace(point, samples=max(point.samples, -(-entries()[suite.name].least // max(len(rows), 1))))
+    return Case(suite, point, rows)
 
 
 def _entries(cases: Sequence[Case], job: Job) -> dict[str, dict[str, Any]]:
@@ -193,8 +210,9 @@ def _check(samples: int | None, limit: int | None, suites: Sequence[str]) -> Non
 
 
 def _points(samplers: Samplers, samples: int | None) -> list[GridPoint]:
-    """Greedy decoding makes one sample. Raises UserError if several were asked for and would all be equal."""
-    check_varied(samplers.values(), samples or 1, "--samples")
+    """Greedy decoding makes one sample, and an equal sampler none of its own."""
+    every = list(samplers.values())
+    samplers = {label: each for i, (label, each) in enumerate(samplers.items()) if each not in every[:i]}
     points = [
         GridPoint(label, sampler, 1 if deterministic(sampler) else samples or SAMPLES)
         for label, sampler in samplers.items()
@@ -244,6 +262,8 @@ def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str,
     tags, weights = [prompt_tag(prompt) for prompt in prompts], _weights(suite, prompts)
     samples = max((len(entry.files) for entry in target.entries), default=point.samples)
     scores = {name: _scores(case, job, name, entries) for name, entries in made.items()}
+    if isinstance(suite, Collective):
+        scores = {name: replace(each, measures=suite.conclude(each.measures)) for name, each in scores.items()}
     seen = {name: job.space.of(entries) for name, entries in made.items()} if job.space else {}
     scores = {name: with_diversity(each, seen[name]) if seen else each for name, each in scores.items()}
     return {
@@ -255,6 +275,7 @@ def _results(case: Case, job: Job, made: Mapping[str, list[Entry]]) -> dict[str,
         "medium": target.medium,
         "sampling": sampler_facts(point.sampler) if point.sampler else {},
         "primary": suite.primary,
+        **({"independent": True} if entries()[suite.name].independent else {}),
         "partial": len(prompts) < suite.size,
         "prompts": len(prompts),
         "prompts_available": suite.size,
@@ -302,7 +323,9 @@ def _resolution(entries: Sequence[Entry]) -> str:
     return f"{width}x{height}"
 
 
-def _manifest(target: Target, points: Sequence[GridPoint]) -> dict[str, Any]:
+def _manifest(target: Target, cases: Sequence[Case]) -> dict[str, Any]:
+    every = [case.point for case in cases]
+    points = [point for i, point in enumerate(every) if point not in every[:i]]
     return {
         **_sampling(points),
         "arms": {variant.name: dict(variant.identity) for variant in target.variants},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowrl.detection.self_test import Check
@@ -106,6 +108,15 @@ class Weighted(Protocol):
         ...
 
 
+@runtime_checkable
+class Collective(Protocol):
+    """A suite with measures that follow from all samples of a variant."""
+
+    def conclude(self, measures: Mapping[str, NDArray[np.float64]]) -> Mapping[str, NDArray[np.float64]]:
+        """The measures [P, S] of all samples, NaN where there is none, with those put in place."""
+        ...
+
+
 @dataclass(frozen=True)
 class SamplingProtocol:
     """How a benchmark's samples are made where the user says nothing else."""
@@ -131,6 +142,12 @@ class SuiteEntry:
     takes_options: bool = False
     protocol: SamplingProtocol | None = None
     """With one, noise follows from the prompt's words, not from its place in the file."""
+    least: int = 0
+    """Samples of all prompts together, at least, where the user says nothing."""
+    independent: bool = False
+    """Samples are trials of their own and not attempts at a problem: no pass@k, and Wilson's interval is told."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Temperatures, by their label, that are evaluated beside the target's own where the user asks for no decoding."""
 
 
 def prompt_tag(prompt: Prompt) -> str:

@@ -27,7 +27,7 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     console = Console() if console is None else console
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for suite in results["suites"].values():
-        groups.setdefault(suite["suite"], []).append(suite)
+        groups.setdefault(suite["title"] if suite.get("independent") else suite["suite"], []).append(suite)
     for name, suites in groups.items():
         first = suites[0]
         count = f"{counted(first['samples_per_prompt'], first['medium'])} each"
@@ -103,7 +103,7 @@ def rows(suite: Mapping[str, Any]) -> Iterator[tuple[str, int, tuple[str, ...], 
     variants, most = list(suite["arms"].values()), suite["samples_per_prompt"]
     headline = variants[0]["measures"][primary]
     if suite["medium"] == "completions":
-        for attempts in headline.get("pass_at", {}) if most > 1 else ():
+        for attempts in headline.get("pass_at", {}) if most > 1 and not suite.get("independent") else ():
             yield f"pass@{attempts}", suite["prompts"], (primary, "pass_at", attempts), False
     elif any("any_of_n" in each["measures"][primary] for each in variants):
         yield "images", suite["prompts"], (primary, "samples"), False
@@ -129,7 +129,12 @@ def notes(suite: Mapping[str, Any]) -> list[str]:
     out += [
         f"{count} {suite['medium']} of {name} could not be scored and are left out." for name, count in unscored.items()
     ]
-    if suite["medium"] == "completions" and suite["samples_per_prompt"] == 1 and suite["sampling"]["temperature"] == 0:
+    if suite.get("independent"):
+        shares = {name: each["measures"][suite["primary"]].get("wilson") for name, each in suite["arms"].items()}
+        told = [f"{name} {share[0]:.3f} to {share[1]:.3f}" for name, share in shares.items() if share]
+        out += [f"Wilson's interval of {suite['primary']}, of independent samples: {', '.join(told)}."] if told else []
+    alone = suite["medium"] == "completions" and suite["samples_per_prompt"] == 1
+    if alone and suite["sampling"].get("temperature") == 0:
         out.append("Greedy decoding: one completion per prompt, as further ones would be equal.")
     return out
 

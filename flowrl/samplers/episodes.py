@@ -12,7 +12,23 @@ from flowrl.environments import CheckedEnvironment, OnError, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
 from flowrl.samplers.flow import FlowSampler
-from flowrl.types import Draw, Episodes, Rollout, Sampler, Steps
+from flowrl.samplers.gaussian import GaussianSampler
+from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperedStart(FlowSampler):
+    """Starts from ``temperature * z``: at 0 from z = 0, as a policy is deployed that has to act in one way."""
+
+    temperature: float = 0.0
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> TemperedStart:
+        """Stays at its temperature."""
+        plain = super().heldout(steps, guidance, temperature)
+        return TemperedStart(steps=plain.steps, guidance=plain.guidance, temperature=self.temperature)
+
+    def _noise(self, policy: FlowPolicy, draw: Draw) -> Tensor:
+        return self.temperature * super()._noise(policy, draw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +63,15 @@ class EpisodeSampler:
         return self.decisions * max(1, self.sampler.recorded)
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
-        """As the policy is deployed: by the sampler's own form for evaluation."""
+        """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
+        z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
         kept = {"environment": self.environment, "decisions": self.decisions, "on_error": self.on_error}
-        return EpisodeSampler(sampler=self.sampler.heldout(steps, guidance, temperature), **kept)
+        sampler = self.sampler.heldout(steps, guidance, None)
+        if temperature is not None and isinstance(sampler, FlowSampler):
+            sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+        elif temperature and isinstance(sampler, GaussianSampler):
+            raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
+        return EpisodeSampler(sampler=sampler, **kept)
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:

@@ -414,6 +414,70 @@ def test_evaluation_reads_what_came_of_episodes() -> None:
     found = suite.score(made.samples).measures
     again = sample(episodes, policy, policy.condition([Prompt("p", 0)] * 6), drawn(), 9).final
     assert torch.equal(found["success"], again[:, 3]) and torch.equal(found["episode_decisions"], again[:, 1])
+    assert torch.allclose(found["episode_return"], again[:, 0], rtol=1e-5)
+    assert torch.equal(found["mode"].nan_to_num(-1.0), again[:, 4])
+
+
+def test_the_entropy_of_ways_is_of_successes() -> None:
+    """Ways 3, 3, 5 and, of failures, 7, 8: shares 2/3 and 1/3."""
+    from flowrl.evaluation.suite import Collective
+    from flowrl.evaluation.suites import find
+    from flowrl.evaluation.target import Target
+
+    suite = find(["control"], Target("avoid", "model", medium="completions"))[0]
+    assert isinstance(suite, Collective)
+    mode, success = np.array([[3.0, 7.0, np.nan], [3.0, 5.0, 8.0]]), np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    found = suite.conclude({"success": success, "mode": mode, "tokens": mode})
+    assert list(found) == ["success", "mode_entropy"]
+    wanted = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    assert found["mode_entropy"][0, 0] == pytest.approx(wanted, abs=1e-12)
+    assert np.isnan(found["mode_entropy"]).sum() == 5
+    untold = suite.conclude({"success": success * np.nan, "mode": mode})["mode_entropy"][0, 0]  # 2, 1, 1 and 1 of 5
+    assert untold == pytest.approx(-(0.4 * math.log(0.4) + 0.6 * math.log(0.2)), abs=1e-12)
+
+
+def test_a_temperature_scales_what_a_decision_starts_from() -> None:
+    """At 0 the deployed policy from z = 0; at 1 as without; a Gaussian has its mean alone."""
+    policy, draw = toy_policy(), drawn()
+    deployed = EpisodeSampler(sampler=FlowSampler(steps=8, guidance=1.0), environment=TOY, decisions=3)
+    found = {}
+    for temperature in (None, 1.0, 0.0):
+        sampler = deployed.heldout(None, None, temperature).heldout(None, None, None)
+        found[temperature] = sample(sampler, policy, policy.condition(draw.prompts), draw, 9).trace
+    noisy, same, still = found[None], found[1.0], found[0.0]
+    assert isinstance(noisy, Episodes) and isinstance(same, Episodes) and isinstance(still, Episodes)
+    assert torch.equal(noisy.actions, same.actions)
+    first = policy.chunk(still.observed[:, 0], steps=8)
+    assert torch.allclose(policy.in_own_units(still.actions[:, 0]), first, atol=1e-6)
+    assert not torch.allclose(policy.in_own_units(noisy.actions[:, 0]), first, atol=0.1)
+    mean = EpisodeSampler(sampler=GaussianSampler(), environment=TOY)
+    assert mean.heldout(None, None, 0.0) == mean.heldout(None, None, None)
+    with pytest.raises(ValueError, match=r"temperature=0\.5: a Gaussian policy acts by its mean"):
+        mean.heldout(None, None, 0.5)
+
+
+def test_control_is_evaluated_with_enough_episodes_and_from_zero_as_well(tmp_path: Path, capsys: Any) -> None:
+    from flowrl.evaluation.runner import GridPoint, _case, evaluate
+    from flowrl.evaluation.suites import find
+    from flowrl.evaluation.table import show
+    from flowrl.evaluation.target import Target
+
+    suite = find(["control"], Target("avoid", "model", medium="completions"))[0]
+    assert _case(suite, GridPoint("", None, 4), None, None).point.samples == 43  # 258 of 6 prompts
+    assert _case(suite, GridPoint("", None, 4), 2, None).point.samples == 128
+    assert _case(suite, GridPoint("", None, 9), None, 9).point.samples == 9
+    results = evaluate("avoid", "control", tmp_path, samples=2, limit=3)
+    assert list(results["suites"]) == ["control", "control@z=0"]
+    measures = results["suites"]["control@z=0"]["arms"]["model"]["measures"]
+    assert list(measures) == ["success", "episode_decisions", "episode_return", "mode_entropy"]
+    assert measures["success"]["samples"]["value"] == measures["episode_return"]["samples"]["value"]
+    assert len(measures["success"]["wilson"]) == 2
+    show(results)
+    told = capsys.readouterr().out
+    assert told.count("Wilson's interval of success") == 2 and "pass@" not in told and "control@z=0: 3" in told
+    asked = evaluate("avoid", "control", tmp_path / "b", samples=1, limit=1, temperature=0.0)
+    show(asked)
+    assert list(asked["suites"]) == ["control"]
 
 
 def test_demonstrations_are_read_with_their_history_and_what_followed() -> None:
