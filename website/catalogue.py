@@ -49,6 +49,8 @@ GRADIENT = {
     "PredictedMatching": "The velocity at noised predictions of the sampler's steps; predictions and noise are data.",
     "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "PerDecision": "At every decision of an episode, what its estimator asks of the policy; the episode is data.",
+    "Perturbation": "The velocity at one point of the recorded path; the path and the noise at its end are data.",
+    "NoisyChain": "The mean of every step of the chain and the deviation of its noise; the states are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "GaussianActions": "The mean and the deviation of every action chunk, and the critic; actions are data.",
     "Ratings": "The network's number at the last token of prompt and completion.",

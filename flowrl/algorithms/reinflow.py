@@ -33,9 +33,10 @@ def reinflow(
     and numbers, moved into -1 to 1; clip .01, entropy .03; rate 4.5e-5, critic 6.5e-4 (``optimizer.critic_lr``).
 
     Deviations: sampling and density share one grid of times (there a rectified flow is sampled at 0, 1/3, 2/3, 1 and
-    measured at 0, 1/4, 1/2, 3/4, so the first ratio is not 1); states, noise and the last action are not clamped, so
-    the ratio is one of densities; deviations are of standardised actions, there of actions in -1 to 1; ``most`` is not
-    lowered while training; time limits are no ends; advantages are whitened over an iteration.
+    measured at 0, 1/4, 1/2, 3/4: of a toy, 95 % of the first ratios are outside the clip); states, noise and the last
+    action are not clamped, so the ratio is one of densities; deviations are of standardised actions, there of actions
+    in -1 to 1; ``most`` is not lowered while training; time limits are no ends; advantages are whitened over an
+    iteration.
     """
     return Algorithm(
         sampler=EpisodeSampler(

@@ -19,11 +19,14 @@ COLUMN = "image"
 def folder_rows(folder: Path) -> list[Mapping[str, Any]]:
     """A row for each picture: ``image``, its path, and what ``metadata.jsonl`` (.csv, .parquet) says of its
     ``file_name``, or as ``prompt`` the text of the file beside it that is called as it is and ends in .txt. Raises
-    `UserError` for a folder without pictures, or a picture without a caption."""
+    `UserError` for a folder without pictures or that cannot be read, or a picture without a caption."""
     found = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if found is not None:
         return [_described(row, found, number) for number, row in enumerate(file_rows(found), 1)]
-    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    try:
+        pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    except OSError as error:
+        raise UserError(f"prompts {folder}: not readable whole ({error}); give the pictures' own folder") from error
     if not pictures:
         raise UserError(f"prompts {folder}: no picture ({', '.join(PICTURES)}) and no {METADATA[0]} is in this folder")
     return [{"prompt": _caption(path), COLUMN: str(path.absolute())} for path in pictures]

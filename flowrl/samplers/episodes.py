@@ -20,6 +20,7 @@ from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
 class TemperedStart(FlowSampler):
     """Starts from ``temperature * z``: at 0 from z = 0, as a policy is deployed that has to act in one way."""
 
+    family: ClassVar[str] = "control"
     temperature: float = 0.0
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> TemperedStart:

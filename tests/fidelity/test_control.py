@@ -307,6 +307,22 @@ def test_reinflow_times() -> None:
     assert steps is not None and steps.t[0].tolist() == [1, 0.75, 0.5, 0.25]
     rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
     assert torch.equal(rows.inner.t[:, 0], steps.t)
+    x, generator = steps.states[:, 0], torch.Generator().manual_seed(0)
+    there = torch.zeros(len(x), dtype=torch.float64)  # log of the first ratio, of four steps as it makes them
+
+    def move(t: float) -> tuple[Tensor, Tensor]:
+        at = torch.full((len(x),), t).double()
+        return x - 0.25 * m.old.velocity(x, at, m.seen()), 0.1 * 2.4 ** m.old.noise_level(at, m.seen())
+
+    with torch.no_grad():
+        for sampled, measured in ((1.0, 1.0), (2 / 3, 0.75), (1 / 3, 0.5), (0.0, 0.25)):
+            mean, std = move(sampled)
+            other = torch.distributions.Normal(*move(measured))
+            x = mean + std * torch.randn(x.shape, generator=generator)
+            gap = other.log_prob(x) - torch.distributions.Normal(mean, std).log_prob(x)
+            there += gap.double().sum(dim=(1, 2))
+    outside = ((there / 10).exp() - 1).abs() > 0.01
+    assert float(outside.double().mean()) > 0.8
 
 
 @cell(

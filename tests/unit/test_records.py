@@ -232,6 +232,15 @@ def test_a_folder_of_pictures_trains(tmp_path: Path) -> None:
         assert float((as_floats(image) - render(scenes)[int(name[-1])]).abs().mean()) < 0.05
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Path, pattern: str) -> Any:
+        raise FileNotFoundError(2, "No such file or directory", f"{self}/1")
+
+    monkeypatch.setattr(Path, "rglob", gone)
+    with pytest.raises(UserError, match=r"not readable whole \(.*/1'\); give the pictures' own folder"):
+        load_prompts(str(tmp_path))
+
+
 def test_rows_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no picture"):
         load_prompts(str(tmp_path))
