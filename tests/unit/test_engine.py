@@ -106,9 +106,10 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, module in (("vllm", vllm), ("vllm.lora", lora), ("vllm.lora.request", request)):
         monkeypatch.setitem(sys.modules, name, module)
     made = load_policy(str(folder("llama")), family="causal", device="cpu", lora=LoRAOptions(rank=12, alpha=24))
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter.normal_(0, 0.2)
+            parameter.normal_(0, 0.2, generator=generator)
     return made
 
 
