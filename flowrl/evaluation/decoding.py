@@ -21,8 +21,8 @@ Number = TypeVar("Number", int, float)
 
 STEPS = 28
 """Of a diffusion model without a run; SD3's own default."""
-LENGTHS = {"masked": 128, "causal": 256}
-"""Tokens of a completion of a language model without a run."""
+LENGTHS = {"masked": 128, "causal": 256, "control": 40}
+"""Tokens of a completion, or decisions of an episode at most, of a model without a run or a world of ours."""
 BLOCK = 32
 """Tokens of a block of a masked model without a run, where the completion is longer; LLaDA's for short answers."""
 FACTS = ("length", "block", "steps", "order", "threshold", "solver", "guidance", "temperature")
@@ -88,18 +88,19 @@ def sampler_of_algorithm(
     return _changed(_changed(heldout, own), changes)
 
 
-def sampler_of_model(family: str, length: int | None, changes: Decoding) -> Sampler:
-    """The sampler of a model without a run; ``length`` is that of its world's completions.
+def sampler_of_model(family: str, length: int | None, changes: Decoding, world: str | None = None) -> Sampler:
+    """The sampler of a model without a run; ``length`` is that of its world's completions or episodes.
 
     Diffusion: 28 steps, the model's own guidance. Language: greedy; autoregressive up to 256 tokens, masked 128 in
-    blocks of 32, half as many steps as tokens, the most certain first. Control: episodes in the world
-    avoid, 10 steps from noise. Raises UserError for an unfit changes.
+    blocks of 32, half as many steps as tokens, the most certain first. Control: episodes in its ``world``, by
+    default avoid, 10 steps from noise. Raises UserError for an unfit changes.
     """
     if family == "diffusion":
         return _changed(FlowSampler(steps=STEPS), changes)
-    if family == "control":
-        return _changed(EpisodeSampler(sampler=FlowSampler(guidance=1.0)), changes)
     length = length or LENGTHS[family]
+    if family == "control":
+        flow = FlowSampler(guidance=1.0)
+        return _changed(EpisodeSampler(sampler=flow, environment=world or "avoid", decisions=length), changes)
     if family == "causal":
         return _changed(CausalSampler(length=length, temperature=0.0), changes)
     sampler = MaskedSampler(

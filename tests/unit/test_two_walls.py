@@ -8,6 +8,9 @@ import torch
 
 from flowrl.environments import Episode, find_drawing, open_environment
 from flowrl.errors import UserError
+from flowrl.evaluation.suites import find
+from flowrl.evaluation.targets import find_target
+from flowrl.evaluation.targets.request import Request
 from flowrl.models.control.load import load_control
 from flowrl.models.control.untrained import CONFIG, untrained
 from flowrl.samplers.episodes import EpisodeSampler
@@ -78,3 +81,12 @@ def test_paths_have_the_colour_of_their_goal() -> None:
         row = 300 - round(12 * (12.5 + sign * 4.5))
         assert np.abs(found[row, 150].astype(int) - wanted).max() < 60 and found[300 - row, 150].min() > 220
     assert found[3, 3].tolist() == [220, 239, 220]
+
+
+def test_its_model_is_evaluated_in_it() -> None:
+    """Without a run that names the environment."""
+    target, samplers = find_target("two_walls", Request())
+    sampler = samplers[""]
+    assert isinstance(sampler, EpisodeSampler) and (sampler.environment, sampler.decisions) == ("two_walls", LIMIT)
+    [suite] = find(["control"], target)
+    assert [prompt.columns["start"] for prompt in suite.prompts] == [row["start"] for row in prompts("test")]

@@ -54,9 +54,9 @@ def _numbers(pattern: str, texts: Sequence[str]) -> Tensor:
 
 
 def build(target: Target, _data: Path | None, _options: Options) -> RewardSuite:
-    """The test prompts of a run, or of the world avoid: ways that were never rewarded."""
+    """The test prompts of a run, or of a model's world: in `avoid`, ways that were never rewarded."""
     config = target.config
-    source = config.data.test if config is not None and config.data.test else "avoid:test"
+    source = config.data.test if config is not None and config.data.test else f"{target.world or 'avoid'}:test"
     rewards = [RewardConfig(use="episode_success", name="success"), RewardConfig(use="episode_decisions", weight=0.0)]
     made = reward_suite("control", load_prompts(source).prompts, source, rewards, primary="success")
     return EpisodeSuite(**{field.name: getattr(made, field.name) for field in fields(made)})

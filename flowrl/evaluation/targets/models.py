@@ -11,7 +11,7 @@ from flowrl.errors import UserError, did_you_mean
 from flowrl.evaluation.decoding import sampler_of_model
 from flowrl.evaluation.target import Target, Variant, medium_of
 from flowrl.evaluation.targets.request import Request, Samplers
-from flowrl.evaluation.targets.world_models import base_models, completion_length, model_folder, pipeline_call, world_of
+from flowrl.evaluation.targets.world_models import base_models, model_folder, pipeline_call, sample_length, world_of
 
 FAMILIES = ("diffusion", "masked", "causal", "control", "reward")
 
@@ -98,8 +98,9 @@ def _identity(model: str, family: str, options: Mapping[str, Any]) -> dict[str, 
 def _samplers(model: str, family: str, request: Request) -> Samplers:
     if request.export is not None and request.export.family == family:
         return {label: request.export.sampler(decoding) for label, decoding in request.decodings.items()}
-    length = completion_length(world_of(model, family))
-    return {label: sampler_of_model(family, length, decoding) for label, decoding in request.decodings.items()}
+    world = world_of(model, family)
+    length = sample_length(world)
+    return {label: sampler_of_model(family, length, decoding, world) for label, decoding in request.decodings.items()}
 
 
 def _load(model: str, device: str, options: Mapping[str, Any]) -> Any:

@@ -37,8 +37,8 @@ def world_of(model: str, family: str) -> str | None:
     return next((world for world, base in bases.items() if own is not None and own == _architecture(base)), None)
 
 
-def completion_length(world: str | None) -> int | None:
-    """Tokens of a completion of a text world; None elsewhere."""
+def sample_length(world: str | None) -> int | None:
+    """Tokens of a completion, or decisions of an episode at most, in a world that has one; None elsewhere."""
     return None if world is None else getattr(_module(world), "LENGTH", None)
 
 

@@ -8,4 +8,7 @@ from flowrl.worlds.avoid.prompts import prompts
 
 BASES = {"control": Path(__file__).parent / "base"}
 
-__all__ = ["BASES", "Board", "draw", "make", "prompts"]
+LENGTH = 40
+"""Decisions of an episode, at most."""
+
+__all__ = ["BASES", "LENGTH", "Board", "draw", "make", "prompts"]

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
-from flowrl.worlds.two_walls.grid import Grid, make
+from flowrl.worlds.two_walls.grid import LIMIT, Grid, make
 from flowrl.worlds.two_walls.picture import draw
 from flowrl.worlds.two_walls.prompts import prompts
 
 BASES = {"control": Path(__file__).parent / "base"}
 
-__all__ = ["BASES", "Grid", "draw", "make", "prompts"]
+LENGTH = LIMIT
+"""Decisions of an episode, at most."""
+
+__all__ = ["BASES", "LENGTH", "Grid", "draw", "make", "prompts"]
