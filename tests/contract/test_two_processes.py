@@ -67,7 +67,7 @@ def reward_of(kind: str, power: int) -> Any:
     def pictures(images: Tensor, prompts: list[str], **columns: Any) -> Tensor:
         return closeness(images, prompts)
 
-    pictures.gradient = closeness  # type: ignore[attr-defined]
+    pictures.gradient = closeness
     return pictures if kind == "diffusion" else texts
 
 
@@ -82,7 +82,7 @@ def session_of(variant: str, where: str) -> Session:
     given: dict[str, GivenReward] = {}
     specs: list[Any] = ["feedback"]
     if is_recorded(algorithm):
-        group = algorithm.sampler.group  # type: ignore[attr-defined]
+        group = algorithm.sampler.group
     elif kind == "control":
         specs = ["episode_return"]  # the environment's own
     else:

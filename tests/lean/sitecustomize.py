@@ -14,4 +14,4 @@ def _find(name: str, *where: Any) -> ModuleSpec | None:
     return None if name == "bitsandbytes" else _found(name, *where)
 
 
-PathFinder.find_spec = staticmethod(_find)  # type: ignore[method-assign]
+PathFinder.find_spec = staticmethod(_find)

@@ -53,7 +53,7 @@ class ImageTokens:
             side = isqrt(self.length)
             raise UserError(
                 f"a picture of this model has {side} x {side} = {self.length} tokens ({self.path}), and "
-                f"algorithm.sampler.length is {length}; set it to {self.length}"
+                f"algorithm.sampler.length is {length}; set it to {self.length} (flowrl eval: --length {self.length})"
             )
 
     @torch.no_grad()
