@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -196,9 +198,16 @@ class ModelConfig(Section):
             return "network" if valued else None
         return None if self.critic == "none" else self.critic
 
-    def arguments(self, family: Family, valued: bool = False, explores: bool = False) -> dict[str, Any]:
+    def arguments(
+        self,
+        family: Family,
+        valued: bool = False,
+        explores: bool = False,
+        network: Mapping[str, Any] = MappingProxyType({}),
+    ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
-        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have."""
+        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``network``: what
+        else the network of a control policy has to be."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -209,7 +218,7 @@ class ModelConfig(Section):
             plain["critic"] = self.critic_for(valued)
         if explores:
             plain["noise"] = True
-        return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
+        return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain, **network}
 
     def unused_keys(self, family: Family) -> list[str]:
         """Keys that were set, but mean nothing for a family of models."""

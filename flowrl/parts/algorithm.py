@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.companions import CompanionWeights
@@ -130,6 +131,12 @@ class Algorithm:
         """Whether it learns how much noise the steps of a control policy have (its estimator's attribute
         ``explores``)."""
         return bool(getattr(self.estimator, "explores", False))
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """What the network of a control policy has to be for it, as `load_control` takes it (its estimator's attribute
+        ``network``)."""
+        return getattr(self.estimator, "network", {})
 
     @property
     def clips_in_units(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from flowrl.errors import UserError
 from flowrl.math.random import each
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
+from flowrl.samplers.verified import PastVerified
 from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
 
 
@@ -37,7 +38,8 @@ class EpisodeSampler:
     """Reset all rows by their seeds, let ``sampler`` decide on a chunk of actions wherever an episode goes on, execute
     it open loop, until every episode has ended or ``decisions`` were made.
 
-    The reward of a decision is the sum of those of its actions, without a discount inside (DPPO's MultiStep wrapper,
+    Of a chunk, the model's ``execute`` actions from the present one on are executed (`ControlConfig`). The reward of a
+    decision is the sum of those of its actions, without a discount inside (DPPO's MultiStep wrapper,
     irom-princeton/dppo); a row that ends inside a chunk is not stepped again. An episode that is still going on after
     ``decisions`` is cut there, as by a time limit. What decision s draws follows from the sample's seed and s.
     """
@@ -67,12 +69,7 @@ class EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
         z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
         kept = {"environment": self.environment, "decisions": self.decisions, "on_error": self.on_error}
-        sampler = self.sampler.heldout(steps, guidance, None)
-        if temperature is not None and isinstance(sampler, FlowSampler):
-            sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
-        elif temperature and isinstance(sampler, GaussianSampler):
-            raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
-        return EpisodeSampler(sampler=sampler, **kept)
+        return EpisodeSampler(sampler=_tempered(self.sampler.heldout(steps, guidance, None), temperature), **kept)
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
@@ -93,10 +90,10 @@ class EpisodeSampler:
                 draw.shared_seed,
                 draw.place[rows],
             )
-            made = self.sampler(policy, condition.take(rows).seeing(run.observed[rows, event]), part)
+            made = self.sampler(policy, condition.take(rows).seeing(run.observed[rows, event], run.done[rows]), part)
             times, forwards = made.times, forwards + made.forwards
             run.decide(event, rows, made)
-            run.act(event, rows, policy.in_own_units(made.final).cpu(), environment)
+            run.act(event, rows, made.final, environment)
         run.truncated |= run.going
         return Rollout(
             condition,
@@ -109,6 +106,17 @@ class EpisodeSampler:
             forwards,
             run.feedback(),
         )
+
+
+def _tempered(sampler: Sampler, temperature: float | None) -> Sampler:
+    """The sampler with its starts scaled. Raises `ValueError` where there is no noise to scale."""
+    if temperature is not None and isinstance(sampler, FlowSampler):
+        return TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+    if isinstance(sampler, PastVerified):
+        return replace(sampler, sampler=_tempered(sampler.sampler, temperature))
+    if temperature and isinstance(sampler, GaussianSampler):
+        raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
+    return sampler
 
 
 def _check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
@@ -137,6 +145,7 @@ class _Run:
     going: Tensor = field(init=False)
     failed: Tensor = field(init=False)
     truncated: Tensor = field(init=False)
+    done: Tensor = field(init=False)
     success: Tensor = field(init=False)
     mode: Tensor = field(init=False)
     _chain: dict[str, Tensor] = field(default_factory=dict)
@@ -146,6 +155,7 @@ class _Run:
         n, s, config = self.count, self.decisions, self.policy.config
         self.observed = torch.zeros(n, s + 1, config.history, config.observation)
         self.actions = torch.zeros(n, s, config.chunk, config.action)
+        self.done = torch.full((n, config.past, config.action), torch.nan)
         self.reward = torch.full((n, s), torch.nan, dtype=torch.float64)
         self.truncated = torch.zeros(n, dtype=torch.bool)
         self.success = torch.full((n,), torch.nan, dtype=torch.float64)
@@ -169,8 +179,10 @@ class _Run:
                     room = (self.count, self.decisions, *value.shape[1:])
                     self._chain.setdefault(name, value.new_zeros(room))[rows, event] = value
 
-    def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
-        """Execute chunks [n, h, d]."""
+    def act(self, event: int, rows: Tensor, chunks: Tensor, environment: CheckedEnvironment) -> None:
+        """Execute chunks [n, h, d] of standardised actions, as far as they are of the present and to be executed."""
+        chosen = self.policy.config.executed
+        actions, standard = self.policy.in_own_units(chunks).cpu()[:, chosen], chunks.float().cpu()[:, chosen]
         history = self.observed[rows, event].clone()
         place = torch.arange(len(rows))
         for number in range(actions.shape[1]):
@@ -179,6 +191,7 @@ class _Run:
                 break
             found = environment.step(actions[place, number], here)
             self.reward[here, event] += found.reward
+            self.done[here] = torch.cat([self.done[here], standard[place, number, None]], dim=1)[:, 1:]
             history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed
             self.truncated[here] = found.truncated

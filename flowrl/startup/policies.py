@@ -11,6 +11,7 @@ from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import LoadedPolicy, load_adapter, load_policy
+from flowrl.parts.algorithm import Algorithm
 from flowrl.records.directory import CONFIG, RunDirectory
 from flowrl.records.shards import below
 from flowrl.startup.model_checks import with_adapter_shape
@@ -26,7 +27,8 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     ``model.shard`` says where it is trained (``shard``)."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
-    arguments = fitted.model.arguments(algorithm.family, algorithm.valued, algorithm.explores)
+    needs = (algorithm.family, algorithm.valued, algorithm.explores, algorithm.network)
+    arguments = fitted.model.arguments(*needs) | _scale(config, algorithm)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
@@ -45,8 +47,10 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     config = Config.of_run(RunDirectory.open(path).path / CONFIG)
     named = checkpoint in ("best", "latest")
     loaded = load_checkpoint(path, str(checkpoint)) if named else load_checkpoint(Path(checkpoint))
-    family = build(config.algorithm).family
-    policy = load_policy(**{**config.model.arguments(family), "shard": "none"})
+    algorithm = build(config.algorithm)
+    family = algorithm.family
+    arguments = config.model.arguments(family, network=algorithm.network) | _scale(config, algorithm)
+    policy = load_policy(**{**arguments, "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved
@@ -54,6 +58,15 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     known = origin(config)
     policy.origin = None if known is None else {**known, "checkpoint": loaded.path.name}
     return policy
+
+
+def _scale(config: Config, algorithm: Algorithm) -> dict[str, float]:
+    """The guidance with which a policy that hears a label acts: that of its evaluation, also in an export."""
+    if "conditions" not in algorithm.network:
+        return {}
+    episodes: Any = algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, None)
+    scale = getattr(getattr(episodes, "sampler", None), "guidance", None)
+    return {} if scale is None else {"guidance": float(scale)}
 
 
 STAND_IN = {

@@ -4,13 +4,15 @@ three modes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from flowrl.models.control.cloning import clone
-from flowrl.models.control.load import CriticNetwork
+from flowrl.models.control.load import CriticNetwork, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.types import Prompt
@@ -65,12 +67,16 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True, noise: bool = False) -> ControlPolicy:
-    """A flow with three modes."""
-    network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
-    network.load_state_dict(_cloned().state_dict())
-    value, levels = CriticNetwork(2, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
-    return ControlPolicy(CONFIG, network, value, None, torch.device("cpu"), levels)
+def toy_policy(critic: bool = True, noise: bool = False, **network: Any) -> ControlPolicy:
+    """A flow with three modes; with what else ``network`` says of its configuration, and the flow's weights where they
+    fit."""
+    config = replace(CONFIG, **network, **({"steps": 2} if network.get("kind") == "mip" else {}))
+    made, known = new_network(config), _cloned().state_dict()
+    same = {name: value for name, value in known.items() if value.shape == made.state_dict()[name].shape}
+    made.load_state_dict(made.state_dict() | same)
+    seen = config.observation * config.history
+    value, levels = CriticNetwork(seen, 32, 2) if critic else None, NoiseNetwork(seen, 2, 1, 16, 1) if noise else None
+    return ControlPolicy(config, made, value, None, torch.device("cpu"), levels)
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

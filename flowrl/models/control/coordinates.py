@@ -1,4 +1,4 @@
-"""A DDPM's times and predictions in the coordinates of flows, where ``x = (1 - t) clean + t noise``."""
+"""Times and predictions of other policies in the coordinates of flows, where ``x = (1 - t) clean + t noise``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 MOST_BETA = 0.999
+REFINED = 0.9
+"""tau* of MIP (arXiv:2512.01809): its second evaluation is trained at ``clean + (1 - tau*) noise``."""
 
 
 def cosine_levels(steps: int) -> Tensor:
@@ -16,6 +18,12 @@ def cosine_levels(steps: int) -> Tensor:
     bar = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
     beta = (1 - bar[1:] / bar[:-1]).clamp(max=MOST_BETA)
     return (1 - beta).cumprod(dim=0)
+
+
+def mip_times() -> Tensor:
+    """[3] float64: 1, where a MIP begins with nothing, the time at which ``x / (1 - t)`` is what its second evaluation
+    sees, ``t / (1 - t) = 1 - tau*``, and 0."""
+    return torch.tensor([1, (1 - REFINED) / (2 - REFINED), 0], dtype=torch.float64)
 
 
 def times_of(levels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,9 @@ def load_control(
     *,
     critic: Literal["network"] | None = None,
     noise: bool = False,
+    kind: Kind | None = None,
+    conditions: int = 0,
+    guidance: float | None = None,
     device: str = "auto",
     dtype: str = "float32",
     **unused: Any,
@@ -36,6 +39,10 @@ def load_control(
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
         noise: also learn how much noise each step of a sampler has, by a network of its own (ReinFlow).
+        kind: ``mip`` also takes the weights of a flow, as the beginning of a network that is to answer chunks; any
+            other has to be the model's own.
+        conditions: labels that the network is to hear (CFGRL); where it hears none yet, they begin without effect.
+        guidance: w with which it acts from now on, of a network that hears a label; ``None``: that of ``config.json``.
         dtype: float32; networks of this size gain nothing from less.
         unused: options of larger models (LoRA, compiling, sharding), which these are too small for.
 
@@ -48,10 +55,13 @@ def load_control(
         raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
     embedded = embedded_model(str(path), "control")
     folder = embedded or Path(path).expanduser()
-    config = read_config(folder)
+    config = _fitted(read_config(folder), str(path), kind, conditions, guidance)
     network = new_network(config)
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        tensors = load_file(folder / WEIGHTS)
+        if conditions and network.labels is not None:
+            tensors.setdefault("labels", network.labels.detach())
+        network.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise UserError(
             f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
@@ -69,7 +79,22 @@ def load_control(
 def new_network(config: ControlConfig) -> ControlNetwork:
     """An untrained network of this shape."""
     c = config
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth)
+    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, c.conditions)
+
+
+def _fitted(
+    config: ControlConfig, path: str, kind: Kind | None, conditions: int, guidance: float | None
+) -> ControlConfig:
+    """Of this kind, with so many labels at least, and this w where there are some. Raises `UserError` where that makes
+    no sense of the model's weights."""
+    if kind is not None and kind != config.kind:
+        if (config.kind, kind) != ("flow", "mip"):
+            raise UserError(f"model {path!r} is of kind {config.kind}, and the algorithm trains one of kind {kind}")
+        config = replace(config, kind=kind, steps=2)
+    if conditions and config.kind not in ("flow", "ddpm"):
+        raise UserError(f"model {path!r} is of kind {config.kind}; guidance between labels is of a flow or a ddpm")
+    config = replace(config, conditions=max(config.conditions, conditions))
+    return replace(config, guidance=guidance) if config.conditions and guidance is not None else config
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -88,10 +113,21 @@ def read_config(folder: Path) -> ControlConfig:
             raise UserError(f"{file} has no {key!r}; give the number of numbers")
     if given.get("kind", "flow") not in get_args(Kind):
         raise UserError(f"{file}: kind is {given['kind']!r}; choose {', '.join(get_args(Kind))}")
-    for key in set(known) - {"family", "kind"}:
-        if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
-            raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, 1 or more")
-    return ControlConfig(**given)
+    for key in set(known) - {"family", "kind", "guidance"}:
+        least = 0 if key in ("past", "execute", "conditions") else 1
+        if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < least):
+            raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, {least} or more")
+    if not isinstance(given.get("guidance", 1.0), int | float) or isinstance(given.get("guidance"), bool):
+        raise UserError(f"{file}: guidance is {given['guidance']!r}; give a number")
+    config = ControlConfig(**given)
+    if config.past + max(1, config.execute) > config.chunk:
+        raise UserError(
+            f"{file}: a chunk of {config.chunk} actions has no room for past={config.past} and execute="
+            f"{config.execute}; give a longer chunk"
+        )
+    if config.kind == "mip" and config.steps != 2:
+        raise UserError(f"{file}: steps is {config.steps}, and a MIP acts in 2; set 2")
+    return config
 
 
 def save_control(config: ControlConfig, network: ControlNetwork, folder: Path) -> None:

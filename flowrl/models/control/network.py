@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["flow", "ddpm", "gaussian"]
-"""What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk, or the mean of a
-Gaussian, which looks at the observation alone."""
+Kind = Literal["flow", "ddpm", "gaussian", "mip"]
+"""What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk, the mean of a Gaussian,
+which looks at the observation alone, or the chunk itself, in two evaluations (MIP, arXiv:2512.01809)."""
 TIME_WAVES = 4
 """Time features are ``cos(pi 2^k t)`` and ``sin(pi 2^k t)`` for so many k from 0."""
 LEAST_STD = 1e-3
@@ -56,12 +56,23 @@ def perceptron(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
 class ControlNetwork(nn.Module):
     """Of observations [n, history * o] to what a chunk [n, h, d] of standardised actions should be.
 
+    With ``conditions`` it also hears one of so many labels, or none, which is 0: each adds a vector of its own to what
+    the first layer makes. They begin as 0, so that every answer is that without a label.
+
     ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; networks of the other kinds
     have it for methods that act by their mean (`flowrl.samplers.gaussian`).
     """
 
     def __init__(
-        self, kind: Kind, observation: int, action: int, chunk: int, history: int, width: int, depth: int
+        self,
+        kind: Kind,
+        observation: int,
+        action: int,
+        chunk: int,
+        history: int,
+        width: int,
+        depth: int,
+        conditions: int = 0,
     ) -> None:
         super().__init__()
         self.kind, self.shape = kind, (chunk, action)
@@ -70,6 +81,7 @@ class ControlNetwork(nn.Module):
         asked = 0 if kind == "gaussian" else chunk * action + 2 * TIME_WAVES
         self.body = perceptron([seen + asked, *[width] * depth, chunk * action], nn.SiLU)
         self.log_std = nn.Parameter(torch.zeros(chunk, action))
+        self.labels = nn.Parameter(torch.zeros(conditions, width)) if conditions else None
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor
@@ -83,13 +95,20 @@ class ControlNetwork(nn.Module):
         """[n, history * o] standardised, of raw observations [n, history, o]."""
         return self.observations(observed).flatten(1)
 
-    def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-        """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1], of observations [n, history, o]."""
+    def forward(
+        self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1], of observations [n, history, o], with
+        labels [n] int64, 0 for none."""
         seen = [self.features(observed)]
         if self.kind != "gaussian":
             assert x is not None and t is not None
             seen += [x.flatten(1), self.time_features(t.to(x))]
-        return self.body(torch.cat(seen, dim=1)).unflatten(1, self.shape)
+        if label is None:
+            return self.body(torch.cat(seen, dim=1)).unflatten(1, self.shape)
+        assert self.labels is not None
+        heard = torch.cat([torch.zeros_like(self.labels[:1]), self.labels])[label]
+        return self.body[1:](self.body[0](torch.cat(seen, dim=1)) + heard).unflatten(1, self.shape)
 
 
 class CriticNetwork(nn.Module):

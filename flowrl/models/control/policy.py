@@ -15,7 +15,7 @@ from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
 from flowrl.math.random import normal
 from flowrl.models.control.condition import ControlCondition
-from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
+from flowrl.models.control.coordinates import cosine_levels, mip_times, times_of, to_network, velocity_of
 from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
@@ -43,12 +43,25 @@ class ControlConfig:
     """d, numbers of one action."""
     chunk: int = 1
     """h, actions that are decided at once and executed one after another."""
+    past: int = 0
+    """Of them, how many are those before the present one (PTP); these are not executed."""
+    execute: int = 0
+    """How many of the others are executed before it decides again; 0 for all."""
     history: int = 1
     """Observations that are looked at, the newest last."""
     width: int = 128
     depth: int = 3
     steps: int = 10
-    """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
+    """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM; 2 of a MIP."""
+    conditions: int = 0
+    """Labels that the network hears, or none: 1 where it has learned what is better than the rest (CFGRL)."""
+    guidance: float = 1.0
+    """w with which a network that hears a label acts: ``v_0 + w (v_1 - v_0)``."""
+
+    @property
+    def executed(self) -> slice:
+        """Which actions of a chunk are executed."""
+        return slice(self.past, self.past + self.execute if self.execute else self.chunk)
 
 
 class ControlPolicy(HasWeightSets):
@@ -110,9 +123,13 @@ class ControlPolicy(HasWeightSets):
     # ----------------------------------------------------------------------------------------------------- as a flow
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
-        them."""
+        them; a MIP's two."""
         if steps < 1:
             raise UserError(f"a sampler needs at least 1 step, got {steps}")
+        if self.config.kind == "mip":
+            if steps != 2:
+                raise UserError(f"a MIP acts in 2 steps, and sampler.steps={steps}; set 2")
+            return mip_times()
         if self.config.kind == "flow":
             return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         levels = self._levels
@@ -126,13 +143,16 @@ class ControlPolicy(HasWeightSets):
         return times_of(cosine_levels(self.config.steps))
 
     def snap(self, t: Tensor) -> Tensor:
-        """The nearest times of a DDPM; a flow takes any."""
-        if self.config.kind != "ddpm":
+        """The nearest times of a DDPM or a MIP; a flow takes any."""
+        if self.config.kind not in ("ddpm", "mip"):
             return t
-        return self._levels[(t[..., None] - self._levels).abs().argmin(dim=-1)].to(t)
+        known = self._levels if self.config.kind == "ddpm" else mip_times()[:2]
+        return known[(t[..., None] - known).abs().argmin(dim=-1)].to(t)
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
-        """The starting point at ``times[0]`` of standard normal ``noise``."""
+        """The starting point at ``times[0]`` of standard normal ``noise``; a MIP begins with 0."""
+        if self.config.kind == "mip":
+            return torch.zeros_like(noise)
         t = times[0]
         return noise * float(((1 - t) ** 2 + t**2).sqrt()) if self.config.kind == "ddpm" else noise
 
@@ -145,17 +165,43 @@ class ControlPolicy(HasWeightSets):
         guidance: float | None = None,
         cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
-        """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations. There is
-        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of a Gaussian."""
-        if guidance not in (None, 1.0):
-            raise IncompatibleError(f"guidance={guidance} has no meaning for this policy; leave it at 1")
+        """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations: of its
+        labels, if it has some, else of label 1 and none, ``v_0 + guidance (v_1 - v_0)``; 0 and 1 are one of them.
+
+        A network that hears no label has no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for
+        another one, and of a Gaussian.
+        """
         if self.config.kind == "gaussian":
             raise IncompatibleError("this policy is a Gaussian, which has no velocity; use ppo_gaussian")
-        observed, x = condition.need().to(self.device), x.float()
+        if not self.config.conditions:
+            if guidance not in (None, 1.0):
+                raise IncompatibleError(
+                    f"guidance={guidance} has no meaning for a control policy that hears no label; leave it at 1, or "
+                    "train one with algorithm cfgrl"
+                )
+            return self._velocity(x, t, condition)
+        if condition.label is not None:
+            return self._velocity(x, t, condition, condition.label)
+        scale = self.config.guidance if guidance is None else guidance
+        better = None if scale == 0 else self._velocity(x, t, condition, torch.ones(len(x), dtype=torch.int64))
+        if better is None or scale != 1:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (better is None or cfg_grad == "both")):
+                plain = self._velocity(x, t, condition)
+            return plain if better is None else plain + scale * (better - plain)
+        return better
+
+    def _velocity(self, x: Tensor, t: Tensor, condition: ControlCondition, label: Tensor | None = None) -> Tensor:
+        """Of the network with labels [n]."""
+        observed, x, t = condition.need().to(self.device), x.float(), t.to(self.device, torch.float32)
+        label = None if label is None else label.to(self.device)
         self.network_calls += len(x)
         if self.config.kind == "flow":
-            return self.network(observed, x, t.to(x))
-        return velocity_of(self.network(observed, to_network(x, t.to(x)), t.to(x)), x, t.to(x))
+            return self.network(observed, x, t, label)
+        if self.config.kind == "ddpm":
+            return velocity_of(self.network(observed, to_network(x, t), t, label), x, t)
+        wide = t[:, None, None]
+        clean = self.network(observed, x / (1 - wide).clamp(min=wide.eq(1).float()), t, label)
+        return (x - clean) / wide
 
     def noise_level(self, t: Tensor, condition: ControlCondition) -> Tensor:
         """[n, h, d]: how much noise a step from time ``t`` [n] has, from 0 (the least) to 1 (the most). Raises
@@ -170,14 +216,14 @@ class ControlPolicy(HasWeightSets):
         """Mean [n, h, d] of the chunk and logarithm of its deviation [h, d]. The mean of a flow is one step from z = 0,
         ``-v(0, 1)``: what matching makes it there is the mean of the data."""
         observed = condition.need().to(self.device)
-        self.network_calls += len(observed)
         if self.config.kind == "gaussian":
+            self.network_calls += len(observed)
             return self.network(observed), self.network.log_std
         if self.config.kind == "ddpm":
             raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
         zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         one = torch.ones(len(observed), device=self.device)
-        return -self.network(observed, zero, one), self.network.log_std
+        return -self.velocity(zero, one, condition), self.network.log_std
 
     def in_own_units(self, chunk: Tensor) -> Tensor:
         """Actions [n, h, d] as the environment takes them, of standardised ones."""
@@ -215,7 +261,7 @@ class ControlPolicy(HasWeightSets):
         queue = self._seen.setdefault(1, [])
         if not queue:
             padded = [past[0]] * (self.config.history - len(past)) + past
-            queue.extend(self.chunk(torch.stack(padded, dim=1)).unbind(dim=1))
+            queue.extend(self.chunk(torch.stack(padded, dim=1))[:, self.config.executed].unbind(dim=1))
         return queue.pop(0)
 
     def predict(self, observation: Any, state: Any = None, *_: Any, deterministic: bool = True) -> tuple[Any, Any]:
@@ -225,7 +271,7 @@ class ControlPolicy(HasWeightSets):
         rows = seen.reshape(-1, self.config.observation)
         history = rows[:, None].expand(-1, self.config.history, -1)
         seed = None if deterministic else int(torch.randint(2**31, ()))
-        action = self.chunk(history, seed=seed)[:, 0].cpu().numpy()
+        action = self.chunk(history, seed=seed)[:, self.config.past].cpu().numpy()
         return (action[0] if seen.dim() == 1 else action), state
 
     def facts(self) -> dict[str, Any]:

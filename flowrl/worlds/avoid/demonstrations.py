@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,22 @@ def demonstrations() -> tuple[Array, Array, Array]:
     velocity[first] = 0
     observed = observation(place, velocity, np.repeat(way, length).astype(np.int64))
     return observed.astype(np.float32), (action / ACTIONS).astype(np.float32), length
+
+
+def records() -> list[dict[str, Any]]:
+    """What ships as prompts: `prompt`, `way`, `observed` and `action` of each episode."""
+    observed, action, length = demonstrations()
+    ends = np.cumsum(length)[:-1]
+    ways = load_file(FILE)["way"]
+    return [
+        {
+            "prompt": f"cross by the gaps {way_name(WAYS[way])}",
+            "way": way_name(WAYS[way]),
+            "observed": seen.tolist(),
+            "action": done.tolist(),
+        }
+        for way, seen, done in zip(ways, np.split(observed, ends), np.split(action, ends), strict=True)
+    ]
 
 
 def write(path: Path = FILE, seed: int = 0) -> dict[str, float]:
