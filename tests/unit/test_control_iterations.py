@@ -45,7 +45,8 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
-    built, policy = build(config.algorithm), toy_policy(noise=build(config.algorithm).explores)
+    built = build(config.algorithm)
+    policy = toy_policy(noise=built.explores, residual=built.residual)
     critic = policy.critic_parameters()
     groups = [{"params": policy.parameters()[: -len(critic)]}, {"params": critic}]
     optimizer = torch.optim.AdamW(groups, lr=0.002, weight_decay=0.0)
@@ -58,7 +59,7 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
 
 
 FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
-NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3})
+NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3}, {"use": "resip", "steps": 3})
 
 
 @pytest.mark.parametrize("algorithm", [FPO, None, *NOISY])
