@@ -47,7 +47,7 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
-    policy = toy_policy(critic=built.valued, noise=built.explores)
+    policy = toy_policy(critic=built.valued, noise=built.explores, residual=built.residual)
     for name in built.weight_sets:
         policy.update_ema(name, 0.0)
     valued = policy.critic_parameters()
@@ -63,7 +63,7 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
 
 
 FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
-NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3})
+NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3}, {"use": "resip", "steps": 3})
 GROUPED = (
     {"use": "awm", "family": "control", "steps": 3},
     {"use": "diffusion_nft", "family": "control", "steps": 3},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
+from flowrl.types import Residual
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
 NOISE_WIDTH, NOISE_DEPTH = 64, 2
@@ -27,6 +28,7 @@ def load_control(
     *,
     critic: Literal["network"] | None = None,
     noise: bool = False,
+    residual: Residual | None = None,
     device: str = "auto",
     dtype: str = "float32",
     **unused: Any,
@@ -36,6 +38,8 @@ def load_control(
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
         noise: also learn how much noise each step of a sampler has, by a network of its own (ReinFlow).
+        residual: learn only what is added to every action, and let the policy as it is (ResiP). A model that has a
+            residual already goes on with it.
         dtype: float32; networks of this size gain nothing from less.
         unused: options of larger models (LoRA, compiling, sharding), which these are too small for.
 
@@ -49,9 +53,18 @@ def load_control(
     embedded = embedded_model(str(path), "control")
     folder = embedded or Path(path).expanduser()
     config = read_config(folder)
+    fresh = residual is not None and not config.residual
+    if residual is not None:
+        if config.residual not in (0, residual.scale):
+            raise UserError(
+                f"algorithm.scale={residual.scale:g}: the residual of model {str(path)!r} was trained at "
+                f"{config.residual:g}; set that"
+            )
+        config = replace(config, residual=residual.scale)
     network = new_network(config)
+    begun = {f"residual.{name}": t for name, t in network.residual.state_dict().items()} if network.residual else {}
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network.load_state_dict({**(begun if fresh else {}), **load_file(folder / WEIGHTS)})
     except FileNotFoundError as error:
         raise UserError(
             f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
@@ -60,16 +73,27 @@ def load_control(
         raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
     check_finite(network, str(path))
     network.eval()
+    choose_trained(network, residual)
     seen = config.observation * config.history
-    value = CriticNetwork(seen, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
+    judged = seen if residual is None else config.observation + config.action
+    value = CriticNetwork(judged, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
     levels = NoiseNetwork(seen, config.action, config.chunk, NOISE_WIDTH, NOISE_DEPTH) if noise else None
     return ControlPolicy(config, network, value, ModelSource(str(path)), place(dtype, device).device, levels)
+
+
+def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
+    """Train the residual alone, or everything but it."""
+    network.requires_grad_(residual is None)
+    if network.residual is not None:
+        network.residual.requires_grad_(residual is not None)
+        if residual is not None:
+            network.residual.log_std.fill_(residual.log_std)
 
 
 def new_network(config: ControlConfig) -> ControlNetwork:
     """An untrained network of this shape."""
     c = config
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth)
+    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, c.residual)
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -88,7 +112,10 @@ def read_config(folder: Path) -> ControlConfig:
             raise UserError(f"{file} has no {key!r}; give the number of numbers")
     if given.get("kind", "flow") not in get_args(Kind):
         raise UserError(f"{file}: kind is {given['kind']!r}; choose {', '.join(get_args(Kind))}")
-    for key in set(known) - {"family", "kind"}:
+    size = given.get("residual", 0.0)
+    if not isinstance(size, int | float) or isinstance(size, bool) or not 0 <= size < float("inf"):
+        raise UserError(f"{file}: residual is {size!r}; give how much of it is added to an action, 0 for none")
+    for key in set(known) - {"family", "kind", "residual"}:
         if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
             raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, 1 or more")
     return ControlConfig(**given)
