@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy
+from flowrl.models.control.network import ComposedNetwork, ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
@@ -93,7 +94,17 @@ def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
 def new_network(config: ControlConfig) -> ControlNetwork:
     """An untrained network of this shape."""
     c = config
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, c.residual)
+    shape = (c.kind, c.observation, c.action, c.chunk, c.history)
+    if c.policies:
+        parts = [ControlNetwork(*shape, each.width, each.depth) for each in c.policies]
+        return ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
+    return ControlNetwork(*shape, c.width, c.depth, c.residual)
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raise `UserError` for weights of policies that are not on the simplex."""
+    if len(weights) < 2 or not all(weight >= 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
+        raise UserError(f"the weights of policies are {list(weights)}; give one for each, 0 or more, that sum to 1")
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -115,16 +126,26 @@ def read_config(folder: Path) -> ControlConfig:
     size = given.get("residual", 0.0)
     if not isinstance(size, int | float) or isinstance(size, bool) or not 0 <= size < float("inf"):
         raise UserError(f"{file}: residual is {size!r}; give how much of it is added to an action, 0 for none")
-    for key in set(known) - {"family", "kind", "residual"}:
+    for key in set(known) - {"family", "kind", "residual", "policies"}:
         if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
             raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, 1 or more")
-    return ControlConfig(**given)
+    return ControlConfig(**{**given, "policies": _shares(given.get("policies") or (), file)})
+
+
+def _shares(given: Any, file: Path) -> tuple[Share, ...]:
+    try:
+        shares = tuple(Share(float(each["weight"]), int(each["width"]), int(each["depth"])) for each in given)
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: policies has a weight, width and depth of each, found {given!r}") from error
+    if shares:
+        check_weights([share.weight for share in shares])
+    return shares
 
 
 def save_control(config: ControlConfig, network: ControlNetwork, folder: Path) -> None:
     """Write a policy to a folder, as `load_control` reads it; the critic is no part of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {field.name: getattr(config, field.name) for field in fields(ControlConfig)}
+    facts = asdict(config)
     (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

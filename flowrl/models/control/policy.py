@@ -31,6 +31,15 @@ OUTCOME = ("return", "decisions", "truncated", "success", "mode")
 """The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """One of several policies that act as one."""
+
+    weight: float
+    width: int
+    depth: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig:
     """``config.json`` of a model."""
@@ -51,6 +60,8 @@ class ControlConfig:
     """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
     residual: float = 0.0
     """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
+    policies: tuple[Share, ...] = ()
+    """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
 
 
 class ControlPolicy(HasWeightSets):
