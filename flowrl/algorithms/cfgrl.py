@@ -29,18 +29,18 @@ def cfgrl(
     environment: str = "avoid",
     decisions: int = 40,
 ) -> Algorithm:
-    """``null |v_0 - u|^2 + 1[A > 0] |v_1 - u|^2`` at the same noise for every decision, u the velocity to its chunk, v_1
-    with the label and v_0 without; acts by ``v_0 + w (v_1 - v_0)``, w = ``guidance``, in evaluation ``eval.guidance``,
-    which an export remembers. As kvfrans/cfgrl (rlbase/algs_offline/iql_diffusion.py, read in mhyatt000/cfgrl, 6b95e5a):
-    both errors of every sample, the plain one times .1, 32 steps, w 1 unless another is asked for of 1 to 100; rate
-    3e-4.
+    """``null |v_0 - u|^2 + 1[A > 0] |v_1 - u|^2`` at the same noise for every decision: u is the velocity to its chunk,
+    v_1 the network's with the label and v_0 without. It acts by ``v_0 + w (v_1 - v_0)``: w is ``guidance``, in
+    evaluation ``eval.guidance``, which an export remembers. As in kvfrans/cfgrl (rlbase/algs_offline/iql_diffusion.py,
+    read in the fork mhyatt000/cfgrl at 6b95e5a): both errors of every sample, the plain one times .1, 32 steps, w 1
+    unless one of 1 to 100 is asked for; rate 3e-4.
 
-    Deviations: A is `EpisodeGAE` with the mean return's critic, there IQL's Q - V (two Q, expectile .9); data are
-    the policy's own episodes, made with ``guidance``, there a fixed set: `sampler: {use: demonstrations}` reads one, with
-    the column ``reward``; any time, there multiples of 1/32; the label adds a vector to the first layer, there an
-    embedding of 32 numbers is its input; means over both errors, times 2. The release's other form for single tasks
-    (ogbench/agents/flowiql.py) has a label for A < 0 too, and forgets the label of a tenth; that with goals forgets the
-    goal: neither is here.
+    Deviations: A is `EpisodeGAE` with a critic of the mean return, there IQL's Q - V (two Q, expectile .9). Data are
+    the policy's own episodes, made with ``guidance``, there a fixed set: ``sampler: {use: demonstrations}`` reads one,
+    with the column ``reward``. Times are any, there multiples of 1/32. The label adds a vector to the first layer,
+    there an embedding of 32 numbers is one of its inputs. The release's form for single tasks of OGBench (ogbench/
+    agents/flowiql.py) has a label for A < 0 too, and leaves the label out of a tenth of the samples; that for goals
+    leaves out the goal. Neither is here.
     """
     flow = FlowSampler(steps=steps, guidance=guidance)
     return Algorithm(

@@ -24,6 +24,7 @@ from flowrl.types import (
     PenaltyWeight,
     Regularizer,
     Replay,
+    Residual,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -131,6 +132,12 @@ class Algorithm:
         """Whether it learns how much noise the steps of a control policy have (its estimator's attribute
         ``explores``)."""
         return bool(getattr(self.estimator, "explores", False))
+
+    @property
+    def residual(self) -> Residual | None:
+        """What it learns to add to the actions of a control policy that itself stays as it is (its sampler's attribute
+        ``residual``)."""
+        return getattr(self.sampler, "residual", None)
 
     @property
     def network(self) -> Mapping[str, Any]:

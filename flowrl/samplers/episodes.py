@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -52,10 +53,16 @@ class EpisodeSampler:
     decisions: int = 40
     """S, at most in an episode."""
     on_error: OnError = "raise"
+    timeout_s: float | None = None
+    """Seconds that a step, or the reset, of all rows may take. The environment is then in a process of its own, killed
+    where it takes longer; all its episodes that were going on have failed, as where the process ends by itself.
+    ``null``: it is in this process, and is not interrupted."""
 
     def __post_init__(self) -> None:
         if self.decisions < 1:
             raise ValueError(f"decisions={self.decisions} makes no step; give at least 1")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ValueError(f"timeout_s={self.timeout_s} leaves no time; give seconds above 0, or null for no limit")
 
     @property
     def forwards(self) -> int:
@@ -68,44 +75,54 @@ class EpisodeSampler:
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
         z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
-        kept = {"environment": self.environment, "decisions": self.decisions, "on_error": self.on_error}
-        return EpisodeSampler(sampler=_tempered(self.sampler.heldout(steps, guidance, None), temperature), **kept)
+        return replace(self, sampler=_tempered(self.sampler.heldout(steps, guidance, None), temperature))
+
+    def opened(self, count: int) -> closing[CheckedEnvironment]:
+        """``count`` rows of the environment, let go at the end of a ``with``."""
+        return closing(open_environment(self.environment, count, self.on_error, self.timeout_s))
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
-        environment = open_environment(self.environment, len(draw), self.on_error)
-        _check_sizes(policy, environment, self.environment)
-        run = _Run(len(draw), self.decisions, policy)
-        observed, failed = environment.reset(draw.seeds, draw.prompts)
-        run.begin(observed, failed)
-        times, forwards = None, 0
-        for event in range(self.decisions):
-            rows = run.going.nonzero()[:, 0]
-            if not len(rows):
-                break
-            part = Draw(
-                each(draw.seeds[rows], "decision", event),
-                draw.group[rows],
-                draw.iteration,
-                draw.shared_seed,
-                draw.place[rows],
-            )
-            made = self.sampler(policy, condition.take(rows).seeing(run.observed[rows, event], run.done[rows]), part)
-            times, forwards = made.times, forwards + made.forwards
-            run.decide(event, rows, made)
-            run.act(event, rows, made.final, environment)
-        run.truncated |= run.going
-        return Rollout(
-            condition,
-            run.outcomes(),
-            draw.group,
-            draw.seeds,
-            torch.zeros_like(draw.group),
-            run.episodes(),
-            times,
-            forwards,
-            run.feedback(),
-        )
+        with self.opened(len(draw)) as environment:
+            check_sizes(policy, environment, self.environment)
+            return run_episodes(self.sampler, policy, environment, condition, draw, self.decisions)
+
+
+def run_episodes(
+    sampler: Sampler, policy: Any, environment: CheckedEnvironment, condition: Any, draw: Draw, decisions: int
+) -> Rollout:
+    """Let ``sampler`` ask the policy for chunks until all episodes have ended, ``decisions`` times at most."""
+    run = _Run(len(draw), decisions, policy)
+    observed, failed = environment.reset(draw.seeds, draw.prompts)
+    run.begin(observed, failed)
+    times, forwards = None, 0
+    for event in range(decisions):
+        rows = run.going.nonzero()[:, 0]
+        if not len(rows):
+            break
+        part = decision_of(draw, rows, event)
+        made = sampler(policy, condition.take(rows).seeing(run.observed[rows, event], run.done[rows]), part)
+        times, forwards = made.times, forwards + made.forwards
+        run.decide(event, rows, made)
+        run.act(event, rows, made.final, environment)
+    run.truncated |= run.going
+    return Rollout(
+        condition,
+        run.outcomes(),
+        draw.group,
+        draw.seeds,
+        torch.zeros_like(draw.group),
+        run.episodes(),
+        times,
+        forwards,
+        run.feedback(),
+    )
+
+
+def decision_of(draw: Draw, rows: Tensor, number: int) -> Draw:
+    """The draw of decision ``number`` of some rows [n]."""
+    own = each(draw.seeds[rows], "decision", number)
+    return Draw(own, draw.group[rows], draw.iteration, draw.shared_seed, draw.place[rows])
 
 
 def _tempered(sampler: Sampler, temperature: float | None) -> Sampler:
@@ -119,7 +136,7 @@ def _tempered(sampler: Sampler, temperature: float | None) -> Sampler:
     return sampler
 
 
-def _check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
+def check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
     """Raise `UserError` where policy and environment do not speak of the same numbers."""
     for what, has, wants in (
         ("observations", environment.observation_size, policy.config.observation),
@@ -181,17 +198,16 @@ class _Run:
 
     def act(self, event: int, rows: Tensor, chunks: Tensor, environment: CheckedEnvironment) -> None:
         """Execute chunks [n, h, d] of standardised actions, as far as they are of the present and to be executed."""
-        chosen = self.policy.config.executed
-        actions, standard = self.policy.in_own_units(chunks).cpu()[:, chosen], chunks.float().cpu()[:, chosen]
+        actions = chunks[:, self.policy.config.present]
         history = self.observed[rows, event].clone()
         place = torch.arange(len(rows))
         for number in range(actions.shape[1]):
             here = rows[place]
             if not len(here):
                 break
-            found = environment.step(actions[place, number], here)
+            found = environment.step(self.policy.executed(history[place], actions[place, number]).cpu(), here)
             self.reward[here, event] += found.reward
-            self.done[here] = torch.cat([self.done[here], standard[place, number, None]], dim=1)[:, 1:]
+            self.done[here] = torch.cat([self.done[here], actions[place, number, None].float().cpu()], dim=1)[:, 1:]
             history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed
             self.truncated[here] = found.truncated

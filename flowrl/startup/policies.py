@@ -27,7 +27,7 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     ``model.shard`` says where it is trained (``shard``)."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
-    needs = (algorithm.family, algorithm.valued, algorithm.explores, algorithm.network)
+    needs = (algorithm.family, algorithm.valued, algorithm.explores, algorithm.residual, algorithm.network)
     arguments = fitted.model.arguments(*needs) | _scale(config, algorithm)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
@@ -49,8 +49,8 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     loaded = load_checkpoint(path, str(checkpoint)) if named else load_checkpoint(Path(checkpoint))
     algorithm = build(config.algorithm)
     family = algorithm.family
-    arguments = config.model.arguments(family, network=algorithm.network) | _scale(config, algorithm)
-    policy = load_policy(**{**arguments, "shard": "none"})
+    arguments = config.model.arguments(family, residual=algorithm.residual, network=algorithm.network)
+    policy = load_policy(**{**arguments, **_scale(config, algorithm), "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from flowrl.models.control.cloning import clone
-from flowrl.models.control.load import CriticNetwork, new_network
+from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
-from flowrl.types import Prompt
+from flowrl.types import Prompt, Residual
 
 MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 DECISIONS = 2
@@ -67,16 +67,21 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True, noise: bool = False, **network: Any) -> ControlPolicy:
-    """A flow with three modes; with what else ``network`` says of its configuration, and the flow's weights where they
+def toy_policy(
+    critic: bool = True, noise: bool = False, residual: Residual | None = None, **shape: Any
+) -> ControlPolicy:
+    """A flow with three modes; with what else ``shape`` says of its configuration, and the flow's weights where they
     fit."""
-    config = replace(CONFIG, **network, **({"steps": 2} if network.get("kind") == "mip" else {}))
-    made, known = new_network(config), _cloned().state_dict()
-    same = {name: value for name, value in known.items() if value.shape == made.state_dict()[name].shape}
-    made.load_state_dict(made.state_dict() | same)
-    seen = config.observation * config.history
-    value, levels = CriticNetwork(seen, 32, 2) if critic else None, NoiseNetwork(seen, 2, 1, 16, 1) if noise else None
-    return ControlPolicy(config, made, value, None, torch.device("cpu"), levels)
+    config = replace(CONFIG, **shape, **({"steps": 2} if shape.get("kind") == "mip" else {}))
+    config = config if residual is None else replace(config, residual=residual.scale)
+    network, known = new_network(config), _cloned().state_dict()
+    own = network.state_dict()
+    network.load_state_dict(own | {name: value for name, value in known.items() if value.shape == own[name].shape})
+    choose_trained(network, residual)
+    seen = 2 * config.history
+    value = CriticNetwork(seen if residual is None else 4, 32, 2) if critic else None
+    levels = NoiseNetwork(seen, 2, config.chunk, 16, 1) if noise else None
+    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels)
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

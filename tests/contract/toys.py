@@ -217,7 +217,7 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     elif algorithm.family == "control":
-        policy = toy_policy(noise=algorithm.explores, **algorithm.network)
+        policy = toy_policy(noise=algorithm.explores, residual=algorithm.residual, **algorithm.network)
     else:
         length = algorithm.sampler.length
         policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)

@@ -13,7 +13,8 @@ from torch import Tensor
 from flowrl import composition
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import Episodes
-from tests.contract.toys import Iteration, gradients, roll, small, start
+from tests.contract.toy_environment import toy_policy
+from tests.contract.toys import Iteration, disturb, gradients, roll, small, start
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
 
@@ -21,6 +22,10 @@ release("ppo_gaussian", "vwxyzjn/cleanrl 016ca33, ppo_continuous_action.py")
 release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
 release("reinflow", "ReinFlow/ReinFlow aed2819, 23 Jun 2025, model/flow/ft_ppo/ppoflow.py")
+release("resip", "ankile/robust-rearrangement 41c99a0, 26 Nov 2024, src/train/residual_ppo.py")
+release("cfgrl", "kvfrans/cfgrl, rlbase/algs_offline/iql_diffusion.py, read in mhyatt000/cfgrl 6b95e5a")
+release("mip", "simchowitzlabpublic/much-ado-about-noising 9f28318, 26 Mar 2026, mip/losses.py")
+release("ptp", "long-context-dp/ldp 1cac600, 17 May 2025")
 release("policy_flow", "none compared; arXiv:2602.01156 and a fork of others, HarriWxy/PolicyFlow_srb")
 
 
@@ -49,9 +54,9 @@ class Made(NamedTuple):
         pairs = zip(found, self.policy.parameters(), strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
-    def credit(self, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    def credit(self, gamma: float, lam: float, ends: bool = False) -> tuple[Tensor, Tensor]:
         """Advantages, normalised over all decisions, and returns [L], step by step backwards; with the value of the
-        last observation where a time limit cut the episode."""
+        last observation where a time limit cut the episode, unless it ``ends`` it."""
         trace, feedback = self.trace, self.iteration.rollout.feedback
         assert feedback is not None
         advantage, returns = [], []
@@ -60,8 +65,8 @@ class Made(NamedTuple):
         for n in range(len(feedback)):
             made, running, mine = int(trace.alive[n].sum()), 0.0, []
             for t in reversed(range(made)):
-                ends = t == made - 1 and not bool(trace.truncated[n])
-                delta = float(feedback[n, t]) + gamma * float(value[n, t + 1]) * (not ends) - float(value[n, t])
+                last = t == made - 1 and (ends or not bool(trace.truncated[n]))
+                delta = float(feedback[n, t]) + gamma * float(value[n, t + 1]) * (not last) - float(value[n, t])
                 running = delta + gamma * lam * running
                 mine.append((running, running + float(value[n, t])))
             advantage += [a for a, _ in reversed(mine)]
@@ -235,8 +240,8 @@ def test_diffusion_policy_gradient() -> None:
     "diffusion_policy",
     "defaults",
     "deviation",
-    "a flow, chunks executed whole, 10 steps",
-    reason="kind, history, chunk and steps are the model's; the paper: 2 observations, 16 actions, 8 of them executed",
+    "a flow of 10 steps",
+    reason="kind, history, chunk, what is executed and steps are the model's; the paper: DDPM, 2 observations, 8 of 16",
 )
 def test_diffusion_policy_settings() -> None:
     a: Any = composition.build("diffusion_policy")
@@ -397,3 +402,172 @@ def test_policy_flow_times() -> None:
     m = made("policy_flow")
     rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
     assert set(rows.inner.t.flatten().tolist()) == {1.0, 0.75, 0.5, 0.25} and m.algorithm.redraw
+
+
+@cell(
+    "resip",
+    "loss, gradient",
+    "equal",
+    "clipped ratio of what the residual added, before its scale; value loss of observation and action; one update",
+)
+def test_resip_gradient() -> None:
+    m = made("resip", scale=0.5)
+    found = gradients(m.algorithm, m.iteration)[0]
+    seen, action = m.trace.observed[m.rows, m.events, 0].split(2, dim=1)
+    read = torch.cat([m.policy.network.observations(seen).clamp(-3, 3), action], dim=1)
+    advantage, returns = m.credit(0.999, 0.95, ends=True)
+    normal = torch.distributions.Normal(m.policy.network.residual.body(read).double(), math.exp(-1))
+    logp = normal.log_prob(m.trace.actions[m.rows, m.events, 0].double()).sum(dim=1)
+    edge = torch.tensor(0.2).double()
+    loss = clipped((logp - logp.detach()).exp(), advantage, edge, edge).mean()
+    value = m.policy.critic(read).double()
+    assert alike(found, m.gradient_of(loss + 0.5 * ((value - returns) ** 2).mean()), 1e-4)
+
+
+@cell(
+    "resip",
+    "defaults",
+    "equal",
+    "scale .1, log_std -1, two layers of 256, the last 0; clip .2, value loss 1, gamma .999, lambda .95, limits end",
+)
+def test_resip_settings() -> None:
+    a: Any = composition.build("resip")
+    assert (a.residual.scale, a.residual.log_std, a.objective.low, a.objective.high) == (0.1, -1.0, 0.2, 0.2)
+    credit = a.token_advantage[0]
+    assert (credit.gamma, credit.lam, credit.truncation) == (0.999, 0.95, "terminate")
+    assert [(r.name, r.weight, r.clip) for r in a.regularizers] == [("value_loss", 1.0, math.inf)]
+    residual = toy_policy(residual=a.residual).network.residual
+    assert residual is not None
+    sizes = [tuple(p.shape) for name, p in residual.named_parameters() if name.endswith("weight")]
+    assert sizes == [(256, 4), (256, 256), (2, 256)] and not residual.body[-1].weight.any()
+    assert residual.body[-1].bias is None and residual.log_std.tolist() == [-1.0, -1.0]
+
+
+@cell(
+    "resip",
+    "defaults",
+    "deviation",
+    "no epochs are left out at a KL; whole chunks of 10 Euler steps",
+    reason="the release ends the 50 epochs of an iteration at a KL of .1, and executes 8 of 32 actions of 4 DDIM steps",
+)
+def test_resip_steps() -> None:
+    a: Any = composition.build("resip")
+    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40
+
+
+def told(m: Made) -> tuple[Any, Tensor, Tensor]:
+    """Draws of the estimator, and the clean chunks and noises of their first numbers [L, h, d]."""
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.policy, m.iteration.rollout.seeds)
+    return rows.inner, rows.inner.clean[:, 0], rows.inner.noise[:, 0]
+
+
+@cell("cfgrl", "loss, gradient", "equal", "errors with the label where A > 0, and .1 of those without it; same noise")
+def test_cfgrl_gradient() -> None:
+    m = made("cfgrl")
+    value = m.old.value(m.trace.observed.flatten(0, 1)).view(m.trace.observed.shape[:2]).double().detach()
+    _, returns = m.credit(0.99, 0.95)
+    advantage = returns - value[m.rows, m.events]
+    assert 0 < int((advantage > 0).sum()) <= len(advantage)
+    inner, clean, noise = told(m)
+    t = inner.t[:, 0].float()
+    wide, seen = t[:, None, None], m.trace.observed[m.rows, m.events]
+    x, velocity = (1 - wide) * clean + wide * noise, noise - clean
+
+    def error(label: int) -> Tensor:
+        answer = m.policy.network(seen, x, t, torch.full((len(t),), label))
+        return (answer - velocity).double().square().flatten(1).mean(dim=1)
+
+    actor = (error(1) * (advantage > 0) + 0.1 * error(0)).mean()
+    critic = 0.5 * 0.5 * ((m.policy.value(seen).double() - returns) ** 2).mean()
+    assert alike(gradients(m.algorithm, m.iteration)[0], m.gradient_of(actor + critic), 1e-4)
+
+
+@cell("cfgrl", "defaults", "equal", "32 steps, the plain error times .1, w 1")
+def test_cfgrl_settings() -> None:
+    a: Any = composition.build("cfgrl")
+    assert (a.sampler.sampler.steps, a.sampler.sampler.guidance, a.token_advantage[1].null) == (32, 1.0, 0.1)
+    assert not a.token_advantage[0].whiten and a.network["conditions"] == 1
+
+
+@cell(
+    "cfgrl",
+    "defaults",
+    "deviation",
+    "own episodes, with advantages of a critic of the mean return",
+    reason="there a fixed set of data, and Q - V of IQL; `sampler: {use: demonstrations}` reads data with rewards",
+)
+def test_cfgrl_data() -> None:
+    a: Any = composition.build({"use": "cfgrl", "sampler": {"use": "demonstrations"}})
+    assert a.sampler.columns == ("observed", "action") and a.token_advantage[0].lam == 0.95
+
+
+@cell("mip", "loss, gradient", "equal", "(f(0) - a)^2 / tau^2 + (f(a + (1 - tau) e) - a)^2 / (1 - tau)^2, tau .9")
+def test_mip_gradient() -> None:
+    m = made("mip")
+    inner, clean, _ = told(m)
+    noise, tau, seen = inner.noise[:, 1], 0.9, m.trace.observed[m.rows, m.events]
+    first = m.policy.network(seen, torch.zeros_like(clean), torch.ones(len(clean)))
+    second = m.policy.network(seen, clean + (1 - tau) * noise, inner.t[:, 1].float())
+    each = ((first - clean) / tau).double().square() + ((second - clean) / (1 - tau)).double().square()
+    ours = gradients(m.algorithm, m.iteration)[0]
+    assert alike(ours, m.gradient_of(each.mean() * (1 - tau) ** 2 / 2), 1e-4)
+
+
+@cell("mip", "defaults", "equal", "acting, f(0) and then f of that; no noise")
+def test_mip_acts() -> None:
+    m = made("mip")
+    acting: Any = m.algorithm.sampler.heldout(None, None, None)
+    assert acting.sampler.steps == 2
+    seen = m.trace.observed[m.rows, m.events]
+    t = m.policy.times(2)[1].float().expand(len(seen))
+    first = m.policy.network(seen, torch.zeros(len(seen), *m.policy.latent_shape), torch.ones(len(seen)))
+    wanted = m.policy.in_own_units(m.policy.network(seen, first, t))
+    assert alike(m.policy.chunk(seen).detach(), wanted.detach(), 1e-5)
+
+
+@cell(
+    "mip",
+    "loss",
+    "deviation",
+    "means over numbers and errors, times (1 - tau)^2",
+    reason="there sums over an action's numbers and both errors, times .1: a constant factor",
+)
+def test_mip_factor() -> None:
+    m = made("mip")
+    inner, *_ = told(m)
+    assert tuple(inner.t[0].tolist()) == (1.0, float(m.policy.times(2)[1]))
+
+
+@cell("ptp", "loss, gradient", "equal", "the mean error over the actions before and after, all the same")
+def test_ptp_gradient() -> None:
+    """On a model that remembers: 2 observations, chunks of the action before, the present one and the next."""
+    algorithm = small("ptp", 4, past_weight=1.0)
+    policy = toy_policy(chunk=3, past=1, history=2)
+    disturb(policy)
+    it = roll(algorithm, policy)
+    rows, events = it.rollout.trace.alive.nonzero(as_tuple=True)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    m = Made(algorithm, policy, it, policy, rows, events)
+    inner, clean, noise = told(m)
+    wide = inner.t[:, 0].float()[:, None, None]
+    x = (1 - wide) * clean + wide * noise
+    v = policy.velocity(x, inner.t[:, 0], m.seen())
+    wanted = (v - (noise - clean)).double().square().mean(dim=(1, 2)).mean()
+    assert alike(gradients(algorithm, it)[0], m.gradient_of(wanted), 1e-4)
+
+
+@cell("ptp", "defaults", "equal", "every action counts the same, one candidate; the first where too little was done")
+def test_ptp_settings() -> None:
+    a: Any = composition.build("ptp")
+    assert (a.estimator.estimator.past_weight, a.sampler.sampler.sampler.candidates) == (1.0, 1)
+
+
+@cell(
+    "ptp",
+    "defaults",
+    "deviation",
+    "a flow of 10 steps",
+    reason="kind, history, past and chunk are the model's; there a DDPM of 100 steps, 16 observations, 32 actions",
+)
+def test_ptp_model() -> None:
+    a: Any = composition.build("ptp")
+    assert a.sampler.sampler.sampler.sampler.steps == 10 and a.redraw
