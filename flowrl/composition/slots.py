@@ -72,6 +72,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.noisy",
             "flowrl.samplers.perturbed",
             "flowrl.samplers.demonstrations",
+            "flowrl.samplers.deployed",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),
@@ -94,6 +95,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.gaussian",
             "flowrl.estimators.noisy",
             "flowrl.estimators.perturbed",
+            "flowrl.estimators.q_learning",
             "flowrl.estimators.distribution",
             "flowrl.estimators.trajectory_matching",
         ),
@@ -150,6 +152,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.distillation",
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
+            "flowrl.parts.q_learning",
         ),
     ),
     "regularizers": Slot(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from flowrl.config.section import Fraction, Section
 from flowrl.paths import absolute_folder
+
+if TYPE_CHECKING:
+    from flowrl.types import Acting, Beside
 
 Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
@@ -196,9 +200,17 @@ class ModelConfig(Section):
             return "network" if valued else None
         return None if self.critic == "none" else self.critic
 
-    def arguments(self, family: Family, valued: bool = False, explores: bool = False) -> dict[str, Any]:
+    def arguments(
+        self,
+        family: Family,
+        valued: bool = False,
+        explores: bool = False,
+        beside: Mapping[str, Beside] | None = None,
+        acting: Acting | None = None,
+    ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
-        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have."""
+        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``beside`` and
+        ``acting``: what it trains beside a control policy's own network, and how that acts with it."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -209,6 +221,8 @@ class ModelConfig(Section):
             plain["critic"] = self.critic_for(valued)
         if explores:
             plain["noise"] = True
+        if family == "control" and beside is not None:
+            plain |= {"beside": beside, "acting": acting}
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
     def unused_keys(self, family: Family) -> list[str]:

@@ -3,17 +3,18 @@ three modes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import torch
 
 from flowrl.models.control.cloning import clone
-from flowrl.models.control.load import CriticNetwork
+from flowrl.models.control.load import CriticNetwork, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
-from flowrl.types import Prompt
+from flowrl.types import Acting, Beside, Prompt
 
 MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 DECISIONS = 2
@@ -65,12 +66,15 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True, noise: bool = False) -> ControlPolicy:
+def toy_policy(
+    critic: bool = True, noise: bool = False, beside: Mapping[str, Beside] | None = None, acting: Acting | None = None
+) -> ControlPolicy:
     """A flow with three modes."""
-    network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
-    network.load_state_dict(_cloned().state_dict())
+    config = replace(CONFIG, beside=dict(beside or {}), acting=acting)
+    network = new_network(config)
+    network.load_state_dict(_cloned().state_dict(), strict=not beside)
     value, levels = CriticNetwork(2, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
-    return ControlPolicy(CONFIG, network, value, None, torch.device("cpu"), levels)
+    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels)
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

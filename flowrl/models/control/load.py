@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.models.control.beside import BesideNetwork
 from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
+from flowrl.types import Acting, Beside
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
 NOISE_WIDTH, NOISE_DEPTH = 64, 2
@@ -27,6 +31,8 @@ def load_control(
     *,
     critic: Literal["network"] | None = None,
     noise: bool = False,
+    beside: Mapping[str, Beside] | None = None,
+    acting: Acting | None = None,
     device: str = "auto",
     dtype: str = "float32",
     **unused: Any,
@@ -36,6 +42,9 @@ def load_control(
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
         noise: also learn how much noise each step of a sampler has, by a network of its own (ReinFlow).
+        beside: the networks beside its own that a method trains, those of the folder where it has them and they are of
+            this form, others new; ``None``: those of the folder.
+        acting: how it acts with them; as the folder says where ``beside`` is ``None``.
         dtype: float32; networks of this size gain nothing from less.
         unused: options of larger models (LoRA, compiling, sharding), which these are too small for.
 
@@ -48,10 +57,11 @@ def load_control(
         raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
     embedded = embedded_model(str(path), "control")
     folder = embedded or Path(path).expanduser()
-    config = read_config(folder)
+    saved = read_config(folder)
+    config = saved if beside is None else replace(saved, beside=dict(beside), acting=acting)
     network = new_network(config)
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network.load_state_dict(_with_new(load_file(folder / WEIGHTS), saved, config, network))
     except FileNotFoundError as error:
         raise UserError(
             f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
@@ -69,7 +79,25 @@ def load_control(
 def new_network(config: ControlConfig) -> ControlNetwork:
     """An untrained network of this shape."""
     c = config
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth)
+    network = ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth)
+    for name, form in c.beside.items():
+        network.beside[name] = BesideNetwork(name, form, c.observation * c.history, c.chunk, c.action)
+    return network
+
+
+def _with_new(
+    held: Mapping[str, Tensor], saved: ControlConfig, config: ControlConfig, network: ControlNetwork
+) -> dict[str, Tensor]:
+    """The weights of a folder, without those of networks beside that are not asked for; new ones begin as they are."""
+    kept = {name for name, form in config.beside.items() if saved.beside.get(name) == form}
+    found = {key: value for key, value in held.items() if _beside(key) in ("", *kept)}
+    fresh = {key: value for key, value in network.state_dict().items() if _beside(key) not in ("", *kept)}
+    return {**found, **fresh}
+
+
+def _beside(key: str) -> str:
+    """The network beside that a weight is of; empty for the policy's own."""
+    return key.split(".")[1] if key.startswith("beside.") else ""
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -88,16 +116,29 @@ def read_config(folder: Path) -> ControlConfig:
             raise UserError(f"{file} has no {key!r}; give the number of numbers")
     if given.get("kind", "flow") not in get_args(Kind):
         raise UserError(f"{file}: kind is {given['kind']!r}; choose {', '.join(get_args(Kind))}")
-    for key in set(known) - {"family", "kind"}:
+    for key in set(known) - {"family", "kind", "beside", "acting"}:
         if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
             raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, 1 or more")
-    return ControlConfig(**given)
+    try:
+        beside = {name: Beside(**form) for name, form in given.pop("beside", {}).items()}
+        acting = given.pop("acting", None)
+        found = ControlConfig(**given, beside=beside, acting=None if acting is None else Acting(**acting))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: 'beside' or 'acting' is of no sense: {error}") from error
+    lost = next((name for name in (found.acting.needs if found.acting else ()) if name not in found.beside), None)
+    if lost is not None:
+        raise UserError(f"{file}: 'acting' asks a network {lost!r}, which 'beside' does not describe")
+    return found
 
 
 def save_control(config: ControlConfig, network: ControlNetwork, folder: Path) -> None:
-    """Write a policy to a folder, as `load_control` reads it; the critic is no part of it."""
+    """Write a policy to a folder, as `load_control` reads it, with the networks beside its own that it acts with; the
+    critic of values is no part of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {field.name: getattr(config, field.name) for field in fields(ControlConfig)}
+    needed = {name: config.beside[name] for name in (config.acting.needs if config.acting else ())}
+    facts = asdict(replace(config, beside=needed))
+    facts = {key: value for key, value in facts.items() if value or key not in ("beside", "acting")}
     (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = {name: tensor for name, tensor in network.state_dict().items() if _beside(name) in ("", *needed)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

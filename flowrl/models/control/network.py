@@ -70,6 +70,8 @@ class ControlNetwork(nn.Module):
         asked = 0 if kind == "gaussian" else chunk * action + 2 * TIME_WAVES
         self.body = perceptron([seen + asked, *[width] * depth, chunk * action], nn.SiLU)
         self.log_std = nn.Parameter(torch.zeros(chunk, action))
+        self.beside = nn.ModuleDict()
+        """Networks that a method trains beside this one (`flowrl.types.Beside`)."""
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor

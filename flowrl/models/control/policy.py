@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import CfgGrad, IncompatibleError, Prompt
+from flowrl.types import Acting, Beside, CfgGrad, IncompatibleError, Prompt
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -49,6 +49,10 @@ class ControlConfig:
     depth: int = 3
     steps: int = 10
     """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    """Networks beside its own, by name."""
+    acting: Acting | None = None
+    """How it acts, where it does not act by its flow or its mean alone."""
 
 
 class ControlPolicy(HasWeightSets):
@@ -94,13 +98,17 @@ class ControlPolicy(HasWeightSets):
         return [describe_episode(row) for row in final.tolist()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critic's."""
-        noise = [] if self.noise is None else self.noise.parameters()
-        return [*self.adaptation.parameters.values(), *noise, *self.critic_parameters()]
+        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critics'."""
+        noise, critics = [] if self.noise is None else self.noise.parameters(), self.critic_parameters()
+        judging = {id(parameter) for parameter in critics}
+        own = [parameter for parameter in self.adaptation.parameters.values() if id(parameter) not in judging]
+        return [*own, *noise, *critics]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Those of them that are the critic's."""
-        return [] if self.critic is None else list(self.critic.parameters())
+        """Those of them that are critics', beside the network and of values."""
+        judges = [net for name, net in self.network.beside.items() if self.config.beside[name].judges]
+        valuing = [] if self.critic is None else [self.critic]
+        return [parameter for net in (*judges, *valuing) for parameter in net.parameters()]
 
     def value(self, observed: Tensor) -> Tensor:
         """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones."""
@@ -165,6 +173,43 @@ class ControlPolicy(HasWeightSets):
         features = self.network.features(condition.need().to(self.device))
         return self.noise(features, self.network.time_features(t.to(features)))
 
+    def integrate(self, x: Tensor, condition: ControlCondition, steps: int | None = None) -> Tensor:
+        """Where Euler's method comes to from noise ``x`` [n, h, d], in ``steps`` even steps or the model's own."""
+        times = self.times(steps or self.config.steps)
+        x = self.initial(x, times)
+        for now, then in pairwise(times):
+            t, t_next = now.expand(len(x)), then.expand(len(x))
+            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
+        return x
+
+    # --------------------------------------------------------------------------------------- with networks beside it
+    def ask(
+        self, name: str, condition: ControlCondition, chunk: Tensor | None = None, *, fixed: bool = False
+    ) -> Tensor:
+        """What the network beside called ``name`` says of observations and chunks [n, ...]: chunks [n, h, d] of an
+        actor, [K, n] of a critic. ``fixed`` weights get no gradient, and what is asked about does. Raises
+        `IncompatibleError` where there is no such network."""
+        if name not in self.network.beside:
+            raise IncompatibleError(f"this policy has no network {name!r} beside its own; the estimator declares it")
+        features = self.network.features(condition.need().to(self.device))
+        if not self.config.beside[name].judges:
+            self.network_calls += len(features)
+        return self.network.beside[name](features, chunk, fixed)
+
+    def act(self, condition: ControlCondition, noise: Tensor) -> Tensor:
+        """Standardised chunks [n, h, d] as `Acting` says, of noise [n, candidates, h, d]."""
+        acting = self.config.acting or Acting()
+        n, count = noise.shape[:2]
+        wide = condition if count == 1 else condition.take(torch.arange(n).repeat_interleave(count))
+        z = noise.to(self.device).flatten(0, 1)
+        chunk = self.ask(acting.actor, wide, z) if acting.actor else self.integrate(z, wide)
+        if acting.bound is not None:
+            chunk = chunk.clamp(-acting.bound, acting.bound)
+        if count == 1:
+            return chunk
+        best = self.ask(acting.critic, wide, chunk).mean(dim=0).unflatten(0, (n, count)).argmax(dim=1)
+        return chunk.unflatten(0, (n, count))[torch.arange(n, device=best.device), best]
+
     # ------------------------------------------------------------------------------------------------- as a Gaussian
     def gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
         """Mean [n, h, d] of the chunk and logarithm of its deviation [h, d]. The mean of a flow is one step from z = 0,
@@ -187,20 +232,16 @@ class ControlPolicy(HasWeightSets):
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean."""
+        from noise that follows from ``seed``; a Gaussian's mean; what `act` makes of that noise."""
         condition = ControlCondition(len(observed)).seeing(observed.float())
-        if self.config.kind == "gaussian":
+        acting = self.config.acting
+        if self.config.kind == "gaussian" and acting is None:
             return self.in_own_units(self.gaussian(condition)[0])
-        x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
+        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        x = torch.zeros(len(observed), *shape, device=self.device)
         if seed is not None:
-            seeds = torch.arange(len(observed)) + seed
-            x = normal(seeds, self.latent_shape, stream=0, device=self.device)
-        times = self.times(steps or self.config.steps)
-        x = self.initial(x, times)
-        for now, then in pairwise(times):
-            t, t_next = now.expand(len(x)), then.expand(len(x))
-            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
-        return self.in_own_units(x)
+            x = normal(torch.arange(len(observed)) + seed, shape, stream=0, device=self.device)
+        return self.in_own_units(self.integrate(x, condition, steps) if acting is None else self.act(condition, x))
 
     def reset(self) -> None:
         """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""
