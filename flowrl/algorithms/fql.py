@@ -8,8 +8,7 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.ema import Target
 from flowrl.parts.episodes import DecisionRewards
 from flowrl.parts.q_learning import FlowQLearning
-from flowrl.samplers.deployed import Deployed
-from flowrl.samplers.episodes import EpisodeSampler
+from flowrl.samplers.demonstrations import episodes
 from flowrl.samplers.replayed import OldGroups
 
 PAPER = "arXiv:2502.02538"
@@ -27,6 +26,8 @@ def fql(
     critics: int = 2,
     width: int = 512,
     depth: int = 4,
+    shown: int = 0,
+    offline: int = 0,
     groups: int = 32,
     capacity: int = 16384,
     environment: str = "avoid",
@@ -38,7 +39,8 @@ def fql(
 
     An iteration makes episodes, adds ``groups`` whole groups of earlier iterations from a buffer of ``capacity``
     episodes, and makes ``train.updates`` times ``train.epochs`` steps over their decisions, with new noise and times in
-    every epoch. Episodes of data take part with `Demonstrations` or `BesideDemonstrations` as sampler.
+    every epoch. With ``shown`` above 0, so many samples of each group are the recorded episode of its prompt; in the
+    first ``offline`` iterations all are.
 
     Deviations: batches are the decisions of whole episodes, drawn without replacement, where the release draws single
     transitions; gamma is per decision (a chunk); actions are standardised and kept within ``bound`` instead of -1 to 1;
@@ -46,7 +48,7 @@ def fql(
     (``optimizer.max_grad_norm``).
     """
     return Algorithm(
-        sampler=EpisodeSampler(sampler=Deployed(), environment=environment, decisions=decisions),
+        sampler=episodes(environment, decisions, shown, offline),
         estimator=OneStepQ(steps=steps, aggregate=aggregate, bound=bound, critics=critics, width=width, depth=depth),
         advantage=DecisionRewards(),
         objective=FlowQLearning(alpha, gamma, normalize),

@@ -71,7 +71,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
     "diffusion_policy": {"length": 3},
-    "fql": {"width": 32, "depth": 2},
+    "fql": {"width": 64, "depth": 2},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -354,6 +354,7 @@ class Recorder(torch.optim.SGD):
 
 def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
     recorder = Recorder(it.policy.parameters())
+    algorithm = replace(algorithm, ema_weights=())  # measuring moves no target either
     options = UpdateSettings(max_grad_norm=1e9, **settings)
     improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, options)
     return recorder.gradients
