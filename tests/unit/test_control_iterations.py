@@ -45,7 +45,10 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
-    built, policy = build(config.algorithm), toy_policy(noise=build(config.algorithm).explores)
+    built = build(config.algorithm)
+    policy = toy_policy(noise=built.explores, beside=built.beside, acting=built.acting)
+    for name in built.weight_sets:
+        policy.update_ema(name, 0.0)
     critic = policy.critic_parameters()
     groups = [{"params": policy.parameters()[: -len(critic)]}, {"params": critic}]
     optimizer = torch.optim.AdamW(groups, lr=0.002, weight_decay=0.0)
