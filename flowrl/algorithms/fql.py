@@ -7,7 +7,7 @@ from flowrl.parts.aggregations import DecisionMean
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.ema import Target
 from flowrl.parts.episodes import DecisionRewards
-from flowrl.parts.q_learning import FlowQLearning
+from flowrl.parts.q_learning import FlowQLearning, NormalizedFlowQLearning
 from flowrl.samplers.demonstrations import episodes
 from flowrl.samplers.replayed import OldGroups
 
@@ -51,7 +51,7 @@ def fql(
         sampler=episodes(environment, decisions, shown, offline),
         estimator=OneStepQ(steps=steps, aggregate=aggregate, bound=bound, critics=critics, width=width, depth=depth),
         advantage=DecisionRewards(),
-        objective=FlowQLearning(alpha, gamma, normalize),
+        objective=(NormalizedFlowQLearning if normalize else FlowQLearning)(alpha, gamma),
         aggregation=DecisionMean(),
         replay=OldGroups(groups=groups, iterations=capacity, capacity=capacity),
         ema_weights=(Target(tau=tau),),

@@ -67,31 +67,34 @@ class FlowQLearning(OffPolicyDefaults):
     `OneStepQ` measures; each term trains its own network alone. FQL (arXiv:2502.02538; seohongpark/fql, 11 Mar 2025).
 
     gamma: per decision, so of a whole chunk.
-    normalize: divide the Q term by the mean of ``|Q(s, mu)|`` over the optimiser batch (the release's
-        ``normalize_q_loss``, off there by default).
     """
 
     alpha: float = 10.0
     gamma: float = 0.99
-    normalize: bool = False
 
     def __post_init__(self) -> None:
         check_discount(self.gamma)
         if self.alpha < 0:
             raise ValueError(f"alpha={self.alpha} holds the actor to the flow; give 0 or more")
 
-    @property
-    def coupled(self) -> bool:  # type: ignore[override]
-        return self.normalize
-
     def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
         return told(likelihood, batch, self.gamma, "distillation", "q_own")
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
-        own = likelihood.need("q_own")
-        gain = own
-        if self.normalize:
-            share = batch.weight / batch.weight.sum()
-            gain = own / (share * own.abs()).sum().detach()
-        actor = self.alpha * likelihood.need("distillation") - gain
+        actor = self.alpha * likelihood.need("distillation") - self._gain(likelihood.need("q_own"), batch)
         return actor - likelihood.logp + temporal_difference(likelihood, batch, self.gamma)
+
+    def _gain(self, own: Tensor, batch: Batch) -> Tensor:
+        return own
+
+
+@dataclass(frozen=True)
+class NormalizedFlowQLearning(FlowQLearning):
+    """`FlowQLearning` whose Q term is divided by the mean of ``|Q(s, mu)|`` over the optimiser batch, the release's
+    ``normalize_q_loss``."""
+
+    coupled: ClassVar[bool] = True
+
+    def _gain(self, own: Tensor, batch: Batch) -> Tensor:
+        share = batch.weight / batch.weight.sum()
+        return own / (share * own.abs()).sum().detach()

@@ -92,7 +92,7 @@ def test_fql_gradient() -> None:
         q = asked(m.policy, "q", seen, mu.clamp(-3, 3))[..., 0].mean(dim=0)
         gain = -q.mean() / (q.abs().mean().detach() if normalize else 1)
         actors = m.gradient_of(flow + 10 * distill + gain)
-        critics = m.gradient_of(flow + critic)
+        critics = m.gradient_of(critic)
         judging = torch.cat([torch.full((p.numel(),), i) for i, p in enumerate(m.policy.parameters())])
         count = len(m.policy.critic_parameters())
         theirs = judging >= len(m.policy.parameters()) - count
@@ -103,7 +103,7 @@ def test_fql_gradient() -> None:
 @cell("fql", "defaults", "equal", "alpha 10, tau .005 after every step, gamma .99, 10 flow steps, 2 critics of 4 x 512")
 def test_fql_settings() -> None:
     a: Any = composition.build("fql")
-    assert (a.objective.alpha, a.objective.gamma, a.objective.normalize) == (10.0, 0.99, False)
+    assert (a.objective.alpha, a.objective.gamma, a.objective.coupled) == (10.0, 0.99, False)
     assert (a.ema_weights[0].tau, a.estimator.steps, a.estimator.aggregate) == (0.005, 10, "mean")
     q, actor = a.estimator.beside["q"], a.estimator.beside["actor"]
     assert (q.copies, q.width, q.depth, actor.width, actor.depth) == (2, 512, 4, 512, 4)

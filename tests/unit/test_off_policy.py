@@ -249,7 +249,7 @@ def test_it_is_deployed_as_it_acts_in_training(tmp_path: Path) -> None:
     plain = load_control(tmp_path / "p", beside={})  # another method goes on with the flow
     assert not plain.network.beside and plain.config.acting is None
     wider = load_control(tmp_path / "p", beside={"actor": Beside("actor", 32, 2)}, acting=Acting(actor="actor"))
-    assert wider.network.beside["actor"].form.width == 32
+    assert wider.config.beside["actor"].width == 32 and wider.chunk(seen[:, None]).shape == (4, 1, 2)
     save_control(plain.config, plain.network, tmp_path / "q")
     assert {"beside", "acting"}.isdisjoint(json.loads((tmp_path / "q" / "config.json").read_text()))
 
