@@ -73,6 +73,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.perturbed",
             "flowrl.samplers.demonstrations",
             "flowrl.samplers.deployed",
+            "flowrl.samplers.residual",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),

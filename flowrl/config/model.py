@@ -11,7 +11,7 @@ from flowrl.config.section import Fraction, Section
 from flowrl.paths import absolute_folder
 
 if TYPE_CHECKING:
-    from flowrl.types import Acting, Beside
+    from flowrl.types import Acting, Beside, Residual
 
 Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
@@ -205,12 +205,14 @@ class ModelConfig(Section):
         family: Family,
         valued: bool = False,
         explores: bool = False,
+        residual: Residual | None = None,
         beside: Mapping[str, Beside] | None = None,
         acting: Acting | None = None,
     ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
-        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``beside`` and
-        ``acting``: what it trains beside a control policy's own network, and how that acts with it."""
+        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``residual``: what is
+        added to a policy's actions; ``beside`` and ``acting``: what it trains beside a control policy's own network,
+        and how that acts with it."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -221,6 +223,8 @@ class ModelConfig(Section):
             plain["critic"] = self.critic_for(valued)
         if explores:
             plain["noise"] = True
+        if residual is not None:
+            plain["residual"] = residual
         if family == "control" and beside is not None:
             plain |= {"beside": beside, "acting": acting}
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}

@@ -26,6 +26,7 @@ from flowrl.types import (
     PenaltyWeight,
     Regularizer,
     Replay,
+    Residual,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -153,6 +154,12 @@ class Algorithm:
     def each_step(self) -> Mapping[str, float]:
         """Weight sets that follow the live one after every optimiser step, and how much of each stays (`Target`)."""
         return {average.name: 1 - average.tau for average in self.ema_weights if isinstance(average, Target)}
+
+    @property
+    def residual(self) -> Residual | None:
+        """What it learns to add to the actions of a control policy that itself stays as it is (its sampler's attribute
+        ``residual``)."""
+        return getattr(self.sampler, "residual", None)
 
     @property
     def clips_in_units(self) -> bool:

@@ -26,7 +26,7 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     ``model.shard`` says where it is trained (``shard``)."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
-    needed = (algorithm.valued, algorithm.explores, algorithm.beside, algorithm.acting)
+    needed = (algorithm.valued, algorithm.explores, algorithm.residual, algorithm.beside, algorithm.acting)
     arguments = fitted.model.arguments(algorithm.family, *needed)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
@@ -47,8 +47,9 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     named = checkpoint in ("best", "latest")
     loaded = load_checkpoint(path, str(checkpoint)) if named else load_checkpoint(Path(checkpoint))
     algorithm = build(config.algorithm)
-    family, acts = algorithm.family, {"beside": algorithm.beside, "acting": algorithm.acting}
-    policy = load_policy(**{**config.model.arguments(family, **acts), "shard": "none"})
+    family = algorithm.family
+    needed: dict[str, Any] = {name: getattr(algorithm, name) for name in ("residual", "beside", "acting")}
+    policy = load_policy(**{**config.model.arguments(family, **needed), "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved

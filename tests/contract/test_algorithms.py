@@ -130,6 +130,7 @@ TOY = {
     "fpo": {"clip": 0.2},
     "dppo": {"clip": 0.2},
     "fql": {"alpha": 0.1, "tau": 0.1},
+    "resip": {"scale": 2.0},  # the modes are far apart
     "flow_dppo": {"threshold": 0.02, "size": 3},
     "marble": {"draws": 5, "refresh": 3},
     "luspo": {"low": 0.2, "high": 0.2},

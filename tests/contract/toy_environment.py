@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from flowrl.models.control.cloning import clone
-from flowrl.models.control.load import CriticNetwork, new_network
+from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
-from flowrl.types import Acting, Beside, Prompt
+from flowrl.types import Acting, Beside, Prompt, Residual
 
 MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 DECISIONS = 2
@@ -67,13 +67,20 @@ def _cloned() -> ControlNetwork:
 
 
 def toy_policy(
-    critic: bool = True, noise: bool = False, beside: Mapping[str, Beside] | None = None, acting: Acting | None = None
+    critic: bool = True,
+    noise: bool = False,
+    residual: Residual | None = None,
+    beside: Mapping[str, Beside] | None = None,
+    acting: Acting | None = None,
 ) -> ControlPolicy:
     """A flow with three modes."""
     config = replace(CONFIG, beside=dict(beside or {}), acting=acting)
+    config = config if residual is None else replace(config, residual=residual.scale)
     network = new_network(config)
-    network.load_state_dict(_cloned().state_dict(), strict=not beside)
-    value, levels = CriticNetwork(2, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
+    network.load_state_dict(_cloned().state_dict(), strict=False)
+    choose_trained(network, residual)
+    read = 2 if residual is None else 4
+    value, levels = CriticNetwork(read, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
     return ControlPolicy(config, network, value, None, torch.device("cpu"), levels)
 
 

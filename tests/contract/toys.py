@@ -215,7 +215,8 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     elif algorithm.family == "control":
-        policy = toy_policy(noise=algorithm.explores, beside=algorithm.beside, acting=algorithm.acting)
+        needed = {name: getattr(algorithm, name) for name in ("residual", "beside", "acting")}
+        policy = toy_policy(noise=algorithm.explores, **needed)
     else:
         length = algorithm.sampler.length
         policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)

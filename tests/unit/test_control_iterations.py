@@ -46,7 +46,8 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "on_nan": on_nan,
     })  # fmt: skip
     built = build(config.algorithm)
-    policy = toy_policy(noise=built.explores, beside=built.beside, acting=built.acting)
+    needed: dict[str, Any] = {name: getattr(built, name) for name in ("residual", "beside", "acting")}
+    policy = toy_policy(noise=built.explores, **needed)
     for name in built.weight_sets:
         policy.update_ema(name, 0.0)
     critic = policy.critic_parameters()
@@ -61,7 +62,7 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
 
 
 FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
-NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3})
+NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3}, {"use": "resip", "steps": 3})
 
 
 @pytest.mark.parametrize("algorithm", [FPO, None, *NOISY])

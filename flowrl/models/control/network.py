@@ -4,8 +4,9 @@ noise a step has."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ Gaussian, which looks at the observation alone."""
 TIME_WAVES = 4
 """Time features are ``cos(pi 2^k t)`` and ``sin(pi 2^k t)`` for so many k from 0."""
 LEAST_STD = 1e-3
+RESIDUAL_WIDTH, RESIDUAL_DEPTH, RESIDUAL_LIMIT = 256, 2, 3.0
+"""Of a residual; the standardised observations that it reads are cut so far from 0."""
 
 
 class Statistics(nn.Module):
@@ -57,11 +60,20 @@ class ControlNetwork(nn.Module):
     """Of observations [n, history * o] to what a chunk [n, h, d] of standardised actions should be.
 
     ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; networks of the other kinds
-    have it for methods that act by their mean (`flowrl.samplers.gaussian`).
+    have it for methods that act by their mean (`flowrl.samplers.gaussian`). ``residual``, where its scale is not 0, is
+    what is added to every single action when it is executed.
     """
 
     def __init__(
-        self, kind: Kind, observation: int, action: int, chunk: int, history: int, width: int, depth: int
+        self,
+        kind: Kind,
+        observation: int,
+        action: int,
+        chunk: int,
+        history: int,
+        width: int,
+        depth: int,
+        residual: float = 0.0,
     ) -> None:
         super().__init__()
         self.kind, self.shape = kind, (chunk, action)
@@ -70,6 +82,7 @@ class ControlNetwork(nn.Module):
         asked = 0 if kind == "gaussian" else chunk * action + 2 * TIME_WAVES
         self.body = perceptron([seen + asked, *[width] * depth, chunk * action], nn.SiLU)
         self.log_std = nn.Parameter(torch.zeros(chunk, action))
+        self.residual = ResidualNetwork(observation, action, residual) if residual else None
         self.beside = nn.ModuleDict()
         """Networks that a method trains beside this one (`flowrl.types.Beside`)."""
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
@@ -84,6 +97,11 @@ class ControlNetwork(nn.Module):
     def features(self, observed: Tensor) -> Tensor:
         """[n, history * o] standardised, of raw observations [n, history, o]."""
         return self.observations(observed).flatten(1)
+
+    def residual_features(self, observed: Tensor, action: Tensor) -> Tensor:
+        """[n, o + d]: what a residual reads, of raw observations [n, o] and the standardised actions [n, d] that the
+        policy decided on."""
+        return torch.cat([self.observations(observed).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT), action], dim=1)
 
     def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1], of observations [n, history, o]."""
@@ -128,3 +146,73 @@ class NoiseNetwork(nn.Module):
         """[n, h, d]"""
         answer = self.body(torch.cat([features, time_features], dim=1))
         return ((answer.tanh() + 1) / 2).unflatten(1, self.shape)
+
+
+class ResidualNetwork(nn.Module):
+    """What is added to a single action, ``scale * f(s, a)``: layers of ReLU, weights by their inputs (He et al.), the
+    last ones 0 and without a bias, so that at first nothing is added (ankile/robust-rearrangement, 26 Nov 2024,
+    src/models/residual.py and src/config/actor/residual_diffusion.yaml). ``log_std`` [d], the logarithm of the
+    deviation with which it explores, does not learn."""
+
+    log_std: Tensor
+
+    def __init__(self, observation: int, action: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        sizes = [observation + action, *[RESIDUAL_WIDTH] * RESIDUAL_DEPTH]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # as the critic: the same in every run
+            hidden = perceptron([*sizes, action], nn.ReLU)[:-1]
+            last = nn.Linear(RESIDUAL_WIDTH, action, bias=False)
+            for layer in hidden:
+                if isinstance(layer, nn.Linear):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
+            nn.init.zeros_(last.weight)
+        self.body = nn.Sequential(*hidden, last)
+        self.register_buffer("log_std", torch.zeros(action))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, d], before the scale."""
+        return self.body(features)
+
+
+class ComposedNetwork(ControlNetwork):
+    """``sum_i w_i f_i(s, x, t)`` of networks of one kind over the same chunks, each with its own statistics of
+    observations; those of actions are the same for all (`flowrl.models.control.composed`)."""
+
+    def __init__(self, parts: Sequence[ControlNetwork], weights: Sequence[float], residual: float = 0.0) -> None:
+        nn.Module.__init__(self)
+        first = parts[0]
+        self.kind, self.shape, self.weights = first.kind, first.shape, tuple(weights)
+        self.parts, self.beside = nn.ModuleList(parts), nn.ModuleDict()
+        size = len(first.observations.mean)
+        self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
+
+    @property
+    def observations(self) -> Statistics:
+        """The first network's: what a critic and a residual read."""
+        return self._first.observations
+
+    @property
+    def actions(self) -> Statistics:
+        """Of all networks."""
+        return self._first.actions
+
+    @property
+    def log_std(self) -> nn.Parameter:
+        """The first network's."""
+        return self._first.log_std
+
+    @property
+    def _first(self) -> Any:
+        return self.parts[0]
+
+    def time_features(self, t: Tensor) -> Tensor:
+        """[n, 2 * TIME_WAVES], the same for all."""
+        return self._first.time_features(t)
+
+    def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        """[n, h, d], as of a single network; one of weight 0 is not asked."""
+        asked = [(part, weight) for part, weight in zip(self.parts, self.weights, strict=True) if weight]
+        return torch.stack([weight * part(observed, x, t) for part, weight in asked]).sum(dim=0)

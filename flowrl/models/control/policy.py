@@ -16,7 +16,7 @@ from flowrl.math.flow import ODE, mean_of
 from flowrl.math.random import normal
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork, ResidualNetwork
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -29,6 +29,15 @@ NOISE = "noise."
 """Prefix of the network that says how much noise steps have."""
 OUTCOME = ("return", "decisions", "truncated", "success", "mode")
 """The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several policies that act as one."""
+
+    weight: float
+    width: int
+    depth: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,10 @@ class ControlConfig:
     depth: int = 3
     steps: int = 10
     """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
+    residual: float = 0.0
+    """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
+    policies: tuple[Share, ...] = ()
+    """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
     beside: Mapping[str, Beside] = field(default_factory=dict)
     """Networks beside its own, by name."""
     acting: Acting | None = None
@@ -77,7 +90,8 @@ class ControlPolicy(HasWeightSets):
         self.dtype = torch.float32
         self.network_calls = 0
         """Network rows evaluated so far, the critic's left out."""
-        self.adaptation = Adaptation(dict(network.named_parameters()), None)
+        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.adaptation = Adaptation(trained, None)
         apart = {CRITIC: critic, NOISE: noise}
         extra = {f"{k}{name}": p for k, net in apart.items() if net is not None for name, p in net.named_parameters()}
         self.weights = weight_sets(network, self.adaptation.parameters, extra)
@@ -111,9 +125,11 @@ class ControlPolicy(HasWeightSets):
         return [parameter for net in (*judges, *valuing) for parameter in net.parameters()]
 
     def value(self, observed: Tensor) -> Tensor:
-        """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones."""
+        """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones. Beside
+        a residual it reads what that does, of [n, 1, o + d]."""
         assert self.critic is not None, "ask a policy without a critic for no values"
-        return self.critic(self.network.features(observed.to(self.device)))
+        seen = observed.to(self.device)
+        return self.critic(self._beside(seen) if self.trains_residual else self.network.features(seen))
 
     # ----------------------------------------------------------------------------------------------------- as a flow
     def times(self, steps: int) -> Tensor:
@@ -228,37 +244,83 @@ class ControlPolicy(HasWeightSets):
         """Actions [n, h, d] as the environment takes them, of standardised ones."""
         return self.network.actions.undo(chunk.to(self.device))
 
+    # ------------------------------------------------------------------------------------------------ with a residual
+    @property
+    def trains_residual(self) -> bool:
+        """Whether the residual alone is trained; otherwise it is a part of the policy that stays as it is."""
+        return any(name.startswith("residual.") for name in self.adaptation.parameters)
+
+    def residual_gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
+        """Mean [n, 1, d] of what is added to single actions, before its scale, and logarithm of its deviation [d]. The
+        condition has observed what they are decided on: the observation, and the policy's standardised action beside
+        it, [n, 1, o + d]. Raises `IncompatibleError` where there is none."""
+        residual, seen = self._residual(), condition.need().to(self.device)
+        if seen.shape[-1] != self.config.observation + self.config.action:
+            raise IncompatibleError("a residual reads the policy's action beside an observation: use ResidualEpisodes")
+        self.network_calls += len(seen)
+        return residual(self._beside(seen))[:, None], residual.log_std
+
+    def corrected(self, action: Tensor, added: Tensor) -> Tensor:
+        """Standardised actions [n, d], and what a residual answers [n, d] at its scale."""
+        return action.to(self.device) + self._residual().scale * added.to(self.device)
+
+    def executed(self, observed: Tensor, action: Tensor) -> Tensor:
+        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a residual
+        looks at the newest observation [n, history, o] and moves them."""
+        if self.network.residual is None:
+            return self.in_own_units(action)
+        features = self.network.residual_features(observed[:, -1].to(self.device).float(), action.to(self.device))
+        self.network_calls += len(action)
+        return self.in_own_units(self.corrected(action, self.network.residual(features)))
+
+    def _residual(self) -> ResidualNetwork:
+        if self.network.residual is None:
+            raise IncompatibleError("this policy has no residual; use algorithm resip, or a model that it trained")
+        return self.network.residual
+
+    def _beside(self, seen: Tensor) -> Tensor:
+        """[n, o + d] of what an event of `ResidualEpisodes` observes, [n, 1, o + d]."""
+        observed, action = seen[:, -1].float().split([self.config.observation, self.config.action], dim=1)
+        return self.network.residual_features(observed, action)
+
     # ------------------------------------------------------------------------------------------------------- deployed
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean; what `act` makes of that noise."""
-        condition = ControlCondition(len(observed)).seeing(observed.float())
-        acting = self.config.acting
+        from noise that follows from ``seed``; a Gaussian's mean; what `act` makes of that noise. A residual is no part
+        of it: it acts step by step."""
+        return self.in_own_units(self._decided(observed, seed, steps))
+
+    def _decided(self, observed: Tensor, seed: int | None, steps: int | None) -> Tensor:
+        """The same, standardised."""
+        condition, acting = ControlCondition(len(observed)).seeing(observed.float()), self.config.acting
         if self.config.kind == "gaussian" and acting is None:
-            return self.in_own_units(self.gaussian(condition)[0])
+            return self.gaussian(condition)[0]
         shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
         x = torch.zeros(len(observed), *shape, device=self.device)
         if seed is not None:
             x = normal(torch.arange(len(observed)) + seed, shape, stream=0, device=self.device)
-        return self.in_own_units(self.integrate(x, condition, steps) if acting is None else self.act(condition, x))
+        return self.integrate(x, condition, steps) if acting is None else self.act(condition, x)
 
     def reset(self) -> None:
         """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""
         self._seen.clear()
 
+    @torch.no_grad()
     def select_action(self, observation: Tensor) -> Tensor:
         """The next action [n, d] for observations [n, o] of n environments that go on, from a queue that a new chunk
-        fills when it is empty (LeRobot's name and behaviour). `reset` begins anew."""
+        fills when it is empty (LeRobot's name and behaviour). A residual corrects each when its turn comes. `reset`
+        begins anew."""
         past = self._seen.setdefault(0, [])
         past.append(torch.as_tensor(observation, dtype=torch.float32))
         del past[: -self.config.history]
         queue = self._seen.setdefault(1, [])
         if not queue:
             padded = [past[0]] * (self.config.history - len(past)) + past
-            queue.extend(self.chunk(torch.stack(padded, dim=1)).unbind(dim=1))
-        return queue.pop(0)
+            queue.extend(self._decided(torch.stack(padded, dim=1), None, None).unbind(dim=1))
+        return self.executed(past[-1][:, None], queue.pop(0))
 
+    @torch.no_grad()
     def predict(self, observation: Any, state: Any = None, *_: Any, deterministic: bool = True) -> tuple[Any, Any]:
         """``(action, state)`` as Stable-Baselines3 asks for it, of one observation [o] or of several [n, o]: the first
         action of a new chunk. ``deterministic=False`` starts from noise."""
@@ -266,7 +328,7 @@ class ControlPolicy(HasWeightSets):
         rows = seen.reshape(-1, self.config.observation)
         history = rows[:, None].expand(-1, self.config.history, -1)
         seed = None if deterministic else int(torch.randint(2**31, ()))
-        action = self.chunk(history, seed=seed)[:, 0].cpu().numpy()
+        action = self.executed(history, self._decided(history, seed, None)[:, 0]).cpu().numpy()
         return (action[0] if seen.dim() == 1 else action), state
 
     def facts(self) -> dict[str, Any]:
