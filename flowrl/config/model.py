@@ -196,9 +196,16 @@ class ModelConfig(Section):
             return "network" if valued else None
         return None if self.critic == "none" else self.critic
 
-    def arguments(self, family: Family, valued: bool = False, explores: bool = False) -> dict[str, Any]:
+    def arguments(
+        self,
+        family: Family,
+        valued: bool = False,
+        explores: bool = False,
+        tuned: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
-        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have."""
+        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``tuned``: at the
+        last steps alone (`Algorithm.tuned`)."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -209,6 +216,8 @@ class ModelConfig(Section):
             plain["critic"] = self.critic_for(valued)
         if explores:
             plain["noise"] = True
+        if tuned is not None:
+            plain["tuned"] = tuned
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
     def unused_keys(self, family: Family) -> list[str]:

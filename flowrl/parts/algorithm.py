@@ -132,6 +132,12 @@ class Algorithm:
         return bool(getattr(self.estimator, "explores", False))
 
     @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where a control policy learns at the last F of K steps alone, and a copy of it that does not learn
+        makes the others (its sampler's attribute ``tuned``)."""
+        return getattr(self.sampler, "tuned", None)
+
+    @property
     def clips_in_units(self) -> bool:
         """Whether its clip is one of ratios that depend on the scale of the samples (its estimator's attribute
         ``in_units``)."""

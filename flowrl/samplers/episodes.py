@@ -50,10 +50,23 @@ class EpisodeSampler:
     decisions: int = 40
     """S, at most in an episode."""
     on_error: OnError = "raise"
+    frozen_base: bool = False
+    """Only the steps that ``sampler`` records are the policy's; those before them are made by a copy of the network
+    that training started from (DPPO), also where the policy is evaluated, deployed and exported."""
 
     def __post_init__(self) -> None:
         if self.decisions < 1:
             raise ValueError(f"decisions={self.decisions} makes no step; give at least 1")
+        if self.frozen_base and not isinstance(self.sampler, FlowSampler):
+            raise ValueError("frozen_base is of steps from noise to a chunk: use it with sampler: {use: flow}")
+
+    @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where the first K - F of K steps are the frozen base's."""
+        if not self.frozen_base or not isinstance(self.sampler, FlowSampler):
+            return None
+        steps, recorded = self.sampler.steps, self.sampler.recorded
+        return (steps, recorded) if recorded < steps else None
 
     @property
     def forwards(self) -> int:

@@ -4,6 +4,8 @@ three modes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -65,12 +67,14 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True, noise: bool = False) -> ControlPolicy:
-    """A flow with three modes."""
+def toy_policy(critic: bool = True, noise: bool = False, tuned_from: float | None = None) -> ControlPolicy:
+    """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn."""
     network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
     network.load_state_dict(_cloned().state_dict())
     value, levels = CriticNetwork(2, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
-    return ControlPolicy(CONFIG, network, value, None, torch.device("cpu"), levels)
+    base = None if tuned_from is None else deepcopy(network)
+    config = replace(CONFIG, tuned_from=tuned_from)
+    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels, base)
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

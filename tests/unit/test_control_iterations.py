@@ -45,7 +45,9 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
-    built, policy = build(config.algorithm), toy_policy(noise=build(config.algorithm).explores)
+    built = build(config.algorithm)
+    start = None if built.tuned is None else built.tuned[1] / built.tuned[0]  # of a flow's even times
+    policy = toy_policy(noise=built.explores, tuned_from=start)
     critic = policy.critic_parameters()
     groups = [{"params": policy.parameters()[: -len(critic)]}, {"params": critic}]
     optimizer = torch.optim.AdamW(groups, lr=0.002, weight_decay=0.0)
@@ -59,9 +61,10 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
 
 FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
 NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3})
+LAST = {"use": "dppo", "steps": 4, "tuned": 2, "clip": 0.2}
 
 
-@pytest.mark.parametrize("algorithm", [FPO, None, *NOISY])
+@pytest.mark.parametrize("algorithm", [FPO, None, *NOISY, LAST])
 def test_a_run_goes_on_where_it_ended_bit_for_bit(algorithm: Any) -> None:
     """Nothing of an environment lives between iterations (T18)."""
     whole = session_of(algorithm)

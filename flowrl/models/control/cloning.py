@@ -48,7 +48,8 @@ def clone(
     network.observations.fit(observed)
     network.actions.fit(chunks.flatten(0, 1))
     targets = network.actions(chunks)
-    optimizer = torch.optim.Adam(network.body.parameters(), lr=lr)
+    learned = [parameter for name, parameter in network.named_parameters() if name != "log_std"]
+    optimizer = torch.optim.Adam(learned, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     value = torch.zeros(())
     for _ in range(steps):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import math
+from copy import deepcopy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy
+from flowrl.models.control.network import Activation, ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.policy import SAME_TIME, ControlConfig, ControlPolicy, time_grid
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
@@ -20,6 +23,10 @@ from flowrl.models.source import ModelSource, check_finite
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
 NOISE_WIDTH, NOISE_DEPTH = 64, 2
 WEIGHTS = "model.safetensors"
+BASE = "base."
+"""Prefix of the network that acts at times above ``tuned_from``."""
+WHOLE = ("observation", "action", "chunk", "history", "width", "depth", "steps")
+"""Keys of numbers that are 1 or more."""
 
 
 def load_control(
@@ -27,6 +34,7 @@ def load_control(
     *,
     critic: Literal["network"] | None = None,
     noise: bool = False,
+    tuned: tuple[int, int] | None = None,
     device: str = "auto",
     dtype: str = "float32",
     **unused: Any,
@@ -36,6 +44,8 @@ def load_control(
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
         noise: also learn how much noise each step of a sampler has, by a network of its own (ReinFlow).
+        tuned: (K, F) lets the network learn at the times of the last F of K steps, and act by a copy of it that does
+            not learn at the larger ones (DPPO). A model that was made so keeps the copy it has.
         dtype: float32; networks of this size gain nothing from less.
         unused: options of larger models (LoRA, compiling, sharding), which these are too small for.
 
@@ -49,9 +59,9 @@ def load_control(
     embedded = embedded_model(str(path), "control")
     folder = embedded or Path(path).expanduser()
     config = read_config(folder)
-    network = new_network(config)
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        tensors = load_file(folder / WEIGHTS)
+        network, base = _networks(config, tensors)
     except FileNotFoundError as error:
         raise UserError(
             f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
@@ -63,13 +73,46 @@ def load_control(
     seen = config.observation * config.history
     value = CriticNetwork(seen, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
     levels = NoiseNetwork(seen, config.action, config.chunk, NOISE_WIDTH, NOISE_DEPTH) if noise else None
-    return ControlPolicy(config, network, value, ModelSource(str(path)), place(dtype, device).device, levels)
+    if tuned is not None:
+        config, base = _frozen(config, network, base, tuned, str(path))
+    source = ModelSource(str(path))
+    return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
+
+
+def _networks(config: ControlConfig, tensors: dict[str, Tensor]) -> tuple[ControlNetwork, ControlNetwork | None]:
+    """The network of these weights, and the one that acts at larger times where there is one. Raises `RuntimeError`
+    for weights that do not fit."""
+    network = new_network(config)
+    network.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(BASE)})
+    if config.tuned_from is None:
+        return network, None
+    base = new_network(config)
+    base.load_state_dict({key.removeprefix(BASE): value for key, value in tensors.items() if key.startswith(BASE)})
+    return network, base.eval()
+
+
+def _frozen(
+    config: ControlConfig, network: ControlNetwork, base: ControlNetwork | None, tuned: tuple[int, int], path: str
+) -> tuple[ControlConfig, ControlNetwork]:
+    """With the network that acts at the first K - F of K steps: the one that the model has, or a copy of it as it is.
+    Raises `UserError` where the model has one for other times."""
+    steps, last = tuned
+    start = float(time_grid(config, steps)[steps - last])
+    if base is None or config.tuned_from is None:
+        return replace(config, tuned_from=start), deepcopy(network).eval()
+    if abs(config.tuned_from - start) > SAME_TIME:
+        raise UserError(
+            f"model {path!r} was tuned from time {config.tuned_from:g} on, and the last {last} of {steps} steps begin"
+            f" at {start:g}; set algorithm.steps and algorithm.tuned as in the run that made it"
+        )
+    return config, base
 
 
 def new_network(config: ControlConfig) -> ControlNetwork:
     """An untrained network of this shape."""
     c = config
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth)
+    form = (c.activation, c.residual, c.norm, c.encoder, c.embedding)
+    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, *form)
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -86,18 +129,53 @@ def read_config(folder: Path) -> ControlConfig:
     for key in ("observation", "action"):
         if key not in given:
             raise UserError(f"{file} has no {key!r}; give the number of numbers")
-    if given.get("kind", "flow") not in get_args(Kind):
-        raise UserError(f"{file}: kind is {given['kind']!r}; choose {', '.join(get_args(Kind))}")
-    for key in set(known) - {"family", "kind"}:
-        if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
-            raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, 1 or more")
-    return ControlConfig(**given)
+    for key, value in given.items():
+        if wrong := _wrong(key, value):
+            raise UserError(f"{file}: {key} is {value!r}; {wrong}")
+    config = ControlConfig(**given | {"encoder": tuple(given.get("encoder", ()))})
+    if config.residual and config.depth % 2 == 0:
+        raise UserError(f"{file}: depth is {config.depth}; give an odd one, as residual puts all but one into pairs")
+    if config.bound is not None and config.kind != "ddpm":
+        raise UserError(f"{file}: bound is of what a DDPM predicts, and kind is {config.kind}; remove it")
+    return config
 
 
-def save_control(config: ControlConfig, network: ControlNetwork, folder: Path) -> None:
-    """Write a policy to a folder, as `load_control` reads it; the critic is no part of it."""
+CHOICES: dict[str, tuple[str, ...]] = {"kind": get_args(Kind), "activation": get_args(Activation)}
+MOST = {"bound": math.inf, "tuned_from": 1.0}
+
+
+def _wrong(key: str, value: Any) -> str:
+    """What a key of ``config.json`` should be instead of this; empty where it is that."""
+    if key in CHOICES:
+        return "" if value in CHOICES[key] else f"choose {', '.join(CHOICES[key])}"
+    if key in WHOLE:
+        return "" if _whole(value, 1) else "give a whole number, 1 or more"
+    if key in ("residual", "norm"):
+        return "" if isinstance(value, bool) else "give true or false"
+    if key == "encoder":
+        fits = isinstance(value, list) and all(_whole(width, 1) for width in value)
+        return "" if fits else "give a list of whole numbers, 1 or more"
+    if key == "embedding":
+        return "" if value == 0 or (_whole(value, 4) and value % 2 == 0) else "give an even number from 4 on, or 0"
+    if key in MOST:
+        fits = value is None or (isinstance(value, int | float) and 0 < value <= MOST[key])
+        return "" if fits else f"give a number above 0, {MOST[key]:g} at most, or null"
+    return ""
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def save_control(
+    config: ControlConfig, network: ControlNetwork, folder: Path, base: ControlNetwork | None = None
+) -> None:
+    """Write a policy to a folder, as `load_control` reads it, with what acts at times above ``config.tuned_from``; the
+    critic is no part of it."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {field.name: getattr(config, field.name) for field in fields(ControlConfig)}
     (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    both = {"": network, **({} if base is None else {BASE: base})}
+    named = {f"{prefix}{name}": value for prefix, net in both.items() for name, value in net.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
