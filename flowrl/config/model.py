@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from flowrl.config.section import Fraction, Section
 from flowrl.paths import absolute_folder
+
+if TYPE_CHECKING:
+    from flowrl.types import Residual
 
 Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
@@ -201,11 +204,12 @@ class ModelConfig(Section):
         family: Family,
         valued: bool = False,
         explores: bool = False,
+        residual: Residual | None = None,
         tuned: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
-        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``tuned``: at the
-        last steps alone (`Algorithm.tuned`)."""
+        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``residual``: what is
+        added to a policy's actions; ``tuned``: at the last steps alone (`Algorithm.tuned`)."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -218,6 +222,8 @@ class ModelConfig(Section):
             plain["noise"] = True
         if tuned is not None:
             plain["tuned"] = tuned
+        if residual is not None:
+            plain["residual"] = residual
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
     def unused_keys(self, family: Family) -> list[str]:

@@ -51,15 +51,26 @@ class GaussianActions:
         action = put(rows.action[:, 0], policy.device)
         for name in references:
             with policy.using(name) as other:
-                mean, log_std = other.gaussian(condition)
+                mean, log_std = self._gaussian(other, condition)
                 extra[name] = self._logp(mean, log_std, action)
-        mean, log_std = policy.gaussian(condition)
+        mean, log_std = self._gaussian(policy, condition)
         logp = self._logp(mean, log_std, action)
         found = {f"log_ratio/{name}": (logp.detach() - value)[:, None] for name, value in extra.items()}
         entropy = (log_std + 0.5 + 0.5 * math.log(2 * math.pi)).double().sum().expand(len(action), 1)
         return Likelihood(logp[:, None], found | {"entropy": entropy})
 
+    def _gaussian(self, policy: Any, condition: Any) -> tuple[Tensor, Tensor]:
+        return policy.gaussian(condition)
+
     def _logp(self, mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
         """[N] float64"""
         z = (action.double() - mean.double()) / log_std.double().exp()
         return (-0.5 * z**2 - log_std.double() - 0.5 * math.log(2 * math.pi)).flatten(1).sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualActions(GaussianActions):
+    """The same of what a residual adds to single actions, before its scale (`flowrl.samplers.residual`)."""
+
+    def _gaussian(self, policy: Any, condition: Any) -> tuple[Tensor, Tensor]:
+        return policy.residual_gaussian(condition)

@@ -90,41 +90,48 @@ class EpisodeSampler:
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
         environment = open_environment(self.environment, len(draw), self.on_error)
-        _check_sizes(policy, environment, self.environment)
-        run = _Run(len(draw), self.decisions, policy)
-        observed, failed = environment.reset(draw.seeds, draw.prompts)
-        run.begin(observed, failed)
-        times, forwards = None, 0
-        for event in range(self.decisions):
-            rows = run.going.nonzero()[:, 0]
-            if not len(rows):
-                break
-            part = Draw(
-                each(draw.seeds[rows], "decision", event),
-                draw.group[rows],
-                draw.iteration,
-                draw.shared_seed,
-                draw.place[rows],
-            )
-            made = self.sampler(policy, condition.take(rows).seeing(run.observed[rows, event]), part)
-            times, forwards = made.times, forwards + made.forwards
-            run.decide(event, rows, made)
-            run.act(event, rows, policy.in_own_units(made.final).cpu(), environment)
-        run.truncated |= run.going
-        return Rollout(
-            condition,
-            run.outcomes(),
-            draw.group,
-            draw.seeds,
-            torch.zeros_like(draw.group),
-            run.episodes(),
-            times,
-            forwards,
-            run.feedback(),
-        )
+        check_sizes(policy, environment, self.environment)
+        return run_episodes(self.sampler, policy, environment, condition, draw, self.decisions)
 
 
-def _check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
+def run_episodes(
+    sampler: Sampler, policy: Any, environment: CheckedEnvironment, condition: Any, draw: Draw, decisions: int
+) -> Rollout:
+    """Let ``sampler`` ask the policy for chunks until all episodes have ended, ``decisions`` times at most."""
+    run = _Run(len(draw), decisions, policy)
+    observed, failed = environment.reset(draw.seeds, draw.prompts)
+    run.begin(observed, failed)
+    times, forwards = None, 0
+    for event in range(decisions):
+        rows = run.going.nonzero()[:, 0]
+        if not len(rows):
+            break
+        part = decision_of(draw, rows, event)
+        made = sampler(policy, condition.take(rows).seeing(run.observed[rows, event]), part)
+        times, forwards = made.times, forwards + made.forwards
+        run.decide(event, rows, made)
+        run.act(event, rows, made.final, environment)
+    run.truncated |= run.going
+    return Rollout(
+        condition,
+        run.outcomes(),
+        draw.group,
+        draw.seeds,
+        torch.zeros_like(draw.group),
+        run.episodes(),
+        times,
+        forwards,
+        run.feedback(),
+    )
+
+
+def decision_of(draw: Draw, rows: Tensor, number: int) -> Draw:
+    """The draw of decision ``number`` of some rows [n]."""
+    own = each(draw.seeds[rows], "decision", number)
+    return Draw(own, draw.group[rows], draw.iteration, draw.shared_seed, draw.place[rows])
+
+
+def check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
     """Raise `UserError` where policy and environment do not speak of the same numbers."""
     for what, has, wants in (
         ("observations", environment.observation_size, policy.config.observation),
@@ -183,14 +190,14 @@ class _Run:
                     self._chain.setdefault(name, value.new_zeros(room))[rows, event] = value
 
     def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
-        """Execute chunks [n, h, d]."""
+        """Execute chunks [n, h, d] of standardised actions."""
         history = self.observed[rows, event].clone()
         place = torch.arange(len(rows))
         for number in range(actions.shape[1]):
             here = rows[place]
             if not len(here):
                 break
-            found = environment.step(actions[place, number], here)
+            found = environment.step(self.policy.executed(history[place], actions[place, number]).cpu(), here)
             self.reward[here, event] += found.reward
             history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed

@@ -129,6 +129,7 @@ TOY = {
     "diffusion_nft": {"draws": 5},
     "fpo": {"clip": 0.2},
     "dppo": {"clip": 0.2},
+    "resip": {"scale": 2.0},  # the modes are far apart
     "flow_dppo": {"threshold": 0.02, "size": 3},
     "marble": {"draws": 5, "refresh": 3},
     "luspo": {"low": 0.2, "high": 0.2},

@@ -213,7 +213,7 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     elif algorithm.family == "control":
-        policy = toy_policy(noise=algorithm.explores)
+        policy = toy_policy(noise=algorithm.explores, residual=algorithm.residual)
     else:
         length = algorithm.sampler.length
         policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)

@@ -15,6 +15,7 @@ from flowrl.models.control.load import new_network
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.types import Draw, Episodes
+from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
@@ -23,6 +24,7 @@ release("ppo_gaussian", "vwxyzjn/cleanrl 016ca33, ppo_continuous_action.py")
 release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
 release("reinflow", "ReinFlow/ReinFlow aed2819, 23 Jun 2025, model/flow/ft_ppo/ppoflow.py")
+release("resip", "ankile/robust-rearrangement 41c99a0, 26 Nov 2024, src/train/residual_ppo.py")
 release("policy_flow", "none compared; arXiv:2602.01156 and a fork of others, HarriWxy/PolicyFlow_srb")
 
 
@@ -51,9 +53,9 @@ class Made(NamedTuple):
         pairs = zip(found, self.policy.parameters(), strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
-    def credit(self, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    def credit(self, gamma: float, lam: float, ends: bool = False) -> tuple[Tensor, Tensor]:
         """Advantages, normalised over all decisions, and returns [L], step by step backwards; with the value of the
-        last observation where a time limit cut the episode."""
+        last observation where a time limit cut the episode, unless it ``ends`` it."""
         trace, feedback = self.trace, self.iteration.rollout.feedback
         assert feedback is not None
         advantage, returns = [], []
@@ -62,8 +64,8 @@ class Made(NamedTuple):
         for n in range(len(feedback)):
             made, running, mine = int(trace.alive[n].sum()), 0.0, []
             for t in reversed(range(made)):
-                ends = t == made - 1 and not bool(trace.truncated[n])
-                delta = float(feedback[n, t]) + gamma * float(value[n, t + 1]) * (not ends) - float(value[n, t])
+                last = t == made - 1 and (ends or not bool(trace.truncated[n]))
+                delta = float(feedback[n, t]) + gamma * float(value[n, t + 1]) * (not last) - float(value[n, t])
                 running = delta + gamma * lam * running
                 mine.append((running, running + float(value[n, t])))
             advantage += [a for a, _ in reversed(mine)]
@@ -452,3 +454,54 @@ def test_policy_flow_times() -> None:
     m = made("policy_flow")
     rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
     assert set(rows.inner.t.flatten().tolist()) == {1.0, 0.75, 0.5, 0.25} and m.algorithm.redraw
+
+
+@cell(
+    "resip",
+    "loss, gradient",
+    "equal",
+    "clipped ratio of what the residual added, before its scale; value loss of observation and action; one update",
+)
+def test_resip_gradient() -> None:
+    m = made("resip", scale=0.5)
+    found = gradients(m.algorithm, m.iteration)[0]
+    seen, action = m.trace.observed[m.rows, m.events, 0].split(2, dim=1)
+    read = torch.cat([m.policy.network.observations(seen).clamp(-3, 3), action], dim=1)
+    advantage, returns = m.credit(0.999, 0.95, ends=True)
+    normal = torch.distributions.Normal(m.policy.network.residual.body(read).double(), math.exp(-1))
+    logp = normal.log_prob(m.trace.actions[m.rows, m.events, 0].double()).sum(dim=1)
+    edge = torch.tensor(0.2).double()
+    loss = clipped((logp - logp.detach()).exp(), advantage, edge, edge).mean()
+    value = m.policy.critic(read).double()
+    assert alike(found, m.gradient_of(loss + 0.5 * ((value - returns) ** 2).mean()), 1e-4)
+
+
+@cell(
+    "resip",
+    "defaults",
+    "equal",
+    "scale .1, log_std -1, two layers of 256, the last 0; clip .2, value loss 1, gamma .999, lambda .95, limits end",
+)
+def test_resip_settings() -> None:
+    a: Any = composition.build("resip")
+    assert (a.residual.scale, a.residual.log_std, a.objective.low, a.objective.high) == (0.1, -1.0, 0.2, 0.2)
+    credit = a.token_advantage[0]
+    assert (credit.gamma, credit.lam, credit.truncation) == (0.999, 0.95, "terminate")
+    assert [(r.name, r.weight, r.clip) for r in a.regularizers] == [("value_loss", 1.0, math.inf)]
+    residual = toy_policy(residual=a.residual).network.residual
+    assert residual is not None
+    sizes = [tuple(p.shape) for name, p in residual.named_parameters() if name.endswith("weight")]
+    assert sizes == [(256, 4), (256, 256), (2, 256)] and not residual.body[-1].weight.any()
+    assert residual.body[-1].bias is None and residual.log_std.tolist() == [-1.0, -1.0]
+
+
+@cell(
+    "resip",
+    "defaults",
+    "deviation",
+    "no epochs are left out at a KL; whole chunks of 10 Euler steps",
+    reason="the release ends the 50 epochs of an iteration at a KL of .1, and executes 8 of 32 actions of 4 DDIM steps",
+)
+def test_resip_steps() -> None:
+    a: Any = composition.build("resip")
+    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40

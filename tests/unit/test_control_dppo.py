@@ -398,14 +398,14 @@ def test_what_is_no_published_checkpoint_is_refused(tmp_path: Path, capsys: pyte
 
 
 def test_config_json_names_what_is_wrong_with_a_networks_form(tmp_path: Path) -> None:
-    config = ControlConfig(observation=2, action=1, chunk=1, width=8, depth=3, residual=True, embedding=4, norm=True)
+    config = ControlConfig(observation=2, action=1, chunk=1, width=8, depth=3, blocks=True, embedding=4, norm=True)
     full = replace(config, activation="gelu", encoder=(6, 3))
     save_control(full, new_network(full), tmp_path / "ok")
     assert load_control(tmp_path / "ok").config == full
     for changed, message in (
         ('"activation": "swish"', r"activation is 'swish'; choose silu, relu"),
-        ('"residual": 1', r"residual is 1; give true or false"),
-        ('"residual": true, "depth": 4', r"depth is 4; give an odd one"),
+        ('"blocks": 1', r"blocks is 1; give true or false"),
+        ('"blocks": true, "depth": 4', r"depth is 4; give an odd one"),
         ('"embedding": 5', r"embedding is 5; give an even number"),
         ('"encoder": [3, 0]', r"encoder is \[3, 0\]; give a list"),
         ('"bound": -1, "kind": "ddpm"', r"bound is -1; give a number above 0"),

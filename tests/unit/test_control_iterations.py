@@ -47,7 +47,7 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
     })  # fmt: skip
     built = build(config.algorithm)
     start = None if built.tuned is None else built.tuned[1] / built.tuned[0]  # of a flow's even times
-    policy = toy_policy(noise=built.explores, tuned_from=start)
+    policy = toy_policy(noise=built.explores, residual=built.residual, tuned_from=start)
     critic = policy.critic_parameters()
     groups = [{"params": policy.parameters()[: -len(critic)]}, {"params": critic}]
     optimizer = torch.optim.AdamW(groups, lr=0.002, weight_decay=0.0)
@@ -60,7 +60,7 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
 
 
 FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
-NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3})
+NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3}, {"use": "resip", "steps": 3})
 LAST = {"use": "dppo", "steps": 4, "tuned": 2, "clip": 0.2}
 
 

@@ -153,7 +153,7 @@ def _config(
         depth=1 + 2 * len(blocks) if blocks else len(body) - 1,
         steps=steps,
         activation=activation,
-        residual=bool(blocks),
+        blocks=bool(blocks),
         norm=any(value.dim() == 1 for key, value in weights.items() if key.startswith("body.") and "weight" in key),
         encoder=encoder,
         embedding=embedding,

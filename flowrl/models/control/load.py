@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +18,7 @@ from flowrl.models.control.policy import SAME_TIME, ControlConfig, ControlPolicy
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
+from flowrl.types import Residual
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
 NOISE_WIDTH, NOISE_DEPTH = 64, 2
@@ -35,6 +35,7 @@ def load_control(
     critic: Literal["network"] | None = None,
     noise: bool = False,
     tuned: tuple[int, int] | None = None,
+    residual: Residual | None = None,
     device: str = "auto",
     dtype: str = "float32",
     **unused: Any,
@@ -46,6 +47,8 @@ def load_control(
         noise: also learn how much noise each step of a sampler has, by a network of its own (ReinFlow).
         tuned: (K, F) lets the network learn at the times of the last F of K steps, and act by a copy of it that does
             not learn at the larger ones (DPPO). A model that was made so keeps the copy it has.
+        residual: learn only what is added to every action, and let the policy as it is (ResiP). A model that has a
+            residual already goes on with it.
         dtype: float32; networks of this size gain nothing from less.
         unused: options of larger models (LoRA, compiling, sharding), which these are too small for.
 
@@ -59,9 +62,16 @@ def load_control(
     embedded = embedded_model(str(path), "control")
     folder = embedded or Path(path).expanduser()
     config = read_config(folder)
+    fresh = residual is not None and not config.residual
+    if residual is not None:
+        if config.residual not in (0, residual.scale):
+            raise UserError(
+                f"algorithm.scale={residual.scale:g}: the residual of model {str(path)!r} was trained at "
+                f"{config.residual:g}; set that"
+            )
+        config = replace(config, residual=residual.scale)
     try:
-        tensors = load_file(folder / WEIGHTS)
-        network, base = _networks(config, tensors)
+        network, base = _networks(config, load_file(folder / WEIGHTS), fresh)
     except FileNotFoundError as error:
         raise UserError(
             f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
@@ -70,8 +80,10 @@ def load_control(
         raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
     check_finite(network, str(path))
     network.eval()
+    choose_trained(network, residual)
     seen = config.observation * config.history
-    value = CriticNetwork(seen, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
+    judged = seen if residual is None else config.observation + config.action
+    value = CriticNetwork(judged, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
     levels = NoiseNetwork(seen, config.action, config.chunk, NOISE_WIDTH, NOISE_DEPTH) if noise else None
     if tuned is not None:
         config, base = _frozen(config, network, base, tuned, str(path))
@@ -79,14 +91,18 @@ def load_control(
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
 
 
-def _networks(config: ControlConfig, tensors: dict[str, Tensor]) -> tuple[ControlNetwork, ControlNetwork | None]:
-    """The network of these weights, and the one that acts at larger times where there is one. Raises `RuntimeError`
-    for weights that do not fit."""
+def _networks(
+    config: ControlConfig, tensors: dict[str, Tensor], fresh: bool
+) -> tuple[ControlNetwork, ControlNetwork | None]:
+    """The network of these weights, with an untrained residual where it is ``fresh``, and the one that acts at larger
+    times where there is one. Raises `RuntimeError` for weights that do not fit."""
     network = new_network(config)
-    network.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(BASE)})
+    added = network.residual.state_dict() if fresh and network.residual is not None else {}
+    begun = {f"residual.{name}": value for name, value in added.items()}
+    network.load_state_dict({**begun, **{key: value for key, value in tensors.items() if not key.startswith(BASE)}})
     if config.tuned_from is None:
         return network, None
-    base = new_network(config)
+    base = new_network(replace(config, residual=0.0))
     base.load_state_dict({key.removeprefix(BASE): value for key, value in tensors.items() if key.startswith(BASE)})
     return network, base.eval()
 
@@ -99,7 +115,9 @@ def _frozen(
     steps, last = tuned
     start = float(time_grid(config, steps)[steps - last])
     if base is None or config.tuned_from is None:
-        return replace(config, tuned_from=start), deepcopy(network).eval()
+        base = new_network(replace(config, residual=0.0))
+        base.load_state_dict({key: value for key, value in network.state_dict().items() if key in base.state_dict()})
+        return replace(config, tuned_from=start), base.eval()
     if abs(config.tuned_from - start) > SAME_TIME:
         raise UserError(
             f"model {path!r} was tuned from time {config.tuned_from:g} on, and the last {last} of {steps} steps begin"
@@ -108,11 +126,20 @@ def _frozen(
     return config, base
 
 
+def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
+    """Train the residual alone, or everything but it."""
+    network.requires_grad_(residual is None)
+    if network.residual is not None:
+        network.residual.requires_grad_(residual is not None)
+        if residual is not None:
+            network.residual.log_std.fill_(residual.log_std)
+
+
 def new_network(config: ControlConfig) -> ControlNetwork:
     """An untrained network of this shape."""
     c = config
-    form = (c.activation, c.residual, c.norm, c.encoder, c.embedding)
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, *form)
+    form = (c.activation, c.blocks, c.norm, c.encoder, c.embedding)
+    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, c.residual, *form)
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -133,8 +160,8 @@ def read_config(folder: Path) -> ControlConfig:
         if wrong := _wrong(key, value):
             raise UserError(f"{file}: {key} is {value!r}; {wrong}")
     config = ControlConfig(**given | {"encoder": tuple(given.get("encoder", ()))})
-    if config.residual and config.depth % 2 == 0:
-        raise UserError(f"{file}: depth is {config.depth}; give an odd one, as residual puts all but one into pairs")
+    if config.blocks and config.depth % 2 == 0:
+        raise UserError(f"{file}: depth is {config.depth}; give an odd one, as blocks put all but one into pairs")
     if config.bound is not None and config.kind != "ddpm":
         raise UserError(f"{file}: bound is of what a DDPM predicts, and kind is {config.kind}; remove it")
     return config
@@ -150,7 +177,10 @@ def _wrong(key: str, value: Any) -> str:
         return "" if value in CHOICES[key] else f"choose {', '.join(CHOICES[key])}"
     if key in WHOLE:
         return "" if _whole(value, 1) else "give a whole number, 1 or more"
-    if key in ("residual", "norm"):
+    if key == "residual":
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        return "" if fits else "give how much of it is added to an action, 0 for none"
+    if key in ("blocks", "norm"):
         return "" if isinstance(value, bool) else "give true or false"
     if key == "encoder":
         fits = isinstance(value, list) and all(_whole(width, 1) for width in value)

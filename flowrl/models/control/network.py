@@ -26,6 +26,8 @@ TIME_WAVES = 4
 """Time features are ``cos(pi 2^k t)`` and ``sin(pi 2^k t)`` for so many k from 0."""
 LONGEST_WAVE = 10000.0
 LEAST_STD = 1e-3
+RESIDUAL_WIDTH, RESIDUAL_DEPTH, RESIDUAL_LIMIT = 256, 2, 3.0
+"""Of a residual; the standardised observations that it reads are cut so far from 0."""
 
 
 class Statistics(nn.Module):
@@ -104,11 +106,12 @@ class ControlNetwork(nn.Module):
     """Of observations [n, history * o] to what a chunk [n, h, d] of standardised actions should be.
 
     ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; networks of the other kinds
-    have it for methods that act by their mean (`flowrl.samplers.gaussian`).
+    have it for methods that act by their mean (`flowrl.samplers.gaussian`). ``residual``, where its scale is not 0, is
+    what is added to every single action when it is executed.
 
-    ``depth`` hidden layers of ``width`` numbers, of which with ``residual`` all but the first are in blocks of two.
-    ``encoder``: widths of layers that observations pass first. ``embedding``: size of a learned `TimeEmbedding`; 0 has
-    the waves of `TIME_WAVES`, which learn nothing.
+    ``depth`` hidden layers of ``width`` numbers, of which with ``blocks`` all but the first are in residual blocks of
+    two. ``encoder``: widths of layers that observations pass first. ``embedding``: size of a learned `TimeEmbedding`; 0
+    has the waves of `TIME_WAVES`, which learn nothing.
     """
 
     def __init__(
@@ -120,8 +123,9 @@ class ControlNetwork(nn.Module):
         history: int,
         width: int,
         depth: int,
+        residual: float = 0.0,
         activation: Activation = "silu",
-        residual: bool = False,
+        blocks: bool = False,
         norm: bool = False,
         encoder: tuple[int, ...] = (),
         embedding: int = 0,
@@ -134,12 +138,13 @@ class ControlNetwork(nn.Module):
         self.embedding = TimeEmbedding(embedding) if embedding else None
         asked = 0 if kind == "gaussian" else chunk * action + (embedding or 2 * TIME_WAVES)
         enters = (encoder[-1] if encoder else seen) + asked
-        if residual:
-            blocks = [ResidualBlock(width, act, norm) for _ in range((depth - 1) // 2)]
-            self.body = nn.Sequential(nn.Linear(enters, width), *blocks, nn.Linear(width, chunk * action))
+        if blocks:
+            inner = [ResidualBlock(width, act, norm) for _ in range((depth - 1) // 2)]
+            self.body = nn.Sequential(nn.Linear(enters, width), *inner, nn.Linear(width, chunk * action))
         else:
             self.body = perceptron([enters, *[width] * depth, chunk * action], act, norm)
         self.log_std = nn.Parameter(torch.zeros(chunk, action))
+        self.residual = ResidualNetwork(observation, action, residual) if residual else None
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor
@@ -152,6 +157,11 @@ class ControlNetwork(nn.Module):
     def features(self, observed: Tensor) -> Tensor:
         """[n, history * o] standardised, of raw observations [n, history, o]."""
         return self.observations(observed).flatten(1)
+
+    def residual_features(self, observed: Tensor, action: Tensor) -> Tensor:
+        """[n, o + d]: what a residual reads, of raw observations [n, o] and the standardised actions [n, d] that the
+        policy decided on."""
+        return torch.cat([self.observations(observed).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT), action], dim=1)
 
     def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1] (a DDPM's with an embedding: the number of
@@ -199,3 +209,32 @@ class NoiseNetwork(nn.Module):
         """[n, h, d]"""
         answer = self.body(torch.cat([features, time_features], dim=1))
         return ((answer.tanh() + 1) / 2).unflatten(1, self.shape)
+
+
+class ResidualNetwork(nn.Module):
+    """What is added to a single action, ``scale * f(s, a)``: layers of ReLU, weights by their inputs (He et al.), the
+    last ones 0 and without a bias, so that at first nothing is added (ankile/robust-rearrangement, 26 Nov 2024,
+    src/models/residual.py and src/config/actor/residual_diffusion.yaml). ``log_std`` [d], the logarithm of the
+    deviation with which it explores, does not learn."""
+
+    log_std: Tensor
+
+    def __init__(self, observation: int, action: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        sizes = [observation + action, *[RESIDUAL_WIDTH] * RESIDUAL_DEPTH]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # as the critic: the same in every run
+            hidden = perceptron([*sizes, action], nn.ReLU)[:-1]
+            last = nn.Linear(RESIDUAL_WIDTH, action, bias=False)
+            for layer in hidden:
+                if isinstance(layer, nn.Linear):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
+            nn.init.zeros_(last.weight)
+        self.body = nn.Sequential(*hidden, last)
+        self.register_buffer("log_std", torch.zeros(action))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n, d], before the scale."""
+        return self.body(features)

@@ -16,7 +16,14 @@ from flowrl.math.flow import ODE, mean_of
 from flowrl.math.random import normal
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
-from flowrl.models.control.network import Activation, ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.network import (
+    Activation,
+    ControlNetwork,
+    CriticNetwork,
+    Kind,
+    NoiseNetwork,
+    ResidualNetwork,
+)
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -51,7 +58,7 @@ class ControlConfig:
     steps: int = 10
     """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
     activation: Activation = "silu"
-    residual: bool = False
+    blocks: bool = False
     """Hidden layers but the first in blocks of two around which their input is added; ``depth`` is then odd."""
     norm: bool = False
     """Layer norms between the layers."""
@@ -66,6 +73,8 @@ class ControlConfig:
     tuned_from: float | None = None
     """Time (1 is noise, 0 the chunk) up to which the network acts; at larger ones a second network of the same form
     does, ``base.*`` of the weights, which does not learn (DPPO). None: it acts at all times."""
+    residual: float = 0.0
+    """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
 
 
 class ControlPolicy(HasWeightSets):
@@ -93,7 +102,8 @@ class ControlPolicy(HasWeightSets):
         self.dtype = torch.float32
         self.network_calls = 0
         """Network rows evaluated so far, the critic's left out."""
-        self.adaptation = Adaptation(dict(network.named_parameters()), None)
+        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.adaptation = Adaptation(trained, None)
         apart = {CRITIC: critic, NOISE: noise}
         extra = {f"{k}{name}": p for k, net in apart.items() if net is not None for name, p in net.named_parameters()}
         self.weights = weight_sets(network, self.adaptation.parameters, extra)
@@ -123,9 +133,11 @@ class ControlPolicy(HasWeightSets):
         return [] if self.critic is None else list(self.critic.parameters())
 
     def value(self, observed: Tensor) -> Tensor:
-        """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones."""
+        """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones. Beside
+        a residual it reads what that does, of [n, 1, o + d]."""
         assert self.critic is not None, "ask a policy without a critic for no values"
-        return self.critic(self.network.features(observed.to(self.device)))
+        seen = observed.to(self.device)
+        return self.critic(self._beside(seen) if self.trains_residual else self.network.features(seen))
 
     # ----------------------------------------------------------------------------------------------------- as a flow
     def times(self, steps: int) -> Tensor:
@@ -215,14 +227,57 @@ class ControlPolicy(HasWeightSets):
         """Actions [n, h, d] as the environment takes them, of standardised ones."""
         return self.network.actions.undo(chunk.to(self.device))
 
+    # ------------------------------------------------------------------------------------------------ with a residual
+    @property
+    def trains_residual(self) -> bool:
+        """Whether the residual alone is trained; otherwise it is a part of the policy that stays as it is."""
+        return any(name.startswith("residual.") for name in self.adaptation.parameters)
+
+    def residual_gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
+        """Mean [n, 1, d] of what is added to single actions, before its scale, and logarithm of its deviation [d]. The
+        condition has observed what they are decided on: the observation, and the policy's standardised action beside
+        it, [n, 1, o + d]. Raises `IncompatibleError` where there is none."""
+        residual, seen = self._residual(), condition.need().to(self.device)
+        if seen.shape[-1] != self.config.observation + self.config.action:
+            raise IncompatibleError("a residual reads the policy's action beside an observation: use ResidualEpisodes")
+        self.network_calls += len(seen)
+        return residual(self._beside(seen))[:, None], residual.log_std
+
+    def corrected(self, action: Tensor, added: Tensor) -> Tensor:
+        """Standardised actions [n, d], and what a residual answers [n, d] at its scale."""
+        return action.to(self.device) + self._residual().scale * added.to(self.device)
+
+    def executed(self, observed: Tensor, action: Tensor) -> Tensor:
+        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a residual
+        looks at the newest observation [n, history, o] and moves them."""
+        if self.network.residual is None:
+            return self.in_own_units(action)
+        features = self.network.residual_features(observed[:, -1].to(self.device).float(), action.to(self.device))
+        self.network_calls += len(action)
+        return self.in_own_units(self.corrected(action, self.network.residual(features)))
+
+    def _residual(self) -> ResidualNetwork:
+        if self.network.residual is None:
+            raise IncompatibleError("this policy has no residual; use algorithm resip, or a model that it trained")
+        return self.network.residual
+
+    def _beside(self, seen: Tensor) -> Tensor:
+        """[n, o + d] of what an event of `ResidualEpisodes` observes, [n, 1, o + d]."""
+        observed, action = seen[:, -1].float().split([self.config.observation, self.config.action], dim=1)
+        return self.network.residual_features(observed, action)
+
     # ------------------------------------------------------------------------------------------------------- deployed
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean."""
+        from noise that follows from ``seed``; a Gaussian's mean. A residual is no part of it: it acts step by step."""
+        return self.in_own_units(self._decided(observed, seed, steps))
+
+    def _decided(self, observed: Tensor, seed: int | None, steps: int | None) -> Tensor:
+        """The same, standardised."""
         condition = ControlCondition(len(observed)).seeing(observed.float())
         if self.config.kind == "gaussian":
-            return self.in_own_units(self.gaussian(condition)[0])
+            return self.gaussian(condition)[0]
         x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         if seed is not None:
             seeds = torch.arange(len(observed)) + seed
@@ -232,24 +287,27 @@ class ControlPolicy(HasWeightSets):
         for now, then in pairwise(times):
             t, t_next = now.expand(len(x)), then.expand(len(x))
             x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
-        return self.in_own_units(x)
+        return x
 
     def reset(self) -> None:
         """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""
         self._seen.clear()
 
+    @torch.no_grad()
     def select_action(self, observation: Tensor) -> Tensor:
         """The next action [n, d] for observations [n, o] of n environments that go on, from a queue that a new chunk
-        fills when it is empty (LeRobot's name and behaviour). `reset` begins anew."""
+        fills when it is empty (LeRobot's name and behaviour). A residual corrects each when its turn comes. `reset`
+        begins anew."""
         past = self._seen.setdefault(0, [])
         past.append(torch.as_tensor(observation, dtype=torch.float32))
         del past[: -self.config.history]
         queue = self._seen.setdefault(1, [])
         if not queue:
             padded = [past[0]] * (self.config.history - len(past)) + past
-            queue.extend(self.chunk(torch.stack(padded, dim=1)).unbind(dim=1))
-        return queue.pop(0)
+            queue.extend(self._decided(torch.stack(padded, dim=1), None, None).unbind(dim=1))
+        return self.executed(past[-1][:, None], queue.pop(0))
 
+    @torch.no_grad()
     def predict(self, observation: Any, state: Any = None, *_: Any, deterministic: bool = True) -> tuple[Any, Any]:
         """``(action, state)`` as Stable-Baselines3 asks for it, of one observation [o] or of several [n, o]: the first
         action of a new chunk. ``deterministic=False`` starts from noise."""
@@ -257,7 +315,7 @@ class ControlPolicy(HasWeightSets):
         rows = seen.reshape(-1, self.config.observation)
         history = rows[:, None].expand(-1, self.config.history, -1)
         seed = None if deterministic else int(torch.randint(2**31, ()))
-        action = self.chunk(history, seed=seed)[:, 0].cpu().numpy()
+        action = self.executed(history, self._decided(history, seed, None)[:, 0]).cpu().numpy()
         return (action[0] if seen.dim() == 1 else action), state
 
     def facts(self) -> dict[str, Any]:
