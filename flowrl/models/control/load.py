@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,8 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.network import Activation, ControlNetwork, CriticNetwork, Kind, NoiseNetwork
-from flowrl.models.control.policy import SAME_TIME, ControlConfig, ControlPolicy, time_grid
+from flowrl.models.control.network import (
+    Activation,
+    ComposedNetwork,
+    ControlNetwork,
+    CriticNetwork,
+    Kind,
+    NoiseNetwork,
+)
+from flowrl.models.control.policy import SAME_TIME, ControlConfig, ControlPolicy, Share, time_grid
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
@@ -139,7 +147,17 @@ def new_network(config: ControlConfig) -> ControlNetwork:
     """An untrained network of this shape."""
     c = config
     form = (c.activation, c.blocks, c.norm, c.encoder, c.embedding)
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, c.residual, *form)
+    shape = (c.kind, c.observation, c.action, c.chunk, c.history)
+    if c.policies:
+        parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
+        return ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
+    return ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raise `UserError` for weights of policies that are not on the simplex."""
+    if len(weights) < 2 or not all(weight >= 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
+        raise UserError(f"the weights of policies are {list(weights)}; give one for each, 0 or more, that sum to 1")
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -159,12 +177,23 @@ def read_config(folder: Path) -> ControlConfig:
     for key, value in given.items():
         if wrong := _wrong(key, value):
             raise UserError(f"{file}: {key} is {value!r}; {wrong}")
-    config = ControlConfig(**given | {"encoder": tuple(given.get("encoder", ()))})
+    parts = {"encoder": tuple(given.get("encoder", ())), "policies": _shares(given.get("policies") or (), file)}
+    config = ControlConfig(**given | parts)
     if config.blocks and config.depth % 2 == 0:
         raise UserError(f"{file}: depth is {config.depth}; give an odd one, as blocks put all but one into pairs")
     if config.bound is not None and config.kind != "ddpm":
         raise UserError(f"{file}: bound is of what a DDPM predicts, and kind is {config.kind}; remove it")
     return config
+
+
+def _shares(given: Any, file: Path) -> tuple[Share, ...]:
+    try:
+        shares = tuple(Share(float(each["weight"]), int(each["width"]), int(each["depth"])) for each in given)
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: policies has a weight, width and depth of each, found {given!r}") from error
+    if shares:
+        check_weights([share.weight for share in shares])
+    return shares
 
 
 CHOICES: dict[str, tuple[str, ...]] = {"kind": get_args(Kind), "activation": get_args(Activation)}
@@ -203,7 +232,7 @@ def save_control(
     """Write a policy to a folder, as `load_control` reads it, with what acts at times above ``config.tuned_from``; the
     critic is no part of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {field.name: getattr(config, field.name) for field in fields(ControlConfig)}
+    facts = asdict(config)
     (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     both = {"": network, **({} if base is None else {BASE: base})}
     named = {f"{prefix}{name}": value for prefix, net in both.items() for name, value in net.state_dict().items()}

@@ -4,8 +4,9 @@ noise a step has."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -238,3 +239,44 @@ class ResidualNetwork(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[n, d], before the scale."""
         return self.body(features)
+
+
+class ComposedNetwork(ControlNetwork):
+    """``sum_i w_i f_i(s, x, t)`` of networks of one kind over the same chunks, each with its own statistics of
+    observations; those of actions are the same for all (`flowrl.models.control.composed`)."""
+
+    def __init__(self, parts: Sequence[ControlNetwork], weights: Sequence[float], residual: float = 0.0) -> None:
+        nn.Module.__init__(self)
+        first = parts[0]
+        self.kind, self.shape, self.weights = first.kind, first.shape, tuple(weights)
+        self.parts = nn.ModuleList(parts)
+        size = len(first.observations.mean)
+        self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
+
+    @property
+    def observations(self) -> Statistics:
+        """The first network's: what a critic and a residual read."""
+        return self._first.observations
+
+    @property
+    def actions(self) -> Statistics:
+        """Of all networks."""
+        return self._first.actions
+
+    @property
+    def log_std(self) -> nn.Parameter:
+        """The first network's."""
+        return self._first.log_std
+
+    @property
+    def _first(self) -> Any:
+        return self.parts[0]
+
+    def time_features(self, t: Tensor) -> Tensor:
+        """[n, 2 * TIME_WAVES], the same for all."""
+        return self._first.time_features(t)
+
+    def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        """[n, h, d], as of a single network; one of weight 0 is not asked."""
+        asked = [(part, weight) for part, weight in zip(self.parts, self.weights, strict=True) if weight]
+        return torch.stack([weight * part(observed, x, t) for part, weight in asked]).sum(dim=0)

@@ -39,6 +39,15 @@ OUTCOME = ("return", "decisions", "truncated", "success", "mode")
 """The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """One of several policies that act as one."""
+
+    weight: float
+    width: int
+    depth: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig:
     """``config.json`` of a model."""
@@ -75,6 +84,8 @@ class ControlConfig:
     does, ``base.*`` of the weights, which does not learn (DPPO). None: it acts at all times."""
     residual: float = 0.0
     """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
+    policies: tuple[Share, ...] = ()
+    """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
 
 
 class ControlPolicy(HasWeightSets):
