@@ -206,13 +206,14 @@ class ModelConfig(Section):
         valued: bool = False,
         explores: bool = False,
         residual: Residual | None = None,
+        tuned: tuple[int, int] | None = None,
         beside: Mapping[str, Beside] | None = None,
         acting: Acting | None = None,
     ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
         ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``residual``: what is
-        added to a policy's actions; ``beside`` and ``acting``: what it trains beside a control policy's own network,
-        and how that acts with it."""
+        added to a policy's actions; ``tuned``: at the last steps alone (`Algorithm.tuned`); ``beside`` and ``acting``:
+        what it trains beside a control policy's own network, and how that acts with it."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -223,6 +224,8 @@ class ModelConfig(Section):
             plain["critic"] = self.critic_for(valued)
         if explores:
             plain["noise"] = True
+        if tuned is not None:
+            plain["tuned"] = tuned
         if residual is not None:
             plain["residual"] = residual
         if family == "control" and beside is not None:

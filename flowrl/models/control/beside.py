@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowrl.errors import UserError
 from flowrl.math.random import derive
-from flowrl.types import Beside
+from flowrl.types import Acting, Beside
 
 LAYER_NORM_EPS = 1e-6
 """As in flax."""
@@ -68,3 +72,31 @@ class BesideNetwork(nn.Module):
         given = features if chunk is None else torch.cat([features, chunk.flatten(1)], dim=1)
         found = self.body(given, fixed)
         return found[..., 0] if self.form.judges else found[0].unflatten(1, self.shape)
+
+
+PREFIX = "beside."
+"""Of their weights among a policy's, before their names."""
+
+
+def is_one_of(key: str, names: Collection[str]) -> bool:
+    """Whether a weight is the policy's own, or of a network beside of one of these names."""
+    return not key.startswith(PREFIX) or key.split(".")[1] in names
+
+
+def with_new(held: Mapping[str, Tensor], network: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:
+    """Weights of a folder for a network: of those beside it the ``kept`` ones, the others as they begin."""
+    fresh = {key: value for key, value in network.state_dict().items() if not is_one_of(key, kept)}
+    return {**{key: value for key, value in held.items() if is_one_of(key, kept)}, **fresh}
+
+
+def read_beside(given: Mapping[str, Any], file: Path) -> tuple[dict[str, Beside], Acting | None]:
+    """``beside`` and ``acting`` of a ``config.json``. Raises `UserError` for what is of no sense."""
+    try:
+        beside = {name: Beside(**form) for name, form in (given.get("beside") or {}).items()}
+        acting = Acting(**given["acting"]) if given.get("acting") else None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: 'beside' or 'acting' is of no sense: {error}") from error
+    lost = next((name for name in (acting.needs if acting else ()) if name not in beside), None)
+    if lost is not None:
+        raise UserError(f"{file}: 'acting' asks a network {lost!r}, which 'beside' does not describe")
+    return beside, acting
