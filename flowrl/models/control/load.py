@@ -79,13 +79,7 @@ def load_control(
     kept = [name for name, form in config.beside.items() if beside is None or beside.get(name) == form]
     config = config if beside is None else replace(config, beside=dict(beside), acting=acting)
     fresh = residual is not None and not config.residual
-    if residual is not None:
-        if config.residual not in (0, residual.scale):
-            raise UserError(
-                f"algorithm.scale={residual.scale:g}: the residual of model {str(path)!r} was trained at "
-                f"{config.residual:g}; set that"
-            )
-        config = replace(config, residual=residual.scale)
+    config = config if residual is None else _with_residual(config, residual, str(path))
     try:
         network, base = _networks(config, load_file(folder / WEIGHTS), fresh, kept)
     except FileNotFoundError as error:
@@ -105,6 +99,16 @@ def load_control(
         config, base = _frozen(config, network, base, tuned, str(path))
     source = ModelSource(str(path))
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
+
+
+def _with_residual(config: ControlConfig, residual: Residual, path: str) -> ControlConfig:
+    """Raises `UserError` where the model has one of another scale."""
+    if config.residual not in (0, residual.scale):
+        raise UserError(
+            f"algorithm.scale={residual.scale:g}: the residual of model {path!r} was trained at "
+            f"{config.residual:g}; set that"
+        )
+    return replace(config, residual=residual.scale)
 
 
 def _networks(
