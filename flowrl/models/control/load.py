@@ -76,8 +76,7 @@ def load_control(
     embedded = embedded_model(str(path), "control")
     folder = embedded or Path(path).expanduser()
     config = read_config(folder)
-    kept = [name for name, form in config.beside.items() if beside is None or beside.get(name) == form]
-    config = config if beside is None else replace(config, beside=dict(beside), acting=acting)
+    config, kept = _with_beside(config, beside, acting)
     fresh = residual is not None and not config.residual
     config = config if residual is None else _with_residual(config, residual, str(path))
     try:
@@ -99,6 +98,16 @@ def load_control(
         config, base = _frozen(config, network, base, tuned, str(path))
     source = ModelSource(str(path))
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
+
+
+def _with_beside(
+    config: ControlConfig, beside: Mapping[str, Beside] | None, acting: Acting | None
+) -> tuple[ControlConfig, list[str]]:
+    """With these networks beside, and which of them the model has already; as it is without any."""
+    if beside is None:
+        return config, list(config.beside)
+    kept = [name for name, form in config.beside.items() if beside.get(name) == form]
+    return replace(config, beside=dict(beside), acting=acting), kept
 
 
 def _with_residual(config: ControlConfig, residual: Residual, path: str) -> ControlConfig:
