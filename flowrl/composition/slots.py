@@ -72,6 +72,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.noisy",
             "flowrl.samplers.perturbed",
             "flowrl.samplers.demonstrations",
+            "flowrl.samplers.deployed",
             "flowrl.samplers.residual",
             "flowrl.samplers.verified",
         ),
@@ -97,6 +98,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.noisy",
             "flowrl.estimators.imitation",
             "flowrl.estimators.perturbed",
+            "flowrl.estimators.q_learning",
             "flowrl.estimators.distribution",
             "flowrl.estimators.trajectory_matching",
         ),
@@ -153,6 +155,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.distillation",
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
+            "flowrl.parts.q_learning",
         ),
     ),
     "regularizers": Slot(

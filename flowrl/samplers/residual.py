@@ -49,7 +49,7 @@ class ResidualEpisodes(EpisodeSampler):
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
-        steps = self.decisions * len(range(*policy.config.present.indices(policy.config.chunk)))
+        steps = self.decisions * policy.config.executes
         with self.opened(len(draw)) as environment:
             check_sizes(policy, environment, self.environment)
             base = _BaseActs(environment, policy, self.sampler, condition, draw)

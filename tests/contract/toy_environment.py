@@ -3,7 +3,8 @@ three modes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ from flowrl.models.control.cloning import clone
 from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
-from flowrl.types import Prompt, Residual
+from flowrl.types import Acting, Beside, Prompt, Residual
 
 MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 DECISIONS = 2
@@ -68,20 +69,31 @@ def _cloned() -> ControlNetwork:
 
 
 def toy_policy(
-    critic: bool = True, noise: bool = False, residual: Residual | None = None, **shape: Any
+    critic: bool = True,
+    noise: bool = False,
+    residual: Residual | None = None,
+    tuned_from: float | None = None,
+    beside: Mapping[str, Beside] | None = None,
+    acting: Acting | None = None,
+    network: Mapping[str, Any] | None = None,
+    **shape: Any,
 ) -> ControlPolicy:
-    """A flow with three modes; with what else ``shape`` says of its configuration, and the flow's weights where they
-    fit."""
-    config = replace(CONFIG, **shape, **({"steps": 2} if shape.get("kind") == "mip" else {}))
-    config = config if residual is None else replace(config, residual=residual.scale)
-    network, known = new_network(config), _cloned().state_dict()
-    own = network.state_dict()
-    network.load_state_dict(own | {name: value for name, value in known.items() if value.shape == own[name].shape})
-    choose_trained(network, residual)
-    seen = 2 * config.history
-    value = CriticNetwork(seen if residual is None else 4, 32, 2) if critic else None
-    levels = NoiseNetwork(seen, 2, config.chunk, 16, 1) if noise else None
-    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels)
+    """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn. With what else
+    ``network`` and ``shape`` say of its configuration, and the flow's weights where they fit."""
+    shape |= network or {}
+    config = replace(CONFIG, tuned_from=tuned_from, residual=0.0 if residual is None else residual.scale)
+    config = replace(config, beside=dict(beside or {}), acting=acting, **shape)
+    config = replace(config, steps=2) if config.kind == "mip" else config
+    made = new_network(config)
+    own = made.state_dict()
+    known = {name: value for name, value in _cloned().state_dict().items() if value.shape == own[name].shape}
+    made.load_state_dict(own | known)
+    choose_trained(made, residual)
+    read = 2 * config.history if residual is None else 4
+    value = CriticNetwork(read, 32, 2) if critic else None
+    levels = NoiseNetwork(2 * config.history, 2, config.chunk, 16, 1) if noise else None
+    base = None if tuned_from is None else deepcopy(made)
+    return ControlPolicy(config, made, value, None, torch.device("cpu"), levels, base)
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

@@ -46,7 +46,7 @@ class Analytic(ControlPolicy):
         super().__init__(config, network, None, None, torch.device("cpu"))
         self.answer = answer
 
-    def _velocity(self, x: Tensor, t: Tensor, condition: Any, label: Tensor | None = None) -> Tensor:
+    def _asked(self, x: Tensor, t: Tensor, condition: Any, label: Tensor | None) -> Tensor:
         label = torch.zeros(len(x)) if label is None else label
         return self.answer(x, t.to(x)[:, None, None], label[:, None, None].to(x))
 
@@ -167,7 +167,9 @@ def test_a_label_is_learned_of_what_is_better_and_guidance_improves_on_it() -> N
     """Data of two arms in equal shares, of which one pays: without the label both, with it the one that pays, and the
     share of the better one rises with w. Values are those of the data, so that the advantage is half a reward."""
     torch.manual_seed(0)
-    algorithm = build({"use": "cfgrl", "sampler": {"use": "demonstrations", "length": 1}, "draws": 16})
+    algorithm = build(
+        {"use": "cfgrl", "sampler": {"use": "demonstrations", "length": 1, "executed": True}, "draws": 16}
+    )
     config = replace(PLAIN, width=64, depth=2, conditions=1)
     policy = load_with(config)
     rows = two_arms(32, reward=lambda arm: float(arm > 0))
@@ -389,10 +391,10 @@ def test_only_what_is_of_the_present_is_executed() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ demonstrations
-def test_demonstrations_of_the_past_and_of_rewards() -> None:
+def test_demonstrations_of_the_past() -> None:
     policy = toy_policy(chunk=3, past=1)
     actions = [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
-    columns = {"observed": [[0.0, 0.0]] * 3, "action": actions, "reward": [0, 0.5, 1]}
+    columns = {"observed": [[0.0, 0.0]] * 3, "action": actions, "reward": [0, 0.5, 1.0]}
     rows = Demonstrations(length=4).prepared([Prompt("p", 0, columns)], "here")
     draw = Draw.of(torch.zeros(1).long(), torch.zeros(1).long(), 0, 0, rows)
     found = Demonstrations(length=4)(policy, policy.condition(rows), draw)
@@ -400,17 +402,20 @@ def test_demonstrations_of_the_past_and_of_rewards() -> None:
     chunks = policy.in_own_units(found.trace.actions[0])[..., 0]
     wanted = torch.tensor([[1.0, 1, 2], [1, 2, 3], [2, 3, 3]])
     assert torch.allclose(chunks[:3], wanted, atol=1e-5)
-    assert found.feedback[0, :3].tolist() == [0, 0.5, 1] and bool(found.feedback[0, 3].isnan())
-    assert float(found.final[0, 0]) == 1.5
-    for wrong in ([1.0], [0.0, math.nan, 1.0], "no"):
-        with pytest.raises(UserError, match="column reward has one number for each of the 3 actions"):
-            Demonstrations().prepared([Prompt("p", 0, {**columns, "reward": wrong})], "here")
+    told = Demonstrations(length=4, executed=True)(policy, policy.condition(rows), draw)
+    assert isinstance(told.trace, Episodes) and told.feedback is not None
+    count = int(told.trace.alive[0].sum())
+    assert count in (1, 2)  # two actions are executed at once, from the first or the second on
+    first = int(count == 1)
+    assert float(told.feedback[0, 0]) == (1.5 if first else 0.5)
+    chunks = policy.in_own_units(told.trace.actions[0])[..., 0]
+    assert torch.allclose(chunks[:count], wanted[first::2], atol=1e-5)
 
 
 def test_the_demonstrations_of_avoid_are_prompts() -> None:
     rows = load_prompts("avoid:demonstrations").prompts
-    assert len(rows) == 72 and len({row.columns["way"] for row in rows}) == 24
-    assert len(Demonstrations().prepared(rows, "avoid")) == 72
+    assert len(rows) == 54 and len({row.columns["way"] for row in rows}) == 18
+    assert len(Demonstrations().prepared(rows, "avoid")) == 54
     with pytest.raises(UserError, match="no split 'demonstration'"):
         load_prompts("avoid:demonstration")
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from flowrl.errors import UserError
+from flowrl.models.control.form import ControlConfig, Share
 from flowrl.models.control.load import check_weights, load_control, new_network
 from flowrl.models.control.network import ComposedNetwork, ControlNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
+from flowrl.models.control.policy import ControlPolicy
 
-SAME = ("kind", "observation", "action", "chunk", "history", "past", "execute")
+FORM = ("activation", "blocks", "norm", "encoder", "embedding", "bound")
+SAME = ("kind", "observation", "action", "chunk", "past", "execute", "history", *FORM)
 """What policies must have in common; DDPMs also their number of times."""
 CLOSE = 1e-6
 """Statistics of actions that differ by no more are the same."""
@@ -49,13 +51,16 @@ def _check(policy: ControlPolicy, name: str, first: ControlPolicy, first_name: s
     config, other = policy.config, first.config
     if config.kind == "gaussian":
         raise UserError(f"{name} is a Gaussian, which denoises nothing; compose flows or DDPMs")
-    if config.residual or config.policies or config.conditions:
-        has = "a residual" if config.residual else "labels" if config.conditions else "policies that it is made of"
+    if config.residual or config.policies or config.tuned_from is not None or config.conditions:
+        also = "policies that it is made of" if config.policies else "labels" if config.conditions else None
+        has = "a residual" if config.residual else also or "a network for the first steps"
         raise UserError(f"{name} has {has}; compose single policies without one")
     for key in (*SAME, *(["steps"] if config.kind == "ddpm" else [])):
         mine, wanted = getattr(config, key), getattr(other, key)
         if mine != wanted:
-            raise UserError(f"{name} has {key} {mine} and {first_name} {wanted}; compose policies of the same chunks")
+            raise UserError(
+                f"{name} has {key} {mine} and {first_name} {wanted}; compose policies of the same chunks and form"
+            )
     mine, wanted = (torch.cat([p.network.actions.mean, p.network.actions.std]) for p in (policy, first))
     if not torch.allclose(mine, wanted, rtol=0, atol=CLOSE):
         raise UserError(

@@ -26,6 +26,12 @@ def mip_times() -> Tensor:
     return torch.tensor([1, (1 - REFINED) / (2 - REFINED), 0], dtype=torch.float64)
 
 
+def mip_input(x: Tensor, t: Tensor) -> Tensor:
+    """What the network of a MIP sees of the state: ``x / (1 - t)``, and the state itself at time 1, where it is 0."""
+    left = 1 - t.reshape(-1, *[1] * (x.dim() - 1))
+    return x / torch.where(left > 0, left, torch.ones_like(left))
+
+
 def times_of(levels: Tensor) -> Tensor:
     """``t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a))`` of every level."""
     return (1 - levels).sqrt() / (levels.sqrt() + (1 - levels).sqrt())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
 from flowrl.math.random import normal
+from flowrl.models.control.acting import ActsWithNetworks
 from flowrl.models.control.condition import ControlCondition
-from flowrl.models.control.coordinates import cosine_levels, mip_times, times_of, to_network, velocity_of
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork, ResidualNetwork
+from flowrl.models.control.coordinates import cosine_levels, mip_input, mip_times, times_of, to_network, velocity_of
+from flowrl.models.control.form import ControlConfig, time_grid
+from flowrl.models.control.network import ControlNetwork, CriticNetwork, NoiseNetwork, ResidualNetwork
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -27,57 +28,12 @@ CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 NOISE = "noise."
 """Prefix of the network that says how much noise steps have."""
+SAME_TIME = 1e-6
 OUTCOME = ("return", "decisions", "truncated", "success", "mode")
 """The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """One of several policies that act as one."""
-
-    weight: float
-    width: int
-    depth: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlConfig:
-    """``config.json`` of a model."""
-
-    family: str = "control"
-    kind: Kind = "flow"
-    observation: int
-    """o, numbers of one observation."""
-    action: int
-    """d, numbers of one action."""
-    chunk: int = 1
-    """h, actions that are decided at once and executed one after another."""
-    past: int = 0
-    """Of them, how many are those before the present one (PTP); these are not executed."""
-    execute: int = 0
-    """How many of the others are executed before it decides again; 0 for all."""
-    history: int = 1
-    """Observations that are looked at, the newest last."""
-    width: int = 128
-    depth: int = 3
-    steps: int = 10
-    """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM; 2 of a MIP."""
-    residual: float = 0.0
-    """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
-    conditions: int = 0
-    """Labels that the network hears, or none: 1 where it has learned what is better than the rest (CFGRL)."""
-    guidance: float = 1.0
-    """w with which a network that hears a label acts: ``v_0 + w (v_1 - v_0)``."""
-    policies: tuple[Share, ...] = ()
-    """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
-
-    @property
-    def present(self) -> slice:
-        """Which actions of a chunk are executed."""
-        return slice(self.past, self.past + self.execute if self.execute else self.chunk)
-
-
-class ControlPolicy(HasWeightSets):
+class ControlPolicy(ActsWithNetworks, HasWeightSets):
     """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; made by
     :func:`flowrl.models.control.load.load_control`."""
 
@@ -91,10 +47,13 @@ class ControlPolicy(HasWeightSets):
         source: ModelSource | None,
         device: torch.device,
         noise: NoiseNetwork | None = None,
+        base: ControlNetwork | None = None,
     ) -> None:
         self.config, self.source, self.device = config, source, device
         self.network, self.critic = network.to(device), None if critic is None else critic.to(device)
         self.noise = None if noise is None else noise.to(device)
+        self.base = None if base is None else base.to(device).requires_grad_(False)
+        """What acts at times above ``config.tuned_from``, whatever weight set is in use."""
         self.latent_shape = (config.chunk, config.action)
         self.dtype = torch.float32
         self.network_calls = 0
@@ -121,13 +80,17 @@ class ControlPolicy(HasWeightSets):
         return [describe_episode(row) for row in final.tolist()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critic's."""
-        noise = [] if self.noise is None else self.noise.parameters()
-        return [*self.adaptation.parameters.values(), *noise, *self.critic_parameters()]
+        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critics'."""
+        noise, critics = [] if self.noise is None else self.noise.parameters(), self.critic_parameters()
+        judging = {id(parameter) for parameter in critics}
+        own = [parameter for parameter in self.adaptation.parameters.values() if id(parameter) not in judging]
+        return [*own, *noise, *critics]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Those of them that are the critic's."""
-        return [] if self.critic is None else list(self.critic.parameters())
+        """Those of them that are critics', beside the network and of values."""
+        judges = [net for name, net in self.network.beside.items() if self.config.beside[name].judges]
+        valuing = [] if self.critic is None else [self.critic]
+        return [parameter for net in (*judges, *valuing) for parameter in net.parameters()]
 
     def value(self, observed: Tensor) -> Tensor:
         """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones. Beside
@@ -140,19 +103,7 @@ class ControlPolicy(HasWeightSets):
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
         them; a MIP's two."""
-        if steps < 1:
-            raise UserError(f"a sampler needs at least 1 step, got {steps}")
-        if self.config.kind == "mip":
-            if steps != 2:
-                raise UserError(f"a MIP acts in 2 steps, and sampler.steps={steps}; set 2")
-            return mip_times()
-        if self.config.kind == "flow":
-            return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        levels = self._levels
-        if steps > len(levels):
-            raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
-        chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
-        return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
+        return time_grid(self.config, steps)
 
     @property
     def _levels(self) -> Tensor:
@@ -160,10 +111,13 @@ class ControlPolicy(HasWeightSets):
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest times of a DDPM or a MIP; a flow takes any."""
-        if self.config.kind not in ("ddpm", "mip"):
-            return t
-        known = self._levels if self.config.kind == "ddpm" else mip_times()[:2]
-        return known[(t[..., None] - known).abs().argmin(dim=-1)].to(t)
+        if self.config.kind == "mip":
+            return mip_times()[(t.cpu()[..., None] - mip_times()[:2]).abs().argmin(dim=-1)].to(t)
+        return t if self.config.kind != "ddpm" else self._levels[self._number(t)].to(t)
+
+    def _number(self, t: Tensor) -> Tensor:
+        """Of the nearest time of a DDPM, the cleanest being 0."""
+        return (t.cpu()[..., None] - self._levels).abs().argmin(dim=-1)
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
         """The starting point at ``times[0]`` of standard normal ``noise``; a MIP begins with 0."""
@@ -187,37 +141,46 @@ class ControlPolicy(HasWeightSets):
         A network that hears no label has no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for
         another one, and of a Gaussian.
         """
+        scale = self.config.scale(guidance)
         if self.config.kind == "gaussian":
             raise IncompatibleError("this policy is a Gaussian, which has no velocity; use ppo_gaussian")
-        if not self.config.conditions:
-            if guidance not in (None, 1.0):
-                raise IncompatibleError(
-                    f"guidance={guidance} has no meaning for a control policy that hears no label; leave it at 1, or "
-                    "train one with algorithm cfgrl"
-                )
-            return self._velocity(x, t, condition)
-        if condition.label is not None:
-            return self._velocity(x, t, condition, condition.label)
-        scale = self.config.guidance if guidance is None else guidance
-        better = None if scale == 0 else self._velocity(x, t, condition, torch.ones(len(x), dtype=torch.int64))
-        if better is None or scale != 1:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and (better is None or cfg_grad == "both")):
-                plain = self._velocity(x, t, condition)
-            return plain if better is None else plain + scale * (better - plain)
-        return better
+        if condition.label is not None or scale == 0:
+            return self._asked(x, t, condition, condition.label)
+        better = self._asked(x, t, condition, torch.ones(len(x), dtype=torch.int64))
+        if scale == 1:
+            return better
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cfg_grad == "both"):
+            plain = self._asked(x, t, condition, None)
+        return plain + scale * (better - plain)
 
-    def _velocity(self, x: Tensor, t: Tensor, condition: ControlCondition, label: Tensor | None = None) -> Tensor:
-        """Of the network with labels [n]."""
-        observed, x, t = condition.need().to(self.device), x.float(), t.to(self.device, torch.float32)
+    def _asked(self, x: Tensor, t: Tensor, condition: ControlCondition, label: Tensor | None) -> Tensor:
+        """Of the network that acts at each time, with labels [n]."""
+        observed, x = condition.need().to(self.device), x.float()
         label = None if label is None else label.to(self.device)
         self.network_calls += len(x)
+        if self.base is None or self.config.tuned_from is None:
+            return self._velocity(self.network, x, t, observed, label)
+        early = t > self.config.tuned_from + SAME_TIME
+        if bool(early.all()):
+            return self._velocity(self.base, x, t, observed, label)
+        live = self._velocity(self.network, x, t, observed, label)
+        if not bool(early.any()):
+            return live
+        return torch.where(early.to(self.device)[:, None, None], self._velocity(self.base, x, t, observed, label), live)
+
+    def _velocity(
+        self, network: ControlNetwork, x: Tensor, t: Tensor, observed: Tensor, label: Tensor | None
+    ) -> Tensor:
         if self.config.kind == "flow":
-            return self.network(observed, x, t, label)
-        if self.config.kind == "ddpm":
-            return velocity_of(self.network(observed, to_network(x, t), t, label), x, t)
-        wide = t[:, None, None]
-        clean = self.network(observed, x / (1 - wide).clamp(min=wide.eq(1).float()), t, label)
-        return (x - clean) / wide
+            return network(observed, x, t.to(x), label)
+        if self.config.kind == "mip":
+            return (x - network(observed, mip_input(x, t.to(x)), t.to(x), label)) / t.to(x)[:, None, None]
+        asked = self._number(t) if self.config.embedding else t
+        found = velocity_of(network(observed, to_network(x, t.to(x)), asked.to(x), label), x, t.to(x))
+        if self.config.bound is None:
+            return found
+        wide = t.to(x)[:, None, None]
+        return (x - (x - wide * found).clamp(-self.config.bound, self.config.bound)) / wide
 
     def noise_level(self, t: Tensor, condition: ControlCondition) -> Tensor:
         """[n, h, d]: how much noise a step from time ``t`` [n] has, from 0 (the least) to 1 (the most). Raises
@@ -226,6 +189,15 @@ class ControlPolicy(HasWeightSets):
             raise IncompatibleError("this policy has no network for the noise of its steps; use algorithm reinflow")
         features = self.network.features(condition.need().to(self.device))
         return self.noise(features, self.network.time_features(t.to(features)))
+
+    def integrate(self, x: Tensor, condition: ControlCondition, steps: int | None = None) -> Tensor:
+        """Where Euler's method comes to from noise ``x`` [n, h, d], in ``steps`` even steps or the model's own."""
+        times = self.times(steps or self.config.steps)
+        x = self.initial(x, times)
+        for now, then in pairwise(times):
+            t, t_next = now.expand(len(x)), then.expand(len(x))
+            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
+        return x
 
     # ------------------------------------------------------------------------------------------------- as a Gaussian
     def gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
@@ -237,6 +209,8 @@ class ControlPolicy(HasWeightSets):
             return self.network(observed), self.network.log_std
         if self.config.kind == "ddpm":
             raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
+        if self.base is not None:
+            raise IncompatibleError("of this policy a frozen network acts at time 1 (tuned_from): no mean learns")
         zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         one = torch.ones(len(observed), device=self.device)
         return -self.velocity(zero, one, condition), self.network.log_std
@@ -288,24 +262,20 @@ class ControlPolicy(HasWeightSets):
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean. A residual is no part of it: it acts step by step."""
+        from noise that follows from ``seed``; a Gaussian's mean; what `act` makes of that noise. A residual is no part
+        of it: it acts step by step."""
         return self.in_own_units(self._decided(observed, seed, steps))
 
     def _decided(self, observed: Tensor, seed: int | None, steps: int | None) -> Tensor:
         """The same, standardised."""
-        condition = ControlCondition(len(observed)).seeing(observed.float())
-        if self.config.kind == "gaussian":
+        condition, acting = ControlCondition(len(observed)).seeing(observed.float()), self.config.acting
+        if self.config.kind == "gaussian" and acting is None:
             return self.gaussian(condition)[0]
-        x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
+        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        x = torch.zeros(len(observed), *shape, device=self.device)
         if seed is not None:
-            seeds = torch.arange(len(observed)) + seed
-            x = normal(seeds, self.latent_shape, stream=0, device=self.device)
-        times = self.times(steps or self.config.steps)
-        x = self.initial(x, times)
-        for now, then in pairwise(times):
-            t, t_next = now.expand(len(x)), then.expand(len(x))
-            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
-        return x
+            x = normal(torch.arange(len(observed)) + seed, shape, stream=0, device=self.device)
+        return self.integrate(x, condition, steps) if acting is None else self.act(condition, x)
 
     def reset(self) -> None:
         """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,20 +75,9 @@ def demonstrations() -> tuple[Array, Array, Array]:
     return observed.astype(np.float32), (action / ACTIONS).astype(np.float32), length
 
 
-def records() -> list[dict[str, Any]]:
-    """What ships as prompts: `prompt`, `way`, `observed` and `action` of each episode."""
-    observed, action, length = demonstrations()
-    ends = np.cumsum(length)[:-1]
-    ways = load_file(FILE)["way"]
-    return [
-        {
-            "prompt": f"cross by the gaps {way_name(WAYS[way])}",
-            "way": way_name(WAYS[way]),
-            "observed": seen.tolist(),
-            "action": done.tolist(),
-        }
-        for way, seen, done in zip(ways, np.split(observed, ends), np.split(action, ends), strict=True)
-    ]
+def shown_ways() -> list[str]:
+    """The way of every episode of `demonstrations`."""
+    return [way_name(WAYS[way]) for way in load_file(FILE)["way"]]
 
 
 def write(path: Path = FILE, seed: int = 0) -> dict[str, float]:
