@@ -549,7 +549,7 @@ def test_cfgrl_settings() -> None:
     "defaults",
     "deviation",
     "own episodes, with advantages of a critic of the mean return",
-    reason="there a fixed set of data, and Q - V of IQL; `sampler: {use: demonstrations}` reads data with rewards",
+    reason="there a fixed set of data, and Q - V of IQL; `sampler: {use: demonstrations, executed: true}` reads one",
 )
 def test_cfgrl_data() -> None:
     a: Any = composition.build({"use": "cfgrl", "sampler": {"use": "demonstrations"}})

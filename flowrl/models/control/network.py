@@ -112,9 +112,9 @@ class ControlNetwork(nn.Module):
 
     ``depth`` hidden layers of ``width`` numbers, of which with ``blocks`` all but the first are in residual blocks of
     two. ``encoder``: widths of layers that observations pass first. ``embedding``: size of a learned `TimeEmbedding`; 0
-    has the waves of `TIME_WAVES`, which learn nothing. With ``conditions`` it also hears one of so many labels, or none,
-    which is 0: each adds a vector of its own to what the first layer makes. They begin as 0, so that every answer is
-    that without a label.
+    has the waves of `TIME_WAVES`, which learn nothing. With ``conditions`` it also hears one of so many labels, or
+    none, which is 0: each adds a vector of its own to what the first layer makes. They begin as 0, so that every answer
+    is that without a label.
     """
 
     def __init__(
