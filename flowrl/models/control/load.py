@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.control.network import ComposedNetwork, ControlNetwork, CriticNetwork, Kind, NoiseNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
+from flowrl.models.control.policy import Ascent, ControlConfig, ControlPolicy, Share
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
@@ -83,8 +83,10 @@ def load_control(
 
 
 def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
-    """Train the residual alone, or everything but it."""
+    """Train the residual alone, or everything but it and a score."""
     network.requires_grad_(residual is None)
+    if network.score is not None:
+        network.score.requires_grad_(False)
     if network.residual is not None:
         network.residual.requires_grad_(residual is not None)
         if residual is not None:
@@ -97,8 +99,8 @@ def new_network(config: ControlConfig) -> ControlNetwork:
     shape = (c.kind, c.observation, c.action, c.chunk, c.history)
     if c.policies:
         parts = [ControlNetwork(*shape, each.width, each.depth) for each in c.policies]
-        return ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
-    return ControlNetwork(*shape, c.width, c.depth, c.residual)
+        return ComposedNetwork(parts, [each.weight for each in c.policies], c.residual, c.score is not None)
+    return ControlNetwork(*shape, c.width, c.depth, c.residual, c.score is not None)
 
 
 def check_weights(weights: Sequence[float]) -> None:
@@ -126,10 +128,23 @@ def read_config(folder: Path) -> ControlConfig:
     size = given.get("residual", 0.0)
     if not isinstance(size, int | float) or isinstance(size, bool) or not 0 <= size < float("inf"):
         raise UserError(f"{file}: residual is {size!r}; give how much of it is added to an action, 0 for none")
-    for key in set(known) - {"family", "kind", "residual", "policies"}:
+    for key in set(known) - {"family", "kind", "residual", "policies", "score"}:
         if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
             raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, 1 or more")
-    return ControlConfig(**{**given, "policies": _shares(given.get("policies") or (), file)})
+    made = {"policies": _shares(given.get("policies") or (), file), "score": _ascent(given.get("score"), file)}
+    return ControlConfig(**{**given, **made})
+
+
+def _ascent(given: Any, file: Path) -> Ascent | None:
+    if given is None:
+        return None
+    try:
+        found = Ascent(float(given["rate"]), int(given["steps"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: score has a rate and steps, found {given!r}") from error
+    if not (0 <= found.rate < float("inf") and found.steps >= 0):
+        raise UserError(f"{file}: score is {given!r}; give a rate of 0 or more and 0 or more steps")
+    return found
 
 
 def _shares(given: Any, file: Path) -> tuple[Share, ...]:

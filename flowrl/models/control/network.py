@@ -19,6 +19,7 @@ TIME_WAVES = 4
 LEAST_STD = 1e-3
 RESIDUAL_WIDTH, RESIDUAL_DEPTH, RESIDUAL_LIMIT = 256, 2, 3.0
 """Of a residual; the standardised observations that it reads are cut so far from 0."""
+SCORE_WIDTH, SCORE_DEPTH = 128, 3
 
 
 class Statistics(nn.Module):
@@ -61,7 +62,7 @@ class ControlNetwork(nn.Module):
 
     ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; networks of the other kinds
     have it for methods that act by their mean (`flowrl.samplers.gaussian`). ``residual``, where its scale is not 0, is
-    what is added to every single action when it is executed.
+    what is added to every single action when it is executed; ``score`` moves it towards the data before.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ControlNetwork(nn.Module):
         width: int,
         depth: int,
         residual: float = 0.0,
+        scored: bool = False,
     ) -> None:
         super().__init__()
         self.kind, self.shape = kind, (chunk, action)
@@ -83,6 +85,7 @@ class ControlNetwork(nn.Module):
         self.body = perceptron([seen + asked, *[width] * depth, chunk * action], nn.SiLU)
         self.log_std = nn.Parameter(torch.zeros(chunk, action))
         self.residual = ResidualNetwork(observation, action, residual) if residual else None
+        self.score = ScoreNetwork(observation, action) if scored else None
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor
@@ -175,17 +178,33 @@ class ResidualNetwork(nn.Module):
         return self.body(features)
 
 
+class ScoreNetwork(nn.Module):
+    """The gradient by the action of the logarithm of the density of observations and single actions, both standardised,
+    as `flowrl.models.control.scoring.fit` learns it: layers of SiLU."""
+
+    def __init__(self, observation: int, action: int) -> None:
+        super().__init__()
+        self.body = perceptron([observation + action, *[SCORE_WIDTH] * SCORE_DEPTH, action], nn.SiLU)
+
+    def forward(self, observed: Tensor, action: Tensor) -> Tensor:
+        """[n, d]"""
+        return self.body(torch.cat([observed, action], dim=1))
+
+
 class ComposedNetwork(ControlNetwork):
     """``sum_i w_i f_i(s, x, t)`` of networks of one kind over the same chunks, each with its own statistics of
     observations; those of actions are the same for all (`flowrl.models.control.composed`)."""
 
-    def __init__(self, parts: Sequence[ControlNetwork], weights: Sequence[float], residual: float = 0.0) -> None:
+    def __init__(
+        self, parts: Sequence[ControlNetwork], weights: Sequence[float], residual: float = 0.0, scored: bool = False
+    ) -> None:
         nn.Module.__init__(self)
         first = parts[0]
         self.kind, self.shape, self.weights = first.kind, first.shape, tuple(weights)
         self.parts = nn.ModuleList(parts)
         size = len(first.observations.mean)
         self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
+        self.score = ScoreNetwork(size, first.shape[1]) if scored else None
 
     @property
     def observations(self) -> Statistics:
