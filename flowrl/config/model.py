@@ -200,11 +200,16 @@ class ModelConfig(Section):
         return None if self.critic == "none" else self.critic
 
     def arguments(
-        self, family: Family, valued: bool = False, explores: bool = False, residual: Residual | None = None
+        self,
+        family: Family,
+        valued: bool = False,
+        explores: bool = False,
+        residual: Residual | None = None,
+        tuned: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
         ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``residual``: what is
-        added to a policy's actions."""
+        added to a policy's actions; ``tuned``: at the last steps alone (`Algorithm.tuned`)."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -215,6 +220,8 @@ class ModelConfig(Section):
             plain["critic"] = self.critic_for(valued)
         if explores:
             plain["noise"] = True
+        if tuned is not None:
+            plain["tuned"] = tuned
         if residual is not None:
             plain["residual"] = residual
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}

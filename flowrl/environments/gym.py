@@ -51,3 +51,8 @@ class GymEnvironment:
         success = [float(each[4].get("success", each[4].get("is_success", np.nan))) for each in found]
         columns = [np.array([each[i] for each in found]) for i in range(4)]
         return columns[0], columns[1], columns[2], columns[3], {"success": np.array(success)}
+
+    def close(self) -> None:
+        """What they have open, such as a renderer."""
+        for row in self._rows:
+            row.close()

@@ -133,6 +133,12 @@ class Algorithm:
         return bool(getattr(self.estimator, "explores", False))
 
     @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where a control policy learns at the last F of K steps alone, and a copy of it that does not learn
+        makes the others (its sampler's attribute ``tuned``)."""
+        return getattr(self.sampler, "tuned", None)
+
+    @property
     def residual(self) -> Residual | None:
         """What it learns to add to the actions of a control policy that itself stays as it is (its sampler's attribute
         ``residual``)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -50,10 +51,29 @@ class EpisodeSampler:
     decisions: int = 40
     """S, at most in an episode."""
     on_error: OnError = "raise"
+    frozen_base: bool = False
+    """Only the steps that ``sampler`` records are the policy's; those before them are made by a copy of the network
+    that training started from (DPPO), also where the policy is evaluated, deployed and exported."""
+    timeout_s: float | None = None
+    """Seconds that a step, or the reset, of all rows may take. The environment is then in a process of its own, killed
+    where it takes longer; all its episodes that were going on have failed, as where the process ends by itself.
+    ``null``: it is in this process, and is not interrupted."""
 
     def __post_init__(self) -> None:
         if self.decisions < 1:
             raise ValueError(f"decisions={self.decisions} makes no step; give at least 1")
+        if self.frozen_base and not isinstance(self.sampler, FlowSampler):
+            raise ValueError("frozen_base is of steps from noise to a chunk: use it with sampler: {use: flow}")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ValueError(f"timeout_s={self.timeout_s} leaves no time; give seconds above 0, or null for no limit")
+
+    @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where the first K - F of K steps are the frozen base's."""
+        if not self.frozen_base or not isinstance(self.sampler, FlowSampler):
+            return None
+        steps, recorded = self.sampler.steps, self.sampler.recorded
+        return (steps, recorded) if recorded < steps else None
 
     @property
     def forwards(self) -> int:
@@ -66,19 +86,22 @@ class EpisodeSampler:
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
         z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
-        kept = {"environment": self.environment, "decisions": self.decisions, "on_error": self.on_error}
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
             sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
             raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
-        return EpisodeSampler(sampler=sampler, **kept)
+        return replace(self, sampler=sampler)
+
+    def opened(self, count: int) -> closing[CheckedEnvironment]:
+        """``count`` rows of the environment, let go at the end of a ``with``."""
+        return closing(open_environment(self.environment, count, self.on_error, self.timeout_s))
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
-        environment = open_environment(self.environment, len(draw), self.on_error)
-        check_sizes(policy, environment, self.environment)
-        return run_episodes(self.sampler, policy, environment, condition, draw, self.decisions)
+        with self.opened(len(draw)) as environment:
+            check_sizes(policy, environment, self.environment)
+            return run_episodes(self.sampler, policy, environment, condition, draw, self.decisions)
 
 
 def run_episodes(

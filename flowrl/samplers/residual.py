@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.environments import CheckedEnvironment, Step, open_environment
+from flowrl.environments import CheckedEnvironment, Step
 from flowrl.math.random import normal
 from flowrl.samplers.episodes import EpisodeSampler, check_sizes, decision_of, run_episodes
 from flowrl.types import Condition, Draw, Residual, Rollout, Sampler
@@ -49,11 +49,11 @@ class ResidualEpisodes(EpisodeSampler):
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
-        environment = open_environment(self.environment, len(draw), self.on_error)
-        check_sizes(policy, environment, self.environment)
-        base = _BaseActs(environment, policy, self.sampler, condition, draw)
         steps = self.decisions * policy.config.chunk
-        made = run_episodes(_Corrections(), _Residual(policy), base, condition, draw, steps)
+        with self.opened(len(draw)) as environment:
+            check_sizes(policy, environment, self.environment)
+            base = _BaseActs(environment, policy, self.sampler, condition, draw)
+            made = run_episodes(_Corrections(), _Residual(policy), base, condition, draw, steps)
         trace: Any = made.trace
         return replace(made, trace=replace(trace, beside=policy.config.action), forwards=made.forwards + base.forwards)
 

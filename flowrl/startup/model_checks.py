@@ -136,8 +136,9 @@ def _check_family(path: str, family: str) -> None:
     if path in world_names():
         bases = getattr(importlib.import_module(f"flowrl.worlds.{path}"), "BASES", {"diffusion": None})
         if base_family(family) not in bases:
-            have = ", ".join(sorted(bases))
-            raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
+            have, acting = ", ".join(sorted(bases)), family == "diffusion" and "control" in bases
+            remedy = "set algorithm.family=control, or change the algorithm" if acting else "change the algorithm"
+            raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); {remedy}")
         return
     folder = expand_user(path, "model.path")
     if not folder.is_dir():

@@ -4,6 +4,7 @@ three modes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -66,15 +67,18 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True, noise: bool = False, residual: Residual | None = None) -> ControlPolicy:
-    """A flow with three modes."""
-    config = CONFIG if residual is None else replace(CONFIG, residual=residual.scale)
+def toy_policy(
+    critic: bool = True, noise: bool = False, residual: Residual | None = None, tuned_from: float | None = None
+) -> ControlPolicy:
+    """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn."""
+    config = replace(CONFIG, tuned_from=tuned_from, residual=0.0 if residual is None else residual.scale)
     network = new_network(config)
     network.load_state_dict(_cloned().state_dict(), strict=False)
     choose_trained(network, residual)
     read = 2 if residual is None else 4
     value, levels = CriticNetwork(read, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
-    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels)
+    base = None if tuned_from is None else deepcopy(network)
+    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels, base)
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

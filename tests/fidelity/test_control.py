@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.models.control.load import new_network
+from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Episodes
+from flowrl.types import Draw, Episodes
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
 from tests.fidelity import cell, release
@@ -179,13 +181,66 @@ def test_dppo_settings() -> None:
 @cell(
     "dppo",
     "defaults",
-    "deviation",
-    "all 10 steps are tuned",
-    reason="the release keeps the base for the first 10 of 20; its chain is a DDPM's, with noise and actions clamped",
+    "equal",
+    "of 20 steps the last 10 are tuned and the base makes the others; noise in -3 to 3, log-probabilities in -5 to 2",
 )
 def test_dppo_steps() -> None:
     a: Any = composition.build("dppo")
-    assert a.sampler.sampler.steps == a.sampler.sampler.recorded == 10
+    assert a.tuned == (20, 10) and a.sampler.sampler.noise_bound == 3.0
+    assert a.estimator.estimator.bounds == (-5.0, 2.0) and a.estimator.estimator.reduction == "mean"
+
+
+@cell(
+    "dppo",
+    "loss",
+    "equal",
+    "a DDPM's posterior, x0 in -1 to 1, deviation .1 or more, in its coordinates; checkpoints of the release are read",
+)
+def test_dppo_probability() -> None:
+    """Of the last 2 of 5 steps; the whole chain is in `tests/unit/test_control_dppo.py`."""
+    config = ControlConfig(kind="ddpm", observation=2, action=2, width=16, depth=2, steps=5, bound=1.0)
+    torch.manual_seed(0)
+    policy = ControlPolicy(config, new_network(config), None, None, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            parameter.mul_(3)  # so that some x0 are beyond 1
+    algorithm: Any = composition.build({"use": "dppo", "steps": 5, "tuned": 2})
+    draw = Draw.of(torch.arange(20), torch.zeros(20, dtype=torch.long), 0, 0)
+    seen = policy.condition([]).seeing(torch.randn(20, 1, 2))
+    made = algorithm.sampler.sampler(policy, seen, draw)
+    estimator = algorithm.estimator.estimator
+    found = estimator(policy, estimator.probe(made, policy, draw.seeds), seen).logp
+    bar = torch.cos((torch.arange(6).double() / 5 + 0.008) / 1.008 * math.pi / 2) ** 2
+    beta = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    a, outside = (1 - beta).cumprod(dim=0), 0
+    states = made.trace.states.double()
+    times = [*made.trace.t[0], torch.zeros(()).double()]
+    for number, k in enumerate((1, 0)):
+        before = a[k - 1] if k else torch.ones(()).double()
+        x, x_next = (states[:, number + i] / ((1 - t) ** 2 + t**2).sqrt() for i, t in enumerate(times[number:][:2]))
+        with torch.no_grad():
+            noise = policy.network(seen.observed, x.float(), times[number].float().expand(20)).double()
+        clean = (x - (1 - a[k]).sqrt() * noise) / a[k].sqrt()
+        outside += int((clean.abs() > 1).sum())
+        mean = beta[k] * before.sqrt() / (1 - a[k]) * clean.clamp(-1, 1)
+        mean = mean + (1 - before) * (1 - beta[k]).sqrt() / (1 - a[k]) * x
+        std = (beta[k] * (1 - before) / (1 - a[k])).sqrt().clamp(min=0.1)
+        wanted = torch.distributions.Normal(mean, std).log_prob(x_next).clamp(-5, 2).mean(dim=(1, 2))
+        torch.testing.assert_close(found[:, number].double(), wanted, atol=1e-3, rtol=1e-3)
+    assert outside > 5
+
+
+@cell(
+    "dppo",
+    "defaults",
+    "deviation",
+    "advantages are whitened over an iteration; evaluation without noise",
+    reason="there over a minibatch of 50000 of 200000 pairs; its evaluation keeps the noise of all steps but the last",
+)
+def test_dppo_whitening() -> None:
+    a: Any = composition.build("dppo")
+    deployed = a.sampler.heldout(None, None, None).sampler
+    assert a.token_advantage[0].whiten and deployed.window is None and deployed.steps == 20
 
 
 @cell(

@@ -16,7 +16,14 @@ from flowrl.math.flow import ODE, mean_of
 from flowrl.math.random import normal
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork, ResidualNetwork
+from flowrl.models.control.network import (
+    Activation,
+    ControlNetwork,
+    CriticNetwork,
+    Kind,
+    NoiseNetwork,
+    ResidualNetwork,
+)
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -27,6 +34,7 @@ CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 NOISE = "noise."
 """Prefix of the network that says how much noise steps have."""
+SAME_TIME = 1e-6
 OUTCOME = ("return", "decisions", "truncated", "success", "mode")
 """The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
 
@@ -68,6 +76,22 @@ class ControlConfig:
     depth: int = 3
     steps: int = 10
     """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
+    activation: Activation = "silu"
+    blocks: bool = False
+    """Hidden layers but the first in blocks of two around which their input is added; ``depth`` is then odd."""
+    norm: bool = False
+    """Layer norms between the layers."""
+    encoder: tuple[int, ...] = ()
+    """Widths of the layers that observations pass first."""
+    embedding: int = 0
+    """Size of a learned embedding of the time; 0 has sines and cosines of it."""
+    bound: float | None = None
+    """Of a DDPM: the clean chunk that it predicts is moved into ``-bound`` to ``bound``, in standardised actions,
+    wherever it is asked, so also by the errors of `flowrl.estimators.matching` (irom-princeton/dppo,
+    ``denoised_clip_value`` 1)."""
+    tuned_from: float | None = None
+    """Time (1 is noise, 0 the chunk) up to which the network acts; at larger ones a second network of the same form
+    does, ``base.*`` of the weights, which does not learn (DPPO). None: it acts at all times."""
     residual: float = 0.0
     """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
     policies: tuple[Share, ...] = ()
@@ -90,10 +114,13 @@ class ControlPolicy(HasWeightSets):
         source: ModelSource | None,
         device: torch.device,
         noise: NoiseNetwork | None = None,
+        base: ControlNetwork | None = None,
     ) -> None:
         self.config, self.source, self.device = config, source, device
         self.network, self.critic = network.to(device), None if critic is None else critic.to(device)
         self.noise = None if noise is None else noise.to(device)
+        self.base = None if base is None else base.to(device).requires_grad_(False)
+        """What acts at times above ``config.tuned_from``, whatever weight set is in use."""
         self.latent_shape = (config.chunk, config.action)
         self.dtype = torch.float32
         self.network_calls = 0
@@ -139,15 +166,7 @@ class ControlPolicy(HasWeightSets):
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
         them."""
-        if steps < 1:
-            raise UserError(f"a sampler needs at least 1 step, got {steps}")
-        if self.config.kind == "flow":
-            return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        levels = self._levels
-        if steps > len(levels):
-            raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
-        chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
-        return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
+        return time_grid(self.config, steps)
 
     @property
     def _levels(self) -> Tensor:
@@ -155,9 +174,11 @@ class ControlPolicy(HasWeightSets):
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest times of a DDPM; a flow takes any."""
-        if self.config.kind != "ddpm":
-            return t
-        return self._levels[(t[..., None] - self._levels).abs().argmin(dim=-1)].to(t)
+        return t if self.config.kind != "ddpm" else self._levels[self._number(t)].to(t)
+
+    def _number(self, t: Tensor) -> Tensor:
+        """Of the nearest time of a DDPM, the cleanest being 0."""
+        return (t.cpu()[..., None] - self._levels).abs().argmin(dim=-1)
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
         """The starting point at ``times[0]`` of standard normal ``noise``."""
@@ -181,9 +202,25 @@ class ControlPolicy(HasWeightSets):
             raise IncompatibleError("this policy is a Gaussian, which has no velocity; use ppo_gaussian")
         observed, x = condition.need().to(self.device), x.float()
         self.network_calls += len(x)
+        if self.base is None or self.config.tuned_from is None:
+            return self._velocity(self.network, x, t, observed)
+        early = t > self.config.tuned_from + SAME_TIME
+        if bool(early.all()):
+            return self._velocity(self.base, x, t, observed)
+        live = self._velocity(self.network, x, t, observed)
+        if not bool(early.any()):
+            return live
+        return torch.where(early.to(self.device)[:, None, None], self._velocity(self.base, x, t, observed), live)
+
+    def _velocity(self, network: ControlNetwork, x: Tensor, t: Tensor, observed: Tensor) -> Tensor:
         if self.config.kind == "flow":
-            return self.network(observed, x, t.to(x))
-        return velocity_of(self.network(observed, to_network(x, t.to(x)), t.to(x)), x, t.to(x))
+            return network(observed, x, t.to(x))
+        asked = self._number(t) if self.config.embedding else t
+        found = velocity_of(network(observed, to_network(x, t.to(x)), asked.to(x)), x, t.to(x))
+        if self.config.bound is None:
+            return found
+        wide = t.to(x)[:, None, None]
+        return (x - (x - wide * found).clamp(-self.config.bound, self.config.bound)) / wide
 
     def noise_level(self, t: Tensor, condition: ControlCondition) -> Tensor:
         """[n, h, d]: how much noise a step from time ``t`` [n] has, from 0 (the least) to 1 (the most). Raises
@@ -203,6 +240,8 @@ class ControlPolicy(HasWeightSets):
             return self.network(observed), self.network.log_std
         if self.config.kind == "ddpm":
             raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
+        if self.base is not None:
+            raise IncompatibleError("of this policy a frozen network acts at time 1 (tuned_from): no mean learns")
         zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         one = torch.ones(len(observed), device=self.device)
         return -self.network(observed, zero, one), self.network.log_std
@@ -318,6 +357,19 @@ class ControlPolicy(HasWeightSets):
     def facts(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
         return asdict(self.config)
+
+
+def time_grid(config: ControlConfig, steps: int) -> Tensor:
+    """[steps + 1] float64 descending to 0, see `ControlPolicy.times`."""
+    if steps < 1:
+        raise UserError(f"a sampler needs at least 1 step, got {steps}")
+    if config.kind == "flow":
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    levels = times_of(cosine_levels(config.steps))
+    if steps > len(levels):
+        raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
+    chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
+    return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
 
 
 def describe_episode(numbers: Sequence[float]) -> str:

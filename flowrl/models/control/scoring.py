@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     observed, action, _ = map(torch.from_numpy, world.demonstrations())
     policy = load_control(given.model, device="cpu")
     ascent = Ascent(given.rate, given.steps)
-    save_control(*fit(policy, observed, action, ascent, noise=given.noise, seed=given.seed), given.out)
+    config, network = fit(policy, observed, action, ascent, noise=given.noise, seed=given.seed)
+    save_control(config, network, given.out, policy.base)
     print(f"{given.out}: {given.steps} steps of rate {given.rate:g} to what was demonstrated")
 
 
