@@ -55,6 +55,7 @@ def _check(policy: ControlPolicy, name: str, first: ControlPolicy, first_name: s
         ("a score", config.score),
         ("several policies", config.policies),
         ("a network for the first steps", config.tuned_from is not None),
+        ("networks beside it", config.beside),
     ):
         if there:
             raise UserError(f"{name} has {has}; compose single policies without one, and add that to what they make up")
