@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from flowrl import composition
 from flowrl.models.control.load import new_network
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
+from flowrl.parts.coefficients import with_coefficients
 from flowrl.types import Draw, Episodes
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -341,13 +343,54 @@ def test_reinflow_gradient() -> None:
     assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
 
 
-@cell("reinflow", "defaults", "equal", "4 steps, deviation .1 to .24, clip .01, entropy .03, value loss .5, gamma .99")
+@cell(
+    "reinflow",
+    "loss, gradient",
+    "option",
+    "behaviour: squared distance of the flow's action from the base's, from z = 0",
+)
+def test_reinflow_behaviour_gradient() -> None:
+    m, plain = (made("reinflow", behaviour=weight) for weight in (0.1, 0.0))
+    assert m.algorithm.references == ("reference",)
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None
+
+    def acts(policy: Any) -> Tensor:
+        """As `sample_action`, its times counted from the action; the grid is that of training."""
+        x = torch.zeros_like(steps.states[:, 0])
+        for k in range(4):
+            x = x - policy.velocity(x, torch.full((len(x),), 1 - k / 4).double(), m.seen()) / 4
+        return x
+
+    def gradient(one: Made) -> Tensor:
+        with torch.no_grad():  # the policy that sampled moved since the reference was taken
+            for parameter in one.policy.network.parameters():
+                parameter.add_(0.02)
+        return gradients(one.algorithm, one.iteration)[0]
+
+    with m.policy.using("reference") as base:
+        wanted = acts(base)
+    found = gradient(m) - gradient(plain)
+    assert alike(found, m.gradient_of(0.1 * (acts(m.policy) - wanted).square().mean().double()), 1e-3)
+
+
+@cell(
+    "reinflow",
+    "defaults",
+    "equal",
+    "4 steps, deviation .1 to .24, the upper bound lowered in the last .65, clip .01, entropy .03, gamma .99",
+)
 def test_reinflow_settings() -> None:
     a: Any = composition.build("reinflow")
     noisy, chain = a.sampler.sampler, a.estimator.estimator
     assert (noisy.steps, noisy.least, noisy.most) == (4, 0.1, 0.24)
     assert (chain.reduction, chain.bound, a.objective.low, a.objective.high) == ("mean", 1.0, 0.01, 0.01)
-    assert [(term.name, term.weight) for term in a.regularizers] == [("value_loss", 0.5), ("negative_entropy", 0.03)]
+    known = [("value_loss", 0.5), ("negative_entropy", 0.03), ("action_shift/reference", 0.0)]
+    assert [(term.name, term.weight) for term in a.regularizers] == known and a.references == ()
+    a = with_coefficients(a, {})
+    assert a.sampler.sampler.most == 0.24
+    for iteration, wanted in ((0, 0.24), (350, 0.24), (675, 0.219), (1000, 0.198), (1200, 0.198)):
+        assert a.coefficients[0](0.0, {}, iteration) == pytest.approx(wanted, abs=1e-12)
     assert (a.token_advantage[0].gamma, a.token_advantage[0].lam) == (0.99, 0.95)
 
 
@@ -386,9 +429,8 @@ def test_reinflow_times() -> None:
     "reinflow",
     "defaults",
     "deviation",
-    "nothing is clamped, and the range of the deviation stays",
-    reason="states, noise and last actions are clamped there outside the density, and the upper bound falls by 30 % of"
-    " the range after .35 of training",
+    "states, noise and actions are not clamped",
+    reason="all three are clamped there outside the density, so that the ratio is none of densities",
 )
 def test_reinflow_unclamped() -> None:
     m = made("reinflow")
