@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +17,7 @@ from flowrl.models.control.load import new_network
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
-from flowrl.types import Draw, Episodes
+from flowrl.types import Draw, Episodes, Likelihood
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
 from tests.fidelity import cell, release
@@ -277,6 +278,60 @@ def test_fpo_control_gradient() -> None:
     a: Any = composition.build({"use": "fpo", "family": "control"})
     assert a.estimator.average and a.estimator.estimator.draws == 8 and a.sampler.sampler.steps == 10
     assert (a.token_advantage[0].gamma, a.objective.low, a.regularizers[0].weight) == (0.995, 0.05, 0.5)
+
+
+@cell(
+    "fpo_pp",
+    "loss, gradient, defaults",
+    "option",
+    "family: control is the port's: sum / sqrt(d), errors at most 20, log-ratio at most 10 with its gradient, clip .05",
+)
+def test_fpo_pp_control_gradient() -> None:
+    """What `actor_loss_fn` of typoverflow/flow-rl computes, of a policy far enough from the one that sampled that all
+    branches act. (Its lines themselves, executed with numpy once: the same loss, and gradients by finite differences.)
+    """
+    m = made("fpo_pp/control", clip=0.05)
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    inner = rows.inner
+    advantage = m.credit(0.99, 0.95)[0]
+    with torch.no_grad():
+        for parameter in m.policy.network.parameters():
+            parameter.mul_(1.5)
+
+    def errors(policy: Any) -> Tensor:
+        wide = inner.t[..., None, None]
+        at = ((1 - wide) * inner.clean + wide * inner.noise).float()
+        count = inner.t.shape[1]
+        seen = m.seen().observed.repeat_interleave(count, dim=0)
+        v = policy.velocity(at.flatten(0, 1), inner.t.flatten(), policy.condition([]).seeing(seen)).view_as(at)
+        return (v - (inner.noise - inner.clean)).double().square().sum(dim=(2, 3)) / 2**0.5
+
+    a = advantage[:, None]
+    with torch.no_grad():
+        old_error = errors(m.old).clamp(max=20.0)
+    raw = errors(m.policy)
+    new_error = raw.clamp(max=20.0)
+    log_ratio = old_error - new_error
+    log_ratio = log_ratio + (log_ratio.clamp(max=10.0) - log_ratio).detach()
+    rho = log_ratio.exp()
+    good = torch.minimum(rho * a, rho.clamp(0.95, 1.05) * a)
+    bad = rho * a - a.abs() / (2 * 0.05) * (rho - 1) ** 2
+    wanted = -torch.where(a >= 0, good, bad).mean()
+    assert min(int(((raw > 20) & some).sum()) for some in (a >= 0, a < 0)) > 3
+    assert int(((old_error - raw > 10) & (a < 0)).sum()) > 0 and int((rho < 0.5).sum()) > 10
+    condition = m.iteration.rollout.condition
+    with torch.no_grad():
+        old = m.algorithm.estimator(m.old, rows, condition).logp.view(len(rows.slot), -1, 16)[m.rows, m.events]
+    live = m.algorithm.estimator(m.policy, rows, condition).logp.view(len(rows.slot), -1, 16)[m.rows, m.events]
+    batch: Any = SimpleNamespace(advantage=a.expand_as(live), old=Likelihood(old), weight=torch.ones_like(live))
+    found = m.algorithm.objective(Likelihood(live), batch).mean()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert alike(m.gradient_of(found), m.gradient_of(wanted), 1e-4)
+    port: Any = composition.build({"use": "fpo_pp", "family": "control"})
+    part, chunks = port.estimator.estimator, port.sampler.sampler
+    assert (part.draws, part.reduction, part.most, part.weight) == (16, "sqrt", 20.0, "uniform")
+    assert (part.times.low, part.times.high, chunks.noise, chunks.steps) == (0.005, 0.995, 0.02, 64)
+    assert (port.objective.clip, port.objective.most, port.token_advantage[0].gamma) == (0.05, 10.0, 0.99)
 
 
 @cell("diffusion_policy", "loss, gradient", "equal", "mean squared error of the prediction, over all steps of the data")
