@@ -22,6 +22,7 @@ class ObjectiveDefaults:
     coupled: ClassVar[bool] = False
     skips_zero_advantage: ClassVar[bool] = True
     needs_old_logp: ClassVar[bool] = True
+    off_policy: ClassVar[bool] = False
 
     @property
     def clip_range(self) -> tuple[float, float] | None:

@@ -146,6 +146,8 @@ class ControlNetwork(nn.Module):
             self.body = perceptron([enters, *[width] * depth, chunk * action], act, norm)
         self.log_std = nn.Parameter(torch.zeros(chunk, action))
         self.residual = ResidualNetwork(observation, action, residual) if residual else None
+        self.beside = nn.ModuleDict()
+        """Networks that a method trains beside this one (`flowrl.types.Beside`)."""
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor
@@ -249,7 +251,7 @@ class ComposedNetwork(ControlNetwork):
         nn.Module.__init__(self)
         first = parts[0]
         self.kind, self.shape, self.weights = first.kind, first.shape, tuple(weights)
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.beside = nn.ModuleList(parts), nn.ModuleDict()
         size = len(first.observations.mean)
         self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
 from flowrl.math.random import normal
+from flowrl.models.control.acting import ActsWithNetworks
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
 from flowrl.models.control.network import (
@@ -28,7 +29,7 @@ from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import CfgGrad, IncompatibleError, Prompt
+from flowrl.types import Acting, Beside, CfgGrad, IncompatibleError, Prompt
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -86,9 +87,13 @@ class ControlConfig:
     """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
     policies: tuple[Share, ...] = ()
     """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    """Networks beside its own, by name."""
+    acting: Acting | None = None
+    """How it acts, where it does not act by its flow or its mean alone."""
 
 
-class ControlPolicy(HasWeightSets):
+class ControlPolicy(ActsWithNetworks, HasWeightSets):
     """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; made by
     :func:`flowrl.models.control.load.load_control`."""
 
@@ -135,13 +140,17 @@ class ControlPolicy(HasWeightSets):
         return [describe_episode(row) for row in final.tolist()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critic's."""
-        noise = [] if self.noise is None else self.noise.parameters()
-        return [*self.adaptation.parameters.values(), *noise, *self.critic_parameters()]
+        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critics'."""
+        noise, critics = [] if self.noise is None else self.noise.parameters(), self.critic_parameters()
+        judging = {id(parameter) for parameter in critics}
+        own = [parameter for parameter in self.adaptation.parameters.values() if id(parameter) not in judging]
+        return [*own, *noise, *critics]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Those of them that are the critic's."""
-        return [] if self.critic is None else list(self.critic.parameters())
+        """Those of them that are critics', beside the network and of values."""
+        judges = [net for name, net in self.network.beside.items() if self.config.beside[name].judges]
+        valuing = [] if self.critic is None else [self.critic]
+        return [parameter for net in (*judges, *valuing) for parameter in net.parameters()]
 
     def value(self, observed: Tensor) -> Tensor:
         """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones. Beside
@@ -218,6 +227,15 @@ class ControlPolicy(HasWeightSets):
         features = self.network.features(condition.need().to(self.device))
         return self.noise(features, self.network.time_features(t.to(features)))
 
+    def integrate(self, x: Tensor, condition: ControlCondition, steps: int | None = None) -> Tensor:
+        """Where Euler's method comes to from noise ``x`` [n, h, d], in ``steps`` even steps or the model's own."""
+        times = self.times(steps or self.config.steps)
+        x = self.initial(x, times)
+        for now, then in pairwise(times):
+            t, t_next = now.expand(len(x)), then.expand(len(x))
+            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
+        return x
+
     # ------------------------------------------------------------------------------------------------- as a Gaussian
     def gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
         """Mean [n, h, d] of the chunk and logarithm of its deviation [h, d]. The mean of a flow is one step from z = 0,
@@ -281,24 +299,20 @@ class ControlPolicy(HasWeightSets):
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean. A residual is no part of it: it acts step by step."""
+        from noise that follows from ``seed``; a Gaussian's mean; what `act` makes of that noise. A residual is no part
+        of it: it acts step by step."""
         return self.in_own_units(self._decided(observed, seed, steps))
 
     def _decided(self, observed: Tensor, seed: int | None, steps: int | None) -> Tensor:
         """The same, standardised."""
-        condition = ControlCondition(len(observed)).seeing(observed.float())
-        if self.config.kind == "gaussian":
+        condition, acting = ControlCondition(len(observed)).seeing(observed.float()), self.config.acting
+        if self.config.kind == "gaussian" and acting is None:
             return self.gaussian(condition)[0]
-        x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
+        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        x = torch.zeros(len(observed), *shape, device=self.device)
         if seed is not None:
-            seeds = torch.arange(len(observed)) + seed
-            x = normal(seeds, self.latent_shape, stream=0, device=self.device)
-        times = self.times(steps or self.config.steps)
-        x = self.initial(x, times)
-        for now, then in pairwise(times):
-            t, t_next = now.expand(len(x)), then.expand(len(x))
-            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
-        return x
+            x = normal(torch.arange(len(observed)) + seed, shape, stream=0, device=self.device)
+        return self.integrate(x, condition, steps) if acting is None else self.act(condition, x)
 
     def reset(self) -> None:
         """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""
