@@ -37,10 +37,10 @@ def cfgrl(
 
     Deviations: A is `EpisodeGAE` with a critic of the mean return, there IQL's Q - V (two Q, expectile .9). Data are
     the policy's own episodes, made with ``guidance``, there a fixed set: ``sampler: {use: demonstrations, executed:
-    true}`` reads one, with the column ``reward``. Times are any, there multiples of 1/32. The label adds a vector to the first layer,
-    there an embedding of 32 numbers is one of its inputs. The release's form for single tasks of OGBench (ogbench/
-    agents/flowiql.py) has a label for A < 0 too, and leaves the label out of a tenth of the samples; that for goals
-    leaves out the goal. Neither is here.
+    true}`` reads one, with the column ``reward``. Times are any, there multiples of 1/32. The label adds a vector to
+    the first layer, there an embedding of 32 numbers is one of its inputs. The release's form for single tasks of
+    OGBench (ogbench/agents/flowiql.py) has a label for A < 0 too, and leaves the label out of a tenth of the samples;
+    that for goals leaves out the goal. Neither is here.
     """
     flow = FlowSampler(steps=steps, guidance=guidance)
     return Algorithm(

@@ -70,6 +70,7 @@ class _BaseActs(CheckedEnvironment):
         self._history = torch.zeros(len(draw), policy.config.history, policy.config.observation)
         self._chunk = torch.zeros(len(draw), *policy.latent_shape)[:, policy.config.present]
         self._done = torch.full((len(draw), policy.config.past, policy.config.action), torch.nan)
+        self._next = torch.zeros(len(draw), policy.config.action)
         self._time = 0
         self.forwards = 0
         """Network rows of the policy so far."""
@@ -94,7 +95,7 @@ class _BaseActs(CheckedEnvironment):
 
     def step(self, actions: Tensor, rows: Tensor) -> Step:
         """One step of the rows [n] that are left, by what is added to their actions [n, d]."""
-        now = self._chunk[rows, self._time % self._chunk.shape[1]]
+        now = self._next[rows]
         executed = self._policy.in_own_units(self._policy.corrected(now, actions))
         self._done[rows] = torch.cat([self._done[rows], now[:, None]], dim=1)[:, 1:]
         found = self._environment.step(executed.cpu(), rows)
@@ -115,7 +116,9 @@ class _BaseActs(CheckedEnvironment):
         self.forwards += made.forwards
 
     def _beside(self, observed: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat([observed, self._chunk[rows, self._time % self._chunk.shape[1]]], dim=1)
+        decided = self._chunk[rows, self._time % self._chunk.shape[1]]
+        self._next[rows] = self._policy.ascended(observed, decided).cpu()
+        return torch.cat([observed, self._next[rows]], dim=1)
 
 
 class _Residual:

@@ -23,6 +23,16 @@ class Share:
     depth: int
 
 
+@dataclass(frozen=True)
+class Ascent:
+    """How single actions are moved towards the data before they are executed."""
+
+    rate: float = 0.1
+    """Of a step, in standardised actions; see `flowrl.models.control.scoring.fit`."""
+    steps: int = 10
+    """0 leaves actions as they are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig:
     """``config.json`` of a model."""
@@ -69,6 +79,8 @@ class ControlConfig:
     """w with which a network that hears a label acts: ``v_0 + w (v_1 - v_0)``."""
     policies: tuple[Share, ...] = ()
     """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
+    score: Ascent | None = None
+    """Of a model with a score of its data (`flowrl.models.control.scoring`)."""
     beside: Mapping[str, Beside] = field(default_factory=dict)
     """Networks beside its own, by name."""
     acting: Acting | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.control.beside import BesideNetwork, is_one_of, read_beside, with_new
-from flowrl.models.control.form import ControlConfig, Share, time_grid
+from flowrl.models.control.form import Ascent, ControlConfig, Share, time_grid
 from flowrl.models.control.network import (
     Activation,
     ComposedNetwork,
@@ -23,6 +23,7 @@ from flowrl.models.control.network import (
     CriticNetwork,
     Kind,
     NoiseNetwork,
+    ScoreNetwork,
 )
 from flowrl.models.control.policy import SAME_TIME, ControlPolicy
 from flowrl.models.family import embedded_model
@@ -160,7 +161,7 @@ def _networks(
     network.load_state_dict(with_new(held, network, kept))
     if config.tuned_from is None:
         return network, None
-    base = new_network(replace(config, residual=0.0, beside={}))
+    base = new_network(replace(config, residual=0.0, beside={}, score=None))
     base.load_state_dict({key.removeprefix(BASE): value for key, value in tensors.items() if key.startswith(BASE)})
     return network, base.eval()
 
@@ -173,7 +174,7 @@ def _frozen(
     steps, last = tuned
     start = float(time_grid(config, steps)[steps - last])
     if base is None or config.tuned_from is None:
-        base = new_network(replace(config, residual=0.0, beside={}))
+        base = new_network(replace(config, residual=0.0, beside={}, score=None))
         base.load_state_dict({key: value for key, value in network.state_dict().items() if key in base.state_dict()})
         return replace(config, tuned_from=start), base.eval()
     if abs(config.tuned_from - start) > SAME_TIME:
@@ -185,8 +186,10 @@ def _frozen(
 
 
 def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
-    """Train the residual alone, or everything but it."""
+    """Train the residual alone, or everything but it and a score."""
     network.requires_grad_(residual is None)
+    if network.score is not None:
+        network.score.requires_grad_(False)
     if network.residual is not None:
         network.residual.requires_grad_(residual is not None)
         if residual is not None:
@@ -200,11 +203,13 @@ def new_network(config: ControlConfig) -> ControlNetwork:
     shape = (c.kind, c.observation, c.action, c.chunk, c.history)
     if c.policies:
         parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
-        network = ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
+        network: ControlNetwork = ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
     else:
         network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form, c.conditions)
     for name, wanted in c.beside.items():
         network.beside[name] = BesideNetwork(name, wanted, c.observation * c.history, c.chunk, c.action)
+    if c.score is not None:
+        network.score = ScoreNetwork(c.observation, c.action)
     return network
 
 
@@ -233,7 +238,9 @@ def read_config(folder: Path) -> ControlConfig:
             raise UserError(f"{file}: {key} is {value!r}; {wrong}")
     parts = {"encoder": tuple(given.get("encoder", ())), "policies": _shares(given.get("policies") or (), file)}
     beside, how = read_beside(given, file)
-    config = ControlConfig(**given | parts | {"beside": beside, "acting": how})
+    config = ControlConfig(
+        **given | parts | {"beside": beside, "acting": how, "score": _ascent(given.get("score"), file)}
+    )
     if config.blocks and config.depth % 2 == 0:
         raise UserError(f"{file}: depth is {config.depth}; give an odd one, as blocks put all but one into pairs")
     if config.bound is not None and config.kind != "ddpm":
@@ -246,6 +253,18 @@ def read_config(folder: Path) -> ControlConfig:
     if config.kind == "mip" and config.steps != 2:
         raise UserError(f"{file}: steps is {config.steps}, and a MIP acts in 2; set 2")
     return config
+
+
+def _ascent(given: Any, file: Path) -> Ascent | None:
+    if given is None:
+        return None
+    try:
+        found = Ascent(float(given["rate"]), int(given["steps"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: score has a rate and steps, found {given!r}") from error
+    if not (0 <= found.rate < float("inf") and found.steps >= 0):
+        raise UserError(f"{file}: score is {given!r}; give a rate of 0 or more and 0 or more steps")
+    return found
 
 
 def _shares(given: Any, file: Path) -> tuple[Share, ...]:

@@ -240,13 +240,26 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         return action.to(self.device) + self._residual().scale * added.to(self.device)
 
     def executed(self, observed: Tensor, action: Tensor) -> Tensor:
-        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a residual
-        looks at the newest observation [n, history, o] and moves them."""
+        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a score of
+        the data and a residual look at the newest observation [n, history, o] and move them."""
+        action = self.ascended(observed[:, -1], action)
         if self.network.residual is None:
             return self.in_own_units(action)
         features = self.network.residual_features(observed[:, -1].to(self.device).float(), action.to(self.device))
         self.network_calls += len(action)
         return self.in_own_units(self.corrected(action, self.network.residual(features)))
+
+    def ascended(self, observed: Tensor, action: Tensor) -> Tensor:
+        """Standardised actions [n, d] at observations [n, o] after ``a <- a + rate s(o, a)``, ``steps`` times, where
+        the model has a score s of its data (CDSA, arXiv:2406.07541); as they are otherwise."""
+        ascent = self.config.score
+        if ascent is None or self.network.score is None:
+            return action
+        seen, action = self.network.observations(observed.to(self.device).float()), action.to(self.device)
+        for _ in range(ascent.steps):
+            action = action + ascent.rate * self.network.score(seen, action)
+        self.network_calls += ascent.steps * len(action)
+        return action
 
     def _residual(self) -> ResidualNetwork:
         if self.network.residual is None:
