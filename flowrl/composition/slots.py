@@ -72,6 +72,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.noisy",
             "flowrl.samplers.perturbed",
             "flowrl.samplers.demonstrations",
+            "flowrl.samplers.deployed",
             "flowrl.samplers.residual",
         ),
     ),
@@ -95,6 +96,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.gaussian",
             "flowrl.estimators.noisy",
             "flowrl.estimators.perturbed",
+            "flowrl.estimators.q_learning",
             "flowrl.estimators.distribution",
             "flowrl.estimators.trajectory_matching",
         ),
@@ -151,6 +153,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.distillation",
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
+            "flowrl.parts.q_learning",
         ),
     ),
     "regularizers": Slot(

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowrl.environments import CheckedEnvironment, OnError, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
+from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
@@ -51,6 +52,9 @@ class EpisodeSampler:
     decisions: int = 40
     """S, at most in an episode."""
     on_error: OnError = "raise"
+    frozen_base: bool = False
+    """Only the steps that ``sampler`` records are the policy's; those before them are made by a copy of the network
+    that training started from (DPPO), also where the policy is evaluated, deployed and exported."""
     timeout_s: float | None = None
     """Seconds that a step, or the reset, of all rows may take. The environment is then in a process of its own, killed
     where it takes longer; all its episodes that were going on have failed, as where the process ends by itself.
@@ -63,12 +67,22 @@ class EpisodeSampler:
     def __post_init__(self) -> None:
         if self.decisions < 1:
             raise ValueError(f"decisions={self.decisions} makes no step; give at least 1")
+        if self.frozen_base and not isinstance(self.sampler, FlowSampler):
+            raise ValueError("frozen_base is of steps from noise to a chunk: use it with sampler: {use: flow}")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ValueError(f"timeout_s={self.timeout_s} leaves no time; give seconds above 0, or null for no limit")
         if self.render and self.timeout_s is not None:
             raise ValueError(
                 "render=true steps the environment in this process, where timeout_s ends nothing; drop one"
             )
+
+    @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where the first K - F of K steps are the frozen base's."""
+        if not self.frozen_base or not isinstance(self.sampler, FlowSampler):
+            return None
+        steps, recorded = self.sampler.steps, self.sampler.recorded
+        return (steps, recorded) if recorded < steps else None
 
     @property
     def forwards(self) -> int:
@@ -84,6 +98,8 @@ class EpisodeSampler:
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
             sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+        elif temperature is not None and isinstance(sampler, Deployed):
+            sampler = sampler.heldout(None, None, temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
             raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
         return replace(self, sampler=sampler)

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.models.control.load import new_network
+from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Episodes
+from flowrl.parts.coefficients import with_coefficients
+from flowrl.types import Draw, Episodes, Likelihood
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
 from tests.fidelity import cell, release
@@ -179,13 +184,66 @@ def test_dppo_settings() -> None:
 @cell(
     "dppo",
     "defaults",
-    "deviation",
-    "all 10 steps are tuned",
-    reason="the release keeps the base for the first 10 of 20; its chain is a DDPM's, with noise and actions clamped",
+    "equal",
+    "of 20 steps the last 10 are tuned and the base makes the others; noise in -3 to 3, log-probabilities in -5 to 2",
 )
 def test_dppo_steps() -> None:
     a: Any = composition.build("dppo")
-    assert a.sampler.sampler.steps == a.sampler.sampler.recorded == 10
+    assert a.tuned == (20, 10) and a.sampler.sampler.noise_bound == 3.0
+    assert a.estimator.estimator.bounds == (-5.0, 2.0) and a.estimator.estimator.reduction == "mean"
+
+
+@cell(
+    "dppo",
+    "loss",
+    "equal",
+    "a DDPM's posterior, x0 in -1 to 1, deviation .1 or more, in its coordinates; checkpoints of the release are read",
+)
+def test_dppo_probability() -> None:
+    """Of the last 2 of 5 steps; the whole chain is in `tests/unit/test_control_dppo.py`."""
+    config = ControlConfig(kind="ddpm", observation=2, action=2, width=16, depth=2, steps=5, bound=1.0)
+    torch.manual_seed(0)
+    policy = ControlPolicy(config, new_network(config), None, None, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            parameter.mul_(3)  # so that some x0 are beyond 1
+    algorithm: Any = composition.build({"use": "dppo", "steps": 5, "tuned": 2})
+    draw = Draw.of(torch.arange(20), torch.zeros(20, dtype=torch.long), 0, 0)
+    seen = policy.condition([]).seeing(torch.randn(20, 1, 2))
+    made = algorithm.sampler.sampler(policy, seen, draw)
+    estimator = algorithm.estimator.estimator
+    found = estimator(policy, estimator.probe(made, policy, draw.seeds), seen).logp
+    bar = torch.cos((torch.arange(6).double() / 5 + 0.008) / 1.008 * math.pi / 2) ** 2
+    beta = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    a, outside = (1 - beta).cumprod(dim=0), 0
+    states = made.trace.states.double()
+    times = [*made.trace.t[0], torch.zeros(()).double()]
+    for number, k in enumerate((1, 0)):
+        before = a[k - 1] if k else torch.ones(()).double()
+        x, x_next = (states[:, number + i] / ((1 - t) ** 2 + t**2).sqrt() for i, t in enumerate(times[number:][:2]))
+        with torch.no_grad():
+            noise = policy.network(seen.observed, x.float(), times[number].float().expand(20)).double()
+        clean = (x - (1 - a[k]).sqrt() * noise) / a[k].sqrt()
+        outside += int((clean.abs() > 1).sum())
+        mean = beta[k] * before.sqrt() / (1 - a[k]) * clean.clamp(-1, 1)
+        mean = mean + (1 - before) * (1 - beta[k]).sqrt() / (1 - a[k]) * x
+        std = (beta[k] * (1 - before) / (1 - a[k])).sqrt().clamp(min=0.1)
+        wanted = torch.distributions.Normal(mean, std).log_prob(x_next).clamp(-5, 2).mean(dim=(1, 2))
+        torch.testing.assert_close(found[:, number].double(), wanted, atol=1e-3, rtol=1e-3)
+    assert outside > 5
+
+
+@cell(
+    "dppo",
+    "defaults",
+    "deviation",
+    "advantages are whitened over an iteration; evaluation without noise",
+    reason="there over a minibatch of 50000 of 200000 pairs; its evaluation keeps the noise of all steps but the last",
+)
+def test_dppo_whitening() -> None:
+    a: Any = composition.build("dppo")
+    deployed = a.sampler.heldout(None, None, None).sampler
+    assert a.token_advantage[0].whiten and deployed.window is None and deployed.steps == 20
 
 
 @cell(
@@ -220,6 +278,60 @@ def test_fpo_control_gradient() -> None:
     a: Any = composition.build({"use": "fpo", "family": "control"})
     assert a.estimator.average and a.estimator.estimator.draws == 8 and a.sampler.sampler.steps == 10
     assert (a.token_advantage[0].gamma, a.objective.low, a.regularizers[0].weight) == (0.995, 0.05, 0.5)
+
+
+@cell(
+    "fpo_pp",
+    "loss, gradient, defaults",
+    "option",
+    "family: control is the port's: sum / sqrt(d), errors at most 20, log-ratio at most 10 with its gradient, clip .05",
+)
+def test_fpo_pp_control_gradient() -> None:
+    """What `actor_loss_fn` of typoverflow/flow-rl computes, of a policy far enough from the one that sampled that all
+    branches act. (Its lines themselves, executed with numpy once: the same loss, and gradients by finite differences.)
+    """
+    m = made("fpo_pp/control", clip=0.05)
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    inner = rows.inner
+    advantage = m.credit(0.99, 0.95)[0]
+    with torch.no_grad():
+        for parameter in m.policy.network.parameters():
+            parameter.mul_(1.5)
+
+    def errors(policy: Any) -> Tensor:
+        wide = inner.t[..., None, None]
+        at = ((1 - wide) * inner.clean + wide * inner.noise).float()
+        count = inner.t.shape[1]
+        seen = m.seen().observed.repeat_interleave(count, dim=0)
+        v = policy.velocity(at.flatten(0, 1), inner.t.flatten(), policy.condition([]).seeing(seen)).view_as(at)
+        return (v - (inner.noise - inner.clean)).double().square().sum(dim=(2, 3)) / 2**0.5
+
+    a = advantage[:, None]
+    with torch.no_grad():
+        old_error = errors(m.old).clamp(max=20.0)
+    raw = errors(m.policy)
+    new_error = raw.clamp(max=20.0)
+    log_ratio = old_error - new_error
+    log_ratio = log_ratio + (log_ratio.clamp(max=10.0) - log_ratio).detach()
+    rho = log_ratio.exp()
+    good = torch.minimum(rho * a, rho.clamp(0.95, 1.05) * a)
+    bad = rho * a - a.abs() / (2 * 0.05) * (rho - 1) ** 2
+    wanted = -torch.where(a >= 0, good, bad).mean()
+    assert min(int(((raw > 20) & some).sum()) for some in (a >= 0, a < 0)) > 3
+    assert int(((old_error - raw > 10) & (a < 0)).sum()) > 0 and int((rho < 0.5).sum()) > 10
+    condition = m.iteration.rollout.condition
+    with torch.no_grad():
+        old = m.algorithm.estimator(m.old, rows, condition).logp.view(len(rows.slot), -1, 16)[m.rows, m.events]
+    live = m.algorithm.estimator(m.policy, rows, condition).logp.view(len(rows.slot), -1, 16)[m.rows, m.events]
+    batch: Any = SimpleNamespace(advantage=a.expand_as(live), old=Likelihood(old), weight=torch.ones_like(live))
+    found = m.algorithm.objective(Likelihood(live), batch).mean()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert alike(m.gradient_of(found), m.gradient_of(wanted), 1e-4)
+    port: Any = composition.build({"use": "fpo_pp", "family": "control"})
+    part, chunks = port.estimator.estimator, port.sampler.sampler
+    assert (part.draws, part.reduction, part.most, part.weight) == (16, "sqrt", 20.0, "uniform")
+    assert (part.times.low, part.times.high, chunks.noise, chunks.steps) == (0.005, 0.995, 0.02, 64)
+    assert (port.objective.clip, port.objective.most, port.token_advantage[0].gamma) == (0.05, 10.0, 0.99)
 
 
 @cell("diffusion_policy", "loss, gradient", "equal", "mean squared error of the prediction, over all steps of the data")
@@ -286,13 +398,54 @@ def test_reinflow_gradient() -> None:
     assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
 
 
-@cell("reinflow", "defaults", "equal", "4 steps, deviation .1 to .24, clip .01, entropy .03, value loss .5, gamma .99")
+@cell(
+    "reinflow",
+    "loss, gradient",
+    "option",
+    "behaviour: squared distance of the flow's action from the base's, from z = 0",
+)
+def test_reinflow_behaviour_gradient() -> None:
+    m, plain = (made("reinflow", behaviour=weight) for weight in (0.1, 0.0))
+    assert m.algorithm.references == ("reference",)
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None
+
+    def acts(policy: Any) -> Tensor:
+        """As `sample_action`, its times counted from the action; the grid is that of training."""
+        x = torch.zeros_like(steps.states[:, 0])
+        for k in range(4):
+            x = x - policy.velocity(x, torch.full((len(x),), 1 - k / 4).double(), m.seen()) / 4
+        return x
+
+    def gradient(one: Made) -> Tensor:
+        with torch.no_grad():  # the policy that sampled moved since the reference was taken
+            for parameter in one.policy.network.parameters():
+                parameter.add_(0.02)
+        return gradients(one.algorithm, one.iteration)[0]
+
+    with m.policy.using("reference") as base:
+        wanted = acts(base)
+    found = gradient(m) - gradient(plain)
+    assert alike(found, m.gradient_of(0.1 * (acts(m.policy) - wanted).square().mean().double()), 1e-3)
+
+
+@cell(
+    "reinflow",
+    "defaults",
+    "equal",
+    "4 steps, deviation .1 to .24, the upper bound lowered in the last .65, clip .01, entropy .03, gamma .99",
+)
 def test_reinflow_settings() -> None:
     a: Any = composition.build("reinflow")
     noisy, chain = a.sampler.sampler, a.estimator.estimator
     assert (noisy.steps, noisy.least, noisy.most) == (4, 0.1, 0.24)
     assert (chain.reduction, chain.bound, a.objective.low, a.objective.high) == ("mean", 1.0, 0.01, 0.01)
-    assert [(term.name, term.weight) for term in a.regularizers] == [("value_loss", 0.5), ("negative_entropy", 0.03)]
+    known = [("value_loss", 0.5), ("negative_entropy", 0.03), ("action_shift/reference", 0.0)]
+    assert [(term.name, term.weight) for term in a.regularizers] == known and a.references == ()
+    a = with_coefficients(a, {})
+    assert a.sampler.sampler.most == 0.24
+    for iteration, wanted in ((0, 0.24), (350, 0.24), (675, 0.219), (1000, 0.198), (1200, 0.198)):
+        assert a.coefficients[0](0.0, {}, iteration) == pytest.approx(wanted, abs=1e-12)
     assert (a.token_advantage[0].gamma, a.token_advantage[0].lam) == (0.99, 0.95)
 
 
@@ -331,9 +484,8 @@ def test_reinflow_times() -> None:
     "reinflow",
     "defaults",
     "deviation",
-    "nothing is clamped, and the range of the deviation stays",
-    reason="states, noise and last actions are clamped there outside the density, and the upper bound falls by 30 % of"
-    " the range after .35 of training",
+    "states, noise and actions are not clamped",
+    reason="all three are clamped there outside the density, so that the ratio is none of densities",
 )
 def test_reinflow_unclamped() -> None:
     m = made("reinflow")

@@ -34,7 +34,7 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
     """A run of the toy flow; dppo by default."""
     spec = {**(algorithm or {"use": "dppo", "steps": 3, "clip": 0.2}), "environment": environment, "decisions": 3}
     built = build({**spec, "sampler": sampler} if sampler else spec)
-    critic = {"critic_lr": 0.005, "critic_warmup": 1} if built.valued else {}
+    critic = {"critic_lr": 0.005, "critic_warmup": 1} if built.valued or built.judges else {}
     config = Config.of({
         "name": "toy",
         "model": {"path": "avoid"},
@@ -47,7 +47,9 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
-    policy = toy_policy(critic=built.valued, noise=built.explores, residual=built.residual)
+    start = None if built.tuned is None else built.tuned[1] / built.tuned[0]  # of a flow's even times
+    needed: dict[str, Any] = {name: getattr(built, name) for name in ("residual", "beside", "acting")}
+    policy = toy_policy(critic=built.valued, noise=built.explores, tuned_from=start, **needed)
     for name in built.weight_sets:
         policy.update_ema(name, 0.0)
     valued = policy.critic_parameters()
@@ -64,6 +66,7 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
 
 FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
 NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3}, {"use": "resip", "steps": 3})
+LAST = {"use": "dppo", "steps": 4, "tuned": 2, "clip": 0.2}
 GROUPED = (
     {"use": "awm", "family": "control", "steps": 3},
     {"use": "diffusion_nft", "family": "control", "steps": 3},
@@ -73,7 +76,7 @@ GROUPED = (
 """Presets for images; groups of episodes stand in for a critic."""
 
 
-@pytest.mark.parametrize("algorithm", [FPO, None, *NOISY, *GROUPED])
+@pytest.mark.parametrize("algorithm", [FPO, None, *NOISY, LAST, *GROUPED])
 def test_a_run_goes_on_where_it_ended_bit_for_bit(algorithm: Any) -> None:
     """Nothing of an environment lives between iterations (T18)."""
     whole = session_of(algorithm)

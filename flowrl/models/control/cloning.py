@@ -54,7 +54,8 @@ def clone(
         network.observations.load_state_dict(statistics.observations.state_dict())
         network.actions.load_state_dict(statistics.actions.state_dict())
     targets = network.actions(chunks)
-    optimizer = torch.optim.Adam(network.body.parameters(), lr=lr)
+    learned = [parameter for name, parameter in network.named_parameters() if name != "log_std"]
+    optimizer = torch.optim.Adam(learned, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     value = torch.zeros(())
     for _ in range(steps):

@@ -13,7 +13,8 @@ from flowrl.models.control.load import check_weights, load_control, new_network
 from flowrl.models.control.network import ComposedNetwork, ControlNetwork
 from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
 
-SAME = ("kind", "observation", "action", "chunk", "history")
+FORM = ("activation", "blocks", "norm", "encoder", "embedding", "bound")
+SAME = ("kind", "observation", "action", "chunk", "history", *FORM)
 """What policies must have in common; DDPMs also their number of times."""
 CLOSE = 1e-6
 """Statistics of actions that differ by no more are the same."""
@@ -49,13 +50,21 @@ def _check(policy: ControlPolicy, name: str, first: ControlPolicy, first_name: s
     config, other = policy.config, first.config
     if config.kind == "gaussian":
         raise UserError(f"{name} is a Gaussian, which denoises nothing; compose flows or DDPMs")
-    if config.residual or config.policies:
-        has = "a residual" if config.residual else "policies that it is made of"
-        raise UserError(f"{name} has {has}; compose single policies without one")
+    for has, there in (
+        ("a residual", config.residual),
+        ("a score", config.score),
+        ("several policies", config.policies),
+        ("a network for the first steps", config.tuned_from is not None),
+        ("networks beside it", config.beside),
+    ):
+        if there:
+            raise UserError(f"{name} has {has}; compose single policies without one, and add that to what they make up")
     for key in (*SAME, *(["steps"] if config.kind == "ddpm" else [])):
         mine, wanted = getattr(config, key), getattr(other, key)
         if mine != wanted:
-            raise UserError(f"{name} has {key} {mine} and {first_name} {wanted}; compose policies of the same chunks")
+            raise UserError(
+                f"{name} has {key} {mine} and {first_name} {wanted}; compose policies of the same chunks and form"
+            )
     mine, wanted = (torch.cat([p.network.actions.mean, p.network.actions.std]) for p in (policy, first))
     if not torch.allclose(mine, wanted, rtol=0, atol=CLOSE):
         raise UserError(

@@ -19,7 +19,7 @@ def export(policy: ControlPolicy, directory: Path, to: str) -> float:
     it. Raises `UserError` as `flowrl.models.export_folder.into_folder` does."""
 
     def write(work: Path) -> Difference:
-        save_control(policy.config, policy.network, work)
+        save_control(policy.config, policy.network, work, policy.base)
         again = load_control(work, device="cpu")
         shape = (policy.config.history, policy.config.observation)
         seen = policy.network.observations.undo(normal(torch.arange(8), shape, stream=0).to(policy.device)).cpu()

@@ -14,11 +14,22 @@ from torch import Tensor, nn
 Kind = Literal["flow", "ddpm", "gaussian"]
 """What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk, or the mean of a
 Gaussian, which looks at the observation alone."""
+Activation = Literal["silu", "relu", "mish", "elu", "gelu", "tanh"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "relu": nn.ReLU,
+    "mish": nn.Mish,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
 TIME_WAVES = 4
 """Time features are ``cos(pi 2^k t)`` and ``sin(pi 2^k t)`` for so many k from 0."""
+LONGEST_WAVE = 10000.0
 LEAST_STD = 1e-3
 RESIDUAL_WIDTH, RESIDUAL_DEPTH, RESIDUAL_LIMIT = 256, 2, 3.0
 """Of a residual; the standardised observations that it reads are cut so far from 0."""
+SCORE_WIDTH, SCORE_DEPTH = 128, 3
 
 
 class Statistics(nn.Module):
@@ -48,12 +59,49 @@ class Statistics(nn.Module):
         return x * self.std + self.mean
 
 
-def perceptron(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
-    """Linear layers with an activation between them."""
+def perceptron(sizes: list[int], activation: type[nn.Module], norm: bool = False) -> nn.Sequential:
+    """Linear layers with an activation between them, ``norm``: of normalised numbers."""
     layers: list[nn.Module] = []
     for index, (wide, next_wide) in enumerate(pairwise(sizes)):
-        layers += [nn.Linear(wide, next_wide), *([activation()] if index < len(sizes) - 2 else [])]
+        last = index == len(sizes) - 2
+        between = [] if last else [*([nn.LayerNorm(next_wide)] if norm else []), activation()]
+        layers += [nn.Linear(wide, next_wide), *between]
     return nn.Sequential(*layers)
+
+
+class ResidualBlock(nn.Module):
+    """``x + l2(act(l1(act(x))))``, both inputs normalised first where ``norm`` says so (d3il and irom-princeton/dppo,
+    model/common/mlp.py)."""
+
+    def __init__(self, width: int, activation: type[nn.Module], norm: bool) -> None:
+        super().__init__()
+        self.l1, self.l2, self.act = nn.Linear(width, width), nn.Linear(width, width), activation()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, width]"""
+        inner = self.l1(self.act(self.norm1(x)))
+        return x + self.l2(self.act(self.norm2(inner)))
+
+
+class TimeEmbedding(nn.Module):
+    """[n, size] of numbers [n]: sines and cosines of waves from 1 to 10000 long, then two layers of Mish, twice as wide
+    between them (irom-princeton/dppo, model/diffusion/mlp_diffusion.py)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layers = perceptron([size, 2 * size, size], nn.Mish)
+        half = size // 2
+        waves = torch.exp(torch.arange(half) * (-math.log(LONGEST_WAVE) / (half - 1)))
+        self.register_buffer("waves", waves, persistent=False)
+
+    waves: Tensor
+
+    def forward(self, number: Tensor) -> Tensor:
+        """[n, size]"""
+        angle = number.to(self.waves)[:, None] * self.waves
+        return self.layers(torch.cat([angle.sin(), angle.cos()], dim=1))
 
 
 class ControlNetwork(nn.Module):
@@ -61,7 +109,11 @@ class ControlNetwork(nn.Module):
 
     ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; networks of the other kinds
     have it for methods that act by their mean (`flowrl.samplers.gaussian`). ``residual``, where its scale is not 0, is
-    what is added to every single action when it is executed.
+    what is added to every single action when it is executed; ``score`` moves it towards the data before.
+
+    ``depth`` hidden layers of ``width`` numbers, of which with ``blocks`` all but the first are in residual blocks of
+    two. ``encoder``: widths of layers that observations pass first. ``embedding``: size of a learned `TimeEmbedding`; 0
+    has the waves of `TIME_WAVES`, which learn nothing.
     """
 
     def __init__(
@@ -74,15 +126,30 @@ class ControlNetwork(nn.Module):
         width: int,
         depth: int,
         residual: float = 0.0,
+        activation: Activation = "silu",
+        blocks: bool = False,
+        norm: bool = False,
+        encoder: tuple[int, ...] = (),
+        embedding: int = 0,
     ) -> None:
         super().__init__()
         self.kind, self.shape = kind, (chunk, action)
-        seen = observation * history
+        seen, act = observation * history, ACTIVATIONS[activation]
         self.observations, self.actions = Statistics(observation), Statistics(action)
-        asked = 0 if kind == "gaussian" else chunk * action + 2 * TIME_WAVES
-        self.body = perceptron([seen + asked, *[width] * depth, chunk * action], nn.SiLU)
+        self.encoder = perceptron([seen, *encoder], act) if encoder else None
+        self.embedding = TimeEmbedding(embedding) if embedding else None
+        asked = 0 if kind == "gaussian" else chunk * action + (embedding or 2 * TIME_WAVES)
+        enters = (encoder[-1] if encoder else seen) + asked
+        if blocks:
+            inner = [ResidualBlock(width, act, norm) for _ in range((depth - 1) // 2)]
+            self.body = nn.Sequential(nn.Linear(enters, width), *inner, nn.Linear(width, chunk * action))
+        else:
+            self.body = perceptron([enters, *[width] * depth, chunk * action], act, norm)
         self.log_std = nn.Parameter(torch.zeros(chunk, action))
         self.residual = ResidualNetwork(observation, action, residual) if residual else None
+        self.score: ScoreNetwork | None = None
+        self.beside = nn.ModuleDict()
+        """Networks that a method trains beside this one (`flowrl.types.Beside`)."""
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor
@@ -102,11 +169,14 @@ class ControlNetwork(nn.Module):
         return torch.cat([self.observations(observed).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT), action], dim=1)
 
     def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-        """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1], of observations [n, history, o]."""
-        seen = [self.features(observed)]
+        """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1] (a DDPM's with an embedding: the number of
+        its time, from 0, the cleanest), of observations [n, history, o]."""
+        features = self.features(observed)
+        seen = [features if self.encoder is None else self.encoder(features)]
         if self.kind != "gaussian":
             assert x is not None and t is not None
-            seen += [x.flatten(1), self.time_features(t.to(x))]
+            time = self.time_features(t.to(x)) if self.embedding is None else self.embedding(t)
+            seen += [x.flatten(1), time]
         return self.body(torch.cat(seen, dim=1)).unflatten(1, self.shape)
 
 
@@ -175,6 +245,19 @@ class ResidualNetwork(nn.Module):
         return self.body(features)
 
 
+class ScoreNetwork(nn.Module):
+    """The gradient by the action of the logarithm of the density of observations and single actions, both standardised,
+    as `flowrl.models.control.scoring.fit` learns it: layers of SiLU."""
+
+    def __init__(self, observation: int, action: int) -> None:
+        super().__init__()
+        self.body = perceptron([observation + action, *[SCORE_WIDTH] * SCORE_DEPTH, action], nn.SiLU)
+
+    def forward(self, observed: Tensor, action: Tensor) -> Tensor:
+        """[n, d]"""
+        return self.body(torch.cat([observed, action], dim=1))
+
+
 class ComposedNetwork(ControlNetwork):
     """``sum_i w_i f_i(s, x, t)`` of networks of one kind over the same chunks, each with its own statistics of
     observations; those of actions are the same for all (`flowrl.models.control.composed`)."""
@@ -183,9 +266,10 @@ class ComposedNetwork(ControlNetwork):
         nn.Module.__init__(self)
         first = parts[0]
         self.kind, self.shape, self.weights = first.kind, first.shape, tuple(weights)
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.beside = nn.ModuleList(parts), nn.ModuleDict()
         size = len(first.observations.mean)
         self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
+        self.score = None
 
     @property
     def observations(self) -> Statistics:
