@@ -21,13 +21,14 @@ class GymEnvironment:
     wrapper, which says ``truncated``.
     """
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, render: bool = False) -> None:
         try:
             gymnasium: Any = importlib.import_module("gymnasium")
         except ImportError as error:
             raise missing_package(f"environment gym:{name}", "gymnasium", "control") from error
         try:
-            self._rows = [gymnasium.make(name) for _ in range(count)]
+            pictures = {"render_mode": "rgb_array"} if render else {}
+            self._rows = [gymnasium.make(name, **pictures) for _ in range(count)]
         except Exception as error:  # unknown names, missing simulators: gymnasium has a class of errors for each
             raise UserError(f"environment gym:{name} cannot be made: {first_line(error)}") from error
         spaces = (self._rows[0].observation_space, self._rows[0].action_space)
@@ -51,6 +52,10 @@ class GymEnvironment:
         success = [float(each[4].get("success", each[4].get("is_success", np.nan))) for each in found]
         columns = [np.array([each[i] for each in found]) for i in range(4)]
         return columns[0], columns[1], columns[2], columns[3], {"success": np.array(success)}
+
+    def render(self, row: int) -> Array:
+        """[H, W, 3] uint8: the simulator's own picture of a row, where it was made with ``render``."""
+        return np.asarray(self._rows[row].render())
 
     def close(self) -> None:
         """What they have open, such as a renderer."""
