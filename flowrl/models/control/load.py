@@ -90,14 +90,7 @@ def load_control(
     config, kept = _with_beside(config, beside, acting)
     fresh = residual is not None and not config.residual
     config = config if residual is None else _with_residual(config, residual, str(path))
-    try:
-        network, base = _networks(config, load_file(folder / WEIGHTS), fresh, kept)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
-        ) from error
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
+    network, base = _opened(config, folder, fresh, kept, str(path))
     check_finite(network, str(path))
     network.eval()
     choose_trained(network, residual)
@@ -145,6 +138,18 @@ def _with_residual(config: ControlConfig, residual: Residual, path: str) -> Cont
             f"{config.residual:g}; set that"
         )
     return replace(config, residual=residual.scale)
+
+
+def _opened(
+    config: ControlConfig, folder: Path, fresh: bool, kept: Sequence[str], path: str
+) -> tuple[ControlNetwork, ControlNetwork | None]:
+    """`_networks` of the weights in a folder. Raises `UserError` where they are missing or do not fit."""
+    try:
+        return _networks(config, load_file(folder / WEIGHTS), fresh, kept)
+    except FileNotFoundError as error:
+        raise UserError(f"model {path!r} has no {WEIGHTS}; give the folder that the policy was saved to") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"model {path!r}: {WEIGHTS} does not fit config.json: {error}") from error
 
 
 def _networks(
