@@ -52,6 +52,7 @@ GRADIENT = {
     "Perturbation": "The velocity at one point of the recorded path; the path and the noise at its end are data.",
     "NoisyChain": "The mean of every step of the chain and the deviation of its noise; the states are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
+    "CategoricalActions": "The log-probabilities of the choices of every action chunk, and the critic; actions are data.",
     "GaussianActions": "The mean and the deviation of every action chunk, and the critic; actions are data.",
     "Ratings": "The network's number at the last token of prompt and completion.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowrl.environments import CheckedEnvironment, OnError, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
+from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
@@ -65,13 +66,16 @@ class EpisodeSampler:
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
-        z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
+        z by default; a Gaussian acts by its mean and choices are the likeliest, which is 0. Raises `ValueError` for
+        another temperature of these."""
         kept = {"environment": self.environment, "decisions": self.decisions, "on_error": self.on_error}
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
             sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
             raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
+        elif temperature and isinstance(sampler, CategoricalSampler):
+            raise ValueError(f"temperature={temperature}: choices are the likeliest ones, which is 0; remove it")
         return EpisodeSampler(sampler=sampler, **kept)
 
     @torch.no_grad()

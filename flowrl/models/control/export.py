@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from flowrl.math.random import normal
+from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.load import load_control, save_control
 from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.export_folder import Difference, into_folder
@@ -23,7 +25,15 @@ def export(policy: ControlPolicy, directory: Path, to: str) -> float:
         again = load_control(work, device="cpu")
         shape = (policy.config.history, policy.config.observation)
         seen = policy.network.observations.undo(normal(torch.arange(8), shape, stream=0).to(policy.device)).cpu()
-        mine, other = policy.chunk(seen).cpu(), again.chunk(seen)
+        mine, other = _answer(policy, seen).cpu(), _answer(again, seen)
         return Difference(float((mine - other).abs().max() / mine.abs().max().clamp(min=1e-12)), lambda: 0.0)
 
     return into_folder(directory, to, FORMATS, policy.adaptation, policy.dtype, write, policy.origin)
+
+
+@torch.no_grad()
+def _answer(policy: ControlPolicy, seen: Tensor) -> Tensor:
+    """[n, h, d]: the chunks that it decides on, of choices their log-probabilities."""
+    if policy.config.kind == "categorical":
+        return policy.choices(ControlCondition(len(seen)).seeing(seen))
+    return policy.chunk(seen)

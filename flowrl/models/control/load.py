@@ -11,11 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.network import Activation, ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.new import config_for, new_network, untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
+from flowrl.paths import NEW
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
 NOISE_WIDTH, NOISE_DEPTH = 64, 2
@@ -31,7 +33,8 @@ def load_control(
     dtype: str = "float32",
     **unused: Any,
 ) -> ControlPolicy:
-    """A policy from a folder with ``config.json`` (`ControlConfig`) and ``model.safetensors``, or an embedded world.
+    """A policy from a folder with ``config.json`` (`ControlConfig`) and ``model.safetensors``, an embedded world, or an
+    untrained one for an environment: ``new:gym:CartPole-v1``.
 
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
@@ -46,8 +49,20 @@ def load_control(
         raise UserError(f"model.critic={critic}: a control policy has no states that a head could read; use network")
     if dtype != "float32":
         raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
-    embedded = embedded_model(str(path), "control")
-    folder = embedded or Path(path).expanduser()
+    if str(path).startswith(NEW):
+        config = config_for(str(path).removeprefix(NEW))
+        network = untrained(config)
+    else:
+        config, network = _read(path)
+    network.eval()
+    seen = config.observation * config.history
+    value = CriticNetwork(seen, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
+    levels = NoiseNetwork(seen, config.action, config.chunk, NOISE_WIDTH, NOISE_DEPTH) if noise else None
+    return ControlPolicy(config, network, value, ModelSource(str(path)), place(dtype, device).device, levels)
+
+
+def _read(path: str | Path) -> tuple[ControlConfig, ControlNetwork]:
+    folder = embedded_model(str(path), "control") or Path(path).expanduser()
     config = read_config(folder)
     network = new_network(config)
     try:
@@ -59,17 +74,7 @@ def load_control(
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
     check_finite(network, str(path))
-    network.eval()
-    seen = config.observation * config.history
-    value = CriticNetwork(seen, CRITIC_WIDTH, CRITIC_DEPTH) if critic else None
-    levels = NoiseNetwork(seen, config.action, config.chunk, NOISE_WIDTH, NOISE_DEPTH) if noise else None
-    return ControlPolicy(config, network, value, ModelSource(str(path)), place(dtype, device).device, levels)
-
-
-def new_network(config: ControlConfig) -> ControlNetwork:
-    """An untrained network of this shape."""
-    c = config
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth)
+    return config, network
 
 
 def read_config(folder: Path) -> ControlConfig:
@@ -86,9 +91,10 @@ def read_config(folder: Path) -> ControlConfig:
     for key in ("observation", "action"):
         if key not in given:
             raise UserError(f"{file} has no {key!r}; give the number of numbers")
-    if given.get("kind", "flow") not in get_args(Kind):
-        raise UserError(f"{file}: kind is {given['kind']!r}; choose {', '.join(get_args(Kind))}")
-    for key in set(known) - {"family", "kind"}:
+    for key, choices in (("kind", get_args(Kind)), ("activation", get_args(Activation))):
+        if given.get(key, choices[0]) not in choices:
+            raise UserError(f"{file}: {key} is {given[key]!r}; choose {', '.join(choices)}")
+    for key in set(known) - {"family", "kind", "activation"}:
         if key in given and (not isinstance(given[key], int) or isinstance(given[key], bool) or given[key] < 1):
             raise UserError(f"{file}: {key} is {given[key]!r}; give a whole number, 1 or more")
     return ControlConfig(**given)

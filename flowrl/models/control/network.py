@@ -1,5 +1,5 @@
-"""Small networks over action chunks: a velocity, the noise of a DDPM, or the mean of a Gaussian; a critic, and how much
-noise a step has."""
+"""Small networks over action chunks: a velocity, the noise of a DDPM, the mean of a Gaussian or the odds of choices; a
+critic, and how much noise a step has."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["flow", "ddpm", "gaussian"]
-"""What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk, or the mean of a
-Gaussian, which looks at the observation alone."""
+Kind = Literal["flow", "ddpm", "gaussian", "categorical"]
+"""What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk; of the observation alone
+the mean of a Gaussian, or the logits of d choices."""
+Activation = Literal["silu", "tanh"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"silu": nn.SiLU, "tanh": nn.Tanh}
 TIME_WAVES = 4
 """Time features are ``cos(pi 2^k t)`` and ``sin(pi 2^k t)`` for so many k from 0."""
 LEAST_STD = 1e-3
@@ -53,23 +55,42 @@ def perceptron(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def orthogonal(body: nn.Sequential, last: float) -> None:
+    """Orthogonal weights times the square root of 2, in the last layer times ``last``, and no biases, as CleanRL's."""
+    linear = [layer for layer in body if isinstance(layer, nn.Linear)]
+    for layer in linear:
+        nn.init.orthogonal_(layer.weight, last if layer is linear[-1] else math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+
+
 class ControlNetwork(nn.Module):
     """Of observations [n, history * o] to what a chunk [n, h, d] of standardised actions should be.
 
-    ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; networks of the other kinds
-    have it for methods that act by their mean (`flowrl.samplers.gaussian`).
+    ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; flows have it for methods
+    that act by their mean (`flowrl.samplers.gaussian`), and a policy of choices has none.
     """
 
+    log_std: nn.Parameter
+
     def __init__(
-        self, kind: Kind, observation: int, action: int, chunk: int, history: int, width: int, depth: int
+        self,
+        kind: Kind,
+        observation: int,
+        action: int,
+        chunk: int,
+        history: int,
+        width: int,
+        depth: int,
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.kind, self.shape = kind, (chunk, action)
         seen = observation * history
         self.observations, self.actions = Statistics(observation), Statistics(action)
-        asked = 0 if kind == "gaussian" else chunk * action + 2 * TIME_WAVES
-        self.body = perceptron([seen + asked, *[width] * depth, chunk * action], nn.SiLU)
-        self.log_std = nn.Parameter(torch.zeros(chunk, action))
+        asked = chunk * action + 2 * TIME_WAVES if kind in ("flow", "ddpm") else 0
+        self.body = perceptron([seen + asked, *[width] * depth, chunk * action], ACTIVATIONS[activation])
+        if kind != "categorical":
+            self.log_std = nn.Parameter(torch.zeros(chunk, action))
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor
@@ -86,7 +107,7 @@ class ControlNetwork(nn.Module):
     def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1], of observations [n, history, o]."""
         seen = [self.features(observed)]
-        if self.kind != "gaussian":
+        if self.kind in ("flow", "ddpm"):
             assert x is not None and t is not None
             seen += [x.flatten(1), self.time_features(t.to(x))]
         return self.body(torch.cat(seen, dim=1)).unflatten(1, self.shape)
@@ -98,12 +119,9 @@ class CriticNetwork(nn.Module):
     def __init__(self, observation: int, width: int, depth: int) -> None:
         super().__init__()
         self.body = perceptron([observation, *[width] * depth, 1], nn.Tanh)
-        linear = [layer for layer in self.body if isinstance(layer, nn.Linear)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # one and the same critic begins every run, as the rest of it follows from the config
-            for layer in linear:
-                nn.init.orthogonal_(layer.weight, math.sqrt(2) if layer is not linear[-1] else 0.01)
-                nn.init.zeros_(layer.bias)
+            orthogonal(self.body, 0.01)
 
     def forward(self, features: Tensor) -> Tensor:
         """[n]"""

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
+from flowrl.math.masking import draw_choices
 from flowrl.math.random import normal
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.network import Activation, ControlNetwork, CriticNetwork, Kind, NoiseNetwork
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -40,20 +41,21 @@ class ControlConfig:
     observation: int
     """o, numbers of one observation."""
     action: int
-    """d, numbers of one action."""
+    """d, numbers of one action; choices of a categorical policy."""
     chunk: int = 1
     """h, actions that are decided at once and executed one after another."""
     history: int = 1
     """Observations that are looked at, the newest last."""
     width: int = 128
     depth: int = 3
+    activation: Activation = "silu"
     steps: int = 10
     """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
 
 
 class ControlPolicy(HasWeightSets):
-    """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; made by
-    :func:`flowrl.models.control.load.load_control`."""
+    """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; a choice among d is 1 at
+    its place and 0 elsewhere. Made by :func:`flowrl.models.control.load.load_control`."""
 
     family: ClassVar[str] = "control"
 
@@ -146,11 +148,11 @@ class ControlPolicy(HasWeightSets):
         cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
         """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations. There is
-        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of a Gaussian."""
+        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of no flow."""
         if guidance not in (None, 1.0):
             raise IncompatibleError(f"guidance={guidance} has no meaning for this policy; leave it at 1")
-        if self.config.kind == "gaussian":
-            raise IncompatibleError("this policy is a Gaussian, which has no velocity; use ppo_gaussian")
+        if self.config.kind in ("gaussian", "categorical"):
+            raise IncompatibleError(f"this policy is {self.config.kind}, without a velocity; use ppo_{self.config.kind}")
         observed, x = condition.need().to(self.device), x.float()
         self.network_calls += len(x)
         if self.config.kind == "flow":
@@ -175,26 +177,41 @@ class ControlPolicy(HasWeightSets):
             return self.network(observed), self.network.log_std
         if self.config.kind == "ddpm":
             raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
+        if self.config.kind == "categorical":
+            raise IncompatibleError("this policy chooses among actions and has no mean; use ppo_categorical")
         zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         one = torch.ones(len(observed), device=self.device)
         return -self.network(observed, zero, one), self.network.log_std
 
+    def choices(self, condition: ControlCondition) -> Tensor:
+        """Log-probabilities [n, h, d] of the d choices for every action of a chunk, which is independent of the others
+        given the observation. Raises `IncompatibleError` of a policy of another kind."""
+        if self.config.kind != "categorical":
+            raise IncompatibleError(f"this policy is {self.config.kind} and has no choices; use a categorical one")
+        observed = condition.need().to(self.device)
+        self.network_calls += len(observed)
+        return self.network(observed).log_softmax(dim=-1)
+
     def in_own_units(self, chunk: Tensor) -> Tensor:
-        """Actions [n, h, d] as the environment takes them, of standardised ones."""
-        return self.network.actions.undo(chunk.to(self.device))
+        """Actions [n, h, d] as the environment takes them, of standardised ones; choices have no unit."""
+        chunk = chunk.to(self.device)
+        return chunk if self.config.kind == "categorical" else self.network.actions.undo(chunk)
 
     # ------------------------------------------------------------------------------------------------------- deployed
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean."""
+        from noise that follows from ``seed``; a Gaussian's mean, or with that noise; the likeliest choices, or drawn."""
         condition = ControlCondition(len(observed)).seeing(observed.float())
-        if self.config.kind == "gaussian":
-            return self.in_own_units(self.gaussian(condition)[0])
+        seeds = None if seed is None else torch.arange(len(observed)) + seed
+        if self.config.kind == "categorical":
+            return draw_choices(self.choices(condition), seeds, 0)
         x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
-        if seed is not None:
-            seeds = torch.arange(len(observed)) + seed
+        if seeds is not None:
             x = normal(seeds, self.latent_shape, stream=0, device=self.device)
+        if self.config.kind == "gaussian":
+            mean, log_std = self.gaussian(condition)
+            return self.in_own_units(mean + log_std.exp() * x)
         times = self.times(steps or self.config.steps)
         x = self.initial(x, times)
         for now, then in pairwise(times):
@@ -207,25 +224,29 @@ class ControlPolicy(HasWeightSets):
         self._seen.clear()
 
     def select_action(self, observation: Tensor) -> Tensor:
-        """The next action [n, d] for observations [n, o] of n environments that go on, from a queue that a new chunk
-        fills when it is empty (LeRobot's name and behaviour). `reset` begins anew."""
+        """The next action [n, d], of choices their numbers [n], for observations [n, o] of n environments that go on,
+        from a queue that a new chunk fills when it is empty (LeRobot's name and behaviour). `reset` begins anew."""
         past = self._seen.setdefault(0, [])
         past.append(torch.as_tensor(observation, dtype=torch.float32))
         del past[: -self.config.history]
         queue = self._seen.setdefault(1, [])
         if not queue:
             padded = [past[0]] * (self.config.history - len(past)) + past
-            queue.extend(self.chunk(torch.stack(padded, dim=1)).unbind(dim=1))
+            queue.extend(self._named(self.chunk(torch.stack(padded, dim=1))).unbind(dim=1))
         return queue.pop(0)
+
+    def _named(self, chunk: Tensor) -> Tensor:
+        """Actions [n, h, d] as they are given to others: choices [n, h] by their numbers."""
+        return chunk.argmax(dim=-1) if self.config.kind == "categorical" else chunk
 
     def predict(self, observation: Any, state: Any = None, *_: Any, deterministic: bool = True) -> tuple[Any, Any]:
         """``(action, state)`` as Stable-Baselines3 asks for it, of one observation [o] or of several [n, o]: the first
-        action of a new chunk. ``deterministic=False`` starts from noise."""
+        action of a new chunk, of choices its number. ``deterministic=False`` acts with noise."""
         seen = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
         rows = seen.reshape(-1, self.config.observation)
         history = rows[:, None].expand(-1, self.config.history, -1)
         seed = None if deterministic else int(torch.randint(2**31, ()))
-        action = self.chunk(history, seed=seed)[:, 0].cpu().numpy()
+        action = self._named(self.chunk(history, seed=seed))[:, 0].cpu().numpy()
         return (action[0] if seen.dim() == 1 else action), state
 
     def facts(self) -> dict[str, Any]:
