@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flowrl.composition import build
-from flowrl.estimators.gaussian import ActionRows, GaussianActions
+from flowrl.estimators.actions import ActionRows
+from flowrl.estimators.gaussian import GaussianActions
 from flowrl.estimators.matching import Matching
 from flowrl.estimators.noisy import ChainRows, NoisyChain
 from flowrl.estimators.perturbed import Perturbation, PerturbedRows
