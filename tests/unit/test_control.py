@@ -124,7 +124,7 @@ def test_other_rewards_are_paid_at_the_end_of_an_episode() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- likelihoods
-def test_ppo_of_one_denoising_step_from_zero_is_cleanrls_loss() -> None:
+def test_ppo_of_a_gaussian_is_cleanrls_loss() -> None:
     """A Gaussian decision's loss and gradient equal PPO's formula written out, over the decisions that were made."""
     algorithm = replace(small("ppo_gaussian"), token_advantage=(EpisodeGAE(whiten=False),))
     policy = start(algorithm)
