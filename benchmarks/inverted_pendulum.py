@@ -1,5 +1,5 @@
-"""From 10 poor demonstrations to balance: InvertedPendulum-v5 (mujoco), a flow cloned from a weak noisy PD controller, tuned
-by DPPO beside PPO of its Gaussian and FPO.
+"""From 10 poor demonstrations to balance: InvertedPendulum-v5 (mujoco), a flow cloned from a weak noisy PD controller,
+tuned by DPPO beside PPO of its Gaussian and FPO.
 
     OMP_NUM_THREADS=1 python benchmarks/inverted_pendulum.py --seeds 0 1 2 3 4
 
@@ -46,7 +46,7 @@ METHODS = {
 
 
 def demonstrations(count: int = 10) -> tuple[Tensor, Tensor, Tensor]:
-    """Observations [T, 4], forces [T, 1] in -3 to 3 and lengths [count] of episodes of ``8 angle + its speed + 1.9 z``."""
+    """Observations [T, 4], forces [T, 1] in -3 to 3 and lengths [count] of episodes of ``8 angle + speed + 1.9 z``."""
     environment, numbers = gymnasium.make("InvertedPendulum-v5"), np.random.default_rng(0)
     observed, action, length = [], [], []
     for episode in range(count):
@@ -67,7 +67,8 @@ def write_base(folder: Path) -> str:
     config = ControlConfig(observation=4, action=1, width=64, depth=3, steps=5)
     network, loss = clone(config, observed, chunks_of(action, length, 1), steps=1500)
     save_control(config, network, folder)
-    return f"{len(length)} episodes, {len(observed)} pairs, return {float(length.float().mean()):.1f}, last loss {loss:.3f}"
+    mean = float(length.float().mean())
+    return f"{len(length)} episodes, {len(observed)} pairs, return {mean:.1f}, last loss {loss:.3f}"
 
 
 def deployed(session: Session) -> float:

@@ -56,7 +56,7 @@ def _gathered(
 ) -> list[Episode]:
     where, place = rows.unique(return_inverse=True)
     part, held = share.take(where)
-    seen = part.gather(trace.observed[held][:, :, -1]).numpy()
+    seen = part.gather(trace.observed[held][:, :, -1, : trace.observed.shape[-1] - trace.beside]).numpy()
     decisions = part.gather(trace.alive[held].sum(dim=1)).tolist()
     final = part.gather(rollout.final[held].double().cpu()).tolist()
     found = [

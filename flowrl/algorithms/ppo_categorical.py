@@ -23,9 +23,9 @@ def ppo_categorical(
     environment: str = "gym:CartPole-v1",
     decisions: int = 500,
 ) -> Algorithm:
-    """`ppo_gaussian` for environments with ``Discrete`` actions; the settings of vwxyzjn/cleanrl's ppo.py: clip .2, value
-    loss .5 clipped at .2, entropy bonus .01, gamma .99, lambda .95; there also 128 steps of 4 environments, 4 epochs of
-    4 minibatches, rate 2.5e-4 falling to 0, Adam eps 1e-5, gradients clipped at .5. The model is of the kind
+    """`ppo_gaussian` for environments with ``Discrete`` actions; the settings of vwxyzjn/cleanrl's ppo.py: clip .2,
+    value loss .5 clipped at .2, entropy bonus .01, gamma .99, lambda .95; there also 128 steps of 4 environments, 4
+    epochs of 4 minibatches, rate 2.5e-4 falling to 0, Adam eps 1e-5, gradients clipped at .5. The model is of the kind
     ``categorical``; ``model: {path: "new:gym:CartPole-v1"}`` is an untrained one of the script's size.
 
     Deviations: whole episodes instead of 128 steps that may begin and end within one, and minibatches of whole

@@ -34,6 +34,7 @@ FAMILY_OF: dict[str, Family] = {
     "flowrl.samplers.noisy": "control",
     "flowrl.samplers.perturbed": "control",
     "flowrl.samplers.demonstrations": "control",
+    "flowrl.samplers.residual": "control",
     "flowrl.estimators.episodes": "control",
     "flowrl.estimators.gaussian": "control",
     "flowrl.estimators.categorical": "control",

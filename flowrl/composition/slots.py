@@ -73,6 +73,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.noisy",
             "flowrl.samplers.perturbed",
             "flowrl.samplers.demonstrations",
+            "flowrl.samplers.residual",
         ),
     ),
     "dynamics": Slot(Dynamics, ("flowrl.math.flow",)),

@@ -14,8 +14,8 @@ from flowrl.types import Prompt
 
 
 class GymEnvironment:
-    """``count`` objects of one gymnasium environment whose observations are a box of numbers, and whose actions are a box
-    or n choices.
+    """``count`` objects of one gymnasium environment with observations that are a box of numbers, and actions that are a
+    box or n choices.
 
     Actions in a box are clipped to it; a policy's unclipped action carries its likelihood. Of n choices (``Discrete``)
     an action is n numbers, and the largest of them is executed. ``success`` is read from ``info`` (``success`` or
@@ -61,3 +61,8 @@ class GymEnvironment:
         if self.discrete:
             return self._space.start + actions.argmax(axis=1)
         return np.clip(actions, self._space.low, self._space.high).astype(self._space.dtype)
+
+    def close(self) -> None:
+        """What they have open, such as a renderer."""
+        for row in self._rows:
+            row.close()

@@ -23,6 +23,7 @@ from flowrl.types import (
     PenaltyWeight,
     Regularizer,
     Replay,
+    Residual,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -130,6 +131,18 @@ class Algorithm:
         """Whether it learns how much noise the steps of a control policy have (its estimator's attribute
         ``explores``)."""
         return bool(getattr(self.estimator, "explores", False))
+
+    @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where a control policy learns at the last F of K steps alone, and a copy of it that does not learn
+        makes the others (its sampler's attribute ``tuned``)."""
+        return getattr(self.sampler, "tuned", None)
+
+    @property
+    def residual(self) -> Residual | None:
+        """What it learns to add to the actions of a control policy that itself stays as it is (its sampler's attribute
+        ``residual``)."""
+        return getattr(self.sampler, "residual", None)
 
     @property
     def clips_in_units(self) -> bool:

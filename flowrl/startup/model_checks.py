@@ -139,11 +139,14 @@ def _check_family(path: str, family: str) -> None:
     if path in world_names():
         bases = getattr(importlib.import_module(f"flowrl.worlds.{path}"), "BASES", {"diffusion": None})
         if base_family(family) not in bases:
-            have = ", ".join(sorted(bases))
-            raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); change the algorithm")
+            have, acting = ", ".join(sorted(bases)), family == "diffusion" and "control" in bases
+            remedy = "set algorithm.family=control, or change the algorithm" if acting else "change the algorithm"
+            raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); {remedy}")
         return
     if path.startswith(NEW) and family != "control":
-        raise UserError(f"model.path: {path} is an untrained policy that acts, and this algorithm trains {family} models")
+        raise UserError(
+            f"model.path: {path} is an untrained policy that acts, and this algorithm trains {family} models"
+        )
     folder = expand_user(path, "model.path")
     if not folder.is_dir():
         return  # a hub name: its loader tells

@@ -26,7 +26,8 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     ``model.shard`` says where it is trained (``shard``)."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
-    arguments = fitted.model.arguments(algorithm.family, algorithm.valued, algorithm.explores)
+    beside = (algorithm.valued, algorithm.explores, algorithm.residual, algorithm.tuned)
+    arguments = fitted.model.arguments(algorithm.family, *beside)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
@@ -45,8 +46,10 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     config = Config.of_run(RunDirectory.open(path).path / CONFIG)
     named = checkpoint in ("best", "latest")
     loaded = load_checkpoint(path, str(checkpoint)) if named else load_checkpoint(Path(checkpoint))
-    family = build(config.algorithm).family
-    policy = load_policy(**{**config.model.arguments(family), "shard": "none"})
+    algorithm = build(config.algorithm)
+    family = algorithm.family
+    beside = {"residual": algorithm.residual, "tuned": algorithm.tuned}
+    policy = load_policy(**{**config.model.arguments(family, **beside), "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved

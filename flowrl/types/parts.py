@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -17,8 +18,23 @@ Bounds = tuple[float | Tensor, float | Tensor]
 """How far below and above 1 a ratio may go: numbers, or those of every decision [N, D] or sample [N]."""
 
 
+@dataclass(frozen=True)
+class Residual:
+    """What a second network adds to every action of a policy, and how it explores (ResiP, arXiv:2407.16677)."""
+
+    scale: float = 0.1
+    """What its answers are multiplied by, in standardised actions."""
+    log_std: float = -1.0
+    """Logarithm of the deviation of its answers while it is trained, before they are scaled."""
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(f"scale={self.scale} leaves every action as it is; give more than 0")
+
+
 class Sampler(Protocol):
-    """Makes samples."""
+    """Makes samples. One of control policies with a further attribute ``residual``, a `Residual`, finds a network that
+    learns what is added to every action."""
 
     @property
     def forwards(self) -> int:

@@ -4,17 +4,19 @@ three modes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import torch
 
 from flowrl.models.control.cloning import clone
-from flowrl.models.control.load import CriticNetwork
+from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.new import untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
-from flowrl.types import Prompt
+from flowrl.types import Prompt, Residual
 
 MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 DECISIONS = 2
@@ -67,12 +69,18 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True, noise: bool = False) -> ControlPolicy:
-    """A flow with three modes."""
-    network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
-    network.load_state_dict(_cloned().state_dict())
-    value, levels = CriticNetwork(2, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
-    return ControlPolicy(CONFIG, network, value, None, torch.device("cpu"), levels)
+def toy_policy(
+    critic: bool = True, noise: bool = False, residual: Residual | None = None, tuned_from: float | None = None
+) -> ControlPolicy:
+    """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn."""
+    config = replace(CONFIG, tuned_from=tuned_from, residual=0.0 if residual is None else residual.scale)
+    network = new_network(config)
+    network.load_state_dict(_cloned().state_dict(), strict=False)
+    choose_trained(network, residual)
+    read = 2 if residual is None else 4
+    value, levels = CriticNetwork(read, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
+    base = None if tuned_from is None else deepcopy(network)
+    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels, base)
 
 
 def choosing_policy() -> ControlPolicy:

@@ -215,7 +215,7 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     elif algorithm.family == "control":
         choosing = isinstance(getattr(algorithm.sampler, "sampler", None), CategoricalSampler)
-        policy = choosing_policy() if choosing else toy_policy(noise=algorithm.explores)
+        policy = choosing_policy() if choosing else toy_policy(noise=algorithm.explores, residual=algorithm.residual)
     else:
         length = algorithm.sampler.length
         policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)

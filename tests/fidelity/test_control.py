@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from flowrl import composition
+from flowrl.models.control.load import new_network
 from flowrl.models.control.new import SIZE, untrained
-from flowrl.models.control.policy import ControlConfig
+from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Episodes
+from flowrl.types import Draw, Episodes
+from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
@@ -24,6 +26,7 @@ release("ppo_categorical", "vwxyzjn/cleanrl fe8d8a0, 20 Apr 2026, ppo.py")
 release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
 release("reinflow", "ReinFlow/ReinFlow aed2819, 23 Jun 2025, model/flow/ft_ppo/ppoflow.py")
+release("resip", "ankile/robust-rearrangement 41c99a0, 26 Nov 2024, src/train/residual_ppo.py")
 release("policy_flow", "none compared; arXiv:2602.01156 and a fork of others, HarriWxy/PolicyFlow_srb")
 
 
@@ -52,9 +55,9 @@ class Made(NamedTuple):
         pairs = zip(found, self.policy.parameters(), strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
-    def credit(self, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    def credit(self, gamma: float, lam: float, ends: bool = False) -> tuple[Tensor, Tensor]:
         """Advantages, normalised over all decisions, and returns [L], step by step backwards; with the value of the
-        last observation where a time limit cut the episode."""
+        last observation where a time limit cut the episode, unless it ``ends`` it."""
         trace, feedback = self.trace, self.iteration.rollout.feedback
         assert feedback is not None
         advantage, returns = [], []
@@ -63,8 +66,8 @@ class Made(NamedTuple):
         for n in range(len(feedback)):
             made, running, mine = int(trace.alive[n].sum()), 0.0, []
             for t in reversed(range(made)):
-                ends = t == made - 1 and not bool(trace.truncated[n])
-                delta = float(feedback[n, t]) + gamma * float(value[n, t + 1]) * (not ends) - float(value[n, t])
+                last = t == made - 1 and (ends or not bool(trace.truncated[n]))
+                delta = float(feedback[n, t]) + gamma * float(value[n, t + 1]) * (not last) - float(value[n, t])
                 running = delta + gamma * lam * running
                 mine.append((running, running + float(value[n, t])))
             advantage += [a for a, _ in reversed(mine)]
@@ -234,13 +237,66 @@ def test_dppo_settings() -> None:
 @cell(
     "dppo",
     "defaults",
-    "deviation",
-    "all 10 steps are tuned",
-    reason="the release keeps the base for the first 10 of 20; its chain is a DDPM's, with noise and actions clamped",
+    "equal",
+    "of 20 steps the last 10 are tuned and the base makes the others; noise in -3 to 3, log-probabilities in -5 to 2",
 )
 def test_dppo_steps() -> None:
     a: Any = composition.build("dppo")
-    assert a.sampler.sampler.steps == a.sampler.sampler.recorded == 10
+    assert a.tuned == (20, 10) and a.sampler.sampler.noise_bound == 3.0
+    assert a.estimator.estimator.bounds == (-5.0, 2.0) and a.estimator.estimator.reduction == "mean"
+
+
+@cell(
+    "dppo",
+    "loss",
+    "equal",
+    "a DDPM's posterior, x0 in -1 to 1, deviation .1 or more, in its coordinates; checkpoints of the release are read",
+)
+def test_dppo_probability() -> None:
+    """Of the last 2 of 5 steps; the whole chain is in `tests/unit/test_control_dppo.py`."""
+    config = ControlConfig(kind="ddpm", observation=2, action=2, width=16, depth=2, steps=5, bound=1.0)
+    torch.manual_seed(0)
+    policy = ControlPolicy(config, new_network(config), None, None, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            parameter.mul_(3)  # so that some x0 are beyond 1
+    algorithm: Any = composition.build({"use": "dppo", "steps": 5, "tuned": 2})
+    draw = Draw.of(torch.arange(20), torch.zeros(20, dtype=torch.long), 0, 0)
+    seen = policy.condition([]).seeing(torch.randn(20, 1, 2))
+    made = algorithm.sampler.sampler(policy, seen, draw)
+    estimator = algorithm.estimator.estimator
+    found = estimator(policy, estimator.probe(made, policy, draw.seeds), seen).logp
+    bar = torch.cos((torch.arange(6).double() / 5 + 0.008) / 1.008 * math.pi / 2) ** 2
+    beta = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    a, outside = (1 - beta).cumprod(dim=0), 0
+    states = made.trace.states.double()
+    times = [*made.trace.t[0], torch.zeros(()).double()]
+    for number, k in enumerate((1, 0)):
+        before = a[k - 1] if k else torch.ones(()).double()
+        x, x_next = (states[:, number + i] / ((1 - t) ** 2 + t**2).sqrt() for i, t in enumerate(times[number:][:2]))
+        with torch.no_grad():
+            noise = policy.network(seen.observed, x.float(), times[number].float().expand(20)).double()
+        clean = (x - (1 - a[k]).sqrt() * noise) / a[k].sqrt()
+        outside += int((clean.abs() > 1).sum())
+        mean = beta[k] * before.sqrt() / (1 - a[k]) * clean.clamp(-1, 1)
+        mean = mean + (1 - before) * (1 - beta[k]).sqrt() / (1 - a[k]) * x
+        std = (beta[k] * (1 - before) / (1 - a[k])).sqrt().clamp(min=0.1)
+        wanted = torch.distributions.Normal(mean, std).log_prob(x_next).clamp(-5, 2).mean(dim=(1, 2))
+        torch.testing.assert_close(found[:, number].double(), wanted, atol=1e-3, rtol=1e-3)
+    assert outside > 5
+
+
+@cell(
+    "dppo",
+    "defaults",
+    "deviation",
+    "advantages are whitened over an iteration; evaluation without noise",
+    reason="there over a minibatch of 50000 of 200000 pairs; its evaluation keeps the noise of all steps but the last",
+)
+def test_dppo_whitening() -> None:
+    a: Any = composition.build("dppo")
+    deployed = a.sampler.heldout(None, None, None).sampler
+    assert a.token_advantage[0].whiten and deployed.window is None and deployed.steps == 20
 
 
 @cell(
@@ -454,3 +510,54 @@ def test_policy_flow_times() -> None:
     m = made("policy_flow")
     rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
     assert set(rows.inner.t.flatten().tolist()) == {1.0, 0.75, 0.5, 0.25} and m.algorithm.redraw
+
+
+@cell(
+    "resip",
+    "loss, gradient",
+    "equal",
+    "clipped ratio of what the residual added, before its scale; value loss of observation and action; one update",
+)
+def test_resip_gradient() -> None:
+    m = made("resip", scale=0.5)
+    found = gradients(m.algorithm, m.iteration)[0]
+    seen, action = m.trace.observed[m.rows, m.events, 0].split(2, dim=1)
+    read = torch.cat([m.policy.network.observations(seen).clamp(-3, 3), action], dim=1)
+    advantage, returns = m.credit(0.999, 0.95, ends=True)
+    normal = torch.distributions.Normal(m.policy.network.residual.body(read).double(), math.exp(-1))
+    logp = normal.log_prob(m.trace.actions[m.rows, m.events, 0].double()).sum(dim=1)
+    edge = torch.tensor(0.2).double()
+    loss = clipped((logp - logp.detach()).exp(), advantage, edge, edge).mean()
+    value = m.policy.critic(read).double()
+    assert alike(found, m.gradient_of(loss + 0.5 * ((value - returns) ** 2).mean()), 1e-4)
+
+
+@cell(
+    "resip",
+    "defaults",
+    "equal",
+    "scale .1, log_std -1, two layers of 256, the last 0; clip .2, value loss 1, gamma .999, lambda .95, limits end",
+)
+def test_resip_settings() -> None:
+    a: Any = composition.build("resip")
+    assert (a.residual.scale, a.residual.log_std, a.objective.low, a.objective.high) == (0.1, -1.0, 0.2, 0.2)
+    credit = a.token_advantage[0]
+    assert (credit.gamma, credit.lam, credit.truncation) == (0.999, 0.95, "terminate")
+    assert [(r.name, r.weight, r.clip) for r in a.regularizers] == [("value_loss", 1.0, math.inf)]
+    residual = toy_policy(residual=a.residual).network.residual
+    assert residual is not None
+    sizes = [tuple(p.shape) for name, p in residual.named_parameters() if name.endswith("weight")]
+    assert sizes == [(256, 4), (256, 256), (2, 256)] and not residual.body[-1].weight.any()
+    assert residual.body[-1].bias is None and residual.log_std.tolist() == [-1.0, -1.0]
+
+
+@cell(
+    "resip",
+    "defaults",
+    "deviation",
+    "no epochs are left out at a KL; whole chunks of 10 Euler steps",
+    reason="the release ends the 50 epochs of an iteration at a KL of .1, and executes 8 of 32 actions of 4 DDIM steps",
+)
+def test_resip_steps() -> None:
+    a: Any = composition.build("resip")
+    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40

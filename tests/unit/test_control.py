@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,12 @@ HOSTILE = {
     "NaN": ("np.nan", "np.ones(len(rows))", "NaN or infinite, in row 0"),
     "shape": ("0.0", "np.ones(7)", r"an answer has the shape \[7\], and \[2\] is asked for"),
     "raises": ("1 / 0", "np.ones(len(rows))", "step fails: ZeroDivisionError"),
+    "leaves": (
+        "__import__('os')._exit(7)",
+        "np.ones(len(rows))",
+        r"step fails: ExitCalledError: it called os._exit\(7\)",
+    ),
+    "exits": ("exit(1)", "np.ones(len(rows))", "step fails: SystemExit"),
 }
 
 
@@ -312,7 +319,8 @@ def test_a_hostile_environment_follows_the_declared_policy(kind: str, tmp_path: 
     sampler = EpisodeSampler(sampler=FlowSampler(steps=1), environment=place, decisions=2)
     with pytest.raises(UserError, match=message):
         sampler(policy, policy.condition(draw.prompts), draw)
-    rollout = replace(sampler, on_error="drop")(policy, policy.condition(draw.prompts), draw)
+    with nullcontext() if kind == "NaN" else pytest.warns(UserWarning, match=message):
+        rollout = replace(sampler, on_error="drop")(policy, policy.condition(draw.prompts), draw)
     assert rollout.feedback is not None and bool(rollout.feedback.isnan().all())
     assert isinstance(rollout.trace, Episodes) and not bool(rollout.trace.alive.any())
 

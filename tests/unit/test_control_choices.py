@@ -44,7 +44,9 @@ def policy_of(config: ControlConfig = CONFIG, seed: int = 0, odds: float = 30.0)
 
 
 def drawn(count: int) -> Draw:
-    return Draw.of(seeds(2, "choices", count=count), torch.zeros(count, dtype=torch.long), 0, 0, [Prompt("p", 0)] * count)
+    return Draw.of(
+        seeds(2, "choices", count=count), torch.zeros(count, dtype=torch.long), 0, 0, [Prompt("p", 0)] * count
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- choices
@@ -124,7 +126,9 @@ def test_choices_are_written_and_read_and_called_by_their_number(tmp_path: Path)
     hot = policy_of(odds=1.0)
     acted = [int(hot.predict(seen[0].numpy(), deterministic=False)[0]) for _ in range(40)]
     assert set(acted) == {0, 1, 2, 3}  # near even odds: missed by one of a hundred thousand runs
-    (tmp_path / "p" / "config.json").write_text('{"family": "control", "observation": 3, "action": 4, "activation": "x"}')
+    (tmp_path / "p" / "config.json").write_text(
+        '{"family": "control", "observation": 3, "action": 4, "activation": "x"}'
+    )
     with pytest.raises(UserError, match="activation is 'x'; choose silu, tanh"):
         read_config(tmp_path / "p")
 
@@ -259,7 +263,18 @@ def test_an_untrained_policy_is_written_by_a_command(tmp_path: Path, monkeypatch
     from flowrl.models.control.untrained import main
 
     pytest.importorskip("gymnasium")
-    words = ["untrained", "gym:Pendulum-v1", "--kind", "flow", "--chunk", "3", "--seed", "2", "--out", str(tmp_path / "p")]
+    words = [
+        "untrained",
+        "gym:Pendulum-v1",
+        "--kind",
+        "flow",
+        "--chunk",
+        "3",
+        "--seed",
+        "2",
+        "--out",
+        str(tmp_path / "p"),
+    ]
     monkeypatch.setattr("sys.argv", words)
     main()
     assert "flow, 3 numbers observed, 1 of an action" in capsys.readouterr().out

@@ -119,8 +119,8 @@ class Moving(Recorder):
 
 @pytest.mark.parametrize("gamma_denoise", [1.0, 0.5])
 def test_dppo_of_one_step_from_zero_is_cleanrls_ppo(gamma_denoise: float) -> None:
-    """T1: K = 1 with a fixed deviation. The gradient after a first update is that of CleanRL's ppo_continuous_action for
-    the mean ``-v(0, 1)``, to rounding in float64, whatever the discount of steps."""
+    """T1: K = 1 with a fixed deviation. The gradient after a first update is that of CleanRL's ppo_continuous_action
+    for the mean ``-v(0, 1)``, to rounding in float64, whatever the discount of steps."""
     std = 0.3
     at_zero = TemperedStart(steps=1, dynamics=Floored(DDIM(1.0), std), window=EveryStep(drop=0), guidance=1.0)
     spec = {"use": "dppo", "steps": 1, "clip": 0.2, "gamma_denoise": gamma_denoise}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import torch
 from torch import nn
 
 from flowrl.environments import open_environment
 from flowrl.errors import UserError
-from flowrl.models.control.network import ControlNetwork, orthogonal
+from flowrl.models.control.network import ComposedNetwork, ControlNetwork, orthogonal
 from flowrl.models.control.policy import ControlConfig
 
 SIZE = {"width": 64, "depth": 2, "activation": "tanh"}
@@ -15,14 +17,19 @@ SIZE = {"width": 64, "depth": 2, "activation": "tanh"}
 
 
 def new_network(config: ControlConfig) -> ControlNetwork:
-    """An untrained network of this shape, as torch begins."""
+    """An untrained network of this shape."""
     c = config
-    return ControlNetwork(c.kind, c.observation, c.action, c.chunk, c.history, c.width, c.depth, c.activation)
+    form = (c.activation, c.blocks, c.norm, c.encoder, c.embedding)
+    shape = (c.kind, c.observation, c.action, c.chunk, c.history)
+    if c.policies:
+        parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
+        return ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
+    return ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
 
 
 def untrained(config: ControlConfig, seed: int = 0) -> ControlNetwork:
-    """A network that begins near N(0, 1), or near even odds. A flow's last layer is 0, so that an action is its noise z.
-    Of a Gaussian or of choices the weights are orthogonal and the last layer small, as in CleanRL's PPO."""
+    """A network that begins near N(0, 1), or near even odds. A flow's last layer is 0, so that an action is its noise
+    z. Of a Gaussian or of choices the weights are orthogonal and the last layer small, as in CleanRL's PPO."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = new_network(config)
@@ -39,9 +46,9 @@ def config_for(environment: str, **shape: object) -> ControlConfig:
     """The shape of a policy for an environment: it has one row of it made and asks for its sizes. ``shape``: other
     fields than those of `SIZE`, and ``kind``: by default categorical where an action is one of n choices, else
     Gaussian. Raises `UserError` for an environment that there is not, and for choices of none."""
-    found = open_environment(environment, 1)
-    kind = shape.pop("kind", None) or ("categorical" if found.discrete else "gaussian")
-    if kind == "categorical" and not found.discrete:
+    with closing(open_environment(environment, 1)) as found:
+        discrete, sizes = found.discrete, {"observation": found.observation_size, "action": found.action_size}
+    kind = shape.pop("kind", None) or ("categorical" if discrete else "gaussian")
+    if kind == "categorical" and not discrete:
         raise UserError(f"environment {environment} does not say that its actions are choices; take another kind")
-    sizes = {"observation": found.observation_size, "action": found.action_size}
     return ControlConfig(**{**SIZE, **shape, **sizes, "kind": kind})  # pyright: ignore[reportArgumentType]
