@@ -14,7 +14,7 @@ from flowrl.types import Prompt
 
 
 class GymEnvironment:
-    """``count`` objects of one gymnasium environment with observations that are a box of numbers, and actions that are a
+    """``count`` objects of one gymnasium environment whose observations are a box of numbers, and whose actions are a
     box or n choices.
 
     Actions in a box are clipped to it; a policy's unclipped action carries its likelihood. Of n choices (``Discrete``)
