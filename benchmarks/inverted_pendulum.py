@@ -73,7 +73,8 @@ def write_base(folder: Path) -> str:
 
 def deployed(session: Session) -> float:
     """Mean return of the deployed policy."""
-    sampler: Any = replace(session.algorithm.sampler.heldout(None, None, None), decisions=LIMIT)
+    mine: Any = session.algorithm.sampler
+    sampler = replace(mine.heldout(None, None, None), decisions=LIMIT)
     prompts = [Prompt("", 0)] * EPISODES
     draw = Draw.of(seeds(20_000, "deployed", count=EPISODES), torch.zeros(EPISODES, dtype=torch.long), 0, 0, prompts)
     return float(sampler(session.policy, session.policy.condition(prompts), draw).final[:, 0].mean())

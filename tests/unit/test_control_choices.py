@@ -93,7 +93,7 @@ def test_likelihood_and_entropy_are_those_of_all_chunks() -> None:
     found = CategoricalActions()(policy, ActionRows(action[:, None]), condition)
     p = found.logp[:, 0].exp()
     assert float(p.detach().sum()) == pytest.approx(1, abs=1e-6)
-    assert float(found.need("entropy")[0]) == pytest.approx(float(-(p * p.log()).sum()), abs=1e-6)
+    assert float(found.need("entropy").detach()[0]) == pytest.approx(float(-(p * p.log()).detach().sum()), abs=1e-6)
     found.need("entropy").sum().backward(retain_graph=True)
     parameters: list[Any] = policy.parameters()
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)

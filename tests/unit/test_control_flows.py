@@ -131,6 +131,7 @@ def test_dppo_of_one_step_from_zero_is_cleanrls_ppo(gamma_denoise: float) -> Non
     policy.critic.double()
     it = roll(algorithm, policy)
     trace: Any = it.rollout.trace
+    assert it.rollout.feedback is not None
     rows, events = trace.alive.nonzero(as_tuple=True)
     seen = policy.condition([]).seeing(trace.observed[rows, events])
     action = trace.steps(rows, events).states[:, 1].double()

@@ -37,6 +37,7 @@ def main() -> None:
         options.error(f"--out: a folder for the policy of {environment}")
     config = BASES[environment] if folder is None else config_for(environment, **given)
     folder = folder or embedded_model(environment, "control")
+    assert folder is not None
     save_control(config, untrained(config, seed), folder)
     print(f"{config.kind}, {config.observation} numbers observed, {config.action} of an action, in {folder}")
 
