@@ -73,6 +73,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.samplers.noisy",
             "flowrl.samplers.perturbed",
             "flowrl.samplers.demonstrations",
+            "flowrl.samplers.deployed",
             "flowrl.samplers.residual",
         ),
     ),
@@ -97,6 +98,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.categorical",
             "flowrl.estimators.noisy",
             "flowrl.estimators.perturbed",
+            "flowrl.estimators.q_learning",
             "flowrl.estimators.distribution",
             "flowrl.estimators.trajectory_matching",
         ),
@@ -153,6 +155,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.distillation",
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
+            "flowrl.parts.q_learning",
         ),
     ),
     "regularizers": Slot(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -10,7 +11,7 @@ from flowrl.config.section import Fraction, Section
 from flowrl.paths import absolute_folder
 
 if TYPE_CHECKING:
-    from flowrl.types import Residual
+    from flowrl.types import Acting, Beside, Residual
 
 Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
@@ -208,10 +209,13 @@ class ModelConfig(Section):
         explores: bool = False,
         residual: Residual | None = None,
         tuned: tuple[int, int] | None = None,
+        beside: Mapping[str, Beside] | None = None,
+        acting: Acting | None = None,
     ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
         ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``residual``: what is
-        added to a policy's actions; ``tuned``: at the last steps alone (`Algorithm.tuned`)."""
+        added to a policy's actions; ``tuned``: at the last steps alone (`Algorithm.tuned`); ``beside`` and ``acting``:
+        what it trains beside a control policy's own network, and how that acts with it."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -226,6 +230,8 @@ class ModelConfig(Section):
             plain["tuned"] = tuned
         if residual is not None:
             plain["residual"] = residual
+        if family == "control" and beside is not None:
+            plain |= {"beside": beside, "acting": acting}
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
     def unused_keys(self, family: Family) -> list[str]:

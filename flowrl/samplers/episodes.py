@@ -13,6 +13,7 @@ from flowrl.environments import CheckedEnvironment, OnError, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
 from flowrl.samplers.categorical import CategoricalSampler
+from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
@@ -91,6 +92,8 @@ class EpisodeSampler:
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
             sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+        elif temperature is not None and isinstance(sampler, Deployed):
+            sampler = sampler.heldout(None, None, temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
             raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
         elif temperature and isinstance(sampler, CategoricalSampler):

@@ -10,6 +10,7 @@ Times run from 1 (noise) to 0 (clean). The canonical continuous process is ``x_t
 velocity ``v = noise - clean``; every other parameterisation is converted inside the policy.
 """
 
+from flowrl.types.acting import Acting, Beside
 from flowrl.types.chats import Chat
 from flowrl.types.decisions import (
     Batch,
@@ -86,9 +87,11 @@ __all__ = [
     "POLICY",
     "REPLAY",
     "RIVAL",
+    "Acting",
     "Advantage",
     "Aggregation",
     "Batch",
+    "Beside",
     "Bounds",
     "CausalPolicy",
     "CfgGrad",

@@ -58,7 +58,8 @@ class Sampler(Protocol):
 class Estimator(Protocol):
     """The only bridge between networks and algorithms. One that differentiates rewards has a further attribute
     ``judged = True``, and finds `Rollout.judge` set; one of control policies with ``explores = True`` finds a network
-    that learns how much noise steps have."""
+    that learns how much noise steps have; one with ``beside``, networks by name (`Beside`), and ``acting`` (`Acting`)
+    has those beside the policy's own, which then acts so."""
 
     def probe(self, rollout: Rollout, policy: Any, seeds: Tensor) -> Rows:
         """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""
@@ -168,7 +169,8 @@ class LossWeight(Protocol):
 
 
 class Objective(Protocol):
-    """A loss per decision."""
+    """A loss per decision. One with ``off_policy = True`` learns from decisions whoever made them: nothing corrects for
+    older weights."""
 
     reference: ClassVar[str]
     """Weight set whose likelihood it compares with; empty for none."""

@@ -3,7 +3,7 @@ three modes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -16,7 +16,7 @@ from flowrl.models.control.load import CriticNetwork, choose_trained, new_networ
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
 from flowrl.models.control.new import untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
-from flowrl.types import Prompt, Residual
+from flowrl.types import Acting, Beside, Prompt, Residual
 
 MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 DECISIONS = 2
@@ -70,10 +70,16 @@ def _cloned() -> ControlNetwork:
 
 
 def toy_policy(
-    critic: bool = True, noise: bool = False, residual: Residual | None = None, tuned_from: float | None = None
+    critic: bool = True,
+    noise: bool = False,
+    residual: Residual | None = None,
+    tuned_from: float | None = None,
+    beside: Mapping[str, Beside] | None = None,
+    acting: Acting | None = None,
 ) -> ControlPolicy:
     """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn."""
     config = replace(CONFIG, tuned_from=tuned_from, residual=0.0 if residual is None else residual.scale)
+    config = replace(config, beside=dict(beside or {}), acting=acting)
     network = new_network(config)
     network.load_state_dict(_cloned().state_dict(), strict=False)
     choose_trained(network, residual)

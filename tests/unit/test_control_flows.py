@@ -25,9 +25,10 @@ from flowrl.models.control.policy import ControlPolicy
 from flowrl.parts.episodes import gae
 from flowrl.parts.objectives import AsymmetricClip
 from flowrl.samplers.episodes import EpisodeSampler, TemperedStart
+from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.noisy import NoisyFlowSampler
-from flowrl.samplers.perturbed import PerturbedFlowSampler
-from flowrl.samplers.windows import EveryStep
+from flowrl.samplers.perturbed import NoisyActionSampler, PerturbedFlowSampler
+from flowrl.samplers.windows import EveryStep, LastSteps
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, IncompatibleError, Likelihood, Steps
 from tests.contract.toy_environment import toy_policy
@@ -389,3 +390,23 @@ def test_five_ways_to_treat_a_time_limit_and_which_two_are_ours() -> None:
     assert len({tuple(round(x, 6) for x in each) for each in found.values()}) == 5
     part: Any = build({"use": "dppo"}).token_advantage[0]
     assert part.truncation == "bootstrap" and replace(part, truncation="terminate") != part
+
+
+def test_noise_on_actions_is_part_of_what_is_measured() -> None:
+    """The chunk is the flow's and .02 of a stream of its own; evaluation has none of it (FPO++)."""
+    policy, count = toy_policy(), 400
+    condition, draw = of_policy(policy, count), drawn(count)
+    plain = FlowSampler(steps=3, guidance=1.0)(policy, condition, draw)
+    noisy = NoisyActionSampler(steps=3, guidance=1.0, noise=0.02)
+    added = noisy(policy, condition, draw).final - plain.final
+    assert float(added.mean()) == pytest.approx(0, abs=0.003) and float(added.std()) == pytest.approx(0.02, rel=0.1)
+    deployed = noisy.heldout(None, None, None)
+    assert torch.equal(deployed(policy, condition, draw).final, plain.final)
+    for wrong, message in (
+        ({"noise": -1.0}, r"noise=-1\.0 is a deviation"),
+        ({"window": LastSteps(1)}, r"in no density of steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NoisyActionSampler(**wrong)
+    with pytest.raises(ValueError, match=r"most=0 is the largest error"):
+        Matching(most=0)

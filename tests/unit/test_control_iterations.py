@@ -34,7 +34,7 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
     """A run of the toy flow; dppo by default."""
     spec = {**(algorithm or {"use": "dppo", "steps": 3, "clip": 0.2}), "environment": environment, "decisions": 3}
     built = build({**spec, "sampler": sampler} if sampler else spec)
-    critic = {"critic_lr": 0.005, "critic_warmup": 1} if built.valued else {}
+    critic = {"critic_lr": 0.005, "critic_warmup": 1} if built.valued or built.judges else {}
     config = Config.of({
         "name": "toy",
         "model": {"path": "avoid"},
@@ -48,7 +48,8 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "on_nan": on_nan,
     })  # fmt: skip
     start = None if built.tuned is None else built.tuned[1] / built.tuned[0]  # of a flow's even times
-    policy = toy_policy(critic=built.valued, noise=built.explores, residual=built.residual, tuned_from=start)
+    needed: dict[str, Any] = {name: getattr(built, name) for name in ("residual", "beside", "acting")}
+    policy = toy_policy(critic=built.valued, noise=built.explores, tuned_from=start, **needed)
     for name in built.weight_sets:
         policy.update_ema(name, 0.0)
     valued = policy.critic_parameters()

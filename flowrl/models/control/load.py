@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
+from flowrl.models.control.beside import is_one_of, read_beside, with_new
 from flowrl.models.control.network import (
     Activation,
     ControlNetwork,
@@ -22,12 +23,12 @@ from flowrl.models.control.network import (
     NoiseNetwork,
 )
 from flowrl.models.control.new import config_for, new_network, untrained
-from flowrl.models.control.policy import SAME_TIME, ControlConfig, ControlPolicy, Share, time_grid
+from flowrl.models.control.policy import SAME_TIME, Ascent, ControlConfig, ControlPolicy, Share, time_grid
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
 from flowrl.paths import NEW
-from flowrl.types import Residual
+from flowrl.types import Acting, Beside, Residual
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
 NOISE_WIDTH, NOISE_DEPTH = 64, 2
@@ -45,6 +46,8 @@ def load_control(
     noise: bool = False,
     tuned: tuple[int, int] | None = None,
     residual: Residual | None = None,
+    beside: Mapping[str, Beside] | None = None,
+    acting: Acting | None = None,
     device: str = "auto",
     dtype: str = "float32",
     **unused: Any,
@@ -59,6 +62,9 @@ def load_control(
             not learn at the larger ones (DPPO). A model that was made so keeps the copy it has.
         residual: learn only what is added to every action, and let the policy as it is (ResiP). A model that has a
             residual already goes on with it.
+        beside: the networks beside its own that a method trains, those of the folder where it has them and they are of
+            this form, others new; ``None``: those of the folder.
+        acting: how it acts with them; as the folder says where ``beside`` is ``None``.
         dtype: float32; networks of this size gain nothing from less.
         unused: options of larger models (LoRA, compiling, sharding), which these are too small for.
 
@@ -72,16 +78,12 @@ def load_control(
     new = str(path).startswith(NEW)
     folder = embedded_model(str(path), "control") or Path(path).expanduser()
     config = config_for(str(path).removeprefix(NEW)) if new else read_config(folder)
+    config, kept = _with_beside(config, beside, acting)
     fresh = residual is not None and not config.residual
-    if residual is not None:
-        if config.residual not in (0, residual.scale):
-            raise UserError(
-                f"algorithm.scale={residual.scale:g}: the residual of model {str(path)!r} was trained at "
-                f"{config.residual:g}; set that"
-            )
-        config = replace(config, residual=residual.scale)
+    config = config if residual is None else _with_residual(config, residual, str(path))
     try:
-        network, base = (untrained(config), None) if new else _networks(config, load_file(folder / WEIGHTS), fresh)
+        tensors = {} if new else load_file(folder / WEIGHTS)
+        network, base = (untrained(config), None) if new else _networks(config, tensors, fresh, kept)
     except FileNotFoundError as error:
         raise UserError(
             f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
@@ -101,18 +103,40 @@ def load_control(
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
 
 
+def _with_beside(
+    config: ControlConfig, beside: Mapping[str, Beside] | None, acting: Acting | None
+) -> tuple[ControlConfig, list[str]]:
+    """With these networks beside, and which of them the model has already; as it is without any."""
+    if beside is None:
+        return config, list(config.beside)
+    kept = [name for name, form in config.beside.items() if beside.get(name) == form]
+    return replace(config, beside=dict(beside), acting=acting), kept
+
+
+def _with_residual(config: ControlConfig, residual: Residual, path: str) -> ControlConfig:
+    """Raises `UserError` where the model has one of another scale."""
+    if config.residual not in (0, residual.scale):
+        raise UserError(
+            f"algorithm.scale={residual.scale:g}: the residual of model {path!r} was trained at "
+            f"{config.residual:g}; set that"
+        )
+    return replace(config, residual=residual.scale)
+
+
 def _networks(
-    config: ControlConfig, tensors: dict[str, Tensor], fresh: bool
+    config: ControlConfig, tensors: dict[str, Tensor], fresh: bool, kept: Sequence[str]
 ) -> tuple[ControlNetwork, ControlNetwork | None]:
-    """The network of these weights, with an untrained residual where it is ``fresh``, and the one that acts at larger
-    times where there is one. Raises `RuntimeError` for weights that do not fit."""
+    """The network of these weights, with an untrained residual where it is ``fresh`` and untrained networks beside it
+    but for those that are ``kept``, and the one that acts at larger times where there is one. Raises `RuntimeError` for
+    weights that do not fit."""
     network = new_network(config)
     added = network.residual.state_dict() if fresh and network.residual is not None else {}
     begun = {f"residual.{name}": value for name, value in added.items()}
-    network.load_state_dict({**begun, **{key: value for key, value in tensors.items() if not key.startswith(BASE)}})
+    held = {**begun, **{key: value for key, value in tensors.items() if not key.startswith(BASE)}}
+    network.load_state_dict(with_new(held, network, kept))
     if config.tuned_from is None:
         return network, None
-    base = new_network(replace(config, residual=0.0))
+    base = new_network(replace(config, residual=0.0, beside={}, score=None))
     base.load_state_dict({key.removeprefix(BASE): value for key, value in tensors.items() if key.startswith(BASE)})
     return network, base.eval()
 
@@ -125,7 +149,7 @@ def _frozen(
     steps, last = tuned
     start = float(time_grid(config, steps)[steps - last])
     if base is None or config.tuned_from is None:
-        base = new_network(replace(config, residual=0.0))
+        base = new_network(replace(config, residual=0.0, beside={}, score=None))
         base.load_state_dict({key: value for key, value in network.state_dict().items() if key in base.state_dict()})
         return replace(config, tuned_from=start), base.eval()
     if abs(config.tuned_from - start) > SAME_TIME:
@@ -137,8 +161,10 @@ def _frozen(
 
 
 def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
-    """Train the residual alone, or everything but it."""
+    """Train the residual alone, or everything but it and a score."""
     network.requires_grad_(residual is None)
+    if network.score is not None:
+        network.score.requires_grad_(False)
     if network.residual is not None:
         network.residual.requires_grad_(residual is not None)
         if residual is not None:
@@ -169,12 +195,27 @@ def read_config(folder: Path) -> ControlConfig:
         if wrong := _wrong(key, value):
             raise UserError(f"{file}: {key} is {value!r}; {wrong}")
     parts = {"encoder": tuple(given.get("encoder", ())), "policies": _shares(given.get("policies") or (), file)}
-    config = ControlConfig(**given | parts)
+    beside, how = read_beside(given, file)
+    config = ControlConfig(
+        **given | parts | {"beside": beside, "acting": how, "score": _ascent(given.get("score"), file)}
+    )
     if config.blocks and config.depth % 2 == 0:
         raise UserError(f"{file}: depth is {config.depth}; give an odd one, as blocks put all but one into pairs")
     if config.bound is not None and config.kind != "ddpm":
         raise UserError(f"{file}: bound is of what a DDPM predicts, and kind is {config.kind}; remove it")
     return config
+
+
+def _ascent(given: Any, file: Path) -> Ascent | None:
+    if given is None:
+        return None
+    try:
+        found = Ascent(float(given["rate"]), int(given["steps"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: score has a rate and steps, found {given!r}") from error
+    if not (0 <= found.rate < float("inf") and found.steps >= 0):
+        raise UserError(f"{file}: score is {given!r}; give a rate of 0 or more and 0 or more steps")
+    return found
 
 
 def _shares(given: Any, file: Path) -> tuple[Share, ...]:
@@ -220,12 +261,14 @@ def _whole(value: object, least: int) -> bool:
 def save_control(
     config: ControlConfig, network: ControlNetwork, folder: Path, base: ControlNetwork | None = None
 ) -> None:
-    """Write a policy to a folder, as `load_control` reads it, with what acts at times above ``config.tuned_from``; the
-    critic is no part of it."""
+    """Write a policy to a folder, as `load_control` reads it, with what acts at times above ``config.tuned_from`` and
+    the networks beside its own that it acts with; the critic is no part of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = asdict(config)
+    needed = {name: config.beside[name] for name in (config.acting.needs if config.acting else ())}
+    facts = asdict(replace(config, beside=needed))
+    facts = {key: value for key, value in facts.items() if value or key not in ("beside", "acting")}
     (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     both = {"": network, **({} if base is None else {BASE: base})}
     named = {f"{prefix}{name}": value for prefix, net in both.items() for name, value in net.state_dict().items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    tensors = {key: t.detach().cpu().contiguous() for key, t in named.items() if is_one_of(key, needed)}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -29,6 +29,7 @@ LONGEST_WAVE = 10000.0
 LEAST_STD = 1e-3
 RESIDUAL_WIDTH, RESIDUAL_DEPTH, RESIDUAL_LIMIT = 256, 2, 3.0
 """Of a residual; the standardised observations that it reads are cut so far from 0."""
+SCORE_WIDTH, SCORE_DEPTH = 128, 3
 
 
 class Statistics(nn.Module):
@@ -116,7 +117,7 @@ class ControlNetwork(nn.Module):
 
     ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; flows have it for methods
     that act by their mean (`flowrl.samplers.gaussian`), and a policy of choices has none. ``residual``, where its scale
-    is not 0, is what is added to every single action when it is executed.
+    is not 0, is what is added to every single action when it is executed; ``score`` moves it towards the data before.
 
     ``depth`` hidden layers of ``width`` numbers, of which with ``blocks`` all but the first are in residual blocks of
     two. ``encoder``: widths of layers that observations pass first. ``embedding``: size of a learned `TimeEmbedding`; 0
@@ -155,6 +156,9 @@ class ControlNetwork(nn.Module):
         if kind != "categorical":
             self.log_std = nn.Parameter(torch.zeros(chunk, action))
         self.residual = ResidualNetwork(observation, action, residual) if residual else None
+        self.score: ScoreNetwork | None = None
+        self.beside = nn.ModuleDict()
+        """Networks that a method trains beside this one (`flowrl.types.Beside`)."""
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
 
     waves: Tensor
@@ -247,6 +251,19 @@ class ResidualNetwork(nn.Module):
         return self.body(features)
 
 
+class ScoreNetwork(nn.Module):
+    """The gradient by the action of the logarithm of the density of observations and single actions, both standardised,
+    as `flowrl.models.control.scoring.fit` learns it: layers of SiLU."""
+
+    def __init__(self, observation: int, action: int) -> None:
+        super().__init__()
+        self.body = perceptron([observation + action, *[SCORE_WIDTH] * SCORE_DEPTH, action], nn.SiLU)
+
+    def forward(self, observed: Tensor, action: Tensor) -> Tensor:
+        """[n, d]"""
+        return self.body(torch.cat([observed, action], dim=1))
+
+
 class ComposedNetwork(ControlNetwork):
     """``sum_i w_i f_i(s, x, t)`` of networks of one kind over the same chunks, each with its own statistics of
     observations; those of actions are the same for all (`flowrl.models.control.composed`)."""
@@ -255,9 +272,10 @@ class ComposedNetwork(ControlNetwork):
         nn.Module.__init__(self)
         first = parts[0]
         self.kind, self.shape, self.weights = first.kind, first.shape, tuple(weights)
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.beside = nn.ModuleList(parts), nn.ModuleDict()
         size = len(first.observations.mean)
         self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
+        self.score = None
 
     @property
     def observations(self) -> Statistics:

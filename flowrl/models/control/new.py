@@ -9,7 +9,8 @@ from torch import nn
 
 from flowrl.environments import open_environment
 from flowrl.errors import UserError
-from flowrl.models.control.network import ComposedNetwork, ControlNetwork, orthogonal
+from flowrl.models.control.beside import BesideNetwork
+from flowrl.models.control.network import ComposedNetwork, ControlNetwork, ScoreNetwork, orthogonal
 from flowrl.models.control.policy import ControlConfig
 
 SIZE = {"width": 64, "depth": 2, "activation": "tanh"}
@@ -17,14 +18,20 @@ SIZE = {"width": 64, "depth": 2, "activation": "tanh"}
 
 
 def new_network(config: ControlConfig) -> ControlNetwork:
-    """An untrained network of this shape."""
+    """An untrained network of this shape, as torch begins."""
     c = config
     form = (c.activation, c.blocks, c.norm, c.encoder, c.embedding)
     shape = (c.kind, c.observation, c.action, c.chunk, c.history)
     if c.policies:
         parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
-        return ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
-    return ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
+        network: ControlNetwork = ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
+    else:
+        network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
+    for name, wanted in c.beside.items():
+        network.beside[name] = BesideNetwork(name, wanted, c.observation * c.history, c.chunk, c.action)
+    if c.score is not None:
+        network.score = ScoreNetwork(c.observation, c.action)
+    return network
 
 
 def untrained(config: ControlConfig, seed: int = 0) -> ControlNetwork:

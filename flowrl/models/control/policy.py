@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
 from flowrl.math.masking import draw_choices
 from flowrl.math.random import normal
+from flowrl.models.control.acting import ActsWithNetworks
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
 from flowrl.models.control.network import (
@@ -29,7 +30,7 @@ from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import CfgGrad, IncompatibleError, Prompt
+from flowrl.types import Acting, Beside, CfgGrad, IncompatibleError, Prompt
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
@@ -47,6 +48,16 @@ class Share:
     weight: float
     width: int
     depth: int
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How single actions are moved towards the data before they are executed."""
+
+    rate: float = 0.1
+    """Of a step, in standardised actions; see `flowrl.models.control.scoring.fit`."""
+    steps: int = 10
+    """0 leaves actions as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +98,15 @@ class ControlConfig:
     """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
     policies: tuple[Share, ...] = ()
     """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
+    score: Ascent | None = None
+    """Of a model with a score of its data (`flowrl.models.control.scoring`)."""
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    """Networks beside its own, by name."""
+    acting: Acting | None = None
+    """How it acts, where it does not act by its flow or its mean alone."""
 
 
-class ControlPolicy(HasWeightSets):
+class ControlPolicy(ActsWithNetworks, HasWeightSets):
     """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; a choice among d is 1 at
     its place and 0 elsewhere. Made by :func:`flowrl.models.control.load.load_control`."""
 
@@ -136,13 +153,17 @@ class ControlPolicy(HasWeightSets):
         return [describe_episode(row) for row in final.tolist()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critic's."""
-        noise = [] if self.noise is None else self.noise.parameters()
-        return [*self.adaptation.parameters.values(), *noise, *self.critic_parameters()]
+        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critics'."""
+        noise, critics = [] if self.noise is None else self.noise.parameters(), self.critic_parameters()
+        judging = {id(parameter) for parameter in critics}
+        own = [parameter for parameter in self.adaptation.parameters.values() if id(parameter) not in judging]
+        return [*own, *noise, *critics]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Those of them that are the critic's."""
-        return [] if self.critic is None else list(self.critic.parameters())
+        """Those of them that are critics', beside the network and of values."""
+        judges = [net for name, net in self.network.beside.items() if self.config.beside[name].judges]
+        valuing = [] if self.critic is None else [self.critic]
+        return [parameter for net in (*judges, *valuing) for parameter in net.parameters()]
 
     def value(self, observed: Tensor) -> Tensor:
         """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones. Beside
@@ -221,6 +242,15 @@ class ControlPolicy(HasWeightSets):
         features = self.network.features(condition.need().to(self.device))
         return self.noise(features, self.network.time_features(t.to(features)))
 
+    def integrate(self, x: Tensor, condition: ControlCondition, steps: int | None = None) -> Tensor:
+        """Where Euler's method comes to from noise ``x`` [n, h, d], in ``steps`` even steps or the model's own."""
+        times = self.times(steps or self.config.steps)
+        x = self.initial(x, times)
+        for now, then in pairwise(times):
+            t, t_next = now.expand(len(x)), then.expand(len(x))
+            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
+        return x
+
     # ------------------------------------------------------------------------------------------------- as a Gaussian
     def gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
         """Mean [n, h, d] of the chunk and logarithm of its deviation [h, d]. The mean of a flow is one step from z = 0,
@@ -274,13 +304,26 @@ class ControlPolicy(HasWeightSets):
         return action.to(self.device) + self._residual().scale * added.to(self.device)
 
     def executed(self, observed: Tensor, action: Tensor) -> Tensor:
-        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a residual
-        looks at the newest observation [n, history, o] and moves them."""
+        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a score of
+        the data and a residual look at the newest observation [n, history, o] and move them."""
+        action = self.ascended(observed[:, -1], action)
         if self.network.residual is None:
             return self.in_own_units(action)
         features = self.network.residual_features(observed[:, -1].to(self.device).float(), action.to(self.device))
         self.network_calls += len(action)
         return self.in_own_units(self.corrected(action, self.network.residual(features)))
+
+    def ascended(self, observed: Tensor, action: Tensor) -> Tensor:
+        """Standardised actions [n, d] at observations [n, o] after ``a <- a + rate s(o, a)``, ``steps`` times, where
+        the model has a score s of its data (CDSA, arXiv:2406.07541); as they are otherwise."""
+        ascent = self.config.score
+        if ascent is None or self.network.score is None:
+            return action
+        seen, action = self.network.observations(observed.to(self.device).float()), action.to(self.device)
+        for _ in range(ascent.steps):
+            action = action + ascent.rate * self.network.score(seen, action)
+        self.network_calls += ascent.steps * len(action)
+        return action
 
     def _residual(self) -> ResidualNetwork:
         if self.network.residual is None:
@@ -296,28 +339,24 @@ class ControlPolicy(HasWeightSets):
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean, or with that noise; the likeliest choices, or drawn.
-        A residual is no part of it: it acts step by step."""
+        from noise that follows from ``seed``; a Gaussian's mean, or with that noise; the likeliest choices, or drawn;
+        what `act` makes of that noise. A residual is no part of it: it acts step by step."""
         return self.in_own_units(self._decided(observed, seed, steps))
 
     def _decided(self, observed: Tensor, seed: int | None, steps: int | None) -> Tensor:
         """The same, standardised."""
-        condition = ControlCondition(len(observed)).seeing(observed.float())
+        condition, acting = ControlCondition(len(observed)).seeing(observed.float()), self.config.acting
         seeds = None if seed is None else torch.arange(len(observed)) + seed
         if self.config.kind == "categorical":
             return draw_choices(self.choices(condition), seeds, 0)
-        x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
+        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        x = torch.zeros(len(observed), *shape, device=self.device)
         if seeds is not None:
-            x = normal(seeds, self.latent_shape, stream=0, device=self.device)
-        if self.config.kind == "gaussian":
+            x = normal(seeds, shape, stream=0, device=self.device)
+        if self.config.kind == "gaussian" and acting is None:
             mean, log_std = self.gaussian(condition)
             return mean + log_std.exp() * x
-        times = self.times(steps or self.config.steps)
-        x = self.initial(x, times)
-        for now, then in pairwise(times):
-            t, t_next = now.expand(len(x)), then.expand(len(x))
-            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
-        return x
+        return self.integrate(x, condition, steps) if acting is None else self.act(condition, x)
 
     def reset(self) -> None:
         """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""
