@@ -193,13 +193,13 @@ def test_an_untrained_policy_is_made_for_an_environment() -> None:
     assert family_of("new:gym:CartPole-v1") == "control"
     choosing: Any = flowrl.load_policy("new:gym:CartPole-v1")
     assert (choosing.config.kind, choosing.config.observation, choosing.config.action) == ("categorical", 4, 2)
-    odds = choosing.choices(choosing.condition([]).seeing(torch.randn(50, 1, 4))).exp()
+    odds = choosing.choices(choosing.condition([]).seeing(torch.randn(50, 1, 4))).detach().exp()
     assert float((odds - 0.5).abs().max()) < 0.02 and choosing.check_parity() < 1e-5
     again = load_control("new:gym:CartPole-v1")
     assert all(torch.equal(a, b) for a, b in zip(choosing.parameters(), again.parameters(), strict=True))
     normal = load_control("new:gym:Pendulum-v1")
     mean, log_std = normal.gaussian(normal.condition([]).seeing(torch.randn(50, 1, 3)))
-    assert normal.config.kind == "gaussian" and float(mean.abs().max()) < 0.05 and not bool(log_std.any())
+    assert normal.config.kind == "gaussian" and float(mean.detach().abs().max()) < 0.05 and not bool(log_std.any())
     assert config_for("gym:Pendulum-v1", kind="flow", chunk=4).chunk == 4
     with pytest.raises(UserError, match="gym:Pendulum-v1 does not say that its actions are choices"):
         config_for("gym:Pendulum-v1", kind="categorical")

@@ -26,6 +26,7 @@ from flowrl.models.control.network import (
     NoiseNetwork,
     ResidualNetwork,
 )
+from flowrl.models.control.outcome import describe_episode
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -37,8 +38,6 @@ CRITIC = "critic."
 NOISE = "noise."
 """Prefix of the network that says how much noise steps have."""
 SAME_TIME = 1e-6
-OUTCOME = ("return", "decisions", "truncated", "success", "mode")
-"""The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
 
 
 @dataclass(frozen=True)
@@ -407,13 +406,3 @@ def time_grid(config: ControlConfig, steps: int) -> Tensor:
         raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
     chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
     return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
-
-
-def describe_episode(numbers: Sequence[float]) -> str:
-    """``success, 27 decisions, return 1, way 5`` of the numbers of `OUTCOME`."""
-    known = dict(zip(OUTCOME, numbers, strict=True))
-    end = "cut by the time limit" if known["truncated"] else "ended"
-    said = {1.0: "success", 0.0: "no success"}.get(known["success"])
-    words = [said] if said else []
-    words += [f"{end} after {known['decisions']:.0f} decisions", f"return {known['return']:.6g}"]
-    return ", ".join([*words, *([f"mode {known['mode']:.0f}"] if known["mode"] >= 0 else [])])
