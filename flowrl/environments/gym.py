@@ -23,13 +23,14 @@ class GymEnvironment:
     ``truncated``.
     """
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, render: bool = False) -> None:
         try:
             gymnasium: Any = importlib.import_module("gymnasium")
         except ImportError as error:
             raise missing_package(f"environment gym:{name}", "gymnasium", "control") from error
         try:
-            self._rows = [gymnasium.make(name) for _ in range(count)]
+            pictures = {"render_mode": "rgb_array"} if render else {}
+            self._rows = [gymnasium.make(name, **pictures) for _ in range(count)]
         except Exception as error:  # unknown names, missing simulators: gymnasium has a class of errors for each
             raise UserError(f"environment gym:{name} cannot be made: {first_line(error)}") from error
         seen, self._space = self._rows[0].observation_space, self._rows[0].action_space
@@ -61,6 +62,10 @@ class GymEnvironment:
         if self.discrete:
             return self._space.start + actions.argmax(axis=1)
         return np.clip(actions, self._space.low, self._space.high).astype(self._space.dtype)
+
+    def render(self, row: int) -> Array:
+        """[H, W, 3] uint8: the simulator's own picture of a row, where it was made with ``render``."""
+        return np.asarray(self._rows[row].render())
 
     def close(self) -> None:
         """What they have open, such as a renderer."""

@@ -60,6 +60,10 @@ class EpisodeSampler:
     """Seconds that a step, or the reset, of all rows may take. The environment is then in a process of its own, killed
     where it takes longer; all its episodes that were going on have failed, as where the process ends by itself.
     ``null``: it is in this process, and is not interrupted."""
+    render: bool = False
+    """Where samples are kept, make a moving picture of the first episode of what the environment itself shows
+    (gymnasium's ``rgb_array``, or ``render(row)`` of one's own), by executing its actions again; without it of what a
+    function ``draw`` beside ``make`` draws."""
 
     def __post_init__(self) -> None:
         if self.decisions < 1:
@@ -68,6 +72,10 @@ class EpisodeSampler:
             raise ValueError("frozen_base is of steps from noise to a chunk: use it with sampler: {use: flow}")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ValueError(f"timeout_s={self.timeout_s} leaves no time; give seconds above 0, or null for no limit")
+        if self.render and self.timeout_s is not None:
+            raise ValueError(
+                "render=true steps the environment in this process, where timeout_s ends nothing; drop one"
+            )
 
     @property
     def tuned(self) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.control.beside import is_one_of, read_beside, with_new
+from flowrl.models.control.coordinates import time_grid
 from flowrl.models.control.network import (
     Activation,
     ControlNetwork,
@@ -23,7 +24,7 @@ from flowrl.models.control.network import (
     NoiseNetwork,
 )
 from flowrl.models.control.new import config_for, new_network, untrained
-from flowrl.models.control.policy import SAME_TIME, Ascent, ControlConfig, ControlPolicy, Share, time_grid
+from flowrl.models.control.policy import SAME_TIME, Ascent, ControlConfig, ControlPolicy, Share
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
@@ -147,7 +148,7 @@ def _frozen(
     """With the network that acts at the first K - F of K steps: the one that the model has, or a copy of it as it is.
     Raises `UserError` where the model has one for other times."""
     steps, last = tuned
-    start = float(time_grid(config, steps)[steps - last])
+    start = float(time_grid(config.kind, config.steps, steps)[steps - last])
     if base is None or config.tuned_from is None:
         base = new_network(replace(config, residual=0.0, beside={}, score=None))
         base.load_state_dict({key: value for key, value in network.state_dict().items() if key in base.state_dict()})

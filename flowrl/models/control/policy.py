@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
 from flowrl.math.masking import draw_choices
 from flowrl.math.random import normal
 from flowrl.models.control.acting import ActsWithNetworks
 from flowrl.models.control.condition import ControlCondition
-from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
+from flowrl.models.control.coordinates import cosine_levels, time_grid, times_of, to_network, velocity_of
 from flowrl.models.control.network import (
     Activation,
     ControlNetwork,
@@ -175,7 +174,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
         them."""
-        return time_grid(self.config, steps)
+        return time_grid(self.config.kind, self.config.steps, steps)
 
     @property
     def _levels(self) -> Tensor:
@@ -393,16 +392,3 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
     def facts(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
         return asdict(self.config)
-
-
-def time_grid(config: ControlConfig, steps: int) -> Tensor:
-    """[steps + 1] float64 descending to 0, see `ControlPolicy.times`."""
-    if steps < 1:
-        raise UserError(f"a sampler needs at least 1 step, got {steps}")
-    if config.kind == "flow":
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    levels = times_of(cosine_levels(config.steps))
-    if steps > len(levels):
-        raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
-    chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
-    return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
