@@ -82,15 +82,7 @@ def load_control(
     config, kept = _with_beside(config, beside, acting)
     fresh = residual is not None and not config.residual
     config = config if residual is None else _with_residual(config, residual, str(path))
-    try:
-        tensors = {} if new else load_file(folder / WEIGHTS)
-        network, base = (untrained(config), None) if new else _networks(config, tensors, fresh, kept)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
-        ) from error
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
+    network, base = (untrained(config), None) if new else _read(path, folder, config, fresh, kept)
     check_finite(network, str(path))
     network.eval()
     choose_trained(network, residual)
@@ -102,6 +94,19 @@ def load_control(
         config, base = _frozen(config, network, base, tuned, str(path))
     source = ModelSource(str(path))
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
+
+
+def _read(
+    path: str | Path, folder: Path, config: ControlConfig, fresh: bool, kept: Sequence[str]
+) -> tuple[ControlNetwork, ControlNetwork | None]:
+    try:
+        return _networks(config, load_file(folder / WEIGHTS), fresh, kept)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
+        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
 
 
 def _with_beside(
