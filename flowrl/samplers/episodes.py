@@ -12,6 +12,7 @@ from torch import Tensor
 from flowrl.environments import CheckedEnvironment, OnError, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
+from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
@@ -96,7 +97,8 @@ class EpisodeSampler:
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
-        z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
+        z by default; a Gaussian acts by its mean and choices are the likeliest, which is 0. Raises `ValueError` for
+        another temperature of these."""
         return replace(self, sampler=_tempered(self.sampler.heldout(steps, guidance, None), temperature))
 
     def opened(self, count: int) -> closing[CheckedEnvironment]:
@@ -157,6 +159,8 @@ def _tempered(sampler: Sampler, temperature: float | None) -> Sampler:
         return replace(sampler, sampler=_tempered(sampler.sampler, temperature))
     if temperature and isinstance(sampler, GaussianSampler):
         raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
+    if temperature and isinstance(sampler, CategoricalSampler):
+        raise ValueError(f"temperature={temperature}: choices are the likeliest ones, which is 0; remove it")
     return sampler
 
 

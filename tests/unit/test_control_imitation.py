@@ -19,7 +19,7 @@ from flowrl.estimators.episodes import PerDecision
 from flowrl.estimators.imitation import ChunkMatching, LabelledMatching
 from flowrl.estimators.matching import Matching
 from flowrl.math.random import each, normal, seeds
-from flowrl.models.control import untrained
+from flowrl.models.control import new, untrained
 from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.load import load_control, read_config, save_control
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
@@ -42,7 +42,7 @@ class Analytic(ControlPolicy):
     """Whose velocity is a function of state, time and label [n] instead of a network's."""
 
     def __init__(self, config: ControlConfig, answer: Any) -> None:
-        network = untrained.untrained(config)
+        network = new.untrained(config)
         super().__init__(config, network, None, None, torch.device("cpu"))
         self.answer = answer
 
@@ -187,7 +187,7 @@ def test_a_label_is_learned_of_what_is_better_and_guidance_improves_on_it() -> N
 def load_with(config: ControlConfig) -> ControlPolicy:
     from flowrl.models.control.network import CriticNetwork
 
-    network = untrained.untrained(config)
+    network = new.untrained(config)
     return ControlPolicy(config, network, CriticNetwork(config.observation, 8, 1), None, torch.device("cpu"))
 
 
@@ -220,7 +220,7 @@ def test_both_halves_of_a_decision_are_asked_at_one_point() -> None:
 
 def test_labels_are_of_flows_and_guidance_a_number(tmp_path: Path) -> None:
     config = replace(PLAIN, kind="gaussian")
-    save_control(config, untrained.untrained(config), tmp_path)
+    save_control(config, new.untrained(config), tmp_path)
     with pytest.raises(UserError, match="of kind gaussian; guidance between labels"):
         load_control(tmp_path, conditions=1)
     with pytest.raises(UserError, match="trains one of kind mip"):
@@ -423,20 +423,22 @@ def test_the_demonstrations_of_avoid_are_prompts() -> None:
 def test_an_untrained_model_has_the_statistics_of_its_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     file = tmp_path / "episodes.jsonl"
     file.write_text("".join(json.dumps(row.columns | {"prompt": "p"}) + "\n" for row in two_steps(5)))
-    arguments = ["untrained", str(file), "--out", str(tmp_path / "m"), "--chunk", "6", "--past", "2", "--kind", "ddpm"]
+    shape = ["--kind", "ddpm", "--chunk", "6", "--past", "2"]
+    arguments = ["untrained", TOY, "--data", str(file), "--out", str(tmp_path / "m"), *shape]
     monkeypatch.setattr("sys.argv", arguments)
     untrained.main()
     policy = load_control(tmp_path / "m")
     actions = torch.tensor([step for row in two_steps(5) for step in row.columns["action"]])
     assert torch.allclose(policy.network.actions.mean, actions.mean(dim=0), atol=1e-6)
     assert (policy.config.kind, policy.config.chunk, policy.config.past) == ("ddpm", 6, 2)
-    assert "10 steps seen" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", [*arguments[:-4], "--past", "6"])
-    with pytest.raises(SystemExit, match="no room for past=6"):
-        untrained.main()
-    monkeypatch.setattr("sys.argv", ["untrained", "shapes", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="no world with demonstrations"):
-        untrained.main()
+    for wrong, words in (
+        (["--past", "6"], "no room for past=6"),
+        (["--data", "shapes"], "no world with demonstrations"),
+    ):
+        monkeypatch.setattr("sys.argv", [*arguments, *wrong])
+        with pytest.raises(SystemExit):
+            untrained.main()
+        assert words in capsys.readouterr().err
 
 
 def test_parts_say_what_the_network_has_to_be() -> None:

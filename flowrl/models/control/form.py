@@ -1,15 +1,10 @@
-"""What a control policy is made of, ``config.json`` of a model, and the times at which it acts."""
+"""What a control policy is made of: ``config.json`` of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from flowrl.errors import UserError
-from flowrl.models.control.coordinates import cosine_levels, mip_times, times_of
 from flowrl.models.control.network import Activation, Kind
 from flowrl.types import Acting, Beside, IncompatibleError
 
@@ -42,7 +37,7 @@ class ControlConfig:
     observation: int
     """o, numbers of one observation."""
     action: int
-    """d, numbers of one action."""
+    """d, numbers of one action; choices of a categorical policy."""
     chunk: int = 1
     """h, actions that are decided at once and executed one after another."""
     past: int = 0
@@ -107,20 +102,3 @@ class ControlConfig:
                 "one with algorithm cfgrl"
             )
         return 0.0
-
-
-def time_grid(config: ControlConfig, steps: int) -> Tensor:
-    """[steps + 1] float64 descending to 0, see `ControlPolicy.times`."""
-    if steps < 1:
-        raise UserError(f"a sampler needs at least 1 step, got {steps}")
-    if config.kind == "mip":
-        if steps != 2:
-            raise UserError(f"a MIP acts in 2 steps, and sampler.steps={steps}; set 2")
-        return mip_times()
-    if config.kind == "flow":
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    levels = times_of(cosine_levels(config.steps))
-    if steps > len(levels):
-        raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
-    chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
-    return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
