@@ -431,11 +431,8 @@ def test_an_untrained_model_has_the_statistics_of_its_data(tmp_path: Path, monke
     actions = torch.tensor([step for row in two_steps(5) for step in row.columns["action"]])
     assert torch.allclose(policy.network.actions.mean, actions.mean(dim=0), atol=1e-6)
     assert (policy.config.kind, policy.config.chunk, policy.config.past) == ("ddpm", 6, 2)
-    for wrong, words in (
-        (["--past", "6"], "no room for past=6"),
-        (["--data", "shapes"], "no world with demonstrations"),
-    ):
-        monkeypatch.setattr("sys.argv", [*arguments, *wrong])
+    for key, value, words in (("--past", "6", "no room for past=6"), ("--data", "shapes", "no world with demonstra")):
+        monkeypatch.setattr("sys.argv", [*arguments, key, value])
         with pytest.raises(SystemExit):
             untrained.main()
         assert words in capsys.readouterr().err

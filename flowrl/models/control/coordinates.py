@@ -40,7 +40,7 @@ def times_of(levels: Tensor) -> Tensor:
 
 
 def time_grid(kind: str, own: int, steps: int) -> Tensor:
-    """[steps + 1] float64 descending to 0 of a flow or a MIP, or a DDPM with ``own`` times, see `ControlPolicy.times`."""
+    """[steps + 1] float64 descending to 0 of a flow, a MIP, or a DDPM with ``own`` times: `ControlPolicy.times`."""
     if steps < 1:
         raise UserError(f"a sampler needs at least 1 step, got {steps}")
     if kind == "mip":

@@ -150,7 +150,7 @@ class ControlNetwork(nn.Module):
         self.observations, self.actions = Statistics(observation), Statistics(action)
         self.encoder = perceptron([seen, *encoder], act) if encoder else None
         self.embedding = TimeEmbedding(embedding) if embedding else None
-        asked = chunk * action + (embedding or 2 * TIME_WAVES) if kind in ("flow", "ddpm") else 0
+        asked = 0 if kind in ("gaussian", "categorical") else chunk * action + (embedding or 2 * TIME_WAVES)
         enters = (encoder[-1] if encoder else seen) + asked
         if blocks:
             inner = [ResidualBlock(width, act, norm) for _ in range((depth - 1) // 2)]

@@ -79,10 +79,10 @@ def main() -> None:
     try:
         check_shape(config, "the policy")
         network = untrained(config, seed)
-        for values, fitted in zip(
-            steps_of(data) if data else (), (network.observations, network.actions), strict=False
-        ):
-            fitted.fit(values)
+        if data:
+            observed, action = steps_of(data)
+            network.observations.fit(observed)
+            network.actions.fit(action)
     except (UserError, RuntimeError) as error:
         options.error(str(error))
     save_control(config, network, folder)
