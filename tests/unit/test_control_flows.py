@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +18,13 @@ from flowrl.estimators.gaussian import ActionRows, GaussianActions
 from flowrl.estimators.matching import Matching
 from flowrl.estimators.noisy import ChainRows, NoisyChain
 from flowrl.estimators.perturbed import Perturbation, PerturbedRows
+from flowrl.estimators.transitions import Transitions
+from flowrl.math.flow import DDIM, Floored
 from flowrl.math.learned_noise import LearnedNoise
 from flowrl.math.random import normal, seeds
 from flowrl.models.control.policy import ControlPolicy
 from flowrl.parts.episodes import gae
-from flowrl.parts.objectives import AsymmetricClip
+from flowrl.parts.objectives import AsymmetricClip, Clipped, ClippedMean
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.noisy import NoisyFlowSampler
 from flowrl.samplers.perturbed import NoisyActionSampler, PerturbedFlowSampler
@@ -351,3 +354,109 @@ def test_noise_on_actions_is_part_of_what_is_measured() -> None:
             NoisyActionSampler(**wrong)
     with pytest.raises(ValueError, match=r"most=0 is the largest error"):
         Matching(most=0)
+
+
+def gaussian_field(m: Any, c: Any) -> Any:
+    """The velocity of N(m, c^2): what matching its samples makes it, ``E[e - a | x_t]``."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        t = t[:, None, None].to(x)
+        rest = (x - (1 - t) * m) / ((1 - t) ** 2 * c**2 + t**2)
+        return t * rest - m - (1 - t) * c**2 * rest
+
+    return velocity
+
+
+def test_ratios_of_draws_and_of_their_mean_are_one_gradient_and_two_numbers() -> None:
+    """Two draws of log-ratio -.00158 +- .0303: exp of the mean .99842, mean of exp .99888 (Jensen, T2b). At ratio 1
+    both forms have the gradient -A / M in every draw."""
+    old = Likelihood(torch.zeros(1, 2).double())
+
+    def loss(part: Any, d: list[float]) -> tuple[float, list[float]]:
+        logp = torch.tensor([d], dtype=torch.float64, requires_grad=True)
+        ones = torch.ones(1, 2).double()
+        batch: Any = SimpleNamespace(advantage=ones, old=old, weight=ones)
+        found = part(Likelihood(logp), batch).mean()
+        return float(found.detach()), torch.autograd.grad(found, logp)[0][0].tolist()
+
+    apart = [-0.00158 - 0.0303, -0.00158 + 0.0303]
+    assert -loss(ClippedMean(0.05, 0.05), apart)[0] == pytest.approx(0.99842, abs=5e-6)
+    assert -loss(Clipped(0.05, 0.05), apart)[0] == pytest.approx(0.99888, abs=5e-6)
+    for part in (ClippedMean(0.05, 0.05), Clipped(0.05, 0.05)):
+        assert loss(part, [0.0, 0.0]) == (-1.0, [-0.5, -0.5])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_the_steps_of_a_point_mass_end_at_it(steps: int) -> None:
+    """With ``v = (x - m) / t`` the last step goes to m wherever it starts (T5)."""
+    m = torch.tensor([[0.4, -1.3]]).double()
+
+    class Exact(Field):
+        def velocity(self, x: Tensor, t: Tensor, condition: Any, **_: Any) -> Tensor:
+            return self._velocity(x, t)
+
+        def initial(self, noise: Tensor, times: Tensor) -> Tensor:
+            return noise.double()
+
+    field: Any = Exact(lambda x, t: (x - m) / t[:, None, None])
+    found = FlowSampler(steps=steps, guidance=1.0)(field, NOTHING, drawn(20)).final
+    assert float((found - m).abs().max()) <= 5e-16
+
+
+def test_what_a_clip_of_fpo_means_depends_on_the_scale_of_the_actions() -> None:
+    """The exact field of N(0, c^2), its mean moved by c, 10 times of a grid of 10: the log-ratio has the deviation
+    1.70, .836, .336, .167 and .063 for c = 1, .5, .2, .1 and .05, where that of the densities has 1 (T15)."""
+    count = 20_000
+    generator = torch.Generator().manual_seed(0)
+    z, noise = (torch.randn(count, size, 1, 1, generator=generator) for size in (1, 10))
+    t = (torch.arange(1, 11).double() / 10).expand(count, 10)
+    nothing = toy_policy().condition([]).seeing(torch.zeros(count, 1, 2))
+    for c, wanted in ((1.0, 1.70), (0.5, 0.836), (0.2, 0.336), (0.1, 0.167), (0.05, 0.063)):
+        rows = matching_rows((c * z).expand_as(noise), noise, t)
+        found = {m: Matching()(field_of(m, c), rows, nothing).logp.mean(dim=1) for m in (0.0, c)}
+        ratio = found[c] - found[0.0]
+        assert float(ratio.std()) == pytest.approx(wanted, rel=0.04)
+        exact = z.flatten() - 0.5  # of N(c, c^2) to N(0, c^2)
+        correlation = float(torch.corrcoef(torch.stack([ratio.double(), exact.double()]))[0, 1])
+        assert 0.92 < correlation < 0.985 and float(exact.std()) == pytest.approx(1, abs=0.03)
+
+
+def field_of(m: Any, c: Any) -> Any:
+    field = Field(gaussian_field(m, c))
+    field.latent_shape = (1, 1)
+    return field
+
+
+def test_equal_advantages_move_fpo_where_its_sampler_is_coarse_and_do_not_move_a_density() -> None:
+    """The gradient of the mean log-probability of own samples, by the width c of the exact field of N(0, c^2), c = .5:
+    in closed form for samples of the width f that the Euler solver makes, gone where f = c (T14)."""
+    count, c = 40_000, torch.tensor(0.5, requires_grad=True)
+    nothing = toy_policy().condition([]).seeing(torch.zeros(count, 1, 2))
+    draw, found = drawn(count), {}
+    for steps in (2, 5, 50):
+        grid = torch.linspace(1, 0, steps + 1).double()
+        f = 1.0
+        for t, t_next in pairwise(grid.tolist()):
+            f *= 1 + (t_next - t) * (t - (1 - t) * 0.25) / ((1 - t) ** 2 * 0.25 + t**2)
+        made = FlowSampler(steps=steps, guidance=1.0)(field_of(0.0, 0.5), nothing, draw)
+        assert float(made.final.std()) == pytest.approx(abs(f), rel=0.02)
+        t = torch.linspace(0.1, 1, 10).double()
+        noise = torch.randn(count, 10, 1, 1, generator=torch.Generator().manual_seed(1))
+        rows = matching_rows(made.final[:, None].expand_as(noise), noise, t.expand(count, 10))
+        logp = Matching()(field_of(0.0, c), rows, nothing).logp.mean()
+        found[steps] = float(torch.autograd.grad(logp, c)[0])
+        wide = (1 - t) ** 2 * 0.25 + t**2
+        k, slope = (t - (1 - t) * 0.25) / wide, -(1 - t) * t * 2 * 0.5 / wide**2
+        wanted = -2 * slope * (k * ((1 - t) ** 2 * f**2 + t**2) - (t - (1 - t) * f**2))
+        assert found[steps] == pytest.approx(float(wanted.mean()), abs=0.03)
+    assert abs(found[2]) > 1.5 * abs(found[5]) > 0.4 and abs(found[50]) < 0.06  # .66, .36 and a tenth of that
+    chain = FlowSampler(
+        steps=5, dynamics=Floored(DDIM(1.0), 0.1), window=LastSteps(noise=True, densities=True), guidance=1.0
+    )
+    made = chain(field_of(0.0, 0.5), nothing, draw)
+    part = Transitions(reduction="sum")
+    rows = part.probe(made, field_of(0.0, 0.5), draw.seeds)
+    logp = part(field_of(0.0, c), rows, nothing).logp.sum(dim=1)
+    whole = torch.autograd.grad(logp.mean(), c, retain_graph=True)[0]
+    tenths = torch.stack([torch.autograd.grad(each.mean(), c, retain_graph=True)[0] for each in logp.chunk(20)])
+    assert float(whole.abs()) < 3 * float(tenths.std()) / 20**0.5
