@@ -22,9 +22,11 @@ from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import DDIM, Floored
 from flowrl.math.learned_noise import LearnedNoise
 from flowrl.math.random import normal, seeds
-from flowrl.models.control.policy import ControlPolicy
+from flowrl.models.control.load import new_network
+from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.episodes import gae
 from flowrl.parts.objectives import AsymmetricClip, Clipped, ClippedMean
+from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.noisy import NoisyFlowSampler
 from flowrl.samplers.perturbed import NoisyActionSampler, PerturbedFlowSampler
@@ -161,6 +163,9 @@ class Field:
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
         return noise
 
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
 
 def test_policy_flows_ratio_of_a_constant_shift_is_the_gaussian_one() -> None:
     """The old velocity does not depend on x, the new one is it plus (.3, -.1): the flow ends that much lower, and the
@@ -169,8 +174,8 @@ def test_policy_flows_ratio_of_a_constant_shift_is_the_gaussian_one() -> None:
     old = Field(lambda x, t: torch.ones_like(x) * t[:, None, None])
     new = Field(lambda x, t: torch.ones_like(x) * t[:, None, None] + shift, log_std=-0.8)
     draw, estimator = drawn(9), Perturbation()
-    rollout = PerturbedFlowSampler(steps=10)(old, NOTHING, draw)
-    moved = PerturbedFlowSampler(steps=10)(new, NOTHING, draw)
+    rollout = PerturbedFlowSampler(steps=10, solver="euler")(old, NOTHING, draw)
+    moved = PerturbedFlowSampler(steps=10, solver="euler")(new, NOTHING, draw)
     assert isinstance(rollout.trace, Steps) and isinstance(moved.trace, Steps)
     rows = estimator.probe(rollout, old, draw.seeds)
     found = estimator(new, rows, None).logp - estimator(old, rows, None).logp
@@ -184,7 +189,7 @@ def test_policy_flows_ratio_is_a_surrogate_where_the_velocity_depends_on_x() -> 
     """With v_old = .8 x the end moves by .707 of what the ratio assumes, in 10 steps (T8)."""
     shift = torch.tensor([0.3, -0.1])
     old, new = Field(lambda x, t: 0.8 * x), Field(lambda x, t: 0.8 * x + shift)
-    ends = [PerturbedFlowSampler(steps=10)(field, NOTHING, drawn(4)).trace for field in (old, new)]
+    ends = [PerturbedFlowSampler(steps=10, solver="euler")(field, NOTHING, drawn(4)).trace for field in (old, new)]
     assert isinstance(ends[0], Steps) and isinstance(ends[1], Steps)
     share = (ends[0].states[:, 1] - ends[1].states[:, 1]) / shift
     torch.testing.assert_close(share, torch.full_like(share, (1 - 0.92**10) / 0.8), atol=1e-5, rtol=0)
@@ -220,7 +225,7 @@ def test_the_brownian_penalty_is_zero_where_the_velocity_spreads_as_heat() -> No
         wide = t[:, None, None]
         return -beta * (x + (1 - wide) * 0.2 * x) / wide
 
-    rollout = PerturbedFlowSampler(steps=4)(old, NOTHING, draw)
+    rollout = PerturbedFlowSampler(steps=4, solver="euler")(old, NOTHING, draw)
     estimator = Perturbation(beta=beta)
     rows = estimator.probe(rollout, old, draw.seeds)
     assert set(rows.t.flatten().tolist()) <= {1.0, 0.75, 0.5, 0.25}
@@ -460,3 +465,23 @@ def test_equal_advantages_move_fpo_where_its_sampler_is_coarse_and_do_not_move_a
     whole = torch.autograd.grad(logp.mean(), c, retain_graph=True)[0]
     tenths = torch.stack([torch.autograd.grad(each.mean(), c, retain_graph=True)[0] for each in logp.chunk(20)])
     assert float(whole.abs()) < 3 * float(tenths.std()) / 20**0.5
+
+
+def test_the_midpoint_rule_is_of_second_order() -> None:
+    """Of ``dx/dt = x`` a step of h multiplies by ``1 + h + h^2 / 2``; two forwards each, also in evaluation."""
+    sampler = FlowSampler(steps=4, guidance=1.0, solver="midpoint")
+    field, draw = Field(lambda x, t: x), drawn(5)
+    made, start = sampler(field, NOTHING, draw), normal(draw.seeds, (1, 2), stream=0)
+    torch.testing.assert_close(made.final, start * (1 - 0.25 + 0.25**2 / 2) ** 4)
+    assert made.forwards == 5 * sampler.forwards == 40
+    assert sampler.heldout(2, None, None).solver == "midpoint" and sampler.heldout(2, None, None).steps == 2
+    one = PerturbedFlowSampler(steps=4)
+    assert one.heldout(None, None, None).solver == "midpoint" and one(field, NOTHING, draw).times.tolist() == [
+        k / 8 for k in range(8, -1, -1)
+    ]
+    tempered = EpisodeSampler(sampler=one).heldout(None, None, 0.0).sampler
+    assert tempered.solver == "midpoint" and tempered.heldout(None, None, None).solver == "midpoint"
+    with pytest.raises(IncompatibleError, match=r"solver=midpoint needs a model of any time; use euler"):
+        config = ControlConfig(kind="ddpm", observation=2, action=2, width=8, depth=1, steps=4)
+        policy = ControlPolicy(config, new_network(config), None, None, torch.device("cpu"))
+        sampler(policy, of_policy(policy, 5), draw)
