@@ -69,6 +69,7 @@ class _BaseActs(CheckedEnvironment):
         self._condition, self._draw = condition, draw
         self._history = torch.zeros(len(draw), policy.config.history, policy.config.observation)
         self._chunk = torch.zeros(len(draw), *policy.latent_shape)
+        self._next = torch.zeros(len(draw), policy.config.action)
         self._time = 0
         self.forwards = 0
         """Network rows of the policy so far."""
@@ -93,8 +94,7 @@ class _BaseActs(CheckedEnvironment):
 
     def step(self, actions: Tensor, rows: Tensor) -> Step:
         """One step of the rows [n] that are left, by what is added to their actions [n, d]."""
-        now = self._chunk[rows, self._time % self._chunk.shape[1]]
-        executed = self._policy.in_own_units(self._policy.corrected(now, actions))
+        executed = self._policy.in_own_units(self._policy.corrected(self._next[rows], actions))
         found = self._environment.step(executed.cpu(), rows)
         self._history[rows] = torch.cat([self._history[rows][:, 1:], found.observed[:, None]], dim=1)
         self._time += 1
@@ -112,7 +112,9 @@ class _BaseActs(CheckedEnvironment):
         self.forwards += made.forwards
 
     def _beside(self, observed: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat([observed, self._chunk[rows, self._time % self._chunk.shape[1]]], dim=1)
+        decided = self._chunk[rows, self._time % self._chunk.shape[1]]
+        self._next[rows] = self._policy.ascended(observed, decided).cpu()
+        return torch.cat([observed, self._next[rows]], dim=1)
 
 
 class _Residual:
