@@ -601,4 +601,5 @@ def test_resip_settings() -> None:
 )
 def test_resip_steps() -> None:
     a: Any = composition.build("resip")
-    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40
+    deployed = a.sampler.heldout(None, None, None)
+    assert a.sampler.sampler.steps == 10 and type(deployed) is EpisodeSampler and deployed.decisions == 40
