@@ -17,6 +17,7 @@ from flowrl.models.control.load import new_network
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
+from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.types import Draw, Episodes, Likelihood
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
