@@ -18,6 +18,7 @@ from flowrl.models.control.new import SIZE, untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
+from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.types import Draw, Episodes, Likelihood
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -674,4 +675,5 @@ def test_resip_settings() -> None:
 )
 def test_resip_steps() -> None:
     a: Any = composition.build("resip")
-    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40
+    deployed = a.sampler.heldout(None, None, None)
+    assert a.sampler.sampler.steps == 10 and type(deployed) is EpisodeSampler and deployed.decisions == 40
