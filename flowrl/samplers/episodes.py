@@ -30,7 +30,9 @@ class TemperedStart(FlowSampler):
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> TemperedStart:
         """Stays at its temperature."""
         plain = super().heldout(steps, guidance, temperature)
-        return TemperedStart(steps=plain.steps, guidance=plain.guidance, temperature=self.temperature)
+        return TemperedStart(
+            steps=plain.steps, guidance=plain.guidance, solver=plain.solver, temperature=self.temperature
+        )
 
     def _noise(self, policy: FlowPolicy, draw: Draw) -> Tensor:
         return self.temperature * super()._noise(policy, draw)
@@ -152,7 +154,8 @@ def decision_of(draw: Draw, rows: Tensor, number: int) -> Draw:
 def _tempered(sampler: Sampler, temperature: float | None) -> Sampler:
     """The sampler with its starts scaled. Raises `ValueError` where there is no noise to scale."""
     if temperature is not None and isinstance(sampler, FlowSampler):
-        return TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+        kept = {"steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
+        return TemperedStart(**kept, temperature=temperature)
     if temperature is not None and isinstance(sampler, Deployed):
         return sampler.heldout(None, None, temperature)
     if isinstance(sampler, PastVerified):
