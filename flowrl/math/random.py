@@ -44,25 +44,29 @@ def normal(
     """
     device = torch.device(device or "cpu")
     out = torch.empty((len(seeds), *shape), pin_memory=pinned(device))
-    streams = [_generator(int(seed), stream) for seed in seeds]
+    rows, streams = out.unbind(), [_mixed(seed, stream) for seed in seeds.tolist()]
     threads = min(torch.get_num_threads(), len(streams))
 
-    def draw(row: int) -> None:
-        torch.randn(shape, generator=streams[row], out=out[row])
+    def draw(first: int) -> None:
+        generator = torch.Generator()  # one for many rows: making it takes longer than drawing a few numbers
+        for row in range(first, len(rows), threads):
+            rows[row].normal_(generator=generator.manual_seed(streams[row]))
 
     if threads > 1 and out.numel() >= WORTHWHILE:  # torch lets go of Python's lock while it draws
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(draw, range(len(streams))))
-    else:
-        for row in range(len(streams)):
-            draw(row)
+            list(pool.map(draw, range(threads)))
+    elif len(rows):
+        threads = 1
+        draw(0)
     return put(out, device, dtype)
 
 
 def uniform(seeds: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
     """Uniform [0, 1) float64 [N, *shape]; row i is a function of ``(seeds[i], stream)`` alone."""
-    rows = [torch.rand(shape, generator=_generator(int(seed), stream), dtype=torch.float64) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty((0, *shape), dtype=torch.float64)
+    out, generator = torch.empty((len(seeds), *shape), dtype=torch.float64), torch.Generator()
+    for row, seed in zip(out.unbind(), seeds.tolist(), strict=True):
+        row.uniform_(generator=generator.manual_seed(_mixed(seed, stream)))
+    return out
 
 
 def permutation(seed: int, count: int) -> Tensor:
@@ -71,5 +75,10 @@ def permutation(seed: int, count: int) -> Tensor:
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
-    # A linear mix is enough: seeds are hashes already, and Mersenne Twister re-scrambles its seed.
-    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15 * (stream + 1)) & 0x7FFFFFFFFFFFFFFF)
+    return torch.Generator().manual_seed(_mixed(seed, stream))
+
+
+def _mixed(seed: int, stream: int) -> int:
+    """What a generator is seeded with. A linear mix is enough: seeds are hashes already, and Mersenne Twister
+    re-scrambles its seed."""
+    return (seed + 0x9E3779B97F4A7C15 * (stream + 1)) & 0x7FFFFFFFFFFFFFFF

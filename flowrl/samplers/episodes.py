@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.environments import CheckedEnvironment, OnError, open_environment
+from flowrl.environments import CheckedEnvironment, OnError, Step, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
 from flowrl.samplers.flow import FlowSampler
@@ -159,7 +159,6 @@ class _Run:
     def decide(self, event: int, rows: Tensor, made: Rollout) -> None:
         """Record the chunks of some rows."""
         self.actions[rows, event] = made.final.float().cpu()
-        self.reward[rows, event] = 0.0
         steps = made.trace
         if isinstance(steps, Steps):
             self._kernel = (steps.dynamics, steps.guidance)
@@ -171,23 +170,28 @@ class _Run:
 
     def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
         """Execute chunks [n, h, d]."""
-        history = self.observed[rows, event].clone()
-        place = torch.arange(len(rows))
+        history = self.observed[rows, event]
+        reward = torch.zeros(len(rows), dtype=torch.float64)
+        place = torch.arange(len(rows))  # of those that go on
         for number in range(actions.shape[1]):
-            here = rows[place]
-            if not len(here):
+            if not len(place):
                 break
+            here = rows[place]
             found = environment.step(actions[place, number], here)
-            self.reward[here, event] += found.reward
-            history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
+            reward[place] += found.reward
+            history[place] = torch.cat([history[place, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed
-            self.truncated[here] = found.truncated
-            self.success[here[ended]] = found.success[ended]
-            self.mode[here[ended]] = found.mode[ended]
-            self.failed[here] = found.failed
-            self.going[here] = ~ended
-            place = place[~ended]
+            if bool(ended.any()):
+                self._end(here[ended], found, ended)
+                place = place[~ended]
+        self.reward[rows, event] = reward
         self.observed[rows, event + 1] = history
+
+    def _end(self, rows: Tensor, found: Step, ended: Tensor) -> None:
+        """Note how episodes ended, which are those marked among the rows of a step."""
+        self.truncated[rows], self.failed[rows] = found.truncated[ended], found.failed[ended]
+        self.success[rows], self.mode[rows] = found.success[ended], found.mode[ended]
+        self.going[rows] = False
 
     def feedback(self) -> Tensor:
         """[N, S] float64: the reward of every decision."""
