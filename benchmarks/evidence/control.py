@@ -46,8 +46,8 @@ PLAIN = ("fpo", "dppo", "ppo_gaussian")
 """Arms that also learn where no way is asked for."""
 RATES = (1e-4, 3e-4, 1e-3)
 PILOT_SEED = 100
-BUDGET, PILOT, EVERY = 240_000, 120_000, 24_000
-"""Environment steps of a run, of a pilot, and between evaluations."""
+BUDGET, SHORT, EVERY = 240_000, 120_000, 24_000
+"""Environment steps of a run, of a pilot and of a run that is asked for no way, and between evaluations."""
 EACH = 42
 """Episodes of a way in an evaluation."""
 MARK = 0.8
@@ -143,13 +143,13 @@ def run(seeds: list[int], arms: list[str]) -> None:
     for arm in arms:
         for rate in RATES:
             if f"{rate:g}" not in data.get("pilot", {}).get(arm, {}):
-                points = trained(arm, rate, PILOT_SEED, asked=True, budget=PILOT)["points"]
+                points = trained(arm, rate, PILOT_SEED, asked=True, budget=SHORT)["points"]
                 keep("pilot", arm, f"{rate:g}", round(statistics.fmean(point[1] for point in points[1:]), 4))
-    for kind, some in (("arms", arms), ("plain", [arm for arm in PLAIN if arm in arms])):
-        for seed in seeds:
+    for seed in seeds:
+        for kind, some, budget in (("arms", arms, BUDGET), ("plain", [arm for arm in PLAIN if arm in arms], SHORT)):
             for arm in some:
                 if str(seed) not in data.get(kind, {}).get(arm, {}):
-                    found = trained(arm, chosen(data, arm), seed, asked=kind == "arms")
+                    found = trained(arm, chosen(data, arm), seed, kind == "arms", budget)
                     keep(kind, arm, str(seed), found | facts)
 
 
@@ -214,7 +214,7 @@ def asked_table(data: dict[str, Any]) -> str:
 
 def curve_table(data: dict[str, Any], kind: str) -> str:
     """Success over environment steps, mean of the seeds."""
-    marks = range(0, BUDGET + 1, 2 * EVERY)
+    marks = range(0, (BUDGET if kind == "arms" else SHORT) + 1, 2 * EVERY if kind == "arms" else EVERY)
     rows = [f"| arm | {' | '.join(f'{mark // 1000}k' for mark in marks)} |", "|---" * (1 + len(marks)) + "|"]
     for arm, runs in data[kind].items():
         cells = []
@@ -258,7 +258,7 @@ def block(data: dict[str, Any]) -> str:
         "`python -m benchmarks.evidence.control`",
         f"Seeds {', '.join(map(str, seeds))}, {BUDGET:,} environment steps each (four a decision); {machines}, one "
         f"thread; {packages}; flowrl at {commits}." + (f" Ended early: {', '.join(broken)}." if broken else ""),
-        f"Learning rates: mean held-out success of a run of {PILOT:,} environment steps on seed "
+        f"Learning rates: mean held-out success of a run of {SHORT:,} environment steps on seed "
         f"{PILOT_SEED}, which is none of the seeds below.",
         pilots(data),
         f"Prompts that ask for a way: success at the end by the deployed sampler, {EACH} episodes of each of 18 ways "
@@ -267,7 +267,7 @@ def block(data: dict[str, Any]) -> str:
         asked_table(data),
         "Held-out success after so many environment steps (the first evaluation from there on), mean of the seeds:",
         curve_table(data, "arms"),
-        f"A prompt that asks for no way: success of {EACH * len(WAYS)} episodes, ways that took at least {LEAST:.0%} "
+        f"A prompt that asks for no way, {SHORT:,} environment steps: success of {EACH * len(WAYS)} episodes, ways that took at least {LEAST:.0%} "
         "of the successes, and their entropy, each seed.",
         plain_table(data),
         "Its success over the steps, mean of the seeds:",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -34,7 +34,7 @@ class MatchingRows(Rows):
     t: Tensor  # [N, M]
     draws: int
     """How many noises are drawn of one seed."""
-    kept: Tensor | None = None  # [N, M, ...]
+    kept: Tensor | None = field(default=None, kw_only=True)  # [N, M, ...]
     """The noises, where they are few (small actions): `KEPT`."""
 
     @property

@@ -172,18 +172,22 @@ class _Run:
         """Execute chunks [n, h, d]."""
         history = self.observed[rows, event]
         reward = torch.zeros(len(rows), dtype=torch.float64)
-        place = torch.arange(len(rows))  # of those that go on
         for number in range(actions.shape[1]):
-            if not len(place):
-                break
-            here = rows[place]
-            found = environment.step(actions[place, number], here)
-            reward[place] += found.reward
-            history[place] = torch.cat([history[place, 1:], found.observed[:, None]], dim=1)
+            found = environment.step(actions[:, number], rows)
+            reward += found.reward
+            history = torch.cat([history[:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed
             if bool(ended.any()):
-                self._end(here[ended], found, ended)
-                place = place[~ended]
+                stays = ~ended
+                self._keep(event, rows[ended], reward[ended], history[ended])
+                self._end(rows[ended], found, ended)
+                rows, actions, reward, history = rows[stays], actions[stays], reward[stays], history[stays]
+                if not len(rows):
+                    return
+        self._keep(event, rows, reward, history)
+
+    def _keep(self, event: int, rows: Tensor, reward: Tensor, history: Tensor) -> None:
+        """Note what a chunk brought some rows."""
         self.reward[rows, event] = reward
         self.observed[rows, event + 1] = history
 
