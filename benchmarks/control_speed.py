@@ -126,7 +126,7 @@ class Raw:
 
     def _logp(self, at: Tensor, chunk: Tensor, drawn: tuple[Tensor, Tensor]) -> Tensor:
         """[l, per] of decisions."""
-        network, l = self.policy.network, len(at)
+        network, count = self.policy.network, len(at)
         if self.method == "ppo_gaussian":
             z = (chunk - self._mean(at)) / network.log_std.exp()
             return (-0.5 * z**2 - network.log_std).flatten(1).sum(dim=1, keepdim=True)
@@ -138,7 +138,7 @@ class Raw:
             return -((1 - t) ** 2 * error).mean(dim=1, keepdim=True)
         states = drawn[0]
         a, b, s = (c[None, :, None, None] for c in self.kernel)
-        t = self.times[:-1].expand(l, -1).flatten()
+        t = self.times[:-1].expand(count, -1).flatten()
         x = states[:, :-1]
         v = network(at.repeat_interleave(STEPS, dim=0), x.flatten(0, 1), t).view_as(x)
         return (-(((states[:, 1:] - a * x - b * v) / s) ** 2) / 2 - s.log()).flatten(2).mean(dim=2)

@@ -1,5 +1,5 @@
-"""FPO's grid world once more, apart from flowrl: the settings of its release (akanazawa/fpo, gridworld, 12 Jan 2026) and
-of a Gaussian PPO beside it, with many episodes at a time. Does it keep both goals, and when is it looked at?
+"""FPO's grid world once more, apart from flowrl: the settings of its release (akanazawa/fpo, gridworld, 12 Jan 2026)
+and of a Gaussian PPO beside it, with many episodes at a time. Does it keep both goals, and when is it looked at?
 
     OMP_NUM_THREADS=1 python -m benchmarks.two_walls_release --seeds 0 1 2 --draws 16 --methods fpo ppo
 
@@ -9,8 +9,8 @@ As released: networks of two hidden layers of 64 with ReLU and torch's own initi
 gradients clipped at .5. The Gaussian has the fixed variance .5 and ends an iteration's epochs at a KL of .02; the
 release evaluates it by its mean, and the flow by samples. Fewer draws than its 50 are a matter of time alone.
 
-Changes to try one by one: ``--updates`` minibatches, ``--epochs``, ``--rate``, ``--clip``, ``--zero`` for a last layer
-that begins at 0.
+``--zero`` begins with a last layer of 0. The settings of the project's first prototype, which kept both goals at the
+step where all arrive: ``--rate 1e-3 --clip .05 --epochs 4 --updates 4 --batch 2560 --steps 5 --lam .95 --grid``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from flowrl.types import Prompt
 from flowrl.worlds.two_walls.grid import MIDDLE, SADDLE, Grid
 
-STEPS, BATCH, GAMMA, LAM, STD = 10, 2048, 0.99, 0.98, 0.5**0.5
+GAMMA, STD = 0.99, 0.5**0.5
 EACH, LEAST = 64, 0.1
 """Episodes from each of the eleven cells; the share from which on a goal is kept."""
 
@@ -36,11 +36,11 @@ def network(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
 
 
-def flow(actor: nn.Module, seen: Tensor) -> Tensor:
+def flow(actor: nn.Module, seen: Tensor, steps: int) -> Tensor:
     """Sampled actions [n, 2]; time runs from the noise, 0, to the action, 1."""
     x = torch.randn(len(seen), 2)
-    for k in range(STEPS):
-        x = x + actor(torch.cat([seen, x, torch.full((len(seen), 1), k / STEPS)], dim=1)) / STEPS
+    for k in range(steps):
+        x = x + actor(torch.cat([seen, x, torch.full((len(seen), 1), k / steps)], dim=1)) / steps
     return x
 
 
@@ -72,7 +72,7 @@ def episodes(
     return found, mode, np.array([len(f[2]) for f in found])
 
 
-def advantages(found: list[list], critic: nn.Module, seen: Tensor) -> tuple[Tensor, Tensor]:
+def advantages(found: list[list], critic: nn.Module, seen: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """GAE [L] and returns [L] of all decisions, the end of an episode worth nothing."""
     with torch.no_grad():
         value = critic(seen)[:, 0].double().numpy()
@@ -81,7 +81,7 @@ def advantages(found: list[list], critic: nn.Module, seen: Tensor) -> tuple[Tens
         v, running, own = value[at : at + len(reward)], 0.0, np.zeros(len(reward))
         for t in reversed(range(len(reward))):
             following = GAMMA * v[t + 1] if t + 1 < len(reward) else 0.0
-            running = reward[t] + following - v[t] + GAMMA * LAM * running
+            running = reward[t] + following - v[t] + GAMMA * lam * running
             own[t] = running
         out.append(own)
         at += len(reward)
@@ -108,16 +108,18 @@ def run(method: str, seed: int, given: argparse.Namespace) -> None:
     optimizers = [torch.optim.Adam(net.parameters(), lr=given.rate) for net in (actor, critic)]
 
     def act(seen: Tensor) -> Tensor:
-        return flow(actor, seen) if method == "fpo" else actor(seen) + STD * torch.randn(len(seen), 2)
+        return flow(actor, seen, given.steps) if method == "fpo" else actor(seen) + STD * torch.randn(len(seen), 2)
 
     length, steps, solved, begun = 60.0, 0, 0, time.process_time()
     for iteration in range(1, given.iterations + 1):
-        found, mode, decisions = episodes(act, [{}] * max(1, round(BATCH / length)), 10_000 * seed + iteration)
+        found, mode, decisions = episodes(act, [{}] * max(1, round(given.batch / length)), 10_000 * seed + iteration)
         length, steps = decisions.mean(), steps + int(decisions.sum())
         seen, action = (torch.from_numpy(np.concatenate([np.stack(f[i]) for f in found])).float() for i in (0, 1))
-        gain, returns = advantages(found, critic, seen)
+        gain, returns = advantages(found, critic, seen, given.lam)
         gain = (gain - gain.mean()) / (gain.std() + 1e-10)
         noise, t = torch.randn(len(seen), given.draws, 2), torch.rand(len(seen), given.draws, 1)
+        if given.grid:
+            t = (t * given.steps).floor() / given.steps
         with torch.no_grad():
             old = error(actor, seen, action, noise, t) if method == "fpo" else actor(seen)
         for _ in range(given.epochs):
@@ -163,6 +165,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--updates", type=int, default=6)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--lam", type=float, default=0.98)
+    parser.add_argument("--grid", action="store_true", help="times of the sampler's own grid")
     parser.add_argument("--clip", type=float, default=0.2)
     parser.add_argument("--zero", action="store_true", help="the last layer begins at 0")
     given = parser.parse_args()

@@ -145,8 +145,8 @@ def run(seeds: list[int], arms: list[str]) -> None:
             if f"{rate:g}" not in data.get("pilot", {}).get(arm, {}):
                 points = trained(arm, rate, PILOT_SEED, asked=True, budget=SHORT)["points"]
                 keep("pilot", arm, f"{rate:g}", round(statistics.fmean(point[1] for point in points[1:]), 4))
-    for seed in seeds:
-        for kind, some, budget in (("arms", arms, BUDGET), ("plain", [arm for arm in PLAIN if arm in arms], SHORT)):
+    for kind, some, budget in (("arms", arms, BUDGET), ("plain", [arm for arm in PLAIN if arm in arms], SHORT)):
+        for seed in seeds:
             for arm in some:
                 if str(seed) not in data.get(kind, {}).get(arm, {}):
                     found = trained(arm, chosen(data, arm), seed, kind == "arms", budget)
@@ -267,14 +267,19 @@ def block(data: dict[str, Any]) -> str:
         asked_table(data),
         "Held-out success after so many environment steps (the first evaluation from there on), mean of the seeds:",
         curve_table(data, "arms"),
-        f"A prompt that asks for no way, {SHORT:,} environment steps: success of {EACH * len(WAYS)} episodes, ways that took at least {LEAST:.0%} "
-        "of the successes, and their entropy, each seed.",
+        f"A prompt that asks for no way, {SHORT:,} environment steps: success of {EACH * len(WAYS)} episodes, ways that "
+        f"took at least {LEAST:.0%} of the successes, and their entropy, each seed.",
         plain_table(data),
         "Its success over the steps, mean of the seeds:",
         curve_table(data, "plain"),
         "What each arm sets:\n\n" + "\n".join(f"- `{arm}`: `{ARMS[arm]}`" for arm in data["arms"]),
     ]
     return "\n\n".join(parts)
+
+
+def runs_of(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of each arm, by seed."""
+    return [*data["arms"].values(), *data["plain"].values()]
 
 
 def write_page() -> None:
