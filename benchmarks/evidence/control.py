@@ -267,8 +267,8 @@ def block(data: dict[str, Any]) -> str:
         asked_table(data),
         "Held-out success after so many environment steps (the first evaluation from there on), mean of the seeds:",
         curve_table(data, "arms"),
-        f"A prompt that asks for no way, {SHORT:,} environment steps: success of {EACH * len(WAYS)} episodes, ways that "
-        f"took at least {LEAST:.0%} of the successes, and their entropy, each seed.",
+        f"A prompt that asks for no way, {SHORT:,} environment steps: success of {EACH * len(WAYS)} episodes, ways "
+        f"that took at least {LEAST:.0%} of the successes, and their entropy, each seed.",
         plain_table(data),
         "Its success over the steps, mean of the seeds:",
         curve_table(data, "plain"),
