@@ -5,15 +5,16 @@
 An arm of `benchmarks/evidence/fpo_collapse.yaml` is trained in this process, and every iteration is measured again with
 the weights from before and after its updates, at the (time, noise) draws that it learned from and at fresh ones.
 
-| column | what it is |
-|---|---|
-| reward, rms, spread, mean | mean reward; root mean square of the latents; standard deviation within a prompt's group; root mean square of the groups' means |
-| toward | correlation of advantage and the latents' rms within groups: whether the reward asks for larger latents |
-| draw, sample | standard deviation of the log-ratio of a draw, and of the mean of a sample's draws |
-| outside | share of the samples' ratios outside of the clip after the iteration |
-| good, bad | mean log-ratio of samples with A > 0 and with A < 0, at their own draws, and at fresh ones |
-| first good, first bad | matching error, weighted as the run does, of the first iteration's samples with A > 0 and A < 0 at fixed draws: what has become of the base's own good and bad samples |
-| moved, length | mean (v - v_base)^2 at the same points, and |v| / |v_base| |
+reward, rms, spread, mean: mean reward; root mean square of the latents, of their deviations from the mean of a
+    prompt's group, and of those means.
+toward: correlation of advantage and the latents' rms within groups: whether the reward asks for larger latents.
+draw, sample, outside: standard deviation of the log-ratio of a draw and of the mean of a sample's draws; share of the
+    samples whose ratio lies outside of the clip after the iteration.
+good, bad, fresh good, fresh bad: mean log-ratio of samples with A > 0 and with A < 0, at their own draws and at fresh
+    ones.
+first good, first bad: matching error, weighted as in the run, of the first iteration's samples with A > 0 and A < 0 at
+    fixed draws: what has become of the base's own good and bad samples.
+moved, length: mean (v - v_base)^2 at the same points, and |v| / |v_base|.
 
 Every ``--every`` iterations also, for every time of the sampler's grid, the norm of the mean gradient of A log p over
 its standard error (groups are the blocks), the same for A = 1, and the cosine between the parts of A > 0 and A < 0.
