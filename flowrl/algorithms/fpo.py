@@ -24,6 +24,7 @@ def fpo(
     clip: float = 0.05,
     draws: int = 8,
     steps: int = 10,
+    weight: Literal["uniform", "t", "t2", "noise"] = "noise",
     gamma: float = 0.995,
     lam: float = 0.95,
     value: float = 0.5,
@@ -52,7 +53,7 @@ def fpo(
         estimator=Matching(
             draws=draws,
             times=GridTimes(fraction=1.0, stratified=True, least=NOISE_TIME),
-            weight="noise",
+            weight=weight,
             guidance=1.0,
         ),
         advantage=GroupCentred(scale="group", ddof=1, eps=1e-8),

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from flowrl.algorithms.fpo import fpo
 from flowrl.estimators.episodes import PerDecision
-from flowrl.estimators.matching import Matching
-from flowrl.estimators.times import NOISE_TIME, GridTimes
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.objectives import AsymmetricClip
 
@@ -35,15 +33,8 @@ def fpo_pp(
     uniform`` there, and ``draws: 16`` as the port. Not there: its bounds on errors, noise on actions, times near 0.
     """
     acting: dict[str, Any] = {"environment": environment, "decisions": decisions, "gamma": 0.99}
-    made = fpo(draws=draws, steps=steps, family=family, **(acting if family == "control" else {}))
-    estimator = Matching(
-        draws=draws,
-        times=GridTimes(fraction=1.0, stratified=True, least=NOISE_TIME),
-        weight=weight,
-        guidance=1.0,
-    )
-    return replace(
-        made,
-        estimator=PerDecision(estimator=estimator) if family == "control" else estimator,
-        objective=AsymmetricClip(clip),
-    )
+    made = fpo(draws=draws, steps=steps, weight=weight, family=family, **(acting if family == "control" else {}))
+    estimator = made.estimator
+    if isinstance(estimator, PerDecision):
+        estimator = replace(estimator, average=False)
+    return replace(made, estimator=estimator, objective=AsymmetricClip(clip))
