@@ -29,16 +29,6 @@ class OneSign:
 
 
 @dataclass(frozen=True)
-class Raised:
-    """FPO's advantage on images, and ``by`` for every sample: its mean is no longer 0."""
-
-    by: float = 0.5
-
-    def __call__(self, scores: Scores, memory: Memory) -> Tensor:
-        return torch.where(scores.valid, ADVANTAGE(scores, memory) + self.by, 0.0)
-
-
-@dataclass(frozen=True)
 class Chance:
     """FPO's advantage on images of rewards that are drawn anew, standard normal, whatever the samples are: all that it
     does to a policy is noise."""
