@@ -92,7 +92,8 @@ class First:
     @torch.no_grad()
     def _velocity(self) -> Tensor:
         x, t, condition = self._points
-        return self._session.policy.velocity(x, t, condition, guidance=1.0).double().flatten(1)  # type: ignore[union-attr]
+        policy: Any = self._session.policy
+        return policy.velocity(x, t, condition, guidance=1.0).double().flatten(1)
 
     def measure(self) -> dict[str, float]:
         v = self._velocity()
@@ -141,7 +142,8 @@ def of_ratios(own: Tensor, fresh: Tensor, advantage: Tensor, clip: float) -> dic
 def gradients(session: Session, made: ScoredRollout, advantage: Tensor, weight: Any) -> dict[str, Any]:
     """Of A log p and of log p, for every time of the grid, ``[norm, standard error]`` of the mean, with the groups as
     blocks; the cosine between the mean gradients of A > 0 and of A < 0 over all times, and their norms."""
-    rollout, policy = made.rollout, session.policy
+    policy: Any = session.policy
+    rollout = made.rollout
     assert rollout.times is not None
     times = GridTimes(fraction=1.0, least=NOISE_TIME)
     usable = times.usable(rollout.times.cpu()).sort().values

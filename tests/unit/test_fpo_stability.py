@@ -3,6 +3,7 @@ distribution whose velocity is known (`ShiftPolicy`: v = v* + theta)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def descend(objective: Any, advantage: Tensor, steps: int, count: int = 1, rate:
         loss = (batch.weight * objective(Likelihood(log_p(policy, rows)), batch)).sum()
         (slope,) = torch.autograd.grad(loss, policy.theta)
         with torch.no_grad():
-            policy.theta -= rate * slope
+            policy.theta.sub_(rate * slope)
         found.append(policy.theta.item())
     return found
 
@@ -123,9 +124,10 @@ def test_what_a_time_tells_of_a_shift_and_how_noisily(c: float, t: float) -> Non
 
 
 def moved(clip: float, seed: int) -> float:
-    """Mean squared change of a toy's velocities by 20 iterations of four updates on rewards that are drawn at random."""
-    algorithm = small("fpo", draws=2, clip=clip, advantage={"use": "benchmarks/evidence/fpo_parts.py:Chance"})
-    policy, memory = start(algorithm, disturbed=False), {}
+    """Mean squared change of a toy's velocities by 20 iterations of four updates on rewards drawn at random."""
+    algorithm = replace(small("fpo", draws=2, clip=clip), advantage=Chance())
+    memory: dict[str, Any] = {}
+    policy = start(algorithm, disturbed=False)
     generator = torch.Generator().manual_seed(3)
     x, t = 1.2 * torch.randn(400, 2, generator=generator), torch.rand(400, generator=generator)
     index = TinyCondition(torch.arange(400) % 2)
