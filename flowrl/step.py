@@ -1,5 +1,4 @@
-"""One optimisation pass: scored samples in, updated weights and diagnostics out. Knows parts and protocols, no
-method by name.
+"""One optimisation pass: scored samples in, updated weights and diagnostics out. Knows no method by name.
 
 The loss of an optimiser batch is ``sum weight * (loss masks * objective + regularizers)`` with weights fixed before the
 first forward, so its gradient is the same, but for rounding, for every micro-batch size and number of processes. Each
@@ -122,13 +121,14 @@ def improve(
     for epoch in range(settings.epochs):
         table = tables[epoch % len(tables)]
         for index in _split(table, algorithm, settings, epoch):
-            trained = _accumulate(update, table, index)
-            norm = _apply(update, optimizer, trained)
+            norm = _apply(update, optimizer, _accumulate(update, table, index))
             if norm is None:
                 skipped += 1
             else:
                 update.metrics.add_gradient_norm(norm)
                 steps += 1
+                for name, decay in algorithm.each_step.items():
+                    policy.update_ema(name, decay)
     scaling = {"scaler/scale": scaler.get_scale(), "scaler/skipped_steps": float(skipped)}
     metrics = update.metrics.metrics() | update.checks.metrics()
     return metrics | {"optimizer_steps": steps} | (scaling if scaler.is_enabled() else {})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NoReturn, TypeVar, get_args, get_type_hints
 
 from flowrl.composition.contract import check_class, check_values, family_of
+from flowrl.composition.episodes import OPTIONS, for_family
 from flowrl.composition.names import outdated, own_code
 from flowrl.composition.presets import find_preset, preset_names
 from flowrl.composition.slots import SLOTS, is_own, own_place, part_name, shipped_part, shipped_parts
@@ -51,10 +52,15 @@ def build(spec: str | Mapping[str, object], *, trusted: bool = True) -> Algorith
     preset = find_preset(name)
     arguments = inspect.signature(preset).parameters
     fields = {field.name for field in dataclasses.fields(Algorithm)}
+    further = () if "family" in arguments else OPTIONS.keys() & given.keys() - arguments.keys()
+    placed = {key: given.pop(key) for key in sorted(further)}
     for key in given:
         if key not in arguments and key not in fields:
             _refuse(f"algorithm.{key}", f"no such option of {name}", {*arguments, *fields})
     algorithm = _from_preset(preset, name, {key: value for key, value in given.items() if key in arguments})
+    if placed:
+        placed = {key: _typed(OPTIONS[key], value, f"algorithm.{key}") for key, value in placed.items()}
+        algorithm = _attempt(lambda: for_family(algorithm, name, placed), f"algorithm.{name}", own=False)
     algorithm = _adjusted(algorithm, {key: value for key, value in given.items() if key not in arguments}, "algorithm")
     if is_own_preset(preset):
         _check_parts(algorithm, "algorithm")

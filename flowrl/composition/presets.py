@@ -11,6 +11,7 @@ from functools import cache
 from typing import get_args, get_type_hints
 
 from flowrl import algorithms, renamed
+from flowrl.composition.episodes import acts
 from flowrl.composition.slots import KIND
 from flowrl.errors import UserError, did_you_mean
 from flowrl.importing import Place
@@ -47,12 +48,13 @@ def find_preset(name: str) -> Callable[..., Algorithm]:
 
 
 def families(name: str) -> tuple[Family, ...]:
-    """The kinds of model that a preset trains: those its argument ``family`` may name, the default first; those of its
-    algorithm where it has no such argument."""
+    """The kinds of model that a preset trains: those its argument ``family`` may name, the default first; where it has
+    no such argument those of its algorithm, and ``control`` where that can be put on episodes."""
     preset = find_preset(name)
     argument = inspect.signature(preset).parameters.get("family")
     if argument is None:
-        return preset().families
+        algorithm = preset()
+        return (*algorithm.families, "control") if acts(algorithm) else algorithm.families
     named = get_args(get_type_hints(preset)["family"])
     return tuple(sorted(named, key=lambda family: family != argument.default))
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from flowrl.config.section import Fraction, Section
 from flowrl.paths import absolute_folder
+
+if TYPE_CHECKING:
+    from flowrl.types import Acting, Beside, Residual
 
 Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 _LANGUAGE = ("router_loss", "chat", "system", "chat_template_kwargs", "prefill", "max_prompt", "keep_special_tokens")
@@ -78,7 +82,9 @@ class ModelConfig(Section):
     """The policy that is fine-tuned."""
 
     path: str = Field(
-        min_length=1, description="folder, hub id (owner/name) or embedded world (shapes, sudoku, countdown, avoid)"
+        min_length=1,
+        description="folder, hub id (owner/name), embedded world (shapes, sudoku, countdown, avoid), or "
+        "new:ENVIRONMENT (new:gym:CartPole-v1) for an untrained policy that acts there",
     )
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"
@@ -196,9 +202,20 @@ class ModelConfig(Section):
             return "network" if valued else None
         return None if self.critic == "none" else self.critic
 
-    def arguments(self, family: Family, valued: bool = False, explores: bool = False) -> dict[str, Any]:
+    def arguments(
+        self,
+        family: Family,
+        valued: bool = False,
+        explores: bool = False,
+        residual: Residual | None = None,
+        tuned: tuple[int, int] | None = None,
+        beside: Mapping[str, Beside] | None = None,
+        acting: Acting | None = None,
+    ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
-        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have."""
+        ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``residual``: what is
+        added to a policy's actions; ``tuned``: at the last steps alone (`Algorithm.tuned`); ``beside`` and ``acting``:
+        what it trains beside a control policy's own network, and how that acts with it."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -209,6 +226,12 @@ class ModelConfig(Section):
             plain["critic"] = self.critic_for(valued)
         if explores:
             plain["noise"] = True
+        if tuned is not None:
+            plain["tuned"] = tuned
+        if residual is not None:
+            plain["residual"] = residual
+        if family == "control" and beside is not None:
+            plain |= {"beside": beside, "acting": acting}
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
     def unused_keys(self, family: Family) -> list[str]:

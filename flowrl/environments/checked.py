@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from flowrl.environments.protocol import Environment
 from flowrl.errors import UserError, describe_exception
+from flowrl.exit_guard import catch_exit
+from flowrl.processes import ChildError
 from flowrl.types import Prompt
 
 OnError = Literal["raise", "drop"]
@@ -46,6 +49,9 @@ class CheckedEnvironment:
                 raise UserError(f"environment {name}: {key} is {size!r}; give the number of numbers, 1 or more")
             self._sizes.append(size)
 
+        self.discrete = bool(getattr(environment, "discrete", False))
+        """Whether an action is one of n choices, said by n numbers of which the largest counts."""
+
     @property
     def observation_size(self) -> int:
         """o."""
@@ -60,8 +66,10 @@ class CheckedEnvironment:
         """First observations [N, o] float32, and which rows failed [N]."""
         count = len(seeds)
         try:
-            observed = self._array(self._environment.reset(seeds.tolist(), list(prompts)), (count, self._sizes[0]))
-        except Exception as error:  # whatever a user's environment raises
+            with catch_exit():
+                first = self._environment.reset(seeds.tolist(), list(prompts))
+            observed = self._array(first, (count, self._sizes[0]))
+        except (Exception, SystemExit) as error:  # whatever a user's environment raises
             self._fail("reset", error)
             return torch.zeros(count, self._sizes[0]), torch.ones(count, dtype=torch.bool)
         broken = np.asarray(~np.isfinite(observed).all(axis=1))
@@ -72,14 +80,14 @@ class CheckedEnvironment:
         """One step of the rows [n] by actions [n, d]."""
         n, o = len(rows), self._sizes[0]
         try:
-            observed, reward, terminated, truncated, info = self._environment.step(
-                actions.double().cpu().numpy(), rows.numpy()
-            )
+            given = actions.double().cpu().numpy()
+            with catch_exit():
+                observed, reward, terminated, truncated, info = self._environment.step(given, rows.numpy())
             observed, reward = self._array(observed, (n, o)), self._array(reward, (n,))
             ended, cut = self._array(terminated, (n,)).astype(bool), self._array(truncated, (n,)).astype(bool)
             success = self._array(info.get("success", np.full(n, np.nan)), (n,))
             mode = self._array(info.get("mode", np.full(n, -1)), (n,)).astype(np.int64)
-        except Exception as error:  # whatever a user's environment raises
+        except (Exception, SystemExit) as error:  # whatever a user's environment raises
             self._fail("step", error)
             return _nothing(n, o)
         broken = ~np.isfinite(observed).all(axis=1) | ~np.isfinite(reward)
@@ -101,11 +109,26 @@ class CheckedEnvironment:
             raise ValueError(f"an answer has the shape {list(found.shape)}, and {list(shape)} is asked for")
         return found
 
-    def _fail(self, what: str, error: Exception) -> None:
+    def close(self) -> None:
+        """Let it go, with what it has open, by its own ``close`` where there is one."""
+        close = getattr(self._environment, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except Exception as error:  # a user's code, when its episodes are over
+            warnings.warn(f"environment {self._name}: close fails: {describe_exception(error)}", stacklevel=2)
+
+    def _fail(self, what: str, error: BaseException) -> None:
+        """Of all rows that were asked."""
         if isinstance(error, UserError):
             raise error
+        said = str(error) if isinstance(error, ChildError) else describe_exception(error)
         if self._on_error == "raise":
-            raise UserError(f"environment {self._name}: {what} fails: {describe_exception(error)}") from error
+            raise UserError(f"environment {self._name}: {what} fails: {said}") from error
+        warnings.warn(
+            f"environment {self._name}: {what} fails: {said}; the episodes going on then count as failed", stacklevel=2
+        )
 
     def _refuse(self, what: str, broken: np.ndarray, kind: str) -> None:
         if self._on_error == "raise" and broken.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put, wide
-from flowrl.math.flow import measure_step
+from flowrl.math.flow import Floored, measure_step
 from flowrl.math.gaussians import Reduction, elements, kl_equal_variance, log_density, mean_square, reduce_factor
 from flowrl.math.random import uniform
 from flowrl.types import (
@@ -127,6 +128,9 @@ class Transitions:
         noise z: it equals ``s (l - l_old + |mean - old mean|^2 / 2 s^2)``, is unbiased, and has a spread that does
         not depend on s.
     reduction: over the D latent elements, see `flowrl.math.gaussians.reduce_factor`.
+    bounds: log-densities of single elements outside this range are moved into it before they are reduced, and have no
+        gradient there; of a `Floored` kernel in the units of a DDPM, as `irom-princeton/dppo` does with -5 and 2. The
+        rollout then does not know them, and they are measured before the first update. Measure ``gaussian`` alone.
     fraction: share of the recorded steps trained, drawn anew for each sample (DanceGRPO: 0.6).
     kl: what ``kl/<set>`` means (``kl/sampler`` is always ``exact``, without gradient, and there where the sampler keeps
         its means). ``exact`` is the KL of the two kernels per latent element; ``per_time`` multiplies
@@ -137,6 +141,7 @@ class Transitions:
 
     measure: Literal["gaussian", "unit", "noise"] = "gaussian"
     reduction: Reduction = "mean"
+    bounds: tuple[float, float] | None = None
     fraction: float = 1.0
     kl: Literal["exact", "per_time", "shift"] = "per_time"
     cfg_grad: CfgGrad = "both"
@@ -145,13 +150,21 @@ class Transitions:
     ``(x_next - x) / (t_next - t)``: on the straight path of a picture of a data set (`flowrl.samplers.mixed`) it is the
     denoising error."""
 
+    def __post_init__(self) -> None:
+        if self.bounds is None:
+            return
+        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds={self.bounds} of log-densities are two numbers, the smaller one first")
+        if self.measure != "gaussian":
+            raise ValueError(f"bounds are those of log-densities, and measure={self.measure}; remove one of them")
+
     @property
     def references(self) -> tuple[str, ...]:
         return ()
 
     @property
     def has_recorded_logp(self) -> bool:
-        return not self.path_error
+        return not self.path_error and self.bounds is None
 
     @property
     def weight_vanishes(self) -> bool:
@@ -189,8 +202,8 @@ class Transitions:
 
     def recorded_logp(self, rollout: Rollout, rows: TransitionRows) -> Likelihood | None:
         """Known from the rollout: replaying it with an unchanged policy must give exactly this. ``None`` with
-        ``path_error``, because the paths of a data set were drawn by nobody."""
-        return None if self.path_error else Likelihood(self.recorded(rows))
+        ``path_error``, because the paths of a data set were drawn by nobody, and with ``bounds``."""
+        return Likelihood(self.recorded(rows)) if self.has_recorded_logp else None
 
     def recorded(self, rows: TransitionRows) -> Tensor:
         """[N, D] the sampling policy's."""
@@ -224,6 +237,8 @@ class Transitions:
             extra["kl/sampler"] = kl_equal_variance(moved, s, 1) / elements(moved, 1)
         if self.measure == "noise":
             logp = self._noise_ratio(mean, rows, x_next, s)
+        elif self.bounds is not None:
+            logp = self._bounded(mean, x_next, s, rows.dynamics, t_next)
         else:
             logp = self._log(squared, s, elements(x, 1))
         return Likelihood(logp.reshape(n, d), {key: value.reshape(n, d) for key, value in extra.items()})
@@ -240,6 +255,14 @@ class Transitions:
         if self.measure == "unit":
             return -squared * s**2 * factor
         return log_density(squared, s, count) * factor
+
+    def _bounded(self, mean: Tensor, x_next: Tensor, s: Tensor, dynamics: Dynamics, t_next: Tensor) -> Tensor:
+        """[n] float64: the reduced log-densities of single elements, each moved into ``bounds``."""
+        assert self.bounds is not None
+        unit = put(dynamics.scale(t_next), s) if isinstance(dynamics, Floored) else torch.ones_like(s)
+        z = wide((x_next - mean).flatten(1)) / s[:, None]
+        each = -0.5 * z**2 - ((s / unit).log() + 0.5 * math.log(2 * math.pi))[:, None]
+        return each.clamp(*self.bounds).sum(dim=1) * reduce_factor(self.reduction, z.shape[1])
 
     def _noise_ratio(self, mean: Tensor, rows: TransitionRows, x_next: Tensor, s: Tensor) -> Tensor:
         kept = rows.mean

@@ -182,7 +182,10 @@ class DDIM:
 @dataclass(frozen=True)
 class Floored:
     """Another kernel's steps with a deviation of at least ``least``, around the same mean; also where that kernel has
-    no noise. The same deviation samples and is in the density. DPPO (arXiv:2409.00588): 0.1."""
+    no noise. The same deviation samples and is in the density. DPPO (arXiv:2409.00588): 0.1.
+
+    ``least`` is in the units of a DDPM, whose states are ``x / scale(t)`` of variance 1, so that the floor is
+    ``least * scale(t')`` here; of the last step, to t' = 0, both are the same."""
 
     dynamics: Dynamics = DDIM(1.0)
     least: float = 0.1
@@ -192,9 +195,14 @@ class Floored:
             raise ValueError(f"least={self.least} is the smallest deviation of a step; give 0 or more")
 
     def coefficients(self, t: Tensor, t_next: Tensor) -> Coefficients:
-        """Those of the kernel, with ``max(s, least)``."""
+        """Those of the kernel, with ``max(s, least scale(t'))``."""
         a, b, s = self.dynamics.coefficients(t, t_next)
-        return a, b, s.clamp(min=self.least)
+        return a, b, torch.maximum(s, self.least * self.scale(t_next))
+
+    def scale(self, t: Tensor) -> Tensor:
+        """``sqrt((1 - t)^2 + t^2)`` float64, by which a state here is larger than a DDPM's."""
+        t = t.double()
+        return ((1 - t) ** 2 + t**2).sqrt()
 
 
 @dataclass(frozen=True)

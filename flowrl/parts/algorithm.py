@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.companions import CompanionWeights
-from flowrl.parts.ema import EmaWeights
+from flowrl.parts.ema import EmaWeights, Target
 from flowrl.parts.loss_weights import Uniform
 from flowrl.parts.regularizers import ComparedWithOld, ValueLoss
 from flowrl.parts.selections import AllSamples
 from flowrl.types import (
+    Acting,
     Advantage,
     Aggregation,
+    Beside,
     Coefficient,
     Combination,
     Estimator,
@@ -23,6 +26,7 @@ from flowrl.types import (
     PenaltyWeight,
     Regularizer,
     Replay,
+    Residual,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -130,6 +134,38 @@ class Algorithm:
         """Whether it learns how much noise the steps of a control policy have (its estimator's attribute
         ``explores``)."""
         return bool(getattr(self.estimator, "explores", False))
+
+    @property
+    def beside(self) -> Mapping[str, Beside]:
+        """The networks that it trains beside a control policy's own, by name (its estimator's attribute ``beside``)."""
+        return dict(getattr(self.estimator, "beside", {}))
+
+    @property
+    def acting(self) -> Acting | None:
+        """How the control policy acts with them (its estimator's attribute ``acting``)."""
+        return getattr(self.estimator, "acting", None)
+
+    @property
+    def judges(self) -> bool:
+        """Whether critics are among the networks beside the policy's own."""
+        return any(form.judges for form in self.beside.values())
+
+    @property
+    def each_step(self) -> Mapping[str, float]:
+        """Weight sets that follow the live one after every optimiser step, and how much of each stays (`Target`)."""
+        return {average.name: 1 - average.tau for average in self.ema_weights if isinstance(average, Target)}
+
+    @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where a control policy learns at the last F of K steps alone, and a copy of it that does not learn
+        makes the others (its sampler's attribute ``tuned``)."""
+        return getattr(self.sampler, "tuned", None)
+
+    @property
+    def residual(self) -> Residual | None:
+        """What it learns to add to the actions of a control policy that itself stays as it is (its sampler's attribute
+        ``residual``)."""
+        return getattr(self.sampler, "residual", None)
 
     @property
     def clips_in_units(self) -> bool:

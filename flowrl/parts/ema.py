@@ -82,3 +82,20 @@ class Ema:
 
     name: str
     decay: Decay = Ramp()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Weights of target networks: after every optimiser step, ``name <- (1 - tau) name + tau live`` (DDPG,
+    arXiv:1509.02971). At the end of an iteration nothing more moves."""
+
+    name: str = "target"
+    tau: float = 0.005
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"tau={self.tau} is the share of the live weights in every step; give above 0, at most 1")
+
+    @property
+    def decay(self) -> Decay:
+        return Ramp(slope=0.0, most=1.0, base=1.0)

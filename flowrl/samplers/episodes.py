@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from flowrl.environments import CheckedEnvironment, OnError, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
+from flowrl.samplers.categorical import CategoricalSampler
+from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
@@ -50,10 +53,37 @@ class EpisodeSampler:
     decisions: int = 40
     """S, at most in an episode."""
     on_error: OnError = "raise"
+    frozen_base: bool = False
+    """Only the steps that ``sampler`` records are the policy's; those before them are made by a copy of the network
+    that training started from (DPPO), also where the policy is evaluated, deployed and exported."""
+    timeout_s: float | None = None
+    """Seconds that a step, or the reset, of all rows may take. The environment is then in a process of its own, killed
+    where it takes longer; all its episodes that were going on have failed, as where the process ends by itself.
+    ``null``: it is in this process, and is not interrupted."""
+    render: bool = False
+    """Where samples are kept, make a moving picture of the first episode of what the environment itself shows
+    (gymnasium's ``rgb_array``, or ``render(row)`` of one's own), by executing its actions again; without it of what a
+    function ``draw`` beside ``make`` draws."""
 
     def __post_init__(self) -> None:
         if self.decisions < 1:
             raise ValueError(f"decisions={self.decisions} makes no step; give at least 1")
+        if self.frozen_base and not isinstance(self.sampler, FlowSampler):
+            raise ValueError("frozen_base is of steps from noise to a chunk: use it with sampler: {use: flow}")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ValueError(f"timeout_s={self.timeout_s} leaves no time; give seconds above 0, or null for no limit")
+        if self.render and self.timeout_s is not None:
+            raise ValueError(
+                "render=true steps the environment in this process, where timeout_s ends nothing; drop one"
+            )
+
+    @property
+    def tuned(self) -> tuple[int, int] | None:
+        """(K, F) where the first K - F of K steps are the frozen base's."""
+        if not self.frozen_base or not isinstance(self.sampler, FlowSampler):
+            return None
+        steps, recorded = self.sampler.steps, self.sampler.recorded
+        return (steps, recorded) if recorded < steps else None
 
     @property
     def forwards(self) -> int:
@@ -65,53 +95,68 @@ class EpisodeSampler:
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
-        z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
-        kept = {"environment": self.environment, "decisions": self.decisions, "on_error": self.on_error}
+        z by default; a Gaussian acts by its mean and choices are the likeliest, which is 0. Raises `ValueError` for
+        another temperature of these."""
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
             sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+        elif temperature is not None and isinstance(sampler, Deployed):
+            sampler = sampler.heldout(None, None, temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
             raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
-        return EpisodeSampler(sampler=sampler, **kept)
+        elif temperature and isinstance(sampler, CategoricalSampler):
+            raise ValueError(f"temperature={temperature}: choices are the likeliest ones, which is 0; remove it")
+        return replace(self, sampler=sampler)
+
+    def opened(self, count: int) -> closing[CheckedEnvironment]:
+        """``count`` rows of the environment, let go at the end of a ``with``."""
+        return closing(open_environment(self.environment, count, self.on_error, self.timeout_s))
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
-        environment = open_environment(self.environment, len(draw), self.on_error)
-        _check_sizes(policy, environment, self.environment)
-        run = _Run(len(draw), self.decisions, policy)
-        observed, failed = environment.reset(draw.seeds, draw.prompts)
-        run.begin(observed, failed)
-        times, forwards = None, 0
-        for event in range(self.decisions):
-            rows = run.going.nonzero()[:, 0]
-            if not len(rows):
-                break
-            part = Draw(
-                each(draw.seeds[rows], "decision", event),
-                draw.group[rows],
-                draw.iteration,
-                draw.shared_seed,
-                draw.place[rows],
-            )
-            made = self.sampler(policy, condition.take(rows).seeing(run.observed[rows, event]), part)
-            times, forwards = made.times, forwards + made.forwards
-            run.decide(event, rows, made)
-            run.act(event, rows, policy.in_own_units(made.final).cpu(), environment)
-        run.truncated |= run.going
-        return Rollout(
-            condition,
-            run.outcomes(),
-            draw.group,
-            draw.seeds,
-            torch.zeros_like(draw.group),
-            run.episodes(),
-            times,
-            forwards,
-            run.feedback(),
-        )
+        with self.opened(len(draw)) as environment:
+            check_sizes(policy, environment, self.environment)
+            return run_episodes(self.sampler, policy, environment, condition, draw, self.decisions)
 
 
-def _check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
+def run_episodes(
+    sampler: Sampler, policy: Any, environment: CheckedEnvironment, condition: Any, draw: Draw, decisions: int
+) -> Rollout:
+    """Let ``sampler`` ask the policy for chunks until all episodes have ended, ``decisions`` times at most."""
+    run = _Run(len(draw), decisions, policy)
+    observed, failed = environment.reset(draw.seeds, draw.prompts)
+    run.begin(observed, failed)
+    times, forwards = None, 0
+    for event in range(decisions):
+        rows = run.going.nonzero()[:, 0]
+        if not len(rows):
+            break
+        part = decision_of(draw, rows, event)
+        made = sampler(policy, condition.take(rows).seeing(run.observed[rows, event]), part)
+        times, forwards = made.times, forwards + made.forwards
+        run.decide(event, rows, made)
+        run.act(event, rows, made.final, environment)
+    run.truncated |= run.going
+    return Rollout(
+        condition,
+        run.outcomes(),
+        draw.group,
+        draw.seeds,
+        torch.zeros_like(draw.group),
+        run.episodes(),
+        times,
+        forwards,
+        run.feedback(),
+    )
+
+
+def decision_of(draw: Draw, rows: Tensor, number: int) -> Draw:
+    """The draw of decision ``number`` of some rows [n]."""
+    own = each(draw.seeds[rows], "decision", number)
+    return Draw(own, draw.group[rows], draw.iteration, draw.shared_seed, draw.place[rows])
+
+
+def check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
     """Raise `UserError` where policy and environment do not speak of the same numbers."""
     for what, has, wants in (
         ("observations", environment.observation_size, policy.config.observation),
@@ -170,14 +215,14 @@ class _Run:
                     self._chain.setdefault(name, value.new_zeros(room))[rows, event] = value
 
     def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
-        """Execute chunks [n, h, d]."""
+        """Execute chunks [n, h, d] of standardised actions."""
         history = self.observed[rows, event].clone()
         place = torch.arange(len(rows))
         for number in range(actions.shape[1]):
             here = rows[place]
             if not len(here):
                 break
-            found = environment.step(actions[place, number], here)
+            found = environment.step(self.policy.executed(history[place], actions[place, number]).cpu(), here)
             self.reward[here, event] += found.reward
             history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed

@@ -52,6 +52,10 @@ class FlowSampler:
     """Times ``s u / (1 + (s - 1) u)`` of even u from 1 to 0, whatever the model's scheduler does (DanceGRPO, MixGRPO:
     3); ``None`` is the scheduler's own grid. For flow models; the held-out form keeps the scheduler's."""
 
+    noise_bound: float | None = None
+    """Noise of a stochastic step outside ``-noise_bound`` to ``noise_bound`` is moved to it, the density stays that of
+    a Gaussian (DPPO: 3)."""
+
     heldout_noise: bool = False
     """Evaluate with the noise of ``dynamics`` in every step, as few-step models are used that predict and noise again
     (LCM, DMD2), instead of without."""
@@ -59,6 +63,8 @@ class FlowSampler:
     def __post_init__(self) -> None:
         if self.shift is not None and not self.shift > 0:
             raise ValueError(f"shift={self.shift} moves the times towards noise; give more than 0, 1 for even times")
+        if self.noise_bound is not None and not self.noise_bound > 0:
+            raise ValueError(f"noise_bound={self.noise_bound} is the largest noise; give more than 0, or null for none")
 
     @property
     def forwards(self) -> int:
@@ -169,6 +175,7 @@ class FlowSampler:
         mean = mean_of(self.dynamics, x, v, t, t_next)
         s = self.dynamics.coefficients(t, t_next)[2]
         z = normal(draw.seeds, tuple(x.shape[1:]), stream=k + 1, device=x.device)
+        z = z if self.noise_bound is None else z.clamp(-self.noise_bound, self.noise_bound)
         x_next = mean + put(s, x).reshape(-1, *[1] * (x.ndim - 1)) * z
         if k in track.ranges.recorded and track.ranges.densities:
             if not bool((s > 0).all()):

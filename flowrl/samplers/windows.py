@@ -109,17 +109,21 @@ class SlidingWindow:
 class LastSteps:
     """The last ``count`` steps (``None``, and where there are fewer: all) are recorded as states alone, without the
     densities of their noise, so that they may have none: what a replay goes on from (`flowrl.estimators.pathwise`).
-    ``noise`` makes all steps stochastic, otherwise none is."""
+    ``noise`` makes all steps stochastic, otherwise none is; ``densities`` records those of their noise as well, to
+    train the last steps of a chain alone (DPPO)."""
 
     count: int | None = None
     noise: bool = False
+    densities: bool = False
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
             raise ValueError(f"a window of the last count={self.count} steps records nothing; give 1 or more, or null")
+        if self.densities and not self.noise:
+            raise ValueError("densities are those of the steps' noise: set noise=true as well")
 
     def __call__(self, steps: int, draw: Draw, noisy: int | None = None) -> StepRanges:
-        return StepRanges(range(steps if self.noise else 0), self.recordable(steps), densities=False)
+        return StepRanges(range(steps if self.noise else 0), self.recordable(steps), densities=self.densities)
 
     def recordable(self, steps: int, noisy: int | None = None) -> range:
         """The steps that are recorded."""

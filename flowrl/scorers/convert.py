@@ -38,7 +38,7 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{target} already exists; remove it or write elsewhere")
     if not target.parent.is_dir():
         raise UserError(f"folder {target.parent} does not exist; create it first")
-    weights = _weights(_open(source), source)
+    weights = _weights(open_checkpoint(source), source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     save_file(weights, str(target), metadata={"format": "pt", "source": source.name, "source_sha256": digest})
     return weights
@@ -59,7 +59,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _open(source: Path) -> object:
+def open_checkpoint(source: Path) -> object:
+    """What a pickled checkpoint of tensors and plain containers holds. Raises `UserError` for a file that is not there,
+    cannot be read or holds anything else."""
     if not source.is_file():
         raise UserError(f"checkpoint {source} does not exist")
     try:

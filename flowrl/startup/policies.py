@@ -17,6 +17,8 @@ from flowrl.startup.model_checks import with_adapter_shape
 from flowrl.startup.resume import load_checkpoint
 from flowrl.version import __version__
 
+BESIDE = ("residual", "tuned", "beside", "acting")
+"""What an algorithm says of the networks of a control policy, besides critic and noise."""
 WEIGHTS = "weights/"
 """Prefix of the weight sets among a checkpoint's tensors."""
 
@@ -26,7 +28,8 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     ``model.shard`` says where it is trained (``shard``)."""
     algorithm = build(config.algorithm)
     fitted = with_adapter_shape(config, algorithm.family)
-    arguments = fitted.model.arguments(algorithm.family, algorithm.valued, algorithm.explores)
+    needed: dict[str, Any] = {name: getattr(algorithm, name) for name in BESIDE}
+    arguments = fitted.model.arguments(algorithm.family, algorithm.valued, algorithm.explores, **needed)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
@@ -45,8 +48,10 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     config = Config.of_run(RunDirectory.open(path).path / CONFIG)
     named = checkpoint in ("best", "latest")
     loaded = load_checkpoint(path, str(checkpoint)) if named else load_checkpoint(Path(checkpoint))
-    family = build(config.algorithm).family
-    policy = load_policy(**{**config.model.arguments(family), "shard": "none"})
+    algorithm = build(config.algorithm)
+    family = algorithm.family
+    needed: dict[str, Any] = {name: getattr(algorithm, name) for name in BESIDE}
+    policy = load_policy(**{**config.model.arguments(family, **needed), "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved

@@ -65,7 +65,7 @@ def check_run(config: Config, given: Given | None = None) -> CheckedRun:
     _check_workers(config, algorithm)
     check_optimizer(
         config.optimizer,
-        critic=config.model.critic_for(algorithm.valued) is not None,
+        critic=config.model.critic_for(algorithm.valued) is not None or algorithm.judges,
         half=config.model.trained_dtype == "bfloat16",
     )
     if config.model.router_loss:
@@ -139,7 +139,7 @@ def _check_critic(config: Config, algorithm: Algorithm) -> None:
     if algorithm.valued and critic is None:
         raise UserError("this algorithm learns a critic, which the model does not have; set model.critic=network")
     for name, given in (("critic_lr", options.critic_lr is not None), ("critic_warmup", options.critic_warmup > 0)):
-        if given and critic is None:
+        if given and critic is None and not algorithm.judges:
             raise UserError(f"optimizer.{name} is a critic's, which this algorithm does not learn; remove it")
     if options.critic_warmup >= config.train.iterations:
         raise UserError(
@@ -221,7 +221,10 @@ def _check_staleness(config: Config, algorithm: Algorithm) -> None:
 
 
 def _knows_old_policies(algorithm: Algorithm) -> bool:
-    """Whether its ratio is to the likelihood that the sampler recorded, whatever weights sampled."""
+    """Whether it learns from decisions whoever made them, or its ratio is to the likelihood that the sampler recorded,
+    whatever weights sampled."""
+    if getattr(algorithm.objective, "off_policy", False):
+        return True
     recorded = algorithm.estimator.has_recorded_logp and not algorithm.token_advantage
     return recorded and algorithm.objective.needs_old_logp and algorithm.behaviour == "live"
 

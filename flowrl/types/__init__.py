@@ -10,6 +10,7 @@ Times run from 1 (noise) to 0 (clean). The canonical continuous process is ``x_t
 velocity ``v = noise - clean``; every other parameterisation is converted inside the policy.
 """
 
+from flowrl.types.acting import Acting, Beside
 from flowrl.types.chats import Chat
 from flowrl.types.decisions import (
     Batch,
@@ -39,6 +40,7 @@ from flowrl.types.parts import (
     PenaltyWeight,
     Regularizer,
     Replay,
+    Residual,
     Sampler,
     Selection,
     TokenAdvantage,
@@ -85,9 +87,11 @@ __all__ = [
     "POLICY",
     "REPLAY",
     "RIVAL",
+    "Acting",
     "Advantage",
     "Aggregation",
     "Batch",
+    "Beside",
     "Bounds",
     "CausalPolicy",
     "CfgGrad",
@@ -122,6 +126,7 @@ __all__ = [
     "Reader",
     "Regularizer",
     "Replay",
+    "Residual",
     "RewardPolicy",
     "Rollout",
     "Rows",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -17,8 +18,23 @@ Bounds = tuple[float | Tensor, float | Tensor]
 """How far below and above 1 a ratio may go: numbers, or those of every decision [N, D] or sample [N]."""
 
 
+@dataclass(frozen=True)
+class Residual:
+    """What a second network adds to every action of a policy, and how it explores (ResiP, arXiv:2407.16677)."""
+
+    scale: float = 0.1
+    """What its answers are multiplied by, in standardised actions."""
+    log_std: float = -1.0
+    """Logarithm of the deviation of its answers while it is trained, before they are scaled."""
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(f"scale={self.scale} leaves every action as it is; give more than 0")
+
+
 class Sampler(Protocol):
-    """Makes samples."""
+    """Makes samples. One of control policies with a further attribute ``residual``, a `Residual`, finds a network that
+    learns what is added to every action."""
 
     @property
     def forwards(self) -> int:
@@ -42,7 +58,8 @@ class Sampler(Protocol):
 class Estimator(Protocol):
     """The only bridge between networks and algorithms. One that differentiates rewards has a further attribute
     ``judged = True``, and finds `Rollout.judge` set; one of control policies with ``explores = True`` finds a network
-    that learns how much noise steps have."""
+    that learns how much noise steps have; one with ``beside``, networks by name (`Beside`), and ``acting`` (`Acting`)
+    has those beside the policy's own, which then acts so."""
 
     def probe(self, rollout: Rollout, policy: Any, seeds: Tensor) -> Rows:
         """Draw, once, where the policy will be evaluated. ``seeds`` [N]: one stream per sample."""
@@ -152,7 +169,8 @@ class LossWeight(Protocol):
 
 
 class Objective(Protocol):
-    """A loss per decision."""
+    """A loss per decision. One with ``off_policy = True`` learns from decisions whoever made them: nothing corrects for
+    older weights."""
 
     reference: ClassVar[str]
     """Weight set whose likelihood it compares with; empty for none."""

@@ -148,6 +148,8 @@ class Episodes:
     t_next: Tensor | None = None  # [N, S, F] float64
     dynamics: Dynamics | None = None
     guidance: float | None = None
+    beside: int = 0
+    """Numbers at the end of every observation that are no part of it: the action that a residual corrects."""
 
     @property
     def node(self) -> None:

@@ -110,6 +110,7 @@ def test_no_modules_import_each_other() -> None:
 def test_programs_of_other_processes_are_started_by_name_and_imported_by_nobody() -> None:
     programs = {
         "flowrl.remote.child",
+        "flowrl.remote.environment",
         "flowrl.remote.worker",
         "flowrl.remote.actor",
         "flowrl.remote.rollout_actor",

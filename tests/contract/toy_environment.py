@@ -3,17 +3,20 @@ three modes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import torch
 
 from flowrl.models.control.cloning import clone
-from flowrl.models.control.load import CriticNetwork
+from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
+from flowrl.models.control.new import untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
-from flowrl.types import Prompt
+from flowrl.types import Acting, Beside, Prompt, Residual
 
 MODES = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]])
 DECISIONS = 2
@@ -21,7 +24,8 @@ DECISIONS = 2
 
 
 class Plane:
-    """An observation is the seed's noise and how many decisions were made. Each decision pays up to a half."""
+    """An observation is the seed's noise and how many decisions were made. Each decision pays up to a half. Choices, of
+    which one is 1, are places as well, the first of them nearer to the first mode."""
 
     observation_size, action_size = 2, 2
 
@@ -65,12 +69,30 @@ def _cloned() -> ControlNetwork:
     return clone(CONFIG, observed, chunks[:, None], steps=300, batch=128, lr=5e-3)[0]
 
 
-def toy_policy(critic: bool = True, noise: bool = False) -> ControlPolicy:
-    """A flow with three modes."""
-    network = ControlNetwork("flow", 2, 2, 1, 1, 32, 2)
-    network.load_state_dict(_cloned().state_dict())
-    value, levels = CriticNetwork(2, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
-    return ControlPolicy(CONFIG, network, value, None, torch.device("cpu"), levels)
+def toy_policy(
+    critic: bool = True,
+    noise: bool = False,
+    residual: Residual | None = None,
+    tuned_from: float | None = None,
+    beside: Mapping[str, Beside] | None = None,
+    acting: Acting | None = None,
+) -> ControlPolicy:
+    """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn."""
+    config = replace(CONFIG, tuned_from=tuned_from, residual=0.0 if residual is None else residual.scale)
+    config = replace(config, beside=dict(beside or {}), acting=acting)
+    network = new_network(config)
+    network.load_state_dict(_cloned().state_dict(), strict=False)
+    choose_trained(network, residual)
+    read = 2 if residual is None else 4
+    value, levels = CriticNetwork(read, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
+    base = None if tuned_from is None else deepcopy(network)
+    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels, base)
+
+
+def choosing_policy() -> ControlPolicy:
+    """One that chooses between two actions, with even odds at first."""
+    config = ControlConfig(kind="categorical", observation=2, action=2, width=256, depth=2)
+    return ControlPolicy(config, untrained(config), CriticNetwork(2, 32, 2), None, torch.device("cpu"))
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

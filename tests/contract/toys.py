@@ -21,16 +21,18 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
+from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.demonstrations import Demonstrations
+from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.samplers.mixed import Mixed
 from flowrl.samplers.recorded import MakesNothing, Recorded
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
-from tests.contract.toy_environment import demonstrations, toy_policy
+from tests.contract.toy_environment import choosing_policy, demonstrations, toy_policy
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
     "diffusion_policy": {"length": 3},
+    "fql": {"width": 64, "depth": 2},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -205,7 +208,8 @@ def small_sampler(sampler: Any, steps: int) -> Any:
         return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
     if isinstance(sampler, EpisodeSampler | Demonstrations):
         return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
-    return sampler if isinstance(sampler, GaussianSampler) else replace(sampler, steps=steps)
+    kept = isinstance(sampler, GaussianSampler | CategoricalSampler | Deployed)
+    return sampler if kept else replace(sampler, steps=steps)
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
@@ -213,7 +217,9 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     elif algorithm.family == "control":
-        policy = toy_policy(noise=algorithm.explores)
+        needed = {name: getattr(algorithm, name) for name in ("residual", "beside", "acting")}
+        choosing = isinstance(getattr(algorithm.sampler, "sampler", None), CategoricalSampler)
+        policy = choosing_policy() if choosing else toy_policy(noise=algorithm.explores, **needed)
     else:
         length = algorithm.sampler.length
         policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)
@@ -352,6 +358,7 @@ class Recorder(torch.optim.SGD):
 
 def gradients(algorithm: Algorithm, it: Iteration, **settings) -> list[Tensor]:
     recorder = Recorder(it.policy.parameters())
+    algorithm = replace(algorithm, ema_weights=())  # measuring moves no target either
     options = UpdateSettings(max_grad_norm=1e9, **settings)
     improve(it.policy, recorder, algorithm, it.rollout, it.scores, it.advantage, options)
     return recorder.gradients

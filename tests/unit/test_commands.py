@@ -68,5 +68,6 @@ def test_families_of_a_preset_are_those_its_argument_may_name(tmp_path):
         'def either(*, family: Literal["masked", "causal"] = "causal"):\n    return grpo()\n'
     )
     assert families(f"{own}:either") == ("causal", "masked")
-    assert families("flow_grpo") == ("diffusion",) and families("grpo") == ("causal",)
+    assert families("flow_grpo") == ("diffusion", "control") and families("grpo") == ("causal",)
+    assert families("dgpo") == ("diffusion",)  # compares the pictures of a group at equal noise
     assert all(row["families"] == list(families(row["name"])) for row in algorithm_rows())

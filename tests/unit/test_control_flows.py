@@ -13,20 +13,26 @@ import torch
 from torch import Tensor
 
 from flowrl.composition import build
-from flowrl.estimators.gaussian import ActionRows, GaussianActions
+from flowrl.estimators.actions import ActionRows
+from flowrl.estimators.gaussian import GaussianActions
 from flowrl.estimators.matching import Matching
 from flowrl.estimators.noisy import ChainRows, NoisyChain
 from flowrl.estimators.perturbed import Perturbation, PerturbedRows
+from flowrl.math.flow import DDIM, Floored
 from flowrl.math.learned_noise import LearnedNoise
 from flowrl.math.random import normal, seeds
 from flowrl.models.control.policy import ControlPolicy
 from flowrl.parts.episodes import gae
 from flowrl.parts.objectives import AsymmetricClip
+from flowrl.samplers.episodes import EpisodeSampler, TemperedStart
+from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.noisy import NoisyFlowSampler
-from flowrl.samplers.perturbed import PerturbedFlowSampler
+from flowrl.samplers.perturbed import NoisyActionSampler, PerturbedFlowSampler
+from flowrl.samplers.windows import EveryStep, LastSteps
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, IncompatibleError, Likelihood, Steps
 from tests.contract.toy_environment import toy_policy
-from tests.contract.toys import gradients, matching_rows, roll, rollout_of, small, start
+from tests.contract.toys import SIZES, Recorder, gradients, matching_rows, roll, rollout_of, small, start
 
 NOTHING: Any = SimpleNamespace()
 """A condition that nobody reads."""
@@ -100,6 +106,61 @@ def test_reinflow_bounds_log_probabilities_without_gradient() -> None:
     plain = rollout_of(seen, rows.states[:, 0, -1])
     with pytest.raises(IncompatibleError, match="sample with NoisyFlowSampler"):
         NoisyChain().probe(plain, policy, plain.seeds)
+
+
+class Moving(Recorder):
+    """Notes the gradients, and moves every weight by the same."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(0.02)
+
+
+@pytest.mark.parametrize("gamma_denoise", [1.0, 0.5])
+def test_dppo_of_one_step_from_zero_is_cleanrls_ppo(gamma_denoise: float) -> None:
+    """T1: K = 1 with a fixed deviation. The gradient after a first update is that of CleanRL's ppo_continuous_action
+    for the mean ``-v(0, 1)``, to rounding in float64, whatever the discount of steps."""
+    std = 0.3
+    at_zero = TemperedStart(steps=1, dynamics=Floored(DDIM(1.0), std), window=EveryStep(drop=0), guidance=1.0)
+    spec = {"use": "dppo", "steps": 1, "clip": 0.2, "gamma_denoise": gamma_denoise}
+    spec["estimator"] = {"use": "per_decision", "estimator": {"use": "transitions", "reduction": "sum"}}
+    algorithm = replace(build(spec), sampler=EpisodeSampler(sampler=at_zero, **SIZES["control"]))
+    policy = start(algorithm)
+    policy.network.double()
+    policy.critic.double()
+    it = roll(algorithm, policy)
+    trace: Any = it.rollout.trace
+    assert it.rollout.feedback is not None
+    rows, events = trace.alive.nonzero(as_tuple=True)
+    seen = policy.condition([]).seeing(trace.observed[rows, events])
+    action = trace.steps(rows, events).states[:, 1].double()
+
+    def logp() -> Tensor:
+        return torch.distributions.Normal(policy.gaussian(seen)[0], std).log_prob(action).sum(dim=(1, 2))
+
+    with torch.no_grad():
+        old, value = logp(), policy.value(trace.observed.flatten(0, 1)).view(trace.observed.shape[:2])
+    advantage = gae(it.rollout.feedback.nan_to_num(0), value, trace.alive, trace.truncated, 0.99, 0.95)
+    returns = (advantage + value[:, :-1])[rows, events]
+    advantage = advantage[rows, events]
+    advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+    recorder = Moving(policy.parameters())
+    settings = UpdateSettings(max_grad_norm=1e9, epochs=2)
+    improve(policy, recorder, algorithm, it.rollout, it.scores, it.advantage, settings)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.sub_(0.02)  # as in the second update
+    ratio = (logp() - old).exp()
+    clipped = (ratio.detach() - 1).abs() > 0.2
+    assert 0.1 < float(clipped.double().mean()) < 0.9
+    loss = torch.max(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2)).mean()
+    loss = loss + 0.5 * 0.5 * (policy.value(seen.observed) - returns).square().mean()
+    wanted = torch.autograd.grad(loss, policy.parameters(), allow_unused=True)
+    pairs = zip(wanted, policy.parameters(), strict=True)
+    flat = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+    torch.testing.assert_close(recorder.gradients[1], flat, rtol=1e-9, atol=1e-12)
 
 
 def test_reinflow_of_one_step_from_zero_is_gaussian_ppo() -> None:
@@ -329,3 +390,23 @@ def test_five_ways_to_treat_a_time_limit_and_which_two_are_ours() -> None:
     assert len({tuple(round(x, 6) for x in each) for each in found.values()}) == 5
     part: Any = build({"use": "dppo"}).token_advantage[0]
     assert part.truncation == "bootstrap" and replace(part, truncation="terminate") != part
+
+
+def test_noise_on_actions_is_part_of_what_is_measured() -> None:
+    """The chunk is the flow's and .02 of a stream of its own; evaluation has none of it (FPO++)."""
+    policy, count = toy_policy(), 400
+    condition, draw = of_policy(policy, count), drawn(count)
+    plain = FlowSampler(steps=3, guidance=1.0)(policy, condition, draw)
+    noisy = NoisyActionSampler(steps=3, guidance=1.0, noise=0.02)
+    added = noisy(policy, condition, draw).final - plain.final
+    assert float(added.mean()) == pytest.approx(0, abs=0.003) and float(added.std()) == pytest.approx(0.02, rel=0.1)
+    deployed = noisy.heldout(None, None, None)
+    assert torch.equal(deployed(policy, condition, draw).final, plain.final)
+    for wrong, message in (
+        ({"noise": -1.0}, r"noise=-1\.0 is a deviation"),
+        ({"window": LastSteps(1)}, r"in no density of steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NoisyActionSampler(**wrong)
+    with pytest.raises(ValueError, match=r"most=0 is the largest error"):
+        Matching(most=0)

@@ -33,21 +33,28 @@ TOY = "tests.contract.toy_environment:make"
 def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "raise", **sampler: Any) -> Session:
     """A run of the toy flow; dppo by default."""
     spec = {**(algorithm or {"use": "dppo", "steps": 3, "clip": 0.2}), "environment": environment, "decisions": 3}
+    built = build({**spec, "sampler": sampler} if sampler else spec)
+    critic = {"critic_lr": 0.005, "critic_warmup": 1} if built.valued or built.judges else {}
     config = Config.of({
         "name": "toy",
         "model": {"path": "avoid"},
         "algorithm": {**spec, "sampler": sampler} if sampler else spec,
         "data": {"prompts": 3, "group": 4, "test": None},
         "rewards": [{"use": "episode_return"}],
-        "optimizer": {"lr": 0.002, "critic_lr": 0.005, "critic_warmup": 1},
+        "optimizer": {"lr": 0.002, **critic},
         "train": {"iterations": 9, "sample_batch": 5, "updates": 2, "epochs": 2, "micro_batch": 7},
         "eval": {"every": 0, "weights": "live"},
         "monitor": {"samples": 0},
         "on_nan": on_nan,
     })  # fmt: skip
-    built, policy = build(config.algorithm), toy_policy(noise=build(config.algorithm).explores)
-    critic = policy.critic_parameters()
-    groups = [{"params": policy.parameters()[: -len(critic)]}, {"params": critic}]
+    start = None if built.tuned is None else built.tuned[1] / built.tuned[0]  # of a flow's even times
+    needed: dict[str, Any] = {name: getattr(built, name) for name in ("residual", "beside", "acting")}
+    policy = toy_policy(critic=built.valued, noise=built.explores, tuned_from=start, **needed)
+    for name in built.weight_sets:
+        policy.update_ema(name, 0.0)
+    valued = policy.critic_parameters()
+    groups = [{"params": policy.parameters()[: len(policy.parameters()) - len(valued)]}]
+    groups += [{"params": valued}] if valued else []
     optimizer = torch.optim.AdamW(groups, lr=0.002, weight_decay=0.0)
     prompts = PromptSet(tuple(Prompt(f"p{i}", i, {"ends": 2}) for i in range(5)))
     return Session(config, policy, built, prompts, None, load_rewards(config.rewards, config.on_nan), optimizer)
@@ -58,10 +65,18 @@ def lines(session: Session, count: int) -> list[dict[str, float]]:
 
 
 FPO = {"use": "fpo", "family": "control", "draws": 2, "steps": 3}
-NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3})
+NOISY = ({"use": "reinflow", "steps": 2}, {"use": "policy_flow", "steps": 3}, {"use": "resip", "steps": 3})
+LAST = {"use": "dppo", "steps": 4, "tuned": 2, "clip": 0.2}
+GROUPED = (
+    {"use": "awm", "family": "control", "steps": 3},
+    {"use": "diffusion_nft", "family": "control", "steps": 3},
+    {"use": "raft", "family": "control", "steps": 3},
+    {"use": "flow_grpo", "family": "control", "steps": 3, "clip": 0.2, "noise_level": 0.3},
+)
+"""Presets for images; groups of episodes stand in for a critic."""
 
 
-@pytest.mark.parametrize("algorithm", [FPO, None, *NOISY])
+@pytest.mark.parametrize("algorithm", [FPO, None, *NOISY, LAST, *GROUPED])
 def test_a_run_goes_on_where_it_ended_bit_for_bit(algorithm: Any) -> None:
     """Nothing of an environment lives between iterations (T18)."""
     whole = session_of(algorithm)
@@ -91,7 +106,7 @@ def test_only_the_critic_learns_at_first() -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes_end_where_one_does(size: int) -> None:
     compare(size, session_of, iterations=2)
-    for algorithm in (FPO, *NOISY):
+    for algorithm in (FPO, *NOISY, *GROUPED):
         compare(size, partial(session_of, algorithm), iterations=2)
 
 
@@ -145,15 +160,16 @@ def make(count):
 """
 
 
-def test_episodes_whose_environment_fails_follow_on_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", [None, {"use": "resip", "steps": 3}])
+def test_episodes_whose_environment_fails_follow_on_nan(algorithm: Any, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     place = f"{tmp_path / 'failing.py'}:make"
     with pytest.raises(UserError, match="observation or reward that is NaN or infinite, in row"):
-        iterate(session_of(environment=place), PhaseTimer())
+        iterate(session_of(algorithm, environment=place), PhaseTimer())
     with pytest.raises(UserError, match="on_nan"):
-        iterate(session_of(environment=place, on_error="drop"), PhaseTimer())
+        iterate(session_of(algorithm, environment=place, on_error="drop"), PhaseTimer())
     metrics, made, advantage = iterate(
-        session_of(environment=place, on_nan="drop_sample", on_error="drop"), PhaseTimer()
+        session_of(algorithm, environment=place, on_nan="drop_sample", on_error="drop"), PhaseTimer()
     )
     lost = ~made.scores.valid
     assert 0 < int(lost.sum()) < 12 and bool((advantage[lost] == 0).all()) and bool(torch.isfinite(advantage).all())

@@ -39,16 +39,23 @@ def clone(
     batch: int = 256,
     lr: float = 1e-3,
     seed: int = 0,
+    statistics: ControlNetwork | None = None,
 ) -> tuple[ControlNetwork, float]:
     """A flow that imitates chunks [T, h, d] at observations [T, o], and its last loss: ``mean (v - (e - a))^2`` at
     uniform times, Adam, cosine schedule. ``hidden``: a part of the observation that is set to 0 in this share of the
-    pairs, so that the policy also acts without it."""
+    pairs, so that the policy also acts without it. ``statistics``: another policy's network, whose statistics are
+    taken instead of the data's, as policies that are to be composed need (`flowrl.models.control.composed`)."""
     torch.manual_seed(seed)
     network = new_network(config)
-    network.observations.fit(observed)
-    network.actions.fit(chunks.flatten(0, 1))
+    if statistics is None:
+        network.observations.fit(observed)
+        network.actions.fit(chunks.flatten(0, 1))
+    else:
+        network.observations.load_state_dict(statistics.observations.state_dict())
+        network.actions.load_state_dict(statistics.actions.state_dict())
     targets = network.actions(chunks)
-    optimizer = torch.optim.Adam(network.body.parameters(), lr=lr)
+    learned = [parameter for name, parameter in network.named_parameters() if name != "log_std"]
+    optimizer = torch.optim.Adam(learned, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     value = torch.zeros(())
     for _ in range(steps):

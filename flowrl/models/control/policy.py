@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -11,24 +11,51 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
+from flowrl.math.masking import draw_choices
 from flowrl.math.random import normal
+from flowrl.models.control.acting import ActsWithNetworks
 from flowrl.models.control.condition import ControlCondition
-from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
-from flowrl.models.control.network import ControlNetwork, CriticNetwork, Kind, NoiseNetwork
+from flowrl.models.control.coordinates import cosine_levels, time_grid, times_of, to_network, velocity_of
+from flowrl.models.control.network import (
+    Activation,
+    ControlNetwork,
+    CriticNetwork,
+    Kind,
+    NoiseNetwork,
+    ResidualNetwork,
+)
+from flowrl.models.control.outcome import describe_episode
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import CfgGrad, IncompatibleError, Prompt
+from flowrl.types import Acting, Beside, CfgGrad, IncompatibleError, Prompt
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 NOISE = "noise."
 """Prefix of the network that says how much noise steps have."""
-OUTCOME = ("return", "decisions", "truncated", "success", "mode")
-"""The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
+SAME_TIME = 1e-6
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several policies that act as one."""
+
+    weight: float
+    width: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How single actions are moved towards the data before they are executed."""
+
+    rate: float = 0.1
+    """Of a step, in standardised actions; see `flowrl.models.control.scoring.fit`."""
+    steps: int = 10
+    """0 leaves actions as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +67,7 @@ class ControlConfig:
     observation: int
     """o, numbers of one observation."""
     action: int
-    """d, numbers of one action."""
+    """d, numbers of one action; choices of a categorical policy."""
     chunk: int = 1
     """h, actions that are decided at once and executed one after another."""
     history: int = 1
@@ -49,11 +76,37 @@ class ControlConfig:
     depth: int = 3
     steps: int = 10
     """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
+    activation: Activation = "silu"
+    blocks: bool = False
+    """Hidden layers but the first in blocks of two around which their input is added; ``depth`` is then odd."""
+    norm: bool = False
+    """Layer norms between the layers."""
+    encoder: tuple[int, ...] = ()
+    """Widths of the layers that observations pass first."""
+    embedding: int = 0
+    """Size of a learned embedding of the time; 0 has sines and cosines of it."""
+    bound: float | None = None
+    """Of a DDPM: the clean chunk that it predicts is moved into ``-bound`` to ``bound``, in standardised actions,
+    wherever it is asked, so also by the errors of `flowrl.estimators.matching` (irom-princeton/dppo,
+    ``denoised_clip_value`` 1)."""
+    tuned_from: float | None = None
+    """Time (1 is noise, 0 the chunk) up to which the network acts; at larger ones a second network of the same form
+    does, ``base.*`` of the weights, which does not learn (DPPO). None: it acts at all times."""
+    residual: float = 0.0
+    """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
+    policies: tuple[Share, ...] = ()
+    """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
+    score: Ascent | None = None
+    """Of a model with a score of its data (`flowrl.models.control.scoring`)."""
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    """Networks beside its own, by name."""
+    acting: Acting | None = None
+    """How it acts, where it does not act by its flow or its mean alone."""
 
 
-class ControlPolicy(HasWeightSets):
-    """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; made by
-    :func:`flowrl.models.control.load.load_control`."""
+class ControlPolicy(ActsWithNetworks, HasWeightSets):
+    """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; a choice among d is 1 at
+    its place and 0 elsewhere. Made by :func:`flowrl.models.control.load.load_control`."""
 
     family: ClassVar[str] = "control"
 
@@ -65,15 +118,19 @@ class ControlPolicy(HasWeightSets):
         source: ModelSource | None,
         device: torch.device,
         noise: NoiseNetwork | None = None,
+        base: ControlNetwork | None = None,
     ) -> None:
         self.config, self.source, self.device = config, source, device
         self.network, self.critic = network.to(device), None if critic is None else critic.to(device)
         self.noise = None if noise is None else noise.to(device)
+        self.base = None if base is None else base.to(device).requires_grad_(False)
+        """What acts at times above ``config.tuned_from``, whatever weight set is in use."""
         self.latent_shape = (config.chunk, config.action)
         self.dtype = torch.float32
         self.network_calls = 0
         """Network rows evaluated so far, the critic's left out."""
-        self.adaptation = Adaptation(dict(network.named_parameters()), None)
+        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.adaptation = Adaptation(trained, None)
         apart = {CRITIC: critic, NOISE: noise}
         extra = {f"{k}{name}": p for k, net in apart.items() if net is not None for name, p in net.named_parameters()}
         self.weights = weight_sets(network, self.adaptation.parameters, extra)
@@ -94,32 +151,30 @@ class ControlPolicy(HasWeightSets):
         return [describe_episode(row) for row in final.tolist()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critic's."""
-        noise = [] if self.noise is None else self.noise.parameters()
-        return [*self.adaptation.parameters.values(), *noise, *self.critic_parameters()]
+        """The trainable parameters: the network's in its order, those of the noise of its steps, then the critics'."""
+        noise, critics = [] if self.noise is None else self.noise.parameters(), self.critic_parameters()
+        judging = {id(parameter) for parameter in critics}
+        own = [parameter for parameter in self.adaptation.parameters.values() if id(parameter) not in judging]
+        return [*own, *noise, *critics]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """Those of them that are the critic's."""
-        return [] if self.critic is None else list(self.critic.parameters())
+        """Those of them that are critics', beside the network and of values."""
+        judges = [net for name, net in self.network.beside.items() if self.config.beside[name].judges]
+        valuing = [] if self.critic is None else [self.critic]
+        return [parameter for net in (*judges, *valuing) for parameter in net.parameters()]
 
     def value(self, observed: Tensor) -> Tensor:
-        """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones."""
+        """[n] float32: what the critic expects of observations [n, history, o]; it learns in standardised ones. Beside
+        a residual it reads what that does, of [n, 1, o + d]."""
         assert self.critic is not None, "ask a policy without a critic for no values"
-        return self.critic(self.network.features(observed.to(self.device)))
+        seen = observed.to(self.device)
+        return self.critic(self._beside(seen) if self.trains_residual else self.network.features(seen))
 
     # ----------------------------------------------------------------------------------------------------- as a flow
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
         them."""
-        if steps < 1:
-            raise UserError(f"a sampler needs at least 1 step, got {steps}")
-        if self.config.kind == "flow":
-            return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        levels = self._levels
-        if steps > len(levels):
-            raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
-        chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
-        return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
+        return time_grid(self.config.kind, self.config.steps, steps)
 
     @property
     def _levels(self) -> Tensor:
@@ -127,9 +182,11 @@ class ControlPolicy(HasWeightSets):
 
     def snap(self, t: Tensor) -> Tensor:
         """The nearest times of a DDPM; a flow takes any."""
-        if self.config.kind != "ddpm":
-            return t
-        return self._levels[(t[..., None] - self._levels).abs().argmin(dim=-1)].to(t)
+        return t if self.config.kind != "ddpm" else self._levels[self._number(t)].to(t)
+
+    def _number(self, t: Tensor) -> Tensor:
+        """Of the nearest time of a DDPM, the cleanest being 0."""
+        return (t.cpu()[..., None] - self._levels).abs().argmin(dim=-1)
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
         """The starting point at ``times[0]`` of standard normal ``noise``."""
@@ -146,16 +203,34 @@ class ControlPolicy(HasWeightSets):
         cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
         """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations. There is
-        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of a Gaussian."""
+        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of no flow."""
         if guidance not in (None, 1.0):
             raise IncompatibleError(f"guidance={guidance} has no meaning for this policy; leave it at 1")
-        if self.config.kind == "gaussian":
-            raise IncompatibleError("this policy is a Gaussian, which has no velocity; use ppo_gaussian")
+        if self.config.kind in ("gaussian", "categorical"):
+            raise IncompatibleError(
+                f"this policy is {self.config.kind}, without a velocity; use ppo_{self.config.kind}"
+            )
         observed, x = condition.need().to(self.device), x.float()
         self.network_calls += len(x)
+        if self.base is None or self.config.tuned_from is None:
+            return self._velocity(self.network, x, t, observed)
+        early = t > self.config.tuned_from + SAME_TIME
+        if bool(early.all()):
+            return self._velocity(self.base, x, t, observed)
+        live = self._velocity(self.network, x, t, observed)
+        if not bool(early.any()):
+            return live
+        return torch.where(early.to(self.device)[:, None, None], self._velocity(self.base, x, t, observed), live)
+
+    def _velocity(self, network: ControlNetwork, x: Tensor, t: Tensor, observed: Tensor) -> Tensor:
         if self.config.kind == "flow":
-            return self.network(observed, x, t.to(x))
-        return velocity_of(self.network(observed, to_network(x, t.to(x)), t.to(x)), x, t.to(x))
+            return network(observed, x, t.to(x))
+        asked = self._number(t) if self.config.embedding else t
+        found = velocity_of(network(observed, to_network(x, t.to(x)), asked.to(x)), x, t.to(x))
+        if self.config.bound is None:
+            return found
+        wide = t.to(x)[:, None, None]
+        return (x - (x - wide * found).clamp(-self.config.bound, self.config.bound)) / wide
 
     def noise_level(self, t: Tensor, condition: ControlCondition) -> Tensor:
         """[n, h, d]: how much noise a step from time ``t`` [n] has, from 0 (the least) to 1 (the most). Raises
@@ -164,6 +239,15 @@ class ControlPolicy(HasWeightSets):
             raise IncompatibleError("this policy has no network for the noise of its steps; use algorithm reinflow")
         features = self.network.features(condition.need().to(self.device))
         return self.noise(features, self.network.time_features(t.to(features)))
+
+    def integrate(self, x: Tensor, condition: ControlCondition, steps: int | None = None) -> Tensor:
+        """Where Euler's method comes to from noise ``x`` [n, h, d], in ``steps`` even steps or the model's own."""
+        times = self.times(steps or self.config.steps)
+        x = self.initial(x, times)
+        for now, then in pairwise(times):
+            t, t_next = now.expand(len(x)), then.expand(len(x))
+            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
+        return x
 
     # ------------------------------------------------------------------------------------------------- as a Gaussian
     def gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
@@ -175,69 +259,136 @@ class ControlPolicy(HasWeightSets):
             return self.network(observed), self.network.log_std
         if self.config.kind == "ddpm":
             raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
+        if self.config.kind == "categorical":
+            raise IncompatibleError("this policy chooses among actions and has no mean; use ppo_categorical")
+        if self.base is not None:
+            raise IncompatibleError("of this policy a frozen network acts at time 1 (tuned_from): no mean learns")
         zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         one = torch.ones(len(observed), device=self.device)
         return -self.network(observed, zero, one), self.network.log_std
 
+    def choices(self, condition: ControlCondition) -> Tensor:
+        """Log-probabilities [n, h, d] of the d choices for every action of a chunk, which are independent given the
+        observation. Raises `IncompatibleError` of a policy of another kind."""
+        if self.config.kind != "categorical":
+            raise IncompatibleError(f"this policy is {self.config.kind} and has no choices; use a categorical one")
+        observed = condition.need().to(self.device)
+        self.network_calls += len(observed)
+        return self.network(observed).log_softmax(dim=-1)
+
     def in_own_units(self, chunk: Tensor) -> Tensor:
-        """Actions [n, h, d] as the environment takes them, of standardised ones."""
-        return self.network.actions.undo(chunk.to(self.device))
+        """Actions [n, h, d] as the environment takes them, of standardised ones; choices have no unit."""
+        chunk = chunk.to(self.device)
+        return chunk if self.config.kind == "categorical" else self.network.actions.undo(chunk)
+
+    # ------------------------------------------------------------------------------------------------ with a residual
+    @property
+    def trains_residual(self) -> bool:
+        """Whether the residual alone is trained; otherwise it is a part of the policy that stays as it is."""
+        return any(name.startswith("residual.") for name in self.adaptation.parameters)
+
+    def residual_gaussian(self, condition: ControlCondition) -> tuple[Tensor, Tensor]:
+        """Mean [n, 1, d] of what is added to single actions, before its scale, and logarithm of its deviation [d]. The
+        condition has observed what they are decided on: the observation, and the policy's standardised action beside
+        it, [n, 1, o + d]. Raises `IncompatibleError` where there is none."""
+        residual, seen = self._residual(), condition.need().to(self.device)
+        if seen.shape[-1] != self.config.observation + self.config.action:
+            raise IncompatibleError("a residual reads the policy's action beside an observation: use ResidualEpisodes")
+        self.network_calls += len(seen)
+        return residual(self._beside(seen))[:, None], residual.log_std
+
+    def corrected(self, action: Tensor, added: Tensor) -> Tensor:
+        """Standardised actions [n, d], and what a residual answers [n, d] at its scale."""
+        return action.to(self.device) + self._residual().scale * added.to(self.device)
+
+    def executed(self, observed: Tensor, action: Tensor) -> Tensor:
+        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a score of
+        the data and a residual look at the newest observation [n, history, o] and move them."""
+        action = self.ascended(observed[:, -1], action)
+        if self.network.residual is None:
+            return self.in_own_units(action)
+        features = self.network.residual_features(observed[:, -1].to(self.device).float(), action.to(self.device))
+        self.network_calls += len(action)
+        return self.in_own_units(self.corrected(action, self.network.residual(features)))
+
+    def ascended(self, observed: Tensor, action: Tensor) -> Tensor:
+        """Standardised actions [n, d] at observations [n, o] after ``a <- a + rate s(o, a)``, ``steps`` times, where
+        the model has a score s of its data (CDSA, arXiv:2406.07541); as they are otherwise."""
+        ascent = self.config.score
+        if ascent is None or self.network.score is None:
+            return action
+        seen, action = self.network.observations(observed.to(self.device).float()), action.to(self.device)
+        for _ in range(ascent.steps):
+            action = action + ascent.rate * self.network.score(seen, action)
+        self.network_calls += ascent.steps * len(action)
+        return action
+
+    def _residual(self) -> ResidualNetwork:
+        if self.network.residual is None:
+            raise IncompatibleError("this policy has no residual; use algorithm resip, or a model that it trained")
+        return self.network.residual
+
+    def _beside(self, seen: Tensor) -> Tensor:
+        """[n, o + d] of what an event of `ResidualEpisodes` observes, [n, 1, o + d]."""
+        observed, action = seen[:, -1].float().split([self.config.observation, self.config.action], dim=1)
+        return self.network.residual_features(observed, action)
 
     # ------------------------------------------------------------------------------------------------------- deployed
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean."""
-        condition = ControlCondition(len(observed)).seeing(observed.float())
-        if self.config.kind == "gaussian":
-            return self.in_own_units(self.gaussian(condition)[0])
-        x = torch.zeros(len(observed), *self.latent_shape, device=self.device)
-        if seed is not None:
-            seeds = torch.arange(len(observed)) + seed
-            x = normal(seeds, self.latent_shape, stream=0, device=self.device)
-        times = self.times(steps or self.config.steps)
-        x = self.initial(x, times)
-        for now, then in pairwise(times):
-            t, t_next = now.expand(len(x)), then.expand(len(x))
-            x = mean_of(ODE(), x, self.velocity(x, t, condition), t, t_next)
-        return self.in_own_units(x)
+        from noise that follows from ``seed``; a Gaussian's mean, or with that noise; the likeliest choices, or drawn;
+        what `act` makes of that noise. A residual is no part of it: it acts step by step."""
+        return self.in_own_units(self._decided(observed, seed, steps))
+
+    def _decided(self, observed: Tensor, seed: int | None, steps: int | None) -> Tensor:
+        """The same, standardised."""
+        condition, acting = ControlCondition(len(observed)).seeing(observed.float()), self.config.acting
+        seeds = None if seed is None else torch.arange(len(observed)) + seed
+        if self.config.kind == "categorical":
+            return draw_choices(self.choices(condition), seeds, 0)
+        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        x = torch.zeros(len(observed), *shape, device=self.device)
+        if seeds is not None:
+            x = normal(seeds, shape, stream=0, device=self.device)
+        if self.config.kind == "gaussian" and acting is None:
+            mean, log_std = self.gaussian(condition)
+            return mean + log_std.exp() * x
+        return self.integrate(x, condition, steps) if acting is None else self.act(condition, x)
 
     def reset(self) -> None:
         """Forget what was seen and decided, as at the beginning of an episode (LeRobot's name)."""
         self._seen.clear()
 
+    @torch.no_grad()
     def select_action(self, observation: Tensor) -> Tensor:
-        """The next action [n, d] for observations [n, o] of n environments that go on, from a queue that a new chunk
-        fills when it is empty (LeRobot's name and behaviour). `reset` begins anew."""
+        """The next action [n, d], of choices their numbers [n], for observations [n, o] of n environments that go on,
+        from a queue that a new chunk fills when it is empty (LeRobot's name and behaviour). A residual corrects each
+        when its turn comes. `reset` begins anew."""
         past = self._seen.setdefault(0, [])
         past.append(torch.as_tensor(observation, dtype=torch.float32))
         del past[: -self.config.history]
         queue = self._seen.setdefault(1, [])
         if not queue:
             padded = [past[0]] * (self.config.history - len(past)) + past
-            queue.extend(self.chunk(torch.stack(padded, dim=1)).unbind(dim=1))
-        return queue.pop(0)
+            queue.extend(self._decided(torch.stack(padded, dim=1), None, None).unbind(dim=1))
+        return self._named(self.executed(past[-1][:, None], queue.pop(0)))
 
+    def _named(self, action: Tensor) -> Tensor:
+        """Actions [n, d] as they are given to others: choices [n] by their numbers."""
+        return action.argmax(dim=-1) if self.config.kind == "categorical" else action
+
+    @torch.no_grad()
     def predict(self, observation: Any, state: Any = None, *_: Any, deterministic: bool = True) -> tuple[Any, Any]:
         """``(action, state)`` as Stable-Baselines3 asks for it, of one observation [o] or of several [n, o]: the first
-        action of a new chunk. ``deterministic=False`` starts from noise."""
+        action of a new chunk, of choices its number. ``deterministic=False`` acts with noise."""
         seen = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
         rows = seen.reshape(-1, self.config.observation)
         history = rows[:, None].expand(-1, self.config.history, -1)
         seed = None if deterministic else int(torch.randint(2**31, ()))
-        action = self.chunk(history, seed=seed)[:, 0].cpu().numpy()
+        action = self._named(self.executed(history, self._decided(history, seed, None)[:, 0])).cpu().numpy()
         return (action[0] if seen.dim() == 1 else action), state
 
     def facts(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
         return asdict(self.config)
-
-
-def describe_episode(numbers: Sequence[float]) -> str:
-    """``success, 27 decisions, return 1, way 5`` of the numbers of `OUTCOME`."""
-    known = dict(zip(OUTCOME, numbers, strict=True))
-    end = "cut by the time limit" if known["truncated"] else "ended"
-    said = {1.0: "success", 0.0: "no success"}.get(known["success"])
-    words = [said] if said else []
-    words += [f"{end} after {known['decisions']:.0f} decisions", f"return {known['return']:.6g}"]
-    return ", ".join([*words, *([f"mode {known['mode']:.0f}"] if known["mode"] >= 0 else [])])

@@ -75,6 +75,11 @@ def demonstrations() -> tuple[Array, Array, Array]:
     return observed.astype(np.float32), (action / ACTIONS).astype(np.float32), length
 
 
+def shown_ways() -> list[str]:
+    """The way of every episode of `demonstrations`."""
+    return [way_name(WAYS[way]) for way in load_file(FILE)["way"]]
+
+
 def write(path: Path = FILE, seed: int = 0) -> dict[str, float]:
     """Make the demonstrations again: `PER_WAY` successes of each way. Answers the driver's success and how many there
     are."""

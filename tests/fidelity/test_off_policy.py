@@ -1,0 +1,121 @@
+"""Off-policy presets for control against the losses that their authors released, written out here over the decisions
+that were made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flowrl import composition
+from tests.contract.toys import gradients
+from tests.fidelity import cell, release
+from tests.fidelity.bench import alike
+from tests.fidelity.test_control import Made, made
+
+release("fql", "seohongpark/fql 719d044, 11 Mar 2025, agents/fql.py")
+
+
+def multilayer(net: Any, x: Tensor, norm: bool) -> Tensor:
+    """[K, n, out] of `MLP` there: Dense, GELU in its tanh form, LayerNorm; nothing after the last Dense."""
+    found = []
+    for k in range(len(net.weights[0])):
+        h = x
+        for number, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+            h = h @ weight[k] + bias[k]
+            if number < len(net.weights) - 1:
+                h = functional.gelu(h, approximate="tanh")
+                if norm:
+                    h = (h - h.mean(dim=1, keepdim=True)) / (h.var(dim=1, correction=0, keepdim=True) + 1e-6).sqrt()
+                    h = h * net.gains[number][k] + net.shifts[number][k]
+        found.append(h)
+    return torch.stack(found)
+
+
+def asked(policy: Any, name: str, observed: Tensor, chunk: Tensor) -> Tensor:
+    """[K, n, out]"""
+    seen = policy.network.observations(observed).flatten(1)
+    return multilayer(policy.network.beside[name].body, torch.cat([seen, chunk.flatten(1)], dim=1), name != "actor")
+
+
+def euler(policy: Any, condition: Any, noise: Tensor, steps: int) -> Tensor:
+    """`compute_flow_actions` before its clip; time runs from noise to action there, and the velocity points there."""
+    x = noise
+    for i in range(steps):
+        x = x - policy.velocity(x, torch.full((len(x),), 1 - i / steps), condition) / steps
+    return x
+
+
+def one_step(policy: Any, observed: Tensor, z: Tensor) -> Tensor:
+    return asked(policy, "actor", observed, z)[0][:, None]
+
+
+def drawn(m: Made) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
+    """``(probe, observations, those that followed, rewards [L], whether the episode went on [L])`` of all decisions."""
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.policy, m.iteration.rollout.seeds)
+    feedback, trace = m.iteration.rollout.feedback, m.trace
+    assert feedback is not None
+    last = m.events == trace.alive.sum(dim=1)[m.rows] - 1
+    goes_on = ~last | trace.truncated[m.rows]
+    return (
+        rows,
+        trace.observed[m.rows, m.events],
+        trace.observed[m.rows, m.events + 1],
+        feedback[m.rows, m.events],
+        goes_on,
+    )
+
+
+@cell(
+    "fql", "loss, gradient", "equal", "flow matching, distillation, Q of the one-step action, TD error of both critics"
+)
+def test_fql_gradient() -> None:
+    for aggregate, normalize in (("mean", False), ("min", True)):
+        m = made("fql", aggregate=aggregate, normalize=normalize)
+        rows, seen, following, reward, goes_on = drawn(m)
+        noise, own, later = rows.noise[m.rows, m.events].unbind(dim=1)
+        t, action = rows.at[m.rows, m.events], m.trace.actions[m.rows, m.events]
+        wide = t[:, None, None]
+        velocity = m.policy.velocity((1 - wide) * action + wide * noise, t, m.seen())
+        flow = (velocity - (noise - action)).square().mean()
+        with torch.no_grad():
+            then = one_step(m.policy, following, later).clamp(-3, 3)
+            target_q = asked(m.old, "q", following, then)[..., 0]  # the target is where live weights were
+            target_q = target_q.mean(dim=0) if aggregate == "mean" else target_q.amin(dim=0)
+            target = reward + 0.99 * goes_on * target_q
+            taught = euler(m.policy, m.seen(), own, 10).clamp(-3, 3)
+        critic = (asked(m.policy, "q", seen, action)[..., 0] - target).square().mean()
+        mu = one_step(m.policy, seen, own)
+        distill = (mu - taught).square().mean()
+        q = asked(m.policy, "q", seen, mu.clamp(-3, 3))[..., 0].mean(dim=0)
+        gain = -q.mean() / (q.abs().mean().detach() if normalize else 1)
+        actors = m.gradient_of(flow + 10 * distill + gain)
+        critics = m.gradient_of(critic)
+        judging = torch.cat([torch.full((p.numel(),), i) for i, p in enumerate(m.policy.parameters())])
+        count = len(m.policy.critic_parameters())
+        theirs = judging >= len(m.policy.parameters()) - count
+        found = gradients(m.algorithm, m.iteration)[0]
+        assert alike(found, torch.where(theirs, critics, actors), 1e-4)
+
+
+@cell("fql", "defaults", "equal", "alpha 10, tau .005 after every step, gamma .99, 10 flow steps, 2 critics of 4 x 512")
+def test_fql_settings() -> None:
+    a: Any = composition.build("fql")
+    assert (a.objective.alpha, a.objective.gamma, a.objective.coupled) == (10.0, 0.99, False)
+    assert (a.ema_weights[0].tau, a.estimator.steps, a.estimator.aggregate) == (0.005, 10, "mean")
+    q, actor = a.estimator.beside["q"], a.estimator.beside["actor"]
+    assert (q.copies, q.width, q.depth, actor.width, actor.depth) == (2, 512, 4, 512, 4)
+
+
+@cell(
+    "fql",
+    "defaults",
+    "deviation",
+    "standardised actions within 3 deviations; a flow with the model's own width; batches of whole episodes",
+    reason="actions are those of the demonstrations there, in -1 to 1; a sample is an episode here",
+)
+def test_fql_bounds() -> None:
+    a: Any = composition.build("fql")
+    assert a.estimator.bound == 3.0 and a.acting.bound == 3.0 and "flow" not in a.estimator.beside
