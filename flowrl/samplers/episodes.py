@@ -29,7 +29,9 @@ class TemperedStart(FlowSampler):
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> TemperedStart:
         """Stays at its temperature."""
         plain = super().heldout(steps, guidance, temperature)
-        return TemperedStart(steps=plain.steps, guidance=plain.guidance, temperature=self.temperature)
+        return TemperedStart(
+            steps=plain.steps, guidance=plain.guidance, solver=plain.solver, temperature=self.temperature
+        )
 
     def _noise(self, policy: FlowPolicy, draw: Draw) -> Tensor:
         return self.temperature * super()._noise(policy, draw)
@@ -99,7 +101,8 @@ class EpisodeSampler:
         another temperature of these."""
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
-            sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+            kept = {"steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
+            sampler = TemperedStart(**kept, temperature=temperature)
         elif temperature is not None and isinstance(sampler, Deployed):
             sampler = sampler.heldout(None, None, temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
