@@ -21,13 +21,13 @@ class Beside:
     """Hidden layers."""
     copies: int = 1
     """Networks of one shape that begin differently, an ensemble."""
-    actions: int | None = None
-    """Actions of a chunk that a ``q`` looks at; ``None``: as many as the policy decides at once."""
+    decisions: int = 1
+    """Decisions, one after another, whose chunks a ``q`` looks at."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(BesideKind):
             raise ValueError(f"kind={self.kind!r} is no network beside; choose {', '.join(get_args(BesideKind))}")
-        for name in ("width", "depth", "copies"):
+        for name in ("width", "depth", "copies", "decisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} makes no network; give 1 or more")
 

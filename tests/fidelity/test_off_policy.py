@@ -119,3 +119,77 @@ def test_fql_settings() -> None:
 def test_fql_bounds() -> None:
     a: Any = composition.build("fql")
     assert a.estimator.bound == 3.0 and a.acting.bound == 3.0 and "flow" not in a.estimator.beside
+
+
+def weighted(logit: Tensor, target: Tensor, kappa: float, by: str) -> Tensor:
+    """The expectile and quantile losses of `action_critic_loss`."""
+    weight = torch.where(target >= torch.sigmoid(logit), kappa, 1 - kappa)
+    if by == "expectile":
+        return weight * functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    clipped = target.clamp(1e-5, 1 - 1e-5)
+    return weight * (logit - (clipped.log() - (1 - clipped).log())).abs()
+
+
+release("dqc", "ColinQiyangLi/dqc df89825, 9 Jan 2026, agents/dqc.py")
+
+
+@cell(
+    "dqc", "loss, gradient", "equal", "cross-entropy of chunk critics, distilled critics, implicit value, flow matching"
+)
+def test_dqc_gradient() -> None:
+    for aggregate, distill_by, backup_by in (("mean", "expectile", "quantile"), ("min", "quantile", "expectile")):
+        m = made("dqc", gamma=0.9, kappa_d=0.8, aggregate=aggregate, distill_by=distill_by, backup_by=backup_by)
+        rows, seen, _, _, _ = drawn(m)
+        trace, feedback = m.trace, m.iteration.rollout.feedback
+        assert feedback is not None
+        count = trace.alive.sum(dim=1)[m.rows]
+        then = torch.minimum(m.events + 2, count)
+        paid = feedback.nan_to_num(0.0)[m.rows, m.events]
+        second = m.events + 1 < count
+        paid = paid + 0.9 * second * feedback.nan_to_num(0.0)[m.rows, (m.events + 1).clamp(max=2)]
+        goes_on = (then < count) | trace.truncated[m.rows]
+        action = trace.actions[m.rows, m.events]
+        chunk = torch.cat([action, trace.actions[m.rows, torch.minimum(m.events + 1, count - 1)]], dim=1)
+
+        def said(policy: Any, name: str, at: Tensor, given: Tensor, seen: Tensor = seen) -> Tensor:
+            features = policy.network.observations(at).flatten(1)
+            x = features if given is None else torch.cat([features, given.flatten(1)], dim=1)
+            return multilayer(policy.network.beside[name].body, x, True)[..., 0].double()
+
+        with torch.no_grad():
+            later = said(m.policy, "value", trace.observed[m.rows, then], torch.zeros(len(then), 0))[0].sigmoid()
+            target = (paid + 0.9 ** (then - m.events) * goes_on * later).clamp(0, 1)
+            liked = said(m.old, "partial", seen, action).sigmoid()
+            liked = liked.mean(dim=0) if aggregate == "mean" else liked.amin(dim=0)
+        q = said(m.policy, "q", seen, chunk)
+        loss = functional.binary_cross_entropy_with_logits(q, target.expand_as(q))
+        loss = loss + weighted(said(m.policy, "partial", seen, action), q.detach().sigmoid(), 0.8, distill_by).mean()
+        value = said(m.policy, "value", seen, torch.zeros(len(then), 0))[0]
+        loss = loss + weighted(value, liked, 0.9, backup_by).mean()
+        noise, t = rows.noise[m.rows, m.events, 0], rows.at[m.rows, m.events]
+        wide = t[:, None, None]
+        velocity = m.policy.velocity((1 - wide) * action + wide * noise, t, m.seen())
+        loss = loss + (velocity - (noise - action)).square().mean()
+        assert alike(gradients(m.algorithm, m.iteration)[0], m.gradient_of(loss), 1e-4)
+
+
+@cell("dqc", "defaults", "equal", "expectile .5, quantile .9, tau .005, gamma .999, best of 32, 2 critics of 4 x 1024")
+def test_dqc_settings() -> None:
+    a: Any = composition.build("dqc")
+    assert (a.objective.distill, a.objective.backup, a.objective.gamma) == (0.5, 0.9, 0.999)
+    assert (a.objective.distill_by, a.objective.backup_by, a.advantage.gamma) == ("expectile", "quantile", 0.999)
+    assert (a.acting.candidates, a.acting.critic, a.ema_weights[0].tau) == (32, "partial", 0.005)
+    forms = [a.estimator.beside[name] for name in ("q", "partial", "value")]
+    assert [(f.copies, f.width, f.depth) for f in forms] == [(2, 1024, 4), (2, 1024, 4), (1, 1024, 4)]
+
+
+@cell(
+    "dqc",
+    "defaults",
+    "deviation",
+    "rewards of an environment; 5 decisions; the last decisions of an episode count, their chunk filled up",
+    reason="goals are drawn anew for steps of a data set there, and only steps with 25 more after them are taken",
+)
+def test_dqc_ends() -> None:
+    a: Any = composition.build("dqc")
+    assert (a.estimator.backup, a.advantage.backup, a.estimator.beside["q"].decisions) == (5, 5, 5)

@@ -61,7 +61,7 @@ class BesideNetwork(nn.Module):
     def __init__(self, name: str, form: Beside, seen: int, chunk: int, action: int) -> None:
         super().__init__()
         self.form, self.shape = form, (chunk, action)
-        asked = {"actor": chunk * action, "q": (form.actions or chunk) * action, "value": 0}[form.kind]
+        asked = {"actor": chunk * action, "q": form.decisions * chunk * action, "value": 0}[form.kind]
         answer = chunk * action if form.kind == "actor" else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(0, "beside", name))
