@@ -98,6 +98,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.perturbed",
             "flowrl.estimators.q_learning",
             "flowrl.estimators.decoupled_q",
+            "flowrl.estimators.adjoint_q",
             "flowrl.estimators.distribution",
             "flowrl.estimators.trajectory_matching",
         ),

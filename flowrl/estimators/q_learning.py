@@ -83,6 +83,11 @@ class OfTransitions:
     backup: int = 1
 
     @property
+    def noises(self) -> int:
+        """How many noises each decision needs."""
+        return self.draws
+
+    @property
     def references(self) -> tuple[str, ...]:
         return ()
 
@@ -108,7 +113,7 @@ class OfTransitions:
         place, rows = torch.arange(s), torch.arange(n)[:, None]
         then = torch.minimum(place + self.backup, count)
         executed = torch.minimum(place[:, None] + torch.arange(self.backup), (count[..., None] - 1).clamp(min=0))
-        shape = (s, self.draws, *trace.actions.shape[2:])
+        shape = (s, self.noises, *trace.actions.shape[2:])
         return TransitionRows(
             alive=trace.alive,
             event=torch.where(trace.alive, torch.arange(s), -1),

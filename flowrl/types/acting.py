@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-BesideKind = Literal["actor", "q", "value"]
+BesideKind = Literal["actor", "q", "value", "flow"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Beside:
 
     kind: BesideKind
     """``actor``: of noise, or of another chunk, to a chunk; ``q``: what an observation and a chunk are worth;
-    ``value``: what an observation is worth. The last two are critics: they have the critic's learning rate."""
+    ``value``: what an observation is worth; these two are critics and have the critic's learning rate; ``flow``: a copy
+    of the policy's own flow, whose width and depth it has."""
     width: int = 512
     depth: int = 4
     """Hidden layers."""
@@ -34,7 +35,7 @@ class Beside:
     @property
     def judges(self) -> bool:
         """Whether it is a critic."""
-        return self.kind != "actor"
+        return self.kind in ("q", "value")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,14 @@ def is_one_of(key: str, names: Collection[str]) -> bool:
     return not key.startswith(PREFIX) or key.split(".")[1] in names
 
 
+def begin_flows(network: Any, names: Collection[str]) -> None:
+    """Let the flows beside a network that have these names begin as its own."""
+    own = network.state_dict()
+    for name in names:
+        copied = network.beside[name]
+        copied.load_state_dict({key: own[key] for key in copied.state_dict()})
+
+
 def with_new(held: Mapping[str, Tensor], network: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:
     """Weights of a folder for a network: of those beside it the ``kept`` ones, the others as they begin."""
     fresh = {key: value for key, value in network.state_dict().items() if not is_one_of(key, kept)}

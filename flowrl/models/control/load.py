@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.beside import BesideNetwork, is_one_of, read_beside, with_new
+from flowrl.models.control.beside import BesideNetwork, begin_flows, is_one_of, read_beside, with_new
 from flowrl.models.control.network import (
     Activation,
     ComposedNetwork,
@@ -131,6 +131,7 @@ def _networks(
     begun = {f"residual.{name}": value for name, value in added.items()}
     held = {**begun, **{key: value for key, value in tensors.items() if not key.startswith(BASE)}}
     network.load_state_dict(with_new(held, network, kept))
+    begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow" and name not in kept])
     if config.tuned_from is None:
         return network, None
     base = new_network(replace(config, residual=0.0, beside={}))
@@ -177,7 +178,9 @@ def new_network(config: ControlConfig) -> ControlNetwork:
     else:
         network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
     for name, wanted in c.beside.items():
-        network.beside[name] = BesideNetwork(name, wanted, c.observation * c.history, c.chunk, c.action)
+        copied = new_network(replace(c, beside={}, acting=None, residual=0.0)) if wanted.kind == "flow" else None
+        size = (c.observation * c.history, c.chunk, c.action)
+        network.beside[name] = copied or BesideNetwork(name, wanted, *size)
     return network
 
 
