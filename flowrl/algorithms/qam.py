@@ -36,8 +36,8 @@ def qam(
     3e-4, critic_lr: 3e-4}``), batches of 256. Iterations are those of `fql`.
 
     Deviations: those of `fql`, but for the clipping, which is by itself for the critics here; the policy acts in the
-    model's own number of steps; both flows begin as the model's own, there untrained; the variants with a one-step actor, with edited actions and with a residual flow are
-    not here.
+    model's own number of steps; both flows begin as the model's own, there untrained; the variants with a one-step
+    actor, with edited actions and with a residual flow are not here.
     """
     return Algorithm(
         sampler=episodes(environment, decisions, shown, offline),
