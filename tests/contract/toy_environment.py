@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowrl.models.control.beside import begin_flows
 from flowrl.models.control.cloning import clone
 from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
@@ -90,6 +91,7 @@ def toy_policy(
     own = made.state_dict()
     known = {name: value for name, value in _cloned().state_dict().items() if value.shape == own[name].shape}
     made.load_state_dict(own | known)
+    begin_flows(made, [name for name, form in config.beside.items() if form.kind == "flow"])
     choose_trained(made, residual)
     read = 2 * config.history if residual is None else 4
     value = CriticNetwork(read, 32, 2) if critic else None
