@@ -69,8 +69,7 @@ def load_control(
             not learn at the larger ones (DPPO). A model that was made so keeps the copy it has.
         residual: learn only what is added to every action, and let the policy as it is (ResiP). A model that has a
             residual already goes on with it.
-        kind: ``mip`` also takes the weights of a flow, as the beginning of a network that is to answer chunks; any
-            other has to be the model's own.
+        kind: ``mip`` also takes the weights of a flow, to begin from; any other has to be the model's own.
         conditions: labels that the network is to hear (CFGRL); where it hears none yet, they begin without effect.
         guidance: w with which it acts from now on, of a network that hears a label; ``None``: that of ``config.json``.
         beside: the networks beside its own that a method trains, those of the folder where it has them and they are of
@@ -82,10 +81,7 @@ def load_control(
     Raises:
         UserError: for files that are missing or do not fit each other.
     """
-    if critic not in (None, "network"):
-        raise UserError(f"model.critic={critic}: a control policy has no states that a head could read; use network")
-    if dtype != "float32":
-        raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
+    _check_options(critic, dtype)
     new = str(path).startswith(NEW)
     folder = embedded_model(str(path), "control") or Path(path).expanduser()
     config = config_for(str(path).removeprefix(NEW)) if new else read_config(folder)
@@ -104,6 +100,13 @@ def load_control(
         config, base = _frozen(config, network, base, tuned, str(path))
     source = ModelSource(str(path))
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
+
+
+def _check_options(critic: str | None, dtype: str) -> None:
+    if critic not in (None, "network"):
+        raise UserError(f"model.critic={critic}: a control policy has no states that a head could read; use network")
+    if dtype != "float32":
+        raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
 
 
 def _read(
