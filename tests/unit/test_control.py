@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flowrl.composition import build
@@ -480,6 +481,10 @@ def test_control_is_evaluated_with_enough_episodes_and_from_zero_as_well(tmp_pat
     assert list(measures) == ["success", "episode_decisions", "episode_return", "mode_entropy"]
     assert measures["success"]["samples"]["value"] == measures["episode_return"]["samples"]["value"]
     assert len(measures["success"]["wilson"]) == 2
+    for name in ("control", "control@z=0"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.size == (316, 281)
+    assert len(list(tmp_path.glob("model/*/episode.gif"))) == 2
     show(results)
     told = capsys.readouterr().out
     assert told.count("Wilson's interval of success") == 2 and "pass@" not in told and "control@z=0: 3" in told
