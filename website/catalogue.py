@@ -54,6 +54,7 @@ GRADIENT = {
     "NoisyChain": "The mean of every step of the chain and the deviation of its noise; the states are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
     "ResidualActions": "The mean of what is added to every action, and the critic; the policy itself stays as it is.",
+    "CategoricalActions": "The log-probability of every choice of a chunk, and the critic; the choices are data.",
     "GaussianActions": "The mean and the deviation of every action chunk, and the critic; actions are data.",
     "Ratings": "The network's number at the last token of prompt and completion.",
     "MaskedViews": "The log-probability of the hidden tokens of every view; which ones are hidden is data.",

@@ -49,6 +49,9 @@ class CheckedEnvironment:
                 raise UserError(f"environment {name}: {key} is {size!r}; give the number of numbers, 1 or more")
             self._sizes.append(size)
 
+        self.discrete = bool(getattr(environment, "discrete", False))
+        """Whether an action is one of n choices, said by n numbers of which the largest counts."""
+
     @property
     def observation_size(self) -> int:
         """o."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowrl.environments import CheckedEnvironment, OnError, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
+from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
@@ -28,7 +29,9 @@ class TemperedStart(FlowSampler):
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> TemperedStart:
         """Stays at its temperature."""
         plain = super().heldout(steps, guidance, temperature)
-        return TemperedStart(steps=plain.steps, guidance=plain.guidance, temperature=self.temperature)
+        return TemperedStart(
+            steps=plain.steps, guidance=plain.guidance, solver=plain.solver, temperature=self.temperature
+        )
 
     def _noise(self, policy: FlowPolicy, draw: Draw) -> Tensor:
         return self.temperature * super()._noise(policy, draw)
@@ -94,14 +97,18 @@ class EpisodeSampler:
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
-        z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
+        z by default; a Gaussian acts by its mean and choices are the likeliest, which is 0. Raises `ValueError` for
+        another temperature of these."""
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
-            sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+            kept = {"steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
+            sampler = TemperedStart(**kept, temperature=temperature)
         elif temperature is not None and isinstance(sampler, Deployed):
             sampler = sampler.heldout(None, None, temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
             raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
+        elif temperature and isinstance(sampler, CategoricalSampler):
+            raise ValueError(f"temperature={temperature}: choices are the likeliest ones, which is 0; remove it")
         return replace(self, sampler=sampler)
 
     def opened(self, count: int) -> closing[CheckedEnvironment]:

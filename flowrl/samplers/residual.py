@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -46,6 +46,11 @@ class ResidualEpisodes(EpisodeSampler):
     def recorded(self) -> int:
         """Of a policy that decides on single actions; the length of its chunks is the model's."""
         return self.decisions
+
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
+        """As the policy is deployed, whose decisions are its chunks."""
+        kept = super().heldout(steps, guidance, temperature)
+        return EpisodeSampler(**{each.name: getattr(kept, each.name) for each in fields(EpisodeSampler)})
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:

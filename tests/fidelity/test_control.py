@@ -14,9 +14,11 @@ from torch import Tensor
 
 from flowrl import composition
 from flowrl.models.control.load import new_network
+from flowrl.models.control.new import SIZE, untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
+from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.types import Draw, Episodes, Likelihood
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -24,11 +26,12 @@ from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
 
 release("ppo_gaussian", "vwxyzjn/cleanrl 016ca33, ppo_continuous_action.py")
+release("ppo_categorical", "vwxyzjn/cleanrl fe8d8a0, 20 Apr 2026, ppo.py")
 release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
 release("reinflow", "ReinFlow/ReinFlow aed2819, 23 Jun 2025, model/flow/ft_ppo/ppoflow.py")
 release("resip", "ankile/robust-rearrangement 41c99a0, 26 Nov 2024, src/train/residual_ppo.py")
-release("policy_flow", "none compared; arXiv:2602.01156 and a fork of others, HarriWxy/PolicyFlow_srb")
+release("policy_flow", "a copy with changes of others, HarriWxy/PolicyFlow_srb 1e20dab; MoreInfoy/PolicyFlow not had")
 
 
 class Made(NamedTuple):
@@ -127,6 +130,60 @@ def test_ppo_gaussian_time_limits() -> None:
     )
     assert a.token_advantage[0].truncation == "bootstrap"
     assert theirs.token_advantage == (replace(a.token_advantage[0], truncation="terminate"),)
+
+
+@cell(
+    "ppo_categorical",
+    "loss, gradient",
+    "equal",
+    "clipped ratio of the choice, entropy bonus, clipped value loss; one update",
+)
+def test_ppo_categorical_gradient() -> None:
+    m = made("ppo_categorical")
+    advantage, returns = m.credit(0.99, 0.95)
+    logits = m.policy.network(m.seen().observed)[:, 0].double()
+    chosen = torch.distributions.Categorical(logits=logits)
+    number = m.trace.actions[m.rows, m.events][:, 0].argmax(dim=1)
+    logp = chosen.log_prob(number)
+    edge = torch.tensor(0.2).double()
+    loss = clipped((logp - logp.detach()).exp(), advantage, edge, edge).mean() - 0.01 * chosen.entropy().mean()
+    value = m.policy.value(m.seen().observed).double()
+    wanted = m.gradient_of(loss + 0.5 * 0.5 * ((value - returns) ** 2).mean())
+    assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
+    assert set(number.tolist()) == {0, 1}
+
+
+@cell(
+    "ppo_categorical",
+    "defaults",
+    "equal",
+    "clip .2 of ratio and value, value loss .5, entropy bonus .01, gamma .99, lambda .95; network and first weights",
+)
+def test_ppo_categorical_settings() -> None:
+    a: Any = composition.build("ppo_categorical")
+    assert (a.objective.low, a.objective.high, a.objective.dual) == (0.2, 0.2, None)
+    assert [(r.name, r.weight) for r in a.regularizers] == [("value_loss", 0.5), ("negative_entropy", 0.01)]
+    assert (a.regularizers[0].clip, a.token_advantage[0].gamma, a.token_advantage[0].lam) == (0.2, 0.99, 0.95)
+    config = ControlConfig(kind="categorical", observation=4, action=2, **SIZE)  # pyright: ignore[reportArgumentType]
+    body = untrained(config).body
+    assert [type(layer).__name__ for layer in body] == ["Linear", "Tanh", "Linear", "Tanh", "Linear"]
+    for layer, (gain, shape) in zip(body[::2], ((2**0.5, (64, 4)), (2**0.5, (64, 64)), (0.01, (2, 64))), strict=True):
+        weight, bias = layer.parameters()
+        assert tuple(weight.shape) == shape and not bool(bias.any())
+        short = weight if shape[0] <= shape[1] else weight.T
+        torch.testing.assert_close(short @ short.T, gain**2 * torch.eye(min(shape)), rtol=1e-4, atol=1e-5)
+
+
+@cell(
+    "ppo_categorical",
+    "defaults",
+    "deviation",
+    "a time limit is no end; whole episodes, also in minibatches; a critic of 128 units with its own optimiser group",
+    reason="what would have come counts; theirs is token_advantage: [{use: episode_gae, truncation: terminate}]",
+)
+def test_ppo_categorical_time_limits() -> None:
+    a: Any = composition.build("ppo_categorical")
+    assert a.token_advantage[0].truncation == "bootstrap" and a.families == ("control",)
 
 
 @cell(
@@ -525,7 +582,7 @@ def test_policy_flow_gradient() -> None:
     heat = ((1 - wide) * now - (x - wide * was)).square().mean()
     loss = clipped(ratio, advantage, edge, edge).mean() - 0.01 * new.entropy().sum(dim=(1, 2)).mean() + 0.01 * heat
     value = m.policy.value(m.seen().observed).double()
-    wanted = m.gradient_of(loss + 0.5 * 0.5 * ((value - returns) ** 2).mean())
+    wanted = m.gradient_of(loss + ((value - returns) ** 2).mean())
     assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
 
 
@@ -537,20 +594,37 @@ def test_policy_flow_settings() -> None:
         1.0,
     )
     weights = {term.name: term.weight for term in a.regularizers}
-    assert weights == {"value_loss": 0.5, "negative_entropy": 0.01, "brownian": 0.01}
+    assert weights == {"value_loss": 2.0, "negative_entropy": 0.01, "brownian": 0.01}
+
+
+@cell(
+    "policy_flow", "defaults", "equal", "midpoint rule; one of all the times that it visits, drawn anew in each epoch"
+)
+def test_policy_flow_times() -> None:
+    m = made("policy_flow")
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None and m.algorithm.redraw
+    x = steps.states[:, 0]
+    with torch.no_grad():  # as `sample`, in our times
+        for k in range(4):
+            t = torch.full((len(x),), 1 - k / 4).double()
+            middle = x - 0.125 * m.old.velocity(x, t, m.seen())
+            x = x - 0.25 * m.old.velocity(middle, t - 0.125, m.seen())
+    torch.testing.assert_close(steps.states[:, 1], x, atol=1e-5, rtol=1e-5)
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    assert set((rows.inner.t.flatten() * 8).tolist()) == set(range(9))
 
 
 @cell(
     "policy_flow",
     "defaults",
     "deviation",
-    "Euler steps, times of their grid; the rate stays",
-    reason="the fork integrates by the midpoint rule, draws from its midpoints as well, and adapts the rate to a KL",
+    "the rate stays",
+    reason="there it follows a KL of .01 after each epoch; here an algorithm's numbers change over iterations, and the "
+    "rate is the optimiser's",
 )
-def test_policy_flow_times() -> None:
-    m = made("policy_flow")
-    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
-    assert set(rows.inner.t.flatten().tolist()) == {1.0, 0.75, 0.5, 0.25} and m.algorithm.redraw
+def test_policy_flow_rate() -> None:
+    assert composition.build("policy_flow").coefficients == ()
 
 
 @cell(
@@ -601,4 +675,5 @@ def test_resip_settings() -> None:
 )
 def test_resip_steps() -> None:
     a: Any = composition.build("resip")
-    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40
+    deployed = a.sampler.heldout(None, None, None)
+    assert a.sampler.sampler.steps == 10 and type(deployed) is EpisodeSampler and deployed.decisions == 40

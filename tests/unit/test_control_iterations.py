@@ -160,15 +160,16 @@ def make(count):
 """
 
 
-def test_episodes_whose_environment_fails_follow_on_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", [None, {"use": "resip", "steps": 3}])
+def test_episodes_whose_environment_fails_follow_on_nan(algorithm: Any, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     place = f"{tmp_path / 'failing.py'}:make"
     with pytest.raises(UserError, match="observation or reward that is NaN or infinite, in row"):
-        iterate(session_of(environment=place), PhaseTimer())
+        iterate(session_of(algorithm, environment=place), PhaseTimer())
     with pytest.raises(UserError, match="on_nan"):
-        iterate(session_of(environment=place, on_error="drop"), PhaseTimer())
+        iterate(session_of(algorithm, environment=place, on_error="drop"), PhaseTimer())
     metrics, made, advantage = iterate(
-        session_of(environment=place, on_nan="drop_sample", on_error="drop"), PhaseTimer()
+        session_of(algorithm, environment=place, on_nan="drop_sample", on_error="drop"), PhaseTimer()
     )
     lost = ~made.scores.valid
     assert 0 < int(lost.sum()) < 12 and bool((advantage[lost] == 0).all()) and bool(torch.isfinite(advantage).all())

@@ -14,20 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.beside import BesideNetwork, is_one_of, read_beside, with_new
+from flowrl.models.control.beside import is_one_of, read_beside, with_new
+from flowrl.models.control.coordinates import time_grid
 from flowrl.models.control.network import (
     Activation,
-    ComposedNetwork,
     ControlNetwork,
     CriticNetwork,
     Kind,
     NoiseNetwork,
-    ScoreNetwork,
 )
-from flowrl.models.control.policy import SAME_TIME, Ascent, ControlConfig, ControlPolicy, Share, time_grid
+from flowrl.models.control.new import config_for, new_network, untrained
+from flowrl.models.control.policy import SAME_TIME, Ascent, ControlConfig, ControlPolicy, Share
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
+from flowrl.paths import NEW
 from flowrl.types import Acting, Beside, Residual
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
@@ -52,7 +53,8 @@ def load_control(
     dtype: str = "float32",
     **unused: Any,
 ) -> ControlPolicy:
-    """A policy from a folder with ``config.json`` (`ControlConfig`) and ``model.safetensors``, or an embedded world.
+    """A policy from a folder with ``config.json`` (`ControlConfig`) and ``model.safetensors``, an embedded world, or an
+    untrained one for an environment: ``new:gym:CartPole-v1``.
 
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
@@ -74,20 +76,13 @@ def load_control(
         raise UserError(f"model.critic={critic}: a control policy has no states that a head could read; use network")
     if dtype != "float32":
         raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
-    embedded = embedded_model(str(path), "control")
-    folder = embedded or Path(path).expanduser()
-    config = read_config(folder)
+    new = str(path).startswith(NEW)
+    folder = embedded_model(str(path), "control") or Path(path).expanduser()
+    config = config_for(str(path).removeprefix(NEW)) if new else read_config(folder)
     config, kept = _with_beside(config, beside, acting)
     fresh = residual is not None and not config.residual
     config = config if residual is None else _with_residual(config, residual, str(path))
-    try:
-        network, base = _networks(config, load_file(folder / WEIGHTS), fresh, kept)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
-        ) from error
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
+    network, base = (untrained(config), None) if new else _read(path, folder, config, fresh, kept)
     check_finite(network, str(path))
     network.eval()
     choose_trained(network, residual)
@@ -99,6 +94,19 @@ def load_control(
         config, base = _frozen(config, network, base, tuned, str(path))
     source = ModelSource(str(path))
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
+
+
+def _read(
+    path: str | Path, folder: Path, config: ControlConfig, fresh: bool, kept: Sequence[str]
+) -> tuple[ControlNetwork, ControlNetwork | None]:
+    try:
+        return _networks(config, load_file(folder / WEIGHTS), fresh, kept)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
+        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
 
 
 def _with_beside(
@@ -145,7 +153,7 @@ def _frozen(
     """With the network that acts at the first K - F of K steps: the one that the model has, or a copy of it as it is.
     Raises `UserError` where the model has one for other times."""
     steps, last = tuned
-    start = float(time_grid(config, steps)[steps - last])
+    start = float(time_grid(config.kind, config.steps, steps)[steps - last])
     if base is None or config.tuned_from is None:
         base = new_network(replace(config, residual=0.0, beside={}, score=None))
         base.load_state_dict({key: value for key, value in network.state_dict().items() if key in base.state_dict()})
@@ -167,23 +175,6 @@ def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
         network.residual.requires_grad_(residual is not None)
         if residual is not None:
             network.residual.log_std.fill_(residual.log_std)
-
-
-def new_network(config: ControlConfig) -> ControlNetwork:
-    """An untrained network of this shape."""
-    c = config
-    form = (c.activation, c.blocks, c.norm, c.encoder, c.embedding)
-    shape = (c.kind, c.observation, c.action, c.chunk, c.history)
-    if c.policies:
-        parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
-        network: ControlNetwork = ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
-    else:
-        network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
-    for name, wanted in c.beside.items():
-        network.beside[name] = BesideNetwork(name, wanted, c.observation * c.history, c.chunk, c.action)
-    if c.score is not None:
-        network.score = ScoreNetwork(c.observation, c.action)
-    return network
 
 
 def check_weights(weights: Sequence[float]) -> None:
