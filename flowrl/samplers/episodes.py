@@ -230,8 +230,7 @@ class _Run:
             history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed
             self.truncated[here] = found.truncated
-            self.success[here[ended]] = found.success[ended]
-            self.mode[here[ended]] = found.mode[ended]
+            self.success[here], self.mode[here] = found.success, found.mode  # of the last step, however it ends
             self.failed[here] = found.failed
             self.going[here] = ~ended
             place = place[~ended]

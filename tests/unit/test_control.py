@@ -260,7 +260,8 @@ class World:
         World.stepped.append(rows.tolist())
         self.time[rows] += 1
         ended = self.time[rows] >= self.ends[rows]
-        return np.full((len(rows), 2), {observed}), {reward}, ended, np.zeros(len(rows)), {{}}
+        known = {{"success": (self.time[rows] == 2) * 1.0, "mode": self.time[rows]}}
+        return np.full((len(rows), 2), {observed}), {reward}, ended, np.zeros(len(rows)), known
 
 def make(count):
     World.stepped.clear()
@@ -296,8 +297,17 @@ def test_a_row_that_ends_inside_a_chunk_is_not_stepped_again(tmp_path: Path) -> 
 def test_an_episode_that_goes_on_is_cut_after_its_decisions(tmp_path: Path) -> None:
     sampler = EpisodeSampler(sampler=FlowSampler(steps=1), environment=world(tmp_path), decisions=2)
     policy, draw = chunky(1), drawn(2, {"ends": 2})
-    trace = sampler(policy, policy.condition(draw.prompts), draw).trace
-    assert isinstance(trace, Episodes) and trace.truncated.tolist() == [False, True]
+    rollout = sampler(policy, policy.condition(draw.prompts), draw)
+    assert isinstance(rollout.trace, Episodes) and rollout.trace.truncated.tolist() == [False, True]
+    assert rollout.final[:, 3:].tolist() == [[1, 2], [1, 2]]  # what the last step says, also where it is cut
+
+
+def test_success_is_that_of_the_end(tmp_path: Path) -> None:
+    """Not of any time: the second row had arrived after two steps, and has gone on to a third."""
+    sampler = EpisodeSampler(sampler=FlowSampler(steps=1), environment=world(tmp_path), decisions=3)
+    policy, draw = chunky(1), drawn(2, {"ends": 2})
+    rollout = sampler(policy, policy.condition(draw.prompts), draw)
+    assert rollout.final[:, 2:].tolist() == [[0, 1, 2], [0, 0, 3]]
 
 
 HOSTILE = {
