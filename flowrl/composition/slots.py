@@ -99,6 +99,8 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.noisy",
             "flowrl.estimators.perturbed",
             "flowrl.estimators.q_learning",
+            "flowrl.estimators.decoupled_q",
+            "flowrl.estimators.adjoint_q",
             "flowrl.estimators.distribution",
             "flowrl.estimators.trajectory_matching",
         ),
@@ -125,6 +127,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.novelty",
             "flowrl.parts.records",
             "flowrl.parts.episodes",
+            "flowrl.parts.decoupled_q",
         ),
     ),
     "token_advantage": Slot(
@@ -156,6 +159,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
             "flowrl.parts.q_learning",
+            "flowrl.parts.decoupled_q",
         ),
     ),
     "regularizers": Slot(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,13 +18,15 @@ from flowrl.math.random import normal
 from flowrl.types import CfgGrad, Condition, FlowPolicy, IncompatibleError, Likelihood, Rollout, Rows
 
 NOISE_STREAM = 1003
+KEPT = 2**20
+"""Numbers of noise, at most, that a probe keeps instead of drawing them anew for every micro-batch of every epoch."""
 
 
 @dataclass(frozen=True)
 class MatchingRows(Rows):
     """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
 
-    large: ClassVar[frozenset[str]] = frozenset({"clean"})
+    large: ClassVar[frozenset[str]] = frozenset({"clean", "kept"})
 
     clean: Tensor  # [N, M, ...] the sample, repeated without copying
     seeds: Tensor  # [N, M] int64: of the noise, one for each sample, repeated
@@ -32,6 +34,8 @@ class MatchingRows(Rows):
     t: Tensor  # [N, M]
     draws: int
     """How many noises are drawn of one seed."""
+    kept: Tensor | None = field(default=None, kw_only=True)  # [N, M, ...]
+    """The noises, where they are few (small actions): `KEPT`."""
 
     @property
     def of_whole(self) -> bool:
@@ -39,8 +43,10 @@ class MatchingRows(Rows):
 
     @property
     def noise(self) -> Tensor:
-        """[N, M, ...] standard normal, drawn anew at every access: the noises of all samples are M times as large as
-        the samples, and only those of a micro-batch are needed at once."""
+        """[N, M, ...] standard normal, drawn anew at every access where none are kept: the noises of all samples are M
+        times as large as the samples, and only those of a micro-batch are needed at once."""
+        if self.kept is not None:
+            return self.kept
         seeds, which = self.seeds[:, 0].unique(return_inverse=True)  # samples of a group may share theirs
         drawn = normal(seeds, (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
         return drawn[which[:, None], self.number]
@@ -67,7 +73,8 @@ def probe_matching(
     clean = rollout.final.float().cpu()
     number = torch.arange(draws).expand(len(seeds), -1)
     wide = clean[:, None].expand(-1, draws, *clean.shape[1:])
-    return MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
+    rows = MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
+    return replace(rows, kept=rows.noise) if wide.numel() <= KEPT else rows
 
 
 def group_seeds(seeds: Tensor, group: Tensor) -> Tensor:

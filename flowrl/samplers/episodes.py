@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.environments import CheckedEnvironment, OnError, open_environment
+from flowrl.environments import CheckedEnvironment, OnError, Step, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
 from flowrl.samplers.categorical import CategoricalSampler
@@ -207,7 +207,6 @@ class _Run:
     def decide(self, event: int, rows: Tensor, made: Rollout) -> None:
         """Record the chunks of some rows."""
         self.actions[rows, event] = made.final.float().cpu()
-        self.reward[rows, event] = 0.0
         steps = made.trace
         if isinstance(steps, Steps):
             self._kernel = (steps.dynamics, steps.guidance)
@@ -219,22 +218,35 @@ class _Run:
 
     def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
         """Execute chunks [n, h, d] of standardised actions."""
-        history = self.observed[rows, event].clone()
-        place = torch.arange(len(rows))
+        history = self.observed[rows, event]
+        reward = torch.zeros(len(rows), dtype=torch.float64)
         for number in range(actions.shape[1]):
-            here = rows[place]
-            if not len(here):
-                break
-            found = environment.step(self.policy.executed(history[place], actions[place, number]).cpu(), here)
-            self.reward[here, event] += found.reward
-            history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
+            found = environment.step(self.policy.executed(history, actions[:, number]).cpu(), rows)
+            reward += found.reward
+            history = torch.cat([history[:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed
-            self.truncated[here] = found.truncated
-            self.success[here], self.mode[here] = found.success, found.mode  # of the last step, however it ends
-            self.failed[here] = found.failed
-            self.going[here] = ~ended
-            place = place[~ended]
+            success, mode = found.success, found.mode
+            if bool(ended.any()):
+                stays = ~ended
+                self._keep(event, rows[ended], reward[ended], history[ended])
+                self._end(rows[ended], found, ended)
+                rows, actions, reward, history = rows[stays], actions[stays], reward[stays], history[stays]
+                success, mode = success[stays], mode[stays]
+                if not len(rows):
+                    return
+        self.success[rows], self.mode[rows] = success, mode  # of the last step, also of one that is cut
+        self._keep(event, rows, reward, history)
+
+    def _keep(self, event: int, rows: Tensor, reward: Tensor, history: Tensor) -> None:
+        """Note what a chunk brought some rows."""
+        self.reward[rows, event] = reward
         self.observed[rows, event + 1] = history
+
+    def _end(self, rows: Tensor, found: Step, ended: Tensor) -> None:
+        """Note how episodes ended, which are those marked among the rows of a step."""
+        self.truncated[rows], self.failed[rows] = found.truncated[ended], found.failed[ended]
+        self.success[rows], self.mode[rows] = found.success[ended], found.mode[ended]
+        self.going[rows] = False
 
     def feedback(self) -> Tensor:
         """[N, S] float64: the reward of every decision."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import fetch, pinned, put, synchronize
-from flowrl.math.flow import ODE, clean_of, dpm_solver_2m, mean_of, measure_step, negligible
+from flowrl.math.flow import ODE, clean_of, dpm_solver_2m, mean_of, moments, negligible, squared_distance
 from flowrl.math.random import derive, normal
 from flowrl.samplers.windows import LastSteps, StepRanges, Window
 from flowrl.types import Condition, Draw, Dynamics, FlowPolicy, IncompatibleError, Rollout, Steps
@@ -186,8 +186,7 @@ class FlowSampler:
         return math.cos(angle * math.pi / 2) * noise + math.sin(angle * math.pi / 2) * own
 
     def _noisy_step(self, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, draw: Draw, k: int, track: _Track) -> Tensor:
-        mean = mean_of(self.dynamics, x, v, t, t_next)
-        s = self.dynamics.coefficients(t, t_next)[2]
+        mean, s = moments(self.dynamics, x, v, t, t_next)
         z = normal(draw.seeds, tuple(x.shape[1:]), stream=k + 1, device=x.device)
         z = z if self.noise_bound is None else z.clamp(-self.noise_bound, self.noise_bound)
         x_next = mean + put(s, x).reshape(-1, *[1] * (x.ndim - 1)) * z
@@ -196,7 +195,7 @@ class FlowSampler:
                 raise IncompatibleError(
                     "a recorded step has no noise, so no density: leave it out of the sampler's window"
                 )
-            squared, mean, _ = measure_step(self.dynamics, x, v, x_next, t, t_next)
+            squared, _ = squared_distance(x_next, mean, s)
             track.record(x, x_next, squared, mean if self.record_mean else None)
         return x_next
 

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from flowrl.models.control.beside import begin_flows
 from flowrl.models.control.cloning import clone
 from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
@@ -82,6 +83,7 @@ def toy_policy(
     config = replace(config, beside=dict(beside or {}), acting=acting)
     network = new_network(config)
     network.load_state_dict(_cloned().state_dict(), strict=False)
+    begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow"])
     choose_trained(network, residual)
     read = 2 if residual is None else 4
     value, levels = CriticNetwork(read, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.beside import is_one_of, read_beside, with_new
+from flowrl.models.control.beside import begin_flows, is_one_of, read_beside, with_new
 from flowrl.models.control.coordinates import time_grid
 from flowrl.models.control.network import (
     Activation,
@@ -140,6 +140,7 @@ def _networks(
     begun = {f"residual.{name}": value for name, value in added.items()}
     held = {**begun, **{key: value for key, value in tensors.items() if not key.startswith(BASE)}}
     network.load_state_dict(with_new(held, network, kept))
+    begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow" and name not in kept])
     if config.tuned_from is None:
         return network, None
     base = new_network(replace(config, residual=0.0, beside={}, score=None))
