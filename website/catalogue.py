@@ -50,6 +50,8 @@ GRADIENT = {
     "ScoreDifference": "The clean latent that a recorded step predicts; both scores and their difference are data.",
     "PerDecision": "At every decision of an episode, what its estimator asks of the policy; the episode is data.",
     "OneStepQ": "The flow at noised chunks, the one-step chunk, and through the chunk the critics; episodes are data.",
+    "DecoupledQ": "The flow at noised chunks, and the critics of decisions and observations; episodes are data.",
+    "AdjointQ": "Both flows and the critics; the path, its adjoint, and the critics' gradient there are data.",
     "Perturbation": "The velocity at one point of the recorded path; the path and the noise at its end are data.",
     "NoisyChain": "The mean of every step of the chain and the deviation of its noise; the states are data.",
     "Tokens": "The log-probability of every token of the completion after its recorded beginning.",
@@ -201,7 +203,8 @@ def further(name: str, family: str) -> list[str]:
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
     if columns and columns != ("solution",) and family != "reward":  # whose config has pairs
-        found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
+        source = {("image",): FOLDER_OF_PICTURES, ("observed", "action"): "avoid:demonstrations"}
+        found.append(f"data.train={source.get(columns, FILE)}")
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):
         found.append(f"data.group={size}")

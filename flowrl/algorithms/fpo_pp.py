@@ -6,7 +6,7 @@ from typing import Any, Literal
 from flowrl.algorithms.fpo import fpo
 from flowrl.estimators.episodes import PerDecision
 from flowrl.estimators.matching import Matching
-from flowrl.estimators.times import NOISE_TIME, GridTimes, UniformTimes
+from flowrl.estimators.times import UniformTimes
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.objectives import AsymmetricClip
 from flowrl.samplers.episodes import EpisodeSampler
@@ -42,11 +42,9 @@ def fpo_pp(
     the environment's; a chunk is one action; time limits as `fpo`; advantages are not clipped at 100.
     """
     if family == "diffusion":
-        count = 8 if draws is None else draws
-        times = GridTimes(fraction=1.0, stratified=True, least=NOISE_TIME)
-        estimator = Matching(draws=count, times=times, weight=weight or "t", guidance=1.0)
-        made = fpo(draws=count, steps=10 if steps is None else steps)
-        return replace(made, estimator=estimator, objective=AsymmetricClip(0.01 if clip is None else clip))
+        count, of_grid = (8 if draws is None else draws), (10 if steps is None else steps)
+        made = fpo(draws=count, steps=of_grid, weight=weight or "t")
+        return replace(made, objective=AsymmetricClip(0.01 if clip is None else clip))
     acting: dict[str, Any] = {"environment": environment, "decisions": decisions, "family": family}
     made = fpo(gamma=0.99, value=2.0, **acting)
     chunks = NoisyActionSampler(steps=64 if steps is None else steps, noise=noise, guidance=1.0)

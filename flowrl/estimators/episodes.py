@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +44,11 @@ class PerDecision:
         return bool(getattr(self.estimator, "explores", False))
 
     @property
+    def network(self) -> Mapping[str, Any]:
+        """What the network has to be for it, as `load_control` takes it (`flowrl.estimators.imitation`)."""
+        return getattr(self.estimator, "network", {})
+
+    @property
     def in_units(self) -> bool:
         """Whether its log-probabilities depend on the scale of the actions (`Matching`)."""
         return bool(getattr(self.estimator, "in_units", False))
@@ -62,7 +67,7 @@ class PerDecision:
             condition.take(rows).seeing(trace.observed[rows, events]),
             trace.actions[rows, events],
             torch.arange(len(rows)),
-            torch.tensor([int(decided[r]) ^ (int(e) + 1) * 0x9E3779B1 for r, e in zip(rows, events, strict=True)]),
+            decided[rows] ^ (events + 1) * 0x9E3779B1,
             rollout.source[rows],
             trace.steps(rows, events),
             rollout.times,

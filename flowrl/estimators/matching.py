@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -18,13 +18,15 @@ from flowrl.math.random import normal
 from flowrl.types import CfgGrad, Condition, FlowPolicy, IncompatibleError, Likelihood, Rollout, Rows
 
 NOISE_STREAM = 1003
+KEPT = 2**20
+"""Numbers of noise, at most, that a probe keeps instead of drawing them anew for every micro-batch of every epoch."""
 
 
 @dataclass(frozen=True)
 class MatchingRows(Rows):
     """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
 
-    large: ClassVar[frozenset[str]] = frozenset({"clean"})
+    large: ClassVar[frozenset[str]] = frozenset({"clean", "kept"})
 
     clean: Tensor  # [N, M, ...] the sample, repeated without copying
     seeds: Tensor  # [N, M] int64: of the noise, one for each sample, repeated
@@ -32,6 +34,8 @@ class MatchingRows(Rows):
     t: Tensor  # [N, M]
     draws: int
     """How many noises are drawn of one seed."""
+    kept: Tensor | None = field(default=None, kw_only=True)  # [N, M, ...]
+    """The noises, where they are few (small actions): `KEPT`."""
 
     @property
     def of_whole(self) -> bool:
@@ -39,8 +43,10 @@ class MatchingRows(Rows):
 
     @property
     def noise(self) -> Tensor:
-        """[N, M, ...] standard normal, drawn anew at every access: the noises of all samples are M times as large as
-        the samples, and only those of a micro-batch are needed at once."""
+        """[N, M, ...] standard normal, drawn anew at every access where none are kept: the noises of all samples are M
+        times as large as the samples, and only those of a micro-batch are needed at once."""
+        if self.kept is not None:
+            return self.kept
         seeds, which = self.seeds[:, 0].unique(return_inverse=True)  # samples of a group may share theirs
         drawn = normal(seeds, (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
         return drawn[which[:, None], self.number]
@@ -67,7 +73,8 @@ def probe_matching(
     clean = rollout.final.float().cpu()
     number = torch.arange(draws).expand(len(seeds), -1)
     wide = clean[:, None].expand(-1, draws, *clean.shape[1:])
-    return MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
+    rows = MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
+    return replace(rows, kept=rows.noise) if wide.numel() <= KEPT else rows
 
 
 def group_seeds(seeds: Tensor, group: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ def group_seeds(seeds: Tensor, group: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """A block of the probe, flat over rows and decisions and on the policy's device."""
 
     x: Tensor  # [n * d, ...]
@@ -87,17 +94,20 @@ class _Point:
     noise: Tensor
     t: Tensor  # [n * d]
     condition: Condition
+    scale: Tensor | None = None
+    """What residuals [n * d, ...] are multiplied by before they are squared, where some count more than others."""
 
 
-def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Point:
+def point_of(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> Point:
+    """A block of the probe, between clean samples and noise."""
     n, d = rows.t.shape
     clean, noise = (put(v, policy.device).flatten(0, 1) for v in (rows.clean, rows.noise))
     t = rows.t.reshape(-1)
     wide = condition.take(torch.arange(n).repeat_interleave(d))
-    return _Point(interpolate(clean, noise, t), clean, noise, t, wide)
+    return Point(interpolate(clean, noise, t), clean, noise, t, wide)
 
 
-def _frozen(policy: FlowPolicy, point: _Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
+def _frozen(policy: FlowPolicy, point: Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
     velocities = {}
     for name in names:
         with policy.using(name) as reference:
@@ -173,7 +183,7 @@ class Matching:
     def __call__(
         self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
-        point = _point(policy, rows, condition)
+        point = self._at(policy, rows, condition)
         frozen = {}
         for name in dict.fromkeys((*references, *self.compare)):
             guided = name == "reference" and self.guided_reference is not None
@@ -187,9 +197,14 @@ class Matching:
             extra[f"norm_growth/{name}"] = (squared_norm(v, 1) / squared_norm(other, 1).clamp(min=1e-30)).sqrt() - 1
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
-    def _logp(self, v: Tensor, point: _Point) -> Tensor:
+    def _at(self, policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> Point:
+        """Where the network is asked."""
+        return point_of(policy, rows, condition)
+
+    def _logp(self, v: Tensor, point: Point) -> Tensor:
         """[n] of a velocity at the points of a block."""
         residual = wide(v - (point.noise - point.clean))
+        residual = residual if point.scale is None else residual * point.scale
         error = mean_square(residual, 1)
         if self.reduction != "mean":
             count = elements(residual, 1)
@@ -265,7 +280,7 @@ class ContrastedMatching:
     def __call__(
         self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
-        point = _point(policy, rows, condition)
+        point = point_of(policy, rows, condition)
         frozen = _frozen(policy, point, [self.to, *(n for n in references if n != self.to)], self.guidance)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance)
         old = frozen[self.to]
@@ -274,7 +289,7 @@ class ContrastedMatching:
         extra |= {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
-    def _error(self, point: _Point, v: Tensor) -> Tensor:
+    def _error(self, point: Point, v: Tensor) -> Tensor:
         residual = wide((clean_of(point.x, v, point.t) - point.clean).flatten(1))
         error = residual.square().mean(dim=1)
         if not self.adaptive:

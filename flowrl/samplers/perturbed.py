@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -40,14 +40,23 @@ class NoisyActionSampler(FlowSampler):
 @dataclass(frozen=True, kw_only=True)
 class PerturbedFlowSampler:
     """``a = ODE(z) + n``: the flow's chunk from noise z, and ``n = exp(log_std) e`` with the policy's learned deviation
-    (PolicyFlow, arXiv:2602.01156). Records z, the flow's end and the action, in this order. Evaluation has no n."""
+    (PolicyFlow, arXiv:2602.01156). Records z, the flow's end and the action, in this order. Evaluation has no n.
+
+    The times of its rollout are those where the solver asks for the velocity; by ``midpoint`` also the last one, 0, as
+    in the release."""
 
     family: ClassVar[str] = "control"
     steps: int = 10
+    solver: Literal["euler", "midpoint"] = "midpoint"
+
+    @property
+    def flow(self) -> FlowSampler:
+        """What makes the chunk."""
+        return FlowSampler(steps=self.steps, guidance=1.0, solver=self.solver)
 
     @property
     def forwards(self) -> int:
-        return self.steps
+        return self.flow.forwards
 
     @property
     def recorded(self) -> int:
@@ -55,15 +64,19 @@ class PerturbedFlowSampler:
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> FlowSampler:
         """The flow alone."""
-        return FlowSampler(steps=self.steps, guidance=1.0).heldout(steps, guidance, temperature)
+        return self.flow.heldout(steps, guidance, temperature)
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Condition, draw: Draw) -> Rollout:
-        made = FlowSampler(steps=self.steps, guidance=1.0)(policy, condition, draw)
+        made = self.flow(policy, condition, draw)
         times, end, shape = policy.times(self.steps), made.final.float(), policy.latent_shape
         start = policy.initial(normal(draw.seeds, shape, stream=INITIAL_NOISE, device=end.device), times)
         action = end + policy.network.log_std.exp() * normal(draw.seeds, shape, stream=SHIFT, device=end.device)
         reached = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand(len(draw), -1)
         states = torch.stack([start, end, action], dim=1).cpu()
         steps = Steps(states, reached[:, :-1], reached[:, 1:], None, ODE(), 1.0)
-        return Rollout.of(draw, condition, action, steps, times=times, forwards=made.forwards)
+        asked = times[:-1]
+        if self.solver == "midpoint":
+            middle = (times[:-1] + times[1:]) / 2
+            asked = torch.cat([torch.stack([asked, middle], dim=1).flatten(), times[-1:]])
+        return Rollout.of(draw, condition, action, steps, times=asked, forwards=made.forwards)

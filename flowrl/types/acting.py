@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-BesideKind = Literal["actor", "q", "value"]
+BesideKind = Literal["actor", "q", "value", "flow"]
 
 
 @dataclass(frozen=True)
@@ -15,26 +15,27 @@ class Beside:
 
     kind: BesideKind
     """``actor``: of noise, or of another chunk, to a chunk; ``q``: what an observation and a chunk are worth;
-    ``value``: what an observation is worth. The last two are critics: they have the critic's learning rate."""
+    ``value``: what an observation is worth; these two are critics and have the critic's learning rate; ``flow``: a copy
+    of the policy's own flow, whose width and depth it has."""
     width: int = 512
     depth: int = 4
     """Hidden layers."""
     copies: int = 1
     """Networks of one shape that begin differently, an ensemble."""
-    actions: int | None = None
-    """Actions of a chunk that a ``q`` looks at; ``None``: as many as the policy decides at once."""
+    decisions: int = 1
+    """Decisions, one after another, whose chunks a ``q`` looks at."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(BesideKind):
             raise ValueError(f"kind={self.kind!r} is no network beside; choose {', '.join(get_args(BesideKind))}")
-        for name in ("width", "depth", "copies"):
+        for name in ("width", "depth", "copies", "decisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} makes no network; give 1 or more")
 
     @property
     def judges(self) -> bool:
         """Whether it is a critic."""
-        return self.kind != "actor"
+        return self.kind in ("q", "value")
 
 
 @dataclass(frozen=True)

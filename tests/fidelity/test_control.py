@@ -18,6 +18,7 @@ from flowrl.models.control.new import SIZE, untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import with_coefficients
+from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.types import Draw, Episodes, Likelihood
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
@@ -30,7 +31,7 @@ release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
 release("reinflow", "ReinFlow/ReinFlow aed2819, 23 Jun 2025, model/flow/ft_ppo/ppoflow.py")
 release("resip", "ankile/robust-rearrangement 41c99a0, 26 Nov 2024, src/train/residual_ppo.py")
-release("policy_flow", "none compared; arXiv:2602.01156 and a fork of others, HarriWxy/PolicyFlow_srb")
+release("policy_flow", "a copy with changes of others, HarriWxy/PolicyFlow_srb 1e20dab; MoreInfoy/PolicyFlow not had")
 
 
 class Made(NamedTuple):
@@ -405,8 +406,8 @@ def test_diffusion_policy_gradient() -> None:
     "diffusion_policy",
     "defaults",
     "deviation",
-    "a flow, chunks executed whole, 10 steps",
-    reason="kind, history, chunk and steps are the model's; the paper: 2 observations, 16 actions, 8 of them executed",
+    "a flow of 10 steps",
+    reason="kind, history, chunk and steps are the model's; the paper: DDPM, 2 observations, 8 of 16 actions executed",
 )
 def test_diffusion_policy_settings() -> None:
     a: Any = composition.build("diffusion_policy")
@@ -581,7 +582,7 @@ def test_policy_flow_gradient() -> None:
     heat = ((1 - wide) * now - (x - wide * was)).square().mean()
     loss = clipped(ratio, advantage, edge, edge).mean() - 0.01 * new.entropy().sum(dim=(1, 2)).mean() + 0.01 * heat
     value = m.policy.value(m.seen().observed).double()
-    wanted = m.gradient_of(loss + 0.5 * 0.5 * ((value - returns) ** 2).mean())
+    wanted = m.gradient_of(loss + ((value - returns) ** 2).mean())
     assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
 
 
@@ -593,20 +594,37 @@ def test_policy_flow_settings() -> None:
         1.0,
     )
     weights = {term.name: term.weight for term in a.regularizers}
-    assert weights == {"value_loss": 0.5, "negative_entropy": 0.01, "brownian": 0.01}
+    assert weights == {"value_loss": 2.0, "negative_entropy": 0.01, "brownian": 0.01}
+
+
+@cell(
+    "policy_flow", "defaults", "equal", "midpoint rule; one of all the times that it visits, drawn anew in each epoch"
+)
+def test_policy_flow_times() -> None:
+    m = made("policy_flow")
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None and m.algorithm.redraw
+    x = steps.states[:, 0]
+    with torch.no_grad():  # as `sample`, in our times
+        for k in range(4):
+            t = torch.full((len(x),), 1 - k / 4).double()
+            middle = x - 0.125 * m.old.velocity(x, t, m.seen())
+            x = x - 0.25 * m.old.velocity(middle, t - 0.125, m.seen())
+    torch.testing.assert_close(steps.states[:, 1], x, atol=1e-5, rtol=1e-5)
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    assert set((rows.inner.t.flatten() * 8).tolist()) == set(range(9))
 
 
 @cell(
     "policy_flow",
     "defaults",
     "deviation",
-    "Euler steps, times of their grid; the rate stays",
-    reason="the fork integrates by the midpoint rule, draws from its midpoints as well, and adapts the rate to a KL",
+    "the rate stays",
+    reason="there it follows a KL of .01 after each epoch; here an algorithm's numbers change over iterations, and the "
+    "rate is the optimiser's",
 )
-def test_policy_flow_times() -> None:
-    m = made("policy_flow")
-    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
-    assert set(rows.inner.t.flatten().tolist()) == {1.0, 0.75, 0.5, 0.25} and m.algorithm.redraw
+def test_policy_flow_rate() -> None:
+    assert composition.build("policy_flow").coefficients == ()
 
 
 @cell(
@@ -657,4 +675,5 @@ def test_resip_settings() -> None:
 )
 def test_resip_steps() -> None:
     a: Any = composition.build("resip")
-    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40
+    deployed = a.sampler.heldout(None, None, None)
+    assert a.sampler.sampler.steps == 10 and type(deployed) is EpisodeSampler and deployed.decisions == 40

@@ -17,9 +17,10 @@ from flowrl.evaluation.composition import best_of, main, search, simplex
 from flowrl.math.random import seeds
 from flowrl.models.control.composed import compose
 from flowrl.models.control.export import export
+from flowrl.models.control.form import ControlConfig, Share
 from flowrl.models.control.load import load_control, new_network, save_control
 from flowrl.models.control.network import ComposedNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Draw, Prompt, Residual
@@ -129,6 +130,10 @@ def test_what_does_not_go_together_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             compose(["avoid", another(tmp_path / name, **changed)], (0.5, 0.5))
+    with pytest.raises(UserError, match="nothing to compose of avoid alone"):
+        compose(["avoid"], (1.0,))
+    with pytest.raises(UserError, match="episodes=0 searches nothing"):
+        search(["avoid", other], episodes=0)
     strange = load_control(other, device="cpu")
     strange.network.actions.std.mul_(1.1)
     save_control(strange.config, strange.network, tmp_path / "strange")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +19,14 @@ from flowrl.estimators.gaussian import GaussianActions
 from flowrl.estimators.matching import Matching
 from flowrl.estimators.noisy import ChainRows, NoisyChain
 from flowrl.estimators.perturbed import Perturbation, PerturbedRows
+from flowrl.estimators.transitions import Transitions
 from flowrl.math.flow import DDIM, Floored
 from flowrl.math.learned_noise import LearnedNoise
 from flowrl.math.random import normal, seeds
-from flowrl.models.control.policy import ControlPolicy
+from flowrl.models.control.load import new_network
+from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.episodes import gae
-from flowrl.parts.objectives import AsymmetricClip
+from flowrl.parts.objectives import AsymmetricClip, Clipped, ClippedMean
 from flowrl.samplers.episodes import EpisodeSampler, TemperedStart
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.noisy import NoisyFlowSampler
@@ -217,6 +220,9 @@ class Field:
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
         return noise
 
+    def snap(self, t: Tensor) -> Tensor:
+        return t
+
 
 def test_policy_flows_ratio_of_a_constant_shift_is_the_gaussian_one() -> None:
     """The old velocity does not depend on x, the new one is it plus (.3, -.1): the flow ends that much lower, and the
@@ -225,8 +231,8 @@ def test_policy_flows_ratio_of_a_constant_shift_is_the_gaussian_one() -> None:
     old = Field(lambda x, t: torch.ones_like(x) * t[:, None, None])
     new = Field(lambda x, t: torch.ones_like(x) * t[:, None, None] + shift, log_std=-0.8)
     draw, estimator = drawn(9), Perturbation()
-    rollout = PerturbedFlowSampler(steps=10)(old, NOTHING, draw)
-    moved = PerturbedFlowSampler(steps=10)(new, NOTHING, draw)
+    rollout = PerturbedFlowSampler(steps=10, solver="euler")(old, NOTHING, draw)
+    moved = PerturbedFlowSampler(steps=10, solver="euler")(new, NOTHING, draw)
     assert isinstance(rollout.trace, Steps) and isinstance(moved.trace, Steps)
     rows = estimator.probe(rollout, old, draw.seeds)
     found = estimator(new, rows, None).logp - estimator(old, rows, None).logp
@@ -240,7 +246,7 @@ def test_policy_flows_ratio_is_a_surrogate_where_the_velocity_depends_on_x() -> 
     """With v_old = .8 x the end moves by .707 of what the ratio assumes, in 10 steps (T8)."""
     shift = torch.tensor([0.3, -0.1])
     old, new = Field(lambda x, t: 0.8 * x), Field(lambda x, t: 0.8 * x + shift)
-    ends = [PerturbedFlowSampler(steps=10)(field, NOTHING, drawn(4)).trace for field in (old, new)]
+    ends = [PerturbedFlowSampler(steps=10, solver="euler")(field, NOTHING, drawn(4)).trace for field in (old, new)]
     assert isinstance(ends[0], Steps) and isinstance(ends[1], Steps)
     share = (ends[0].states[:, 1] - ends[1].states[:, 1]) / shift
     torch.testing.assert_close(share, torch.full_like(share, (1 - 0.92**10) / 0.8), atol=1e-5, rtol=0)
@@ -276,7 +282,7 @@ def test_the_brownian_penalty_is_zero_where_the_velocity_spreads_as_heat() -> No
         wide = t[:, None, None]
         return -beta * (x + (1 - wide) * 0.2 * x) / wide
 
-    rollout = PerturbedFlowSampler(steps=4)(old, NOTHING, draw)
+    rollout = PerturbedFlowSampler(steps=4, solver="euler")(old, NOTHING, draw)
     estimator = Perturbation(beta=beta)
     rows = estimator.probe(rollout, old, draw.seeds)
     assert set(rows.t.flatten().tolist()) <= {1.0, 0.75, 0.5, 0.25}
@@ -410,3 +416,129 @@ def test_noise_on_actions_is_part_of_what_is_measured() -> None:
             NoisyActionSampler(**wrong)
     with pytest.raises(ValueError, match=r"most=0 is the largest error"):
         Matching(most=0)
+
+
+def gaussian_field(m: Any, c: Any) -> Any:
+    """The velocity of N(m, c^2): what matching its samples makes it, ``E[e - a | x_t]``."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        t = t[:, None, None].to(x)
+        rest = (x - (1 - t) * m) / ((1 - t) ** 2 * c**2 + t**2)
+        return t * rest - m - (1 - t) * c**2 * rest
+
+    return velocity
+
+
+def test_ratios_of_draws_and_of_their_mean_are_one_gradient_and_two_numbers() -> None:
+    """Two draws of log-ratio -.00158 +- .0303: exp of the mean .99842, mean of exp .99888 (Jensen, T2b). At ratio 1
+    both forms have the gradient -A / M in every draw."""
+    old = Likelihood(torch.zeros(1, 2).double())
+
+    def loss(part: Any, d: list[float]) -> tuple[float, list[float]]:
+        logp = torch.tensor([d], dtype=torch.float64, requires_grad=True)
+        ones = torch.ones(1, 2).double()
+        batch: Any = SimpleNamespace(advantage=ones, old=old, weight=ones)
+        found = part(Likelihood(logp), batch).mean()
+        return float(found.detach()), torch.autograd.grad(found, logp)[0][0].tolist()
+
+    apart = [-0.00158 - 0.0303, -0.00158 + 0.0303]
+    assert -loss(ClippedMean(0.05, 0.05), apart)[0] == pytest.approx(0.99842, abs=5e-6)
+    assert -loss(Clipped(0.05, 0.05), apart)[0] == pytest.approx(0.99888, abs=5e-6)
+    for part in (ClippedMean(0.05, 0.05), Clipped(0.05, 0.05)):
+        assert loss(part, [0.0, 0.0]) == (-1.0, [-0.5, -0.5])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_the_steps_of_a_point_mass_end_at_it(steps: int) -> None:
+    """With ``v = (x - m) / t`` the last step goes to m wherever it starts (T5)."""
+    m = torch.tensor([[0.4, -1.3]]).double()
+
+    class Exact(Field):
+        def velocity(self, x: Tensor, t: Tensor, condition: Any, **_: Any) -> Tensor:
+            return self._velocity(x, t)
+
+        def initial(self, noise: Tensor, times: Tensor) -> Tensor:
+            return noise.double()
+
+    field: Any = Exact(lambda x, t: (x - m) / t[:, None, None])
+    found = FlowSampler(steps=steps, guidance=1.0)(field, NOTHING, drawn(20)).final
+    assert float((found - m).abs().max()) <= 5e-16
+
+
+def test_what_a_clip_of_fpo_means_depends_on_the_scale_of_the_actions() -> None:
+    """The exact field of N(0, c^2), its mean moved by c, 10 times of a grid of 10: the log-ratio has the deviation
+    1.70, .836, .336, .167 and .063 for c = 1, .5, .2, .1 and .05, where that of the densities has 1 (T15)."""
+    count = 20_000
+    generator = torch.Generator().manual_seed(0)
+    z, noise = (torch.randn(count, size, 1, 1, generator=generator) for size in (1, 10))
+    t = (torch.arange(1, 11).double() / 10).expand(count, 10)
+    nothing = toy_policy().condition([]).seeing(torch.zeros(count, 1, 2))
+    for c, wanted in ((1.0, 1.70), (0.5, 0.836), (0.2, 0.336), (0.1, 0.167), (0.05, 0.063)):
+        rows = matching_rows((c * z).expand_as(noise), noise, t)
+        found = {m: Matching()(field_of(m, c), rows, nothing).logp.mean(dim=1) for m in (0.0, c)}
+        ratio = found[c] - found[0.0]
+        assert float(ratio.std()) == pytest.approx(wanted, rel=0.04)
+        exact = z.flatten() - 0.5  # of N(c, c^2) to N(0, c^2)
+        correlation = float(torch.corrcoef(torch.stack([ratio.double(), exact.double()]))[0, 1])
+        assert 0.92 < correlation < 0.985 and float(exact.std()) == pytest.approx(1, abs=0.03)
+
+
+def field_of(m: Any, c: Any) -> Any:
+    field = Field(gaussian_field(m, c))
+    field.latent_shape = (1, 1)
+    return field
+
+
+def test_equal_advantages_move_fpo_where_its_sampler_is_coarse_and_do_not_move_a_density() -> None:
+    """The gradient of the mean log-probability of own samples, by the width c of the exact field of N(0, c^2), c = .5:
+    in closed form for samples of the width f that the Euler solver makes, gone where f = c (T14)."""
+    count, c = 40_000, torch.tensor(0.5, requires_grad=True)
+    nothing = toy_policy().condition([]).seeing(torch.zeros(count, 1, 2))
+    draw, found = drawn(count), {}
+    for steps in (2, 5, 50):
+        grid = torch.linspace(1, 0, steps + 1).double()
+        f = 1.0
+        for t, t_next in pairwise(grid.tolist()):
+            f *= 1 + (t_next - t) * (t - (1 - t) * 0.25) / ((1 - t) ** 2 * 0.25 + t**2)
+        made = FlowSampler(steps=steps, guidance=1.0)(field_of(0.0, 0.5), nothing, draw)
+        assert float(made.final.std()) == pytest.approx(abs(f), rel=0.02)
+        t = torch.linspace(0.1, 1, 10).double()
+        noise = torch.randn(count, 10, 1, 1, generator=torch.Generator().manual_seed(1))
+        rows = matching_rows(made.final[:, None].expand_as(noise), noise, t.expand(count, 10))
+        logp = Matching()(field_of(0.0, c), rows, nothing).logp.mean()
+        found[steps] = float(torch.autograd.grad(logp, c)[0])
+        wide = (1 - t) ** 2 * 0.25 + t**2
+        k, slope = (t - (1 - t) * 0.25) / wide, -(1 - t) * t * 2 * 0.5 / wide**2
+        wanted = -2 * slope * (k * ((1 - t) ** 2 * f**2 + t**2) - (t - (1 - t) * f**2))
+        assert found[steps] == pytest.approx(float(wanted.mean()), abs=0.03)
+    assert abs(found[2]) > 1.5 * abs(found[5]) > 0.4 and abs(found[50]) < 0.06  # .66, .36 and a tenth of that
+    chain = FlowSampler(
+        steps=5, dynamics=Floored(DDIM(1.0), 0.1), window=LastSteps(noise=True, densities=True), guidance=1.0
+    )
+    made = chain(field_of(0.0, 0.5), nothing, draw)
+    part = Transitions(reduction="sum")
+    rows = part.probe(made, field_of(0.0, 0.5), draw.seeds)
+    logp = part(field_of(0.0, c), rows, nothing).logp.sum(dim=1)
+    whole = torch.autograd.grad(logp.mean(), c, retain_graph=True)[0]
+    tenths = torch.stack([torch.autograd.grad(each.mean(), c, retain_graph=True)[0] for each in logp.chunk(20)])
+    assert float(whole.abs()) < 3 * float(tenths.std()) / 20**0.5
+
+
+def test_the_midpoint_rule_is_of_second_order() -> None:
+    """Of ``dx/dt = x`` a step of h multiplies by ``1 + h + h^2 / 2``; two forwards each, also in evaluation."""
+    sampler = FlowSampler(steps=4, guidance=1.0, solver="midpoint")
+    field, draw = Field(lambda x, t: x), drawn(5)
+    made, start = sampler(field, NOTHING, draw), normal(draw.seeds, (1, 2), stream=0)
+    torch.testing.assert_close(made.final, start * (1 - 0.25 + 0.25**2 / 2) ** 4)
+    assert made.forwards == 5 * sampler.forwards == 40
+    assert sampler.heldout(2, None, None).solver == "midpoint" and sampler.heldout(2, None, None).steps == 2
+    one = PerturbedFlowSampler(steps=4)
+    assert one.heldout(None, None, None).solver == "midpoint" and one(field, NOTHING, draw).times.tolist() == [
+        k / 8 for k in range(8, -1, -1)
+    ]
+    tempered = EpisodeSampler(sampler=one).heldout(None, None, 0.0).sampler
+    assert tempered.solver == "midpoint" and tempered.heldout(None, None, None).solver == "midpoint"
+    with pytest.raises(IncompatibleError, match=r"solver=midpoint needs a model of any time; use euler"):
+        config = ControlConfig(kind="ddpm", observation=2, action=2, width=8, depth=1, steps=4)
+        policy = ControlPolicy(config, new_network(config), None, None, torch.device("cpu"))
+        sampler(policy, of_policy(policy, 5), draw)

@@ -14,8 +14,9 @@ from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models.control.composed import compose
 from flowrl.models.control.export import export
+from flowrl.models.control.form import Ascent, ControlConfig
 from flowrl.models.control.load import load_control, new_network, save_control
-from flowrl.models.control.policy import Ascent, ControlConfig, ControlPolicy
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.control.scoring import fit, main
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
@@ -125,5 +126,9 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         compose(["avoid", scored(tmp_path / "one")], (0.5, 0.5))
     with pytest.raises(UserError, match=r"rate=0\.1 moves actions past .* less than 2 noise\^2, 0\.02, or more noise"):
         main(["avoid", "--out", str(tmp_path / "two"), "--noise", "0.1"])
+    with pytest.raises(UserError, match="two_walls has no demonstrations"):
+        main(["avoid", "--out", str(tmp_path / "two"), "--world", "two_walls"])
+    with pytest.raises(UserError, match="the data's actions have 3 numbers, and the model's 2"):
+        fit(load_control("avoid", device="cpu"), torch.zeros(4, 8), torch.zeros(4, 3), Ascent())
     with pytest.raises(UserError, match="exists; name a new folder"):
         main(["avoid", "--out", str(tmp_path / "one")])

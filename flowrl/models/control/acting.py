@@ -36,6 +36,11 @@ class ActsWithNetworks:
             self.network_calls += len(features)
         return self.network.beside[name](features, chunk, fixed)
 
+    def velocity_beside(self, name: str, x: Tensor, t: Tensor, condition: ControlCondition) -> Tensor:
+        """Velocity [n, h, d] of the flow beside called ``name`` at ``x`` [n, h, d] and ``t`` [n]."""
+        self.network_calls += len(x)
+        return self.network.beside[name](condition.need().to(self.device), x, t.to(x))
+
     def act(self, condition: ControlCondition, noise: Tensor) -> Tensor:
         """Standardised chunks [n, h, d] as `Acting` says, of noise [n, candidates, h, d]."""
         acting = self.config.acting or Acting()

@@ -61,7 +61,7 @@ class BesideNetwork(nn.Module):
     def __init__(self, name: str, form: Beside, seen: int, chunk: int, action: int) -> None:
         super().__init__()
         self.form, self.shape = form, (chunk, action)
-        asked = {"actor": chunk * action, "q": (form.actions or chunk) * action, "value": 0}[form.kind]
+        asked = {"actor": chunk * action, "q": form.decisions * chunk * action, "value": 0}[form.kind]
         answer = chunk * action if form.kind == "actor" else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(0, "beside", name))
@@ -81,6 +81,14 @@ PREFIX = "beside."
 def is_one_of(key: str, names: Collection[str]) -> bool:
     """Whether a weight is the policy's own, or of a network beside of one of these names."""
     return not key.startswith(PREFIX) or key.split(".")[1] in names
+
+
+def begin_flows(network: Any, names: Collection[str]) -> None:
+    """Let the flows beside a network that have these names begin as its own."""
+    own = network.state_dict()
+    for name in names:
+        copied = network.beside[name]
+        copied.load_state_dict({key: own[key] for key in copied.state_dict()})
 
 
 def with_new(held: Mapping[str, Tensor], network: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:

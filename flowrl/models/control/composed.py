@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from flowrl.errors import UserError
+from flowrl.models.control.form import ControlConfig, Share
 from flowrl.models.control.load import check_weights, load_control, new_network
 from flowrl.models.control.network import ComposedNetwork, ControlNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
+from flowrl.models.control.policy import ControlPolicy
 
 FORM = ("activation", "blocks", "norm", "encoder", "embedding", "bound")
-SAME = ("kind", "observation", "action", "chunk", "history", *FORM)
+SAME = ("kind", "observation", "action", "chunk", "past", "execute", "history", *FORM)
 """What policies must have in common; DDPMs also their number of times."""
 CLOSE = 1e-6
 """Statistics of actions that differ by no more are the same."""
@@ -31,6 +32,10 @@ def compose(policies: Sequence[str | Path], weights: Sequence[float]) -> tuple[C
         UserError: for weights that are not on the simplex, and policies that do not denoise the same chunks from the
             same noise.
     """
+    if len(policies) < 2:
+        raise UserError(
+            f"there is nothing to compose of {', '.join(map(str, policies))} alone; name two policies or more"
+        )
     opened = [load_control(each, device="cpu") for each in policies]
     if len(weights) != len(opened):
         raise UserError(f"there are {len(opened)} policies and {len(weights)} weights; give one for each")
@@ -53,6 +58,7 @@ def _check(policy: ControlPolicy, name: str, first: ControlPolicy, first_name: s
     for has, there in (
         ("a residual", config.residual),
         ("a score", config.score),
+        ("labels", config.conditions),
         ("several policies", config.policies),
         ("a network for the first steps", config.tuned_from is not None),
         ("networks beside it", config.beside),

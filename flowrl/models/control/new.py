@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from flowrl.environments import open_environment
 from flowrl.errors import UserError
-from flowrl.models.control.beside import BesideNetwork
+from flowrl.models.control.beside import BesideNetwork, begin_flows
+from flowrl.models.control.form import ControlConfig
 from flowrl.models.control.network import ComposedNetwork, ControlNetwork, ScoreNetwork, orthogonal
-from flowrl.models.control.policy import ControlConfig
 
 SIZE = {"width": 64, "depth": 2, "activation": "tanh"}
 """Of a policy that is made for an environment: that of CleanRL's PPO."""
@@ -26,9 +27,12 @@ def new_network(config: ControlConfig) -> ControlNetwork:
         parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
         network: ControlNetwork = ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
     else:
-        network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
+        network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form, c.conditions)
     for name, wanted in c.beside.items():
-        network.beside[name] = BesideNetwork(name, wanted, c.observation * c.history, c.chunk, c.action)
+        if wanted.kind == "flow":
+            network.beside[name] = new_network(replace(c, beside={}, acting=None, residual=0.0, score=None))
+        else:
+            network.beside[name] = BesideNetwork(name, wanted, c.observation * c.history, c.chunk, c.action)
     if c.score is not None:
         network.score = ScoreNetwork(c.observation, c.action)
     return network
@@ -46,6 +50,7 @@ def untrained(config: ControlConfig, seed: int = 0) -> ControlNetwork:
     last = [layer for layer in network.body if isinstance(layer, nn.Linear)][-1]
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
+    begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow"])
     return network
 
 
