@@ -97,6 +97,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.estimators.noisy",
             "flowrl.estimators.perturbed",
             "flowrl.estimators.q_learning",
+            "flowrl.estimators.q_candidates",
             "flowrl.estimators.distribution",
             "flowrl.estimators.trajectory_matching",
         ),
@@ -154,6 +155,7 @@ SLOTS: dict[str, Slot] = {
             "flowrl.parts.preferences",
             "flowrl.parts.mixtures",
             "flowrl.parts.q_learning",
+            "flowrl.parts.q_candidates",
         ),
     ),
     "regularizers": Slot(

@@ -72,6 +72,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
     "diffusion_policy": {"length": 3},
     "fql": {"width": 64, "depth": 2},
+    "pa_rl": {"width": 64, "depth": 2, "candidates": 8, "keep": 4},
+    "expo": {"width": 64, "depth": 2, "candidates": 4, "edits": 4},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""

@@ -308,7 +308,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         condition, acting = ControlCondition(len(observed)).seeing(observed.float()), self.config.acting
         if self.config.kind == "gaussian" and acting is None:
             return self.gaussian(condition)[0]
-        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        shape = self.latent_shape if acting is None else (acting.noises, *self.latent_shape)
         x = torch.zeros(len(observed), *shape, device=self.device)
         if seed is not None:
             x = normal(torch.arange(len(observed)) + seed, shape, stream=0, device=self.device)
