@@ -53,7 +53,7 @@ def decisions(policy: ControlPolicy, estimator: Any) -> Decisions:
 
 
 def test_steps_up_a_hill_are_those_of_gradient_ascent_and_a_worse_end_is_left() -> None:
-    """Of ``-|a - c|^2`` n steps of rate r come to ``c + (1 - 2 r)^n (a - c)``; where that overshoots the start counts."""
+    """Of ``-|a - c|^2``, n steps of rate r make ``c + (1 - 2 r)^n (a - c)``; one that overshoots counts not."""
     for rate, share in ((0.1, 0.8**4), (1.5, 1.0)):
         policy = acting_policy(OptimizedActions(candidates=3, keep=3, climb=4, rate=rate, bound=50.0), Hill())
         condition = policy.condition([Prompt("", 0)] * 6).seeing(SEEN)

@@ -62,7 +62,7 @@ class BesideNetwork(nn.Module):
         super().__init__()
         self.form, self.shape = form, (chunk, action)
         if form.kind == "number":
-            self.log = nn.Parameter(torch.zeros(()))
+            self.log = nn.Parameter(torch.zeros(1))
             return
         whole = chunk * action
         asked = {"actor": whole, "editor": whole, "q": (form.actions or chunk) * action, "value": 0}[form.kind]
