@@ -85,7 +85,7 @@ def evaluate_heldout(session: Session, timer: PhaseTimer, saved: int = 0) -> Eva
     if told and are_unscored(session.config):
         metrics = {"eval/reward/mean": told.get(f"eval/{ACCURACY}", -told["eval/loss"])}
     metrics |= told
-    drawn = draw_trajectories(sampler, rollout, share, spaced(len(prompts), saved), prompts)
+    drawn = draw_trajectories(sampler, rollout, share, spaced(len(prompts), saved), prompts, policy)
     return Evaluated(metrics, samples, share, prompts, scores, draw.seeds, drawn)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,25 @@ def as_floats(images: Tensor) -> Tensor:
 def picture(image: Tensor) -> Image.Image:
     """[3, H, W] in [0, 1], or uint8, as an 8-bit RGB picture."""
     return Image.fromarray(quantise(image).permute(1, 2, 0).cpu().numpy())
+
+
+def animation(frames: Sequence[np.ndarray], most: int = 250_000) -> bytes:
+    """A GIF that repeats, of frames [H, W, 3] uint8, ten a second, the last one for longer; of at most ``most`` bytes:
+    smaller, then of fewer frames, until it is. 64 colours, of the first, the middle and the last frame, so that none
+    flickers."""
+    some = Image.fromarray(np.concatenate([frames[0], frames[len(frames) // 2 - 1], frames[-1]]))
+    palette = some.quantize(64, dither=Image.Dither.NONE)
+    for side, every in ((320, 1), (240, 1), (240, 2), (160, 2), (160, 4), (96, 4), (96, 8)):
+        chosen = [Image.fromarray(frame) for frame in [*frames[:-1:every], frames[-1]]]
+        for image in chosen:
+            image.thumbnail((side, side))
+        made = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in chosen]
+        content = io.BytesIO()
+        seconds = [100 * every] * (len(made) - 1) + [1500]
+        made[0].save(content, "GIF", save_all=True, append_images=made[1:], duration=seconds, loop=0, disposal=1)
+        if content.tell() <= most:
+            break
+    return content.getvalue()
 
 
 def read_picture(value: Any) -> Tensor:

@@ -9,6 +9,8 @@ from flowrl.errors import UserError, shorten
 
 CACHE = "FLOWRL_CACHE"
 """Environment variable that names another folder than ``~/.cache/flowrl``."""
+NEW = "new:"
+"""Of a model's name: an untrained policy for the environment that follows, such as ``new:gym:CartPole-v1``."""
 
 
 def cache_folder(name: str) -> Path:

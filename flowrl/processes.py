@@ -26,6 +26,8 @@ LARGEST = 1 << 40
 ENDING_SECONDS = 1.0
 """A child that closed its output has this long to say with which code it ends."""
 _LENGTH = struct.Struct(">Q")
+_JOINED = 1 << 16
+"""Bytes of a frame up to which it is copied to be written with its length at once."""
 
 
 class ChildError(RuntimeError):
@@ -119,7 +121,8 @@ class Child:
 
     def send(self, content: bytes, deadline: float | None) -> None:
         """Write a frame. Raises `TimeoutError` when the child does not read, `EOFError` when it has ended."""
-        for part in (_LENGTH.pack(len(content)), content):
+        length = _LENGTH.pack(len(content))
+        for part in (length + content,) if len(content) < _JOINED else (length, content):  # it wakes up once
             left = memoryview(part)
             while left:
                 if not select.select([], [self._in], [], _left(deadline))[1]:

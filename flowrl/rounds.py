@@ -228,7 +228,8 @@ def save_samples(session: Session, directory: RunDirectory, made: ScoredRollout,
     rows = spaced(len(made.prompts), session.config.log.samples)
     samples = gathered(made.samples, made.share, rows, made.prompts)
     facts = token_facts(session.policy, made, rows)
-    drawn = draw_trajectories(session.present_algorithm.sampler, made.rollout, made.share, rows, made.prompts)
+    sampler = session.present_algorithm.sampler
+    drawn = draw_trajectories(sampler, made.rollout, made.share, rows, made.prompts, session.policy)
     if session.ranks.rank == 0:
         done = session.progress.iteration
         directory.save_samples(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.combinations import OfTerms
 from flowrl.parts.decision_record import DecisionRecord
 from flowrl.parts.diagnostics import StepMetrics
+from flowrl.parts.token_advantages import spread, zero_outside
 from flowrl.runtime.ranks import together
 from flowrl.types import (
     Batch,
@@ -117,6 +119,8 @@ def improve(
     update.record.begin(tables[0].advantage)
     if tables[0].old is None:
         update.metrics.add_deviation(_deviation(update, tables[0]))
+    if update.checks.wants_drift(algorithm):
+        update.checks.see_drift(policy, tables[0], partial(_alone, update, algorithm, terms="objective"))
     steps = skipped = 0
     for epoch in range(settings.epochs):
         table = tables[epoch % len(tables)]
@@ -164,31 +168,6 @@ def _ended(rollout: Rollout) -> Tensor:
     return trace.ended
 
 
-def spread(advantage: Tensor, rows: Rows, channels: bool = False) -> Tensor:
-    """[N, D] the advantage of every decision, of advantages [N] of samples or [N, E] of events; a decision of no event
-    has 0. With ``channels`` all of them have a last axis C. Raises `IncompatibleError` for other shapes."""
-    axes = advantage.dim() - channels
-    if axes not in (1, 2):
-        found = list(advantage.shape)
-        what = "one column per channel, because combination is set" if channels else "no channels without a combination"
-        raise IncompatibleError(f"the advantage should be per sample or per event, with {what}; its shape is {found}")
-    if axes == 1:
-        return advantage[:, None].expand(*rows.shape, *advantage.shape[1:])
-    events = rows.events
-    if int(events.max()) >= advantage.shape[1]:
-        raise IncompatibleError(
-            f"the advantage is that of {advantage.shape[1]} events, and the decisions are of {int(events.max()) + 1}; "
-            "take an advantage per sample, or a sampler that says which event a decision is part of"
-        )
-    found = advantage[torch.arange(len(events))[:, None], events.clamp(min=0)]
-    return torch.where(_wide(events >= 0, found), found, torch.zeros_like(found))
-
-
-def _wide(mask: Tensor, values: Tensor) -> Tensor:
-    """A mask [N, D] with the further axes of ``values``."""
-    return mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim()))
-
-
 def _table(update: _Update, rollout: Rollout, rows: Rows, held: Rows, advantage: Tensor, keep: Tensor) -> Table:
     """The table of a probe, ``rows`` of all processes and ``held`` here. The old likelihood is measured unless the
     rollout tells it or nothing changes before it is used."""
@@ -207,8 +186,7 @@ def _table(update: _Update, rollout: Rollout, rows: Rows, held: Rows, advantage:
         table = replace(table, old=_old(update, table, torch.arange(len(mask))))
     for part in algorithm.token_advantage:
         table = part(table)
-        inside = _wide(mask, table.advantage)
-        table = replace(table, advantage=torch.where(inside, table.advantage, torch.zeros_like(table.advantage)))
+        table = replace(table, advantage=zero_outside(mask, table.advantage))
     return replace(table, loss_weight=algorithm.loss_weight(table))
 
 
@@ -242,16 +220,20 @@ def _split(table: Table, algorithm: Algorithm, settings: UpdateSettings, epoch: 
 
 def _terms(update: _Update, table: Table, index: Tensor, weight: Tensor) -> None:
     """Let the checks see the gradient that each term of the loss has alone, of a few samples that have an advantage."""
-    every, channels = update.measure.policy.parameters(), update.algorithm.combination is not None
+    channels = update.algorithm.combination is not None
     one = replace(table, advantage=table.advantage.mean(dim=-1)) if channels else table
     some = index[((weight != 0) & (one.advantage != 0)).any(dim=1)[index]][: few_samples(table)]
-
-    def alone(only: Algorithm, terms: Terms) -> tuple[float, Gradients]:
-        noted = StepMetrics(update.ranks)
-        _gradient(replace(update, algorithm=only, metrics=noted), one, some, weight, terms)
-        return noted.close_batch()[0], summed(take_gradients(every), every, update.ranks)
-
+    alone = partial(_alone, update, table=one, some=some, weight=weight)
     update.checks.see_terms(update.measure.policy, update.algorithm, float(weight[some].sum()), alone)
+
+
+def _alone(
+    update: _Update, algorithm: Algorithm, table: Table, some: Tensor, weight: Tensor, terms: Terms
+) -> tuple[float, Gradients]:
+    """Loss and gradient of terms of a loss, of all processes, of some samples; nothing of it is noted or kept."""
+    noted, every = StepMetrics(update.ranks), update.measure.policy.parameters()
+    _gradient(replace(update, algorithm=algorithm, metrics=noted), table, some, weight, terms)
+    return noted.close_batch()[0], summed(take_gradients(every), every, update.ranks)
 
 
 Terms = Literal["all", "objective", "regularizers"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ REACH, COVERAGE, STEP = "check/gradient_reach", "check/step_coverage", "check/up
 SHARE = "check/gradient_share/"
 """And the name of a term of the loss: the norm of its gradient over the sum of those of all terms."""
 DETACHED, START = "check/penalties_without_gradient", "check/start_distance"
+DRIFT = "check/drift"
 
 CHECK_ROWS, CHECK_DECISIONS = 8, 256
 """Network rows, about, that are measured once more for a check; of long completions fewer, of about so many tokens, but
@@ -40,12 +41,28 @@ LOOKED_AT = 1024
 """Evenly spaced numbers of a weight that are remembered to see how far a step moves it, about."""
 VALUED = 1e-13
 """Value of a penalty from which on it has a gradient; in float16 that of a smaller one may vanish."""
+PARTS = 24
+"""Into how many parts samples are put whose gradients tell how sure their mean is; of fewer than `LEAST_PARTS` none."""
+LEAST_PARTS = 8
 EARLY = (1, 2, 10)
 """Iterations that are checked in any case: the first, the next, in which weights have moved, and one in which penalties
 have grown, also with a warm-up."""
 
-Alone = Callable[[Algorithm, Literal["objective", "regularizers"]], tuple[float, Gradients]]
-"""Loss and gradient, of all processes, of the terms of an algorithm, of a few samples."""
+
+class Alone(Protocol):
+    """Loss and gradient, of all processes, of the terms of an algorithm, of a few samples."""
+
+    def __call__(self, *, algorithm: Algorithm, terms: Literal["objective", "regularizers"]) -> tuple[float, Gradients]:
+        """With the policy as it is."""
+        ...
+
+
+class OfSome(Protocol):
+    """Loss and gradient, of all processes, of the objective, of some samples [n] with weights [N, D]."""
+
+    def __call__(self, *, table: Table, some: Tensor, weight: Tensor) -> tuple[float, Gradients]:
+        """With the policy as it is."""
+        ...
 
 
 def due(every: int, iteration: int) -> bool:
@@ -118,10 +135,10 @@ class UpdateChecks:
         calls = getattr(policy, "network_calls", 0)
         penalties = [term for term in algorithm.regularizers if term.weight > 0]
         with undisturbed(policy):
-            _, gradients = alone(replace(algorithm, regularizers=()), "objective")
+            _, gradients = alone(algorithm=replace(algorithm, regularizers=()), terms="objective")
             norms, detached, distances = {"objective": _norm(gradients)}, 0, []
             for term in penalties:
-                loss, gradients = alone(replace(algorithm, regularizers=(term,)), "regularizers")
+                loss, gradients = alone(algorithm=replace(algorithm, regularizers=(term,)), terms="regularizers")
                 norms[term.name] = _norm(gradients)
                 mean = abs(loss) / (term.weight * weight)
                 detached += norms[term.name] == 0 and mean > VALUED
@@ -133,6 +150,32 @@ class UpdateChecks:
         self._found[DETACHED] = float(detached)
         if self._first and distances:
             self._found[START] = max(distances)
+
+    def wants_drift(self, algorithm: Algorithm) -> bool:
+        """Whether the gradient for equal advantages is to be seen: before the very first step, of a control policy
+        whose ratios are of matching errors. That of a density is zero in expectation, whoever samples."""
+        return self._on and self._first and algorithm.family == "control" and algorithm.clips_in_units
+
+    def see_drift(self, policy: Policy, table: Table, of: OfSome) -> None:
+        """Note the norm of the mean gradient of decisions that all have advantage 1 over its standard error, which is
+        about what the norm would be if the expectation were zero: ``|mean g| / sqrt(sum var(g) / P)`` of P parts of the
+        samples that have decisions."""
+        samples = table.mask.any(dim=1).nonzero()[:, 0]
+        parts = min(PARTS, len(samples))
+        if parts < LEAST_PARTS:
+            return
+        alike, found = replace(table, advantage=torch.ones_like(table.advantage)), []
+        calls = getattr(policy, "network_calls", 0)
+        with undisturbed(policy):
+            for some in (samples[part::parts] for part in range(parts)):
+                weight = torch.zeros(table.mask.shape, dtype=torch.float64)
+                weight[some] = table.mask[some].double() / table.mask[some].sum()
+                _, gradients = of(table=alike, some=some, weight=weight)
+                found.append(torch.cat([g.detach().double().flatten().cpu() for g in gradients if g is not None]))
+        self.forwards += getattr(policy, "network_calls", 0) - calls
+        error = float((torch.stack(found).var(dim=0).sum() / parts).sqrt())
+        if error > 0:
+            self._found[DRIFT] = float(torch.stack(found).mean(dim=0).norm()) / error
 
     def see_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Note the share of the policy's trained tensors that have a gradient, of the first optimiser batch in which

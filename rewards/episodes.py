@@ -15,7 +15,7 @@ NEEDS = ("episodes in an environment (family control)",)
 
 def episode_success(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
     """[N] float64: 1 where an episode was a success, 0 where it was none, NaN where the environment does not tell; as
-    the line says that tells of the episode (`flowrl.models.control.policy.describe_episode`)."""
+    the line says that tells of the episode (`flowrl.models.control.outcome.describe_episode`)."""
     said = {"success": 1.0, "no success": 0.0}
     return torch.tensor([said.get(text.partition(",")[0], math.nan) for text in completions], dtype=torch.float64)
 

@@ -24,6 +24,7 @@ def fpo(
     clip: float = 0.05,
     draws: int = 8,
     steps: int = 10,
+    weight: Literal["uniform", "t", "t2", "noise"] = "noise",
     gamma: float = 0.995,
     lam: float = 0.95,
     value: float = 0.5,
@@ -32,8 +33,10 @@ def fpo(
     family: Literal["diffusion", "control"] = "diffusion",
 ) -> Algorithm:
     """The settings of akanazawa/fpo (12 Jan 2026, playground): noise-prediction error (weight ``(1-t)^2``), averaged
-    over the draws before the exponential, clip 0.05. For images prefer `fpo_pp`: here nothing bounds how far bad
-    samples are repelled, because a clip on the mean of the draws hardly ever acts, and training collapses.
+    over the draws before the exponential, clip 0.05. On images take ``clip: 0.002``, which holds, or ``weight: t2``,
+    which learns faster, or `fpo_pp`: the log-ratio is a mean over latent elements and hardly ever reaches that clip, so
+    that nothing holds what noise does to the velocities, and training collapses, on rewards drawn at random as well
+    (docs/evidence/fpo_collapse.md). A clip fits where ``clip_fraction`` is some percent from the first iterations on.
 
     Deviations: the release's tasks are control, whose grid ends at t = 1 / steps; the last time of an image model's
     grid can be 0.001 or 0.009, where the error tells nothing of the policy and has the largest gradient of all, so
@@ -52,7 +55,7 @@ def fpo(
         estimator=Matching(
             draws=draws,
             times=GridTimes(fraction=1.0, stratified=True, least=NOISE_TIME),
-            weight="noise",
+            weight=weight,
             guidance=1.0,
         ),
         advantage=GroupCentred(scale="group", ddof=1, eps=1e-8),

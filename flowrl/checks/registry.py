@@ -10,7 +10,7 @@ from typing import Any
 from flowrl.errors import UserError, did_you_mean
 from flowrl.parts.diagnostics import DEVIATION, MISMATCH, MISMATCH_K1, MISMATCH_K3, MISMATCH_MAX, OUTSIDE
 from flowrl.ratio_check import MISMATCH_LIMIT, OUTSIDE_LIMIT, RATIO_LIMIT
-from flowrl.update_checks import COVERAGE, DETACHED, REACH, SHARE, START, STEP
+from flowrl.update_checks import COVERAGE, DETACHED, DRIFT, REACH, SHARE, START, STEP
 
 TRAINABLE, VELOCITY = "check/trainable", "check/velocity_ratio"
 DECODE, SCORE = "check/decode_repeat", "check/reward_repeat"
@@ -170,6 +170,18 @@ CHECKS: tuple[SelfCheck, ...] = (
         "their own deviations: at .05 an update may go 25 times as far as at 1",
         "standardise actions by demonstrations that spread as the policy does, lower optimizer.lr, or use dppo, "
         "reinflow or ppo_gaussian",
+    ),
+    SelfCheck(
+        "drift",
+        DRIFT,
+        "norm of the mean gradient that the decisions of the first iteration have where all advantages are 1, over its "
+        "standard error, of a control policy's ratios of matching errors (fpo); about 1 where nothing drifts",
+        _of_samples(0, 1.75),
+        "a constant advantage moves the policy, which no reward asked for: matching errors are no density, least of "
+        "all those of actions that a coarse sampler made (of one batch on avoid 3, 2, 1.45, 1.2 with 3, 5, 10, 50 "
+        "steps)",
+        "set algorithm.steps=10 or more and optimizer.critic_warmup=1 or more, and keep advantages centred; or use "
+        "dppo or ppo_gaussian",
     ),
     SelfCheck(
         "step_coverage",

@@ -82,7 +82,9 @@ class ModelConfig(Section):
     """The policy that is fine-tuned."""
 
     path: str = Field(
-        min_length=1, description="folder, hub id (owner/name) or embedded world (shapes, sudoku, countdown, avoid)"
+        min_length=1,
+        description="folder, hub id (owner/name), embedded world (shapes, sudoku, countdown, avoid), or "
+        "new:ENVIRONMENT (new:gym:CartPole-v1) for an untrained policy that acts there",
     )
     call: dict[str, Any] = Field(
         default={}, description="extra arguments of the pipeline's call, such as guidance_scale"

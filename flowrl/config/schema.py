@@ -39,7 +39,7 @@ class DataConfig(Section):
     train: str = Field(
         default="shapes:train",
         description="world:split, .txt, .jsonl, .json, .parquet, .csv, .tsv, a folder of pictures or "
-        "hf:name[:config]:split; [:100] at the end takes a part",
+        "hf:name[:config]:split; [:100] at the end takes a part; gym:NAME = one prompt, the environment's name",
     )
     test: str | None = Field(default="shapes:test", description="prompts of the evaluation; null = none")
     columns: dict[str, str | None] = Field(

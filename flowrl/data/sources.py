@@ -24,7 +24,8 @@ SLICE = re.compile(r"^(?P<name>.*?)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]$",
 def load_prompts(spec: str, prompt_format: PromptFormat | None = None) -> PromptSet:
     """The prompts of ``shapes:train``, of ``geneval:train`` (see `flowrl.generated`), of a .txt (one a line), .jsonl,
     .json, .parquet, .csv or .tsv file, of a folder of pictures (`flowrl.data.picture_folder`), of ``hf:name:split`` or
-    ``hf:name:configuration:split`` (such as ``hf:openai/gsm8k:main:train``).
+    ``hf:name:configuration:split`` (such as ``hf:openai/gsm8k:main:train``), or of ``gym:NAME``, which is one that says
+    nothing but the environment's name.
 
     Each may end in a slice, ``train[:100]``, ``train[10%:20%]`` or ``prompts.jsonl[-5:]``. A prompt is a text or a
     conversation (`flowrl.data.conversations`); columns besides it reach the rewards by name, as ``prompt_format`` names
@@ -37,6 +38,8 @@ def load_prompts(spec: str, prompt_format: PromptFormat | None = None) -> Prompt
         rows = _sliced(split, lambda name: _generated(world, name, spec), spec)
     elif colon and world == "hf":
         rows = _hub(split, spec)
+    elif colon and world == "gym":
+        rows = [{"prompt": split}]  # the task has no variants: episodes differ by their seeds
     elif expand_user(spec).is_file():
         rows = _file(spec)
     else:

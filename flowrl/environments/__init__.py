@@ -1,7 +1,7 @@
 """Where policies of the family control act: embedded worlds, gymnasium, a user's own."""
 
 from flowrl.environments.checked import CheckedEnvironment, OnError, Step
-from flowrl.environments.opening import check_environment, find_drawing, open_environment
+from flowrl.environments.opening import check_environment, find_drawing, open_environment, open_rendered
 from flowrl.environments.protocol import Draw, Environment, Episode
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "check_environment",
     "find_drawing",
     "open_environment",
+    "open_rendered",
 ]

@@ -49,6 +49,9 @@ class CheckedEnvironment:
                 raise UserError(f"environment {name}: {key} is {size!r}; give the number of numbers, 1 or more")
             self._sizes.append(size)
 
+        self.discrete = bool(getattr(environment, "discrete", False))
+        """Whether an action is one of n choices, said by n numbers of which the largest counts."""
+
     @property
     def observation_size(self) -> int:
         """o."""
@@ -88,8 +91,9 @@ class CheckedEnvironment:
             self._fail("step", error)
             return _nothing(n, o)
         broken = ~np.isfinite(observed).all(axis=1) | ~np.isfinite(reward)
-        self._refuse("step", broken, "observation or reward")
-        observed, reward = np.where(broken[:, None], 0, observed), np.where(broken, 0, reward)
+        if broken.any():
+            self._refuse("step", broken, "observation or reward")
+            observed, reward = np.where(broken[:, None], 0, observed), np.where(broken, 0, reward)
         return Step(
             torch.from_numpy(observed.astype(np.float32)),
             torch.from_numpy(reward),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, cast
 
 from flowrl.environments.checked import CheckedEnvironment, OnError
 from flowrl.environments.gym import GymEnvironment
 from flowrl.environments.process import ProcessEnvironment
-from flowrl.environments.protocol import Draw, Environment
+from flowrl.environments.protocol import Array, Draw, Environment
 from flowrl.errors import UserError, describe_exception, did_you_mean
 from flowrl.importing import Place
 from flowrl.processes import ChildError
@@ -45,10 +46,23 @@ def open_environment(
     return CheckedEnvironment(made, name, on_error)
 
 
-def make_environment(name: str, count: int) -> Environment:
+def open_rendered(name: str) -> tuple[CheckedEnvironment, Callable[[int], Array]]:
+    """One row of an environment, and what gives its own picture [H, W, 3] of a row. Raises `UserError` where it has
+    none."""
+    made = make_environment(name, 1, render=True)
+    render = getattr(made, "render", None)
+    if render is None:
+        raise UserError(
+            f"environment {name} has no method render(row) that answers a picture, as algorithm.sampler.render=true "
+            "needs; add one, or a function draw beside make, and remove render"
+        )
+    return CheckedEnvironment(made, name, "raise"), render
+
+
+def make_environment(name: str, count: int, render: bool = False) -> Environment:
     """The environment itself, of a name that `check_environment` knows. Raises `UserError`."""
     if name.startswith(GYM):
-        return GymEnvironment(name.removeprefix(GYM), count)
+        return GymEnvironment(name.removeprefix(GYM), count, render)
     place = Place.of(name, "environment")
     if place is None:
         return _worlds()[name](count)

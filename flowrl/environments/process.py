@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,7 +100,7 @@ def unpack(frame: bytes) -> tuple[dict[str, Any], list[Array]]:
     said, place = json.loads(line), 0
     writable, found = bytearray(content), []
     for kind, shape in said.pop("arrays"):
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         found.append(np.frombuffer(writable, np.dtype(kind), count, place).reshape(shape))
         place += found[-1].nbytes
     return said, found

@@ -28,7 +28,8 @@ class Environment(Protocol):
 
     @property
     def action_size(self) -> int:
-        """d, numbers of one action. It clips or scales them by itself."""
+        """d, numbers of one action. It clips or scales them by itself. Where an action is one of d choices, it takes
+        the place of the largest, and may say so by an attribute ``discrete = True``."""
         ...
 
     def reset(self, seeds: Sequence[int], prompts: Sequence[Prompt]) -> Array:

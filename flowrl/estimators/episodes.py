@@ -62,7 +62,7 @@ class PerDecision:
             condition.take(rows).seeing(trace.observed[rows, events]),
             trace.actions[rows, events],
             torch.arange(len(rows)),
-            torch.tensor([int(decided[r]) ^ (int(e) + 1) * 0x9E3779B1 for r, e in zip(rows, events, strict=True)]),
+            decided[rows] ^ (events + 1) * 0x9E3779B1,
             rollout.source[rows],
             trace.steps(rows, events),
             rollout.times,

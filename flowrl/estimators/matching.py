@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -12,19 +12,21 @@ from torch import Tensor
 from flowrl.devices import put, wide
 from flowrl.estimators.times import GridTimes, TimeDraw
 from flowrl.math.flow import clean_of, interpolate
-from flowrl.math.gaussians import mean_square, squared_norm
+from flowrl.math.gaussians import Reduction, elements, mean_square, reduce_factor, squared_norm
 from flowrl.math.groups import group_index
 from flowrl.math.random import normal
 from flowrl.types import CfgGrad, Condition, FlowPolicy, IncompatibleError, Likelihood, Rollout, Rows
 
 NOISE_STREAM = 1003
+KEPT = 2**20
+"""Numbers of noise, at most, that a probe keeps instead of drawing them anew for every micro-batch of every epoch."""
 
 
 @dataclass(frozen=True)
 class MatchingRows(Rows):
     """Where the policy is asked to denoise: M (time, noise) pairs for every sample."""
 
-    large: ClassVar[frozenset[str]] = frozenset({"clean"})
+    large: ClassVar[frozenset[str]] = frozenset({"clean", "kept"})
 
     clean: Tensor  # [N, M, ...] the sample, repeated without copying
     seeds: Tensor  # [N, M] int64: of the noise, one for each sample, repeated
@@ -32,6 +34,8 @@ class MatchingRows(Rows):
     t: Tensor  # [N, M]
     draws: int
     """How many noises are drawn of one seed."""
+    kept: Tensor | None = field(default=None, kw_only=True)  # [N, M, ...]
+    """The noises, where they are few (small actions): `KEPT`."""
 
     @property
     def of_whole(self) -> bool:
@@ -39,8 +43,10 @@ class MatchingRows(Rows):
 
     @property
     def noise(self) -> Tensor:
-        """[N, M, ...] standard normal, drawn anew at every access: the noises of all samples are M times as large as
-        the samples, and only those of a micro-batch are needed at once."""
+        """[N, M, ...] standard normal, drawn anew at every access where none are kept: the noises of all samples are M
+        times as large as the samples, and only those of a micro-batch are needed at once."""
+        if self.kept is not None:
+            return self.kept
         seeds, which = self.seeds[:, 0].unique(return_inverse=True)  # samples of a group may share theirs
         drawn = normal(seeds, (self.draws, *self.clean.shape[2:]), stream=NOISE_STREAM)
         return drawn[which[:, None], self.number]
@@ -67,7 +73,8 @@ def probe_matching(
     clean = rollout.final.float().cpu()
     number = torch.arange(draws).expand(len(seeds), -1)
     wide = clean[:, None].expand(-1, draws, *clean.shape[1:])
-    return MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
+    rows = MatchingRows(wide, seeds[:, None].expand(-1, draws), number, t, draws)
+    return replace(rows, kept=rows.noise) if wide.numel() <= KEPT else rows
 
 
 def group_seeds(seeds: Tensor, group: Tensor) -> Tensor:
@@ -114,6 +121,9 @@ class Matching:
         ``huber`` t (sqrt(q + e) - sqrt(e)), ``ghuber`` (t/p) ((q + e)^p - e^p) with p = ``power``, e = 1e-10;
         ``adaptive`` t q / mean |v - (noise - clean)|, the error of the predicted clean latent over its own size, which
         has no gradient (DiffusionNFT's normalisation).
+    reduction: of the squared error over the D numbers of a sample: ``sum``, or ``sqrt``, the sum over sqrt(D) (FPO++ in
+        typoverflow/flow-rl), instead of their mean.
+    most: errors (weighted and reduced) above this are it, and have no gradient (FPO++ there: 20); None: none are.
     draws: M, the (time, noise) pairs per sample; the same for the new, old and reference policy.
     guidance: scale of the trained prediction; 1 trains the conditional branch, as the papers do.
     share: whether every sample has times and noises of its own, or all samples of a group the same ones, so that what
@@ -130,6 +140,8 @@ class Matching:
     times: TimeDraw = GridTimes()
     weight: Literal["uniform", "t", "t2", "noise", "huber", "ghuber", "adaptive"] = "uniform"
     power: float = 0.25
+    reduction: Reduction = "mean"
+    most: float | None = None
     guidance: float | None = 1.0
     cfg_grad: CfgGrad = "cond"
     share: Sharing = "sample"
@@ -138,6 +150,10 @@ class Matching:
     guided_reference: float | None = None
     """Guidance scale of the set ``reference``, whose guided prediction a penalty may then hold on to; ``null``: as
     ``guidance``."""
+
+    def __post_init__(self) -> None:
+        if self.most is not None and not self.most > 0:
+            raise ValueError(f"most={self.most} is the largest error that counts; give more than 0, or null for none")
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -182,8 +198,12 @@ class Matching:
         """[n] of a velocity at the points of a block."""
         residual = wide(v - (point.noise - point.clean))
         error = mean_square(residual, 1)
+        if self.reduction != "mean":
+            count = elements(residual, 1)
+            error = error * count * reduce_factor(self.reduction, count)
         size = residual.detach().abs().flatten(1).mean(dim=1) if self.weight == "adaptive" else None
-        return -self.link(error, put(point.t, error), size)
+        found = self.link(error, put(point.t, error), size)
+        return -(found if self.most is None else found.clamp(max=self.most))
 
     def link(self, q: Tensor, t: Tensor, size: Tensor | None = None) -> Tensor:
         """The weighted error; ``huber`` is ``ghuber`` with power 1/2, halved, and ``t`` is ``ghuber`` with power 1.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import put
-from flowrl.math.gaussians import Reduction, reduce_factor
+from flowrl.math.flow import mean_of
+from flowrl.math.gaussians import Reduction, mean_square, reduce_factor
 from flowrl.math.learned_noise import LearnedNoise
 from flowrl.types import IncompatibleError, Likelihood, Rollout, Rows, Steps
 
@@ -34,6 +35,9 @@ class ChainRows(Rows):
 class NoisyChain:
     """``log N(x_0; 0, 1) + sum_k log N(x_{k+1}; x_k + v dt, sigma(s, t_k)^2)``: one number for all steps that led to a
     chunk, so that a decision has one ratio, and its ``entropy``. ReinFlow (arXiv:2505.22094).
+
+    Of every weight set S it is asked for: ``log_ratio/S``, and ``action_shift/S``, the mean squared difference of the
+    chunks that the flow makes of z = 0 by the same steps without noise.
 
     reduction: ``mean`` divides by the K + 1 terms and by the numbers of a chunk, so that the ratio is a geometric mean;
         ``sum`` is the chain's density, ``sqrt`` between them.
@@ -71,13 +75,23 @@ class NoisyChain:
         return None
 
     def __call__(self, policy: Any, rows: ChainRows, condition: Any, references: Sequence[str] = ()) -> Likelihood:
-        extra = {}
+        extra, ends = {}, {}
         for name in references:
             with policy.using(name) as other:
-                extra[name] = self._measure(other, rows, condition)[0]
+                extra[name], ends[name] = self._measure(other, rows, condition)[0], self._end(other, rows, condition)
         logp, entropy = self._measure(policy, rows, condition)
         found = {f"log_ratio/{name}": (logp.detach() - value)[:, None] for name, value in extra.items()}
+        if ends:
+            end = self._end(policy, rows, condition)
+            found |= {f"action_shift/{name}": mean_square(end - other, 1)[:, None] for name, other in ends.items()}
         return Likelihood(logp[:, None], found | {"entropy": entropy[:, None]})
+
+    def _end(self, policy: Any, rows: ChainRows, condition: Any) -> Tensor:
+        """[n, h, d]: the chunk that the flow makes of z = 0."""
+        x = torch.zeros(len(rows.states), *rows.states.shape[3:], device=policy.device)
+        for t, t_next in zip(rows.t[:, 0].unbind(dim=1), rows.t_next[:, 0].unbind(dim=1), strict=True):
+            x = mean_of(rows.dynamics, x, policy.velocity(x, t, condition), t, t_next)
+        return x
 
     def _measure(self, policy: Any, rows: ChainRows, condition: Any) -> tuple[Tensor, Tensor]:
         """[n] float64 each: log-probability and entropy, reduced."""

@@ -35,7 +35,7 @@ class PerturbedRows(Rows):
 class Perturbation:
     """``log N(n; D, sigma^2)``, summed over a chunk, with ``D = -(v - v_old)(x_t, t)`` for the shift of the flow's end:
     exact where the change of the velocity is the same all along the path and the old velocity does not depend on x,
-    a surrogate otherwise. PolicyFlow (arXiv:2602.01156); one time of the sampler's grid for each decision.
+    a surrogate otherwise. PolicyFlow (arXiv:2602.01156); one of the rollout's times for each decision.
 
     ``entropy`` is that of n. ``brownian`` is the mean of ``(t v + beta e_old)^2`` with the old prediction of the noise
     ``e_old = x_t + (1 - t) v_old``: zero at ``v = -beta e / t``, which spreads samples as heat does.
@@ -61,7 +61,7 @@ class Perturbation:
         if not isinstance(steps, Steps) or steps.states.shape[1] != 3 or rollout.times is None:
             raise IncompatibleError("Perturbation measures what was added to a flow: sample with PerturbedFlowSampler")
         start, end, action = steps.states.unbind(dim=1)
-        grid = rollout.times[:-1].cpu()
+        grid = rollout.times.cpu()
         t = grid[(uniform(seeds, (), stream=TIME) * len(grid)).long()]
         x = put(interpolate(end, start, t), policy.device)
         velocity = policy.velocity(x, t, rollout.condition).cpu()

@@ -25,7 +25,7 @@ Q = "q/"
 class TransitionRows(Rows):
     """Decisions of episodes with what followed; D = S. What is drawn at random of each is drawn here, once."""
 
-    large: ClassVar[frozenset[str]] = frozenset({"observed", "action", "following", "noise", "at"})
+    large: ClassVar[frozenset[str]] = frozenset({"observed", "action", "chunks", "following", "steps", "noise", "at"})
 
     alive: Tensor  # [N, S] bool: the decisions that were made
     event: Tensor  # [N, S] int64, -1 where there is no decision
@@ -33,7 +33,11 @@ class TransitionRows(Rows):
     """[N, S] bool: whether what comes after ``following`` counts: it does after a time limit, not after an end."""
     observed: Tensor  # [N, S, history, o]
     action: Tensor  # [N, S, h, d]
-    following: Tensor  # [N, S, history, o]
+    chunks: Tensor
+    """[N, S, n, h, d]: the action and those of the decisions after it, up to ``following``; beyond an episode's end the
+    last one is repeated."""
+    following: Tensor  # [N, S, history, o] n decisions later, or at the episode's end
+    steps: Tensor  # [N, S] int64: how many decisions later it is
     noise: Tensor  # [N, S, k, h, d]
     at: Tensor  # [N, S] float32 in [0, 1)
 
@@ -59,6 +63,8 @@ class Decisions(NamedTuple):
     after: Any
     """The condition with the observations that followed."""
     action: Tensor  # [L, h, d] standardised
+    chunks: Tensor  # [L, n, h, d]
+    steps: Tensor  # [L] int64
     continues: Tensor  # [L] bool
     noise: Tensor  # [L, k, h, d]
     at: Tensor  # [L]
@@ -66,7 +72,8 @@ class Decisions(NamedTuple):
 
 class OfTransitions:
     """What estimators of off-policy methods have in common (see `flowrl.types.Estimator`): subclasses answer `measure`
-    of single decisions, name the networks ``beside`` the policy's own, and say how many noises ``draws`` each needs."""
+    of single decisions, name the networks ``beside`` the policy's own, and say how many noises ``draws`` each needs and
+    how many decisions ``backup`` later the value is taken."""
 
     family: ClassVar[str] = "control"
 
@@ -74,6 +81,13 @@ class OfTransitions:
     def draws(self) -> int:
         """Noises of a decision."""
         return 1
+
+    backup: int = 1
+
+    @property
+    def noises(self) -> int:
+        """How many noises each decision needs."""
+        return self.draws
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -97,15 +111,20 @@ class OfTransitions:
         """Every decision, with noise and times that follow from the sample's seed and its number."""
         trace = episodes_of(rollout)
         n, s = trace.alive.shape
-        later = torch.cat([trace.alive[:, 1:], torch.zeros(n, 1, dtype=torch.bool)], dim=1)
-        shape = (s, self.draws, *trace.actions.shape[2:])
+        count = trace.alive.sum(dim=1)[:, None]
+        place, rows = torch.arange(s), torch.arange(n)[:, None]
+        then = torch.minimum(place + self.backup, count)
+        executed = torch.minimum(place[:, None] + torch.arange(self.backup), (count[..., None] - 1).clamp(min=0))
+        shape = (s, self.noises, *trace.actions.shape[2:])
         return TransitionRows(
             alive=trace.alive,
             event=torch.where(trace.alive, torch.arange(s), -1),
-            continues=trace.alive & (later | trace.truncated[:, None]),
+            continues=trace.alive & ((then < count) | trace.truncated[:, None]),
             observed=trace.observed[:, :-1],
             action=trace.actions,
-            following=trace.observed[:, 1:],
+            chunks=trace.actions[rows[..., None], executed],
+            following=trace.observed[rows, then],
+            steps=(then - place).clamp(min=0),
             noise=normal(seeds, shape, stream=NOISE),
             at=uniform(seeds, (s,), stream=TIMES).float(),
         )
@@ -121,7 +140,8 @@ class OfTransitions:
             Decisions(
                 condition.seeing(rows.observed[index]),
                 condition.seeing(rows.following[index]),
-                *(put(value[index], device) for value in (rows.action, rows.continues, rows.noise, rows.at)),
+                *(put(getattr(rows, name)[index], device) for name in ("action", "chunks", "steps", "continues")),
+                *(put(value[index], device) for value in (rows.noise, rows.at)),
             ),
         )
         n, s = rows.alive.shape

@@ -45,8 +45,7 @@ def interpolate(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 def mean_of(dynamics: Dynamics, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
     """Mean ``A x + B v`` of the next state, in the dtype of ``x``; ``t``, ``t_next`` lead the axes of ``x``."""
-    a, b, _ = dynamics.coefficients(t, t_next)
-    return _like(a, x) * x + _like(b, x) * v
+    return moments(dynamics, x, v, t, t_next)[0]
 
 
 def measure_step(
@@ -54,12 +53,25 @@ def measure_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(squared, mean, s)`` of a recorded step: ``squared = sum (x_next - mean)^2 / s^2`` in float64.
 
-    Sampler and estimator both call this one function, so the ratio of an unchanged policy is exactly 1.
+    Sampler and estimator both measure by `moments` and `squared_distance`, so the ratio of an unchanged policy is
+    exactly 1.
     """
-    mean = mean_of(dynamics, x, v, t, t_next)
-    squared = squared_norm(x_next - mean, t.ndim)
-    s = put(dynamics.coefficients(t, t_next)[2], squared.device)
-    return squared / s**2, mean, s
+    mean, s = moments(dynamics, x, v, t, t_next)
+    squared, s = squared_distance(x_next, mean, s)
+    return squared, mean, s
+
+
+def moments(dynamics: Dynamics, x: Tensor, v: Tensor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
+    """`mean_of` a step, and its deviation s in float64 where the times are."""
+    a, b, s = dynamics.coefficients(t, t_next)
+    return _like(a, x) * x + _like(b, x) * v, s
+
+
+def squared_distance(x_next: Tensor, mean: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """``sum (x_next - mean)^2 / s^2`` in float64, of as many leading axes as ``s`` has, and ``s`` where that is."""
+    squared = squared_norm(x_next - mean, s.ndim)
+    s = put(s, squared.device)
+    return squared / s**2, s
 
 
 def negligible(dynamics: Dynamics, times: Tensor) -> Tensor:

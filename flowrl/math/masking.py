@@ -1,4 +1,4 @@
-"""Token choices and mask laws of language models: pure functions of logits, seeds and lengths."""
+"""Choices of tokens and actions, and mask laws of language models: pure functions of logits, seeds and lengths."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowrl.devices import exact, put, wide
+from flowrl.math.random import uniform
 from flowrl.types import ALL_TOKENS, Truncation
 
 CELLS = 2**24
@@ -70,6 +71,15 @@ def draw_tokens(
     parts = zip(logits.split(rows), numbers.split(rows), heat, strict=False)
     tokens, logp = zip(*(_draw(*part, truncation) for part in parts), strict=True)
     return torch.cat(tokens), torch.cat(logp)
+
+
+def draw_choices(logp: Tensor, seeds: Tensor | None, stream: int) -> Tensor:
+    """[n, h, d] float32 of log-probabilities [n, h, d]: 1 at a choice for each of h, 0 elsewhere. Row i's choices are a
+    function of ``(seeds[i], stream)``, by the inverse distribution function; without ``seeds`` the likeliest."""
+    n, h, d = logp.shape
+    numbers = torch.zeros(n, h) if seeds is None else uniform(seeds, (h,), stream=stream)
+    drawn, _ = draw_tokens(logp.flatten(0, 1), numbers.flatten(), 0.0 if seeds is None else 1.0)
+    return torch.nn.functional.one_hot(drawn, d).float().view(n, h, d)
 
 
 def drawn_entropy(logits: Tensor, temperature: float, truncation: Truncation = ALL_TOKENS) -> Tensor:

@@ -16,7 +16,14 @@ WORTHWHILE = 2**18
 
 def derive(seed: int, *keys: int | str) -> int:
     """63-bit integer that depends on all of ``(seed, *keys)``; used as the seed of one stream of numbers."""
-    text = "/".join(f"{type(key).__name__}:{key}" for key in (int(seed), *keys))
+    return _hashed("/".join(map(_named, (int(seed), *keys))))
+
+
+def _named(key: int | str) -> str:
+    return f"{type(key).__name__}:{key}"
+
+
+def _hashed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -27,7 +34,9 @@ def seeds(seed: int, *keys: int | str, count: int) -> Tensor:
 
 def each(seeds: Tensor, *keys: int | str) -> Tensor:
     """[...] int64: of every seed one derived from it and the keys."""
-    return torch.tensor([derive(seed, *keys) for seed in seeds.flatten().tolist()], dtype=torch.int64).view_as(seeds)
+    rest = "".join(f"/{_named(key)}" for key in keys)
+    found = [_hashed(f"int:{seed}{rest}") for seed in seeds.flatten().tolist()]
+    return torch.tensor(found, dtype=torch.int64).view_as(seeds)
 
 
 def normal(
@@ -44,32 +53,39 @@ def normal(
     """
     device = torch.device(device or "cpu")
     out = torch.empty((len(seeds), *shape), pin_memory=pinned(device))
-    streams = [_generator(int(seed), stream) for seed in seeds]
+    rows, streams = out.unbind(), _mixed(seeds, stream)
     threads = min(torch.get_num_threads(), len(streams))
 
-    def draw(row: int) -> None:
-        torch.randn(shape, generator=streams[row], out=out[row])
+    def draw(first: int) -> None:
+        generator = torch.Generator()  # one for many rows: making it takes longer than drawing a few numbers
+        for row in range(first, len(rows), threads):
+            rows[row].normal_(generator=generator.manual_seed(streams[row]))
 
     if threads > 1 and out.numel() >= WORTHWHILE:  # torch lets go of Python's lock while it draws
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(draw, range(len(streams))))
-    else:
-        for row in range(len(streams)):
-            draw(row)
+            list(pool.map(draw, range(threads)))
+    elif len(rows):
+        threads = 1
+        draw(0)
     return put(out, device, dtype)
 
 
 def uniform(seeds: Tensor, shape: tuple[int, ...], *, stream: int) -> Tensor:
     """Uniform [0, 1) float64 [N, *shape]; row i is a function of ``(seeds[i], stream)`` alone."""
-    rows = [torch.rand(shape, generator=_generator(int(seed), stream), dtype=torch.float64) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty((0, *shape), dtype=torch.float64)
+    out, generator = torch.empty((len(seeds), *shape), dtype=torch.float64), torch.Generator()
+    for row, mixed in zip(out.unbind(), _mixed(seeds, stream), strict=True):
+        row.uniform_(generator=generator.manual_seed(mixed))
+    return out
 
 
 def permutation(seed: int, count: int) -> Tensor:
     """[count] a random order, a function of the seed alone."""
-    return torch.randperm(count, generator=_generator(seed, 0))
+    (mixed,) = _mixed(torch.tensor([seed]), 0)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
 
 
-def _generator(seed: int, stream: int) -> torch.Generator:
-    # A linear mix is enough: seeds are hashes already, and Mersenne Twister re-scrambles its seed.
-    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15 * (stream + 1)) & 0x7FFFFFFFFFFFFFFF)
+def _mixed(seeds: Tensor, stream: int) -> list[int]:
+    """What generators are seeded with. A linear mix is enough: seeds are hashes already, and Mersenne Twister
+    re-scrambles its seed."""
+    of_stream = 0x9E3779B97F4A7C15 * (stream + 1)
+    return [(seed + of_stream) & 0x7FFFFFFFFFFFFFFF for seed in seeds.tolist()]

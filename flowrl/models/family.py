@@ -8,6 +8,7 @@ from typing import Literal
 
 from flowrl.errors import UserError
 from flowrl.models.hub import is_hub_id, read_json
+from flowrl.paths import NEW
 
 Family = Literal["diffusion", "masked", "causal", "control", "reward"]
 PIPELINES = ("LLaDA2Pipeline", "DiffusionGemmaPipeline")
@@ -65,6 +66,8 @@ def family_of(path: str | Path) -> Family:
 
 def declared_family(path: str) -> tuple[Family, bool]:
     """``(family, certain)`` by a model's files; remote code may claim to be causal and not be."""
+    if path.startswith(NEW):
+        return "control", True
     from transformers.models.auto import modeling_auto
 
     index = read_json(path, "model_index.json")

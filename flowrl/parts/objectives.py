@@ -147,7 +147,8 @@ class AsymmetricClip(ObjectiveDefaults):
 
     A clipped surrogate lets bad samples be repelled for ever: nothing pulls back what an update moved too far, and a
     matching error can grow without bound. Here it is drawn back to ``1 - clip``. ``most`` caps the log-ratio of bad
-    samples, as the port does, so that the square stays finite.
+    samples, so that the square stays finite, and its gradient passes, so that they are still drawn back, as in the
+    port.
     """
 
     clip: float = 0.05
@@ -163,7 +164,7 @@ class AsymmetricClip(ObjectiveDefaults):
 
     def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
         log_ratio = likelihood.logp - batch.old.logp
-        ratio = log_ratio.clamp(max=self.most).exp()
+        ratio = (log_ratio - (log_ratio - self.most).clamp(min=0).detach()).exp()
         pulled = -ratio * batch.advantage + batch.advantage.abs() * (ratio - 1) ** 2 / (2 * self.clip)
         return torch.where(batch.advantage >= 0, _clipped(log_ratio, batch.advantage, self.clip, self.clip), pulled)
 

@@ -98,3 +98,24 @@ class NormalizedFlowQLearning(FlowQLearning):
     def _gain(self, own: Tensor, batch: Batch) -> Tensor:
         share = batch.weight / batch.weight.sum()
         return own / (share * own.abs()).sum().detach()
+
+
+@dataclass(frozen=True)
+class AdjointQLearning(OffPolicyDefaults):
+    """``L_flow + L_adjoint + mean (Q(s, a) - r - gamma V'(s'))^2`` of what `flowrl.estimators.adjoint_q.AdjointQ`
+    measures; each term trains its own network alone. QAM (arXiv:2601.14234; ColinQiyangLi/qam, 30 Jan 2026).
+
+    gamma: per decision, so of a whole chunk.
+    """
+
+    gamma: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_discount(self.gamma)
+
+    def measures(self, likelihood: Likelihood, batch: Batch) -> Mapping[str, Tensor]:
+        return told(likelihood, batch, self.gamma, "adjoint")
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        imitates = likelihood.need("adjoint") - likelihood.logp
+        return imitates + temporal_difference(likelihood, batch, self.gamma)

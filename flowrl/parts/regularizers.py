@@ -283,6 +283,26 @@ class Entropy:
 
 
 @dataclass(frozen=True)
+class ActionShift:
+    """``mean (a - a_set)^2`` of the chunks that a weight set's flow and the policy's make of z = 0, as
+    `flowrl.estimators.noisy.NoisyChain` measures it: ReinFlow's term ``W2``, which it calls behaviour cloning
+    (arXiv:2505.22094)."""
+
+    weight: float = 0.1
+    to: str = "reference"
+
+    def __post_init__(self) -> None:
+        not_negative(self.weight)
+
+    @property
+    def name(self) -> str:
+        return f"action_shift/{self.to}"
+
+    def __call__(self, likelihood: Likelihood, batch: Batch) -> Tensor:
+        return likelihood.need(self.name)
+
+
+@dataclass(frozen=True)
 class Brownian:
     """How far a flow's velocity is from the one that spreads its samples as heat does: ``brownian`` as
     `flowrl.estimators.perturbed.Perturbation` measures it (PolicyFlow, arXiv:2602.01156)."""

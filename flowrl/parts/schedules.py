@@ -47,6 +47,27 @@ class WarmupCosine:
         return self.valley + (self.peak - self.valley) * (1 + math.cos(math.pi * done)) / 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class HoldCosine:
+    """``start`` for the first ``hold`` iterations, then by half a cosine to ``end`` in ``decay`` more: ReinFlow's upper
+    bound of the noise (ReinFlow/ReinFlow, util/scheduler_simple.py)."""
+
+    sets: str
+    start: float
+    end: float
+    hold: int
+    decay: int
+
+    def __post_init__(self) -> None:
+        _check(decay=self.decay)
+        if self.hold < 0:
+            raise ValueError(f"hold={self.hold} iterations cannot be; give 0 for none")
+
+    def __call__(self, value: float, metrics: Mapping[str, float], iteration: int) -> float:
+        done = min(max(iteration - self.hold, 0) / self.decay, 1.0)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * done)) / 2
+
+
 def _check(**iterations: int) -> None:
     for name, value in iterations.items():
         if value < 1:

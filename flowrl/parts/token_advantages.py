@@ -8,7 +8,33 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowrl.types import IncompatibleError, Likelihood, Table, ViewRows
+from flowrl.types import IncompatibleError, Likelihood, Rows, Table, ViewRows
+
+
+def spread(advantage: Tensor, rows: Rows, channels: bool = False) -> Tensor:
+    """[N, D] the advantage of every decision, of advantages [N] of samples or [N, E] of events; a decision of no event
+    has 0. With ``channels`` all of them have a last axis C. Raises `IncompatibleError` for other shapes."""
+    axes = advantage.dim() - channels
+    if axes not in (1, 2):
+        found = list(advantage.shape)
+        what = "one column per channel, because combination is set" if channels else "no channels without a combination"
+        raise IncompatibleError(f"the advantage should be per sample or per event, with {what}; its shape is {found}")
+    if axes == 1:
+        return advantage[:, None].expand(*rows.shape, *advantage.shape[1:])
+    events = rows.events
+    if int(events.max()) >= advantage.shape[1]:
+        raise IncompatibleError(
+            f"the advantage is that of {advantage.shape[1]} events, and the decisions are of {int(events.max()) + 1}; "
+            "take an advantage per sample, or a sampler that says which event a decision is part of"
+        )
+    found = advantage[torch.arange(len(events))[:, None], events.clamp(min=0)]
+    return zero_outside(events >= 0, found)
+
+
+def zero_outside(mask: Tensor, values: Tensor) -> Tensor:
+    """``values`` [N, D], or with further axes, where ``mask`` [N, D] is true, and 0 elsewhere."""
+    wide = mask.reshape(*mask.shape, *[1] * (values.dim() - mask.dim()))
+    return torch.where(wide, values, torch.zeros_like(values))
 
 
 @dataclass(frozen=True)

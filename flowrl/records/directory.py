@@ -16,13 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.files import check_writable, raise_if_full, write_atomically
+from flowrl.media import animation
 from flowrl.records import machine
-from flowrl.records.sample_files import TOGETHER, read_json_lines, write_image
+from flowrl.records.sample_files import MOVING, TOGETHER, read_json_lines, write_image
 from flowrl.types import Samples, Scores
 
 CONFIG = "config.yaml"
@@ -32,13 +34,18 @@ class Drawn(Protocol):
     """Pictures of samples that are none themselves."""
 
     @property
-    def each(self) -> Tensor:
-        """[k, 3, H, W], one of each sample."""
+    def each(self) -> Tensor | None:
+        """[k, 3, H, W], one of each sample, if there are any."""
         ...
 
     @property
-    def together(self) -> Tensor:
-        """[3, H, W] of many samples."""
+    def together(self) -> Tensor | None:
+        """[3, H, W] of many samples, if there is one."""
+        ...
+
+    @property
+    def moving(self) -> Sequence[np.ndarray]:
+        """[H, W, 3] uint8 each: the first sample as it goes on; may be empty."""
         ...
 
 
@@ -223,7 +230,7 @@ class RunDirectory:
         if not len(samples):
             return None
         numbers = range(len(samples)) if rows is None else rows.tolist()
-        if drawn is not None:
+        if drawn is not None and drawn.each is not None:
             samples = replace(samples, images=drawn.each)
         folder = (folder or self.samples_path) / _step(step)
         partial = folder.with_name(f".tmp-{folder.name}")
@@ -237,7 +244,7 @@ class RunDirectory:
                 for row, number in enumerate(numbers)
             ]
             if drawn is not None:
-                write_image(partial / TOGETHER, drawn.together)
+                _save_overviews(partial, drawn)
             (partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
@@ -246,6 +253,13 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
+
+
+def _save_overviews(folder: Path, drawn: Drawn) -> None:
+    if drawn.together is not None:
+        write_image(folder / TOGETHER, drawn.together)
+    if drawn.moving:
+        (folder / MOVING).write_bytes(animation(drawn.moving))
 
 
 def spaced(total: int, count: int) -> Tensor:

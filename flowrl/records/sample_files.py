@@ -31,6 +31,8 @@ IMAGE, COMPLETION = ".png", ".json"
 """Suffixes of the samples that we write."""
 TOGETHER = "together.png"
 """In a run's folder of samples: many episodes in one picture."""
+MOVING = "episode.gif"
+"""Beside it: one episode as it goes on."""
 FILE_KEYS = ("file", "file_name", "filename", "image")
 
 

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowrl.records.sample_files import FILE_KEYS, SUFFIXES, TOGETHER
+from flowrl.records.sample_files import FILE_KEYS, MOVING, SUFFIXES, TOGETHER
 from flowrl.report.numbers import number, spaced
 from flowrl.report.pictures import Show, readable
 from flowrl.report.record import Snapshot, finite, read_lines, snapshots
 
 PAIRS = 24
 """Of base and tuned samples that are shown, at most."""
+OVERVIEWS = {TOGETHER: "all episodes", MOVING: "the first episode, as it goes on"}
+"""Pictures beside those of samples, and what they show."""
 KINDS = ("samples", "heldout")
 """Folders with samples of a run: those that were trained on, and those of the evaluations while training."""
 MOST_TOKENS = 2000
+MOVES = Path(MOVING).suffix
 
 Card = dict[str, Any]
 
@@ -24,17 +27,17 @@ def sample_cards(snapshot: Snapshot, show: Show) -> list[Card]:
     """The samples of an iteration, as they were saved; nothing is picked by its score."""
     heldout = snapshot.folder.parent.name == "heldout"
     cards = (_card(snapshot.folder, row, show, advantage=not heldout) for row in snapshot.rows)
-    return [card for card in (_together(snapshot, show), *cards) if card]
+    return [card for card in (*(_overview(snapshot, file, show) for file in OVERVIEWS), *cards) if card]
 
 
-def _together(snapshot: Snapshot, show: Show) -> Card | None:
-    """Many episodes in one picture, where they were drawn."""
-    path = snapshot.folder / TOGETHER
+def _overview(snapshot: Snapshot, file: str, show: Show) -> Card | None:
+    """A picture of many samples, or one that moves, where there is one."""
+    path = snapshot.folder / file
     source = show(path) if path.is_file() else None
     if source is None:
         return None
     known = {"prompt_id": None, "seed": None, "total": None, "advantage": None, "rewards": {}}
-    return {"prompt": "all episodes", "image": source, **known}
+    return {"prompt": OVERVIEWS[file], "image": source, **known}
 
 
 def heldout_pairs(run: Path, show: Show) -> dict[str, Any] | None:
@@ -47,9 +50,10 @@ def heldout_pairs(run: Path, show: Show) -> dict[str, Any] | None:
     after = {_identity(row): row for row in last.rows}
     rows = [row for row in first.rows if _identity(row) in after]
     pairs: list[dict[str, Any]] = []
-    overviews = _together(first, show), _together(last, show)
-    if all(overviews):
-        pairs.append({"prompt": "all episodes", "tag": "", "before": overviews[0], "after": overviews[1]})
+    for file, title in OVERVIEWS.items():
+        sides = _overview(first, file, show), _overview(last, file, show)
+        if all(sides):
+            pairs.append({"prompt": title, "tag": "", "before": sides[0], "after": sides[1]})
     for row in (rows[index] for index in spaced(len(rows), PAIRS)):
         before = _card(first.folder, row, show, advantage=False)
         then = _card(last.folder, after[_identity(row)], show, advantage=False)
@@ -171,7 +175,7 @@ def inside(folder: Path, name: str) -> Path:
     missing = folder / "missing.png"
     try:
         path = (folder / name).resolve()
-        good = path.is_relative_to(folder.resolve()) and path.suffix.lower() in SUFFIXES and path.is_file()
+        good = path.is_relative_to(folder.resolve()) and path.suffix.lower() in (*SUFFIXES, MOVES) and path.is_file()
     except (OSError, ValueError, RuntimeError):  # no file can have this name, or links lead in a circle
         return missing
     return path if good else missing

@@ -32,10 +32,13 @@ def embed(path: Path) -> str | None:
 
 
 def shrunk(path: Path) -> tuple[bytes, str] | None:
-    """``(content, media type)`` of an image, no larger than `LARGEST`; None if it is missing or damaged."""
+    """``(content, media type)`` of an image, no larger than `LARGEST`, or of one that moves as it is; None if it is
+    missing or damaged."""
     try:
         with Image.open(path) as image:
             image.load()
+            if getattr(image, "is_animated", False):
+                return path.read_bytes(), f"image/{str(image.format).lower()}"
             if max(image.size) <= SMALL:
                 return _encoded(image.convert("RGB"), "PNG")
             image.thumbnail((LARGEST, LARGEST))

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowrl.environments import CheckedEnvironment, OnError, open_environment
+from flowrl.environments import CheckedEnvironment, OnError, Step, open_environment
 from flowrl.errors import UserError
 from flowrl.math.random import each
+from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
@@ -28,7 +29,9 @@ class TemperedStart(FlowSampler):
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> TemperedStart:
         """Stays at its temperature."""
         plain = super().heldout(steps, guidance, temperature)
-        return TemperedStart(steps=plain.steps, guidance=plain.guidance, temperature=self.temperature)
+        return TemperedStart(
+            steps=plain.steps, guidance=plain.guidance, solver=plain.solver, temperature=self.temperature
+        )
 
     def _noise(self, policy: FlowPolicy, draw: Draw) -> Tensor:
         return self.temperature * super()._noise(policy, draw)
@@ -59,6 +62,10 @@ class EpisodeSampler:
     """Seconds that a step, or the reset, of all rows may take. The environment is then in a process of its own, killed
     where it takes longer; all its episodes that were going on have failed, as where the process ends by itself.
     ``null``: it is in this process, and is not interrupted."""
+    render: bool = False
+    """Where samples are kept, make a moving picture of the first episode of what the environment itself shows
+    (gymnasium's ``rgb_array``, or ``render(row)`` of one's own), by executing its actions again; without it of what a
+    function ``draw`` beside ``make`` draws."""
 
     def __post_init__(self) -> None:
         if self.decisions < 1:
@@ -67,6 +74,10 @@ class EpisodeSampler:
             raise ValueError("frozen_base is of steps from noise to a chunk: use it with sampler: {use: flow}")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ValueError(f"timeout_s={self.timeout_s} leaves no time; give seconds above 0, or null for no limit")
+        if self.render and self.timeout_s is not None:
+            raise ValueError(
+                "render=true steps the environment in this process, where timeout_s ends nothing; drop one"
+            )
 
     @property
     def tuned(self) -> tuple[int, int] | None:
@@ -86,14 +97,18 @@ class EpisodeSampler:
 
     def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
-        z by default; a Gaussian acts by its mean, which is 0. Raises `ValueError` for another temperature of it."""
+        z by default; a Gaussian acts by its mean and choices are the likeliest, which is 0. Raises `ValueError` for
+        another temperature of these."""
         sampler = self.sampler.heldout(steps, guidance, None)
         if temperature is not None and isinstance(sampler, FlowSampler):
-            sampler = TemperedStart(steps=sampler.steps, guidance=sampler.guidance, temperature=temperature)
+            kept = {"steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
+            sampler = TemperedStart(**kept, temperature=temperature)
         elif temperature is not None and isinstance(sampler, Deployed):
             sampler = sampler.heldout(None, None, temperature)
         elif temperature and isinstance(sampler, GaussianSampler):
             raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
+        elif temperature and isinstance(sampler, CategoricalSampler):
+            raise ValueError(f"temperature={temperature}: choices are the likeliest ones, which is 0; remove it")
         return replace(self, sampler=sampler)
 
     def opened(self, count: int) -> closing[CheckedEnvironment]:
@@ -192,7 +207,6 @@ class _Run:
     def decide(self, event: int, rows: Tensor, made: Rollout) -> None:
         """Record the chunks of some rows."""
         self.actions[rows, event] = made.final.float().cpu()
-        self.reward[rows, event] = 0.0
         steps = made.trace
         if isinstance(steps, Steps):
             self._kernel = (steps.dynamics, steps.guidance)
@@ -204,23 +218,32 @@ class _Run:
 
     def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
         """Execute chunks [n, h, d] of standardised actions."""
-        history = self.observed[rows, event].clone()
-        place = torch.arange(len(rows))
+        history = self.observed[rows, event]
+        reward = torch.zeros(len(rows), dtype=torch.float64)
         for number in range(actions.shape[1]):
-            here = rows[place]
-            if not len(here):
-                break
-            found = environment.step(self.policy.executed(history[place], actions[place, number]).cpu(), here)
-            self.reward[here, event] += found.reward
-            history[place] = torch.cat([history[place][:, 1:], found.observed[:, None]], dim=1)
+            found = environment.step(self.policy.executed(history, actions[:, number]).cpu(), rows)
+            reward += found.reward
+            history = torch.cat([history[:, 1:], found.observed[:, None]], dim=1)
             ended = found.terminated | found.truncated | found.failed
-            self.truncated[here] = found.truncated
-            self.success[here[ended]] = found.success[ended]
-            self.mode[here[ended]] = found.mode[ended]
-            self.failed[here] = found.failed
-            self.going[here] = ~ended
-            place = place[~ended]
+            if bool(ended.any()):
+                stays = ~ended
+                self._keep(event, rows[ended], reward[ended], history[ended])
+                self._end(rows[ended], found, ended)
+                rows, actions, reward, history = rows[stays], actions[stays], reward[stays], history[stays]
+                if not len(rows):
+                    return
+        self._keep(event, rows, reward, history)
+
+    def _keep(self, event: int, rows: Tensor, reward: Tensor, history: Tensor) -> None:
+        """Note what a chunk brought some rows."""
+        self.reward[rows, event] = reward
         self.observed[rows, event + 1] = history
+
+    def _end(self, rows: Tensor, found: Step, ended: Tensor) -> None:
+        """Note how episodes ended, which are those marked among the rows of a step."""
+        self.truncated[rows], self.failed[rows] = found.truncated[ended], found.failed[ended]
+        self.success[rows], self.mode[rows] = found.success[ended], found.mode[ended]
+        self.going[rows] = False
 
     def feedback(self) -> Tensor:
         """[N, S] float64: the reward of every decision."""

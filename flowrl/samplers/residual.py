@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -47,6 +47,11 @@ class ResidualEpisodes(EpisodeSampler):
         """Of a policy that decides on single actions; the length of its chunks is the model's."""
         return self.decisions
 
+    def heldout(self, steps: int | None, guidance: float | None, temperature: float | None) -> EpisodeSampler:
+        """As the policy is deployed, whose decisions are its chunks."""
+        kept = super().heldout(steps, guidance, temperature)
+        return EpisodeSampler(**{each.name: getattr(kept, each.name) for each in fields(EpisodeSampler)})
+
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
         steps = self.decisions * policy.config.chunk
@@ -69,6 +74,7 @@ class _BaseActs(CheckedEnvironment):
         self._condition, self._draw = condition, draw
         self._history = torch.zeros(len(draw), policy.config.history, policy.config.observation)
         self._chunk = torch.zeros(len(draw), *policy.latent_shape)
+        self._next = torch.zeros(len(draw), policy.config.action)
         self._time = 0
         self.forwards = 0
         """Network rows of the policy so far."""
@@ -93,8 +99,7 @@ class _BaseActs(CheckedEnvironment):
 
     def step(self, actions: Tensor, rows: Tensor) -> Step:
         """One step of the rows [n] that are left, by what is added to their actions [n, d]."""
-        now = self._chunk[rows, self._time % self._chunk.shape[1]]
-        executed = self._policy.in_own_units(self._policy.corrected(now, actions))
+        executed = self._policy.in_own_units(self._policy.corrected(self._next[rows], actions))
         found = self._environment.step(executed.cpu(), rows)
         self._history[rows] = torch.cat([self._history[rows][:, 1:], found.observed[:, None]], dim=1)
         self._time += 1
@@ -112,7 +117,9 @@ class _BaseActs(CheckedEnvironment):
         self.forwards += made.forwards
 
     def _beside(self, observed: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat([observed, self._chunk[rows, self._time % self._chunk.shape[1]]], dim=1)
+        decided = self._chunk[rows, self._time % self._chunk.shape[1]]
+        self._next[rows] = self._policy.ascended(observed, decided).cpu()
+        return torch.cat([observed, self._next[rows]], dim=1)
 
 
 class _Residual:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowrl.environments.opening import GYM
 from flowrl.parts.penalty_weights import Doubted
 from flowrl.startup.memory import device_kind
 from flowrl.startup.preflight import CheckedRun
@@ -26,7 +27,7 @@ def doubts(run: CheckedRun) -> list[str]:
 
 
 def _seen_prompts(run: CheckedRun) -> str:
-    if run.test is None:
+    if run.test is None or str(run.config.data.test).startswith(GYM):  # its episodes differ by their seeds
         return ""
     trained = {prompt.text for prompt in run.train.prompts}
     seen = sum(prompt.text in trained for prompt in run.test.prompts)

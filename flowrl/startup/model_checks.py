@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from flowrl.config import Config
 from flowrl.config.model import LoRAConfig, ModelConfig
+from flowrl.environments import check_environment
 from flowrl.errors import UserError, did_you_mean
-from flowrl.paths import absolute_folder, expand_user
+from flowrl.paths import NEW, absolute_folder, expand_user
 from flowrl.worlds import world_names
 
 if TYPE_CHECKING:  # else torch and diffusers, for which `flowrl config` need not wait
@@ -114,6 +115,8 @@ def _check_name(path: str) -> None:
     """Raise `UserError` if a model's name can be none of a world, a folder and a hub id."""
     if path in world_names():
         return
+    if path.startswith(NEW):
+        return check_environment(path.removeprefix(NEW))
     folder = expand_user(path, "model.path")
     if folder.is_dir():
         return
@@ -140,6 +143,10 @@ def _check_family(path: str, family: str) -> None:
             remedy = "set algorithm.family=control, or change the algorithm" if acting else "change the algorithm"
             raise UserError(f"model.path: the world {path} has no {family} model (it has {have}); {remedy}")
         return
+    if path.startswith(NEW) and family != "control":
+        raise UserError(
+            f"model.path: {path} is an untrained policy that acts, and this algorithm trains {family} models"
+        )
     folder = expand_user(path, "model.path")
     if not folder.is_dir():
         return  # a hub name: its loader tells

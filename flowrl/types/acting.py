@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-BesideKind = Literal["actor", "editor", "q", "value", "number"]
+BesideKind = Literal["actor", "editor", "q", "value", "flow", "number"]
 Aggregate = Literal["mean", "min"]
 """How the critics of an ensemble become one number."""
 
@@ -19,21 +19,21 @@ class Beside:
 
     kind: BesideKind
     """``actor``: of noise, or of another chunk, to a chunk; ``editor``: of a chunk to mean and log deviation of what
-    is added to it; ``number``: one number above 0 that is learned, 1 at first; ``q``: what an observation and a chunk
-    are worth; ``value``: what an observation is worth. The last two are critics: they have the critic's learning
-    rate."""
+    is added to it; ``q``: what an observation and a chunk are worth; ``value``: what an observation is worth; these two
+    are critics and have the critic's learning rate; ``flow``: a copy of the policy's own flow, whose width and depth it
+    has; ``number``: one number above 0 that is learned, 1 at first."""
     width: int = 512
     depth: int = 4
     """Hidden layers."""
     copies: int = 1
     """Networks of one shape that begin differently, an ensemble."""
-    actions: int | None = None
-    """Actions of a chunk that a ``q`` looks at; ``None``: as many as the policy decides at once."""
+    decisions: int = 1
+    """Decisions, one after another, whose chunks a ``q`` looks at."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(BesideKind):
             raise ValueError(f"kind={self.kind!r} is no network beside; choose {', '.join(get_args(BesideKind))}")
-        for name in ("width", "depth", "copies"):
+        for name in ("width", "depth", "copies", "decisions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} makes no network; give 1 or more")
 

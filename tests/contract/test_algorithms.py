@@ -132,6 +132,8 @@ TOY = {
     "fql": {"alpha": 0.1, "tau": 0.1},
     "pa_rl": {"tau": 0.1, "rate": 0.1},
     "expo": {"tau": 0.1, "scale": 0.5},
+    "qam": {"inverse_temperature": 30.0, "tau": 0.1},
+    "dqc": {"tau": 0.1, "kappa_b": 0.5, "gamma": 0.5},  # values have to stay below 1
     "orw_cfm/control": {"tau": 8.0},  # at .5 and this family's rate, weights from 1 to e^.5 teach next to nothing
     "resip": {"scale": 2.0},  # the modes are far apart
     "flow_dppo": {"threshold": 0.02, "size": 3},

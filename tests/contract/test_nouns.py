@@ -24,10 +24,11 @@ from flowrl.parts.algorithm import Algorithm
 from flowrl.parts.coefficients import update_coefficients, with_coefficients
 from flowrl.parts.objectives import ScoreFunction
 from flowrl.parts.selections import NonzeroAdvantage
+from flowrl.parts.token_advantages import spread
 from flowrl.samplers.chunks import joined, sample, take
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.windows import EveryStep
-from flowrl.step import UpdateSettings, improve, spread
+from flowrl.step import UpdateSettings, improve
 from flowrl.types import DATA, POLICY, Draw, IncompatibleError, Rollout, Scores, prompts_of
 from tests.contract.toy_worlds import (
     Ascent,

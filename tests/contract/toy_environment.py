@@ -11,9 +11,11 @@ from functools import cache
 import numpy as np
 import torch
 
+from flowrl.models.control.beside import begin_flows
 from flowrl.models.control.cloning import clone
 from flowrl.models.control.load import CriticNetwork, choose_trained, new_network
 from flowrl.models.control.network import ControlNetwork, NoiseNetwork
+from flowrl.models.control.new import untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.types import Acting, Beside, Prompt, Residual
 
@@ -23,7 +25,8 @@ DECISIONS = 2
 
 
 class Plane:
-    """An observation is the seed's noise and how many decisions were made. Each decision pays up to a half."""
+    """An observation is the seed's noise and how many decisions were made. Each decision pays up to a half. Choices, of
+    which one is 1, are places as well, the first of them nearer to the first mode."""
 
     observation_size, action_size = 2, 2
 
@@ -80,11 +83,18 @@ def toy_policy(
     config = replace(config, beside=dict(beside or {}), acting=acting)
     network = new_network(config)
     network.load_state_dict(_cloned().state_dict(), strict=False)
+    begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow"])
     choose_trained(network, residual)
     read = 2 if residual is None else 4
     value, levels = CriticNetwork(read, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
     base = None if tuned_from is None else deepcopy(network)
     return ControlPolicy(config, network, value, None, torch.device("cpu"), levels, base)
+
+
+def choosing_policy() -> ControlPolicy:
+    """One that chooses between two actions, with even odds at first."""
+    config = ControlConfig(kind="categorical", observation=2, action=2, width=256, depth=2)
+    return ControlPolicy(config, untrained(config), CriticNetwork(2, 32, 2), None, torch.device("cpu"))
 
 
 def demonstrations(count: int, seed: int) -> list[Prompt]:

@@ -21,6 +21,7 @@ from flowrl.models.tiny_text import TinyText
 from flowrl.parts.advantages import RawReward
 from flowrl.parts.algorithm import Algorithm
 from flowrl.samplers.branching import OneStepSampler, TreeSampler
+from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.chunks import sample
 from flowrl.samplers.demonstrations import Demonstrations
@@ -31,7 +32,7 @@ from flowrl.samplers.mixed import Mixed
 from flowrl.samplers.recorded import MakesNothing, Recorded
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
-from tests.contract.toy_environment import demonstrations, toy_policy
+from tests.contract.toy_environment import choosing_policy, demonstrations, toy_policy
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "fql": {"width": 64, "depth": 2},
     "pa_rl": {"width": 64, "depth": 2, "candidates": 8, "keep": 4},
     "expo": {"width": 64, "depth": 2, "candidates": 4, "edits": 4},
+    "qam": {"width": 64, "depth": 2, "critics": 3},
+    "dqc": {"width": 64, "depth": 2, "backup": 2, "candidates": 8},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
 }
 """Arguments without which a preset would have nothing to do in these worlds."""
@@ -209,7 +212,8 @@ def small_sampler(sampler: Any, steps: int) -> Any:
         return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
     if isinstance(sampler, EpisodeSampler | Demonstrations):
         return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
-    return sampler if isinstance(sampler, GaussianSampler | Deployed) else replace(sampler, steps=steps)
+    kept = isinstance(sampler, GaussianSampler | CategoricalSampler | Deployed)
+    return sampler if kept else replace(sampler, steps=steps)
 
 
 def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
@@ -218,7 +222,8 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     elif algorithm.family == "control":
         needed = {name: getattr(algorithm, name) for name in ("residual", "beside", "acting")}
-        policy = toy_policy(noise=algorithm.explores, **needed)
+        choosing = isinstance(getattr(algorithm.sampler, "sampler", None), CategoricalSampler)
+        policy = choosing_policy() if choosing else toy_policy(noise=algorithm.explores, **needed)
     else:
         length = algorithm.sampler.length
         policy = TinyText(3, length, PROMPTS, causal=algorithm.family in ("causal", "reward"), end=END, scale=0.5)

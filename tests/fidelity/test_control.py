@@ -5,27 +5,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from flowrl import composition
 from flowrl.models.control.load import new_network
+from flowrl.models.control.new import SIZE, untrained
 from flowrl.models.control.policy import ControlConfig, ControlPolicy
 from flowrl.parts.algorithm import Algorithm
-from flowrl.types import Draw, Episodes
+from flowrl.parts.coefficients import with_coefficients
+from flowrl.samplers.episodes import EpisodeSampler
+from flowrl.types import Draw, Episodes, Likelihood
 from tests.contract.toy_environment import toy_policy
 from tests.contract.toys import Iteration, gradients, roll, small, start
 from tests.fidelity import cell, release
 from tests.fidelity.bench import alike
 
 release("ppo_gaussian", "vwxyzjn/cleanrl 016ca33, ppo_continuous_action.py")
+release("ppo_categorical", "vwxyzjn/cleanrl fe8d8a0, 20 Apr 2026, ppo.py")
 release("diffusion_policy", "none compared; arXiv:2303.04137")
 release("dppo", "irom-princeton/dppo cc7234a, 4 Feb 2025")
 release("reinflow", "ReinFlow/ReinFlow aed2819, 23 Jun 2025, model/flow/ft_ppo/ppoflow.py")
 release("resip", "ankile/robust-rearrangement 41c99a0, 26 Nov 2024, src/train/residual_ppo.py")
-release("policy_flow", "none compared; arXiv:2602.01156 and a fork of others, HarriWxy/PolicyFlow_srb")
+release("policy_flow", "a copy with changes of others, HarriWxy/PolicyFlow_srb 1e20dab; MoreInfoy/PolicyFlow not had")
 
 
 class Made(NamedTuple):
@@ -124,6 +130,60 @@ def test_ppo_gaussian_time_limits() -> None:
     )
     assert a.token_advantage[0].truncation == "bootstrap"
     assert theirs.token_advantage == (replace(a.token_advantage[0], truncation="terminate"),)
+
+
+@cell(
+    "ppo_categorical",
+    "loss, gradient",
+    "equal",
+    "clipped ratio of the choice, entropy bonus, clipped value loss; one update",
+)
+def test_ppo_categorical_gradient() -> None:
+    m = made("ppo_categorical")
+    advantage, returns = m.credit(0.99, 0.95)
+    logits = m.policy.network(m.seen().observed)[:, 0].double()
+    chosen = torch.distributions.Categorical(logits=logits)
+    number = m.trace.actions[m.rows, m.events][:, 0].argmax(dim=1)
+    logp = chosen.log_prob(number)
+    edge = torch.tensor(0.2).double()
+    loss = clipped((logp - logp.detach()).exp(), advantage, edge, edge).mean() - 0.01 * chosen.entropy().mean()
+    value = m.policy.value(m.seen().observed).double()
+    wanted = m.gradient_of(loss + 0.5 * 0.5 * ((value - returns) ** 2).mean())
+    assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
+    assert set(number.tolist()) == {0, 1}
+
+
+@cell(
+    "ppo_categorical",
+    "defaults",
+    "equal",
+    "clip .2 of ratio and value, value loss .5, entropy bonus .01, gamma .99, lambda .95; network and first weights",
+)
+def test_ppo_categorical_settings() -> None:
+    a: Any = composition.build("ppo_categorical")
+    assert (a.objective.low, a.objective.high, a.objective.dual) == (0.2, 0.2, None)
+    assert [(r.name, r.weight) for r in a.regularizers] == [("value_loss", 0.5), ("negative_entropy", 0.01)]
+    assert (a.regularizers[0].clip, a.token_advantage[0].gamma, a.token_advantage[0].lam) == (0.2, 0.99, 0.95)
+    config = ControlConfig(kind="categorical", observation=4, action=2, **SIZE)  # pyright: ignore[reportArgumentType]
+    body = untrained(config).body
+    assert [type(layer).__name__ for layer in body] == ["Linear", "Tanh", "Linear", "Tanh", "Linear"]
+    for layer, (gain, shape) in zip(body[::2], ((2**0.5, (64, 4)), (2**0.5, (64, 64)), (0.01, (2, 64))), strict=True):
+        weight, bias = layer.parameters()
+        assert tuple(weight.shape) == shape and not bool(bias.any())
+        short = weight if shape[0] <= shape[1] else weight.T
+        torch.testing.assert_close(short @ short.T, gain**2 * torch.eye(min(shape)), rtol=1e-4, atol=1e-5)
+
+
+@cell(
+    "ppo_categorical",
+    "defaults",
+    "deviation",
+    "a time limit is no end; whole episodes, also in minibatches; a critic of 128 units with its own optimiser group",
+    reason="what would have come counts; theirs is token_advantage: [{use: episode_gae, truncation: terminate}]",
+)
+def test_ppo_categorical_time_limits() -> None:
+    a: Any = composition.build("ppo_categorical")
+    assert a.token_advantage[0].truncation == "bootstrap" and a.families == ("control",)
 
 
 @cell(
@@ -277,6 +337,60 @@ def test_fpo_control_gradient() -> None:
     assert (a.token_advantage[0].gamma, a.objective.low, a.regularizers[0].weight) == (0.995, 0.05, 0.5)
 
 
+@cell(
+    "fpo_pp",
+    "loss, gradient, defaults",
+    "option",
+    "family: control is the port's: sum / sqrt(d), errors at most 20, log-ratio at most 10 with its gradient, clip .05",
+)
+def test_fpo_pp_control_gradient() -> None:
+    """What `actor_loss_fn` of typoverflow/flow-rl computes, of a policy far enough from the one that sampled that all
+    branches act. (Its lines themselves, executed with numpy once: the same loss, and gradients by finite differences.)
+    """
+    m = made("fpo_pp/control", clip=0.05)
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    inner = rows.inner
+    advantage = m.credit(0.99, 0.95)[0]
+    with torch.no_grad():
+        for parameter in m.policy.network.parameters():
+            parameter.mul_(1.5)
+
+    def errors(policy: Any) -> Tensor:
+        wide = inner.t[..., None, None]
+        at = ((1 - wide) * inner.clean + wide * inner.noise).float()
+        count = inner.t.shape[1]
+        seen = m.seen().observed.repeat_interleave(count, dim=0)
+        v = policy.velocity(at.flatten(0, 1), inner.t.flatten(), policy.condition([]).seeing(seen)).view_as(at)
+        return (v - (inner.noise - inner.clean)).double().square().sum(dim=(2, 3)) / 2**0.5
+
+    a = advantage[:, None]
+    with torch.no_grad():
+        old_error = errors(m.old).clamp(max=20.0)
+    raw = errors(m.policy)
+    new_error = raw.clamp(max=20.0)
+    log_ratio = old_error - new_error
+    log_ratio = log_ratio + (log_ratio.clamp(max=10.0) - log_ratio).detach()
+    rho = log_ratio.exp()
+    good = torch.minimum(rho * a, rho.clamp(0.95, 1.05) * a)
+    bad = rho * a - a.abs() / (2 * 0.05) * (rho - 1) ** 2
+    wanted = -torch.where(a >= 0, good, bad).mean()
+    assert min(int(((raw > 20) & some).sum()) for some in (a >= 0, a < 0)) > 3
+    assert int(((old_error - raw > 10) & (a < 0)).sum()) > 0 and int((rho < 0.5).sum()) > 10
+    condition = m.iteration.rollout.condition
+    with torch.no_grad():
+        old = m.algorithm.estimator(m.old, rows, condition).logp.view(len(rows.slot), -1, 16)[m.rows, m.events]
+    live = m.algorithm.estimator(m.policy, rows, condition).logp.view(len(rows.slot), -1, 16)[m.rows, m.events]
+    batch: Any = SimpleNamespace(advantage=a.expand_as(live), old=Likelihood(old), weight=torch.ones_like(live))
+    found = m.algorithm.objective(Likelihood(live), batch).mean()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert alike(m.gradient_of(found), m.gradient_of(wanted), 1e-4)
+    port: Any = composition.build({"use": "fpo_pp", "family": "control"})
+    part, chunks = port.estimator.estimator, port.sampler.sampler
+    assert (part.draws, part.reduction, part.most, part.weight) == (16, "sqrt", 20.0, "uniform")
+    assert (part.times.low, part.times.high, chunks.noise, chunks.steps) == (0.005, 0.995, 0.02, 64)
+    assert (port.objective.clip, port.objective.most, port.token_advantage[0].gamma) == (0.05, 10.0, 0.99)
+
+
 @cell("diffusion_policy", "loss, gradient", "equal", "mean squared error of the prediction, over all steps of the data")
 def test_diffusion_policy_gradient() -> None:
     m = made("diffusion_policy")
@@ -341,13 +455,54 @@ def test_reinflow_gradient() -> None:
     assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
 
 
-@cell("reinflow", "defaults", "equal", "4 steps, deviation .1 to .24, clip .01, entropy .03, value loss .5, gamma .99")
+@cell(
+    "reinflow",
+    "loss, gradient",
+    "option",
+    "behaviour: squared distance of the flow's action from the base's, from z = 0",
+)
+def test_reinflow_behaviour_gradient() -> None:
+    m, plain = (made("reinflow", behaviour=weight) for weight in (0.1, 0.0))
+    assert m.algorithm.references == ("reference",)
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None
+
+    def acts(policy: Any) -> Tensor:
+        """As `sample_action`, its times counted from the action; the grid is that of training."""
+        x = torch.zeros_like(steps.states[:, 0])
+        for k in range(4):
+            x = x - policy.velocity(x, torch.full((len(x),), 1 - k / 4).double(), m.seen()) / 4
+        return x
+
+    def gradient(one: Made) -> Tensor:
+        with torch.no_grad():  # the policy that sampled moved since the reference was taken
+            for parameter in one.policy.network.parameters():
+                parameter.add_(0.02)
+        return gradients(one.algorithm, one.iteration)[0]
+
+    with m.policy.using("reference") as base:
+        wanted = acts(base)
+    found = gradient(m) - gradient(plain)
+    assert alike(found, m.gradient_of(0.1 * (acts(m.policy) - wanted).square().mean().double()), 1e-3)
+
+
+@cell(
+    "reinflow",
+    "defaults",
+    "equal",
+    "4 steps, deviation .1 to .24, the upper bound lowered in the last .65, clip .01, entropy .03, gamma .99",
+)
 def test_reinflow_settings() -> None:
     a: Any = composition.build("reinflow")
     noisy, chain = a.sampler.sampler, a.estimator.estimator
     assert (noisy.steps, noisy.least, noisy.most) == (4, 0.1, 0.24)
     assert (chain.reduction, chain.bound, a.objective.low, a.objective.high) == ("mean", 1.0, 0.01, 0.01)
-    assert [(term.name, term.weight) for term in a.regularizers] == [("value_loss", 0.5), ("negative_entropy", 0.03)]
+    known = [("value_loss", 0.5), ("negative_entropy", 0.03), ("action_shift/reference", 0.0)]
+    assert [(term.name, term.weight) for term in a.regularizers] == known and a.references == ()
+    a = with_coefficients(a, {})
+    assert a.sampler.sampler.most == 0.24
+    for iteration, wanted in ((0, 0.24), (350, 0.24), (675, 0.219), (1000, 0.198), (1200, 0.198)):
+        assert a.coefficients[0](0.0, {}, iteration) == pytest.approx(wanted, abs=1e-12)
     assert (a.token_advantage[0].gamma, a.token_advantage[0].lam) == (0.99, 0.95)
 
 
@@ -386,9 +541,8 @@ def test_reinflow_times() -> None:
     "reinflow",
     "defaults",
     "deviation",
-    "nothing is clamped, and the range of the deviation stays",
-    reason="states, noise and last actions are clamped there outside the density, and the upper bound falls by 30 % of"
-    " the range after .35 of training",
+    "states, noise and actions are not clamped",
+    reason="all three are clamped there outside the density, so that the ratio is none of densities",
 )
 def test_reinflow_unclamped() -> None:
     m = made("reinflow")
@@ -428,7 +582,7 @@ def test_policy_flow_gradient() -> None:
     heat = ((1 - wide) * now - (x - wide * was)).square().mean()
     loss = clipped(ratio, advantage, edge, edge).mean() - 0.01 * new.entropy().sum(dim=(1, 2)).mean() + 0.01 * heat
     value = m.policy.value(m.seen().observed).double()
-    wanted = m.gradient_of(loss + 0.5 * 0.5 * ((value - returns) ** 2).mean())
+    wanted = m.gradient_of(loss + ((value - returns) ** 2).mean())
     assert alike(gradients(m.algorithm, m.iteration)[0], wanted, 1e-4)
 
 
@@ -440,20 +594,37 @@ def test_policy_flow_settings() -> None:
         1.0,
     )
     weights = {term.name: term.weight for term in a.regularizers}
-    assert weights == {"value_loss": 0.5, "negative_entropy": 0.01, "brownian": 0.01}
+    assert weights == {"value_loss": 2.0, "negative_entropy": 0.01, "brownian": 0.01}
+
+
+@cell(
+    "policy_flow", "defaults", "equal", "midpoint rule; one of all the times that it visits, drawn anew in each epoch"
+)
+def test_policy_flow_times() -> None:
+    m = made("policy_flow")
+    steps = m.trace.steps(m.rows, m.events)
+    assert steps is not None and m.algorithm.redraw
+    x = steps.states[:, 0]
+    with torch.no_grad():  # as `sample`, in our times
+        for k in range(4):
+            t = torch.full((len(x),), 1 - k / 4).double()
+            middle = x - 0.125 * m.old.velocity(x, t, m.seen())
+            x = x - 0.25 * m.old.velocity(middle, t - 0.125, m.seen())
+    torch.testing.assert_close(steps.states[:, 1], x, atol=1e-5, rtol=1e-5)
+    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
+    assert set((rows.inner.t.flatten() * 8).tolist()) == set(range(9))
 
 
 @cell(
     "policy_flow",
     "defaults",
     "deviation",
-    "Euler steps, times of their grid; the rate stays",
-    reason="the fork integrates by the midpoint rule, draws from its midpoints as well, and adapts the rate to a KL",
+    "the rate stays",
+    reason="there it follows a KL of .01 after each epoch; here an algorithm's numbers change over iterations, and the "
+    "rate is the optimiser's",
 )
-def test_policy_flow_times() -> None:
-    m = made("policy_flow")
-    rows: Any = m.algorithm.estimator.probe(m.iteration.rollout, m.old, m.iteration.rollout.seeds)
-    assert set(rows.inner.t.flatten().tolist()) == {1.0, 0.75, 0.5, 0.25} and m.algorithm.redraw
+def test_policy_flow_rate() -> None:
+    assert composition.build("policy_flow").coefficients == ()
 
 
 @cell(
@@ -504,4 +675,5 @@ def test_resip_settings() -> None:
 )
 def test_resip_steps() -> None:
     a: Any = composition.build("resip")
-    assert a.sampler.sampler.steps == 10 and a.sampler.heldout(None, None, None).decisions == 40
+    deployed = a.sampler.heldout(None, None, None)
+    assert a.sampler.sampler.steps == 10 and type(deployed) is EpisodeSampler and deployed.decisions == 40

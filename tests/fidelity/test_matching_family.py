@@ -210,6 +210,7 @@ def test_fpo_settings() -> None:
     made = composition.build("fpo")
     assert (made.objective.clip_range, made.estimator.draws, made.sampler.steps) == ((0.05, 0.05), 8, 10)
     assert made.estimator.weight == "noise"
+    assert composition.build({"use": "fpo", "weight": "t2"}).estimator.weight == "t2"
 
 
 @cell(

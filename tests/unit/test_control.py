@@ -125,7 +125,7 @@ def test_other_rewards_are_paid_at_the_end_of_an_episode() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- likelihoods
-def test_ppo_of_one_denoising_step_from_zero_is_cleanrls_loss() -> None:
+def test_ppo_of_a_gaussian_is_cleanrls_loss() -> None:
     """A Gaussian decision's loss and gradient equal PPO's formula written out, over the decisions that were made."""
     algorithm = replace(small("ppo_gaussian"), token_advantage=(EpisodeGAE(whiten=False),))
     policy = start(algorithm)
@@ -351,8 +351,8 @@ def test_gymnasiums_environments_are_reset_by_seed_and_cut_by_their_limit() -> N
         _, reward, ended, cut, _ = alone.step(np.array([2.0], dtype=np.float32))
         assert float(found.reward[0]) == pytest.approx(reward) and not ended
         assert bool(found.truncated[0]) == cut == (number == 199) and not bool(found.terminated.any())
-    with pytest.raises(UserError, match="gym:CartPole-v1 has actions of Discrete"):
-        open_environment("gym:CartPole-v1", 1)
+    with pytest.raises(UserError, match="gym:Blackjack-v1 has observations of Tuple"):
+        open_environment("gym:Blackjack-v1", 1)
 
 
 def test_a_model_of_another_environment_is_refused() -> None:

@@ -23,6 +23,7 @@ from flowrl.startup.doubts import doubts
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 from flowrl.types import Prompt
+from flowrl.update_checks import DRIFT
 from tests.contract.toy_environment import toy_policy
 from tests.launching import settled
 from tests.unit.test_ranks_iterations import compare
@@ -30,7 +31,9 @@ from tests.unit.test_ranks_iterations import compare
 TOY = "tests.contract.toy_environment:make"
 
 
-def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "raise", **sampler: Any) -> Session:
+def session_of(
+    algorithm: Any = None, environment: str = TOY, on_nan: str = "raise", group: int = 4, **sampler: Any
+) -> Session:
     """A run of the toy flow; dppo by default."""
     spec = {**(algorithm or {"use": "dppo", "steps": 3, "clip": 0.2}), "environment": environment, "decisions": 3}
     built = build({**spec, "sampler": sampler} if sampler else spec)
@@ -39,7 +42,7 @@ def session_of(algorithm: Any = None, environment: str = TOY, on_nan: str = "rai
         "name": "toy",
         "model": {"path": "avoid"},
         "algorithm": {**spec, "sampler": sampler} if sampler else spec,
-        "data": {"prompts": 3, "group": 4, "test": None},
+        "data": {"prompts": 3, "group": group, "test": None},
         "rewards": [{"use": "episode_return"}],
         "optimizer": {"lr": 0.002, **critic},
         "train": {"iterations": 9, "sample_batch": 5, "updates": 2, "epochs": 2, "micro_batch": 7},
@@ -92,6 +95,19 @@ def test_a_run_goes_on_where_it_ended_bit_for_bit(algorithm: Any) -> None:
     assert wanted[0]["episode/modes"] == 1 and wanted[0]["episode/mode_entropy"] == 0  # of the successful ones
 
 
+def test_checks_leave_a_run_as_it_is() -> None:
+    ends = []
+    for every in (0, 1):
+        session = session_of(FPO)
+        object.__setattr__(session.config.monitor, "checks", every)
+        metrics = lines(session, 2)
+        kept = [{k: v for k, v in line.items() if not k.startswith("check/")} for line in metrics]
+        weights = torch.cat([parameter.detach().flatten() for parameter in session.policy.parameters()])
+        ends.append((kept, weights, vars(session.progress)))
+        assert (DRIFT in metrics[0]) == bool(every)
+    assert ends[0][0] == ends[1][0] and torch.equal(ends[0][1], ends[1][1]) and ends[0][2] == ends[1][2]
+
+
 def test_only_the_critic_learns_at_first() -> None:
     session = session_of()
     before = [parameter.detach().clone() for parameter in session.policy.parameters()]
@@ -124,6 +140,41 @@ def test_narrow_policies_are_told_of_where_the_clip_is_one_of_matching_errors(pu
     other = session_of()  # a ratio of densities does not depend on the scale
     _, batch, _ = iterate(other, PhaseTimer())
     assert SPREAD not in measure(other, batch, PhaseTimer())
+
+
+def coarse(steps: int) -> dict[str, Any]:
+    return {"use": "fpo", "family": "control", "draws": 4, "steps": steps}
+
+
+def test_drift_is_the_gradient_for_equal_advantages_over_its_error() -> None:
+    """By autograd of the mean log-probability of the decisions in each of 24 parts; the first iteration trains the
+    critic alone, so that the policy is still the one that sampled."""
+    session = session_of(coarse(2), group=10)
+    metrics, batch, _ = iterate(session, PhaseTimer())
+    policy: Any = session.policy
+    estimator, rollout = session.algorithm.estimator, batch.rollout
+    rows: Any = estimator.probe(rollout, policy, rollout.seeds)
+    gradients = []
+    for part in range(24):
+        some = torch.arange(part, 30, 24)
+        block = rows.block(some, slice(None))
+        logp = estimator(policy, block, rollout.condition.take(some)).logp[block.alive]
+        found = torch.autograd.grad(logp.mean(), list(policy.network.body.parameters()))
+        gradients.append(torch.cat([gradient.flatten() for gradient in found]).double())
+    every = torch.stack(gradients)
+    error = (every.var(dim=0).sum() / 24).sqrt()
+    assert metrics[DRIFT] == pytest.approx(float(every.mean(dim=0).norm() / error), rel=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "healthy"), [(2, False), (20, True)])
+def test_a_coarse_sampler_drifts(steps: int, healthy: bool) -> None:
+    """Sheet 4: matching errors of a coarse sampler's own actions have no gradient of mean zero (T14)."""
+    session = session_of(coarse(steps), group=60)
+    metrics = iterate(session, PhaseTimer())[0]
+    found = {verdict.check.name: verdict for verdict in judge(session, metrics)}["drift"]
+    assert found.healthy == healthy and (healthy or "10 or more" in found.sentence())
+    assert DRIFT not in iterate(session, PhaseTimer())[0]  # of the first iteration alone
+    assert DRIFT not in iterate(session_of(group=60), PhaseTimer())[0]  # densities do not drift
 
 
 def test_fpo_with_few_steps_or_an_untaught_critic_is_doubted() -> None:
@@ -159,15 +210,16 @@ def make(count):
 """
 
 
-def test_episodes_whose_environment_fails_follow_on_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", [None, {"use": "resip", "steps": 3}])
+def test_episodes_whose_environment_fails_follow_on_nan(algorithm: Any, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     place = f"{tmp_path / 'failing.py'}:make"
     with pytest.raises(UserError, match="observation or reward that is NaN or infinite, in row"):
-        iterate(session_of(environment=place), PhaseTimer())
+        iterate(session_of(algorithm, environment=place), PhaseTimer())
     with pytest.raises(UserError, match="on_nan"):
-        iterate(session_of(environment=place, on_error="drop"), PhaseTimer())
+        iterate(session_of(algorithm, environment=place, on_error="drop"), PhaseTimer())
     metrics, made, advantage = iterate(
-        session_of(environment=place, on_nan="drop_sample", on_error="drop"), PhaseTimer()
+        session_of(algorithm, environment=place, on_nan="drop_sample", on_error="drop"), PhaseTimer()
     )
     lost = ~made.scores.valid
     assert 0 < int(lost.sum()) < 12 and bool((advantage[lost] == 0).all()) and bool(torch.isfinite(advantage).all())

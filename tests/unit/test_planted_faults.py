@@ -83,7 +83,7 @@ def ill(session: Session, iterations: int = 2) -> set[str]:
 
 
 FAMILIES = ("diffusion", "causal")
-OF_CONTROL = {"action_spread"}  # `tests/unit/test_control_iterations.py`
+OF_CONTROL = {"action_spread", "drift"}  # `tests/unit/test_control_iterations.py`
 OF_IMAGES, OF_TEXTS = {"velocity_ratio", "step_coverage"}, {"sampler_mean", "sampler_max", "sampler_k1", "sampler_k3"}
 
 

@@ -12,7 +12,8 @@ from flowrl.evaluation.suites import find
 from flowrl.evaluation.targets import find_target
 from flowrl.evaluation.targets.request import Request
 from flowrl.models.control.load import load_control
-from flowrl.models.control.untrained import CONFIG, untrained
+from flowrl.models.control.new import untrained
+from flowrl.models.control.untrained import BASES
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
@@ -59,7 +60,7 @@ def test_episodes_begin_anywhere_between_the_goals_or_where_the_prompt_says() ->
 def test_the_base_is_noise_for_a_flow_and_for_a_gaussian() -> None:
     """And what ships is what the script writes."""
     policy = load_control("two_walls")
-    made = untrained(CONFIG).state_dict()
+    made = untrained(BASES["two_walls"]).state_dict()
     assert all(torch.equal(value, made[name]) for name, value in policy.network.state_dict().items())
     asked = at(*[(12, 12)] * 400)
     drawn = Draw.of(torch.arange(400), torch.arange(400), 0, 0, asked)

@@ -41,6 +41,11 @@ class ActsWithNetworks:
             self.network_calls += len(features)
         return self.network.beside[name](features, chunk, fixed)
 
+    def velocity_beside(self, name: str, x: Tensor, t: Tensor, condition: ControlCondition) -> Tensor:
+        """Velocity [n, h, d] of the flow beside called ``name`` at ``x`` [n, h, d] and ``t`` [n]."""
+        self.network_calls += len(x)
+        return self.network.beside[name](condition.need().to(self.device), x, t.to(x))
+
     def act(self, condition: ControlCondition, noise: Tensor) -> Tensor:
         """Standardised chunks [n, h, d] as `Acting` says, of noise [n, ``Acting.noises``, h, d]."""
         found = self.climbed(condition, self.kept(condition, self.proposed(condition, noise)))
@@ -54,7 +59,11 @@ class ActsWithNetworks:
         acting = self.config.acting or Acting()
         z = noise.to(self.device).split([acting.candidates, acting.edits], dim=1)
         wide = repeated(condition, acting.candidates)
-        chunk = self.ask(acting.actor, wide, z[0].flatten(0, 1)) if acting.actor else self._flown(wide, z[0])
+        chunk = (
+            self.ask(acting.actor, wide, z[0].flatten(0, 1))
+            if acting.actor
+            else self.integrate(z[0].flatten(0, 1), wide)
+        )
         found = self._bounded(chunk).unflatten(0, (len(noise), acting.candidates))
         if not acting.edits:
             return found
@@ -104,9 +113,6 @@ class ActsWithNetworks:
             best, highest = higher(best, highest, now, value.detach())
             now = self._bounded(now + acting.rate * slope)
         return higher(best, highest, now, self.liked(condition, now))[0]
-
-    def _flown(self, condition: ControlCondition, noise: Tensor) -> Tensor:
-        return self.integrate(noise.flatten(0, 1), condition)
 
     def _bounded(self, chunk: Tensor) -> Tensor:
         bound = (self.config.acting or Acting()).bound

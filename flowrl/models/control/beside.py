@@ -65,7 +65,7 @@ class BesideNetwork(nn.Module):
             self.log = nn.Parameter(torch.zeros(1))
             return
         whole = chunk * action
-        asked = {"actor": whole, "editor": whole, "q": (form.actions or chunk) * action, "value": 0}[form.kind]
+        asked = {"actor": whole, "editor": whole, "q": form.decisions * whole, "value": 0}[form.kind]
         answer = {"actor": whole, "editor": 2 * whole}.get(form.kind, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(0, "beside", name))
@@ -90,6 +90,14 @@ PREFIX = "beside."
 def is_one_of(key: str, names: Collection[str]) -> bool:
     """Whether a weight is the policy's own, or of a network beside of one of these names."""
     return not key.startswith(PREFIX) or key.split(".")[1] in names
+
+
+def begin_flows(network: Any, names: Collection[str]) -> None:
+    """Let the flows beside a network that have these names begin as its own."""
+    own = network.state_dict()
+    for name in names:
+        copied = network.beside[name]
+        copied.load_state_dict({key: own[key] for key in copied.state_dict()})
 
 
 def with_new(held: Mapping[str, Tensor], network: nn.Module, kept: Collection[str]) -> dict[str, Tensor]:

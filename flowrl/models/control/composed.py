@@ -50,10 +50,15 @@ def _check(policy: ControlPolicy, name: str, first: ControlPolicy, first_name: s
     config, other = policy.config, first.config
     if config.kind == "gaussian":
         raise UserError(f"{name} is a Gaussian, which denoises nothing; compose flows or DDPMs")
-    if config.residual or config.policies or config.tuned_from is not None:
-        also = "policies that it is made of" if config.policies else "a network for the first steps"
-        has = "a residual" if config.residual else also
-        raise UserError(f"{name} has {has}; compose single policies without one")
+    for has, there in (
+        ("a residual", config.residual),
+        ("a score", config.score),
+        ("several policies", config.policies),
+        ("a network for the first steps", config.tuned_from is not None),
+        ("networks beside it", config.beside),
+    ):
+        if there:
+            raise UserError(f"{name} has {has}; compose single policies without one, and add that to what they make up")
     for key in (*SAME, *(["steps"] if config.kind == "ddpm" else [])):
         mine, wanted = getattr(config, key), getattr(other, key)
         if mine != wanted:

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError, first_line
+from flowrl.models.control.coordinates import time_grid
 from flowrl.models.control.load import new_network, save_control
 from flowrl.models.control.network import Activation, ControlNetwork
-from flowrl.models.control.policy import ControlConfig, time_grid
+from flowrl.models.control.policy import ControlConfig
 from flowrl.models.source import check_finite
 from flowrl.paths import expand_user
 from flowrl.scorers.convert import open_checkpoint
@@ -76,7 +77,7 @@ def convert_dppo(
         return config
     if not 0 < tuned < steps:
         raise UserError(f"--tuned {tuned} of {steps} steps; give 1 or more, and fewer than all")
-    config = replace(config, tuned_from=float(time_grid(config, steps)[steps - tuned]))
+    config = replace(config, tuned_from=float(time_grid(config.kind, config.steps, steps)[steps - tuned]))
     save_control(
         config, _network(config, _own_names(_below(weights, TUNED), source), known, source), target, base=network
     )

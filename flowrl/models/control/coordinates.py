@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from flowrl.errors import UserError
+
 MOST_BETA = 0.999
 
 
@@ -21,6 +23,19 @@ def cosine_levels(steps: int) -> Tensor:
 def times_of(levels: Tensor) -> Tensor:
     """``t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a))`` of every level."""
     return (1 - levels).sqrt() / (levels.sqrt() + (1 - levels).sqrt())
+
+
+def time_grid(kind: str, own: int, steps: int) -> Tensor:
+    """[steps + 1] float64 descending to 0 of a flow, or of a DDPM with ``own`` times, see `ControlPolicy.times`."""
+    if steps < 1:
+        raise UserError(f"a sampler needs at least 1 step, got {steps}")
+    if kind == "flow":
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    levels = times_of(cosine_levels(own))
+    if steps > len(levels):
+        raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
+    chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
+    return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
 
 
 def to_network(x: Tensor, t: Tensor) -> Tensor:

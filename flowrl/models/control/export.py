@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from flowrl.math.random import normal
+from flowrl.models.control.condition import ControlCondition
 from flowrl.models.control.load import load_control, save_control
 from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.export_folder import Difference, into_folder
@@ -31,7 +32,10 @@ def export(policy: ControlPolicy, directory: Path, to: str) -> float:
 
 @torch.no_grad()
 def _actions(policy: ControlPolicy, seen: torch.Tensor) -> torch.Tensor:
-    """Chunks at observations [n, history, o], and their first actions as they are executed."""
+    """Chunks at observations [n, history, o], and their first actions as they are executed; the log-probabilities of
+    choices."""
+    if policy.config.kind == "categorical":
+        return policy.choices(ControlCondition(len(seen)).seeing(seen)).cpu()
     chunk = policy.chunk(seen).cpu()
     first = policy.executed(seen, policy.network.actions(chunk[:, 0].to(policy.device))).cpu()
     return torch.cat([chunk, first[:, None]], dim=1)

@@ -14,19 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowrl.errors import UserError, did_you_mean
-from flowrl.models.control.beside import BesideNetwork, is_one_of, read_beside, with_new
+from flowrl.models.control.beside import begin_flows, is_one_of, read_beside, with_new
+from flowrl.models.control.coordinates import time_grid
 from flowrl.models.control.network import (
     Activation,
-    ComposedNetwork,
     ControlNetwork,
     CriticNetwork,
     Kind,
     NoiseNetwork,
 )
-from flowrl.models.control.policy import SAME_TIME, ControlConfig, ControlPolicy, Share, time_grid
+from flowrl.models.control.new import config_for, new_network, untrained
+from flowrl.models.control.policy import SAME_TIME, Ascent, ControlConfig, ControlPolicy, Share
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
+from flowrl.paths import NEW
 from flowrl.types import Acting, Beside, Residual
 
 CRITIC_WIDTH, CRITIC_DEPTH = 128, 2
@@ -51,7 +53,8 @@ def load_control(
     dtype: str = "float32",
     **unused: Any,
 ) -> ControlPolicy:
-    """A policy from a folder with ``config.json`` (`ControlConfig`) and ``model.safetensors``, or an embedded world.
+    """A policy from a folder with ``config.json`` (`ControlConfig`) and ``model.safetensors``, an embedded world, or an
+    untrained one for an environment: ``new:gym:CartPole-v1``.
 
     Args:
         critic: ``network`` also learns values, by a network of its own that begins the same in every run.
@@ -73,27 +76,13 @@ def load_control(
         raise UserError(f"model.critic={critic}: a control policy has no states that a head could read; use network")
     if dtype != "float32":
         raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
-    embedded = embedded_model(str(path), "control")
-    folder = embedded or Path(path).expanduser()
-    config = read_config(folder)
-    kept = [name for name, form in config.beside.items() if beside is None or beside.get(name) == form]
-    config = config if beside is None else replace(config, beside=dict(beside), acting=acting)
+    new = str(path).startswith(NEW)
+    folder = embedded_model(str(path), "control") or Path(path).expanduser()
+    config = config_for(str(path).removeprefix(NEW)) if new else read_config(folder)
+    config, kept = _with_beside(config, beside, acting)
     fresh = residual is not None and not config.residual
-    if residual is not None:
-        if config.residual not in (0, residual.scale):
-            raise UserError(
-                f"algorithm.scale={residual.scale:g}: the residual of model {str(path)!r} was trained at "
-                f"{config.residual:g}; set that"
-            )
-        config = replace(config, residual=residual.scale)
-    try:
-        network, base = _networks(config, load_file(folder / WEIGHTS), fresh, kept)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
-        ) from error
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
+    config = config if residual is None else _with_residual(config, residual, str(path))
+    network, base = (untrained(config), None) if new else _read(path, folder, config, fresh, kept)
     check_finite(network, str(path))
     network.eval()
     choose_trained(network, residual)
@@ -107,6 +96,39 @@ def load_control(
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
 
 
+def _read(
+    path: str | Path, folder: Path, config: ControlConfig, fresh: bool, kept: Sequence[str]
+) -> tuple[ControlNetwork, ControlNetwork | None]:
+    try:
+        return _networks(config, load_file(folder / WEIGHTS), fresh, kept)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"model {str(path)!r} has no {WEIGHTS}; give the folder that the policy was saved to"
+        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"model {str(path)!r}: {WEIGHTS} does not fit config.json: {error}") from error
+
+
+def _with_beside(
+    config: ControlConfig, beside: Mapping[str, Beside] | None, acting: Acting | None
+) -> tuple[ControlConfig, list[str]]:
+    """With these networks beside, and which of them the model has already; as it is without any."""
+    if beside is None:
+        return config, list(config.beside)
+    kept = [name for name, form in config.beside.items() if beside.get(name) == form]
+    return replace(config, beside=dict(beside), acting=acting), kept
+
+
+def _with_residual(config: ControlConfig, residual: Residual, path: str) -> ControlConfig:
+    """Raises `UserError` where the model has one of another scale."""
+    if config.residual not in (0, residual.scale):
+        raise UserError(
+            f"algorithm.scale={residual.scale:g}: the residual of model {path!r} was trained at "
+            f"{config.residual:g}; set that"
+        )
+    return replace(config, residual=residual.scale)
+
+
 def _networks(
     config: ControlConfig, tensors: dict[str, Tensor], fresh: bool, kept: Sequence[str]
 ) -> tuple[ControlNetwork, ControlNetwork | None]:
@@ -118,9 +140,10 @@ def _networks(
     begun = {f"residual.{name}": value for name, value in added.items()}
     held = {**begun, **{key: value for key, value in tensors.items() if not key.startswith(BASE)}}
     network.load_state_dict(with_new(held, network, kept))
+    begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow" and name not in kept])
     if config.tuned_from is None:
         return network, None
-    base = new_network(replace(config, residual=0.0, beside={}))
+    base = new_network(replace(config, residual=0.0, beside={}, score=None))
     base.load_state_dict({key.removeprefix(BASE): value for key, value in tensors.items() if key.startswith(BASE)})
     return network, base.eval()
 
@@ -131,9 +154,9 @@ def _frozen(
     """With the network that acts at the first K - F of K steps: the one that the model has, or a copy of it as it is.
     Raises `UserError` where the model has one for other times."""
     steps, last = tuned
-    start = float(time_grid(config, steps)[steps - last])
+    start = float(time_grid(config.kind, config.steps, steps)[steps - last])
     if base is None or config.tuned_from is None:
-        base = new_network(replace(config, residual=0.0, beside={}))
+        base = new_network(replace(config, residual=0.0, beside={}, score=None))
         base.load_state_dict({key: value for key, value in network.state_dict().items() if key in base.state_dict()})
         return replace(config, tuned_from=start), base.eval()
     if abs(config.tuned_from - start) > SAME_TIME:
@@ -145,27 +168,14 @@ def _frozen(
 
 
 def choose_trained(network: ControlNetwork, residual: Residual | None) -> None:
-    """Train the residual alone, or everything but it."""
+    """Train the residual alone, or everything but it and a score."""
     network.requires_grad_(residual is None)
+    if network.score is not None:
+        network.score.requires_grad_(False)
     if network.residual is not None:
         network.residual.requires_grad_(residual is not None)
         if residual is not None:
             network.residual.log_std.fill_(residual.log_std)
-
-
-def new_network(config: ControlConfig) -> ControlNetwork:
-    """An untrained network of this shape."""
-    c = config
-    form = (c.activation, c.blocks, c.norm, c.encoder, c.embedding)
-    shape = (c.kind, c.observation, c.action, c.chunk, c.history)
-    if c.policies:
-        parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
-        network = ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
-    else:
-        network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
-    for name, wanted in c.beside.items():
-        network.beside[name] = BesideNetwork(name, wanted, c.observation * c.history, c.chunk, c.action)
-    return network
 
 
 def check_weights(weights: Sequence[float]) -> None:
@@ -193,12 +203,26 @@ def read_config(folder: Path) -> ControlConfig:
             raise UserError(f"{file}: {key} is {value!r}; {wrong}")
     parts = {"encoder": tuple(given.get("encoder", ())), "policies": _shares(given.get("policies") or (), file)}
     beside, how = read_beside(given, file)
-    config = ControlConfig(**given | parts | {"beside": beside, "acting": how})
+    config = ControlConfig(
+        **given | parts | {"beside": beside, "acting": how, "score": _ascent(given.get("score"), file)}
+    )
     if config.blocks and config.depth % 2 == 0:
         raise UserError(f"{file}: depth is {config.depth}; give an odd one, as blocks put all but one into pairs")
     if config.bound is not None and config.kind != "ddpm":
         raise UserError(f"{file}: bound is of what a DDPM predicts, and kind is {config.kind}; remove it")
     return config
+
+
+def _ascent(given: Any, file: Path) -> Ascent | None:
+    if given is None:
+        return None
+    try:
+        found = Ascent(float(given["rate"]), int(given["steps"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: score has a rate and steps, found {given!r}") from error
+    if not (0 <= found.rate < float("inf") and found.steps >= 0):
+        raise UserError(f"{file}: score is {given!r}; give a rate of 0 or more and 0 or more steps")
+    return found
 
 
 def _shares(given: Any, file: Path) -> tuple[Share, ...]:

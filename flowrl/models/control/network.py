@@ -1,5 +1,5 @@
-"""Small networks over action chunks: a velocity, the noise of a DDPM, or the mean of a Gaussian; a critic, and how much
-noise a step has."""
+"""Small networks over action chunks: a velocity, the noise of a DDPM, the mean of a Gaussian or the odds of choices; a
+critic, and how much noise a step has."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["flow", "ddpm", "gaussian"]
-"""What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk, or the mean of a
-Gaussian, which looks at the observation alone."""
+Kind = Literal["flow", "ddpm", "gaussian", "categorical"]
+"""What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk; of the observation
+alone the mean of a Gaussian, or the logits of d choices."""
 Activation = Literal["silu", "relu", "mish", "elu", "gelu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -29,6 +29,7 @@ LONGEST_WAVE = 10000.0
 LEAST_STD = 1e-3
 RESIDUAL_WIDTH, RESIDUAL_DEPTH, RESIDUAL_LIMIT = 256, 2, 3.0
 """Of a residual; the standardised observations that it reads are cut so far from 0."""
+SCORE_WIDTH, SCORE_DEPTH = 128, 3
 
 
 class Statistics(nn.Module):
@@ -103,12 +104,20 @@ class TimeEmbedding(nn.Module):
         return self.layers(torch.cat([angle.sin(), angle.cos()], dim=1))
 
 
+def orthogonal(body: nn.Sequential, last: float) -> None:
+    """Orthogonal weights times the square root of 2, in the last layer times ``last``, and no biases, as CleanRL's."""
+    linear = [layer for layer in body if isinstance(layer, nn.Linear)]
+    for layer in linear:
+        nn.init.orthogonal_(layer.weight, last if layer is linear[-1] else math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+
+
 class ControlNetwork(nn.Module):
     """Of observations [n, history * o] to what a chunk [n, h, d] of standardised actions should be.
 
-    ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; networks of the other kinds
-    have it for methods that act by their mean (`flowrl.samplers.gaussian`). ``residual``, where its scale is not 0, is
-    what is added to every single action when it is executed.
+    ``log_std`` [h, d] is the logarithm of the deviation with which a Gaussian policy acts; flows have it for methods
+    that act by their mean (`flowrl.samplers.gaussian`), and a policy of choices has none. ``residual``, where its scale
+    is not 0, is what is added to every single action when it is executed; ``score`` moves it towards the data before.
 
     ``depth`` hidden layers of ``width`` numbers, of which with ``blocks`` all but the first are in residual blocks of
     two. ``encoder``: widths of layers that observations pass first. ``embedding``: size of a learned `TimeEmbedding`; 0
@@ -137,15 +146,17 @@ class ControlNetwork(nn.Module):
         self.observations, self.actions = Statistics(observation), Statistics(action)
         self.encoder = perceptron([seen, *encoder], act) if encoder else None
         self.embedding = TimeEmbedding(embedding) if embedding else None
-        asked = 0 if kind == "gaussian" else chunk * action + (embedding or 2 * TIME_WAVES)
+        asked = chunk * action + (embedding or 2 * TIME_WAVES) if kind in ("flow", "ddpm") else 0
         enters = (encoder[-1] if encoder else seen) + asked
         if blocks:
             inner = [ResidualBlock(width, act, norm) for _ in range((depth - 1) // 2)]
             self.body = nn.Sequential(nn.Linear(enters, width), *inner, nn.Linear(width, chunk * action))
         else:
             self.body = perceptron([enters, *[width] * depth, chunk * action], act, norm)
-        self.log_std = nn.Parameter(torch.zeros(chunk, action))
+        if kind != "categorical":
+            self.log_std = nn.Parameter(torch.zeros(chunk, action))
         self.residual = ResidualNetwork(observation, action, residual) if residual else None
+        self.score: ScoreNetwork | None = None
         self.beside = nn.ModuleDict()
         """Networks that a method trains beside this one (`flowrl.types.Beside`)."""
         self.register_buffer("waves", math.pi * 2.0 ** torch.arange(TIME_WAVES), persistent=False)
@@ -171,7 +182,7 @@ class ControlNetwork(nn.Module):
         its time, from 0, the cleanest), of observations [n, history, o]."""
         features = self.features(observed)
         seen = [features if self.encoder is None else self.encoder(features)]
-        if self.kind != "gaussian":
+        if self.kind in ("flow", "ddpm"):
             assert x is not None and t is not None
             time = self.time_features(t.to(x)) if self.embedding is None else self.embedding(t)
             seen += [x.flatten(1), time]
@@ -184,12 +195,9 @@ class CriticNetwork(nn.Module):
     def __init__(self, observation: int, width: int, depth: int) -> None:
         super().__init__()
         self.body = perceptron([observation, *[width] * depth, 1], nn.Tanh)
-        linear = [layer for layer in self.body if isinstance(layer, nn.Linear)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # one and the same critic begins every run, as the rest of it follows from the config
-            for layer in linear:
-                nn.init.orthogonal_(layer.weight, math.sqrt(2) if layer is not linear[-1] else 0.01)
-                nn.init.zeros_(layer.bias)
+            orthogonal(self.body, 0.01)
 
     def forward(self, features: Tensor) -> Tensor:
         """[n]"""
@@ -243,6 +251,19 @@ class ResidualNetwork(nn.Module):
         return self.body(features)
 
 
+class ScoreNetwork(nn.Module):
+    """The gradient by the action of the logarithm of the density of observations and single actions, both standardised,
+    as `flowrl.models.control.scoring.fit` learns it: layers of SiLU."""
+
+    def __init__(self, observation: int, action: int) -> None:
+        super().__init__()
+        self.body = perceptron([observation + action, *[SCORE_WIDTH] * SCORE_DEPTH, action], nn.SiLU)
+
+    def forward(self, observed: Tensor, action: Tensor) -> Tensor:
+        """[n, d]"""
+        return self.body(torch.cat([observed, action], dim=1))
+
+
 class ComposedNetwork(ControlNetwork):
     """``sum_i w_i f_i(s, x, t)`` of networks of one kind over the same chunks, each with its own statistics of
     observations; those of actions are the same for all (`flowrl.models.control.composed`)."""
@@ -254,6 +275,7 @@ class ComposedNetwork(ControlNetwork):
         self.parts, self.beside = nn.ModuleList(parts), nn.ModuleDict()
         size = len(first.observations.mean)
         self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
+        self.score = None
 
     @property
     def observations(self) -> Statistics:

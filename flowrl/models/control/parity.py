@@ -24,6 +24,8 @@ def check(policy: ControlPolicy) -> float:
         condition = ControlCondition(len(rows)).seeing(seen[rows])
         if config.kind == "gaussian":
             return policy.gaussian(condition)[0]
+        if config.kind == "categorical":
+            return policy.choices(condition)
         x = normal(seeds[rows], policy.latent_shape, stream=1, device=policy.device)
         return policy.velocity(x, policy.snap(torch.full((len(rows),), 0.5, dtype=torch.float64)), condition)
 

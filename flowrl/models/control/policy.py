@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import UserError
 from flowrl.math.flow import ODE, mean_of
+from flowrl.math.masking import draw_choices
 from flowrl.math.random import normal
 from flowrl.models.control.acting import ActsWithNetworks
 from flowrl.models.control.condition import ControlCondition
-from flowrl.models.control.coordinates import cosine_levels, times_of, to_network, velocity_of
+from flowrl.models.control.coordinates import cosine_levels, time_grid, times_of, to_network, velocity_of
 from flowrl.models.control.network import (
     Activation,
     ControlNetwork,
@@ -25,6 +25,7 @@ from flowrl.models.control.network import (
     NoiseNetwork,
     ResidualNetwork,
 )
+from flowrl.models.control.outcome import describe_episode
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
@@ -36,8 +37,6 @@ CRITIC = "critic."
 NOISE = "noise."
 """Prefix of the network that says how much noise steps have."""
 SAME_TIME = 1e-6
-OUTCOME = ("return", "decisions", "truncated", "success", "mode")
-"""The numbers that are an episode's result, [N, 5] (`flowrl.samplers.episodes`)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,16 @@ class Share:
     depth: int
 
 
+@dataclass(frozen=True)
+class Ascent:
+    """How single actions are moved towards the data before they are executed."""
+
+    rate: float = 0.1
+    """Of a step, in standardised actions; see `flowrl.models.control.scoring.fit`."""
+    steps: int = 10
+    """0 leaves actions as they are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig:
     """``config.json`` of a model."""
@@ -58,7 +67,7 @@ class ControlConfig:
     observation: int
     """o, numbers of one observation."""
     action: int
-    """d, numbers of one action."""
+    """d, numbers of one action; choices of a categorical policy."""
     chunk: int = 1
     """h, actions that are decided at once and executed one after another."""
     history: int = 1
@@ -87,6 +96,8 @@ class ControlConfig:
     """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
     policies: tuple[Share, ...] = ()
     """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
+    score: Ascent | None = None
+    """Of a model with a score of its data (`flowrl.models.control.scoring`)."""
     beside: Mapping[str, Beside] = field(default_factory=dict)
     """Networks beside its own, by name."""
     acting: Acting | None = None
@@ -94,8 +105,8 @@ class ControlConfig:
 
 
 class ControlPolicy(ActsWithNetworks, HasWeightSets):
-    """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; made by
-    :func:`flowrl.models.control.load.load_control`."""
+    """Implements :class:`flowrl.types.FlowPolicy` over chunks [h, d] of standardised actions; a choice among d is 1 at
+    its place and 0 elsewhere. Made by :func:`flowrl.models.control.load.load_control`."""
 
     family: ClassVar[str] = "control"
 
@@ -163,7 +174,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
         them."""
-        return time_grid(self.config, steps)
+        return time_grid(self.config.kind, self.config.steps, steps)
 
     @property
     def _levels(self) -> Tensor:
@@ -192,11 +203,13 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
         """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations. There is
-        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of a Gaussian."""
+        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of no flow."""
         if guidance not in (None, 1.0):
             raise IncompatibleError(f"guidance={guidance} has no meaning for this policy; leave it at 1")
-        if self.config.kind == "gaussian":
-            raise IncompatibleError("this policy is a Gaussian, which has no velocity; use ppo_gaussian")
+        if self.config.kind in ("gaussian", "categorical"):
+            raise IncompatibleError(
+                f"this policy is {self.config.kind}, without a velocity; use ppo_{self.config.kind}"
+            )
         observed, x = condition.need().to(self.device), x.float()
         self.network_calls += len(x)
         if self.base is None or self.config.tuned_from is None:
@@ -246,15 +259,27 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
             return self.network(observed), self.network.log_std
         if self.config.kind == "ddpm":
             raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
+        if self.config.kind == "categorical":
+            raise IncompatibleError("this policy chooses among actions and has no mean; use ppo_categorical")
         if self.base is not None:
             raise IncompatibleError("of this policy a frozen network acts at time 1 (tuned_from): no mean learns")
         zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         one = torch.ones(len(observed), device=self.device)
         return -self.network(observed, zero, one), self.network.log_std
 
+    def choices(self, condition: ControlCondition) -> Tensor:
+        """Log-probabilities [n, h, d] of the d choices for every action of a chunk, which are independent given the
+        observation. Raises `IncompatibleError` of a policy of another kind."""
+        if self.config.kind != "categorical":
+            raise IncompatibleError(f"this policy is {self.config.kind} and has no choices; use a categorical one")
+        observed = condition.need().to(self.device)
+        self.network_calls += len(observed)
+        return self.network(observed).log_softmax(dim=-1)
+
     def in_own_units(self, chunk: Tensor) -> Tensor:
-        """Actions [n, h, d] as the environment takes them, of standardised ones."""
-        return self.network.actions.undo(chunk.to(self.device))
+        """Actions [n, h, d] as the environment takes them, of standardised ones; choices have no unit."""
+        chunk = chunk.to(self.device)
+        return chunk if self.config.kind == "categorical" else self.network.actions.undo(chunk)
 
     # ------------------------------------------------------------------------------------------------ with a residual
     @property
@@ -277,13 +302,26 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         return action.to(self.device) + self._residual().scale * added.to(self.device)
 
     def executed(self, observed: Tensor, action: Tensor) -> Tensor:
-        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a residual
-        looks at the newest observation [n, history, o] and moves them."""
+        """Single actions [n, d] as the environment takes them, of standardised ones that were decided on; a score of
+        the data and a residual look at the newest observation [n, history, o] and move them."""
+        action = self.ascended(observed[:, -1], action)
         if self.network.residual is None:
             return self.in_own_units(action)
         features = self.network.residual_features(observed[:, -1].to(self.device).float(), action.to(self.device))
         self.network_calls += len(action)
         return self.in_own_units(self.corrected(action, self.network.residual(features)))
+
+    def ascended(self, observed: Tensor, action: Tensor) -> Tensor:
+        """Standardised actions [n, d] at observations [n, o] after ``a <- a + rate s(o, a)``, ``steps`` times, where
+        the model has a score s of its data (CDSA, arXiv:2406.07541); as they are otherwise."""
+        ascent = self.config.score
+        if ascent is None or self.network.score is None:
+            return action
+        seen, action = self.network.observations(observed.to(self.device).float()), action.to(self.device)
+        for _ in range(ascent.steps):
+            action = action + ascent.rate * self.network.score(seen, action)
+        self.network_calls += ascent.steps * len(action)
+        return action
 
     def _residual(self) -> ResidualNetwork:
         if self.network.residual is None:
@@ -299,19 +337,23 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
     @torch.no_grad()
     def chunk(self, observed: Tensor, seed: int | None = None, steps: int | None = None) -> Tensor:
         """Chunks [n, h, d] in the environment's units for observations [n, history, o]: the Euler solver from z = 0, or
-        from noise that follows from ``seed``; a Gaussian's mean; what `act` makes of that noise. A residual is no part
-        of it: it acts step by step."""
+        from noise that follows from ``seed``; a Gaussian's mean, or with that noise; the likeliest choices, or drawn;
+        what `act` makes of that noise. A residual is no part of it: it acts step by step."""
         return self.in_own_units(self._decided(observed, seed, steps))
 
     def _decided(self, observed: Tensor, seed: int | None, steps: int | None) -> Tensor:
         """The same, standardised."""
         condition, acting = ControlCondition(len(observed)).seeing(observed.float()), self.config.acting
-        if self.config.kind == "gaussian" and acting is None:
-            return self.gaussian(condition)[0]
+        seeds = None if seed is None else torch.arange(len(observed)) + seed
+        if self.config.kind == "categorical":
+            return draw_choices(self.choices(condition), seeds, 0)
         shape = self.latent_shape if acting is None else (acting.noises, *self.latent_shape)
         x = torch.zeros(len(observed), *shape, device=self.device)
-        if seed is not None:
-            x = normal(torch.arange(len(observed)) + seed, shape, stream=0, device=self.device)
+        if seeds is not None:
+            x = normal(seeds, shape, stream=0, device=self.device)
+        if self.config.kind == "gaussian" and acting is None:
+            mean, log_std = self.gaussian(condition)
+            return mean + log_std.exp() * x
         return self.integrate(x, condition, steps) if acting is None else self.act(condition, x)
 
     def reset(self) -> None:
@@ -320,9 +362,9 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
 
     @torch.no_grad()
     def select_action(self, observation: Tensor) -> Tensor:
-        """The next action [n, d] for observations [n, o] of n environments that go on, from a queue that a new chunk
-        fills when it is empty (LeRobot's name and behaviour). A residual corrects each when its turn comes. `reset`
-        begins anew."""
+        """The next action [n, d], of choices their numbers [n], for observations [n, o] of n environments that go on,
+        from a queue that a new chunk fills when it is empty (LeRobot's name and behaviour). A residual corrects each
+        when its turn comes. `reset` begins anew."""
         past = self._seen.setdefault(0, [])
         past.append(torch.as_tensor(observation, dtype=torch.float32))
         del past[: -self.config.history]
@@ -330,42 +372,23 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         if not queue:
             padded = [past[0]] * (self.config.history - len(past)) + past
             queue.extend(self._decided(torch.stack(padded, dim=1), None, None).unbind(dim=1))
-        return self.executed(past[-1][:, None], queue.pop(0))
+        return self._named(self.executed(past[-1][:, None], queue.pop(0)))
+
+    def _named(self, action: Tensor) -> Tensor:
+        """Actions [n, d] as they are given to others: choices [n] by their numbers."""
+        return action.argmax(dim=-1) if self.config.kind == "categorical" else action
 
     @torch.no_grad()
     def predict(self, observation: Any, state: Any = None, *_: Any, deterministic: bool = True) -> tuple[Any, Any]:
         """``(action, state)`` as Stable-Baselines3 asks for it, of one observation [o] or of several [n, o]: the first
-        action of a new chunk. ``deterministic=False`` starts from noise."""
+        action of a new chunk, of choices its number. ``deterministic=False`` acts with noise."""
         seen = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
         rows = seen.reshape(-1, self.config.observation)
         history = rows[:, None].expand(-1, self.config.history, -1)
         seed = None if deterministic else int(torch.randint(2**31, ()))
-        action = self.executed(history, self._decided(history, seed, None)[:, 0]).cpu().numpy()
+        action = self._named(self.executed(history, self._decided(history, seed, None)[:, 0])).cpu().numpy()
         return (action[0] if seen.dim() == 1 else action), state
 
     def facts(self) -> dict[str, Any]:
         """What ``config.json`` holds."""
         return asdict(self.config)
-
-
-def time_grid(config: ControlConfig, steps: int) -> Tensor:
-    """[steps + 1] float64 descending to 0, see `ControlPolicy.times`."""
-    if steps < 1:
-        raise UserError(f"a sampler needs at least 1 step, got {steps}")
-    if config.kind == "flow":
-        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    levels = times_of(cosine_levels(config.steps))
-    if steps > len(levels):
-        raise UserError(f"this DDPM has {len(levels)} times, and sampler.steps={steps}; take at most as many")
-    chosen = torch.linspace(len(levels) - 1, 0, steps).round().long()
-    return torch.cat([levels[chosen], torch.zeros(1, dtype=torch.float64)])
-
-
-def describe_episode(numbers: Sequence[float]) -> str:
-    """``success, 27 decisions, return 1, way 5`` of the numbers of `OUTCOME`."""
-    known = dict(zip(OUTCOME, numbers, strict=True))
-    end = "cut by the time limit" if known["truncated"] else "ended"
-    said = {1.0: "success", 0.0: "no success"}.get(known["success"])
-    words = [said] if said else []
-    words += [f"{end} after {known['decisions']:.0f} decisions", f"return {known['return']:.6g}"]
-    return ", ".join([*words, *([f"mode {known['mode']:.0f}"] if known["mode"] >= 0 else [])])

@@ -60,7 +60,7 @@ def _board(pen: ImageDraw.ImageDraw) -> None:
 
 
 def _path(pen: ImageDraw.ImageDraw, episode: Episode, single: bool) -> None:
-    arrived = episode.success > 0
+    arrived = not episode.success <= 0  # of one that goes on, NaN, nothing is known
     colour, width = ARRIVED if arrived else FAILED, (2 if single else 1) * FINER
     points = [_at(float(x), float(y)) for x, y in episode.observed[:, :2]]
     pen.line(points, fill=colour, width=width, joint="curve")
