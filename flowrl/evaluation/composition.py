@@ -47,12 +47,15 @@ def search(
     steps: int | None = None,
     seed: int = 0,
 ) -> dict[tuple[float, ...], float]:
-    """Success by weights, at every point of the simplex in steps of ``1 / parts`` (the paper's: .1), over the same
+    """Success by weights, at every point of the simplex in steps of ``1 / parts`` (the release's: .1), over the same
     seeds: of ``episodes`` of the prompts in turn. ``steps`` of the sampler, by default those the policies act with.
 
     Raises:
-        UserError: for policies that do not go together, and an environment that does not tell success.
+        UserError: for policies that do not go together, counts below 1, and an environment that does not tell success.
     """
+    for name, count in (("parts", parts), ("episodes", episodes), ("decisions", decisions)):
+        if count < 1:
+            raise UserError(f"{name}={count} searches nothing; give 1 or more")
     config, network = compose(policies, [1.0, *[0.0] * (len(policies) - 1)])
     assert isinstance(network, ComposedNetwork)
     policy = ControlPolicy(config, network.eval(), None, None, torch.device("cpu"))

@@ -22,7 +22,7 @@ CORRECTION = 1013  # stream of an action's seed, beyond those of a chunk's steps
 class ResidualEpisodes(EpisodeSampler):
     """``a = a_base + scale r``, ``r ~ N(f(s, a_base), exp(log_std)^2)``, at every step of the environment, where the
     policy itself decides on the chunks that a_base come from, by ``sampler`` and without learning. ResiP
-    (arXiv:2407.16677 section 4.2). Evaluation adds the mean of r.
+    (arXiv:2407.16677). Evaluation adds the mean of r.
 
     An event is a step of the environment: the record is that of the residual as a Gaussian policy of its own, whose
     observations have a_base beside them and whose actions are r. ``decisions`` are the policy's, as in evaluation, and

@@ -129,6 +129,10 @@ def test_what_does_not_go_together_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             compose(["avoid", another(tmp_path / name, **changed)], (0.5, 0.5))
+    with pytest.raises(UserError, match="nothing to compose of avoid alone"):
+        compose(["avoid"], (1.0,))
+    with pytest.raises(UserError, match="episodes=0 searches nothing"):
+        search(["avoid", other], episodes=0)
     strange = load_control(other, device="cpu")
     strange.network.actions.std.mul_(1.1)
     save_control(strange.config, strange.network, tmp_path / "strange")

@@ -125,5 +125,9 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         compose(["avoid", scored(tmp_path / "one")], (0.5, 0.5))
     with pytest.raises(UserError, match=r"rate=0\.1 moves actions past .* less than 2 noise\^2, 0\.02, or more noise"):
         main(["avoid", "--out", str(tmp_path / "two"), "--noise", "0.1"])
+    with pytest.raises(UserError, match="two_walls has no demonstrations"):
+        main(["avoid", "--out", str(tmp_path / "two"), "--world", "two_walls"])
+    with pytest.raises(UserError, match="the data's actions have 3 numbers, and the model's 2"):
+        fit(load_control("avoid", device="cpu"), torch.zeros(4, 8), torch.zeros(4, 3), Ascent())
     with pytest.raises(UserError, match="exists; name a new folder"):
         main(["avoid", "--out", str(tmp_path / "one")])

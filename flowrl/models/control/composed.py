@@ -31,6 +31,10 @@ def compose(policies: Sequence[str | Path], weights: Sequence[float]) -> tuple[C
         UserError: for weights that are not on the simplex, and policies that do not denoise the same chunks from the
             same noise.
     """
+    if len(policies) < 2:
+        raise UserError(
+            f"there is nothing to compose of {', '.join(map(str, policies))} alone; name two policies or more"
+        )
     opened = [load_control(each, device="cpu") for each in policies]
     if len(weights) != len(opened):
         raise UserError(f"there are {len(opened)} policies and {len(weights)} weights; give one for each")

@@ -46,13 +46,21 @@ def fit(
     The rule ``a <- a + rate s`` and "a denoising score network of states and actions" are the paper's abstract and a
     summary of others: neither its text nor its code was there. Left out is its second part, which moves the state by
     the score's other half through a model of inverse dynamics, whose formula is not known here. Raises `UserError` for
-    steps that run away.
+    steps that run away, and data of another size than the policy's.
     """
     if not ascent.rate < 2 * noise**2:
         raise UserError(
             f"rate={ascent.rate:g} moves actions past where all demonstrations did the same; give less than 2 noise^2, "
             f"{2 * noise**2:.3g}, or more noise"
         )
+    for what, data, size in (
+        ("observations", observed, policy.config.observation),
+        ("actions", action, policy.config.action),
+    ):
+        if data.shape[1] != size:
+            raise UserError(
+                f"the data's {what} have {data.shape[1]} numbers, and the model's {size}; take its own data"
+            )
     torch.manual_seed(seed)
     config = replace(policy.config, score=ascent)
     network = new_network(config)
@@ -87,7 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = options.parse_args(arguments)
     if given.out.exists():
         raise UserError(f"--out: {given.out} exists; name a new folder")
-    world: Any = importlib.import_module(f"flowrl.worlds.{given.world}.demonstrations")
+    try:
+        world: Any = importlib.import_module(f"flowrl.worlds.{given.world}.demonstrations")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--world: {given.world} has no demonstrations; take avoid, or fit arrays of your own"
+        ) from error
     observed, action, _ = map(torch.from_numpy, world.demonstrations())
     policy = load_control(given.model, device="cpu")
     ascent = Ascent(given.rate, given.steps)
