@@ -49,7 +49,8 @@ def decisions(policy: ControlPolicy, estimator: Any) -> Decisions:
     noise = torch.randn(len(SEEN), estimator.draws, *policy.latent_shape, generator=torch.Generator().manual_seed(2))
     action = torch.randn(len(SEEN), *policy.latent_shape, generator=torch.Generator().manual_seed(3))
     going = torch.arange(len(SEEN)) % 2 == 0
-    return Decisions(condition, condition, action, going, noise, torch.linspace(0.1, 0.9, len(SEEN)))
+    one, at = torch.ones(len(SEEN), dtype=torch.int64), torch.linspace(0.1, 0.9, len(SEEN))
+    return Decisions(condition, condition, action, action[:, None], one, going, noise, at)
 
 
 def test_steps_up_a_hill_are_those_of_gradient_ascent_and_a_worse_end_is_left() -> None:

@@ -57,18 +57,14 @@ class ActsWithNetworks:
     def proposed(self, condition: ControlCondition, noise: Tensor) -> Tensor:
         """[n, c, h, d]: the chunks that `act` chooses from, before it looks at what they are worth."""
         acting = self.config.acting or Acting()
-        z = noise.to(self.device).split([acting.candidates, acting.edits], dim=1)
-        wide = repeated(condition, acting.candidates)
-        chunk = (
-            self.ask(acting.actor, wide, z[0].flatten(0, 1))
-            if acting.actor
-            else self.integrate(z[0].flatten(0, 1), wide)
-        )
+        wide, z = repeated(condition, acting.candidates), noise.to(self.device)
+        own = z[:, : acting.candidates].flatten(0, 1)
+        chunk = self.ask(acting.actor, wide, own) if acting.actor else self.integrate(own, wide)
         found = self._bounded(chunk).unflatten(0, (len(noise), acting.candidates))
         if not acting.edits:
             return found
         first = found[:, : acting.edits].flatten(0, 1)
-        added, _ = self.edit(repeated(condition, acting.edits), first, z[1].flatten(0, 1))
+        added, _ = self.edit(repeated(condition, acting.edits), first, z[:, acting.candidates :].flatten(0, 1))
         return torch.cat([found, self._bounded(first + added).unflatten(0, (len(noise), acting.edits))], dim=1)
 
     def edit(self, condition: ControlCondition, chunk: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
