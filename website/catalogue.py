@@ -205,7 +205,8 @@ def further(name: str, family: str) -> list[str]:
     if algorithm.judged:
         found.append("rewards=[shapes_soft]")
     if columns and columns != ("solution",) and family != "reward":  # whose config has pairs
-        found.append(f"data.train={FOLDER_OF_PICTURES if columns == ('image',) else FILE}")
+        source = {("image",): FOLDER_OF_PICTURES, ("observed", "action"): "avoid:demonstrations"}
+        found.append(f"data.train={source.get(columns, FILE)}")
     size = getattr(sampler, "group", 0) or getattr(sampler, "tree", 0)
     if size > 1 or (columns and size == 1):
         found.append(f"data.group={size}")

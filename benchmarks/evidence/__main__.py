@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.evidence import draws
+from benchmarks.evidence import control, draws
 from benchmarks.evidence.page import write_page
 from benchmarks.evidence.runs import DATA, Page, pilot, run
+
+OWN = {module.NAME: module for module in (control, draws)}
+"""Pages with a command and tables of their own."""
 
 
 def main() -> None:
@@ -28,7 +31,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.command == "write":
         for name in given.pages or sorted(path.stem for path in DATA.glob("*.json")):
-            draws.write_page() if name == draws.NAME else write_page(name)
+            OWN[name].write_page() if name in OWN else write_page(name)
         return
     page = Page.load(given.page)
     if given.command == "norms":

@@ -33,11 +33,13 @@ from flowrl.worlds.avoid.layout import WAYS, way_name
 from flowrl.worlds.avoid.prompts import HELD_OUT
 
 NAME, TITLE = "control", "Control: one board, six policy gradients"
+SEEDS = 3
+"""Of the arms of `PLAIN` at least; the others may have fewer, as their rows say."""
 CONFIG = ROOT / "configs" / "quickstart_control.yaml"
 ARMS = {
     "fpo": "{use: fpo, family: control, draws: 4, gamma: 0.99}",
-    "fpo_pp": "{use: fpo_pp, family: control, draws: 16, clip: 0.05, weight: uniform}",
-    "dppo": "{use: dppo}",
+    "fpo_pp": "{use: fpo_pp, family: control, draws: 16, clip: 0.05, weight: uniform, noise: 0.0}",
+    "dppo": "{use: dppo, steps: 10, tuned: null}",
     "reinflow": "{use: reinflow}",
     "policy_flow": "{use: policy_flow}",
     "ppo_gaussian": "{use: ppo_gaussian}",
@@ -78,7 +80,7 @@ def evaluated(session: Session, ways: list[str | None]) -> dict[str, Any]:
         final = sampler(policy, policy.condition(prompts), draw).final
     success = final[:, 3] == 1
     share = torch.bincount(final[success, 4].long(), minlength=len(WAYS)).double() / success.sum().clamp(min=1)
-    entropy = -(share * share.clamp(min=1e-12).log()).sum()
+    entropy = (share * -share.clamp(min=1e-12).log()).sum()
     return {
         "success": success.view(len(ways), EACH).sum(dim=1).tolist(),
         "entropy": round(float(entropy), 4),
@@ -163,6 +165,11 @@ def shares(found: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
     return first, second
 
 
+def ordered(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Arms and their runs by seed, in the order of `ARMS` and of the seeds."""
+    return [(arm, {s: found[arm][s] for s in sorted(found[arm], key=int)}) for arm in ARMS if arm in found]
+
+
 def pooled(pairs: list[tuple[int, int]]) -> str:
     """The share of all seeds together with Wilson's interval, and each seed's."""
     successes, trials = (sum(column) for column in zip(*pairs, strict=True))
@@ -193,14 +200,15 @@ def pilots(data: dict[str, Any]) -> str:
 def asked_table(data: dict[str, Any]) -> str:
     """Of the prompts that ask for ways: base beside tuned."""
     rows = [
-        f"| arm | trained ways | held-out ways | base, held out | way entropy, % of the base's | steps to {MARK:g} "
-        "| CPU s of a run |",
-        "|---" * 7 + "|",
+        "| arm | seeds | trained ways | held-out ways | base, held out | way entropy, % of the base's "
+        f"| steps to {MARK:g} | CPU s of a run |",
+        "|---" * 8 + "|",
     ]
-    for arm, runs in data["arms"].items():
+    for arm, runs in ordered(data["arms"]):
         ends, base = [shares(run["end"]) for run in runs.values()], runs["0"]["base"]
         entropy = [100 * run["end"]["entropy"] / base["entropy"] for run in runs.values()]
         cells = [
+            str(len(runs)),
             pooled([end[0] for end in ends]),
             pooled([end[1] for end in ends]),
             f"{shares(base)[1][0] / shares(base)[1][1]:.3f}",
@@ -216,7 +224,7 @@ def curve_table(data: dict[str, Any], kind: str) -> str:
     """Success over environment steps, mean of the seeds."""
     marks = range(0, (BUDGET if kind == "arms" else SHORT) + 1, 2 * EVERY if kind == "arms" else EVERY)
     rows = [f"| arm | {' | '.join(f'{mark // 1000}k' for mark in marks)} |", "|---" * (1 + len(marks)) + "|"]
-    for arm, runs in data[kind].items():
+    for arm, runs in ordered(data[kind]):
         cells = []
         for mark in marks:
             at = [next((p[1] for p in run["points"] if p[0] >= mark), run["points"][-1][1]) for run in runs.values()]
@@ -231,14 +239,14 @@ def plain_table(data: dict[str, Any]) -> str:
         "| arm | base | success | ways kept, of the base's | way entropy, nats, of the base's | CPU s of a run |",
         "|---" * 6 + "|",
     ]
-    for arm, runs in data["plain"].items():
+    for arm, runs in ordered(data["plain"]):
         ends, base = [run["end"] for run in runs.values()], runs["0"]["base"]
         total = EACH * len(WAYS)
         cells = [
             f"{sum(base['success']) / total:.3f}",
             pooled([(sum(end["success"]), total) for end in ends]),
             f"{' '.join(str(end['ways']) for end in ends)} of {base['ways']}",
-            f"{' '.join(format(end['entropy'], '.2f') for end in ends)} of {base['entropy']:.2f}",
+            f"{' '.join(format(abs(end['entropy']), '.2f') for end in ends)} of {abs(base['entropy']):.2f}",
             written_range([run["points"][-1][2] for run in runs.values()], 1),
         ]
         rows.append(f"| `{arm}` | {' | '.join(cells)} |")
@@ -252,12 +260,11 @@ def block(data: dict[str, Any]) -> str:
         " and ".join(sorted({run[key] for run in records})) for key in ("processor", *PACKAGES, "commit")
     )
     packages = ", ".join(f"{name} {found}" for name, found in zip(PACKAGES, versions, strict=True))
-    seeds = sorted({int(seed) for runs in data["arms"].values() for seed in runs})
     broken = [f"`{arm}` seed {s}" for arm, runs in data["arms"].items() for s, r in runs.items() if not r["whole"]]
     parts = [
         "`python -m benchmarks.evidence.control`",
-        f"Seeds {', '.join(map(str, seeds))}, {BUDGET:,} environment steps each (four a decision); {machines}, one "
-        f"thread; {packages}; flowrl at {commits}." + (f" Ended early: {', '.join(broken)}." if broken else ""),
+        f"{BUDGET:,} environment steps a run (four a decision); {machines}, one thread; {packages}; flowrl at "
+        f"{commits}." + (f" Ended early: {', '.join(broken)}." if broken else ""),
         f"Learning rates: mean held-out success of a run of {SHORT:,} environment steps on seed "
         f"{PILOT_SEED}, which is none of the seeds below.",
         pilots(data),
@@ -278,8 +285,8 @@ def block(data: dict[str, Any]) -> str:
 
 
 def runs_of(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was measured of each arm, by seed."""
-    return [*data["arms"].values(), *data["plain"].values()]
+    """What was measured of each of the arms that have all seeds."""
+    return [data["arms"][arm] for arm in PLAIN]
 
 
 def write_page() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from flowrl.session import Session, open_session
 from flowrl.startup.preflight import check_run
 from flowrl.train import iterate
 
-NAME = "draws"
+NAME, SEEDS = "draws", 5
 OVERRIDES = ["algorithm.use=vrpo", "data.prompts=8"]
 WARM_UP = 3
 ESTIMATES, GRADIENTS = 60, 20
@@ -124,6 +125,11 @@ def paired(found: dict[str, dict[str, dict[str, float]]]) -> str:
         ]
         rows.append(f"| {words} | {' | '.join(written_range(share, 2) for share in shares)} |")
     return "\n".join(rows)
+
+
+def runs_of(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of each seed."""
+    return [data["seeds"]]
 
 
 def write_page() -> None:

@@ -128,6 +128,7 @@ TOY = {
     "awm": {"ema": 0.1, "reference": 0.0},
     "diffusion_nft": {"draws": 5},
     "fpo": {"clip": 0.2},
+    "cfgrl": {"token_advantage": [{"use": "episode_gae"}, {"use": "improved"}]},  # centred: its critic is slow
     "dppo": {"clip": 0.2},
     "fql": {"alpha": 0.1, "tau": 0.1},
     "pa_rl": {"tau": 0.1, "rate": 0.1},

@@ -121,7 +121,7 @@ def test_only_the_critic_learns_at_first() -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes_end_where_one_does(size: int) -> None:
     compare(size, session_of, iterations=2)
-    for algorithm in (FPO, *NOISY, *GROUPED):
+    for algorithm in (FPO, *NOISY, *GROUPED, LAST):
         compare(size, partial(session_of, algorithm), iterations=2)
 
 

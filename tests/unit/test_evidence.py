@@ -9,20 +9,22 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import draws, page
+from benchmarks.evidence import control, draws, page
 from benchmarks.evidence.page import BEGIN, END, curves_of, interval, measured, reach
 from benchmarks.evidence.runs import DATA, ROOT, Page, curve, read
 from flowrl.config import Config
 
 FOLDER = Path(page.__file__).parent
 PAGES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+OWN = {module.NAME: module for module in (control, draws)}
+"""Pages with tables of their own."""
 MEASURED = sorted(path.stem for path in DATA.glob("*.json"))
 TEXTS = sorted(DATA.parent.glob("*.md"))
 
 
 def test_a_page_for_all_data_and_data_for_all_pages() -> None:
     assert MEASURED
-    assert {*PAGES, draws.NAME} == set(MEASURED) == {path.stem for path in TEXTS} - {"README"}
+    assert {*PAGES, *OWN} == set(MEASURED) == {path.stem for path in TEXTS} - {"README"}
     index = (DATA.parent / "README.md").read_text()
     assert set(re.findall(r"\]\((\w+)\.md\)", index)) == set(MEASURED)
 
@@ -32,10 +34,10 @@ def test_a_page_shows_its_data(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     text = (DATA.parent / f"{name}.md").read_text()
     block = text.split(BEGIN)[1].split(END)[0].strip()
     made: list[str] = []
-    for module in (page, draws):
+    for module in (page, *OWN.values()):
         monkeypatch.setattr(module, "put", lambda name, title, block: made.append(block))
     monkeypatch.setattr(page, "draw", lambda *_: None)
-    (draws if name == draws.NAME else page).write_page(*([] if name == draws.NAME else [name]))
+    OWN[name].write_page() if name in OWN else page.write_page(name)
     assert made == [block], "run python -m benchmarks.evidence write"
     said = text.replace(block, "")
     assert len(said.split()) > 80, "a page says what the claim was, what was found and why"
@@ -44,10 +46,10 @@ def test_a_page_shows_its_data(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_seeds_of_a_page_behind_every_number(name: str) -> None:
     data = read(name)
-    runs = [data["seeds"]] if name == draws.NAME else [arm["runs"] for arm in data["arms"].values()]
-    least = 5 if name == draws.NAME else Page.load(name).seeds
+    runs = OWN[name].runs_of(data) if name in OWN else [arm["runs"] for arm in data["arms"].values()]
+    least = OWN[name].SEEDS if name in OWN else Page.load(name).seeds
     assert least >= 3 and all(len(found) >= least for found in runs)
-    if name != draws.NAME:
+    if name not in OWN:
         assert set(data["arms"]) == set(Page.load(name).arms)
         assert (DATA / f"{name}.svg").is_file()
 
