@@ -33,7 +33,7 @@ def fql(
     environment: str = "avoid",
     decisions: int = 40,
 ) -> Algorithm:
-    """The settings of seohongpark/fql (11 Mar 2025): ``alpha`` 10 (to be tuned for each task, there from 3 to 1000), 2
+    """The settings of seohongpark/fql (11 Mar 2025): ``alpha`` 10 (to be tuned for each task, there from 3 to 30000), 2
     critics of 4 x 512 with layer norm, targets by their mean, ``tau`` .005 after every optimiser step, gamma .99, 10
     flow steps, critic and actor at rate 3e-4 (``optimizer: {lr: 3e-4, critic_lr: 3e-4}``), batches of 256 decisions.
 

@@ -85,7 +85,8 @@ def test_a_temperature_without_end_leaves_the_imitating_flow() -> None:
     estimator: Any = algorithm.estimator
     rows: Any = estimator.probe(it.rollout, policy, it.rollout.seeds)
     made = rows.alive.nonzero(as_tuple=True)
-    seen = it.rollout.condition.seeing(rows.observed[made])
+    condition: Any = it.rollout.condition
+    seen = condition.seeing(rows.observed[made])
     loss = torch.zeros(())
     with torch.no_grad():
         path = estimator.path(policy, seen, rows.noise[made][:, 2:])
