@@ -237,13 +237,16 @@ class _Run:
             if self.done.shape[1]:
                 self.done[rows] = torch.cat([self.done[rows, 1:], actions[:, number, None].float().cpu()], dim=1)
             ended = found.terminated | found.truncated | found.failed
+            success, mode = found.success, found.mode
             if bool(ended.any()):
                 stays = ~ended
                 self._keep(event, rows[ended], reward[ended], history[ended])
                 self._end(rows[ended], found, ended)
                 rows, actions, reward, history = rows[stays], actions[stays], reward[stays], history[stays]
+                success, mode = success[stays], mode[stays]
                 if not len(rows):
                     return
+        self.success[rows], self.mode[rows] = success, mode  # of the last step, also of one that is cut
         self._keep(event, rows, reward, history)
 
     def _keep(self, event: int, rows: Tensor, reward: Tensor, history: Tensor) -> None:
