@@ -53,7 +53,8 @@ class LabelledMatching(Matching):
         once = super().probe(rollout, policy, seeds)
         twice = {name: torch.cat([getattr(once, name)] * 2, dim=1) for name in ("seeds", "number", "t")}
         clean = once.clean[:, :1].expand(-1, 2 * self.draws, *once.clean.shape[2:])
-        return replace(once, clean=clean, **twice)
+        kept = None if once.kept is None else torch.cat([once.kept] * 2, dim=1)
+        return replace(once, clean=clean, kept=kept, **twice)
 
     def _at(self, policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> Point:
         point = point_of(policy, rows, condition)
