@@ -22,8 +22,8 @@ def diffusion_policy(
     columns ``observed`` and ``action``; evaluation acts in ``environment``. The average that the paper deploys is
     ``train.ema``.
 
-    The paper looks at 2 observations, predicts 16 actions and executes 8: a model's ``history`` and ``chunk``; here a
-    whole chunk is executed. Its code was not compared: formula and padding are the paper's.
+    The paper looks at 2 observations, predicts 16 actions and executes 8: a model's ``history``, ``chunk`` and
+    ``execute``. Its code was not compared: formula and padding are the paper's.
     """
     flow = FlowSampler(steps=steps, guidance=1.0)
     acting = EpisodeSampler(sampler=flow, environment=environment, decisions=decisions)

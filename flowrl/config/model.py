@@ -211,11 +211,13 @@ class ModelConfig(Section):
         tuned: tuple[int, int] | None = None,
         beside: Mapping[str, Beside] | None = None,
         acting: Acting | None = None,
+        network: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Keyword arguments of `load_policy`. The adapter is loaded afterwards (`runtime.restore.open_policy`).
         ``valued``: whether the algorithm learns values; ``explores``: how much noise steps have; ``residual``: what is
         added to a policy's actions; ``tuned``: at the last steps alone (`Algorithm.tuned`); ``beside`` and ``acting``:
-        what it trains beside a control policy's own network, and how that acts with it."""
+        what it trains beside a control policy's own network, and how that acts with it; ``network``: what else that
+        has to be."""
         from flowrl.models import LoRAOptions  # torch: only when a model is about to be loaded
 
         plain = self.model_dump(exclude={"path", "lora", "adapter", "router_loss", *_keys_of_others(family)})
@@ -232,6 +234,7 @@ class ModelConfig(Section):
             plain["residual"] = residual
         if family == "control" and beside is not None:
             plain |= {"beside": beside, "acting": acting}
+        plain |= network or {}
         return {"path_or_pipeline": absolute_folder(self.path), "family": family, "lora": adapted, **plain}
 
     def unused_keys(self, family: Family) -> list[str]:

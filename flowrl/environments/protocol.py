@@ -15,7 +15,8 @@ Array = NDArray[Any]
 Answer = tuple[Array, Array, Array, Array, Mapping[str, Any]]
 """Of the rows [n] that were stepped: observation [n, o], reward [n], terminated [n], truncated [n] and what is known
 besides, as gymnasium answers it. Of the latter, ``success`` [n] (1, 0, NaN where it cannot be told) and ``mode`` [n]
-(which of several ways was taken, -1 for none) are read where an episode ends."""
+(which of several ways was taken, -1 for none) are those of an episode's last step: success at the end, not at any
+time."""
 
 
 class Environment(Protocol):

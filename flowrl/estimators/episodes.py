@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +42,11 @@ class PerDecision:
     def explores(self) -> bool:
         """Whether it reads how much noise the policy's steps have, which is then learned."""
         return bool(getattr(self.estimator, "explores", False))
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """What the network has to be for it, as `load_control` takes it (`flowrl.estimators.imitation`)."""
+        return getattr(self.estimator, "network", {})
 
     @property
     def in_units(self) -> bool:

@@ -86,7 +86,7 @@ def group_seeds(seeds: Tensor, group: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """A block of the probe, flat over rows and decisions and on the policy's device."""
 
     x: Tensor  # [n * d, ...]
@@ -94,17 +94,20 @@ class _Point:
     noise: Tensor
     t: Tensor  # [n * d]
     condition: Condition
+    scale: Tensor | None = None
+    """What residuals [n * d, ...] are multiplied by before they are squared, where some count more than others."""
 
 
-def _point(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> _Point:
+def point_of(policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> Point:
+    """A block of the probe, between clean samples and noise."""
     n, d = rows.t.shape
     clean, noise = (put(v, policy.device).flatten(0, 1) for v in (rows.clean, rows.noise))
     t = rows.t.reshape(-1)
     wide = condition.take(torch.arange(n).repeat_interleave(d))
-    return _Point(interpolate(clean, noise, t), clean, noise, t, wide)
+    return Point(interpolate(clean, noise, t), clean, noise, t, wide)
 
 
-def _frozen(policy: FlowPolicy, point: _Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
+def _frozen(policy: FlowPolicy, point: Point, names: Sequence[str], guidance: float | None) -> dict[str, Tensor]:
     velocities = {}
     for name in names:
         with policy.using(name) as reference:
@@ -180,7 +183,7 @@ class Matching:
     def __call__(
         self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
-        point = _point(policy, rows, condition)
+        point = self._at(policy, rows, condition)
         frozen = {}
         for name in dict.fromkeys((*references, *self.compare)):
             guided = name == "reference" and self.guided_reference is not None
@@ -194,9 +197,14 @@ class Matching:
             extra[f"norm_growth/{name}"] = (squared_norm(v, 1) / squared_norm(other, 1).clamp(min=1e-30)).sqrt() - 1
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
-    def _logp(self, v: Tensor, point: _Point) -> Tensor:
+    def _at(self, policy: FlowPolicy, rows: MatchingRows, condition: Condition) -> Point:
+        """Where the network is asked."""
+        return point_of(policy, rows, condition)
+
+    def _logp(self, v: Tensor, point: Point) -> Tensor:
         """[n] of a velocity at the points of a block."""
         residual = wide(v - (point.noise - point.clean))
+        residual = residual if point.scale is None else residual * point.scale
         error = mean_square(residual, 1)
         if self.reduction != "mean":
             count = elements(residual, 1)
@@ -272,7 +280,7 @@ class ContrastedMatching:
     def __call__(
         self, policy: FlowPolicy, rows: MatchingRows, condition: Condition, references: Sequence[str] = ()
     ) -> Likelihood:
-        point = _point(policy, rows, condition)
+        point = point_of(policy, rows, condition)
         frozen = _frozen(policy, point, [self.to, *(n for n in references if n != self.to)], self.guidance)
         v = policy.velocity(point.x, point.t, point.condition, guidance=self.guidance)
         old = frozen[self.to]
@@ -281,7 +289,7 @@ class ContrastedMatching:
         extra |= {f"prediction/{name}": mean_square(v - other, 1) for name, other in frozen.items()}
         return Likelihood(logp.reshape(rows.t.shape), {k: e.reshape(rows.t.shape) for k, e in extra.items()})
 
-    def _error(self, point: _Point, v: Tensor) -> Tensor:
+    def _error(self, point: Point, v: Tensor) -> Tensor:
         residual = wide((clean_of(point.x, v, point.t) - point.clean).flatten(1))
         error = residual.square().mean(dim=1)
         if not self.adaptive:

@@ -99,8 +99,7 @@ def sampler_of_model(family: str, length: int | None, changes: Decoding, world: 
         return _changed(FlowSampler(steps=STEPS), changes)
     length = length or LENGTHS[family]
     if family == "control":
-        flow = FlowSampler(guidance=1.0)
-        return _changed(EpisodeSampler(sampler=flow, environment=world or "avoid", decisions=length), changes)
+        return _changed(EpisodeSampler(sampler=FlowSampler(), environment=world or "avoid", decisions=length), changes)
     if family == "causal":
         return _changed(CausalSampler(length=length, temperature=0.0), changes)
     sampler = MaskedSampler(

@@ -11,7 +11,8 @@ from torch import Tensor
 from flowrl.samplers.causal import CausalSampler
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.masked import MaskedSampler
-from flowrl.types import Draw, Episodes, FlowPolicy, Policy, Sampler, Samples, TokenPolicy, TokenTrace
+from flowrl.trajectories import Trajectories, draw_trajectories
+from flowrl.types import Draw, Episodes, FlowPolicy, Policy, Sampler, Samples, Share, TokenPolicy, TokenTrace
 
 BATCH_NUMBERS = 2**20  # latent numbers per batch: four images of 1024 px with 16 latent channels, on any GPU
 BATCH_IMAGES = 64
@@ -26,18 +27,24 @@ class Generated:
     samples: Samples
     tokens: tuple[int, ...] = ()
     """Of each completion, its end token included; decisions of an episode."""
+    drawn: Trajectories | None = None
+    """Pictures of episodes, where they were asked for."""
 
 
-def generate(policy: Policy, sampler: Sampler, weights: str, draw: Draw) -> Generated:
-    """The samples of a draw, with the weight set ``weights``."""
+def generate(policy: Policy, sampler: Sampler, weights: str, draw: Draw, *, draws: bool = False) -> Generated:
+    """The samples of a draw, with the weight set ``weights``; with ``draws`` also pictures of episodes."""
     with torch.no_grad(), policy.using(weights):
         rollout = sampler(policy, policy.condition(draw.prompts), draw)
         decoded = policy.decode(rollout.final)
+        drawn = None
+        if draws and isinstance(rollout.trace, Episodes):
+            first, alone = torch.zeros(1, dtype=torch.int64), Share.alone(len(draw))
+            drawn = draw_trajectories(sampler, rollout, alone, first, draw.prompts, policy)
     if isinstance(decoded, Tensor):
         return Generated(Samples(draw.prompts, images=decoded))
     if isinstance(rollout.trace, Episodes):
         made = tuple(rollout.trace.alive.sum(dim=1).tolist())
-        return Generated(Samples(draw.prompts, completions=decoded), made)
+        return Generated(Samples(draw.prompts, completions=decoded), made, drawn)
     assert isinstance(rollout.trace, TokenTrace)
     return Generated(Samples(draw.prompts, completions=decoded), tuple(rollout.trace.mask.sum(dim=1).tolist()))
 

@@ -29,7 +29,7 @@ from flowrl.evaluation.suites import entries, find
 from flowrl.evaluation.target import Target, Variant
 from flowrl.evaluation.targets import Request, Samplers, find_target
 from flowrl.records.machine import versions
-from flowrl.records.sample_files import Entry, image_size, write_text
+from flowrl.records.sample_files import TOGETHER, Entry, image_size, write_beside, write_text
 from flowrl.runtime.display import Display
 from flowrl.types import Policy, Prompt, Sampler
 
@@ -166,6 +166,9 @@ def _case(suite: Suite, point: GridPoint, limit: int | None, samples: int | None
 
 def _entries(cases: Sequence[Case], job: Job) -> dict[str, dict[str, Any]]:
     made = _make_samples(cases, job)
+    for case in cases:
+        drawn = [job.out / case.folder(variant.name) / TOGETHER for variant in job.target.variants]
+        write_beside(job.out / f"{case.name}.png", drawn)
     return {case.name: _results(case, job, made[case.name]) for case in cases}
 
 

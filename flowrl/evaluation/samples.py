@@ -25,6 +25,7 @@ from flowrl.records.sample_files import (
     sample_path,
     write_completion,
     write_image,
+    write_overviews,
     write_text,
 )
 from flowrl.runtime.display import Display
@@ -132,7 +133,10 @@ def _make_missing(
             part = jobs[start : start + size]
             for entry, _ in part:
                 _describe(entry, metadata_path(folder, entry.index))
-            made = _generate(source, policy, prompts, part)
+            first = part[0] == (entries[0], 0)
+            made = _generate(source, policy, prompts, part, draws=first)
+            if made.drawn is not None:
+                write_overviews(folder, made.drawn.together, made.drawn.moving)
             _write(made, [entry.files[number] for entry, number in part], [_chunks(source, *job) for job in part])
             advance(len(part))
 
@@ -162,13 +166,15 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _generate(source: SampleSource, policy: Policy, prompts: Mapping[int, Prompt], jobs: Sequence[Job]) -> Generated:
+def _generate(
+    source: SampleSource, policy: Policy, prompts: Mapping[int, Prompt], jobs: Sequence[Job], draws: bool
+) -> Generated:
     keys = [prompts[entry.index].text if source.noise_by_words else entry.index for entry, _ in jobs]
     seeds = [derive(source.seed, "evaluation", key, sample) for key, (_, sample) in zip(keys, jobs, strict=True)]
     numbers = [entry.index for entry, _ in jobs]
     asked = [prompts[number] for number in numbers]
     draw = Draw.of(torch.tensor(seeds), torch.tensor(numbers), 0, source.seed, asked)
-    return generate(policy, source.sampler, source.weights, draw)
+    return generate(policy, source.sampler, source.weights, draw, draws=draws)
 
 
 def _chunks(source: SampleSource, entry: Entry, sample: int) -> dict[str, Any]:

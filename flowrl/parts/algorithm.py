@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flowrl.parts.aggregations import SampleMean
 from flowrl.parts.companions import CompanionWeights
@@ -166,6 +166,12 @@ class Algorithm:
         """What it learns to add to the actions of a control policy that itself stays as it is (its sampler's attribute
         ``residual``)."""
         return getattr(self.sampler, "residual", None)
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """What the network of a control policy has to be for it, as `load_control` takes it (its estimator's attribute
+        ``network``)."""
+        return getattr(self.estimator, "network", {})
 
     @property
     def clips_in_units(self) -> bool:

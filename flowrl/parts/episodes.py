@@ -112,6 +112,29 @@ def gae(reward: Tensor, value: Tensor, alive: Tensor, bootstrap: Tensor, gamma: 
 
 
 @dataclass(frozen=True)
+class Improved:
+    """What a policy with a label learns of every decision: with label 1 those whose advantage is above 0, without a
+    label all of them, which counts ``null`` (CFGRL, arXiv:2505.23458). Both halves of a decision's numbers, those
+    without the label first, are doubled: a mean over all numbers is then the sum of a mean over each half."""
+
+    null: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.null > 0:
+            raise ValueError(f"null={self.null} is how much the answer without a label learns; give more than 0")
+
+    @property
+    def reference(self) -> str:
+        return ""
+
+    def __call__(self, table: Table) -> Table:
+        rows = episode_rows(table, "Improved")
+        better = (table.advantage > 0).double()
+        learned = torch.where(rows.number < rows.per // 2, self.null, better)
+        return replace(table, advantage=2 * learned.to(table.advantage.dtype))
+
+
+@dataclass(frozen=True)
 class StepClip:
     """A range for the ratio of each denoising step k of F, the noisiest first: ``e_k = least + (most - least)
     (exp(c k / (F - 1)) - 1) / (exp(c) - 1)``, c = ``growth``; ``most`` where F is 1. DPPO's clip schedule

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from flowrl.errors import UserError
 from flowrl.files import check_writable, raise_if_full, write_atomically
-from flowrl.media import animation
 from flowrl.records import machine
-from flowrl.records.sample_files import MOVING, TOGETHER, read_json_lines, write_image
+from flowrl.records.sample_files import read_json_lines, write_image, write_overviews
 from flowrl.types import Samples, Scores
 
 CONFIG = "config.yaml"
@@ -244,7 +243,7 @@ class RunDirectory:
                 for row, number in enumerate(numbers)
             ]
             if drawn is not None:
-                _save_overviews(partial, drawn)
+                write_overviews(partial, drawn.together, drawn.moving)
             (partial / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
@@ -253,13 +252,6 @@ class RunDirectory:
             raise_if_full(error, self.path)
             raise
         return folder
-
-
-def _save_overviews(folder: Path, drawn: Drawn) -> None:
-    if drawn.together is not None:
-        write_image(folder / TOGETHER, drawn.together)
-    if drawn.moving:
-        (folder / MOVING).write_bytes(animation(drawn.moving))
 
 
 def spaced(total: int, count: int) -> Tensor:

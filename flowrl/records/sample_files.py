@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flowrl.errors import UserError, first_line
 from flowrl.files import write_atomically
-from flowrl.media import picture
+from flowrl.media import animation, picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 IMAGE, COMPLETION = ".png", ".json"
@@ -74,6 +74,22 @@ def write_image(path: Path, image: Tensor, facts: Mapping[str, Any] | None = Non
     partial = path.with_name(path.name + ".partial")
     picture(image).save(partial, format="PNG", pnginfo=chunks)
     os.replace(partial, path)
+
+
+def write_overviews(folder: Path, together: Tensor | None, moving: Sequence[np.ndarray]) -> None:
+    """Write a picture [3, H, W] of many episodes, and frames [H, W, 3] of one as it goes on, where there are any."""
+    if together is not None:
+        write_image(folder / TOGETHER, together)
+    if moving:
+        (folder / MOVING).write_bytes(animation(moving))
+
+
+def write_beside(path: Path, files: Sequence[Path]) -> None:
+    """Write pictures of one size side by side into one; nothing where one of them, or all, are missing."""
+    if files and all(file.is_file() for file in files):
+        first, *others = read_images(files)
+        gap = torch.ones(3, first.shape[1], 12)
+        write_image(path, torch.cat([first, *(part for each in others for part in (gap, each))], dim=2))
 
 
 def write_completion(path: Path, completion: str, tokens: int) -> None:

@@ -69,10 +69,25 @@ def evaluation_pairs(run: Path, evaluation: Mapping[str, Any] | None, show: Show
     for suite, facts in (evaluation or {}).get("suites", {}).items():
         base, tuned = (_scored_lines(folder / arm, suite) for arm in ("base", "tuned"))
         names = _spread_over_tags([name for name in base if name in tuned], base)
-        pairs = [pair for name in names if (pair := _pair(folder, name, base[name], tuned[name], show))]
+        pairs = _evaluated_overviews(folder, names, show)
+        pairs += [pair for name in names if (pair := _pair(folder, name, base[name], tuned[name], show))]
         if pairs:
             return {"suite": str(facts.get("title", suite)), "pairs": pairs}
     return None
+
+
+def _evaluated_overviews(folder: Path, names: Sequence[str], show: Show) -> list[Card]:
+    """Those of base and tuned, in the folder of the samples with these ``names``."""
+    pairs = []
+    for file, title in OVERVIEWS.items():
+        paths = [
+            inside(folder / arm, f"{Path(name).parts[0]}/{file}") for name in names[:1] for arm in ("base", "tuned")
+        ]
+        sides = [show(path) for path in paths if path.is_file()]
+        if len(sides) == 2 and all(sides):
+            before, after = ({"image": side, "marks": [], "correct": None, "reason": ""} for side in sides)
+            pairs.append({"prompt": title, "tag": "", "before": before, "after": after})
+    return pairs
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -21,14 +21,16 @@ from flowrl.types import DATA, Draw, Episodes, Prompt, Rollout, Sampler
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
     """Every prompt is an episode: ``observed``, a list of observations, and ``action``, what was done at each. Every
-    step is a decision, with the chunk of actions that followed; beyond the end the last action is repeated, as
-    Diffusion Policy pads its sequences (arXiv:2303.04137). Evaluation acts in an environment, by ``sampler``.
+    step is a decision, with the chunk of actions that followed, and of the model's ``past`` ones before it; beyond the
+    end the last action is repeated, before the beginning the first one, as Diffusion Policy pads its sequences
+    (arXiv:2303.04137). Evaluation acts in an environment, by ``sampler``.
 
-    executed: decisions are those of a policy that carries out whole chunks: every h-th step from one that the sample's
-        seed draws among the first h, so that the observation after a decision is the one after its chunk. What was paid
-        is then known too: ``reward``, a list of numbers, one for each action (0 where there is no such column), is
-        summed over a chunk, and ``terminated`` says whether the task ended the episode (true where there is no such
-        column). Where it did not, one more observation stands at the end of ``observed``, whose value counts.
+    executed: decisions are those of a policy that carries out whole chunks: every h-th step (h of those that the model
+        executes) from one that the sample's seed draws among the first h, so that the observation after a decision is
+        the one after its chunk. What was paid is then known too: ``reward``, a list of numbers, one for each action (0
+        where there is no such column), is summed over a chunk, and ``terminated`` says whether the task ended the
+        episode (true where there is no such column). Where it did not, one more observation stands at the end of
+        ``observed``, whose value counts.
     """
 
     family: ClassVar[str] = "control"
@@ -86,7 +88,7 @@ class Demonstrations:
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
         config, n, s = policy.config, len(draw), self.length
-        stride = config.chunk if self.executed else 1
+        stride = config.executes if self.executed else 1
         phases = uniform(draw.seeds, (1,), stream=PHASE)[:, 0] * stride
         observed = torch.zeros(n, s + 1, config.history, config.observation)
         actions = torch.zeros(n, s, config.chunk, config.action)
@@ -103,13 +105,14 @@ class Demonstrations:
             count = len(steps)
             alive[row, :count], paid[row, :count] = True, 0.0
             observed[row, :count] = seen[_windows(steps, config.history, -1)]
-            chunks = _windows(steps, config.chunk, 1)
+            chunks = _windows(steps - config.past, config.chunk, 1)
             actions[row, :count] = done[chunks.clamp(max=len(done) - 1)]
             if self.executed:
-                after = int(chunks[-1, -1]) + 1  # of an end by the task nothing is asked
+                present = _windows(steps, config.executes, 1)
+                after = int(present[-1, -1]) + 1  # of an end by the task nothing is asked
                 observed[row, count] = seen[_windows(torch.tensor([min(after, len(seen) - 1)]), config.history, -1)[0]]
                 given = torch.tensor(prompt.columns.get("reward", [0.0] * len(done)), dtype=torch.float64)
-                paid[row, :count] = torch.cat([given, torch.zeros(config.chunk)])[chunks].sum(dim=1)
+                paid[row, :count] = torch.cat([given, torch.zeros(config.chunk)])[present].sum(dim=1)
                 truncated[row] = after < len(done) or not prompt.columns.get("terminated", True)
         actions = policy.network.actions(actions.to(policy.device)).cpu()
         length, nothing = alive.sum(dim=1).double(), torch.zeros(n, dtype=torch.float64)

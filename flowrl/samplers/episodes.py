@@ -16,6 +16,7 @@ from flowrl.samplers.categorical import CategoricalSampler
 from flowrl.samplers.deployed import Deployed
 from flowrl.samplers.flow import FlowSampler
 from flowrl.samplers.gaussian import GaussianSampler
+from flowrl.samplers.verified import PastVerified
 from flowrl.types import Draw, Episodes, FlowPolicy, Rollout, Sampler, Steps
 
 
@@ -42,7 +43,8 @@ class EpisodeSampler:
     """Reset all rows by their seeds, let ``sampler`` decide on a chunk of actions wherever an episode goes on, execute
     it open loop, until every episode has ended or ``decisions`` were made.
 
-    The reward of a decision is the sum of those of its actions, without a discount inside (DPPO's MultiStep wrapper,
+    Of a chunk, the model's ``execute`` actions from the present one on are executed (`ControlConfig`). The reward of a
+    decision is the sum of those of its actions, without a discount inside (DPPO's MultiStep wrapper,
     irom-princeton/dppo); a row that ends inside a chunk is not stepped again. An episode that is still going on after
     ``decisions`` is cut there, as by a time limit. What decision s draws follows from the sample's seed and s.
     """
@@ -99,17 +101,7 @@ class EpisodeSampler:
         """As the policy is deployed: by the sampler's own form for evaluation. A flow starts from ``temperature * z``,
         z by default; a Gaussian acts by its mean and choices are the likeliest, which is 0. Raises `ValueError` for
         another temperature of these."""
-        sampler = self.sampler.heldout(steps, guidance, None)
-        if temperature is not None and isinstance(sampler, FlowSampler):
-            kept = {"steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
-            sampler = TemperedStart(**kept, temperature=temperature)
-        elif temperature is not None and isinstance(sampler, Deployed):
-            sampler = sampler.heldout(None, None, temperature)
-        elif temperature and isinstance(sampler, GaussianSampler):
-            raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
-        elif temperature and isinstance(sampler, CategoricalSampler):
-            raise ValueError(f"temperature={temperature}: choices are the likeliest ones, which is 0; remove it")
-        return replace(self, sampler=sampler)
+        return replace(self, sampler=_tempered(self.sampler.heldout(steps, guidance, None), temperature))
 
     def opened(self, count: int) -> closing[CheckedEnvironment]:
         """``count`` rows of the environment, let go at the end of a ``with``."""
@@ -135,7 +127,7 @@ def run_episodes(
         if not len(rows):
             break
         part = decision_of(draw, rows, event)
-        made = sampler(policy, condition.take(rows).seeing(run.observed[rows, event]), part)
+        made = sampler(policy, condition.take(rows).seeing(run.observed[rows, event], run.done[rows]), part)
         times, forwards = made.times, forwards + made.forwards
         run.decide(event, rows, made)
         run.act(event, rows, made.final, environment)
@@ -157,6 +149,22 @@ def decision_of(draw: Draw, rows: Tensor, number: int) -> Draw:
     """The draw of decision ``number`` of some rows [n]."""
     own = each(draw.seeds[rows], "decision", number)
     return Draw(own, draw.group[rows], draw.iteration, draw.shared_seed, draw.place[rows])
+
+
+def _tempered(sampler: Sampler, temperature: float | None) -> Sampler:
+    """The sampler with its starts scaled. Raises `ValueError` where there is no noise to scale."""
+    if temperature is not None and isinstance(sampler, FlowSampler):
+        kept = {"steps": sampler.steps, "guidance": sampler.guidance, "solver": sampler.solver}
+        return TemperedStart(**kept, temperature=temperature)
+    if temperature is not None and isinstance(sampler, Deployed):
+        return sampler.heldout(None, None, temperature)
+    if isinstance(sampler, PastVerified):
+        return replace(sampler, sampler=_tempered(sampler.sampler, temperature))
+    if temperature and isinstance(sampler, GaussianSampler):
+        raise ValueError(f"temperature={temperature}: a Gaussian policy acts by its mean, which is 0; remove it")
+    if temperature and isinstance(sampler, CategoricalSampler):
+        raise ValueError(f"temperature={temperature}: choices are the likeliest ones, which is 0; remove it")
+    return sampler
 
 
 def check_sizes(policy: Any, environment: CheckedEnvironment, name: str) -> None:
@@ -185,6 +193,7 @@ class _Run:
     going: Tensor = field(init=False)
     failed: Tensor = field(init=False)
     truncated: Tensor = field(init=False)
+    done: Tensor = field(init=False)
     success: Tensor = field(init=False)
     mode: Tensor = field(init=False)
     _chain: dict[str, Tensor] = field(default_factory=dict)
@@ -194,6 +203,7 @@ class _Run:
         n, s, config = self.count, self.decisions, self.policy.config
         self.observed = torch.zeros(n, s + 1, config.history, config.observation)
         self.actions = torch.zeros(n, s, config.chunk, config.action)
+        self.done = torch.full((n, config.past, config.action), torch.nan)
         self.reward = torch.full((n, s), torch.nan, dtype=torch.float64)
         self.truncated = torch.zeros(n, dtype=torch.bool)
         self.success = torch.full((n,), torch.nan, dtype=torch.float64)
@@ -216,22 +226,27 @@ class _Run:
                     room = (self.count, self.decisions, *value.shape[1:])
                     self._chain.setdefault(name, value.new_zeros(room))[rows, event] = value
 
-    def act(self, event: int, rows: Tensor, actions: Tensor, environment: CheckedEnvironment) -> None:
-        """Execute chunks [n, h, d] of standardised actions."""
-        history = self.observed[rows, event]
+    def act(self, event: int, rows: Tensor, chunks: Tensor, environment: CheckedEnvironment) -> None:
+        """Execute chunks [n, h, d] of standardised actions, as far as they are of the present and to be executed."""
+        actions, history = chunks[:, self.policy.config.present], self.observed[rows, event]
         reward = torch.zeros(len(rows), dtype=torch.float64)
         for number in range(actions.shape[1]):
             found = environment.step(self.policy.executed(history, actions[:, number]).cpu(), rows)
             reward += found.reward
             history = torch.cat([history[:, 1:], found.observed[:, None]], dim=1)
+            if self.done.shape[1]:
+                self.done[rows] = torch.cat([self.done[rows, 1:], actions[:, number, None].float().cpu()], dim=1)
             ended = found.terminated | found.truncated | found.failed
+            success, mode = found.success, found.mode
             if bool(ended.any()):
                 stays = ~ended
                 self._keep(event, rows[ended], reward[ended], history[ended])
                 self._end(rows[ended], found, ended)
                 rows, actions, reward, history = rows[stays], actions[stays], reward[stays], history[stays]
+                success, mode = success[stays], mode[stays]
                 if not len(rows):
                     return
+        self.success[rows], self.mode[rows] = success, mode  # of the last step, also of one that is cut
         self._keep(event, rows, reward, history)
 
     def _keep(self, event: int, rows: Tensor, reward: Tensor, history: Tensor) -> None:

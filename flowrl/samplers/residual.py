@@ -54,7 +54,7 @@ class ResidualEpisodes(EpisodeSampler):
 
     @torch.no_grad()
     def __call__(self, policy: Any, condition: Any, draw: Draw) -> Rollout:
-        steps = self.decisions * policy.config.chunk
+        steps = self.decisions * policy.config.executes
         with self.opened(len(draw)) as environment:
             check_sizes(policy, environment, self.environment)
             base = _BaseActs(environment, policy, self.sampler, condition, draw)
@@ -73,7 +73,8 @@ class _BaseActs(CheckedEnvironment):
         self._environment, self._policy, self._sampler = environment, policy, sampler
         self._condition, self._draw = condition, draw
         self._history = torch.zeros(len(draw), policy.config.history, policy.config.observation)
-        self._chunk = torch.zeros(len(draw), *policy.latent_shape)
+        self._chunk = torch.zeros(len(draw), *policy.latent_shape)[:, policy.config.present]
+        self._done = torch.full((len(draw), policy.config.past, policy.config.action), torch.nan)
         self._next = torch.zeros(len(draw), policy.config.action)
         self._time = 0
         self.forwards = 0
@@ -99,7 +100,9 @@ class _BaseActs(CheckedEnvironment):
 
     def step(self, actions: Tensor, rows: Tensor) -> Step:
         """One step of the rows [n] that are left, by what is added to their actions [n, d]."""
-        executed = self._policy.in_own_units(self._policy.corrected(self._next[rows], actions))
+        now = self._next[rows]
+        executed = self._policy.in_own_units(self._policy.corrected(now, actions))
+        self._done[rows] = torch.cat([self._done[rows], now[:, None]], dim=1)[:, 1:]
         found = self._environment.step(executed.cpu(), rows)
         self._history[rows] = torch.cat([self._history[rows][:, 1:], found.observed[:, None]], dim=1)
         self._time += 1
@@ -112,8 +115,9 @@ class _BaseActs(CheckedEnvironment):
         if not len(rows):
             return
         part = decision_of(self._draw, rows, self._time // self._chunk.shape[1])
-        made = self._sampler(self._policy, self._condition.take(rows).seeing(self._history[rows]), part)
-        self._chunk[rows] = made.final.float().cpu()
+        seen = self._condition.take(rows).seeing(self._history[rows], self._done[rows])
+        made = self._sampler(self._policy, seen, part)
+        self._chunk[rows] = made.final.float().cpu()[:, self._policy.config.present]
         self.forwards += made.forwards
 
     def _beside(self, observed: Tensor, rows: Tensor) -> Tensor:
@@ -128,7 +132,8 @@ class _Residual:
     def __init__(self, policy: Any) -> None:
         self.policy = policy
         numbers = policy.config.observation + policy.config.action
-        self.config = SimpleNamespace(history=1, observation=numbers, chunk=1, action=policy.config.action)
+        shape = {"chunk": 1, "past": 0, "present": slice(0, 1), "action": policy.config.action}
+        self.config = SimpleNamespace(history=1, observation=numbers, **shape)
 
     def executed(self, observed: Tensor, action: Tensor) -> Tensor:
         """What is added, as it is."""

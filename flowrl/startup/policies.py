@@ -11,13 +11,14 @@ from flowrl.config import Config
 from flowrl.config.model import FAMILY_KEYS, TRAINED_WITH
 from flowrl.errors import UserError
 from flowrl.models import LoadedPolicy, load_adapter, load_policy
+from flowrl.parts.algorithm import Algorithm
 from flowrl.records.directory import CONFIG, RunDirectory
 from flowrl.records.shards import below
 from flowrl.startup.model_checks import with_adapter_shape
 from flowrl.startup.resume import load_checkpoint
 from flowrl.version import __version__
 
-BESIDE = ("residual", "tuned", "beside", "acting")
+BESIDE = ("residual", "tuned", "beside", "acting", "network")
 """What an algorithm says of the networks of a control policy, besides critic and noise."""
 WEIGHTS = "weights/"
 """Prefix of the weight sets among a checkpoint's tensors."""
@@ -30,6 +31,7 @@ def open_policy(config: Config, *, shard: bool = False) -> LoadedPolicy:
     fitted = with_adapter_shape(config, algorithm.family)
     needed: dict[str, Any] = {name: getattr(algorithm, name) for name in BESIDE}
     arguments = fitted.model.arguments(algorithm.family, algorithm.valued, algorithm.explores, **needed)
+    arguments |= _scale(config, algorithm)
     policy = load_policy(**(arguments if shard else {**arguments, "shard": "none"}))
     if config.model.adapter is not None:
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
@@ -51,7 +53,8 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     algorithm = build(config.algorithm)
     family = algorithm.family
     needed: dict[str, Any] = {name: getattr(algorithm, name) for name in BESIDE}
-    policy = load_policy(**{**config.model.arguments(family, **needed), "shard": "none"})
+    arguments = config.model.arguments(family, **needed) | _scale(config, algorithm)
+    policy = load_policy(**{**arguments, "shard": "none"})
     if config.model.adapter is not None and family == "diffusion":  # it may also adapt the text encoders
         load_adapter(cast(Any, policy), os.path.expanduser(config.model.adapter))
     policy.weights.drop_reference(hashed=False)  # a checkpoint brings one that has moved
@@ -59,6 +62,15 @@ def policy_of_run(run: Path | str, checkpoint: Path | str = "best") -> LoadedPol
     known = origin(config)
     policy.origin = None if known is None else {**known, "checkpoint": loaded.path.name}
     return policy
+
+
+def _scale(config: Config, algorithm: Algorithm) -> dict[str, float]:
+    """The guidance with which a policy that hears a label acts: that of its evaluation, also in an export."""
+    if "conditions" not in algorithm.network:
+        return {}
+    episodes: Any = algorithm.sampler.heldout(config.eval.sampling_steps, config.eval.guidance, None)
+    scale = getattr(getattr(episodes, "sampler", None), "guidance", None)
+    return {} if scale is None else {"guidance": float(scale)}
 
 
 STAND_IN = {

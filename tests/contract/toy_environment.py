@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,18 +78,26 @@ def toy_policy(
     tuned_from: float | None = None,
     beside: Mapping[str, Beside] | None = None,
     acting: Acting | None = None,
+    network: Mapping[str, Any] | None = None,
+    **shape: Any,
 ) -> ControlPolicy:
-    """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn."""
+    """A flow with three modes; at times above ``tuned_from`` by a copy of it that does not learn. With what else
+    ``network`` and ``shape`` say of its configuration, and the flow's weights where they fit."""
+    shape |= network or {}
     config = replace(CONFIG, tuned_from=tuned_from, residual=0.0 if residual is None else residual.scale)
-    config = replace(config, beside=dict(beside or {}), acting=acting)
-    network = new_network(config)
-    network.load_state_dict(_cloned().state_dict(), strict=False)
-    begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow"])
-    choose_trained(network, residual)
-    read = 2 if residual is None else 4
-    value, levels = CriticNetwork(read, 32, 2) if critic else None, NoiseNetwork(2, 2, 1, 16, 1) if noise else None
-    base = None if tuned_from is None else deepcopy(network)
-    return ControlPolicy(config, network, value, None, torch.device("cpu"), levels, base)
+    config = replace(config, beside=dict(beside or {}), acting=acting, **shape)
+    config = replace(config, steps=2) if config.kind == "mip" else config
+    made = new_network(config)
+    own = made.state_dict()
+    known = {name: value for name, value in _cloned().state_dict().items() if value.shape == own[name].shape}
+    made.load_state_dict(own | known)
+    begin_flows(made, [name for name, form in config.beside.items() if form.kind == "flow"])
+    choose_trained(made, residual)
+    read = 2 * config.history if residual is None else 4
+    value = CriticNetwork(read, 32, 2) if critic else None
+    levels = NoiseNetwork(2 * config.history, 2, config.chunk, 16, 1) if noise else None
+    base = None if tuned_from is None else deepcopy(made)
+    return ControlPolicy(config, made, value, None, torch.device("cpu"), levels, base)
 
 
 def choosing_policy() -> ControlPolicy:

@@ -30,6 +30,7 @@ from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.gaussian import GaussianSampler
 from flowrl.samplers.mixed import Mixed
 from flowrl.samplers.recorded import MakesNothing, Recorded
+from flowrl.samplers.verified import PastVerified
 from flowrl.step import UpdateSettings, improve
 from flowrl.types import Draw, Likelihood, Prompt, Rollout, Rows, Scores, Table, prompts_of
 from tests.contract.toy_environment import choosing_policy, demonstrations, toy_policy
@@ -72,7 +73,11 @@ NEEDS: dict[str, dict[str, Any]] = {
     "d_treerpo": {"length": 4, "steps": 4, "block": 1},  # each of its two levels takes blocks of its own
     "igpo": {"correct": 0.6, "sampler": {"least": 1, "most": 1, "low": 0.4, "high": 0.9}},  # hints of a token
     "diffusion_policy": {"length": 3},
+    "mip": {"length": 3},
+    "ptp": {"length": 3, "past_weight": 0.5},
     "fql": {"width": 64, "depth": 2},
+    "pa_rl": {"width": 64, "depth": 2, "candidates": 8, "keep": 4},
+    "expo": {"width": 64, "depth": 2, "candidates": 4, "edits": 4},
     "qam": {"width": 64, "depth": 2, "critics": 3},
     "dqc": {"width": 64, "depth": 2, "backup": 2, "candidates": 8},
     "gtpo": {"most": 2.0},  # nats; three tokens of nearly even odds are above its .7
@@ -152,6 +157,7 @@ def small(name: str, steps: int = 6, **spec: Any) -> Algorithm:
         sizes["draws"] = 2
     algorithm = composition.build({**sizes, **spec})
     if kind == "control":
+        steps = 2 if algorithm.network.get("kind") == "mip" else steps
         return replace(algorithm, sampler=small_sampler(algorithm.sampler, steps))
     if is_recorded(algorithm):
         changes = {"diffusion": {"steps": steps}, "masked": SIZES["masked"]}.get(kind, {})
@@ -208,7 +214,7 @@ def small_sampler(sampler: Any, steps: int) -> Any:
         candidates = None if sampler.candidates is None else (0, 2)
         siblings = min(sampler.siblings, 4)
         return replace(sampler, steps=steps, candidates=candidates, merge=merge, siblings=siblings)
-    if isinstance(sampler, EpisodeSampler | Demonstrations):
+    if isinstance(sampler, EpisodeSampler | Demonstrations | PastVerified):
         return replace(sampler, sampler=small_sampler(sampler.sampler, steps))
     kept = isinstance(sampler, GaussianSampler | CategoricalSampler | Deployed)
     return sampler if kept else replace(sampler, steps=steps)
@@ -219,7 +225,7 @@ def start(algorithm: Algorithm, disturbed: bool = True) -> Any:
     if algorithm.family == "diffusion":
         policy: Any = TinyFlow(MODES, prompts=PROMPTS)
     elif algorithm.family == "control":
-        needed = {name: getattr(algorithm, name) for name in ("residual", "beside", "acting")}
+        needed = {name: getattr(algorithm, name) for name in ("residual", "beside", "acting", "network")}
         choosing = isinstance(getattr(algorithm.sampler, "sampler", None), CategoricalSampler)
         policy = choosing_policy() if choosing else toy_policy(noise=algorithm.explores, **needed)
     else:

@@ -406,8 +406,8 @@ def test_diffusion_policy_gradient() -> None:
     "diffusion_policy",
     "defaults",
     "deviation",
-    "a flow, chunks executed whole, 10 steps",
-    reason="kind, history, chunk and steps are the model's; the paper: 2 observations, 16 actions, 8 of them executed",
+    "a flow of 10 steps",
+    reason="kind, history, chunk and steps are the model's; the paper: DDPM, 2 observations, 8 of 16 actions executed",
 )
 def test_diffusion_policy_settings() -> None:
     a: Any = composition.build("diffusion_policy")

@@ -215,3 +215,62 @@ def test_bad_input_is_one_sentence(tmp_path: Path, override: str, message: str) 
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and message in done.stderr.replace("\n", "")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+DEADLY = """
+import os
+import signal
+from pathlib import Path
+from flowrl.worlds.avoid import make as avoid
+
+ARMED, KILLS = Path(__file__).with_name("armed"), {kills}
+resets = [0]
+
+
+class Deadly:
+    observation_size, action_size = 8, 2
+
+    def __init__(self, count):
+        self._world = avoid(count)
+
+    def reset(self, seeds, prompts):
+        resets[0] += 1
+        self._steps = 0
+        return self._world.reset(seeds, prompts)
+
+    def step(self, actions, rows):
+        self._steps += 1
+        if ARMED.exists() and resets[0] == 5 and self._steps == 30:  # after two evaluations and two iterations
+            os.kill(KILLS(), signal.SIGKILL)
+        return self._world.step(actions, rows)
+
+
+def make(count):
+    return Deadly(count)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True])
+def test_killed_in_the_middle_of_an_episode(apart: bool, tmp_path: Path) -> None:
+    """By `kill -9`, with the environment in the run's process or in one of its own, which ends as well."""
+    kills = "os.getppid" if apart else "os.getpid"
+    (tmp_path / "deadly.py").write_text(DEADLY.replace("{kills}", kills))
+    armed = tmp_path / "armed"
+
+    def words(out: Path) -> list[str]:
+        sizes = [word for word in SMALL if "updates" not in word]
+        own = [f"algorithm.environment={tmp_path / 'deadly.py'}:make", "train.updates=2", "train.epochs=2"]
+        own += ["algorithm.sampler.timeout_s=60"] if apart else []
+        return ["train", str(ROOT / "configs/quickstart_control.yaml"), f"out={out}", *sizes, *own]
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    armed.touch()
+    done = subprocess.run([sys.executable, "-m", "flowrl", *words(run)], cwd=ROOT, capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (run / "checkpoints" / "step_000002").exists() and not (run / "checkpoints" / "step_000003").exists()
+    armed.unlink()
+    for out, more in ((run, ["--resume", "auto"]), (whole, [])):
+        again = forks.flowrl(ROOT, *words(out), *more)
+        assert again.returncode == 0, again.stderr
+    assert_same_run(whole, run)

@@ -17,9 +17,10 @@ from flowrl.evaluation.composition import best_of, main, search, simplex
 from flowrl.math.random import seeds
 from flowrl.models.control.composed import compose
 from flowrl.models.control.export import export
+from flowrl.models.control.form import ControlConfig, Share
 from flowrl.models.control.load import load_control, new_network, save_control
 from flowrl.models.control.network import ComposedNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler
 from flowrl.types import Draw, Prompt, Residual

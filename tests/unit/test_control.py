@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flowrl.composition import build
@@ -259,7 +260,8 @@ class World:
         World.stepped.append(rows.tolist())
         self.time[rows] += 1
         ended = self.time[rows] >= self.ends[rows]
-        return np.full((len(rows), 2), {observed}), {reward}, ended, np.zeros(len(rows)), {{}}
+        known = {{"success": (self.time[rows] == 2) * 1.0, "mode": self.time[rows]}}
+        return np.full((len(rows), 2), {observed}), {reward}, ended, np.zeros(len(rows)), known
 
 def make(count):
     World.stepped.clear()
@@ -295,8 +297,17 @@ def test_a_row_that_ends_inside_a_chunk_is_not_stepped_again(tmp_path: Path) -> 
 def test_an_episode_that_goes_on_is_cut_after_its_decisions(tmp_path: Path) -> None:
     sampler = EpisodeSampler(sampler=FlowSampler(steps=1), environment=world(tmp_path), decisions=2)
     policy, draw = chunky(1), drawn(2, {"ends": 2})
-    trace = sampler(policy, policy.condition(draw.prompts), draw).trace
-    assert isinstance(trace, Episodes) and trace.truncated.tolist() == [False, True]
+    rollout = sampler(policy, policy.condition(draw.prompts), draw)
+    assert isinstance(rollout.trace, Episodes) and rollout.trace.truncated.tolist() == [False, True]
+    assert rollout.final[:, 3:].tolist() == [[1, 2], [1, 2]]  # what the last step says, also where it is cut
+
+
+def test_success_is_that_of_the_end(tmp_path: Path) -> None:
+    """Not of any time: the second row had arrived after two steps, and has gone on to a third."""
+    sampler = EpisodeSampler(sampler=FlowSampler(steps=1), environment=world(tmp_path), decisions=3)
+    policy, draw = chunky(1), drawn(2, {"ends": 2})
+    rollout = sampler(policy, policy.condition(draw.prompts), draw)
+    assert rollout.final[:, 2:].tolist() == [[0, 1, 2], [0, 0, 3]]
 
 
 HOSTILE = {
@@ -480,6 +491,10 @@ def test_control_is_evaluated_with_enough_episodes_and_from_zero_as_well(tmp_pat
     assert list(measures) == ["success", "episode_decisions", "episode_return", "mode_entropy"]
     assert measures["success"]["samples"]["value"] == measures["episode_return"]["samples"]["value"]
     assert len(measures["success"]["wilson"]) == 2
+    for name in ("control", "control@z=0"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.size == (316, 281)
+    assert len(list(tmp_path.glob("model/*/episode.gif"))) == 2
     show(results)
     told = capsys.readouterr().out
     assert told.count("Wilson's interval of success") == 2 and "pass@" not in told and "control@z=0: 3" in told

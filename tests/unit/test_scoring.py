@@ -14,8 +14,9 @@ from flowrl.errors import UserError
 from flowrl.math.random import seeds
 from flowrl.models.control.composed import compose
 from flowrl.models.control.export import export
+from flowrl.models.control.form import Ascent, ControlConfig
 from flowrl.models.control.load import load_control, new_network, save_control
-from flowrl.models.control.policy import Ascent, ControlConfig, ControlPolicy
+from flowrl.models.control.policy import ControlPolicy
 from flowrl.models.control.scoring import fit, main
 from flowrl.samplers.episodes import EpisodeSampler
 from flowrl.samplers.flow import FlowSampler

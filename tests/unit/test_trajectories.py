@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,8 @@ from PIL import Image
 from flowrl.environments import Episode, find_drawing
 from flowrl.media import animation
 from flowrl.records.directory import RunDirectory
-from flowrl.report.gallery import heldout_pairs, sample_cards
+from flowrl.records.sample_files import write_beside, write_overviews, write_text
+from flowrl.report.gallery import evaluation_pairs, heldout_pairs, sample_cards
 from flowrl.report.pictures import shrunk
 from flowrl.report.record import Snapshot
 from flowrl.samplers.chunks import sample
@@ -223,3 +225,26 @@ def test_gymnasiums_environments_show_themselves_where_that_is_asked() -> None:
     drawn = draw_trajectories(replace(sampler, render=True), *given)
     assert drawn is not None and [int(frame.max()) for frame in drawn.moving] == [0, 50, 100, 150]
     assert drawn.moving[0].shape == (5, 6, 3)
+
+
+def test_the_page_shows_base_beside_tuned_of_an_evaluation(tmp_path: Path) -> None:
+    picture = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    line = {"filename": "avoid-test/00000/samples/0000.json", "tag": "all", "prompt": "p", "completion": "success"}
+    for arm in ("base", "tuned"):
+        write_text(tmp_path / "eval" / arm / "control/results.jsonl", json.dumps(line) + "\n")
+        write_text(tmp_path / "eval" / arm / "avoid-test/manifest.json", "{}")
+        write_overviews(tmp_path / "eval" / arm / "avoid-test", picture, [picture.permute(1, 2, 0).numpy()] * 2)
+    found = evaluation_pairs(tmp_path, {"suites": {"control": {}}}, lambda path: path.parent.parent.name)
+    assert found is not None
+    shown = {pair["prompt"]: (pair["before"].get("image"), pair["after"].get("image")) for pair in found["pairs"]}
+    assert shown == {
+        "all episodes": ("base", "tuned"),
+        "the first episode, as it goes on": ("base", "tuned"),
+        "p": (None, None),
+    }
+    files = [tmp_path / "eval" / arm / "avoid-test/together.png" for arm in ("base", "tuned")]
+    write_beside(tmp_path / "control.png", files)
+    with Image.open(tmp_path / "control.png") as image:
+        assert image.size == (6 + 12 + 6, 4)
+    write_beside(tmp_path / "none.png", [*files, tmp_path / "missing.png"])
+    assert not (tmp_path / "none.png").exists()

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from flowrl.errors import UserError
+from flowrl.models.control.form import ControlConfig, Share
 from flowrl.models.control.load import check_weights, load_control, new_network
 from flowrl.models.control.network import ComposedNetwork, ControlNetwork
-from flowrl.models.control.policy import ControlConfig, ControlPolicy, Share
+from flowrl.models.control.policy import ControlPolicy
 
 FORM = ("activation", "blocks", "norm", "encoder", "embedding", "bound")
-SAME = ("kind", "observation", "action", "chunk", "history", *FORM)
+SAME = ("kind", "observation", "action", "chunk", "past", "execute", "history", *FORM)
 """What policies must have in common; DDPMs also their number of times."""
 CLOSE = 1e-6
 """Statistics of actions that differ by no more are the same."""
@@ -57,6 +58,7 @@ def _check(policy: ControlPolicy, name: str, first: ControlPolicy, first_name: s
     for has, there in (
         ("a residual", config.residual),
         ("a score", config.score),
+        ("labels", config.conditions),
         ("several policies", config.policies),
         ("a network for the first steps", config.tuned_from is not None),
         ("networks beside it", config.beside),

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from flowrl.errors import UserError, first_line
 from flowrl.models.control.coordinates import time_grid
+from flowrl.models.control.form import ControlConfig
 from flowrl.models.control.load import new_network, save_control
 from flowrl.models.control.network import Activation, ControlNetwork
-from flowrl.models.control.policy import ControlConfig
 from flowrl.models.source import check_finite
 from flowrl.paths import expand_user
 from flowrl.scorers.convert import open_checkpoint

@@ -1,4 +1,4 @@
-"""A DDPM's times and predictions in the coordinates of flows, where ``x = (1 - t) clean + t noise``."""
+"""Times and predictions of other policies in the coordinates of flows, where ``x = (1 - t) clean + t noise``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from flowrl.errors import UserError
 
 MOST_BETA = 0.999
+REFINED = 0.9
+"""tau* of MIP (arXiv:2512.01809): its second evaluation is trained at ``clean + (1 - tau*) noise``."""
 
 
 def cosine_levels(steps: int) -> Tensor:
@@ -20,15 +22,31 @@ def cosine_levels(steps: int) -> Tensor:
     return (1 - beta).cumprod(dim=0)
 
 
+def mip_times() -> Tensor:
+    """[3] float64: 1, where a MIP begins with nothing, the time at which ``x / (1 - t)`` is what its second evaluation
+    sees, ``t / (1 - t) = 1 - tau*``, and 0."""
+    return torch.tensor([1, (1 - REFINED) / (2 - REFINED), 0], dtype=torch.float64)
+
+
+def mip_input(x: Tensor, t: Tensor) -> Tensor:
+    """What the network of a MIP sees of the state: ``x / (1 - t)``, and the state itself at time 1, where it is 0."""
+    left = 1 - t.reshape(-1, *[1] * (x.dim() - 1))
+    return x / torch.where(left > 0, left, torch.ones_like(left))
+
+
 def times_of(levels: Tensor) -> Tensor:
     """``t = sqrt(1 - a) / (sqrt(a) + sqrt(1 - a))`` of every level."""
     return (1 - levels).sqrt() / (levels.sqrt() + (1 - levels).sqrt())
 
 
 def time_grid(kind: str, own: int, steps: int) -> Tensor:
-    """[steps + 1] float64 descending to 0 of a flow, or of a DDPM with ``own`` times, see `ControlPolicy.times`."""
+    """[steps + 1] float64 descending to 0 of a flow, a MIP, or a DDPM with ``own`` times: `ControlPolicy.times`."""
     if steps < 1:
         raise UserError(f"a sampler needs at least 1 step, got {steps}")
+    if kind == "mip":
+        if steps != 2:
+            raise UserError(f"a MIP acts in 2 steps, and sampler.steps={steps}; set 2")
+        return mip_times()
     if kind == "flow":
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     levels = times_of(cosine_levels(own))

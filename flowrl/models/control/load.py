@@ -16,6 +16,7 @@ from torch import Tensor
 from flowrl.errors import UserError, did_you_mean
 from flowrl.models.control.beside import begin_flows, is_one_of, read_beside, with_new
 from flowrl.models.control.coordinates import time_grid
+from flowrl.models.control.form import Ascent, ControlConfig, Share
 from flowrl.models.control.network import (
     Activation,
     ControlNetwork,
@@ -24,7 +25,7 @@ from flowrl.models.control.network import (
     NoiseNetwork,
 )
 from flowrl.models.control.new import config_for, new_network, untrained
-from flowrl.models.control.policy import SAME_TIME, Ascent, ControlConfig, ControlPolicy, Share
+from flowrl.models.control.policy import SAME_TIME, ControlPolicy
 from flowrl.models.family import embedded_model
 from flowrl.models.placement import place
 from flowrl.models.source import ModelSource, check_finite
@@ -38,6 +39,8 @@ BASE = "base."
 """Prefix of the network that acts at times above ``tuned_from``."""
 WHOLE = ("observation", "action", "chunk", "history", "width", "depth", "steps")
 """Keys of numbers that are 1 or more."""
+COUNTS = ("past", "execute", "conditions")
+"""Keys of numbers that are 0 or more."""
 
 
 def load_control(
@@ -47,6 +50,9 @@ def load_control(
     noise: bool = False,
     tuned: tuple[int, int] | None = None,
     residual: Residual | None = None,
+    kind: Kind | None = None,
+    conditions: int = 0,
+    guidance: float | None = None,
     beside: Mapping[str, Beside] | None = None,
     acting: Acting | None = None,
     device: str = "auto",
@@ -63,6 +69,9 @@ def load_control(
             not learn at the larger ones (DPPO). A model that was made so keeps the copy it has.
         residual: learn only what is added to every action, and let the policy as it is (ResiP). A model that has a
             residual already goes on with it.
+        kind: ``mip`` also takes the weights of a flow, to begin from; any other has to be the model's own.
+        conditions: labels that the network is to hear (CFGRL); where it hears none yet, they begin without effect.
+        guidance: w with which it acts from now on, of a network that hears a label; ``None``: that of ``config.json``.
         beside: the networks beside its own that a method trains, those of the folder where it has them and they are of
             this form, others new; ``None``: those of the folder.
         acting: how it acts with them; as the folder says where ``beside`` is ``None``.
@@ -72,14 +81,11 @@ def load_control(
     Raises:
         UserError: for files that are missing or do not fit each other.
     """
-    if critic not in (None, "network"):
-        raise UserError(f"model.critic={critic}: a control policy has no states that a head could read; use network")
-    if dtype != "float32":
-        raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
+    _check_options(critic, dtype)
     new = str(path).startswith(NEW)
     folder = embedded_model(str(path), "control") or Path(path).expanduser()
     config = config_for(str(path).removeprefix(NEW)) if new else read_config(folder)
-    config, kept = _with_beside(config, beside, acting)
+    config, kept = _with_beside(_fitted(config, str(path), kind, conditions, guidance), beside, acting)
     fresh = residual is not None and not config.residual
     config = config if residual is None else _with_residual(config, residual, str(path))
     network, base = (untrained(config), None) if new else _read(path, folder, config, fresh, kept)
@@ -94,6 +100,13 @@ def load_control(
         config, base = _frozen(config, network, base, tuned, str(path))
     source = ModelSource(str(path))
     return ControlPolicy(config, network, value, source, place(dtype, device).device, levels, base)
+
+
+def _check_options(critic: str | None, dtype: str) -> None:
+    if critic not in (None, "network"):
+        raise UserError(f"model.critic={critic}: a control policy has no states that a head could read; use network")
+    if dtype != "float32":
+        raise UserError(f"model.dtype={dtype}: control policies compute in float32; remove it")
 
 
 def _read(
@@ -119,6 +132,22 @@ def _with_beside(
     return replace(config, beside=dict(beside), acting=acting), kept
 
 
+def _fitted(
+    config: ControlConfig, path: str, kind: Kind | None, conditions: int, guidance: float | None
+) -> ControlConfig:
+    """Of this kind, with so many labels at least, and this w where there are some. Raises `UserError` where that makes
+    no sense of the model's weights."""
+    if kind is not None and kind != config.kind:
+        if (config.kind, kind) != ("flow", "mip"):
+            raise UserError(f"model {path!r} is of kind {config.kind}, and the algorithm trains one of kind {kind}")
+        config = replace(config, kind=kind, steps=2)
+    if conditions and (config.kind not in ("flow", "ddpm") or config.policies):
+        made = "made up of several" if config.policies else f"of kind {config.kind}"
+        raise UserError(f"model {path!r} is {made}; guidance between labels is of a single flow or ddpm")
+    config = replace(config, conditions=max(config.conditions, conditions))
+    return replace(config, guidance=guidance) if config.conditions and guidance is not None else config
+
+
 def _with_residual(config: ControlConfig, residual: Residual, path: str) -> ControlConfig:
     """Raises `UserError` where the model has one of another scale."""
     if config.residual not in (0, residual.scale):
@@ -138,6 +167,7 @@ def _networks(
     network = new_network(config)
     added = network.residual.state_dict() if fresh and network.residual is not None else {}
     begun = {f"residual.{name}": value for name, value in added.items()}
+    begun |= {} if network.labels is None else {"labels": network.labels.detach()}  # unless the model has them
     held = {**begun, **{key: value for key, value in tensors.items() if not key.startswith(BASE)}}
     network.load_state_dict(with_new(held, network, kept))
     begin_flows(network, [name for name, form in config.beside.items() if form.kind == "flow" and name not in kept])
@@ -210,7 +240,19 @@ def read_config(folder: Path) -> ControlConfig:
         raise UserError(f"{file}: depth is {config.depth}; give an odd one, as blocks put all but one into pairs")
     if config.bound is not None and config.kind != "ddpm":
         raise UserError(f"{file}: bound is of what a DDPM predicts, and kind is {config.kind}; remove it")
+    check_shape(config, str(file))
     return config
+
+
+def check_shape(config: ControlConfig, where: str) -> None:
+    """Raise `UserError` for numbers that do not go together."""
+    if config.past + max(1, config.execute) > config.chunk:
+        raise UserError(
+            f"{where}: a chunk of {config.chunk} actions has no room for past={config.past} and execute="
+            f"{config.execute}; give a longer chunk"
+        )
+    if config.kind == "mip" and config.steps != 2:
+        raise UserError(f"{where}: steps is {config.steps}, and a MIP acts in 2; set 2")
 
 
 def _ascent(given: Any, file: Path) -> Ascent | None:
@@ -245,9 +287,12 @@ def _wrong(key: str, value: Any) -> str:
         return "" if value in CHOICES[key] else f"choose {', '.join(CHOICES[key])}"
     if key in WHOLE:
         return "" if _whole(value, 1) else "give a whole number, 1 or more"
-    if key == "residual":
+    if key in COUNTS:
+        return "" if _whole(value, 0) else "give a whole number, 0 or more"
+    if key in ("residual", "guidance"):
         fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-        return "" if fits else "give how much of it is added to an action, 0 for none"
+        said = "how much of it is added to an action, 0 for none" if key == "residual" else "a number, 0 or more"
+        return "" if fits else f"give {said}"
     if key in ("blocks", "norm"):
         return "" if isinstance(value, bool) else "give true or false"
     if key == "encoder":

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["flow", "ddpm", "gaussian", "categorical"]
+Kind = Literal["flow", "ddpm", "gaussian", "categorical", "mip"]
 """What a network answers: the velocity of a flow at (chunk, time), the noise in a DDPM's chunk; of the observation
-alone the mean of a Gaussian, or the logits of d choices."""
+alone the mean of a Gaussian, or the logits of d choices; the chunk itself, in two evaluations (MIP,
+arXiv:2512.01809)."""
 Activation = Literal["silu", "relu", "mish", "elu", "gelu", "tanh"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -121,7 +122,9 @@ class ControlNetwork(nn.Module):
 
     ``depth`` hidden layers of ``width`` numbers, of which with ``blocks`` all but the first are in residual blocks of
     two. ``encoder``: widths of layers that observations pass first. ``embedding``: size of a learned `TimeEmbedding`; 0
-    has the waves of `TIME_WAVES`, which learn nothing.
+    has the waves of `TIME_WAVES`, which learn nothing. With ``conditions`` it also hears one of so many labels, or
+    none, which is 0: each adds a vector of its own to what the first layer makes. They begin as 0, so that every answer
+    is that without a label.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class ControlNetwork(nn.Module):
         norm: bool = False,
         encoder: tuple[int, ...] = (),
         embedding: int = 0,
+        conditions: int = 0,
     ) -> None:
         super().__init__()
         self.kind, self.shape = kind, (chunk, action)
@@ -146,7 +150,7 @@ class ControlNetwork(nn.Module):
         self.observations, self.actions = Statistics(observation), Statistics(action)
         self.encoder = perceptron([seen, *encoder], act) if encoder else None
         self.embedding = TimeEmbedding(embedding) if embedding else None
-        asked = chunk * action + (embedding or 2 * TIME_WAVES) if kind in ("flow", "ddpm") else 0
+        asked = 0 if kind in ("gaussian", "categorical") else chunk * action + (embedding or 2 * TIME_WAVES)
         enters = (encoder[-1] if encoder else seen) + asked
         if blocks:
             inner = [ResidualBlock(width, act, norm) for _ in range((depth - 1) // 2)]
@@ -156,6 +160,7 @@ class ControlNetwork(nn.Module):
         if kind != "categorical":
             self.log_std = nn.Parameter(torch.zeros(chunk, action))
         self.residual = ResidualNetwork(observation, action, residual) if residual else None
+        self.labels = nn.Parameter(torch.zeros(conditions, width)) if conditions else None
         self.score: ScoreNetwork | None = None
         self.beside = nn.ModuleDict()
         """Networks that a method trains beside this one (`flowrl.types.Beside`)."""
@@ -177,16 +182,22 @@ class ControlNetwork(nn.Module):
         policy decided on."""
         return torch.cat([self.observations(observed).clamp(-RESIDUAL_LIMIT, RESIDUAL_LIMIT), action], dim=1)
 
-    def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    def forward(
+        self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
         """[n, h, d] at a chunk ``x`` [n, h, d] and times ``t`` [n] in [0, 1] (a DDPM's with an embedding: the number of
-        its time, from 0, the cleanest), of observations [n, history, o]."""
+        its time, from 0, the cleanest), of observations [n, history, o], with labels [n] int64, 0 for none."""
         features = self.features(observed)
         seen = [features if self.encoder is None else self.encoder(features)]
-        if self.kind in ("flow", "ddpm"):
+        if self.kind not in ("gaussian", "categorical"):
             assert x is not None and t is not None
             time = self.time_features(t.to(x)) if self.embedding is None else self.embedding(t)
             seen += [x.flatten(1), time]
-        return self.body(torch.cat(seen, dim=1)).unflatten(1, self.shape)
+        if label is None:
+            return self.body(torch.cat(seen, dim=1)).unflatten(1, self.shape)
+        assert self.labels is not None
+        heard = torch.cat([torch.zeros_like(self.labels[:1]), self.labels])[label]
+        return self.body[1:](self.body[0](torch.cat(seen, dim=1)) + heard).unflatten(1, self.shape)
 
 
 class CriticNetwork(nn.Module):
@@ -275,6 +286,7 @@ class ComposedNetwork(ControlNetwork):
         self.parts, self.beside = nn.ModuleList(parts), nn.ModuleDict()
         size = len(first.observations.mean)
         self.residual = ResidualNetwork(size, first.shape[1], residual) if residual else None
+        self.labels = None
         self.score = None
 
     @property
@@ -300,7 +312,9 @@ class ComposedNetwork(ControlNetwork):
         """[n, 2 * TIME_WAVES], the same for all."""
         return self._first.time_features(t)
 
-    def forward(self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None) -> Tensor:
-        """[n, h, d], as of a single network; one of weight 0 is not asked."""
+    def forward(
+        self, observed: Tensor, x: Tensor | None = None, t: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """[n, h, d], as of a single network, which hears no label; one of weight 0 is not asked."""
         asked = [(part, weight) for part, weight in zip(self.parts, self.weights, strict=True) if weight]
         return torch.stack([weight * part(observed, x, t) for part, weight in asked]).sum(dim=0)

@@ -11,8 +11,8 @@ from torch import nn
 from flowrl.environments import open_environment
 from flowrl.errors import UserError
 from flowrl.models.control.beside import BesideNetwork, begin_flows
+from flowrl.models.control.form import ControlConfig
 from flowrl.models.control.network import ComposedNetwork, ControlNetwork, ScoreNetwork, orthogonal
-from flowrl.models.control.policy import ControlConfig
 
 SIZE = {"width": 64, "depth": 2, "activation": "tanh"}
 """Of a policy that is made for an environment: that of CleanRL's PPO."""
@@ -27,7 +27,7 @@ def new_network(config: ControlConfig) -> ControlNetwork:
         parts = [ControlNetwork(*shape, each.width, each.depth, 0.0, *form) for each in c.policies]
         network: ControlNetwork = ComposedNetwork(parts, [each.weight for each in c.policies], c.residual)
     else:
-        network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form)
+        network = ControlNetwork(*shape, c.width, c.depth, c.residual, *form, c.conditions)
     for name, wanted in c.beside.items():
         if wanted.kind == "flow":
             network.beside[name] = new_network(replace(c, beside={}, acting=None, residual=0.0, score=None))

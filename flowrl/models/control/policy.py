@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -16,92 +16,29 @@ from flowrl.math.masking import draw_choices
 from flowrl.math.random import normal
 from flowrl.models.control.acting import ActsWithNetworks
 from flowrl.models.control.condition import ControlCondition
-from flowrl.models.control.coordinates import cosine_levels, time_grid, times_of, to_network, velocity_of
-from flowrl.models.control.network import (
-    Activation,
-    ControlNetwork,
-    CriticNetwork,
-    Kind,
-    NoiseNetwork,
-    ResidualNetwork,
+from flowrl.models.control.coordinates import (
+    cosine_levels,
+    mip_input,
+    mip_times,
+    time_grid,
+    times_of,
+    to_network,
+    velocity_of,
 )
+from flowrl.models.control.form import ControlConfig
+from flowrl.models.control.network import ControlNetwork, CriticNetwork, NoiseNetwork, ResidualNetwork
 from flowrl.models.control.outcome import describe_episode
 from flowrl.models.lora import Adaptation
 from flowrl.models.sharding import weight_sets
 from flowrl.models.source import ModelSource
 from flowrl.models.weights import HasWeightSets
-from flowrl.types import Acting, Beside, CfgGrad, IncompatibleError, Prompt
+from flowrl.types import CfgGrad, IncompatibleError, Prompt
 
 CRITIC = "critic."
 """Prefix of the critic among a policy's weights."""
 NOISE = "noise."
 """Prefix of the network that says how much noise steps have."""
 SAME_TIME = 1e-6
-
-
-@dataclass(frozen=True)
-class Share:
-    """One of several policies that act as one."""
-
-    weight: float
-    width: int
-    depth: int
-
-
-@dataclass(frozen=True)
-class Ascent:
-    """How single actions are moved towards the data before they are executed."""
-
-    rate: float = 0.1
-    """Of a step, in standardised actions; see `flowrl.models.control.scoring.fit`."""
-    steps: int = 10
-    """0 leaves actions as they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControlConfig:
-    """``config.json`` of a model."""
-
-    family: str = "control"
-    kind: Kind = "flow"
-    observation: int
-    """o, numbers of one observation."""
-    action: int
-    """d, numbers of one action; choices of a categorical policy."""
-    chunk: int = 1
-    """h, actions that are decided at once and executed one after another."""
-    history: int = 1
-    """Observations that are looked at, the newest last."""
-    width: int = 128
-    depth: int = 3
-    steps: int = 10
-    """Integration steps with which it acts (`ControlPolicy.select_action`); the times of a DDPM."""
-    activation: Activation = "silu"
-    blocks: bool = False
-    """Hidden layers but the first in blocks of two around which their input is added; ``depth`` is then odd."""
-    norm: bool = False
-    """Layer norms between the layers."""
-    encoder: tuple[int, ...] = ()
-    """Widths of the layers that observations pass first."""
-    embedding: int = 0
-    """Size of a learned embedding of the time; 0 has sines and cosines of it."""
-    bound: float | None = None
-    """Of a DDPM: the clean chunk that it predicts is moved into ``-bound`` to ``bound``, in standardised actions,
-    wherever it is asked, so also by the errors of `flowrl.estimators.matching` (irom-princeton/dppo,
-    ``denoised_clip_value`` 1)."""
-    tuned_from: float | None = None
-    """Time (1 is noise, 0 the chunk) up to which the network acts; at larger ones a second network of the same form
-    does, ``base.*`` of the weights, which does not learn (DPPO). None: it acts at all times."""
-    residual: float = 0.0
-    """How much of a second network's answer is added to every action when it is executed (ResiP); 0: there is none."""
-    policies: tuple[Share, ...] = ()
-    """Of a model that several policies make up, their weights and sizes (`flowrl.models.control.composed`)."""
-    score: Ascent | None = None
-    """Of a model with a score of its data (`flowrl.models.control.scoring`)."""
-    beside: Mapping[str, Beside] = field(default_factory=dict)
-    """Networks beside its own, by name."""
-    acting: Acting | None = None
-    """How it acts, where it does not act by its flow or its mean alone."""
 
 
 class ControlPolicy(ActsWithNetworks, HasWeightSets):
@@ -173,7 +110,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
     # ----------------------------------------------------------------------------------------------------- as a flow
     def times(self, steps: int) -> Tensor:
         """[steps + 1] float64 descending to 0: even for a flow; those of a DDPM's own levels, evenly spaced among
-        them."""
+        them; a MIP's two."""
         return time_grid(self.config.kind, self.config.steps, steps)
 
     @property
@@ -181,7 +118,9 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         return times_of(cosine_levels(self.config.steps))
 
     def snap(self, t: Tensor) -> Tensor:
-        """The nearest times of a DDPM; a flow takes any."""
+        """The nearest times of a DDPM or a MIP; a flow takes any."""
+        if self.config.kind == "mip":
+            return mip_times()[(t.cpu()[..., None] - mip_times()[:2]).abs().argmin(dim=-1)].to(t)
         return t if self.config.kind != "ddpm" else self._levels[self._number(t)].to(t)
 
     def _number(self, t: Tensor) -> Tensor:
@@ -189,7 +128,9 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         return (t.cpu()[..., None] - self._levels).abs().argmin(dim=-1)
 
     def initial(self, noise: Tensor, times: Tensor) -> Tensor:
-        """The starting point at ``times[0]`` of standard normal ``noise``."""
+        """The starting point at ``times[0]`` of standard normal ``noise``; a MIP begins with 0."""
+        if self.config.kind == "mip":
+            return torch.zeros_like(noise)
         t = times[0]
         return noise * float(((1 - t) ** 2 + t**2).sqrt()) if self.config.kind == "ddpm" else noise
 
@@ -202,31 +143,50 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         guidance: float | None = None,
         cfg_grad: CfgGrad = "cond",
     ) -> Tensor:
-        """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations. There is
-        no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for another one, and of no flow."""
-        if guidance not in (None, 1.0):
-            raise IncompatibleError(f"guidance={guidance} has no meaning for this policy; leave it at 1")
+        """Velocity [n, h, d] float32 at ``x`` [n, h, d] and ``t`` [n], where the condition has n observations: of its
+        labels, if it has some, else of label 1 and none, ``v_0 + guidance (v_1 - v_0)``; 0 and 1 are one of them.
+
+        A network that hears no label has no guidance: 1 and ``None`` are the same. Raises `IncompatibleError` for
+        another one, and of no flow.
+        """
+        scale = self.config.scale(guidance)
         if self.config.kind in ("gaussian", "categorical"):
             raise IncompatibleError(
                 f"this policy is {self.config.kind}, without a velocity; use ppo_{self.config.kind}"
             )
+        if condition.label is not None or scale == 0:
+            return self._asked(x, t, condition, condition.label)
+        better = self._asked(x, t, condition, torch.ones(len(x), dtype=torch.int64))
+        if scale == 1:
+            return better
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cfg_grad == "both"):
+            plain = self._asked(x, t, condition, None)
+        return plain + scale * (better - plain)
+
+    def _asked(self, x: Tensor, t: Tensor, condition: ControlCondition, label: Tensor | None) -> Tensor:
+        """Of the network that acts at each time, with labels [n]."""
         observed, x = condition.need().to(self.device), x.float()
+        label = None if label is None else label.to(self.device)
         self.network_calls += len(x)
         if self.base is None or self.config.tuned_from is None:
-            return self._velocity(self.network, x, t, observed)
+            return self._velocity(self.network, x, t, observed, label)
         early = t > self.config.tuned_from + SAME_TIME
         if bool(early.all()):
-            return self._velocity(self.base, x, t, observed)
-        live = self._velocity(self.network, x, t, observed)
+            return self._velocity(self.base, x, t, observed, label)
+        live = self._velocity(self.network, x, t, observed, label)
         if not bool(early.any()):
             return live
-        return torch.where(early.to(self.device)[:, None, None], self._velocity(self.base, x, t, observed), live)
+        return torch.where(early.to(self.device)[:, None, None], self._velocity(self.base, x, t, observed, label), live)
 
-    def _velocity(self, network: ControlNetwork, x: Tensor, t: Tensor, observed: Tensor) -> Tensor:
+    def _velocity(
+        self, network: ControlNetwork, x: Tensor, t: Tensor, observed: Tensor, label: Tensor | None
+    ) -> Tensor:
         if self.config.kind == "flow":
-            return network(observed, x, t.to(x))
+            return network(observed, x, t.to(x), label)
+        if self.config.kind == "mip":
+            return (x - network(observed, mip_input(x, t.to(x)), t.to(x), label)) / t.to(x)[:, None, None]
         asked = self._number(t) if self.config.embedding else t
-        found = velocity_of(network(observed, to_network(x, t.to(x)), asked.to(x)), x, t.to(x))
+        found = velocity_of(network(observed, to_network(x, t.to(x)), asked.to(x), label), x, t.to(x))
         if self.config.bound is None:
             return found
         wide = t.to(x)[:, None, None]
@@ -254,8 +214,8 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         """Mean [n, h, d] of the chunk and logarithm of its deviation [h, d]. The mean of a flow is one step from z = 0,
         ``-v(0, 1)``: what matching makes it there is the mean of the data."""
         observed = condition.need().to(self.device)
-        self.network_calls += len(observed)
         if self.config.kind == "gaussian":
+            self.network_calls += len(observed)
             return self.network(observed), self.network.log_std
         if self.config.kind == "ddpm":
             raise IncompatibleError("this policy is a DDPM, whose times do not reach 1; use a flow or a Gaussian")
@@ -265,7 +225,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
             raise IncompatibleError("of this policy a frozen network acts at time 1 (tuned_from): no mean learns")
         zero = torch.zeros(len(observed), *self.latent_shape, device=self.device)
         one = torch.ones(len(observed), device=self.device)
-        return -self.network(observed, zero, one), self.network.log_std
+        return -self.velocity(zero, one, condition), self.network.log_std
 
     def choices(self, condition: ControlCondition) -> Tensor:
         """Log-probabilities [n, h, d] of the d choices for every action of a chunk, which are independent given the
@@ -347,7 +307,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         seeds = None if seed is None else torch.arange(len(observed)) + seed
         if self.config.kind == "categorical":
             return draw_choices(self.choices(condition), seeds, 0)
-        shape = self.latent_shape if acting is None else (acting.candidates, *self.latent_shape)
+        shape = self.latent_shape if acting is None else (acting.noises, *self.latent_shape)
         x = torch.zeros(len(observed), *shape, device=self.device)
         if seeds is not None:
             x = normal(seeds, shape, stream=0, device=self.device)
@@ -371,7 +331,7 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         queue = self._seen.setdefault(1, [])
         if not queue:
             padded = [past[0]] * (self.config.history - len(past)) + past
-            queue.extend(self._decided(torch.stack(padded, dim=1), None, None).unbind(dim=1))
+            queue.extend(self._decided(torch.stack(padded, dim=1), None, None)[:, self.config.present].unbind(dim=1))
         return self._named(self.executed(past[-1][:, None], queue.pop(0)))
 
     def _named(self, action: Tensor) -> Tensor:
@@ -386,7 +346,8 @@ class ControlPolicy(ActsWithNetworks, HasWeightSets):
         rows = seen.reshape(-1, self.config.observation)
         history = rows[:, None].expand(-1, self.config.history, -1)
         seed = None if deterministic else int(torch.randint(2**31, ()))
-        action = self._named(self.executed(history, self._decided(history, seed, None)[:, 0])).cpu().numpy()
+        decided = self._decided(history, seed, None)[:, self.config.past]
+        action = self._named(self.executed(history, decided)).cpu().numpy()
         return (action[0] if seen.dim() == 1 else action), state
 
     def facts(self) -> dict[str, Any]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import UserError
+from flowrl.models.control.form import Ascent, ControlConfig
 from flowrl.models.control.load import load_control, new_network, save_control
 from flowrl.models.control.network import ControlNetwork
-from flowrl.models.control.policy import Ascent, ControlConfig, ControlPolicy
+from flowrl.models.control.policy import ControlPolicy
 
 NOISE = 0.3
 """Deviation of the noise on standardised observations and actions; of a density that is smoothed by it the score is
